@@ -1,0 +1,1 @@
+"""The site: a Flower message becomes a local update, and only adapters go back."""

@@ -1,0 +1,1 @@
+"""The method: LoRA adapters, retention, distillation, aggregation. Knows nothing of Flower."""

@@ -1,0 +1,318 @@
+"""The experiment: one TOML file, parsed once into frozen models.
+
+Every key has a default, and the defaults together are the quickstart. The same keys
+work in an experiment file, in ``--set table.key=value`` and, flattened with dots, in
+Flower's run config (``flwr run . -c adapter.rank=16``).
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deal_core.errors import UserError, nearest
+
+
+class Table(BaseModel):
+    """Base of every table: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Table):
+    """The frozen base model."""
+
+    family: str = "encoder-labels"
+    """Model family: ``encoder-labels`` or ``causal-lm``."""
+    name: str = "embedded:minilm"
+    """``embedded:NAME``, a folder, or a Hugging Face hub name."""
+    logit_scale: float = Field(20.0, gt=0)
+    """Multiplier of the cosine between text and label (encoder-labels)."""
+    instruction: str = "Classify the text. Answer with one of the options."
+    """First line of the prompt (causal-lm)."""
+
+
+class AdapterConfig(Table):
+    """The two adapters of every adapted layer."""
+
+    rank: int = Field(8, ge=1)
+    """Rank of the current adapter."""
+    retained_rank: int = Field(16, ge=1)
+    """Rank of the retained adapter: all earlier tasks, compressed."""
+    lora_alpha: float = Field(16.0, gt=0)
+    """The current adapter is scaled by ``lora_alpha / rank``."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the adapted linear layers; empty: the family's default (q and v)."""
+
+
+class PartitionConfig(Table):
+    """How one data set is divided among simulated clients."""
+
+    kind: str = "dirichlet"
+    """``iid``, ``dirichlet``, ``pathological`` or ``column``."""
+    alpha: float = Field(0.5, gt=0)
+    """Dirichlet concentration over labels: small is skewed, large is uniform."""
+    labels_per_client: int = Field(2, ge=1)
+    """Labels that each client holds (pathological)."""
+    column: str = ""
+    """The column whose values name the client (column)."""
+
+
+class HubTask(Table):
+    """One task read with ``datasets.load_dataset``."""
+
+    path: str
+    config: str = ""
+    train_split: str = "train"
+    test_split: str = "test"
+    text_column: str = ""
+    """Empty: ``data.text_column``."""
+    pair_column: str = ""
+    label_column: str = ""
+    """Empty: ``data.label_column``."""
+    label_text: dict[str, str] = {}
+    """Label value (as text) to the words the model sees; empty: the data set's names."""
+
+
+class DataConfig(Table):
+    """Where the stream of tasks comes from."""
+
+    source: str = "medmcqa"
+    """``medmcqa`` (embedded), ``files`` or ``hub``."""
+    path: str = ""
+    """Folder that holds one folder per task (files)."""
+    tasks: tuple[str, ...] = ()
+    """Tasks in the order they are learnt; empty: all, in the source's order."""
+    text_column: str = "text"
+    pair_column: str = ""
+    """Second text column, joined to the first; empty: none."""
+    label_column: str = "label"
+    max_train: int = Field(0, ge=0)
+    """Training examples per task over all clients; 0: no limit."""
+    max_test: int = Field(0, ge=0)
+    """Test examples per task over all clients; 0: no limit."""
+    partition: PartitionConfig = PartitionConfig()
+    hub: dict[str, HubTask] = {}
+    """Task name to the hub data set behind it (hub)."""
+
+
+class StreamConfig(Table):
+    """How tasks arrive."""
+
+    schedule: Literal["synchronous"] = "synchronous"
+    """All clients work on one task at a time."""
+
+
+class FederationConfig(Table):
+    """Clients and rounds."""
+
+    clients: int = Field(4, ge=1)
+    clients_per_round: int = Field(0, ge=0)
+    """Clients sampled in each round; 0: all."""
+    rounds: int = Field(2, ge=1)
+    """Rounds per task."""
+    local_epochs: int = Field(1, ge=1)
+    quorum: float = Field(0.5, gt=0, le=1)
+    """Share of the sampled clients whose valid reply a round needs."""
+    deadline_seconds: float = Field(3600.0, gt=0)
+    """A round stops waiting after this time."""
+
+
+class RetentionConfig(Table):
+    """Compression of all earlier tasks into the retained adapter (deal)."""
+
+    enabled: bool = True
+    """False: every task keeps training the same adapter."""
+
+
+class DistillationConfig(Table):
+    """Distillation from the model as it was at the start of the task (deal)."""
+
+    weight: float = Field(1.0, ge=0)
+    """0 switches distillation off."""
+    temperature: float = Field(2.0, gt=0)
+
+
+class MethodConfig(Table):
+    """The continual-learning method."""
+
+    name: str = "deal"
+    retention: RetentionConfig = RetentionConfig()
+    distillation: DistillationConfig = DistillationConfig()
+
+
+class AggregationConfig(Table):
+    """How client updates become one adapter."""
+
+    rule: str = "fedit"
+    norm_bound: float = Field(0.0, ge=0)
+    """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
+
+
+class TrainConfig(Table):
+    """The local optimiser."""
+
+    learning_rate: float = Field(2e-3, gt=0)
+    batch_size: int = Field(16, ge=1)
+    max_length: int = Field(128, ge=8)
+    """Tokens kept of a text."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast on CUDA where supported, float32 elsewhere."""
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class RunConfig(Table):
+    """The run itself."""
+
+    seed: int = Field(0, ge=0)
+    engine: str = "inprocess"
+    """``inprocess`` or ``flower``."""
+    threads: int = Field(0, ge=0)
+    """Torch threads; 0: torch's own choice."""
+    out: str = ""
+    """Run folder; empty: ``runs/NAME-seedN``."""
+    resume: bool = False
+    """Continue the run in ``out`` from its checkpoint."""
+
+
+class Experiment(Table):
+    """A whole experiment; ``Experiment()`` is the quickstart."""
+
+    description: str = ""
+    model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataConfig = DataConfig()
+    stream: StreamConfig = StreamConfig()
+    federation: FederationConfig = FederationConfig()
+    method: MethodConfig = MethodConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    train: TrainConfig = TrainConfig()
+    run: RunConfig = RunConfig()
+
+
+def parse_experiment(tables: Mapping[str, Any], where: str) -> Experiment:
+    """Check nested tables and return the experiment.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one) or a wrong type; the
+            message starts with ``where`` and names the key.
+    """
+    try:
+        return Experiment.model_validate_json(json.dumps(tables), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(error)}") from None
+    except TypeError as error:
+        raise UserError(f"{where}: {error}; use strings, numbers, booleans and lists") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest(location[-1], _known_keys(location[:-1]))}"
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"key '{key}' should be {message}, but is {json.dumps(problem['input'])}"
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    table: type[BaseModel] = Experiment
+    for part in path:
+        field = table.model_fields.get(part)
+        if field is None or not isinstance(field.annotation, type):
+            return list(HubTask.model_fields)
+        table = field.annotation
+    return list(table.model_fields)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UserError: the file is missing, unreadable or no TOML; the message names the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML ({error})") from None
+
+
+def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return ``tables`` with each ``table.key=value`` applied.
+
+    The value is read as TOML; a bare word is a string.
+
+    Raises:
+        UserError: no ``=`` in an override, or a path that runs through a plain value.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(tables))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {override}: write it as table.key=value")
+        *parents, leaf = key.strip().split(".")
+        table = result
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise UserError(f"--set {override}: '{parent}' is a value, not a table")
+        table[leaf] = _toml_value(text.strip())
+    return result
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def flatten(experiment: Experiment) -> dict[str, bool | int | float | str]:
+    """Return Flower's run config: dotted keys to scalars; lists and dicts as JSON text."""
+    flat: dict[str, bool | int | float | str] = {}
+
+    def visit(model: BaseModel, prefix: str) -> None:
+        for name in type(model).model_fields:
+            value = getattr(model, name)
+            if isinstance(value, BaseModel):
+                visit(value, f"{prefix}{name}.")
+            elif isinstance(value, (tuple, dict)):
+                flat[prefix + name] = json.dumps(model.model_dump(mode="json")[name])
+            else:
+                flat[prefix + name] = value
+
+    visit(experiment, "")
+    return flat
+
+
+def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
+    """Undo :func:`flatten`; the one parser of Flower's run config.
+
+    Raises:
+        UserError: as :func:`parse_experiment`.
+    """
+    structured = {key for key in flatten(Experiment()) if _is_structured(key)}
+    tables: dict[str, Any] = {}
+    for key, value in run_config.items():
+        *parents, leaf = key.split(".")
+        table = tables
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = json.loads(value) if key in structured else value
+    return parse_experiment(tables, "run config")
+
+
+def _is_structured(key: str) -> bool:
+    value: Any = Experiment()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return isinstance(value, (tuple, dict))

@@ -1,0 +1,34 @@
+"""The one exception a user can cause: its message is the whole story."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: what is wrong, where, and the cure.
+
+    The command line prints it and exits with code 2; nothing has been lost.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'x'?``, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def choose(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """Look ``name`` up in a seam's dict.
+
+    Raises:
+        UserError: the name is unknown; the message lists the known ones.
+    """
+    if name not in known:
+        listed = ", ".join(sorted(known))
+        raise UserError(f"unknown {kind} '{name}'; known: {listed}{nearest(name, known)}")
+    return known[name]

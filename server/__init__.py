@@ -1,0 +1,1 @@
+"""The coordinator: rounds, tasks, aggregation, checkpoints. It never sees a text."""

@@ -1,0 +1,1 @@
+"""The `deal` command: experiments, engines, results."""
