@@ -152,6 +152,16 @@ class AggregationConfig(Table):
     rule: str = "fedit"
     norm_bound: float = Field(0.0, ge=0)
     """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
+    rank_cap: int = Field(0, ge=0)
+    """Largest rank of the residual that an exact rule adds to the retained adapter in a
+    round; what is cut is reported as ``lost``; 0: no cap, nothing is cut."""
+    robust: str = "none"
+    """Protection against bad updates, before the rule: ``none``, ``median``,
+    ``trimmed-mean`` or ``multi-krum``."""
+    trim_fraction: float = Field(0.2, ge=0, lt=0.5)
+    """Share of the clients cut at each end of every coordinate, rounded up (trimmed-mean)."""
+    byzantine: int = Field(1, ge=0)
+    """Bad clients that a round must withstand (multi-krum)."""
 
 
 class TrainConfig(Table):
