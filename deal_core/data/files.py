@@ -1,0 +1,99 @@
+"""An institution's own data: ``path/TASK/{train,test}.{jsonl,csv,parquet}``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from deal_core.config import DataConfig
+from deal_core.data.rows import Columns, to_example
+from deal_core.data.source import Example, TaskData, limited, select_tasks
+from deal_core.data.tables import READERS
+from deal_core.errors import UserError
+
+SPLITS = ("train", "test")
+
+
+class FilesSource:
+    """One folder per task; ``data.*_column`` name the columns, labels are read as text."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+
+    def task_names(self) -> tuple[str, ...]:
+        """Return ``data.tasks``, or all folders below ``data.path``, sorted.
+
+        Raises:
+            UserError: no such folder, no task in it, or an unknown task.
+        """
+        folder = self._folder()
+        found = sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
+        if not found:
+            raise UserError(f"{folder}: holds no task; make one folder per task in it")
+        return select_tasks(found, self._config.tasks, f"task in {folder}:")
+
+    def load(self, task: str) -> TaskData:
+        """Return a task; its labels are those of the training file, sorted.
+
+        Raises:
+            UserError: unknown task, a missing, doubled, unreadable or empty file, a bad
+                row, or a test label that no training example has. The message names
+                file and row.
+        """
+        select_tasks(self.task_names(), (task,), f"task in {self._folder()}:")
+        train = tuple(example for _, example in self._read(task, "train"))
+        labels = frozenset(example.label for example in train)
+        test = tuple(self._read_test(task, labels))
+        data = TaskData(task, tuple(sorted(labels)), train, test, self._groups)
+        return limited(data, self._config)
+
+    def _folder(self) -> Path:
+        if not self._config.path:
+            raise UserError('data.source = "files" needs data.path, a folder of task folders')
+        folder = Path(self._config.path).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; set data.path to the folder of the tasks")
+        return folder
+
+    @cached_property
+    def _groups(self) -> tuple[str, ...]:
+        if not Columns.of(self._config).group:
+            return ()
+        splits = [(task, split) for task in self.task_names() for split in SPLITS]
+        found = {example.group for place in splits for _, example in self._read(*place)}
+        return tuple(sorted(found))
+
+    def _read_test(self, task: str, labels: frozenset[str]) -> Iterator[Example]:
+        for row, example in self._read(task, "test"):
+            if example.label not in labels:
+                raise UserError(
+                    f"{_split_file(self._folder() / task, 'test')}, row {row}: no training example "
+                    f"has the label '{example.label}'; add one or remove the row"
+                )
+            yield example
+
+    def _read(self, task: str, split: str) -> Iterator[tuple[int, Example]]:
+        columns = Columns.of(self._config)
+        path = _split_file(self._folder() / task, split)
+        empty = True
+        for number, values in READERS[path.suffix](path):
+            empty = False
+            yield number, to_example(values, columns, str(path), number)
+        if empty:
+            raise UserError(f"{path}: holds no examples; add some or leave the task out")
+
+
+def _split_file(folder: Path, split: str) -> Path:
+    found = [path for suffix in READERS if (path := folder / f"{split}{suffix}").is_file()]
+    if not found:
+        suffixes = ", ".join(READERS)
+        raise UserError(f"{folder}: no file for the split '{split}'; add {split} as {suffixes}")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise UserError(f"{folder}: several files for the split '{split}' ({names}); keep one")
+    return found[0]

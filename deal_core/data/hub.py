@@ -1,0 +1,148 @@
+"""Any data set that ``datasets.load_dataset`` can read: the hub, or a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from deal_core.config import DataConfig, HubTask
+from deal_core.data.rows import Columns, group_column, to_example
+from deal_core.data.source import Example, TaskData, limited, select_tasks
+from deal_core.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class HubSource:
+    """Tasks of the table ``[data.hub]``, in the order they are written there."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+
+    def task_names(self) -> tuple[str, ...]:
+        """Return ``data.tasks``, or every task of ``data.hub``.
+
+        Raises:
+            UserError: no task is defined, or an unknown one is named.
+        """
+        if not self._config.hub:
+            raise UserError('data.source = "hub" needs a table [data.hub.TASK] with a path')
+        return select_tasks(self._config.hub, self._config.tasks, "task in data.hub:")
+
+    def load(self, task: str) -> TaskData:
+        """Return a task. The label space is ``label_text`` in its order; without it the
+        data set's own label names; without them the training labels, sorted.
+
+        Raises:
+            UserError: unknown task, data set, configuration or split, a missing column, an
+                empty text, or a label without text.
+        """
+        select_tasks(self._config.hub, (task,), "task in data.hub:")
+        spec = self._config.hub[task]
+        train_rows = _load_split(task, spec, spec.train_split)
+        train = tuple(self._examples(task, spec.train_split, train_rows))
+        labels = _label_space(spec, train_rows, self._columns(spec).label, train)
+        test_rows = _load_split(task, spec, spec.test_split)
+        test = tuple(self._examples(task, spec.test_split, test_rows))
+        for row, example in enumerate(test, start=1):
+            if example.label not in labels:
+                raise UserError(
+                    f"{_where(task, spec, spec.test_split)}, row {row}: no training example has "
+                    f"the label '{example.label}'; choose another test_split"
+                )
+        return limited(TaskData(task, labels, train, test, self._groups), self._config)
+
+    def _columns(self, spec: HubTask) -> Columns:
+        return Columns(
+            text=spec.text_column or self._config.text_column,
+            label=spec.label_column or self._config.label_column,
+            pair=spec.pair_column or self._config.pair_column,
+            group=group_column(self._config),
+        )
+
+    def _examples(self, task: str, split: str, rows: Dataset) -> Iterator[Example]:
+        spec = self._config.hub[task]
+        columns, where = self._columns(spec), _where(task, spec, split)
+        for column in (columns.text, columns.label, columns.pair, columns.group):
+            if column and column not in rows.column_names:
+                listed = ", ".join(rows.column_names)
+                close = nearest(column, rows.column_names)
+                raise UserError(f"{where}: no column '{column}'; the columns are: {listed}{close}")
+        name_label = _label_namer(spec, rows, columns.label)
+        wanted = [column for column in rows.column_names if column in vars(columns).values()]
+        for number, row in enumerate(rows.select_columns(wanted), start=1):
+            named = {**row, columns.label: name_label(row[columns.label], where, number)}
+            yield to_example(named, columns, where, number)
+
+    @cached_property
+    def _groups(self) -> tuple[str, ...]:
+        column = group_column(self._config)
+        if not column:
+            return ()
+        found: set[str] = set()
+        for task in self.task_names():
+            spec = self._config.hub[task]
+            for split in (spec.train_split, spec.test_split):
+                rows = _load_split(task, spec, split)
+                found.update(example.group for example in self._examples(task, split, rows))
+        return tuple(sorted(found))
+
+
+def _where(task: str, spec: HubTask, split: str) -> str:
+    config = f"/{spec.config}" if spec.config else ""
+    return f"data.hub.{task} ({spec.path}{config}, split {split})"
+
+
+def _load_split(task: str, spec: HubTask, split: str) -> Dataset:
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(spec.path, spec.config or None, split=split)
+    # ValueError: unknown configuration or split; OSError: not found, or no connection.
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{_where(task, spec, split)}: cannot be loaded ({reason}); "
+            "check path, config and split, and the connection to the hub"
+        ) from None
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+    if not len(rows):
+        raise UserError(f"{_where(task, spec, split)}: holds no examples; choose another split")
+    return rows
+
+
+def _class_names(rows: Dataset, column: str) -> tuple[str, ...]:
+    """Return the names of a ClassLabel column; empty for any other column."""
+    return tuple(getattr(rows.features[column], "names", ()))
+
+
+def _label_namer(spec: HubTask, rows: Dataset, column: str) -> Callable[[Any, str, int], Any]:
+    names = _class_names(rows, column)
+    # ClassLabel values are indices; -1 is how withheld test labels are spelled.
+    known: Mapping[str, str] = spec.label_text or {str(i): name for i, name in enumerate(names)}
+
+    def name_label(value: Any, where: str, number: int) -> Any:
+        if not known:
+            return value
+        if str(value) not in known:
+            listed = ", ".join(known)
+            raise UserError(
+                f"{where}, row {number}: label '{value}' has no text (known: {listed}); "
+                "add it to label_text or choose another split"
+            )
+        return known[str(value)]
+
+    return name_label
+
+
+def _label_space(
+    spec: HubTask, rows: Dataset, column: str, train: tuple[Example, ...]
+) -> tuple[str, ...]:
+    declared = tuple(spec.label_text.values()) or _class_names(rows, column)
+    return tuple(dict.fromkeys(declared)) or tuple(sorted({e.label for e in train}))

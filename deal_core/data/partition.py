@@ -1,0 +1,204 @@
+"""One task divided among simulated clients.
+
+The training examples of a task are divided by a rule of ``PARTITIONERS``; every example
+goes to exactly one client. The test examples follow: each goes to exactly one client,
+those of a label in proportion to the clients' shares of that label's training examples
+(by column: to the client of their group). The division depends on the task, the
+configuration, the number of clients and the seed alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from deal_core.config import PartitionConfig
+from deal_core.data.sampling import by_label, largest_remainder
+from deal_core.data.source import Example, TaskData
+from deal_core.errors import UserError, choose
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Owners: TypeAlias = list[list[int]]
+"""Indices of the training examples of each client; disjoint."""
+Partitioner: TypeAlias = Callable[[TaskData, PartitionConfig, int, int], Owners]
+"""Task, configuration, number of clients and seed of this task to owners."""
+
+MIN_EXAMPLES = 8
+"""Training examples that a Dirichlet draw should leave to every client."""
+
+
+def partition(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> list[TaskData]:
+    """Return each client's part of ``task``, in client order; ``labels`` stay whole.
+
+    A client may end up without test examples (it holds little of every label) or, with
+    an extreme configuration, without training examples: it then sits the task out.
+    Examples keep their order.
+
+    Raises:
+        UserError: unknown kind, more clients than training examples, or a configuration
+            that cannot give every example an owner.
+    """
+    divide = choose("data.partition.kind", config.kind, PARTITIONERS)
+    if clients > len(task.train):
+        raise UserError(
+            f"task '{task.name}': {len(task.train)} training examples for {clients} clients; "
+            "lower federation.clients or raise data.max_train"
+        )
+    task_seed = _seed(seed, task.name)
+    train = [sorted(indices) for indices in divide(task, config, clients, task_seed)]
+    if config.kind == "column":
+        test = _by_group(task, task.test, clients)
+    else:
+        test = _follow(task, train, random.Random(task_seed))
+    return [
+        replace(
+            task,
+            train=tuple(task.train[index] for index in train[client]),
+            test=tuple(task.test[index] for index in sorted(test[client])),
+        )
+        for client in range(clients)
+    ]
+
+
+def _seed(seed: int, name: str) -> int:
+    # hash() differs between processes; a digest does not.
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _iid(task: TaskData, _config: PartitionConfig, clients: int, seed: int) -> Owners:
+    """Equal parts of a shuffled task."""
+    from flwr_datasets.partitioner import IidPartitioner
+
+    rows = _rows(task).shuffle(seed=seed, keep_in_memory=True)
+    return _divide(IidPartitioner(num_partitions=clients), rows, clients)
+
+
+def _dirichlet(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
+    """Each label divided by a draw from Dirichlet(alpha).
+
+    A draw that leaves a client fewer than ``MIN_EXAMPLES`` (less when a quarter of an
+    equal part is less) is drawn again, ten times at most. Where alpha is too small for
+    that, the first draw stands, and clients may hold nothing of this task.
+    """
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    for least in (min(MIN_EXAMPLES, len(task.train) // (4 * clients)), 0):
+        partitioner = DirichletPartitioner(
+            num_partitions=clients,
+            partition_by="label",
+            alpha=config.alpha,
+            min_partition_size=least,
+            self_balancing=False,
+            shuffle=False,
+            seed=seed,
+        )
+        try:
+            return _divide(partitioner, _rows(task), clients)
+        except ValueError:
+            if least == 0:
+                raise
+    raise AssertionError("a draw without a minimum always stands")
+
+
+def _pathological(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
+    """Few labels per client: shuffled labels dealt in turn, a label's holders share evenly.
+
+    Own dealing, because the library's leaves out the labels that no client drew.
+    """
+    indices = by_label(task.train)
+    held = min(config.labels_per_client, len(indices))
+    if clients * held < len(indices):
+        raise UserError(
+            f"task '{task.name}': {clients} clients with {held} labels each cannot hold "
+            f"{len(indices)} labels; set data.partition.labels_per_client to "
+            f"{-(-len(indices) // clients)} or more"
+        )
+    rng = random.Random(seed)
+    labels = list(indices)
+    rng.shuffle(labels)
+    holders: dict[str, list[int]] = {label: [] for label in labels}
+    for turn in range(clients * held):
+        holders[labels[turn % len(labels)]].append(turn // held)
+    owners: Owners = [[] for _ in range(clients)]
+    for label, among in holders.items():
+        rng.shuffle(indices[label])
+        for position, client in enumerate(among):
+            owners[client] += indices[label][position :: len(among)]
+    return owners
+
+
+def _column(task: TaskData, _config: PartitionConfig, clients: int, _seed: int) -> Owners:
+    """One group per client, in the groups' order; more groups than clients take turns."""
+    return _by_group(task, task.train, clients)
+
+
+def _by_group(task: TaskData, examples: Sequence[Example], clients: int) -> Owners:
+    groups = task.groups or tuple(sorted({e.group for e in (*task.train, *task.test)}))
+    if groups == ("",):
+        raise UserError(
+            f"task '{task.name}': data.partition.kind = \"column\" needs a data source with "
+            'such a column; use data.source = "files" or "hub" and data.partition.column'
+        )
+    if len(groups) < clients:
+        raise UserError(
+            f"task '{task.name}': the partition column has {len(groups)} values for {clients} "
+            f"clients; set federation.clients to {len(groups)} or fewer"
+        )
+    client_of = {group: position % clients for position, group in enumerate(groups)}
+    owners: Owners = [[] for _ in range(clients)]
+    for index, example in enumerate(examples):
+        owners[client_of[example.group]].append(index)
+    return owners
+
+
+def _follow(task: TaskData, train: Owners, rng: random.Random) -> Owners:
+    """Deal the test examples so that each client's labels are as in training."""
+    counts: dict[str, list[int]] = {label: [0] * len(train) for label in task.labels}
+    for client, indices in enumerate(train):
+        for index in indices:
+            counts[task.train[index].label][client] += 1
+    owners: Owners = [[] for _ in train]
+    sizes = [len(indices) for indices in train]
+    for label, indices in by_label(task.test).items():
+        # A label without training examples follows the sizes of the clients.
+        weights = counts[label] if any(counts[label]) else sizes
+        rng.shuffle(indices)
+        start = 0
+        for client, share in enumerate(largest_remainder(weights, len(indices), rng)):
+            owners[client] += indices[start : start + share]
+            start += share
+    return owners
+
+
+def _rows(task: TaskData) -> Dataset:
+    from datasets import Dataset
+
+    number = {label: position for position, label in enumerate(task.labels)}
+    labels = [number[example.label] for example in task.train]
+    return Dataset.from_dict({"index": list(range(len(labels))), "label": labels})
+
+
+def _divide(partitioner: Any, rows: Dataset, clients: int) -> Owners:
+    partitioner.dataset = rows
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns at every draw it repeats
+        return [list(partitioner.load_partition(client)["index"]) for client in range(clients)]
+
+
+PARTITIONERS: Mapping[str, Partitioner] = MappingProxyType(
+    {
+        "iid": _iid,
+        "dirichlet": _dirichlet,
+        "pathological": _pathological,
+        "column": _column,
+    }
+)
+"""``data.partition.kind`` to rule."""

@@ -1,0 +1,81 @@
+"""A row of any table, checked and turned into an example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deal_core.config import DataConfig
+from deal_core.data.source import Example
+from deal_core.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that make an example; empty: not used."""
+
+    text: str
+    label: str
+    pair: str = ""
+    group: str = ""
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Columns:
+        """Return the columns of the data table.
+
+        Raises:
+            UserError: the partition is by column, but names none.
+        """
+        group = group_column(config)
+        return cls(config.text_column, config.label_column, config.pair_column, group)
+
+
+def group_column(config: DataConfig) -> str:
+    """Return the partition column; empty when the partition is of another kind.
+
+    Raises:
+        UserError: the partition is by column, but names none.
+    """
+    if config.partition.kind != "column":
+        return ""
+    if not config.partition.column:
+        raise UserError('data.partition.kind = "column" needs data.partition.column')
+    return config.partition.column
+
+
+def to_example(row: Mapping[str, Any], columns: Columns, where: str, number: int) -> Example:
+    """Return the example of one row; labels and groups are read as text.
+
+    Raises:
+        UserError: a column is missing, the text, label or group is empty, or a value is
+            neither text nor number; the message starts with ``where, row number``.
+    """
+    try:
+        text = _filled(row, columns.text)
+        if columns.pair:
+            text = f"{text}\n{_as_text(row, columns.pair)}".rstrip("\n")
+        group = _filled(row, columns.group) if columns.group else ""
+        return Example(text, _filled(row, columns.label), group)
+    except UserError as error:
+        raise UserError(f"{where}, row {number}: {error}") from None
+
+
+def _filled(row: Mapping[str, Any], column: str) -> str:
+    text = _as_text(row, column)
+    if not text:
+        raise UserError(f"column '{column}' is empty; fill it in or remove the row")
+    return text
+
+
+def _as_text(row: Mapping[str, Any], column: str) -> str:
+    if column not in row:
+        listed = ", ".join(str(name) for name in row)
+        raise UserError(f"no column '{column}'; the columns are: {listed}{nearest(column, row)}")
+    value = row[column]
+    if value is None or value != value:  # NaN is how some writers spell "missing"
+        return ""
+    if not isinstance(value, (str, int, float)):
+        found = type(value).__name__
+        raise UserError(f"column '{column}' holds a {found}; it should hold text or numbers")
+    return str(value).strip()

@@ -1,0 +1,83 @@
+"""What a data source is: named tasks, each with labelled training and test texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from deal_core.config import DataConfig
+from deal_core.data.sampling import stratified
+from deal_core.errors import UserError, choose
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled text."""
+
+    text: str
+    label: str
+    group: str = ""
+    """Value of the partition column (which client owns it); empty: no such column."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """One task, whole or one client's part of it."""
+
+    name: str
+    labels: tuple[str, ...]
+    """The public label space, the same for every client, also where it lacks examples."""
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    groups: tuple[str, ...] = ()
+    """All values of the partition column over all tasks, sorted, so that one value
+    means one client in every task; empty: the values that this task holds."""
+
+
+class DataSource(Protocol):
+    """Where tasks come from. Deterministic: equal inputs give equal data."""
+
+    def task_names(self) -> tuple[str, ...]:
+        """Return the tasks in the order they are learnt; reads no example.
+
+        Raises:
+            UserError: unknown or repeated task, or no task at all.
+        """
+        ...
+
+    def load(self, task: str) -> TaskData:
+        """Return all examples of a task, after ``max_train`` and ``max_test``.
+
+        Raises:
+            UserError: unknown task, or bad data; one line with place and cure.
+        """
+        ...
+
+
+def select_tasks(known: Iterable[str], wanted: tuple[str, ...], kind: str) -> tuple[str, ...]:
+    """Return ``wanted`` after a check against ``known``; empty ``wanted``: all known.
+
+    Raises:
+        UserError: a wanted task is unknown (the message starts with ``unknown KIND``) or
+            named twice.
+    """
+    names = dict.fromkeys(known)
+    for position, task in enumerate(wanted):
+        choose(kind, task, names)
+        if task in wanted[:position]:
+            raise UserError(f"data.tasks names '{task}' twice; name each task once")
+    return wanted or tuple(names)
+
+
+def limited(task: TaskData, config: DataConfig) -> TaskData:
+    """Return the task cut to ``max_train`` and ``max_test`` examples (0: no limit).
+
+    The subset has each label in its share of the whole and is the same on every
+    machine and for every seed.
+    """
+    return replace(
+        task,
+        train=stratified(task.train, config.max_train),
+        test=stratified(task.test, config.max_test),
+    )
