@@ -1,0 +1,92 @@
+"""How client updates become one adapter: the rules, and the robust steps before them.
+
+A rule is a file and a line here::
+
+    rule = make_rule(config)
+    factors = rule.trained(server_round)        # what clients train and send
+    aggregation = rule.begin(before, server_round)
+    for update in updates:
+        aggregation.add(update)
+    result = aggregation.finish()               # current, residual, error, lost
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from deal_core.aggregation.alternating import Alternating
+from deal_core.aggregation.delta import weight_delta
+from deal_core.aggregation.fedex import FedEx
+from deal_core.aggregation.fedit import FedIt
+from deal_core.aggregation.fedsvd import FedSvd
+from deal_core.aggregation.ffa import Ffa
+from deal_core.aggregation.flexlora import FlexLora
+from deal_core.aggregation.flora import Flora
+from deal_core.aggregation.krum import multi_krum
+from deal_core.aggregation.norm_bound import change_norms, clip_to, refuse_beyond
+from deal_core.aggregation.robust import RobustRule, median, trimmed_mean
+from deal_core.aggregation.rule import (
+    BOTH,
+    LORA_A,
+    LORA_B,
+    Aggregate,
+    Aggregation,
+    AggregationRule,
+    ClientUpdate,
+)
+from deal_core.aggregation.split import starting_adapter
+from deal_core.config import AggregationConfig
+from deal_core.errors import choose
+
+__all__ = [
+    "AGGREGATION_RULES",
+    "BOTH",
+    "LORA_A",
+    "LORA_B",
+    "ROBUST_RULES",
+    "Aggregate",
+    "Aggregation",
+    "AggregationRule",
+    "ClientUpdate",
+    "change_norms",
+    "clip_to",
+    "make_rule",
+    "refuse_beyond",
+    "starting_adapter",
+    "weight_delta",
+]
+
+AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
+    "fedit": lambda config: FedIt(),
+    "ffa": lambda config: Ffa(),
+    "alternating": lambda config: Alternating(),
+    "fedsvd": lambda config: FedSvd(),
+    "flora": lambda config: Flora(config.rank_cap),
+    "fedex": lambda config: FedEx(config.rank_cap),
+    "flexlora": lambda config: FlexLora(config.rank_cap),
+    "flexlora-truncated": lambda config: FlexLora(keep_tail=False),
+}
+"""Name to rule. Inexact: ``fedit``, ``flexlora-truncated``, and any with a rank cap."""
+
+ROBUST_RULES: dict[str, Callable[[AggregationConfig, AggregationRule], AggregationRule]] = {
+    "none": lambda config, base: base,
+    "median": lambda config, base: RobustRule(base, median),
+    "trimmed-mean": lambda config, base: RobustRule(
+        base, partial(trimmed_mean, fraction=config.trim_fraction)
+    ),
+    "multi-krum": lambda config, base: RobustRule(
+        base, partial(multi_krum, byzantine=config.byzantine), any_rank=True
+    ),
+}
+"""Name to what wraps a rule."""
+
+
+def make_rule(config: AggregationConfig) -> AggregationRule:
+    """Return the rule an experiment asks for, inside its robust step if it asks for one.
+
+    Raises:
+        UserError: an unknown ``rule`` or ``robust``; the message lists the known ones.
+    """
+    rule = choose("aggregation rule", config.rule, AGGREGATION_RULES)(config)
+    return choose("robust rule", config.robust, ROBUST_RULES)(config, rule)

@@ -1,0 +1,142 @@
+"""What an aggregation rule is: client updates in, one adapter (and what it cannot hold) out.
+
+Notation (METHOD): client ``i`` sends ``A_i`` (``r_i x d_in``) and ``B_i`` (``d_out x r_i``) of
+every adapted layer, with scaling ``s_i = lora_alpha / r_i`` and a weight; ``p_i`` are the
+weights divided by their sum. The ideal update of a layer, which every rule is measured
+against, is ``sum_i p_i s_i B_i A_i``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deal_core.adapters import Adapter, LoraFactors
+
+LORA_A = "lora_A"
+LORA_B = "lora_B"
+BOTH = frozenset({LORA_A, LORA_B})
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """One client's reply of a round.
+
+    Attributes:
+        client: name of the sender, used in error messages and in ``Aggregate.excluded``.
+        adapter: both factors of every layer after local training; a factor that is not
+            trained in the round is the one the round started from.
+        weight: positive and finite; only its share of the sum over clients matters.
+    """
+
+    client: str
+    adapter: Adapter
+    weight: float
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The result of a round.
+
+    Attributes:
+        current: the adapter that the next round starts from.
+        residual: scaling 1; what the rank of ``current`` cannot hold. Stacked on to the
+            retained adapter it makes ``current + residual`` the ideal update. None when
+            there is nothing to add.
+        error: ``||current + residual - ideal||_F / ||ideal||_F`` over all layers together:
+            0 is exact, 1 is as wrong as no update at all.
+        lost: norm of what a rank cap cut off, divided by ``||ideal||_F``; 0 without a cap.
+        estimated: ``error`` and ``lost`` come from a random sketch, not from all factors.
+        excluded: clients whose update a robust rule left out.
+    """
+
+    current: Adapter
+    residual: Adapter | None
+    error: float
+    lost: float
+    estimated: bool = False
+    excluded: tuple[str, ...] = ()
+
+
+class Aggregation(Protocol):
+    """One round in progress."""
+
+    def add(self, update: ClientUpdate) -> None:
+        """Take one update; the round is unchanged when this raises.
+
+        Raises:
+            ValueError: the weight is not positive and finite, or the adapter does not fit
+                the round (layers, shapes, scaling, a changed frozen factor). Values are not
+                searched for NaN here: :mod:`deal_core.payload` did so on arrival.
+        """
+
+    def finish(self) -> Aggregate:
+        """Return the aggregate. Call once.
+
+        Raises:
+            ValueError: no update was added, or too few for a robust rule.
+        """
+
+
+class AggregationRule(Protocol):
+    """How client updates become one adapter; an immutable value without state."""
+
+    @property
+    def mixed_ranks(self) -> bool:
+        """Whether clients of different ranks may take part in one round."""
+
+    def trained(self, server_round: int) -> frozenset[str]:
+        """Return the factors that clients train and send in this round (counted from 1)."""
+
+    def begin(self, before: Adapter, server_round: int) -> Aggregation:
+        """Start a round in which every client began from ``before``."""
+
+
+def check_update(
+    update: ClientUpdate, before: Adapter, trained: frozenset[str], mixed_ranks: bool
+) -> None:
+    """Refuse an update that does not fit the round.
+
+    Args:
+        update: the reply.
+        before: what the round started from.
+        trained: factors that may differ from ``before``.
+        mixed_ranks: accept any rank and any scaling.
+
+    Raises:
+        ValueError: see :meth:`Aggregation.add`; the message names client, layer and fault.
+    """
+    who, adapter = f"client {update.client}", update.adapter
+    if not (math.isfinite(update.weight) and update.weight > 0):
+        raise ValueError(f"{who}: weight {update.weight} is not positive and finite")
+    if adapter.layers.keys() != before.layers.keys():
+        raise ValueError(f"{who}: layers differ from the round's")
+    if not math.isfinite(adapter.scaling):
+        raise ValueError(f"{who}: scaling is not finite")
+    if not mixed_ranks and adapter.scaling != before.scaling:
+        raise ValueError(f"{who}: scaling {adapter.scaling}, the round has {before.scaling}")
+    for name, start in before.layers.items():
+        factors = adapter.layers[name]
+        _check_shapes(f"{who}, layer {name}", factors, start, mixed_ranks)
+        if LORA_A not in trained and not _same(factors.A, start.A):
+            raise ValueError(f"{who}, layer {name}: lora_A changed, but the round trains lora_B")
+        if LORA_B not in trained and not _same(factors.B, start.B):
+            raise ValueError(f"{who}, layer {name}: lora_B changed, but the round trains lora_A")
+
+
+def _check_shapes(where: str, given: LoraFactors, start: LoraFactors, mixed_ranks: bool) -> None:
+    rank = given.A.shape[0] if mixed_ranks else start.A.shape[0]
+    expected = (rank, start.A.shape[1]), (start.B.shape[0], rank)
+    if (tuple(given.A.shape), tuple(given.B.shape)) != expected or rank == 0:
+        raise ValueError(
+            f"{where}: lora_A {tuple(given.A.shape)} and lora_B {tuple(given.B.shape)}, "
+            f"expected {expected[0]} and {expected[1]}"
+        )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return first is second or torch.equal(first, second)

@@ -1,0 +1,105 @@
+"""Running sums over clients: of one factor, and of products kept as factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from deal_core.adapters import LoraFactors, Shapes, Spectrum, spectrum
+
+NUMERICAL_ZERO = 1e-8
+"""Singular values below this share of the summed norms are rounding of float32 inputs."""
+
+
+class FactorMean:
+    """Weighted mean of one tensor per layer, in float64 and in constant memory.
+
+    Holds ``sum_i w_i X_i`` and ``sum_i w_i``: twice the bytes of one client's float32 tensors,
+    however many clients there are.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._weight = 0.0
+
+    def add(self, tensors: Mapping[str, Tensor], weight: float) -> None:
+        """Add ``weight * X`` to every layer's sum, in place."""
+        for name, tensor in tensors.items():
+            if name in self._sums:
+                self._sums[name].add_(tensor, alpha=weight)
+            else:
+                self._sums[name] = tensor.double() * weight
+        self._weight += weight
+
+    def mean(self) -> dict[str, Tensor]:
+        """Return the float64 mean of every layer.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if self._weight == 0.0:
+            raise ValueError("no client update to aggregate")
+        return {name: total / self._weight for name, total in self._sums.items()}
+
+
+class ProductSum:
+    """``sum_i c_i B_i A_i`` of every layer, kept as factors.
+
+    Products wait as they came, without a copy, until their ranks add up to twice the smaller
+    side of the layer; then a QR of the stack of that side folds them into one exact pair
+    whose rank is at most that side. Memory is therefore bounded whatever the number of
+    clients: ``2 min(d_out, d_in) (d_out + d_in)`` numbers a layer, and ``sum_i r_i`` rows
+    while that is less.
+    """
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = dict(shapes)
+        self._waiting: dict[str, list[tuple[float, LoraFactors]]] = {name: [] for name in shapes}
+        self._rows = dict.fromkeys(shapes, 0)
+        self._scale = dict.fromkeys(shapes, 0.0)
+
+    def add(self, name: str, factors: LoraFactors, coefficient: float) -> None:
+        """Add ``coefficient * B @ A`` to the sum of one layer."""
+        self._waiting[name].append((coefficient, factors))
+        self._rows[name] += factors.A.shape[0]
+        size = float(torch.linalg.norm(factors.B)) * float(torch.linalg.norm(factors.A))
+        self._scale[name] += abs(coefficient) * size
+        if self._rows[name] > 2 * min(self._shapes[name]):
+            folded = fold(joined(self._waiting[name]))
+            self._waiting[name] = [(1.0, folded)]
+            self._rows[name] = folded.A.shape[0]
+
+    def spectrum(self, name: str, total_weight: float) -> Spectrum:
+        """Return the thin SVD of ``sum / total_weight`` down to its numerical rank."""
+        parts = spectrum(joined(self._waiting[name]), 1.0 / total_weight)
+        floor = NUMERICAL_ZERO * self._scale[name] / total_weight
+        return head(parts, int(parts.S.gt(floor).sum()))
+
+
+def joined(products: Sequence[tuple[float, LoraFactors]]) -> LoraFactors:
+    """Return float64 factors of ``sum c B A``: ``[c_1 B_1, c_2 B_2, ...] [A_1; A_2; ...]``."""
+    return LoraFactors(
+        torch.cat([factors.A.double() for _, factors in products]),
+        torch.cat([coefficient * factors.B.double() for coefficient, factors in products], dim=1),
+    )
+
+
+def fold(factors: LoraFactors) -> LoraFactors:
+    """Return the same product with rank at most ``min(d_out, d_in)``: one QR, no SVD."""
+    if factors.B.shape[0] <= factors.A.shape[1]:
+        basis, core = torch.linalg.qr(factors.B)
+        return LoraFactors(core @ factors.A, basis)
+    basis, core = torch.linalg.qr(factors.A.T)
+    return LoraFactors(basis.T, factors.B @ core.T)
+
+
+def head(parts: Spectrum, rank: int) -> Spectrum:
+    """Return the leading ``rank`` directions."""
+    return Spectrum(parts.U[:, :rank], parts.S[:rank], parts.Vh[:rank])
+
+
+def tail(parts: Spectrum, rank: int) -> Spectrum:
+    """Return what :func:`head` leaves out."""
+    return Spectrum(parts.U[:, rank:], parts.S[rank:], parts.Vh[rank:])
