@@ -101,8 +101,8 @@ def _load_split(task: str, spec: HubTask, split: str) -> Dataset:
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(spec.path, spec.config or None, split=split)
-    # ValueError: unknown configuration or split; OSError: not found, or no connection.
+        return datasets.load_dataset(spec.path, spec.config or None, split=split)
+    # ValueError: unknown configuration, unknown or empty split; OSError: not found, or no connection.
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
@@ -112,9 +112,6 @@ def _load_split(task: str, spec: HubTask, split: str) -> Dataset:
     finally:
         if shown:
             datasets.enable_progress_bars()
-    if not len(rows):
-        raise UserError(f"{_where(task, spec, split)}: holds no examples; choose another split")
-    return rows
 
 
 def _class_names(rows: Dataset, column: str) -> tuple[str, ...]:
