@@ -6,8 +6,9 @@ Both sides use the same names and the same checks. A tensor is known by PEFT's k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,8 +21,21 @@ LORA = "lora"
 DISTILLED = "distilled"
 """Record of the retained adapter."""
 PREFIX = "base_model.model."
+NPY_HEADER_BYTES = 256
+"""Most that numpy's own header adds to an array's bytes."""
 
 Arrays = dict[str, NDArray[np.float32]]
+
+
+class WireArray(Protocol):
+    """A tensor as it came over the wire: a header, and bytes that are not decoded yet."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def numpy(self) -> NDArray[Any]:
+        """Decode."""
 
 
 class PayloadError(ValueError):
@@ -58,6 +72,28 @@ def to_arrays(adapter: Adapter) -> Arrays:
     return arrays
 
 
+def read_record(record: Mapping[str, WireArray], template: Template, scaling: float) -> Adapter:
+    """Check headers and sizes before a byte is decoded, then decode and check the values.
+
+    Raises:
+        PayloadError: as :func:`from_arrays`, or the bytes are not those of the header.
+    """
+    expected = template.expected()
+    check_keys(record.keys(), expected.keys())
+    arrays: dict[str, NDArray[Any]] = {}
+    for key, shape in expected.items():
+        entry = record[key]
+        check_header(key, entry.dtype, tuple(entry.shape), shape)
+        overhead = len(entry.data) - 4 * shape[0] * shape[1]
+        if not 0 < overhead <= NPY_HEADER_BYTES:
+            raise PayloadError(f"{key}: {len(entry.data)} bytes do not fit the shape {shape}")
+        try:
+            arrays[key] = entry.numpy()
+        except Exception as error:
+            raise PayloadError(f"{key}: cannot be decoded ({type(error).__name__})") from None
+    return from_arrays(arrays, template, scaling)
+
+
 def from_arrays(
     arrays: Mapping[str, NDArray[np.generic]], template: Template, scaling: float
 ) -> Adapter:
@@ -85,10 +121,10 @@ def from_arrays(
     )
 
 
-def check_keys(given: object, expected: object) -> None:
+def check_keys(given: Iterable[str], expected: Iterable[str]) -> None:
     """Raise :class:`PayloadError` unless both are the same set of keys."""
-    extra = sorted(set(given) - set(expected))  # type: ignore[call-overload]
-    missing = sorted(set(expected) - set(given))  # type: ignore[call-overload]
+    extra = sorted(set(given) - set(expected))
+    missing = sorted(set(expected) - set(given))
     if extra:
         raise PayloadError(f"unexpected key {str(extra[0])[:120]!r} (+{len(extra) - 1} more)")
     if missing:

@@ -1,0 +1,107 @@
+"""The Flower ClientApp: a message in, one call, a message out.
+
+Torch is imported with the first training or evaluation request, not before. An exception
+stays here: the site's log has it, the server receives a code.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from deal_core.config import Experiment, from_run_config
+from deal_core.payload import PayloadError
+
+if TYPE_CHECKING:
+    from client.workbench import Workbench
+
+log = logging.getLogger(__name__)
+Handler = Callable[[Message, Context], Message]
+
+
+def make_app() -> ClientApp:
+    """Return a ClientApp whose clients, where they share a process, share one workbench."""
+    app = ClientApp()
+    bench_of = workbenches()
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        site = ConfigRecord({"client": client_of(context)})
+        return Message(RecordDict({"site": site}), reply_to=message)
+
+    @app.train()
+    @guarded
+    def train(message: Message, context: Context) -> Message:
+        from client import wire, work
+
+        bench = bench_of(context)
+        state, instruction = wire.read_request(message, bench.shapes, bench.experiment.adapter)
+        update = work.local_update(bench, client_of(context), state, instruction)
+        if update is None:
+            return wire.status_reply(message, "no-data")
+        return wire.update_reply(message, update, instruction)
+
+    @app.evaluate()
+    @guarded
+    def evaluate(message: Message, context: Context) -> Message:
+        from client import wire, work
+
+        bench = bench_of(context)
+        state, instruction = wire.read_request(message, bench.shapes, bench.experiment.adapter)
+        counts = work.local_evaluation(bench, client_of(context), state, instruction)
+        return wire.evaluation_reply(message, counts)
+
+    return app
+
+
+def client_of(context: Context) -> int:
+    """The client's stable number: which share of the data is its own."""
+    return int(context.node_config["partition-id"])
+
+
+def workbenches() -> Callable[[Context], Workbench]:
+    """Return a lookup that keeps the workbench of the latest experiment."""
+    kept: dict[str, Workbench] = {}
+
+    def bench_of(context: Context) -> Workbench:
+        from client.workbench import Workbench
+
+        experiment = without_run_folder(from_run_config(context.run_config))
+        key = experiment.model_dump_json()
+        if key not in kept:
+            kept.clear()
+            kept[key] = Workbench(experiment)
+        return kept[key]
+
+    return bench_of
+
+
+def without_run_folder(experiment: Experiment) -> Experiment:
+    """The experiment as far as a client may depend on it."""
+    run = experiment.run.model_copy(update={"out": "", "resume": False, "engine": "inprocess"})
+    return experiment.model_copy(update={"run": run})
+
+
+def guarded(handler: Handler) -> Handler:
+    """Answer a fault with a code: an exception's text may hold private data."""
+
+    def answer(message: Message, context: Context) -> Message:
+        from client import wire
+
+        try:
+            return handler(message, context)
+        except PayloadError as error:
+            log.error("request refused: %s", error)
+            return wire.status_reply(message, "refused")
+        except Exception:
+            log.exception("request failed")
+            return wire.status_reply(message, "failed")
+
+    return answer
+
+
+app = make_app()

@@ -1,0 +1,67 @@
+"""One request, one answer, without Flower: what a client computes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from client.workbench import Workbench
+from deal_core.adapters import Adapter
+from deal_core.attach import CURRENT, read
+from deal_core.instruction import Instruction
+from deal_core.methods import LocalTask, State
+from deal_core.randomness import seeded
+from deal_core.training import count_correct, load_state, train
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one local update gives: the trained current adapter and its figures."""
+
+    adapter: Adapter
+    num_examples: int
+    loss: float
+    seconds: float
+
+
+def local_update(
+    bench: Workbench, client: int, state: State, instruction: Instruction
+) -> Update | None:
+    """Train the current adapter on the client's share of the task; None: it has no data."""
+    started = time.monotonic()
+    config = bench.experiment
+    data = bench.task(instruction.task, client)
+    if not data.train:
+        return None
+    load_state(bench.model, state)
+    seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
+    generator = seeded(
+        config.run.seed, "train", client, instruction.task_index, instruction.server_round
+    )
+    report = train(
+        bench.model,
+        bench.method,
+        LocalTask(data.labels, seen),
+        data.train,
+        frozenset(instruction.trained),
+        config.federation.local_epochs,
+        config.train,
+        generator,
+    )
+    adapter = read(bench.model.module, CURRENT)
+    return Update(adapter, len(data.train), report.loss, time.monotonic() - started)
+
+
+def local_evaluation(
+    bench: Workbench, client: int, state: State, instruction: Instruction
+) -> dict[str, list[int]]:
+    """Return ``correct`` and ``examples`` on the client's test share of every task asked for."""
+    load_state(bench.model, state)
+    shares = [bench.task(task, client) for task in instruction.tasks]
+    return {
+        "correct": [
+            count_correct(bench.model, share.test, share.labels, bench.experiment.train)
+            for share in shares
+        ],
+        "examples": [len(share.test) for share in shares],
+    }

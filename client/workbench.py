@@ -1,0 +1,79 @@
+"""The heavy things of one process: the model, the method, the tokenised tasks.
+
+Simulated clients in one process share one workbench: one frozen base model, whose adapters
+are swapped in for each request. Nothing in it depends on which client asked before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from deal_core.attach import CURRENT, read
+from deal_core.config import Experiment
+from deal_core.data import TaskData, open_source
+from deal_core.data.partition import partition
+from deal_core.methods import Method, make_method
+from deal_core.models import Encoded, LanguageModel, load_model
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """One client's share of one task, tokenised."""
+
+    labels: tuple[str, ...]
+    train: Sequence[Encoded]
+    test: Sequence[Encoded]
+
+
+class Workbench:
+    """Built once for an experiment; loads each part when it is first needed."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self._shares: dict[str, list[TaskData]] = {}
+        self._tasks: dict[tuple[str, int], ClientTask] = {}
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The one model of the process, with the thread count fixed: it changes rounding."""
+        config = self.experiment
+        torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
+        return load_model(config.model, config.adapter, config.train.max_length)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Layer name to ``(d_out, d_in)``: what an adapter must fit."""
+        return read(self.model.module, CURRENT).shapes
+
+    @cached_property
+    def method(self) -> Method:
+        """The continual-learning method."""
+        return make_method(self.experiment.method, self.experiment.adapter)
+
+    def labels(self, task: str) -> tuple[str, ...]:
+        """The public label space of a task."""
+        return self._share(task)[0].labels
+
+    def task(self, task: str, client: int) -> ClientTask:
+        """The share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""
+        if (task, client) not in self._tasks:
+            share = self._share(task)[client]
+            encode = self.model.encode
+            self._tasks[task, client] = ClientTask(
+                share.labels, encode(share.train, share.labels), encode(share.test, share.labels)
+            )
+        return self._tasks[task, client]
+
+    def _share(self, task: str) -> list[TaskData]:
+        if task not in self._shares:
+            config = self.experiment
+            data = open_source(config.data).load(task)
+            self._shares[task] = partition(
+                data, config.data.partition, config.federation.clients, config.run.seed
+            )
+        return self._shares[task]

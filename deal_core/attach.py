@@ -1,0 +1,154 @@
+"""Two LoRA adapters on one frozen base model: attach, read, write, switch.
+
+PEFT holds the layers; here are the few verbs the rest of the project needs. Layer names are
+those of the base model (``encoder.layer.0.attention.self.query``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from deal_core.adapters import Adapter, LoraFactors
+from deal_core.config import AdapterConfig
+from deal_core.errors import UserError
+from deal_core.payload import PREFIX
+
+CURRENT = "current"
+RETAINED = "retained"
+
+
+def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
+    """Freeze ``base`` and add a retained (scaling 1) and a current adapter, both zero.
+
+    Raises:
+        UserError: ``adapter.target_modules`` names no linear layer of the model.
+    """
+    targets = list(config.target_modules) or None
+    try:
+        model = get_peft_model(
+            base,
+            LoraConfig(
+                r=config.retained_rank,
+                lora_alpha=config.retained_rank,
+                target_modules=targets,
+                task_type=task_type,
+            ),
+            adapter_name=RETAINED,
+        )
+    except ValueError as error:
+        raise UserError(f"adapter.target_modules: {str(error).splitlines()[0]}") from None
+    assert isinstance(model, PeftModel)
+    model.add_adapter(
+        CURRENT,
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+            target_modules=targets,
+            task_type=task_type,
+        ),
+    )
+    model.base_model.set_adapter([RETAINED, CURRENT])
+    for layer in lora_layers(model).values():
+        for name in (RETAINED, CURRENT):
+            nn.init.zeros_(layer.lora_A[name].weight)
+            nn.init.zeros_(layer.lora_B[name].weight)
+    set_trainable(model, frozenset({"lora_A", "lora_B"}))
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
+    """Return layer name to PEFT layer, in the model's order."""
+    return {
+        name.removeprefix(PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def read(model: nn.Module, name: str) -> Adapter:
+    """Copy one adapter (``CURRENT`` or ``RETAINED``) out of the model, to the CPU."""
+    layers = lora_layers(model)
+    return Adapter(
+        {
+            key: LoraFactors(
+                layer.lora_A[name].weight.detach().float().cpu().clone(),
+                layer.lora_B[name].weight.detach().float().cpu().clone(),
+            )
+            for key, layer in layers.items()
+        },
+        next(iter(layers.values())).scaling[name],
+    )
+
+
+def write(model: nn.Module, name: str, adapter: Adapter) -> None:
+    """Copy one adapter into the model; its rank may differ from the one before.
+
+    Raises:
+        ValueError: the adapter's layers are not the model's.
+    """
+    layers = lora_layers(model)
+    if layers.keys() != adapter.layers.keys():
+        raise ValueError("the adapter was made for other layers than the model's")
+    for key, factors in adapter.layers.items():
+        layer = layers[key]
+        _assign(layer.lora_A[name].weight, factors.A)
+        _assign(layer.lora_B[name].weight, factors.B)
+        layer.r[name] = factors.A.shape[0]
+        layer.scaling[name] = adapter.scaling
+
+
+def _assign(parameter: Tensor, value: Tensor) -> None:
+    parameter.data = value.detach().to(parameter.device, parameter.dtype).clone()
+    parameter.grad = None
+
+
+def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Parameter]:
+    """Let exactly these factors of the current adapter learn; return their parameters.
+
+    Args:
+        model: a model made by :func:`attach`.
+        factors: a subset of ``{"lora_A", "lora_B"}``.
+    """
+    model.requires_grad_(False)
+    chosen: list[nn.Parameter] = []
+    for layer in lora_layers(model).values():
+        for factor in sorted(factors):
+            weight = getattr(layer, factor)[CURRENT].weight
+            weight.requires_grad_(True)
+            chosen.append(weight)
+    return chosen
+
+
+@contextmanager
+def without_current(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is what it was at the start of the task: ``W0 + retained``."""
+    layers = list(lora_layers(model).values())
+    before = [layer.scaling[CURRENT] for layer in layers]
+    for layer in layers:
+        layer.scaling[CURRENT] = 0.0
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling[CURRENT] = scaling
+
+
+@contextmanager
+def base_only(model: PeftModel) -> Iterator[None]:
+    """Within the block both adapters are off: the frozen base model, without gradients."""
+    layers = list(lora_layers(model).values())
+    before = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scaling.update({CURRENT: 0.0, RETAINED: 0.0})
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)

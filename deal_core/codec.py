@@ -1,0 +1,216 @@
+"""How tensors travel: float32, bfloat16 or int8, and only the factors trained in the round.
+
+Which to choose. ``float32`` is exact. ``bfloat16`` halves the bytes; rounding to nearest, its
+relative error is at most 2^-9 a value. ``int8`` quarters them, with one float32 scale for each
+of the ``r`` rank directions (a row of ``lora_A``, a column of ``lora_B``: one scale per row of
+eight numbers would cost half as much again), and stochastic rounding, so that the decoded
+tensor is unbiased: ``E[decode(encode(x))] = x``, with a variance of at most ``scale^2 / 4``,
+``scale = max |direction| / 127``.
+
+What survives aggregation. When one factor is common to all clients the product is linear in
+the other one: rounding errors average out over clients and, with error feedback, over rounds.
+When both are coded, ``(B + e)(A + f)`` is still unbiased, for ``e`` and ``f`` are independent,
+but ``e f`` adds variance, and a single outlier stretches the scale of its whole direction. Both
+speak for sending one factor a round. An exact rule is exact for the *decoded* updates.
+
+Send changes. The coarser the code, the better it is spent on ``to_change(arrays, before)``,
+whose scale shrinks as training settles, than on the values. Sender and receiver must then
+hold the same ``before`` to the bit: after a lossy message the one who sent it must go on from
+what the other decoded. Source of error feedback: Seide et al. 2014; Karimireddy et al.,
+ICML 2019, arXiv 1901.09847.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deal_core.payload import Arrays, PayloadError, Template, check_keys
+
+Encoded = dict[str, NDArray[Any]]
+"""Wire name to array: float32, uint16 (bfloat16 bits) or int8, and float32 scales."""
+
+SCALE = ".scale"
+LEVELS = 127
+
+
+@dataclass(frozen=True)
+class Header:
+    """What can be known of an array before its bytes are decoded."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One wire format for one tensor.
+
+    Attributes:
+        headers: from key and shape to the headers of what travels.
+        encode: from key, float32 array and the only source of randomness to what travels.
+        decode: from key and what travels, already checked, to the float32 array.
+    """
+
+    headers: Callable[[str, tuple[int, int]], dict[str, Header]]
+    encode: Callable[[str, NDArray[np.float32], torch.Generator], Encoded]
+    decode: Callable[[str, Mapping[str, NDArray[Any]]], NDArray[np.float32]]
+
+
+def encode(
+    codec: Codec, arrays: Mapping[str, NDArray[np.float32]], generator: torch.Generator
+) -> Encoded:
+    """Return what travels for the given tensors.
+
+    Raises:
+        PayloadError: a value is not finite; nothing should be sent.
+    """
+    encoded: Encoded = {}
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise PayloadError(f"{key}: a value is not finite")
+        encoded.update(codec.encode(key, array, generator))
+    return encoded
+
+
+def decode(
+    codec: Codec, encoded: Mapping[str, NDArray[Any]], template: Template, trained: frozenset[str]
+) -> Arrays:
+    """Check everything, then return the float32 tensors of the trained factors.
+
+    Args:
+        codec: the agreed format; a message does not choose its own.
+        encoded: what arrived.
+        template: layers, shapes and rank that are expected.
+        trained: the factors that are expected, of ``{"lora_A", "lora_B"}``.
+
+    Raises:
+        PayloadError: a key too many or too few, no array, another dtype, shape or byte
+            length, a code or scale out of range, a value that is not finite.
+    """
+    given = {key: header_of(key, array) for key, array in encoded.items()}
+    check_headers(given, expected_headers(codec, template, trained))
+    arrays: Arrays = {}
+    for key in _expected(template, trained):
+        arrays[key] = codec.decode(key, encoded)
+        if not np.isfinite(arrays[key]).all():
+            raise PayloadError(f"{key}: a value is not finite")
+    return arrays
+
+
+def header_of(key: str, array: object) -> Header:
+    """Return the header of an array.
+
+    Raises:
+        PayloadError: it is no numpy array.
+    """
+    if not isinstance(array, np.ndarray):
+        raise PayloadError(f"{key}: not an array")
+    return Header(str(array.dtype), array.shape, array.nbytes)
+
+
+def expected_headers(
+    codec: Codec, template: Template, trained: frozenset[str]
+) -> dict[str, Header]:
+    """Return wire name to header of everything that must arrive, and nothing else may."""
+    headers: dict[str, Header] = {}
+    for key, shape in _expected(template, trained).items():
+        headers.update(codec.headers(key, shape))
+    return headers
+
+
+def check_headers(given: Mapping[str, Header], expected: Mapping[str, Header]) -> None:
+    """Refuse a message by its headers alone, before any byte of it is decoded.
+
+    Raises:
+        PayloadError: names the key and the fault.
+    """
+    check_keys(given.keys(), expected.keys())
+    for key, want in expected.items():
+        have = given[key]
+        if have.dtype != want.dtype:
+            raise PayloadError(f"{key}: dtype {have.dtype[:20]}, expected {want.dtype}")
+        if tuple(have.shape) != want.shape:
+            raise PayloadError(f"{key}: shape {tuple(have.shape)}, expected {want.shape}")
+        if have.nbytes != want.nbytes:
+            raise PayloadError(f"{key}: {have.nbytes} bytes, expected {want.nbytes}")
+
+
+def wire_bytes(encoded: Mapping[str, NDArray[Any]]) -> int:
+    """Return the bytes of the arrays themselves, without names and framing."""
+    return sum(array.nbytes for array in encoded.values())
+
+
+def encode_with_feedback(
+    codec: Codec,
+    arrays: Mapping[str, NDArray[np.float32]],
+    residual: Mapping[str, NDArray[np.float32]],
+    generator: torch.Generator,
+) -> tuple[Encoded, Arrays]:
+    """Encode ``arrays + residual`` and return it with what the code lost this time.
+
+    The caller keeps the residual and passes it in again: then the sum of all decoded
+    messages differs from the sum of all arrays by the last residual only, so the average
+    over ``T`` rounds is off by ``residual / T``. Start with ``{}``. A residual belongs to the
+    coordinates it arose in: drop it when the task or the other factor's basis changes.
+
+    Raises:
+        PayloadError: as :func:`encode`.
+    """
+    wanted = {
+        key: array + residual[key] if key in residual else array for key, array in arrays.items()
+    }
+    encoded = encode(codec, wanted, generator)
+    lost = {key: array - codec.decode(key, encoded) for key, array in wanted.items()}
+    return encoded, lost
+
+
+def select(arrays: Mapping[str, NDArray[np.float32]], trained: frozenset[str]) -> Arrays:
+    """Return the tensors of the trained factors: all that needs to travel."""
+    return {key: array for key, array in arrays.items() if _factor(key) in trained}
+
+
+def merge(before: Mapping[str, NDArray[np.float32]], part: Arrays) -> Arrays:
+    """Return ``before`` with the tensors of ``part`` in place of its own.
+
+    Raises:
+        PayloadError: ``part`` has a key or a shape that ``before`` has not.
+    """
+    for key, array in part.items():
+        if key not in before:
+            raise PayloadError(f"unexpected key {key[:120]!r}")
+        if array.shape != before[key].shape:
+            raise PayloadError(f"{key}: shape {array.shape}, expected {before[key].shape}")
+    return {**before, **part}
+
+
+def to_change(arrays: Mapping[str, NDArray[np.float32]], before: Arrays) -> Arrays:
+    """Return ``arrays - before`` for the keys of ``arrays``."""
+    return {key: array - before[key] for key, array in arrays.items()}
+
+
+def from_change(change: Mapping[str, NDArray[np.float32]], before: Arrays) -> Arrays:
+    """Undo :func:`to_change`."""
+    return {key: before[key] + array for key, array in change.items()}
+
+
+def _factor(key: str) -> str:
+    return key.removesuffix(".weight").rpartition(".")[2]
+
+
+def _expected(template: Template, trained: frozenset[str]) -> dict[str, tuple[int, int]]:
+    return {key: shape for key, shape in template.expected().items() if _factor(key) in trained}
+
+
+def _float32() -> Codec:
+    return Codec(
+        lambda key, shape: {key: Header("float32", shape, 4 * shape[0] * shape[1])},
+        lambda key, array, generator: {key: array},
+        lambda key, encoded: np.array(encoded[key], np.float32),
+    )

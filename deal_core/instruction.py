@@ -1,0 +1,53 @@
+"""What the server asks of a client, beside the adapters: names and numbers, never data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deal_core.payload import PayloadError
+
+RECORD = "instruction"
+"""Name of the record that carries it."""
+
+
+class Instruction(BaseModel):
+    """One request; ``server_round`` starts at 1 in every task, ``task_index`` at 0.
+
+    An evaluation request has ``tasks`` (to be evaluated, in order) and ``server_round`` 0.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    task_index: int = Field(ge=-1)
+    server_round: int = Field(ge=0)
+    tasks: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ("lora_A", "lora_B")
+    rank: int = Field(ge=1)
+    retained_rank: int = Field(ge=1)
+
+    def to_config(self) -> dict[str, Any]:
+        """Return plain scalars and lists; empty lists stay out (Flower cannot type them)."""
+        values = self.model_dump()
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+            if value != ()
+        }
+
+
+def read_instruction(config: Mapping[str, Any]) -> Instruction:
+    """Undo ``to_config``.
+
+    Raises:
+        PayloadError: a field is missing, unknown or of the wrong type.
+    """
+    try:
+        return Instruction.model_validate(dict(config))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise PayloadError(f"instruction: {problem['loc']}: {problem['type']}") from None

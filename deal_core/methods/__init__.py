@@ -1,0 +1,28 @@
+"""Continual-learning methods. A method is a file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.errors import choose
+from deal_core.methods.deal import make_deal
+from deal_core.methods.interface import LocalTask, Method, State
+from deal_core.methods.sequential import make_sequential
+
+METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
+    "deal": make_deal,
+    "sequential": make_sequential,
+}
+
+
+def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
+    """Build the method that the experiment names.
+
+    Raises:
+        UserError: unknown ``method.name``.
+    """
+    return choose("method.name", method.name, METHODS)(method, adapter)
+
+
+__all__ = ["METHODS", "LocalTask", "Method", "State", "make_method"]

@@ -1,0 +1,61 @@
+"""The method: fresh adapter, distillation while learning, consolidation into what is retained.
+
+Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
+complement of what is retained; clients learn it while they distil the model as it was at the
+start of the task; at the end both adapters are stacked, and the best part of fixed rank is
+retained. The size of the model does not grow with the number of tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deal_core.adapters import compress, fresh_adapter, stack, zero_adapter
+from deal_core.attach import without_current
+from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.distillation import distillation_loss
+from deal_core.methods.interface import LocalTask, State
+from deal_core.models import Encoded, LanguageModel
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Attributes: ``adapter`` (ranks, alpha) and ``method`` (switches) of the experiment."""
+
+    adapter: AdapterConfig
+    method: MethodConfig
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Start a fresh current adapter outside the retained directions."""
+        scaling = self.adapter.lora_alpha / self.adapter.rank
+        current = fresh_adapter(state.retained, self.adapter.rank, scaling, generator)
+        return State(current, state.retained)
+
+    def end_task(self, state: State) -> State:
+        """Stack both adapters and keep the best part of rank ``retained_rank`` (exact while
+        everything learnt so far fits into it)."""
+        retained = compress(stack([state.retained, state.current]), self.adapter.retained_rank)
+        current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
+        return State(current, retained)
+
+    def loss(self, model: LanguageModel, batch: Sequence[Encoded], task: LocalTask) -> Tensor:
+        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
+        weight = self.method.distillation.weight
+        seen = task.seen if weight > 0 else ()
+        learnt = model.learn(batch, task.labels, seen)
+        loss = learnt.example_losses.mean()
+        if not seen:
+            return loss
+        with torch.no_grad(), without_current(model.module):
+            teacher = model.learn(batch, task.labels, seen).distillation_logits
+        temperature = self.method.distillation.temperature
+        return loss + weight * distillation_loss(learnt.distillation_logits, teacher, temperature)
+
+
+def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
+    """Build from the experiment."""
+    return Deal(adapter, method)

@@ -1,0 +1,52 @@
+"""The seam of a continual-learning method: what the server keeps, what a client minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deal_core.adapters import Adapter
+from deal_core.models import Encoded, LanguageModel
+
+
+@dataclass(frozen=True)
+class State:
+    """The global model beyond the frozen base.
+
+    Attributes:
+        current: what this task teaches (trained in rounds).
+        retained: all earlier tasks (scaling 1).
+    """
+
+    current: Adapter
+    retained: Adapter
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """What a client knows of the task at hand.
+
+    Attributes:
+        labels: the task's public label space.
+        seen: labels of all earlier tasks; empty in the first.
+    """
+
+    labels: Sequence[str]
+    seen: Sequence[str]
+
+
+class Method(Protocol):
+    """A method reads no data on the server and sends nothing but adapters from a client."""
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Server, before the first round of a task."""
+
+    def end_task(self, state: State) -> State:
+        """Server, after the last round of a task."""
+
+    def loss(self, model: LanguageModel, batch: Sequence[Encoded], task: LocalTask) -> Tensor:
+        """Client: the scalar to minimise on one batch."""

@@ -1,0 +1,42 @@
+"""Baseline ``sequential``: one adapter, trained on task after task, nothing retained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deal_core.adapters import fresh_adapter
+from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.methods.interface import LocalTask, State
+from deal_core.models import Encoded, LanguageModel
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """FedAvg of LoRA over a stream: the lower baseline."""
+
+    adapter: AdapterConfig
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Keep the adapter; make it before the first task."""
+        if any(bool(factors.A.any()) for factors in state.current.layers.values()):
+            return state
+        scaling = self.adapter.lora_alpha / self.adapter.rank
+        current = fresh_adapter(state.retained, self.adapter.rank, scaling, generator)
+        return State(current, state.retained)
+
+    def end_task(self, state: State) -> State:
+        """Keep everything as it is."""
+        return state
+
+    def loss(self, model: LanguageModel, batch: Sequence[Encoded], task: LocalTask) -> Tensor:
+        """Mean of the example losses."""
+        return model.learn(batch, task.labels, ()).example_losses.mean()
+
+
+def make_sequential(method: MethodConfig, adapter: AdapterConfig) -> Sequential:
+    """Build from the experiment; ``method`` has no key for it."""
+    return Sequential(adapter)

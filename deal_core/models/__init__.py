@@ -1,0 +1,70 @@
+"""Model families behind one narrow interface. A family is a file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peft import TaskType
+
+from deal_core.attach import attach, lora_layers
+from deal_core.config import AdapterConfig, ModelConfig
+from deal_core.errors import choose
+from deal_core.models.causal import causal_skeleton, load_causal
+from deal_core.models.encoder import encoder_skeleton, load_encoder
+from deal_core.models.interface import Encoded, LanguageModel, Learnt
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        load: model, adapter, ``max_length`` -> a ready model.
+        skeleton: model -> the base module on the meta device, no weights read.
+        task_type: PEFT's name of the family.
+    """
+
+    load: Callable[[ModelConfig, AdapterConfig, int], LanguageModel]
+    skeleton: Callable[[ModelConfig], Any]
+    task_type: TaskType
+
+
+FAMILIES: Mapping[str, Family] = {
+    "encoder-labels": Family(load_encoder, encoder_skeleton, TaskType.FEATURE_EXTRACTION),
+    "causal-lm": Family(load_causal, causal_skeleton, TaskType.CAUSAL_LM),
+}
+
+
+def load_model(model: ModelConfig, adapter: AdapterConfig, max_length: int) -> LanguageModel:
+    """Load ``model`` with zero adapters on the best device.
+
+    Raises:
+        UserError: unknown family or name, missing or altered weights.
+    """
+    return choose("model.family", model.family, FAMILIES).load(model, adapter, max_length)
+
+
+def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
+    """Return layer name to ``(d_out, d_in)`` of every adapted layer, without reading weights.
+
+    Raises:
+        UserError: as :func:`load_model`.
+    """
+    family = choose("model.family", model.family, FAMILIES)
+    module = attach(family.skeleton(model), adapter, family.task_type)
+    return {
+        name: (layer.out_features, layer.in_features) for name, layer in lora_layers(module).items()
+    }
+
+
+__all__ = [
+    "FAMILIES",
+    "Encoded",
+    "Family",
+    "LanguageModel",
+    "Learnt",
+    "adapter_shapes",
+    "load_model",
+]

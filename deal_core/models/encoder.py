@@ -1,0 +1,107 @@
+"""Family ``encoder-labels``: text and label names meet in one embedding space.
+
+``score(text, label) = logit_scale * cos(pool(model(text)), pool(base(label)))``. The label
+side is the frozen base model without adapters, so all tasks share one label space, there is
+no head that grows, and accuracy before any training (zero-shot) is a fair start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel, TaskType
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+from deal_core.attach import attach, base_only
+from deal_core.config import AdapterConfig, ModelConfig
+from deal_core.data import Example
+from deal_core.models.interface import Encoded, Learnt
+from deal_core.models.loading import best_device, pretrained
+
+
+class EncoderLabels:
+    """Any Hugging Face encoder with mean pooling over the real tokens."""
+
+    def __init__(
+        self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
+    ) -> None:
+        self.device = best_device()
+        self.module: PeftModel = attach(base, adapter, TaskType.FEATURE_EXTRACTION)
+        self.module.to(self.device).eval()
+        self._tokenizer = tokenizer
+        self._scale = model.logit_scale
+        self._max_length = max_length
+        self._label_cache: dict[str, Tensor] = {}
+
+    def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
+        """Tokenise; texts are cut at ``train.max_length`` tokens."""
+        if not examples:
+            return []
+        ids = self._tokenizer(
+            [example.text for example in examples], truncation=True, max_length=self._max_length
+        )["input_ids"]
+        index = {label: position for position, label in enumerate(labels)}
+        return [
+            Encoded(tuple(tokens), index[example.label])
+            for tokens, example in zip(ids, examples, strict=True)
+        ]
+
+    def learn(
+        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]
+    ) -> Learnt:
+        """One forward; cross-entropy over ``labels``, logits over ``seen``."""
+        scores = self.scores(batch, [*labels, *seen])
+        targets = torch.tensor([item.target for item in batch], device=self.device)
+        losses = cross_entropy(scores[:, : len(labels)], targets, reduction="none")
+        return Learnt(losses, scores[:, len(labels) :])
+
+    def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+        """Return scaled cosines, ``(batch, labels)``, float32."""
+        return self._scale * self._embed([item.tokens for item in batch]) @ self._labels(labels).T
+
+    def _embed(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
+        """Unit vectors of mean-pooled token states, ``(batch, hidden)``, float32."""
+        longest = max(len(ids) for ids in token_ids)
+        pad = self._tokenizer.pad_token_id or 0
+        ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in token_ids])
+        lengths = torch.tensor([len(ids) for ids in token_ids])
+        mask = (torch.arange(longest)[None, :] < lengths[:, None]).to(self.device)
+        states = self.module(
+            input_ids=ids.to(self.device), attention_mask=mask.long()
+        ).last_hidden_state.float()
+        pooled = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
+        return normalize(pooled, dim=1)
+
+    def _labels(self, labels: Sequence[str]) -> Tensor:
+        """Frozen unit vectors of the label names, ``(labels, hidden)``; each made once."""
+        missing = [label for label in labels if label not in self._label_cache]
+        if missing:
+            words = self._tokenizer([label.replace("_", " ") for label in missing])["input_ids"]
+            with base_only(self.module):
+                for label, ids in zip(missing, words, strict=True):
+                    self._label_cache[label] = self._embed([ids])[0]
+        return torch.stack([self._label_cache[label] for label in labels])
+
+
+def load_encoder(model: ModelConfig, adapter: AdapterConfig, max_length: int) -> EncoderLabels:
+    """Load base model and tokeniser, float32.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    base = pretrained(AutoModel, model.name, dtype=torch.float32)
+    return EncoderLabels(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
+
+
+def encoder_skeleton(model: ModelConfig) -> Any:
+    """Return the base model without weights (meta device): enough to know its layers."""
+    from transformers import AutoConfig, AutoModel
+
+    config = pretrained(AutoConfig, model.name)
+    with torch.device("meta"):
+        return AutoModel.from_config(config)

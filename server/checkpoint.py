@@ -1,0 +1,105 @@
+"""Everything a run needs to continue, in one file that is replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from deal_core.adapters import Adapter
+from deal_core.errors import UserError
+from deal_core.methods import State
+from deal_core.payload import DISTILLED, LORA, Template, from_arrays, to_arrays
+
+VERSION = 1
+
+
+class History(BaseModel):
+    """What has been measured so far.
+
+    Attributes:
+        evaluations: one per evaluation, zero-shot first: client to ``[correct, examples]``
+            per task.
+        bytes_up, bytes_down, aggregation_error: one number a round.
+        seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all sessions of the run.
+        peak_rss_bytes: largest over the sessions.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    evaluations: tuple[dict[str, list[list[int]]], ...] = ()
+    bytes_up: tuple[float, ...] = ()
+    bytes_down: tuple[float, ...] = ()
+    aggregation_error: tuple[float, ...] = ()
+    seconds: dict[str, float] = {}
+    peak_rss_bytes: int = 0
+
+
+class Checkpoint(BaseModel):
+    """State after ``position`` steps of the schedule."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    position: int
+    state: State
+    history: History
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write beside ``path``, flush to disk, then rename: a kill leaves the old or the new file."""
+    state = checkpoint.state
+    tensors = {f"{LORA}/{key}": value for key, value in to_arrays(state.current).items()}
+    tensors |= {f"{DISTILLED}/{key}": value for key, value in to_arrays(state.retained).items()}
+    meta = {
+        "version": str(VERSION),
+        "position": str(checkpoint.position),
+        "history": checkpoint.history.model_dump_json(),
+        "scaling": repr(state.current.scaling),
+        "rank": str(state.current.rank),
+        "retained_rank": str(state.retained.rank),
+    }
+    beside = path.with_suffix(".writing")
+    with beside.open("wb") as file:
+        file.write(save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, meta))
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkpoint:
+    """Read and check a checkpoint.
+
+    Raises:
+        UserError: missing, damaged, of another version, or made for another model.
+    """
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            meta = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if meta.get("version") != str(VERSION):
+            raise UserError(f"{path}: checkpoint of version {meta.get('version')}, not {VERSION}")
+        current = _part(tensors, LORA, Template(shapes, int(meta["rank"])), float(meta["scaling"]))
+        retained = _part(tensors, DISTILLED, Template(shapes, int(meta["retained_rank"])), 1.0)
+        history = History.model_validate_json(meta["history"])
+        return Checkpoint(
+            position=int(meta["position"]), state=State(current, retained), history=history
+        )
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path}: no checkpoint to resume from; start without --resume") from None
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: damaged checkpoint ({error}); start without --resume") from None
+
+
+def _part(
+    tensors: Mapping[str, np.ndarray], record: str, template: Template, scaling: float) -> Adapter:
+    prefix = record + "/"
+    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    return from_arrays(own, template, scaling)

@@ -1,0 +1,34 @@
+"""The learnt adapter as a folder that plain PEFT loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from peft import LoraConfig
+from safetensors.numpy import save_file
+
+from deal_core.adapters import stack
+from deal_core.config import Experiment
+from deal_core.methods import State
+from deal_core.payload import to_arrays
+
+
+def export_adapter(folder: Path, state: State, experiment: Experiment) -> None:
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    Current and retained adapter are stacked, so one PEFT adapter of the summed rank gives
+    exactly the global model. A hub or folder name goes into the config as the base model; an
+    embedded one is named as in the experiment.
+    """
+    merged = stack([state.retained, state.current])
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {key: np.ascontiguousarray(value) for key, value in to_arrays(merged).items()}
+    save_file(arrays, folder / "adapter_model.safetensors", {"format": "pt"})
+    config = LoraConfig(
+        r=merged.rank,
+        lora_alpha=merged.rank,
+        target_modules=sorted(merged.layers),
+        base_model_name_or_path=experiment.model.name,
+    )
+    config.save_pretrained(str(folder))

@@ -1,0 +1,232 @@
+"""The run: a walk through the schedule, with a checkpoint after every step."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from deal_core.adapters import stack, zero_adapter
+from deal_core.aggregation import make_rule
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from deal_core.instruction import Instruction
+from deal_core.methods import State, make_method
+from deal_core.payload import PayloadError
+from deal_core.randomness import seeded
+from server import wire
+from server.checkpoint import Checkpoint, History
+from server.events import EventLog
+from server.rounds import collect
+from server.schedule import Step
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What does not change during a run.
+
+    Attributes:
+        clients: client name to node id.
+        tasks: names in the order they are learnt.
+    """
+
+    grid: Grid
+    experiment: Experiment
+    clients: dict[str, int]
+    tasks: list[str]
+    events: EventLog
+
+    def run_step(self, step: Step, checkpoint: Checkpoint) -> Checkpoint:
+        """Return the checkpoint after ``step``.
+
+        Raises:
+            UserError: fewer valid replies than the quorum; the checkpoint before the step
+                stands, and the run can be resumed.
+        """
+        actions: dict[str, Callable[[Step, State, History], tuple[State, History]]] = {
+            "zero-shot": self._evaluate,
+            "round": self._round,
+            "end-task": self._end_task,
+        }
+        state, history = actions[step.kind](step, checkpoint.state, checkpoint.history)
+        peak = max(history.peak_rss_bytes, peak_rss_bytes())
+        return Checkpoint(
+            position=checkpoint.position + 1,
+            state=state,
+            history=history.model_copy(update={"peak_rss_bytes": peak}),
+        )
+
+    def _round(self, step: Step, state: State, history: History) -> tuple[State, History]:
+        """One round: sample, send, collect, aggregate."""
+        started = time.monotonic()
+        config, seed = self.experiment, self.experiment.run.seed
+        if step.server_round == 1:
+            method = make_method(config.method, config.adapter)
+            state = method.begin_task(state, seeded(seed, "begin", step.task_index))
+        rule = make_rule(config.aggregation)
+        instruction = self._instruction(step, state, rule.trained(step.server_round))
+        chosen = self._sample(step)
+        self._event("round_started", step, clients=len(chosen))
+        requests = self._requests(chosen, state, instruction, MessageType.TRAIN)
+        up: list[int] = []
+        idle = 0
+        running = rule.begin(state.current, step.server_round)
+        for reply in collect(self.grid, requests, config.federation.deadline_seconds):
+            try:
+                if reply.message is None:
+                    raise PayloadError(reply.fault)
+                update, figures = wire.read_update(
+                    reply.client, reply.message, state.current, instruction
+                )
+                running.add(update)
+                up.append(wire.payload_bytes(reply.message.content))
+                self._event("client_finished", step, client=reply.client, **figures)
+            except wire.NoData:
+                idle += 1
+            except ValueError as error:
+                self._event("client_failed", step, client=reply.client, reason=str(error))
+        self._require_quorum(len(up), len(chosen) - idle, step)
+        aggregate = running.finish() if up else None
+        error = aggregate.error if aggregate else 0.0
+        if aggregate is not None:
+            state = State(aggregate.current, state.retained)
+            if aggregate.residual is not None:
+                state = State(state.current, stack([state.retained, aggregate.residual]))
+        down = sum(wire.payload_bytes(message.content) for message in requests.values())
+        history = history.model_copy(
+            update={
+                "bytes_up": (*history.bytes_up, sum(up) / max(1, len(up))),
+                "bytes_down": (*history.bytes_down, down / len(requests)),
+                "aggregation_error": (*history.aggregation_error, error),
+                "seconds": _spent(history, "train", started),
+            }
+        )
+        self._event(
+            "round_finished",
+            step,
+            clients=len(up),
+            aggregation_error=error,
+            bytes_up=history.bytes_up[-1],
+            bytes_down=history.bytes_down[-1],
+            seconds=time.monotonic() - started,
+        )
+        return state, history
+
+    def _end_task(self, step: Step, state: State, history: History) -> tuple[State, History]:
+        """Consolidate, then evaluate on all tasks."""
+        config = self.experiment
+        state = make_method(config.method, config.adapter).end_task(state)
+        state, history = self._evaluate(step, state, history)
+        self._event("task_finished", step)
+        return state, history
+
+    def _evaluate(self, step: Step, state: State, history: History) -> tuple[State, History]:
+        """Every client counts its own right answers on every task, those to come included."""
+        started = time.monotonic()
+        instruction = self._instruction(step, state, frozenset())
+        requests = self._requests(list(self.clients), state, instruction, MessageType.EVALUATE)
+        counts: dict[str, list[list[int]]] = {}
+        for reply in collect(self.grid, requests, self.experiment.federation.deadline_seconds):
+            try:
+                if reply.message is None:
+                    raise PayloadError(reply.fault)
+                counts[reply.client] = wire.read_counts(reply.message, len(self.tasks))
+            except PayloadError as error:
+                self._event("client_failed", step, client=reply.client, reason=str(error))
+        self._require_quorum(len(counts), len(requests), step)
+        ordered = {name: counts[name] for name in self.clients if name in counts}
+        history = history.model_copy(
+            update={
+                "evaluations": (*history.evaluations, ordered),
+                "seconds": _spent(history, "evaluate", started),
+            }
+        )
+        self.events.write(
+            "evaluated", task_index=step.task_index, accuracy=pooled(ordered, self.tasks)
+        )
+        return state, history
+
+    def _instruction(self, step: Step, state: State, trained: frozenset[str]) -> Instruction:
+        index = max(step.task_index, 0)
+        return Instruction(
+            task=self.tasks[index],
+            task_index=step.task_index,
+            server_round=step.server_round,
+            tasks=tuple(self.tasks) if step.kind != "round" else (),
+            seen=tuple(self.tasks[:index]),
+            trained=tuple(sorted(trained)),
+            rank=state.current.rank,
+            retained_rank=state.retained.rank,
+        )
+
+    def _requests(
+        self, chosen: list[str], state: State, instruction: Instruction, message_type: str
+    ) -> dict[str, Message]:
+        deadline = self.experiment.federation.deadline_seconds
+        return {
+            name: wire.request(state, instruction, self.clients[name], message_type, deadline)
+            for name in chosen
+        }
+
+    def _sample(self, step: Step) -> list[str]:
+        """Clients of a round: a seeded choice over stable names."""
+        names = list(self.clients)
+        wanted = self.experiment.federation.clients_per_round or len(names)
+        generator = seeded(
+            self.experiment.run.seed, "sample", step.task_index, step.server_round
+        )
+        order = torch.randperm(len(names), generator=generator)[:wanted].tolist()
+        return [names[i] for i in sorted(order)]
+
+    def _require_quorum(self, valid: int, asked: int, step: Step) -> None:
+        needed = self.experiment.federation.quorum * asked
+        if valid < needed:
+            raise UserError(
+                f"{step.kind} {step.server_round} of task {step.task_index}: {valid} of {asked} "
+                f"clients gave a valid reply, the quorum is {needed:g}; the checkpoint before it "
+                "stands, continue with --resume (metrics.jsonl has the reasons)"
+            )
+
+    def _event(self, event: str, step: Step, **fields: object) -> None:
+        where = {"task_index": step.task_index, "server_round": step.server_round}
+        task = self.tasks[step.task_index] if step.task_index >= 0 else ""
+        self.events.write(event, task=task, **where, **fields)
+
+
+def pooled(counts: dict[str, list[list[int]]], tasks: list[str]) -> dict[str, float]:
+    """Accuracy per task over all clients' examples.
+
+    Raises:
+        UserError: no client has a test example of a task.
+    """
+    accuracy = {}
+    for j, task in enumerate(tasks):
+        examples = sum(rows[j][1] for rows in counts.values())
+        if examples == 0:
+            raise UserError(f"task '{task}' has no test example at any client; add some")
+        accuracy[task] = sum(rows[j][0] for rows in counts.values()) / examples
+    return accuracy
+
+
+def start_state(experiment: Experiment, shapes: dict[str, tuple[int, int]]) -> State:
+    """Nothing learnt, nothing retained."""
+    adapter = experiment.adapter
+    current = zero_adapter(shapes, adapter.rank, adapter.lora_alpha / adapter.rank)
+    return State(current, zero_adapter(shapes, adapter.retained_rank))
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _spent(history: History, phase: str, started: float) -> dict[str, float]:
+    before = history.seconds.get(phase, 0.0)
+    return {**history.seconds, phase: before + time.monotonic() - started}
+
+

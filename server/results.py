@@ -1,0 +1,156 @@
+"""The results file of a run: its schema, and how it follows from the history."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from deal_core import metrics
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from server.checkpoint import History
+
+Accuracy = float | None
+"""0 to 1; None where a client has no test example of a task."""
+
+
+class Strict(BaseModel):
+    """Frozen, and no unknown field."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClientResult(Strict):
+    """One client's own test examples.
+
+    Attributes:
+        accuracy_matrix: as the global one; None where the client has no example.
+        average_accuracy: mean of the last row over the tasks the client has.
+        test_examples: per task.
+    """
+
+    accuracy_matrix: list[list[Accuracy]]
+    average_accuracy: Accuracy
+    test_examples: list[int]
+
+
+class Privacy(Strict):
+    """What was spent. With mechanism ``none`` there is no guarantee and no epsilon."""
+
+    mechanism: str
+    unit: str | None = None
+    delta: float | None = None
+    epsilon: dict[str, float] = {}
+
+
+class Wire(Strict):
+    """Payload bytes per round, mean per client."""
+
+    bytes_up: list[float]
+    bytes_down: list[float]
+
+
+class Results(Strict):
+    """``results.json``; accuracies are 0 to 1."""
+
+    schema_version: int = 1
+    config: Experiment
+    engine: str
+    seed: int
+    tasks: list[str]
+    accuracy_matrix: list[list[float]]
+    zero_shot: dict[str, float]
+    average_accuracy: float = Field(ge=0, le=1)
+    backward_transfer: float
+    forward_transfer: float
+    forgetting: float = Field(ge=0, le=1)
+    per_client: dict[str, ClientResult]
+    privacy: Privacy
+    wire: Wire
+    aggregation_error: list[float]
+    seconds: dict[str, float]
+    peak_rss_bytes: int
+    versions: dict[str, str]
+
+
+def make_results(experiment: Experiment, tasks: list[str], history: History) -> Results:
+    """Compute every measure from the counts in the history."""
+    rows = [_accuracies(evaluation, len(tasks)) for evaluation in history.evaluations]
+    zero_shot, matrix = rows[0], rows[1:]
+    return Results(
+        config=experiment,
+        engine=experiment.run.engine,
+        seed=experiment.run.seed,
+        tasks=tasks,
+        accuracy_matrix=matrix,
+        zero_shot=dict(zip(tasks, zero_shot, strict=True)),
+        average_accuracy=metrics.average_accuracy(matrix),
+        backward_transfer=metrics.backward_transfer(matrix),
+        forward_transfer=metrics.forward_transfer(matrix, zero_shot),
+        forgetting=metrics.forgetting(matrix),
+        per_client=_per_client(history),
+        privacy=Privacy(mechanism="none"),
+        wire=Wire(bytes_up=list(history.bytes_up), bytes_down=list(history.bytes_down)),
+        aggregation_error=list(history.aggregation_error),
+        seconds={"total": sum(history.seconds.values()), **history.seconds},
+        peak_rss_bytes=history.peak_rss_bytes,
+        versions={name: version(name) for name in ("flwr", "torch", "transformers", "peft")},
+    )
+
+
+def _accuracies(evaluation: Mapping[str, list[list[int]]], tasks: int) -> list[float]:
+    """Pooled over clients: every test example counts once."""
+    row = []
+    for j in range(tasks):
+        correct = sum(counts[j][0] for counts in evaluation.values())
+        examples = sum(counts[j][1] for counts in evaluation.values())
+        row.append(correct / examples)
+    return row
+
+
+def _per_client(history: History) -> dict[str, ClientResult]:
+    last = history.evaluations[-1]
+    results = {}
+    for client in sorted(last, key=int):
+        matrix = [
+            [correct / examples if examples else None for correct, examples in row[client]]
+            for row in history.evaluations[1:]
+            if client in row
+        ]
+        known = [value for value in matrix[-1] if value is not None]
+        results[client] = ClientResult(
+            accuracy_matrix=matrix,
+            average_accuracy=sum(known) / len(known) if known else None,
+            test_examples=[examples for _, examples in last[client]],
+        )
+    return results
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Write atomically; what is written has been read back and validated first."""
+    text = results.model_dump_json(indent=1)
+    Results.model_validate_json(text)
+    beside = path.with_suffix(".writing")
+    beside.write_text(text + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read_results(folder: Path) -> Results:
+    """Read ``results.json`` of a run folder.
+
+    Raises:
+        UserError: missing (the run has not finished) or not valid.
+    """
+    path = folder / "results.json"
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        return Results.model_validate(data)
+    except FileNotFoundError:
+        raise UserError(f"{path}: not there; the run has not finished (see --resume)") from None
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a valid results file ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,92 @@
+"""Send requests, take replies as they come, stop at the deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from deal_core.errors import UserError
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One client's answer: a message, or the reason why there is none."""
+
+    client: str
+    message: Message | None
+    fault: str = ""
+
+
+def collect(
+    grid: Grid, requests: Mapping[str, Message], deadline_seconds: float
+) -> Iterator[Reply]:
+    """Push one request per client and yield each reply as it arrives.
+
+    Every client is answered for exactly once: those that are silent at the deadline come
+    last, with a fault. A reply that nobody waits for any more is dropped.
+
+    Args:
+        grid: Flower's, or one that runs in this process.
+        requests: client name to message.
+        deadline_seconds: from now.
+    """
+    names = list(requests)
+    message_ids = list(grid.push_messages(list(requests.values())))
+    waiting = dict(zip(message_ids, names, strict=True))
+    end = time.monotonic() + deadline_seconds
+    while waiting and time.monotonic() < end:
+        arrived = list(grid.pull_messages(list(waiting)))
+        for message in arrived:
+            client = waiting.pop(message.metadata.reply_to_message_id, None)
+            if client is None:
+                continue
+            if message.has_error():
+                yield Reply(client, None, f"flower error {message.error.code}")
+            else:
+                yield Reply(client, message)
+        if not arrived:
+            time.sleep(POLL_SECONDS)
+    for client in waiting.values():
+        yield Reply(client, None, "no reply before the deadline")
+
+
+def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str, int]:
+    """Wait for ``expected`` nodes, ask each who it is, return client name to node id.
+
+    Names are stable across runs and restarts, node ids are not; so everything that is seeded
+    or stored goes by name.
+
+    Raises:
+        UserError: fewer nodes than expected at the deadline, or two with the same name.
+    """
+    end = time.monotonic() + deadline_seconds
+    nodes = sorted(grid.get_node_ids())
+    while len(nodes) < expected:
+        if time.monotonic() > end:
+            raise UserError(
+                f"only {len(nodes)} of {expected} clients are connected after "
+                f"{deadline_seconds:g} s; start the others or lower federation.clients"
+            )
+        time.sleep(POLL_SECONDS)
+        nodes = sorted(grid.get_node_ids())
+    requests = {
+        str(node): Message(RecordDict({"hello": ConfigRecord()}), node, HELLO) for node in nodes
+    }
+    found: dict[str, int] = {}
+    for reply in collect(grid, requests, max(1.0, end - time.monotonic())):
+        if reply.message is None:
+            raise UserError(f"a client did not say who it is ({reply.fault}); see its log")
+        name = str(reply.message.content.config_records["site"]["client"])
+        if name in found:
+            raise UserError(f"two clients call themselves '{name}'; give each its own number")
+        found[name] = int(reply.client)
+    return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+HELLO = f"{MessageType.QUERY}.hello"

@@ -1,0 +1,97 @@
+"""One run from start, or from its checkpoint, to its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from deal_core.config import Experiment
+from deal_core.data import open_source
+from deal_core.models import adapter_shapes
+from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
+from server.events import EventLog, Listener
+from server.export import export_adapter
+from server.federation import Federation, start_state
+from server.folder import RunFolder
+from server.results import Results, make_results, write_results
+from server.rounds import find_clients
+from server.schedule import synchronous
+
+CONNECT_SECONDS = 120.0
+
+
+def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) -> Results:
+    """Walk the schedule to its end; a checkpoint follows every step.
+
+    Args:
+        grid: Flower's, or one that runs in this process.
+        experiment: ``run.out`` is the run folder; with ``run.resume`` it holds a checkpoint.
+        listener: see :class:`EventLog`.
+
+    Raises:
+        UserError: clients missing, quorum not met, checkpoint unusable.
+    """
+    folder = RunFolder(Path(experiment.run.out))
+    folder.path.mkdir(parents=True, exist_ok=True)
+    events = EventLog(folder.metrics, listener)
+    try:
+        return _run(grid, experiment, folder, events)
+    except BaseException as error:
+        events.write("run_stopped", reason=f"{type(error).__name__}: {error}"[:500])
+        raise
+
+
+def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog) -> Results:
+    tasks = list(open_source(experiment.data).task_names())
+    steps = synchronous(len(tasks), experiment.federation.rounds)
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    checkpoint = _start(experiment, folder, shapes)
+    clients = find_clients(grid, experiment.federation.clients, CONNECT_SECONDS)
+    federation = Federation(grid, experiment, clients, tasks, events)
+    events.write(
+        "run_started",
+        tasks=tasks,
+        clients=len(clients),
+        rounds=experiment.federation.rounds,
+        resumed=checkpoint.position > 0,
+        done_rounds=sum(step.kind == "round" for step in steps[: checkpoint.position]),
+    )
+    for step in steps[checkpoint.position :]:
+        checkpoint = federation.run_step(step, checkpoint)
+        save_checkpoint(folder.checkpoint, checkpoint)
+    return _finish(experiment, tasks, folder, events, checkpoint)
+
+
+def _start(
+    experiment: Experiment, folder: RunFolder, shapes: dict[str, tuple[int, int]]
+) -> Checkpoint:
+    if experiment.run.resume:
+        return load_checkpoint(folder.checkpoint, shapes)
+    checkpoint = Checkpoint(
+        position=0, state=start_state(experiment, shapes), history=History()
+    )
+    save_checkpoint(folder.checkpoint, checkpoint)
+    return checkpoint
+
+
+def _finish(
+    experiment: Experiment,
+    tasks: list[str],
+    folder: RunFolder,
+    events: EventLog,
+    checkpoint: Checkpoint,
+) -> Results:
+    results = make_results(experiment, tasks, checkpoint.history)
+    export_adapter(folder.adapter, checkpoint.state, experiment)
+    write_results(folder.results, results)
+    events.write(
+        "run_finished",
+        average_accuracy=results.average_accuracy,
+        backward_transfer=results.backward_transfer,
+        forward_transfer=results.forward_transfer,
+        forgetting=results.forgetting,
+    )
+    return results
+
+

@@ -1,0 +1,31 @@
+"""Which step comes when: a pure list that a run walks through and a resumed run continues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run; a checkpoint follows each.
+
+    Attributes:
+        kind: ``zero-shot`` (evaluate the start), ``round`` (one round of local updates),
+            ``end-task`` (consolidate and evaluate).
+        task_index: position of the task in the stream, from 0; -1 for zero-shot.
+        server_round: from 1 in every task; 0 where the step is no round.
+    """
+
+    kind: Literal["zero-shot", "round", "end-task"]
+    task_index: int
+    server_round: int = 0
+
+
+def synchronous(tasks: int, rounds: int) -> list[Step]:
+    """All clients learn one task at a time, ``rounds`` rounds each."""
+    steps = [Step("zero-shot", -1)]
+    for index in range(tasks):
+        steps += [Step("round", index, number) for number in range(1, rounds + 1)]
+        steps.append(Step("end-task", index))
+    return steps
