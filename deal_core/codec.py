@@ -208,9 +208,70 @@ def _expected(template: Template, trained: frozenset[str]) -> dict[str, tuple[in
     return {key: shape for key, shape in template.expected().items() if _factor(key) in trained}
 
 
-def _float32() -> Codec:
-    return Codec(
-        lambda key, shape: {key: Header("float32", shape, 4 * shape[0] * shape[1])},
-        lambda key, array, generator: {key: array},
-        lambda key, encoded: np.array(encoded[key], np.float32),
-    )
+def _float32_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
+    return {key: Header("float32", shape, 4 * shape[0] * shape[1])}
+
+
+def _float32_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
+    return {key: array}
+
+
+def _float32_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    return np.array(encoded[key], np.float32)
+
+
+def _bfloat16_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
+    return {key: Header("uint16", shape, 2 * shape[0] * shape[1])}
+
+
+def _bfloat16_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
+    """Keep the upper half of the bits, rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return {key: ((bits + half) >> np.uint32(16)).astype(np.uint16)}
+
+
+def _bfloat16_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    return (encoded[key].astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _int8_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
+    rank = shape[1 - _within(key)]
+    return {
+        key: Header("int8", shape, shape[0] * shape[1]),
+        key + SCALE: Header("float32", (rank,), 4 * rank),
+    }
+
+
+def _int8_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
+    """Round ``x / scale`` down or up with the probability that makes it right on average."""
+    axis = _within(key)
+    scale = (np.abs(array).max(axis=axis) / np.float32(LEVELS)).astype(np.float32)
+    steps = array / np.expand_dims(np.where(scale > 0, scale, np.float32(1)), axis)
+    uniform = torch.rand(array.shape, generator=generator).numpy()
+    codes = np.clip(np.floor(steps + uniform), -LEVELS, LEVELS).astype(np.int8)
+    return {key: codes, key + SCALE: scale}
+
+
+def _int8_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    codes, scale = encoded[key], encoded[key + SCALE]
+    if (codes < -LEVELS).any():
+        raise PayloadError(f"{key}: a code is out of range")
+    if not (np.isfinite(scale).all() and (scale >= 0).all()):
+        raise PayloadError(f"{key}{SCALE}: a scale is negative or not finite")
+    with np.errstate(over="ignore"):
+        decoded: NDArray[np.float32] = codes * np.expand_dims(scale, _within(key))
+    return decoded
+
+
+def _within(key: str) -> int:
+    """Return the axis that runs within one rank direction: along rows of A, columns of B."""
+    return 1 if _factor(key) == "lora_A" else 0
+
+
+CODECS: dict[str, Codec] = {
+    "float32": Codec(_float32_headers, _float32_encode, _float32_decode),
+    "bfloat16": Codec(_bfloat16_headers, _bfloat16_encode, _bfloat16_decode),
+    "int8": Codec(_int8_headers, _int8_encode, _int8_decode),
+}
+"""``wire.dtype`` to format."""

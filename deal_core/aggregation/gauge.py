@@ -38,8 +38,8 @@ class ErrorGauge:
     of the squared norm. Over ``L`` layers its relative standard deviation is at most
     ``sqrt(2 / 32) = 25 %`` (everything in one direction of one layer), that of the norm half
     of it, and in practice ``1/sqrt(L)`` of that. Updates are folded 64 at a time so that the
-    cost is a few large matrix products. ``G`` is public: a gauge, not a defence. Source: Halko, Martinsson, Tropp (2011), 4.3; METHOD,
-    "Aggregation rules".
+    cost is a few large matrix products. ``G`` is public: a gauge, not a defence.
+    Source: Halko, Martinsson, Tropp, SIAM Review 2011, section 4.3.
 
     Args:
         shapes: layer name to ``(d_out, d_in)``.
