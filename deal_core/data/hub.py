@@ -102,7 +102,7 @@ def _load_split(task: str, spec: HubTask, split: str) -> Dataset:
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(spec.path, spec.config or None, split=split)
-    # ValueError: unknown configuration, unknown or empty split; OSError: not found, or no connection.
+    # ValueError: unknown configuration or split, or no rows; OSError: not found, no connection.
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
