@@ -5,6 +5,7 @@ from __future__ import annotations
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.work import Update
+from deal_core.adapters import split
 from deal_core.config import AdapterConfig
 from deal_core.instruction import RECORD, Instruction, read_instruction
 from deal_core.methods import State
@@ -32,10 +33,15 @@ def read_request(
         Template(shapes, instruction.rank),
         adapter.lora_alpha / adapter.rank,
     )
-    retained = read_record(
-        content.array_records[DISTILLED], Template(shapes, instruction.retained_rank), 1.0
+    distilled = read_record(
+        content.array_records[DISTILLED],
+        Template(shapes, instruction.retained_rank + instruction.residual_rank),
+        1.0,
     )
-    return State(current, retained), instruction
+    if not instruction.residual_rank:
+        return State(current, distilled), instruction
+    retained, residual = split(distilled, instruction.retained_rank)
+    return State(current, retained, residual), instruction
 
 
 def status_reply(message: Message, code: str) -> Message:
@@ -45,22 +51,22 @@ def status_reply(message: Message, code: str) -> Message:
 
 def update_reply(message: Message, update: Update, instruction: Instruction) -> Message:
     """A local update: the current adapter, which request it answers, its figures."""
-    status = {
-        "code": "ok",
-        "task_index": instruction.task_index,
-        "server_round": instruction.server_round,
-    }
-    metrics = {"num_examples": update.num_examples, "loss": update.loss, "seconds": update.seconds}
-    arrays = {key: Array(value) for key, value in to_arrays(update.adapter).items()}
-    content = RecordDict(
-        {STATUS: ConfigRecord(status), LORA: ArrayRecord(arrays), METRICS: MetricRecord(metrics)}
+    status = ConfigRecord(
+        {
+            "code": "ok",
+            "task_index": instruction.task_index,
+            "server_round": instruction.server_round,
+        }
     )
+    metrics = MetricRecord(
+        {"num_examples": update.num_examples, "loss": update.loss, "seconds": update.seconds}
+    )
+    arrays = {key: Array(value) for key, value in to_arrays(update.adapter).items()}
+    content = RecordDict({STATUS: status, LORA: ArrayRecord(arrays), METRICS: metrics})
     return Message(content, reply_to=message)
 
 
 def evaluation_reply(message: Message, counts: dict[str, list[int]]) -> Message:
     """Counts per task, in the order of the request."""
-    content = RecordDict(
-        {STATUS: ConfigRecord({"code": "ok"}), METRICS: MetricRecord(dict(counts))}
-    )
+    content = RecordDict({STATUS: ConfigRecord({"code": "ok"}), METRICS: MetricRecord({**counts})})
     return Message(content, reply_to=message)

@@ -147,6 +147,20 @@ def stack(adapters: Iterable[Adapter]) -> Adapter:
     )
 
 
+def split(adapter: Adapter, rank: int) -> tuple[Adapter, Adapter]:
+    """Undo a stack of two: the first ``rank`` directions, and the rest (at least one)."""
+    return (
+        Adapter(
+            {n: LoraFactors(f.A[:rank], f.B[:, :rank]) for n, f in adapter.layers.items()},
+            adapter.scaling,
+        ),
+        Adapter(
+            {n: LoraFactors(f.A[rank:], f.B[:, rank:]) for n, f in adapter.layers.items()},
+            adapter.scaling,
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Thin SVD of one layer's update, ``U @ diag(S) @ Vh``, float64.

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from deal_core.adapters import Adapter, LoraFactors
+from deal_core.adapters import Adapter, LoraFactors, zero_adapter
 from deal_core.config import AdapterConfig
 from deal_core.errors import UserError
 from deal_core.payload import PREFIX
 
 CURRENT = "current"
 RETAINED = "retained"
+RESIDUAL = "residual"
+"""What an exact aggregation rule could not fit into the current adapter; often absent."""
 
 
 def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
-    """Freeze ``base`` and add a retained (scaling 1) and a current adapter, both zero.
+    """Freeze ``base`` and add a retained and a residual (scaling 1) and a current adapter, zero.
 
     Raises:
         UserError: ``adapter.target_modules`` names no linear layer of the model.
@@ -44,26 +47,24 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
     except ValueError as error:
         raise UserError(f"adapter.target_modules: {str(error).splitlines()[0]}") from None
     assert isinstance(model, PeftModel)
+    model.add_adapter(RESIDUAL, LoraConfig(r=1, lora_alpha=1, target_modules=targets))
     model.add_adapter(
         CURRENT,
-        LoraConfig(
-            r=config.rank,
-            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
-            target_modules=targets,
-            task_type=task_type,
-        ),
+        LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets),
     )
-    model.base_model.set_adapter([RETAINED, CURRENT])
-    for layer in lora_layers(model).values():
-        for name in (RETAINED, CURRENT):
-            nn.init.zeros_(layer.lora_A[name].weight)
-            nn.init.zeros_(layer.lora_B[name].weight)
+    shapes = {
+        name: (layer.out_features, layer.in_features) for name, layer in lora_layers(model).items()
+    }
+    write(model, RETAINED, zero_adapter(shapes, config.retained_rank))
+    write(model, RESIDUAL, zero_adapter(shapes, 1))
+    write(model, CURRENT, zero_adapter(shapes, config.rank, config.lora_alpha / config.rank))
+    activate(model, [CURRENT])
     set_trainable(model, frozenset({"lora_A", "lora_B"}))
     return model
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoraLayer]:
-    """Return layer name to PEFT layer, in the model's order."""
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """Return layer name to PEFT layer (too loosely typed to be more than Any), in order."""
     return {
         name.removeprefix(PREFIX): module
         for name, module in model.named_modules()
@@ -103,6 +104,13 @@ def write(model: nn.Module, name: str, adapter: Adapter) -> None:
         layer.scaling[name] = adapter.scaling
 
 
+def activate(model: PeftModel, names: list[str]) -> None:
+    """Let exactly these adapters take part in the forward pass (an idle one costs time)."""
+    tuner: Any = model.base_model
+    if list(tuner.active_adapters) != names:
+        tuner.set_adapter(names)
+
+
 def _assign(parameter: Tensor, value: Tensor) -> None:
     parameter.data = value.detach().to(parameter.device, parameter.dtype).clone()
     parameter.grad = None
@@ -128,27 +136,26 @@ def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Paramete
 @contextmanager
 def without_current(model: nn.Module) -> Iterator[None]:
     """Within the block the model is what it was at the start of the task: ``W0 + retained``."""
-    layers = list(lora_layers(model).values())
-    before = [layer.scaling[CURRENT] for layer in layers]
-    for layer in layers:
-        layer.scaling[CURRENT] = 0.0
-    try:
+    with _silenced(model, (CURRENT, RESIDUAL)):
         yield
-    finally:
-        for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling[CURRENT] = scaling
 
 
 @contextmanager
-def base_only(model: PeftModel) -> Iterator[None]:
-    """Within the block both adapters are off: the frozen base model, without gradients."""
+def base_only(model: nn.Module) -> Iterator[None]:
+    """Within the block all adapters are off: the frozen base model, without gradients."""
+    with _silenced(model, (CURRENT, RESIDUAL, RETAINED)), torch.no_grad():
+        yield
+
+
+@contextmanager
+def _silenced(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
+    """Scale these adapters by 0, and back; unlike switching them off, gradients stay as set."""
     layers = list(lora_layers(model).values())
-    before = [dict(layer.scaling) for layer in layers]
+    before = [{name: layer.scaling[name] for name in names} for layer in layers]
     for layer in layers:
-        layer.scaling.update({CURRENT: 0.0, RETAINED: 0.0})
+        layer.scaling.update(dict.fromkeys(names, 0.0))
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for layer, scaling in zip(layers, before, strict=True):
             layer.scaling.update(scaling)

@@ -29,6 +29,8 @@ class Instruction(BaseModel):
     trained: tuple[str, ...] = ("lora_A", "lora_B")
     rank: int = Field(ge=1)
     retained_rank: int = Field(ge=1)
+    residual_rank: int = Field(0, ge=0)
+    """Rows of the distilled record after the first ``retained_rank`` belong to this task."""
 
     def to_config(self) -> dict[str, Any]:
         """Return plain scalars and lists; empty lists stay out (Flower cannot type them)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deal_core.attach import CURRENT, RETAINED, set_trainable, write
+from deal_core.attach import CURRENT, RESIDUAL, RETAINED, activate, set_trainable, write
 from deal_core.batching import evaluation_batches, training_batches
 from deal_core.config import TrainConfig
 from deal_core.methods import LocalTask, Method, State
@@ -27,9 +27,14 @@ class TrainReport:
 
 
 def load_state(model: LanguageModel, state: State) -> None:
-    """Put both adapters into the model."""
-    write(model.module, RETAINED, state.retained)
+    """Put the adapters into the model; those that hold nothing stay out of its way."""
+    active = [CURRENT]
     write(model.module, CURRENT, state.current)
+    for name, adapter in ((RETAINED, state.retained), (RESIDUAL, state.residual)):
+        if adapter is not None and any(bool(f.B.any()) for f in adapter.layers.values()):
+            write(model.module, name, adapter)
+            active.append(name)
+    activate(model.module, active)
 
 
 def train(
@@ -89,4 +94,3 @@ def precision(model: LanguageModel, config: TrainConfig) -> AbstractContextManag
         config.precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported()
     )
     return torch.autocast(kind, torch.bfloat16) if wanted else nullcontext()
-

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, Template, from_arrays, to_arrays
 
 VERSION = 1
+RESIDUAL = "residual"
 
 
 class History(BaseModel):
@@ -40,6 +40,11 @@ class History(BaseModel):
     seconds: dict[str, float] = {}
     peak_rss_bytes: int = 0
 
+    def after_round(self, figures: Mapping[str, float], seconds: dict[str, float]) -> History:
+        """Append one round's figures (``bytes_up``, ``bytes_down``, ``aggregation_error``)."""
+        appended = {name: (*getattr(self, name), value) for name, value in figures.items()}
+        return self.model_copy(update={**appended, "seconds": seconds})
+
 
 class Checkpoint(BaseModel):
     """State after ``position`` steps of the schedule."""
@@ -54,8 +59,14 @@ class Checkpoint(BaseModel):
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write beside ``path``, flush to disk, then rename: a kill leaves the old or the new file."""
     state = checkpoint.state
-    tensors = {f"{LORA}/{key}": value for key, value in to_arrays(state.current).items()}
-    tensors |= {f"{DISTILLED}/{key}": value for key, value in to_arrays(state.retained).items()}
+    parts = {LORA: state.current, DISTILLED: state.retained}
+    if state.residual is not None:
+        parts[RESIDUAL] = state.residual
+    tensors = {
+        f"{part}/{key}": np.ascontiguousarray(value)
+        for part, adapter in parts.items()
+        for key, value in to_arrays(adapter).items()
+    }
     meta = {
         "version": str(VERSION),
         "position": str(checkpoint.position),
@@ -63,10 +74,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "scaling": repr(state.current.scaling),
         "rank": str(state.current.rank),
         "retained_rank": str(state.retained.rank),
+        "residual_rank": str(state.residual.rank if state.residual is not None else 0),
     }
     beside = path.with_suffix(".writing")
     with beside.open("wb") as file:
-        file.write(save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, meta))
+        file.write(save(tensors, meta))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
@@ -86,10 +98,11 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
             raise UserError(f"{path}: checkpoint of version {meta.get('version')}, not {VERSION}")
         current = _part(tensors, LORA, Template(shapes, int(meta["rank"])), float(meta["scaling"]))
         retained = _part(tensors, DISTILLED, Template(shapes, int(meta["retained_rank"])), 1.0)
+        rank = int(meta["residual_rank"])
+        residual = _part(tensors, RESIDUAL, Template(shapes, rank), 1.0) if rank else None
         history = History.model_validate_json(meta["history"])
-        return Checkpoint(
-            position=int(meta["position"]), state=State(current, retained), history=history
-        )
+        state = State(current, retained, residual)
+        return Checkpoint(position=int(meta["position"]), state=state, history=history)
     except UserError:
         raise
     except FileNotFoundError:
@@ -99,7 +112,8 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
 
 
 def _part(
-    tensors: Mapping[str, np.ndarray], record: str, template: Template, scaling: float) -> Adapter:
+    tensors: Mapping[str, np.ndarray], record: str, template: Template, scaling: float
+) -> Adapter:
     prefix = record + "/"
     own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     return from_arrays(own, template, scaling)

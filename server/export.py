@@ -17,11 +17,11 @@ from deal_core.payload import to_arrays
 def export_adapter(folder: Path, state: State, experiment: Experiment) -> None:
     """Write ``adapter_model.safetensors`` and ``adapter_config.json``.
 
-    Current and retained adapter are stacked, so one PEFT adapter of the summed rank gives
+    All parts are stacked, so one PEFT adapter of the summed rank gives
     exactly the global model. A hub or folder name goes into the config as the base model; an
     embedded one is named as in the experiment.
     """
-    merged = stack([state.retained, state.current])
+    merged = stack(state.parts())
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.ascontiguousarray(value) for key, value in to_arrays(merged).items()}
     save_file(arrays, folder / "adapter_model.safetensors", {"format": "pt"})

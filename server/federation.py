@@ -12,17 +12,17 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from deal_core.adapters import stack, zero_adapter
-from deal_core.aggregation import make_rule
+from deal_core.aggregation import Aggregate, Aggregation, make_rule
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction
-from deal_core.methods import State, make_method
+from deal_core.methods import Method, State, make_method
 from deal_core.payload import PayloadError
 from deal_core.randomness import seeded
 from server import wire
 from server.checkpoint import Checkpoint, History
 from server.events import EventLog
-from server.rounds import collect
+from server.rounds import Reply, collect
 from server.schedule import Step
 
 
@@ -64,63 +64,62 @@ class Federation:
     def _round(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """One round: sample, send, collect, aggregate."""
         started = time.monotonic()
-        config, seed = self.experiment, self.experiment.run.seed
         if step.server_round == 1:
-            method = make_method(config.method, config.adapter)
-            state = method.begin_task(state, seeded(seed, "begin", step.task_index))
-        rule = make_rule(config.aggregation)
+            generator = seeded(self.experiment.run.seed, "begin", step.task_index)
+            state = self._method().begin_task(state, generator)
+        rule = make_rule(self.experiment.aggregation)
         instruction = self._instruction(step, state, rule.trained(step.server_round))
         chosen = self._sample(step)
         self._event("round_started", step, clients=len(chosen))
         requests = self._requests(chosen, state, instruction, MessageType.TRAIN)
-        up: list[int] = []
+        aggregation = rule.begin(state.current, step.server_round)
+        sizes, idle = self._gather(step, state, instruction, requests, aggregation)
+        self._require_quorum(len(sizes), len(chosen) - idle, step)
+        gauge = 0.0
+        if sizes:
+            aggregate = aggregation.finish()
+            state, gauge = absorbed(state, aggregate), aggregate.error
+        down = sum(wire.payload_bytes(message.content) for message in requests.values())
+        figures = {
+            "aggregation_error": gauge,
+            "bytes_up": sum(sizes) / max(1, len(sizes)),
+            "bytes_down": down / len(requests),
+        }
+        seconds = time.monotonic() - started
+        self._event("round_finished", step, clients=len(sizes), seconds=seconds, **figures)
+        return state, history.after_round(figures, _spent(history, "train", started))
+
+    def _gather(
+        self,
+        step: Step,
+        state: State,
+        instruction: Instruction,
+        requests: dict[str, Message],
+        aggregation: Aggregation,
+    ) -> tuple[list[int], int]:
+        """Give every valid update to the aggregation; return their sizes, and how many clients
+        had no data. A faulty reply costs its sender the round, and nobody else."""
+        sizes: list[int] = []
         idle = 0
-        running = rule.begin(state.current, step.server_round)
-        for reply in collect(self.grid, requests, config.federation.deadline_seconds):
+        for reply in collect(self.grid, requests, self.experiment.federation.deadline_seconds):
             try:
-                if reply.message is None:
-                    raise PayloadError(reply.fault)
+                message = answered(reply)
                 update, figures = wire.read_update(
-                    reply.client, reply.message, state.current, instruction
+                    reply.client, message, state.current, instruction
                 )
-                running.add(update)
-                up.append(wire.payload_bytes(reply.message.content))
-                self._event("client_finished", step, client=reply.client, **figures)
+                aggregation.add(update)
             except wire.NoData:
                 idle += 1
-            except ValueError as error:
-                self._event("client_failed", step, client=reply.client, reason=str(error))
-        self._require_quorum(len(up), len(chosen) - idle, step)
-        aggregate = running.finish() if up else None
-        error = aggregate.error if aggregate else 0.0
-        if aggregate is not None:
-            state = State(aggregate.current, state.retained)
-            if aggregate.residual is not None:
-                state = State(state.current, stack([state.retained, aggregate.residual]))
-        down = sum(wire.payload_bytes(message.content) for message in requests.values())
-        history = history.model_copy(
-            update={
-                "bytes_up": (*history.bytes_up, sum(up) / max(1, len(up))),
-                "bytes_down": (*history.bytes_down, down / len(requests)),
-                "aggregation_error": (*history.aggregation_error, error),
-                "seconds": _spent(history, "train", started),
-            }
-        )
-        self._event(
-            "round_finished",
-            step,
-            clients=len(up),
-            aggregation_error=error,
-            bytes_up=history.bytes_up[-1],
-            bytes_down=history.bytes_down[-1],
-            seconds=time.monotonic() - started,
-        )
-        return state, history
+            except ValueError as fault:
+                self._event("client_failed", step, client=reply.client, reason=str(fault))
+            else:
+                sizes.append(wire.payload_bytes(message.content))
+                self._event("client_finished", step, client=reply.client, **figures)
+        return sizes, idle
 
     def _end_task(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks."""
-        config = self.experiment
-        state = make_method(config.method, config.adapter).end_task(state)
+        state = self._method().end_task(state)
         state, history = self._evaluate(step, state, history)
         self._event("task_finished", step)
         return state, history
@@ -133,11 +132,9 @@ class Federation:
         counts: dict[str, list[list[int]]] = {}
         for reply in collect(self.grid, requests, self.experiment.federation.deadline_seconds):
             try:
-                if reply.message is None:
-                    raise PayloadError(reply.fault)
-                counts[reply.client] = wire.read_counts(reply.message, len(self.tasks))
-            except PayloadError as error:
-                self._event("client_failed", step, client=reply.client, reason=str(error))
+                counts[reply.client] = wire.read_counts(answered(reply), len(self.tasks))
+            except PayloadError as fault:
+                self._event("client_failed", step, client=reply.client, reason=str(fault))
         self._require_quorum(len(counts), len(requests), step)
         ordered = {name: counts[name] for name in self.clients if name in counts}
         history = history.model_copy(
@@ -151,6 +148,9 @@ class Federation:
         )
         return state, history
 
+    def _method(self) -> Method:
+        return make_method(self.experiment.method, self.experiment.adapter)
+
     def _instruction(self, step: Step, state: State, trained: frozenset[str]) -> Instruction:
         index = max(step.task_index, 0)
         return Instruction(
@@ -162,6 +162,7 @@ class Federation:
             trained=tuple(sorted(trained)),
             rank=state.current.rank,
             retained_rank=state.retained.rank,
+            residual_rank=state.residual.rank if state.residual is not None else 0,
         )
 
     def _requests(
@@ -177,9 +178,7 @@ class Federation:
         """Clients of a round: a seeded choice over stable names."""
         names = list(self.clients)
         wanted = self.experiment.federation.clients_per_round or len(names)
-        generator = seeded(
-            self.experiment.run.seed, "sample", step.task_index, step.server_round
-        )
+        generator = seeded(self.experiment.run.seed, "sample", step.task_index, step.server_round)
         order = torch.randperm(len(names), generator=generator)[:wanted].tolist()
         return [names[i] for i in sorted(order)]
 
@@ -196,6 +195,19 @@ class Federation:
         where = {"task_index": step.task_index, "server_round": step.server_round}
         task = self.tasks[step.task_index] if step.task_index >= 0 else ""
         self.events.write(event, task=task, **where, **fields)
+
+
+def answered(reply: Reply) -> Message:
+    """The message of a reply; a PayloadError with the reason where there is none."""
+    if reply.message is None:
+        raise PayloadError(reply.fault)
+    return reply.message
+
+
+def absorbed(state: State, aggregate: Aggregate) -> State:
+    """The state after a round: what the current adapter cannot hold joins the residual."""
+    gained = [part for part in (state.residual, aggregate.residual) if part is not None]
+    return State(aggregate.current, state.retained, stack(gained) if gained else None)
 
 
 def pooled(counts: dict[str, list[list[int]]], tasks: list[str]) -> dict[str, float]:
@@ -228,5 +240,3 @@ def peak_rss_bytes() -> int:
 def _spent(history: History, phase: str, started: float) -> dict[str, float]:
     before = history.seconds.get(phase, 0.0)
     return {**history.seconds, phase: before + time.monotonic() - started}
-
-

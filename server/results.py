@@ -153,4 +153,5 @@ def read_results(folder: Path) -> Results:
     except FileNotFoundError:
         raise UserError(f"{path}: not there; the run has not finished (see --resume)") from None
     except (ValidationError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a valid results file ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a valid results file ({reason})") from None

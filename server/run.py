@@ -68,9 +68,7 @@ def _start(
 ) -> Checkpoint:
     if experiment.run.resume:
         return load_checkpoint(folder.checkpoint, shapes)
-    checkpoint = Checkpoint(
-        position=0, state=start_state(experiment, shapes), history=History()
-    )
+    checkpoint = Checkpoint(position=0, state=start_state(experiment, shapes), history=History())
     save_checkpoint(folder.checkpoint, checkpoint)
     return checkpoint
 
@@ -93,5 +91,3 @@ def _finish(
         forgetting=results.forgetting,
     )
     return results
-
-

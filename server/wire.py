@@ -6,7 +6,7 @@ import math
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from deal_core.adapters import Adapter
+from deal_core.adapters import Adapter, stack
 from deal_core.aggregation import ClientUpdate
 from deal_core.instruction import RECORD, Instruction
 from deal_core.methods import State
@@ -27,7 +27,7 @@ def request(
     content = RecordDict(
         {
             LORA: _record(state.current),
-            DISTILLED: _record(state.retained),
+            DISTILLED: _record(stack(state.parts()[:-1])),
             RECORD: ConfigRecord(instruction.to_config()),
         }
     )
@@ -79,7 +79,9 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
     code = status(message.content)
     if code != "ok":
         raise PayloadError(f"client reports '{code[:40]}'")
-    figures = message.content.metric_records.get("metrics", {})
+    if "metrics" not in message.content.metric_records:
+        raise PayloadError("counts are missing")
+    figures = message.content.metric_records["metrics"]
     correct, examples = figures.get("correct"), figures.get("examples")
     if not isinstance(correct, list) or not isinstance(examples, list):
         raise PayloadError("counts are missing")
@@ -91,8 +93,9 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
 
 def status(content: RecordDict) -> str:
     """The code that a reply carries; empty when it carries none."""
-    record = content.config_records.get("status", {})
-    return str(record.get("code", ""))
+    if "status" not in content.config_records:
+        return ""
+    return str(content.config_records["status"].get("code", ""))
 
 
 def payload_bytes(content: RecordDict) -> int:

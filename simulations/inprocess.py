@@ -10,7 +10,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from uuid import uuid4
 
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -105,11 +114,13 @@ class InProcessGrid(Grid):
 
     def _execute(self, request: Message) -> Message:
         context = self._contexts[request.metadata.dst_node_id]
-        received = Message(metadata=request.metadata, content=copy(request.content))
+        sent, request.content = request.content, copy(request.content)
         try:
-            reply = self._app(received, context)
+            reply = self._app(request, context)
         except Exception:
             return Message(Error(CLIENT_FAILED, "ClientApp raised"), reply_to=request)
+        finally:
+            request.content = sent
         return Message(copy(reply.content), reply_to=request)
 
 
@@ -122,8 +133,10 @@ def copy(content: RecordDict) -> RecordDict:
             rebuilt[name] = ArrayRecord(
                 {key: Array(a.dtype, a.shape, a.stype, a.data) for key, a in record.items()}
             )
+        elif isinstance(record, MetricRecord):
+            rebuilt[name] = MetricRecord(dict(record))
         else:
-            rebuilt[name] = type(record)(dict(record))
+            rebuilt[name] = ConfigRecord(dict(record))
     return rebuilt
 
 

@@ -38,7 +38,7 @@ class Deal:
     def end_task(self, state: State) -> State:
         """Stack both adapters and keep the best part of rank ``retained_rank`` (exact while
         everything learnt so far fits into it)."""
-        retained = compress(stack([state.retained, state.current]), self.adapter.retained_rank)
+        retained = compress(stack(state.parts()), self.adapter.retained_rank)
         current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
         return State(current, retained)
 

@@ -20,10 +20,17 @@ class State:
     Attributes:
         current: what this task teaches (trained in rounds).
         retained: all earlier tasks (scaling 1).
+        residual: part of this task that an exact aggregation rule found no room for in
+            ``current`` (scaling 1); None where there is none.
     """
 
     current: Adapter
     retained: Adapter
+    residual: Adapter | None = None
+
+    def parts(self) -> list[Adapter]:
+        """All adapters; their sum is the whole update of the base model."""
+        return [a for a in (self.retained, self.residual, self.current) if a is not None]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Sequential:
             return state
         scaling = self.adapter.lora_alpha / self.adapter.rank
         current = fresh_adapter(state.retained, self.adapter.rank, scaling, generator)
-        return State(current, state.retained)
+        return State(current, state.retained, state.residual)
 
     def end_task(self, state: State) -> State:
         """Keep everything as it is."""

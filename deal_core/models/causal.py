@@ -53,15 +53,13 @@ class CausalLM:
             for example in examples
         ]
 
-    def learn(
-        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]
-    ) -> Learnt:
+    def learn(self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]) -> Learnt:
         """Losses on the answer's tokens; distillation is over the vocabulary at those tokens,
         so ``seen`` only decides whether there is anything to distil."""
         answers = [self._answer(labels[item.target]) for item in batch]
         logits, targets, counts = self._answer_logits([item.tokens for item in batch], answers)
         token_losses = cross_entropy(logits, targets, reduction="none")
-        losses = torch.stack([part.mean() for part in token_losses.split(counts)])
+        losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
         return Learnt(losses, logits if seen else logits[:, :0])
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
@@ -70,12 +68,12 @@ class CausalLM:
         pairs = [(item.tokens, answer) for item in batch for answer in answers]
         longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
         step = max(1, SCORING_TOKENS // longest)
-        parts = []
+        parts: list[Tensor] = []
         for start in range(0, len(pairs), step):
             prompts, chosen = zip(*pairs[start : start + step], strict=True)
             logits, targets, counts = self._answer_logits(prompts, chosen)
             likelihood = -cross_entropy(logits, targets, reduction="none")
-            parts.extend(part.mean() for part in likelihood.split(counts))
+            parts.extend(part.mean() for part in torch.split(likelihood, counts))
         return torch.stack(parts).view(len(batch), len(labels))
 
     def _answer_logits(
@@ -138,4 +136,4 @@ def causal_skeleton(model: ModelConfig) -> Any:
 
     config = pretrained(AutoConfig, model.name)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]

@@ -49,9 +49,7 @@ class EncoderLabels:
             for tokens, example in zip(ids, examples, strict=True)
         ]
 
-    def learn(
-        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]
-    ) -> Learnt:
+    def learn(self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]) -> Learnt:
         """One forward; cross-entropy over ``labels``, logits over ``seen``."""
         scores = self.scores(batch, [*labels, *seen])
         targets = torch.tensor([item.target for item in batch], device=self.device)
@@ -104,4 +102,4 @@ def encoder_skeleton(model: ModelConfig) -> Any:
 
     config = pretrained(AutoConfig, model.name)
     with torch.device("meta"):
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config)  # type: ignore[no-untyped-call]

@@ -42,7 +42,7 @@ class Learnt:
 
 
 class LanguageModel(Protocol):
-    """A frozen base model with a current and a retained adapter (see ``attach``)."""
+    """A frozen base model with a current and a retained adapter (see ``deal_core.attach``)."""
 
     @property
     def module(self) -> PeftModel:
@@ -55,9 +55,7 @@ class LanguageModel(Protocol):
     def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
         """Tokenise once. Raises ``ValueError`` when an example's label is not in ``labels``."""
 
-    def learn(
-        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]
-    ) -> Learnt:
+    def learn(self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]) -> Learnt:
         """Forward for training: losses over ``labels``, distillation over ``seen``."""
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:

@@ -61,7 +61,7 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
 
     source = locate(name)
     bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return loader.from_pretrained(source.location, **source.options, **options)
     except (OSError, ValueError) as error:
@@ -71,7 +71,7 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         ) from None
     finally:
         if bars:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def best_device() -> Any:
