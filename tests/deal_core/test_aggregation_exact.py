@@ -30,6 +30,15 @@ EXACT = ("ffa", "alternating", "fedsvd", "flora", "fedex", "flexlora")
 MIXED = ("flora", "flexlora")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small matrices: threads that wait for each other on a busy machine cost 100 times more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @dataclass(frozen=True)
 class Round:
     """One random round: its start, its number and the replies."""
@@ -128,7 +137,7 @@ def relative(result, ideal, fan_in_fan_out=False):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_rules_equal_the_dense_oracle(name):
-    @settings(max_examples=40, deadline=None, derandomize=True)
+    @settings(max_examples=100, deadline=None, derandomize=True)
     @given(rounds(name), st.booleans())
     def check(task, conv1d):
         result = run(name, task)
@@ -144,7 +153,7 @@ def test_exact_rules_equal_the_dense_oracle(name):
 
 @pytest.mark.parametrize("name", MIXED)
 def test_mixed_ranks_are_exact(name):
-    @settings(max_examples=25, deadline=None, derandomize=True)
+    @settings(max_examples=60, deadline=None, derandomize=True)
     @given(rounds(name, ranks=(2, 4, 8, 16)))
     def check(task):
         result = run(name, task)
@@ -154,7 +163,7 @@ def test_mixed_ranks_are_exact(name):
     check()
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(rounds("fedit"))
 def test_fedit_misses_exactly_the_covariance_of_the_drifts(task):
     result, ideal = run("fedit", task), oracle(task.updates)
@@ -178,7 +187,7 @@ def test_fedit_misses_exactly_the_covariance_of_the_drifts(task):
 
 @pytest.mark.parametrize("name", sorted(AGGREGATION_RULES))
 def test_order_of_clients_changes_nothing(name):
-    @settings(max_examples=12, deadline=None, derandomize=True)
+    @settings(max_examples=30, deadline=None, derandomize=True)
     @given(rounds(name), st.randoms(use_true_random=False))
     def check(task, random):
         shuffled = list(task.updates)
