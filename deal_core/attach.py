@@ -6,6 +6,7 @@ those of the base model (``encoder.layer.0.attention.self.query``).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,26 +33,10 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
     Raises:
         UserError: ``adapter.target_modules`` names no linear layer of the model.
     """
-    targets = list(config.target_modules) or None
     try:
-        model = get_peft_model(
-            base,
-            LoraConfig(
-                r=config.retained_rank,
-                lora_alpha=config.retained_rank,
-                target_modules=targets,
-                task_type=task_type,
-            ),
-            adapter_name=RETAINED,
-        )
+        model = _with_adapters(base, config, task_type)
     except ValueError as error:
         raise UserError(f"adapter.target_modules: {str(error).splitlines()[0]}") from None
-    assert isinstance(model, PeftModel)
-    model.add_adapter(RESIDUAL, LoraConfig(r=1, lora_alpha=1, target_modules=targets))
-    model.add_adapter(
-        CURRENT,
-        LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=targets),
-    )
     shapes = {
         name: (layer.out_features, layer.in_features) for name, layer in lora_layers(model).items()
     }
@@ -60,6 +45,25 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
     write(model, CURRENT, zero_adapter(shapes, config.rank, config.lora_alpha / config.rank))
     activate(model, [CURRENT])
     set_trainable(model, frozenset({"lora_A", "lora_B"}))
+    return model
+
+
+def _with_adapters(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
+    targets = list(config.target_modules) or None
+    ranks = {RETAINED: config.retained_rank, RESIDUAL: 1, CURRENT: config.rank}
+    configs = {
+        name: LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type=task_type)
+        for name, rank in ranks.items()
+    }
+    with warnings.catch_warnings():
+        # Theirs to settle: PEFT uses a name that transformers deprecates, and tells that it
+        # corrected fan_in_fan_out for Conv1D layers.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False.*", UserWarning)
+        model = get_peft_model(base, configs[RETAINED], adapter_name=RETAINED)
+        assert isinstance(model, PeftModel)
+        for name in (RESIDUAL, CURRENT):
+            model.add_adapter(name, configs[name])
     return model
 
 

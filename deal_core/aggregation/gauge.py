@@ -68,7 +68,7 @@ class ErrorGauge:
         self._weight += weight
 
     def read(self, *result: Adapter | None) -> Reading:
-        """Return the error of the sum of the given adapters (None is skipped).
+        """Return the error of the sum of the given adapters (None is skipped; at least one).
 
         0 when both the result and the ideal are zero; infinite when only the ideal is.
 
@@ -102,9 +102,9 @@ class ErrorGauge:
 
     def _fold(self) -> None:
         weighted = [(weight * each.scaling, each) for weight, each in self._kept]
-        for name in self._shapes:
-            seen = self._seen(name, weighted, torch.float32) if weighted else torch.zeros(1)
-            self._sketch[name] = self._sketch.get(name, torch.zeros(1, dtype=torch.float64)) + seen
+        for name in self._shapes if weighted else ():
+            seen = self._seen(name, weighted, torch.float32).double()
+            self._sketch[name] = self._sketch[name] + seen if name in self._sketch else seen
         self._kept, self._rows = [], 0
 
     def _seen(

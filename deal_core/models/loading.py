@@ -10,7 +10,6 @@ from deal_core.assets import asset_folder
 from deal_core.errors import UserError, nearest
 
 EMBEDDED = "embedded:"
-GGUF_FILES = {"smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 EMBEDDED_NAMES = ("minilm", "smollm2")
 
 
@@ -41,9 +40,10 @@ def locate(name: str) -> Source:
         raise UserError(
             f"model.name '{name}' is unknown; embedded: {listed}{nearest(short, EMBEDDED_NAMES)}"
         )
-    folder = asset_folder(short)
-    options = {"gguf_file": GGUF_FILES[short]} if short in GGUF_FILES else {}
-    return Source(str(folder), options)
+    found = asset_folder(short)
+    if found.suffix == ".gguf":
+        return Source(str(found.parent), {"gguf_file": found.name})
+    return Source(str(found), {})
 
 
 def pretrained(loader: Any, name: str, **options: Any) -> Any:

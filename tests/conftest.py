@@ -1,0 +1,85 @@
+"""Shared: small real models and one short real run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deal_core.config import AdapterConfig, Experiment, apply_overrides, parse_experiment
+from deal_core.models import LanguageModel, load_model
+
+SHORT = [
+    'data.tasks=["laboratory", "surgery"]',
+    "data.max_train=32",
+    "data.max_test=32",
+    "federation.clients=2",
+    "federation.rounds=2",
+    "train.max_length=32",
+    "run.threads=2",
+]
+
+
+def experiment_with(*overrides: str) -> Experiment:
+    return parse_experiment(apply_overrides({}, [*SHORT, *overrides]), "test")
+
+
+@pytest.fixture
+def short_experiment():
+    """The embedded model and data, two small tasks: seconds, not minutes."""
+    return experiment_with
+
+
+@pytest.fixture(scope="session")
+def minilm() -> LanguageModel:
+    """The embedded encoder; tests that write adapters leave none behind for others to rely on."""
+    config = Experiment()
+    return load_model(config.model, config.adapter, config.train.max_length)
+
+
+def tiny_causal(folder: Path, kind: str) -> Path:
+    """Save a random Llama or GPT-2 of a few thousand weights with a word-level tokeniser."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import (
+        AutoModelForCausalLM,
+        GPT2Config,
+        LlamaConfig,
+        PreTrainedTokenizerFast,
+    )
+
+    words = "Classify the text . Answer with one of options Options : , Text red blue green a b c d"
+    vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", *words.split()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>"
+    ).save_pretrained(folder)
+    size = len(vocabulary)
+    config = {
+        "llama": LlamaConfig(
+            vocab_size=size,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=1,
+            eos_token_id=0,
+        ),
+        "gpt2": GPT2Config(
+            vocab_size=size, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=0
+        ),
+    }[kind]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2"])
+def causal_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_causal(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture
+def small_adapter() -> AdapterConfig:
+    return AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from deal_core.adapters import fresh_adapter, zero_adapter
+from deal_core.attach import CURRENT, read
+from deal_core.config import MethodConfig, ModelConfig, TrainConfig
+from deal_core.data import Example
+from deal_core.methods import LocalTask, State, make_method
+from deal_core.models import adapter_shapes, load_model
+from deal_core.randomness import seeded
+from deal_core.training import count_correct, load_state, train
+
+LABELS = ("red", "blue_green", "green")
+EXAMPLES = [
+    Example("a b", "red"),
+    Example("c c c c d", "blue_green"),
+    Example("d", "green"),
+    Example("a b a b a b", "red"),
+]
+
+
+@pytest.fixture
+def model(causal_folder, small_adapter):
+    config = ModelConfig(family="causal-lm", name=str(causal_folder))
+    return load_model(config, small_adapter, 32)
+
+
+def plain_log_likelihoods(folder, prompt, answer) -> torch.Tensor:
+    """One sequence at a time through the bare model: the obvious slow way."""
+    bare = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = bare(torch.tensor([[*prompt, *answer]])).logits[0]
+    rows = logits[len(prompt) - 1 : len(prompt) + len(answer) - 1]
+    return -cross_entropy(rows, torch.tensor(answer), reduction="none")
+
+
+def test_scores_are_length_normalised_log_likelihoods(model, causal_folder):
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        scores = model.scores(batch, LABELS)
+    for i, item in enumerate(batch):
+        for j, label in enumerate(LABELS):
+            answer = model._answer(label)
+            assert len(answer) == len(label.split("_"))
+            expected = plain_log_likelihoods(causal_folder, item.tokens, answer).mean()
+            torch.testing.assert_close(scores[i, j], expected, rtol=0, atol=1e-5)
+
+
+def test_small_scoring_passes_change_nothing(model, monkeypatch):
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        whole = model.scores(batch, LABELS)
+        monkeypatch.setattr("deal_core.models.causal.SCORING_TOKENS", 1)
+        parts = model.scores(batch, LABELS)
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
+
+
+def test_example_loss_is_the_mean_over_its_own_answer_tokens(model, causal_folder):
+    """Independent of batch-mates: what per-example privacy will need."""
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        losses = model.learn(batch, LABELS, ()).example_losses
+    for item, loss in zip(batch, losses, strict=True):
+        answer = model._answer(LABELS[item.target])
+        expected = -plain_log_likelihoods(causal_folder, item.tokens, answer).mean()
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
+
+
+def test_distillation_rows_are_answer_tokens(model):
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        assert model.learn(batch, LABELS, ()).distillation_logits.numel() == 0
+        rows = model.learn(batch, LABELS, ("red",)).distillation_logits
+    assert rows.shape[0] == sum(len(model._answer(e.label)) for e in EXAMPLES)
+
+
+def test_a_long_text_never_pushes_the_question_out(model):
+    short, long = model.encode([Example("a", "red"), Example("a " * 500, "red")], LABELS)
+    tail = model._ids("\nAnswer:")
+    assert long.tokens[-len(tail) :] == short.tokens[-len(tail) :] == tuple(tail)
+    assert len(long.tokens) - len(short.tokens) == 31
+
+
+@pytest.mark.parametrize("name", ["deal", "sequential"])
+def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
+    model, causal_folder, small_adapter, name
+):
+    config = ModelConfig(family="causal-lm", name=str(causal_folder))
+    shapes = adapter_shapes(config, small_adapter)
+    assert shapes == read(model.module, CURRENT).shapes
+    method = make_method(MethodConfig(name=name), small_adapter)
+    start = method.begin_task(
+        State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")
+    )
+    retained = fresh_adapter(zero_adapter(shapes, 6), 6, 1.0, seeded(1))
+    load_state(model, State(start.current, retained))
+    batch = model.encode(EXAMPLES, LABELS)
+    task = LocalTask(LABELS, ("a",))
+    with torch.no_grad():
+        before = float(method.loss(model, batch, task))
+    frozen = {
+        n: p.detach().clone() for n, p in model.module.named_parameters() if f".{CURRENT}." not in n
+    }
+    settings = TrainConfig(learning_rate=1e-2, batch_size=2)
+    both = frozenset({"lora_A", "lora_B"})
+    report = train(model, method, task, batch, both, 20, settings, seeded(0, "train"))
+    with torch.no_grad():
+        after = float(method.loss(model, batch, task))
+    assert report.steps == 40
+    assert after < before - 0.1
+    for n, p in model.module.named_parameters():
+        if f".{CURRENT}." not in n:
+            assert torch.equal(p, frozen[n]), n
+    assert count_correct(model, batch, LABELS, settings) >= 2

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer
+
+from deal_core.adapters import Adapter, LoraFactors, fresh_adapter, zero_adapter
+from deal_core.assets import asset_folder
+from deal_core.attach import CURRENT, RETAINED, base_only, read, set_trainable, without_current
+from deal_core.config import AdapterConfig, ModelConfig
+from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.methods import State
+from deal_core.models import FAMILIES, adapter_shapes, load_model
+from deal_core.payload import to_arrays
+from deal_core.training import load_state
+
+LABELS = ("Anatomy", "Social_Preventive Medicine", "Surgery")
+EXAMPLES = [
+    Example("Which nerve supplies the diaphragm?", "Anatomy"),
+    Example("Best suture for bowel anastomosis", "Surgery"),
+    Example("A vaccine is given to the whole village at birth, in order to", LABELS[1]),
+]
+
+
+def random_state(shapes, rank=8, retained_rank=16, scaling=2.0, seed=0) -> State:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(r: int, s: float) -> Adapter:
+        return Adapter(
+            {
+                name: LoraFactors(
+                    torch.randn(r, d_in, generator=generator) * 0.05,
+                    torch.randn(d_out, r, generator=generator) * 0.05,
+                )
+                for name, (d_out, d_in) in shapes.items()
+            },
+            s,
+        )
+
+    return State(draw(rank, scaling), draw(retained_rank, 1.0), draw(3, 1.0))
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return adapter_shapes(ModelConfig(), AdapterConfig())
+
+
+@pytest.fixture
+def clean(minilm, shapes):
+    load_state(minilm, State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)))
+    return minilm
+
+
+def test_shapes_are_known_without_weights(shapes, minilm):
+    assert shapes == read(minilm.module, CURRENT).shapes
+    assert len(shapes) == 12  # q and v of 6 layers
+    assert set(shapes.values()) == {(384, 384)}
+
+
+def test_zero_shot_scores_are_the_base_models_cosines(clean):
+    batch = clean.encode(EXAMPLES, LABELS)
+    folder = str(asset_folder("minilm"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    base = AutoModel.from_pretrained(folder).eval()
+
+    def embed(text: str) -> torch.Tensor:
+        with torch.no_grad():
+            states = base(**tokenizer(text, return_tensors="pt")).last_hidden_state
+        return normalize(states.mean(1), dim=1)[0]
+
+    expected = torch.tensor(
+        [
+            [20.0 * float(embed(e.text) @ embed(label.replace("_", " "))) for label in LABELS]
+            for e in EXAMPLES
+        ]
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(clean.scores(batch, LABELS), expected, rtol=0, atol=1e-4)
+
+
+def test_batching_does_not_change_a_score(clean):
+    batch = clean.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        together = clean.scores(batch, LABELS)
+        alone = torch.cat([clean.scores([item], LABELS) for item in batch])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+def test_learn_gives_each_example_its_own_cross_entropy(clean):
+    batch = clean.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        learnt = clean.learn(batch, LABELS, ["Dental"])
+        scores = clean.scores(batch, [*LABELS, "Dental"])
+    expected = [-scores[i, :3].log_softmax(0)[item.target] for i, item in enumerate(batch)]
+    torch.testing.assert_close(learnt.example_losses, torch.stack(expected))
+    torch.testing.assert_close(learnt.distillation_logits, scores[:, 3:])
+
+
+def test_unmerged_adapters_equal_merged_weights(minilm, shapes):
+    """All parts of the state act as one sum on the frozen weights."""
+    state = random_state(shapes)
+    load_state(minilm, state)
+    merged = AutoModel.from_pretrained(str(asset_folder("minilm"))).eval()
+    for name in shapes:
+        weight = merged.get_submodule(name).weight.data
+        for part in state.parts():
+            weight += part.scaling * part.layers[name].B @ part.layers[name].A
+    batch = minilm.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        ours = minilm._embed([item.tokens for item in batch])
+        theirs = [
+            normalize(merged(torch.tensor([item.tokens])).last_hidden_state.mean(1), dim=1)[0]
+            for item in batch
+        ]
+    torch.testing.assert_close(ours, torch.stack(theirs), rtol=0, atol=1e-4)
+
+
+def test_the_start_of_the_task_is_the_retained_model_alone(minilm, shapes):
+    state = random_state(shapes)
+    batch = minilm.encode(EXAMPLES, LABELS)
+    load_state(minilm, State(zero_adapter(shapes, 8, 2.0), state.retained))
+    with torch.no_grad():
+        start = minilm.scores(batch, LABELS)
+        load_state(minilm, state)
+        changed = minilm.scores(batch, LABELS)
+        with without_current(minilm.module):
+            inside = minilm.scores(batch, LABELS)
+        after = minilm.scores(batch, LABELS)
+    torch.testing.assert_close(inside, start, rtol=0, atol=1e-5)
+    torch.testing.assert_close(after, changed)
+    assert (changed - start).abs().max() > 0.1
+
+
+def test_base_only_is_zero_shot(clean, shapes):
+    batch = clean.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        zero_shot = clean.scores(batch, LABELS)
+        load_state(clean, random_state(shapes))
+        with base_only(clean.module):
+            inside = clean.scores(batch, LABELS)
+    torch.testing.assert_close(inside, zero_shot, rtol=0, atol=1e-5)
+
+
+def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, shapes):
+    load_state(minilm, random_state(shapes))
+    for factors in (frozenset({"lora_B"}), frozenset({"lora_A"}), frozenset({"lora_A", "lora_B"})):
+        chosen = set_trainable(minilm.module, factors)
+        assert len(chosen) == 12 * len(factors)
+        minilm.learn(minilm.encode(EXAMPLES, LABELS), LABELS, ()).example_losses.mean().backward()
+        for name, parameter in minilm.module.named_parameters():
+            expected = any(f".{factor}.{CURRENT}." in name for factor in factors)
+            assert (parameter.grad is not None and bool(parameter.grad.any())) == expected, name
+            parameter.grad = None
+
+
+def test_write_read_round_trip_with_another_rank(minilm, shapes):
+    fresh = fresh_adapter(zero_adapter(shapes, 1), 5, 3.0, torch.Generator().manual_seed(1))
+    load_state(minilm, State(fresh, random_state(shapes, retained_rank=7).retained))
+    back = read(minilm.module, CURRENT)
+    assert back.scaling == 3.0
+    assert all(torch.equal(back.layers[n].A, fresh.layers[n].A) for n in shapes)
+    assert read(minilm.module, RETAINED).rank == 7
+
+
+def test_arrays_load_in_plain_peft(shapes):
+    """Keys and scaling are PEFT's own: no converter is needed."""
+    adapter = random_state(shapes).current
+    base = AutoModel.from_pretrained(str(asset_folder("minilm")))
+    plain = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
+    from peft import set_peft_model_state_dict
+
+    tensors = {key: torch.from_numpy(value) for key, value in to_arrays(adapter).items()}
+    outcome = set_peft_model_state_dict(plain, tensors)
+    assert not outcome.unexpected_keys
+    layer = plain.base_model.model.encoder.layer[0].attention.self.query
+    f = adapter.layers["encoder.layer.0.attention.self.query"]
+    torch.testing.assert_close(layer.get_delta_weight("default"), 2.0 * f.B @ f.A)
+
+
+def test_user_errors_are_one_line():
+    with pytest.raises(UserError, match="did you mean 'minilm'"):
+        load_model(ModelConfig(name="embedded:minilmm"), AdapterConfig(), 32)
+    with pytest.raises(UserError, match=r"unknown model\.family"):
+        load_model(ModelConfig(family="encoder"), AdapterConfig(), 32)
+    with pytest.raises(UserError, match="target_modules"):
+        load_model(ModelConfig(), AdapterConfig(target_modules=("nope",)), 32)
+
+
+def test_every_family_has_all_its_parts():
+    for family in FAMILIES.values():
+        assert callable(family.load)
+        assert callable(family.skeleton)

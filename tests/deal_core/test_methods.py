@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deal_core.adapters import Adapter, LoraFactors, relative_difference, stack, zero_adapter
+from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
+from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.methods import METHODS, LocalTask, State, make_method
+from deal_core.models import adapter_shapes
+from deal_core.randomness import seeded
+from deal_core.training import load_state, train
+
+SHAPES = {"first": (40, 50), "second": (60, 40)}
+CONFIG = AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)
+
+
+def learnt(state: State, seed: int) -> State:
+    """Pretend that a task taught something: B is no longer zero."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        n: LoraFactors(f.A, torch.randn(f.B.shape, generator=generator))
+        for n, f in state.current.layers.items()
+    }
+    return State(Adapter(layers, state.current.scaling), state.retained, state.residual)
+
+
+def start() -> State:
+    return State(zero_adapter(SHAPES, 4, 2.0), zero_adapter(SHAPES, 6))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_keeps_ranks_and_scaling_over_many_tasks(name):
+    method = make_method(MethodConfig(name=name), CONFIG)
+    state = start()
+    for task in range(4):
+        state = method.begin_task(state, seeded(0, task))
+        assert state.current.rank == 4
+        assert state.current.scaling == 2.0
+        state = method.end_task(learnt(state, task))
+        assert state.retained.rank == 6
+        assert state.residual is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_task_in_which_nothing_was_learnt_changes_nothing(name):
+    method = make_method(MethodConfig(name=name), CONFIG)
+    state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
+    whole = stack(state.parts())
+    after = method.end_task(method.begin_task(state, seeded(1)))
+    assert relative_difference(stack(after.parts()), whole) < 1e-6
+
+
+def test_deal_retains_exactly_while_it_fits():
+    """Rank 4 fits into 6; with a second task of rank 4 the best 6 of 8 are kept."""
+    method = make_method(MethodConfig(), CONFIG)
+    one = learnt(method.begin_task(start(), seeded(0)), 1)
+    kept = method.end_task(one)
+    assert relative_difference(kept.retained, one.current) < 1e-6
+    two = learnt(method.begin_task(kept, seeded(1)), 2)
+    whole = stack([two.retained, two.current])
+    best = method.end_task(two).retained
+    assert 0.0 < relative_difference(best, whole) < 1.0
+
+
+def test_deal_starts_a_task_outside_of_what_it_retains():
+    method = make_method(MethodConfig(), CONFIG)
+    state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
+    fresh = method.begin_task(state, seeded(1)).current
+    for name, f in fresh.layers.items():
+        assert (f.A.double() @ state.retained.layers[name].A.double().T).abs().max() < 1e-5
+        assert not f.B.any()
+
+
+def test_deal_consolidates_the_residual_too():
+    method = make_method(MethodConfig(), CONFIG)
+    state = learnt(method.begin_task(start(), seeded(0)), 1)
+    residual = learnt(method.begin_task(start(), seeded(2)), 3).current
+    with_rest = State(state.current, state.retained, residual)
+    wide = make_method(MethodConfig(), AdapterConfig(rank=4, retained_rank=8, lora_alpha=8.0))
+    merged = wide.end_task(with_rest).retained
+    assert relative_difference(merged, stack([state.current, residual])) < 1e-5
+
+
+def test_sequential_keeps_training_the_same_adapter():
+    method = make_method(MethodConfig(name="sequential"), CONFIG)
+    state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
+    assert method.begin_task(state, seeded(1)) is state
+
+
+def test_unknown_method_names_the_known_ones():
+    with pytest.raises(UserError, match=r"known: .*deal.*did you mean 'deal'"):
+        make_method(MethodConfig(name="deall"), CONFIG)
+
+
+LABELS = ("Anatomy", "Surgery")
+DATA = [
+    Example("The phrenic nerve supplies the diaphragm", "Anatomy"),
+    Example("Laparoscopic removal of the appendix", "Surgery"),
+]
+
+
+def trained(minilm, method: MethodConfig, seen: tuple[str, ...]) -> tuple[float, torch.Tensor]:
+    """Loss over the steps, and a factor after training, from one and the same start."""
+    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
+    built = make_method(method, AdapterConfig())
+    empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
+    load_state(minilm, built.begin_task(empty, seeded(0, "begin")))
+    report = train(
+        minilm,
+        built,
+        LocalTask(LABELS, seen),
+        minilm.encode(DATA, LABELS),
+        frozenset({"lora_A", "lora_B"}),
+        3,
+        TrainConfig(),
+        seeded(0, "train"),
+    )
+    from deal_core.attach import CURRENT, read
+
+    return report.loss, read(minilm.module, CURRENT).layers[next(iter(shapes))].B
+
+
+def test_distillation_reaches_the_gradients(minilm):
+    """Each switch changes a number: weight, temperature, and whether there is a past."""
+    seen = ("Dental", "Skin")
+    _, without = trained(minilm, MethodConfig(), ())
+    _, with_past = trained(minilm, MethodConfig(), seen)
+    off = MethodConfig.model_validate({"distillation": {"weight": 0.0}})
+    _, switched_off = trained(minilm, off, seen)
+    hot = MethodConfig.model_validate({"distillation": {"temperature": 8.0}})
+    _, hotter = trained(minilm, hot, seen)
+    assert torch.equal(without, switched_off)
+    assert not torch.equal(without, with_past)
+    assert not torch.equal(with_past, hotter)
+
+
+def test_equal_seeds_give_equal_updates(minilm):
+    first, second = (trained(minilm, MethodConfig(), ("Dental",)) for _ in range(2))
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
