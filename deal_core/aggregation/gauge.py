@@ -13,7 +13,8 @@ from deal_core.adapters import Adapter, LoraFactors, Shapes
 
 EXACT_ROWS = 512
 EXACT_CLIENTS = 64
-SKETCH_COLUMNS = 32
+COLUMNS = 32
+CARRY_EVERY = 64
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,11 @@ class ErrorGauge:
     at most ``clients`` (64): the factors are kept by reference and the norm of
     ``[B_result, -c_1 B_1, ...] [A_result; A_1; ...]`` follows from two QRs.
 
-    **Estimated** beyond that, in constant memory: the updates are folded into the running
-    sketch ``Y = sum_i w_i s_i B_i (A_i G)`` with a Gaussian ``G`` (``d_in x 32``, entries of
-    variance 1/32, fixed generator), and ``||(result - ideal) G||^2`` is an unbiased estimate
-    of the squared norm. Over ``L`` layers its relative standard deviation is at most
+    **Estimated** beyond that, in constant memory, from the running
+    :class:`Sketch` ``Y = sum_i w_i s_i B_i (A_i G)``: ``||(result - ideal) G||^2`` is an unbiased
+    estimate of the squared norm. Over ``L`` layers its relative standard deviation is at most
     ``sqrt(2 / 32) = 25 %`` (everything in one direction of one layer), that of the norm half
-    of it, and in practice ``1/sqrt(L)`` of that. Updates are folded 64 at a time so that the
-    cost is a few large matrix products. ``G`` is public: a gauge, not a defence.
+    of it, and in practice ``1/sqrt(L)`` of that. ``G`` is public: a gauge, not a defence.
     Source: Halko, Martinsson, Tropp, SIAM Review 2011, section 4.3.
 
     Args:
@@ -55,17 +54,20 @@ class ErrorGauge:
         self._kept: list[tuple[float, Adapter]] = []
         self._rows = 0
         self._weight = 0.0
-        self._sketch: dict[str, Tensor] = {}
-        self._tests: dict[int, Tensor] = {}
+        self._sketch: Sketch | None = None
 
     def add(self, adapter: Adapter, weight: float) -> None:
         """Note one update of the ideal sum."""
-        rows, clients = self._limits
-        if self._kept and (self._rows + adapter.rank > rows or len(self._kept) >= clients):
-            self._fold()
-        self._kept.append((weight, adapter))
         self._rows += adapter.rank
         self._weight += weight
+        self._kept.append((weight * adapter.scaling, adapter))
+        rows, clients = self._limits
+        if self._sketch is None and (self._rows > rows or len(self._kept) > clients):
+            self._sketch = Sketch(self._shapes)
+        if self._sketch is not None:
+            for coefficient, each in self._kept:
+                self._sketch.add(each, coefficient)
+            self._kept = []
 
     def read(self, *result: Adapter | None) -> Reading:
         """Return the error of the sum of the given adapters (None is skipped; at least one).
@@ -78,58 +80,66 @@ class ErrorGauge:
         if self._weight == 0.0:
             raise ValueError("no client update to aggregate")
         given = [(adapter.scaling, adapter) for adapter in result if adapter is not None]
-        gap, size = self._sketched(given) if self._sketch else self._exact(given)
-        return Reading(_ratio(gap, size), math.sqrt(size), bool(self._sketch))
-
-    def _shares(self) -> list[tuple[float, Adapter]]:
-        return [(weight * each.scaling / self._weight, each) for weight, each in self._kept]
+        if self._sketch is None:
+            gap, size = self._exact(given)
+        else:
+            gap, size = self._sketch.squares(given, self._weight)
+        return Reading(_ratio(gap, size), math.sqrt(size), self._sketch is not None)
 
     def _exact(self, result: Sequence[tuple[float, Adapter]]) -> tuple[float, float]:
-        ideal = self._shares()
-        negated = [(-share, adapter) for share, adapter in ideal]
+        ideal = [(coefficient / self._weight, each) for coefficient, each in self._kept]
+        negated = [(-share, each) for share, each in ideal]
         gap = sum(square_norm(_stacked(name, [*result, *negated])) for name in self._shapes)
         size = sum(square_norm(_stacked(name, ideal)) for name in self._shapes)
         return gap, size
 
-    def _sketched(self, result: Sequence[tuple[float, Adapter]]) -> tuple[float, float]:
-        self._fold()
+
+class Sketch:
+    """``Y = sum_i c_i B_i (A_i G)`` of every layer, ``G`` Gaussian with a fixed generator.
+
+    ``G`` is ``(d_in, 32)`` with entries of variance 1/32, so ``E ||M G||^2 = ||M||^2``. Sums run
+    in float32 and are carried over to float64 every 64 updates. Small products one by one
+    beat a few large ones here: nothing is copied, and nothing waits for another thread.
+    """
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._tests = {d_in: _test_matrix(d_in) for d_in in {shape[1] for shape in shapes.values()}}
+        self._recent = {n: torch.zeros(d_out, COLUMNS) for n, (d_out, _) in shapes.items()}
+        self._total = {n: torch.zeros_like(y, dtype=torch.float64) for n, y in self._recent.items()}
+        self._waiting = 0
+
+    def add(self, adapter: Adapter, coefficient: float) -> None:
+        """Add one product to every layer's sum."""
+        for name, factors in adapter.layers.items():
+            seen = factors.A @ self._tests[factors.A.shape[1]]
+            self._recent[name].addmm_(factors.B, seen, alpha=coefficient)
+        self._waiting += 1
+        if self._waiting >= CARRY_EVERY:
+            self._carry()
+
+    def squares(
+        self, result: Sequence[tuple[float, Adapter]], weight: float
+    ) -> tuple[float, float]:
+        """Return estimates of ``||sum c B A - Y / weight||^2`` and ``||Y / weight||^2``."""
+        self._carry()
         gap = size = 0.0
-        for name, total in self._sketch.items():
-            ideal = total / self._weight
-            gap += float((self._seen(name, result, torch.float64) - ideal).square().sum())
+        for name, total in self._total.items():
+            factors, ideal = _stacked(name, result), total / weight
+            test = self._tests[factors.A.shape[1]].double()
+            gap += float((factors.B @ (factors.A @ test) - ideal).square().sum())
             size += float(ideal.square().sum())
         return gap, size
 
-    def _fold(self) -> None:
-        weighted = [(weight * each.scaling, each) for weight, each in self._kept]
-        for name in self._shapes if weighted else ():
-            seen = self._seen(name, weighted, torch.float32).double()
-            self._sketch[name] = self._sketch[name] + seen if name in self._sketch else seen
-        self._kept, self._rows = [], 0
-
-    def _seen(
-        self, name: str, parts: Sequence[tuple[float, Adapter]], dtype: torch.dtype
-    ) -> Tensor:
-        """Return ``sum c B (A G)``, shape ``(d_out, 32)``."""
-        factors = _stacked(name, parts, dtype)
-        return factors.B @ (factors.A @ self._test(factors.A.shape[1]).to(dtype))
-
-    def _test(self, d_in: int) -> Tensor:
-        if d_in not in self._tests:
-            generator = torch.Generator().manual_seed(d_in)
-            draw = torch.randn(d_in, SKETCH_COLUMNS, generator=generator)
-            self._tests[d_in] = draw / math.sqrt(SKETCH_COLUMNS)
-        return self._tests[d_in]
+    def _carry(self) -> None:
+        for name, recent in self._recent.items():
+            self._total[name] += recent
+            recent.zero_()
+        self._waiting = 0
 
 
-def _stacked(
-    name: str, parts: Sequence[tuple[float, Adapter]], dtype: torch.dtype = torch.float64
-) -> LoraFactors:
-    """Return factors of ``sum c B A``; the coefficient multiplies the smaller copy, ``A``."""
-    return LoraFactors(
-        torch.cat([share * each.layers[name].A.to(dtype) for share, each in parts]),
-        torch.cat([each.layers[name].B.to(dtype) for _, each in parts], dim=1),
-    )
+def _test_matrix(d_in: int) -> Tensor:
+    generator = torch.Generator().manual_seed(d_in)
+    return torch.randn(d_in, COLUMNS, generator=generator) / math.sqrt(COLUMNS)
 
 
 def square_norm(factors: LoraFactors) -> float:
@@ -137,6 +147,14 @@ def square_norm(factors: LoraFactors) -> float:
     left = torch.linalg.qr(factors.B, mode="r").R
     right = torch.linalg.qr(factors.A.T, mode="r").R
     return float((left @ right.T).square().sum())
+
+
+def _stacked(name: str, parts: Sequence[tuple[float, Adapter]]) -> LoraFactors:
+    """Return float64 factors of ``sum c B A``."""
+    return LoraFactors(
+        torch.cat([share * each.layers[name].A.double() for share, each in parts]),
+        torch.cat([each.layers[name].B.double() for _, each in parts], dim=1),
+    )
 
 
 def _ratio(gap: float, size: float) -> float:
