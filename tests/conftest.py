@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ def experiment_with(*overrides: str) -> Experiment:
     return parse_experiment(apply_overrides({}, [*SHORT, *overrides]), "test")
 
 
-@pytest.fixture
-def short_experiment():
+@pytest.fixture(scope="session")
+def make_experiment() -> Callable[..., Experiment]:
     """The embedded model and data, two small tasks: seconds, not minutes."""
     return experiment_with
 

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from deal_core.adapters import Adapter, LoraFactors
+from deal_core.errors import UserError
+from deal_core.methods import State
+from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
+
+SHAPES = {"first": (12, 20), "second": (30, 16)}
+
+
+def adapter(rank: int, scaling: float, seed: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    return Adapter(
+        {
+            name: LoraFactors(
+                torch.randn(rank, d_in, generator=generator),
+                torch.randn(d_out, rank, generator=generator),
+            )
+            for name, (d_out, d_in) in SHAPES.items()
+        },
+        scaling,
+    )
+
+
+@pytest.fixture(params=[None, 2])
+def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
+    residual = None if request.param is None else adapter(request.param, 1.0, 3)
+    history = History(
+        evaluations=({"0": [[3, 4], [0, 0]]},),
+        bytes_up=(1.5,),
+        aggregation_error=(0.25,),
+        seconds={"train": 1.25},
+    )
+    state = State(adapter(3, 2.0 / 3.0, 1), adapter(5, 1.0, 2), residual)
+    return Checkpoint(position=4, state=state, history=history)
+
+
+def test_round_trip_to_the_last_bit(tmp_path, checkpoint):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, checkpoint)
+    back = load_checkpoint(path, SHAPES)
+    assert back.position == 4
+    assert back.history == checkpoint.history
+    assert len(back.state.parts()) == len(checkpoint.state.parts())
+    for one, two in zip(back.state.parts(), checkpoint.state.parts(), strict=True):
+        assert one.scaling == two.scaling
+        for name in SHAPES:
+            assert torch.equal(one.layers[name].A, two.layers[name].A)
+            assert torch.equal(one.layers[name].B, two.layers[name].B)
+
+
+def test_a_kill_while_writing_leaves_the_old_one(tmp_path, checkpoint, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, checkpoint)
+
+    def killed(fd: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, checkpoint.model_copy(update={"position": 9}))
+    assert load_checkpoint(path, SHAPES).position == 4
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "other model", "nan", "missing"])
+def test_damage_is_named_in_one_line(tmp_path, checkpoint, damage):
+    path = tmp_path / "checkpoint.safetensors"
+    shapes = dict(SHAPES)
+    if damage == "nan":
+        checkpoint.state.current.layers["first"].A[0, 0] = float("nan")
+    if damage != "missing":
+        save_checkpoint(path, checkpoint)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    if damage == "text":
+        path.write_text("not a checkpoint")
+    if damage == "other model":
+        shapes["third"] = (4, 4)
+    with pytest.raises(UserError) as fault:
+        load_checkpoint(path, shapes)
+    assert str(path) in str(fault.value)
+    assert "--resume" in str(fault.value)
+    assert "\n" not in str(fault.value)
