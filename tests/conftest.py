@@ -18,7 +18,7 @@ SHORT = [
     "federation.clients=2",
     "federation.rounds=2",
     "train.max_length=32",
-    "run.threads=2",
+    "run.threads=1",
 ]
 
 
