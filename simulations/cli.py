@@ -1,0 +1,88 @@
+"""The ``deal`` command. Each verb delegates; heavy libraries load inside it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from deal_core.errors import UserError
+
+app = typer.Typer(
+    name="deal",
+    help="Federated continual learning of LoRA adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and exit."""
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"deal {version('federated-deal')}")
+        except PackageNotFoundError:
+            typer.echo("deal (run from its source, not installed)")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Federated continual learning of LoRA adapters."""
+
+
+@app.command()
+def simulate(
+    experiment: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    out: Annotated[str, typer.Option(help="Run folder; default: runs/NAME-seedN.")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. adapter.rank=16."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same as --set run.seed=N.")] = None,
+    engine: Annotated[str | None, typer.Option(help="inprocess (default) or flower.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+) -> None:
+    """Run an experiment on this machine and report accuracy and forgetting."""
+    from rich.console import Console
+
+    from simulations.experiment import Request
+    from simulations.simulate import simulate as run
+
+    request = Request(experiment, out, tuple(overrides or ()), seed, engine, resume)
+    # Tables must not wrap in a log file, whose width nobody knows.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    raise typer.Exit(run(request, console))
+
+
+@app.command("ls")
+def list_experiments() -> None:
+    """List the experiments that come with deal."""
+    from simulations.shipped import descriptions
+
+    known = descriptions()
+    width = max(len(name) for name in known)
+    for name, description in known.items():
+        typer.echo(f"{name.ljust(width)}  {description}")
+
+
+def main() -> None:
+    """Entry point: a user's error is one line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""Every error in the input shows before anything starts."""
+
+from __future__ import annotations
+
+from deal_core.aggregation import make_rule
+from deal_core.config import Experiment
+from deal_core.data import open_source, partition
+from deal_core.errors import choose
+from deal_core.methods import make_method
+from deal_core.models import adapter_shapes
+from simulations.engines import ENGINES
+
+
+def preflight(experiment: Experiment) -> None:
+    """Look up every name, read and divide every task once, build the model without weights.
+
+    Raises:
+        UserError: one line with the place and the cure.
+    """
+    choose("run.engine", experiment.run.engine, ENGINES)
+    make_method(experiment.method, experiment.adapter)
+    make_rule(experiment.aggregation)
+    check_data(experiment)
+    adapter_shapes(experiment.model, experiment.adapter)
+
+
+def check_data(experiment: Experiment) -> None:
+    """Read every task and divide it among the clients.
+
+    Raises:
+        UserError: see :mod:`deal_core.data`.
+    """
+    source = open_source(experiment.data)
+    for name in source.task_names():
+        partition(
+            source.load(name),
+            experiment.data.partition,
+            experiment.federation.clients,
+            experiment.run.seed,
+        )

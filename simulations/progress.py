@@ -1,0 +1,173 @@
+"""Where a run is: events in, a frozen state out. Nothing here knows a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is known of a run after some of its events.
+
+    Attributes:
+        phase: what happens now, in words.
+        tasks: names in the order they are learnt.
+        task_index: the task being learnt; -1: none yet.
+        learnt: tasks finished.
+        rounds: rounds per task.
+        done, done_here: rounds finished, in all and since this start (they differ on resume).
+        asked, answered: clients of the current round.
+        client: the last one that answered.
+        failures: client and reason, in the current round or evaluation.
+        accuracy: task to accuracy (0 to 1) at the last evaluation.
+        zero_shot: mean over tasks before anything was learnt.
+        started, updated: time of the start and of the last event.
+        per_round: mean seconds a round took since this start, evaluations included; 0: unknown.
+    """
+
+    phase: str = "starting"
+    tasks: tuple[str, ...] = ()
+    task_index: int = -1
+    learnt: int = 0
+    server_round: int = 0
+    rounds: int = 0
+    done: int = 0
+    done_here: int = 0
+    asked: int = 0
+    answered: int = 0
+    client: str = ""
+    loss: float | None = None
+    failures: tuple[tuple[str, str], ...] = ()
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+    zero_shot: float | None = None
+    aggregation_error: float | None = None
+    round_seconds: float = 0.0
+    started: float = 0.0
+    updated: float = 0.0
+    per_round: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """Rounds of the whole run."""
+        return self.rounds * len(self.tasks)
+
+    @property
+    def task(self) -> str:
+        """Name of the task being learnt; empty: none yet."""
+        return self.tasks[self.task_index] if 0 <= self.task_index < len(self.tasks) else ""
+
+    @property
+    def accuracy_so_far(self) -> float | None:
+        """Mean over the tasks learnt, at the last evaluation; None before there is one."""
+        seen = [self.accuracy[name] for name in self.tasks[: self.learnt] if name in self.accuracy]
+        return sum(seen) / len(seen) if seen else None
+
+    def seconds_left(self, now: float) -> float | None:
+        """Estimate from the mean round of this start; None before the first round has ended."""
+        if not self.per_round:
+            return None
+        since = max(0.0, now - self.updated)
+        return max(0.0, self.per_round * (self.total - self.done) - since)
+
+    def update(self, event: Event) -> Progress:
+        """Return the state after one more event; unknown events change nothing."""
+        after = _HANDLERS.get(event["event"], _unknown)(self, event)
+        after = replace(after, updated=event["time"])
+        if after.done_here and event["event"] in ("round_finished", "task_finished"):
+            after = replace(after, per_round=(event["time"] - after.started) / after.done_here)
+        return after
+
+
+def _unknown(state: Progress, event: Event) -> Progress:
+    return state
+
+
+def _run_started(state: Progress, event: Event) -> Progress:
+    done = event["done_rounds"]
+    return replace(
+        state,
+        phase="resuming" if event["resumed"] else "evaluating the start",
+        tasks=tuple(event["tasks"]),
+        rounds=event["rounds"],
+        done=done,
+        learnt=done // event["rounds"] if event["rounds"] else 0,
+        started=event["time"],
+    )
+
+
+def _evaluated(state: Progress, event: Event) -> Progress:
+    accuracy = dict(event["accuracy"])
+    if event["task_index"] < 0:
+        mean = sum(accuracy.values()) / len(accuracy) if accuracy else None
+        return replace(state, accuracy=accuracy, zero_shot=mean)
+    return replace(state, accuracy=accuracy, learnt=event["task_index"] + 1)
+
+
+def _round_started(state: Progress, event: Event) -> Progress:
+    return replace(
+        state,
+        phase="training",
+        task_index=event["task_index"],
+        server_round=event["server_round"],
+        asked=event["clients"],
+        answered=0,
+        client="",
+        loss=None,
+        failures=(),
+    )
+
+
+def _client_finished(state: Progress, event: Event) -> Progress:
+    answered = state.answered + 1
+    mean = event["loss"]
+    if state.loss is not None:
+        mean = (state.loss * state.answered + event["loss"]) / answered
+    return replace(state, answered=answered, client=str(event["client"]), loss=mean)
+
+
+def _client_failed(state: Progress, event: Event) -> Progress:
+    failure = (str(event["client"]), str(event["reason"]))
+    return replace(state, failures=(*state.failures, failure))
+
+
+def _round_finished(state: Progress, event: Event) -> Progress:
+    last = event["server_round"] == state.rounds
+    return replace(
+        state,
+        phase="consolidating and evaluating" if last else "between rounds",
+        task_index=event["task_index"],
+        server_round=event["server_round"],
+        done=state.done + 1,
+        done_here=state.done_here + 1,
+        aggregation_error=event["aggregation_error"],
+        round_seconds=event["seconds"],
+    )
+
+
+def _task_finished(state: Progress, event: Event) -> Progress:
+    return replace(state, phase="task finished", learnt=event["task_index"] + 1)
+
+
+def _run_finished(state: Progress, event: Event) -> Progress:
+    return replace(state, phase="finished")
+
+
+def _run_stopped(state: Progress, event: Event) -> Progress:
+    return replace(state, phase="stopped")
+
+
+_HANDLERS = {
+    "run_started": _run_started,
+    "evaluated": _evaluated,
+    "round_started": _round_started,
+    "client_finished": _client_finished,
+    "client_failed": _client_failed,
+    "round_finished": _round_finished,
+    "task_finished": _task_finished,
+    "run_finished": _run_finished,
+    "run_stopped": _run_stopped,
+}

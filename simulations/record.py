@@ -1,0 +1,87 @@
+"""The run folder before a run: may it be used, and with which settings was it started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from deal_core.config import Experiment, flatten, parse_experiment, read_toml
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from simulations.toml_text import toml_lines
+
+RECORD = "experiment.toml"
+"""The whole experiment, beside the results; it can be run again as it is."""
+
+FREE_ON_RESUME = ("description", "run.out", "run.resume", "run.engine", "run.threads")
+"""Keys that may differ when a run is continued: they say where and how, not what."""
+
+
+def check_folder(experiment: Experiment) -> None:
+    """Check that the run folder is free, or, to resume, that it holds the same experiment.
+
+    Raises:
+        UserError: it holds a run already; there is nothing to resume; the settings differ.
+    """
+    folder = RunFolder(Path(experiment.run.out))
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.path}: is a file; choose another --out")
+    if not experiment.run.resume:
+        if folder.checkpoint.exists() or folder.results.exists():
+            raise UserError(
+                f"{folder.path}: already holds a run; continue it with --resume, "
+                "or choose another --out"
+            )
+        return
+    if not folder.checkpoint.exists():
+        raise UserError(f"{folder.path}: holds no checkpoint to resume; start without --resume")
+    _check_same(experiment, folder.path / RECORD)
+
+
+def record(experiment: Experiment) -> None:
+    """Make the run folder and write the experiment into it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = RunFolder(Path(experiment.run.out))
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if not experiment.run.resume:
+            # Events of a start that never came to a checkpoint belong to no run.
+            folder.metrics.unlink(missing_ok=True)
+            (folder.path / RECORD).write_text(_as_toml(experiment), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder.path}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+
+
+def _check_same(experiment: Experiment, path: Path) -> None:
+    before = flatten(parse_experiment(read_toml(path), str(path)))
+    for key, value in flatten(experiment).items():
+        if key not in FREE_ON_RESUME and value != before[key]:
+            raise UserError(
+                f"--resume: '{key}' is {json.dumps(value)}, but the run in {path.parent} was "
+                f"started with {json.dumps(before[key])}; use that, or another --out"
+            )
+
+
+def _as_toml(experiment: Experiment) -> str:
+    """Dotted keys with real lists and tables: a file that reads back as the experiment."""
+    flat: dict[str, Any] = {}
+
+    def visit(model: BaseModel, prefix: str) -> None:
+        for name in type(model).model_fields:
+            value = getattr(model, name)
+            if isinstance(value, BaseModel):
+                visit(value, f"{prefix}{name}.")
+            else:
+                flat[prefix + name] = model.model_dump(mode="json")[name]
+
+    visit(experiment, "")
+    flat["run.resume"] = False
+    return toml_lines(flat)

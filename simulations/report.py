@@ -1,0 +1,103 @@
+"""The end of a run on one screen: the accuracy matrix, the measures, where the files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from server.folder import RunFolder
+from server.results import Privacy, Results, read_results
+from simulations.view import duration
+
+
+def print_report(console: Console, folder: Path) -> None:
+    """Read ``results.json`` of a run folder and print it.
+
+    Raises:
+        UserError: there is none, or it is not valid.
+    """
+    results = read_results(folder)
+    console.print(matrix_table(results))
+    lines = [*measures(results), ("results", str(RunFolder(folder).results))]
+    for name, value in lines:
+        console.print(f"{name:<20}{value}", markup=False, highlight=False, soft_wrap=True)
+
+
+def matrix_table(results: Results) -> Table:
+    """Return R: one row per moment, one column per task, in per cent; bold: just learnt."""
+    table = Table(title="Accuracy in %", title_justify="left")
+    table.add_column("learnt so far", no_wrap=True)
+    for number in range(1, len(results.tasks) + 1):
+        table.add_column(f"task {number}", justify="right")
+    table.add_row("nothing (zero-shot)", *(_cell(results.zero_shot[t]) for t in results.tasks))
+    for i, row in enumerate(results.accuracy_matrix):
+        cells = [_cell(value, _style(i, j)) for j, value in enumerate(row)]
+        table.add_row(Text(f"+ task {i + 1} {results.tasks[i]}"), *cells)
+    return table
+
+
+def _style(row: int, column: int) -> str:
+    if row == column:
+        return "bold"
+    return "dim" if column > row else ""
+
+
+def _cell(share: float, style: str = "") -> Text:
+    return Text(f"{100 * share:.1f}", style=style)
+
+
+def measures(results: Results) -> list[tuple[str, str]]:
+    """Return name and text of every measure."""
+    zero_shot = list(results.zero_shot.values())
+    rows = [
+        ("average accuracy", f"{100 * results.average_accuracy:.1f} %"),
+        ("zero-shot accuracy", f"{100 * sum(zero_shot) / len(zero_shot):.1f} %"),
+        ("backward transfer", _points(results.backward_transfer)),
+        ("forward transfer", _points(results.forward_transfer)),
+        ("forgetting", f"{100 * results.forgetting:.1f} points"),
+        ("worst client", _worst_client(results)),
+        ("sent per client", f"{_size(sum(results.wire.bytes_up))} in the whole run"),
+        ("received per client", f"{_size(sum(results.wire.bytes_down))} in the whole run"),
+        ("time", duration(results.seconds.get("total", 0.0))),
+        ("privacy", privacy_text(results.privacy)),
+        ("versions", ", ".join(f"{name} {v}" for name, v in results.versions.items())),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def privacy_text(privacy: Privacy) -> str:
+    """Say what is guaranteed. An epsilon without delta and unit means nothing: not shown."""
+    if privacy.mechanism == "none":
+        return "none (no question leaves its client, but updates carry no formal guarantee)"
+    if not privacy.epsilon or privacy.delta is None or privacy.unit is None:
+        return f"{privacy.mechanism}; no guarantee recorded"
+    largest = max(privacy.epsilon.values())
+    return (
+        f"{privacy.mechanism}: epsilon <= {largest:.3g} at delta = {privacy.delta:.3g} "
+        f"per {privacy.unit}, composed over the whole run (largest over clients)"
+    )
+
+
+def _worst_client(results: Results) -> str:
+    averages = {
+        client: own.average_accuracy
+        for client, own in results.per_client.items()
+        if own.average_accuracy is not None
+    }
+    if not averages:
+        return ""
+    worst = min(averages, key=lambda client: averages[client])
+    return f"{100 * averages[worst]:.1f} % (client {worst})"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f} points"
+
+
+def _size(count: float) -> str:
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,125 @@
+"""Progress for people: a live view on a terminal, one line a round elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from simulations.progress import Event, Progress
+
+
+@contextmanager
+def progress_view(console: Console, name: str) -> Iterator[Callable[[Event], None]]:
+    """Show the run while the block lasts; yields what takes the events."""
+    state = Progress()
+
+    def plain(event: Event) -> None:
+        nonlocal state
+        state = state.update(event)
+        for line in plain_lines(event, state):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    if not console.is_terminal:
+        yield plain
+        return
+
+    def render() -> RenderableType:
+        return live_view(name, state, time.time())
+
+    def listen(event: Event) -> None:
+        nonlocal state
+        state = state.update(event)
+        if event["event"] == "client_failed":
+            live.console.print(plain_lines(event, state)[0], markup=False, highlight=False)
+
+    with Live(get_renderable=render, console=console, refresh_per_second=4, transient=True) as live:
+        yield listen
+
+
+def plain_lines(event: Event, state: Progress) -> list[str]:
+    """Return what to print for an event, ``state`` being the state after it."""
+    kind = event["event"]
+    if kind == "run_started":
+        start = f"resumed after {state.done} of {state.total} rounds" if state.done else "started"
+        return [f"{start}: {len(state.tasks)} tasks, {event['clients']} clients"]
+    if kind == "client_failed":
+        return [f"client {event['client']} left out: {event['reason']}"]
+    if kind == "round_finished":
+        return [_where(state) + ", " + ", ".join(_figures(state, event["time"]))]
+    if kind == "evaluated" and event["task_index"] < 0:
+        return [f"zero-shot accuracy {percent(state.zero_shot)}"]
+    if kind == "evaluated":
+        known = f"{state.learnt} of {len(state.tasks)} tasks"
+        return [f"{known} learnt, accuracy so far {percent(state.accuracy_so_far)}"]
+    return []
+
+
+def _where(state: Progress) -> str:
+    task = f"task {state.task_index + 1}/{len(state.tasks)} {state.task}"
+    return f"{task}, round {state.server_round}/{state.rounds}"
+
+
+def _figures(state: Progress, now: float) -> list[str]:
+    figures = [f"{state.answered}/{state.asked} clients", f"{state.round_seconds:.1f} s"]
+    if state.loss is not None:
+        figures.append(f"loss {state.loss:.3f}")
+    if state.aggregation_error is not None:
+        figures.append(f"aggregation error {state.aggregation_error:.3g}")
+    left = state.seconds_left(now)
+    if left:
+        figures.append(f"about {duration(left)} left")
+    return figures
+
+
+def live_view(name: str, state: Progress, now: float) -> RenderableType:
+    """Return the live view: where the run is, how far, and how good so far."""
+    where = Text.assemble((name, "bold"), " · ", state.phase)
+    if state.task:
+        where.append(f" · {_where(state)}")
+    if state.phase == "training":
+        where.append(f" · {state.answered}/{state.asked} clients")
+        if state.client:
+            where.append(f" (last: client {state.client}, mean loss {state.loss:.3f})")
+    bar = Table.grid(padding=(0, 1))
+    left = state.seconds_left(now)
+    bar.add_row(
+        ProgressBar(total=max(1, state.total), completed=state.done, width=40),
+        f"{state.done}/{state.total} rounds",
+        f"about {duration(left)} left" if left is not None else "",
+    )
+    return Group(where, bar, Text(_quality(state)))
+
+
+def _quality(state: Progress) -> str:
+    parts = []
+    if state.accuracy_so_far is not None:
+        parts.append(f"accuracy so far {percent(state.accuracy_so_far)} ({state.learnt} tasks)")
+    if state.zero_shot is not None:
+        parts.append(f"zero-shot {percent(state.zero_shot)}")
+    if state.aggregation_error is not None:
+        parts.append(f"aggregation error {state.aggregation_error:.3g}")
+    if state.failures:
+        parts.append(f"{len(state.failures)} clients left out")
+    return " · ".join(parts)
+
+
+def percent(share: float | None) -> str:
+    """Return ``51.3 %``, or a dash where there is no number."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Return a rounded time: ``40 s``, ``2 min 10 s``, ``3 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
