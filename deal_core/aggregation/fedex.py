@@ -72,7 +72,7 @@ class _Round:
         residual = residual_of(spectra, self._rank_cap)
         current = self._means.rounded()
         reading = self._gauge.read(current, residual.adapter)
-        lost = residual.cut / reading.ideal_norm if residual.cut else 0.0
+        lost = reading.share(residual.cut)
         return Aggregate(current, residual.adapter, reading.error, lost, reading.estimated)
 
     def _drift(self, name: str, factors: LoraFactors) -> LoraFactors:

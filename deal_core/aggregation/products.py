@@ -46,5 +46,4 @@ class ProductRound:
     def measured(self, current: Adapter, residual: Adapter | None, cut: float) -> Aggregate:
         """Return the aggregate with its error; ``cut`` is the norm of what was left out."""
         reading = self._gauge.read(current, residual)
-        lost = cut / reading.ideal_norm if cut else 0.0
-        return Aggregate(current, residual, reading.error, lost, reading.estimated)
+        return Aggregate(current, residual, reading.error, reading.share(cut), reading.estimated)

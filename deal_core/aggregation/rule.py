@@ -3,7 +3,7 @@
 Notation (METHOD): client ``i`` sends ``A_i`` (``r_i x d_in``) and ``B_i`` (``d_out x r_i``) of
 every adapted layer, with scaling ``s_i = lora_alpha / r_i`` and a weight; ``p_i`` are the
 weights divided by their sum. The ideal update of a layer, which every rule is measured
-against, is ``sum_i p_i s_i B_i A_i``.
+against, is ``sum_i p_i s_i B_i A_i``. Tensors are float32, on the CPU.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def check_update(
         update: the reply.
         before: what the round started from.
         trained: factors that may differ from ``before``.
-        mixed_ranks: accept any rank and any scaling.
+        mixed_ranks: accept any rank, the same in every layer, and any scaling.
 
     Raises:
         ValueError: see :meth:`Aggregation.add`; the message names client, layer and fault.
@@ -121,15 +121,15 @@ def check_update(
         raise ValueError(f"{who}: scaling {adapter.scaling}, the round has {before.scaling}")
     for name, start in before.layers.items():
         factors = adapter.layers[name]
-        _check_shapes(f"{who}, layer {name}", factors, start, mixed_ranks)
+        rank = adapter.rank if mixed_ranks else start.A.shape[0]
+        _check_shapes(f"{who}, layer {name}", factors, start, rank)
         if LORA_A not in trained and not _same(factors.A, start.A):
             raise ValueError(f"{who}, layer {name}: lora_A changed, but the round trains lora_B")
         if LORA_B not in trained and not _same(factors.B, start.B):
             raise ValueError(f"{who}, layer {name}: lora_B changed, but the round trains lora_A")
 
 
-def _check_shapes(where: str, given: LoraFactors, start: LoraFactors, mixed_ranks: bool) -> None:
-    rank = given.A.shape[0] if mixed_ranks else start.A.shape[0]
+def _check_shapes(where: str, given: LoraFactors, start: LoraFactors, rank: int) -> None:
     expected = (rank, start.A.shape[1]), (start.B.shape[0], rank)
     if (tuple(given.A.shape), tuple(given.B.shape)) != expected or rank == 0:
         raise ValueError(

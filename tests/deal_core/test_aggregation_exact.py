@@ -371,6 +371,17 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace(name):
     assert aggregation.finish().error < 1e-6
 
 
+@pytest.mark.parametrize("name", MIXED)
+def test_a_client_has_one_rank_in_all_layers(name):
+    generator = torch.Generator().manual_seed(9)
+    before = Adapter({n: factors(4, (5, 6), generator) for n in ("q", "v")}, 2.0)
+    uneven = Adapter({"q": factors(2, (5, 6), generator), "v": factors(3, (5, 6), generator)}, 2.0)
+    with pytest.raises(ValueError, match="client eve, layer v"):
+        make_rule(AggregationConfig(rule=name)).begin(before, 1).add(
+            ClientUpdate("eve", uneven, 1.0)
+        )
+
+
 def test_alternating_refuses_a_changed_b_in_even_rounds():
     generator = torch.Generator().manual_seed(8)
     before = Adapter({"q": factors(2, (5, 5), generator)}, 2.0)
