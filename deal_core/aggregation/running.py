@@ -51,7 +51,8 @@ class ProductSum:
     side of the layer; then a QR of the stack of that side folds them into one exact pair
     whose rank is at most that side. Memory is therefore bounded whatever the number of
     clients: ``2 min(d_out, d_in) (d_out + d_in)`` numbers a layer, and ``sum_i r_i`` rows
-    while that is less.
+    while that is less. Past ``min(d_out, d_in)`` rows the sum has full rank, and nothing
+    smaller than a full-rank pair is exact.
     """
 
     def __init__(self, shapes: Shapes) -> None:
