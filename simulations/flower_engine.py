@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from deal_core.config import Experiment, flatten
 from deal_core.errors import UserError
@@ -69,17 +68,16 @@ def run_flower(experiment: Experiment, listener: Listener) -> None:
     tail = Tail.from_end(folder.metrics)
     last: Event = {"event": "nothing"}
     with flower_sandbox(log) as sandbox:
-        with log.open("ab") as output:
-            process = _start_run(sandbox, app, experiment, output)
+        process = sandbox.start(run_command(sandbox, app, experiment), log)
         alive = True
         while alive:
             alive = process.poll() is None
             for last in tail.new():
                 listener(last)
             time.sleep(POLL_SECONDS if alive else 0)
-        status = final_status(sandbox)
-    if status != "finished:completed" or last["event"] != "run_finished":
-        raise RunFailed(f"{_reason(last, status)}; Flower's log is {log}")
+        outcome = final_outcome(sandbox)
+    if outcome.status != "finished:completed" or last["event"] != "run_finished":
+        raise RunFailed(f"{reason(last, outcome)}; Flower's log is {log}")
 
 
 def app_folder() -> Path:
@@ -122,44 +120,45 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _start_run(
-    sandbox: Sandbox, app: Path, experiment: Experiment, output: IO[bytes]
-) -> subprocess.Popen[bytes]:
+def run_command(sandbox: Sandbox, app: Path, experiment: Experiment) -> list[str]:
+    """Return the ``flwr run`` of this experiment; ends when the run has ended."""
     run_config = sandbox.home / "run-config.toml"
     run_config.write_text(toml_lines(flatten(experiment)), encoding="utf-8")
     settings = " ".join(f"{key}={value}" for key, value in resources(experiment).items())
-    return subprocess.Popen(
-        [program("flwr"), "run", str(app), CONNECTION, "--stream"]
-        + ["--run-config", str(run_config), "--federation-config", settings],
-        cwd=sandbox.working_directory,
-        env=sandbox.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
+    command = [program("flwr"), "run", str(app), CONNECTION, "--stream"]
+    return [*command, "--run-config", str(run_config), "--federation-config", settings]
 
 
-def final_status(sandbox: Sandbox, patience: float = 30.0) -> str:
+@dataclass(frozen=True)
+class Outcome:
+    """What the SuperLink says of a run."""
+
+    status: str
+    details: str = ""
+
+
+def final_outcome(sandbox: Sandbox, patience: float = 30.0) -> Outcome:
     """Ask for the status of the only run; wait a little for it to be final."""
     deadline = time.monotonic() + patience
     while True:
-        status = parse_status(sandbox.command("list", CONNECTION, "--format", "json").stdout)
-        if status.startswith("finished") or time.monotonic() > deadline:
-            return status
+        outcome = parse_outcome(sandbox.command("list", CONNECTION, "--format", "json").stdout)
+        if outcome.status.startswith("finished") or time.monotonic() > deadline:
+            return outcome
         time.sleep(1.0)
 
 
-def parse_status(text: str) -> str:
-    """Return the status in the output of ``flwr list --format json``; ``unknown`` without one."""
+def parse_outcome(text: str) -> Outcome:
+    """Read the output of ``flwr list --format json``; ``unknown`` where there is no run."""
     try:
-        runs: list[dict[str, Any]] = json.loads(text)["runs"]
-        return str(runs[0]["status"])
+        run: dict[str, Any] = json.loads(text)["runs"][0]
+        return Outcome(str(run["status"]), str(run.get("status-details", "")))
     except (ValueError, KeyError, IndexError):
-        return "unknown"
+        return Outcome("unknown")
 
 
-def _reason(last: Event, status: str) -> str:
+def reason(last: Event, outcome: Outcome) -> str:
+    """Return why a run failed, on one line; what the server itself said comes first."""
     if last["event"] == "run_stopped":
-        return str(last["reason"]).removeprefix("UserError: ")
-    return f"the run ended as '{status}' after the event '{last['event']}'"
+        return str(last["reason"]).removeprefix("UserError: ").partition("\n")[0]
+    said = f"the run ended as '{outcome.status}' after the event '{last['event']}'"
+    return f"{said}: {outcome.details}".partition("\n")[0]

@@ -19,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -30,7 +30,7 @@ from simulations.interrupt import uninterrupted
 CONNECTION = "deal"
 """Name of the SuperLink in the private Flower configuration."""
 START_SECONDS = 60.0
-STOP_SECONDS = 5.0
+STOP_SECONDS = 3.0
 LONGEST_RAY_FOLDER = 40
 """Ray puts sockets below its folder, and a socket's path has at most about 100 characters."""
 
@@ -42,15 +42,32 @@ class Sandbox:
     Attributes:
         home: private ``FLWR_HOME``.
         environment: for every process that belongs to this SuperLink.
+        children: what :meth:`start` has started.
     """
 
     home: Path
     environment: dict[str, str]
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def working_directory(self) -> Path:
         """Empty, so that nothing in it can be imported instead of the app."""
         return self.home / "empty"
+
+    def start(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
+        """Start a process that writes to ``log`` and ends with the sandbox."""
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self.working_directory,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in the terminal is for us alone
+            )
+        self.children.append(process)
+        return process
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ``flwr ARGUMENTS`` to its end."""
@@ -101,6 +118,8 @@ def flower_sandbox(log: Path) -> Iterator[Sandbox]:
     finally:
         with uninterrupted():
             stop_all(home)
+            for child in sandbox.children:
+                child.wait()
             shutil.rmtree(home, ignore_errors=True)
 
 
@@ -131,16 +150,7 @@ def _start_superlink(sandbox: Sandbox, port: int, log: Path) -> None:
     command = [program("flower-superlink"), "--insecure", "--simulation"]
     command += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=sandbox.working_directory,
-            env=sandbox.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in the terminal is for us alone
-        )
+    process = sandbox.start(command, log)
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         if _healthy(port):

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.folder import RunFolder
+from simulations import cli
+
+Call = Callable[..., tuple[int, str, str]]
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def deal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Call the entry point in an empty folder; returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["deal", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    """The one line of a refusal."""
+    code, out, err = result
+    assert code == 2, err
+    assert "Traceback" not in out + err
+    lines = err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+GOOD = [{"text": "it itches", "label": "skin"}, {"text": "it hurts", "label": "heart"}]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Callable[..., list[str]]:
+    """Write one task of JSON lines; returns the arguments that simulate on it."""
+
+    def write(train: Rows | bytes = GOOD, test: Rows | bytes = GOOD) -> list[str]:
+        folder = tmp_path / "data" / "ward"
+        folder.mkdir(parents=True)
+        for name, rows in (("train", train), ("test", test)):
+            if isinstance(rows, list):
+                rows = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            (folder / f"{name}.jsonl").write_bytes(rows)
+        return [
+            *("simulate", "quickstart", "--set", "data.source=files", "--set", "data.path=data"),
+            *("--set", "federation.clients=1"),
+        ]
+
+    return write
+
+
+def test_ls_names_every_experiment_and_its_purpose(deal: Call) -> None:
+    code, out, _ = deal("ls")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["clinc10", "quickstart"]
+    assert "Hospitals learn together" in out
+
+
+def test_version_and_help(deal: Call) -> None:
+    assert deal("--version")[0] == 0
+    code, out, _ = deal("simulate", "--help")
+    assert code == 0
+    for option in ("--out", "--set", "--seed", "--engine", "--resume"):
+        assert option in out
+
+
+def test_unknown_experiment(deal: Call) -> None:
+    assert "did you mean 'quickstart'" in refused(deal("simulate", "quickstrat"))
+
+
+def test_missing_and_broken_experiment_files(deal: Call, tmp_path: Path) -> None:
+    assert "own.toml: no such file" in refused(deal("simulate", "own.toml"))
+    (tmp_path / "own.toml").write_text("[run\n")
+    assert "own.toml: not valid TOML" in refused(deal("simulate", "own.toml"))
+    assert "line 1" in refused(deal("simulate", "own.toml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("adapter.rnk=4", "unknown key 'adapter.rnk'; did you mean 'rank'?"),
+        ("adapter.rank=four", "key 'adapter.rank' should be integer, but is \"four\""),
+        ("federation.rounds=0", "key 'federation.rounds' should be"),
+        ("adapter", "write it as table.key=value"),
+        ("data.source=disk", "unknown data.source 'disk'; known: files, hub, medmcqa"),
+        ('data.tasks=["surgry"]', "unknown task 'surgry'"),
+        ("method.name=deel", "unknown method.name 'deel'"),
+        ("run.engine=ray", "unknown run.engine 'ray'"),
+        ("data.source=files", "needs data.path"),
+    ],
+)
+def test_bad_settings(deal: Call, override: str, message: str) -> None:
+    assert message in refused(deal("simulate", "quickstart", "--set", override))
+
+
+def test_unknown_engine(deal: Call) -> None:
+    assert "unknown run.engine" in refused(deal("simulate", "quickstart", "--engine", "ray"))
+
+
+def test_missing_column(deal: Call, files: Callable[..., list[str]]) -> None:
+    line = refused(deal(*files(train=[{"txt": "it itches", "label": "skin"}])))
+    assert "train.jsonl, row 1: no column 'text'" in line
+    assert "did you mean 'txt'" in line
+
+
+def test_empty_split(deal: Call, files: Callable[..., list[str]]) -> None:
+    assert "test.jsonl: holds no examples" in refused(deal(*files(test=[])))
+
+
+def test_a_test_label_that_training_lacks(deal: Call, files: Callable[..., list[str]]) -> None:
+    line = refused(deal(*files(test=[*GOOD, {"text": "it coughs", "label": "lung"}])))
+    assert "test.jsonl, row 3: no training example has the label 'lung'" in line
+
+
+def test_unreadable_data_file(deal: Call, files: Callable[..., list[str]]) -> None:
+    assert "train.jsonl" in refused(deal(*files(train=b"\xff\xfe no text")))
+
+
+def test_data_errors_leave_no_run_folder(
+    deal: Call, files: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    refused(deal(*files(test=[])))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_that_holds_a_run(deal: Call, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "runs" / "quickstart-seed0")
+    folder.path.mkdir(parents=True)
+    folder.results.touch()
+    assert "already holds a run" in refused(deal("simulate", "quickstart"))
+    assert "no checkpoint" in refused(deal("simulate", "quickstart", "--resume"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    root = Path(cli.__file__).parent.parent
+    out = tmp_path / "run"
+    settings = ["data.max_train=64", "data.max_test=16", "federation.rounds=50", "run.threads=1"]
+    command = [sys.executable, "-m", "simulations.cli", "simulate", "quickstart", "--out", str(out)]
+    command += [part for setting in settings for part in ("--set", setting)]
+    process = subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    checkpoint = RunFolder(out).checkpoint
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stdout + stderr
+    assert f"stopped; the checkpoint is in {out}; continue with" in stdout
+    assert stdout.splitlines()[-1].strip() == (
+        f"deal simulate quickstart --out {out} "
+        + " ".join(f"--set {setting}" for setting in settings)
+        + " --resume"
+    )

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from simulations.progress import Progress
+from simulations.view import duration, live_view, percent, plain_lines, progress_view
+
+START = 1000.0
+TASKS = ["heart", "skin"]
+
+
+def round_events(task: int, number: int, start: float) -> list[dict[str, Any]]:
+    where = {"task": TASKS[task], "task_index": task, "server_round": number}
+    return [
+        {"event": "round_started", "time": start, **where, "clients": 2},
+        {"event": "client_finished", "time": start + 3, **where, "client": "0", "loss": 1.0},
+        {"event": "client_finished", "time": start + 6, **where, "client": "1", "loss": 2.0},
+        {
+            "event": "round_finished",
+            "time": start + 8,
+            **where,
+            "clients": 2,
+            "aggregation_error": 0.25,
+            "seconds": 8.0,
+        },
+    ]
+
+
+def evaluated(index: int, time: float, heart: float, skin: float) -> dict[str, Any]:
+    accuracy = {"heart": heart, "skin": skin}
+    return {"event": "evaluated", "time": time, "task_index": index, "accuracy": accuracy}
+
+
+def run_started(done: int = 0) -> dict[str, Any]:
+    return {
+        "event": "run_started",
+        "time": START,
+        "tasks": TASKS,
+        "clients": 2,
+        "rounds": 2,
+        "resumed": done > 0,
+        "done_rounds": done,
+    }
+
+
+FIRST_TASK = [
+    run_started(),
+    evaluated(-1, START + 2, 0.2, 0.4),
+    *round_events(0, 1, START + 2),
+    *round_events(0, 2, START + 10),
+    evaluated(0, START + 20, 0.8, 0.3),
+    {"event": "task_finished", "time": START + 20, "task": "heart", "task_index": 0},
+]
+
+
+def after(events: list[dict[str, Any]]) -> Progress:
+    state = Progress()
+    for event in events:
+        state = state.update(event)
+    return state
+
+
+def test_before_any_task_the_only_accuracy_is_zero_shot() -> None:
+    state = after(FIRST_TASK[:2])
+    assert state.zero_shot == pytest.approx(0.3)
+    assert state.accuracy_so_far is None
+    assert state.seconds_left(START + 2) is None
+
+
+def test_inside_a_round_clients_are_counted_and_losses_averaged() -> None:
+    state = after(FIRST_TASK[:5])
+    assert (state.task, state.server_round, state.answered, state.asked) == ("heart", 1, 2, 2)
+    assert state.client == "1"
+    assert state.loss == pytest.approx(1.5)
+
+
+def test_accuracy_so_far_is_the_mean_over_tasks_learnt() -> None:
+    state = after(FIRST_TASK)
+    assert state.accuracy_so_far == pytest.approx(0.8)
+    state = state.update(evaluated(1, START + 30, 0.6, 0.9))
+    assert state.accuracy_so_far == pytest.approx(0.75)
+    assert state.zero_shot == pytest.approx(0.3)
+
+
+def test_time_left_is_the_mean_round_with_evaluations_times_rounds_left() -> None:
+    state = after(FIRST_TASK)  # 2 of 4 rounds in 20 s
+    assert state.seconds_left(START + 20) == pytest.approx(20.0)
+    assert state.seconds_left(START + 25) == pytest.approx(15.0)
+    assert state.seconds_left(START + 500) == 0.0
+
+
+def test_after_a_resume_only_rounds_of_this_start_count_for_the_time() -> None:
+    state = after([run_started(done=2), *round_events(1, 1, START)])
+    assert (state.done, state.total, state.learnt) == (3, 4, 1)
+    assert state.seconds_left(START + 8) == pytest.approx(8.0)
+
+
+def test_a_failed_client_is_remembered_until_the_next_round() -> None:
+    failed = {"event": "client_failed", "time": START + 4, "client": "1", "reason": "not finite"}
+    state = after([*FIRST_TASK[:3], failed])
+    assert state.failures == (("1", "not finite"),)
+    assert plain_lines(failed, state) == ["client 1 left out: not finite"]
+    assert after([*FIRST_TASK[:3], failed, *round_events(0, 2, START + 10)]).failures == ()
+
+
+def test_unknown_events_change_nothing_but_the_time() -> None:
+    state = after(FIRST_TASK)
+    assert state.update({"event": "new", "time": START + 21}).accuracy == state.accuracy
+
+
+def test_without_a_terminal_there_is_one_line_a_round() -> None:
+    output = io.StringIO()
+    with progress_view(Console(file=output, width=40), "name") as listener:
+        for event in FIRST_TASK:
+            listener(event)
+    assert output.getvalue().splitlines() == [
+        "started: 2 tasks, 2 clients",
+        "zero-shot accuracy 30.0 %",
+        "task 1/2 heart, round 1/2, 2/2 clients, 8.0 s, loss 1.500, aggregation error 0.25, "
+        "about 30 s left",
+        "task 1/2 heart, round 2/2, 2/2 clients, 8.0 s, loss 1.500, aggregation error 0.25, "
+        "about 18 s left",
+        "1 of 2 tasks learnt, accuracy so far 80.0 %",
+    ]
+
+
+def test_the_live_view_says_where_the_run_is() -> None:
+    output = io.StringIO()
+    state = after([*FIRST_TASK, *round_events(1, 1, START + 20)[:2]])
+    Console(file=output, width=120).print(live_view("clinic", state, START + 23))
+    shown = output.getvalue()
+    assert "clinic · training · task 2/2 skin, round 1/2 · 1/2 clients (last: client 0" in shown
+    assert "2/4 rounds" in shown
+    assert "accuracy so far 80.0 % (1 tasks) · zero-shot 30.0 % · aggregation error 0.25" in shown
+
+
+def test_a_terminal_gets_the_live_view() -> None:
+    output = io.StringIO()
+    with progress_view(Console(file=output, width=100, force_terminal=True), "clinic") as listener:
+        for event in FIRST_TASK:
+            listener(event)
+    assert "clinic" in output.getvalue()
+
+
+def test_numbers_for_people() -> None:
+    assert [duration(s) for s in (0.4, 59, 130, 3 * 3600 + 301)] == [
+        "0 s",
+        "59 s",
+        "2 min 10 s",
+        "3 h 5 min",
+    ]
+    assert [percent(0.5134), percent(None)] == ["51.3 %", "–"]

@@ -1,0 +1,50 @@
+"""The top level: whose packages are imported, what the command loads, what travels."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("server", "client", "deal_core", "simulations")
+HEAVY = {"torch", "flwr", "transformers", "peft", "ray", "datasets", "pandas", "scipy", "pydantic"}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_packages_are_those_of_this_checkout(name: str) -> None:
+    # The names server and client are generic: another one must not be tested by mistake.
+    found = importlib.import_module(name).__file__
+    assert found is not None
+    assert Path(found) == ROOT / name / "__init__.py"
+
+
+def test_the_command_starts_light() -> None:
+    code = "import sys, json, simulations.cli; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert HEAVY & set(json.loads(done.stdout)) == set()
+
+
+def test_tests_hide_no_package() -> None:
+    # tests/server/__init__.py would be imported as server.
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's
+def test_only_code_travels_to_the_clients() -> None:
+    from flwr.cli.build import build_fab_from_disk
+
+    names = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))).namelist()
+    code = [name for name in names if Path(name).parts[0] in ("server", "client", "deal_core")]
+    assert {Path(name).suffix for name in code} == {".py"}
+    rest = {name for name in names if name not in code and not name.startswith(".info/")}
+    assert rest <= {"pyproject.toml", "LICENSE", "README.md"}
+    assert {"server/app.py", "client/app.py", "deal_core/config.py"} <= set(code)
