@@ -71,7 +71,7 @@ def measures(results: Results) -> list[tuple[str, str]]:
 def privacy_text(privacy: Privacy) -> str:
     """Say what is guaranteed. An epsilon without delta and unit means nothing: not shown."""
     if privacy.mechanism == "none":
-        return "none (no question leaves its client, but updates carry no formal guarantee)"
+        return "none (no text leaves its client, but updates carry no formal guarantee)"
     if not privacy.epsilon or privacy.delta is None or privacy.unit is None:
         return f"{privacy.mechanism}; no guarantee recorded"
     largest = max(privacy.epsilon.values())

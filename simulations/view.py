@@ -92,7 +92,7 @@ def live_view(name: str, state: Progress, now: float) -> RenderableType:
     bar.add_row(
         ProgressBar(total=max(1, state.total), completed=state.done, width=40),
         f"{state.done}/{state.total} rounds",
-        f"about {duration(left)} left" if left is not None else "",
+        f"about {duration(left)} left" if left else "",
     )
     return Group(where, bar, Text(_quality(state)))
 
@@ -100,7 +100,8 @@ def live_view(name: str, state: Progress, now: float) -> RenderableType:
 def _quality(state: Progress) -> str:
     parts = []
     if state.accuracy_so_far is not None:
-        parts.append(f"accuracy so far {percent(state.accuracy_so_far)} ({state.learnt} tasks)")
+        known = f"{state.learnt} of {len(state.tasks)} tasks learnt"
+        parts.append(f"accuracy so far {percent(state.accuracy_so_far)} ({known})")
     if state.zero_shot is not None:
         parts.append(f"zero-shot {percent(state.zero_shot)}")
     if state.aggregation_error is not None:

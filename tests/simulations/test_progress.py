@@ -135,7 +135,10 @@ def test_the_live_view_says_where_the_run_is() -> None:
     shown = output.getvalue()
     assert "clinic · training · task 2/2 skin, round 1/2 · 1/2 clients (last: client 0" in shown
     assert "2/4 rounds" in shown
-    assert "accuracy so far 80.0 % (1 tasks) · zero-shot 30.0 % · aggregation error 0.25" in shown
+    assert (
+        "accuracy so far 80.0 % (1 of 2 tasks learnt) · zero-shot 30.0 % · aggregation error 0.25"
+        in shown
+    )
 
 
 def test_a_terminal_gets_the_live_view() -> None:
