@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.state import FeedbackStore
 from deal_core.config import Experiment, from_run_config
 from deal_core.payload import PayloadError
 
@@ -39,8 +41,9 @@ def make_app() -> ClientApp:
         from client import wire, work
 
         bench = bench_of(context)
-        state, instruction = wire.read_request(message, bench.shapes, bench.experiment.adapter)
-        update = work.local_update(bench, client_of(context), state, instruction)
+        state, instruction = wire.read_request(message, bench)
+        store = FeedbackStore(site_folder(context))
+        update = work.local_update(bench, client_of(context), state, instruction, store)
         if update is None:
             return wire.status_reply(message, "no-data")
         return wire.update_reply(message, update, instruction)
@@ -51,7 +54,7 @@ def make_app() -> ClientApp:
         from client import wire, work
 
         bench = bench_of(context)
-        state, instruction = wire.read_request(message, bench.shapes, bench.experiment.adapter)
+        state, instruction = wire.read_request(message, bench)
         counts = work.local_evaluation(bench, client_of(context), state, instruction)
         return wire.evaluation_reply(message, counts)
 
@@ -61,6 +64,15 @@ def make_app() -> ClientApp:
 def client_of(context: Context) -> int:
     """The client's stable number: which share of the data is its own."""
     return int(context.node_config["partition-id"])
+
+
+def site_folder(context: Context) -> Path:
+    """Where the client keeps what must outlive a request: its own folder, or, in a simulation,
+    one inside the run folder."""
+    if "state-dir" in context.node_config:
+        return Path(str(context.node_config["state-dir"]))
+    out = str(context.run_config.get("run.out", "")) or f"deal-run-{context.run_id}"
+    return Path(out) / "sites" / str(client_of(context))
 
 
 def workbenches() -> Callable[[Context], Workbench]:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.work import Update
-from deal_core.adapters import split
-from deal_core.config import AdapterConfig
+from client.workbench import Workbench
+from deal_core.adapters import Adapter, split, zero_adapter
 from deal_core.instruction import RECORD, Instruction, read_instruction
 from deal_core.methods import State
-from deal_core.payload import DISTILLED, LORA, PayloadError, Template, read_record, to_arrays
+from deal_core.payload import DISTILLED, LORA, PayloadError, Template
+from deal_core.record import BOTH, decode_checked, unpack
 
 STATUS = "status"
 """Record that says how a request ended; its ``code`` is ``ok``, ``no-data`` or an error code."""
 METRICS = "metrics"
 
 
-def read_request(
-    message: Message, shapes: dict[str, tuple[int, int]], adapter: AdapterConfig
-) -> tuple[State, Instruction]:
+def read_request(message: Message, bench: Workbench) -> tuple[State, Instruction]:
     """Check and decode a server's request.
 
     Raises:
@@ -27,21 +27,23 @@ def read_request(
     content = message.content
     if set(content) != {LORA, DISTILLED, RECORD}:
         raise PayloadError(f"records {sorted(content)}, expected lora, distilled, instruction")
+    if RECORD not in content.config_records or len(content.array_records) != 2:
+        raise PayloadError("a record of another kind than expected")
     instruction = read_instruction(dict(content.config_records[RECORD]))
-    current = read_record(
-        content.array_records[LORA],
-        Template(shapes, instruction.rank),
-        adapter.lora_alpha / adapter.rank,
-    )
-    distilled = read_record(
-        content.array_records[DISTILLED],
-        Template(shapes, instruction.retained_rank + instruction.residual_rank),
-        1.0,
-    )
+    scaling = bench.experiment.adapter.lora_alpha / instruction.rank
+    current = _adapter(content.array_records[LORA], bench, instruction.rank, scaling)
+    held = instruction.retained_rank
+    rank = held + instruction.residual_rank
+    distilled = _adapter(content.array_records[DISTILLED], bench, rank, 1.0)
     if not instruction.residual_rank:
         return State(current, distilled), instruction
-    retained, residual = split(distilled, instruction.retained_rank)
-    return State(current, retained, residual), instruction
+    return State(current, *split(distilled, held)), instruction
+
+
+def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -> Adapter:
+    dtype = bench.experiment.wire.dtype
+    arrays = decode_checked(record, dtype, Template(bench.shapes, rank), BOTH)
+    return unpack(arrays, dtype, zero_adapter(bench.shapes, rank, scaling))
 
 
 def status_reply(message: Message, code: str) -> Message:
@@ -50,7 +52,7 @@ def status_reply(message: Message, code: str) -> Message:
 
 
 def update_reply(message: Message, update: Update, instruction: Instruction) -> Message:
-    """A local update: the current adapter, which request it answers, its figures."""
+    """A local update: the trained factors, which request it answers, its figures."""
     status = ConfigRecord(
         {
             "code": "ok",
@@ -61,7 +63,7 @@ def update_reply(message: Message, update: Update, instruction: Instruction) -> 
     metrics = MetricRecord(
         {"num_examples": update.num_examples, "loss": update.loss, "seconds": update.seconds}
     )
-    arrays = {key: Array(value) for key, value in to_arrays(update.adapter).items()}
+    arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.encoded.items()}
     content = RecordDict({STATUS: status, LORA: ArrayRecord(arrays), METRICS: metrics})
     return Message(content, reply_to=message)
 

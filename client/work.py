@@ -5,27 +5,30 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from client.state import FeedbackStore, digest
 from client.workbench import Workbench
 from deal_core.adapters import Adapter
 from deal_core.attach import CURRENT, read
+from deal_core.codec import Encoded
 from deal_core.instruction import Instruction
 from deal_core.methods import LocalTask, State
 from deal_core.randomness import seeded
+from deal_core.record import EXACT, frozen_factors, pack_update
 from deal_core.training import count_correct, load_state, train
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one local update gives: the trained current adapter and its figures."""
+    """What one local update gives: what travels, and its figures."""
 
-    adapter: Adapter
+    encoded: Encoded
     num_examples: int
     loss: float
     seconds: float
 
 
 def local_update(
-    bench: Workbench, client: int, state: State, instruction: Instruction
+    bench: Workbench, client: int, state: State, instruction: Instruction, store: FeedbackStore
 ) -> Update | None:
     """Train the current adapter on the client's share of the task; None: it has no data."""
     started = time.monotonic()
@@ -49,7 +52,29 @@ def local_update(
         generator,
     )
     adapter = read(bench.model.module, CURRENT)
-    return Update(adapter, len(data.train), report.loss, time.monotonic() - started)
+    encoded = _encode(bench, client, adapter, state.current, instruction, store)
+    return Update(encoded, len(data.train), report.loss, time.monotonic() - started)
+
+
+def _encode(
+    bench: Workbench,
+    client: int,
+    adapter: Adapter,
+    before: Adapter,
+    instruction: Instruction,
+    store: FeedbackStore,
+) -> Encoded:
+    """Pack the update; keep what a lossy format lost for the client's next round."""
+    where = (instruction.task_index, instruction.server_round)
+    trained = frozenset(instruction.trained)
+    basis = digest(frozen_factors(before, trained))
+    generator = seeded(bench.experiment.run.seed, "uplink", client, *where)
+    dtype = bench.experiment.wire.dtype
+    feedback = store.load(*where, basis) if dtype != EXACT else {}
+    encoded, lost = pack_update(adapter, before, dtype, trained, feedback, generator)
+    if dtype != EXACT:
+        store.save(*where, basis, lost)
+    return encoded
 
 
 def local_evaluation(

@@ -46,6 +46,9 @@ class AdapterConfig(Table):
     """Rank of the retained adapter: all earlier tasks, compressed."""
     lora_alpha: float = Field(16.0, gt=0)
     """The current adapter is scaled by ``lora_alpha / rank``."""
+    client_ranks: tuple[int, ...] = ()
+    """Ranks of the clients' own adapters, dealt out in turn, none above ``rank`` (rules for
+    mixed ranks only); empty: ``rank`` for all."""
     target_modules: tuple[str, ...] = ()
     """Names of the adapted linear layers; empty: the family's default (q and v)."""
 
@@ -164,6 +167,13 @@ class AggregationConfig(Table):
     """Bad clients that a round must withstand (multi-krum)."""
 
 
+class WireConfig(Table):
+    """How adapters travel."""
+
+    dtype: str = "float32"
+    """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client)."""
+
+
 class TrainConfig(Table):
     """The local optimiser."""
 
@@ -201,6 +211,7 @@ class Experiment(Table):
     federation: FederationConfig = FederationConfig()
     method: MethodConfig = MethodConfig()
     aggregation: AggregationConfig = AggregationConfig()
+    wire: WireConfig = WireConfig()
     train: TrainConfig = TrainConfig()
     run: RunConfig = RunConfig()
 

@@ -72,28 +72,6 @@ def to_arrays(adapter: Adapter) -> Arrays:
     return arrays
 
 
-def read_record(record: Mapping[str, WireArray], template: Template, scaling: float) -> Adapter:
-    """Check headers and sizes before a byte is decoded, then decode and check the values.
-
-    Raises:
-        PayloadError: as :func:`from_arrays`, or the bytes are not those of the header.
-    """
-    expected = template.expected()
-    check_keys(record.keys(), expected.keys())
-    arrays: dict[str, NDArray[Any]] = {}
-    for key, shape in expected.items():
-        entry = record[key]
-        check_header(key, entry.dtype, tuple(entry.shape), shape)
-        overhead = len(entry.data) - 4 * shape[0] * shape[1]
-        if not 0 < overhead <= NPY_HEADER_BYTES:
-            raise PayloadError(f"{key}: {len(entry.data)} bytes do not fit the shape {shape}")
-        try:
-            arrays[key] = entry.numpy()
-        except Exception as error:
-            raise PayloadError(f"{key}: cannot be decoded ({type(error).__name__})") from None
-    return from_arrays(arrays, template, scaling)
-
-
 def from_arrays(
     arrays: Mapping[str, NDArray[np.generic]], template: Template, scaling: float
 ) -> Adapter:

@@ -12,15 +12,17 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from deal_core.adapters import stack, zero_adapter
-from deal_core.aggregation import Aggregate, Aggregation, make_rule
+from deal_core.aggregation import Aggregate, Aggregation, make_rule, refuse_beyond
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction
 from deal_core.methods import Method, State, make_method
 from deal_core.payload import PayloadError
 from deal_core.randomness import seeded
+from deal_core.threads import threads
 from server import wire
 from server.checkpoint import Checkpoint, History
+from server.dispatch import Dispatch, dispatch
 from server.events import EventLog
 from server.rounds import Reply, collect
 from server.schedule import Step
@@ -66,48 +68,52 @@ class Federation:
         started = time.monotonic()
         if step.server_round == 1:
             generator = seeded(self.experiment.run.seed, "begin", step.task_index)
-            state = self._method().begin_task(state, generator)
+            with threads(1):
+                state = self._method().begin_task(state, generator)
         rule = make_rule(self.experiment.aggregation)
         instruction = self._instruction(step, state, rule.trained(step.server_round))
         chosen = self._sample(step)
         self._event("round_started", step, clients=len(chosen))
-        requests = self._requests(chosen, state, instruction, MessageType.TRAIN)
+        with threads(1):
+            sent = self._dispatch(chosen, state, instruction, MessageType.TRAIN)
+        state = sent.state
         aggregation = rule.begin(state.current, step.server_round)
-        sizes, idle = self._gather(step, state, instruction, requests, aggregation)
+        sizes, idle = self._gather(step, sent, aggregation)
         self._require_quorum(len(sizes), len(chosen) - idle, step)
         gauge = 0.0
         if sizes:
-            aggregate = aggregation.finish()
+            with threads(1):
+                aggregate = aggregation.finish()
             state, gauge = absorbed(state, aggregate), aggregate.error
-        down = sum(wire.payload_bytes(message.content) for message in requests.values())
+        down = sum(wire.payload_bytes(message.content) for message in sent.requests.values())
         figures = {
             "aggregation_error": gauge,
             "bytes_up": sum(sizes) / max(1, len(sizes)),
-            "bytes_down": down / len(requests),
+            "bytes_down": down / len(chosen),
         }
         seconds = time.monotonic() - started
         self._event("round_finished", step, clients=len(sizes), seconds=seconds, **figures)
         return state, history.after_round(figures, _spent(history, "train", started))
 
     def _gather(
-        self,
-        step: Step,
-        state: State,
-        instruction: Instruction,
-        requests: dict[str, Message],
-        aggregation: Aggregation,
+        self, step: Step, sent: Dispatch, aggregation: Aggregation
     ) -> tuple[list[int], int]:
         """Give every valid update to the aggregation; return their sizes, and how many clients
         had no data. A faulty reply costs its sender the round, and nobody else."""
         sizes: list[int] = []
         idle = 0
-        for reply in collect(self.grid, requests, self.experiment.federation.deadline_seconds):
+        config = self.experiment
+        for reply in collect(self.grid, sent.requests, config.federation.deadline_seconds):
+            before = sent.before[reply.client]
             try:
                 message = answered(reply)
+                instruction = sent.instructions[reply.client]
                 update, figures = wire.read_update(
-                    reply.client, message, state.current, instruction
+                    reply.client, message, before, instruction, config.wire.dtype
                 )
-                aggregation.add(update)
+                with threads(1):
+                    refuse_beyond(update, before, config.aggregation.norm_bound)
+                    aggregation.add(update)
             except wire.NoData:
                 idle += 1
             except ValueError as fault:
@@ -119,7 +125,8 @@ class Federation:
 
     def _end_task(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks."""
-        state = self._method().end_task(state)
+        with threads(1):
+            state = self._method().end_task(state)
         state, history = self._evaluate(step, state, history)
         self._event("task_finished", step)
         return state, history
@@ -128,14 +135,16 @@ class Federation:
         """Every client counts its own right answers on every task, those to come included."""
         started = time.monotonic()
         instruction = self._instruction(step, state, frozenset())
-        requests = self._requests(list(self.clients), state, instruction, MessageType.EVALUATE)
+        with threads(1):
+            sent = self._dispatch(list(self.clients), state, instruction, MessageType.EVALUATE)
         counts: dict[str, list[list[int]]] = {}
-        for reply in collect(self.grid, requests, self.experiment.federation.deadline_seconds):
+        deadline = self.experiment.federation.deadline_seconds
+        for reply in collect(self.grid, sent.requests, deadline):
             try:
                 counts[reply.client] = wire.read_counts(answered(reply), len(self.tasks))
             except PayloadError as fault:
                 self._event("client_failed", step, client=reply.client, reason=str(fault))
-        self._require_quorum(len(counts), len(requests), step)
+        self._require_quorum(len(counts), len(self.clients), step)
         ordered = {name: counts[name] for name in self.clients if name in counts}
         history = history.model_copy(
             update={
@@ -146,7 +155,7 @@ class Federation:
         self.events.write(
             "evaluated", task_index=step.task_index, accuracy=pooled(ordered, self.tasks)
         )
-        return state, history
+        return sent.state, history
 
     def _method(self) -> Method:
         return make_method(self.experiment.method, self.experiment.adapter)
@@ -165,14 +174,18 @@ class Federation:
             residual_rank=state.residual.rank if state.residual is not None else 0,
         )
 
-    def _requests(
+    def _dispatch(
         self, chosen: list[str], state: State, instruction: Instruction, message_type: str
-    ) -> dict[str, Message]:
-        deadline = self.experiment.federation.deadline_seconds
-        return {
-            name: wire.request(state, instruction, self.clients[name], message_type, deadline)
-            for name in chosen
-        }
+    ) -> Dispatch:
+        own = self.experiment.adapter.client_ranks if message_type == MessageType.TRAIN else ()
+        ranks = dict.fromkeys(self.clients, state.current.rank)
+        for number, name in enumerate(self.clients):
+            if own:
+                ranks[name] = own[number % len(own)]
+        wanted = {name: ranks[name] for name in chosen}
+        return dispatch(
+            self.experiment, self.clients, chosen, wanted, state, instruction, message_type
+        )
 
     def _sample(self, step: Step) -> list[str]:
         """Clients of a round: a seeded choice over stable names."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from deal_core.adapters import Adapter, stack
+from deal_core.adapters import Adapter, split, stack
 from deal_core.aggregation import ClientUpdate
+from deal_core.codec import Encoded
 from deal_core.instruction import RECORD, Instruction
 from deal_core.methods import State
-from deal_core.payload import DISTILLED, LORA, PayloadError, Template, read_record, to_arrays
+from deal_core.payload import DISTILLED, LORA, PayloadError, Template
+from deal_core.record import decode_checked, pack, unpack, unpack_update
 
 MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
@@ -20,28 +25,54 @@ class NoData(Exception):
     """The client has no example of this task: not a fault."""
 
 
+@dataclass(frozen=True)
+class Outgoing:
+    """A state on its way to the clients.
+
+    Attributes:
+        records: what travels.
+        state: as the clients decode it; after a lossy format the server goes on from this.
+    """
+
+    records: dict[str, ArrayRecord]
+    state: State
+
+
+def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
+    """Pack a state; the retained and the residual adapter travel as one distilled record."""
+    distilled = stack(state.parts()[:-1])
+    sent = {LORA: (state.current, pack(state.current, dtype, generator))}
+    sent[DISTILLED] = (distilled, pack(distilled, dtype, generator))
+    arrived = {name: unpack(encoded, dtype, like) for name, (like, encoded) in sent.items()}
+    retained, residual = arrived[DISTILLED], None
+    if state.residual is not None:
+        retained, residual = split(retained, state.retained.rank)
+    return Outgoing(
+        {name: as_record(encoded) for name, (_, encoded) in sent.items()},
+        State(arrived[LORA], retained, residual),
+    )
+
+
 def request(
-    state: State, instruction: Instruction, node: int, message_type: str, deadline: float
+    records: dict[str, ArrayRecord],
+    instruction: Instruction,
+    node: int,
+    message_type: str,
+    deadline: float,
 ) -> Message:
     """Build a request; it is valid until the deadline, so that nobody works on a stale one."""
-    content = RecordDict(
-        {
-            LORA: _record(state.current),
-            DISTILLED: _record(stack(state.parts()[:-1])),
-            RECORD: ConfigRecord(instruction.to_config()),
-        }
-    )
+    content = RecordDict({**records, RECORD: ConfigRecord(instruction.to_config())})
     return Message(content, node, message_type, ttl=deadline)
 
 
 def read_update(
-    client: str, message: Message, before: Adapter, instruction: Instruction
+    client: str, message: Message, before: Adapter, instruction: Instruction, dtype: str
 ) -> tuple[ClientUpdate, dict[str, float]]:
     """Check and decode a local update.
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or anything that
-            ``payload.read_record`` refuses.
+            ``record.decode_checked`` refuses.
         NoData: the client has nothing to learn from.
     """
     content = message.content
@@ -56,12 +87,16 @@ def read_update(
     for key in ("task_index", "server_round"):
         if answered.get(key) != getattr(instruction, key):
             raise PayloadError(f"answers another {key}")
+    if LORA not in content.array_records or "metrics" not in content.metric_records:
+        raise PayloadError("a record of another kind than expected")
     figures = content.metric_records["metrics"]
     weight = _number(figures.get("num_examples"))
     if not 0 < weight <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
+    trained = frozenset(instruction.trained)
     template = Template(before.shapes, before.rank)
-    adapter = read_record(content.array_records[LORA], template, before.scaling)
+    arrays = decode_checked(content.array_records[LORA], dtype, template, trained)
+    adapter = unpack_update(arrays, before, dtype, trained)
     measured = {
         "num_examples": weight,
         "loss": _number(figures.get("loss")),
@@ -103,8 +138,9 @@ def payload_bytes(content: RecordDict) -> int:
     return sum(len(a.data) for record in content.array_records.values() for a in record.values())
 
 
-def _record(adapter: Adapter) -> ArrayRecord:
-    return ArrayRecord({key: Array(value) for key, value in to_arrays(adapter).items()})
+def as_record(encoded: Encoded) -> ArrayRecord:
+    """Flower's record of what a codec made."""
+    return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in encoded.items()})
 
 
 def _number(value: object) -> float:

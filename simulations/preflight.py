@@ -5,9 +5,10 @@ from __future__ import annotations
 from deal_core.aggregation import make_rule
 from deal_core.config import Experiment
 from deal_core.data import open_source, partition
-from deal_core.errors import choose
+from deal_core.errors import UserError, choose
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
+from deal_core.record import codec_named
 from simulations.engines import ENGINES
 
 
@@ -19,9 +20,27 @@ def preflight(experiment: Experiment) -> None:
     """
     choose("run.engine", experiment.run.engine, ENGINES)
     make_method(experiment.method, experiment.adapter)
-    make_rule(experiment.aggregation)
+    check_aggregation(experiment)
+    codec_named(experiment.wire.dtype)
     check_data(experiment)
     adapter_shapes(experiment.model, experiment.adapter)
+
+
+def check_aggregation(experiment: Experiment) -> None:
+    """Build the rule; clients of their own ranks need one that can mix them.
+
+    Raises:
+        UserError: unknown names, or ranks that the rule or the adapter does not allow.
+    """
+    rule = make_rule(experiment.aggregation)
+    own, rank = experiment.adapter.client_ranks, experiment.adapter.rank
+    if own and not rule.mixed_ranks:
+        raise UserError(
+            f"adapter.client_ranks: aggregation.rule '{experiment.aggregation.rule}' cannot mix "
+            "ranks; use flexlora, flexlora-truncated or flora"
+        )
+    if any(not 1 <= each <= rank for each in own):
+        raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
 
 
 def check_data(experiment: Experiment) -> None:

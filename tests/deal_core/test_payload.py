@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from deal_core.adapters import Adapter, LoraFactors, relative_difference
+from deal_core.adapters import Adapter, LoraFactors, relative_difference, zero_adapter
 from deal_core.payload import (
     PayloadError,
     Template,
     from_arrays,
-    read_record,
     to_arrays,
 )
+from deal_core.record import BOTH, decode_checked, unpack
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 TEMPLATE = Template(SHAPES, 3)
@@ -55,6 +55,11 @@ def wire(array: np.ndarray) -> Wire:
 
 def record() -> dict[str, Wire]:
     return {key: wire(value) for key, value in to_arrays(some_adapter()).items()}
+
+
+def read_record(arrived: dict[str, Wire], template: Template, scaling: float) -> Adapter:
+    arrays = decode_checked(arrived, "float32", template, BOTH)
+    return unpack(arrays, "float32", zero_adapter(template.shapes, template.rank, scaling))
 
 
 def test_round_trip():

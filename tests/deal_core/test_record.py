@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from deal_core.adapters import Adapter, LoraFactors, relative_difference
+from deal_core.codec import CODECS, wire_bytes
+from deal_core.payload import PayloadError
+from deal_core.randomness import seeded
+from deal_core.record import BOTH, EXACT, frozen_factors, pack, pack_update, unpack, unpack_update
+
+SHAPES = {"first": (12, 20), "second": (30, 16)}
+B_ONLY = frozenset({"lora_B"})
+
+
+def random_adapter(seed: int) -> Adapter:
+    generator = torch.Generator().manual_seed(seed)
+    return Adapter(
+        {
+            name: LoraFactors(
+                torch.randn(3, d_in, generator=generator),
+                torch.randn(d_out, 3, generator=generator),
+            )
+            for name, (d_out, d_in) in SHAPES.items()
+        },
+        2.0,
+    )
+
+
+def with_b_of(other: Adapter, adapter: Adapter) -> Adapter:
+    layers = {n: LoraFactors(f.A, other.layers[n].B) for n, f in adapter.layers.items()}
+    return Adapter(layers, adapter.scaling)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.0), ("bfloat16", 0.01), ("int8", 0.03)])
+def test_round_trip_both_ways(dtype, bound):
+    before, after = random_adapter(1), with_b_of(random_adapter(2), random_adapter(1))
+    down = unpack(pack(before, dtype, seeded(1)), dtype, before)
+    assert relative_difference(down, before) <= bound + 1e-12
+    encoded, _ = pack_update(after, before, dtype, B_ONLY, {}, seeded(2))
+    up = unpack_update(encoded, before, dtype, B_ONLY)
+    assert relative_difference(up, after) <= bound + 1e-12
+    # what did not travel is what the server sent, to the bit
+    assert all(torch.equal(up.layers[n].A, before.layers[n].A) for n in SHAPES)
+
+
+def test_one_factor_in_int8_costs_an_eighth_of_the_exact_pair():
+    before, after = random_adapter(1), random_adapter(2)
+    full, _ = pack_update(after, before, EXACT, BOTH, {}, seeded(0))
+    small, _ = pack_update(with_b_of(after, before), before, "int8", B_ONLY, {}, seeded(0))
+    b_values = sum(d_out * 3 for d_out, _ in SHAPES.values())
+    assert wire_bytes(small) == b_values + 2 * 3 * 4  # codes, and a scale per direction
+    assert wire_bytes(full) == 4 * sum((d_out + d_in) * 3 for d_out, d_in in SHAPES.values())
+
+
+def test_feedback_makes_the_sum_of_many_rounds_right():
+    """Without it the error of a constant change would be drawn anew each round."""
+    before, after = random_adapter(1), with_b_of(random_adapter(2), random_adapter(1))
+    feedback: dict[str, np.ndarray] = {}
+    total = {n: torch.zeros_like(f.B) for n, f in before.layers.items()}
+    for number in range(20):
+        encoded, feedback = pack_update(after, before, "int8", B_ONLY, feedback, seeded(number))
+        up = unpack_update(encoded, before, "int8", B_ONLY)
+        for n in SHAPES:
+            total[n] += up.layers[n].B - before.layers[n].B
+    for n in SHAPES:
+        wanted = 20 * (after.layers[n].B - before.layers[n].B)
+        lost = torch.from_numpy(feedback[f"base_model.model.{n}.lora_B.weight"])
+        torch.testing.assert_close(total[n] + lost, wanted, rtol=0, atol=1e-3)
+
+
+def test_the_basis_is_the_frozen_factor():
+    adapter = random_adapter(1)
+    assert all(key.endswith("lora_A.weight") for key in frozen_factors(adapter, B_ONLY))
+    assert frozen_factors(adapter, BOTH) == {}
+
+
+@pytest.mark.parametrize("dtype", CODECS)
+def test_a_factor_that_did_not_learn_may_not_travel(dtype):
+    before, after = random_adapter(1), random_adapter(2)
+    encoded, _ = pack_update(after, before, dtype, BOTH, {}, seeded(0))
+    with pytest.raises(PayloadError, match="unexpected key"):
+        unpack_update(encoded, before, dtype, B_ONLY)
