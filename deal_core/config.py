@@ -186,6 +186,15 @@ class TrainConfig(Table):
     weight_decay: float = Field(0.0, ge=0)
 
 
+class FaultsConfig(Table):
+    """Misbehaving clients, for experiments on robustness (engine ``inprocess`` only)."""
+
+    kind: str = "none"
+    """``none``, ``scaled`` (ten times the update), ``sign-flipped`` or ``nan``."""
+    clients: tuple[int, ...] = ()
+    """Numbers of the clients that misbehave, in every round."""
+
+
 class RunConfig(Table):
     """The run itself."""
 
@@ -213,6 +222,7 @@ class Experiment(Table):
     aggregation: AggregationConfig = AggregationConfig()
     wire: WireConfig = WireConfig()
     train: TrainConfig = TrainConfig()
+    faults: FaultsConfig = FaultsConfig()
     run: RunConfig = RunConfig()
 
 

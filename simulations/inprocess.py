@@ -26,6 +26,7 @@ from flwr.supercore.run import Run
 
 from deal_core.config import Experiment, flatten
 from server.events import Listener
+from simulations.faults import spoiler
 from simulations.identity import assume_identity
 
 RUN_ID = 1
@@ -148,6 +149,8 @@ def run_inprocess(experiment: Experiment, listener: Listener) -> None:
     run_config = flatten(experiment)
     clients = experiment.federation.clients
     grid = InProcessGrid(make_client_app(), run_config, clients)
+    if experiment.faults.clients:
+        grid.interceptor = spoiler(experiment.faults, FIRST_CLIENT_NODE)
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), run_config)
     with assume_identity(RUN_ID, SERVER_NODE):
         make_server_app(listener)(grid, context)

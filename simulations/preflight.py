@@ -10,6 +10,7 @@ from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.record import codec_named
 from simulations.engines import ENGINES
+from simulations.faults import FAULTS
 
 
 def preflight(experiment: Experiment) -> None:
@@ -22,6 +23,7 @@ def preflight(experiment: Experiment) -> None:
     make_method(experiment.method, experiment.adapter)
     check_aggregation(experiment)
     codec_named(experiment.wire.dtype)
+    check_faults(experiment)
     check_data(experiment)
     adapter_shapes(experiment.model, experiment.adapter)
 
@@ -41,6 +43,17 @@ def check_aggregation(experiment: Experiment) -> None:
         )
     if any(not 1 <= each <= rank for each in own):
         raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
+
+
+def check_faults(experiment: Experiment) -> None:
+    """Misbehaving clients exist in the engine ``inprocess`` alone.
+
+    Raises:
+        UserError: unknown kind, or another engine.
+    """
+    choose("faults.kind", experiment.faults.kind, FAULTS)
+    if experiment.faults.clients and experiment.run.engine != "inprocess":
+        raise UserError("faults.clients: only the engine 'inprocess' has misbehaving clients")
 
 
 def check_data(experiment: Experiment) -> None:
