@@ -1,0 +1,52 @@
+"""What the README promises of the quickstart, on the real thing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.results import read_results
+
+
+def deal(*arguments: str) -> subprocess.CompletedProcess[str]:
+    program = "from simulations.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_quickstart_learns_and_hardly_forgets(tmp_path: Path) -> None:
+    outcome = deal("simulate", "quickstart", "--out", str(tmp_path / "run"))
+    assert outcome.returncode == 0, outcome.stderr
+    results = read_results(tmp_path / "run")
+    zero_shot = sum(results.zero_shot.values()) / len(results.zero_shot)
+    assert results.average_accuracy >= zero_shot + 0.05
+    assert results.forgetting <= 0.03
+    assert "forgetting" in outcome.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_method_beats_sequential_training_on_the_same_budget(tmp_path: Path) -> None:
+    averages = {}
+    for method in ("deal", "sequential"):
+        folder = tmp_path / method
+        outcome = deal(
+            "simulate",
+            "quickstart",
+            "--out",
+            str(folder),
+            "--set",
+            f"method.name={method}",
+            "--set",
+            "data.max_train=400",
+        )
+        assert outcome.returncode == 0, outcome.stderr
+        averages[method] = read_results(folder)
+    assert averages["deal"].average_accuracy > averages["sequential"].average_accuracy
+    assert averages["deal"].forgetting < averages["sequential"].forgetting
