@@ -27,8 +27,8 @@ class History(BaseModel):
         evaluations: one per evaluation, zero-shot first: client to ``[correct, examples]``
             per task.
         bytes_up, bytes_down, aggregation_error: one number a round.
-        seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all sessions of the run.
-        peak_rss_bytes: largest over the sessions.
+        seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all starts of the run.
+        peak_rss_bytes: largest over the starts.
     """
 
     model_config = ConfigDict(frozen=True)
