@@ -114,9 +114,10 @@ def decode_checked(
     codec.check_headers(given, expected)
     arrays: dict[str, NDArray[Any]] = {}
     for key in expected:
-        overhead = len(record[key].data) - expected[key].nbytes
-        if not 0 < overhead <= NPY_HEADER_BYTES:
-            raise PayloadError(f"{key}: {len(record[key].data)} bytes do not fit the shape")
+        data = record[key].data
+        overhead = len(data) - expected[key].nbytes
+        if overhead != _npy_header_bytes(data) or overhead > NPY_HEADER_BYTES:
+            raise PayloadError(f"{key}: {len(data)} bytes do not fit the shape")
         try:
             arrays[key] = record[key].numpy()
         except Exception as error:
@@ -125,11 +126,20 @@ def decode_checked(
 
 
 def _header(entry: WireArray) -> Header:
-    """The header that the sender claims; its bytes are compared with it afterwards."""
+    """The header that the sender claims; its bytes are compared with it afterwards.
+
+    Nothing that is expected has three axes, so of a shape with more the rest is not looked at.
+    """
+    shape = tuple(entry.shape[:3])
     size = 1
-    for length in entry.shape:
+    for length in shape:
         size *= max(0, int(length))
-    return Header(str(entry.dtype), tuple(entry.shape), size * _ITEM_BYTES.get(entry.dtype, 0))
+    return Header(str(entry.dtype), shape, size * _ITEM_BYTES.get(entry.dtype, 0))
+
+
+def _npy_header_bytes(data: bytes) -> int:
+    """Length of numpy's own header, version 1.0; nothing may stand between or after the values."""
+    return 10 + int.from_bytes(data[8:10], "little")
 
 
 _ITEM_BYTES = {"float32": 4, "uint16": 2, "int8": 1}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, PayloadError, Template
 from deal_core.record import decode_checked, pack, unpack, unpack_update
 
+F = TypeVar("F")
+PLACE = ("task_index", "server_round")
 MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
 
@@ -75,21 +79,16 @@ def read_update(
             ``record.decode_checked`` refuses.
         NoData: the client has nothing to learn from.
     """
-    content = message.content
-    code = status(content)
-    if code == "no-data":
+    if status(message) == "no-data":
         raise NoData
-    if code != "ok":
-        raise PayloadError(f"client reports '{code[:40]}'")
-    if set(content) != {"status", LORA, "metrics"}:
-        raise PayloadError("records other than status, lora, metrics")
-    answered = content.config_records["status"]
-    for key in ("task_index", "server_round"):
-        if answered.get(key) != getattr(instruction, key):
+    content = _contents(message, {"status", LORA, "metrics"})
+    answered = _fields(content.config_records, "status", {"code", *PLACE})
+    for key in PLACE:
+        if answered[key] != getattr(instruction, key):
             raise PayloadError(f"answers another {key}")
-    if LORA not in content.array_records or "metrics" not in content.metric_records:
+    if LORA not in content.array_records:
         raise PayloadError("a record of another kind than expected")
-    figures = content.metric_records["metrics"]
+    figures = _fields(content.metric_records, "metrics", {"num_examples", "loss", "seconds"})
     weight = _number(figures.get("num_examples"))
     if not 0 < weight <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
@@ -111,26 +110,46 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
     Raises:
         PayloadError: an error code, or counts that cannot be.
     """
-    code = status(message.content)
-    if code != "ok":
-        raise PayloadError(f"client reports '{code[:40]}'")
-    if "metrics" not in message.content.metric_records:
-        raise PayloadError("counts are missing")
-    figures = message.content.metric_records["metrics"]
-    correct, examples = figures.get("correct"), figures.get("examples")
-    if not isinstance(correct, list) or not isinstance(examples, list):
-        raise PayloadError("counts are missing")
-    counts = [[int(c), int(n)] for c, n in zip(correct, examples, strict=False)]
-    if len(counts) != tasks or any(not 0 <= c <= n <= MOST_EXAMPLES for c, n in counts):
+    content = _contents(message, {"status", "metrics"})
+    _fields(content.config_records, "status", {"code"})
+    figures = _fields(content.metric_records, "metrics", {"correct", "examples"})
+    correct, examples = _whole(figures["correct"], tasks), _whole(figures["examples"], tasks)
+    counts = [[c, n] for c, n in zip(correct, examples, strict=True)]
+    if any(not 0 <= c <= n <= MOST_EXAMPLES for c, n in counts):
         raise PayloadError("counts out of bounds")
     return counts
 
 
-def status(content: RecordDict) -> str:
-    """The code that a reply carries; empty when it carries none."""
-    if "status" not in content.config_records:
+def status(message: Message) -> str:
+    """The code that a reply carries; empty when it carries none.
+
+    Raises:
+        PayloadError: it carries nothing at all.
+    """
+    if not message.has_content():
+        raise PayloadError("an empty reply")
+    if "status" not in message.content.config_records:
         return ""
-    return str(content.config_records["status"].get("code", ""))
+    return str(message.content.config_records["status"].get("code", ""))
+
+
+def _contents(message: Message, names: set[str]) -> RecordDict:
+    """The records of a reply that reports success, and no others."""
+    code, content = status(message), message.content
+    if code != "ok":
+        raise PayloadError(f"client reports {code[:40]!r}")
+    if set(content) != names:
+        raise PayloadError(f"records other than {', '.join(sorted(names))}")
+    return content
+
+
+def _fields(records: Mapping[str, Mapping[str, F]], name: str, fields: set[str]) -> Mapping[str, F]:
+    """A record with exactly these fields: a spare one could carry anything."""
+    if name not in records:
+        raise PayloadError("a record of another kind than expected")
+    if set(records[name]) != fields:
+        raise PayloadError(f"{name}: fields other than {', '.join(sorted(fields))}")
+    return records[name]
 
 
 def payload_bytes(content: RecordDict) -> int:
@@ -144,6 +163,12 @@ def as_record(encoded: Encoded) -> ArrayRecord:
 
 
 def _number(value: object) -> float:
-    if isinstance(value, (int, float)) and math.isfinite(value):
+    if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
         return float(value)
-    raise PayloadError("a figure is missing or not finite")
+    raise PayloadError("a figure is no number or not finite")
+
+
+def _whole(values: object, length: int) -> list[int]:
+    if isinstance(values, list) and len(values) == length and {type(v) for v in values} <= {int}:
+        return values
+    raise PayloadError("counts are not one whole number per task")

@@ -1,0 +1,163 @@
+"""A client refuses what it was not made for, and then says so and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from client.app import make_app
+from deal_core.adapters import Adapter, LoraFactors
+from deal_core.config import Experiment, flatten
+from deal_core.instruction import Instruction
+from deal_core.methods import State
+from deal_core.models import adapter_shapes
+from deal_core.randomness import seeded
+from server.federation import start_state
+from server.wire import outgoing, request
+from simulations.identity import assume_identity
+from simulations.inprocess import CLIENT_FAILED, FIRST_CLIENT_NODE, InProcessGrid
+
+Spoil = Callable[[RecordDict], None]
+
+
+@pytest.fixture(scope="module")
+def experiment(make_experiment) -> Experiment:
+    return make_experiment("data.max_train=16", "data.max_test=16")
+
+
+@pytest.fixture(scope="module")
+def state(experiment) -> State:
+    """What a server sends: ``A`` random, ``B`` zero."""
+    start = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
+    generator, layers = seeded("guard"), {}
+    for name, factors in start.current.layers.items():
+        a = factors.A.normal_(0.0, 0.1, generator=generator)
+        layers[name] = LoraFactors(a, factors.B)
+    return State(Adapter(layers, start.current.scaling), start.retained)
+
+
+@pytest.fixture(scope="module")
+def ask(experiment, state, tmp_path_factory):
+    """Send the real app a request, spoilt on its way; returns the reply."""
+    own = experiment.run.model_copy(update={"out": str(tmp_path_factory.mktemp("run"))})
+    config = flatten(experiment.model_copy(update={"run": own}))
+    grid = InProcessGrid(make_app(), config, experiment.federation.clients)
+    sent = outgoing(state, "float32", seeded("down"))
+
+    def send(spoil: Spoil, message_type: str = "train") -> Message:
+        learn = message_type == "train"
+        instruction = Instruction(
+            task="surgery",
+            task_index=0,
+            server_round=int(learn),
+            tasks=() if learn else ("surgery",),
+            trained=("lora_A", "lora_B") if learn else (),
+            rank=state.current.rank,
+            retained_rank=state.retained.rank,
+        )
+        with assume_identity(1, 1):
+            message = request(sent.records, instruction, FIRST_CLIENT_NODE, message_type, 600.0)
+            message.content = RecordDict({n: _copied(r) for n, r in message.content.items()})
+            spoil(message.content)
+            return next(iter(grid.send_and_receive([message])))
+
+    return send
+
+
+def _copied(record):
+    return type(record)(dict(record))
+
+
+def first(content: RecordDict, name: str = "lora") -> str:
+    return next(iter(content[name]))
+
+
+def array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
+    def spoil(content: RecordDict) -> None:
+        key = first(content, name)
+        content[name][key] = Array(np.ascontiguousarray(change(content[name][key].numpy())))
+
+    return spoil
+
+
+def instructed(**fields: object) -> Spoil:
+    """Change fields of the instruction; None takes one away."""
+
+    def spoil(content: RecordDict) -> None:
+        new = {**content["instruction"], **fields}
+        content["instruction"] = ConfigRecord({k: v for k, v in new.items() if v is not None})
+
+    return spoil
+
+
+def added(name: str, record: object) -> Spoil:
+    return lambda content: content.__setitem__(name, record)
+
+
+def extra_key(content: RecordDict) -> None:
+    content["lora"]["classifier.weight"] = Array(np.zeros((2, 2), np.float32))
+
+
+def padded(content: RecordDict) -> None:
+    key = first(content)
+    good = content["lora"][key]
+    content["lora"][key] = Array(good.dtype, good.shape, good.stype, good.data + b"x")
+
+
+REFUSED: dict[str, Spoil] = {
+    "extra text": added("code", ConfigRecord({"run": "print(data)"})),
+    "extra arrays": added("base", ArrayRecord({"w": Array(np.zeros((2, 2), np.float32))})),
+    "extra figures": added("metrics", MetricRecord({"x": 1.0})),
+    "no distilled record": lambda content: content.pop("distilled") and None,
+    "no instruction": lambda content: content.pop("instruction") and None,
+    "instruction of another kind": added("instruction", MetricRecord({"rank": 8})),
+    "adapter of another kind": added("lora", ConfigRecord({"x": 1})),
+    "transposed": array("lora", lambda a: a.T),
+    "broadcastable": array("lora", lambda a: a[:1]),
+    "wrong distilled shape": array("distilled", lambda a: a[:-1]),
+    "float64": array("lora", lambda a: a.astype(np.float64)),
+    "NaN": array("lora", lambda a: np.full_like(a, np.nan)),
+    "extra key": extra_key,
+    "missing key": lambda content: content["lora"].pop(first(content)) and None,
+    "padded": padded,
+    "another rank": instructed(rank=4),
+    "rank zero": instructed(rank=0),
+    "rows that were not sent": instructed(residual_rank=1),
+    "unknown field": instructed(records=["train", "labels"]),
+    "a request for texts": instructed(send="texts"),
+    "a request for another record": instructed(reply="dataset"),
+    "no round": instructed(server_round=None),
+    "round as text": instructed(server_round="one"),
+    "no task": instructed(task=None),
+}
+
+
+@pytest.mark.parametrize("message_type", ["train", "evaluate"])
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_and_nothing_else(ask, kind, message_type):
+    reply = ask(REFUSED[kind], message_type)
+    assert {name: dict(record) for name, record in reply.content.items()} == {
+        "status": {"code": "refused"}
+    }
+
+
+@pytest.mark.parametrize("trained", [["classifier"], ["base_layer"], ["lora_A", "embeddings"]])
+def test_other_parameters_are_never_sent(ask, trained):
+    reply = ask(instructed(trained=trained))
+    assert list(reply.content) == ["status"]
+    assert reply.content["status"]["code"] in ("refused", "failed")
+
+
+@pytest.mark.parametrize("message_type", ["query", "query.data", "train.texts", "evaluate.all"])
+def test_nobody_answers_a_request_of_another_name(ask, message_type):
+    reply = ask(lambda content: None, message_type)
+    assert not reply.has_content()
+    assert reply.error.code == CLIENT_FAILED
+
+
+def test_the_same_request_unspoilt_is_answered(ask):
+    assert set(ask(lambda content: None).content) == {"status", "lora", "metrics"}
+    assert set(ask(lambda content: None, "evaluate").content) == {"status", "metrics"}

@@ -1,0 +1,172 @@
+"""Replies spoilt in every way we can think of: none reaches the model, none ends the run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+
+from deal_core.config import Experiment, flatten
+from deal_core.models import adapter_shapes
+from deal_core.randomness import seeded
+from server import rounds
+from server.folder import RunFolder
+from server.run import run
+from simulations.identity import assume_identity
+from simulations.inprocess import InProcessGrid
+from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
+from tests.server.mutations import COUNTS, INT8, MUTATIONS, TEXT
+
+CLIENTS, BAD, ROUNDS, TASKS = 10, 8, 18, 2
+ARRIVALS = ("late", "error first", "duplicate")
+"""Good updates that arrive as they should not."""
+Place = tuple[int, int]
+"""Task and round; number of the evaluation and 0."""
+
+
+@pytest.fixture(autouse=True)
+def quick_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The server's waits take no time: silence lasts until the deadline, computing takes none."""
+    now = [0.0]
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0],
+        sleep=lambda seconds: now.__setitem__(0, now[0] + 1e4 * seconds),
+    )
+    monkeypatch.setattr(rounds, "time", clock)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass
+class Spoiler:
+    """Chooses, seeded, who is bad in a round and how; ``replace`` makes the bad ones fail instead.
+
+    Attributes:
+        done: kind by place and client.
+    """
+
+    dtype: str
+    replace: bool
+    grid: FuzzGrid | None = None
+    done: dict[Place, dict[str, str]] = field(default_factory=dict)
+
+    def __call__(self, client: str, reply: Message) -> list[Message]:
+        if "status" not in reply.content:
+            return [reply]
+        place = self._place(reply)
+        kind = self._plan(place).get(client)
+        if kind is None:
+            return [reply]
+        self.done.setdefault(place, {})[client] = kind
+        if self.replace:
+            return [reply] if kind == "duplicate" else lost(reply)
+        if kind in ARRIVALS:
+            return self._arrives(kind, reply)
+        generator = seeded("spoil", client, *place)
+        (MUTATIONS | INT8 if place[1] else COUNTS)[kind](reply, generator)
+        return [reply]
+
+    def _place(self, reply: Message) -> Place:
+        if "lora" not in reply.content:
+            assert self.grid is not None
+            return (len(self.grid.models) - 2) // (ROUNDS + 1), 0
+        status = reply.content["status"]
+        return int(status["task_index"]), int(status["server_round"])
+
+    def _plan(self, place: Place) -> dict[str, str]:
+        """Every kind comes in turn; who is hit is drawn."""
+        order = torch.randperm(CLIENTS, generator=seeded("who", *place)).tolist()
+        kinds = list(COUNTS)
+        turn = place[0] * BAD
+        if place[1]:
+            kinds = [*MUTATIONS, *(INT8 if self.dtype == "int8" else ()), *ARRIVALS]
+            turn = (place[0] * ROUNDS + place[1] - 1) * BAD
+        return {str(order[i]): kinds[(turn + i) % len(kinds)] for i in range(BAD)}
+
+    def _arrives(self, kind: str, reply: Message) -> list[Message]:
+        assert self.grid is not None
+        if kind == "late":
+            self.grid.held_back.append(reply)
+            return []
+        return [reply, reply] if kind == "duplicate" else [*lost(reply), reply]
+
+
+def settings(folder: Path, model: Path, rule: str, dtype: str) -> Experiment:
+    return Experiment.model_validate(
+        {
+            "model": {"name": str(model)},
+            "adapter": {
+                "rank": 3,
+                "retained_rank": 4,
+                "target_modules": ("query", "intermediate.dense"),
+            },
+            "data": {"tasks": ("laboratory", "surgery")},
+            "federation": {"clients": CLIENTS, "rounds": ROUNDS, "quorum": 0.05},
+            "aggregation": {"rule": rule, "norm_bound": 20.0},
+            "wire": {"dtype": dtype},
+            "run": {"out": str(folder)},
+        }
+    )
+
+
+def fuzzed(experiment: Experiment, replace: bool) -> tuple[FuzzGrid, Spoiler, list[dict[str, Any]]]:
+    """Run to the end; the log is read back from the file."""
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    inner = InProcessGrid(tiny_app(experiment, shapes), flatten(experiment), CLIENTS)
+    folder = RunFolder(Path(experiment.run.out))
+    spoiler = Spoiler(experiment.wire.dtype, replace)
+    grid = FuzzGrid(inner, shapes, folder, spoiler)
+    spoiler.grid = grid
+    with assume_identity(1, 1):
+        run(grid, experiment)  # type: ignore[arg-type]
+    log = folder.metrics.read_text(encoding="utf-8")
+    assert TEXT not in log
+    assert max(map(len, log.splitlines())) < 2000
+    return grid, spoiler, [json.loads(line) for line in log.splitlines()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("rule", ["fedit", "alternating"])
+def test_no_spoilt_reply_changes_the_model_or_ends_the_run(tmp_path, rule, dtype):
+    model = tiny_model(tmp_path / "model")
+    grid, spoiler, events = fuzzed(settings(tmp_path / "a", model, rule, dtype), False)
+    clean, _, _ = fuzzed(settings(tmp_path / "b", model, rule, dtype), True)
+    assert grid.models == clean.models
+    assert len(grid.models) == 1 + 1 + TASKS * (ROUNDS + 1)  # hello, zero-shot, rounds, end
+    assert len(set(map(str, grid.models))) > TASKS * ROUNDS
+    kinds = Counter(kind for place in spoiler.done.values() for kind in place.values())
+    assert set(kinds) == {*MUTATIONS, *COUNTS, *ARRIVALS, *(INT8 if dtype == "int8" else ())}
+    assert sum(kinds.values()) == BAD * (TASKS * ROUNDS + TASKS + 1)
+    check_log(spoiler, events)
+
+
+def check_log(spoiler: Spoiler, events: list[dict[str, Any]]) -> None:
+    """In every step exactly the bad clients failed, each once, with a reason."""
+    steps: list[list[dict[str, Any]]] = [[]]
+    for event in events:
+        if event["event"].startswith("client_"):
+            steps[-1].append(event)
+        elif event["event"] in ("round_finished", "evaluated"):
+            steps.append([])
+    assert not steps.pop()
+    assert len(steps) == len(spoiler.done)
+    for place, step in zip(spoiler.done, steps, strict=True):
+        done = spoiler.done[place]
+        failed = [event["client"] for event in step if event["event"] == "client_failed"]
+        assert Counter(failed) == Counter(c for c, kind in done.items() if kind != "duplicate")
+        assert all(0 < len(e["reason"]) < 500 for e in step if e["event"] == "client_failed")
+        if place[1]:
+            good = [event["client"] for event in step if event["event"] == "client_finished"]
+            assert Counter(good) == Counter(
+                str(c) for c in range(CLIENTS) if done.get(str(c), "duplicate") == "duplicate"
+            )
