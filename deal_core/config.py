@@ -1,7 +1,7 @@
 """The experiment: one TOML file, parsed once into frozen models.
 
-Every key has a default, and the defaults together are the quickstart. The same keys
-work in an experiment file, in ``--set table.key=value`` and, flattened with dots, in
+Every key has a default; the defaults together are a run on the embedded model and data. The
+same keys work in an experiment file, in ``--set table.key=value`` and, flattened with dots, in
 Flower's run config (``flwr run . -c adapter.rank=16``).
 """
 
@@ -114,7 +114,8 @@ class StreamConfig(Table):
 class FederationConfig(Table):
     """Clients and rounds."""
 
-    clients: int = Field(4, ge=1)
+    clients: int = Field(2, ge=1)
+    """Clients that take part; 2 is what plain ``flwr run .`` simulates."""
     clients_per_round: int = Field(0, ge=0)
     """Clients sampled in each round; 0: all."""
     rounds: int = Field(2, ge=1)
@@ -210,7 +211,7 @@ class RunConfig(Table):
 
 
 class Experiment(Table):
-    """A whole experiment; ``Experiment()`` is the quickstart."""
+    """A whole experiment; ``Experiment()`` runs on what is embedded."""
 
     description: str = ""
     model: ModelConfig = ModelConfig()
