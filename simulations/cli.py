@@ -17,6 +17,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
 
 def show_version(wanted: bool) -> None:
     """Print the version and exit."""
@@ -73,6 +76,28 @@ def list_experiments() -> None:
     width = max(len(name) for name in known)
     for name, description in known.items():
         typer.echo(f"{name.ljust(width)}  {description}")
+
+
+@bench.command("aggregation")
+def bench_aggregation(
+    out: Annotated[str, typer.Option(help="Also write the figures to this JSON file.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest size only.")] = False,
+) -> None:
+    """Time and peak memory of every aggregation rule, next to Flower's FedAvg."""
+    from rich.console import Console
+
+    from simulations.bench_aggregation import QUICK, Sizes, bench
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    bench(QUICK if quick else Sizes(), console, out)
+
+
+@bench.command("exactness")
+def bench_exactness() -> None:
+    """Error of every aggregation rule against a dense float64 oracle, as Markdown."""
+    from simulations.bench_exactness import table
+
+    typer.echo(table())
 
 
 def main() -> None:

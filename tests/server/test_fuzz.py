@@ -23,7 +23,8 @@ from server.run import run
 from simulations.identity import assume_identity
 from simulations.inprocess import InProcessGrid
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
-from tests.server.mutations import COUNTS, INT8, MUTATIONS, TEXT
+from tests.server.mutations import COUNTS, INT8, MUTATIONS
+from tests.server.spoil import TEXT
 
 CLIENTS, BAD, ROUNDS, TASKS = 10, 8, 18, 2
 ARRIVALS = ("late", "error first", "duplicate")
