@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint clean .venv
+.PHONY: quickstart test test-slow lint bench clean .venv
 
 .venv: .venv/installed
 
@@ -26,6 +26,10 @@ test: lint
 
 test-slow: .venv
 	$(BIN)/python -m pytest -m slow
+
+bench: .venv
+	$(BIN)/deal bench aggregation
+	$(BIN)/deal bench exactness
 
 clean:
 	rm -rf .venv runs
