@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.outgoing import check_reply
 from client.state import FeedbackStore
 from deal_core.config import Experiment, from_run_config
 from deal_core.payload import PayloadError
@@ -105,7 +106,7 @@ def guarded(handler: Handler) -> Handler:
         from client import wire
 
         try:
-            return handler(message, context)
+            return check_reply(handler(message, context))
         except PayloadError as error:
             log.error("request refused: %s", error)
             return wire.status_reply(message, "refused")

@@ -1,0 +1,54 @@
+"""The last look at a reply before it leaves: nothing but what is listed here may go.
+
+Every field has its reason. What is not listed does not leave, whoever put it there.
+"""
+
+from __future__ import annotations
+
+from flwr.app import Message
+
+from deal_core.payload import LORA, PREFIX, PayloadError
+
+FIELDS: dict[str, dict[str, str]] = {
+    "status": {
+        "code": "how the request ended: a fixed word, never a text",
+        "task_index": "which request is answered",
+        "server_round": "which request is answered",
+    },
+    "metrics": {
+        "num_examples": "weight in the average",
+        "loss": "mean training loss, for the progress view",
+        "seconds": "duration, for the progress view",
+        "correct": "right answers per task, for the accuracy matrix",
+        "examples": "test examples per task, for the accuracy matrix",
+    },
+}
+"""Record, field, and why it may leave a client. Adapters: see :func:`is_adapter`."""
+
+CODES = frozenset({"ok", "no-data", "refused", "failed"})
+
+
+def is_adapter(key: str) -> bool:
+    """Whether a key names a LoRA factor, or the scales of one in a lossy format."""
+    name = key.removesuffix(".scale")
+    return key.startswith(PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight"))
+
+
+def check_reply(reply: Message) -> Message:
+    """Return the reply if every record and field of it may leave.
+
+    Raises:
+        PayloadError: names the record or field that may not.
+    """
+    for name, record in reply.content.items():
+        if name == LORA and name in reply.content.array_records:
+            foreign = [key for key in record if not is_adapter(key)]
+        elif name in FIELDS and name not in reply.content.array_records:
+            foreign = [key for key in record if key not in FIELDS[name]]
+        else:
+            raise PayloadError(f"record '{name}' may not leave this client")
+        if foreign:
+            raise PayloadError(f"field '{name}.{foreign[0]}' may not leave this client")
+    if reply.content.config_records["status"]["code"] not in CODES:
+        raise PayloadError("a status code that is not a fixed word")
+    return reply

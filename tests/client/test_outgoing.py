@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from client.outgoing import check_reply
+from deal_core.payload import PayloadError
+from simulations.identity import assume_identity
+
+KEY = "base_model.model.layer.lora_B.weight"
+
+
+def reply_with(**records) -> Message:
+    content = RecordDict(
+        {
+            "status": ConfigRecord({"code": "ok", "task_index": 0, "server_round": 1}),
+            "lora": ArrayRecord({KEY: Array(np.zeros((2, 2), np.float32))}),
+            "metrics": MetricRecord({"num_examples": 3, "loss": 0.5, "seconds": 1.0}),
+            **records,
+        }
+    )
+    with assume_identity(1, 1):
+        return Message(content, 2, "train")
+
+
+def test_an_update_may_leave():
+    reply = reply_with()
+    assert check_reply(reply) is reply
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        {"notes": ConfigRecord({"text": "patient 17"})},
+        {"distilled": ArrayRecord({KEY: Array(np.zeros((2, 2), np.float32))})},
+        {"lora": ArrayRecord({"classifier.weight": Array(np.zeros((2, 2), np.float32))})},
+        {"lora": ArrayRecord({KEY + ".grad": Array(np.zeros((2, 2), np.float32))})},
+        {"metrics": MetricRecord({"label_counts": [3, 4]})},
+        {"metrics": ArrayRecord({"loss": Array(np.zeros((2, 2), np.float32))})},
+        {"status": ConfigRecord({"code": "ok", "why": "patient 17"})},
+        {"status": ConfigRecord({"code": "KeyError: patient 17"})},
+    ],
+)
+def test_nothing_else_may(records):
+    with pytest.raises(PayloadError) as refusal:
+        check_reply(reply_with(**records))
+    assert "patient" not in str(refusal.value)
