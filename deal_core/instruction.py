@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,7 +26,7 @@ class Instruction(BaseModel):
     server_round: int = Field(ge=0)
     tasks: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
-    trained: tuple[str, ...] = ("lora_A", "lora_B")
+    trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")
     rank: int = Field(ge=1)
     retained_rank: int = Field(ge=1)
     residual_rank: int = Field(0, ge=0)

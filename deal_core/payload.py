@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,8 +21,6 @@ LORA = "lora"
 DISTILLED = "distilled"
 """Record of the retained adapter."""
 PREFIX = "base_model.model."
-NPY_HEADER_BYTES = 256
-"""Most that numpy's own header adds to an array's bytes."""
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -32,10 +30,8 @@ class WireArray(Protocol):
 
     dtype: str
     shape: tuple[int, ...]
+    stype: str
     data: bytes
-
-    def numpy(self) -> NDArray[Any]:
-        """Decode."""
 
 
 class PayloadError(ValueError):

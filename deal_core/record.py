@@ -8,17 +8,21 @@ what the client was sent: its scale shrinks as training settles.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
+from io import BytesIO
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deal_core import codec
-from deal_core.adapters import Adapter
+from deal_core.adapters import Adapter, LoraFactors
 from deal_core.codec import CODECS, Codec, Encoded, Header
 from deal_core.errors import choose
 from deal_core.payload import (
-    NPY_HEADER_BYTES,
+    PREFIX,
     Arrays,
     PayloadError,
     Template,
@@ -28,6 +32,8 @@ from deal_core.payload import (
 )
 
 EXACT = "float32"
+NUMPY = "numpy.ndarray"
+"""Flower's name for an array in numpy's own format."""
 BOTH = frozenset({"lora_A", "lora_B"})
 
 
@@ -94,11 +100,28 @@ def unpack_update(
         PayloadError: anything that is not expected.
     """
     template = Template(before.shapes, before.rank)
-    start = to_arrays(before)
     part = codec.decode(codec_named(dtype), encoded, template, trained)
     if dtype != EXACT:
-        part = codec.from_change(part, start)
-    return from_arrays(codec.merge(start, part), template, before.scaling)
+        with np.errstate(over="ignore"):
+            part = codec.from_change(part, to_arrays(before))
+        for key, array in part.items():
+            if not np.isfinite(array).all():
+                raise PayloadError(f"{key}: a value is not finite")
+    return _replaced(before, part)
+
+
+def _replaced(before: Adapter, part: Arrays) -> Adapter:
+    """``before`` with the tensors of ``part``; the others stay the same objects, uncopied."""
+
+    def factor(name: str, which: str, start: Tensor) -> Tensor:
+        array = part.get(f"{PREFIX}{name}.{which}.weight")
+        return start if array is None else torch.from_numpy(array)
+
+    layers = {
+        name: LoraFactors(factor(name, "lora_A", f.A), factor(name, "lora_B", f.B))
+        for name, f in before.layers.items()
+    }
+    return Adapter(layers, before.scaling)
 
 
 def decode_checked(
@@ -112,17 +135,29 @@ def decode_checked(
     expected = codec.expected_headers(codec_named(dtype), template, trained)
     given = {key: _header(entry) for key, entry in record.items()}
     codec.check_headers(given, expected)
-    arrays: dict[str, NDArray[Any]] = {}
-    for key in expected:
-        data = record[key].data
-        overhead = len(data) - expected[key].nbytes
-        if overhead != _npy_header_bytes(data) or overhead > NPY_HEADER_BYTES:
-            raise PayloadError(f"{key}: {len(data)} bytes do not fit the shape")
-        try:
-            arrays[key] = record[key].numpy()
-        except Exception as error:
-            raise PayloadError(f"{key}: cannot be decoded ({type(error).__name__})") from None
-    return arrays
+    for key, entry in record.items():
+        if entry.stype != NUMPY:
+            raise PayloadError(f"{key}: not serialised by numpy")
+    return {key: _values(key, record[key].data, header) for key, header in expected.items()}
+
+
+def _values(key: str, data: bytes, header: Header) -> NDArray[Any]:
+    """A view of an array's values: the bytes must be, to the last one, numpy's for the header.
+
+    Nothing is parsed and nothing copied, so a message cannot make the reader do anything.
+    """
+    start = _npy_header(header.dtype, header.shape)
+    if len(data) != len(start) + header.nbytes or not data.startswith(start):
+        raise PayloadError(f"{key}: {len(data)} bytes that are not those of its header")
+    return np.frombuffer(data, header.dtype, offset=len(start)).reshape(header.shape)
+
+
+@lru_cache(maxsize=256)
+def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What ``numpy.save`` writes before the values."""
+    buffer = BytesIO()
+    np.save(buffer, np.empty(shape, dtype), allow_pickle=False)
+    return buffer.getvalue()[: -int(np.dtype(dtype).itemsize * np.prod(shape))]
 
 
 def _header(entry: WireArray) -> Header:
@@ -135,11 +170,6 @@ def _header(entry: WireArray) -> Header:
     for length in shape:
         size *= max(0, int(length))
     return Header(str(entry.dtype), shape, size * _ITEM_BYTES.get(entry.dtype, 0))
-
-
-def _npy_header_bytes(data: bytes) -> int:
-    """Length of numpy's own header, version 1.0; nothing may stand between or after the values."""
-    return 10 + int.from_bytes(data[8:10], "little")
 
 
 _ITEM_BYTES = {"float32": 4, "uint16": 2, "int8": 1}
