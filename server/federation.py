@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +103,7 @@ class Federation:
         sizes: list[int] = []
         idle = 0
         config = self.experiment
-        for reply in collect(self.grid, sent.requests, config.federation.deadline_seconds):
+        for reply in self._replies(step, sent):
             before = sent.before[reply.client]
             try:
                 message = answered(reply)
@@ -123,6 +123,15 @@ class Federation:
                 self._event("client_finished", step, client=reply.client, **figures)
         return sizes, idle
 
+    def _replies(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
+        """One reply per client; whatever comes beyond that is named and dropped."""
+        deadline = self.experiment.federation.deadline_seconds
+        for reply in collect(self.grid, sent.requests, deadline):
+            if reply.dropped:
+                self._event("reply_dropped", step, client=reply.client, reason=reply.fault)
+            else:
+                yield reply
+
     def _end_task(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks."""
         with threads(1):
@@ -138,8 +147,7 @@ class Federation:
         with threads(1):
             sent = self._dispatch(list(self.clients), state, instruction, MessageType.EVALUATE)
         counts: dict[str, list[list[int]]] = {}
-        deadline = self.experiment.federation.deadline_seconds
-        for reply in collect(self.grid, sent.requests, deadline):
+        for reply in self._replies(step, sent):
             try:
                 counts[reply.client] = wire.read_counts(answered(reply), len(self.tasks))
             except PayloadError as fault:

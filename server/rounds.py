@@ -16,11 +16,16 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Reply:
-    """One client's answer: a message, or the reason why there is none."""
+    """One client's answer: a message, or the reason why there is none.
+
+    Attributes:
+        dropped: a further reply to a request that is answered already; it changes nothing.
+    """
 
     client: str
     message: Message | None
     fault: str = ""
+    dropped: bool = False
 
 
 def collect(
@@ -29,7 +34,8 @@ def collect(
     """Push one request per client and yield each reply as it arrives.
 
     Every client is answered for exactly once: those that are silent at the deadline come
-    last, with a fault. A reply that nobody waits for any more is dropped.
+    last, with a fault. A second reply of a client is yielded as dropped, beside that; one to a
+    request of an earlier round is not seen at all.
 
     Args:
         grid: Flower's, or one that runs in this process.
@@ -38,13 +44,17 @@ def collect(
     """
     names = list(requests)
     message_ids = list(grid.push_messages(list(requests.values())))
-    waiting = dict(zip(message_ids, names, strict=True))
+    asked = dict(zip(message_ids, names, strict=True))
+    waiting = dict(asked)
     end = time.monotonic() + deadline_seconds
     while waiting and time.monotonic() < end:
         arrived = list(grid.pull_messages(list(waiting)))
         for message in arrived:
-            client = waiting.pop(message.metadata.reply_to_message_id, None)
+            message_id = message.metadata.reply_to_message_id
+            client = waiting.pop(message_id, None)
             if client is None:
+                if message_id in asked:
+                    yield Reply(asked[message_id], None, "a second reply", dropped=True)
                 continue
             if message.has_error():
                 yield Reply(client, None, f"flower error {message.error.code}")
@@ -80,6 +90,8 @@ def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str
     }
     found: dict[str, int] = {}
     for reply in collect(grid, requests, max(1.0, end - time.monotonic())):
+        if reply.dropped:
+            continue
         if reply.message is None:
             raise UserError(f"a client did not say who it is ({reply.fault}); see its log")
         name = str(reply.message.content.config_records["site"]["client"])

@@ -152,10 +152,11 @@ def test_no_spoilt_reply_changes_the_model_or_ends_the_run(tmp_path, rule, dtype
 
 
 def check_log(spoiler: Spoiler, events: list[dict[str, Any]]) -> None:
-    """In every step exactly the bad clients failed, each once, with a reason."""
+    """In every step exactly the bad clients failed, each once, with a reason; a second reply
+    is named as dropped."""
     steps: list[list[dict[str, Any]]] = [[]]
     for event in events:
-        if event["event"].startswith("client_"):
+        if event["event"].startswith("client_") or event["event"] == "reply_dropped":
             steps[-1].append(event)
         elif event["event"] in ("round_finished", "evaluated"):
             steps.append([])
@@ -166,6 +167,9 @@ def check_log(spoiler: Spoiler, events: list[dict[str, Any]]) -> None:
         failed = [event["client"] for event in step if event["event"] == "client_failed"]
         assert Counter(failed) == Counter(c for c, kind in done.items() if kind != "duplicate")
         assert all(0 < len(e["reason"]) < 500 for e in step if e["event"] == "client_failed")
+        dropped = [event["client"] for event in step if event["event"] == "reply_dropped"]
+        twice = (c for c, kind in done.items() if kind in ("duplicate", "error first"))
+        assert Counter(dropped) == Counter(twice)
         if place[1]:
             good = [event["client"] for event in step if event["event"] == "client_finished"]
             assert Counter(good) == Counter(
