@@ -96,6 +96,17 @@ def decode(
     """
     given = {key: header_of(key, array) for key, array in encoded.items()}
     check_headers(given, expected_headers(codec, template, trained))
+    return values(codec, encoded, template, trained)
+
+
+def values(
+    codec: Codec, encoded: Mapping[str, NDArray[Any]], template: Template, trained: frozenset[str]
+) -> Arrays:
+    """Return the float32 tensors of arrays whose headers have been checked already.
+
+    Raises:
+        PayloadError: a code or scale out of range, a value that is not finite.
+    """
     arrays: Arrays = {}
     for key in _expected(template, trained):
         arrays[key] = codec.decode(key, encoded)

@@ -101,12 +101,32 @@ def unpack_update(
     """
     template = Template(before.shapes, before.rank)
     part = codec.decode(codec_named(dtype), encoded, template, trained)
-    if dtype != EXACT:
-        with np.errstate(over="ignore"):
-            part = codec.from_change(part, to_arrays(before))
-        for key, array in part.items():
-            if not np.isfinite(array).all():
-                raise PayloadError(f"{key}: a value is not finite")
+    return _after(before, part, dtype)
+
+
+def receive_update(
+    record: Mapping[str, WireArray], before: Adapter, dtype: str, trained: frozenset[str]
+) -> Adapter:
+    """:func:`decode_checked`, then :func:`unpack_update`; headers are checked once.
+
+    Raises:
+        PayloadError: anything that is not expected.
+    """
+    template = Template(before.shapes, before.rank)
+    arrays = decode_checked(record, dtype, template, trained)
+    part = codec.values(codec_named(dtype), arrays, template, trained)
+    return _after(before, part, dtype)
+
+
+def _after(before: Adapter, part: Arrays, dtype: str) -> Adapter:
+    """The adapter that the trained factors, or in a lossy format their changes, lead to."""
+    if dtype == EXACT:
+        return _replaced(before, part)
+    with np.errstate(over="ignore"):
+        part = codec.from_change(part, to_arrays(before))
+    for key, array in part.items():
+        if not np.isfinite(array).all():
+            raise PayloadError(f"{key}: a value is not finite")
     return _replaced(before, part)
 
 

@@ -16,8 +16,8 @@ from deal_core.aggregation import ClientUpdate
 from deal_core.codec import Encoded
 from deal_core.instruction import RECORD, Instruction
 from deal_core.methods import State
-from deal_core.payload import DISTILLED, LORA, PayloadError, Template
-from deal_core.record import decode_checked, pack, unpack, unpack_update
+from deal_core.payload import DISTILLED, LORA, PayloadError
+from deal_core.record import pack, receive_update, unpack
 
 F = TypeVar("F")
 PLACE = ("task_index", "server_round")
@@ -76,7 +76,7 @@ def read_update(
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or anything that
-            ``record.decode_checked`` refuses.
+            ``record.receive_update`` refuses.
         NoData: the client has nothing to learn from.
     """
     if status(message) == "no-data":
@@ -93,9 +93,7 @@ def read_update(
     if not 0 < weight <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
     trained = frozenset(instruction.trained)
-    template = Template(before.shapes, before.rank)
-    arrays = decode_checked(content.array_records[LORA], dtype, template, trained)
-    adapter = unpack_update(arrays, before, dtype, trained)
+    adapter = receive_update(content.array_records[LORA], before, dtype, trained)
     measured = {
         "num_examples": weight,
         "loss": _number(figures.get("loss")),

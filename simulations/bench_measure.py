@@ -15,9 +15,9 @@ from deal_core import codec
 from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation import AggregationRule, ClientUpdate, make_rule
 from deal_core.config import AggregationConfig
-from deal_core.payload import Template, to_arrays
+from deal_core.payload import to_arrays
 from deal_core.randomness import seeded
-from deal_core.record import EXACT, decode_checked, unpack_update
+from deal_core.record import EXACT, receive_update
 from server.wire import as_record
 from simulations.bench_fedavg import FedAvgRounds, fedavg_seconds, own_bytes, reply, weight
 
@@ -125,14 +125,12 @@ def make_federation(cell: Cell) -> Federation:
 def run_rule(federation: Federation, clients: int) -> tuple[float, float]:
     """One round, update by update as they arrive; seconds of the rule, and with the checks."""
     before, trained = federation.before, federation.rule.trained(1)
-    template = Template(before.shapes, before.rank)
     aggregation = federation.rule.begin(before, 1)
     decoding = adding = 0.0
     for k in range(clients):
         started = time.perf_counter()
         record = federation.pool[k % len(federation.pool)]
-        arrays = decode_checked(record, EXACT, template, trained)
-        adapter = unpack_update(arrays, before, EXACT, trained)
+        adapter = receive_update(record, before, EXACT, trained)
         decoded = time.perf_counter()
         aggregation.add(ClientUpdate(str(k), adapter, weight(k)))
         adding += time.perf_counter() - decoded
