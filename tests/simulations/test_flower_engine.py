@@ -13,7 +13,7 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from deal_core.config import Experiment, RunConfig, flatten, from_run_config
+from deal_core.config import Experiment, FederationConfig, RunConfig, flatten, from_run_config
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
@@ -73,7 +73,8 @@ def test_the_servers_own_reason_comes_first_and_fits_on_a_line() -> None:
 def test_a_client_has_as_many_cpus_as_torch_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(flower_engine, "_has_gpu", lambda: False)
-    chosen = Experiment(run=RunConfig(threads=2))
+    four = FederationConfig(clients=4)
+    chosen = Experiment(federation=four, run=RunConfig(threads=2))
     assert resources(chosen) == {
         "num-supernodes": 4,
         "client-resources-num-cpus": 2,
