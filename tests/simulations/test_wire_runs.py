@@ -91,7 +91,7 @@ def test_fedex_is_exact_and_the_model_does_not_grow(run_with):
 
 def test_fedit_is_not_exact_and_says_so(run_with):
     _, folder = run_with("aggregation.rule=fedit", 'data.partition.kind="iid"')
-    assert min(read_results(folder).aggregation_error) > 1e-3
+    assert max(read_results(folder).aggregation_error) > 1e-3
 
 
 @pytest.mark.parametrize("rule", ["flexlora", "flora"])
