@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deal_core.adapters import Adapter, LoraFactors, Shapes
 from deal_core.config import AdapterConfig, Experiment, apply_overrides, parse_experiment
 from deal_core.models import LanguageModel, load_model
 
@@ -84,3 +85,23 @@ def causal_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def small_adapter() -> AdapterConfig:
     return AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)
+
+
+@pytest.fixture(scope="session")
+def random_adapter() -> Callable[..., Adapter]:
+    """``random_adapter(shapes, rank, scaling, seed)``: normal factors, equal for equal seeds."""
+
+    def draw(shapes: Shapes, rank: int, scaling: float, seed: int) -> Adapter:
+        generator = torch.Generator().manual_seed(seed)
+        return Adapter(
+            {
+                name: LoraFactors(
+                    torch.randn(rank, d_in, generator=generator),
+                    torch.randn(d_out, rank, generator=generator),
+                )
+                for name, (d_out, d_in) in shapes.items()
+            },
+            scaling,
+        )
+
+    return draw

@@ -14,18 +14,9 @@ SHAPES = {"first": (12, 20), "second": (30, 16)}
 B_ONLY = frozenset({"lora_B"})
 
 
-def random_adapter(seed: int) -> Adapter:
-    generator = torch.Generator().manual_seed(seed)
-    return Adapter(
-        {
-            name: LoraFactors(
-                torch.randn(3, d_in, generator=generator),
-                torch.randn(d_out, 3, generator=generator),
-            )
-            for name, (d_out, d_in) in SHAPES.items()
-        },
-        2.0,
-    )
+@pytest.fixture
+def drawn(random_adapter):
+    return lambda seed: random_adapter(SHAPES, 3, 2.0, seed)
 
 
 def with_b_of(other: Adapter, adapter: Adapter) -> Adapter:
@@ -34,8 +25,8 @@ def with_b_of(other: Adapter, adapter: Adapter) -> Adapter:
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.0), ("bfloat16", 0.01), ("int8", 0.03)])
-def test_round_trip_both_ways(dtype, bound):
-    before, after = random_adapter(1), with_b_of(random_adapter(2), random_adapter(1))
+def test_round_trip_both_ways(dtype, bound, drawn):
+    before, after = drawn(1), with_b_of(drawn(2), drawn(1))
     down = unpack(pack(before, dtype, seeded(1)), dtype, before)
     assert relative_difference(down, before) <= bound + 1e-12
     encoded, _ = pack_update(after, before, dtype, B_ONLY, {}, seeded(2))
@@ -45,8 +36,8 @@ def test_round_trip_both_ways(dtype, bound):
     assert all(torch.equal(up.layers[n].A, before.layers[n].A) for n in SHAPES)
 
 
-def test_one_factor_in_int8_costs_an_eighth_of_the_exact_pair():
-    before, after = random_adapter(1), random_adapter(2)
+def test_one_factor_in_int8_costs_an_eighth_of_the_exact_pair(drawn):
+    before, after = drawn(1), drawn(2)
     full, _ = pack_update(after, before, EXACT, BOTH, {}, seeded(0))
     small, _ = pack_update(with_b_of(after, before), before, "int8", B_ONLY, {}, seeded(0))
     b_values = sum(d_out * 3 for d_out, _ in SHAPES.values())
@@ -54,9 +45,9 @@ def test_one_factor_in_int8_costs_an_eighth_of_the_exact_pair():
     assert wire_bytes(full) == 4 * sum((d_out + d_in) * 3 for d_out, d_in in SHAPES.values())
 
 
-def test_feedback_makes_the_sum_of_many_rounds_right():
+def test_feedback_makes_the_sum_of_many_rounds_right(drawn):
     """Without it the error of a constant change would be drawn anew each round."""
-    before, after = random_adapter(1), with_b_of(random_adapter(2), random_adapter(1))
+    before, after = drawn(1), with_b_of(drawn(2), drawn(1))
     feedback: dict[str, np.ndarray] = {}
     total = {n: torch.zeros_like(f.B) for n, f in before.layers.items()}
     for number in range(20):
@@ -70,15 +61,15 @@ def test_feedback_makes_the_sum_of_many_rounds_right():
         torch.testing.assert_close(total[n] + lost, wanted, rtol=0, atol=1e-3)
 
 
-def test_the_basis_is_the_frozen_factor():
-    adapter = random_adapter(1)
+def test_the_basis_is_the_frozen_factor(drawn):
+    adapter = drawn(1)
     assert all(key.endswith("lora_A.weight") for key in frozen_factors(adapter, B_ONLY))
     assert frozen_factors(adapter, BOTH) == {}
 
 
 @pytest.mark.parametrize("dtype", CODECS)
-def test_a_factor_that_did_not_learn_may_not_travel(dtype):
-    before, after = random_adapter(1), random_adapter(2)
+def test_a_factor_that_did_not_learn_may_not_travel(dtype, drawn):
+    before, after = drawn(1), drawn(2)
     encoded, _ = pack_update(after, before, dtype, BOTH, {}, seeded(0))
     with pytest.raises(PayloadError, match="unexpected key"):
         unpack_update(encoded, before, dtype, B_ONLY)

@@ -5,7 +5,6 @@ import os
 import pytest
 import torch
 
-from deal_core.adapters import Adapter, LoraFactors
 from deal_core.errors import UserError
 from deal_core.methods import State
 from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
@@ -13,30 +12,18 @@ from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpo
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 
 
-def adapter(rank: int, scaling: float, seed: int) -> Adapter:
-    generator = torch.Generator().manual_seed(seed)
-    return Adapter(
-        {
-            name: LoraFactors(
-                torch.randn(rank, d_in, generator=generator),
-                torch.randn(d_out, rank, generator=generator),
-            )
-            for name, (d_out, d_in) in SHAPES.items()
-        },
-        scaling,
-    )
-
-
 @pytest.fixture(params=[None, 2])
-def checkpoint(request: pytest.FixtureRequest) -> Checkpoint:
-    residual = None if request.param is None else adapter(request.param, 1.0, 3)
+def checkpoint(request: pytest.FixtureRequest, random_adapter) -> Checkpoint:
+    residual = None if request.param is None else random_adapter(SHAPES, request.param, 1.0, 3)
     history = History(
         evaluations=({"0": [[3, 4], [0, 0]]},),
         bytes_up=(1.5,),
         aggregation_error=(0.25,),
         seconds={"train": 1.25},
     )
-    state = State(adapter(3, 2.0 / 3.0, 1), adapter(5, 1.0, 2), residual)
+    state = State(
+        random_adapter(SHAPES, 3, 2.0 / 3.0, 1), random_adapter(SHAPES, 5, 1.0, 2), residual
+    )
     return Checkpoint(position=4, state=state, history=history)
 
 
