@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Array, Message
 from numpy.typing import NDArray
 
 from deal_core.config import FaultsConfig
@@ -20,7 +20,14 @@ FAULTS: Mapping[str, Spoil] = {
     "sign-flipped": lambda values: -values,
     "nan": lambda values: np.full_like(values, np.nan),
 }
-"""``faults.kind`` to what it does to every float32 array of an update."""
+"""``faults.kind`` to what it does to the float32 arrays of an update."""
+
+
+def touched(kind: str, keys: Sequence[str]) -> list[str]:
+    """The arrays a fault acts on: all of them, except that a sign is flipped on one factor
+    alone (flipped on both, the product would be the good one again)."""
+    factor = [key for key in keys if "lora_B" in key]
+    return factor if kind == "sign-flipped" and factor else list(keys)
 
 
 def spoiler(faults: FaultsConfig, first_client_node: int) -> Callable[[Message], Message]:
@@ -34,12 +41,10 @@ def spoiler(faults: FaultsConfig, first_client_node: int) -> Callable[[Message],
 
     def pass_on(reply: Message) -> Message:
         if reply.metadata.src_node_id in nodes and LORA in reply.content:
-            reply.content[LORA] = ArrayRecord(
-                {
-                    key: Array(spoil(array.numpy())) if array.dtype == "float32" else array
-                    for key, array in reply.content.array_records[LORA].items()
-                }
-            )
+            record = reply.content.array_records[LORA]
+            for key in touched(faults.kind, list(record)):
+                if record[key].dtype == "float32":
+                    record[key] = Array(spoil(record[key].numpy()))
         return reply
 
     return pass_on

@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 
 from deal_core.config import FaultsConfig
 from deal_core.errors import UserError
-from simulations.faults import FAULTS, spoiler
+from simulations.faults import FAULTS, spoiler, touched
 from simulations.inprocess import run_inprocess
 from simulations.preflight import preflight
 
@@ -21,6 +21,14 @@ def test_every_fault_keeps_the_shape_and_does_what_its_name_says(kind):
         np.testing.assert_array_equal(spoilt, expected[kind])
     else:
         assert np.isnan(spoilt).all()
+
+
+def test_a_flipped_sign_flips_the_product():
+    """Both factors flipped would be the good update again."""
+    both, one = ["x.lora_A.weight", "x.lora_B.weight"], ["x.lora_A.weight"]
+    assert touched("sign-flipped", both) == ["x.lora_B.weight"]
+    assert touched("sign-flipped", one) == one
+    assert touched("scaled", both) == both
 
 
 def test_unknown_kind():
