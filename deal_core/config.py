@@ -191,7 +191,7 @@ class FaultsConfig(Table):
     """Misbehaving clients, for experiments on robustness (engine ``inprocess`` only)."""
 
     kind: str = "none"
-    """``none``, ``scaled`` (ten times the update), ``sign-flipped`` or ``nan``."""
+    """``none``, ``scaled`` (ten times the update), ``sign-flipped`` or ``not-finite``."""
     clients: tuple[int, ...] = ()
     """Numbers of the clients that misbehave, in every round."""
 

@@ -18,7 +18,7 @@ FAULTS: Mapping[str, Spoil] = {
     "none": lambda values: values,
     "scaled": lambda values: values * np.float32(10),
     "sign-flipped": lambda values: -values,
-    "nan": lambda values: np.full_like(values, np.nan),
+    "not-finite": lambda values: np.full_like(values, np.nan),
 }
 """``faults.kind`` to what it does to the float32 arrays of an update."""
 

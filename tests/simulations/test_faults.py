@@ -32,7 +32,7 @@ def test_a_flipped_sign_flips_the_product():
 
 
 def test_unknown_kind():
-    with pytest.raises(UserError, match="known: nan, none"):
+    with pytest.raises(UserError, match="known: none, not-finite"):
         spoiler(FaultsConfig(kind="loud"), 100)
 
 
@@ -59,7 +59,7 @@ def run_with(make_experiment, folder, *overrides):
 
 def test_nan_is_stopped_by_the_guard_alone(make_experiment, tmp_path):
     events, adapter = run_with(
-        make_experiment, tmp_path, 'faults.kind="nan"', "faults.clients=[1, 3]"
+        make_experiment, tmp_path, 'faults.kind="not-finite"', "faults.clients=[1, 3]"
     )
     failed = [e for e in events if e["event"] == "client_failed"]
     assert [e["client"] for e in failed] == ["1", "3"]
