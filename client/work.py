@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from client.state import FeedbackStore, digest
 from client.workbench import Workbench
 from deal_core.adapters import Adapter
-from deal_core.attach import CURRENT, read
+from deal_core.attach import read
 from deal_core.codec import Encoded
 from deal_core.instruction import Instruction
 from deal_core.methods import LocalTask, State
@@ -41,17 +41,17 @@ def local_update(
     generator = seeded(
         config.run.seed, "train", client, instruction.task_index, instruction.server_round
     )
+    task = LocalTask(data.labels, seen)
     report = train(
         bench.model,
-        bench.method,
-        LocalTask(data.labels, seen),
+        bench.method.objective(bench.model, state, task, data.train, data.memory),
         data.train,
         frozenset(instruction.trained),
         config.federation.local_epochs,
         config.train,
         generator,
     )
-    adapter = read(bench.model.module, CURRENT)
+    adapter = read(bench.model.module)
     encoded = _encode(bench, client, adapter, state.current, instruction, store)
     return Update(encoded, len(data.train), report.loss, time.monotonic() - started)
 
@@ -84,9 +84,6 @@ def local_evaluation(
     load_state(bench.model, state)
     shares = [bench.task(task, client) for task in instruction.tasks]
     return {
-        "correct": [
-            count_correct(bench.model, share.test, share.labels, bench.experiment.train)
-            for share in shares
-        ],
+        "correct": [count_correct(bench.model, share.test, share.labels) for share in shares],
         "examples": [len(share.test) for share in shares],
     }

@@ -13,12 +13,15 @@ from functools import cached_property
 
 import torch
 
-from deal_core.attach import CURRENT, read
+from deal_core.allocator import keep_freed_memory
+from deal_core.attach import read
 from deal_core.config import Experiment
 from deal_core.data import TaskData, open_source
 from deal_core.data.partition import partition
-from deal_core.methods import Method, make_method
+from deal_core.methods import Method, TaskMemory, make_method
 from deal_core.models import Encoded, LanguageModel, load_model
+from deal_core.models.loading import best_device
+from deal_core.precision import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class ClientTask:
     labels: tuple[str, ...]
     train: Sequence[Encoded]
     test: Sequence[Encoded]
+    memory: TaskMemory
 
 
 class Workbench:
@@ -43,12 +47,14 @@ class Workbench:
         """The one model of the process, with the thread count fixed: it changes rounding."""
         config = self.experiment
         torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
-        return load_model(config.model, config.adapter, config.train.max_length)
+        keep_freed_memory()
+        dtype = compute_dtype(config.train, best_device())
+        return load_model(config.model, config.adapter, config.train.max_length, dtype)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Layer name to ``(d_out, d_in)``: what an adapter must fit."""
-        return read(self.model.module, CURRENT).shapes
+        return read(self.model.module).shapes
 
     @cached_property
     def method(self) -> Method:
@@ -65,7 +71,10 @@ class Workbench:
             share = self._share(task)[client]
             encode = self.model.encode
             self._tasks[task, client] = ClientTask(
-                share.labels, encode(share.train, share.labels), encode(share.test, share.labels)
+                share.labels,
+                encode(share.train, share.labels),
+                encode(share.test, share.labels),
+                TaskMemory(),
             )
         return self._tasks[task, client]
 

@@ -7,6 +7,7 @@ All operations here work on the factors; no ``d_out x d_in`` matrix is ever form
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -231,3 +232,14 @@ def relative_difference(first: Adapter, second: Adapter) -> float:
     if size == 0.0:
         return 0.0 if gap == 0.0 else math.inf
     return math.sqrt(gap / size)
+
+
+def fingerprint(adapter: Adapter) -> str:
+    """A name for these values; equal adapters have equal names."""
+    hashed = hashlib.sha256(str(adapter.scaling).encode())
+    for name in sorted(adapter.layers):
+        factors = adapter.layers[name]
+        hashed.update(f"{name} {tuple(factors.A.shape)}".encode())
+        hashed.update(factors.A.contiguous().numpy().tobytes())
+        hashed.update(factors.B.contiguous().numpy().tobytes())
+    return hashed.hexdigest()

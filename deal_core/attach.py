@@ -1,7 +1,8 @@
-"""Two LoRA adapters on one frozen base model: attach, read, write, switch.
+"""The current LoRA adapter on a frozen base model that holds everything else merged.
 
-PEFT holds the layers; here are the few verbs the rest of the project needs. Layer names are
-those of the base model (``encoder.layer.0.attention.self.query``).
+PEFT holds the adapter. What does not learn during a task, the retained adapter and the
+residual, is added to the frozen weights once instead of being multiplied in every pass. Layer
+names are those of the base model (``encoder.layer.0.attention.self.query``).
 """
 
 from __future__ import annotations
@@ -9,61 +10,75 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from deal_core.adapted_linear import adapted_forward
 from deal_core.adapters import Adapter, LoraFactors, zero_adapter
 from deal_core.config import AdapterConfig
 from deal_core.errors import UserError
 from deal_core.payload import PREFIX
 
 CURRENT = "current"
-RETAINED = "retained"
-RESIDUAL = "residual"
-"""What an exact aggregation rule could not fit into the current adapter; often absent."""
+"""PEFT's name of the adapter that learns."""
+
+
+@dataclass
+class Weights:
+    """The frozen weight of one layer, three times; equal ones share their memory.
+
+    Attributes:
+        base: as it was loaded.
+        start: ``base + retained``, the model at the start of the task.
+        now: ``start + residual``, what the current adapter is added to.
+    """
+
+    base: Tensor
+    start: Tensor
+    now: Tensor
 
 
 def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
-    """Freeze ``base`` and add a retained and a residual (scaling 1) and a current adapter, zero.
+    """Freeze ``base`` (where it will stay: device and dtype) and add a current adapter, zero.
 
     Raises:
         UserError: ``adapter.target_modules`` names no linear layer of the model.
     """
     try:
-        model = _with_adapters(base, config, task_type)
+        model = _with_adapter(base, config, task_type)
     except ValueError as error:
         raise UserError(f"adapter.target_modules: {str(error).splitlines()[0]}") from None
-    shapes = {
-        name: (layer.out_features, layer.in_features) for name, layer in lora_layers(model).items()
-    }
-    write(model, RETAINED, zero_adapter(shapes, config.retained_rank))
-    write(model, RESIDUAL, zero_adapter(shapes, 1))
-    write(model, CURRENT, zero_adapter(shapes, config.rank, config.lora_alpha / config.rank))
-    activate(model, [CURRENT])
+    layers = lora_layers(model)
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    for layer in layers.values():
+        weight = layer.base_layer.weight.data
+        layer.weights = Weights(weight, weight, weight)
+        layer.forward = partial(adapted_forward, layer, CURRENT)
+    write(model, zero_adapter(shapes, config.rank, config.lora_alpha / config.rank))
     set_trainable(model, frozenset({"lora_A", "lora_B"}))
     return model
 
 
-def _with_adapters(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
-    targets = list(config.target_modules) or None
-    ranks = {RETAINED: config.retained_rank, RESIDUAL: 1, CURRENT: config.rank}
-    configs = {
-        name: LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, task_type=task_type)
-        for name, rank in ranks.items()
-    }
+def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank,
+        target_modules=list(config.target_modules) or None,
+        task_type=task_type,
+    )
     with warnings.catch_warnings():
         # Theirs to settle: PEFT uses a name that transformers deprecates, and tells that it
         # corrected fan_in_fan_out for Conv1D layers.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False.*", UserWarning)
-        model = get_peft_model(base, configs[RETAINED], adapter_name=RETAINED)
-        assert isinstance(model, PeftModel)
-        for name in (RESIDUAL, CURRENT):
-            model.add_adapter(name, configs[name])
+        model = get_peft_model(base, lora, adapter_name=CURRENT)
+    assert isinstance(model, PeftModel)
     return model
 
 
@@ -76,43 +91,67 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def read(model: nn.Module, name: str) -> Adapter:
-    """Copy one adapter (``CURRENT`` or ``RETAINED``) out of the model, to the CPU."""
+def read(model: nn.Module) -> Adapter:
+    """Copy the current adapter out of the model, to the CPU."""
     layers = lora_layers(model)
     return Adapter(
         {
             key: LoraFactors(
-                layer.lora_A[name].weight.detach().float().cpu().clone(),
-                layer.lora_B[name].weight.detach().float().cpu().clone(),
+                layer.lora_A[CURRENT].weight.detach().float().cpu().clone(),
+                layer.lora_B[CURRENT].weight.detach().float().cpu().clone(),
             )
             for key, layer in layers.items()
         },
-        next(iter(layers.values())).scaling[name],
+        next(iter(layers.values())).scaling[CURRENT],
     )
 
 
-def write(model: nn.Module, name: str, adapter: Adapter) -> None:
-    """Copy one adapter into the model; its rank may differ from the one before.
+def write(model: nn.Module, adapter: Adapter) -> None:
+    """Copy the current adapter into the model; its rank may differ from the one before.
 
     Raises:
         ValueError: the adapter's layers are not the model's.
     """
+    for layer, factors in _matched(model, adapter):
+        _assign(layer.lora_A[CURRENT].weight, factors.A)
+        _assign(layer.lora_B[CURRENT].weight, factors.B)
+        layer.r[CURRENT] = factors.A.shape[0]
+        layer.scaling[CURRENT] = adapter.scaling
+
+
+def merge(model: nn.Module, retained: Adapter, residual: Adapter | None) -> None:
+    """Put ``base``, ``base + retained`` and ``base + retained + residual`` in place.
+
+    The sums are made from the weights as they were loaded, so nothing drifts however often
+    this is called.
+
+    Raises:
+        ValueError: an adapter's layers are not the model's.
+    """
+    for layer, factors in _matched(model, retained):
+        start = _plus(layer, layer.weights.base, factors, retained.scaling)
+        layer.weights = Weights(layer.weights.base, start, start)
+    if residual is not None:
+        for layer, factors in _matched(model, residual):
+            layer.weights.now = _plus(layer, layer.weights.start, factors, residual.scaling)
+    _select(model, "now")
+
+
+def _plus(layer: Any, weight: Tensor, factors: LoraFactors, scaling: float) -> Tensor:
+    """``weight + s B A`` in the weight's type and layout; the same tensor where B is zero."""
+    if not factors.B.any():
+        return weight
+    A, B = factors.A.to(weight.device), factors.B.to(weight.device)
+    delta = scaling * B @ A
+    return (weight.float() + (delta.T if layer.fan_in_fan_out else delta)).to(weight.dtype)
+
+
+def _matched(model: nn.Module, adapter: Adapter) -> Iterator[tuple[Any, LoraFactors]]:
     layers = lora_layers(model)
     if layers.keys() != adapter.layers.keys():
         raise ValueError("the adapter was made for other layers than the model's")
-    for key, factors in adapter.layers.items():
-        layer = layers[key]
-        _assign(layer.lora_A[name].weight, factors.A)
-        _assign(layer.lora_B[name].weight, factors.B)
-        layer.r[name] = factors.A.shape[0]
-        layer.scaling[name] = adapter.scaling
-
-
-def activate(model: PeftModel, names: list[str]) -> None:
-    """Let exactly these adapters take part in the forward pass (an idle one costs time)."""
-    tuner: Any = model.base_model
-    if list(tuner.active_adapters) != names:
-        tuner.set_adapter(names)
+    for name, layer in layers.items():
+        yield layer, adapter.layers[name]
 
 
 def _assign(parameter: Tensor, value: Tensor) -> None:
@@ -138,28 +177,36 @@ def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Paramete
 
 
 @contextmanager
-def without_current(model: nn.Module) -> Iterator[None]:
-    """Within the block the model is what it was at the start of the task: ``W0 + retained``."""
-    with _silenced(model, (CURRENT, RESIDUAL)):
+def at_task_start(model: nn.Module) -> Iterator[None]:
+    """Within the block, without gradients, the model is what it was at the start of the task:
+    ``base + retained``."""
+    with torch.no_grad(), _frozen_alone(model, "start"):
         yield
 
 
 @contextmanager
 def base_only(model: nn.Module) -> Iterator[None]:
-    """Within the block all adapters are off: the frozen base model, without gradients."""
-    with _silenced(model, (CURRENT, RESIDUAL, RETAINED)), torch.no_grad():
+    """Within the block, without gradients, the model is the frozen base model."""
+    with torch.no_grad(), _frozen_alone(model, "base"):
         yield
 
 
 @contextmanager
-def _silenced(model: nn.Module, names: tuple[str, ...]) -> Iterator[None]:
-    """Scale these adapters by 0, and back; unlike switching them off, gradients stay as set."""
+def _frozen_alone(model: nn.Module, which: Literal["base", "start"]) -> Iterator[None]:
+    """Scale the current adapter by 0, put one of the frozen weights in place; and back."""
     layers = list(lora_layers(model).values())
-    before = [{name: layer.scaling[name] for name in names} for layer in layers]
+    before = [layer.scaling[CURRENT] for layer in layers]
     for layer in layers:
-        layer.scaling.update(dict.fromkeys(names, 0.0))
+        layer.scaling[CURRENT] = 0.0
+    _select(model, which)
     try:
         yield
     finally:
+        _select(model, "now")
         for layer, scaling in zip(layers, before, strict=True):
-            layer.scaling.update(scaling)
+            layer.scaling[CURRENT] = scaling
+
+
+def _select(model: nn.Module, which: Literal["base", "start", "now"]) -> None:
+    for layer in lora_layers(model).values():
+        layer.base_layer.weight.data = getattr(layer.weights, which)

@@ -183,7 +183,10 @@ class TrainConfig(Table):
     max_length: int = Field(128, ge=8)
     """Tokens kept of a text."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast on CUDA where supported, float32 elsewhere."""
+    """Of the frozen model and its activations; auto: bfloat16 where the hardware multiplies it
+    fast (CUDA, processors with AMX), float32 elsewhere. Adapters are float32 always."""
+    tokens_per_pass: int = Field(2048, ge=1)
+    """Tokens, padding included, in one pass of a training batch: bounds memory, not the step."""
     weight_decay: float = Field(0.0, ge=0)
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from deal_core.attach import CURRENT, RESIDUAL, RETAINED, activate, set_trainable, write
-from deal_core.batching import evaluation_batches, training_batches
+from deal_core.attach import merge, set_trainable, write
+from deal_core.batching import evaluation_batches, training_batches, within_budget
 from deal_core.config import TrainConfig
-from deal_core.methods import LocalTask, Method, State
+from deal_core.methods import Objective, State
 from deal_core.models import Encoded, LanguageModel
-
-EVALUATION_FACTOR = 4
-"""Evaluation keeps no activations, so its batches can be larger than the training ones."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +23,14 @@ class TrainReport:
 
 
 def load_state(model: LanguageModel, state: State) -> None:
-    """Put the adapters into the model; those that hold nothing stay out of its way."""
-    active = [CURRENT]
-    write(model.module, CURRENT, state.current)
-    for name, adapter in ((RETAINED, state.retained), (RESIDUAL, state.residual)):
-        if adapter is not None and any(bool(f.B.any()) for f in adapter.layers.values()):
-            write(model.module, name, adapter)
-            active.append(name)
-    activate(model.module, active)
+    """Put the current adapter into the model, and everything else into its frozen weights."""
+    merge(model.module, state.retained, state.residual)
+    write(model.module, state.current)
 
 
 def train(
     model: LanguageModel,
-    method: Method,
-    task: LocalTask,
+    objective: Objective,
     data: Sequence[Encoded],
     trained: frozenset[str],
     epochs: int,
@@ -51,46 +41,51 @@ def train(
 
     Args:
         model: holds the adapters of the round (see :func:`load_state`).
-        method: gives the loss of a batch.
-        task: the labels at hand.
+        objective: what is minimised.
         data: the client's tokenised examples; may be empty, then nothing happens.
         trained: which factors learn in this round, of ``{"lora_A", "lora_B"}``.
         epochs: passes over the data.
-        config: learning rate, batch size, precision.
+        config: learning rate, batch size, tokens in one pass.
         generator: orders the examples; the only randomness.
     """
     parameters = set_trainable(model.module, trained)
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-    losses: list[torch.Tensor] = []
+    losses: list[float] = []
     for _ in range(epochs):
         for batch in training_batches(data, config.batch_size, generator):
-            with precision(model, config):
-                loss = method.loss(model, batch, task)
-            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(accumulate(objective, data, batch, config.tokens_per_pass))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.detach())
-    return TrainReport(len(losses), float(torch.stack(losses).mean()) if losses else 0.0)
+    return TrainReport(len(losses), sum(losses) / len(losses) if losses else 0.0)
 
 
-def count_correct(
-    model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str], config: TrainConfig
-) -> int:
+def accumulate(
+    objective: Objective, data: Sequence[Encoded], batch: Sequence[int], tokens: int
+) -> float:
+    """Add the gradient of one batch, pass by pass; return its loss.
+
+    The sum over passes is the gradient of the mean over the batch: cutting changes memory and
+    rounding, not the step.
+    """
+    total = 0.0
+    for part in within_budget(data, batch, tokens):
+        loss = objective.example_losses(part).sum() / len(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    penalty = objective.penalty()
+    if penalty is not None:
+        penalty.backward()  # type: ignore[no-untyped-call]
+        total += float(penalty.detach())
+    return total
+
+
+def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> int:
     """Return how many examples the model answers rightly, among ``labels``."""
     correct = 0
-    for batch in evaluation_batches(data, EVALUATION_FACTOR * config.batch_size):
-        with torch.no_grad(), precision(model, config):
-            answers = model.scores(batch, labels).argmax(dim=1).cpu()
-        correct += int((answers == torch.tensor([item.target for item in batch])).sum())
+    for batch in evaluation_batches(data):
+        with torch.no_grad():
+            answers = model.scores([data[i] for i in batch], labels).argmax(dim=1).cpu()
+        correct += int((answers == torch.tensor([data[i].target for i in batch])).sum())
     return correct
-
-
-def precision(model: LanguageModel, config: TrainConfig) -> AbstractContextManager[object]:
-    """Autocast to bfloat16 where asked, or where ``auto`` finds a GPU that has it."""
-    kind = model.device.type
-    wanted = config.precision == "bfloat16" or (
-        config.precision == "auto" and kind == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(kind, torch.bfloat16) if wanted else nullcontext()

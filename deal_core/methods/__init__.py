@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import choose
 from deal_core.methods.deal import make_deal
-from deal_core.methods.interface import LocalTask, Method, State
+from deal_core.methods.interface import LocalTask, Method, Objective, State
+from deal_core.methods.memory import TaskMemory
 from deal_core.methods.sequential import make_sequential
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
@@ -25,4 +26,12 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
     return choose("method.name", method.name, METHODS)(method, adapter)
 
 
-__all__ = ["METHODS", "LocalTask", "Method", "State", "make_method"]
+__all__ = [
+    "METHODS",
+    "LocalTask",
+    "Method",
+    "Objective",
+    "State",
+    "TaskMemory",
+    "make_method",
+]

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deal_core.adapters import compress, fresh_adapter, stack, zero_adapter
-from deal_core.attach import without_current
-from deal_core.config import AdapterConfig, MethodConfig
-from deal_core.distillation import distillation_loss
-from deal_core.methods.interface import LocalTask, State
+from deal_core.adapters import compress, fingerprint, fresh_adapter, stack, zero_adapter
+from deal_core.config import AdapterConfig, DistillationConfig, MethodConfig
+from deal_core.distillation import distillation_losses
+from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.memory import TaskMemory
+from deal_core.methods.plain import Plain
 from deal_core.models import Encoded, LanguageModel
+from deal_core.teacher import Teacher, make_teacher
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,47 @@ class Deal:
         current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
         return State(current, retained)
 
-    def loss(self, model: LanguageModel, batch: Sequence[Encoded], task: LocalTask) -> Tensor:
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        memory: TaskMemory,
+    ) -> Objective:
         """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
-        weight = self.method.distillation.weight
-        seen = task.seen if weight > 0 else ()
-        learnt = model.learn(batch, task.labels, seen)
-        loss = learnt.example_losses.mean()
-        if not seen:
-            return loss
-        with torch.no_grad(), without_current(model.module):
-            teacher = model.learn(batch, task.labels, seen).distillation_logits
-        temperature = self.method.distillation.temperature
-        return loss + weight * distillation_loss(learnt.distillation_logits, teacher, temperature)
+        distillation = self.method.distillation
+        if distillation.weight == 0 or not task.seen:
+            return Plain(model, task.labels, data)
+        basis = f"{fingerprint(state.retained)} {task.seen}"
+        teacher: Teacher = memory.once(
+            "teacher", basis, lambda: make_teacher(model, data, task.labels, task.seen)
+        )
+        return Distilled(model, task, data, teacher, distillation)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Cross-entropy, and a teacher's opinion of every example."""
+
+    model: LanguageModel
+    task: LocalTask
+    data: Sequence[Encoded]
+    teacher: Teacher
+    config: DistillationConfig
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """``CE + weight * KL``, ``(batch,)``."""
+        items = [self.data[i] for i in batch]
+        learnt = self.model.learn(items, self.task.labels, self.task.seen)
+        opinions = torch.cat(self.teacher(batch))
+        kept = distillation_losses(
+            learnt.distillation_logits, opinions, self.config.temperature, learnt.rows
+        )
+        return learnt.example_losses + self.config.weight * kept
+
+    def penalty(self) -> None:
+        """Nothing beside the data."""
 
 
 def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from deal_core.adapters import Adapter
+from deal_core.methods.memory import TaskMemory
 from deal_core.models import Encoded, LanguageModel
 
 
@@ -46,6 +47,17 @@ class LocalTask:
     seen: Sequence[str]
 
 
+class Objective(Protocol):
+    """What one client minimises in one round."""
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Losses of these examples (positions in the client's data), ``(batch,)``, each
+        independent of its batch-mates; their mean over the batch is minimised."""
+
+    def penalty(self) -> Tensor | None:
+        """A term that reads no data, added once a step; None where there is none."""
+
+
 class Method(Protocol):
     """A method reads no data on the server and sends nothing but adapters from a client."""
 
@@ -55,5 +67,12 @@ class Method(Protocol):
     def end_task(self, state: State) -> State:
         """Server, after the last round of a task."""
 
-    def loss(self, model: LanguageModel, batch: Sequence[Encoded], task: LocalTask) -> Tensor:
-        """Client: the scalar to minimise on one batch."""
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        memory: TaskMemory,
+    ) -> Objective:
+        """Client, once a round: ``model`` holds ``state`` already."""

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from deal_core.adapters import fresh_adapter
 from deal_core.config import AdapterConfig, MethodConfig
-from deal_core.methods.interface import LocalTask, State
+from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.memory import TaskMemory
+from deal_core.methods.plain import Plain
 from deal_core.models import Encoded, LanguageModel
 
 
@@ -32,9 +33,16 @@ class Sequential:
         """Keep everything as it is."""
         return state
 
-    def loss(self, model: LanguageModel, batch: Sequence[Encoded], task: LocalTask) -> Tensor:
-        """Mean of the example losses."""
-        return model.learn(batch, task.labels, ()).example_losses.mean()
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        memory: TaskMemory,
+    ) -> Objective:
+        """Cross-entropy."""
+        return Plain(model, task.labels, data)
 
 
 def make_sequential(method: MethodConfig, adapter: AdapterConfig) -> Sequential:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import TaskType
 
 from deal_core.attach import attach, lora_layers
@@ -21,12 +22,12 @@ class Family:
     """One model family.
 
     Attributes:
-        load: model, adapter, ``max_length`` -> a ready model.
+        load: model, adapter, ``max_length``, type of the frozen weights -> a ready model.
         skeleton: model -> the base module on the meta device, no weights read.
         task_type: PEFT's name of the family.
     """
 
-    load: Callable[[ModelConfig, AdapterConfig, int], LanguageModel]
+    load: Callable[[ModelConfig, AdapterConfig, int, torch.dtype], LanguageModel]
     skeleton: Callable[[ModelConfig], Any]
     task_type: TaskType
 
@@ -37,13 +38,15 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def load_model(model: ModelConfig, adapter: AdapterConfig, max_length: int) -> LanguageModel:
-    """Load ``model`` with zero adapters on the best device.
+def load_model(
+    model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype = torch.float32
+) -> LanguageModel:
+    """Load ``model`` with a zero adapter on the best device, its frozen weights in ``dtype``.
 
     Raises:
         UserError: unknown family or name, missing or altered weights.
     """
-    return choose("model.family", model.family, FAMILIES).load(model, adapter, max_length)
+    return choose("model.family", model.family, FAMILIES).load(model, adapter, max_length, dtype)
 
 
 def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:

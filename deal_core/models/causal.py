@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from deal_core.attach import attach
 from deal_core.config import AdapterConfig, ModelConfig
 from deal_core.data import Example
+from deal_core.models.attention import register_attention
 from deal_core.models.interface import Encoded, Learnt
 from deal_core.models.loading import best_device, pretrained
 
@@ -31,8 +32,8 @@ class CausalLM:
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
     ) -> None:
         self.device = best_device()
-        self.module: PeftModel = attach(base, adapter, TaskType.CAUSAL_LM)
-        self.module.to(self.device).eval()
+        self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.CAUSAL_LM)
+        self.module.eval()
         self._tokenizer = tokenizer
         self._instruction = model.instruction
         self._max_length = max_length
@@ -60,7 +61,7 @@ class CausalLM:
         logits, targets, counts = self._answer_logits([item.tokens for item in batch], answers)
         token_losses = cross_entropy(logits, targets, reduction="none")
         losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
-        return Learnt(losses, logits if seen else logits[:, :0])
+        return Learnt(losses, logits if seen else logits[:, :0], counts)
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""
@@ -118,15 +119,19 @@ def _words(label: str) -> str:
     return label.replace("_", " ")
 
 
-def load_causal(model: ModelConfig, adapter: AdapterConfig, max_length: int) -> CausalLM:
-    """Load base model and tokeniser, float32.
+def load_causal(
+    model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
+) -> CausalLM:
+    """Load base model and tokeniser.
 
     Raises:
         UserError: the model cannot be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    base = pretrained(AutoModelForCausalLM, model.name, dtype=torch.float32)
+    base = pretrained(
+        AutoModelForCausalLM, model.name, dtype=dtype, attn_implementation=register_attention()
+    )
     return CausalLM(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
 
 

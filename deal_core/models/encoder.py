@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy, normalize
 from deal_core.attach import attach, base_only
 from deal_core.config import AdapterConfig, ModelConfig
 from deal_core.data import Example
+from deal_core.models.attention import register_attention
 from deal_core.models.interface import Encoded, Learnt
 from deal_core.models.loading import best_device, pretrained
 
@@ -29,12 +30,13 @@ class EncoderLabels:
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
     ) -> None:
         self.device = best_device()
-        self.module: PeftModel = attach(base, adapter, TaskType.FEATURE_EXTRACTION)
-        self.module.to(self.device).eval()
+        self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.FEATURE_EXTRACTION)
+        self.module.eval()
         self._tokenizer = tokenizer
         self._scale = model.logit_scale
         self._max_length = max_length
         self._label_cache: dict[str, Tensor] = {}
+        self._label_matrix: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
 
     def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
         """Tokenise; texts are cut at ``train.max_length`` tokens."""
@@ -54,7 +56,7 @@ class EncoderLabels:
         scores = self.scores(batch, [*labels, *seen])
         targets = torch.tensor([item.target for item in batch], device=self.device)
         losses = cross_entropy(scores[:, : len(labels)], targets, reduction="none")
-        return Learnt(losses, scores[:, len(labels) :])
+        return Learnt(losses, scores[:, len(labels) :], [1] * len(batch))
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return scaled cosines, ``(batch, labels)``, float32."""
@@ -74,25 +76,32 @@ class EncoderLabels:
         return normalize(pooled, dim=1)
 
     def _labels(self, labels: Sequence[str]) -> Tensor:
-        """Frozen unit vectors of the label names, ``(labels, hidden)``; each made once."""
-        missing = [label for label in labels if label not in self._label_cache]
-        if missing:
-            words = self._tokenizer([label.replace("_", " ") for label in missing])["input_ids"]
-            with base_only(self.module):
-                for label, ids in zip(missing, words, strict=True):
-                    self._label_cache[label] = self._embed([ids])[0]
-        return torch.stack([self._label_cache[label] for label in labels])
+        """Frozen unit vectors of the label names, ``(labels, hidden)``; each made once, and the
+        matrix asked for last is kept."""
+        wanted = tuple(labels)
+        if self._label_matrix[0] != wanted:
+            missing = [label for label in dict.fromkeys(labels) if label not in self._label_cache]
+            if missing:
+                words = self._tokenizer([label.replace("_", " ") for label in missing])["input_ids"]
+                with base_only(self.module):
+                    for label, ids in zip(missing, words, strict=True):
+                        self._label_cache[label] = self._embed([ids])[0]
+            matrix = torch.stack([self._label_cache[label] for label in labels])
+            self._label_matrix = (wanted, matrix)
+        return self._label_matrix[1]
 
 
-def load_encoder(model: ModelConfig, adapter: AdapterConfig, max_length: int) -> EncoderLabels:
-    """Load base model and tokeniser, float32.
+def load_encoder(
+    model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
+) -> EncoderLabels:
+    """Load base model and tokeniser.
 
     Raises:
         UserError: the model cannot be loaded.
     """
     from transformers import AutoModel, AutoTokenizer
 
-    base = pretrained(AutoModel, model.name, dtype=torch.float32)
+    base = pretrained(AutoModel, model.name, dtype=dtype, attn_implementation=register_attention())
     return EncoderLabels(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
 
 

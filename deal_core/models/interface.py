@@ -34,19 +34,21 @@ class Learnt:
         example_losses: ``(batch,)``, one loss per example, independent of its batch-mates.
         distillation_logits: ``(rows, classes)``; softmax of a row is what a teacher hands to
             a student. Encoder: a row per example over the labels of earlier tasks. Causal LM:
-            a row per answer token over the vocabulary. No rows or no classes: nothing to distil.
+            a row per answer token over the vocabulary. No classes: nothing to distil.
+        rows: how many of these rows each example has; their sum is the number of rows.
     """
 
     example_losses: Tensor
     distillation_logits: Tensor
+    rows: Sequence[int]
 
 
 class LanguageModel(Protocol):
-    """A frozen base model with a current and a retained adapter (see ``deal_core.attach``)."""
+    """A frozen base model with a current adapter (see ``deal_core.attach``)."""
 
     @property
     def module(self) -> PeftModel:
-        """The PEFT model that holds both adapters."""
+        """The PEFT model."""
 
     @property
     def device(self) -> torch.device:

@@ -9,7 +9,7 @@ from deal_core.adapters import fresh_adapter, zero_adapter
 from deal_core.attach import CURRENT, read
 from deal_core.config import MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
-from deal_core.methods import LocalTask, State, make_method
+from deal_core.methods import LocalTask, State, TaskMemory, make_method
 from deal_core.models import adapter_shapes, load_model
 from deal_core.randomness import seeded
 from deal_core.training import count_correct, load_state, train
@@ -74,8 +74,9 @@ def test_distillation_rows_are_answer_tokens(model):
     batch = model.encode(EXAMPLES, LABELS)
     with torch.no_grad():
         assert model.learn(batch, LABELS, ()).distillation_logits.numel() == 0
-        rows = model.learn(batch, LABELS, ("red",)).distillation_logits
-    assert rows.shape[0] == sum(len(model._answer(e.label)) for e in EXAMPLES)
+        learnt = model.learn(batch, LABELS, ("red",))
+    assert learnt.rows == [len(model._answer(e.label)) for e in EXAMPLES]
+    assert learnt.distillation_logits.shape[0] == sum(learnt.rows)
 
 
 def test_a_long_text_never_pushes_the_question_out(model):
@@ -91,28 +92,31 @@ def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
 ):
     config = ModelConfig(family="causal-lm", name=str(causal_folder))
     shapes = adapter_shapes(config, small_adapter)
-    assert shapes == read(model.module, CURRENT).shapes
+    assert shapes == read(model.module).shapes
     method = make_method(MethodConfig(name=name), small_adapter)
     start = method.begin_task(
         State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")
     )
     retained = fresh_adapter(zero_adapter(shapes, 6), 6, 1.0, seeded(1))
-    load_state(model, State(start.current, retained))
+    state = State(start.current, retained)
+    load_state(model, state)
     batch = model.encode(EXAMPLES, LABELS)
     task = LocalTask(LABELS, ("a",))
+    objective = method.objective(model, state, task, batch, TaskMemory())
+    everything = range(len(batch))
     with torch.no_grad():
-        before = float(method.loss(model, batch, task))
+        before = float(objective.example_losses(everything).mean())
     frozen = {
         n: p.detach().clone() for n, p in model.module.named_parameters() if f".{CURRENT}." not in n
     }
     settings = TrainConfig(learning_rate=1e-2, batch_size=2)
     both = frozenset({"lora_A", "lora_B"})
-    report = train(model, method, task, batch, both, 20, settings, seeded(0, "train"))
+    report = train(model, objective, batch, both, 20, settings, seeded(0, "train"))
     with torch.no_grad():
-        after = float(method.loss(model, batch, task))
+        after = float(objective.example_losses(everything).mean())
     assert report.steps == 40
     assert after < before - 0.1
     for n, p in model.module.named_parameters():
         if f".{CURRENT}." not in n:
             assert torch.equal(p, frozen[n]), n
-    assert count_correct(model, batch, LABELS, settings) >= 2
+    assert count_correct(model, batch, LABELS) >= 2

@@ -8,7 +8,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from deal_core.adapters import Adapter, LoraFactors, fresh_adapter, zero_adapter
 from deal_core.assets import asset_folder
-from deal_core.attach import CURRENT, RETAINED, base_only, read, set_trainable, without_current
+from deal_core.attach import CURRENT, at_task_start, base_only, read, set_trainable
 from deal_core.config import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
@@ -55,7 +55,7 @@ def clean(minilm, shapes):
 
 
 def test_shapes_are_known_without_weights(shapes, minilm):
-    assert shapes == read(minilm.module, CURRENT).shapes
+    assert shapes == read(minilm.module).shapes
     assert len(shapes) == 12  # q and v of 6 layers
     assert set(shapes.values()) == {(384, 384)}
 
@@ -99,8 +99,8 @@ def test_learn_gives_each_example_its_own_cross_entropy(clean):
     torch.testing.assert_close(learnt.distillation_logits, scores[:, 3:])
 
 
-def test_unmerged_adapters_equal_merged_weights(minilm, shapes):
-    """All parts of the state act as one sum on the frozen weights."""
+def test_the_state_acts_as_one_sum_on_the_frozen_weights(minilm, shapes):
+    """Merged retained adapter and residual, unmerged current one: equal to all merged."""
     state = random_state(shapes)
     load_state(minilm, state)
     merged = AutoModel.from_pretrained(str(asset_folder("minilm"))).eval()
@@ -126,7 +126,7 @@ def test_the_start_of_the_task_is_the_retained_model_alone(minilm, shapes):
         start = minilm.scores(batch, LABELS)
         load_state(minilm, state)
         changed = minilm.scores(batch, LABELS)
-        with without_current(minilm.module):
+        with at_task_start(minilm.module):
             inside = minilm.scores(batch, LABELS)
         after = minilm.scores(batch, LABELS)
     torch.testing.assert_close(inside, start, rtol=0, atol=1e-5)
@@ -159,10 +159,9 @@ def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, sh
 def test_write_read_round_trip_with_another_rank(minilm, shapes):
     fresh = fresh_adapter(zero_adapter(shapes, 1), 5, 3.0, torch.Generator().manual_seed(1))
     load_state(minilm, State(fresh, random_state(shapes, retained_rank=7).retained))
-    back = read(minilm.module, CURRENT)
+    back = read(minilm.module)
     assert back.scaling == 3.0
     assert all(torch.equal(back.layers[n].A, fresh.layers[n].A) for n in shapes)
-    assert read(minilm.module, RETAINED).rank == 7
 
 
 def test_arrays_load_in_plain_peft(shapes):

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from deal_core.adapters import Adapter, LoraFactors, relative_difference, stack, zero_adapter
+from deal_core.attach import read
 from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.methods import METHODS, LocalTask, State, make_method
+from deal_core.methods import METHODS, LocalTask, State, TaskMemory, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
@@ -106,20 +107,19 @@ def trained(minilm, method: MethodConfig, seen: tuple[str, ...]) -> tuple[float,
     shapes = adapter_shapes(ModelConfig(), AdapterConfig())
     built = make_method(method, AdapterConfig())
     empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
-    load_state(minilm, built.begin_task(empty, seeded(0, "begin")))
+    state = built.begin_task(empty, seeded(0, "begin"))
+    load_state(minilm, state)
+    data = minilm.encode(DATA, LABELS)
     report = train(
         minilm,
-        built,
-        LocalTask(LABELS, seen),
-        minilm.encode(DATA, LABELS),
+        built.objective(minilm, state, LocalTask(LABELS, seen), data, TaskMemory()),
+        data,
         frozenset({"lora_A", "lora_B"}),
         3,
         TrainConfig(),
         seeded(0, "train"),
     )
-    from deal_core.attach import CURRENT, read
-
-    return report.loss, read(minilm.module, CURRENT).layers[next(iter(shapes))].B
+    return report.loss, read(minilm.module).layers[next(iter(shapes))].B
 
 
 def test_distillation_reaches_the_gradients(minilm):

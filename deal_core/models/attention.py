@@ -1,0 +1,79 @@
+"""Attention for short texts on a processor: three plain operations.
+
+torch's fused attention saves memory on long texts. On short ones its backward pass is the most
+expensive part of a step: in bfloat16 on a processor four to six times what two batched matrix
+products and a softmax cost up to 256 tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NAME = "deal"
+LONGEST = {torch.bfloat16: 256, torch.float32: 64}
+"""Tokens up to which the plain operations are the faster ones (measured)."""
+
+
+def register_attention() -> str:
+    """Make :func:`attention` known to transformers; return its name there."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query ``(batch, heads, queries, width)``, key and value
+    likewise, mask boolean ``(batch, 1, queries or 1, keys)``; returns ``(batch, queries, heads,
+    width)``. Whatever is not short and plain goes to transformers' own."""
+    if _is_plain(module, query, key, attention_mask, dropout, options):
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return _plain(query * factor, key, value, attention_mask), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    out, _ = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+    )
+    return out, None
+
+
+def _is_plain(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    dropout: float,
+    options: dict[str, Any],
+) -> bool:
+    implicit = mask is None and options.get("is_causal", getattr(module, "is_causal", False))
+    special = any(options.get(name) is not None for name in ("position_bias", "softcap"))
+    return (
+        query.device.type == "cpu"
+        and key.shape[2] <= LONGEST.get(query.dtype, 0)
+        and query.shape[1] == key.shape[1]
+        and dropout == 0.0
+        and not implicit
+        and not special
+    )
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    scores = query @ key.transpose(2, 3)
+    if mask is not None:
+        least = torch.finfo(scores.dtype).min
+        scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, least)
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()

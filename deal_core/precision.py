@@ -1,0 +1,25 @@
+"""In which precision the frozen model computes."""
+
+from __future__ import annotations
+
+import torch
+
+from deal_core.config import TrainConfig
+
+
+def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Return bfloat16 where asked, or where ``auto`` finds hardware that multiplies it fast.
+
+    The frozen weights and the activations take this type; adapters, their optimiser, losses
+    and whatever is compared or aggregated stay float32.
+    """
+    if config.precision == "auto":
+        return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """CUDA from Ampere on; on processors the tile units (AMX), without which it is slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from deal_core.models import attention as module
+from deal_core.models.attention import attention
+
+
+class Layer(nn.Module):
+    is_causal = False
+
+
+def inputs(length: int, dtype: torch.dtype, heads: int = 4) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    shape = (2, heads, length, 8)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+
+
+def padding(length: int) -> torch.Tensor:
+    """The second text is three tokens shorter."""
+    mask = torch.ones(2, 1, length, length, dtype=torch.bool)
+    mask[1, :, :, -3:] = False
+    return mask
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("length", [5, 300])
+def test_equals_torchs_attention_and_its_gradients(length, dtype, tolerance, masked):
+    mask = padding(length) if masked else None
+    ours, theirs = inputs(length, dtype), inputs(length, dtype)
+    out, _ = attention(Layer(), *ours, mask)
+    expected = scaled_dot_product_attention(*theirs, attn_mask=mask).transpose(1, 2)
+    torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    (out * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=tolerance, atol=10 * tolerance)
+
+
+def test_short_texts_take_the_plain_way_and_nothing_else_does(monkeypatch):
+    taken = []
+    real = module._plain
+    monkeypatch.setattr(module, "_plain", lambda *args: taken.append(1) or real(*args))
+    layer = Layer()
+    attention(layer, *inputs(5, torch.float32), None)
+    assert len(taken) == 1
+    attention(layer, *inputs(300, torch.float32), None)
+    q, k, v = inputs(5, torch.float32)
+    layer.num_key_value_groups = 2
+    attention(layer, q, k[:, :2], v[:, :2], None)  # grouped queries
+    causal = Layer()
+    causal.is_causal = True
+    attention(causal, q, k, v, None)
+    assert len(taken) == 1
+
+
+def test_an_implicit_causal_mask_is_respected():
+    layer = Layer()
+    layer.is_causal = True
+    q, k, v = inputs(5, torch.float32)
+    out, _ = attention(layer, q, k, v, None)
+    expected = scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+    torch.testing.assert_close(out, expected)
