@@ -13,6 +13,8 @@ WINDOW = 32
 to keep batches random."""
 EVALUATION_TOKENS = 4096
 """Without gradients no activations are kept, so a pass may be larger."""
+EVALUATION_WASTE = 512
+"""Padding in one pass that costs as much as another pass would (measured)."""
 
 
 def training_batches(
@@ -32,19 +34,23 @@ def training_batches(
 def evaluation_batches(data: Sequence[Encoded]) -> list[list[int]]:
     """Return every example once, sorted by length, in passes of equal cost."""
     ordered = sorted(range(len(data)), key=lambda i: len(data[i].tokens))
-    return within_budget(data, ordered, EVALUATION_TOKENS)
+    return within_budget(data, ordered, EVALUATION_TOKENS, EVALUATION_WASTE)
 
 
-def within_budget(data: Sequence[Encoded], batch: Sequence[int], tokens: int) -> list[list[int]]:
-    """Cut a batch into passes of at most ``tokens`` tokens, padding included, at least one
-    example each; in the order given."""
+def within_budget(
+    data: Sequence[Encoded], batch: Sequence[int], tokens: int, waste: int | None = None
+) -> list[list[int]]:
+    """Cut a batch into passes of at most ``tokens`` tokens, padding included, and at most
+    ``waste`` tokens of padding (None: no bound), at least one example each; in the order given."""
     passes: list[list[int]] = []
-    longest = 0
+    longest = real = 0
     for position in batch:
-        longest = max(longest, len(data[position].tokens))
-        if passes and (len(passes[-1]) + 1) * longest <= tokens:
+        length = len(data[position].tokens)
+        longest, real = max(longest, length), real + length
+        padded = (len(passes[-1]) + 1) * longest if passes else 0
+        if passes and padded <= tokens and (waste is None or padded - real <= waste):
             passes[-1].append(position)
         else:
             passes.append([position])
-            longest = len(data[position].tokens)
+            longest = real = length
     return passes

@@ -34,14 +34,15 @@ def test_equal_seeds_give_equal_batches_and_others_differ():
     assert first != other
 
 
-@given(LENGTHS, st.integers(1, 1000))
-def test_passes_keep_the_order_and_the_budget(lengths, tokens):
+@given(LENGTHS, st.integers(1, 1000), st.none() | st.integers(0, 500))
+def test_passes_keep_the_order_and_the_budget(lengths, tokens, waste):
     data = texts(lengths)
-    passes = within_budget(data, range(len(data)), tokens)
+    passes = within_budget(data, range(len(data)), tokens, waste)
     assert [i for part in passes for i in part] == list(range(len(data)))
     for part in passes:
         padded = len(part) * max(lengths[i] for i in part)
         assert padded <= tokens or len(part) == 1
+        assert waste is None or padded - sum(lengths[i] for i in part) <= waste
 
 
 @given(LENGTHS)
