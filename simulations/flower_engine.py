@@ -20,6 +20,7 @@ from server.events import Event, Listener
 from server.folder import RunFolder
 from simulations.flower_sandbox import CONNECTION, Sandbox, flower_sandbox, program
 from simulations.toml_text import toml_lines
+from simulations.workers import Workers, divide
 
 LOG = "flower.log"
 """Flower's own output, in the run folder."""
@@ -95,36 +96,39 @@ def app_folder() -> Path:
     return folder
 
 
-def resources(experiment: Experiment) -> dict[str, int | float]:
-    """Flower's simulation settings.
+def this_machine(experiment: Experiment) -> Workers:
+    """Divide the cores and GPUs of this machine."""
+    import torch
 
-    A client gets as many CPUs as it has torch threads: the thread count changes rounding, so it
-    is the same as in-process, and more clients at once would only get in each other's way. To
-    train several at a time, set ``run.threads``.
-    """
-    cores = os.cpu_count() or 1
-    threads = experiment.run.threads or cores
+    return divide(experiment, os.cpu_count() or 1, torch.cuda.device_count())
+
+
+def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float]:
+    """Flower's simulation settings: Ray makes as many actors as fit, and exactly
+    ``workers.count`` fit."""
     settings: dict[str, int | float] = {
         "num-supernodes": experiment.federation.clients,
-        "client-resources-num-cpus": threads,
-        "init-args-num-cpus": max(cores, threads),
+        "client-resources-num-cpus": workers.threads,
+        "init-args-num-cpus": workers.count * workers.threads,
     }
-    if _has_gpu():
-        settings["client-resources-num-gpus"] = 1.0
+    if workers.gpus:
+        settings["client-resources-num-gpus"] = workers.gpus
     return settings
 
 
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+def as_run_by(workers: Workers, experiment: Experiment) -> Experiment:
+    """The experiment with the thread count settled: a client sees no other worker."""
+    run = experiment.run.model_copy(update={"threads": workers.threads})
+    return experiment.model_copy(update={"run": run})
 
 
 def run_command(sandbox: Sandbox, app: Path, experiment: Experiment) -> list[str]:
     """Return the ``flwr run`` of this experiment; ends when the run has ended."""
+    workers = this_machine(experiment)
     run_config = sandbox.home / "run-config.toml"
-    run_config.write_text(toml_lines(flatten(experiment)), encoding="utf-8")
-    settings = " ".join(f"{key}={value}" for key, value in resources(experiment).items())
+    settled = as_run_by(workers, experiment)
+    run_config.write_text(toml_lines(flatten(settled)), encoding="utf-8")
+    settings = " ".join(f"{key}={value}" for key, value in resources(experiment, workers).items())
     command = [program("flwr"), "run", str(app), CONNECTION, "--stream"]
     return [*command, "--run-config", str(run_config), "--federation-config", settings]
 

@@ -16,7 +16,14 @@ from simulations.toml_text import toml_lines
 RECORD = "experiment.toml"
 """The whole experiment, beside the results; it can be run again as it is."""
 
-FREE_ON_RESUME = ("description", "run.out", "run.resume", "run.engine", "run.threads")
+FREE_ON_RESUME = (
+    "description",
+    "run.out",
+    "run.resume",
+    "run.engine",
+    "run.threads",
+    "run.workers",
+)
 """Keys that may differ when a run is continued: they say where and how, not what."""
 
 

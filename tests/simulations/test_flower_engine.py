@@ -26,6 +26,7 @@ from simulations.flower_engine import (
     RunFailed,
     Tail,
     app_folder,
+    as_run_by,
     parse_outcome,
     reason,
     resources,
@@ -33,6 +34,7 @@ from simulations.flower_engine import (
 )
 from simulations.flower_sandbox import flower_sandbox, members, stop_all
 from simulations.toml_text import toml_lines
+from simulations.workers import Workers
 
 
 def ignore(event: dict[str, Any]) -> None:
@@ -70,19 +72,21 @@ def test_the_servers_own_reason_comes_first_and_fits_on_a_line() -> None:
     )
 
 
-def test_a_client_has_as_many_cpus_as_torch_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(flower_engine, "_has_gpu", lambda: False)
-    four = FederationConfig(clients=4)
-    chosen = Experiment(federation=four, run=RunConfig(threads=2))
-    assert resources(chosen) == {
+def test_flower_gets_room_for_exactly_the_workers() -> None:
+    four = Experiment(federation=FederationConfig(clients=4))
+    assert resources(four, Workers(count=3, threads=2, gpus=0.0)) == {
         "num-supernodes": 4,
         "client-resources-num-cpus": 2,
-        "init-args-num-cpus": 8,
+        "init-args-num-cpus": 6,
     }
-    assert resources(Experiment())["client-resources-num-cpus"] == 8
-    more = Experiment(run=RunConfig(threads=16))
-    assert resources(more)["init-args-num-cpus"] == 16
+    assert resources(four, Workers(2, 1, 0.5))["client-resources-num-gpus"] == 0.5
+
+
+def test_the_workers_train_with_their_share_of_the_threads() -> None:
+    four = Experiment(federation=FederationConfig(clients=4), run=RunConfig(workers=2))
+    settled = as_run_by(Workers(2, 5, 0.0), four)
+    assert settled.run.threads == 5
+    assert settled.model_copy(update={"run": four.run}) == four
 
 
 def test_the_run_config_file_reads_back_as_the_experiment(tmp_path: Path) -> None:
