@@ -208,8 +208,8 @@ class RunConfig(Table):
     threads: int = Field(0, ge=0)
     """Torch threads of a process that trains; 0: all cores, divided among the workers."""
     workers: int = Field(0, ge=0)
-    """Processes that train clients at the same time (engine ``flower``); 0: one per GPU, or,
-    without a GPU, as many as there are cores for their threads."""
+    """Processes that train clients at the same time; 0: one per GPU, or, without a GPU, as many
+    as there are cores for their threads."""
     out: str = ""
     """Run folder; empty: ``runs/NAME-seedN``."""
     resume: bool = False

@@ -7,7 +7,6 @@ is asked of the SuperLink: ``flwr run`` exits with 0 also when the run has faile
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from server.events import Event, Listener
 from server.folder import RunFolder
 from simulations.flower_sandbox import CONNECTION, Sandbox, flower_sandbox, program
 from simulations.toml_text import toml_lines
-from simulations.workers import Workers, divide
+from simulations.workers import Workers, as_run_by, this_machine
 
 LOG = "flower.log"
 """Flower's own output, in the run folder."""
@@ -96,13 +95,6 @@ def app_folder() -> Path:
     return folder
 
 
-def this_machine(experiment: Experiment) -> Workers:
-    """Divide the cores and GPUs of this machine."""
-    import torch
-
-    return divide(experiment, os.cpu_count() or 1, torch.cuda.device_count())
-
-
 def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float]:
     """Flower's simulation settings: Ray makes as many actors as fit, and exactly
     ``workers.count`` fit."""
@@ -114,12 +106,6 @@ def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float
     if workers.gpus:
         settings["client-resources-num-gpus"] = workers.gpus
     return settings
-
-
-def as_run_by(workers: Workers, experiment: Experiment) -> Experiment:
-    """The experiment with the thread count settled: a client sees no other worker."""
-    run = experiment.run.model_copy(update={"threads": workers.threads})
-    return experiment.model_copy(update={"run": run})
 
 
 def run_command(sandbox: Sandbox, app: Path, experiment: Experiment) -> list[str]:

@@ -1,13 +1,14 @@
-"""Engine ``inprocess``: the same apps as everywhere, in one process, deterministic.
+"""Engine ``inprocess``: the same apps as everywhere, without a network, deterministic.
 
-All simulated clients share one frozen base model. Every message is rebuilt on its way, so no
-client can see or change what another one holds.
+All simulated clients of a process share one frozen base model. Every message is rebuilt on its
+way, so no client can see or change what another one holds.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import BrokenExecutor, Future
 from uuid import uuid4
 
 from flwr.app import (
@@ -25,9 +26,11 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from deal_core.config import Experiment, flatten
+from deal_core.errors import UserError
 from server.events import Listener
-from simulations.faults import spoiler
 from simulations.identity import assume_identity
+from simulations.worker_pool import WorkerPool, worker_pool
+from simulations.workers import as_run_by, this_machine
 
 RUN_ID = 1
 SERVER_NODE = 1
@@ -40,23 +43,22 @@ Interceptor = Callable[[Message], Message | None]
 
 
 class InProcessGrid(Grid):
-    """Flower's Grid over ClientApps in this process; a request runs when it is pulled."""
+    """Flower's Grid over ClientApps in this process; a request runs when it is pulled. With a
+    pool of workers requests run there as soon as they are pushed; replies keep their order."""
 
     def __init__(
-        self, app: ClientApp, run_config: dict[str, bool | int | float | str], clients: int
+        self,
+        app: ClientApp,
+        run_config: dict[str, bool | int | float | str],
+        clients: int,
+        pool: WorkerPool | None = None,
     ) -> None:
         self._app = app
-        self._contexts = {
-            FIRST_CLIENT_NODE + number: Context(
-                run_id=RUN_ID,
-                node_id=FIRST_CLIENT_NODE + number,
-                node_config={"partition-id": number, "num-partitions": clients},
-                state=RecordDict(),
-                run_config=run_config,
-            )
-            for number in range(clients)
-        }
-        self._pending: deque[Message] = deque()
+        self._pool = pool
+        self._run_config = run_config
+        self._nodes = range(FIRST_CLIENT_NODE, FIRST_CLIENT_NODE + clients)
+        self._contexts: dict[int, Context] = {}
+        self._pending: deque[tuple[Message, Future[Message] | None]] = deque()
         self._replies: dict[str, Message] = {}
         self.interceptor: Interceptor | None = None
         self._run = Run.create_empty(RUN_ID)
@@ -83,23 +85,28 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """All simulated clients are always connected."""
-        return list(self._contexts)
+        return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue requests."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid4().hex
-            self._pending.append(message)
+            self._pending.append((message, self._started(message)))
             ids.append(message.metadata.message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the next queued request and return its reply if it is asked for."""
-        wanted = set(message_ids)
+        """Run the next queued request and return its reply if it is asked for.
+
+        Whoever collects a round asks for what he still waits for, in the order in which it was
+        sent: the reply is the first of these, and finding it costs the same whether ten clients
+        are waited for or ten thousand (a set of all would be made for every reply).
+        """
+        wanted = message_ids if isinstance(message_ids, Collection) else list(message_ids)
         if self._pending:
-            request = self._pending.popleft()
-            reply = self._execute(request)
+            request, running = self._pending.popleft()
+            reply = self._execute(request) if running is None else arrived(request, running)
             if self.interceptor is not None:
                 reply = self.interceptor(reply)  # type: ignore[assignment]
             if reply is not None:
@@ -110,11 +117,17 @@ class InProcessGrid(Grid):
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Run all requests at once; there is nothing to wait for."""
-        ids = list(self.push_messages(messages))
-        return [reply for _ in ids for reply in self.pull_messages(ids)]
+        ids = set(self.push_messages(messages))
+        return [reply for _ in range(len(ids)) for reply in self.pull_messages(ids)]
+
+    def _started(self, request: Message) -> Future[Message] | None:
+        if self._pool is None:
+            return None
+        context = self._context(request.metadata.dst_node_id)
+        return self._pool.submit(context.node_id - FIRST_CLIENT_NODE, request, context)
 
     def _execute(self, request: Message) -> Message:
-        context = self._contexts[request.metadata.dst_node_id]
+        context = self._context(request.metadata.dst_node_id)
         sent, request.content = request.content, copy(request.content)
         try:
             reply = self._app(request, context)
@@ -123,6 +136,44 @@ class InProcessGrid(Grid):
         finally:
             request.content = sent
         return Message(copy(reply.content), reply_to=request)
+
+    def _context(self, node: int) -> Context:
+        """A client's own context, made with its first request: who is never asked costs nothing.
+
+        Raises:
+            KeyError: no such client.
+        """
+        if node not in self._contexts:
+            if node not in self._nodes:
+                raise KeyError(node)
+            self._contexts[node] = Context(
+                run_id=RUN_ID,
+                node_id=node,
+                node_config={
+                    "partition-id": node - FIRST_CLIENT_NODE,
+                    "num-partitions": len(self._nodes),
+                },
+                state=RecordDict(),
+                run_config=self._run_config,
+            )
+        return self._contexts[node]
+
+
+def arrived(request: Message, running: Future[Message]) -> Message:
+    """Wait for a worker's reply.
+
+    Raises:
+        UserError: the worker process is gone.
+    """
+    try:
+        return running.result()
+    except BrokenExecutor:
+        raise UserError(
+            "a worker process ended before its time (out of memory?); continue with --resume, "
+            "perhaps with a smaller run.workers"
+        ) from None
+    except Exception:
+        return Message(Error(CLIENT_FAILED, "ClientApp raised"), reply_to=request)
 
 
 def copy(content: RecordDict) -> RecordDict:
@@ -145,12 +196,13 @@ def run_inprocess(experiment: Experiment, listener: Listener) -> None:
     """Run the experiment to its end; the server's errors pass through."""
     from client.app import make_app as make_client_app
     from server.app import make_app as make_server_app
+    from simulations.faults import spoiler
 
-    run_config = flatten(experiment)
-    clients = experiment.federation.clients
-    grid = InProcessGrid(make_client_app(), run_config, clients)
-    if experiment.faults.clients:
-        grid.interceptor = spoiler(experiment.faults, FIRST_CLIENT_NODE)
+    workers = this_machine(experiment)
+    run_config = flatten(as_run_by(workers, experiment))
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), run_config)
-    with assume_identity(RUN_ID, SERVER_NODE):
+    with assume_identity(RUN_ID, SERVER_NODE), worker_pool(workers, RUN_ID, SERVER_NODE) as pool:
+        grid = InProcessGrid(make_client_app(), run_config, experiment.federation.clients, pool)
+        if experiment.faults.clients:
+            grid.interceptor = spoiler(experiment.faults, FIRST_CLIENT_NODE)
         make_server_app(listener)(grid, context)

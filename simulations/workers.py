@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from deal_core.config import Experiment
@@ -37,3 +38,16 @@ def divide(experiment: Experiment, cores: int, gpus: int) -> Workers:
     # Ray counts in ten-thousandths: rounded up, the last share would not fit.
     share = math.floor(min(1.0, gpus / count) * 10_000) / 10_000
     return Workers(count, threads, share)
+
+
+def this_machine(experiment: Experiment) -> Workers:
+    """Divide the cores and GPUs of this machine."""
+    import torch
+
+    return divide(experiment, os.cpu_count() or 1, torch.cuda.device_count())
+
+
+def as_run_by(workers: Workers, experiment: Experiment) -> Experiment:
+    """The experiment with the thread count settled: a client sees no other worker."""
+    run = experiment.run.model_copy(update={"threads": workers.threads})
+    return experiment.model_copy(update={"run": run})

@@ -20,6 +20,7 @@ SHORT = [
     "federation.rounds=2",
     "train.max_length=32",
     "run.threads=1",
+    "run.workers=1",
 ]
 
 

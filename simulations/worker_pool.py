@@ -1,0 +1,121 @@
+"""Processes that answer the clients' requests side by side, each with a base model of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context, parent_process
+from threading import Lock, Thread
+
+from flwr.app import Context, Message
+
+from simulations.identity import become
+from simulations.workers import Workers
+
+PRELOADED = ["client.app", "client.work", "client.wire", "client.workbench", "transformers"]
+"""Imported once, before the workers are forked."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request on its way: ``outcome`` will hold the reply, or what went wrong."""
+
+    request: Message
+    context: Context
+    outcome: Future[Message]
+
+
+class WorkerPool:
+    """A client's requests go to the same worker, which has its texts and its teacher at hand,
+    unless another one has nothing left to do. Who answers changes no number."""
+
+    def __init__(self, executors: list[ProcessPoolExecutor]) -> None:
+        self._executors = executors
+        self._queues: list[deque[Job]] = [deque() for _ in executors]
+        self._idle = set(range(len(executors)))
+        self._lock = Lock()
+
+    def submit(self, client: int, request: Message, context: Context) -> Future[Message]:
+        """Queue a request; return its reply to come."""
+        job = Job(request, context, Future())
+        with self._lock:
+            self._queues[client % len(self._queues)].append(job)
+        self._feed()
+        return job.outcome
+
+    def _feed(self) -> None:
+        """Give every idle worker its next request, or the last one of the longest queue."""
+        started = self._start()
+        for running, worker, job in started:  # outside the lock: it may be done already
+            running.add_done_callback(partial(self._finished, worker, job))
+
+    def _start(self) -> list[tuple[Future[Message], int, Job]]:
+        started = []
+        with self._lock:
+            for worker in sorted(self._idle):
+                longest = max(self._queues, key=len)
+                if not longest:
+                    break
+                own = self._queues[worker]
+                job = own.popleft() if own else longest.pop()
+                self._idle.remove(worker)
+                running = self._executors[worker].submit(answer, job.request, job.context)
+                started.append((running, worker, job))
+        return started
+
+    def _finished(self, worker: int, job: Job, running: Future[Message]) -> None:
+        with self._lock:
+            self._idle.add(worker)
+        fault = running.exception()
+        if fault is None:
+            job.outcome.set_result(running.result())
+            self._feed()
+        else:
+            job.outcome.set_exception(fault)
+
+
+@contextmanager
+def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerPool | None]:
+    """Start workers that answer for the nodes of the run, and stop them at the end; one worker
+    is no gain over this process, so there is none."""
+    if workers.count == 1:
+        yield None
+        return
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(PRELOADED)
+    with ExitStack() as stack:
+        executors = [
+            ProcessPoolExecutor(1, processes, prepare, (run_id, node_id))
+            for _ in range(workers.count)
+        ]
+        for executor in executors:
+            stack.callback(executor.shutdown, wait=True, cancel_futures=True)
+        yield WorkerPool(executors)
+
+
+def prepare(run_id: int, node_id: int) -> None:
+    """In a new worker: leave Ctrl-C to the parent, end with it, and be allowed to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=end_with_parent, daemon=True).start()
+    become(run_id, node_id)
+
+
+def end_with_parent() -> None:
+    """A parent that was killed could not stop its workers."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def answer(request: Message, context: Context) -> Message:
+    """In a worker: what the client says."""
+    from client.app import app
+
+    return app(request, context)
