@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
 
 from deal_core.config import Experiment
 from server.events import Listener
 
-Engine: TypeAlias = Callable[[Experiment, Listener], None]
-"""Runs an experiment to its end and hands every event to the listener.
 
-An engine stops all it started, also when it is interrupted.
-"""
+@dataclass(frozen=True)
+class Engine:
+    """One way to run an experiment.
+
+    Attributes:
+        run: to its end, handing every event to the listener; stops all it started, also when
+            it is interrupted.
+        warm_up: starts, in the background and before anything is checked, what takes seconds.
+    """
+
+    run: Callable[[Experiment, Listener], None]
+    warm_up: Callable[[Experiment], None] = lambda experiment: None
 
 
 def _inprocess(experiment: Experiment, listener: Listener) -> None:
@@ -21,11 +29,21 @@ def _inprocess(experiment: Experiment, listener: Listener) -> None:
     run_inprocess(experiment, listener)
 
 
+def _start_forkserver(experiment: Experiment) -> None:
+    from simulations.forkserver import start
+
+    if experiment.run.workers != 1 and experiment.federation.clients > 1:
+        start()
+
+
 def _flower(experiment: Experiment, listener: Listener) -> None:
     from simulations.flower_engine import run_flower
 
     run_flower(experiment, listener)
 
 
-ENGINES: dict[str, Engine] = {"inprocess": _inprocess, "flower": _flower}
+ENGINES: dict[str, Engine] = {
+    "inprocess": Engine(_inprocess, _start_forkserver),
+    "flower": Engine(_flower),
+}
 """``run.engine`` to engine."""

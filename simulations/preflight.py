@@ -9,7 +9,6 @@ from deal_core.errors import UserError, choose
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.record import codec_named
-from simulations.engines import ENGINES
 from simulations.faults import FAULTS
 
 
@@ -19,7 +18,6 @@ def preflight(experiment: Experiment) -> None:
     Raises:
         UserError: one line with the place and the cure.
     """
-    choose("run.engine", experiment.run.engine, ENGINES)
     make_method(experiment.method, experiment.adapter)
     check_aggregation(experiment)
     codec_named(experiment.wire.dtype)

@@ -8,7 +8,9 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config import Experiment
+from deal_core.errors import choose
 from server.folder import RunFolder
+from simulations.engines import ENGINES
 from simulations.experiment import Request, load_experiment
 from simulations.interrupt import stoppable
 from simulations.record import check_folder, record
@@ -41,14 +43,15 @@ def simulate(request: Request, console: Console) -> int:
 def _run(experiment: Experiment, request: Request, console: Console) -> None:
     check_folder(experiment)
     with console.status("checking the experiment and its data"):
-        # These import torch: after the quick checks.
-        from simulations.engines import ENGINES
+        engine = choose("run.engine", experiment.run.engine, ENGINES)
+        engine.warm_up(experiment)
+        # Imports torch: after the quick checks.
         from simulations.preflight import preflight
 
         preflight(experiment)
     record(experiment)
     with progress_view(console, Path(request.experiment).stem) as listener:
-        ENGINES[experiment.run.engine](experiment, listener)
+        engine.run(experiment, listener)
 
 
 def stopped_lines(request: Request, experiment: Experiment) -> list[str]:

@@ -10,16 +10,14 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import parent_process
 from threading import Lock, Thread
 
 from flwr.app import Context, Message
 
+from simulations import forkserver
 from simulations.identity import become
 from simulations.workers import Workers
-
-PRELOADED = ["client.app", "client.work", "client.wire", "client.workbench", "transformers"]
-"""Imported once, before the workers are forked."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +56,11 @@ class WorkerPool:
     def _start(self) -> list[tuple[Future[Message], int, Job]]:
         started = []
         with self._lock:
-            for worker in sorted(self._idle):
-                longest = max(self._queues, key=len)
+            own_work_first = sorted(self._idle, key=lambda worker: not self._queues[worker])
+            for worker in own_work_first:
+                own, longest = self._queues[worker], max(self._queues, key=len)
                 if not longest:
                     break
-                own = self._queues[worker]
                 job = own.popleft() if own else longest.pop()
                 self._idle.remove(worker)
                 running = self._executors[worker].submit(answer, job.request, job.context)
@@ -87,11 +85,10 @@ def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerP
     if workers.count == 1:
         yield None
         return
-    processes = get_context("forkserver")
-    processes.set_forkserver_preload(PRELOADED)
+    context = forkserver.start()
     with ExitStack() as stack:
         executors = [
-            ProcessPoolExecutor(1, processes, prepare, (run_id, node_id))
+            ProcessPoolExecutor(1, context, prepare, (run_id, node_id))
             for _ in range(workers.count)
         ]
         for executor in executors:

@@ -185,7 +185,7 @@ def test_both_engines_give_the_same_numbers(
         out = tmp_path / name
         out.mkdir()
         seen: list[str] = []
-        engine(
+        engine.run(
             make_experiment(f'run.out="{out}"', "federation.rounds=1"),
             lambda event, seen=seen: seen.append(event["event"]),  # type: ignore[misc]
         )
