@@ -37,6 +37,7 @@ class WorkerPool:
         self._executors = executors
         self._queues: list[deque[Job]] = [deque() for _ in executors]
         self._idle = set(range(len(executors)))
+        self._open = True
         self._lock = Lock()
 
     def submit(self, client: int, request: Message, context: Context) -> Future[Message]:
@@ -46,6 +47,11 @@ class WorkerPool:
             self._queues[client % len(self._queues)].append(job)
         self._feed()
         return job.outcome
+
+    def close(self) -> None:
+        """Start nothing more: what waits will not be answered."""
+        with self._lock:
+            self._open = False
 
     def _feed(self) -> None:
         """Give every idle worker its next request, or the last one of the longest queue."""
@@ -59,7 +65,7 @@ class WorkerPool:
             own_work_first = sorted(self._idle, key=lambda worker: not self._queues[worker])
             for worker in own_work_first:
                 own, longest = self._queues[worker], max(self._queues, key=len)
-                if not longest:
+                if not longest or not self._open:
                     break
                 job = own.popleft() if own else longest.pop()
                 self._idle.remove(worker)
@@ -70,6 +76,8 @@ class WorkerPool:
     def _finished(self, worker: int, job: Job, running: Future[Message]) -> None:
         with self._lock:
             self._idle.add(worker)
+        if running.cancelled():
+            return
         fault = running.exception()
         if fault is None:
             job.outcome.set_result(running.result())
@@ -93,7 +101,9 @@ def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerP
         ]
         for executor in executors:
             stack.callback(executor.shutdown, wait=True, cancel_futures=True)
-        yield WorkerPool(executors)
+        pool = WorkerPool(executors)
+        stack.callback(pool.close)  # first: a worker that ends its request must not get another
+        yield pool
 
 
 def prepare(run_id: int, node_id: int) -> None:

@@ -50,6 +50,11 @@ def fill(model: nn.Module) -> None:
         layer.scaling[name] = 2.0
 
 
+def same(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Equal up to float32 rounding of sums whose terms are as large as the largest entry."""
+    torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * float(b.detach().abs().max()))
+
+
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 @pytest.mark.parametrize("trained", [BOTH, frozenset({"lora_A"}), frozenset({"lora_B"})])
 def test_output_and_gradients_are_pefts(kind, trained):
@@ -61,15 +66,15 @@ def test_output_and_gradients_are_pefts(kind, trained):
     set_trainable(ours, trained)
     x, x2 = (draw(7, 2, 5, 12).requires_grad_() for _ in range(2))
     first, second = ours.base_model.model(x), theirs(x2)
-    torch.testing.assert_close(first, second)
+    same(first, second)
     first.square().sum().backward()
     second.square().sum().backward()
-    torch.testing.assert_close(x.grad, x2.grad)
+    same(x.grad, x2.grad)
     for mine, other in zip(lora_layers(ours).values(), lora_layers(theirs).values(), strict=True):
         for factor in BOTH:
             a, b = getattr(mine, factor)["current"].weight, getattr(other, factor)["default"].weight
             if factor in trained:
-                torch.testing.assert_close(a.grad, b.grad)
+                same(a.grad, b.grad)
             else:
                 assert a.grad is None
 

@@ -134,7 +134,6 @@ def test_out_that_is_a_file_is_refused() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.engine=ray", r"unknown run.engine 'ray'; known: flower, inprocess"),
         ("method.name=deel", r"unknown method.name 'deel'.*did you mean 'deal'"),
         ("aggregation.rule=fedix", r"unknown aggregation rule 'fedix'.*fedit"),
         ("model.family=decoder", r"unknown model.family 'decoder'.*encoder-labels"),

@@ -70,6 +70,17 @@ def test_a_fault_is_the_callers():
         outcome.result()
 
 
+def test_a_closed_pool_starts_nothing_more():
+    line = Line()
+    pool = WorkerPool([line])
+    pool.submit(0, "a", None)
+    waiting = pool.submit(0, "b", None)
+    pool.close()
+    line.jobs.popleft()[1].set_result("reply to a")
+    assert not line.jobs
+    assert not waiting.done()
+
+
 @pytest.fixture(scope="module")
 def runs(make_experiment, tmp_path_factory) -> tuple[Path, Path]:
     """The same experiment in this process and in two workers."""
