@@ -14,7 +14,11 @@ from torch import Tensor
 
 
 class AdaptedLinear(torch.autograd.Function):
-    """``y = x W^T + bias + s (x A^T) B^T`` for a frozen ``W``; gradients for x, A and B only."""
+    """``y = x W^T + bias + s (x A^T) B^T`` for a frozen ``W``; gradients for x, A and B only.
+
+    A factor may come once for every example, ``(examples, ...)`` of equal values (see
+    :mod:`deal_core.per_example`): its gradient then is that of every example.
+    """
 
     @staticmethod
     def forward(
@@ -28,13 +32,14 @@ class AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:
         """x ``(..., d_in)``, weight ``(d_out, d_in)``, A ``(r, d_in)``, B ``(d_out, r)``."""
         rows = x.reshape(-1, x.shape[-1])
-        A = lora_A.to(x.dtype)
-        B = (scaling * lora_B).to(x.dtype)
+        A = _one(lora_A).to(x.dtype)
+        B = (scaling * _one(lora_B)).to(x.dtype)
         hidden = rows @ A.T
         y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         y.addmm_(hidden, B.T)
         ctx.save_for_backward(rows, hidden, weight, A, B)
         ctx.scaling = scaling
+        ctx.copies = _copies(lora_A, x), _copies(lora_B, x)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -48,11 +53,38 @@ class AdaptedLinear(torch.autograd.Function):
         dx = dA = dB = None
         if wants_x and back is not None:
             dx = (g @ weight).addmm_(back, A).view(*gradient.shape[:-1], -1)
+        of_A, of_B = ctx.copies
         if wants_A and back is not None:
-            dA = (back.T @ rows).float()
+            dA = _outer(back, rows, of_A).float()
         if wants_B:
-            dB = (g.T @ hidden).float().mul_(ctx.scaling)
+            dB = _outer(g, hidden, of_B).float().mul_(ctx.scaling)
         return dx, None, None, dA, dB, None
+
+
+def _one(factor: Tensor) -> Tensor:
+    """The factor itself, where it comes once for every example."""
+    return factor if factor.dim() == 2 else factor[0]
+
+
+def _copies(factor: Tensor, x: Tensor) -> int | None:
+    """How many examples a factor comes for; None: it comes once for all.
+
+    Raises:
+        ValueError: x does not have as many rows, so nobody knows which are an example's.
+    """
+    if factor.dim() == 2:
+        return None
+    if x.dim() != 3 or x.shape[0] != factor.shape[0]:
+        raise ValueError("a layer mixes examples: no gradient per example")
+    return factor.shape[0]
+
+
+def _outer(left: Tensor, right: Tensor, examples: int | None) -> Tensor:
+    """``left^T right``, over all rows, or over the rows of each example."""
+    if examples is None:
+        return left.T @ right
+    shape = examples, left.shape[0] // examples, -1
+    return left.view(shape).transpose(1, 2) @ right.view(shape)
 
 
 def frozen_weight(layer: Any) -> Tensor:
@@ -67,7 +99,7 @@ def adapted_forward(layer: Any, name: str, x: Tensor) -> Tensor:
     if scaling == 0.0:
         silent: Tensor = layer.base_layer(x)
         return silent
-    A, B = layer.lora_A[name].weight, layer.lora_B[name].weight
+    A, B = getattr(layer, "copies", None) or (layer.lora_A[name].weight, layer.lora_B[name].weight)
     out: Tensor = AdaptedLinear.apply(  # type: ignore[no-untyped-call]
         x, frozen_weight(layer), layer.base_layer.bias, A, B, scaling
     )

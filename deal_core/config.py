@@ -184,7 +184,8 @@ class TrainConfig(Table):
     """Tokens kept of a text."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen model and its activations; auto: bfloat16 where the hardware multiplies it
-    fast (CUDA, processors with AMX), float32 elsewhere. Adapters are float32 always."""
+    fast (CUDA, processors with AMX or AVX-512 BF16), float32 elsewhere. Adapters are always
+    float32."""
     tokens_per_pass: int = Field(2048, ge=1)
     """Tokens, padding included, in one pass of a training batch: bounds memory, not the step."""
     weight_decay: float = Field(0.0, ge=0)

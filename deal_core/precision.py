@@ -19,7 +19,9 @@ def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """CUDA from Ampere on; on processors the tile units (AMX), without which it is slower."""
+    """CUDA from Ampere on; on processors tile units (AMX) or dot products (AVX-512 BF16), without
+    which it is slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(able.get(unit, False) for unit in ("amx_bf16", "avx512_bf16"))

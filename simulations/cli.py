@@ -100,6 +100,20 @@ def bench_exactness() -> None:
     typer.echo(table())
 
 
+@bench.command("step")
+def bench_step(
+    out: Annotated[str, typer.Option(help="Also write the figures to this JSON file.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest size only.")] = False,
+) -> None:
+    """Speed and peak memory of the local step, next to the Hugging Face Trainer and Opacus."""
+    from rich.console import Console
+
+    from simulations.bench_step import QUICK, WORKLOADS, bench
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    bench(QUICK if quick else WORKLOADS, console, out)
+
+
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
     try:

@@ -133,8 +133,9 @@ def test_precision_is_what_is_asked_for():
     cpu = torch.device("cpu")
     assert compute_dtype(TrainConfig(precision="float32"), cpu) == torch.float32
     assert compute_dtype(TrainConfig(precision="bfloat16"), cpu) == torch.bfloat16
-    has_tiles = torch.cpu.get_capabilities().get("amx_bf16", False)
-    expected = torch.bfloat16 if has_tiles else torch.float32
+    able = torch.cpu.get_capabilities()
+    fast = able.get("amx_bf16") or able.get("avx512_bf16")
+    expected = torch.bfloat16 if fast else torch.float32
     assert compute_dtype(TrainConfig(), cpu) == expected
 
 

@@ -1,0 +1,78 @@
+"""Gradients of every example by itself, clipped and summed: what private training adds noise to.
+
+Each adapted layer gets its factors once for every example, as views of equal values that take
+no memory; the gradient of such a copy is that of its example. All sensitive work ends here:
+whatever an example is, what it adds to the sum has at most the norm ``max_grad_norm``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from deal_core.attach import CURRENT, lora_layers
+from deal_core.methods import Objective
+
+
+def clipped_gradients(
+    module: nn.Module, objective: Objective, parts: Sequence[Sequence[int]], max_grad_norm: float
+) -> Tensor:
+    """Add ``sum_i g_i min(1, C / ||g_i||)`` to the gradient of every trainable factor.
+
+    Args:
+        module: holds the adapter; factors that do not require a gradient get none.
+        objective: whose losses of single examples are differentiated; its penalty is not part
+            of it (a penalty reads no data: its gradient is added after the noise).
+        parts: the batch, in passes; an empty batch adds nothing.
+        max_grad_norm: ``C``, over all factors of all layers together (flat clipping). A
+            gradient that is not finite counts as zero.
+
+    Returns:
+        ``||g_i||`` before clipping, ``(examples,)``; private, for tests and tuning on public
+        data alone.
+
+    Source: Abadi et al., CCS 2016, algorithm 1.
+    """
+    norms = [_one_pass(module, objective, part, max_grad_norm) for part in parts if part]
+    return torch.cat(norms) if norms else torch.empty(0)
+
+
+def _one_pass(
+    module: nn.Module, objective: Objective, part: Sequence[int], max_grad_norm: float
+) -> Tensor:
+    with _copies(module, len(part)) as pairs:
+        objective.example_losses(part).sum().backward()  # type: ignore[no-untyped-call]
+    gradients = [copy.grad for _, copy in pairs if copy.grad is not None]
+    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+    finite = norms.isfinite()
+    factors = torch.where(finite, (max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0), 0.0)
+    for weight, copy in pairs:
+        if copy.grad is not None:
+            gradient = copy.grad if finite.all() else copy.grad.nan_to_num(0.0, 0.0, 0.0)
+            total = torch.einsum("n,nij->ij", factors, gradient)
+            weight.grad = total if weight.grad is None else weight.grad.add_(total)
+    return norms
+
+
+@contextmanager
+def _copies(module: nn.Module, examples: int) -> Iterator[list[tuple[nn.Parameter, Tensor]]]:
+    """Within the block every layer works with a copy of its factors for each example; yields
+    the trainable factors with their copies."""
+    pairs: list[tuple[nn.Parameter, Tensor]] = []
+    layers = list(lora_layers(module).values())
+    for layer in layers:
+        both = []
+        for factor in (layer.lora_A[CURRENT].weight, layer.lora_B[CURRENT].weight):
+            copy = factor.detach().expand(examples, *factor.shape)
+            if factor.requires_grad:
+                pairs.append((factor, copy.requires_grad_()))
+            both.append(copy)
+        layer.copies = tuple(both)
+    try:
+        yield pairs
+    finally:
+        for layer in layers:
+            layer.copies = None

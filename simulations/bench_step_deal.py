@@ -1,0 +1,91 @@
+"""The contestant ``deal``: what a client does with a task; and the same step made private."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from deal_core.adapters import fresh_adapter, zero_adapter
+from deal_core.allocator import keep_freed_memory
+from deal_core.attach import read, set_trainable, write
+from deal_core.batching import training_batches, within_budget
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.methods.plain import Plain
+from deal_core.models import Encoded, LanguageModel, load_model
+from deal_core.per_example import clipped_gradients
+from deal_core.randomness import seeded
+from deal_core.training import count_correct, train
+from simulations.bench_texts import MAX_LENGTH, Turn, Workload, texts
+
+BOTH = frozenset({"lora_A", "lora_B"})
+MAX_GRAD_NORM = NOISE_MULTIPLIER = 1.0
+
+
+class DealWork:
+    """One model that keeps learning, window after window."""
+
+    def __init__(self, workload: Workload, precision: str, private: bool) -> None:
+        keep_freed_memory()
+        self._config = TrainConfig(batch_size=workload.batch_size)
+        self._model = new_model(getattr(torch, precision))
+        self._private = private
+        loaded = texts(workload)
+        self._labels = loaded.labels
+        self._turn = Turn(workload, [Encoded(*example) for example in loaded.train])
+        self._test = [Encoded(*example) for example in loaded.test]
+
+    def window(self) -> Mapping[str, float]:
+        """One epoch over the next examples."""
+        data = self._turn.next()
+        objective = Plain(self._model, self._labels, data)
+        generator = seeded(0, "bench", self._turn.number)
+        if self._private:
+            train_privately(self._model, objective, data, self._config, generator)
+        else:
+            train(self._model, objective, data, BOTH, 1, self._config, generator)
+        return {"work": len(data)}
+
+    def report(self) -> Mapping[str, float]:
+        """Accuracy on questions that were not trained on."""
+        correct = count_correct(self._model, self._test, self._labels)
+        return {"accuracy": correct / len(self._test)}
+
+
+def new_model(dtype: torch.dtype) -> LanguageModel:
+    """The embedded encoder with a fresh adapter."""
+    model = load_model(ModelConfig(), AdapterConfig(), MAX_LENGTH, dtype)
+    before = read(model.module)
+    fresh = fresh_adapter(
+        zero_adapter(before.shapes, 1), before.rank, before.scaling, seeded(0, "bench")
+    )
+    write(model.module, fresh)
+    return model
+
+
+def train_privately(
+    model: LanguageModel,
+    objective: Plain,
+    data: Sequence[Encoded],
+    config: TrainConfig,
+    generator: torch.Generator,
+) -> None:
+    """The cost of DP-SGD on the same batches: clipped gradients and Gaussian noise. A budget
+    needs sampling and accounting too, which cost no time here."""
+    parameters = set_trainable(model.module, BOTH)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, fused=True)
+    for batch in training_batches(data, config.batch_size, generator):
+        parts = within_budget(data, batch, config.tokens_per_pass)
+        clipped_gradients(model.module, objective, parts, MAX_GRAD_NORM)
+        for parameter in parameters:
+            assert parameter.grad is not None
+            noise = torch.empty_like(parameter).normal_(generator=generator)
+            noise *= NOISE_MULTIPLIER * MAX_GRAD_NORM
+            parameter.grad.add_(noise).div_(len(batch))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def deal_work(workload: Workload, precision: str, private: bool = False) -> DealWork:
+    """Set up in a process of its own."""
+    return DealWork(workload, precision, private)
