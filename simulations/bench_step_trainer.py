@@ -111,15 +111,16 @@ class TrainerWork:
 
     def report(self) -> Mapping[str, float]:
         """Accuracy on questions that were not trained on."""
-        predicted: Any = self._trainer(self._test).predict(self._test)
+        test: Any = self._test
+        predicted: Any = self._trainer(test).predict(test)
         right = predicted.predictions.argmax(1) == predicted.label_ids
         return {"accuracy": float(right.mean())}
 
-    def _trainer(self, data: Sequence[Row]) -> Trainer:
+    def _trainer(self, data: Any) -> Trainer:
         trainer = Trainer(
             model=self._model,
             args=self._arguments,
-            train_dataset=data,  # type: ignore[arg-type]
+            train_dataset=data,
             data_collator=self._collate,
             callbacks=[self._watch],
         )

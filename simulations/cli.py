@@ -114,6 +114,20 @@ def bench_step(
     bench(QUICK if quick else WORKLOADS, console, out)
 
 
+@bench.command("engine")
+def bench_engine(
+    out: Annotated[str, typer.Option(help="Also write the figures to this JSON file.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest size only.")] = False,
+) -> None:
+    """Seconds and memory of a round: engine inprocess next to Flower's simulation engine."""
+    from rich.console import Console
+
+    from simulations.bench_engine import QUICK, Sizes, bench
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    bench(QUICK if quick else Sizes(), console, out)
+
+
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
     try:
