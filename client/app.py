@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
+UserConfig = dict[str, bool | int | float | str]
 
 
 def make_app() -> ClientApp:
@@ -78,17 +79,17 @@ def site_folder(context: Context) -> Path:
 
 def workbenches() -> Callable[[Context], Workbench]:
     """Return a lookup that keeps the workbench of the latest experiment."""
-    kept: dict[str, Workbench] = {}
+    kept: list[tuple[UserConfig, Workbench]] = []
 
     def bench_of(context: Context) -> Workbench:
         from client.workbench import Workbench
 
+        if kept and kept[0][0] == context.run_config:
+            return kept[0][1]
         experiment = without_run_folder(from_run_config(context.run_config))
-        key = experiment.model_dump_json()
-        if key not in kept:
-            kept.clear()
-            kept[key] = Workbench(experiment)
-        return kept[key]
+        if not kept or kept[0][1].experiment != experiment:
+            kept[:] = [(context.run_config, Workbench(experiment))]
+        return kept[0][1]
 
     return bench_of
 

@@ -30,14 +30,30 @@ def read_request(message: Message, bench: Workbench) -> tuple[State, Instruction
     if RECORD not in content.config_records or len(content.array_records) != 2:
         raise PayloadError("a record of another kind than expected")
     instruction = read_instruction(dict(content.config_records[RECORD]))
+    ranks = instruction.rank, instruction.retained_rank, instruction.residual_rank
+    received = [_raw(content.array_records[name]) for name in (LORA, DISTILLED)]
+
+    def decode() -> State:
+        return _state(content, bench, instruction)
+
+    state: State = bench.latest.once("state", (ranks, received), decode)
+    return state, instruction
+
+
+def _raw(record: ArrayRecord) -> dict[str, tuple[object, ...]]:
+    """All there is of a record."""
+    return {key: (a.dtype, a.shape, a.stype, a.data) for key, a in record.items()}
+
+
+def _state(content: RecordDict, bench: Workbench, instruction: Instruction) -> State:
     scaling = bench.experiment.adapter.lora_alpha / instruction.rank
     current = _adapter(content.array_records[LORA], bench, instruction.rank, scaling)
     held = instruction.retained_rank
     rank = held + instruction.residual_rank
     distilled = _adapter(content.array_records[DISTILLED], bench, rank, 1.0)
     if not instruction.residual_rank:
-        return State(current, distilled), instruction
-    return State(current, *split(distilled, held)), instruction
+        return State(current, distilled)
+    return State(current, *split(distilled, held))
 
 
 def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -> Adapter:

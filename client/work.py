@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from client.state import FeedbackStore, digest
-from client.workbench import Workbench
+from client.workbench import ClientTask, Workbench
 from deal_core.adapters import Adapter
 from deal_core.attach import read
 from deal_core.codec import Encoded
@@ -81,9 +81,19 @@ def local_evaluation(
     bench: Workbench, client: int, state: State, instruction: Instruction
 ) -> dict[str, list[int]]:
     """Return ``correct`` and ``examples`` on the client's test share of every task asked for."""
-    load_state(bench.model, state)
     shares = [bench.task(task, client) for task in instruction.tasks]
     return {
-        "correct": [count_correct(bench.model, share.test, share.labels) for share in shares],
+        "correct": [_correct(bench, share, state) for share in shares],
         "examples": [len(share.test) for share in shares],
     }
+
+
+def _correct(bench: Workbench, share: ClientTask, state: State) -> int:
+    """Right answers; not counted again while the model is what it was."""
+
+    def count() -> int:
+        load_state(bench.model, state)
+        return count_correct(bench.model, share.test, share.labels)
+
+    correct: int = share.memory.once("correct", state, count) if share.test else 0
+    return correct

@@ -18,7 +18,8 @@ from deal_core.attach import read
 from deal_core.config import Experiment
 from deal_core.data import TaskData, open_source
 from deal_core.data.partition import partition
-from deal_core.methods import Method, TaskMemory, make_method
+from deal_core.memory import Memory
+from deal_core.methods import Method, make_method
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.precision import compute_dtype
@@ -26,19 +27,24 @@ from deal_core.precision import compute_dtype
 
 @dataclass(frozen=True)
 class ClientTask:
-    """One client's share of one task, tokenised."""
+    """One client's share of one task, tokenised; ``memory`` is for what follows from it."""
 
     labels: tuple[str, ...]
     train: Sequence[Encoded]
     test: Sequence[Encoded]
-    memory: TaskMemory
+    memory: Memory
 
 
 class Workbench:
-    """Built once for an experiment; loads each part when it is first needed."""
+    """Built once for an experiment; loads each part when it is first needed.
+
+    Attributes:
+        latest: what the latest request was decoded to: the next client is often sent the same.
+    """
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
+        self.latest = Memory()
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
 
@@ -74,7 +80,7 @@ class Workbench:
                 share.labels,
                 encode(share.train, share.labels),
                 encode(share.test, share.labels),
-                TaskMemory(),
+                Memory(),
             )
         return self._tasks[task, client]
 

@@ -54,7 +54,7 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
         model = _with_adapter(base, config, task_type)
     except ValueError as error:
         raise UserError(f"adapter.target_modules: {str(error).splitlines()[0]}") from None
-    layers = lora_layers(model)
+    model.adapted_layers = layers = lora_layers(model)  # type: ignore[assignment]
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
     for layer in layers.values():
         weight = layer.base_layer.weight.data
@@ -84,11 +84,16 @@ def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
     """Return layer name to PEFT layer (too loosely typed to be more than Any), in order."""
-    return {
-        name.removeprefix(PREFIX): module
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
+    known: dict[str, Any] | None = model.__dict__.get("adapted_layers")
+    return (
+        known
+        if known is not None
+        else {
+            name.removeprefix(PREFIX): module
+            for name, module in model.named_modules()
+            if isinstance(module, LoraLayer)
+        }
+    )
 
 
 def read(model: nn.Module) -> Adapter:
@@ -123,11 +128,18 @@ def merge(model: nn.Module, retained: Adapter, residual: Adapter | None) -> None
     """Put ``base``, ``base + retained`` and ``base + retained + residual`` in place.
 
     The sums are made from the weights as they were loaded, so nothing drifts however often
-    this is called.
+    this is called; for the adapters of the last call they are in place already.
 
     Raises:
         ValueError: an adapter's layers are not the model's.
     """
+    before = model.__dict__.pop("merged", (None, None))
+    if before[0] is not retained or before[1] is not residual:
+        _merge(model, retained, residual)
+    model.merged = (retained, residual)  # type: ignore[assignment]
+
+
+def _merge(model: nn.Module, retained: Adapter, residual: Adapter | None) -> None:
     for layer, factors in _matched(model, retained):
         start = _plus(layer, layer.weights.base, factors, retained.scaling)
         layer.weights = Weights(layer.weights.base, start, start)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -339,7 +340,7 @@ def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: as :func:`parse_experiment`.
     """
-    structured = {key for key in flatten(Experiment()) if _is_structured(key)}
+    structured = _structured_keys()
     tables: dict[str, Any] = {}
     for key, value in run_config.items():
         *parents, leaf = key.split(".")
@@ -348,6 +349,11 @@ def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
             table = table.setdefault(parent, {})
         table[leaf] = json.loads(value) if key in structured else value
     return parse_experiment(tables, "run config")
+
+
+@cache
+def _structured_keys() -> frozenset[str]:
+    return frozenset(key for key in flatten(Experiment()) if _is_structured(key))
 
 
 def _is_structured(key: str) -> bool:

@@ -85,9 +85,7 @@ def on_flower(clients: int, size: int, rounds: int) -> list[float]:
     def main(grid: Grid, context: Context) -> None:
         spent.extend(run_rounds(grid, clients, size, rounds))
 
-    resources: Any = {
-        "client_resources": {"num_cpus": 1, "num_gpus": 0.0}
-    }
+    resources: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}
     run_simulation(server, client_app(), clients, backend_config=resources)
     return spent
 

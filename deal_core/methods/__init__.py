@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import choose
+from deal_core.memory import Memory
 from deal_core.methods.deal import make_deal
 from deal_core.methods.interface import LocalTask, Method, Objective, State
-from deal_core.methods.memory import TaskMemory
 from deal_core.methods.sequential import make_sequential
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
@@ -29,9 +29,9 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
 __all__ = [
     "METHODS",
     "LocalTask",
+    "Memory",
     "Method",
     "Objective",
     "State",
-    "TaskMemory",
     "make_method",
 ]

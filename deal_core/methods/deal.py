@@ -17,8 +17,8 @@ from torch import Tensor
 from deal_core.adapters import compress, fingerprint, fresh_adapter, stack, zero_adapter
 from deal_core.config import AdapterConfig, DistillationConfig, MethodConfig
 from deal_core.distillation import distillation_losses
+from deal_core.memory import Memory
 from deal_core.methods.interface import LocalTask, Objective, State
-from deal_core.methods.memory import TaskMemory
 from deal_core.methods.plain import Plain
 from deal_core.models import Encoded, LanguageModel
 from deal_core.teacher import Teacher, make_teacher
@@ -50,7 +50,7 @@ class Deal:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: TaskMemory,
+        memory: Memory,
     ) -> Objective:
         """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
         distillation = self.method.distillation

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from deal_core.adapters import Adapter
-from deal_core.methods.memory import TaskMemory
+from deal_core.memory import Memory
 from deal_core.models import Encoded, LanguageModel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class State:
-    """The global model beyond the frozen base.
+    """The global model beyond the frozen base. Two states are equal if they are the same object.
 
     Attributes:
         current: what this task teaches (trained in rounds).
@@ -73,6 +73,6 @@ class Method(Protocol):
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: TaskMemory,
+        memory: Memory,
     ) -> Objective:
         """Client, once a round: ``model`` holds ``state`` already."""

@@ -9,8 +9,8 @@ import torch
 
 from deal_core.adapters import fresh_adapter
 from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.memory import Memory
 from deal_core.methods.interface import LocalTask, Objective, State
-from deal_core.methods.memory import TaskMemory
 from deal_core.methods.plain import Plain
 from deal_core.models import Encoded, LanguageModel
 
@@ -39,7 +39,7 @@ class Sequential:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: TaskMemory,
+        memory: Memory,
     ) -> Objective:
         """Cross-entropy."""
         return Plain(model, task.labels, data)

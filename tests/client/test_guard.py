@@ -158,6 +158,23 @@ def test_nobody_answers_a_request_of_another_name(ask, message_type):
     assert reply.error.code == CLIENT_FAILED
 
 
+def test_a_spoilt_request_is_refused_also_after_a_good_one(ask):
+    """What was decoded for one request serves another only if that is the same to the byte."""
+
+    def one_value(content: RecordDict) -> None:
+        record = content.array_records["distilled"]
+        key = next(iter(record))
+        values = record[key].numpy().copy()
+        values[0, 0] = np.nan
+        record[key] = Array(values)
+
+    def good(content: RecordDict) -> None:
+        pass
+
+    for spoil, code in ((good, "ok"), (one_value, "refused"), (good, "ok")):
+        assert ask(spoil).content.config_records["status"]["code"] == code
+
+
 def test_the_same_request_unspoilt_is_answered(ask):
     assert set(ask(lambda content: None).content) == {"status", "lora", "metrics"}
     assert set(ask(lambda content: None, "evaluate").content) == {"status", "metrics"}

@@ -9,7 +9,7 @@ from deal_core.adapters import fresh_adapter, zero_adapter
 from deal_core.attach import CURRENT, read
 from deal_core.config import MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
-from deal_core.methods import LocalTask, State, TaskMemory, make_method
+from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.models import adapter_shapes, load_model
 from deal_core.randomness import seeded
 from deal_core.training import count_correct, load_state, train
@@ -102,7 +102,7 @@ def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
     load_state(model, state)
     batch = model.encode(EXAMPLES, LABELS)
     task = LocalTask(LABELS, ("a",))
-    objective = method.objective(model, state, task, batch, TaskMemory())
+    objective = method.objective(model, state, task, batch, Memory())
     everything = range(len(batch))
     with torch.no_grad():
         before = float(objective.example_losses(everything).mean())

@@ -81,6 +81,16 @@ def test_zero_shot_scores_are_the_base_models_cosines(clean):
         torch.testing.assert_close(clean.scores(batch, LABELS), expected, rtol=0, atol=1e-4)
 
 
+def test_many_labels_at_once_have_the_vectors_of_each_alone(clean, monkeypatch):
+    labels = [f"{word} {number}" for word in ("skin", "heart failure") for number in range(70)]
+    alone = clean._labels(labels)
+    clean._label_cache.clear()
+    clean._labels(LABELS)  # another matrix is the latest
+    monkeypatch.setattr("deal_core.models.encoder.FEW_LABELS", 3)
+    together = clean._labels(labels)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
 def test_batching_does_not_change_a_score(clean):
     batch = clean.encode(EXAMPLES, LABELS)
     with torch.no_grad():

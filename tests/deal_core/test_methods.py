@@ -8,7 +8,7 @@ from deal_core.attach import read
 from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.methods import METHODS, LocalTask, State, TaskMemory, make_method
+from deal_core.methods import METHODS, LocalTask, Memory, State, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
@@ -112,7 +112,7 @@ def trained(minilm, method: MethodConfig, seen: tuple[str, ...]) -> tuple[float,
     data = minilm.encode(DATA, LABELS)
     report = train(
         minilm,
-        built.objective(minilm, state, LocalTask(LABELS, seen), data, TaskMemory()),
+        built.objective(minilm, state, LocalTask(LABELS, seen), data, Memory()),
         data,
         frozenset({"lora_A", "lora_B"}),
         3,

@@ -7,7 +7,7 @@ from deal_core.adapters import zero_adapter
 from deal_core.attach import at_task_start, lora_layers, merge, set_trainable, write
 from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
-from deal_core.methods import LocalTask, State, TaskMemory, make_method
+from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.models import adapter_shapes, load_model
 from deal_core.precision import compute_dtype
 from deal_core.randomness import seeded
@@ -46,7 +46,7 @@ def test_cutting_a_batch_into_passes_changes_only_rounding(minilm, shapes, rando
         load_state(minilm, state)
         set_trainable(minilm.module, frozenset({"lora_A", "lora_B"}))
         task = LocalTask(LABELS, ("Dental", "Skin"))
-        objective = method.objective(minilm, state, task, data, TaskMemory())
+        objective = method.objective(minilm, state, task, data, Memory())
         loss = accumulate(objective, data, range(4), tokens)
         found.append((loss, gradients(minilm)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
@@ -66,6 +66,20 @@ def test_merging_again_and_again_drifts_nowhere(minilm, shapes, random_adapter):
         load_state(minilm, state)
     assert torch.equal(layer.base_layer.weight, once)
     merge(minilm.module, zero_adapter(shapes, 16), None)
+
+
+def test_what_is_merged_already_is_not_merged_again(minilm, shapes, random_adapter, monkeypatch):
+    first, second = (random_state(shapes, random_adapter, residual=r) for r in (True, False))
+    layer = next(iter(lora_layers(minilm.module).values()))
+    load_state(minilm, first)
+    place, weight = layer.base_layer.weight.data_ptr(), layer.base_layer.weight.data.clone()
+    load_state(minilm, State(second.current, first.retained, first.residual))
+    assert layer.base_layer.weight.data_ptr() == place
+    load_state(minilm, State(first.current, first.retained))  # the residual is gone
+    assert not torch.equal(layer.base_layer.weight, weight)
+    load_state(minilm, first)
+    assert torch.equal(layer.base_layer.weight, weight)
+    load_state(minilm, State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)))
 
 
 def test_adapters_of_another_model_are_refused(minilm, shapes):
@@ -104,7 +118,7 @@ def test_the_teacher_is_asked_once_for_all_rounds_and_again_when_its_basis_chang
     method = make_method(MethodConfig(), AdapterConfig())
     state = random_state(shapes, random_adapter, residual=False)
     load_state(minilm, state)
-    data, memory = minilm.encode(DATA, LABELS), TaskMemory()
+    data, memory = minilm.encode(DATA, LABELS), Memory()
     task = LocalTask(LABELS, ("Dental",))
     for _ in range(3):
         method.objective(minilm, state, task, data, memory)
@@ -148,7 +162,7 @@ def test_equal_seeds_train_equally(minilm, shapes, random_adapter):
         load_state(minilm, state)
         data = minilm.encode(DATA, LABELS)
         objective = make_method(MethodConfig(), AdapterConfig()).objective(
-            minilm, state, LocalTask(LABELS, ("Skin",)), data, TaskMemory()
+            minilm, state, LocalTask(LABELS, ("Skin",)), data, Memory()
         )
         both = frozenset({"lora_A", "lora_B"})
         results.append(train(minilm, objective, data, both, 2, TrainConfig(), seeded(1)))
