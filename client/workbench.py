@@ -23,6 +23,7 @@ from deal_core.methods import Method, make_method
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.precision import compute_dtype
+from deal_core.tokens import cache_folder
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class Workbench:
         if task not in self._shares:
             config = self.experiment
             data = open_source(config.data).load(task)
+            folder = cache_folder() if config.data.cache_tokens else None
+            self.model.tokens.prepare([e.text for e in (*data.train, *data.test)], folder)
             self._shares[task] = partition(
                 data, config.data.partition, config.federation.clients, config.run.seed
             )

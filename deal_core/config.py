@@ -100,6 +100,9 @@ class DataConfig(Table):
     """Training examples per task over all clients; 0: no limit."""
     max_test: int = Field(0, ge=0)
     """Test examples per task over all clients; 0: no limit."""
+    cache_tokens: bool = True
+    """Keep token ids in the user's cache folder for the next process; they are the texts in
+    another form."""
     partition: PartitionConfig = PartitionConfig()
     hub: dict[str, HubTask] = {}
     """Task name to the hub data set behind it (hub)."""

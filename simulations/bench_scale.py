@@ -2,114 +2,123 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from simulations.bench_scale_data import Stream
+from rich.console import Console
+from rich.table import Table
 
-Settings = Mapping[str, Any]
+from deal_core.errors import UserError
+from simulations.bench_aggregation import machine
+from simulations.bench_memory import run_watched
+from simulations.bench_scale_axes import Axis, Run
+from simulations.bench_scale_data import write_stream
+from simulations.bench_scale_fit import Point, exponent
+
+ROUNDS = 4
 
 
-@dataclass(frozen=True)
-class Run:
-    """One experiment: what grows has the value ``x`` in it (None: it grows within the run)."""
+def bench(axes: Sequence[Axis], console: Console, out: str = "") -> None:
+    """Measure axis by axis, print each table as it is done; with ``out``, a folder, write the
+    figures and the plot there.
 
-    x: float | None
-    stream: Stream
-    settings: Settings = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One thing that grows.
-
-    Attributes:
-        name, unit: in the table and on the plot.
-        expected: what the exponent should be, for the reader.
+    Raises:
+        UserError: ``out`` is a file.
     """
+    folder = Path(out) if out else None
+    if folder is not None and folder.is_file():
+        raise UserError(f"--out {out}: is a file; name a folder")
+    done: list[tuple[Axis, list[Point]]] = []
+    for axis in axes:
+        points = [point for run in axis.runs for point in measured(run)]
+        done.append((axis, points))
+        console.print(table(axis, points))
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            described = {"machine": machine(), "axes": [as_json(*each) for each in done]}
+            text = json.dumps(described, indent=1) + "\n"
+            (folder / "scale.json").write_text(text, encoding="utf-8")
+    if folder is not None:
+        from simulations.bench_scale_plot import draw
 
-    name: str
-    unit: str
-    expected: str
-    runs: tuple[Run, ...]
+        draw(folder / "scale.png", done)
 
 
-@dataclass(frozen=True)
-class Point:
-    """Seconds of a round (median, smallest, largest), and peak memory of the run."""
+def measured(run: Run) -> Iterator[Point]:
+    """Run one experiment in a process of its own, on one worker with one thread."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = Path(folder) / "data", Path(folder) / "run"
+        write_stream(data, run.stream)
+        settings = {
+            "data.source": "files",
+            "data.path": data,
+            "data.partition.kind": "iid",
+            "federation.rounds": ROUNDS if run.x is not None else 2,
+            "run.workers": 1,
+            "run.threads": 1,
+            **run.settings,
+        }
+        command = [sys.executable, "-m", "simulations.cli", "simulate", "quickstart"]
+        for key, value in settings.items():
+            command += ["--set", f"{key}={value}"]
+        began = time.time()
+        peak = run_watched([*command, "--out", str(out)], Path(folder) / "log")
+        lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in lines]
+        start = next(e["time"] for e in events if e["event"] == "round_started") - began
+        yield from points(run, events, start, peak)
 
-    x: float
-    seconds: float
-    least: float
-    most: float
-    peak_bytes: int
+
+def points(run: Run, events: Sequence[dict[str, Any]], start: float, peak: int) -> Iterator[Point]:
+    """One point for the run; where tasks grow, one for each task but the first (which has
+    nothing to keep)."""
+    rounds = [event for event in events if event["event"] == "round_finished"]
+    if run.x is not None:
+        yield _point(run.x, [e["seconds"] for e in rounds[1:]], start, peak)
+        return
+    for task in sorted({event["task_index"] for event in rounds} - {0}):
+        seconds = [e["seconds"] for e in rounds if e["task_index"] == task]
+        yield _point(task, seconds, start, peak)
 
 
-def axes() -> tuple[Axis, ...]:
-    """All that is measured; other things equal within an axis."""
-    few = {"federation.clients": 4}
-    many = {"federation.clients_per_round": 100}
-    two_each = Stream(train=20_000, test=16)
-    registered = (100, 316, 1000, 3162, 10_000)
-    return (
-        Axis(
-            "tasks",
-            "tasks learnt before",
-            "0",
-            (Run(None, Stream(tasks=50, labels=3, train=128, test=4), few),),
-        ),
-        Axis(
-            "registered clients",
-            "clients registered, 100 in a round",
-            "0",
-            tuple(
-                Run(n, two_each, {**many, "federation.clients": n, "data.max_train": 2 * n})
-                for n in registered
-            ),
-        ),
-        Axis(
-            "sampled clients",
-            "clients in a round, of 1000",
-            "1",
-            tuple(
-                Run(
-                    n,
-                    two_each,
-                    {
-                        "federation.clients": 1000,
-                        "data.max_train": 2000,
-                        "federation.clients_per_round": n,
-                    },
-                )
-                for n in (10, 32, 100, 316, 1000)
-            ),
-        ),
-        Axis(
-            "rank",
-            "rank of the current adapter (retained: twice that)",
-            "0 to 1",
-            tuple(
-                Run(r, Stream(), {**few, "adapter.rank": r, "adapter.retained_rank": 2 * r})
-                for r in (2, 4, 8, 16, 32, 64)
-            ),
-        ),
-        Axis(
-            "labels",
-            "labels of the task",
-            "0 to 1",
-            tuple(
-                Run(n, Stream(labels=n, train=max(256, n)), {**few, "data.max_train": n})
-                for n in (10, 100, 1000, 10_000)
-            ),
-        ),
-        Axis(
-            "text length",
-            "words of a text",
-            "1 to 2",
-            tuple(
-                Run(n, Stream(words=n), {**few, "train.max_length": 512})
-                for n in (10, 20, 40, 80, 160, 320)
-            ),
-        ),
+def _point(x: float, seconds: Sequence[float], start: float, peak: int) -> Point:
+    return Point(x, statistics.median(seconds), min(seconds), max(seconds), start, peak)
+
+
+def as_json(axis: Axis, points: Sequence[Point]) -> dict[str, Any]:
+    """The figures of an axis."""
+    return {
+        "axis": axis.name,
+        "unit": axis.unit,
+        "exponent": exponent(points),
+        "expected": axis.expected,
+        "points": [asdict(point) for point in points],
+    }
+
+
+def table(axis: Axis, points: Sequence[Point]) -> Table:
+    """One line a point; of many, every tenth."""
+    drawn = Table(
+        title=f"{axis.name}: exponent {exponent(points):.2f} (expected {axis.expected})",
+        caption="start: from the start of the process to the first round, zero-shot included",
     )
+    for name in (axis.unit, "s a round", "smallest", "largest", "start s", "peak MB"):
+        drawn.add_column(name, justify="right")
+    shown = points if len(points) < 20 else [*points[::10], points[-1]]
+    for point in shown:
+        drawn.add_row(
+            f"{point.x:g}",
+            f"{point.seconds:.3f}",
+            f"{point.least:.3f}",
+            f"{point.most:.3f}",
+            f"{point.start_seconds:.1f}",
+            f"{point.peak_bytes / 1e6:.0f}",
+        )
+    return drawn

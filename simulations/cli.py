@@ -128,6 +128,21 @@ def bench_engine(
     bench(QUICK if quick else Sizes(), console, out)
 
 
+@bench.command("scale")
+def bench_scale(
+    out: Annotated[str, typer.Option(help="Also write figures and a plot to this folder.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="The smallest sizes only.")] = False,
+) -> None:
+    """What a round costs as tasks, clients, rank, labels and texts grow."""
+    from rich.console import Console
+
+    from simulations.bench_scale import bench
+    from simulations.bench_scale_axes import axes, quick_axes
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    bench(quick_axes() if quick else axes(), console, out)
+
+
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
     try:

@@ -20,6 +20,7 @@ from deal_core.data import Example
 from deal_core.models.attention import register_attention
 from deal_core.models.interface import Encoded, Learnt
 from deal_core.models.loading import best_device, pretrained
+from deal_core.tokens import TokenCache, tokeniser_name
 
 SCORING_TOKENS = 8192
 """Most tokens (padding included) in one scoring pass: bounds memory, not results."""
@@ -36,7 +37,10 @@ class CausalLM:
         self.module.eval()
         self._tokenizer = tokenizer
         self._instruction = model.instruction
-        self._max_length = max_length
+        self.tokens = TokenCache(
+            lambda texts: [self._ids(text)[:max_length] for text in texts],
+            tokeniser_name(tokenizer, "text alone", max_length),
+        )
 
     def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
         """Tokenise prompts; only the text is cut, so that the prompt with its options,
@@ -47,11 +51,10 @@ class CausalLM:
         if self._tokenizer.bos_token_id is not None:
             head = [self._tokenizer.bos_token_id, *head]
         tail = self._ids("\nAnswer:")
+        texts = self.tokens([example.text for example in examples])
         return [
-            Encoded(
-                (*head, *self._ids(example.text)[: self._max_length], *tail), index[example.label]
-            )
-            for example in examples
+            Encoded((*head, *ids, *tail), index[example.label])
+            for ids, example in zip(texts, examples, strict=True)
         ]
 
     def learn(self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]) -> Learnt:

@@ -21,6 +21,7 @@ from deal_core.data import Example
 from deal_core.models.attention import register_attention
 from deal_core.models.interface import Encoded, Learnt
 from deal_core.models.loading import best_device, pretrained
+from deal_core.tokens import TokenCache, tokeniser_name
 
 FEW_LABELS = 256
 LABELS_PER_PASS = 64
@@ -37,17 +38,16 @@ class EncoderLabels:
         self.module.eval()
         self._tokenizer = tokenizer
         self._scale = model.logit_scale
-        self._max_length = max_length
+        self.tokens = TokenCache(
+            lambda texts: tokenizer(texts, truncation=True, max_length=max_length)["input_ids"],
+            tokeniser_name(tokenizer, max_length),
+        )
         self._label_cache: dict[str, Tensor] = {}
         self._label_matrix: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
 
     def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
         """Tokenise; texts are cut at ``train.max_length`` tokens."""
-        if not examples:
-            return []
-        ids = self._tokenizer(
-            [example.text for example in examples], truncation=True, max_length=self._max_length
-        )["input_ids"]
+        ids = self.tokens([example.text for example in examples])
         index = {label: position for position, label in enumerate(labels)}
         return [
             Encoded(tuple(tokens), index[example.label])

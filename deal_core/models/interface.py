@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from deal_core.data import Example
+from deal_core.tokens import TokenCache
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class LanguageModel(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the module lives."""
+
+    @property
+    def tokens(self) -> TokenCache:
+        """Token ids of texts."""
 
     def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
         """Tokenise once. Raises ``ValueError`` when an example's label is not in ``labels``."""

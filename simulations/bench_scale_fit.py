@@ -1,0 +1,31 @@
+"""Points of a measured curve, and the power that fits them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Point:
+    """Seconds of a round (median, smallest, largest; the first round of a run aside), seconds
+    from the start of the process to its first round, and peak memory of the run."""
+
+    x: float
+    seconds: float
+    least: float
+    most: float
+    start_seconds: float
+    peak_bytes: int
+
+
+def exponent(points: Sequence[Point]) -> float:
+    """Slope of log seconds over log x, least squares: 0 is constant, 1 linear. NaN for one
+    point."""
+    xs = [math.log(point.x) for point in points]
+    ys = [math.log(point.seconds) for point in points]
+    if len(set(xs)) < 2:
+        return math.nan
+    return statistics.linear_regression(xs, ys).slope
