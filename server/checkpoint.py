@@ -16,7 +16,8 @@ from deal_core.errors import UserError
 from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, Template, from_arrays, to_arrays
 
-VERSION = 1
+VERSION = 2
+"""Of the file and of the schedule that ``position`` counts in."""
 RESIDUAL = "residual"
 
 

@@ -11,7 +11,7 @@ import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from deal_core.adapters import stack, zero_adapter
+from deal_core.adapters import Shapes, stack, zero_adapter
 from deal_core.aggregation import Aggregate, Aggregation, make_rule, refuse_beyond
 from deal_core.config import Experiment
 from deal_core.errors import UserError
@@ -51,7 +51,7 @@ class Federation:
                 stands, and the run can be resumed.
         """
         actions: dict[str, Callable[[Step, State, History], tuple[State, History]]] = {
-            "zero-shot": self._evaluate,
+            "zero-shot": self._zero_shot,
             "round": self._round,
             "end-task": self._end_task,
         }
@@ -138,6 +138,13 @@ class Federation:
             state = self._method().end_task(state)
         state, history = self._evaluate(step, state, history)
         self._event("task_finished", step)
+        return state, history
+
+    def _zero_shot(self, step: Step, state: State, history: History) -> tuple[State, History]:
+        """Evaluate what the run started from; it is known whatever has been learnt since."""
+        _, history = self._evaluate(
+            step, start_state(self.experiment, state.current.shapes), history
+        )
         return state, history
 
     def _evaluate(self, step: Step, state: State, history: History) -> tuple[State, History]:
@@ -246,7 +253,7 @@ def pooled(counts: dict[str, list[list[int]]], tasks: list[str]) -> dict[str, fl
     return accuracy
 
 
-def start_state(experiment: Experiment, shapes: dict[str, tuple[int, int]]) -> State:
+def start_state(experiment: Experiment, shapes: Shapes) -> State:
     """Nothing learnt, nothing retained."""
     adapter = experiment.adapter
     current = zero_adapter(shapes, adapter.rank, adapter.lora_alpha / adapter.rank)

@@ -23,9 +23,12 @@ class Step:
 
 
 def synchronous(tasks: int, rounds: int) -> list[Step]:
-    """All clients learn one task at a time, ``rounds`` rounds each."""
-    steps = [Step("zero-shot", -1)]
+    """All clients learn one task at a time, ``rounds`` rounds each.
+
+    What the model knew at the start is measured after the first round: learning begins at once.
+    """
+    steps: list[Step] = []
     for index in range(tasks):
         steps += [Step("round", index, number) for number in range(1, rounds + 1)]
         steps.append(Step("end-task", index))
-    return steps
+    return [*steps[:1], Step("zero-shot", -1), *steps[1:]]

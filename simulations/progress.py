@@ -90,7 +90,7 @@ def _run_started(state: Progress, event: Event) -> Progress:
     done = event["done_rounds"]
     return replace(
         state,
-        phase="resuming" if event["resumed"] else "evaluating the start",
+        phase="resuming" if event["resumed"] else "starting",
         tasks=tuple(event["tasks"]),
         rounds=event["rounds"],
         done=done,
@@ -136,9 +136,10 @@ def _client_failed(state: Progress, event: Event) -> Progress:
 
 def _round_finished(state: Progress, event: Event) -> Progress:
     last = event["server_round"] == state.rounds
+    after = "consolidating and evaluating" if last else "between rounds"
     return replace(
         state,
-        phase="consolidating and evaluating" if last else "between rounds",
+        phase=after if state.done else "evaluating the start",
         task_index=event["task_index"],
         server_round=event["server_round"],
         done=state.done + 1,

@@ -15,6 +15,7 @@ from client import wire
 from client.work import Update
 from deal_core.adapters import Adapter, LoraFactors
 from deal_core.config import Experiment
+from deal_core.memory import Memory
 from deal_core.randomness import seeded
 from deal_core.record import pack_update
 from server.checkpoint import load_checkpoint
@@ -29,7 +30,7 @@ Tamper = Callable[[str, Message], list[Message]]
 def tiny_app(experiment: Experiment, shapes: Shapes) -> ClientApp:
     """Clients that read and write as the real ones do, and learn noise in between."""
     app = ClientApp()
-    bench = SimpleNamespace(experiment=experiment, shapes=shapes)
+    bench = SimpleNamespace(experiment=experiment, shapes=shapes, latest=Memory())
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
