@@ -81,10 +81,12 @@ class Federation:
         sizes, idle = self._gather(step, sent, aggregation)
         self._require_quorum(len(sizes), len(chosen) - idle, step)
         gauge = 0.0
+        excluded: tuple[str, ...] = ()
         if sizes:
             with threads(1):
                 aggregate = aggregation.finish()
             state, gauge = absorbed(state, aggregate), aggregate.error
+            excluded = aggregate.excluded
         down = sum(wire.payload_bytes(message.content) for message in sent.requests.values())
         figures = {
             "aggregation_error": gauge,
@@ -92,7 +94,8 @@ class Federation:
             "bytes_down": down / len(chosen),
         }
         seconds = time.monotonic() - started
-        self._event("round_finished", step, clients=len(sizes), seconds=seconds, **figures)
+        counts = {"clients": len(sizes), "excluded": list(excluded)}
+        self._event("round_finished", step, seconds=seconds, **counts, **figures)
         return state, history.after_round(figures, _spent(history, "train", started))
 
     def _gather(

@@ -17,6 +17,7 @@ from functools import partial
 
 from deal_core.aggregation.alternating import Alternating
 from deal_core.aggregation.delta import weight_delta
+from deal_core.aggregation.direction import direction
 from deal_core.aggregation.fedex import FedEx
 from deal_core.aggregation.fedit import FedIt
 from deal_core.aggregation.fedsvd import FedSvd
@@ -78,6 +79,7 @@ ROBUST_RULES: dict[str, Callable[[AggregationConfig, AggregationRule], Aggregati
     "multi-krum": lambda config, base: RobustRule(
         base, partial(multi_krum, byzantine=config.byzantine), any_rank=True
     ),
+    "direction": lambda config, base: RobustRule(base, direction, any_rank=True),
 }
 """Name to what wraps a rule."""
 
