@@ -30,10 +30,17 @@ from deal_core.aggregation.rule import (
 
 @dataclass(frozen=True)
 class RoundStart:
-    """What a round started from, and the factors that are trained in it."""
+    """What is known when a round starts.
+
+    Attributes:
+        before: the adapter that every client began from.
+        trained: factors trained in the round.
+        distrusted: clients that were left out when they were last judged.
+    """
 
     before: Adapter
     trained: frozenset[str]
+    distrusted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,13 @@ class RobustRule:
         base: the rule beneath.
         step: the robust step.
         any_rank: whether the step can compare adapters of different ranks.
+        distrusted: see :class:`RoundStart`.
     """
 
     base: AggregationRule
     step: Step
     any_rank: bool = False
+    distrusted: frozenset[str] = frozenset()
 
     @property
     def mixed_ranks(self) -> bool:
@@ -82,7 +91,7 @@ class RobustRule:
 class _Round:
     def __init__(self, rule: RobustRule, before: Adapter, server_round: int) -> None:
         self._rule = rule
-        self._start = RoundStart(before, rule.trained(server_round))
+        self._start = RoundStart(before, rule.trained(server_round), rule.distrusted)
         self._base = rule.base.begin(before, server_round)
         self._updates: list[ClientUpdate] = []
 

@@ -426,6 +426,18 @@ def test_a_start_that_tells_nothing_excludes_nobody():
     assert direction(bad[1:], RoundStart(new, BOTH)).excluded == ()
 
 
+def test_the_last_verdict_stands_where_the_start_tells_nothing_and_nowhere_else():
+    generator = torch.Generator().manual_seed(18)
+    before = adapter(generator)
+    new = Adapter({n: LoraFactors(f.A, torch.zeros_like(f.B)) for n, f in before.layers.items()})
+    updates = skewed(before, BOTH, generator)
+    known = frozenset({"c2", "c7", "gone"})
+    assert direction(updates, RoundStart(new, BOTH, known)).excluded == ("c2", "c7")
+    assert direction(updates, RoundStart(before, BOTH, known)).excluded == ()
+    crowd = frozenset(f"c{k}" for k in range(5))
+    assert direction(updates, RoundStart(new, BOTH, crowd)).excluded == ()
+
+
 def test_direction_takes_mixed_ranks():
     generator = torch.Generator().manual_seed(17)
     before = adapter(generator, rank=6)
