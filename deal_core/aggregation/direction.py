@@ -1,61 +1,63 @@
-"""Direction: leave out who turns the model around, and shorten who moves it too far."""
+"""Direction: leave out the clients that turn the model around, or leap."""
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
 from deal_core.adapters import Adapter, LoraFactors
-from deal_core.aggregation.norm_bound import change_norms, clip_to
+from deal_core.aggregation.norm_bound import change_norms
 from deal_core.aggregation.robust import RoundStart, Survivors
 from deal_core.aggregation.rule import ClientUpdate
 
-LONGEST = 2.0
-"""Largest change of a layer, in medians over clients. Skewed honest clients reach 2.6; at 1 the
-rule would shorten half of them in every round."""
+LONGEST = 4.0
+"""Largest change, in medians over the clients of the round; honest skewed ones reach 2.6."""
 
 
 def direction(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
-    """Keep the updates that agree with the round's start, with their weights, no change too long.
+    """Keep, as they came, the updates that agree with the round's start and stay near it.
 
-    A client is left out when ``<s_i B_i A_i, s B A> < 0`` over all layers: its product points
-    away from the one it was sent. The reference is FLTrust's root of trust without a root data
-    set: what all clients agreed on in the rounds before, which nobody can sway in this one.
-    Among each other skewed clients are no reference: honest ones oppose each other (cosines of
-    their changes down to -0.7, the mean over others around 0), while against the start the
-    smallest cosine of an honest client was 0.3 (RESULTS, "Misbehaving clients").
+    **Turned**: ``<s_i B_i A_i, s B A> < 0`` over all layers, the client's product points away
+    from the one it was sent. The reference is FLTrust's root of trust without a root data set:
+    what all clients agreed on in earlier rounds, which nobody can sway in this one. Among each
+    other skewed clients are no reference: honest ones oppose each other (cosines of their
+    changes down to -0.7, the mean over others around 0), while against the start the smallest
+    cosine of an honest client was 0.3 (RESULTS, "Misbehaving clients"). Where the start tells
+    nothing (zero, in the first round of a task; or half of the clients turn away from it, so it
+    is the start that was wrong) the last verdict on a client stands.
 
-    Where the start tells nothing (zero, in the first round of a task; or half of the clients
-    turn away from it, so it is the start that was wrong) the last verdict on a client stands.
+    **Leapt**: ``||s_i B_i A_i - s B A||`` over all layers is more than four times the median of
+    the clients. A site with very much more data than most may be honest and yet too long.
 
-    Then every layer's change ``s_i B_i A_i - s B A`` is shortened to twice the median of the
-    clients that are kept, so whoever stays can do little harm, in any direction.
-
-    It cannot see a reversed update in the first round of the first task, nor one that undoes
-    less than what it was sent: those are only kept short. Rules whose start is always zero
-    (``flora``) get the bound alone. Weights are the clients' own claims, as beneath. Linear in
-    the number of clients, any rank, whatever the order.
+    It cannot see a reversed update of ordinary length in the first round of the first task, nor
+    one that undoes less than what it was sent. Rules whose start is always zero (``flora``) get
+    the bound on length alone. Weights are the clients' own claims, as beneath. Less than half of
+    the clients are left out for either reason, so one at least stays. Linear in the number of
+    clients, any rank, whatever the order.
 
     Sources: Cao et al., NDSS 2021, arXiv 2012.13995 (FLTrust: a negative cosine gets trust 0);
-    Sun et al. 2019, arXiv 1911.07963 (norm bound); Karimireddy et al., ICML 2021, arXiv
+    Sun et al. 2019, arXiv 1911.07963 (bound on the norm); Karimireddy et al., ICML 2021, arXiv
     2012.10333 (who is judged by one round alone can hide in its noise: use history).
     """
-    left_out = _turned(updates, start)
-    kept = [update for update in updates if update.client not in left_out]
-    norms = [change_norms(update.adapter, start.before) for update in kept]
-    bounds = {name: LONGEST * statistics.median(each[name] for each in norms) for name in norms[0]}
-    clipped = tuple(clip_to(update, start.before, bounds) for update in kept)
-    return Survivors(clipped, tuple(sorted(left_out)))
+    left_out = _turned(updates, start) | _leapt(updates, start.before)
+    kept = tuple(update for update in updates if update.client not in left_out)
+    return Survivors(kept, tuple(sorted(left_out)))
 
 
-def _turned(updates: Sequence[ClientUpdate], start: RoundStart) -> set[str]:
-    """Clients to leave out, always less than half: judged by the start, or else by the past."""
+def _turned(updates: Sequence[ClientUpdate], start: RoundStart) -> frozenset[str]:
     agreement = {update.client: inner(update.adapter, start.before) for update in updates}
-    opposed = {client for client, value in agreement.items() if value < 0}
+    opposed = frozenset(client for client, value in agreement.items() if value < 0)
     if any(agreement.values()) and 2 * len(opposed) < len(updates):
         return opposed
     known = start.distrusted & agreement.keys()
-    return set(known) if 2 * len(known) < len(updates) else set()
+    return known if 2 * len(known) < len(updates) else frozenset()
+
+
+def _leapt(updates: Sequence[ClientUpdate], before: Adapter) -> frozenset[str]:
+    lengths = {u.client: math.hypot(*change_norms(u.adapter, before).values()) for u in updates}
+    bound = LONGEST * statistics.median(lengths.values())
+    return frozenset(client for client, length in lengths.items() if length > bound)
 
 
 def inner(one: Adapter, other: Adapter) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -38,39 +37,26 @@ def refuse_beyond(update: ClientUpdate, before: Adapter, bound: float) -> None:
             raise PayloadError(f"{name}: the update exceeds the norm bound {bound:g}")
 
 
-def clip_to(update: ClientUpdate, before: Adapter, bounds: Mapping[str, float]) -> ClientUpdate:
-    """Return the update with the change of every layer at most its bound.
+def clip_to(update: ClientUpdate, before: Adapter, bound: float) -> ClientUpdate:
+    """Return the update with every layer's change at most ``bound`` (0: no bound).
 
-    A layer beyond its bound is moved back towards ``before`` along the line between the
+    A layer beyond the bound is moved back towards ``before`` along the line between the
     factors, ``B + t (B_i - B)``, ``A + t (A_i - A)``, to the ``t`` where the norm of the change
-    is the bound. A common factor stays common, and then ``t = bound / norm``. Factors of another
-    rank or scaling have no such line; there the line is between the products, and the update
-    has the sum of both ranks.
+    is the bound. A common factor stays common, and then ``t = bound / norm``.
+
+    Raises:
+        ValueError: rank or scaling differ from ``before``'s; refuse instead.
     """
-    norms = change_norms(update.adapter, before)
-    if all(norms[name] <= bound for name, bound in bounds.items()):
+    if not bound:
         return update
     adapter = update.adapter
     if (adapter.rank, adapter.scaling) != (before.rank, before.scaling):
-        shares = {name: min(1.0, bound / norms[name]) for name, bound in bounds.items()}
-        return replace(update, adapter=_between_products(adapter, before, shares))
+        raise ValueError(f"client {update.client}: another rank or scaling cannot be clipped")
     layers = {
-        name: _clipped(adapter.layers[name], start, adapter.scaling, bounds[name])
+        name: _clipped(adapter.layers[name], start, adapter.scaling, bound)
         for name, start in before.layers.items()
     }
     return replace(update, adapter=Adapter(layers, adapter.scaling))
-
-
-def _between_products(adapter: Adapter, before: Adapter, shares: Mapping[str, float]) -> Adapter:
-    """``t s_i B_i A_i + (1 - t) s B A``, scaling 1."""
-    layers = {}
-    for name, t in shares.items():
-        new, old = adapter.layers[name], before.layers[name]
-        layers[name] = LoraFactors(
-            torch.cat([new.A, old.A]),
-            torch.cat([t * adapter.scaling * new.B, (1 - t) * before.scaling * old.B], dim=1),
-        )
-    return Adapter(layers)
 
 
 def _change(adapter: Adapter, before: Adapter, name: str) -> LoraFactors:
