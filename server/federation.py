@@ -106,17 +106,14 @@ class Federation:
         clients had no data. A faulty reply costs its sender the round, and nobody else."""
         sizes: dict[str, int] = {}
         idle = 0
-        config = self.experiment
+        bound = self.experiment.aggregation.norm_bound
         for reply in self._replies(step, sent):
-            before = sent.before[reply.client]
+            reader, instruction = sent.readers[reply.client], sent.instructions[reply.client]
             try:
                 message = answered(reply)
-                instruction = sent.instructions[reply.client]
-                update, figures = wire.read_update(
-                    reply.client, message, before, instruction, config.wire.dtype
-                )
+                update, figures = wire.read_update(reply.client, message, reader, instruction)
                 with threads(1):
-                    refuse_beyond(update, before, config.aggregation.norm_bound)
+                    refuse_beyond(update, reader.before, bound)
                     aggregation.add(update)
             except wire.NoData:
                 idle += 1
