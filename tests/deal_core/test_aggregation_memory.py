@@ -79,7 +79,7 @@ def test_linear_rules_hold_as_much_after_1000_clients_as_after_200(name):
     assert max(held.values()) == max(held[k] for k in range(1, 201))
     # twice one client for the float64 sums; fedit's gauge keeps EXACT_CLIENTS, then a sketch
     kept = EXACT_CLIENTS * one_client if name == "fedit" else 0
-    sketch = 32 * 16 * sum(d_out + d_in for d_out, d_in in SHAPES.values())
+    sketch = 16 * 16 * sum(d_out + d_in for d_out, d_in in SHAPES.values())
     assert max(held.values()) <= 4 * one_client + kept + sketch
 
 
