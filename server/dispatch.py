@@ -63,9 +63,6 @@ def dispatch(
         for name in chosen
     }
     trained = frozenset(instruction.trained)
-    readers = {
-        rank: UpdateReader(packed.state.current, dtype, trained) for rank, packed in sent.items()
-    }
-    return Dispatch(
-        requests, instructions, {name: readers[ranks[name]] for name in chosen}, full.state
-    )
+    by_rank = {rank: UpdateReader(o.state.current, dtype, trained) for rank, o in sent.items()}
+    readers = {name: by_rank[ranks[name]] for name in chosen}
+    return Dispatch(requests, instructions, readers, full.state)

@@ -31,10 +31,10 @@ def direction(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
     the clients. A site with very much more data than most may be honest and yet too long.
 
     It cannot see a reversed update of ordinary length in the first round of the first task, nor
-    one that undoes less than what it was sent. Rules whose start is always zero (``flora``) get
-    the bound on length alone. Weights are the clients' own claims, as beneath. Less than half of
-    the clients are left out for either reason, so one at least stays. Linear in the number of
-    clients, any rank, whatever the order.
+    one that undoes less than what it was sent. Rules whose start is always zero (``flora``) and
+    runs of one round a task get the bound on length alone. Weights are the clients' own claims,
+    as beneath. Less than half of the clients are left out for either reason, so one at least
+    stays. Linear in the number of clients, any rank, whatever the order.
 
     Sources: Cao et al., NDSS 2021, arXiv 2012.13995 (FLTrust: a negative cosine gets trust 0);
     Sun et al. 2019, arXiv 1911.07963 (bound on the norm); Karimireddy et al., ICML 2021, arXiv

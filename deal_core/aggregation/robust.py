@@ -2,8 +2,8 @@
 
 A robust step turns the updates of a round into the ones that the rule beneath gets to see:
 coordinate median and trimmed mean make one update of all, multi-Krum
-(:mod:`deal_core.aggregation.krum`) picks some, :mod:`deal_core.aggregation.direction` picks and
-shortens. All need every update of the round in memory.
+(:mod:`deal_core.aggregation.krum`) and :mod:`deal_core.aggregation.direction` pick some. All need
+every update of the round in memory.
 """
 
 from __future__ import annotations
