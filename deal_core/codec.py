@@ -22,7 +22,7 @@ ICML 2019, arXiv 1901.09847.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,19 +96,8 @@ def decode(
     """
     given = {key: header_of(key, array) for key, array in encoded.items()}
     check_headers(given, expected_headers(codec, template, trained))
-    return values(codec, encoded, template, trained)
-
-
-def values(
-    codec: Codec, encoded: Mapping[str, NDArray[Any]], template: Template, trained: frozenset[str]
-) -> Arrays:
-    """Return the float32 tensors of arrays whose headers have been checked already.
-
-    Raises:
-        PayloadError: a code or scale out of range, a value that is not finite.
-    """
     arrays: Arrays = {}
-    for key in _expected(template, trained):
+    for key in expected(template, trained):
         arrays[key] = codec.decode(key, encoded)
         if not np.isfinite(arrays[key]).all():
             raise PayloadError(f"{key}: a value is not finite")
@@ -126,12 +115,17 @@ def header_of(key: str, array: object) -> Header:
     return Header(str(array.dtype), array.shape, array.nbytes)
 
 
+def expected(template: Template, trained: frozenset[str]) -> dict[str, tuple[int, int]]:
+    """Return key to shape of every tensor of the trained factors."""
+    return {key: shape for key, shape in template.expected().items() if _factor(key) in trained}
+
+
 def expected_headers(
     codec: Codec, template: Template, trained: frozenset[str]
 ) -> dict[str, Header]:
     """Return wire name to header of everything that must arrive, and nothing else may."""
     headers: dict[str, Header] = {}
-    for key, shape in _expected(template, trained).items():
+    for key, shape in expected(template, trained).items():
         headers.update(codec.headers(key, shape))
     return headers
 
@@ -145,12 +139,17 @@ def check_headers(given: Mapping[str, Header], expected: Mapping[str, Header]) -
     check_keys(given.keys(), expected.keys())
     for key, want in expected.items():
         have = given[key]
-        if have.dtype != want.dtype:
-            raise PayloadError(f"{key}: dtype {have.dtype[:20]}, expected {want.dtype}")
-        if tuple(have.shape) != want.shape:
-            raise PayloadError(f"{key}: shape {tuple(have.shape)}, expected {want.shape}")
+        check_header(key, have.dtype, have.shape, want)
         if have.nbytes != want.nbytes:
             raise PayloadError(f"{key}: {have.nbytes} bytes, expected {want.nbytes}")
+
+
+def check_header(key: str, dtype: str, shape: Sequence[int], want: Header) -> None:
+    """Raise :class:`PayloadError` unless type and shape are the expected ones."""
+    if dtype != want.dtype:
+        raise PayloadError(f"{key}: dtype {str(dtype)[:20]}, expected {want.dtype}")
+    if tuple(shape) != want.shape:
+        raise PayloadError(f"{key}: shape {tuple(shape)}, expected {want.shape}")
 
 
 def wire_bytes(encoded: Mapping[str, NDArray[Any]]) -> int:
@@ -187,36 +186,13 @@ def select(arrays: Mapping[str, NDArray[np.float32]], trained: frozenset[str]) -
     return {key: array for key, array in arrays.items() if _factor(key) in trained}
 
 
-def merge(before: Mapping[str, NDArray[np.float32]], part: Arrays) -> Arrays:
-    """Return ``before`` with the tensors of ``part`` in place of its own.
-
-    Raises:
-        PayloadError: ``part`` has a key or a shape that ``before`` has not.
-    """
-    for key, array in part.items():
-        if key not in before:
-            raise PayloadError(f"unexpected key {key[:120]!r}")
-        if array.shape != before[key].shape:
-            raise PayloadError(f"{key}: shape {array.shape}, expected {before[key].shape}")
-    return {**before, **part}
-
-
 def to_change(arrays: Mapping[str, NDArray[np.float32]], before: Arrays) -> Arrays:
     """Return ``arrays - before`` for the keys of ``arrays``."""
     return {key: array - before[key] for key, array in arrays.items()}
 
 
-def from_change(change: Mapping[str, NDArray[np.float32]], before: Arrays) -> Arrays:
-    """Undo :func:`to_change`."""
-    return {key: before[key] + array for key, array in change.items()}
-
-
 def _factor(key: str) -> str:
     return key.removesuffix(".weight").rpartition(".")[2]
-
-
-def _expected(template: Template, trained: frozenset[str]) -> dict[str, tuple[int, int]]:
-    return {key: shape for key, shape in template.expected().items() if _factor(key) in trained}
 
 
 def _float32_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
@@ -228,7 +204,7 @@ def _float32_encode(key: str, array: NDArray[np.float32], generator: torch.Gener
 
 
 def _float32_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    return np.array(encoded[key], np.float32)
+    return encoded[key]
 
 
 def _bfloat16_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:

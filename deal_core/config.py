@@ -165,7 +165,7 @@ class AggregationConfig(Table):
     round; what is cut is reported as ``lost``; 0: no cap, nothing is cut."""
     robust: str = "none"
     """Protection against bad updates, before the rule: ``none``, ``median``,
-    ``trimmed-mean`` or ``multi-krum``."""
+    ``trimmed-mean``, ``multi-krum`` or ``direction``."""
     trim_fraction: float = Field(0.2, ge=0, lt=0.5)
     """Share of the clients cut at each end of every coordinate, rounded up (trimmed-mean)."""
     byzantine: int = Field(1, ge=0)

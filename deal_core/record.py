@@ -27,6 +27,7 @@ from deal_core.payload import (
     PayloadError,
     Template,
     WireArray,
+    check_keys,
     from_arrays,
     to_arrays,
 )
@@ -91,57 +92,57 @@ def frozen_factors(adapter: Adapter, trained: frozenset[str]) -> Arrays:
     return codec.select(to_arrays(adapter), BOTH - trained)
 
 
-def unpack_update(
-    encoded: Mapping[str, NDArray[Any]], before: Adapter, dtype: str, trained: frozenset[str]
-) -> Adapter:
-    """Undo :func:`pack_update`: factors that did not travel are those of ``before``.
+class UpdateReader:
+    """Reads the updates of a round: checks a record, then decodes it.
 
-    Raises:
-        PayloadError: anything that is not expected.
+    What may arrive is worked out once, for all clients that began from the same adapter. The
+    values are decoded into one piece of memory, in the order of the layers: what follows can
+    take an update as one long vector.
+
+    Args:
+        before: the adapter that the clients began from.
+        dtype: ``wire.dtype``.
+        trained: factors that learnt in the round; the others are those of ``before``.
     """
-    template = Template(before.shapes, before.rank)
-    part = codec.decode(codec_named(dtype), encoded, template, trained)
-    return _after(before, part, dtype)
 
+    def __init__(self, before: Adapter, dtype: str, trained: frozenset[str]) -> None:
+        self.before = before
+        self._codec = codec_named(dtype)
+        template = Template(before.shapes, before.rank)
+        self._headers = codec.expected_headers(self._codec, template, trained)
+        self._shapes = codec.expected(template, trained)
+        self._sizes = [rows * columns for rows, columns in self._shapes.values()]
+        self._sent = codec.select(to_arrays(before), trained) if dtype != EXACT else {}
 
-def receive_update(
-    record: Mapping[str, WireArray], before: Adapter, dtype: str, trained: frozenset[str]
-) -> Adapter:
-    """:func:`decode_checked`, then :func:`unpack_update`; headers are checked once.
+    def read(self, record: Mapping[str, WireArray]) -> Adapter:
+        """Return the adapter after local training.
 
-    Raises:
-        PayloadError: anything that is not expected.
-    """
-    template = Template(before.shapes, before.rank)
-    arrays = decode_checked(record, dtype, template, trained)
-    part = codec.values(codec_named(dtype), arrays, template, trained)
-    return _after(before, part, dtype)
+        Raises:
+            PayloadError: anything that is not expected.
+        """
+        arrays = checked_arrays(record, self._headers)
+        values = torch.empty(sum(self._sizes))
+        places = zip(self._shapes.items(), torch.split(values, self._sizes), strict=True)
+        parts = {key: place.view(shape) for (key, shape), place in places}
+        with np.errstate(over="ignore"):
+            for key, part in parts.items():
+                decoded = self._codec.decode(key, arrays)
+                part.numpy()[:] = decoded + self._sent[key] if key in self._sent else decoded
+        if not np.isfinite(values.numpy()).all():
+            fault = next(key for key, part in parts.items() if not part.isfinite().all())
+            raise PayloadError(f"{fault}: a value is not finite")
+        return self._adapter(parts)
 
-
-def _after(before: Adapter, part: Arrays, dtype: str) -> Adapter:
-    """The adapter that the trained factors, or in a lossy format their changes, lead to."""
-    if dtype == EXACT:
-        return _replaced(before, part)
-    with np.errstate(over="ignore"):
-        part = codec.from_change(part, to_arrays(before))
-    for key, array in part.items():
-        if not np.isfinite(array).all():
-            raise PayloadError(f"{key}: a value is not finite")
-    return _replaced(before, part)
-
-
-def _replaced(before: Adapter, part: Arrays) -> Adapter:
-    """``before`` with the tensors of ``part``; the others stay the same objects, uncopied."""
-
-    def factor(name: str, which: str, start: Tensor) -> Tensor:
-        array = part.get(f"{PREFIX}{name}.{which}.weight")
-        return start if array is None else torch.from_numpy(array)
-
-    layers = {
-        name: LoraFactors(factor(name, "lora_A", f.A), factor(name, "lora_B", f.B))
-        for name, f in before.layers.items()
-    }
-    return Adapter(layers, before.scaling)
+    def _adapter(self, parts: Mapping[str, Tensor]) -> Adapter:
+        """``before`` with the decoded factors; the others stay the same objects, uncopied."""
+        layers = {
+            name: LoraFactors(
+                parts.get(f"{PREFIX}{name}.lora_A.weight", start.A),
+                parts.get(f"{PREFIX}{name}.lora_B.weight", start.B),
+            )
+            for name, start in self.before.layers.items()
+        }
+        return Adapter(layers, self.before.scaling)
 
 
 def decode_checked(
@@ -152,13 +153,23 @@ def decode_checked(
     Raises:
         PayloadError: names the key and the fault, never a value.
     """
-    expected = codec.expected_headers(codec_named(dtype), template, trained)
-    given = {key: _header(entry) for key, entry in record.items()}
-    codec.check_headers(given, expected)
-    for key, entry in record.items():
-        if entry.stype != NUMPY:
+    return checked_arrays(record, codec.expected_headers(codec_named(dtype), template, trained))
+
+
+def checked_arrays(
+    record: Mapping[str, WireArray], expected: Mapping[str, Header]
+) -> dict[str, NDArray[Any]]:
+    """:func:`decode_checked` for headers that are known already.
+
+    Nothing that is expected has three axes, so of a shape with more the rest is not looked at.
+    """
+    check_keys(record.keys(), expected.keys())
+    entries = dict(record.items())  # Flower's record looks up slowly
+    for key, want in expected.items():
+        codec.check_header(key, entries[key].dtype, entries[key].shape[:3], want)
+        if entries[key].stype != NUMPY:
             raise PayloadError(f"{key}: not serialised by numpy")
-    return {key: _values(key, record[key].data, header) for key, header in expected.items()}
+    return {key: _values(key, entries[key].data, want) for key, want in expected.items()}
 
 
 def _values(key: str, data: bytes, header: Header) -> NDArray[Any]:
@@ -178,18 +189,3 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     buffer = BytesIO()
     np.save(buffer, np.empty(shape, dtype), allow_pickle=False)
     return buffer.getvalue()[: -int(np.dtype(dtype).itemsize * np.prod(shape))]
-
-
-def _header(entry: WireArray) -> Header:
-    """The header that the sender claims; its bytes are compared with it afterwards.
-
-    Nothing that is expected has three axes, so of a shape with more the rest is not looked at.
-    """
-    shape = tuple(entry.shape[:3])
-    size = 1
-    for length in shape:
-        size *= max(0, int(length))
-    return Header(str(entry.dtype), shape, size * _ITEM_BYTES.get(entry.dtype, 0))
-
-
-_ITEM_BYTES = {"float32": 4, "uint16": 2, "int8": 1}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class History(BaseModel):
         bytes_up, bytes_down, aggregation_error: one number a round.
         seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all starts of the run.
         peak_rss_bytes: largest over the starts.
+        distrusted: clients that a robust rule left out when it last had an update of theirs.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -40,6 +41,12 @@ class History(BaseModel):
     aggregation_error: tuple[float, ...] = ()
     seconds: dict[str, float] = {}
     peak_rss_bytes: int = 0
+    distrusted: tuple[str, ...] = ()
+
+    def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
+        """Replace what is known of the clients of a round by its verdict."""
+        distrusted = (set(self.distrusted) - set(clients)) | set(excluded)
+        return self.model_copy(update={"distrusted": tuple(sorted(distrusted))})
 
     def after_round(self, figures: Mapping[str, float], seconds: dict[str, float]) -> History:
         """Append one round's figures (``bytes_up``, ``bytes_down``, ``aggregation_error``)."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from flwr.app import Message
 
-from deal_core.adapters import Adapter
 from deal_core.aggregation import starting_adapter
 from deal_core.config import Experiment
 from deal_core.instruction import Instruction
 from deal_core.methods import State
 from deal_core.randomness import seeded
+from deal_core.record import UpdateReader
 from server import wire
 
 
@@ -23,13 +23,14 @@ class Dispatch:
     Attributes:
         requests: client name to message.
         instructions: client name to what it is asked (its own rank in it).
-        before: client name to the current adapter as that client decodes it.
+        readers: client name to what reads its update, and knows the current adapter as that
+            client decodes it.
         state: the server's state as a client of full rank decodes it.
     """
 
     requests: dict[str, Message]
     instructions: dict[str, Instruction]
-    before: dict[str, Adapter]
+    readers: dict[str, UpdateReader]
     state: State
 
 
@@ -61,5 +62,7 @@ def dispatch(
         )
         for name in chosen
     }
-    before = {name: sent[ranks[name]].state.current for name in chosen}
-    return Dispatch(requests, instructions, before, full.state)
+    trained = frozenset(instruction.trained)
+    by_rank = {rank: UpdateReader(o.state.current, dtype, trained) for rank, o in sent.items()}
+    readers = {name: by_rank[ranks[name]] for name in chosen}
+    return Dispatch(requests, instructions, readers, full.state)

@@ -70,7 +70,7 @@ class Federation:
             generator = seeded(self.experiment.run.seed, "begin", step.task_index)
             with threads(1):
                 state = self._method().begin_task(state, generator)
-        rule = make_rule(self.experiment.aggregation)
+        rule = make_rule(self.experiment.aggregation, frozenset(history.distrusted))
         instruction = self._instruction(step, state, rule.trained(step.server_round))
         chosen = self._sample(step)
         self._event("round_started", step, clients=len(chosen))
@@ -81,45 +81,46 @@ class Federation:
         sizes, idle = self._gather(step, sent, aggregation)
         self._require_quorum(len(sizes), len(chosen) - idle, step)
         gauge = 0.0
+        excluded: tuple[str, ...] = ()
         if sizes:
             with threads(1):
                 aggregate = aggregation.finish()
             state, gauge = absorbed(state, aggregate), aggregate.error
+            excluded = aggregate.excluded
         down = sum(wire.payload_bytes(message.content) for message in sent.requests.values())
         figures = {
             "aggregation_error": gauge,
-            "bytes_up": sum(sizes) / max(1, len(sizes)),
+            "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
             "bytes_down": down / len(chosen),
         }
         seconds = time.monotonic() - started
-        self._event("round_finished", step, clients=len(sizes), seconds=seconds, **figures)
+        counts = {"clients": len(sizes), "excluded": list(excluded)}
+        self._event("round_finished", step, seconds=seconds, **counts, **figures)
+        history = history.judged(sizes.keys(), excluded)
         return state, history.after_round(figures, _spent(history, "train", started))
 
     def _gather(
         self, step: Step, sent: Dispatch, aggregation: Aggregation
-    ) -> tuple[list[int], int]:
-        """Give every valid update to the aggregation; return their sizes, and how many clients
-        had no data. A faulty reply costs its sender the round, and nobody else."""
-        sizes: list[int] = []
+    ) -> tuple[dict[str, int], int]:
+        """Give every valid update to the aggregation; return their sizes by client, and how many
+        clients had no data. A faulty reply costs its sender the round, and nobody else."""
+        sizes: dict[str, int] = {}
         idle = 0
-        config = self.experiment
+        bound = self.experiment.aggregation.norm_bound
         for reply in self._replies(step, sent):
-            before = sent.before[reply.client]
+            reader, instruction = sent.readers[reply.client], sent.instructions[reply.client]
             try:
                 message = answered(reply)
-                instruction = sent.instructions[reply.client]
-                update, figures = wire.read_update(
-                    reply.client, message, before, instruction, config.wire.dtype
-                )
+                update, figures = wire.read_update(reply.client, message, reader, instruction)
                 with threads(1):
-                    refuse_beyond(update, before, config.aggregation.norm_bound)
+                    refuse_beyond(update, reader.before, bound)
                     aggregation.add(update)
             except wire.NoData:
                 idle += 1
             except ValueError as fault:
                 self._event("client_failed", step, client=reply.client, reason=str(fault))
             else:
-                sizes.append(wire.payload_bytes(message.content))
+                sizes[reply.client] = wire.payload_bytes(message.content)
                 self._event("client_finished", step, client=reply.client, **figures)
         return sizes, idle
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from deal_core.adapters import Adapter, split, stack
+from deal_core.adapters import split, stack
 from deal_core.aggregation import ClientUpdate
 from deal_core.codec import Encoded
 from deal_core.instruction import RECORD, Instruction
 from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, PayloadError
-from deal_core.record import pack, receive_update, unpack
+from deal_core.record import UpdateReader, pack, unpack
 
 F = TypeVar("F")
 PLACE = ("task_index", "server_round")
@@ -70,13 +70,13 @@ def request(
 
 
 def read_update(
-    client: str, message: Message, before: Adapter, instruction: Instruction, dtype: str
+    client: str, message: Message, reader: UpdateReader, instruction: Instruction
 ) -> tuple[ClientUpdate, dict[str, float]]:
     """Check and decode a local update.
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or anything that
-            ``record.receive_update`` refuses.
+            ``reader`` refuses.
         NoData: the client has nothing to learn from.
     """
     if status(message) == "no-data":
@@ -92,8 +92,7 @@ def read_update(
     weight = _number(figures.get("num_examples"))
     if not 0 < weight <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
-    trained = frozenset(instruction.trained)
-    adapter = receive_update(content.array_records[LORA], before, dtype, trained)
+    adapter = reader.read(content.array_records[LORA])
     measured = {
         "num_examples": weight,
         "loss": _number(figures.get("loss")),

@@ -17,7 +17,7 @@ from deal_core.aggregation import AggregationRule, ClientUpdate, make_rule
 from deal_core.config import AggregationConfig
 from deal_core.payload import to_arrays
 from deal_core.randomness import seeded
-from deal_core.record import EXACT, receive_update
+from deal_core.record import EXACT, UpdateReader
 from server.wire import as_record
 from simulations.bench_fedavg import FedAvgRounds, fedavg_seconds, own_bytes, reply, weight
 
@@ -126,11 +126,12 @@ def run_rule(federation: Federation, clients: int) -> tuple[float, float]:
     """One round, update by update as they arrive; seconds of the rule, and with the checks."""
     before, trained = federation.before, federation.rule.trained(1)
     aggregation = federation.rule.begin(before, 1)
+    reader = UpdateReader(before, EXACT, trained)
     decoding = adding = 0.0
     for k in range(clients):
         started = time.perf_counter()
         record = federation.pool[k % len(federation.pool)]
-        adapter = receive_update(record, before, EXACT, trained)
+        adapter = reader.read(record)
         decoded = time.perf_counter()
         aggregation.add(ClientUpdate(str(k), adapter, weight(k)))
         adding += time.perf_counter() - decoded

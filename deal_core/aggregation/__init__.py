@@ -17,6 +17,7 @@ from functools import partial
 
 from deal_core.aggregation.alternating import Alternating
 from deal_core.aggregation.delta import weight_delta
+from deal_core.aggregation.direction import direction
 from deal_core.aggregation.fedex import FedEx
 from deal_core.aggregation.fedit import FedIt
 from deal_core.aggregation.fedsvd import FedSvd
@@ -69,24 +70,35 @@ AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
 }
 """Name to rule. Inexact: ``fedit``, ``flexlora-truncated``, and any with a rank cap."""
 
-ROBUST_RULES: dict[str, Callable[[AggregationConfig, AggregationRule], AggregationRule]] = {
-    "none": lambda config, base: base,
-    "median": lambda config, base: RobustRule(base, median),
-    "trimmed-mean": lambda config, base: RobustRule(
+Robust = Callable[[AggregationConfig, AggregationRule, frozenset[str]], AggregationRule]
+
+ROBUST_RULES: dict[str, Robust] = {
+    "none": lambda config, base, distrusted: base,
+    "median": lambda config, base, distrusted: RobustRule(base, median),
+    "trimmed-mean": lambda config, base, distrusted: RobustRule(
         base, partial(trimmed_mean, fraction=config.trim_fraction)
     ),
-    "multi-krum": lambda config, base: RobustRule(
+    "multi-krum": lambda config, base, distrusted: RobustRule(
         base, partial(multi_krum, byzantine=config.byzantine), any_rank=True
+    ),
+    "direction": lambda config, base, distrusted: RobustRule(
+        base, direction, any_rank=True, distrusted=distrusted
     ),
 }
 """Name to what wraps a rule."""
 
 
-def make_rule(config: AggregationConfig) -> AggregationRule:
+def make_rule(
+    config: AggregationConfig, distrusted: frozenset[str] = frozenset()
+) -> AggregationRule:
     """Return the rule an experiment asks for, inside its robust step if it asks for one.
+
+    Args:
+        config: of the experiment.
+        distrusted: clients that were left out when a robust step last judged them.
 
     Raises:
         UserError: an unknown ``rule`` or ``robust``; the message lists the known ones.
     """
     rule = choose("aggregation rule", config.rule, AGGREGATION_RULES)(config)
-    return choose("robust rule", config.robust, ROBUST_RULES)(config, rule)
+    return choose("robust rule", config.robust, ROBUST_RULES)(config, rule, distrusted)

@@ -8,8 +8,6 @@ from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation.gauge import ErrorGauge
 from deal_core.aggregation.rule import (
     BOTH,
-    LORA_A,
-    LORA_B,
     Aggregate,
     Aggregation,
     ClientUpdate,
@@ -63,14 +61,14 @@ class BothMeans:
     """Running means of both factors of every layer, float64."""
 
     def __init__(self, before: Adapter) -> None:
-        self._scaling = before.scaling
-        self._means = {LORA_A: FactorMean(), LORA_B: FactorMean()}
+        self._names, self._scaling = list(before.layers), before.scaling
+        self._mean = FactorMean()
 
     def add(self, update: ClientUpdate) -> None:
-        """Add one update to both sums."""
+        """Add one update to the sums."""
         layers = update.adapter.layers
-        self._means[LORA_A].add({name: f.A for name, f in layers.items()}, update.weight)
-        self._means[LORA_B].add({name: f.B for name, f in layers.items()}, update.weight)
+        factors = [layers[name] for name in self._names]
+        self._mean.add([tensor for f in factors for tensor in (f.A, f.B)], update.weight)
 
     def exact(self) -> dict[str, LoraFactors]:
         """Return the float64 means of every layer.
@@ -78,8 +76,8 @@ class BothMeans:
         Raises:
             ValueError: nothing was added.
         """
-        a, b = self._means[LORA_A].mean(), self._means[LORA_B].mean()
-        return {name: LoraFactors(a[name], b[name]) for name in a}
+        means = iter(self._mean.mean())
+        return {name: LoraFactors(next(means), next(means)) for name in self._names}
 
     def rounded(self) -> Adapter:
         """Return the means as a float32 adapter."""

@@ -13,7 +13,7 @@ from deal_core.adapters import Adapter, LoraFactors, Shapes
 
 EXACT_ROWS = 512
 EXACT_CLIENTS = 64
-COLUMNS = 32
+COLUMNS = 16
 CARRY_EVERY = 64
 
 
@@ -40,7 +40,7 @@ class ErrorGauge:
     **Estimated** beyond that, in constant memory, from the running
     :class:`Sketch` ``Y = sum_i w_i s_i B_i (A_i G)``: ``||(result - ideal) G||^2`` is an unbiased
     estimate of the squared norm. Over ``L`` layers its relative standard deviation is at most
-    ``sqrt(2 / 32) = 25 %`` (everything in one direction of one layer), that of the norm half
+    ``sqrt(2 / 16) = 35 %`` (everything in one direction of one layer), that of the norm half
     of it, and in practice ``1/sqrt(L)`` of that. ``G`` is public: a gauge, not a defence.
     Source: Halko, Martinsson, Tropp, SIAM Review 2011, section 4.3.
 
@@ -101,7 +101,7 @@ class ErrorGauge:
 class Sketch:
     """``Y = sum_i c_i B_i (A_i G)`` of every layer, ``G`` Gaussian with a fixed generator.
 
-    ``G`` is ``(d_in, 32)`` with entries of variance 1/32, so ``E ||M G||^2 = ||M||^2``. Sums run
+    ``G`` is ``(d_in, 16)`` with entries of variance 1/16, so ``E ||M G||^2 = ||M||^2``. Sums run
     in float32 and are carried over to float64 every 64 updates. Small products one by one
     beat a few large ones here: nothing is copied, and nothing waits for another thread.
     """

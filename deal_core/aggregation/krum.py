@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from deal_core.adapters import Adapter
-from deal_core.aggregation.robust import Survivors
+from deal_core.aggregation.robust import RoundStart, Survivors
 from deal_core.aggregation.rule import LORA_B, ClientUpdate
 
 BLOCK_ROWS = 512
 
 
 def multi_krum(
-    updates: Sequence[ClientUpdate], trained: frozenset[str], byzantine: int, keep: int = 0
+    updates: Sequence[ClientUpdate], start: RoundStart, byzantine: int, keep: int = 0
 ) -> Survivors:
     """Keep the ``K - f`` updates of the lowest score, with their weights.
 
@@ -28,7 +28,7 @@ def multi_krum(
 
     Args:
         updates: all updates of the round.
-        trained: factors trained in the round.
+        start: says which factors are trained in the round.
         byzantine: ``f``, the number of bad clients to withstand.
         keep: how many to keep (1: Krum); 0: ``K - f``.
 
@@ -39,7 +39,7 @@ def multi_krum(
     neighbours = count - byzantine - 2
     if neighbours < 1:
         raise ValueError(f"multi-Krum: {byzantine} bad of {count} clients; at least f + 3 needed")
-    distances = squared_distances([update.adapter for update in updates], trained)
+    distances = squared_distances([update.adapter for update in updates], start.trained)
     others = distances.masked_fill(torch.eye(count, dtype=torch.bool), torch.inf)
     scores = others.sort(dim=1).values[:, :neighbours].sum(dim=1).tolist()
     order = sorted(range(count), key=lambda i: (float(f"{scores[i]:.9e}"), updates[i].client))

@@ -35,16 +35,13 @@ class OneFactorRound:
     def add(self, update: ClientUpdate) -> None:
         """See :class:`~deal_core.aggregation.rule.Aggregation`."""
         check_update(update, self._before, frozenset({self._factor}), mixed_ranks=False)
-        layers = update.adapter.layers
-        trained = {
-            name: factors.B if self._factor == LORA_B else factors.A
-            for name, factors in layers.items()
-        }
+        factors = [update.adapter.layers[name] for name in self._before.layers]
+        trained = [f.B if self._factor == LORA_B else f.A for f in factors]
         self._mean.add(trained, update.weight)
 
     def finish(self) -> Aggregate:
         """See :class:`~deal_core.aggregation.rule.Aggregation`."""
-        ideal = self._replaced(self._mean.mean())
+        ideal = self._replaced(dict(zip(self._before.layers, self._mean.mean(), strict=True)))
         current = self._finish(ideal)
         return Aggregate(current, None, relative_difference(current, ideal), 0.0)
 

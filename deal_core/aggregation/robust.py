@@ -2,7 +2,8 @@
 
 A robust step turns the updates of a round into the ones that the rule beneath gets to see:
 coordinate median and trimmed mean make one update of all, multi-Krum
-(:mod:`deal_core.aggregation.krum`) picks some. All need every update of the round in memory.
+(:mod:`deal_core.aggregation.krum`) and :mod:`deal_core.aggregation.direction` pick some. All need
+every update of the round in memory.
 """
 
 from __future__ import annotations
@@ -26,8 +27,20 @@ from deal_core.aggregation.rule import (
     check_update,
 )
 
-Step = Callable[[Sequence[ClientUpdate], frozenset[str]], "Survivors"]
-"""From all updates and the factors trained in the round to what the rule sees."""
+
+@dataclass(frozen=True)
+class RoundStart:
+    """What is known when a round starts.
+
+    Attributes:
+        before: the adapter that every client began from.
+        trained: factors trained in the round.
+        distrusted: clients that were left out when they were last judged.
+    """
+
+    before: Adapter
+    trained: frozenset[str]
+    distrusted: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,10 @@ class Survivors:
 
     updates: tuple[ClientUpdate, ...]
     excluded: tuple[str, ...] = ()
+
+
+Step = Callable[[Sequence[ClientUpdate], RoundStart], Survivors]
+"""From all updates of a round to what the rule sees."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +66,13 @@ class RobustRule:
         base: the rule beneath.
         step: the robust step.
         any_rank: whether the step can compare adapters of different ranks.
+        distrusted: see :class:`RoundStart`.
     """
 
     base: AggregationRule
     step: Step
     any_rank: bool = False
+    distrusted: frozenset[str] = frozenset()
 
     @property
     def mixed_ranks(self) -> bool:
@@ -71,20 +90,20 @@ class RobustRule:
 
 class _Round:
     def __init__(self, rule: RobustRule, before: Adapter, server_round: int) -> None:
-        self._rule, self._before = rule, before
-        self._trained = rule.trained(server_round)
+        self._rule = rule
+        self._start = RoundStart(before, rule.trained(server_round), rule.distrusted)
         self._base = rule.base.begin(before, server_round)
         self._updates: list[ClientUpdate] = []
 
     def add(self, update: ClientUpdate) -> None:
-        check_update(update, self._before, self._trained, self._rule.mixed_ranks)
+        check_update(update, self._start.before, self._start.trained, self._rule.mixed_ranks)
         self._updates.append(update)
 
     def finish(self) -> Aggregate:
         if not self._updates:
             raise ValueError("no client update to aggregate")
-        survivors = self._rule.step(self._updates, self._trained)
-        gauge = ErrorGauge(self._before.shapes)
+        survivors = self._rule.step(self._updates, self._start)
+        gauge = ErrorGauge(self._start.before.shapes)
         for update in self._updates:
             gauge.add(update.adapter, update.weight)
         for update in survivors.updates:
@@ -99,7 +118,7 @@ class _Round:
         )
 
 
-def median(updates: Sequence[ClientUpdate], trained: frozenset[str]) -> Survivors:
+def median(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
     """Replace all updates by their coordinate median (mean of the middle two for even K).
 
     Weights are ignored: a bad client must not buy influence. Withstands fewer than half bad
@@ -107,12 +126,10 @@ def median(updates: Sequence[ClientUpdate], trained: frozenset[str]) -> Survivor
     product is the median of nothing: prefer a rule that trains one factor a round.
     Source: Yin et al., ICML 2018, arXiv 1803.01498.
     """
-    return _one(updates, trained, _middle)
+    return _one(updates, start.trained, _middle)
 
 
-def trimmed_mean(
-    updates: Sequence[ClientUpdate], trained: frozenset[str], fraction: float
-) -> Survivors:
+def trimmed_mean(updates: Sequence[ClientUpdate], start: RoundStart, fraction: float) -> Survivors:
     """Replace all updates by the mean of each coordinate without its extremes.
 
     ``ceil(fraction * K)`` values are cut at each end; 0 is the plain, unweighted mean; towards
@@ -126,7 +143,9 @@ def trimmed_mean(
     cut = math.ceil(fraction * count - 1e-9)
     if 2 * cut >= count:
         raise ValueError(f"trimmed mean: cutting {cut} of {count} clients at each end leaves none")
-    return _one(updates, trained, lambda values: values.sort(0).values[cut : count - cut].mean(0))
+    return _one(
+        updates, start.trained, lambda values: values.sort(0).values[cut : count - cut].mean(0)
+    )
 
 
 def _middle(values: Tensor) -> Tensor:

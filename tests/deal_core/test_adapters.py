@@ -22,18 +22,9 @@ from deal_core.adapters import (
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 
 
-def random_adapter(rank: int, scaling: float, seed: int, shapes=SHAPES) -> Adapter:
-    generator = torch.Generator().manual_seed(seed)
-    return Adapter(
-        {
-            name: LoraFactors(
-                torch.randn(rank, d_in, generator=generator),
-                torch.randn(d_out, rank, generator=generator),
-            )
-            for name, (d_out, d_in) in shapes.items()
-        },
-        scaling,
-    )
+@pytest.fixture(scope="session")
+def drawn(random_adapter):
+    return lambda rank, scaling, seed: random_adapter(SHAPES, rank, scaling, seed)
 
 
 def dense(adapter: Adapter) -> dict[str, torch.Tensor]:
@@ -44,9 +35,9 @@ def dense(adapter: Adapter) -> dict[str, torch.Tensor]:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.floats(0.1, 4.0), st.integers(0, 99))
-def test_stack_is_the_exact_sum_of_the_updates(first_rank, second_rank, scaling, seed):
-    first = random_adapter(first_rank, scaling, seed)
-    second = random_adapter(second_rank, 1.0, seed + 100)
+def test_stack_is_the_exact_sum_of_the_updates(drawn, first_rank, second_rank, scaling, seed):
+    first = drawn(first_rank, scaling, seed)
+    second = drawn(second_rank, 1.0, seed + 100)
     stacked = stack([first, second])
     assert stacked.rank == first_rank + second_rank
     assert stacked.scaling == 1.0
@@ -58,8 +49,8 @@ def test_stack_is_the_exact_sum_of_the_updates(first_rank, second_rank, scaling,
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 8), st.integers(0, 99))
-def test_compress_equals_the_dense_truncated_svd(rank, kept, seed):
-    adapter = random_adapter(rank, 1.5, seed)
+def test_compress_equals_the_dense_truncated_svd(drawn, rank, kept, seed):
+    adapter = drawn(rank, 1.5, seed)
     result = compress(adapter, kept)
     assert result.rank == kept
     for name, matrix in dense(adapter).items():
@@ -68,8 +59,8 @@ def test_compress_equals_the_dense_truncated_svd(rank, kept, seed):
         torch.testing.assert_close(dense(result)[name], best, rtol=0, atol=1e-4)
 
 
-def test_compress_is_exact_when_everything_fits_and_pads_with_zeros():
-    adapter = random_adapter(3, 2.0, 1)
+def test_compress_is_exact_when_everything_fits_and_pads_with_zeros(drawn):
+    adapter = drawn(3, 2.0, 1)
     result = compress(adapter, 8)
     assert relative_difference(result, adapter) < 1e-6
     assert all(not f.A[3:].any() and not f.B[:, 3:].any() for f in result.layers.values())
@@ -81,20 +72,20 @@ def test_nothing_learnt_stays_nothing():
     assert all(not f.A.any() and not f.B.any() for f in result.layers.values())
 
 
-def test_factors_are_balanced():
-    result = compress(random_adapter(4, 1.0, 2), 4)
+def test_factors_are_balanced(drawn):
+    result = compress(drawn(4, 1.0, 2), 4)
     for f in result.layers.values():
         torch.testing.assert_close(f.B.T @ f.B, f.A @ f.A.T, rtol=0, atol=1e-4)
 
 
-def test_spectrum_is_deterministic_in_sign():
-    f = random_adapter(4, 1.0, 3).layers["first"]
+def test_spectrum_is_deterministic_in_sign(drawn):
+    f = drawn(4, 1.0, 3).layers["first"]
     flipped = LoraFactors(-f.A, -f.B)
     torch.testing.assert_close(spectrum(f).U, spectrum(flipped).U)
 
 
-def test_fresh_adapter_is_orthonormal_scaled_and_outside_what_is_retained():
-    retained = random_adapter(5, 1.0, 4)
+def test_fresh_adapter_is_orthonormal_scaled_and_outside_what_is_retained(drawn):
+    retained = drawn(5, 1.0, 4)
     fresh = fresh_adapter(retained, 6, 2.0, torch.Generator().manual_seed(0))
     for name, f in fresh.layers.items():
         assert not f.B.any()
@@ -113,20 +104,20 @@ def test_fresh_adapter_depends_on_the_generator_alone():
     assert not torch.equal(first.layers["first"].A, other.layers["first"].A)
 
 
-def test_fresh_adapter_says_when_there_is_no_room():
+def test_fresh_adapter_says_when_there_is_no_room(drawn):
     with pytest.raises(ValueError, match="no room"):
-        fresh_adapter(random_adapter(12, 1.0, 5), 6, 1.0, torch.Generator())
+        fresh_adapter(drawn(12, 1.0, 5), 6, 1.0, torch.Generator())
 
 
-def test_split_undoes_stack():
-    first, second = random_adapter(3, 1.0, 6), random_adapter(2, 1.0, 7)
+def test_split_undoes_stack(drawn):
+    first, second = drawn(3, 1.0, 6), drawn(2, 1.0, 7)
     one, two = split(stack([first, second]), 3)
     assert relative_difference(one, first) < 1e-12
     assert relative_difference(two, second) < 1e-12
 
 
-def test_relative_difference_at_its_extremes():
-    some, nothing = random_adapter(2, 1.0, 8), zero_adapter(SHAPES, 2)
+def test_relative_difference_at_its_extremes(drawn):
+    some, nothing = drawn(2, 1.0, 8), zero_adapter(SHAPES, 2)
     assert relative_difference(nothing, nothing) == 0.0
     assert relative_difference(some, nothing) == math.inf
     assert relative_difference(nothing, some) == pytest.approx(1.0)

@@ -71,7 +71,7 @@ def test_exact_gauge_equals_the_dense_error(seed, clients, rank, side):
 
 
 def test_sketch_stays_within_its_stated_deviation():
-    """12 layers, 90 clients: the norm's relative deviation is far below the bound of 12.5 %."""
+    """12 layers, 90 clients: the norm's relative deviation is far below the bound of 18 %."""
     generator = torch.Generator().manual_seed(0)
     shapes = {f"layer{i}": (48, 64) for i in range(12)}
     updates = [(adapter(shapes, 8, 2.0, generator), 1.0 + k) for k in range(90)]
@@ -97,8 +97,8 @@ def test_sketch_is_unbiased_in_the_square():
         size = float(delta(updates[0][0], "q").norm())
         squares.append((reading.ideal_norm / size) ** 2)
     mean, deviation = torch.tensor(squares).mean(), torch.tensor(squares).std()
-    assert float(mean) == pytest.approx(1.0, abs=4 * 0.25 / math.sqrt(300))
-    assert float(deviation) == pytest.approx(0.25, rel=0.25)
+    assert float(mean) == pytest.approx(1.0, abs=4 * 0.35 / math.sqrt(300))
+    assert float(deviation) == pytest.approx(0.35, rel=0.25)
 
 
 def test_sketch_sees_that_an_exact_result_is_exact():

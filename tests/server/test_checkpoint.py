@@ -20,6 +20,7 @@ def checkpoint(request: pytest.FixtureRequest, random_adapter) -> Checkpoint:
         bytes_up=(1.5,),
         aggregation_error=(0.25,),
         seconds={"train": 1.25},
+        distrusted=("0",),
     )
     state = State(
         random_adapter(SHAPES, 3, 2.0 / 3.0, 1), random_adapter(SHAPES, 5, 1.0, 2), residual
@@ -39,6 +40,13 @@ def test_round_trip_to_the_last_bit(tmp_path, checkpoint):
         for name in SHAPES:
             assert torch.equal(one.layers[name].A, two.layers[name].A)
             assert torch.equal(one.layers[name].B, two.layers[name].B)
+
+
+def test_a_verdict_stands_until_the_next_one():
+    history = History(distrusted=("a", "b"))
+    assert history.judged(["c"], []).distrusted == ("a", "b")
+    assert history.judged(["a", "b", "c"], ["b"]).distrusted == ("b",)
+    assert history.judged(["a", "c"], ["c"]).distrusted == ("b", "c")
 
 
 def test_a_kill_while_writing_leaves_the_old_one(tmp_path, checkpoint, monkeypatch):

@@ -80,6 +80,22 @@ def test_a_norm_bound_refuses_a_scaled_update(make_experiment, tmp_path):
     assert "norm bound" in failed[0]["reason"]
 
 
+def test_who_turns_the_model_around_is_named_and_stays_out_at_the_start_of_the_next_task(
+    make_experiment, tmp_path
+):
+    events, _ = run_with(
+        make_experiment,
+        tmp_path,
+        'faults.kind="sign-flipped"',
+        "faults.clients=[1]",
+        'aggregation.robust="direction"',
+        'data.tasks=["surgery", "laboratory"]',
+        "federation.rounds=2",
+    )
+    left_out = [e["excluded"] for e in events if e["event"] == "round_finished"]
+    assert left_out == [[], ["1"], ["1"], ["1"]]
+
+
 def test_a_robust_rule_stays_closer_to_the_clean_model_than_the_mean(make_experiment, tmp_path):
     bad = ('faults.kind="scaled"', "faults.clients=[0]", 'aggregation.rule="fedsvd"')
     mean = run_with(make_experiment, tmp_path / "mean", *bad)[1]
