@@ -5,8 +5,10 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
+import psutil
 import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -262,8 +264,14 @@ def start_state(experiment: Experiment, shapes: Shapes) -> State:
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Largest resident memory of this process so far, and what the workers it has started hold
+    now. What workers share with each other counts for each."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    workers = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            workers += process.memory_info().rss
+    return own + workers
 
 
 def _spent(history: History, phase: str, started: float) -> dict[str, float]:
