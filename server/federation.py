@@ -265,12 +265,13 @@ def start_state(experiment: Experiment, shapes: Shapes) -> State:
 
 def peak_rss_bytes() -> int:
     """Largest resident memory of this process so far, and what the workers it has started hold
-    now. What workers share with each other counts for each."""
+    now: their part of what processes share, where the system tells it."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     workers = 0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            workers += process.memory_info().rss
+            held = process.memory_full_info()
+            workers += getattr(held, "pss", held.rss)
     return own + workers
 
 
