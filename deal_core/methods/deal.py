@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from deal_core.adapters import compress, fingerprint, fresh_adapter, stack, zero_adapter
-from deal_core.config import AdapterConfig, DistillationConfig, MethodConfig
-from deal_core.distillation import distillation_losses
+from deal_core.adapters import compress, fresh_adapter, stack, zero_adapter
+from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.memory import Memory
+from deal_core.methods.distilled import distilled
 from deal_core.methods.interface import LocalTask, Objective, State
-from deal_core.methods.plain import Plain
 from deal_core.models import Encoded, LanguageModel
-from deal_core.teacher import Teacher, make_teacher
 
 
 @dataclass(frozen=True)
@@ -53,38 +50,7 @@ class Deal:
         memory: Memory,
     ) -> Objective:
         """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
-        distillation = self.method.distillation
-        if distillation.weight == 0 or not task.seen:
-            return Plain(model, task.labels, data)
-        basis = f"{fingerprint(state.retained)} {task.seen}"
-        teacher: Teacher = memory.once(
-            "teacher", basis, lambda: make_teacher(model, data, task.labels, task.seen)
-        )
-        return Distilled(model, task, data, teacher, distillation)
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """Cross-entropy, and a teacher's opinion of every example."""
-
-    model: LanguageModel
-    task: LocalTask
-    data: Sequence[Encoded]
-    teacher: Teacher
-    config: DistillationConfig
-
-    def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """``CE + weight * KL``, ``(batch,)``."""
-        items = [self.data[i] for i in batch]
-        learnt = self.model.learn(items, self.task.labels, self.task.seen)
-        opinions = torch.cat(self.teacher(batch))
-        kept = distillation_losses(
-            learnt.distillation_logits, opinions, self.config.temperature, learnt.rows
-        )
-        return learnt.example_losses + self.config.weight * kept
-
-    def penalty(self) -> None:
-        """Nothing beside the data."""
+        return distilled(model, state, task, data, memory, self.method.distillation)
 
 
 def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
