@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from deal_core.adapted_linear import adapted_forward
-from deal_core.adapters import Adapter, LoraFactors, zero_adapter
+from deal_core.adapters import Adapter, LoraFactors, stack, zero_adapter
 from deal_core.config import AdapterConfig
 from deal_core.errors import UserError
 from deal_core.payload import PREFIX
@@ -36,7 +36,7 @@ class Weights:
     Attributes:
         base: as it was loaded.
         start: ``base + retained``, the model at the start of the task.
-        now: ``start + residual``, what the current adapter is added to.
+        now: ``base + (retained + residual)``, what the current adapter is added to.
     """
 
     base: Tensor
@@ -144,8 +144,11 @@ def _merge(model: nn.Module, retained: Adapter, residual: Adapter | None) -> Non
         start = _plus(layer, layer.weights.base, factors, retained.scaling)
         layer.weights = Weights(layer.weights.base, start, start)
     if residual is not None:
-        for layer, factors in _matched(model, residual):
-            layer.weights.now = _plus(layer, layer.weights.start, factors, residual.scaling)
+        # One sum, rounded once: a residual that takes the retained adapter back gives the base
+        # again in any precision.
+        both = stack([retained, residual])
+        for layer, factors in _matched(model, both):
+            layer.weights.now = _plus(layer, layer.weights.base, factors, both.scaling)
     _select(model, "now")
 
 

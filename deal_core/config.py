@@ -139,7 +139,7 @@ class RetentionConfig(Table):
 
 
 class DistillationConfig(Table):
-    """Distillation from the model as it was at the start of the task (deal)."""
+    """Distillation from the model as it was at the start of the task (deal, lwf)."""
 
     weight: float = Field(1.0, ge=0)
     """0 switches distillation off."""
@@ -150,6 +150,7 @@ class MethodConfig(Table):
     """The continual-learning method."""
 
     name: str = "deal"
+    """``deal``, or a baseline: ``sequential``, ``lwf``."""
     retention: RetentionConfig = RetentionConfig()
     distillation: DistillationConfig = DistillationConfig()
 

@@ -9,10 +9,12 @@ from deal_core.errors import choose
 from deal_core.memory import Memory
 from deal_core.methods.deal import make_deal
 from deal_core.methods.interface import LocalTask, Method, Objective, State
+from deal_core.methods.lwf import make_lwf
 from deal_core.methods.sequential import make_sequential
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
+    "lwf": make_lwf,
     "sequential": make_sequential,
 }
 
