@@ -8,7 +8,16 @@ from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import choose
 from deal_core.memory import Memory
 from deal_core.methods.deal import make_deal
-from deal_core.methods.interface import LocalTask, Method, Objective, State
+from deal_core.methods.interface import (
+    Kept,
+    LocalTask,
+    Method,
+    Objective,
+    Past,
+    Share,
+    State,
+    Tensors,
+)
 from deal_core.methods.lwf import make_lwf
 from deal_core.methods.sequential import make_sequential
 
@@ -30,10 +39,14 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
 
 __all__ = [
     "METHODS",
+    "Kept",
     "LocalTask",
     "Memory",
     "Method",
     "Objective",
+    "Past",
+    "Share",
     "State",
+    "Tensors",
     "make_method",
 ]
