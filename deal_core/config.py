@@ -146,13 +146,21 @@ class DistillationConfig(Table):
     temperature: float = Field(2.0, gt=0)
 
 
+class OLoraConfig(Table):
+    """Orthogonality to the adapters of earlier tasks (olora)."""
+
+    weight: float = Field(0.5, ge=0)
+    """Of ``||A_earlier A^T||_F^2``, summed over layers."""
+
+
 class MethodConfig(Table):
     """The continual-learning method."""
 
     name: str = "deal"
-    """``deal``, or a baseline: ``sequential``, ``lwf``."""
+    """``deal``, or a baseline: ``sequential``, ``lwf``, ``olora``."""
     retention: RetentionConfig = RetentionConfig()
     distillation: DistillationConfig = DistillationConfig()
+    olora: OLoraConfig = OLoraConfig()
 
 
 class AggregationConfig(Table):

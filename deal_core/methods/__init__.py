@@ -19,11 +19,13 @@ from deal_core.methods.interface import (
     Tensors,
 )
 from deal_core.methods.lwf import make_lwf
+from deal_core.methods.olora import make_olora
 from deal_core.methods.sequential import make_sequential
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
     "lwf": make_lwf,
+    "olora": make_olora,
     "sequential": make_sequential,
 }
 

@@ -40,7 +40,8 @@ def test_every_method_keeps_ranks_and_scaling_over_many_tasks(name):
         assert state.current.rank == 4
         assert state.current.scaling == 2.0
         state = method.end_task(learnt(state, task))
-        assert state.retained.rank == 6
+        grown = 4 * (task + 1)  # olora keeps all adapters, as published
+        assert state.retained.rank == (grown if name == "olora" else 6)
         assert state.residual is None
 
 
