@@ -146,6 +146,13 @@ class DistillationConfig(Table):
     temperature: float = Field(2.0, gt=0)
 
 
+class EwcConfig(Table):
+    """Elastic weight consolidation (ewc)."""
+
+    weight: float = Field(1000.0, ge=0)
+    """Of half the squared change of every factor entry, times its Fisher information."""
+
+
 class OLoraConfig(Table):
     """Orthogonality to the adapters of earlier tasks (olora)."""
 
@@ -157,9 +164,10 @@ class MethodConfig(Table):
     """The continual-learning method."""
 
     name: str = "deal"
-    """``deal``, or a baseline: ``sequential``, ``lwf``, ``olora``."""
+    """``deal``, or a baseline: ``sequential``, ``ewc``, ``lwf``, ``olora``."""
     retention: RetentionConfig = RetentionConfig()
     distillation: DistillationConfig = DistillationConfig()
+    ewc: EwcConfig = EwcConfig()
     olora: OLoraConfig = OLoraConfig()
 
 

@@ -8,6 +8,7 @@ from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import choose
 from deal_core.memory import Memory
 from deal_core.methods.deal import make_deal
+from deal_core.methods.ewc import make_ewc
 from deal_core.methods.interface import (
     Kept,
     LocalTask,
@@ -24,6 +25,7 @@ from deal_core.methods.sequential import make_sequential
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
+    "ewc": make_ewc,
     "lwf": make_lwf,
     "olora": make_olora,
     "sequential": make_sequential,
