@@ -160,15 +160,26 @@ class OLoraConfig(Table):
     """Of ``||A_earlier A^T||_F^2``, summed over layers."""
 
 
+class ReplayConfig(Table):
+    """Examples of earlier tasks that a client keeps and trains on again (replay): not private."""
+
+    share: float = Field(0.1, ge=0, le=1)
+    """Of the client's examples of every earlier task, rounded up; 1: all."""
+    weight: float = Field(1.0, ge=0)
+    """Of an old example's loss beside that of a new one."""
+
+
 class MethodConfig(Table):
     """The continual-learning method."""
 
     name: str = "deal"
-    """``deal``, or a baseline: ``sequential``, ``ewc``, ``lwf``, ``olora``."""
+    """``deal``, or a baseline: ``sequential``, ``ewc``, ``lwf``, ``olora``,
+    ``replay``."""
     retention: RetentionConfig = RetentionConfig()
     distillation: DistillationConfig = DistillationConfig()
     ewc: EwcConfig = EwcConfig()
     olora: OLoraConfig = OLoraConfig()
+    replay: ReplayConfig = ReplayConfig()
 
 
 class AggregationConfig(Table):

@@ -21,6 +21,7 @@ from deal_core.methods.interface import (
 )
 from deal_core.methods.lwf import make_lwf
 from deal_core.methods.olora import make_olora
+from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
@@ -28,6 +29,7 @@ METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "ewc": make_ewc,
     "lwf": make_lwf,
     "olora": make_olora,
+    "replay": make_replay,
     "sequential": make_sequential,
 }
 
