@@ -89,6 +89,11 @@ class TaskStore:
                 old.unlink()
         return made
 
+    def forget(self) -> None:
+        """Drop what an earlier run in this folder left."""
+        for old in self.folder.glob("task-*.safetensors"):
+            old.unlink()
+
     def _write(self, path: Path, tensors: Tensors, basis: str) -> None:
         from safetensors.torch import save_file
 

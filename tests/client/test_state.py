@@ -71,3 +71,10 @@ def test_the_folder_of_tasks_does_not_grow(tmp_path):
     for task in range(1, 6):
         TaskStore(tmp_path).once(task, "basis", adding(1.0))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_does_not_begin_with_what_another_left(tmp_path):
+    TaskStore(tmp_path).forget()
+    TaskStore(tmp_path).once(1, "one", adding(1.0))
+    TaskStore(tmp_path).forget()
+    assert TaskStore(tmp_path).once(2, "two", adding(10.0))["sum"] == 10.0
