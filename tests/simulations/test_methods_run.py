@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,34 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
     assert not differs(learnt(folder), learnt(tmp_path))
 
 
+def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
+    """What a client of another run kept there is not added to what is kept now."""
+    experiment, folder = whole_run("ewc")
+    for client in range(3):
+        site = tmp_path / "sites" / str(client)
+        site.mkdir(parents=True)
+        kept = next((folder / "sites").glob("*/task-1.safetensors"))
+        shutil.copy(kept, site / "task-1.safetensors")
+    run_inprocess(at(experiment, tmp_path), lambda event: None)
+    assert not differs(learnt(folder), learnt(tmp_path))
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "sequential"])
 def test_a_method_is_more_than_its_name(whole_run, name):
     assert differs(learnt(whole_run(name)[1]), learnt(whole_run("sequential")[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("lwf", "aggregation.rule=fedex"),  # a residual beside the start
+        ("lwf", "wire.dtype=int8"),  # the start and what takes it back, each rounded
+        ("ewc", "aggregation.rule=alternating"),
+        ("olora", "aggregation.rule=flora"),
+    ],
+)
+def test_a_method_goes_with_other_rules_and_wires(make_experiment, tmp_path, name, setting):
+    run_inprocess(at(make_experiment(f"method.name={name}", setting), tmp_path), lambda event: None)
+    results = read_results(tmp_path)
+    assert results.average_accuracy > 0.5
+    assert all(np.isfinite(value).all() for value in learnt(tmp_path).values())
