@@ -30,6 +30,9 @@ test-slow: .venv
 bench: .venv
 	$(BIN)/deal bench aggregation
 	$(BIN)/deal bench exactness
+	$(BIN)/deal bench step
+	$(BIN)/deal bench engine
+	$(BIN)/deal bench scale
 
 clean:
 	rm -rf .venv runs

@@ -190,6 +190,12 @@ def spectrum(factors: LoraFactors, scaling: float = 1.0) -> Spectrum:
     return Spectrum(left * sign, s, right * sign.T)
 
 
+def strong_part(parts: Spectrum, share: float) -> Spectrum:
+    """Return the directions above ``share`` of the strongest; none of a layer of zeros."""
+    kept = parts.S.gt(share * parts.S[0])
+    return Spectrum(parts.U[:, kept], parts.S[kept], parts.Vh[kept])
+
+
 def compress(adapter: Adapter, rank: int) -> Adapter:
     """Return the best rank-``rank`` approximation (Eckart-Young), scaling 1.
 

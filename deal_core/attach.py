@@ -36,7 +36,7 @@ class Weights:
     Attributes:
         base: as it was loaded.
         start: ``base + retained``, the model at the start of the task.
-        now: ``base + (retained + residual)``, what the current adapter is added to.
+        now: ``base + retained + residual``, what the current adapter is added to.
     """
 
     base: Tensor
@@ -144,8 +144,7 @@ def _merge(model: nn.Module, retained: Adapter, residual: Adapter | None) -> Non
         start = _plus(layer, layer.weights.base, factors, retained.scaling)
         layer.weights = Weights(layer.weights.base, start, start)
     if residual is not None:
-        # One sum, rounded once: a residual that takes the retained adapter back gives the base
-        # again in any precision.
+        # Summed before anything is rounded to the weight's type: the two may cancel.
         both = stack([retained, residual])
         for layer, factors in _matched(model, both):
             layer.weights.now = _plus(layer, layer.weights.base, factors, both.scaling)

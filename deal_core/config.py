@@ -12,9 +12,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from deal_core.errors import UserError, nearest
 
@@ -135,7 +135,43 @@ class RetentionConfig(Table):
     """Compression of all earlier tasks into the retained adapter (deal)."""
 
     enabled: bool = True
-    """False: every task keeps training the same adapter."""
+    """False: every task keeps training the same adapter, and nothing is compressed; needs
+    ``adapter.retained_rank`` of at least ``adapter.rank``, for the teacher. The keys below
+    then have no effect."""
+    filter: str = "identity"
+    """Gains of the kernels: ``identity`` (plain truncation; until the other is measured) or
+    ``wiener`` (singular values near the noise floor shrink, those below it vanish). At the end
+    of every task all that was learnt passes the filter, what earlier tasks left once more."""
+    kernels: int = Field(16, ge=2)
+    """Heat kernels over a layer's spectrum, centred at its quantiles."""
+    width: float = Field(0.5, gt=0)
+    """Width of a kernel in units of ``S_1 / kernels``: towards 0 each singular value has the
+    gain of its nearest centre, towards infinity all have the mean gain."""
+    noise: float = Field(0.0, ge=0)
+    """Noise floor, in singular values of a layer's update; 0: estimated for each layer from
+    what lies beyond the retained rank, nothing while everything fits into it."""
+
+
+class UpdateConfig(Table):
+    """Penalty on what an update does to retained knowledge (deal). Off until it is measured."""
+
+    enabled: bool = False
+    lambda1: float = Field(0.01, ge=0)
+    """Weight of interference with retained directions, relative to their strength."""
+    lambda2: float = Field(0.001, ge=0)
+    """Weight of the size of the update outside of them."""
+    a: float = 2.0
+    """Power of the interference: large is lenient below 1 (as strong as what is retained) and
+    steep above. A direction of strength sigma weighs like ``sigma^(1 - a)``: large powers
+    protect weak directions most."""
+    b: float = Field(2.0, ge=1)
+    """Power of the size, at most ``a``."""
+
+    @model_validator(mode="after")
+    def _steep_where_knowledge_lives(self) -> Self:
+        if self.a < self.b:
+            raise ValueError(f"a ({self.a:g}) must not be below b ({self.b:g}); raise a or lower b")
+        return self
 
 
 class DistillationConfig(Table):
@@ -173,9 +209,12 @@ class MethodConfig(Table):
     """The continual-learning method."""
 
     name: str = "deal"
-    """``deal``, or a baseline: ``sequential``, ``ewc``, ``lwf``, ``olora``,
-    ``replay``."""
+    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``."""
+    fresh_adapter: bool = True
+    """A task's new adapter starts outside of the retained directions; false: in directions
+    drawn without regard to them (deal with retention; the first task is the same)."""
     retention: RetentionConfig = RetentionConfig()
+    update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()
     ewc: EwcConfig = EwcConfig()
     olora: OLoraConfig = OLoraConfig()
@@ -287,6 +326,8 @@ def _first_problem(error: ValidationError) -> str:
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest(location[-1], _known_keys(location[:-1]))}"
+    if problem["type"] == "value_error":  # a model's own: keys that do not go together
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"key '{key}' should be {message}, but is {json.dumps(problem['input'])}"
 

@@ -63,7 +63,7 @@ class Sizes:
     real: tuple[tuple[int, int], ...] = ((10, 10), (100, 100), (1000, 100))
     size: int = 1_000_000
     rounds: int = 4
-    repeats: int = 3
+    repeats: int = 2
 
 
 QUICK = Sizes((3,), (), 100_000, 2, 1)

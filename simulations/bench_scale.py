@@ -22,7 +22,7 @@ from simulations.bench_scale_axes import Axis, Run
 from simulations.bench_scale_data import write_stream
 from simulations.bench_scale_fit import Point, exponent
 
-ROUNDS = 4
+ROUNDS = 3
 
 
 def bench(axes: Sequence[Axis], console: Console, out: str = "") -> None:

@@ -17,7 +17,7 @@ from simulations.bench_paired import Contestant, Timed, ratios, timed_in_turn
 from simulations.bench_texts import Workload
 
 PLAIN, PRIVATE = ("float32", "bfloat16"), "private"
-WINDOWS = 5
+WINDOWS = 3
 REFERENCE = "trainer float32"
 PRIVATE_REFERENCE = "opacus float32"
 

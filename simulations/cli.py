@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deal_core.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="deal",
@@ -19,6 +22,16 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+
+OutFile = Annotated[str, typer.Option(help="Also write the figures to this JSON file.")]
+Quick = Annotated[bool, typer.Option("--quick", help="The smallest sizes only.")]
+
+
+def wide_console() -> Console:
+    """Tables must not wrap in a log file, whose width nobody knows."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def show_version(wanted: bool) -> None:
@@ -56,15 +69,11 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Run an experiment on this machine and report accuracy and forgetting."""
-    from rich.console import Console
-
     from simulations.experiment import Request
     from simulations.simulate import simulate as run
 
     request = Request(experiment, out, tuple(overrides or ()), seed, engine, resume)
-    # Tables must not wrap in a log file, whose width nobody knows.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    raise typer.Exit(run(request, console))
+    raise typer.Exit(run(request, wide_console()))
 
 
 @app.command("ls")
@@ -79,17 +88,11 @@ def list_experiments() -> None:
 
 
 @bench.command("aggregation")
-def bench_aggregation(
-    out: Annotated[str, typer.Option(help="Also write the figures to this JSON file.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="The smallest size only.")] = False,
-) -> None:
+def bench_aggregation(out: OutFile = "", quick: Quick = False) -> None:
     """Time and peak memory of every aggregation rule, next to Flower's FedAvg."""
-    from rich.console import Console
-
     from simulations.bench_aggregation import QUICK, Sizes, bench
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    bench(QUICK if quick else Sizes(), console, out)
+    bench(QUICK if quick else Sizes(), wide_console(), out)
 
 
 @bench.command("exactness")
@@ -101,46 +104,31 @@ def bench_exactness() -> None:
 
 
 @bench.command("step")
-def bench_step(
-    out: Annotated[str, typer.Option(help="Also write the figures to this JSON file.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="The smallest size only.")] = False,
-) -> None:
+def bench_step(out: OutFile = "", quick: Quick = False) -> None:
     """Speed and peak memory of the local step, next to the Hugging Face Trainer and Opacus."""
-    from rich.console import Console
-
     from simulations.bench_step import QUICK, WORKLOADS, bench
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    bench(QUICK if quick else WORKLOADS, console, out)
+    bench(QUICK if quick else WORKLOADS, wide_console(), out)
 
 
 @bench.command("engine")
-def bench_engine(
-    out: Annotated[str, typer.Option(help="Also write the figures to this JSON file.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="The smallest size only.")] = False,
-) -> None:
+def bench_engine(out: OutFile = "", quick: Quick = False) -> None:
     """Seconds and memory of a round: engine inprocess next to Flower's simulation engine."""
-    from rich.console import Console
-
     from simulations.bench_engine import QUICK, Sizes, bench
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    bench(QUICK if quick else Sizes(), console, out)
+    bench(QUICK if quick else Sizes(), wide_console(), out)
 
 
 @bench.command("scale")
 def bench_scale(
     out: Annotated[str, typer.Option(help="Also write figures and a plot to this folder.")] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="The smallest sizes only.")] = False,
+    quick: Quick = False,
 ) -> None:
     """What a round costs as tasks, clients, rank, labels and texts grow."""
-    from rich.console import Console
-
     from simulations.bench_scale import bench
     from simulations.bench_scale_axes import axes, quick_axes
 
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    bench(quick_axes() if quick else axes(), console, out)
+    bench(quick_axes() if quick else axes(), wide_console(), out)
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""The method: fresh adapter, distillation while learning, consolidation into what is retained.
+"""The method: fresh adapter, controlled update, distillation while learning, retention.
 
 Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
 complement of what is retained; clients learn it while they distil the model as it was at the
-start of the task; at the end both adapters are stacked, and the best part of fixed rank is
-retained. The size of the model does not grow with the number of tasks.
+start of the task, and pay for interference with what is retained; at the end both adapters are
+stacked, filtered, and the best part of fixed rank is retained. The size of the model does not
+grow with the number of tasks. Every part has a switch.
 """
 
 from __future__ import annotations
@@ -13,12 +14,17 @@ from dataclasses import dataclass
 
 import torch
 
-from deal_core.adapters import compress, fresh_adapter, stack, zero_adapter
+from deal_core.adapters import fingerprint, fresh_adapter, stack, zero_adapter
 from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.errors import UserError, choose
 from deal_core.memory import Memory
+from deal_core.methods.continued import continued, one_adapter, with_start_in_sight
+from deal_core.methods.controlled import Controlled, beside_current
 from deal_core.methods.distilled import distilled
 from deal_core.methods.interface import LocalTask, Objective, State
 from deal_core.models import Encoded, LanguageModel
+from deal_core.retention import GAINS, retain
+from deal_core.update import Anchor, make_anchors
 
 
 @dataclass(frozen=True)
@@ -29,15 +35,23 @@ class Deal:
     method: MethodConfig
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
-        """Start a fresh current adapter outside the retained directions."""
+        """Start a fresh current adapter, outside the retained directions unless told not to;
+        without retention, go on with the one that is there."""
+        if not self.method.retention.enabled:
+            return with_start_in_sight(continued(state, self.adapter, generator))
+        nothing = zero_adapter(state.retained.shapes, 1)
+        avoided = state.retained if self.method.fresh_adapter else nothing
         scaling = self.adapter.lora_alpha / self.adapter.rank
-        current = fresh_adapter(state.retained, self.adapter.rank, scaling, generator)
+        current = fresh_adapter(avoided, self.adapter.rank, scaling, generator)
         return State(current, state.retained)
 
     def end_task(self, state: State) -> State:
-        """Stack both adapters and keep the best part of rank ``retained_rank`` (exact while
-        everything learnt so far fits into it)."""
-        retained = compress(stack(state.parts()), self.adapter.retained_rank)
+        """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes
+        the filter (exact while everything learnt so far fits, and no noise floor is given)."""
+        if not self.method.retention.enabled:
+            return one_adapter(state)
+        everything = stack(state.parts())
+        retained = retain(everything, self.adapter.retained_rank, self.method.retention)
         current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
         return State(current, retained)
 
@@ -49,10 +63,29 @@ class Deal:
         data: Sequence[Encoded],
         memory: Memory,
     ) -> Objective:
-        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
-        return distilled(model, state, task, data, memory, self.method.distillation)
+        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels, and
+        the penalty of the controlled update."""
+        losses = distilled(model, state, task, data, memory, self.method.distillation)
+        if not self.method.update.enabled:
+            return losses
+        device = next(model.module.parameters()).device
+        anchors: dict[str, Anchor] = memory.once(
+            "anchors", fingerprint(state.retained), lambda: make_anchors(state.retained, device)
+        )
+        beside = beside_current(state.residual, device)
+        return Controlled(losses, model.module, beside, anchors, self.method.update)
 
 
 def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
-    """Build from the experiment."""
+    """Build from the experiment.
+
+    Raises:
+        UserError: unknown filter, or no room to remember the one adapter's start.
+    """
+    choose("method.retention.filter", method.retention.filter, GAINS)
+    if not method.retention.enabled and adapter.retained_rank < adapter.rank:
+        raise UserError(
+            f"method.retention.enabled = false needs adapter.retained_rank ({adapter.retained_rank}"
+            f") of at least adapter.rank ({adapter.rank}): the teacher is kept there"
+        )
     return Deal(adapter, method)

@@ -33,10 +33,10 @@ from deal_core.attach import CURRENT, lora_layers, merge, set_trainable, write
 from deal_core.batching import within_budget
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.memory import Memory
+from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, Past, Share, State, Tensors
 from deal_core.methods.penalised import Penalised
 from deal_core.methods.plain import Plain
-from deal_core.methods.sequential import Sequential
 from deal_core.methods.task_start import hold_start, release_start, start_of
 from deal_core.models import Encoded, LanguageModel
 from deal_core.per_example import squared_gradients
@@ -56,7 +56,7 @@ class Ewc:
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; its start is ``theta*``."""
-        return hold_start(Sequential(self.adapter).begin_task(state, generator))
+        return hold_start(continued(state, self.adapter, generator))
 
     def end_task(self, state: State) -> State:
         """Keep the adapter, and ``theta*`` no longer."""

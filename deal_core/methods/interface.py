@@ -20,9 +20,10 @@ class State:
 
     Attributes:
         current: what this task teaches (trained in rounds).
-        retained: all earlier tasks (scaling 1).
-        residual: part of this task that an exact aggregation rule found no room for in
-            ``current`` (scaling 1); None where there is none.
+        retained: all earlier tasks (scaling 1); ``base + retained`` is the model as it was at
+            the start of the task.
+        residual: what this task changes beside ``current`` (scaling 1): what an exact
+            aggregation rule found no room for; None where there is none.
     """
 
     current: Adapter

@@ -15,9 +15,9 @@ import torch
 
 from deal_core.config import AdapterConfig, DistillationConfig, MethodConfig
 from deal_core.memory import Memory
+from deal_core.methods.continued import continued
 from deal_core.methods.distilled import distilled
 from deal_core.methods.interface import LocalTask, Objective, State
-from deal_core.methods.sequential import Sequential
 from deal_core.methods.task_start import hold_start, release_start
 from deal_core.models import Encoded, LanguageModel
 
@@ -31,7 +31,7 @@ class Lwf:
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; its start is the teacher."""
-        return hold_start(Sequential(self.adapter).begin_task(state, generator))
+        return hold_start(continued(state, self.adapter, generator))
 
     def end_task(self, state: State) -> State:
         """Keep the adapter, and the teacher no longer."""

@@ -22,9 +22,9 @@ from torch import Tensor
 from deal_core.adapters import fingerprint
 from deal_core.config import AdapterConfig, MethodConfig, ReplayConfig
 from deal_core.memory import Memory
+from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, Past, Share, State
 from deal_core.methods.plain import Plain
-from deal_core.methods.sequential import Sequential
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
 
@@ -41,7 +41,7 @@ class Replay:
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; make it before the first task."""
-        return Sequential(self.adapter).begin_task(state, generator)
+        return continued(state, self.adapter, generator)
 
     def end_task(self, state: State) -> State:
         """Keep everything as it is."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from deal_core.adapters import fresh_adapter
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.memory import Memory
+from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, State
 from deal_core.methods.plain import Plain
 from deal_core.models import Encoded, LanguageModel
@@ -23,11 +23,7 @@ class Sequential:
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; make it before the first task."""
-        if any(bool(factors.A.any()) for factors in state.current.layers.values()):
-            return state
-        scaling = self.adapter.lora_alpha / self.adapter.rank
-        current = fresh_adapter(state.retained, self.adapter.rank, scaling, generator)
-        return State(current, state.retained, state.residual)
+        return continued(state, self.adapter, generator)
 
     def end_task(self, state: State) -> State:
         """Keep everything as it is."""

@@ -103,6 +103,25 @@ def test_a_wrong_type_or_value_names_the_key(tables: dict[str, Any], message: st
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (
+            {"b": 3.0},
+            r"file: method.update: a \(2\) must not be below b \(3\); raise a or lower b$",
+        ),
+        ({"a": 0.5}, r"file: method.update: a \(0.5\) must not be below b \(2\)"),
+        (
+            {"a": 1.0, "b": 0.5},
+            r"'method.update.b' should be greater than or equal to 1, but is 0.5",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together_are_named(update: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_experiment({"method": {"update": update}}, "file")
+
+
 def test_the_experiment_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Experiment().run.seed = 1  # type: ignore[misc]

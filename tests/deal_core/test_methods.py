@@ -3,8 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deal_core.adapters import Adapter, LoraFactors, relative_difference, stack, zero_adapter
-from deal_core.attach import read
+from deal_core.adapters import (
+    Adapter,
+    LoraFactors,
+    compress,
+    relative_difference,
+    stack,
+    zero_adapter,
+)
+from deal_core.attach import at_task_start, read
 from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
@@ -12,6 +19,7 @@ from deal_core.methods import (
     METHODS,
     LocalTask,
     Memory,
+    Method,
     Objective,
     Past,
     Share,
@@ -40,9 +48,26 @@ def start() -> State:
     return State(zero_adapter(SHAPES, 4, 2.0), zero_adapter(SHAPES, 6))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_keeps_ranks_and_scaling_over_many_tasks(name):
-    method = make_method(MethodConfig(name=name), CONFIG)
+def start_drawn(method: Method) -> State:
+    return method.begin_task(start(), seeded(0))
+
+
+def deal(**keys: object) -> MethodConfig:
+    return MethodConfig.model_validate(keys)
+
+
+ONE_ADAPTER = deal(retention={"enabled": False})
+SWITCHED = {
+    **{name: MethodConfig(name=name) for name in METHODS},
+    "plain draws": deal(fresh_adapter=False),
+    "wiener": deal(retention={"filter": "wiener"}),
+    "one adapter": ONE_ADAPTER,
+}
+
+
+@pytest.mark.parametrize("switches", SWITCHED.values(), ids=SWITCHED)
+def test_every_method_keeps_ranks_and_scaling_over_many_tasks(switches):
+    method = make_method(switches, CONFIG)
     state = start()
     for task in range(4):
         state = method.begin_task(state, seeded(0, task))
@@ -50,13 +75,13 @@ def test_every_method_keeps_ranks_and_scaling_over_many_tasks(name):
         assert state.current.scaling == 2.0
         state = method.end_task(learnt(state, task))
         grown = 4 * (task + 1)  # olora keeps all adapters, as published
-        assert state.retained.rank == (grown if name == "olora" else 6)
+        assert state.retained.rank == (grown if switches.name == "olora" else 6)
         assert state.residual is None
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_task_in_which_nothing_was_learnt_changes_nothing(name):
-    method = make_method(MethodConfig(name=name), CONFIG)
+@pytest.mark.parametrize("switches", SWITCHED.values(), ids=SWITCHED)
+def test_a_task_in_which_nothing_was_learnt_changes_nothing(switches):
+    method = make_method(switches, CONFIG)
     state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
     whole = stack(state.parts())
     after = method.end_task(method.begin_task(state, seeded(1)))
@@ -92,6 +117,77 @@ def test_deal_consolidates_the_residual_too():
     wide = make_method(MethodConfig(), AdapterConfig(rank=4, retained_rank=8, lora_alpha=8.0))
     merged = wide.end_task(with_rest).retained
     assert relative_difference(merged, stack([state.current, residual])) < 1e-5
+
+
+def test_without_the_switch_a_fresh_adapter_ignores_what_is_retained():
+    """The first task is the same, and nothing learnt is lost; later directions differ."""
+    both = [make_method(deal(fresh_adapter=on), CONFIG) for on in (True, False)]
+    first, plain = (method.begin_task(start(), seeded(0)) for method in both)
+    assert all(torch.equal(f.A, plain.current.layers[n].A) for n, f in first.current.layers.items())
+    kept = both[1].end_task(learnt(plain, 1))
+    assert relative_difference(kept.retained, learnt(plain, 1).current) < 1e-6
+    outside, anywhere = (method.begin_task(kept, seeded(1)).current for method in both)
+    for name, f in anywhere.layers.items():
+        overlap = f.A.double() @ kept.retained.layers[name].A.double().T
+        assert overlap.abs().max() > 0.01
+        assert not torch.equal(f.A, outside.layers[name].A)
+        assert not f.B.any()
+
+
+def test_the_noise_floor_reaches_what_is_retained():
+    """Filter and noise change the numbers; below everything, the filter keeps nothing."""
+    begun = make_method(MethodConfig(), CONFIG).begin_task(start(), seeded(0))
+    one = learnt(begun, 1)
+    keys = ({}, {"filter": "wiener", "noise": 2.0}, {"filter": "wiener", "noise": 1e6})
+    kept = [make_method(deal(retention=k), CONFIG).end_task(one).retained for k in keys]
+    assert 0.01 < relative_difference(kept[1], kept[0]) < 0.9
+    assert not any(f.B.any() for f in kept[2].layers.values())
+
+
+def test_without_retention_every_task_trains_the_same_adapter():
+    method = make_method(ONE_ADAPTER, CONFIG)
+    state = method.begin_task(start(), seeded(0))
+    for task in range(3):
+        taught = learnt(state, task)
+        state = method.end_task(taught)
+        assert state.current is taught.current
+        assert not any(f.B.any() for f in state.retained.layers.values())
+        assert state.residual is None
+        state = method.begin_task(state, seeded(task + 1))
+        assert state.current is taught.current
+
+
+def test_without_retention_clients_see_where_the_task_started():
+    """``base + retained`` is that model; all parts together are the one adapter, however far it
+    has moved."""
+    method = make_method(ONE_ADAPTER, CONFIG)
+    first = method.end_task(learnt(start_drawn(method), 1))
+    begun = method.begin_task(first, seeded(1))
+    assert relative_difference(begun.retained, first.current) < 1e-6
+    for state in (begun, learnt(begun, 2)):
+        assert relative_difference(stack(state.parts()), state.current) < 1e-6
+
+
+def test_without_retention_what_a_rule_puts_beside_the_adapter_is_folded_in():
+    """Up to the best of its rank: there is only one adapter."""
+    method = make_method(ONE_ADAPTER, CONFIG)
+    for begun in (
+        start_drawn(method),
+        method.begin_task(method.end_task(learnt(start_drawn(method), 1)), seeded(1)),
+    ):
+        beside = learnt(method.begin_task(start(), seeded(2)), 3).current
+        gained = [part for part in (begun.residual, beside) if part is not None]
+        state = State(begun.current, begun.retained, stack(gained))
+        ended = method.end_task(state)
+        assert (ended.current.rank, ended.current.scaling) == (4, 2.0)
+        best = compress(stack([begun.current, beside]), 4)
+        assert relative_difference(ended.current, best) < 1e-5
+
+
+def test_without_retention_the_start_needs_room():
+    small = AdapterConfig(rank=8, retained_rank=4)
+    with pytest.raises(UserError, match=r"adapter.retained_rank \(4\).*adapter.rank \(8\)"):
+        make_method(ONE_ADAPTER, small)
 
 
 def test_sequential_keeps_training_the_same_adapter():
@@ -144,6 +240,34 @@ def test_distillation_reaches_the_gradients(minilm):
     assert torch.equal(without, switched_off)
     assert not torch.equal(without, with_past)
     assert not torch.equal(with_past, hotter)
+
+
+def test_without_retention_the_teacher_is_the_adapter_as_the_task_began(minilm):
+    """Through the real model: while the adapter moves, the teacher does not."""
+    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
+    method = make_method(ONE_ADAPTER, AdapterConfig())
+    empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
+    taught = method.end_task(small(learnt(method.begin_task(empty, seeded(0)), 1)))
+    data = minilm.encode(DATA, LABELS)
+    load_state(minilm, taught)
+    with torch.no_grad():
+        expected = minilm.scores(data, LABELS)
+    begun = method.begin_task(taught, seeded(1))
+    moved = small(learnt(begun, 2))
+    for state, moves in ((begun, False), (moved, True)):
+        load_state(minilm, state)
+        with torch.no_grad():
+            now = minilm.scores(data, LABELS)
+            with at_task_start(minilm.module):
+                teacher = minilm.scores(data, LABELS)
+        torch.testing.assert_close(teacher, expected, rtol=0, atol=1e-3)
+        assert ((now - expected).abs().max() > 0.01) == moves
+
+
+def small(state: State) -> State:
+    """A hundredth of the update: the model still makes sense."""
+    layers = {n: LoraFactors(f.A, 0.01 * f.B) for n, f in state.current.layers.items()}
+    return State(Adapter(layers, state.current.scaling), state.retained, state.residual)
 
 
 class NothingKept:

@@ -62,3 +62,11 @@ def test_exact_rules_are_exact_and_the_baseline_is_not(bench):
         else:
             assert max(errors) < 1e-5
     assert {len(errors) for errors in cells_of.values()} == {4, 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["step", "engine", "scale"])
+def test_every_bench_runs_in_its_smallest_size(bench, tmp_path, name):
+    printed = bench(name, "--quick", "--out", str(tmp_path / "out"))
+    assert {"step": "deal bfloat16", "engine": "inprocess", "scale": "exponent"}[name] in printed
+    assert any(tmp_path.rglob("*"))

@@ -1,0 +1,49 @@
+"""The switches of the method in whole runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from server.results import read_results
+from simulations.inprocess import run_inprocess
+
+
+@pytest.fixture
+def run_with(make_experiment, tmp_path):
+    def run(name, *overrides):
+        folder = tmp_path / name
+        run_inprocess(make_experiment(f'run.out="{folder}"', *overrides), lambda event: None)
+        return folder
+
+    return run
+
+
+def model_update(folder) -> torch.Tensor:
+    """``dW`` of every layer, in one vector."""
+    arrays = load_file(folder / "adapter" / "adapter_model.safetensors")
+    keys = sorted(key for key in arrays if "lora_A" in key)
+    pairs = [(arrays[key.replace("lora_A", "lora_B")], arrays[key]) for key in keys]
+    return torch.cat([torch.from_numpy(B @ A).flatten() for B, A in pairs])
+
+
+OFF = "method.retention.enabled=false"
+
+
+def test_without_retention_and_distillation_deal_is_sequential(run_with):
+    """Up to rounding: what clients see of the task's start is put in and taken off again."""
+    plain = run_with("plain", "method.name=sequential")
+    off = run_with("off", OFF, "method.distillation.weight=0.0")
+    expected, found = model_update(plain), model_update(off)
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+def test_without_retention_an_exact_rule_stays_exact(run_with):
+    """The rule puts the task beside the adapter, in a lossy format, and the penalty is on."""
+    folder = run_with(
+        "off", OFF, "aggregation.rule=fedex", "wire.dtype=int8", "method.update.enabled=true"
+    )
+    results = read_results(folder)
+    assert max(results.aggregation_error) < 1e-5
+    assert results.average_accuracy > 0.5
