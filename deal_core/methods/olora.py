@@ -4,7 +4,7 @@ Every task learns a new adapter; those of earlier tasks are frozen, and their su
 the start of the task. A penalty pulls the new ``A`` to rows that are orthogonal to every earlier
 ``A``. Source: Wang et al., Findings of EMNLP 2023, arXiv 2310.14152. The overlap is squared; the
 authors' code sums absolute values, whose gradient does not vanish with the overlap: under Adam it
-shakes rows that are orthogonal already (and cost accuracy here).
+shakes rows that are orthogonal already.
 
 As in the paper, all adapters are kept as they were learnt, stacked in the retained one, so the
 model grows by ``adapter.rank`` a task: the only method here that does. ``adapter.retained_rank``

@@ -8,6 +8,10 @@ retained adapter for the length of the task, and the residual takes the copy bac
 
 Every client of every round then knows the start, whenever it first takes part, and nothing but
 adapters travels. What exact rules add to the residual during the task follows after these rows.
+
+``continued.with_start_in_sight`` shows the start compressed to the retained rank, and folds back
+into one adapter; here the start has the very factors of the adapter, which ``ewc`` compares, and
+nothing is cut whatever the ranks.
 """
 
 from __future__ import annotations
