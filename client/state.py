@@ -7,12 +7,16 @@ found the first time.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from deal_core.methods import Tensors
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -57,6 +61,61 @@ class FeedbackStore:
 
     def _path(self, task_index: int, server_round: int) -> Path:
         return self.folder / f"feedback-{task_index}-{server_round}.safetensors"
+
+
+@dataclass(frozen=True)
+class TaskStore:
+    """What a method keeps at the client from task to task (:class:`deal_core.methods.Kept`).
+
+    Attributes:
+        folder: the site's own; made when first needed.
+    """
+
+    folder: Path
+
+    def once(self, task_index: int, basis: str, make: Callable[[int, Tensors], Tensors]) -> Tensors:
+        """Return what is kept for the task; at first made from what the latest task before it
+        left. That one stays as well, so a request that is repeated finds it."""
+        path = self._path(task_index)
+        kept = _read(path, basis)
+        if kept is not None:
+            return kept
+        earlier = [n for n in range(1, task_index) if self._path(n).exists()]
+        before = earlier[-1] if earlier else 0
+        made = make(before, (_read(self._path(before)) or {}) if before else {})
+        self._write(path, made, basis)
+        for old in self.folder.glob("task-*.safetensors"):
+            if old not in {path, self._path(before)}:
+                old.unlink()
+        return made
+
+    def forget(self) -> None:
+        """Drop what an earlier run in this folder left."""
+        for old in self.folder.glob("task-*.safetensors"):
+            old.unlink()
+
+    def _write(self, path: Path, tensors: Tensors, basis: str) -> None:
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".writing")
+        save_file(tensors, beside, {"basis": basis})
+        beside.replace(path)
+
+    def _path(self, task_index: int) -> Path:
+        return self.folder / f"task-{task_index}.safetensors"
+
+
+def _read(path: Path, basis: str | None = None) -> Tensors | None:
+    """The tensors of a file; None where there is none, or one with another basis than asked for."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        return None
+    with safe_open(str(path), framework="pt") as file:
+        if basis is not None and (file.metadata() or {}).get("basis") != basis:
+            return None
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 def digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:

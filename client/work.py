@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
-from client.state import FeedbackStore, digest
+from client.state import FeedbackStore, TaskStore, digest
 from client.workbench import ClientTask, Workbench
 from deal_core.adapters import Adapter
 from deal_core.attach import read
 from deal_core.codec import Encoded
 from deal_core.instruction import Instruction
-from deal_core.methods import LocalTask, State
+from deal_core.methods import LocalTask, Past, Share, State
 from deal_core.randomness import seeded
 from deal_core.record import EXACT, frozen_factors, pack_update
 from deal_core.training import count_correct, load_state, train
@@ -41,7 +42,9 @@ def local_update(
     generator = seeded(
         config.run.seed, "train", client, instruction.task_index, instruction.server_round
     )
-    task = LocalTask(data.labels, seen)
+    shares = [partial(_share, bench, task, client) for task in instruction.seen]
+    past = Past(shares, TaskStore(store.folder)) if shares else None
+    task = LocalTask(data.labels, seen, past)
     report = train(
         bench.model,
         bench.method.objective(bench.model, state, task, data.train, data.memory),
@@ -54,6 +57,12 @@ def local_update(
     adapter = read(bench.model.module)
     encoded = _encode(bench, client, adapter, state.current, instruction, store)
     return Update(encoded, len(data.train), report.loss, time.monotonic() - started)
+
+
+def _share(bench: Workbench, task: str, client: int) -> Share:
+    """The client's own training data of an earlier task; a method that asks for none costs none."""
+    data = bench.task(task, client)
+    return Share(data.labels, data.train)
 
 
 def _encode(

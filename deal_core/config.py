@@ -175,23 +175,50 @@ class UpdateConfig(Table):
 
 
 class DistillationConfig(Table):
-    """Distillation from the model as it was at the start of the task (deal)."""
+    """Distillation from the model as it was at the start of the task (deal, lwf)."""
 
     weight: float = Field(1.0, ge=0)
     """0 switches distillation off."""
     temperature: float = Field(2.0, gt=0)
 
 
+class EwcConfig(Table):
+    """Elastic weight consolidation (ewc)."""
+
+    weight: float = Field(1000.0, ge=0)
+    """Of half the squared change of every factor entry, times its Fisher information."""
+
+
+class OLoraConfig(Table):
+    """Orthogonality to the adapters of earlier tasks (olora)."""
+
+    weight: float = Field(0.5, ge=0)
+    """Of ``||A_earlier A^T||_F^2``, summed over layers."""
+
+
+class ReplayConfig(Table):
+    """Examples of earlier tasks that a client keeps and trains on again (replay): not private."""
+
+    share: float = Field(0.1, ge=0, le=1)
+    """Of the client's examples of every earlier task, rounded up; 1: all."""
+    weight: float = Field(1.0, ge=0)
+    """Of an old example's loss beside that of a new one."""
+
+
 class MethodConfig(Table):
     """The continual-learning method."""
 
     name: str = "deal"
+    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``."""
     fresh_adapter: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()
+    ewc: EwcConfig = EwcConfig()
+    olora: OLoraConfig = OLoraConfig()
+    replay: ReplayConfig = ReplayConfig()
 
 
 class AggregationConfig(Table):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.attach import CURRENT, lora_layers
-from deal_core.methods import Objective
+from deal_core.methods.interface import Objective
 
 
 def clipped_gradients(
@@ -55,6 +55,29 @@ def _one_pass(
             total = torch.einsum("n,nij->ij", factors, gradient)
             weight.grad = total if weight.grad is None else weight.grad.add_(total)
     return norms
+
+
+def squared_gradients(
+    module: nn.Module, objective: Objective, parts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Return ``sum_i g_i^2``, entry by entry, for every trainable factor in the order of
+    :func:`~deal_core.attach.set_trainable`; nothing is clipped, and no gradient is left behind.
+
+    Args:
+        module: holds the adapter.
+        objective: whose losses of single examples are differentiated.
+        parts: the examples, in passes.
+    """
+    layers = lora_layers(module).values()
+    factors = [f[CURRENT].weight for layer in layers for f in (layer.lora_A, layer.lora_B)]
+    sums = [torch.zeros_like(factor) for factor in factors if factor.requires_grad]
+    for part in parts:
+        with _copies(module, len(part)) as pairs:
+            objective.example_losses(part).sum().backward()  # type: ignore[no-untyped-call]
+        for total, (_, copy) in zip(sums, pairs, strict=True):
+            if copy.grad is not None:
+                total += copy.grad.square().sum(dim=0)
+    return sums
 
 
 @contextmanager

@@ -8,11 +8,28 @@ from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import choose
 from deal_core.memory import Memory
 from deal_core.methods.deal import make_deal
-from deal_core.methods.interface import LocalTask, Method, Objective, State
+from deal_core.methods.ewc import make_ewc
+from deal_core.methods.interface import (
+    Kept,
+    LocalTask,
+    Method,
+    Objective,
+    Past,
+    Share,
+    State,
+    Tensors,
+)
+from deal_core.methods.lwf import make_lwf
+from deal_core.methods.olora import make_olora
+from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
+    "ewc": make_ewc,
+    "lwf": make_lwf,
+    "olora": make_olora,
+    "replay": make_replay,
     "sequential": make_sequential,
 }
 
@@ -28,10 +45,14 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
 
 __all__ = [
     "METHODS",
+    "Kept",
     "LocalTask",
     "Memory",
     "Method",
     "Objective",
+    "Past",
+    "Share",
     "State",
+    "Tensors",
     "make_method",
 ]

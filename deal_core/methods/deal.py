@@ -13,20 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from deal_core.adapters import fingerprint, fresh_adapter, stack, zero_adapter
-from deal_core.config import AdapterConfig, DistillationConfig, MethodConfig
-from deal_core.distillation import distillation_losses
+from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import UserError, choose
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued, one_adapter, with_start_in_sight
 from deal_core.methods.controlled import Controlled, beside_current
+from deal_core.methods.distilled import distilled
 from deal_core.methods.interface import LocalTask, Objective, State
-from deal_core.methods.plain import Plain
 from deal_core.models import Encoded, LanguageModel
 from deal_core.retention import GAINS, retain
-from deal_core.teacher import Teacher, make_teacher
 from deal_core.update import Anchor, make_anchors
 
 
@@ -68,58 +65,15 @@ class Deal:
     ) -> Objective:
         """``CE + weight * KL(model at the start of the task || model)`` over earlier labels, and
         the penalty of the controlled update."""
-        retained = fingerprint(state.retained)
-        losses = self._losses(model, task, data, memory, retained)
+        losses = distilled(model, state, task, data, memory, self.method.distillation)
         if not self.method.update.enabled:
             return losses
         device = next(model.module.parameters()).device
         anchors: dict[str, Anchor] = memory.once(
-            "anchors", retained, lambda: make_anchors(state.retained, device)
+            "anchors", fingerprint(state.retained), lambda: make_anchors(state.retained, device)
         )
         beside = beside_current(state.residual, device)
         return Controlled(losses, model.module, beside, anchors, self.method.update)
-
-    def _losses(
-        self,
-        model: LanguageModel,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        memory: Memory,
-        retained: str,
-    ) -> Objective:
-        distillation = self.method.distillation
-        if distillation.weight == 0 or not task.seen:
-            return Plain(model, task.labels, data)
-        teacher: Teacher = memory.once(
-            "teacher",
-            f"{retained} {task.seen}",
-            lambda: make_teacher(model, data, task.labels, task.seen),
-        )
-        return Distilled(model, task, data, teacher, distillation)
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """Cross-entropy, and a teacher's opinion of every example."""
-
-    model: LanguageModel
-    task: LocalTask
-    data: Sequence[Encoded]
-    teacher: Teacher
-    config: DistillationConfig
-
-    def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """``CE + weight * KL``, ``(batch,)``."""
-        items = [self.data[i] for i in batch]
-        learnt = self.model.learn(items, self.task.labels, self.task.seen)
-        opinions = torch.cat(self.teacher(batch))
-        kept = distillation_losses(
-            learnt.distillation_logits, opinions, self.config.temperature, learnt.rows
-        )
-        return learnt.example_losses + self.config.weight * kept
-
-    def penalty(self) -> None:
-        """Nothing beside the data."""
 
 
 def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:

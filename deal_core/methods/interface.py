@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,41 @@ class State:
         return [a for a in (self.retained, self.residual, self.current) if a is not None]
 
 
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A client's own training data of one task, and the task's public label space."""
+
+    labels: Sequence[str]
+    data: Sequence[Encoded]
+
+
+class Kept(Protocol):
+    """What a client keeps from task to task, on its own disk; it never leaves."""
+
+    def once(self, task_index: int, basis: str, make: Callable[[int, Tensors], Tensors]) -> Tensors:
+        """Return what is kept for this task and ``basis`` (equal when all it depends on is).
+
+        At first it is made, ``make(before, tensors)``, from what was kept for the latest task
+        ``before`` this one; from ``(0, {})`` where nothing was.
+        """
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a client still has of earlier tasks.
+
+    Attributes:
+        shares: one per earlier task, in the order they were learnt; read when called.
+        kept: what it keeps beside its data.
+    """
+
+    shares: Sequence[Callable[[], Share]]
+    kept: Kept
+
+
 @dataclass(frozen=True)
 class LocalTask:
     """What a client knows of the task at hand.
@@ -42,10 +77,12 @@ class LocalTask:
     Attributes:
         labels: the task's public label space.
         seen: labels of all earlier tasks; empty in the first.
+        past: what the client has of earlier tasks; None in the first.
     """
 
     labels: Sequence[str]
     seen: Sequence[str]
+    past: Past | None = None
 
 
 class Objective(Protocol):
@@ -56,7 +93,8 @@ class Objective(Protocol):
         independent of its batch-mates; their mean over the batch is minimised."""
 
     def penalty(self) -> Tensor | None:
-        """A term that reads no data, added once a step; None where there is none."""
+        """A term that reads none of the task's data, added once a step; None where there is
+        none."""
 
 
 class Method(Protocol):

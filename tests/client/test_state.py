@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from client.state import FeedbackStore, digest
+from client.state import FeedbackStore, TaskStore, digest
 
 LOST = {"first": np.ones((2, 3), np.float32)}
 
@@ -39,3 +40,41 @@ def test_the_folder_does_not_grow(tmp_path):
 def test_digest_tells_values_apart():
     assert digest(LOST) == digest({"first": np.ones((2, 3), np.float32)})
     assert digest(LOST) != digest({"first": np.zeros((2, 3), np.float32)})
+
+
+def adding(number: float):
+    """Adds a number to what was kept; tells from which task."""
+
+    def make(before, tensors):
+        return {"sum": tensors.get("sum", torch.zeros(1)) + number, "from": torch.tensor([before])}
+
+    return make
+
+
+def test_what_is_kept_of_a_task_grows_from_the_latest_before_it(tmp_path):
+    store = TaskStore(tmp_path / "site")
+    assert store.once(1, "one", adding(1.0))["from"] == 0
+    third = store.once(3, "three", adding(10.0))
+    assert third["from"] == 1
+    assert third["sum"] == 11.0
+
+
+def test_a_repeated_request_finds_what_is_kept_and_another_run_makes_its_own(tmp_path):
+    TaskStore(tmp_path).once(1, "one", adding(1.0))
+    TaskStore(tmp_path).once(2, "two", adding(10.0))
+    assert TaskStore(tmp_path).once(2, "two", adding(5.0))["sum"] == 11.0
+    assert TaskStore(tmp_path).once(2, "another start", adding(5.0))["sum"] == 6.0
+    assert TaskStore(tmp_path).once(1, "another start", adding(7.0))["sum"] == 7.0
+
+
+def test_the_folder_of_tasks_does_not_grow(tmp_path):
+    for task in range(1, 6):
+        TaskStore(tmp_path).once(task, "basis", adding(1.0))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_does_not_begin_with_what_another_left(tmp_path):
+    TaskStore(tmp_path).forget()
+    TaskStore(tmp_path).once(1, "one", adding(1.0))
+    TaskStore(tmp_path).forget()
+    assert TaskStore(tmp_path).once(2, "two", adding(10.0))["sum"] == 10.0

@@ -9,7 +9,7 @@ from deal_core.adapters import fresh_adapter, zero_adapter
 from deal_core.attach import CURRENT, read
 from deal_core.config import MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
-from deal_core.methods import LocalTask, Memory, State, make_method
+from deal_core.methods import METHODS, LocalTask, Memory, State, make_method
 from deal_core.models import adapter_shapes, load_model
 from deal_core.randomness import seeded
 from deal_core.training import count_correct, load_state, train
@@ -86,7 +86,7 @@ def test_a_long_text_never_pushes_the_question_out(model):
     assert len(long.tokens) - len(short.tokens) == 31
 
 
-@pytest.mark.parametrize("name", ["deal", "sequential"])
+@pytest.mark.parametrize("name", METHODS)
 def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
     model, causal_folder, small_adapter, name
 ):

@@ -15,8 +15,18 @@ from deal_core.attach import at_task_start, read
 from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.methods import METHODS, LocalTask, Memory, Method, State, make_method
-from deal_core.models import adapter_shapes
+from deal_core.methods import (
+    METHODS,
+    LocalTask,
+    Memory,
+    Method,
+    Objective,
+    Past,
+    Share,
+    State,
+    make_method,
+)
+from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
 
@@ -64,7 +74,8 @@ def test_every_method_keeps_ranks_and_scaling_over_many_tasks(switches):
         assert state.current.rank == 4
         assert state.current.scaling == 2.0
         state = method.end_task(learnt(state, task))
-        assert state.retained.rank == 6
+        grown = 4 * (task + 1)  # olora keeps all adapters, as published
+        assert state.retained.rank == (grown if switches.name == "olora" else 6)
         assert state.residual is None
 
 
@@ -259,7 +270,60 @@ def small(state: State) -> State:
     return State(Adapter(layers, state.current.scaling), state.retained, state.residual)
 
 
-def test_equal_seeds_give_equal_updates(minilm):
-    first, second = (trained(minilm, MethodConfig(), ("Dental",)) for _ in range(2))
-    assert first[0] == second[0]
-    assert torch.equal(first[1], second[1])
+class NothingKept:
+    def once(self, task_index, basis, make):
+        return make(0, {})
+
+
+OLD_LABELS = ("Dental", "Skin")
+OLD = [
+    Example("Caries of the lower molar", "Dental"),
+    Example("A scaly plaque on the elbow", "Skin"),
+]
+
+
+def second_task(minilm, name: str) -> tuple[Objective, list[Encoded]]:
+    """A client in the second task; the model holds what the first one taught."""
+    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
+    built = make_method(MethodConfig(name=name), AdapterConfig())
+    state = built.begin_task(
+        State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)), seeded(0)
+    )
+    small = {n: LoraFactors(f.A, f.B / 100) for n, f in learnt(state, 1).current.layers.items()}
+    taught = State(Adapter(small, 2.0), state.retained, state.residual)
+    state = built.begin_task(built.end_task(taught), seeded(1))
+    load_state(minilm, state)
+    share = Share(OLD_LABELS, minilm.encode(OLD, OLD_LABELS))
+    task = LocalTask(LABELS, OLD_LABELS, Past([lambda: share], NothingKept()))
+    data = minilm.encode(DATA, LABELS)
+    return built.objective(minilm, state, task, data, Memory()), data
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_is_independent_of_its_batch_mates(minilm, name):
+    objective, data = second_task(minilm, name)
+    with torch.no_grad():
+        together = objective.example_losses(range(len(data)))
+        alone = torch.cat([objective.example_losses([i]) for i in range(len(data))])
+    assert together.shape == (len(data),)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", [{"lora_A"}, {"lora_B"}, {"lora_A", "lora_B"}])
+@pytest.mark.parametrize("name", METHODS)
+def test_equal_seeds_give_equal_updates_of_the_factors_that_learn(minilm, name, trained):
+    after = []
+    for _ in range(2):
+        objective, data = second_task(minilm, name)
+        before = read(minilm.module)
+        report = train(minilm, objective, data, frozenset(trained), 2, TrainConfig(), seeded(0))
+        after.append(read(minilm.module))
+        assert report.steps == 2
+    for layer, f in after[0].layers.items():
+        start, again = before.layers[layer], after[1].layers[layer]
+        assert torch.equal(f.A, again.A)
+        assert torch.equal(f.B, again.B)
+        if "lora_A" not in trained:
+            assert torch.equal(f.A, start.A)
+        if "lora_B" not in trained:
+            assert torch.equal(f.B, start.B)

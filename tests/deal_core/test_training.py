@@ -113,7 +113,7 @@ def test_the_teacher_is_asked_once_for_all_rounds_and_again_when_its_basis_chang
     asked = []
     real = make_teacher
     monkeypatch.setattr(
-        "deal_core.methods.deal.make_teacher", lambda *args: asked.append(1) or real(*args)
+        "deal_core.methods.distilled.make_teacher", lambda *args: asked.append(1) or real(*args)
     )
     method = make_method(MethodConfig(), AdapterConfig())
     state = random_state(shapes, random_adapter, residual=False)

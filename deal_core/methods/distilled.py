@@ -1,0 +1,64 @@
+"""The objective that keeps a teacher's opinions: the model as it was at the start of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deal_core.adapters import fingerprint
+from deal_core.config import DistillationConfig
+from deal_core.distillation import distillation_losses
+from deal_core.memory import Memory
+from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.plain import Plain
+from deal_core.models import Encoded, LanguageModel
+from deal_core.teacher import Teacher, make_teacher
+
+
+def distilled(
+    model: LanguageModel,
+    state: State,
+    task: LocalTask,
+    data: Sequence[Encoded],
+    memory: Memory,
+    config: DistillationConfig,
+) -> Objective:
+    """``CE + weight * KL(model at the start of the task || model)`` over the labels of earlier
+    tasks; plain cross-entropy in the first task, or with weight 0.
+
+    The start of the task is ``base + retained``; its answers are kept in ``memory``.
+    """
+    if config.weight == 0 or not task.seen:
+        return Plain(model, task.labels, data)
+    basis = f"{fingerprint(state.retained)} {task.seen}"
+    teacher: Teacher = memory.once(
+        "teacher", basis, lambda: make_teacher(model, data, task.labels, task.seen)
+    )
+    return Distilled(model, task, data, teacher, config)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Cross-entropy, and a teacher's opinion of every example."""
+
+    model: LanguageModel
+    task: LocalTask
+    data: Sequence[Encoded]
+    teacher: Teacher
+    config: DistillationConfig
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """``CE + weight * KL``, ``(batch,)``."""
+        items = [self.data[i] for i in batch]
+        learnt = self.model.learn(items, self.task.labels, self.task.seen)
+        opinions = torch.cat(self.teacher(batch))
+        kept = distillation_losses(
+            learnt.distillation_logits, opinions, self.config.temperature, learnt.rows
+        )
+        return learnt.example_losses + self.config.weight * kept
+
+    def penalty(self) -> None:
+        """Nothing beside the data."""

@@ -1,0 +1,171 @@
+"""Baseline ``ewc``: one adapter, held where it matters to the client's earlier tasks.
+
+As ``sequential``, plus ``weight / 2 * sum F (theta - theta*)^2`` over the adapter's factors:
+``theta*`` is the global adapter at the start of the task, ``F`` the diagonal Fisher information
+of the earlier tasks. Source: Kirkpatrick et al., PNAS 2017, arXiv 1612.00796; one running sum and
+the latest ``theta*`` instead of a term per task: Schwarz et al., ICML 2018, arXiv 1805.06370
+(online EWC, nothing decayed).
+
+In the federation. Each client has its own ``F``, of its own data, and nothing of it travels. At
+the first round of a task that it takes part in, it measures the task before, at ``theta*``, and
+adds that to the sum which it keeps on its disk; a task whose successor it sat out is measured
+late, at the next ``theta*``. The server averages adapters as ever.
+
+The Fisher information is the true one: labels are drawn from what the model expects, not taken
+from the data (Kunstner et al. 2019). A generating model's loss is a mean over the answer's tokens,
+and its square is what is measured.
+
+Limits. Factors are compared entry by entry, so the rule must keep their coordinates: ``fedit``,
+``ffa``, ``alternating``. ``F`` is computed from private data and shapes the update: under
+differential privacy it would need a share of the budget, and gets none here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deal_core.adapters import Adapter, fingerprint
+from deal_core.attach import CURRENT, lora_layers, merge, set_trainable, write
+from deal_core.batching import within_budget
+from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.memory import Memory
+from deal_core.methods.continued import continued
+from deal_core.methods.interface import LocalTask, Objective, Past, Share, State, Tensors
+from deal_core.methods.penalised import Penalised
+from deal_core.methods.plain import Plain
+from deal_core.methods.task_start import hold_start, release_start, start_of
+from deal_core.models import Encoded, LanguageModel
+from deal_core.per_example import squared_gradients
+from deal_core.randomness import seeded
+
+BOTH = frozenset({"lora_A", "lora_B"})
+TOKENS = 2048
+"""In one pass with gradients of single examples, padding included: bounds memory alone."""
+
+
+@dataclass(frozen=True)
+class Ewc:
+    """Attributes: ``adapter`` (ranks, alpha) and the ``weight`` of the penalty."""
+
+    adapter: AdapterConfig
+    weight: float
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Keep the adapter; its start is ``theta*``."""
+        return hold_start(continued(state, self.adapter, generator))
+
+    def end_task(self, state: State) -> State:
+        """Keep the adapter, and ``theta*`` no longer."""
+        return release_start(state, self.adapter.retained_rank)
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        memory: Memory,
+    ) -> Objective:
+        """``CE + weight / 2 * sum F (theta - theta*)^2``; plain in the first task."""
+        plain = Plain(model, task.labels, data)
+        if self.weight == 0 or task.past is None:
+            return plain
+        fisher = importance(model, state, task.past)
+        anchor = named(start_of(state).current, model.device)
+        return Penalised(plain, lambda: anchored(model.module, fisher, anchor, self.weight))
+
+
+def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float) -> Tensor:
+    """``weight / 2 * sum F (theta - theta*)^2`` over the factors that learn.
+
+    Args:
+        module: holds ``theta``, the current adapter.
+        fisher: key of a factor (see :func:`parameters`) to ``F``, of the factor's shape.
+        anchor: key to ``theta*``.
+        weight: 0 leaves the adapter free; a huge one freezes every entry that ever mattered.
+    """
+    learning = {key: p for key, p in parameters(module).items() if p.requires_grad}
+    terms = [(fisher[key] * (p - anchor[key]).square()).sum() for key, p in learning.items()]
+    return weight / 2 * torch.stack(terms).sum()
+
+
+def importance(model: LanguageModel, state: State, past: Past) -> Tensors:
+    """The running sum of Fisher diagonals over the client's earlier tasks, each a mean over the
+    examples of the task. The model is left as it was found."""
+
+    def measured(before: int, total: Tensors) -> Tensors:
+        start = start_of(state)
+        merge(model.module, start.retained, start.residual)
+        write(model.module, start.current)
+        for share in past.shares[before:]:
+            gained = fisher_diagonal(model, share(), basis)
+            total = {key: value + total.get(key, 0.0) for key, value in gained.items()}
+        merge(model.module, state.retained, state.residual)
+        write(model.module, state.current)
+        return total
+
+    basis = fingerprint(state.retained)
+    kept = past.kept.once(len(past.shares), basis, measured)
+    return {key: value.to(model.device) for key, value in kept.items()}
+
+
+def fisher_diagonal(model: LanguageModel, share: Share, seed: str) -> Tensors:
+    """``mean_x E_{y ~ p(y | x)} (d loss(x, y) / d theta)^2``, one draw of ``y`` for every ``x``.
+
+    Returns:
+        Key of a factor to its diagonal, of the factor's shape; zeros where there is no data.
+    """
+    set_trainable(model.module, BOTH)
+    ordered = sorted(range(len(share.data)), key=lambda i: len(share.data[i].tokens))
+    passes = within_budget(share.data, ordered, TOKENS)
+    expected = drawn_labels(model, share, passes, seeded("fisher", seed))
+    objective = Plain(model, share.labels, expected)
+    sums = squared_gradients(model.module, objective, passes)
+    count = max(1, len(share.data))
+    return {k: s.cpu() / count for k, s in zip(parameters(model.module), sums, strict=True)}
+
+
+def drawn_labels(
+    model: LanguageModel,
+    share: Share,
+    passes: Sequence[Sequence[int]],
+    generator: torch.Generator,
+) -> list[Encoded]:
+    """The examples, each with a label drawn from the model's own distribution."""
+    relabelled = list(share.data)
+    for part in passes:
+        items = [share.data[i] for i in part]
+        with torch.no_grad():
+            chances = model.scores(items, share.labels).softmax(dim=1).cpu()
+        drawn = torch.multinomial(chances, 1, generator=generator).flatten().tolist()
+        for i, item, target in zip(part, items, drawn, strict=True):
+            relabelled[i] = Encoded(item.tokens, target)
+    return relabelled
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The factors of the current adapter by ``LAYER.lora_A`` and ``LAYER.lora_B``, in the order
+    of :func:`~deal_core.attach.set_trainable`."""
+    return {
+        f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
+        for name, layer in lora_layers(module).items()
+        for factor in sorted(BOTH)
+    }
+
+
+def named(adapter: Adapter, device: torch.device) -> Tensors:
+    """The factors of an adapter under the same keys."""
+    tensors = {}
+    for name, factors in adapter.layers.items():
+        tensors[f"{name}.lora_A"] = factors.A.to(device)
+        tensors[f"{name}.lora_B"] = factors.B.to(device)
+    return tensors
+
+
+def make_ewc(method: MethodConfig, adapter: AdapterConfig) -> Ewc:
+    """Build from the experiment."""
+    return Ewc(adapter, method.ewc.weight)

@@ -1,0 +1,54 @@
+"""Baseline ``lwf``: learning without forgetting, one adapter that distils its own past.
+
+As ``sequential``, the same adapter of the same rank, plus distillation of the outputs for
+earlier tasks, on the current task's inputs, from the model as it was at the start of the task.
+With ``method.distillation.weight = 0`` it is ``sequential``. Source: Li & Hoiem, ECCV 2016,
+arXiv 1606.09282.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deal_core.config import AdapterConfig, DistillationConfig, MethodConfig
+from deal_core.memory import Memory
+from deal_core.methods.continued import continued
+from deal_core.methods.distilled import distilled
+from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.task_start import hold_start, release_start
+from deal_core.models import Encoded, LanguageModel
+
+
+@dataclass(frozen=True)
+class Lwf:
+    """Attributes: ``adapter`` (ranks, alpha), and weight and temperature of ``distillation``."""
+
+    adapter: AdapterConfig
+    distillation: DistillationConfig
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Keep the adapter; its start is the teacher."""
+        return hold_start(continued(state, self.adapter, generator))
+
+    def end_task(self, state: State) -> State:
+        """Keep the adapter, and the teacher no longer."""
+        return release_start(state, self.adapter.retained_rank)
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        memory: Memory,
+    ) -> Objective:
+        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
+        return distilled(model, state, task, data, memory, self.distillation)
+
+
+def make_lwf(method: MethodConfig, adapter: AdapterConfig) -> Lwf:
+    """Build from the experiment."""
+    return Lwf(adapter, method.distillation)

@@ -1,0 +1,129 @@
+"""Baseline ``replay``: one adapter that goes on practising examples of earlier tasks.
+
+**Not private**: the client keeps texts of earlier tasks, and trains on them again. An upper
+baseline for methods that keep none.
+
+As ``sequential``, and every new example of a batch brings one old example along, with the label
+space of its own task: ``CE(new) + weight * CE(old)``. So a round has the steps of any other method
+(each of them twice as dear), and new and old examples have equal parts whatever the number of
+tasks. Source: experience replay (Robins 1995; Rolnick et al., NeurIPS 2019, arXiv 1811.11682);
+Chaudhry et al. 2019, arXiv 1902.10486, draw a batch of new and as many old examples, as here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deal_core.adapters import fingerprint
+from deal_core.config import AdapterConfig, MethodConfig, ReplayConfig
+from deal_core.memory import Memory
+from deal_core.methods.continued import continued
+from deal_core.methods.interface import LocalTask, Objective, Past, Share, State
+from deal_core.methods.plain import Plain
+from deal_core.models import Encoded, LanguageModel
+from deal_core.randomness import seeded
+
+Old = tuple[int, Encoded]
+"""Position of its task in the stream, and the example."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Attributes: ``adapter`` (ranks, alpha); what is kept, and its weight."""
+
+    adapter: AdapterConfig
+    config: ReplayConfig
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Keep the adapter; make it before the first task."""
+        return continued(state, self.adapter, generator)
+
+    def end_task(self, state: State) -> State:
+        """Keep everything as it is."""
+        return state
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        memory: Memory,
+    ) -> Objective:
+        """``CE(new) + weight * CE(old)``; plain in the first task, or where nothing is kept."""
+        plain = Plain(model, task.labels, data)
+        if task.past is None or self.config.weight == 0:
+            return plain
+        old = kept_examples(task.past, self.config.share)
+        if not old:
+            return plain
+        generator = seeded("replay", fingerprint(state.current))  # other partners in every round
+        partners = paired(old, len(data), generator)
+        labels = [share().labels for share in task.past.shares]
+        return Replayed(plain, labels, partners, self.config.weight)
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Cross-entropy of every new example and of its old partner.
+
+    Attributes:
+        plain: the objective on new examples.
+        labels: label spaces of the earlier tasks, by their position.
+        partners: one old example per new one.
+    """
+
+    plain: Plain
+    labels: Sequence[Sequence[str]]
+    partners: Sequence[Old]
+    weight: float
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """``CE(new) + weight * CE(old)``, ``(batch,)``."""
+        return self.plain.example_losses(batch) + self.weight * self._old_losses(batch)
+
+    def _old_losses(self, batch: Sequence[int]) -> Tensor:
+        """Of the partners, ``(batch,)``; one pass for each earlier task."""
+        order: list[int] = []
+        losses: list[Tensor] = []
+        for position, labels in enumerate(self.labels):
+            places = [k for k, i in enumerate(batch) if self.partners[i][0] == position]
+            if places:
+                items = [self.partners[batch[k]][1] for k in places]
+                losses.append(self.plain.model.learn(items, labels, ()).example_losses)
+                order += places
+        return torch.cat(losses)[torch.tensor(order).argsort()]
+
+    def penalty(self) -> None:
+        """Nothing beside the data."""
+
+
+def kept_examples(past: Past, share: float) -> list[Old]:
+    """A part of every earlier task's examples, rounded up, the same in all later tasks."""
+    kept: list[Old] = []
+    for position, task in enumerate(past.shares):
+        kept += [(position, example) for example in _sample(task(), share, position)]
+    return kept
+
+
+def _sample(task: Share, share: float, position: int) -> list[Encoded]:
+    count = math.ceil(share * len(task.data))
+    order = torch.randperm(len(task.data), generator=seeded("kept", position))
+    return [task.data[i] for i in order[:count].tolist()]
+
+
+def paired(old: Sequence[Old], count: int, generator: torch.Generator) -> list[Old]:
+    """Partners for ``count`` new examples: every old one equally often, give or take one."""
+    rounds = math.ceil(count / len(old))
+    orders = [torch.randperm(len(old), generator=generator) for _ in range(rounds)]
+    return [old[i] for i in torch.cat(orders)[:count].tolist()]
+
+
+def make_replay(method: MethodConfig, adapter: AdapterConfig) -> Replay:
+    """Build from the experiment."""
+    return Replay(adapter, method.replay)
