@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import BrokenExecutor, Future
+from copy import copy as shallow
 from uuid import uuid4
 
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -128,14 +128,14 @@ class InProcessGrid(Grid):
 
     def _execute(self, request: Message) -> Message:
         context = self._context(request.metadata.dst_node_id)
-        sent, request.content = request.content, copy(request.content)
+        sent, request.content = request.content, rebuild(request.content)
         try:
             reply = self._app(request, context)
         except Exception:
             return Message(Error(CLIENT_FAILED, "ClientApp raised"), reply_to=request)
         finally:
             request.content = sent
-        return Message(copy(reply.content), reply_to=request)
+        return Message(rebuild(reply.content), reply_to=request)
 
     def _context(self, node: int) -> Context:
         """A client's own context, made with its first request: who is never asked costs nothing.
@@ -176,15 +176,13 @@ def arrived(request: Message, running: Future[Message]) -> Message:
         return Message(Error(CLIENT_FAILED, "ClientApp raised"), reply_to=request)
 
 
-def copy(content: RecordDict) -> RecordDict:
+def rebuild(content: RecordDict) -> RecordDict:
     """Rebuild every record: what arrives shares nothing that can be changed with what was sent
-    (the bytes of an array are immutable, so they are not copied)."""
+    (the bytes and the shape of an array are immutable, so they are not copied)."""
     rebuilt = RecordDict()
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
-            rebuilt[name] = ArrayRecord(
-                {key: Array(a.dtype, a.shape, a.stype, a.data) for key, a in record.items()}
-            )
+            rebuilt[name] = ArrayRecord({key: shallow(array) for key, array in record.items()})
         elif isinstance(record, MetricRecord):
             rebuilt[name] = MetricRecord(dict(record))
         else:
