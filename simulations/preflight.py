@@ -6,7 +6,7 @@ from deal_core.aggregation import make_rule
 from deal_core.config import Experiment
 from deal_core.data import open_source, partition
 from deal_core.errors import UserError, choose
-from deal_core.methods import make_method
+from deal_core.methods import RULES, make_method
 from deal_core.models import adapter_shapes
 from deal_core.record import codec_named
 from simulations.faults import FAULTS
@@ -27,12 +27,19 @@ def preflight(experiment: Experiment) -> None:
 
 
 def check_aggregation(experiment: Experiment) -> None:
-    """Build the rule; clients of their own ranks need one that can mix them.
+    """Build the rule; clients of their own ranks need one that can mix them, and a method may
+    need one that it can work with.
 
     Raises:
         UserError: unknown names, or ranks that the rule or the adapter does not allow.
     """
     rule = make_rule(experiment.aggregation)
+    method, name = experiment.method.name, experiment.aggregation.rule
+    if name not in RULES.get(method, {name}):
+        raise UserError(
+            f"aggregation.rule '{name}' changes the coordinates that method.name '{method}' "
+            f"compares; use {', '.join(sorted(RULES[method]))}"
+        )
     own, rank = experiment.adapter.client_ranks, experiment.adapter.rank
     if own and not rule.mixed_ranks:
         raise UserError(

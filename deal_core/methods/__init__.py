@@ -34,6 +34,11 @@ METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
 }
 
 
+RULES: Mapping[str, frozenset[str]] = {"ewc": frozenset({"fedit", "ffa", "alternating"})}
+"""Aggregation rules that a method can work with, where it cannot with all: ewc compares factors
+entry by entry, and other rules change their coordinates."""
+
+
 def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
     """Build the method that the experiment names.
 
@@ -45,6 +50,7 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
 
 __all__ = [
     "METHODS",
+    "RULES",
     "Kept",
     "LocalTask",
     "Memory",

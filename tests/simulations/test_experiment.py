@@ -146,3 +146,9 @@ def test_out_that_is_a_file_is_refused() -> None:
 def test_preflight_finds_what_would_fail_later(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         preflight(load_experiment(Request("quickstart", overrides=(override,))))
+
+
+def test_a_method_says_which_rules_it_cannot_work_with() -> None:
+    pair = ("method.name=ewc", "aggregation.rule=flora")
+    with pytest.raises(UserError, match=r"'flora' .* 'ewc' compares; use alternating, fedit, ffa"):
+        preflight(load_experiment(Request("quickstart", overrides=pair)))
