@@ -147,10 +147,10 @@ def above(together: int | None, alone: int | None) -> int | None:
     return None if alone is None or together is None else together - alone
 
 
-def peak_resident() -> int | None:
-    """Largest resident memory of this process so far, in bytes, where Linux tells it."""
+def peak_resident(process: int | str = "self") -> int | None:
+    """Largest resident memory of a process so far, in bytes, where Linux tells it."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
         return None
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)

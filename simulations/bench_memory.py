@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,15 +13,18 @@ from uuid import uuid4
 
 import psutil
 
+from simulations.bench_measure import peak_resident
+
 MARK = "DEAL_BENCH"
 """In the environment of all that belongs together: Ray's processes leave their parents."""
-SAMPLE_SECONDS = 0.5
+SAMPLE_SECONDS, LOOK_SECONDS = 0.5, 0.02
 
 
 def run_watched(command: Sequence[str], log: Path) -> int:
     """Run to the end; return the largest memory of all its processes that was seen, in bytes.
 
-    Shared pages count once: each process counts its proportional part of them.
+    Shared pages count once: each process counts its proportional part of them. At least what
+    the command's own process had at its largest.
 
     Raises:
         RuntimeError: the command failed; the message has the end of its log.
@@ -40,7 +44,9 @@ def run_watched(command: Sequence[str], log: Path) -> int:
         )
         watcher.start()
         try:
-            code = process.wait()
+            while (code := process.poll()) is None:
+                peaks.append(peak_resident(process.pid) or 0)  # cheap: also what is soon over
+                time.sleep(LOOK_SECONDS)
         finally:
             ended.set()
             watcher.join()
