@@ -94,7 +94,7 @@ def _worst_client(results: Results) -> str:
 
 
 def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f} points"
+    return f"{round(100 * difference, 1) + 0.0:+.1f} points"  # + 0.0: no minus before a zero
 
 
 def _size(count: float) -> str:

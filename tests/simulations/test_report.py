@@ -11,7 +11,7 @@ from deal_core.config import Experiment
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import ClientResult, Privacy, Results, Wire, write_results
-from simulations.report import measures, print_report, privacy_text
+from simulations.report import _points, measures, print_report, privacy_text
 
 
 def results(**changes: Any) -> Results:
@@ -67,6 +67,11 @@ def test_the_measures_are_those_of_the_file() -> None:
     assert shown["sent per client"] == "3.0 kB in the whole run"
     assert shown["received per client"] == "5.0 MB in the whole run"
     assert shown["time"] == "2 min 10 s"
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus() -> None:
+    assert _points(-0.0002) == "+0.0 points"
+    assert _points(-0.0006) == "-0.1 points"
 
 
 def test_no_mechanism_is_said_to_be_none() -> None:
