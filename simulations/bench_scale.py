@@ -107,7 +107,7 @@ def table(axis: Axis, points: Sequence[Point]) -> Table:
     """One line a point; of many, every tenth."""
     drawn = Table(
         title=f"{axis.name}: exponent {exponent(points):.2f} (expected {axis.expected})",
-        caption="start: from the start of the process to the first round, zero-shot included",
+        caption="start: from the start of the process to the first round",
     )
     for name in (axis.unit, "s a round", "smallest", "largest", "start s", "peak MB"):
         drawn.add_column(name, justify="right")
