@@ -7,7 +7,6 @@ becomes several labels (``Anatomy 17``). Good for costs, of no use for accuracie
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -31,8 +30,9 @@ class Stream:
 
 def write_stream(folder: Path, stream: Stream) -> None:
     """Write ``TASK/train.jsonl`` and ``TASK/test.jsonl`` for the data source ``files``."""
-    examples = _endless()
+    texts = _texts()
     for number in range(stream.tasks):
+        examples = cycle(texts)  # every task has the same ones: tasks cost the same
         names = [f"{TASK_LABELS[i % len(TASK_LABELS)]} {number} {i}" for i in range(stream.labels)]
         place = folder / f"task-{number:03}"
         place.mkdir(parents=True)
@@ -49,9 +49,9 @@ def write_stream(folder: Path, stream: Stream) -> None:
 TASK_LABELS = tuple(label for labels in TASKS.values() for label in labels)
 
 
-def _endless() -> Iterator[Example]:
+def _texts() -> list[Example]:
     source = MedMCQA(DataConfig())
-    return cycle([example for task in TASKS for example in source.load(task).train])
+    return [example for task in TASKS for example in source.load(task).train]
 
 
 def _sized(text: str, words: int) -> str:
