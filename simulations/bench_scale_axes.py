@@ -109,4 +109,4 @@ def few(x: float, stream: Stream, **adapter: int) -> Run:
 
 def labels(count: int) -> Run:
     """The label space grows, the examples do not: 256 of the many are trained on."""
-    return Run(count, Stream(labels=count, train=max(256, count)), {**FEW, "data.max_train": count})
+    return Run(count, Stream(labels=count, train=max(256, count)), {**FEW, "data.max_train": 256})
