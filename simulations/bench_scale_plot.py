@@ -17,6 +17,7 @@ def draw(path: Path, done: Sequence[tuple[Axis, Sequence[Point]]]) -> None:
     """Write a PNG: seconds a round with their range, and the fitted power."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     rows = math.ceil(len(done) / COLUMNS)
     figure = Figure(figsize=(4.2 * COLUMNS, 3.4 * rows), layout="constrained")
@@ -33,6 +34,9 @@ def draw(path: Path, done: Sequence[tuple[Axis, Sequence[Point]]]) -> None:
             panel.plot(xs, [factor * x**power for x in xs], color=FIT, linewidth=1)
         panel.set(xscale="log", yscale="log", xlabel=axis.unit, ylabel="seconds a round")
         panel.set_ylim(min(ys) / 3, max(ys) * 3)
+        for side in (panel.xaxis, panel.yaxis):
+            side.set_major_formatter(LogFormatter())
+            side.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.4)))
         panel.set_title(f"{axis.name}: exponent {power:.2f}", fontsize=10)
         panel.grid(visible=True, which="both", alpha=0.2)
     figure.savefig(path, dpi=110)
