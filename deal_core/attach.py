@@ -85,15 +85,13 @@ def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -
 def lora_layers(model: nn.Module) -> dict[str, Any]:
     """Return layer name to PEFT layer (too loosely typed to be more than Any), in order."""
     known: dict[str, Any] | None = model.__dict__.get("adapted_layers")
-    return (
-        known
-        if known is not None
-        else {
-            name.removeprefix(PREFIX): module
-            for name, module in model.named_modules()
-            if isinstance(module, LoraLayer)
-        }
-    )
+    if known is not None:
+        return known
+    return {
+        name.removeprefix(PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
 
 
 def read(model: nn.Module) -> Adapter:

@@ -31,4 +31,5 @@ def synchronous(tasks: int, rounds: int) -> list[Step]:
     for index in range(tasks):
         steps += [Step("round", index, number) for number in range(1, rounds + 1)]
         steps.append(Step("end-task", index))
-    return [*steps[:1], Step("zero-shot", -1), *steps[1:]]
+    steps.insert(1, Step("zero-shot", -1))
+    return steps

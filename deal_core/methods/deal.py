@@ -13,18 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from deal_core.adapters import fingerprint, fresh_adapter, stack, zero_adapter
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import UserError, choose
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued, one_adapter, with_start_in_sight
-from deal_core.methods.controlled import Controlled, beside_current
 from deal_core.methods.distilled import distilled
 from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.live_update import beside_current, live_update
+from deal_core.methods.penalised import Penalised
 from deal_core.models import Encoded, LanguageModel
 from deal_core.retention import GAINS, retain
-from deal_core.update import Anchor, make_anchors
+from deal_core.update import Anchor, make_anchors, update_penalty
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,12 @@ class Deal:
             "anchors", fingerprint(state.retained), lambda: make_anchors(state.retained, device)
         )
         beside = beside_current(state.residual, device)
-        return Controlled(losses, model.module, beside, anchors, self.method.update)
+
+        def price() -> Tensor:
+            update = live_update(model.module, beside)
+            return update_penalty(update, anchors, self.method.update)
+
+        return Penalised(losses, price)
 
 
 def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from deal_core.methods.interface import Objective
@@ -23,5 +24,6 @@ class Penalised:
         return self.objective.example_losses(batch)
 
     def penalty(self) -> Tensor | None:
-        """The term."""
-        return self.term()
+        """The objective's own and the term."""
+        parts = [part for part in (self.objective.penalty(), self.term()) if part is not None]
+        return torch.stack(parts).sum() if parts else None

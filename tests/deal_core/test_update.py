@@ -8,7 +8,7 @@ from deal_core.attach import CURRENT, lora_layers, read, set_trainable
 from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig, UpdateConfig
 from deal_core.data import Example
 from deal_core.methods import LocalTask, Memory, State, make_method
-from deal_core.methods.controlled import Controlled
+from deal_core.methods.penalised import Penalised
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import accumulate, load_state, train
@@ -204,7 +204,7 @@ def test_every_key_of_the_penalty_changes_the_numbers(minilm, second_task):
         assert not any(torch.equal(first, other) for other in found[:i])
 
 
-def objective_of(minilm, state: State, memory: Memory) -> tuple[Controlled, list]:
+def objective_of(minilm, state: State, memory: Memory) -> tuple[Penalised, list]:
     method = MethodConfig.model_validate({"update": {"enabled": True, "lambda1": 100.0}})
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
