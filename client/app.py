@@ -16,8 +16,9 @@ from flwr.clientapp import ClientApp
 
 from client.outgoing import check_reply
 from client.state import FeedbackStore, TaskStore
-from deal_core.config import Experiment, from_run_config
+from deal_core.config import Experiment
 from deal_core.payload import PayloadError
+from deal_core.run_config import from_run_config
 
 if TYPE_CHECKING:
     from client.workbench import Workbench

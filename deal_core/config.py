@@ -1,22 +1,16 @@
-"""The experiment: one TOML file, parsed once into frozen models.
+"""The experiment: the tables of a TOML file as frozen models.
 
 Every key has a default; the defaults together are a run on the embedded model and data. The
-same keys work in an experiment file, in ``--set table.key=value`` and, flattened with dots, in
-Flower's run config (``flwr run . -c adapter.rank=16``).
+same keys work in an experiment file, in ``--set table.key=value``
+(:mod:`deal_core.experiment_file`) and, flattened with dots, in Flower's run config
+(``flwr run . -c adapter.rank=16``, :mod:`deal_core.run_config`).
 """
 
 from __future__ import annotations
 
-import json
-import tomllib
-from collections.abc import Mapping, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from deal_core.errors import UserError, nearest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Table(BaseModel):
@@ -303,133 +297,3 @@ class Experiment(Table):
     train: TrainConfig = TrainConfig()
     faults: FaultsConfig = FaultsConfig()
     run: RunConfig = RunConfig()
-
-
-def parse_experiment(tables: Mapping[str, Any], where: str) -> Experiment:
-    """Check nested tables and return the experiment.
-
-    Raises:
-        UserError: an unknown key (with the nearest known one) or a wrong type; the
-            message starts with ``where`` and names the key.
-    """
-    try:
-        return Experiment.model_validate_json(json.dumps(tables), strict=True)
-    except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(error)}") from None
-    except TypeError as error:
-        raise UserError(f"{where}: {error}; use strings, numbers, booleans and lists") from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    location = [str(part) for part in problem["loc"]]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(location[-1], _known_keys(location[:-1]))}"
-    if problem["type"] == "value_error":  # a model's own: keys that do not go together
-        return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
-    message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"key '{key}' should be {message}, but is {json.dumps(problem['input'])}"
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    table: type[BaseModel] = Experiment
-    for part in path:
-        field = table.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type):
-            return list(HubTask.model_fields)
-        table = field.annotation
-    return list(table.model_fields)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        UserError: the file is missing, unreadable or no TOML; the message names the line.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML ({error})") from None
-
-
-def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return ``tables`` with each ``table.key=value`` applied.
-
-    The value is read as TOML; a bare word is a string.
-
-    Raises:
-        UserError: no ``=`` in an override, or a path that runs through a plain value.
-    """
-    result: dict[str, Any] = json.loads(json.dumps(tables))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise UserError(f"--set {override}: write it as table.key=value")
-        *parents, leaf = key.strip().split(".")
-        table = result
-        for parent in parents:
-            table = table.setdefault(parent, {})
-            if not isinstance(table, dict):
-                raise UserError(f"--set {override}: '{parent}' is a value, not a table")
-        table[leaf] = _toml_value(text.strip())
-    return result
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def flatten(experiment: Experiment) -> dict[str, bool | int | float | str]:
-    """Return Flower's run config: dotted keys to scalars; lists and dicts as JSON text."""
-    flat: dict[str, bool | int | float | str] = {}
-
-    def visit(model: BaseModel, prefix: str) -> None:
-        for name in type(model).model_fields:
-            value = getattr(model, name)
-            if isinstance(value, BaseModel):
-                visit(value, f"{prefix}{name}.")
-            elif isinstance(value, (tuple, dict)):
-                flat[prefix + name] = json.dumps(model.model_dump(mode="json")[name])
-            else:
-                flat[prefix + name] = value
-
-    visit(experiment, "")
-    return flat
-
-
-def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
-    """Undo :func:`flatten`; the one parser of Flower's run config.
-
-    Raises:
-        UserError: as :func:`parse_experiment`.
-    """
-    structured = _structured_keys()
-    tables: dict[str, Any] = {}
-    for key, value in run_config.items():
-        *parents, leaf = key.split(".")
-        table = tables
-        for parent in parents:
-            table = table.setdefault(parent, {})
-        table[leaf] = json.loads(value) if key in structured else value
-    return parse_experiment(tables, "run config")
-
-
-@cache
-def _structured_keys() -> frozenset[str]:
-    return frozenset(key for key in flatten(Experiment()) if _is_structured(key))
-
-
-def _is_structured(key: str) -> bool:
-    value: Any = Experiment()
-    for part in key.split("."):
-        value = getattr(value, part)
-    return isinstance(value, (tuple, dict))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deal_core.config import Experiment, apply_overrides, parse_experiment, read_toml
+from deal_core.config import Experiment
 from deal_core.errors import UserError, nearest
+from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
 from simulations.shipped import shipped_experiments
 
 

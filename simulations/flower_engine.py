@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deal_core.config import Experiment, flatten
+from deal_core.config import Experiment
 from deal_core.errors import UserError
+from deal_core.run_config import flatten
 from server.events import Event, Listener
 from server.folder import RunFolder
 from simulations.flower_sandbox import CONNECTION, Sandbox, flower_sandbox, program

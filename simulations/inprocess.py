@@ -25,8 +25,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from deal_core.config import Experiment, flatten
+from deal_core.config import Experiment
 from deal_core.errors import UserError
+from deal_core.run_config import flatten
 from server.events import Listener
 from simulations.identity import assume_identity
 from simulations.worker_pool import WorkerPool, worker_pool

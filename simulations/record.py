@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from deal_core.config import Experiment, flatten, parse_experiment, read_toml
+from deal_core.config import Experiment
 from deal_core.errors import UserError
+from deal_core.experiment_file import parse_experiment, read_toml
+from deal_core.run_config import flatten
 from server.folder import RunFolder
 from simulations.toml_text import toml_lines
 

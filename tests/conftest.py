@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from deal_core.adapters import Adapter, LoraFactors, Shapes
-from deal_core.config import AdapterConfig, Experiment, apply_overrides, parse_experiment
+from deal_core.config import AdapterConfig, Experiment
+from deal_core.experiment_file import apply_overrides, parse_experiment
 from deal_core.models import LanguageModel, load_model
 
 SHORT = [

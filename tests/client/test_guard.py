@@ -10,11 +10,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from client.app import make_app
 from deal_core.adapters import Adapter, LoraFactors
-from deal_core.config import Experiment, flatten
+from deal_core.config import Experiment
 from deal_core.instruction import Instruction
 from deal_core.methods import State
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
+from deal_core.run_config import flatten
 from server.federation import start_state
 from server.wire import outgoing, request
 from simulations.identity import assume_identity

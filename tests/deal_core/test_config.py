@@ -6,15 +6,10 @@ from typing import Any
 
 import pytest
 
-from deal_core.config import (
-    Experiment,
-    apply_overrides,
-    flatten,
-    from_run_config,
-    parse_experiment,
-    read_toml,
-)
+from deal_core.config import Experiment
 from deal_core.errors import UserError
+from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
+from deal_core.run_config import flatten, from_run_config
 
 ROOT = Path(__file__).parents[2]
 RICH: dict[str, Any] = {

@@ -14,9 +14,10 @@ import pytest
 import torch
 from flwr.app import Message
 
-from deal_core.config import Experiment, flatten
+from deal_core.config import Experiment
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
+from deal_core.run_config import flatten
 from server import rounds
 from server.folder import RunFolder
 from server.run import run

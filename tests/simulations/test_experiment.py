@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.config import Experiment, parse_experiment, read_toml
+from deal_core.config import Experiment
 from deal_core.errors import UserError
+from deal_core.experiment_file import parse_experiment, read_toml
 from server.folder import RunFolder
 from simulations.experiment import Request, find_experiment, load_experiment
 from simulations.preflight import preflight

@@ -13,8 +13,9 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from deal_core.config import Experiment, FederationConfig, RunConfig, flatten, from_run_config
+from deal_core.config import Experiment, FederationConfig, RunConfig
 from deal_core.errors import UserError
+from deal_core.run_config import flatten, from_run_config
 from server.folder import RunFolder
 from server.results import read_results
 from simulations import flower_engine

@@ -17,9 +17,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from safetensors.numpy import load_file
 
 from client.app import make_app
-from deal_core.config import Experiment, flatten
+from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.models import adapter_shapes
+from deal_core.run_config import flatten
 from server.checkpoint import load_checkpoint
 from server.results import read_results
 from server.run import run

@@ -108,7 +108,7 @@ def test_workers_give_the_very_numbers_of_one_process(runs):
 RUN = """
 import sys
 from pathlib import Path
-from deal_core.config import apply_overrides, parse_experiment
+from deal_core.experiment_file import apply_overrides, parse_experiment
 from simulations.inprocess import run_inprocess
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""The experiment as Flower carries it: dotted keys to scalars, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel
+
+from deal_core.config import Experiment
+from deal_core.experiment_file import parse_experiment
+
+
+def flatten(experiment: Experiment) -> dict[str, bool | int | float | str]:
+    """Return Flower's run config: dotted keys to scalars; lists and dicts as JSON text."""
+    flat: dict[str, bool | int | float | str] = {}
+
+    def visit(model: BaseModel, prefix: str) -> None:
+        for name in type(model).model_fields:
+            value = getattr(model, name)
+            if isinstance(value, BaseModel):
+                visit(value, f"{prefix}{name}.")
+            elif isinstance(value, (tuple, dict)):
+                flat[prefix + name] = json.dumps(model.model_dump(mode="json")[name])
+            else:
+                flat[prefix + name] = value
+
+    visit(experiment, "")
+    return flat
+
+
+def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
+    """Undo :func:`flatten`; the one parser of Flower's run config.
+
+    Raises:
+        UserError: as :func:`parse_experiment`.
+    """
+    structured = _structured_keys()
+    tables: dict[str, Any] = {}
+    for key, value in run_config.items():
+        *parents, leaf = key.split(".")
+        table = tables
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = json.loads(value) if key in structured else value
+    return parse_experiment(tables, "run config")
+
+
+@cache
+def _structured_keys() -> frozenset[str]:
+    return frozenset(key for key in flatten(Experiment()) if _is_structured(key))
+
+
+def _is_structured(key: str) -> bool:
+    value: Any = Experiment()
+    for part in key.split("."):
+        value = getattr(value, part)
+    return isinstance(value, (tuple, dict))
