@@ -43,6 +43,15 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small matrices: threads that wait for each other on a busy machine cost 100 times more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def minilm() -> LanguageModel:
     """The embedded encoder; tests that write adapters leave none behind for others to rely on."""

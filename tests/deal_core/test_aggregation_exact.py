@@ -30,13 +30,7 @@ EXACT = ("ffa", "alternating", "fedsvd", "flora", "fedex", "flexlora")
 MIXED = ("flora", "flexlora")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small matrices: threads that wait for each other on a busy machine cost 100 times more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass(frozen=True)

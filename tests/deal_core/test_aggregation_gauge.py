@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation.gauge import ErrorGauge, Reading
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def adapter(shapes, rank, scaling, generator):

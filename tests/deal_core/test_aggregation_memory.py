@@ -18,12 +18,7 @@ from deal_core.config import AggregationConfig
 SHAPES = {"q": (16, 24), "v": (16, 16)}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def held_bytes(root) -> int:
