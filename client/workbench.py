@@ -13,7 +13,7 @@ from functools import cached_property
 
 import torch
 
-from deal_core.allocator import keep_few_kernels, keep_freed_memory
+from deal_core.allocator import keep_memory
 from deal_core.attach import read
 from deal_core.config import Experiment
 from deal_core.data import TaskData, open_source
@@ -54,8 +54,7 @@ class Workbench:
         """The one model of the process, with the thread count fixed: it changes rounding."""
         config = self.experiment
         torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
-        keep_freed_memory()
-        keep_few_kernels()
+        keep_memory()
         dtype = compute_dtype(config.train, best_device())
         return load_model(config.model, config.adapter, config.train.max_length, dtype)
 

@@ -11,14 +11,18 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 KEEP_BYTES = 2**31 - 1
 BLOCK_BYTES = 2**30
 PAD_BYTES = 2**26
-
-
 KERNELS = "32"
 """Compiled matrix kernels that oneDNN keeps; its own default is 1,024."""
 
 
-def keep_few_kernels() -> None:
-    """Bound what oneDNN remembers, unless the user has; call it before the first product.
+def keep_memory() -> None:
+    """Keep freed blocks, and few compiled kernels; call it before the first product."""
+    _keep_freed_blocks()
+    _keep_few_kernels()
+
+
+def _keep_few_kernels() -> None:
+    """Bound what oneDNN remembers, unless the user has.
 
     It compiles a kernel for every shape and keeps it with its buffers. Texts of many lengths have
     many shapes: in bfloat16 a fifth of the memory of a run, and no time is saved (measured).
@@ -26,8 +30,8 @@ def keep_few_kernels() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
 
 
-def keep_freed_memory() -> bool:
-    """Tell glibc to serve large blocks from its heap and to keep the heap; False elsewhere.
+def _keep_freed_blocks() -> None:
+    """Tell glibc to serve large blocks from its heap and to keep the heap; nothing elsewhere.
 
     By default each tensor above 32 MB at most is mapped and unmapped, and every page of it is
     cleared by the kernel on first touch: a sixth of a float32 training step on a small model,
@@ -35,14 +39,11 @@ def keep_freed_memory() -> bool:
     process.
     """
     if not sys.platform.startswith("linux"):
-        return False
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library
-        return False
-    wanted = (
-        (M_MMAP_THRESHOLD, BLOCK_BYTES),
-        (M_TRIM_THRESHOLD, KEEP_BYTES),
-        (M_TOP_PAD, PAD_BYTES),
-    )
-    return all(mallopt(name, value) == 1 for name, value in wanted)
+        return
+    mallopt(M_MMAP_THRESHOLD, BLOCK_BYTES)
+    mallopt(M_TRIM_THRESHOLD, KEEP_BYTES)
+    mallopt(M_TOP_PAD, PAD_BYTES)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from deal_core.adapters import fresh_adapter, zero_adapter
-from deal_core.allocator import keep_few_kernels, keep_freed_memory
+from deal_core.allocator import keep_memory
 from deal_core.attach import read, set_trainable, write
 from deal_core.batching import training_batches, within_budget
 from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
@@ -26,8 +26,7 @@ class DealWork:
     """One model that keeps learning, window after window."""
 
     def __init__(self, workload: Workload, precision: str, private: bool) -> None:
-        keep_freed_memory()
-        keep_few_kernels()
+        keep_memory()
         self._config = TrainConfig(batch_size=workload.batch_size)
         self._model = new_model(getattr(torch, precision))
         self._private = private
