@@ -18,6 +18,16 @@ class RunFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def writing(self) -> Path:
+        """Locked by the server that writes here."""
+        return self.path / ".writing.lock"
+
+    @property
+    def launching(self) -> Path:
+        """Locked by the ``deal`` that started it, perhaps in another process."""
+        return self.path / ".launching.lock"
+
+    @property
     def metrics(self) -> Path:
         """One event a line."""
         return self.path / "metrics.jsonl"

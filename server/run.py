@@ -14,6 +14,7 @@ from server.events import EventLog, Listener
 from server.export import export_adapter
 from server.federation import Federation, start_state
 from server.folder import RunFolder
+from server.lock import alone
 from server.results import Results, make_results, write_results
 from server.rounds import find_clients
 from server.schedule import synchronous
@@ -30,16 +31,17 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
         listener: see :class:`EventLog`.
 
     Raises:
-        UserError: clients missing, quorum not met, checkpoint unusable.
+        UserError: clients missing, quorum not met, checkpoint unusable, or another process
+            writes the run folder.
     """
     folder = RunFolder(Path(experiment.run.out))
-    folder.path.mkdir(parents=True, exist_ok=True)
     events = EventLog(folder.metrics, listener)
-    try:
-        return _run(grid, experiment, folder, events)
-    except BaseException as error:
-        events.write("run_stopped", reason=f"{type(error).__name__}: {error}"[:500])
-        raise
+    with alone(folder.writing):
+        try:
+            return _run(grid, experiment, folder, events)
+        except BaseException as error:
+            events.write("run_stopped", reason=f"{type(error).__name__}: {error}"[:500])
+            raise
 
 
 def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog) -> Results:

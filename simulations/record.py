@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from deal_core.errors import UserError
 from deal_core.experiment_file import parse_experiment, read_toml
 from deal_core.run_config import flatten
 from server.folder import RunFolder
+from server.lock import alone
 from simulations.toml_text import toml_lines
 
 RECORD = "experiment.toml"
@@ -48,6 +51,19 @@ def check_folder(experiment: Experiment) -> None:
     if not folder.checkpoint.exists():
         raise UserError(f"{folder.path}: holds no checkpoint to resume; start without --resume")
     _check_same(experiment, folder.path / RECORD)
+
+
+@contextmanager
+def claimed(experiment: Experiment) -> Iterator[None]:
+    """Make the run folder and write the experiment into it; within the block it is ours.
+
+    Raises:
+        UserError: another process writes it, or has meanwhile; it cannot be written.
+    """
+    with alone(RunFolder(Path(experiment.run.out)).launching):
+        check_folder(experiment)
+        record(experiment)
+        yield
 
 
 def record(experiment: Experiment) -> None:

@@ -13,7 +13,7 @@ from server.folder import RunFolder
 from simulations.engines import ENGINES
 from simulations.experiment import Request, load_experiment
 from simulations.interrupt import stoppable
-from simulations.record import check_folder, record
+from simulations.record import check_folder, claimed
 from simulations.view import progress_view
 
 STOPPED = 130
@@ -49,8 +49,8 @@ def _run(experiment: Experiment, request: Request, console: Console) -> None:
         from simulations.preflight import preflight
 
         preflight(experiment)
-    record(experiment)
-    with progress_view(console, Path(request.experiment).stem) as listener:
+    view = progress_view(console, Path(request.experiment).stem)
+    with claimed(experiment), view as listener:
         engine.run(experiment, listener)
 
 

@@ -150,22 +150,56 @@ def test_a_folder_that_holds_a_run(deal: Call, tmp_path: Path) -> None:
     assert "no checkpoint" in refused(deal("simulate", "quickstart", "--resume"))
 
 
+SMALL = [
+    'data.tasks=["laboratory", "surgery"]',
+    *("data.max_train=32", "data.max_test=32", "train.max_length=32"),
+    *("federation.clients=2", "run.threads=1", "run.workers=1"),
+]
+
+
+def started(out: Path, settings: list[str]) -> tuple[subprocess.Popen[str], list[str]]:
+    """A ``deal`` of its own, once its first checkpoint lies there; and its arguments."""
+    arguments = ["simulate", "quickstart", "--out", str(out)]
+    arguments += [part for setting in settings for part in ("--set", setting)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "simulations.cli", *arguments],
+        cwd=Path(cli.__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not RunFolder(out).checkpoint.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process, arguments
+
+
+def test_a_run_is_continued_by_one_process_at_a_time(deal: Call, tmp_path: Path) -> None:
+    """Another one is refused while it lives, however slow it is, and not when it was killed."""
+    out = tmp_path / "run"
+    process, arguments = started(out, SMALL)
+    try:
+        process.send_signal(signal.SIGSTOP)
+        before = RunFolder(out).metrics.read_bytes()
+        line = refused(deal(*arguments, "--resume"))
+        assert f"{out}: another process is writing this run" in line
+        assert RunFolder(out).metrics.read_bytes() == before
+    finally:
+        process.kill()
+        process.communicate()
+    code, _, err = deal(*arguments, "--resume")
+    assert code == 0, err
+    assert RunFolder(out).results.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    root = Path(cli.__file__).parent.parent
     out = tmp_path / "run"
     settings = ["data.max_train=64", "data.max_test=16", "federation.rounds=50", "run.threads=1"]
-    command = [sys.executable, "-m", "simulations.cli", "simulate", "quickstart", "--out", str(out)]
-    command += [part for setting in settings for part in ("--set", setting)]
-    process = subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    checkpoint = RunFolder(out).checkpoint
-    deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
+    process, _ = started(out, settings)
     time.sleep(1)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)

@@ -1,0 +1,39 @@
+"""One writer for a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from deal_core.errors import UserError
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Make the folder of ``lock``; within the block no other process holds the lock.
+
+    The kernel lets go of it when the process ends, however it ends; the empty file stays.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written.
+    """
+    held = FileLock(lock, timeout=0)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except Timeout:
+        raise UserError(
+            f"{lock.parent}: another process is writing this run; wait until it has ended, "
+            "or choose another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{lock.parent}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        held.release()
