@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.outgoing import check_reply
-from client.state import FeedbackStore, TaskStore
+from client.state import FeedbackStore, forget
 from deal_core.config import Experiment
 from deal_core.payload import PayloadError
 from deal_core.run_config import from_run_config
@@ -59,7 +59,7 @@ def make_app() -> ClientApp:
         bench = bench_of(context)
         state, instruction = wire.read_request(message, bench)
         if instruction.task_index < 0:  # asked of every client, once, before a second task
-            TaskStore(site_folder(context)).forget()
+            forget(site_folder(context))
         counts = work.local_evaluation(bench, client_of(context), state, instruction)
         return wire.evaluation_reply(message, counts)
 

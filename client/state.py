@@ -83,27 +83,66 @@ class TaskStore:
         earlier = [n for n in range(1, task_index) if self._path(n).exists()]
         before = earlier[-1] if earlier else 0
         made = make(before, (_read(self._path(before)) or {}) if before else {})
-        self._write(path, made, basis)
+        _write(path, made, basis)
         for old in self.folder.glob("task-*.safetensors"):
             if old not in {path, self._path(before)}:
                 old.unlink()
         return made
 
-    def forget(self) -> None:
-        """Drop what an earlier run in this folder left."""
-        for old in self.folder.glob("task-*.safetensors"):
-            old.unlink()
-
-    def _write(self, path: Path, tensors: Tensors, basis: str) -> None:
-        from safetensors.torch import save_file
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".writing")
-        save_file(tensors, beside, {"basis": basis})
-        beside.replace(path)
-
     def _path(self, task_index: int) -> Path:
         return self.folder / f"task-{task_index}.safetensors"
+
+
+@dataclass(frozen=True)
+class RoundStore:
+    """What a method carries from round to round (:class:`deal_core.methods.Carried`).
+
+    Attributes:
+        folder: the site's own; made when first needed.
+        task_index, server_round: of the request at hand.
+    """
+
+    folder: Path
+    task_index: int
+    server_round: int
+
+    def load(self, basis: str) -> Tensors:
+        """Return what the client's latest round of this task before this one left; empty where
+        there was none, or another basis."""
+        before = self._before()
+        return (_read(before, basis) or {}) if before is not None else {}
+
+    def save(self, basis: str, tensors: Tensors) -> None:
+        """Keep this, and what :meth:`load` returns: a request that is repeated finds it."""
+        path = self._path(self.server_round)
+        _write(path, tensors, basis)
+        for old in self.folder.glob("round-*.safetensors"):
+            if old not in {path, self._before()}:
+                old.unlink()
+
+    def _before(self) -> Path | None:
+        rounds = range(self.server_round - 1, 0, -1)
+        return next((p for p in map(self._path, rounds) if p.exists()), None)
+
+    def _path(self, server_round: int) -> Path:
+        return self.folder / f"round-{self.task_index}-{server_round}.safetensors"
+
+
+def forget(folder: Path) -> None:
+    """Drop what the methods of an earlier run kept in this folder."""
+    for pattern in ("task-*.safetensors", "round-*.safetensors"):
+        for old in folder.glob(pattern):
+            old.unlink()
+
+
+def _write(path: Path, tensors: Tensors, basis: str) -> None:
+    """Make the folder; a kill leaves the old file or the new one."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".writing")
+    save_file(tensors, beside, {"basis": basis})
+    beside.replace(path)
 
 
 def _read(path: Path, basis: str | None = None) -> Tensors | None:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from client.state import FeedbackStore, TaskStore, digest
+from client.state import FeedbackStore, RoundStore, TaskStore, digest
 from client.workbench import ClientTask, Workbench
 from deal_core.adapters import Adapter
 from deal_core.attach import read
@@ -44,7 +44,8 @@ def local_update(
     )
     shares = [partial(_share, bench, task, client) for task in instruction.seen]
     past = Past(shares, TaskStore(store.folder)) if shares else None
-    task = LocalTask(data.labels, seen, past)
+    carried = RoundStore(store.folder, instruction.task_index, instruction.server_round)
+    task = LocalTask(data.labels, seen, past, carried)
     report = train(
         bench.model,
         bench.method.objective(bench.model, state, task, data.train, data.memory),

@@ -199,11 +199,35 @@ class ReplayConfig(Table):
     """Of an old example's loss beside that of a new one."""
 
 
+class DealReferenceConfig(Table):
+    """The paper's method as its authors' second code release reads it (deal-reference)."""
+
+    kernels: int = Field(4, ge=2)
+    """Heat kernels of a gate."""
+    lambda1: float = Field(0.01, ge=0)
+    """Of the power sum over what the gates learn."""
+    lambda2: float = Field(0.001, ge=0)
+    """Of the power sum over what the MLPs learn."""
+    a: float = 5.0
+    """Power of the first sum."""
+    b: float = Field(2.0, ge=1)
+    """Power of the second sum, at most ``a``."""
+    seed: int = Field(42, ge=0)
+    """Draws the MLPs that a task begins with, at the server and at every client."""
+
+    @model_validator(mode="after")
+    def _higher_order_on_the_gates(self) -> Self:
+        if self.a < self.b:
+            raise ValueError(f"a ({self.a:g}) must not be below b ({self.b:g}); raise a or lower b")
+        return self
+
+
 class MethodConfig(Table):
     """The continual-learning method."""
 
     name: str = "deal"
-    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``."""
+    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``,
+    ``deal-reference``."""
     fresh_adapter: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
@@ -213,6 +237,7 @@ class MethodConfig(Table):
     ewc: EwcConfig = EwcConfig()
     olora: OLoraConfig = OLoraConfig()
     replay: ReplayConfig = ReplayConfig()
+    deal_reference: DealReferenceConfig = DealReferenceConfig()
 
 
 class AggregationConfig(Table):

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from deal_core.attach import merge, set_trainable, write
+from deal_core.attach import merge, write
 from deal_core.batching import evaluation_batches, training_batches, within_budget
 from deal_core.config import TrainConfig
+from deal_core.learner import learner_of
 from deal_core.methods import Objective, State
 from deal_core.models import Encoded, LanguageModel
 
@@ -37,7 +38,8 @@ def train(
     config: TrainConfig,
     generator: torch.Generator,
 ) -> TrainReport:
-    """Run ``epochs`` of AdamW on the current adapter, in place.
+    """Run ``epochs`` of AdamW on the current adapter, in place (or on what the objective makes it
+    from).
 
     Args:
         model: holds the adapters of the round (see :func:`load_state`).
@@ -48,16 +50,19 @@ def train(
         config: learning rate, batch size, tokens in one pass.
         generator: orders the examples; the only randomness.
     """
-    parameters = set_trainable(model.module, trained)
+    learner = learner_of(objective, model.module, trained)
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        learner.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     losses: list[float] = []
     for _ in range(epochs):
         for batch in training_batches(data, config.batch_size, generator):
             losses.append(accumulate(objective, data, batch, config.tokens_per_pass))
+            learner.before_step()
             optimizer.step()
+            learner.after_step()
             optimizer.zero_grad(set_to_none=True)
+    learner.finish()
     return TrainReport(len(losses), sum(losses) / len(losses) if losses else 0.0)
 
 

@@ -37,8 +37,8 @@ def check_aggregation(experiment: Experiment) -> None:
     method, name = experiment.method.name, experiment.aggregation.rule
     if name not in RULES.get(method, {name}):
         raise UserError(
-            f"aggregation.rule '{name}' changes the coordinates that method.name '{method}' "
-            f"compares; use {', '.join(sorted(RULES[method]))}"
+            f"aggregation.rule '{name}' does not go with method.name '{method}'; "
+            f"use {', '.join(sorted(RULES[method]))}"
         )
     own, rank = experiment.adapter.client_ranks, experiment.adapter.rank
     if own and not rule.mixed_ranks:

@@ -8,8 +8,10 @@ from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import choose
 from deal_core.memory import Memory
 from deal_core.methods.deal import make_deal
+from deal_core.methods.deal_reference import make_deal_reference
 from deal_core.methods.ewc import make_ewc
 from deal_core.methods.interface import (
+    Carried,
     Kept,
     LocalTask,
     Method,
@@ -26,6 +28,7 @@ from deal_core.methods.sequential import make_sequential
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
+    "deal-reference": make_deal_reference,
     "ewc": make_ewc,
     "lwf": make_lwf,
     "olora": make_olora,
@@ -34,9 +37,13 @@ METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
 }
 
 
-RULES: Mapping[str, frozenset[str]] = {"ewc": frozenset({"fedit", "ffa", "alternating"})}
+RULES: Mapping[str, frozenset[str]] = {
+    "ewc": frozenset({"fedit", "ffa", "alternating"}),
+    "deal-reference": frozenset({"fedit"}),
+}
 """Aggregation rules that a method can work with, where it cannot with all: ewc compares factors
-entry by entry, and other rules change their coordinates."""
+entry by entry, and other rules change their coordinates; deal-reference replaces both factors of
+a layer, so both must learn in every round, in their own coordinates."""
 
 
 def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
@@ -51,6 +58,7 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
 __all__ = [
     "METHODS",
     "RULES",
+    "Carried",
     "Kept",
     "LocalTask",
     "Memory",

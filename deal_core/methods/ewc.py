@@ -28,13 +28,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deal_core.adapters import Adapter, fingerprint
-from deal_core.attach import CURRENT, lora_layers, merge, set_trainable, write
+from deal_core.adapters import fingerprint
+from deal_core.attach import merge, set_trainable, write
 from deal_core.batching import within_budget
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, Past, Share, State, Tensors
+from deal_core.methods.named_factors import named, parameters
 from deal_core.methods.penalised import Penalised
 from deal_core.methods.plain import Plain
 from deal_core.methods.task_start import hold_start, release_start, start_of
@@ -84,7 +85,8 @@ def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float)
 
     Args:
         module: holds ``theta``, the current adapter.
-        fisher: key of a factor (see :func:`parameters`) to ``F``, of the factor's shape.
+        fisher: key of a factor (see :func:`~deal_core.methods.named_factors.parameters`) to
+            ``F``, of the factor's shape.
         anchor: key to ``theta*``.
         weight: 0 leaves the adapter free; a huge one freezes every entry that ever mattered.
     """
@@ -145,25 +147,6 @@ def drawn_labels(
         for i, item, target in zip(part, items, drawn, strict=True):
             relabelled[i] = Encoded(item.tokens, target)
     return relabelled
-
-
-def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The factors of the current adapter by ``LAYER.lora_A`` and ``LAYER.lora_B``, in the order
-    of :func:`~deal_core.attach.set_trainable`."""
-    return {
-        f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
-        for name, layer in lora_layers(module).items()
-        for factor in sorted(BOTH)
-    }
-
-
-def named(adapter: Adapter, device: torch.device) -> Tensors:
-    """The factors of an adapter under the same keys."""
-    tensors = {}
-    for name, factors in adapter.layers.items():
-        tensors[f"{name}.lora_A"] = factors.A.to(device)
-        tensors[f"{name}.lora_B"] = factors.B.to(device)
-    return tensors
 
 
 def make_ewc(method: MethodConfig, adapter: AdapterConfig) -> Ewc:

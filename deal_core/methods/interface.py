@@ -70,6 +70,16 @@ class Past:
     kept: Kept
 
 
+class Carried(Protocol):
+    """What a client carries from round to round of a task, on its own disk; it never leaves."""
+
+    def load(self, basis: str) -> Tensors:
+        """What its latest round before this one left, for an equal ``basis``; empty if nothing."""
+
+    def save(self, basis: str, tensors: Tensors) -> None:
+        """Leave this for a later round of the task."""
+
+
 @dataclass(frozen=True)
 class LocalTask:
     """What a client knows of the task at hand.
@@ -78,11 +88,13 @@ class LocalTask:
         labels: the task's public label space.
         seen: labels of all earlier tasks; empty in the first.
         past: what the client has of earlier tasks; None in the first.
+        carried: what it has of earlier rounds; None where nothing can be kept.
     """
 
     labels: Sequence[str]
     seen: Sequence[str]
     past: Past | None = None
+    carried: Carried | None = None
 
 
 class Objective(Protocol):

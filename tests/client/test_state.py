@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from client.state import FeedbackStore, TaskStore, digest
+from client.state import FeedbackStore, RoundStore, TaskStore, digest, forget
 
 LOST = {"first": np.ones((2, 3), np.float32)}
 
@@ -74,7 +74,34 @@ def test_the_folder_of_tasks_does_not_grow(tmp_path):
 
 
 def test_a_run_does_not_begin_with_what_another_left(tmp_path):
-    TaskStore(tmp_path).forget()
+    forget(tmp_path)
     TaskStore(tmp_path).once(1, "one", adding(1.0))
-    TaskStore(tmp_path).forget()
+    forget(tmp_path)
     assert TaskStore(tmp_path).once(2, "two", adding(10.0))["sum"] == 10.0
+    RoundStore(tmp_path, 1, 1).save("basis", {"sum": torch.ones(1)})
+    forget(tmp_path)
+    assert RoundStore(tmp_path, 1, 2).load("basis") == {}
+
+
+def carry(folder, task, server_round, number):
+    RoundStore(folder, task, server_round).save("basis", {"sum": torch.tensor([float(number)])})
+
+
+def test_a_round_finds_what_the_latest_before_it_in_its_task_left(tmp_path):
+    folder = tmp_path / "site"
+    assert RoundStore(folder, 1, 1).load("basis") == {}
+    carry(folder, 1, 1, 10)
+    carry(folder, 1, 4, 40)
+    for again in range(2):  # round 4 is asked for again, after a crash
+        assert RoundStore(folder, 1, 4).load("basis")["sum"] == 10
+        carry(folder, 1, 4, 41 + again)
+    assert RoundStore(folder, 1, 12).load("basis")["sum"] == 42
+    assert RoundStore(folder, 1, 12).load("another start") == {}
+    assert RoundStore(folder, 2, 1).load("basis") == {}
+
+
+def test_the_folder_of_rounds_does_not_grow(tmp_path):
+    for task in (1, 2):
+        for server_round in range(1, 13):
+            carry(tmp_path, task, server_round, 0)
+            assert len(list(tmp_path.iterdir())) <= 2

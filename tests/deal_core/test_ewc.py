@@ -9,7 +9,8 @@ from deal_core.attach import read, set_trainable
 from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.methods import LocalTask, Memory, Past, Share, State, make_method
-from deal_core.methods.ewc import anchored, drawn_labels, fisher_diagonal, named, parameters
+from deal_core.methods.ewc import anchored, drawn_labels, fisher_diagonal
+from deal_core.methods.named_factors import named, parameters
 from deal_core.methods.task_start import hold_start
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded

@@ -79,7 +79,11 @@ def test_every_method_keeps_ranks_and_scaling_over_many_tasks(switches):
         assert state.residual is None
 
 
-@pytest.mark.parametrize("switches", SWITCHED.values(), ids=SWITCHED)
+HOLDS = [name for name in SWITCHED if name != "deal-reference"]
+"""A task begins with the model as it was: not where drawn maps replace it, as published."""
+
+
+@pytest.mark.parametrize("switches", [SWITCHED[name] for name in HOLDS], ids=HOLDS)
 def test_a_task_in_which_nothing_was_learnt_changes_nothing(switches):
     method = make_method(switches, CONFIG)
     state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
