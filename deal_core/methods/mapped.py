@@ -79,13 +79,12 @@ class MapLearner:
         for factor in self._factors:
             factor.grad = None
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """Make the factors anew, in place."""
-        with torch.enable_grad():
-            self._made = [m.factor() for m in self._maps]
-        for factor, made, beside in zip(self._factors, self._made, self._beside, strict=True):
-            factor.copy_(made + beside)
+        self._made = [m.factor() for m in self._maps]
+        with torch.no_grad():
+            for factor, made, beside in zip(self._factors, self._made, self._beside, strict=True):
+                factor.copy_(made + beside)
 
 
 def carried_maps(
