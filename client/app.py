@@ -1,5 +1,8 @@
 """The Flower ClientApp: a message in, one call, a message out.
 
+Flower's simulation engine sends the app itself along with every message, by value. So what must
+outlive a message, the workbench, is kept by the process and not by the app.
+
 Torch is imported with the first training or evaluation request, not before. An exception
 stays here: the site's log has it, the server receives a code.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +20,6 @@ from flwr.clientapp import ClientApp
 
 from client.outgoing import check_reply
 from client.state import FeedbackStore, forget
-from deal_core.config import Experiment
 from deal_core.payload import PayloadError
 from deal_core.run_config import from_run_config
 
@@ -25,13 +28,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
-UserConfig = dict[str, bool | int | float | str]
+NOT_FOR_CLIENTS = frozenset({"run.out", "run.resume", "run.engine"})
+"""Keys of the run config on which nothing that a client computes depends."""
 
 
 def make_app() -> ClientApp:
-    """Return a ClientApp whose clients, where they share a process, share one workbench."""
+    """Return a ClientApp; clients that share a process share one workbench."""
     app = ClientApp()
-    bench_of = workbenches()
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -80,27 +83,18 @@ def site_folder(context: Context) -> Path:
     return Path(out) / "sites" / str(client_of(context))
 
 
-def workbenches() -> Callable[[Context], Workbench]:
-    """Return a lookup that keeps the workbench of the latest experiment."""
-    kept: list[tuple[UserConfig, Workbench]] = []
-
-    def bench_of(context: Context) -> Workbench:
-        from client.workbench import Workbench
-
-        if kept and kept[0][0] == context.run_config:
-            return kept[0][1]
-        experiment = without_run_folder(from_run_config(context.run_config))
-        if not kept or kept[0][1].experiment != experiment:
-            kept[:] = [(context.run_config, Workbench(experiment))]
-        return kept[0][1]
-
-    return bench_of
+def bench_of(context: Context) -> Workbench:
+    """The workbench of the run's experiment, made with the first request that needs it."""
+    settings = context.run_config.items()
+    return _workbench(frozenset(item for item in settings if item[0] not in NOT_FOR_CLIENTS))
 
 
-def without_run_folder(experiment: Experiment) -> Experiment:
-    """The experiment as far as a client may depend on it."""
-    run = experiment.run.model_copy(update={"out": "", "resume": False, "engine": "inprocess"})
-    return experiment.model_copy(update={"run": run})
+@lru_cache(maxsize=1)
+def _workbench(settings: frozenset[tuple[str, bool | int | float | str]]) -> Workbench:
+    """One per process: a base model takes a second to load, and most of the memory."""
+    from client.workbench import Workbench
+
+    return Workbench(from_run_config(dict(settings)))
 
 
 def guarded(handler: Handler) -> Handler:

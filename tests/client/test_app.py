@@ -1,0 +1,31 @@
+"""What Flower does with the app on its way to a client."""
+
+from __future__ import annotations
+
+from flwr.app import Context, Message, MessageType, RecordDict
+from ray import cloudpickle
+
+import client.workbench
+from client.app import make_app
+from deal_core.config import Experiment
+from deal_core.run_config import flatten
+from simulations.identity import assume_identity
+
+
+def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
+    """Flower pickles the app with every message: what it carries is made anew each time."""
+    made = []
+    original = client.workbench.Workbench
+    monkeypatch.setattr(
+        client.workbench, "Workbench", lambda config: made.append(config) or original(config)
+    )
+    sent = cloudpickle.dumps(make_app())
+    settings = {**flatten(Experiment()), "run.seed": 12345}
+    for client_number, out in enumerate(("one", "another")):
+        run_config = {**settings, "run.out": str(tmp_path / out)}
+        context = Context(1, 1, {"partition-id": client_number}, RecordDict(), run_config)
+        with assume_identity(1, 1):
+            request = Message(RecordDict(), 1, MessageType.TRAIN)
+            reply = cloudpickle.loads(sent)(request, context)
+        assert reply.content["status"]["code"] == "refused"  # an empty request: nothing is loaded
+    assert len(made) == 1
