@@ -31,6 +31,7 @@ bench: .venv
 	$(BIN)/deal bench aggregation
 	$(BIN)/deal bench exactness
 	$(BIN)/deal bench step
+	$(BIN)/deal bench memory
 	$(BIN)/deal bench engine
 	$(BIN)/deal bench scale
 

@@ -8,7 +8,7 @@ import torch
 
 from deal_core.adapters import fresh_adapter, zero_adapter
 from deal_core.allocator import keep_memory
-from deal_core.attach import read, set_trainable, write
+from deal_core.attach import lora_layers, read, set_trainable, write
 from deal_core.batching import training_batches, within_budget
 from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.methods.plain import Plain
@@ -16,19 +16,27 @@ from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.per_example import clipped_gradients
 from deal_core.randomness import seeded
 from deal_core.training import count_correct, train
+from simulations.bench_savings import Measures
 from simulations.bench_texts import MAX_LENGTH, Turn, Workload, texts
 
 BOTH = frozenset({"lora_A", "lora_B"})
+WHOLE = 2**31
+"""Tokens in one pass that no batch reaches."""
 MAX_GRAD_NORM = NOISE_MULTIPLIER = 1.0
 
 
 class DealWork:
     """One model that keeps learning, window after window."""
 
-    def __init__(self, workload: Workload, precision: str, private: bool) -> None:
-        keep_memory()
-        self._config = TrainConfig(batch_size=workload.batch_size)
-        self._model = new_model(getattr(torch, precision))
+    def __init__(self, workload: Workload, measures: Measures, private: bool) -> None:
+        if measures.allocator:
+            keep_memory()
+        config = TrainConfig(batch_size=workload.batch_size)
+        passes = config.tokens_per_pass if measures.passes else WHOLE
+        self._config = config.model_copy(update={"tokens_per_pass": passes})
+        self._model = new_model(getattr(torch, measures.precision))
+        if not measures.layers:
+            as_loaded(self._model)
         self._private = private
         loaded = texts(workload)
         self._labels = loaded.labels
@@ -63,6 +71,13 @@ def new_model(dtype: torch.dtype) -> LanguageModel:
     return model
 
 
+def as_loaded(model: LanguageModel) -> None:
+    """Give the model PEFT's own layers and transformers' own attention."""
+    for layer in lora_layers(model.module).values():
+        del layer.forward
+    model.module.get_base_model().set_attn_implementation("sdpa")
+
+
 def train_privately(
     model: LanguageModel,
     objective: Plain,
@@ -87,5 +102,10 @@ def train_privately(
 
 
 def deal_work(workload: Workload, precision: str, private: bool = False) -> DealWork:
-    """Set up in a process of its own."""
-    return DealWork(workload, precision, private)
+    """Set up in a process of its own: the step as it is."""
+    return DealWork(workload, Measures(precision, True, True, True), private)
+
+
+def measured_work(workload: Workload, measures: Measures) -> DealWork:
+    """Set up in a process of its own: the step with some of what it has."""
+    return DealWork(workload, measures, False)

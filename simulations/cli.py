@@ -111,6 +111,14 @@ def bench_step(out: OutFile = "", quick: Quick = False) -> None:
     bench(QUICK if quick else WORKLOADS, wide_console(), out)
 
 
+@bench.command("memory")
+def bench_memory(out: OutFile = "", quick: Quick = False) -> None:
+    """Peak memory of the local step, measure by measure, next to the Hugging Face Trainer."""
+    from simulations.bench_savings import QUICK, SIZES, bench
+
+    bench(QUICK if quick else SIZES, wide_console(), out)
+
+
 @bench.command("engine")
 def bench_engine(out: OutFile = "", quick: Quick = False) -> None:
     """Seconds and memory of a round: engine inprocess next to Flower's simulation engine."""

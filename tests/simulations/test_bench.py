@@ -65,8 +65,15 @@ def test_exact_rules_are_exact_and_the_baseline_is_not(bench):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["step", "engine", "scale"])
-def test_every_bench_runs_in_its_smallest_size(bench, tmp_path, name):
-    printed = bench(name, "--quick", "--out", str(tmp_path / "out"))
-    assert {"step": "deal bfloat16", "engine": "inprocess", "scale": "exponent"}[name] in printed
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("step", "deal bfloat16"),
+        ("memory", "the default"),
+        ("engine", "inprocess"),
+        ("scale", "exponent"),
+    ],
+)
+def test_every_bench_runs_in_its_smallest_size(bench, tmp_path, name, line):
+    assert line in bench(name, "--quick", "--out", str(tmp_path / "out"))
     assert any(tmp_path.rglob("*"))
