@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -23,6 +23,9 @@ class Table(BaseModel):
     """Base of every table: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+T = TypeVar("T", bound=Table)
 
 
 class ModelConfig(Table):
@@ -98,6 +101,8 @@ class DataConfig(Table):
     label_column: str = "label"
     max_train: int = Field(0, ge=0)
     """Training examples per task over all clients; 0: no limit."""
+    train_share: float = Field(1.0, gt=0, le=1)
+    """Share of a task's training examples (after ``max_train``) that there is, rounded up."""
     max_test: int = Field(0, ge=0)
     """Test examples per task over all clients; 0: no limit."""
     cache_tokens: bool = True
@@ -111,8 +116,9 @@ class DataConfig(Table):
 class StreamConfig(Table):
     """How tasks arrive."""
 
-    schedule: Literal["synchronous"] = "synchronous"
-    """All clients work on one task at a time."""
+    schedule: Literal["synchronous", "joint"] = "synchronous"
+    """``synchronous``: all clients work on one task at a time; ``joint``: on all tasks at once,
+    for the rounds of one (the bound that knows no sequence)."""
 
 
 class FederationConfig(Table):
@@ -122,6 +128,8 @@ class FederationConfig(Table):
     """Clients that take part; 2 is what plain ``flwr run .`` simulates."""
     clients_per_round: int = Field(0, ge=0)
     """Clients sampled in each round; 0: all."""
+    participants: tuple[int, ...] = ()
+    """Numbers of the only clients that train, from 0; all evaluate; empty: all train."""
     rounds: int = Field(2, ge=1)
     """Rounds per task."""
     local_epochs: int = Field(1, ge=1)
@@ -129,6 +137,16 @@ class FederationConfig(Table):
     """Share of the sampled clients whose valid reply a round needs."""
     deadline_seconds: float = Field(3600.0, gt=0)
     """A round stops waiting after this time."""
+
+    @model_validator(mode="after")
+    def _participants_are_clients(self) -> Self:
+        unknown = [k for k in self.participants if not 0 <= k < self.clients]
+        if unknown:
+            raise ValueError(
+                f"participants names client {unknown[0]}, but the clients are 0 to "
+                f"{self.clients - 1}; name one of these, or raise clients"
+            )
+        return self
 
 
 class RetentionConfig(Table):
@@ -309,36 +327,43 @@ def parse_experiment(tables: Mapping[str, Any], where: str) -> Experiment:
     """Check nested tables and return the experiment.
 
     Raises:
+        UserError: as :func:`parse_tables`.
+    """
+    return parse_tables(Experiment, tables, where)
+
+
+def parse_tables(schema: type[T], tables: Mapping[str, Any], where: str) -> T:
+    """Check nested tables against a schema.
+
+    Raises:
         UserError: an unknown key (with the nearest known one) or a wrong type; the
             message starts with ``where`` and names the key.
     """
     try:
-        return Experiment.model_validate_json(json.dumps(tables), strict=True)
+        return schema.model_validate_json(json.dumps(tables), strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(error)}") from None
+        raise UserError(f"{where}: {_first_problem(error, schema)}") from None
     except TypeError as error:
         raise UserError(f"{where}: {error}; use strings, numbers, booleans and lists") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(location[-1], _known_keys(location[:-1]))}"
+        return f"unknown key '{key}'{nearest(location[-1], _known_keys(schema, location[:-1]))}"
     if problem["type"] == "value_error":  # a model's own: keys that do not go together
-        return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
     message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"key '{key}' should be {message}, but is {json.dumps(problem['input'])}"
 
 
-def _known_keys(path: Sequence[str]) -> list[str]:
-    table: type[BaseModel] = Experiment
-    for part in path:
-        field = table.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type):
-            return list(HubTask.model_fields)
-        table = field.annotation
+def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
+    table: Any = schema
+    for part in path:  # a key of a table, or any name in a table of named tables
+        fields = getattr(table, "model_fields", None)
+        table = fields[part].annotation if fields else get_args(table)[1]
     return list(table.model_fields)
 
 

@@ -78,11 +78,14 @@ class LocalTask:
         labels: the task's public label space.
         seen: labels of all earlier tasks; empty in the first.
         past: what the client has of earlier tasks; None in the first.
+        together: where several tasks are learnt at once, the client's share of each, in the order
+            of its data; ``labels`` are then those of the first. Empty: there is one task.
     """
 
     labels: Sequence[str]
     seen: Sequence[str]
     past: Past | None = None
+    together: Sequence[Share] = ()
 
 
 class Objective(Protocol):
