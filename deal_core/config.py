@@ -70,6 +70,17 @@ class PartitionConfig(Table):
     """The column whose values name the client (column)."""
 
 
+class TaskColumns(Table):
+    """Columns of one task's files, where they are not those of the others."""
+
+    text_column: str = ""
+    """Empty: ``data.text_column``."""
+    pair_column: str = ""
+    """Empty: ``data.pair_column``."""
+    label_column: str = ""
+    """Empty: ``data.label_column``."""
+
+
 class HubTask(Table):
     """One task read with ``datasets.load_dataset``."""
 
@@ -109,6 +120,8 @@ class DataConfig(Table):
     """Keep token ids in the user's cache folder for the next process; they are the texts in
     another form."""
     partition: PartitionConfig = PartitionConfig()
+    files: dict[str, TaskColumns] = {}
+    """Task name to its own columns (files)."""
     hub: dict[str, HubTask] = {}
     """Task name to the hub data set behind it (hub)."""
 
