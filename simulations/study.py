@@ -57,14 +57,13 @@ def run_study(request: StudyRequest, console: Console) -> int:
     cells = grid(study, out, request.overrides)
     wanted = chosen(cells, numbers(request.seeds), names(request.arms))
     left = remaining(cells, wanted)
-    if left and not request.report:
+    work = bool(left) and not request.report
+    if work:
         _check(left, console)
-        failures = _work(request, study, out, cells, left, console)
-        if failures is None:
-            return STOPPED
-    else:
-        failures = {}
-        write(study, out, cells)
+    write(study, out, cells)
+    failures = _work(request, study, out, cells, left, console) if work else {}
+    if failures is None:
+        return STOPPED
     say(console, f"tables in {out / 'study.md'}, figures in {out / 'study.json'}")
     for name, why in failures.items():
         say(console, f"failed: {name}: {why}")
@@ -141,23 +140,32 @@ def _work(
     return failures
 
 
-def write(study: Study, out: Path, cells: Sequence[Cell]) -> StudyResults:
-    """Write ``study.json`` and ``study.md`` of what has finished."""
+def write(study: Study, out: Path, cells: Sequence[Cell]) -> None:
+    """Write ``study.json`` and ``study.md`` of what has finished.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
     results = StudyResults(
         study=study.name,
         description=study.file.description,
         wanted=len(cells),
         cells=collect(cells),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        ("study.json", results.model_dump_json(indent=1) + "\n"),
-        ("study.md", markdown(study, results)),
-    ):
-        beside = out / f"{name}.writing"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(out / name)
-    return results
+    texts = {
+        "study.json": results.model_dump_json(indent=1) + "\n",
+        "study.md": markdown(study, results),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            beside = out / f"{name}.writing"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(out / name)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
 
 
 def fitting(runs: Sequence[Experiment], cores: int) -> int:

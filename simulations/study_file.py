@@ -57,7 +57,7 @@ class StudyFile(Table):
     set: dict[str, Any] = Field(default_factory=dict)
     """What all cells have in common."""
     seeds: tuple[int, ...] = (0,)
-    arms: dict[str, Arm]
+    arms: dict[str, Arm] = Field(default_factory=dict)
     orders: dict[str, Order] = Field(default_factory=dict)
     """Empty: the experiment's own order alone."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
