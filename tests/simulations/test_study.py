@@ -38,7 +38,7 @@ train.max_length = 16
 [arms.sequential]
 set.method.name = "sequential"
 [arms.broken]
-set.data.tasks = ["laboratory", "surgry"]
+set.data.partition = { kind = "column", column = "ward" }
 [arms.deal]
 set.method.name = "deal"
 """
@@ -112,7 +112,7 @@ def test_a_failed_cell_is_named_with_its_reason_and_the_others_go_on(
     assert code == 1
     (line,) = [line for line in text.splitlines() if line.startswith("failed: ")]
     assert line.startswith("failed: broken.seed0: ")
-    assert "unknown task 'surgry'" in line
+    assert 'use data.source = "files"' in line
     assert "log.txt" in line
     assert "3/3 deal.seed0 finished" in text or "3/3 broken.seed0 failed" in text
 
@@ -126,7 +126,7 @@ def test_again_no_finished_cell_is_run(done: tuple[StudyRequest, int, str]) -> N
     others = StudyRequest(request.study, request.out, arms="sequential,deal")
     assert run_study(others, console()) == 0
     assert page.exists()
-    with pytest.raises(UserError, match="unknown task 'surgry'"):  # the only one left: checked
+    with pytest.raises(UserError, match="such a column"):  # the only one left: checked
         run_study(request, console())
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -161,7 +161,7 @@ def test_seeds_are_numbers() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_every_process_and_says_how_to_go_on(tmp_path: Path) -> None:
-    text = STUDY.replace('"surgry"', '"surgery"').replace("rounds = 1", "rounds = 200")
+    text = STUDY.replace('kind = "column"', 'kind = "iid"').replace("rounds = 1", "rounds = 200")
     (tmp_path / "mine.toml").write_text(text)
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "simulations.cli", "study", str(tmp_path / "mine.toml")]
