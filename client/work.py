@@ -31,11 +31,14 @@ class Update:
 def local_update(
     bench: Workbench, client: int, state: State, instruction: Instruction, store: FeedbackStore
 ) -> Update | None:
-    """Train the current adapter on the client's share of the task; None: it has no data."""
+    """Train the current adapter on the client's share of the task, or of all tasks that are to be
+    learnt at once; None: it has no data."""
     started = time.monotonic()
     config = bench.experiment
     data = bench.task(instruction.task, client)
-    if not data.train:
+    together = [_share(bench, task, client) for task in instruction.tasks]
+    examples = [e for share in together for e in share.data] if together else data.train
+    if not examples:
         return None
     load_state(bench.model, state)
     seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
@@ -45,11 +48,11 @@ def local_update(
     shares = [partial(_share, bench, task, client) for task in instruction.seen]
     past = Past(shares, TaskStore(store.folder)) if shares else None
     carried = RoundStore(store.folder, instruction.task_index, instruction.server_round)
-    task = LocalTask(data.labels, seen, past, carried)
+    task = LocalTask(data.labels, seen, past, carried, together)
     report = train(
         bench.model,
-        bench.method.objective(bench.model, state, task, data.train, data.memory),
-        data.train,
+        bench.method.objective(bench.model, state, task, examples, data.memory),
+        examples,
         frozenset(instruction.trained),
         config.federation.local_epochs,
         config.train,
@@ -57,11 +60,11 @@ def local_update(
     )
     adapter = read(bench.model.module)
     encoded = _encode(bench, client, adapter, state.current, instruction, store)
-    return Update(encoded, len(data.train), report.loss, time.monotonic() - started)
+    return Update(encoded, len(examples), report.loss, time.monotonic() - started)
 
 
 def _share(bench: Workbench, task: str, client: int) -> Share:
-    """The client's own training data of an earlier task; a method that asks for none costs none."""
+    """The client's own training data of a task; of an earlier one, read when a method asks."""
     data = bench.task(task, client)
     return Share(data.labels, data.train)
 

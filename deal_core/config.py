@@ -61,6 +61,17 @@ class PartitionConfig(Table):
     """The column whose values name the client (column)."""
 
 
+class TaskColumns(Table):
+    """Columns of one task's files, where they are not those of the others."""
+
+    text_column: str = ""
+    """Empty: ``data.text_column``."""
+    pair_column: str = ""
+    """Empty: ``data.pair_column``."""
+    label_column: str = ""
+    """Empty: ``data.label_column``."""
+
+
 class HubTask(Table):
     """One task read with ``datasets.load_dataset``."""
 
@@ -92,12 +103,16 @@ class DataConfig(Table):
     label_column: str = "label"
     max_train: int = Field(0, ge=0)
     """Training examples per task over all clients; 0: no limit."""
+    train_share: float = Field(1.0, gt=0, le=1)
+    """Share of a task's training examples (after ``max_train``) that there is, rounded up."""
     max_test: int = Field(0, ge=0)
     """Test examples per task over all clients; 0: no limit."""
     cache_tokens: bool = True
     """Keep token ids in the user's cache folder for the next process; they are the texts in
     another form."""
     partition: PartitionConfig = PartitionConfig()
+    files: dict[str, TaskColumns] = {}
+    """Task name to its own columns (files)."""
     hub: dict[str, HubTask] = {}
     """Task name to the hub data set behind it (hub)."""
 
@@ -105,8 +120,9 @@ class DataConfig(Table):
 class StreamConfig(Table):
     """How tasks arrive."""
 
-    schedule: Literal["synchronous"] = "synchronous"
-    """All clients work on one task at a time."""
+    schedule: Literal["synchronous", "joint"] = "synchronous"
+    """``synchronous``: all clients work on one task at a time; ``joint``: on all tasks at once,
+    for the rounds of one (the bound that knows no sequence)."""
 
 
 class FederationConfig(Table):
@@ -116,6 +132,8 @@ class FederationConfig(Table):
     """Clients that take part; 2 is what plain ``flwr run .`` simulates."""
     clients_per_round: int = Field(0, ge=0)
     """Clients sampled in each round; 0: all."""
+    participants: tuple[int, ...] = ()
+    """Numbers of the only clients that train, from 0; all evaluate; empty: all train."""
     rounds: int = Field(2, ge=1)
     """Rounds per task."""
     local_epochs: int = Field(1, ge=1)
@@ -123,6 +141,16 @@ class FederationConfig(Table):
     """Share of the sampled clients whose valid reply a round needs."""
     deadline_seconds: float = Field(3600.0, gt=0)
     """A round stops waiting after this time."""
+
+    @model_validator(mode="after")
+    def _participants_are_clients(self) -> Self:
+        unknown = [k for k in self.participants if not 0 <= k < self.clients]
+        if unknown:
+            raise ValueError(
+                f"participants names client {unknown[0]}, but the clients are 0 to "
+                f"{self.clients - 1}; name one of these, or raise clients"
+            )
+        return self
 
 
 class RetentionConfig(Table):

@@ -6,48 +6,57 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from deal_core.config import Experiment, HubTask
+from deal_core.config import Experiment, Table
 from deal_core.errors import UserError, nearest
+
+T = TypeVar("T", bound=Table)
 
 
 def parse_experiment(tables: Mapping[str, Any], where: str) -> Experiment:
     """Check nested tables and return the experiment.
 
     Raises:
+        UserError: as :func:`parse_tables`.
+    """
+    return parse_tables(Experiment, tables, where)
+
+
+def parse_tables(schema: type[T], tables: Mapping[str, Any], where: str) -> T:
+    """Check nested tables against a schema.
+
+    Raises:
         UserError: an unknown key (with the nearest known one) or a wrong type; the
             message starts with ``where`` and names the key.
     """
     try:
-        return Experiment.model_validate_json(json.dumps(tables), strict=True)
+        return schema.model_validate_json(json.dumps(tables), strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(error)}") from None
+        raise UserError(f"{where}: {_first_problem(error, schema)}") from None
     except TypeError as error:
         raise UserError(f"{where}: {error}; use strings, numbers, booleans and lists") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(location[-1], _known_keys(location[:-1]))}"
+        return f"unknown key '{key}'{nearest(location[-1], _known_keys(schema, location[:-1]))}"
     if problem["type"] == "value_error":  # a model's own: keys that do not go together
-        return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
     message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"key '{key}' should be {message}, but is {json.dumps(problem['input'])}"
 
 
-def _known_keys(path: Sequence[str]) -> list[str]:
-    table: type[BaseModel] = Experiment
-    for part in path:
-        field = table.model_fields.get(part)
-        if field is None or not isinstance(field.annotation, type):
-            return list(HubTask.model_fields)
-        table = field.annotation
+def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
+    table: Any = schema
+    for part in path:  # a key of a table, or any name in a table of named tables
+        fields = getattr(table, "model_fields", None)
+        table = fields[part].annotation if fields else get_args(table)[1]
     return list(table.model_fields)
 
 

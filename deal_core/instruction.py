@@ -16,7 +16,8 @@ RECORD = "instruction"
 class Instruction(BaseModel):
     """One request; ``server_round`` starts at 1 in every task, ``task_index`` at 0.
 
-    An evaluation request has ``tasks`` (to be evaluated, in order) and ``server_round`` 0.
+    An evaluation request has ``tasks`` (to be evaluated, in order) and ``server_round`` 0. A
+    training request has them where they are to be learnt at once, ``task`` being the first.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -18,6 +18,16 @@ def average_accuracy(matrix: Matrix) -> float:
     return fmean(matrix[-1])
 
 
+def learning_accuracy(matrix: Matrix) -> float:
+    """Mean of ``R[j][j]``: accuracy on every task just after it was learnt (Riemer et al. 2019).
+
+    One row for several tasks: all were learnt at once, and it is the average accuracy.
+    """
+    if len(matrix) == 1:
+        return average_accuracy(matrix)
+    return fmean(matrix[j][j] for j in range(len(matrix)))
+
+
 def backward_transfer(matrix: Matrix) -> float:
     """Mean of ``R[T][j] - R[j][j]`` over all but the last task; negative means forgetting.
 

@@ -184,7 +184,7 @@ class Federation:
             task=self.tasks[index],
             task_index=step.task_index,
             server_round=step.server_round,
-            tasks=tuple(self.tasks) if step.kind != "round" else (),
+            tasks=tuple(self.tasks) if step.together or step.kind != "round" else (),
             seen=tuple(self.tasks[:index]),
             trained=tuple(sorted(trained)),
             rank=state.current.rank,
@@ -206,8 +206,9 @@ class Federation:
         )
 
     def _sample(self, step: Step) -> list[str]:
-        """Clients of a round: a seeded choice over stable names."""
-        names = list(self.clients)
+        """Clients of a round: a seeded choice over the stable names of those that train."""
+        training = {str(number) for number in self.experiment.federation.participants}
+        names = [name for name in self.clients if not training or name in training]
         wanted = self.experiment.federation.clients_per_round or len(names)
         generator = seeded(self.experiment.run.seed, "sample", step.task_index, step.server_round)
         order = torch.randperm(len(names), generator=generator)[:wanted].tolist()

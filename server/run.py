@@ -17,7 +17,7 @@ from server.folder import RunFolder
 from server.lock import alone
 from server.results import Results, make_results, write_results
 from server.rounds import find_clients
-from server.schedule import synchronous
+from server.schedule import SCHEDULES
 
 CONNECT_SECONDS = 120.0
 
@@ -46,14 +46,14 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
 
 def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog) -> Results:
     tasks = list(open_source(experiment.data).task_names())
-    steps = synchronous(len(tasks), experiment.federation.rounds)
+    steps = SCHEDULES[experiment.stream.schedule](len(tasks), experiment.federation.rounds)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     checkpoint = _start(experiment, folder, shapes)
     clients = find_clients(grid, experiment.federation.clients, CONNECT_SECONDS)
     federation = Federation(grid, experiment, clients, tasks, events)
     events.write(
         "run_started",
-        tasks=tasks,
+        tasks=["all tasks at once"] if steps[0].together else tasks,
         clients=len(clients),
         rounds=experiment.federation.rounds,
         resumed=checkpoint.position > 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -75,7 +76,8 @@ def as_loaded(model: LanguageModel) -> None:
     """Give the model PEFT's own layers and transformers' own attention."""
     for layer in lora_layers(model.module).values():
         del layer.forward
-    model.module.get_base_model().set_attn_implementation("sdpa")
+    base: Any = model.module.get_base_model()
+    base.set_attn_implementation("sdpa")
 
 
 def train_privately(

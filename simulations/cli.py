@@ -76,15 +76,36 @@ def simulate(
     raise typer.Exit(run(request, wide_console()))
 
 
-@app.command("ls")
-def list_experiments() -> None:
-    """List the experiments that come with deal."""
-    from simulations.shipped import descriptions
+@app.command()
+def study(
+    study: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    out: Annotated[str, typer.Option(help="Folder; default: runs/study-NAME.")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all cells."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Run these only, e.g. 0,1.")] = "",
+    arms: Annotated[str, typer.Option(help="Run these only, e.g. deal,lwf.")] = "",
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
+    report: Annotated[bool, typer.Option("--report", help="Only renew the tables.")] = False,
+) -> None:
+    """Run a grid of methods, seeds and settings; the same command continues it."""
+    from simulations.study import StudyRequest, run_study
 
-    known = descriptions()
-    width = max(len(name) for name in known)
-    for name, description in known.items():
-        typer.echo(f"{name.ljust(width)}  {description}")
+    request = StudyRequest(study, out, tuple(overrides or ()), seeds, arms, jobs, report)
+    raise typer.Exit(run_study(request, wide_console()))
+
+
+@app.command("ls")
+def list_shipped() -> None:
+    """List the experiments and studies that come with deal."""
+    from simulations.shipped import descriptions, shipped_experiments, shipped_studies
+
+    kinds = {"simulate": shipped_experiments(), "study": shipped_studies()}
+    width = max(len(name) for files in kinds.values() for name in files)
+    for verb, files in kinds.items():
+        for name, description in descriptions(files).items():
+            typer.echo(f"deal {verb.ljust(8)} {name.ljust(width)}  {description}")
 
 
 @bench.command("aggregation")

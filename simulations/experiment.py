@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def load_experiment(request: Request) -> Experiment:
     tables = read_toml(path)
     parse_experiment(tables, str(path))  # so that a fault of the file is not blamed on --set
     experiment = parse_experiment(apply_overrides(tables, request.overrides), "--set")
-    return _absolute(_completed(experiment, request, path.stem))
+    return with_absolute_paths(_completed(experiment, request, path.stem))
 
 
 def find_experiment(name: str) -> Path:
@@ -51,13 +52,21 @@ def find_experiment(name: str) -> Path:
     Raises:
         UserError: neither; the message lists the shipped ones.
     """
-    shipped = shipped_experiments()
+    return find_file("experiment", name, shipped_experiments())
+
+
+def find_file(kind: str, name: str, shipped: Mapping[str, Path]) -> Path:
+    """Return the shipped file of that name, or ``name`` itself where it is a path.
+
+    Raises:
+        UserError: neither; the message lists the shipped ones.
+    """
     if name in shipped:
         return shipped[name]
     if name.endswith(".toml") or Path(name).is_file():
         return Path(name)
     raise UserError(
-        f"unknown experiment '{name}'; shipped: {', '.join(shipped)}{nearest(name, shipped)}"
+        f"unknown {kind} '{name}'; shipped: {', '.join(shipped)}{nearest(name, shipped)}"
         "; for a file of your own give its path, NAME.toml"
     )
 
@@ -74,7 +83,7 @@ def _completed(experiment: Experiment, request: Request, name: str) -> Experimen
     return experiment.model_copy(update={"run": run})
 
 
-def _absolute(experiment: Experiment) -> Experiment:
+def with_absolute_paths(experiment: Experiment) -> Experiment:
     """Paths are relative to the working directory, and the apps may run in another one."""
     data, model, run = experiment.data, experiment.model, experiment.run
     if data.path:

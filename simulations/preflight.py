@@ -18,12 +18,21 @@ def preflight(experiment: Experiment) -> None:
     Raises:
         UserError: one line with the place and the cure.
     """
+    check_names(experiment)
+    check_data(experiment)
+    adapter_shapes(experiment.model, experiment.adapter)
+
+
+def check_names(experiment: Experiment) -> None:
+    """Look up every name, and check what must go together; cheap.
+
+    Raises:
+        UserError: one line with the place and the cure.
+    """
     make_method(experiment.method, experiment.adapter)
     check_aggregation(experiment)
     codec_named(experiment.wire.dtype)
     check_faults(experiment)
-    check_data(experiment)
-    adapter_shapes(experiment.model, experiment.adapter)
 
 
 def check_aggregation(experiment: Experiment) -> None:

@@ -50,7 +50,8 @@ def check_folder(experiment: Experiment) -> None:
         return
     if not folder.checkpoint.exists():
         raise UserError(f"{folder.path}: holds no checkpoint to resume; start without --resume")
-    _check_same(experiment, folder.path / RECORD)
+    before = recorded(folder.path)
+    check_same(experiment, before, "--resume", "use that, or another --out")
 
 
 @contextmanager
@@ -85,14 +86,29 @@ def record(experiment: Experiment) -> None:
         ) from None
 
 
-def _check_same(experiment: Experiment, path: Path) -> None:
-    before = flatten(parse_experiment(read_toml(path), str(path)))
-    for key, value in flatten(experiment).items():
-        if key not in FREE_ON_RESUME and value != before[key]:
+def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) -> None:
+    """Check that a run folder holds the experiment that is wanted in it.
+
+    Raises:
+        UserError: the first key that differs and matters, with both values, and the ``cure``.
+    """
+    there = flatten(before)
+    for key, value in flatten(wanted).items():
+        if key not in FREE_ON_RESUME and value != there[key]:
             raise UserError(
-                f"--resume: '{key}' is {json.dumps(value)}, but the run in {path.parent} was "
-                f"started with {json.dumps(before[key])}; use that, or another --out"
+                f"{where}: '{key}' is {json.dumps(value)}, but the run in {wanted.run.out} was "
+                f"started with {json.dumps(there[key])}; {cure}"
             )
+
+
+def recorded(folder: Path) -> Experiment:
+    """The experiment that a run folder was started with.
+
+    Raises:
+        UserError: there is no record, or none that can be read.
+    """
+    path = folder / RECORD
+    return parse_experiment(read_toml(path), str(path))
 
 
 def _as_toml(experiment: Experiment) -> str:

@@ -35,8 +35,14 @@ def matrix_table(results: Results) -> Table:
     table.add_row("nothing (zero-shot)", *(_cell(results.zero_shot[t]) for t in results.tasks))
     for i, row in enumerate(results.accuracy_matrix):
         cells = [_cell(value, _style(i, j)) for j, value in enumerate(row)]
-        table.add_row(Text(f"+ task {i + 1} {results.tasks[i]}"), *cells)
+        table.add_row(Text(f"+ {_learnt(results, i)}"), *cells)
     return table
+
+
+def _learnt(results: Results, row: int) -> str:
+    if results.config.stream.schedule == "joint":
+        return "all tasks at once"
+    return f"task {row + 1} {results.tasks[row]}"
 
 
 def _style(row: int, column: int) -> str:

@@ -1,20 +1,29 @@
-"""The experiments that come with the package."""
+"""The experiments and studies that come with the package."""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
 
 def shipped_experiments() -> dict[str, Path]:
     """Return name to file, sorted by name."""
-    folder = Path(__file__).parent / "experiments"
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return _files("experiments")
 
 
-def descriptions() -> dict[str, str]:
+def shipped_studies() -> dict[str, Path]:
+    """Return name to file, sorted by name."""
+    return _files("studies")
+
+
+def _files(folder: str) -> dict[str, Path]:
+    return {path.stem: path for path in sorted((Path(__file__).parent / folder).glob("*.toml"))}
+
+
+def descriptions(files: Mapping[str, Path]) -> dict[str, str]:
     """Return name to its one-line purpose."""
     return {
         name: str(tomllib.loads(path.read_text(encoding="utf-8")).get("description", ""))
-        for name, path in shipped_experiments().items()
+        for name, path in files.items()
     }

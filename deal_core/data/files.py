@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from deal_core.config import DataConfig
-from deal_core.data.rows import Columns, to_example
+from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
@@ -16,7 +16,8 @@ SPLITS = ("train", "test")
 
 
 class FilesSource:
-    """One folder per task; ``data.*_column`` name the columns, labels are read as text."""
+    """One folder per task; ``data.*_column`` name the columns, ``data.files``
+    those of a task that has others; labels are read as text."""
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
@@ -62,7 +63,7 @@ class FilesSource:
 
     @cached_property
     def _groups(self) -> tuple[str, ...]:
-        if not Columns.of(self._config).group:
+        if not group_column(self._config):
             return ()
         splits = [(task, split) for task in self.task_names() for split in SPLITS]
         found = {example.group for place in splits for _, example in self._read(*place)}
@@ -78,7 +79,7 @@ class FilesSource:
             yield example
 
     def _read(self, task: str, split: str) -> Iterator[tuple[int, Example]]:
-        columns = Columns.of(self._config)
+        columns = Columns.of(self._config, task)
         path = _split_file(self._folder() / task, split)
         empty = True
         for number, values in READERS[path.suffix](path):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deal_core.config import DataConfig
+from deal_core.config import DataConfig, TaskColumns
 from deal_core.data.source import Example
 from deal_core.errors import UserError, nearest
 
@@ -21,14 +21,19 @@ class Columns:
     group: str = ""
 
     @classmethod
-    def of(cls, config: DataConfig) -> Columns:
-        """Return the columns of the data table.
+    def of(cls, config: DataConfig, task: str) -> Columns:
+        """Return the columns of a task's files.
 
         Raises:
             UserError: the partition is by column, but names none.
         """
-        group = group_column(config)
-        return cls(config.text_column, config.label_column, config.pair_column, group)
+        own = config.files.get(task, TaskColumns())
+        return cls(
+            own.text_column or config.text_column,
+            own.label_column or config.label_column,
+            own.pair_column or config.pair_column,
+            group_column(config),
+        )
 
 
 def group_column(config: DataConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -71,13 +72,15 @@ def select_tasks(known: Iterable[str], wanted: tuple[str, ...], kind: str) -> tu
 
 
 def limited(task: TaskData, config: DataConfig) -> TaskData:
-    """Return the task cut to ``max_train`` and ``max_test`` examples (0: no limit).
+    """Return the task cut to ``max_train`` and ``max_test`` examples (0: no limit), and its
+    training examples to ``train_share`` of what is left.
 
     The subset has each label in its share of the whole and is the same on every
     machine and for every seed.
     """
+    train = stratified(task.train, config.max_train)
     return replace(
         task,
-        train=stratified(task.train, config.max_train),
+        train=stratified(train, math.ceil(config.train_share * len(train))),
         test=stratified(task.test, config.max_test),
     )

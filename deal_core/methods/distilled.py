@@ -13,7 +13,7 @@ from deal_core.config import DistillationConfig
 from deal_core.distillation import distillation_losses
 from deal_core.memory import Memory
 from deal_core.methods.interface import LocalTask, Objective, State
-from deal_core.methods.plain import Plain
+from deal_core.methods.plain import plain
 from deal_core.models import Encoded, LanguageModel
 from deal_core.teacher import Teacher, make_teacher
 
@@ -32,7 +32,7 @@ def distilled(
     The start of the task is ``base + retained``; its answers are kept in ``memory``.
     """
     if config.weight == 0 or not task.seen:
-        return Plain(model, task.labels, data)
+        return plain(model, task, data)
     basis = f"{fingerprint(state.retained)} {task.seen}"
     teacher: Teacher = memory.once(
         "teacher", basis, lambda: make_teacher(model, data, task.labels, task.seen)

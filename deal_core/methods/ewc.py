@@ -37,7 +37,7 @@ from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, Past, Share, State, Tensors
 from deal_core.methods.named_factors import named, parameters
 from deal_core.methods.penalised import Penalised
-from deal_core.methods.plain import Plain
+from deal_core.methods.plain import Plain, plain
 from deal_core.methods.task_start import hold_start, release_start, start_of
 from deal_core.models import Encoded, LanguageModel
 from deal_core.per_example import squared_gradients
@@ -72,12 +72,12 @@ class Ewc:
         memory: Memory,
     ) -> Objective:
         """``CE + weight / 2 * sum F (theta - theta*)^2``; plain in the first task."""
-        plain = Plain(model, task.labels, data)
+        learning = plain(model, task, data)
         if self.weight == 0 or task.past is None:
-            return plain
+            return learning
         fisher = importance(model, state, task.past)
         anchor = named(start_of(state).current, model.device)
-        return Penalised(plain, lambda: anchored(model.module, fisher, anchor, self.weight))
+        return Penalised(learning, lambda: anchored(model.module, fisher, anchor, self.weight))
 
 
 def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float) -> Tensor:

@@ -89,12 +89,15 @@ class LocalTask:
         seen: labels of all earlier tasks; empty in the first.
         past: what the client has of earlier tasks; None in the first.
         carried: what it has of earlier rounds; None where nothing can be kept.
+        together: where several tasks are learnt at once, the client's share of each, in the order
+            of its data; ``labels`` are then those of the first. Empty: there is one task.
     """
 
     labels: Sequence[str]
     seen: Sequence[str]
     past: Past | None = None
     carried: Carried | None = None
+    together: Sequence[Share] = ()
 
 
 class Objective(Protocol):

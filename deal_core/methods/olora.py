@@ -26,7 +26,7 @@ from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.memory import Memory
 from deal_core.methods.interface import LocalTask, Objective, State
 from deal_core.methods.penalised import Penalised
-from deal_core.methods.plain import Plain
+from deal_core.methods.plain import plain
 from deal_core.models import Encoded, LanguageModel
 
 
@@ -57,11 +57,11 @@ class OLora:
         memory: Memory,
     ) -> Objective:
         """``CE + weight * ||A_earlier A^T||_F^2``."""
-        plain = Plain(model, task.labels, data)
+        learning = plain(model, task, data)
         if self.weight == 0:
-            return plain
+            return learning
         earlier = {n: f.A.to(model.device) for n, f in state.retained.layers.items()}
-        return Penalised(plain, lambda: overlap(model.module, earlier, self.weight))
+        return Penalised(learning, lambda: overlap(model.module, earlier, self.weight))
 
 
 def overlap(module: nn.Module, earlier: dict[str, Tensor], weight: float) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The plain objective: cross-entropy on the task's labels."""
+"""The plain objective: cross-entropy on the labels of the task, or of each of several tasks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from deal_core.methods.interface import LocalTask, Objective
+from deal_core.methods.mixed import Mixed
 from deal_core.models import Encoded, LanguageModel
+
+
+def plain(model: LanguageModel, task: LocalTask, data: Sequence[Encoded]) -> Objective:
+    """Cross-entropy, whether the client learns one task or several at once."""
+    if not task.together:
+        return Plain(model, task.labels, data)
+    examples = [(n, example) for n, share in enumerate(task.together) for example in share.data]
+    return Mixed(model, [share.labels for share in task.together], examples)
 
 
 @dataclass(frozen=True)

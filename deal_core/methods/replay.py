@@ -24,12 +24,10 @@ from deal_core.config import AdapterConfig, MethodConfig, ReplayConfig
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, Past, Share, State
-from deal_core.methods.plain import Plain
+from deal_core.methods.mixed import Placed, losses_by_task
+from deal_core.methods.plain import plain
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
-
-Old = tuple[int, Encoded]
-"""Position of its task in the stream, and the example."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +54,16 @@ class Replay:
         memory: Memory,
     ) -> Objective:
         """``CE(new) + weight * CE(old)``; plain in the first task, or where nothing is kept."""
-        plain = Plain(model, task.labels, data)
+        learning = plain(model, task, data)
         if task.past is None or self.config.weight == 0:
-            return plain
+            return learning
         old = kept_examples(task.past, self.config.share)
         if not old:
-            return plain
+            return learning
         generator = seeded("replay", fingerprint(state.current))  # other partners in every round
         partners = paired(old, len(data), generator)
         labels = [share().labels for share in task.past.shares]
-        return Replayed(plain, labels, partners, self.config.weight)
+        return Replayed(model, learning, labels, partners, self.config.weight)
 
 
 @dataclass(frozen=True)
@@ -73,39 +71,30 @@ class Replayed:
     """Cross-entropy of every new example and of its old partner.
 
     Attributes:
-        plain: the objective on new examples.
+        learning: the objective on new examples.
         labels: label spaces of the earlier tasks, by their position.
         partners: one old example per new one.
     """
 
-    plain: Plain
+    model: LanguageModel
+    learning: Objective
     labels: Sequence[Sequence[str]]
-    partners: Sequence[Old]
+    partners: Sequence[Placed]
     weight: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """``CE(new) + weight * CE(old)``, ``(batch,)``."""
-        return self.plain.example_losses(batch) + self.weight * self._old_losses(batch)
-
-    def _old_losses(self, batch: Sequence[int]) -> Tensor:
-        """Of the partners, ``(batch,)``; one pass for each earlier task."""
-        order: list[int] = []
-        losses: list[Tensor] = []
-        for position, labels in enumerate(self.labels):
-            places = [k for k, i in enumerate(batch) if self.partners[i][0] == position]
-            if places:
-                items = [self.partners[batch[k]][1] for k in places]
-                losses.append(self.plain.model.learn(items, labels, ()).example_losses)
-                order += places
-        return torch.cat(losses)[torch.tensor(order).argsort()]
+        new = self.learning.example_losses(batch)
+        old = losses_by_task(self.model, self.labels, [self.partners[i] for i in batch])
+        return new + self.weight * old
 
     def penalty(self) -> None:
         """Nothing beside the data."""
 
 
-def kept_examples(past: Past, share: float) -> list[Old]:
+def kept_examples(past: Past, share: float) -> list[Placed]:
     """A part of every earlier task's examples, rounded up, the same in all later tasks."""
-    kept: list[Old] = []
+    kept: list[Placed] = []
     for position, task in enumerate(past.shares):
         kept += [(position, example) for example in _sample(task(), share, position)]
     return kept
@@ -117,7 +106,7 @@ def _sample(task: Share, share: float, position: int) -> list[Encoded]:
     return [task.data[i] for i in order[:count].tolist()]
 
 
-def paired(old: Sequence[Old], count: int, generator: torch.Generator) -> list[Old]:
+def paired(old: Sequence[Placed], count: int, generator: torch.Generator) -> list[Placed]:
     """Partners for ``count`` new examples: every old one equally often, give or take one."""
     rounds = math.ceil(count / len(old))
     orders = [torch.randperm(len(old), generator=generator) for _ in range(rounds)]

@@ -11,7 +11,7 @@ from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, State
-from deal_core.methods.plain import Plain
+from deal_core.methods.plain import plain
 from deal_core.models import Encoded, LanguageModel
 
 
@@ -38,7 +38,7 @@ class Sequential:
         memory: Memory,
     ) -> Objective:
         """Cross-entropy."""
-        return Plain(model, task.labels, data)
+        return plain(model, task, data)
 
 
 def make_sequential(method: MethodConfig, adapter: AdapterConfig) -> Sequential:

@@ -223,3 +223,32 @@ def test_corrupt_files_name_file_and_row(
     (folder / "train.jsonl").unlink()
     (folder / file).write_bytes(content)
     assert error_of(tmp_path).startswith(f"{folder / file}, {problem}")
+
+
+def test_a_task_may_have_columns_of_its_own(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for split in ("train", "test"):
+        write_jsonl(folder / f"{split}.jsonl", [{"text": "one", "second": "two", "class": "same"}])
+    own = {"pairs": {"pair_column": "second", "label_column": "class"}}
+    config = DataConfig.model_validate({"source": "files", "path": str(tmp_path), "files": own})
+    source = open_source(config)
+    assert source.load("pairs").train == (Example("one\ntwo", "same"),)
+    assert source.load("triage") == load(tmp_path)  # the others keep the columns of the table
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.0, 3), (0.9, 3), (0.5, 2), (0.1, 1)])
+def test_a_share_of_the_training_examples_is_rounded_up(
+    tmp_path: Path, share: float, kept: int
+) -> None:
+    make_task(tmp_path)
+    task = load(tmp_path, train_share=share)
+    assert len(task.train) == kept
+    assert len(task.test) == len(TEST)
+    assert set(task.train) <= set(load(tmp_path).train)
+
+
+def test_the_share_is_of_what_the_limit_leaves(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    assert len(load(tmp_path, max_train=2, train_share=0.5).train) == 1

@@ -68,10 +68,16 @@ def files(tmp_path: Path) -> Callable[..., list[str]]:
     return write
 
 
-def test_ls_names_every_experiment_and_its_purpose(deal: Call) -> None:
+def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None:
     code, out, _ = deal("ls")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["clinc10", "frugal", "quickstart"]
+    commands = [line.split()[:3] for line in out.splitlines()]
+    experiments = ["clinc10", "frugal", "quickstart"]
+    studies = ["ablation", "cl15-core", "clinc10", "data-budget", "medmcqa", "tuning"]
+    assert commands == [
+        *(["deal", "simulate", name] for name in experiments),
+        *(["deal", "study", name] for name in studies),
+    ]
     assert "Hospitals learn together" in out
 
 
@@ -191,6 +197,27 @@ def test_a_run_is_continued_by_one_process_at_a_time(deal: Call, tmp_path: Path)
     code, _, err = deal(*arguments, "--resume")
     assert code == 0, err
     assert RunFolder(out).results.exists()
+
+
+def test_mistakes_in_a_study(deal: Call, tmp_path: Path) -> None:
+    assert "did you mean 'medmcqa'" in refused(deal("study", "medmqca"))
+    assert "mine.toml: no such file" in refused(deal("study", "mine.toml"))
+    assert "no seed 9" in refused(deal("study", "medmcqa", "--seeds", "9"))
+    assert "write whole numbers" in refused(deal("study", "medmcqa", "--seeds", "x"))
+    assert "unknown arm 'dael'" in refused(deal("study", "medmcqa", "--arms", "dael"))
+    assert "unknown key 'adapter.rnk'" in refused(
+        deal("study", "medmcqa", "--set", "adapter.rnk=1")
+    )
+    assert "needs data.path" in refused(deal("study", "clinc10"))
+    assert "needs data.path" in refused(deal("study", "tuning"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_study_of_which_nothing_has_run_yet_has_empty_tables(deal: Call, tmp_path: Path) -> None:
+    code, out, _ = deal("study", "medmcqa", "--report")
+    assert code == 0
+    assert "study.md" in out
+    assert "0 of 27 cells done" in (tmp_path / "runs/study-medmcqa/study.md").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

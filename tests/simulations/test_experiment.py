@@ -71,7 +71,7 @@ def test_every_shipped_experiment_parses_and_says_what_it_is_for() -> None:
     assert {"quickstart", "clinc10"} <= set(shipped_experiments())
     for name, path in shipped_experiments().items():
         experiment = parse_experiment(read_toml(path), name)
-        assert experiment.description == descriptions()[name] != ""
+        assert experiment.description == descriptions(shipped_experiments())[name] != ""
         assert f"deal simulate {name}" in path.read_text().splitlines()[0]
 
 

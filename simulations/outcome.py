@@ -1,0 +1,109 @@
+"""What one cell of a study found: the measures of one run, or of several together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from deal_core import metrics
+from server.results import Results, Strict
+
+
+class Outcome(Strict):
+    """Accuracies are 0 to 1.
+
+    Attributes:
+        accuracy_matrix: as in a run's results. One row for several tasks where no task came
+            after another; then there is no transfer and no forgetting (None).
+        learning_accuracy: on every task just after it was learnt, mean.
+        worst_client: smallest of the clients' own average accuracies; None: no client has tests.
+        on_all_tests: of models that know one client each, on everybody's tests (local-only).
+        seconds, bytes_up, bytes_down: of the whole cell; bytes are means per client.
+        peak_rss_bytes: largest of the cell's processes.
+    """
+
+    tasks: list[str]
+    accuracy_matrix: list[list[float]]
+    zero_shot: dict[str, float]
+    average_accuracy: float
+    learning_accuracy: float
+    backward_transfer: float | None
+    forward_transfer: float | None
+    forgetting: float | None
+    worst_client: float | None
+    on_all_tests: float | None = None
+    seconds: float
+    peak_rss_bytes: int
+    bytes_up: float
+    bytes_down: float
+
+
+def outcome(results: Results) -> Outcome:
+    """Of an ordinary run."""
+    own = {name: client.average_accuracy for name, client in results.per_client.items()}
+    return _measured(
+        [results], results.tasks, results.accuracy_matrix, results.zero_shot, list(own.values())
+    )
+
+
+def together(parts: Sequence[Results]) -> Outcome:
+    """Of a federation for each task alone: the accuracies side by side, in one row."""
+    row = [part.accuracy_matrix[-1][0] for part in parts]
+    own: dict[str, list[float]] = {}
+    for part in parts:
+        for name, client in part.per_client.items():
+            if client.average_accuracy is not None:
+                own.setdefault(name, []).append(client.average_accuracy)
+    return _measured(
+        parts,
+        [part.tasks[0] for part in parts],
+        [row],
+        {task: value for part in parts for task, value in part.zero_shot.items()},
+        [fmean(values) for values in own.values()],
+    )
+
+
+def pooled_own(parts: Sequence[Results]) -> Outcome:
+    """Of clients that are each alone: every client's model on its own tests, each test example
+    counted once; part ``k`` is the run in which client ``k`` trained."""
+    mine = [part.per_client[str(k)] for k, part in enumerate(parts)]
+    tasks = parts[0].tasks
+    counts = [sum(client.test_examples[j] for client in mine) for j in range(len(tasks))]
+    matrix = [
+        [
+            sum((c.accuracy_matrix[i][j] or 0.0) * c.test_examples[j] for c in mine) / counts[j]
+            for j in range(len(tasks))
+        ]
+        for i in range(len(parts[0].accuracy_matrix))
+    ]
+    own = [client.average_accuracy for client in mine]
+    measured = _measured(parts, tasks, matrix, parts[0].zero_shot, own)
+    everywhere = fmean(part.average_accuracy for part in parts)
+    return measured.model_copy(update={"on_all_tests": everywhere})
+
+
+def _measured(
+    parts: Sequence[Results],
+    tasks: list[str],
+    matrix: list[list[float]],
+    zero_shot: dict[str, float],
+    own: Sequence[float | None],
+) -> Outcome:
+    in_turn = len(matrix) > 1
+    start = [zero_shot[task] for task in tasks]
+    known = [accuracy for accuracy in own if accuracy is not None]
+    return Outcome(
+        tasks=tasks,
+        accuracy_matrix=matrix,
+        zero_shot=zero_shot,
+        average_accuracy=metrics.average_accuracy(matrix),
+        learning_accuracy=metrics.learning_accuracy(matrix),
+        backward_transfer=metrics.backward_transfer(matrix) if in_turn else None,
+        forward_transfer=metrics.forward_transfer(matrix, start) if in_turn else None,
+        forgetting=metrics.forgetting(matrix) if in_turn else None,
+        worst_client=min(known, default=None),
+        seconds=sum(part.seconds.get("total", 0.0) for part in parts),
+        peak_rss_bytes=max(part.peak_rss_bytes for part in parts),
+        bytes_up=sum(sum(part.wire.bytes_up) for part in parts),
+        bytes_down=sum(sum(part.wire.bytes_down) for part in parts),
+    )

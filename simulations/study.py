@@ -1,0 +1,211 @@
+"""``deal study``: work off a grid of runs, and keep its tables up to date."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from simulations.interrupt import stoppable
+from simulations.simulate import STOPPED
+from simulations.study_file import Study, load_study
+from simulations.study_grid import Cell, chosen, grid
+from simulations.study_results import StudyResults, collect
+from simulations.study_runs import standing, work_off
+from simulations.study_tables import markdown
+
+FAILED = 1
+"""Exit code of a study in which a run failed."""
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """The arguments of ``deal study``.
+
+    Attributes:
+        study: a shipped name or the path of a TOML file.
+        out: folder of the study; empty: ``runs/study-NAME``.
+        overrides: ``table.key=value``, for all cells.
+        seeds, arms: what is run now, separated by commas; empty: all.
+        jobs: runs at a time; 0: as many as there are cores for.
+        report: only read what is there, and run nothing.
+    """
+
+    study: str
+    out: str = ""
+    overrides: tuple[str, ...] = ()
+    seeds: str = ""
+    arms: str = ""
+    jobs: int = 0
+    report: bool = False
+
+
+def run_study(request: StudyRequest, console: Console) -> int:
+    """Run what is left of a study; return the exit code.
+
+    Raises:
+        UserError: bad input, or a folder with other settings; nothing has started.
+    """
+    study = load_study(request.study)
+    out = Path(request.out or f"runs/study-{study.name}").expanduser().resolve()
+    cells = grid(study, out, request.overrides)
+    wanted = chosen(cells, numbers(request.seeds), names(request.arms))
+    left = remaining(cells, wanted)
+    work = bool(left) and not request.report
+    if work:
+        _check(left, console)
+    write(study, out, cells)
+    failures = _work(request, study, out, cells, left, console) if work else {}
+    if failures is None:
+        return STOPPED
+    say(console, f"tables in {out / 'study.md'}, figures in {out / 'study.json'}")
+    for name, why in failures.items():
+        say(console, f"failed: {name}: {why}")
+    return FAILED if failures else 0
+
+
+def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experiment]:
+    """Name to every run of the wanted cells that has not finished.
+
+    Raises:
+        UserError: a folder, of any cell, holds a run with other settings.
+    """
+    left = {}
+    now = {cell.name for cell in wanted}
+    for cell in cells:
+        for part, experiment in cell.runs.items():
+            if standing(experiment) != "finished" and cell.name in now:
+                left[f"{cell.name}/{part}".rstrip("/")] = experiment
+    return left
+
+
+def _check(left: dict[str, Experiment], console: Console) -> None:
+    """Every error in the input shows before anything starts: all names, and the first data."""
+    with console.status("checking the study and its data"):
+        from simulations.preflight import check_names, preflight
+
+        for experiment in left.values():
+            check_names(experiment)
+        preflight(next(iter(left.values())))
+
+
+def _work(
+    request: StudyRequest,
+    study: Study,
+    out: Path,
+    cells: Sequence[Cell],
+    left: dict[str, Experiment],
+    console: Console,
+) -> dict[str, str] | None:
+    """Run what is left; return run and reason of every failure. None: it was interrupted."""
+    failures: dict[str, str] = {}
+    done: list[str] = []
+    working: list[str] = []
+    jobs = request.jobs or fitting(list(left.values()), os.cpu_count() or 1)
+    say(console, f"{len(left)} runs left, {jobs} at a time, in {out}")
+    with console.status("starting") as status:
+
+        def show() -> None:
+            waiting = len(left) - len(done) - len(working)
+            status.update(f"{len(done)} done, {waiting} waiting; at work: {', '.join(working)}")
+
+        def started(name: str) -> None:
+            working.append(name)
+            show()
+
+        def ended(name: str, why: str) -> None:
+            working.remove(name)
+            done.append(name)
+            show()
+            if why:
+                failures[name] = why
+            else:
+                write(study, out, cells)
+            how = f"failed: {why}" if why else "finished"
+            say(console, f"{len(done)}/{len(left)} {name} {how}")
+
+        try:
+            with stoppable():
+                work_off(left, jobs, started, ended)
+        except KeyboardInterrupt:
+            say(console, f"stopped; {len(done)} of {len(left)} runs ended; continue with")
+            say(console, f"  {shlex.join(command(request))}")
+            return None
+    return failures
+
+
+def write(study: Study, out: Path, cells: Sequence[Cell]) -> None:
+    """Write ``study.json`` and ``study.md`` of what has finished.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    results = StudyResults(
+        study=study.name,
+        description=study.file.description,
+        wanted=len(cells),
+        cells=collect(cells),
+    )
+    texts = {
+        "study.json": results.model_dump_json(indent=1) + "\n",
+        "study.md": markdown(study, results),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            beside = out / f"{name}.writing"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(out / name)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+
+
+def fitting(runs: Sequence[Experiment], cores: int) -> int:
+    """Runs at a time for which there are cores."""
+    widest = max(run.run.threads * run.run.workers for run in runs)
+    return max(1, cores // widest)
+
+
+def command(request: StudyRequest) -> list[str]:
+    """The command again: it goes on where it was stopped."""
+    words = ["deal", "study", request.study]
+    for option, value in (
+        ("--out", request.out),
+        ("--seeds", request.seeds),
+        ("--arms", request.arms),
+        ("--jobs", str(request.jobs or "")),
+    ):
+        words += [option, value] if value else []
+    for override in request.overrides:
+        words += ["--set", override]
+    return words
+
+
+def numbers(text: str) -> list[int]:
+    """Read ``0,1,2``.
+
+    Raises:
+        UserError: something in it is no number.
+    """
+    try:
+        return [int(word) for word in names(text)]
+    except ValueError:
+        raise UserError(f"--seeds {text}: write whole numbers, e.g. --seeds 0,1") from None
+
+
+def names(text: str) -> list[str]:
+    """Read ``a,b``."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def say(console: Console, line: str) -> None:
+    """Print one line as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

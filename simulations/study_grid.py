@@ -1,0 +1,153 @@
+"""From a study to its cells, and from a cell to the ordinary runs that it takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deal_core.config import Experiment
+from deal_core.data import open_source
+from deal_core.errors import UserError, choose
+from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
+from server.results import Results
+from simulations.bounds import BOUNDS
+from simulations.experiment import find_experiment, with_absolute_paths
+from simulations.outcome import Outcome, outcome
+from simulations.study_file import Study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm under one setting, with one order and one seed.
+
+    Attributes:
+        order, setting: empty where the study names none.
+        runs: name of a part (empty: there is one) to its complete experiment; ``run.out`` is
+            a folder of its own.
+    """
+
+    arm: str
+    order: str
+    setting: str
+    seed: int
+    bound: str
+    runs: Mapping[str, Experiment]
+
+    @property
+    def name(self) -> str:
+        """``arm.order.setting.seedN``, without what the study does not name."""
+        parts = (self.arm, self.order, self.setting, f"seed{self.seed}")
+        return ".".join(part for part in parts if part)
+
+    def outcome(self, results: Sequence[Results]) -> Outcome:
+        """What the results of all runs, in their order, say together."""
+        return BOUNDS[self.bound].combine(results) if self.bound else outcome(results[0])
+
+
+def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
+    """Return all cells, seed after seed: complete comparisons come early.
+
+    Args:
+        study: what to compare.
+        out: folder of the study; the runs lie below ``out/cells``.
+        overrides: ``table.key=value``, for all cells, over everything else.
+
+    Raises:
+        UserError: an experiment that is not valid; the message names the table of the study.
+    """
+    return [_cell(study, out, overrides, *place) for place in _places(study)]
+
+
+def chosen(cells: Sequence[Cell], seeds: Sequence[int], arms: Sequence[str]) -> list[Cell]:
+    """The cells of these seeds and arms; empty: of all.
+
+    Raises:
+        UserError: the study has no such seed or arm.
+    """
+    for arm in arms:
+        choose("arm", arm, {cell.arm: None for cell in cells})
+    known = sorted({cell.seed for cell in cells})
+    for seed in seeds:
+        if seed not in known:
+            raise UserError(f"--seeds: the study has no seed {seed}; its seeds are {known}")
+    return [
+        cell
+        for cell in cells
+        if (not seeds or cell.seed in seeds) and (not arms or cell.arm in arms)
+    ]
+
+
+def _places(study: Study) -> Iterator[tuple[str, str, str, int]]:
+    """Arm, order, setting and seed of every cell."""
+    file = study.file
+    orders, settings = list(file.orders) or [""], list(file.settings) or [""]
+    own = [seed for arm in file.arms.values() for seed in arm.seeds]
+    for seed in dict.fromkeys((*file.seeds, *own)):
+        for order in orders:
+            for setting in settings:
+                for name, arm in file.arms.items():
+                    repeats = order != orders[0] and arm.bound and not BOUNDS[arm.bound].ordered
+                    if seed in (arm.seeds or file.seeds) and not repeats:
+                        yield name, order, setting, seed
+
+
+def _cell(
+    study: Study, out: Path, overrides: Sequence[str], arm: str, order: str, setting: str, seed: int
+) -> Cell:
+    base = _experiment(study, overrides, arm, order, setting)
+    bound = study.file.arms[arm].bound
+    tasks = open_source(base.data).task_names()
+    parts = BOUNDS[bound].parts(base, tasks) if bound else {"": base}
+    cell = Cell(arm, order, setting, seed, bound, {})
+    runs = {
+        name: _settled(part, out / "cells" / cell.name / name, seed) for name, part in parts.items()
+    }
+    return Cell(arm, order, setting, seed, bound, runs)
+
+
+def _experiment(
+    study: Study, overrides: Sequence[str], arm: str, order: str, setting: str
+) -> Experiment:
+    """Base, ``[set]``, order, setting, arm, ``--set``: the later one holds. Checked after each,
+    so that a fault is blamed on the table that has it."""
+    file = study.file
+    base = file.experiment
+    path = find_experiment(str(study.path.parent / base) if base.endswith(".toml") else base)
+    tables = read_toml(path)
+    parse_experiment(tables, str(path))
+    layers: list[tuple[str, Mapping[str, Any]]] = [("[set]", file.set)]
+    if order:
+        layers.append((f"[orders.{order}]", {"data": {"tasks": list(file.orders[order].tasks)}}))
+    if setting:
+        layers.append((f"[settings.{setting}]", file.settings[setting]))
+    layers.append((f"[arms.{arm}.set]", file.arms[arm].set))
+    for where, layer in layers:
+        tables = merged(tables, layer)
+        parse_experiment(tables, f"{study.path}: {where}")
+    return parse_experiment(apply_overrides(tables, overrides), "--set")
+
+
+def _settled(experiment: Experiment, folder: Path, seed: int) -> Experiment:
+    """A run of one process with one thread, unless the study asks for more; in its folder."""
+    run = experiment.run.model_copy(
+        update={
+            "seed": seed,
+            "threads": experiment.run.threads or 1,
+            "workers": experiment.run.workers or 1,
+            "out": str(folder),
+            "resume": False,
+        }
+    )
+    return with_absolute_paths(experiment.model_copy(update={"run": run}))
+
+
+def merged(tables: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """``tables`` with the values of ``layer`` over them, table by table."""
+    result: dict[str, Any] = json.loads(json.dumps(tables))
+    for key, value in layer.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result

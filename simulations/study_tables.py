@@ -1,0 +1,231 @@
+"""``study.md``: the tables of a study. Accuracies in per cent, differences in points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from statistics import fmean
+
+from simulations.outcome import Outcome
+from simulations.study_file import Study
+from simulations.study_results import CellResult, StudyResults
+from simulations.study_statistics import Estimate, estimate, paired_difference
+from simulations.view import duration
+
+DASH = "–"
+Measure = Callable[[Outcome], float | None]
+MEASURES: dict[str, Measure] = {
+    "average accuracy": lambda o: o.average_accuracy,
+    "backward transfer": lambda o: o.backward_transfer,
+    "forward transfer": lambda o: o.forward_transfer,
+    "forgetting": lambda o: o.forgetting,
+    "just learnt": lambda o: o.learning_accuracy,
+    "worst client": lambda o: o.worst_client,
+}
+"""Column to figure."""
+EXPLANATION = (
+    "Accuracies in %, transfer and forgetting in points: mean ± half width of the 95 % interval "
+    "(Student's t over the n cells of different seed or order; one cell has no interval)."
+)
+
+
+def markdown(study: Study, results: StudyResults) -> str:
+    """Return the whole page."""
+    lines = [f"# Study {study.name}", "", study.file.description, ""]
+    lines += [f"{len(results.cells)} of {results.wanted} cells done. {EXPLANATION}", ""]
+    settings = list(study.file.settings)
+    if len(settings) > 1:
+        lines += list(_settings(study, results.cells))
+    for setting in settings or [""]:
+        cells = [cell for cell in results.cells if cell.setting == setting]
+        if cells:
+            lines += list(_section(study, setting, cells))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(study: Study, setting: str, cells: Sequence[CellResult]) -> Iterator[str]:
+    if setting:
+        yield from (f"## Setting {setting}", "")
+    level = "###" if setting else "##"
+    yield from (f"{level} Arms", "", *arms_table(study, cells), "")
+    yield from (f"{level} Differences in average accuracy", "", *significance(study, cells), "")
+    yield from (f"{level} Forgetting", "", *age_table(study, cells), "")
+    yield from curves(study, cells, level + "#")
+    yield from (f"{level} Cost", "", *cost_table(study, cells), "")
+
+
+def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
+    """Every arm's measures; first what the model knew before anything was learnt."""
+    yield from _head("arm", "n", *MEASURES)
+    starts = {place(c): fmean(c.outcome.zero_shot.values()) for c in cells}
+    start = estimate(list(starts.values()))
+    yield _row("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(MEASURES) - 1))
+    for arm, own in by_arm(study, cells).items():
+        yield _row(study.label(arm), str(len(own)), *(_measure(own, m) for m in MEASURES))
+    alone = [c for c in cells if c.outcome.on_all_tests is not None]
+    for arm, own in by_arm(study, alone).items():
+        everywhere = estimate([c.outcome.on_all_tests or 0.0 for c in own])
+        yield ""
+        yield (
+            f"{study.label(arm)}: above, each client's model on its own tests; on everybody's "
+            f"tests {_accuracy(everywhere)} %."
+        )
+
+
+def _measure(cells: Sequence[CellResult], name: str) -> str:
+    values = [MEASURES[name](cell.outcome) for cell in cells]
+    known = [value for value in values if value is not None]
+    if not known:
+        return DASH
+    signed = name.endswith("transfer")
+    return _points(estimate(known)) if signed else _accuracy(estimate(known))
+
+
+def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
+    """Paired differences of every contestant to the best baseline, the named baseline and the
+    candidate."""
+    accuracy = {
+        arm: {place(c): c.outcome.average_accuracy for c in own}
+        for arm, own in by_arm(study, cells).items()
+        if study.file.arms[arm].contestant
+    }
+    best = best_baseline(study, accuracy)
+    named = (best, study.file.baseline, study.file.candidate)
+    against = [arm for arm in dict.fromkeys(named) if arm in accuracy]
+    if len(accuracy) < 2:
+        yield "One arm alone: nothing to compare."
+        return
+    yield (
+        f"Pairs have seed and order in common. The best baseline is {study.label(best)}, by the "
+        "very figures it is compared by."
+    )
+    yield ""
+    yield from _head("arm", "minus", "pairs", "difference", "p")
+    for arm, ours in accuracy.items():
+        for other in against:
+            difference = paired_difference(ours, accuracy[other]) if other != arm else None
+            if difference is not None:
+                figures = (str(difference.n), _points(difference), _p_value(difference))
+                yield _row(study.label(arm), study.label(other), *figures)
+
+
+def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> str:
+    """The arm of the highest mean average accuracy, the candidate aside (unless it is alone)."""
+    others = [arm for arm in accuracy if arm != study.file.candidate] or list(accuracy)
+    return max(others, key=lambda arm: fmean(accuracy[arm].values()), default="")
+
+
+def age_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
+    """Accuracy on a task when it has just been learnt, and one, two, ... tasks later: means over
+    tasks (the older, the fewer) and cells."""
+    streams = [cell for cell in cells if len(cell.outcome.accuracy_matrix) > 1]
+    if not streams:
+        yield "No arm has learnt one task after another."
+        return
+    longest = max(len(cell.outcome.accuracy_matrix) for cell in streams)
+    yield from _head("tasks learnt since", "0", *(f"+{age}" for age in range(1, longest)))
+    for arm, own in by_arm(study, streams).items():
+        yield _row(study.label(arm), *(_aged(own, age) for age in range(longest)))
+
+
+def _aged(cells: Sequence[CellResult], age: int) -> str:
+    matrices = [cell.outcome.accuracy_matrix for cell in cells]
+    values = [m[j + age][j] for m in matrices for j in range(len(m) - age)]
+    return _percent(fmean(values)) if values else DASH
+
+
+def curves(study: Study, cells: Sequence[CellResult], level: str) -> Iterator[str]:
+    """Accuracy of each task after each later one, mean over seeds: a table per order and arm."""
+    for order in dict.fromkeys(cell.order for cell in cells):
+        for arm, own in by_arm(study, [c for c in cells if c.order == order]).items():
+            matrices = [cell.outcome.accuracy_matrix for cell in own]
+            tasks = own[0].outcome.tasks
+            if len(matrices[0]) < 2:
+                continue
+            yield from (f"{level} {study.label(arm)}" + (f", order {order}" if order else ""), "")
+            yield from _head("accuracy on", *(f"after {i + 1}" for i in range(len(tasks))))
+            for j, task in enumerate(tasks):
+                means = (fmean(m[i][j] for m in matrices) for i in range(j, len(tasks)))
+                yield _row(f"{j + 1} {task}", *[""] * j, *(_percent(mean) for mean in means))
+            yield ""
+
+
+def cost_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
+    """Means per cell; what runs beside it on the machine is in the time."""
+    yield from _head("arm", "time", "peak memory", "sent per client", "received per client")
+    for arm, own in by_arm(study, cells).items():
+        outcomes = [cell.outcome for cell in own]
+        yield _row(
+            study.label(arm),
+            duration(fmean(o.seconds for o in outcomes)),
+            f"{max(o.peak_rss_bytes for o in outcomes) / 1e6:.0f} MB",
+            f"{fmean(o.bytes_up for o in outcomes) / 1e6:.1f} MB",
+            f"{fmean(o.bytes_down for o in outcomes) / 1e6:.1f} MB",
+        )
+
+
+def _settings(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
+    """Average accuracy of every arm under every setting, and the best setting of each."""
+    settings = list(study.file.settings)
+    arms = by_arm(study, cells)
+    under = {
+        (arm, setting): estimate([c.outcome.average_accuracy for c in own if c.setting == setting])
+        for arm, own in arms.items()
+        for setting in settings
+        if any(c.setting == setting for c in own)
+    }
+    yield from ("## Average accuracy by setting", "")
+    yield from _head("arm", *settings)
+    for arm in arms:
+        found = (under.get((arm, setting)) for setting in settings)
+        yield _row(study.label(arm), *(_accuracy(e) if e else DASH for e in found))
+    yield from ("", "## Best setting of every arm, by average accuracy", "")
+    yield from _head("arm", "setting", "average accuracy", "n", "settings tried")
+    for arm in arms:
+        tried = {setting: under[arm, setting] for setting in settings if (arm, setting) in under}
+        best = max(tried, key=lambda setting: tried[setting].mean)
+        n = str(tried[best].n)
+        yield _row(study.label(arm), best, _accuracy(tried[best]), n, str(len(tried)))
+    yield ""
+
+
+def by_arm(study: Study, cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
+    """Arm to its cells, in the study's order; an arm without a cell is not in it."""
+    own = {arm: [cell for cell in cells if cell.arm == arm] for arm in study.file.arms}
+    return {arm: found for arm, found in own.items() if found}
+
+
+def place(cell: CellResult) -> Hashable:
+    """What two cells must have in common to be a pair."""
+    return (cell.seed, cell.order)
+
+
+def _head(*names: str) -> Iterator[str]:
+    yield _row(*names)
+    yield "|---|" + "---:|" * (len(names) - 1)
+
+
+def _row(*values: str) -> str:
+    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _accuracy(found: Estimate) -> str:
+    return _percent(found.mean) + _half_width(found)
+
+
+def _points(found: Estimate) -> str:
+    # + 0.0: no minus before a zero
+    return f"{round(100 * found.mean, 1) + 0.0:+.1f}" + _half_width(found)
+
+
+def _half_width(found: Estimate) -> str:
+    return "" if found.half_width is None else f" ± {100 * found.half_width:.1f}"
+
+
+def _p_value(found: Estimate) -> str:
+    if found.p_value is None:
+        return DASH
+    return "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"

@@ -1,0 +1,129 @@
+"""The bounds as real runs, small."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from client.state import FeedbackStore
+from client.work import local_update
+from client.workbench import Workbench
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from deal_core.instruction import Instruction
+from deal_core.randomness import seeded
+from server.federation import start_state
+from server.results import Results, read_results
+from simulations.bounds import BOUNDS
+from simulations.inprocess import run_inprocess
+from simulations.outcome import outcome
+
+TASKS = ("laboratory", "surgery")
+ALL_AT_ONCE = Instruction(
+    task=TASKS[0], task_index=0, server_round=1, tasks=TASKS, rank=8, retained_rank=16
+)
+
+
+def at(experiment: Experiment, folder: Path) -> Experiment:
+    changed = experiment.run.model_copy(update={"out": str(folder)})
+    return experiment.model_copy(update={"run": changed})
+
+
+def run_parts(bound: str, experiment: Experiment, tasks, folder: Path) -> list[Results]:
+    results = []
+    for name, part in BOUNDS[bound].parts(experiment, tasks).items():
+        run_inprocess(at(part, folder / name), lambda event: None)
+        results.append(read_results(folder / name))
+    return results
+
+
+def test_each_task_alone_is_with_one_task_the_ordinary_run(make_experiment, tmp_path):
+    experiment = make_experiment(
+        'data.tasks=["surgery"]', "method.name=sequential", "data.max_train=16"
+    )
+    run_inprocess(at(experiment, tmp_path / "ordinary"), lambda event: None)
+    ordinary = outcome(read_results(tmp_path / "ordinary"))
+    parts = run_parts("per-task", experiment, ("surgery",), tmp_path / "bound")
+    bound = BOUNDS["per-task"].combine(parts)
+    assert bound.accuracy_matrix == ordinary.accuracy_matrix
+    assert bound.average_accuracy == ordinary.average_accuracy
+    assert bound.zero_shot == ordinary.zero_shot
+    assert bound.worst_client == ordinary.worst_client
+    assert (bound.bytes_up, bound.bytes_down) == (ordinary.bytes_up, ordinary.bytes_down)
+
+
+def test_alone_only_one_client_trains_and_all_evaluate(make_experiment, tmp_path):
+    experiment = make_experiment("federation.rounds=1", "data.max_train=16")
+    parts = run_parts("local-only", experiment, TASKS, tmp_path)
+    for k in range(2):
+        lines = (tmp_path / f"client-{k}" / "metrics.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        assert {e["client"] for e in events if e["event"] == "client_finished"} == {str(k)}
+        assert set(parts[k].per_client) == {"0", "1"}
+    found = BOUNDS["local-only"].combine(parts)
+    counts = [
+        (round((own.accuracy_matrix[-1][j] or 0) * own.test_examples[j]), own.test_examples[j])
+        for j in range(2)
+        for own in (parts[0].per_client["0"], parts[1].per_client["1"])
+    ]
+    first, second = counts[:2], counts[2:]
+    pooled = [sum(c for c, _ in pair) / sum(n for _, n in pair) for pair in (first, second)]
+    assert found.average_accuracy == pytest.approx(sum(pooled) / 2)
+
+
+def test_joint_is_one_row_after_the_rounds_of_one_task(make_experiment, tmp_path):
+    experiment = make_experiment("train.learning_rate=4e-3")
+    (results,) = run_parts("joint", experiment, TASKS, tmp_path)
+    assert len(results.accuracy_matrix) == 1
+    assert len(results.wire.bytes_up) == 2  # the rounds of one task, whatever their number
+    gained = [
+        after - results.zero_shot[task]
+        for task, after in zip(TASKS, results.accuracy_matrix[0], strict=True)
+    ]
+    assert sum(gained) > 0
+
+
+def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
+    make_experiment, tmp_path, monkeypatch
+):
+    bench = Workbench(
+        make_experiment(
+            "stream.schedule=joint",
+            "method.name=sequential",
+            "federation.local_epochs=2",
+            "train.batch_size=8",
+        )
+    )
+    seen: Counter = Counter()
+    real = type(bench.model).learn
+
+    def learn(model, batch, labels, earlier):
+        seen.update((example, tuple(labels)) for example in batch)
+        return real(model, batch, labels, earlier)
+
+    monkeypatch.setattr(type(bench.model), "learn", learn)
+    shares = [bench.task(task, 1) for task in TASKS]
+    begun = bench.method.begin_task(start_state(bench.experiment, bench.shapes), seeded(0))
+    update = local_update(bench, 1, begun, ALL_AT_ONCE, FeedbackStore(tmp_path))
+    own = Counter((example, share.labels) for share in shares for example in share.train)
+    assert seen == Counter({pair: count * 2 for pair, count in own.items()})
+    assert update is not None
+    assert update.num_examples == sum(own.values()) > 0
+
+
+def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_experiment, tmp_path):
+    bench = Workbench(make_experiment("stream.schedule=joint", "method.name=sequential"))
+    first, second = (bench.task(task, 0) for task in TASKS)
+    bench._tasks[TASKS[0], 0] = type(first)(first.labels, [], first.test, first.memory)
+    begun = bench.method.begin_task(start_state(bench.experiment, bench.shapes), seeded(0))
+    update = local_update(bench, 0, begun, ALL_AT_ONCE, FeedbackStore(tmp_path))
+    assert update is not None
+    assert update.num_examples == len(second.train)
+
+
+def test_participants_must_be_clients(make_experiment):
+    with pytest.raises(UserError, match=r"participants names client 2, but the clients are 0 to 1"):
+        make_experiment("federation.participants=[0, 2]")

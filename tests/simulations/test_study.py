@@ -1,0 +1,188 @@
+"""A whole small study, in real processes: fresh, continued and failing cells; then again."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.results import read_results
+from simulations.inprocess import run_inprocess
+from simulations.record import record
+from simulations.study import StudyRequest, fitting, numbers, run_study
+from simulations.study_file import load_study
+from simulations.study_grid import grid
+from simulations.study_results import StudyResults
+
+STUDY = """
+description = "A small one"
+candidate = "deal"
+[set]
+data.tasks = ["laboratory", "surgery"]
+data.max_train = 16
+data.max_test = 16
+federation.clients = 2
+federation.rounds = 1
+train.max_length = 16
+[arms.sequential]
+set.method.name = "sequential"
+[arms.broken]
+set.data.partition = { kind = "column", column = "ward" }
+[arms.deal]
+set.method.name = "deal"
+"""
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def said(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def kill_midway(experiment: Experiment) -> None:
+    """What a run leaves that is stopped in its second task."""
+    record(experiment)
+
+    def interrupt(event: dict[str, object]) -> None:
+        if event["event"] == "round_started" and event["task_index"] == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_inprocess(experiment, interrupt)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyRequest, int, str]:
+    """The study after its first call: one cell fresh, one continued, one failed."""
+    folder = tmp_path_factory.mktemp("study")
+    (folder / "mine.toml").write_text(STUDY)
+    request = StudyRequest(str(folder / "mine.toml"), str(folder / "out"), jobs=2)
+    arms = {cell.arm: cell for cell in grid(load_study(request.study), folder / "out")}
+    kill_midway(arms["deal"].runs[""])
+    out = console()
+    # The check before the start sees the data of the first cell alone, so the broken one starts.
+    return request, run_study(request, out), said(out)
+
+
+def events(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in RunFolder(folder).metrics.read_text().splitlines()]
+
+
+def test_every_cell_is_in_the_tables(done: tuple[StudyRequest, int, str]) -> None:
+    request, _, _ = done
+    out = Path(request.out)
+    results = StudyResults.model_validate_json((out / "study.json").read_text())
+    assert results.wanted == 3
+    assert [cell.arm for cell in results.cells] == ["sequential", "deal"]
+    for cell in results.cells:
+        run = read_results(out / "cells" / f"{cell.arm}.seed0")
+        assert cell.outcome.accuracy_matrix == run.accuracy_matrix
+        assert run.config.method.name == cell.arm
+    page = (out / "study.md").read_text()
+    assert "2 of 3 cells done" in page
+    assert f"| deal | 1 | {100 * results.cells[1].outcome.average_accuracy:.1f} |" in page
+
+
+def test_a_killed_cell_continues_from_its_checkpoint(done: tuple[StudyRequest, int, str]) -> None:
+    folder = Path(done[0].out) / "cells" / "deal.seed0"
+    starts = [event for event in events(folder) if event["event"] == "run_started"]
+    assert [(start["resumed"], start["done_rounds"]) for start in starts] == [(False, 0), (True, 1)]
+    fresh = events(folder.with_name("sequential.seed0"))
+    assert [e["resumed"] for e in fresh if e["event"] == "run_started"] == [False]
+
+
+def test_a_failed_cell_is_named_with_its_reason_and_the_others_go_on(
+    done: tuple[StudyRequest, int, str],
+) -> None:
+    _, code, text = done
+    assert code == 1
+    (line,) = [line for line in text.splitlines() if line.startswith("failed: ")]
+    assert line.startswith("failed: broken.seed0: ")
+    assert 'use data.source = "files"' in line
+    assert "log.txt" in line
+    assert "3/3 deal.seed0 finished" in text or "3/3 broken.seed0 failed" in text
+
+
+def test_again_no_finished_cell_is_run(done: tuple[StudyRequest, int, str]) -> None:
+    request = done[0]
+    cells = Path(request.out) / "cells"
+    before = {path: path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()}
+    page = Path(request.out) / "study.md"
+    page.unlink()
+    others = StudyRequest(request.study, request.out, arms="sequential,deal")
+    assert run_study(others, console()) == 0
+    assert page.exists()
+    with pytest.raises(UserError, match="such a column"):  # the only one left: checked
+        run_study(request, console())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_cell_with_other_settings_is_refused(done: tuple[StudyRequest, int, str]) -> None:
+    request = done[0]
+    other = StudyRequest(request.study, request.out, ("adapter.rank=4",), report=True)
+    with pytest.raises(
+        UserError, match=r"study: 'adapter.rank' is 4, but the run in .*/sequential"
+    ):
+        run_study(other, console())
+    # where it runs is no setting
+    threads = StudyRequest(request.study, request.out, ("run.threads=2",), report=True)
+    assert run_study(threads, console()) == 0
+
+
+def test_jobs_fit_the_cores() -> None:
+    one = Experiment()
+    wide = one.model_copy(update={"run": one.run.model_copy(update={"threads": 2, "workers": 2})})
+    narrow = one.model_copy(update={"run": one.run.model_copy(update={"threads": 1, "workers": 1})})
+    assert fitting([narrow], 8) == 8
+    assert fitting([narrow, wide], 8) == 2
+    assert fitting([wide], 1) == 1
+
+
+def test_seeds_are_numbers() -> None:
+    assert numbers("0, 2,1") == [0, 2, 1]
+    assert numbers("") == []
+    with pytest.raises(UserError, match="--seeds 0,x: write whole numbers"):
+        numbers("0,x")
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_every_process_and_says_how_to_go_on(tmp_path: Path) -> None:
+    text = STUDY.replace('kind = "column"', 'kind = "iid"').replace("rounds = 1", "rounds = 200")
+    (tmp_path / "mine.toml").write_text(text)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "simulations.cli", "study", str(tmp_path / "mine.toml")]
+    command += ["--out", str(tmp_path / "out"), "--jobs", "2"]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+    folders = [tmp_path / "out/cells" / f"{arm}.seed0" for arm in ("sequential", "broken")]
+    deadline = time.monotonic() + 120
+    while not all(RunFolder(f).checkpoint.exists() for f in folders):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    children = subprocess.run(
+        ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(children) == 2
+    process.send_signal(signal.SIGINT)
+    stdout, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout.splitlines()[-1].strip() == (
+        f"deal study {tmp_path / 'mine.toml'} --out {tmp_path / 'out'} --jobs 2"
+    )
+    for child in children:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(child), 0)
