@@ -12,7 +12,7 @@ from deal_core.adapters import Adapter
 from deal_core.attach import read
 from deal_core.codec import Encoded
 from deal_core.instruction import Instruction
-from deal_core.methods import LocalTask, Past, Share, State
+from deal_core.methods import LocalTask, Past, Phase, Share, State
 from deal_core.randomness import seeded
 from deal_core.record import EXACT, frozen_factors, pack_update
 from deal_core.training import count_correct, load_state, train
@@ -31,32 +31,42 @@ class Update:
 def local_update(
     bench: Workbench, client: int, state: State, instruction: Instruction, store: FeedbackStore
 ) -> Update | None:
-    """Train the current adapter on the client's share of the task; None: it has no data."""
+    """Train the current adapter as the phase wants it; None: there is no data for it here."""
     started = time.monotonic()
-    config = bench.experiment
-    data = bench.task(instruction.task, client)
+    config, phase = bench.experiment, bench.phase(instruction.phase)
+    seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
+    data = _data(bench, client, instruction.task, phase, seen)
     if not data.train:
         return None
     load_state(bench.model, state)
-    seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
     generator = seeded(
         config.run.seed, "train", client, instruction.task_index, instruction.server_round
     )
     shares = [partial(_share, bench, task, client) for task in instruction.seen]
     past = Past(shares, TaskStore(store.folder)) if shares else None
     task = LocalTask(data.labels, seen, past)
+    rate = phase.learning_rate or config.train.learning_rate
     report = train(
         bench.model,
-        bench.method.objective(bench.model, state, task, data.train, data.memory),
+        phase.objective(bench.model, state, task, data.train, data.memory),
         data.train,
         frozenset(instruction.trained),
         config.federation.local_epochs,
-        config.train,
+        config.train.model_copy(update={"learning_rate": rate}),
         generator,
     )
     adapter = read(bench.model.module)
     encoded = _encode(bench, client, adapter, state.current, instruction, store)
     return Update(encoded, len(data.train), report.loss, time.monotonic() - started)
+
+
+def _data(
+    bench: Workbench, client: int, task: str, phase: Phase, seen: tuple[str, ...]
+) -> ClientTask:
+    """The client's share of the task, or the public texts under all labels so far."""
+    if not phase.public_path:
+        return bench.task(task, client)
+    return bench.public(phase.public_path, tuple(dict.fromkeys((*seen, *bench.labels(task)))))
 
 
 def _share(bench: Workbench, task: str, client: int) -> Share:
@@ -76,7 +86,7 @@ def _encode(
     """Pack the update; keep what a lossy format lost for the client's next round."""
     where = (instruction.task_index, instruction.server_round)
     trained = frozenset(instruction.trained)
-    basis = digest(frozen_factors(before, trained))
+    basis = f"{instruction.phase} {digest(frozen_factors(before, trained))}"
     generator = seeded(bench.experiment.run.seed, "uplink", client, *where)
     dtype = bench.experiment.wire.dtype
     feedback = store.load(*where, basis) if dtype != EXACT else {}

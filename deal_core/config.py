@@ -135,9 +135,8 @@ class RetentionConfig(Table):
     """Compression of all earlier tasks into the retained adapter (deal)."""
 
     enabled: bool = True
-    """False: every task keeps training the same adapter, and nothing is compressed; needs
-    ``adapter.retained_rank`` of at least ``adapter.rank``, for the teacher. The keys below
-    then have no effect."""
+    """False: every task keeps training the same adapter, and nothing is compressed. The keys
+    below then have no effect."""
     filter: str = "identity"
     """Gains of the kernels: ``identity`` (plain truncation; until the other is measured) or
     ``wiener`` (singular values near the noise floor shrink, those below it vanish). At the end

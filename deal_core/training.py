@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from deal_core.attach import merge, set_trainable, write
 from deal_core.batching import evaluation_batches, training_batches, within_budget
 from deal_core.config import TrainConfig
-from deal_core.methods import Objective, State
+from deal_core.methods import Objective, State, Steering, Stepper
 from deal_core.models import Encoded, LanguageModel
 
 
@@ -24,7 +25,7 @@ class TrainReport:
 
 def load_state(model: LanguageModel, state: State) -> None:
     """Put the current adapter into the model, and everything else into its frozen weights."""
-    merge(model.module, state.retained, state.residual)
+    merge(model.module, state.retained, state.residual, state.apart)
     write(model.module, state.current)
 
 
@@ -37,7 +38,7 @@ def train(
     config: TrainConfig,
     generator: torch.Generator,
 ) -> TrainReport:
-    """Run ``epochs`` of AdamW on the current adapter, in place.
+    """Run ``epochs`` of AdamW on the current adapter, in place (see :func:`make_stepper`).
 
     Args:
         model: holds the adapters of the round (see :func:`load_state`).
@@ -49,9 +50,7 @@ def train(
         generator: orders the examples; the only randomness.
     """
     parameters = set_trainable(model.module, trained)
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = make_stepper(objective, parameters, config)
     losses: list[float] = []
     for _ in range(epochs):
         for batch in training_batches(data, config.batch_size, generator):
@@ -59,6 +58,17 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     return TrainReport(len(losses), sum(losses) / len(losses) if losses else 0.0)
+
+
+def make_stepper(
+    objective: Objective, parameters: list[nn.Parameter], config: TrainConfig
+) -> Stepper:
+    """AdamW on the factors, or what the objective steers them by."""
+    if isinstance(objective, Steering):
+        return objective.stepper(config)
+    return torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
 
 
 def accumulate(

@@ -10,14 +10,19 @@ from deal_core.memory import Memory
 from deal_core.methods.deal import make_deal
 from deal_core.methods.ewc import make_ewc
 from deal_core.methods.interface import (
+    LEARN,
     Kept,
     LocalTask,
     Method,
     Objective,
     Past,
+    Phase,
     Share,
     State,
+    Steering,
+    Stepper,
     Tensors,
+    phases_of,
 )
 from deal_core.methods.lwf import make_lwf
 from deal_core.methods.olora import make_olora
@@ -49,6 +54,7 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
 
 
 __all__ = [
+    "LEARN",
     "METHODS",
     "RULES",
     "Kept",
@@ -57,8 +63,12 @@ __all__ = [
     "Method",
     "Objective",
     "Past",
+    "Phase",
     "Share",
     "State",
+    "Steering",
+    "Stepper",
     "Tensors",
     "make_method",
+    "phases_of",
 ]

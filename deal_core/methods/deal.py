@@ -17,13 +17,14 @@ from torch import Tensor
 
 from deal_core.adapters import fingerprint, fresh_adapter, stack, zero_adapter
 from deal_core.config import AdapterConfig, MethodConfig
-from deal_core.errors import UserError, choose
+from deal_core.errors import choose
 from deal_core.memory import Memory
-from deal_core.methods.continued import continued, one_adapter, with_start_in_sight
+from deal_core.methods.continued import continued
 from deal_core.methods.distilled import distilled
-from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.methods.live_update import beside_current, live_update
 from deal_core.methods.penalised import Penalised
+from deal_core.methods.task_start import hold_start, release_start
 from deal_core.models import Encoded, LanguageModel
 from deal_core.retention import GAINS, retain
 from deal_core.update import Anchor, make_anchors, update_penalty
@@ -35,12 +36,13 @@ class Deal:
 
     adapter: AdapterConfig
     method: MethodConfig
+    phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Start a fresh current adapter, outside the retained directions unless told not to;
         without retention, go on with the one that is there."""
         if not self.method.retention.enabled:
-            return with_start_in_sight(continued(state, self.adapter, generator))
+            return hold_start(continued(state, self.adapter, generator))
         nothing = zero_adapter(state.retained.shapes, 1)
         avoided = state.retained if self.method.fresh_adapter else nothing
         scaling = self.adapter.lora_alpha / self.adapter.rank
@@ -51,7 +53,7 @@ class Deal:
         """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes
         the filter (exact while everything learnt so far fits, and no noise floor is given)."""
         if not self.method.retention.enabled:
-            return one_adapter(state)
+            return release_start(state, self.adapter.retained_rank)
         everything = stack(state.parts())
         retained = retain(everything, self.adapter.retained_rank, self.method.retention)
         current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
@@ -74,7 +76,7 @@ class Deal:
         anchors: dict[str, Anchor] = memory.once(
             "anchors", fingerprint(state.retained), lambda: make_anchors(state.retained, device)
         )
-        beside = beside_current(state.residual, device)
+        beside = beside_current(state, device)
 
         def price() -> Tensor:
             update = live_update(model.module, beside)
@@ -87,12 +89,7 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
     """Build from the experiment.
 
     Raises:
-        UserError: unknown filter, or no room to remember the one adapter's start.
+        UserError: unknown filter.
     """
     choose("method.retention.filter", method.retention.filter, GAINS)
-    if not method.retention.enabled and adapter.retained_rank < adapter.rank:
-        raise UserError(
-            f"method.retention.enabled = false needs adapter.retained_rank ({adapter.retained_rank}"
-            f") of at least adapter.rank ({adapter.rank}): the teacher is kept there"
-        )
     return Deal(adapter, method)
