@@ -83,7 +83,7 @@ def live_view(name: str, state: Progress, now: float) -> RenderableType:
     where = Text.assemble((name, "bold"), " · ", state.phase)
     if state.task:
         where.append(f" · {_where(state)}")
-    if state.asked and state.phase in PHASES.values():
+    if state.phase in PHASES.values():
         where.append(f" · {state.answered}/{state.asked} clients")
         if state.client:
             where.append(f" (last: client {state.client}, mean loss {state.loss:.3f})")

@@ -3,8 +3,9 @@
 Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
 complement of what is retained; clients learn it while they distil the model as it was at the
 start of the task, and pay for interference with what is retained; at the end both adapters are
-stacked, filtered, and the best part of fixed rank is retained. The size of the model does not
-grow with the number of tasks. Every part has a switch.
+stacked, filtered, and the best part of fixed rank is retained, by the server alone or with rounds
+of distillation from the stack. The size of the model does not grow with the number of tasks. Every
+part has a switch.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from deal_core.adapters import fingerprint, fresh_adapter, stack, zero_adapter
 from deal_core.config import AdapterConfig, MethodConfig
-from deal_core.errors import choose
+from deal_core.errors import UserError, choose
 from deal_core.memory import Memory
+from deal_core.methods.consolidation import LEARNED, consolidated, consolidation_phases
 from deal_core.methods.continued import continued
 from deal_core.methods.distilled import distilled
 from deal_core.methods.interface import LocalTask, Objective, Phase, State
@@ -32,7 +34,8 @@ from deal_core.update import Anchor, make_anchors, update_penalty
 
 @dataclass(frozen=True)
 class Deal:
-    """Attributes: ``adapter`` (ranks, alpha) and ``method`` (switches) of the experiment."""
+    """Attributes: ``adapter`` (ranks, alpha) and ``method`` (switches) of the experiment;
+    ``phases``: consolidation by distillation, if it is on."""
 
     adapter: AdapterConfig
     method: MethodConfig
@@ -51,9 +54,12 @@ class Deal:
 
     def end_task(self, state: State) -> State:
         """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes
-        the filter (exact while everything learnt so far fits, and no noise floor is given)."""
+        the filter (exact while everything learnt so far fits, and no noise floor is given); after
+        rounds of consolidation, keep what they have made of it."""
         if not self.method.retention.enabled:
             return release_start(state, self.adapter.retained_rank)
+        if self.phases:
+            return consolidated(state, self.adapter)
         everything = stack(state.parts())
         retained = retain(everything, self.adapter.retained_rank, self.method.retention)
         current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
@@ -89,7 +95,18 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
     """Build from the experiment.
 
     Raises:
-        UserError: unknown filter.
+        UserError: unknown filter, or parts that need each other.
     """
     choose("method.retention.filter", method.retention.filter, GAINS)
-    return Deal(adapter, method)
+    consolidating = method.consolidation.data != "none"
+    if method.retention.filter == LEARNED and not consolidating:
+        raise UserError(
+            'method.retention.filter = "learned" learns from texts: set method.consolidation.data '
+            'to "private" or "public", or choose another filter'
+        )
+    if consolidating and not method.retention.enabled:
+        raise UserError(
+            f'method.consolidation.data = "{method.consolidation.data}" distils into the retained '
+            'adapter: set method.retention.enabled to true, or data to "none"'
+        )
+    return Deal(adapter, method, consolidation_phases(adapter, method))
