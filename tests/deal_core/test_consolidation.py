@@ -21,7 +21,7 @@ from deal_core.config import (
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.methods import LocalTask, Memory, Phase, State, make_method
-from deal_core.models import adapter_shapes
+from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import accumulate, load_state, train
 
@@ -115,10 +115,11 @@ def test_parts_that_need_each_other_are_named():
 
 @pytest.fixture(scope="module")
 def task(minilm):
-    """A client's real data of one task."""
-    config = DataConfig(tasks=("laboratory",), max_train=48)
+    """A client's real data of one task, the first words of every text."""
+    config = DataConfig(tasks=("laboratory",), max_train=32)
     data = open_source(config).load("laboratory")
-    return data.labels, minilm.encode(data.train, data.labels)
+    encoded = minilm.encode(data.train, data.labels)
+    return data.labels, [Encoded((*e.tokens[:15], e.tokens[-1]), e.target) for e in encoded]
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +205,14 @@ def after_training(minilm, learnt, task, method: MethodConfig, rate: float = 1e-
     return replace(begun, current=read(minilm.module))
 
 
-@pytest.mark.parametrize(("name", "rate"), [("identity", 1e-3), ("learned", 3e-2)])
-def test_clients_lower_the_divergence_on_their_data(minilm, learnt, task, name, rate):
+@pytest.mark.parametrize(
+    ("name", "rate", "left"), [("identity", 3e-4, 0.5), ("learned", 3e-2, 0.97)]
+)
+def test_clients_lower_the_divergence_on_their_data(minilm, learnt, task, name, rate, left):
     method = consolidating(name)
     before = phase_of(method, REAL).begin(learnt)
     after = after_training(minilm, learnt, task, method, rate)
-    assert divergence(minilm, after, task) < 0.9 * divergence(minilm, before, task)
+    assert divergence(minilm, after, task) < left * divergence(minilm, before, task)
     kept = make_method(method, REAL).end_task(after)
     labels, data = task
     load_state(minilm, after)
@@ -248,7 +251,7 @@ def test_every_key_changes_the_numbers(minilm, learnt, task):
         consolidating("learned", **{**free, "b": 1.5}),
     ]
     name = next(iter(learnt.current.layers))
-    few = task[0], task[1][:16]
+    few = task[0], task[1][:8]
     found = [
         after_training(minilm, learnt, few, each, 1e-2).current.layers[name].B for each in variants
     ]
@@ -258,7 +261,7 @@ def test_every_key_changes_the_numbers(minilm, learnt, task):
 
 def test_a_heavy_penalty_holds_the_filter(minilm, learnt, task):
     """What the anchor is for: the gains stay where they started."""
-    few = task[0], task[1][:16]
+    few = task[0], task[1][:8]
     start = phase_of(consolidating("learned"), REAL).begin(learnt).current
     moves = [
         relative_difference(
