@@ -92,11 +92,9 @@ def test_it_changes_what_is_learnt(run_with):
     assert not same(learnt(alone), learnt(distilled))
 
 
-@pytest.mark.parametrize("filter_", ["identity", "learned"])
-def test_a_run_that_is_stopped_while_it_consolidates_ends_the_same(run_with, tmp_path, filter_):
+def test_a_run_that_is_stopped_while_it_consolidates_ends_the_same(run_with, tmp_path):
     """Also: saved and loaded is as never saved."""
-    settings = (*PRIVATE, f"method.retention.filter={filter_}", "wire.dtype=int8")
-    experiment, folder = run_with(*settings)
+    experiment, folder = run_with(*PRIVATE, "method.retention.filter=learned")
 
     def interrupt(event: dict) -> None:
         last = event["event"] == "client_finished" and event["server_round"] == 3
@@ -110,21 +108,20 @@ def test_a_run_that_is_stopped_while_it_consolidates_ends_the_same(run_with, tmp
 
 
 def test_learned_gains_travel_as_lora_b_and_average_exactly(run_with):
-    """Under the inexact rule, whose rounds of learning are not exact."""
-    _, folder = run_with(*PRIVATE, "method.retention.filter=learned", 'data.partition.kind="iid"')
-    results = read_results(folder)
-    learning, consolidating = results.aggregation_error[1], results.aggregation_error[2:]
-    assert learning > 1e-3
-    assert max(consolidating) < 1e-6
+    """Under a rule that is not exact where both factors learn."""
+    inexact = read_results(run_with(*PRIVATE)[1]).aggregation_error[2:]
+    results = read_results(run_with(*PRIVATE, "method.retention.filter=learned")[1])
+    assert max(results.aggregation_error[2:]) < 1e-6 < 10 * 1e-6 < min(inexact)
     up = results.wire.bytes_up
-    assert up[2] == up[3] == up[0] / 2
+    headers = 128 * LAYERS
+    assert up[2] == up[3] == bytes_of(0, RANK) / 2 + headers
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         ("aggregation.rule=flora", "adapter.client_ranks=[2, 8]"),
-        ("aggregation.rule=fedex", "aggregation.robust=direction"),
+        ("aggregation.rule=fedex", "aggregation.robust=direction", "wire.dtype=int8"),
     ],
 )
 def test_exact_rules_and_clients_of_their_own_ranks(run_with, settings):
@@ -133,7 +130,8 @@ def test_exact_rules_and_clients_of_their_own_ranks(run_with, settings):
     _, folder = run_with(*PRIVATE, *settings)
     results = read_results(folder)
     assert max(results.aggregation_error) < 1e-5
-    assert results.wire.bytes_up[-1] == bytes_of(0, 8) + 128 * 2 * LAYERS
+    if "wire.dtype=int8" not in settings:
+        assert results.wire.bytes_up[-1] == bytes_of(0, 8) + 128 * 2 * LAYERS
     assert results.average_accuracy > 0.5
 
 
