@@ -30,7 +30,9 @@ def read_request(message: Message, bench: Workbench) -> tuple[State, Instruction
     if RECORD not in content.config_records or len(content.array_records) != 2:
         raise PayloadError("a record of another kind than expected")
     instruction = read_instruction(dict(content.config_records[RECORD]))
+    bench.phase(instruction.phase)
     ranks = instruction.rank, instruction.retained_rank, instruction.residual_rank
+    ranks = (*ranks, instruction.apart)
     received = [_raw(content.array_records[name]) for name in (LORA, DISTILLED)]
 
     def decode() -> State:
@@ -52,8 +54,8 @@ def _state(content: RecordDict, bench: Workbench, instruction: Instruction) -> S
     rank = held + instruction.residual_rank
     distilled = _adapter(content.array_records[DISTILLED], bench, rank, 1.0)
     if not instruction.residual_rank:
-        return State(current, distilled)
-    return State(current, *split(distilled, held))
+        return State(current, distilled, None, instruction.apart)
+    return State(current, *split(distilled, held), instruction.apart)
 
 
 def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -> Adapter:
@@ -73,6 +75,7 @@ def update_reply(message: Message, update: Update, instruction: Instruction) -> 
         {
             "code": "ok",
             "task_index": instruction.task_index,
+            "phase": instruction.phase,
             "server_round": instruction.server_round,
         }
     )

@@ -12,7 +12,7 @@ from deal_core.adapters import Adapter
 from deal_core.attach import read
 from deal_core.codec import Encoded
 from deal_core.instruction import Instruction
-from deal_core.methods import LocalTask, Past, Share, State
+from deal_core.methods import LocalTask, Past, Phase, Share, State
 from deal_core.randomness import seeded
 from deal_core.record import EXACT, frozen_factors, pack_update
 from deal_core.training import count_correct, load_state, train
@@ -31,17 +31,17 @@ class Update:
 def local_update(
     bench: Workbench, client: int, state: State, instruction: Instruction, store: FeedbackStore
 ) -> Update | None:
-    """Train the current adapter on the client's share of the task, or of all tasks that are to be
-    learnt at once; None: it has no data."""
+    """Train the current adapter as the phase wants it, on the client's share of the task, or of all
+    tasks that are to be learnt at once; None: there is no data for it here."""
     started = time.monotonic()
-    config = bench.experiment
-    data = bench.task(instruction.task, client)
+    config, phase = bench.experiment, bench.phase(instruction.phase)
+    seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
+    data = _data(bench, client, instruction.task, phase, seen)
     together = [_share(bench, task, client) for task in instruction.tasks]
     examples = [e for share in together for e in share.data] if together else data.train
     if not examples:
         return None
     load_state(bench.model, state)
-    seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
     generator = seeded(
         config.run.seed, "train", client, instruction.task_index, instruction.server_round
     )
@@ -49,18 +49,28 @@ def local_update(
     past = Past(shares, TaskStore(store.folder)) if shares else None
     carried = RoundStore(store.folder, instruction.task_index, instruction.server_round)
     task = LocalTask(data.labels, seen, past, carried, together)
+    rate = phase.learning_rate or config.train.learning_rate
     report = train(
         bench.model,
-        bench.method.objective(bench.model, state, task, examples, data.memory),
+        phase.objective(bench.model, state, task, examples, data.memory),
         examples,
         frozenset(instruction.trained),
         config.federation.local_epochs,
-        config.train,
+        config.train.model_copy(update={"learning_rate": rate}),
         generator,
     )
     adapter = read(bench.model.module)
     encoded = _encode(bench, client, adapter, state.current, instruction, store)
     return Update(encoded, len(examples), report.loss, time.monotonic() - started)
+
+
+def _data(
+    bench: Workbench, client: int, task: str, phase: Phase, seen: tuple[str, ...]
+) -> ClientTask:
+    """The client's share of the task, or the public texts under all labels so far."""
+    if not phase.public_path:
+        return bench.task(task, client)
+    return bench.public(phase.public_path, tuple(dict.fromkeys((*seen, *bench.labels(task)))))
 
 
 def _share(bench: Workbench, task: str, client: int) -> Share:
@@ -80,7 +90,7 @@ def _encode(
     """Pack the update; keep what a lossy format lost for the client's next round."""
     where = (instruction.task_index, instruction.server_round)
     trained = frozenset(instruction.trained)
-    basis = digest(frozen_factors(before, trained))
+    basis = f"{instruction.phase} {digest(frozen_factors(before, trained))}"
     generator = seeded(bench.experiment.run.seed, "uplink", client, *where)
     dtype = bench.experiment.wire.dtype
     feedback = store.load(*where, basis) if dtype != EXACT else {}

@@ -10,18 +10,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from deal_core.allocator import keep_memory
 from deal_core.attach import read
 from deal_core.config import Experiment
-from deal_core.data import TaskData, open_source
+from deal_core.data import Example, TaskData, open_source
 from deal_core.data.partition import partition
+from deal_core.data.public import read_public
 from deal_core.memory import Memory
-from deal_core.methods import Method, make_method
+from deal_core.methods import Phase, make_method, phases_of
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
+from deal_core.payload import PayloadError
 from deal_core.precision import compute_dtype
 from deal_core.tokens import cache_folder
 
@@ -48,6 +51,7 @@ class Workbench:
         self.latest = Memory()
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
+        self._public: dict[tuple[str, tuple[str, ...]], ClientTask] = {}
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -64,9 +68,18 @@ class Workbench:
         return read(self.model.module).shapes
 
     @cached_property
-    def method(self) -> Method:
-        """The continual-learning method."""
-        return make_method(self.experiment.method, self.experiment.adapter)
+    def _phases(self) -> dict[str, Phase]:
+        return phases_of(make_method(self.experiment.method, self.experiment.adapter))
+
+    def phase(self, name: str) -> Phase:
+        """A phase of the continual-learning method.
+
+        Raises:
+            PayloadError: the method has no such phase.
+        """
+        if name not in self._phases:
+            raise PayloadError(f"instruction: no phase {name[:40]!r}")
+        return self._phases[name]
 
     def labels(self, task: str) -> tuple[str, ...]:
         """The public label space of a task."""
@@ -85,12 +98,30 @@ class Workbench:
             )
         return self._tasks[task, client]
 
+    def public(self, path: str, labels: tuple[str, ...]) -> ClientTask:
+        """The unlabelled texts that every client has, tokenised once. Where a model needs an
+        answer to ask a teacher about, the labels take turns; they are nobody's knowledge.
+
+        Raises:
+            UserError: see :func:`~deal_core.data.public.read_public`.
+        """
+        if (path, labels) not in self._public:
+            texts = read_public(path, self.experiment.data)
+            self.model.tokens.prepare(texts, self._cache)
+            given = [Example(text, labels[i % len(labels)]) for i, text in enumerate(texts)]
+            train = self.model.encode(given, labels)
+            self._public = {(path, labels): ClientTask(labels, train, (), Memory())}
+        return self._public[path, labels]
+
+    @property
+    def _cache(self) -> Path | None:
+        return cache_folder() if self.experiment.data.cache_tokens else None
+
     def _share(self, task: str) -> list[TaskData]:
         if task not in self._shares:
             config = self.experiment
             data = open_source(config.data).load(task)
-            folder = cache_folder() if config.data.cache_tokens else None
-            self.model.tokens.prepare([e.text for e in (*data.train, *data.test)], folder)
+            self.model.tokens.prepare([e.text for e in (*data.train, *data.test)], self._cache)
             self._shares[task] = partition(
                 data, config.data.partition, config.federation.clients, config.run.seed
             )

@@ -149,7 +149,7 @@ def stack(adapters: Iterable[Adapter]) -> Adapter:
 
 
 def split(adapter: Adapter, rank: int) -> tuple[Adapter, Adapter]:
-    """Undo a stack of two: the first ``rank`` directions, and the rest (at least one)."""
+    """Undo a stack of two: the first ``rank`` directions, and the rest."""
     return (
         Adapter(
             {n: LoraFactors(f.A[:rank], f.B[:, :rank]) for n, f in adapter.layers.items()},

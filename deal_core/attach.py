@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from deal_core.adapted_linear import adapted_forward
-from deal_core.adapters import Adapter, LoraFactors, stack, zero_adapter
+from deal_core.adapters import Adapter, LoraFactors, split, stack, zero_adapter
 from deal_core.config import AdapterConfig
 from deal_core.errors import UserError
 from deal_core.payload import PREFIX
@@ -36,7 +36,8 @@ class Weights:
     Attributes:
         base: as it was loaded.
         start: ``base + retained``, the model at the start of the task.
-        now: ``base + retained + residual``, what the current adapter is added to.
+        now: ``base + retained + residual``, what the current adapter is added to; without the
+            part of ``retained`` that only shows the start.
     """
 
     base: Tensor
@@ -122,8 +123,9 @@ def write(model: nn.Module, adapter: Adapter) -> None:
         layer.scaling[CURRENT] = adapter.scaling
 
 
-def merge(model: nn.Module, retained: Adapter, residual: Adapter | None) -> None:
-    """Put ``base``, ``base + retained`` and ``base + retained + residual`` in place.
+def merge(model: nn.Module, retained: Adapter, residual: Adapter | None, apart: int = 0) -> None:
+    """Put ``base``, ``base + retained`` and ``base + retained + residual`` in place; the last
+    without the first ``apart`` directions of ``retained``.
 
     The sums are made from the weights as they were loaded, so nothing drifts however often
     this is called; for the adapters of the last call they are in place already.
@@ -131,19 +133,20 @@ def merge(model: nn.Module, retained: Adapter, residual: Adapter | None) -> None
     Raises:
         ValueError: an adapter's layers are not the model's.
     """
-    before = model.__dict__.pop("merged", (None, None))
-    if before[0] is not retained or before[1] is not residual:
-        _merge(model, retained, residual)
-    model.merged = (retained, residual)  # type: ignore[assignment]
+    before = model.__dict__.pop("merged", (None, None, 0))
+    if before[0] is not retained or before[1] is not residual or before[2] != apart:
+        _merge(model, retained, residual, apart)
+    model.merged = (retained, residual, apart)  # type: ignore[assignment]
 
 
-def _merge(model: nn.Module, retained: Adapter, residual: Adapter | None) -> None:
+def _merge(model: nn.Module, retained: Adapter, residual: Adapter | None, apart: int) -> None:
     for layer, factors in _matched(model, retained):
         start = _plus(layer, layer.weights.base, factors, retained.scaling)
         layer.weights = Weights(layer.weights.base, start, start)
-    if residual is not None:
+    if residual is not None or apart:
+        kept = split(retained, apart)[1]
         # Summed before anything is rounded to the weight's type: the two may cancel.
-        both = stack([retained, residual])
+        both = stack([kept] if residual is None else [kept, residual])
         for layer, factors in _matched(model, both):
             layer.weights.now = _plus(layer, layer.weights.base, factors, both.scaling)
     _select(model, "now")

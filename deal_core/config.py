@@ -157,13 +157,13 @@ class RetentionConfig(Table):
     """Compression of all earlier tasks into the retained adapter (deal)."""
 
     enabled: bool = True
-    """False: every task keeps training the same adapter, and nothing is compressed; needs
-    ``adapter.retained_rank`` of at least ``adapter.rank``, for the teacher. The keys below
-    then have no effect."""
+    """False: every task keeps training the same adapter, and nothing is compressed. The keys
+    below then have no effect."""
     filter: str = "identity"
-    """Gains of the kernels: ``identity`` (plain truncation; until the other is measured) or
-    ``wiener`` (singular values near the noise floor shrink, those below it vanish). At the end
-    of every task all that was learnt passes the filter, what earlier tasks left once more."""
+    """Gains of the kernels: ``identity`` (plain truncation; until the others are measured),
+    ``wiener`` (singular values near the noise floor shrink, those below it vanish) or ``learned``
+    (from there, learnt in the rounds of ``method.consolidation``). At the end of every task all
+    that was learnt passes the filter, what earlier tasks left once more."""
     kernels: int = Field(16, ge=2)
     """Heat kernels over a layer's spectrum, centred at its quantiles."""
     width: float = Field(0.5, gt=0)
@@ -202,6 +202,41 @@ class DistillationConfig(Table):
     weight: float = Field(1.0, ge=0)
     """0 switches distillation off."""
     temperature: float = Field(2.0, gt=0)
+
+
+class ConsolidationConfig(Table):
+    """Rounds at the end of a task in which clients distil all that was learnt into the retained
+    adapter (deal). Off until they are measured."""
+
+    data: Literal["none", "private", "public"] = "none"
+    """``none``: the server compresses alone; ``private``: on each client's own texts of the task;
+    ``public``: on texts that every client has. A task that fits into the retained rank has
+    nothing to distil, and gets no round."""
+    rounds: int = Field(2, ge=1)
+    """Rounds per task, after those of ``federation.rounds``."""
+    temperature: float = Field(2.0, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    """Of the retained adapter, which starts near its goal: large steps lead away from it. Learned
+    gains, numbers from 0 to 1, want thirty times as much."""
+    public_path: str = ""
+    """A file at every client: JSONL, CSV or Parquet with ``data.text_column``, or plain text with
+    one text a line (public)."""
+    lambda1: float = Field(0.01, ge=0)
+    """Weight of how far learned gains and centres leave their start values."""
+    lambda2: float = Field(0.001, ge=0)
+    """Weight of how far the learned filter changes the spectrum."""
+    a: float = 2.0
+    """Power of the first."""
+    b: float = Field(2.0, ge=1)
+    """Power of the second, at most ``a``."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.data == "public" and not self.public_path:
+            raise ValueError('data = "public" needs public_path, a file of texts at every client')
+        if self.a < self.b:
+            raise ValueError(f"a ({self.a:g}) must not be below b ({self.b:g}); raise a or lower b")
+        return self
 
 
 class EwcConfig(Table):
@@ -262,6 +297,7 @@ class MethodConfig(Table):
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()
+    consolidation: ConsolidationConfig = ConsolidationConfig()
     ewc: EwcConfig = EwcConfig()
     olora: OLoraConfig = OLoraConfig()
     replay: ReplayConfig = ReplayConfig()

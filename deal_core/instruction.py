@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from deal_core.methods.interface import LEARN
 from deal_core.payload import PayloadError
 
 RECORD = "instruction"
@@ -14,7 +15,8 @@ RECORD = "instruction"
 
 
 class Instruction(BaseModel):
-    """One request; ``server_round`` starts at 1 in every task, ``task_index`` at 0.
+    """One request; ``server_round`` starts at 1 in every task and counts on from phase to phase,
+    ``task_index`` starts at 0.
 
     An evaluation request has ``tasks`` (to be evaluated, in order) and ``server_round`` 0. A
     training request has them where they are to be learnt at once, ``task`` being the first.
@@ -25,6 +27,8 @@ class Instruction(BaseModel):
     task: str
     task_index: int = Field(ge=-1)
     server_round: int = Field(ge=0)
+    phase: str = LEARN
+    """What the round is for: one of the method's phases."""
     tasks: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
     trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")
@@ -32,6 +36,14 @@ class Instruction(BaseModel):
     retained_rank: int = Field(ge=1)
     residual_rank: int = Field(0, ge=0)
     """Rows of the distilled record after the first ``retained_rank`` belong to this task."""
+    apart: int = Field(0, ge=0)
+    """The first rows of the distilled record that only show the start (see ``State.apart``)."""
+
+    @model_validator(mode="after")
+    def _apart_of_what_is_there(self) -> Self:
+        if self.apart > self.retained_rank:
+            raise ValueError("more rows apart than there are")
+        return self
 
     def to_config(self) -> dict[str, Any]:
         """Return plain scalars and lists; empty lists stay out (Flower cannot type them)."""

@@ -8,6 +8,7 @@ a layer. Source: METHOD, "Wavelet-kernel retention"; DEAL, arXiv 2509.18942, eqs
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,12 +32,17 @@ def retain(adapter: Adapter, rank: int, config: RetentionConfig) -> Adapter:
         config: the filter, its kernels and its noise floor (0: estimated for each layer, see
             :func:`bulk_noise`).
     """
-    layers = {}
+    spectra = filtered_spectra(adapter, rank, config)
+    return Adapter({name: refactor(parts, rank) for name, parts in spectra.items()})
+
+
+def filtered_spectra(adapter: Adapter, rank: int, config: RetentionConfig) -> dict[str, Spectrum]:
+    """Return layer name to all that passes the filter, of any rank; see :func:`retain`."""
+    spectra = {}
     for name, factors in adapter.layers.items():
         parts = spectrum(factors, adapter.scaling)
-        noise = config.noise or bulk_noise(parts.S, rank)
-        layers[name] = refactor(filtered(parts, noise, config), rank)
-    return Adapter(layers)
+        spectra[name] = filtered(parts, config.noise or bulk_noise(parts.S, rank), config)
+    return spectra
 
 
 def filtered(parts: Spectrum, noise: float, config: RetentionConfig) -> Spectrum:
@@ -54,11 +60,28 @@ def filtered(parts: Spectrum, noise: float, config: RetentionConfig) -> Spectrum
     kept = strong_part(parts, NEGLIGIBLE)
     if kept.S.numel() == 0:
         return kept
-    x = kept.S / kept.S[0]
-    centres = torch.quantile(x, torch.linspace(0.0, 1.0, config.kernels, dtype=x.dtype))
-    gains = GAINS[config.filter](centres * kept.S[0], noise)
-    rho = kernel_mean(x, centres, config.width / config.kernels, gains)
+    kernels = start_kernels(kept.S, noise, config)
+    rho = kernel_mean(kept.S / kept.S[0], kernels.centres, kernels.tau, kernels.gains)
     return Spectrum(kept.U, rho * kept.S, kept.Vh)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Heat kernels of one layer: ``centres`` in units of ``S_1`` and ``gains``, ``(J,)``; their
+    common width ``tau``."""
+
+    centres: Tensor
+    gains: Tensor
+    tau: float
+
+
+def start_kernels(S: Tensor, noise: float, config: RetentionConfig) -> Kernels:
+    """Return the kernels of a layer's positive, descending singular values: centres at their
+    quantiles, gains as ``config.filter`` says."""
+    x = S / S[0]
+    centres = torch.quantile(x, torch.linspace(0.0, 1.0, config.kernels, dtype=x.dtype))
+    gains = GAINS[config.filter](centres * S[0], noise)
+    return Kernels(centres, gains, config.width / config.kernels)
 
 
 def kernel_mean(x: Tensor, centres: Tensor, tau: float, gains: Tensor) -> Tensor:
@@ -72,10 +95,15 @@ def kernel_mean(x: Tensor, centres: Tensor, tau: float, gains: Tensor) -> Tensor
     Args:
         x: ``(k,)``. centres, gains: ``(J,)``. tau: positive.
     """
-    exponents = -((x[:, None] - centres) ** 2) / (2.0 * tau**2)
-    # The largest kernel counts as 1, so far from all centres nothing is 0 / 0.
-    phi = (exponents - exponents.amax(dim=1, keepdim=True)).exp()
+    phi = heat_kernels(x, centres, tau)
     return (phi * gains).sum(dim=1) / phi.sum(dim=1)
+
+
+def heat_kernels(x: Tensor, centres: Tensor, tau: float) -> Tensor:
+    """Return ``phi_j(x_k)``, ``(k, J)``, each row up to a factor: its largest kernel counts as 1,
+    so far from all centres nothing is 0 / 0."""
+    exponents = -((x[:, None] - centres) ** 2) / (2.0 * tau**2)
+    return (exponents - exponents.amax(dim=1, keepdim=True)).exp()
 
 
 def bulk_noise(S: Tensor, rank: int) -> float:
@@ -121,4 +149,6 @@ def wiener_gains(levels: Tensor, noise: float) -> Tensor:
 GAINS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "identity": identity_gains,
     "wiener": wiener_gains,
+    "learned": wiener_gains,
 }
+"""Name to gains; those of ``learned`` are where learning starts."""

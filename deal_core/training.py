@@ -25,7 +25,7 @@ class TrainReport:
 
 def load_state(model: LanguageModel, state: State) -> None:
     """Put the current adapter into the model, and everything else into its frozen weights."""
-    merge(model.module, state.retained, state.residual)
+    merge(model.module, state.retained, state.residual, state.apart)
     write(model.module, state.current)
 
 

@@ -16,7 +16,7 @@ from deal_core.errors import UserError
 from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, Template, from_arrays, to_arrays
 
-VERSION = 2
+VERSION = 3
 """Of the file and of the schedule that ``position`` counts in."""
 RESIDUAL = "residual"
 
@@ -83,6 +83,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "rank": str(state.current.rank),
         "retained_rank": str(state.retained.rank),
         "residual_rank": str(state.residual.rank if state.residual is not None else 0),
+        "apart": str(state.apart),
     }
     beside = path.with_suffix(".writing")
     with beside.open("wb") as file:
@@ -109,7 +110,7 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
         rank = int(meta["residual_rank"])
         residual = _part(tensors, RESIDUAL, Template(shapes, rank), 1.0) if rank else None
         history = History.model_validate_json(meta["history"])
-        state = State(current, retained, residual)
+        state = State(current, retained, residual, int(meta["apart"]))
         return Checkpoint(position=int(meta["position"]), state=state, history=history)
     except UserError:
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flwr.app import Message
 
@@ -52,7 +52,7 @@ def dispatch(
     for rank in sorted(set(ranks.values()) - sent.keys()):
         scaling = experiment.adapter.lora_alpha / rank
         current = starting_adapter(full.state.current, rank, scaling)
-        own = State(current, state.retained, state.residual)
+        own = replace(state, current=current)
         sent[rank] = wire.outgoing(own, dtype, seeded(*where))
     instructions = {name: instruction.model_copy(update={"rank": ranks[name]}) for name in chosen}
     deadline = experiment.federation.deadline_seconds

@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
@@ -14,11 +14,17 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from deal_core.adapters import Shapes, stack, zero_adapter
-from deal_core.aggregation import Aggregate, Aggregation, make_rule, refuse_beyond
+from deal_core.aggregation import (
+    Aggregate,
+    Aggregation,
+    AggregationRule,
+    make_rule,
+    refuse_beyond,
+)
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction
-from deal_core.methods import Method, State, make_method
+from deal_core.methods import LEARN, Method, Phase, State, make_method, phases_of
 from deal_core.payload import PayloadError
 from deal_core.randomness import seeded
 from deal_core.threads import threads
@@ -55,6 +61,7 @@ class Federation:
         actions: dict[str, Callable[[Step, State, History], tuple[State, History]]] = {
             "zero-shot": self._zero_shot,
             "round": self._round,
+            "begin-phase": self._begin_phase,
             "end-task": self._end_task,
         }
         state, history = actions[step.kind](step, checkpoint.state, checkpoint.history)
@@ -65,6 +72,11 @@ class Federation:
             history=history.model_copy(update={"peak_rss_bytes": peak}),
         )
 
+    def _begin_phase(self, step: Step, state: State, history: History) -> tuple[State, History]:
+        """Lay out what the rounds of the phase train."""
+        with threads(1):
+            return self._phase(step).begin(state), history
+
     def _round(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """One round: sample, send, collect, aggregate."""
         started = time.monotonic()
@@ -72,7 +84,10 @@ class Federation:
             generator = seeded(self.experiment.run.seed, "begin", step.task_index)
             with threads(1):
                 state = self._method().begin_task(state, generator)
-        rule = make_rule(self.experiment.aggregation, frozenset(history.distrusted))
+        if not self._phase(step).due(state):
+            self._event("round_skipped", step)
+            return state, history
+        rule = self._rule(step, history)
         instruction = self._instruction(step, state, rule.trained(step.server_round))
         chosen = self._sample(step)
         self._event("round_started", step, clients=len(chosen))
@@ -178,24 +193,36 @@ class Federation:
     def _method(self) -> Method:
         return make_method(self.experiment.method, self.experiment.adapter)
 
+    def _phase(self, step: Step) -> Phase:
+        return phases_of(self._method())[step.phase]
+
+    def _rule(self, step: Step, history: History) -> AggregationRule:
+        """The experiment's, unless the phase needs another; inside its robust step."""
+        config = self.experiment.aggregation
+        own = self._phase(step).rule or config.rule
+        return make_rule(config.model_copy(update={"rule": own}), frozenset(history.distrusted))
+
     def _instruction(self, step: Step, state: State, trained: frozenset[str]) -> Instruction:
         index = max(step.task_index, 0)
         return Instruction(
             task=self.tasks[index],
             task_index=step.task_index,
             server_round=step.server_round,
+            phase=step.phase,
             tasks=tuple(self.tasks) if step.together or step.kind != "round" else (),
             seen=tuple(self.tasks[:index]),
             trained=tuple(sorted(trained)),
             rank=state.current.rank,
             retained_rank=state.retained.rank,
             residual_rank=state.residual.rank if state.residual is not None else 0,
+            apart=state.apart,
         )
 
     def _dispatch(
         self, chosen: list[str], state: State, instruction: Instruction, message_type: str
     ) -> Dispatch:
-        own = self.experiment.adapter.client_ranks if message_type == MessageType.TRAIN else ()
+        learning = message_type == MessageType.TRAIN and instruction.phase == LEARN
+        own = self.experiment.adapter.client_ranks if learning else ()
         ranks = dict.fromkeys(self.clients, state.current.rank)
         for number, name in enumerate(self.clients):
             if own:
@@ -224,7 +251,11 @@ class Federation:
             )
 
     def _event(self, event: str, step: Step, **fields: object) -> None:
-        where = {"task_index": step.task_index, "server_round": step.server_round}
+        where = {
+            "task_index": step.task_index,
+            "phase": step.phase,
+            "server_round": step.server_round,
+        }
         task = self.tasks[step.task_index] if step.task_index >= 0 else ""
         self.events.write(event, task=task, **where, **fields)
 
@@ -239,7 +270,7 @@ def answered(reply: Reply) -> Message:
 def absorbed(state: State, aggregate: Aggregate) -> State:
     """The state after a round: what the current adapter cannot hold joins the residual."""
     gained = [part for part in (state.residual, aggregate.residual) if part is not None]
-    return State(aggregate.current, state.retained, stack(gained) if gained else None)
+    return replace(state, current=aggregate.current, residual=stack(gained) if gained else None)
 
 
 def pooled(counts: dict[str, list[list[int]]], tasks: list[str]) -> dict[str, float]:

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 from deal_core.config import Experiment
 from deal_core.data import open_source
+from deal_core.methods import make_method, phases_of
 from deal_core.models import adapter_shapes
 from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
 from server.events import EventLog, Listener
@@ -46,7 +47,10 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
 
 def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog) -> Results:
     tasks = list(open_source(experiment.data).task_names())
-    steps = SCHEDULES[experiment.stream.schedule](len(tasks), experiment.federation.rounds)
+    phases = phases_of(
+        make_method(experiment.method, experiment.adapter), experiment.federation.rounds
+    )
+    steps = SCHEDULES[experiment.stream.schedule](len(tasks), phases.values())
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     checkpoint = _start(experiment, folder, shapes)
     clients = find_clients(grid, experiment.federation.clients, CONNECT_SECONDS)
@@ -55,7 +59,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         "run_started",
         tasks=["all tasks at once"] if steps[0].together else tasks,
         clients=len(clients),
-        rounds=experiment.federation.rounds,
+        rounds=sum(phase.rounds for phase in phases.values()),
         resumed=checkpoint.position > 0,
         done_rounds=sum(step.kind == "round" for step in steps[: checkpoint.position]),
     )

@@ -20,7 +20,7 @@ from deal_core.payload import DISTILLED, LORA, PayloadError
 from deal_core.record import UpdateReader, pack, unpack
 
 F = TypeVar("F")
-PLACE = ("task_index", "server_round")
+PLACE = ("task_index", "phase", "server_round")
 MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
 
@@ -44,7 +44,8 @@ class Outgoing:
 
 def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
     """Pack a state; the retained and the residual adapter travel as one distilled record."""
-    distilled = stack(state.parts()[:-1])
+    held = [state.retained] if state.residual is None else [state.retained, state.residual]
+    distilled = stack(held)
     sent = {LORA: (state.current, pack(state.current, dtype, generator))}
     sent[DISTILLED] = (distilled, pack(distilled, dtype, generator))
     arrived = {name: unpack(encoded, dtype, like) for name, (like, encoded) in sent.items()}
@@ -53,7 +54,7 @@ def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
         retained, residual = split(retained, state.retained.rank)
     return Outgoing(
         {name: as_record(encoded) for name, (_, encoded) in sent.items()},
-        State(arrived[LORA], retained, residual),
+        State(arrived[LORA], retained, residual, state.apart),
     )
 
 

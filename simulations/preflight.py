@@ -5,6 +5,7 @@ from __future__ import annotations
 from deal_core.aggregation import make_rule
 from deal_core.config import Experiment
 from deal_core.data import open_source, partition
+from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
 from deal_core.methods import RULES, make_method
 from deal_core.models import adapter_shapes
@@ -20,6 +21,7 @@ def preflight(experiment: Experiment) -> None:
     """
     check_names(experiment)
     check_data(experiment)
+    check_public(experiment)
     adapter_shapes(experiment.model, experiment.adapter)
 
 
@@ -68,6 +70,17 @@ def check_faults(experiment: Experiment) -> None:
     choose("faults.kind", experiment.faults.kind, FAULTS)
     if experiment.faults.clients and experiment.run.engine != "inprocess":
         raise UserError("faults.clients: only the engine 'inprocess' has misbehaving clients")
+
+
+def check_public(experiment: Experiment) -> None:
+    """Read the public texts, where a phase of the method asks for some.
+
+    Raises:
+        UserError: see :func:`deal_core.data.public.read_public`.
+    """
+    for phase in make_method(experiment.method, experiment.adapter).phases:
+        if phase.public_path:
+            read_public(phase.public_path, experiment.data)
 
 
 def check_data(experiment: Experiment) -> None:

@@ -8,6 +8,9 @@ from typing import Any
 
 Event = Mapping[str, Any]
 
+PHASES = {"learn": "training", "consolidate": "consolidating"}
+"""A round's phase in words; that of another method is its own word."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -18,7 +21,7 @@ class Progress:
         tasks: names in the order they are learnt.
         task_index: the task being learnt; -1: none yet.
         learnt: tasks finished.
-        rounds: rounds per task.
+        rounds: rounds per task, of all phases.
         done, done_here: rounds finished, in all and since this start (they differ on resume).
         asked, answered: clients of the current round.
         client: the last one that answered.
@@ -110,7 +113,7 @@ def _evaluated(state: Progress, event: Event) -> Progress:
 def _round_started(state: Progress, event: Event) -> Progress:
     return replace(
         state,
-        phase="training",
+        phase=PHASES.get(event["phase"], event["phase"]),
         task_index=event["task_index"],
         server_round=event["server_round"],
         asked=event["clients"],
@@ -136,7 +139,7 @@ def _client_failed(state: Progress, event: Event) -> Progress:
 
 def _round_finished(state: Progress, event: Event) -> Progress:
     last = event["server_round"] == state.rounds
-    after = "consolidating and evaluating" if last else "between rounds"
+    after = "ending the task" if last else "between rounds"
     return replace(
         state,
         phase=after if state.done else "evaluating the start",
@@ -147,6 +150,10 @@ def _round_finished(state: Progress, event: Event) -> Progress:
         aggregation_error=event["aggregation_error"],
         round_seconds=event["seconds"],
     )
+
+
+def _round_skipped(state: Progress, event: Event) -> Progress:
+    return replace(state, server_round=event["server_round"], done=state.done + 1)
 
 
 def _task_finished(state: Progress, event: Event) -> Progress:
@@ -168,6 +175,7 @@ _HANDLERS = {
     "client_finished": _client_finished,
     "client_failed": _client_failed,
     "round_finished": _round_finished,
+    "round_skipped": _round_skipped,
     "task_finished": _task_finished,
     "run_finished": _run_finished,
     "run_stopped": _run_stopped,

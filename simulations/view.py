@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from simulations.progress import Event, Progress
+from simulations.progress import PHASES, Event, Progress
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def live_view(name: str, state: Progress, now: float) -> RenderableType:
     where = Text.assemble((name, "bold"), " · ", state.phase)
     if state.task:
         where.append(f" · {_where(state)}")
-    if state.phase == "training":
+    if state.phase in PHASES.values():
         where.append(f" · {state.answered}/{state.asked} clients")
         if state.client:
             where.append(f" (last: client {state.client}, mean loss {state.loss:.3f})")

@@ -57,13 +57,23 @@ def to_example(row: Mapping[str, Any], columns: Columns, where: str, number: int
             neither text nor number; the message starts with ``where, row number``.
     """
     try:
-        text = _filled(row, columns.text)
-        if columns.pair:
-            text = f"{text}\n{_as_text(row, columns.pair)}".rstrip("\n")
+        text = to_text(row, columns)
         group = _filled(row, columns.group) if columns.group else ""
         return Example(text, _filled(row, columns.label), group)
     except UserError as error:
         raise UserError(f"{where}, row {number}: {error}") from None
+
+
+def to_text(row: Mapping[str, Any], columns: Columns) -> str:
+    """Return the text of one row, that of the pair column included.
+
+    Raises:
+        UserError: as :func:`to_example`, without the place.
+    """
+    text = _filled(row, columns.text)
+    if columns.pair:
+        text = f"{text}\n{_as_text(row, columns.pair)}".rstrip("\n")
+    return text
 
 
 def _filled(row: Mapping[str, Any], column: str) -> str:

@@ -38,6 +38,18 @@ def read_jsonl(path: Path) -> Iterator[Row]:
         yield number, values
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file, without the white space around them; blank ones are
+    skipped.
+
+    Raises:
+        UserError: unreadable file, or bytes that are not UTF-8; the message names file and line.
+    """
+    for number, line in _lines(path):
+        if line.strip():
+            yield number, line.strip()
+
+
 def read_csv(path: Path) -> Iterator[Row]:
     """Yield the rows below the header of a comma-separated file; blank lines are skipped.
 

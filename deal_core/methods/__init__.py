@@ -11,15 +11,18 @@ from deal_core.methods.deal import make_deal
 from deal_core.methods.deal_reference import make_deal_reference
 from deal_core.methods.ewc import make_ewc
 from deal_core.methods.interface import (
+    LEARN,
     Carried,
     Kept,
     LocalTask,
     Method,
     Objective,
     Past,
+    Phase,
     Share,
     State,
     Tensors,
+    phases_of,
 )
 from deal_core.methods.lwf import make_lwf
 from deal_core.methods.olora import make_olora
@@ -56,6 +59,7 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
 
 
 __all__ = [
+    "LEARN",
     "METHODS",
     "RULES",
     "Carried",
@@ -65,8 +69,10 @@ __all__ = [
     "Method",
     "Objective",
     "Past",
+    "Phase",
     "Share",
     "State",
     "Tensors",
     "make_method",
+    "phases_of",
 ]

@@ -3,8 +3,9 @@
 Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
 complement of what is retained; clients learn it while they distil the model as it was at the
 start of the task, and pay for interference with what is retained; at the end both adapters are
-stacked, filtered, and the best part of fixed rank is retained. The size of the model does not
-grow with the number of tasks. Every part has a switch.
+stacked, filtered, and the best part of fixed rank is retained, by the server alone or with rounds
+of distillation from the stack. The size of the model does not grow with the number of tasks. Every
+part has a switch.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from deal_core.adapters import fingerprint, fresh_adapter, stack, zero_adapter
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import UserError, choose
 from deal_core.memory import Memory
-from deal_core.methods.continued import continued, one_adapter, with_start_in_sight
+from deal_core.methods.consolidation import LEARNED, consolidated, consolidation_phases
+from deal_core.methods.continued import continued
 from deal_core.methods.distilled import distilled
-from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.methods.live_update import beside_current, live_update
 from deal_core.methods.penalised import Penalised
+from deal_core.methods.task_start import hold_start, release_start
 from deal_core.models import Encoded, LanguageModel
 from deal_core.retention import GAINS, retain
 from deal_core.update import Anchor, make_anchors, update_penalty
@@ -31,16 +34,18 @@ from deal_core.update import Anchor, make_anchors, update_penalty
 
 @dataclass(frozen=True)
 class Deal:
-    """Attributes: ``adapter`` (ranks, alpha) and ``method`` (switches) of the experiment."""
+    """Attributes: ``adapter`` (ranks, alpha) and ``method`` (switches) of the experiment;
+    ``phases``: consolidation by distillation, if it is on."""
 
     adapter: AdapterConfig
     method: MethodConfig
+    phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Start a fresh current adapter, outside the retained directions unless told not to;
         without retention, go on with the one that is there."""
         if not self.method.retention.enabled:
-            return with_start_in_sight(continued(state, self.adapter, generator))
+            return hold_start(continued(state, self.adapter, generator))
         nothing = zero_adapter(state.retained.shapes, 1)
         avoided = state.retained if self.method.fresh_adapter else nothing
         scaling = self.adapter.lora_alpha / self.adapter.rank
@@ -49,9 +54,12 @@ class Deal:
 
     def end_task(self, state: State) -> State:
         """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes
-        the filter (exact while everything learnt so far fits, and no noise floor is given)."""
+        the filter (exact while everything learnt so far fits, and no noise floor is given); after
+        rounds of consolidation, keep what they have made of it."""
         if not self.method.retention.enabled:
-            return one_adapter(state)
+            return release_start(state, self.adapter.retained_rank)
+        if self.phases:
+            return consolidated(state, self.adapter)
         everything = stack(state.parts())
         retained = retain(everything, self.adapter.retained_rank, self.method.retention)
         current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
@@ -74,7 +82,7 @@ class Deal:
         anchors: dict[str, Anchor] = memory.once(
             "anchors", fingerprint(state.retained), lambda: make_anchors(state.retained, device)
         )
-        beside = beside_current(state.residual, device)
+        beside = beside_current(state, device)
 
         def price() -> Tensor:
             update = live_update(model.module, beside)
@@ -87,12 +95,18 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
     """Build from the experiment.
 
     Raises:
-        UserError: unknown filter, or no room to remember the one adapter's start.
+        UserError: unknown filter, or parts that need each other.
     """
     choose("method.retention.filter", method.retention.filter, GAINS)
-    if not method.retention.enabled and adapter.retained_rank < adapter.rank:
+    consolidating = method.consolidation.data != "none"
+    if method.retention.filter == LEARNED and not consolidating:
         raise UserError(
-            f"method.retention.enabled = false needs adapter.retained_rank ({adapter.retained_rank}"
-            f") of at least adapter.rank ({adapter.rank}): the teacher is kept there"
+            'method.retention.filter = "learned" learns from texts: set method.consolidation.data '
+            'to "private" or "public", or choose another filter'
         )
-    return Deal(adapter, method)
+    if consolidating and not method.retention.enabled:
+        raise UserError(
+            f'method.consolidation.data = "{method.consolidation.data}" distils into the retained '
+            'adapter: set method.retention.enabled to true, or data to "none"'
+        )
+    return Deal(adapter, method, consolidation_phases(adapter, method))

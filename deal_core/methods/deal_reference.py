@@ -35,7 +35,7 @@ one in every pass. Where nothing was learnt in any task before, a task is plain 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ from deal_core.config import AdapterConfig, DealReferenceConfig, MethodConfig
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued
 from deal_core.methods.factor_map import FactorMap, fresh_map
-from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.methods.mapped import Mapped, carried_maps
 from deal_core.methods.named_factors import named, unnamed
 from deal_core.methods.plain import Plain
@@ -62,6 +62,7 @@ class DealReference:
 
     adapter: AdapterConfig
     config: DealReferenceConfig
+    phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Hold the factors as they are; the current ones are what fresh maps make of them."""
@@ -69,7 +70,7 @@ class DealReference:
         if not taught(held.current):
             return held
         made = {k: m.factor() for k, m in fresh_maps(held.current, self.config).items()}
-        return State(unnamed(made, held.current), held.retained, held.residual)
+        return replace(held, current=unnamed(made, held.current))
 
     def end_task(self, state: State) -> State:
         """Keep the adapter, and its start no longer."""

@@ -34,7 +34,7 @@ from deal_core.batching import within_budget
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued
-from deal_core.methods.interface import LocalTask, Objective, Past, Share, State, Tensors
+from deal_core.methods.interface import LocalTask, Objective, Past, Phase, Share, State, Tensors
 from deal_core.methods.named_factors import named, parameters
 from deal_core.methods.penalised import Penalised
 from deal_core.methods.plain import Plain, plain
@@ -54,6 +54,7 @@ class Ewc:
 
     adapter: AdapterConfig
     weight: float
+    phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; its start is ``theta*``."""
@@ -101,12 +102,12 @@ def importance(model: LanguageModel, state: State, past: Past) -> Tensors:
 
     def measured(before: int, total: Tensors) -> Tensors:
         start = start_of(state)
-        merge(model.module, start.retained, start.residual)
+        merge(model.module, start.retained, start.residual, start.apart)
         write(model.module, start.current)
         for share in past.shares[before:]:
             gained = fisher_diagonal(model, share(), basis)
             total = {key: value + total.get(key, 0.0) for key, value in gained.items()}
-        merge(model.module, state.retained, state.residual)
+        merge(model.module, state.retained, state.residual, state.apart)
         write(model.module, state.current)
         return total
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deal_core.adapters import Adapter
+from deal_core.adapters import Adapter, LoraFactors, split, stack
 from deal_core.memory import Memory
 from deal_core.models import Encoded, LanguageModel
 
@@ -24,15 +24,28 @@ class State:
             the start of the task.
         residual: what this task changes beside ``current`` (scaling 1): what an exact
             aggregation rule found no room for; None where there is none.
+        apart: so many leading directions of ``retained`` show the model at the start of the
+            task, and are no part of the model now: a teacher travels, but only once.
     """
 
     current: Adapter
     retained: Adapter
     residual: Adapter | None = None
+    apart: int = 0
 
     def parts(self) -> list[Adapter]:
-        """All adapters; their sum is the whole update of the base model."""
-        return [a for a in (self.retained, self.residual, self.current) if a is not None]
+        """All adapters of the model now; their sum is the whole update of the base model."""
+        kept = split(self.retained, self.apart)[1] if self.apart else self.retained
+        return [a for a in (kept, self.residual, self.current) if a is not None and a.rank]
+
+    def beside(self) -> Adapter | None:
+        """What is changed since the start of the task, ``current`` left out (scaling 1)."""
+        changes = [] if self.residual is None else [self.residual]
+        if self.apart:
+            gone = split(self.retained, self.apart)[0]
+            layers = {n: LoraFactors(f.A, -f.B) for n, f in gone.layers.items()}
+            changes.append(Adapter(layers, gone.scaling))
+        return stack(changes) if changes else None
 
 
 Tensors = dict[str, Tensor]
@@ -112,14 +125,59 @@ class Objective(Protocol):
         none."""
 
 
+MakeObjective = Callable[
+    [LanguageModel, State, LocalTask, Sequence[Encoded], Memory],
+    Objective,
+]
+
+LEARN = "learn"
+"""The first phase of every task."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Rounds of a task in which clients minimise one objective over what the server lays out.
+
+    Attributes:
+        name: in instructions and events.
+        rounds: per task.
+        objective: client, once a round: as :meth:`Method.objective`.
+        begin: server, before the first round; the adapter that is trained is ``current``.
+        due: server, before every round: False leaves it out.
+        learning_rate: 0: ``train.learning_rate``.
+        rule: aggregation rule; empty: ``aggregation.rule``.
+        public_path: a file of unlabelled texts that takes the place of the client's own data;
+            empty: its own data of the task.
+    """
+
+    name: str
+    rounds: int
+    objective: MakeObjective
+    begin: Callable[[State], State]
+    due: Callable[[State], bool]
+    learning_rate: float = 0.0
+    rule: str = ""
+    public_path: str = ""
+
+
+def phases_of(method: Method, rounds: int = 0) -> dict[str, Phase]:
+    """All phases of a task by name, in order: ``rounds`` of learning, then the method's own."""
+    learn = Phase(LEARN, rounds, method.objective, lambda state: state, lambda state: True)
+    return {phase.name: phase for phase in (learn, *method.phases)}
+
+
 class Method(Protocol):
     """A method reads no data on the server and sends nothing but adapters from a client."""
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """What follows the rounds of learning in every task, in order."""
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Server, before the first round of a task."""
 
     def end_task(self, state: State) -> State:
-        """Server, after the last round of a task."""
+        """Server, after the last round of a task, that of its last phase."""
 
     def objective(
         self,

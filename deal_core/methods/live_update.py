@@ -7,18 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from deal_core.adapters import Adapter, LoraFactors
+from deal_core.adapters import LoraFactors
 from deal_core.attach import CURRENT, lora_layers
+from deal_core.methods.interface import State
 
 
-def beside_current(residual: Adapter | None, device: torch.device) -> dict[str, LoraFactors]:
-    """Return layer name to the residual's factors, scaling included."""
-    if residual is None:
+def beside_current(state: State, device: torch.device) -> dict[str, LoraFactors]:
+    """Return layer name to factors of what changed beside the current adapter, scaling included."""
+    beside = state.beside()
+    if beside is None:
         return {}
-    return {
-        name: LoraFactors(f.A.to(device), (residual.scaling * f.B).to(device))
-        for name, f in residual.layers.items()
-    }
+    return {n: LoraFactors(f.A.to(device), f.B.to(device)) for n, f in beside.layers.items()}
 
 
 def live_update(module: nn.Module, beside: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:

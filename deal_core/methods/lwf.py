@@ -17,7 +17,7 @@ from deal_core.config import AdapterConfig, DistillationConfig, MethodConfig
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued
 from deal_core.methods.distilled import distilled
-from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.methods.task_start import hold_start, release_start
 from deal_core.models import Encoded, LanguageModel
 
@@ -28,6 +28,7 @@ class Lwf:
 
     adapter: AdapterConfig
     distillation: DistillationConfig
+    phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; its start is the teacher."""

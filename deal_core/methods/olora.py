@@ -24,7 +24,7 @@ from deal_core.adapters import Adapter, LoraFactors, fresh_adapter, stack, zero_
 from deal_core.attach import CURRENT, lora_layers
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.memory import Memory
-from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.methods.penalised import Penalised
 from deal_core.methods.plain import plain
 from deal_core.models import Encoded, LanguageModel
@@ -36,6 +36,7 @@ class OLora:
 
     adapter: AdapterConfig
     weight: float
+    phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Start a fresh current adapter outside the row space of the earlier ones."""

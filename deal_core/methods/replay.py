@@ -23,7 +23,7 @@ from deal_core.adapters import fingerprint
 from deal_core.config import AdapterConfig, MethodConfig, ReplayConfig
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued
-from deal_core.methods.interface import LocalTask, Objective, Past, Share, State
+from deal_core.methods.interface import LocalTask, Objective, Past, Phase, Share, State
 from deal_core.methods.mixed import Placed, losses_by_task
 from deal_core.methods.plain import plain
 from deal_core.models import Encoded, LanguageModel
@@ -36,6 +36,7 @@ class Replay:
 
     adapter: AdapterConfig
     config: ReplayConfig
+    phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; make it before the first task."""

@@ -10,7 +10,7 @@ import torch
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued
-from deal_core.methods.interface import LocalTask, Objective, State
+from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.methods.plain import plain
 from deal_core.models import Encoded, LanguageModel
 
@@ -20,6 +20,7 @@ class Sequential:
     """FedAvg of LoRA over a stream: the lower baseline."""
 
     adapter: AdapterConfig
+    phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; make it before the first task."""

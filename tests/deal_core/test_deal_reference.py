@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -83,7 +85,7 @@ def one_round(minilm, state: State, carried=None, epochs=1, trained=BOTH, **keys
     built = objective(minilm, state, carried, **keys)
     config = TrainConfig(batch_size=2)
     train(minilm, built, data(minilm), trained, epochs, config, seeded("train"))
-    return State(read(minilm.module), state.retained, state.residual)
+    return replace(state, current=read(minilm.module))
 
 
 def test_the_first_task_is_plain_and_a_later_one_begins_with_drawn_maps(minilm, shapes, begun):
@@ -210,7 +212,7 @@ def test_what_others_learnt_stays_beside_the_clients_own_map(minilm, begun, shap
         n: LoraFactors(0.5 * f.A + 0.1 * others.layers[n].A, 0.5 * f.B + 0.1 * others.layers[n].B)
         for n, f in alone.current.layers.items()
     }
-    state = State(Adapter(averaged, 2.0), begun.retained, begun.residual)
+    state = replace(begun, current=Adapter(averaged, 2.0))
     start = objective(minilm, state, RoundStore(tmp_path, 1, 2)).maps
     after = one_round(minilm, state, RoundStore(tmp_path, 1, 2))
     now = objective(minilm, after, RoundStore(tmp_path, 1, 3)).maps
@@ -259,7 +261,7 @@ def test_what_a_client_keeps_does_not_grow_with_tasks():
         maps = fresh_maps(start_of(state).current, DealReferenceConfig())
         sizes.add(sum(value.numel() * value.element_size() for value in flat(maps).values()))
         moved = spread(SMALL, task + 1)
-        state = method.end_task(State(moved, state.retained, state.residual))
+        state = method.end_task(replace(state, current=moved))
         assert state.residual is None
         assert state.current is moved
     assert len(sizes) == 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -63,7 +65,7 @@ def second_task(shapes, random_adapter) -> State:
     """Some round of a task: the current adapter has moved since its start."""
     before = State(learnt_adapter(random_adapter, shapes, 3), zero_adapter(shapes, 16))
     held = hold_start(before)
-    return State(learnt_adapter(random_adapter, shapes, 4), held.retained, held.residual)
+    return replace(held, current=learnt_adapter(random_adapter, shapes, 4))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +161,7 @@ def test_it_is_measured_at_the_start_of_the_task_in_any_round(minilm, start, sec
     the model is left as it was found."""
     share = Share(EARLIER, minilm.encode(OLD, EARLIER))
     first, later = Kept(), Kept()
-    begun = State(start.current, second_task.retained, second_task.residual)
+    begun = replace(second_task, current=start.current)
     for state, kept in ((begun, first), (second_task, later)):
         load_state(minilm, state)
         objective(minilm, state, kept, [share])
@@ -197,7 +199,7 @@ def after_training(minilm, state: State, weight: float) -> Adapter:
 
 
 def test_a_weight_holds_and_a_huge_one_freezes(minilm, start, second_task):
-    begun = State(start.current, second_task.retained, second_task.residual)
+    begun = replace(second_task, current=start.current)
     free = relative_difference(after_training(minilm, begun, 0.0), start.current)
     held = relative_difference(after_training(minilm, begun, 1e4), start.current)
     frozen = relative_difference(after_training(minilm, begun, 1e12), start.current)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, softmax
@@ -69,7 +71,8 @@ def test_what_an_exact_rule_leaves_over_is_kept(random_adapter):
     moved = State(
         random_adapter(shapes, 4, 2.0, 3),
         held.retained,
-        stack([held.residual, random_adapter(shapes, 2, 1.0, 4)]),
+        random_adapter(shapes, 2, 1.0, 4),
+        held.apart,
     )
     released = release_start(moved, 6)
     assert released.residual.rank == 5
@@ -99,7 +102,7 @@ def test_the_objective_is_the_formula_with_the_start_as_teacher_in_any_round(
     load_state(minilm, one_task_learnt)
     with torch.no_grad():
         opinions = minilm.scores(data, SEEN)
-    later = State(learnt_adapter(random_adapter, shapes, 4), begun.retained, begun.residual)
+    later = replace(begun, current=learnt_adapter(random_adapter, shapes, 4))
     load_state(minilm, later)
     objective = built.objective(minilm, later, LocalTask(LABELS, SEEN), data, Memory())
     with torch.no_grad():

@@ -30,7 +30,7 @@ Tamper = Callable[[str, Message], list[Message]]
 def tiny_app(experiment: Experiment, shapes: Shapes) -> ClientApp:
     """Clients that read and write as the real ones do, and learn noise in between."""
     app = ClientApp()
-    bench = SimpleNamespace(experiment=experiment, shapes=shapes, latest=Memory())
+    bench = SimpleNamespace(experiment=experiment, shapes=shapes, latest=Memory(), phase=str)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:

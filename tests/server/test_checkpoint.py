@@ -23,7 +23,7 @@ def checkpoint(request: pytest.FixtureRequest, random_adapter) -> Checkpoint:
         distrusted=("0",),
     )
     state = State(
-        random_adapter(SHAPES, 3, 2.0 / 3.0, 1), random_adapter(SHAPES, 5, 1.0, 2), residual
+        random_adapter(SHAPES, 3, 2.0 / 3.0, 1), random_adapter(SHAPES, 5, 1.0, 2), residual, 2
     )
     return Checkpoint(position=4, state=state, history=history)
 
@@ -34,6 +34,7 @@ def test_round_trip_to_the_last_bit(tmp_path, checkpoint):
     back = load_checkpoint(path, SHAPES)
     assert back.position == 4
     assert back.history == checkpoint.history
+    assert back.state.apart == 2
     assert len(back.state.parts()) == len(checkpoint.state.parts())
     for one, two in zip(back.state.parts(), checkpoint.state.parts(), strict=True):
         assert one.scaling == two.scaling

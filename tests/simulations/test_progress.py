@@ -14,7 +14,7 @@ TASKS = ["heart", "skin"]
 
 
 def round_events(task: int, number: int, start: float) -> list[dict[str, Any]]:
-    where = {"task": TASKS[task], "task_index": task, "server_round": number}
+    where = {"task": TASKS[task], "task_index": task, "phase": "learn", "server_round": number}
     return [
         {"event": "round_started", "time": start, **where, "clients": 2},
         {"event": "client_finished", "time": start + 3, **where, "client": "0", "loss": 1.0},

@@ -1,0 +1,44 @@
+"""Unlabelled texts that every client has: a file that is no client's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deal_core.config import DataConfig
+from deal_core.data.rows import Columns, to_text
+from deal_core.data.tables import READERS, read_lines
+from deal_core.errors import UserError
+
+KEY = "method.consolidation.public_path"
+
+
+def read_public(name: str, config: DataConfig) -> list[str]:
+    """Return the texts of a file in its order, each once.
+
+    Args:
+        name: a JSONL, CSV or Parquet file, whose texts stand in ``data.text_column`` (and
+            ``data.pair_column``); any other is plain text, one text a line.
+        config: names the columns.
+
+    Raises:
+        UserError: no such file, no text in it, or a row that cannot be read.
+    """
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"{KEY}: {path}: no such file; every client needs it at this path")
+    texts = list(dict.fromkeys(_texts(path, config)))
+    if not texts:
+        raise UserError(f"{path}: holds no texts; add some or choose another {KEY}")
+    return texts
+
+
+def _texts(path: Path, config: DataConfig) -> list[str]:
+    if path.suffix not in READERS:
+        return [text for _, text in read_lines(path)]
+    columns, texts = Columns.of(config, ""), []
+    for number, row in READERS[path.suffix](path):
+        try:
+            texts.append(to_text(row, columns))
+        except UserError as error:
+            raise UserError(f"{path}, row {number}: {error}") from None
+    return texts
