@@ -31,14 +31,13 @@ def read_request(message: Message, bench: Workbench) -> tuple[State, Instruction
         raise PayloadError("a record of another kind than expected")
     instruction = read_instruction(dict(content.config_records[RECORD]))
     bench.phase(instruction.phase)
-    ranks = instruction.rank, instruction.retained_rank, instruction.residual_rank
-    ranks = (*ranks, instruction.apart)
+    rows = instruction.retained_rank, instruction.residual_rank, instruction.apart
     received = [_raw(content.array_records[name]) for name in (LORA, DISTILLED)]
 
     def decode() -> State:
         return _state(content, bench, instruction)
 
-    state: State = bench.latest.once("state", (ranks, received), decode)
+    state: State = bench.latest.once("state", (instruction.rank, rows, received), decode)
     return state, instruction
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 Event = Mapping[str, Any]
 
-PHASES = {"learn": "training", "consolidate": "consolidating"}
+PHASES: Mapping[str, str] = {"learn": "training", "consolidate": "consolidating"}
 """A round's phase in words; that of another method is its own word."""
 
 
@@ -113,7 +113,7 @@ def _evaluated(state: Progress, event: Event) -> Progress:
 def _round_started(state: Progress, event: Event) -> Progress:
     return replace(
         state,
-        phase=PHASES.get(event["phase"], event["phase"]),
+        phase=PHASES.get(event["phase"], str(event["phase"])),
         task_index=event["task_index"],
         server_round=event["server_round"],
         asked=event["clients"],
