@@ -16,10 +16,10 @@ from deal_core.config import (
     MethodConfig,
     ModelConfig,
     TrainConfig,
-    parse_experiment,
 )
 from deal_core.data import open_source
 from deal_core.errors import UserError
+from deal_core.experiment_file import parse_experiment
 from deal_core.methods import LocalTask, Memory, Phase, State, make_method
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded
