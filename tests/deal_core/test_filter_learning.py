@@ -12,6 +12,7 @@ from deal_core.config import ConsolidationConfig, RetentionConfig
 from deal_core.methods.filter_learning import FilterLearning, LayerFilter, diagonal_student
 from deal_core.retention import retain
 
+ROUNDING = 1e-12
 SHAPES = {"only": (30, 40)}
 RANK, SCALING = 5, 2.0
 
@@ -81,8 +82,8 @@ def test_large_directions_survive_whatever_was_learnt(random_adapter, seed, nois
     f = random_adapter(SHAPES, 8, 1.0, seed).layers["only"]
     stack = Adapter({"only": f})
     rho = moved(started(stack, learned(noise, width=width)), seed).rho().detach()
-    assert (rho.diff() <= 0).all()  # strongest first
-    assert 0.0 <= float(rho.min()) <= float(rho.max()) <= 1.0
+    assert float(rho.diff().max()) <= ROUNDING  # strongest first
+    assert -ROUNDING <= float(rho.min()) <= float(rho.max()) <= 1.0 + ROUNDING
 
 
 def test_the_mean_of_what_clients_send_has_the_mean_filter(stack_of):
