@@ -57,7 +57,7 @@ def make_app() -> ClientApp:
 
         bench = bench_of(context)
         state, instruction = wire.read_request(message, bench)
-        if instruction.task_index < 0:  # asked of every client, once, before a second task
+        if instruction.stage < 0:  # asked of every client, once, before a second task
             TaskStore(site_folder(context)).forget()
         counts = work.local_evaluation(bench, client_of(context), state, instruction)
         return wire.evaluation_reply(message, counts)

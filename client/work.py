@@ -40,9 +40,9 @@ def local_update(
     load_state(bench.model, state)
     seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
     generator = seeded(
-        config.run.seed, "train", client, instruction.task_index, instruction.server_round
+        config.run.seed, "train", client, instruction.stage, instruction.server_round
     )
-    shares = [partial(_share, bench, task, client) for task in instruction.seen]
+    shares = [partial(_share, bench, task, client) for task in instruction.past]
     past = Past(shares, TaskStore(store.folder)) if shares else None
     task = LocalTask(data.labels, seen, past)
     report = train(
@@ -74,7 +74,7 @@ def _encode(
     store: FeedbackStore,
 ) -> Encoded:
     """Pack the update; keep what a lossy format lost for the client's next round."""
-    where = (instruction.task_index, instruction.server_round)
+    where = (instruction.stage, instruction.server_round)
     trained = frozenset(instruction.trained)
     basis = digest(frozen_factors(before, trained))
     generator = seeded(bench.experiment.run.seed, "uplink", client, *where)

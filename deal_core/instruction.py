@@ -14,23 +14,30 @@ RECORD = "instruction"
 
 
 class Instruction(BaseModel):
-    """One request; ``server_round`` starts at 1 in every task, ``task_index`` at 0.
+    """One request: all that a client must know of the plan.
 
-    An evaluation request has ``tasks`` (to be evaluated, in order) and ``server_round`` 0.
+    Attributes:
+        task: what the client works on; empty in an evaluation request.
+        stage: number of the stage, from 0; -1 before anything is learnt.
+        server_round: from 1 in every stage; 0 in an evaluation request.
+        tasks: to be evaluated, in order.
+        seen: other tasks that some client had met before the stage, in the stream's order.
+        past: tasks that this client worked on before this one, in its own order.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
-    task_index: int = Field(ge=-1)
+    stage: int = Field(ge=-1)
     server_round: int = Field(ge=0)
     tasks: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
+    past: tuple[str, ...] = ()
     trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")
     rank: int = Field(ge=1)
     retained_rank: int = Field(ge=1)
     residual_rank: int = Field(0, ge=0)
-    """Rows of the distilled record after the first ``retained_rank`` belong to this task."""
+    """Rows of the distilled record after the first ``retained_rank`` belong to this stage."""
 
     def to_config(self) -> dict[str, Any]:
         """Return plain scalars and lists; empty lists stay out (Flower cannot type them)."""

@@ -14,9 +14,10 @@ from server.events import EventLog, Listener
 from server.export import export_adapter
 from server.federation import Federation, start_state
 from server.folder import RunFolder
+from server.plan import Plan, make_plan
 from server.results import Results, make_results, write_results
 from server.rounds import find_clients
-from server.schedule import synchronous
+from server.schedule import schedule
 
 CONNECT_SECONDS = 120.0
 
@@ -44,23 +45,27 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
 
 def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog) -> Results:
     tasks = list(open_source(experiment.data).task_names())
-    steps = synchronous(len(tasks), experiment.federation.rounds)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     checkpoint = _start(experiment, folder, shapes)
     clients = find_clients(grid, experiment.federation.clients, CONNECT_SECONDS)
-    federation = Federation(grid, experiment, clients, tasks, events)
+    plan = make_plan(experiment, tasks, list(clients))
+    steps = schedule(plan.stages)
+    federation = Federation(grid, experiment, clients, plan, events)
     events.write(
         "run_started",
         tasks=tasks,
         clients=len(clients),
-        rounds=experiment.federation.rounds,
+        stages=[
+            {"rounds": rounds, "tasks": list(plan.work(stage))}
+            for stage, rounds in enumerate(plan.stages)
+        ],
         resumed=checkpoint.position > 0,
         done_rounds=sum(step.kind == "round" for step in steps[: checkpoint.position]),
     )
     for step in steps[checkpoint.position :]:
         checkpoint = federation.run_step(step, checkpoint)
         save_checkpoint(folder.checkpoint, checkpoint)
-    return _finish(experiment, tasks, folder, events, checkpoint)
+    return _finish(experiment, plan, folder, events, checkpoint)
 
 
 def _start(
@@ -75,12 +80,12 @@ def _start(
 
 def _finish(
     experiment: Experiment,
-    tasks: list[str],
+    plan: Plan,
     folder: RunFolder,
     events: EventLog,
     checkpoint: Checkpoint,
 ) -> Results:
-    results = make_results(experiment, tasks, checkpoint.history)
+    results = make_results(experiment, plan, checkpoint.history)
     export_adapter(folder.adapter, checkpoint.state, experiment)
     write_results(folder.results, results)
     events.write(

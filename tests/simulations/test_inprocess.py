@@ -80,7 +80,7 @@ def test_the_update_of_two_clients_is_their_weighted_mean(finished, tmp_path):
     )
 
     def catch(reply: Message) -> Message:
-        if is_update(reply) and reply.content["status"]["task_index"] == 0:
+        if is_update(reply) and reply.content["status"]["stage"] == 0:
             weight = float(reply.content["metrics"]["num_examples"])
             arrays = {k: a.numpy() for k, a in reply.content["lora"].items()}
             sent.append((weight, arrays))
@@ -124,7 +124,7 @@ def test_nothing_but_adapters_and_figures_leaves_a_client(finished, tmp_path):
     assert seen == {
         "site.client: int",
         "status.code: str",
-        "status.task_index: int",
+        "status.stage: int",
         "status.server_round: int",
         "lora.*: adapter",
         "metrics.num_examples: int",

@@ -14,7 +14,7 @@ TASKS = ["heart", "skin"]
 
 
 def round_events(task: int, number: int, start: float) -> list[dict[str, Any]]:
-    where = {"task": TASKS[task], "task_index": task, "server_round": number}
+    where = {"task": TASKS[task], "stage": task, "server_round": number}
     return [
         {"event": "round_started", "time": start, **where, "clients": 2},
         {"event": "client_finished", "time": start + 3, **where, "client": "0", "loss": 1.0},
@@ -32,7 +32,7 @@ def round_events(task: int, number: int, start: float) -> list[dict[str, Any]]:
 
 def evaluated(index: int, time: float, heart: float, skin: float) -> dict[str, Any]:
     accuracy = {"heart": heart, "skin": skin}
-    return {"event": "evaluated", "time": time, "task_index": index, "accuracy": accuracy}
+    return {"event": "evaluated", "time": time, "stage": index, "accuracy": accuracy}
 
 
 def run_started(done: int = 0) -> dict[str, Any]:
@@ -53,7 +53,7 @@ FIRST_TASK = [
     *round_events(0, 1, START + 2),
     *round_events(0, 2, START + 10),
     evaluated(0, START + 20, 0.8, 0.3),
-    {"event": "task_finished", "time": START + 20, "task": "heart", "task_index": 0},
+    {"event": "task_finished", "time": START + 20, "task": "heart", "stage": 0},
 ]
 
 
