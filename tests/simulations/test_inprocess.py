@@ -156,7 +156,7 @@ def test_another_seed_gives_another_adapter(finished, tmp_path):
 def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, steps):
     """Interrupt in the middle of a step; the checkpoint before it stands."""
     experiment, folder, _ = finished
-    ended = {"round_finished", "task_finished"}
+    ended = {"round_finished", "stage_finished"}
     count = 0
 
     def interrupt(event: dict) -> None:
