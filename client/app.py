@@ -61,7 +61,7 @@ def make_app() -> ClientApp:
 
         bench = bench_of(context)
         state, instruction = wire.read_request(message, bench)
-        if instruction.task_index < 0:  # asked of every client, once, before a second task
+        if instruction.stage < 0:  # asked of every client, once, before a second stage
             forget(site_folder(context))
         counts = work.local_evaluation(bench, client_of(context), state, instruction)
         return wire.evaluation_reply(message, counts)

@@ -12,7 +12,7 @@ from deal_core.payload import LORA, PREFIX, PayloadError
 FIELDS: dict[str, dict[str, str]] = {
     "status": {
         "code": "how the request ended: a fixed word, never a text",
-        "task_index": "which request is answered",
+        "stage": "which request is answered",
         "phase": "which request is answered",
         "server_round": "which request is answered",
     },

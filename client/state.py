@@ -1,6 +1,6 @@
 """What a client keeps between requests, in its own folder, on disk.
 
-Keyed by task and round: a request that is repeated, after a crash or a resume, finds what it
+Keyed by place in the run: a request that is repeated, after a crash or a resume, finds what it
 found the first time.
 """
 
@@ -31,12 +31,12 @@ class FeedbackStore:
 
     folder: Path
 
-    def load(self, task_index: int, server_round: int, basis: str) -> Arrays:
-        """Return what the round before lost; empty in the first round of a task, or when the
+    def load(self, stage: int, server_round: int, basis: str) -> Arrays:
+        """Return what the round before lost; empty in the first round of a stage, or when the
         basis has changed since (what was lost has no meaning in other coordinates)."""
         from safetensors import safe_open
 
-        path = self._path(task_index, server_round - 1)
+        path = self._path(stage, server_round - 1)
         if not path.exists():
             return {}
         with safe_open(str(path), framework="numpy") as file:
@@ -44,23 +44,23 @@ class FeedbackStore:
                 return {}
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
-    def save(self, task_index: int, server_round: int, basis: str, lost: Arrays) -> None:
+    def save(self, stage: int, server_round: int, basis: str, lost: Arrays) -> None:
         """Keep what this round lost; the rounds before the last are dropped."""
         from safetensors.numpy import save_file
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(task_index, server_round)
+        path = self._path(stage, server_round)
         beside = path.with_suffix(".writing")
         arrays = {key: np.ascontiguousarray(value) for key, value in lost.items()}
         save_file(arrays, beside, {"basis": basis})
         beside.replace(path)
-        keep = {path, self._path(task_index, server_round - 1)}
+        keep = {path, self._path(stage, server_round - 1)}
         for old in self.folder.glob("feedback-*.safetensors"):
             if old not in keep:
                 old.unlink()
 
-    def _path(self, task_index: int, server_round: int) -> Path:
-        return self.folder / f"feedback-{task_index}-{server_round}.safetensors"
+    def _path(self, stage: int, server_round: int) -> Path:
+        return self.folder / f"feedback-{stage}-{server_round}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class TaskStore:
 
     folder: Path
 
-    def once(self, task_index: int, basis: str, make: Callable[[int, Tensors], Tensors]) -> Tensors:
-        """Return what is kept for the task; at first made from what the latest task before it
-        left. That one stays as well, so a request that is repeated finds it."""
-        path = self._path(task_index)
+    def once(self, tasks: int, basis: str, make: Callable[[int, Tensors], Tensors]) -> Tensors:
+        """Return what is kept of so many tasks; at first made from what fewer have left. That
+        stays as well, so a request that is repeated finds it."""
+        path = self._path(tasks)
         kept = _read(path, basis)
         if kept is not None:
             return kept
-        earlier = [n for n in range(1, task_index) if self._path(n).exists()]
+        earlier = [n for n in range(1, tasks) if self._path(n).exists()]
         before = earlier[-1] if earlier else 0
         made = make(before, (_read(self._path(before)) or {}) if before else {})
         _write(path, made, basis)
@@ -89,8 +89,8 @@ class TaskStore:
                 old.unlink()
         return made
 
-    def _path(self, task_index: int) -> Path:
-        return self.folder / f"task-{task_index}.safetensors"
+    def _path(self, tasks: int) -> Path:
+        return self.folder / f"task-{tasks}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ class RoundStore:
 
     Attributes:
         folder: the site's own; made when first needed.
-        task_index, server_round: of the request at hand.
+        stage, server_round: of the request at hand.
     """
 
     folder: Path
-    task_index: int
+    stage: int
     server_round: int
 
     def load(self, basis: str) -> Tensors:
@@ -125,7 +125,7 @@ class RoundStore:
         return next((p for p in map(self._path, rounds) if p.exists()), None)
 
     def _path(self, server_round: int) -> Path:
-        return self.folder / f"round-{self.task_index}-{server_round}.safetensors"
+        return self.folder / f"round-{self.stage}-{server_round}.safetensors"
 
 
 def forget(folder: Path) -> None:

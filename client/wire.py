@@ -73,7 +73,7 @@ def update_reply(message: Message, update: Update, instruction: Instruction) -> 
     status = ConfigRecord(
         {
             "code": "ok",
-            "task_index": instruction.task_index,
+            "stage": instruction.stage,
             "phase": instruction.phase,
             "server_round": instruction.server_round,
         }

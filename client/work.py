@@ -43,11 +43,11 @@ def local_update(
         return None
     load_state(bench.model, state)
     generator = seeded(
-        config.run.seed, "train", client, instruction.task_index, instruction.server_round
+        config.run.seed, "train", client, instruction.stage, instruction.server_round
     )
-    shares = [partial(_share, bench, task, client) for task in instruction.seen]
+    shares = [partial(_share, bench, task, client) for task in instruction.past]
     past = Past(shares, TaskStore(store.folder)) if shares else None
-    carried = RoundStore(store.folder, instruction.task_index, instruction.server_round)
+    carried = RoundStore(store.folder, instruction.stage, instruction.server_round)
     task = LocalTask(data.labels, seen, past, carried, together)
     rate = phase.learning_rate or config.train.learning_rate
     report = train(
@@ -88,7 +88,7 @@ def _encode(
     store: FeedbackStore,
 ) -> Encoded:
     """Pack the update; keep what a lossy format lost for the client's next round."""
-    where = (instruction.task_index, instruction.server_round)
+    where = (instruction.stage, instruction.server_round)
     trained = frozenset(instruction.trained)
     basis = f"{instruction.phase} {digest(frozen_factors(before, trained))}"
     generator = seeded(bench.experiment.run.seed, "uplink", client, *where)

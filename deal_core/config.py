@@ -120,9 +120,19 @@ class DataConfig(Table):
 class StreamConfig(Table):
     """How tasks arrive."""
 
-    schedule: Literal["synchronous", "joint"] = "synchronous"
-    """``synchronous``: all clients work on one task at a time; ``joint``: on all tasks at once,
-    for the rounds of one (the bound that knows no sequence)."""
+    schedule: Literal["synchronous", "per-client", "joint"] = "synchronous"
+    """``synchronous``: all clients work on one task at a time, in the order of ``data.tasks``;
+    ``per-client``: each on its own tasks, in its own order; who is through idles (the keys below
+    are for that); ``joint``: on all tasks at once, for the rounds of one (the bound that knows no
+    sequence)."""
+    consolidate_every: int = Field(0, ge=0)
+    """Rounds from one consolidation, and evaluation, to the next; 0: ``federation.rounds``."""
+    tasks_per_client: int = Field(0, ge=0)
+    """Tasks that a client meets, drawn with their order by the seed; 0, or more than there are:
+    all."""
+    orders: dict[str, tuple[str, ...]] = {}
+    """Number of a client (from 0) to its tasks in their order, instead of a draw; an empty list:
+    it only evaluates."""
 
 
 class FederationConfig(Table):

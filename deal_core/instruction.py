@@ -15,27 +15,34 @@ RECORD = "instruction"
 
 
 class Instruction(BaseModel):
-    """One request; ``server_round`` starts at 1 in every task and counts on from phase to phase,
-    ``task_index`` starts at 0.
+    """One request: all that a client must know of the plan.
 
-    An evaluation request has ``tasks`` (to be evaluated, in order) and ``server_round`` 0. A
-    training request has them where they are to be learnt at once, ``task`` being the first.
+    Attributes:
+        task: what the client works on; empty in an evaluation request.
+        stage: number of the stage, from 0; -1 before anything is learnt.
+        server_round: from 1 in every stage, counting on from phase to phase; 0 in an evaluation
+            request.
+        tasks: to be evaluated, in order; in a training request, to be learnt at once (``task`` is
+            the first).
+        seen: other tasks that some client had met before the stage, in the stream's order.
+        past: tasks that this client worked on before this one, in its own order.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     task: str
-    task_index: int = Field(ge=-1)
+    stage: int = Field(ge=-1)
     server_round: int = Field(ge=0)
     phase: str = LEARN
     """What the round is for: one of the method's phases."""
     tasks: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
+    past: tuple[str, ...] = ()
     trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")
     rank: int = Field(ge=1)
     retained_rank: int = Field(ge=1)
     residual_rank: int = Field(0, ge=0)
-    """Rows of the distilled record after the first ``retained_rank`` belong to this task."""
+    """Rows of the distilled record after the first ``retained_rank`` belong to this stage."""
     apart: int = Field(0, ge=0)
     """The first rows of the distilled record that only show the start (see ``State.apart``)."""
 

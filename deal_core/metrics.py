@@ -1,54 +1,75 @@
 """Measures of continual learning on the accuracy matrix.
 
-``R[i][j]`` is the accuracy (0 to 1) on task ``j`` after training task ``i``, for all ``j``,
-tasks still to come included. ``zero_shot[j]`` is the accuracy before any training.
-Source: METHOD, "Measures" (Lopez-Paz & Ranzato 2017; Chaudhry et al. 2018).
+``R[i][j]`` is the accuracy (0 to 1) on task ``j`` after stage ``i``, for all ``j``, tasks still to
+come included; a stage ends with a consolidation. ``zero_shot[j]`` is the accuracy before any
+training. Source: METHOD, "Measures" (Lopez-Paz & Ranzato 2017; Chaudhry et al. 2018).
+
+Where all clients learn one task a stage, task ``i`` in stage ``i``, these are the measures of the
+literature. Where clients have orders of their own a task has no one moment: ``begun[j]`` is the
+stage in which its first learner starts, ``learnt[j]`` the one in which its last learner ends. The
+row ``R[learnt[j]]`` stands for "just learnt", the row before ``begun[j]`` for "before anyone learnt
+it". Both are ``[0, 1, ..., T - 1]`` in the first case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 
 Matrix = Sequence[Sequence[float]]
 
 
+def spans(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> tuple[list[int], list[int]]:
+    """``begun`` and ``learnt`` of each task, from the tasks that are worked on in each stage.
+
+    Raises:
+        ValueError: a task is in no stage.
+    """
+    places = [[i for i, worked in enumerate(stages) if task in worked] for task in tasks]
+    return [min(found) for found in places], [max(found) for found in places]
+
+
+def in_turn(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> bool:
+    """Whether stage ``i`` is task ``i`` and nothing else."""
+    return [list(worked) for worked in stages] == [[task] for task in tasks]
+
+
 def average_accuracy(matrix: Matrix) -> float:
-    """Mean accuracy over all tasks after the last one."""
+    """Mean accuracy over all tasks after the last stage."""
     return fmean(matrix[-1])
 
 
-def learning_accuracy(matrix: Matrix) -> float:
-    """Mean of ``R[j][j]``: accuracy on every task just after it was learnt (Riemer et al. 2019).
-
-    One row for several tasks: all were learnt at once, and it is the average accuracy.
-    """
-    if len(matrix) == 1:
-        return average_accuracy(matrix)
-    return fmean(matrix[j][j] for j in range(len(matrix)))
+def learning_accuracy(matrix: Matrix, learnt: Sequence[int]) -> float:
+    """Mean of ``R[learnt[j]][j]``: accuracy on every task just after it was learnt (Riemer et al.
+    2019)."""
+    return fmean(matrix[i][j] for j, i in enumerate(learnt))
 
 
-def backward_transfer(matrix: Matrix) -> float:
-    """Mean of ``R[T][j] - R[j][j]`` over all but the last task; negative means forgetting.
+def backward_transfer(matrix: Matrix, learnt: Sequence[int]) -> float:
+    """Mean of ``R[last][j] - R[learnt[j]][j]`` over the tasks learnt before the last stage;
+    negative means forgetting.
 
-    0 for a single task: there is nothing to forget.
+    0 where there are none: there is nothing to forget.
     """
     last = len(matrix) - 1
-    return _mean([matrix[last][j] - matrix[j][j] for j in range(last)])
+    return _mean([matrix[last][j] - matrix[i][j] for j, i in enumerate(learnt) if i < last])
 
 
-def forward_transfer(matrix: Matrix, zero_shot: Sequence[float]) -> float:
-    """Mean of ``R[j-1][j] - zero_shot[j]`` over all but the first task.
+def forward_transfer(matrix: Matrix, zero_shot: Sequence[float], begun: Sequence[int]) -> float:
+    """Mean of ``R[begun[j] - 1][j] - zero_shot[j]`` over the tasks begun after the first stage.
 
-    What earlier tasks did for one not yet trained; negative means that they hurt it.
+    What other tasks did for one not yet trained; negative means that they hurt it. 0 where all
+    tasks begin in the first stage.
     """
-    return _mean([matrix[j - 1][j] - zero_shot[j] for j in range(1, len(matrix))])
+    return _mean([matrix[i - 1][j] - zero_shot[j] for j, i in enumerate(begun) if i > 0])
 
 
-def forgetting(matrix: Matrix) -> float:
-    """Mean of ``max_i R[i][j] - R[T][j]`` over all but the last task; never negative."""
+def forgetting(matrix: Matrix, learnt: Sequence[int]) -> float:
+    """Mean of ``max_i R[i][j] - R[last][j]`` over the tasks learnt before the last stage; never
+    negative."""
     last = len(matrix) - 1
-    return _mean([max(row[j] for row in matrix) - matrix[last][j] for j in range(last)])
+    earlier = [j for j, i in enumerate(learnt) if i < last]
+    return _mean([max(row[j] for row in matrix) - matrix[last][j] for j in earlier])
 
 
 def _mean(values: Sequence[float]) -> float:

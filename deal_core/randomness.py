@@ -11,7 +11,7 @@ def seeded(*parts: int | str) -> torch.Generator:
     """Return a generator that depends on all of ``parts``, in order, and on nothing else.
 
     The same parts give the same stream in every process and engine:
-    ``seeded(seed, "client", "2", task_index, server_round)``.
+    ``seeded(seed, "client", "2", stage, server_round)``.
     """
     text = "\x1f".join(str(part) for part in parts)
     digest = hashlib.sha256(text.encode()).digest()

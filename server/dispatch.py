@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flwr.app import Message
@@ -37,16 +36,23 @@ class Dispatch:
 def dispatch(
     experiment: Experiment,
     nodes: dict[str, int],
-    chosen: Sequence[str],
-    ranks: dict[str, int],
     state: State,
-    instruction: Instruction,
+    instructions: dict[str, Instruction],
     message_type: str,
 ) -> Dispatch:
-    """Pack the state once for every rank that is needed, and address it to each client."""
+    """Pack the state once for every rank that is needed, and address it to each client.
+
+    Args:
+        experiment: of the run.
+        nodes: client name to node id.
+        state: what all are sent.
+        instructions: for whom is asked, of one round; each with the client's own rank.
+        message_type: Flower's.
+    """
     dtype = experiment.wire.dtype
-    place = (instruction.task_index, instruction.server_round)
-    where = (experiment.run.seed, "downlink", message_type, *place)
+    ranks = {name: instruction.rank for name, instruction in instructions.items()}
+    common = next(iter(instructions.values()))
+    where = (experiment.run.seed, "downlink", message_type, common.stage, common.server_round)
     full = wire.outgoing(state, dtype, seeded(*where))
     sent = {state.current.rank: full}
     for rank in sorted(set(ranks.values()) - sent.keys()):
@@ -54,15 +60,14 @@ def dispatch(
         current = starting_adapter(full.state.current, rank, scaling)
         own = replace(state, current=current)
         sent[rank] = wire.outgoing(own, dtype, seeded(*where))
-    instructions = {name: instruction.model_copy(update={"rank": ranks[name]}) for name in chosen}
     deadline = experiment.federation.deadline_seconds
     requests = {
         name: wire.request(
-            sent[ranks[name]].records, instructions[name], nodes[name], message_type, deadline
+            sent[ranks[name]].records, instruction, nodes[name], message_type, deadline
         )
-        for name in chosen
+        for name, instruction in instructions.items()
     }
-    trained = frozenset(instruction.trained)
+    trained = frozenset(common.trained)
     by_rank = {rank: UpdateReader(o.state.current, dtype, trained) for rank, o in sent.items()}
-    readers = {name: by_rank[ranks[name]] for name in chosen}
+    readers = {name: by_rank[rank] for name, rank in ranks.items()}
     return Dispatch(requests, instructions, readers, full.state)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -32,6 +32,7 @@ from server import wire
 from server.checkpoint import Checkpoint, History
 from server.dispatch import Dispatch, dispatch
 from server.events import EventLog
+from server.plan import Plan
 from server.rounds import Reply, collect
 from server.schedule import Step
 
@@ -42,13 +43,12 @@ class Federation:
 
     Attributes:
         clients: client name to node id.
-        tasks: names in the order they are learnt.
     """
 
     grid: Grid
     experiment: Experiment
     clients: dict[str, int]
-    tasks: list[str]
+    plan: Plan
     events: EventLog
 
     def run_step(self, step: Step, checkpoint: Checkpoint) -> Checkpoint:
@@ -62,7 +62,7 @@ class Federation:
             "zero-shot": self._zero_shot,
             "round": self._round,
             "begin-phase": self._begin_phase,
-            "end-task": self._end_task,
+            "end-stage": self._end_stage,
         }
         state, history = actions[step.kind](step, checkpoint.state, checkpoint.history)
         peak = max(history.peak_rss_bytes, peak_rss_bytes())
@@ -81,22 +81,23 @@ class Federation:
         """One round: sample, send, collect, aggregate."""
         started = time.monotonic()
         if step.server_round == 1:
-            generator = seeded(self.experiment.run.seed, "begin", step.task_index)
+            generator = seeded(self.experiment.run.seed, "begin", step.stage)
             with threads(1):
                 state = self._method().begin_task(state, generator)
         if not self._phase(step).due(state):
             self._event("round_skipped", step)
             return state, history
         rule = self._rule(step, history)
-        instruction = self._instruction(step, state, rule.trained(step.server_round))
-        chosen = self._sample(step)
-        self._event("round_started", step, clients=len(chosen))
+        working = self._sample(step)
+        tasks = sorted(set(working.values()), key=self.plan.tasks.index)
+        self._event("round_started", step, clients=len(working), tasks=tasks)
+        instructions = self._training(step, working, state, rule.trained(step.server_round))
         with threads(1):
-            sent = self._dispatch(chosen, state, instruction, MessageType.TRAIN)
+            sent = self._dispatch(state, instructions, MessageType.TRAIN)
         state = sent.state
         aggregation = rule.begin(state.current, step.server_round)
         sizes, idle = self._gather(step, sent, aggregation)
-        self._require_quorum(len(sizes), len(chosen) - idle, step)
+        self._require_quorum(len(sizes), len(working) - idle, step)
         gauge = 0.0
         excluded: tuple[str, ...] = ()
         if sizes:
@@ -108,7 +109,7 @@ class Federation:
         figures = {
             "aggregation_error": gauge,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
-            "bytes_down": down / len(chosen),
+            "bytes_down": down / len(working),
         }
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
@@ -138,7 +139,8 @@ class Federation:
                 self._event("client_failed", step, client=reply.client, reason=str(fault))
             else:
                 sizes[reply.client] = wire.payload_bytes(message.content)
-                self._event("client_finished", step, client=reply.client, **figures)
+                task = instruction.task
+                self._event("client_finished", step, client=reply.client, task=task, **figures)
         return sizes, idle
 
     def _replies(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
@@ -150,12 +152,12 @@ class Federation:
             else:
                 yield reply
 
-    def _end_task(self, step: Step, state: State, history: History) -> tuple[State, History]:
+    def _end_stage(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks."""
         with threads(1):
             state = self._method().end_task(state)
         state, history = self._evaluate(step, state, history)
-        self._event("task_finished", step)
+        self._event("stage_finished", step)
         return state, history
 
     def _zero_shot(self, step: Step, state: State, history: History) -> tuple[State, History]:
@@ -168,13 +170,13 @@ class Federation:
     def _evaluate(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Every client counts its own right answers on every task, those to come included."""
         started = time.monotonic()
-        instruction = self._instruction(step, state, frozenset())
+        asked = self._instruction(step, state).model_copy(update={"tasks": self.plan.tasks})
         with threads(1):
-            sent = self._dispatch(list(self.clients), state, instruction, MessageType.EVALUATE)
+            sent = self._dispatch(state, dict.fromkeys(self.clients, asked), MessageType.EVALUATE)
         counts: dict[str, list[list[int]]] = {}
         for reply in self._replies(step, sent):
             try:
-                counts[reply.client] = wire.read_counts(answered(reply), len(self.tasks))
+                counts[reply.client] = wire.read_counts(answered(reply), len(self.plan.tasks))
             except PayloadError as fault:
                 self._event("client_failed", step, client=reply.client, reason=str(fault))
         self._require_quorum(len(counts), len(self.clients), step)
@@ -185,9 +187,7 @@ class Federation:
                 "seconds": _spent(history, "evaluate", started),
             }
         )
-        self.events.write(
-            "evaluated", task_index=step.task_index, accuracy=pooled(ordered, self.tasks)
-        )
+        self._event("evaluated", step, accuracy=pooled(ordered, self.plan.tasks))
         return sent.state, history
 
     def _method(self) -> Method:
@@ -202,62 +202,74 @@ class Federation:
         own = self._phase(step).rule or config.rule
         return make_rule(config.model_copy(update={"rule": own}), frozenset(history.distrusted))
 
-    def _instruction(self, step: Step, state: State, trained: frozenset[str]) -> Instruction:
-        index = max(step.task_index, 0)
+    def _training(
+        self, step: Step, working: dict[str, str], state: State, trained: frozenset[str]
+    ) -> dict[str, Instruction]:
+        """What each client is asked: its own task, and what it may know of the others."""
+        common = self._instruction(step, state)
+        met, ranks = self.plan.met(step.stage), self._ranks(step, state)
+        return {
+            name: common.model_copy(
+                update={
+                    "task": task,
+                    "tasks": self.plan.tasks if self.plan.together else (),
+                    "seen": tuple(other for other in met if other != task),
+                    "past": self.plan.past(name, step.stage, step.server_round),
+                    "trained": tuple(sorted(trained)),
+                    "rank": ranks[name],
+                }
+            )
+            for name, task in working.items()
+        }
+
+    def _instruction(self, step: Step, state: State) -> Instruction:
+        """What is the same for all clients."""
         return Instruction(
-            task=self.tasks[index],
-            task_index=step.task_index,
+            task="",
+            stage=step.stage,
             server_round=step.server_round,
             phase=step.phase,
-            tasks=tuple(self.tasks) if step.together or step.kind != "round" else (),
-            seen=tuple(self.tasks[:index]),
-            trained=tuple(sorted(trained)),
+            trained=(),
             rank=state.current.rank,
             retained_rank=state.retained.rank,
             residual_rank=state.residual.rank if state.residual is not None else 0,
             apart=state.apart,
         )
 
-    def _dispatch(
-        self, chosen: list[str], state: State, instruction: Instruction, message_type: str
-    ) -> Dispatch:
-        learning = message_type == MessageType.TRAIN and instruction.phase == LEARN
-        own = self.experiment.adapter.client_ranks if learning else ()
-        ranks = dict.fromkeys(self.clients, state.current.rank)
-        for number, name in enumerate(self.clients):
-            if own:
-                ranks[name] = own[number % len(own)]
-        wanted = {name: ranks[name] for name in chosen}
-        return dispatch(
-            self.experiment, self.clients, chosen, wanted, state, instruction, message_type
-        )
+    def _ranks(self, step: Step, state: State) -> dict[str, int]:
+        """Rank of the adapter that each client trains: its own where it learns."""
+        own = self.experiment.adapter.client_ranks if step.phase == LEARN else ()
+        ranks = own or (state.current.rank,)
+        return {name: ranks[number % len(ranks)] for number, name in enumerate(self.clients)}
 
-    def _sample(self, step: Step) -> list[str]:
-        """Clients of a round: a seeded choice over the stable names of those that train."""
+    def _dispatch(
+        self, state: State, instructions: dict[str, Instruction], message_type: str
+    ) -> Dispatch:
+        return dispatch(self.experiment, self.clients, state, instructions, message_type)
+
+    def _sample(self, step: Step) -> dict[str, str]:
+        """Clients of a round and their tasks: a seeded choice over the stable names of those
+        that train and have one."""
+        working = self.plan.working(step.stage, step.server_round)
         training = {str(number) for number in self.experiment.federation.participants}
-        names = [name for name in self.clients if not training or name in training]
+        names = [n for n in self.clients if n in working and (not training or n in training)]
         wanted = self.experiment.federation.clients_per_round or len(names)
-        generator = seeded(self.experiment.run.seed, "sample", step.task_index, step.server_round)
+        generator = seeded(self.experiment.run.seed, "sample", step.stage, step.server_round)
         order = torch.randperm(len(names), generator=generator)[:wanted].tolist()
-        return [names[i] for i in sorted(order)]
+        return {names[i]: working[names[i]] for i in sorted(order)}
 
     def _require_quorum(self, valid: int, asked: int, step: Step) -> None:
         needed = self.experiment.federation.quorum * asked
         if valid < needed:
             raise UserError(
-                f"{step.kind} {step.server_round} of task {step.task_index}: {valid} of {asked} "
+                f"{step.kind} {step.server_round} of stage {step.stage}: {valid} of {asked} "
                 f"clients gave a valid reply, the quorum is {needed:g}; the checkpoint before it "
                 "stands, continue with --resume (metrics.jsonl has the reasons)"
             )
 
     def _event(self, event: str, step: Step, **fields: object) -> None:
-        where = {
-            "task_index": step.task_index,
-            "phase": step.phase,
-            "server_round": step.server_round,
-        }
-        task = self.tasks[step.task_index] if step.task_index >= 0 else ""
-        self.events.write(event, task=task, **where, **fields)
+        where = {"stage": step.stage, "phase": step.phase, "server_round": step.server_round}
+        self.events.write(event, **where, **fields)
 
 
 def answered(reply: Reply) -> Message:
@@ -273,7 +285,7 @@ def absorbed(state: State, aggregate: Aggregate) -> State:
     return replace(state, current=aggregate.current, residual=stack(gained) if gained else None)
 
 
-def pooled(counts: dict[str, list[list[int]]], tasks: list[str]) -> dict[str, float]:
+def pooled(counts: dict[str, list[list[int]]], tasks: Sequence[str]) -> dict[str, float]:
     """Accuracy per task over all clients' examples.
 
     Raises:

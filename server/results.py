@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +14,10 @@ from deal_core import metrics
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from server.checkpoint import History
+from server.plan import Plan
+
+SCHEMA: Literal[2] = 2
+"""Version of ``results.json``; 1 had no stages."""
 
 Accuracy = float | None
 """0 to 1; None where a client has no test example of a task."""
@@ -25,11 +29,24 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Stage(Strict):
+    """What lies between two consolidations, as planned: a row of the accuracy matrix is its end.
+
+    Attributes:
+        rounds: how many it has.
+        work: task, in the stream's order, to the clients that work on it in some of its rounds.
+    """
+
+    rounds: int
+    work: dict[str, list[str]]
+
+
 class ClientResult(Strict):
     """One client's own test examples.
 
     Attributes:
-        accuracy_matrix: as the global one; None where the client has no example.
+        accuracy_matrix: as the global one; None where the client has no example, or its counts
+            did not arrive.
         average_accuracy: mean of the last row over the tasks the client has.
         test_examples: per task.
     """
@@ -56,13 +73,18 @@ class Wire(Strict):
 
 
 class Results(Strict):
-    """``results.json``; accuracies are 0 to 1."""
+    """``results.json``; accuracies are 0 to 1.
 
-    schema_version: int = 1
+    Attributes:
+        stages: the plan; the accuracy matrix has one row per stage.
+    """
+
+    schema_version: Literal[2] = SCHEMA
     config: Experiment
     engine: str
     seed: int
     tasks: list[str]
+    stages: list[Stage]
     accuracy_matrix: list[list[float]]
     zero_shot: dict[str, float]
     average_accuracy: float = Field(ge=0, le=1)
@@ -78,8 +100,11 @@ class Results(Strict):
     versions: dict[str, str]
 
 
-def make_results(experiment: Experiment, tasks: list[str], history: History) -> Results:
-    """Compute every measure from the counts in the history."""
+def make_results(experiment: Experiment, plan: Plan, history: History) -> Results:
+    """Compute every measure from the plan and the counts in the history."""
+    tasks = list(plan.tasks)
+    stages = [Stage(rounds=n, work=plan.work(i)) for i, n in enumerate(plan.stages)]
+    begun, learnt = metrics.spans(tasks, [stage.work for stage in stages])
     rows = [_accuracies(evaluation, len(tasks)) for evaluation in history.evaluations]
     zero_shot, matrix = rows[0], rows[1:]
     return Results(
@@ -87,13 +112,14 @@ def make_results(experiment: Experiment, tasks: list[str], history: History) -> 
         engine=experiment.run.engine,
         seed=experiment.run.seed,
         tasks=tasks,
+        stages=stages,
         accuracy_matrix=matrix,
         zero_shot=dict(zip(tasks, zero_shot, strict=True)),
         average_accuracy=metrics.average_accuracy(matrix),
-        backward_transfer=metrics.backward_transfer(matrix),
-        forward_transfer=metrics.forward_transfer(matrix, zero_shot),
-        forgetting=metrics.forgetting(matrix),
-        per_client=_per_client(history),
+        backward_transfer=metrics.backward_transfer(matrix, learnt),
+        forward_transfer=metrics.forward_transfer(matrix, zero_shot, begun),
+        forgetting=metrics.forgetting(matrix, learnt),
+        per_client=_per_client(history, len(tasks)),
         privacy=Privacy(mechanism="none"),
         wire=Wire(bytes_up=list(history.bytes_up), bytes_down=list(history.bytes_down)),
         aggregation_error=list(history.aggregation_error),
@@ -113,14 +139,14 @@ def _accuracies(evaluation: Mapping[str, list[list[int]]], tasks: int) -> list[f
     return row
 
 
-def _per_client(history: History) -> dict[str, ClientResult]:
+def _per_client(history: History, tasks: int) -> dict[str, ClientResult]:
     last = history.evaluations[-1]
+    unknown = [[0, 0]] * tasks
     results = {}
     for client in sorted(last, key=int):
         matrix = [
-            [correct / examples if examples else None for correct, examples in row[client]]
-            for row in history.evaluations[1:]
-            if client in row
+            [correct / examples if examples else None for correct, examples in counts]
+            for counts in (row.get(client, unknown) for row in history.evaluations[1:])
         ]
         known = [value for value in matrix[-1] if value is not None]
         results[client] = ClientResult(
@@ -149,6 +175,9 @@ def read_results(folder: Path) -> Results:
     path = folder / "results.json"
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(data, dict) and data.get("schema_version", SCHEMA) != SCHEMA:
+            found = data["schema_version"]
+            raise UserError(f"{path}: of schema version {found}, not {SCHEMA}; run it again")
         return Results.model_validate(data)
     except FileNotFoundError:
         raise UserError(f"{path}: not there; the run has not finished (see --resume)") from None

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 
 from deal_core.config import Experiment
 from deal_core.data import open_source
-from deal_core.methods import make_method, phases_of
+from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
 from server.events import EventLog, Listener
@@ -16,9 +16,10 @@ from server.export import export_adapter
 from server.federation import Federation, start_state
 from server.folder import RunFolder
 from server.lock import alone
+from server.plan import Plan, make_plan
 from server.results import Results, make_results, write_results
 from server.rounds import find_clients
-from server.schedule import SCHEDULES
+from server.schedule import rounds_of, schedule
 
 CONNECT_SECONDS = 120.0
 
@@ -47,26 +48,29 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
 
 def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog) -> Results:
     tasks = list(open_source(experiment.data).task_names())
-    phases = phases_of(
-        make_method(experiment.method, experiment.adapter), experiment.federation.rounds
-    )
-    steps = SCHEDULES[experiment.stream.schedule](len(tasks), phases.values())
+    method = make_method(experiment.method, experiment.adapter)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     checkpoint = _start(experiment, folder, shapes)
     clients = find_clients(grid, experiment.federation.clients, CONNECT_SECONDS)
-    federation = Federation(grid, experiment, clients, tasks, events)
+    plan = make_plan(experiment, tasks, list(clients))
+    # Before all tasks at once there is nothing that a further phase could consolidate them with.
+    steps = schedule(plan.stages, () if plan.together else method.phases)
+    federation = Federation(grid, experiment, clients, plan, events)
     events.write(
         "run_started",
-        tasks=["all tasks at once"] if steps[0].together else tasks,
+        tasks=tasks,
         clients=len(clients),
-        rounds=sum(phase.rounds for phase in phases.values()),
+        stages=[
+            {"rounds": rounds_of(stage, steps), "tasks": list(plan.work(stage))}
+            for stage in range(len(plan.stages))
+        ],
         resumed=checkpoint.position > 0,
         done_rounds=sum(step.kind == "round" for step in steps[: checkpoint.position]),
     )
     for step in steps[checkpoint.position :]:
         checkpoint = federation.run_step(step, checkpoint)
         save_checkpoint(folder.checkpoint, checkpoint)
-    return _finish(experiment, tasks, folder, events, checkpoint)
+    return _finish(experiment, plan, folder, events, checkpoint)
 
 
 def _start(
@@ -81,12 +85,12 @@ def _start(
 
 def _finish(
     experiment: Experiment,
-    tasks: list[str],
+    plan: Plan,
     folder: RunFolder,
     events: EventLog,
     checkpoint: Checkpoint,
 ) -> Results:
-    results = make_results(experiment, tasks, checkpoint.history)
+    results = make_results(experiment, plan, checkpoint.history)
     export_adapter(folder.adapter, checkpoint.state, experiment)
     write_results(folder.results, results)
     events.write(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,51 +15,42 @@ class Step:
 
     Attributes:
         kind: ``zero-shot`` (evaluate the start), ``round`` (one round of local updates),
-            ``begin-phase`` (lay out what the next rounds train), ``end-task`` (end it and
+            ``begin-phase`` (lay out what the next rounds train), ``end-stage`` (end it and
             evaluate).
-        task_index: position of the task in the stream, from 0; -1 for zero-shot.
-        server_round: from 1 in every task, over all phases; 0 where the step is no round.
+        stage: what lies between two consolidations, from 0; -1 for zero-shot.
+        server_round: from 1 in every stage, over all phases; 0 where the step is no round.
         phase: of the method, to which the step belongs.
-        together: in a round all tasks of the stream are learnt at once.
     """
 
-    kind: Literal["zero-shot", "round", "begin-phase", "end-task"]
-    task_index: int
+    kind: Literal["zero-shot", "round", "begin-phase", "end-stage"]
+    stage: int
     server_round: int = 0
     phase: str = LEARN
-    together: bool = False
 
 
-def synchronous(tasks: int, phases: Collection[Phase]) -> list[Step]:
-    """All clients learn one task at a time, through the rounds of every phase.
+def schedule(rounds: Sequence[int], further: Sequence[Phase] = ()) -> list[Step]:
+    """The steps of a run.
 
     What the model knew at the start is measured after the first round: learning begins at once.
+
+    Args:
+        rounds: of learning, for each stage; at least one.
+        further: phases that every stage has after them.
     """
     steps: list[Step] = []
-    for index in range(tasks):
-        done = 0
-        for phase in phases:
-            if done:
-                steps.append(Step("begin-phase", index, phase=phase.name))
-            rounds = range(done + 1, done + phase.rounds + 1)
-            steps += [Step("round", index, number, phase.name) for number in rounds]
+    for stage, count in enumerate(rounds):
+        steps += [Step("round", stage, number) for number in range(1, count + 1)]
+        done = count
+        for phase in further:
+            steps.append(Step("begin-phase", stage, phase=phase.name))
+            numbers = range(done + 1, done + phase.rounds + 1)
+            steps += [Step("round", stage, number, phase.name) for number in numbers]
             done += phase.rounds
-        steps.append(Step("end-task", index))
+        steps.append(Step("end-stage", stage))
     steps.insert(1, Step("zero-shot", -1))
     return steps
 
 
-def joint(tasks: int, phases: Collection[Phase]) -> list[Step]:
-    """All clients learn all tasks at once: one stage, with one task's rounds of learning; nothing
-    comes before it that a further phase could consolidate it with."""
-    rounds = next(iter(phases)).rounds
-    steps = [Step("round", 0, number, together=True) for number in range(1, rounds + 1)]
-    steps.insert(1, Step("zero-shot", -1))
-    return [*steps, Step("end-task", 0)]
-
-
-SCHEDULES: Mapping[str, Callable[[int, Collection[Phase]], list[Step]]] = {
-    "synchronous": synchronous,
-    "joint": joint,
-}
-"""``stream.schedule`` to the steps for a number of tasks and the phases of each."""
+def rounds_of(stage: int, steps: Sequence[Step]) -> int:
+    """How many rounds a stage has, of all phases."""
+    return sum(step.kind == "round" and step.stage == stage for step in steps)

@@ -20,7 +20,7 @@ from deal_core.payload import DISTILLED, LORA, PayloadError
 from deal_core.record import UpdateReader, pack, unpack
 
 F = TypeVar("F")
-PLACE = ("task_index", "phase", "server_round")
+PLACE = ("stage", "phase", "server_round")
 MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
 

@@ -83,9 +83,9 @@ def points(run: Run, events: Sequence[dict[str, Any]], start: float, peak: int) 
     if run.x is not None:
         yield _point(run.x, [e["seconds"] for e in rounds[1:]], start, peak)
         return
-    for task in sorted({event["task_index"] for event in rounds} - {0}):
-        seconds = [e["seconds"] for e in rounds if e["task_index"] == task]
-        yield _point(task, seconds, start, peak)
+    for stage in sorted({event["stage"] for event in rounds} - {0}):  # of one task each
+        seconds = [e["seconds"] for e in rounds if e["stage"] == stage]
+        yield _point(stage, seconds, start, peak)
 
 
 def _point(x: float, seconds: Sequence[float], start: float, peak: int) -> Point:

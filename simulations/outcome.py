@@ -15,6 +15,8 @@ class Outcome(Strict):
     Attributes:
         accuracy_matrix: as in a run's results. One row for several tasks where no task came
             after another; then there is no transfer and no forgetting (None).
+        begun, learnt: of each task, the row of its first and of its last learner
+            (:mod:`deal_core.metrics`).
         learning_accuracy: on every task just after it was learnt, mean.
         worst_client: smallest of the clients' own average accuracies; None: no client has tests.
         on_all_tests: of models that know one client each, on everybody's tests (local-only).
@@ -24,6 +26,8 @@ class Outcome(Strict):
 
     tasks: list[str]
     accuracy_matrix: list[list[float]]
+    begun: list[int]
+    learnt: list[int]
     zero_shot: dict[str, float]
     average_accuracy: float
     learning_accuracy: float
@@ -89,18 +93,22 @@ def _measured(
     zero_shot: dict[str, float],
     own: Sequence[float | None],
 ) -> Outcome:
-    in_turn = len(matrix) > 1
+    rows = len(matrix) > 1
+    stages = [list(stage.work) for stage in parts[0].stages] if rows else [tasks]
+    begun, learnt = metrics.spans(tasks, stages)
     start = [zero_shot[task] for task in tasks]
     known = [accuracy for accuracy in own if accuracy is not None]
     return Outcome(
         tasks=tasks,
         accuracy_matrix=matrix,
+        begun=begun,
+        learnt=learnt,
         zero_shot=zero_shot,
         average_accuracy=metrics.average_accuracy(matrix),
-        learning_accuracy=metrics.learning_accuracy(matrix),
-        backward_transfer=metrics.backward_transfer(matrix) if in_turn else None,
-        forward_transfer=metrics.forward_transfer(matrix, start) if in_turn else None,
-        forgetting=metrics.forgetting(matrix) if in_turn else None,
+        learning_accuracy=metrics.learning_accuracy(matrix, learnt),
+        backward_transfer=metrics.backward_transfer(matrix, learnt) if rows else None,
+        forward_transfer=metrics.forward_transfer(matrix, start, begun) if rows else None,
+        forgetting=metrics.forgetting(matrix, learnt) if rows else None,
         worst_client=min(known, default=None),
         seconds=sum(part.seconds.get("total", 0.0) for part in parts),
         peak_rss_bytes=max(part.peak_rss_bytes for part in parts),

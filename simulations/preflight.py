@@ -10,6 +10,7 @@ from deal_core.errors import UserError, choose
 from deal_core.methods import RULES, make_method
 from deal_core.models import adapter_shapes
 from deal_core.record import codec_named
+from server.plan import make_plan
 from simulations.faults import FAULTS
 
 
@@ -84,12 +85,14 @@ def check_public(experiment: Experiment) -> None:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Read every task and divide it among the clients.
+    """Plan who works on which task, read every task and divide it among the clients.
 
     Raises:
-        UserError: see :mod:`deal_core.data`.
+        UserError: see :mod:`deal_core.data` and :func:`server.plan.make_plan`.
     """
     source = open_source(experiment.data)
+    clients = [str(number) for number in range(experiment.federation.clients)]
+    make_plan(experiment, source.task_names(), clients)
     for name in source.task_names():
         partition(
             source.load(name),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
+
+from deal_core.metrics import in_turn, spans
 
 Event = Mapping[str, Any]
 
@@ -13,15 +16,23 @@ PHASES: Mapping[str, str] = {"learn": "training", "consolidate": "consolidating"
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Rounds of a stage, and the tasks worked on in it."""
+
+    rounds: int
+    tasks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Progress:
     """What is known of a run after some of its events.
 
     Attributes:
         phase: what happens now, in words.
-        tasks: names in the order they are learnt.
-        task_index: the task being learnt; -1: none yet.
-        learnt: tasks finished.
-        rounds: rounds per task, of all phases.
+        tasks: of the stream, in its order.
+        stages: rounds of each stage, and the tasks worked on in it.
+        stage: the one that runs, from 0; -1: none yet.
+        evaluated: stages finished and evaluated.
         done, done_here: rounds finished, in all and since this start (they differ on resume).
         asked, answered: clients of the current round.
         client: the last one that answered.
@@ -34,10 +45,10 @@ class Progress:
 
     phase: str = "starting"
     tasks: tuple[str, ...] = ()
-    task_index: int = -1
-    learnt: int = 0
+    stages: tuple[Stage, ...] = ()
+    stage: int = -1
+    evaluated: int = 0
     server_round: int = 0
-    rounds: int = 0
     done: int = 0
     done_here: int = 0
     asked: int = 0
@@ -56,18 +67,37 @@ class Progress:
     @property
     def total(self) -> int:
         """Rounds of the whole run."""
-        return self.rounds * len(self.tasks)
+        return sum(stage.rounds for stage in self.stages)
 
     @property
-    def task(self) -> str:
-        """Name of the task being learnt; empty: none yet."""
-        return self.tasks[self.task_index] if 0 <= self.task_index < len(self.tasks) else ""
+    def rounds(self) -> int:
+        """Rounds of the stage that runs; 0 before the first."""
+        return self.stages[self.stage].rounds if self.stage >= 0 else 0
+
+    @property
+    def place(self) -> str:
+        """The stage that runs, in words; empty before the first."""
+        if self.stage < 0:
+            return ""
+        kind = "task" if in_turn(self.tasks, self._worked) else "stage"
+        tasks = ", ".join(self._worked[self.stage])
+        return f"{kind} {self.stage + 1}/{len(self.stages)} {tasks}"
+
+    @property
+    def learnt(self) -> list[str]:
+        """Tasks whose last learner has finished them, and that were evaluated since."""
+        _, ends = spans(self.tasks, self._worked)
+        return [task for task, end in zip(self.tasks, ends, strict=True) if end < self.evaluated]
 
     @property
     def accuracy_so_far(self) -> float | None:
         """Mean over the tasks learnt, at the last evaluation; None before there is one."""
-        seen = [self.accuracy[name] for name in self.tasks[: self.learnt] if name in self.accuracy]
-        return sum(seen) / len(seen) if seen else None
+        known = [self.accuracy[name] for name in self.learnt if name in self.accuracy]
+        return sum(known) / len(known) if known else None
+
+    @property
+    def _worked(self) -> list[tuple[str, ...]]:
+        return [stage.tasks for stage in self.stages]
 
     def seconds_left(self, now: float) -> float | None:
         """Estimate from the mean round of this start; None before the first round has ended."""
@@ -80,7 +110,7 @@ class Progress:
         """Return the state after one more event; unknown events change nothing."""
         after = _HANDLERS.get(event["event"], _unknown)(self, event)
         after = replace(after, updated=event["time"])
-        if after.done_here and event["event"] in ("round_finished", "task_finished"):
+        if after.done_here and event["event"] in ("round_finished", "stage_finished"):
             after = replace(after, per_round=(event["time"] - after.started) / after.done_here)
         return after
 
@@ -91,30 +121,32 @@ def _unknown(state: Progress, event: Event) -> Progress:
 
 def _run_started(state: Progress, event: Event) -> Progress:
     done = event["done_rounds"]
+    stages = tuple(Stage(stage["rounds"], tuple(stage["tasks"])) for stage in event["stages"])
+    ends = accumulate(stage.rounds for stage in stages)
     return replace(
         state,
         phase="resuming" if event["resumed"] else "starting",
         tasks=tuple(event["tasks"]),
-        rounds=event["rounds"],
+        stages=stages,
         done=done,
-        learnt=done // event["rounds"] if event["rounds"] else 0,
+        evaluated=sum(end <= done for end in ends),
         started=event["time"],
     )
 
 
 def _evaluated(state: Progress, event: Event) -> Progress:
     accuracy = dict(event["accuracy"])
-    if event["task_index"] < 0:
+    if event["stage"] < 0:
         mean = sum(accuracy.values()) / len(accuracy) if accuracy else None
         return replace(state, accuracy=accuracy, zero_shot=mean)
-    return replace(state, accuracy=accuracy, learnt=event["task_index"] + 1)
+    return replace(state, accuracy=accuracy, evaluated=event["stage"] + 1)
 
 
 def _round_started(state: Progress, event: Event) -> Progress:
     return replace(
         state,
         phase=PHASES.get(event["phase"], str(event["phase"])),
-        task_index=event["task_index"],
+        stage=event["stage"],
         server_round=event["server_round"],
         asked=event["clients"],
         answered=0,
@@ -138,12 +170,12 @@ def _client_failed(state: Progress, event: Event) -> Progress:
 
 
 def _round_finished(state: Progress, event: Event) -> Progress:
-    last = event["server_round"] == state.rounds
-    after = "ending the task" if last else "between rounds"
+    last = event["server_round"] == state.stages[event["stage"]].rounds
+    after = "ending the stage" if last else "between rounds"
     return replace(
         state,
         phase=after if state.done else "evaluating the start",
-        task_index=event["task_index"],
+        stage=event["stage"],
         server_round=event["server_round"],
         done=state.done + 1,
         done_here=state.done_here + 1,
@@ -156,8 +188,8 @@ def _round_skipped(state: Progress, event: Event) -> Progress:
     return replace(state, server_round=event["server_round"], done=state.done + 1)
 
 
-def _task_finished(state: Progress, event: Event) -> Progress:
-    return replace(state, phase="task finished", learnt=event["task_index"] + 1)
+def _stage_finished(state: Progress, event: Event) -> Progress:
+    return replace(state, phase="stage finished", evaluated=event["stage"] + 1)
 
 
 def _run_finished(state: Progress, event: Event) -> Progress:
@@ -176,7 +208,7 @@ _HANDLERS = {
     "client_failed": _client_failed,
     "round_finished": _round_finished,
     "round_skipped": _round_skipped,
-    "task_finished": _task_finished,
+    "stage_finished": _stage_finished,
     "run_finished": _run_finished,
     "run_stopped": _run_stopped,
 }

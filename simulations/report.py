@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deal_core.metrics import in_turn, spans
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
 from simulations.view import duration
@@ -27,28 +28,33 @@ def print_report(console: Console, folder: Path) -> None:
 
 
 def matrix_table(results: Results) -> Table:
-    """Return R: one row per moment, one column per task, in per cent; bold: just learnt."""
+    """Return R: one row per stage, one column per task, in per cent; bold: just learnt by its last
+    learner; dim: not begun by anyone."""
     table = Table(title="Accuracy in %", title_justify="left")
-    table.add_column("learnt so far", no_wrap=True)
+    table.add_column("learnt so far")
     for number in range(1, len(results.tasks) + 1):
         table.add_column(f"task {number}", justify="right")
     table.add_row("nothing (zero-shot)", *(_cell(results.zero_shot[t]) for t in results.tasks))
+    stages = [list(stage.work) for stage in results.stages]
+    begun, learnt = spans(results.tasks, stages)
     for i, row in enumerate(results.accuracy_matrix):
-        cells = [_cell(value, _style(i, j)) for j, value in enumerate(row)]
-        table.add_row(Text(f"+ {_learnt(results, i)}"), *cells)
+        cells = [_cell(value, _style(i, begun[j], learnt[j])) for j, value in enumerate(row)]
+        table.add_row(Text(_title(i, results.tasks, stages)), *cells)
     return table
 
 
-def _learnt(results: Results, row: int) -> str:
-    if results.config.stream.schedule == "joint":
-        return "all tasks at once"
-    return f"task {row + 1} {results.tasks[row]}"
+def _title(row: int, tasks: list[str], stages: list[list[str]]) -> str:
+    """``+ task 2 skin``, or ``+ stage 2: 1 heart, 3 eye`` where stages are not tasks in turn."""
+    if stages == [tasks] and len(tasks) > 1:
+        return "+ all tasks at once"
+    worked = ", ".join(f"{tasks.index(task) + 1} {task}" for task in stages[row])
+    return f"+ task {worked}" if in_turn(tasks, stages) else f"+ stage {row + 1}: {worked}"
 
 
-def _style(row: int, column: int) -> str:
-    if row == column:
+def _style(row: int, begun: int, learnt: int) -> str:
+    if row == learnt:
         return "bold"
-    return "dim" if column > row else ""
+    return "dim" if row < begun else ""
 
 
 def _cell(share: float, style: str = "") -> Text:

@@ -128,8 +128,12 @@ def age_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
 
 
 def _aged(cells: Sequence[CellResult], age: int) -> str:
-    matrices = [cell.outcome.accuracy_matrix for cell in cells]
-    values = [m[j + age][j] for m in matrices for j in range(len(m) - age)]
+    values = [
+        found.accuracy_matrix[i + age][j]
+        for found in (cell.outcome for cell in cells)
+        for j, i in enumerate(found.learnt)
+        if i + age < len(found.accuracy_matrix)
+    ]
     return _percent(fmean(values)) if values else DASH
 
 
@@ -138,14 +142,15 @@ def curves(study: Study, cells: Sequence[CellResult], level: str) -> Iterator[st
     for order in dict.fromkeys(cell.order for cell in cells):
         for arm, own in by_arm(study, [c for c in cells if c.order == order]).items():
             matrices = [cell.outcome.accuracy_matrix for cell in own]
-            tasks = own[0].outcome.tasks
-            if len(matrices[0]) < 2:
+            tasks, stages = own[0].outcome.tasks, len(matrices[0])
+            if stages < 2:
                 continue
             yield from (f"{level} {study.label(arm)}" + (f", order {order}" if order else ""), "")
-            yield from _head("accuracy on", *(f"after {i + 1}" for i in range(len(tasks))))
+            yield from _head("accuracy on", *(f"after {i + 1}" for i in range(stages)))
             for j, task in enumerate(tasks):
-                means = (fmean(m[i][j] for m in matrices) for i in range(j, len(tasks)))
-                yield _row(f"{j + 1} {task}", *[""] * j, *(_percent(mean) for mean in means))
+                first = min(cell.outcome.begun[j] for cell in own)
+                means = (fmean(m[i][j] for m in matrices) for i in range(first, stages))
+                yield _row(f"{j + 1} {task}", *[""] * first, *(_percent(mean) for mean in means))
             yield ""
 
 

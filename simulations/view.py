@@ -53,17 +53,16 @@ def plain_lines(event: Event, state: Progress) -> list[str]:
         return [f"client {event['client']} left out: {event['reason']}"]
     if kind == "round_finished":
         return [_where(state) + ", " + ", ".join(_figures(state, event["time"]))]
-    if kind == "evaluated" and event["task_index"] < 0:
+    if kind == "evaluated" and event["stage"] < 0:
         return [f"zero-shot accuracy {percent(state.zero_shot)}"]
     if kind == "evaluated":
-        known = f"{state.learnt} of {len(state.tasks)} tasks"
+        known = f"{len(state.learnt)} of {len(state.tasks)} tasks"
         return [f"{known} learnt, accuracy so far {percent(state.accuracy_so_far)}"]
     return []
 
 
 def _where(state: Progress) -> str:
-    task = f"task {state.task_index + 1}/{len(state.tasks)} {state.task}"
-    return f"{task}, round {state.server_round}/{state.rounds}"
+    return f"{state.place}, round {state.server_round}/{state.rounds}"
 
 
 def _figures(state: Progress, now: float) -> list[str]:
@@ -81,7 +80,7 @@ def _figures(state: Progress, now: float) -> list[str]:
 def live_view(name: str, state: Progress, now: float) -> RenderableType:
     """Return the live view: where the run is, how far, and how good so far."""
     where = Text.assemble((name, "bold"), " · ", state.phase)
-    if state.task:
+    if state.place:
         where.append(f" · {_where(state)}")
     if state.phase in PHASES.values():
         where.append(f" · {state.answered}/{state.asked} clients")
@@ -100,7 +99,7 @@ def live_view(name: str, state: Progress, now: float) -> RenderableType:
 def _quality(state: Progress) -> str:
     parts = []
     if state.accuracy_so_far is not None:
-        known = f"{state.learnt} of {len(state.tasks)} tasks learnt"
+        known = f"{len(state.learnt)} of {len(state.tasks)} tasks learnt"
         parts.append(f"accuracy so far {percent(state.accuracy_so_far)} ({known})")
     if state.zero_shot is not None:
         parts.append(f"zero-shot {percent(state.zero_shot)}")

@@ -62,20 +62,21 @@ class Share:
 class Kept(Protocol):
     """What a client keeps from task to task, on its own disk; it never leaves."""
 
-    def once(self, task_index: int, basis: str, make: Callable[[int, Tensors], Tensors]) -> Tensors:
-        """Return what is kept for this task and ``basis`` (equal when all it depends on is).
+    def once(self, tasks: int, basis: str, make: Callable[[int, Tensors], Tensors]) -> Tensors:
+        """Return what is kept of the client's first ``tasks`` tasks and ``basis`` (equal when all
+        it depends on is).
 
-        At first it is made, ``make(before, tensors)``, from what was kept for the latest task
-        ``before`` this one; from ``(0, {})`` where nothing was.
+        At first it is made, ``make(before, tensors)``, from what was kept of the largest number
+        ``before`` that is smaller; from ``(0, {})`` where nothing was.
         """
 
 
 @dataclass(frozen=True)
 class Past:
-    """What a client still has of earlier tasks.
+    """What a client still has of the tasks that it worked on itself before the one at hand.
 
     Attributes:
-        shares: one per earlier task, in the order they were learnt; read when called.
+        shares: one per such task, in the client's order; read when called.
         kept: what it keeps beside its data.
     """
 
@@ -99,8 +100,9 @@ class LocalTask:
 
     Attributes:
         labels: the task's public label space.
-        seen: labels of all earlier tasks; empty in the first.
-        past: what the client has of earlier tasks; None in the first.
+        seen: labels of the other tasks that some client had met before the stage; empty in the
+            first.
+        past: what the client has of its own earlier tasks; None in its first.
         carried: what it has of earlier rounds; None where nothing can be kept.
         together: where several tasks are learnt at once, the client's share of each, in the order
             of its data; ``labels`` are then those of the first. Empty: there is one task.
@@ -174,10 +176,11 @@ class Method(Protocol):
         """What follows the rounds of learning in every task, in order."""
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
-        """Server, before the first round of a task."""
+        """Server, before the first round of a stage (which is a task where all clients work on
+        the same one)."""
 
     def end_task(self, state: State) -> State:
-        """Server, after the last round of a task, that of its last phase."""
+        """Server, after the last round of a stage, that of its last phase."""
 
     def objective(
         self,

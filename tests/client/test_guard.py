@@ -52,7 +52,7 @@ def ask(experiment, state, tmp_path_factory):
         learn = message_type == "train"
         instruction = Instruction(
             task="surgery",
-            task_index=0,
+            stage=0,
             server_round=int(learn),
             tasks=() if learn else ("surgery",),
             trained=("lora_A", "lora_B") if learn else (),

@@ -14,7 +14,7 @@ KEY = "base_model.model.layer.lora_B.weight"
 def reply_with(**records) -> Message:
     content = RecordDict(
         {
-            "status": ConfigRecord({"code": "ok", "task_index": 0, "server_round": 1}),
+            "status": ConfigRecord({"code": "ok", "stage": 0, "server_round": 1}),
             "lora": ArrayRecord({KEY: Array(np.zeros((2, 2), np.float32))}),
             "metrics": MetricRecord({"num_examples": 3, "loss": 0.5, "seconds": 1.0}),
             **records,

@@ -41,12 +41,12 @@ class Kept:
         self.made: dict[int, dict[str, torch.Tensor]] = {}
         self.bases: dict[int, str] = {}
 
-    def once(self, task_index, basis, make):
-        if self.bases.get(task_index) != basis:
-            before = max((n for n in self.made if n < task_index), default=0)
-            self.made[task_index] = make(before, self.made.get(before, {}))
-            self.bases[task_index] = basis
-        return self.made[task_index]
+    def once(self, tasks, basis, make):
+        if self.bases.get(tasks) != basis:
+            before = max((n for n in self.made if n < tasks), default=0)
+            self.made[tasks] = make(before, self.made.get(before, {}))
+            self.bases[tasks] = basis
+        return self.made[tasks]
 
 
 @pytest.fixture(scope="module")

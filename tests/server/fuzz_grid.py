@@ -41,7 +41,7 @@ def tiny_app(experiment: Experiment, shapes: Shapes) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         state, instruction = wire.read_request(message, bench)
         number = int(context.node_config["partition-id"])
-        generator = seeded("noise", number, instruction.task_index, instruction.server_round)
+        generator = seeded("noise", number, instruction.stage, instruction.server_round)
         trained = frozenset(instruction.trained)
         adapter = nudged(state.current, trained, generator)
         dtype = experiment.wire.dtype

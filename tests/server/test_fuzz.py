@@ -83,7 +83,7 @@ class Spoiler:
             assert self.grid is not None
             return (len(self.grid.models) - 2) // (ROUNDS + 1), 0
         status = reply.content["status"]
-        return int(status["task_index"]), int(status["server_round"])
+        return int(status["stage"]), int(status["server_round"])
 
     def _plan(self, place: Place) -> dict[str, str]:
         """Every kind comes in turn; who is hit is drawn."""

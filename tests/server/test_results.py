@@ -7,6 +7,7 @@ import pytest
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from server.checkpoint import History
+from server.plan import Plan
 from server.results import make_results, read_results, write_results
 
 HISTORY = History(
@@ -23,8 +24,11 @@ HISTORY = History(
 )
 
 
+IN_TURN = Plan(("a", "b"), {"0": ("a", "b"), "1": ("a", "b")}, rounds=1, every=1)
+
+
 def test_measures_follow_from_the_counts():
-    results = make_results(Experiment(), ["a", "b"], HISTORY)
+    results = make_results(Experiment(), IN_TURN, HISTORY)
     assert results.accuracy_matrix == [[1.0, 0.25], [0.75, 0.75]]
     assert results.zero_shot == {"a": 0.5, "b": 0.5}
     assert results.average_accuracy == 0.75
@@ -41,29 +45,76 @@ def test_measures_follow_from_the_counts():
 
 
 def test_no_privacy_means_no_epsilon():
-    privacy = make_results(Experiment(), ["a", "b"], HISTORY).privacy
+    privacy = make_results(Experiment(), IN_TURN, HISTORY).privacy
     assert privacy.mechanism == "none"
     assert privacy.epsilon == {}
 
 
 def test_file_round_trip_and_schema(tmp_path):
-    results = make_results(Experiment(), ["a", "b"], HISTORY)
+    results = make_results(Experiment(), IN_TURN, HISTORY)
     write_results(tmp_path / "results.json", results)
     assert read_results(tmp_path) == results
     data = json.loads((tmp_path / "results.json").read_text())
     assert set(data) == {
-        *("config", "engine", "seed", "tasks", "accuracy_matrix", "zero_shot"),
+        *("config", "engine", "seed", "tasks", "stages", "accuracy_matrix", "zero_shot"),
         *("average_accuracy", "backward_transfer", "forward_transfer", "forgetting"),
         *("per_client", "privacy", "wire", "aggregation_error", "seconds"),
         *("peak_rss_bytes", "versions", "schema_version"),
     }
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"schema_version": 1, "extra": 2}'])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 2, "extra": 2}'])
 def test_a_broken_file_is_one_line(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(UserError, match="not a valid results file"):
         read_results(tmp_path)
+
+
+def test_a_file_of_another_version_says_so(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema_version": 1, "tasks": []}')
+    with pytest.raises(UserError, match="schema version 1, not 2"):
+        read_results(tmp_path)
+
+
+# "a": client 0 in stages 0 and 1, client 1 in stage 2; "b": client 1 in stages 0 and 1;
+# "c": client 0 in stages 2 and 3 (two rounds a task, a stage a round)
+OWN = Plan(("a", "b", "c"), {"0": ("a", "c"), "1": ("b", "a")}, rounds=2, every=1)
+OWN_HISTORY = History(
+    evaluations=(
+        {"0": [[1, 4], [1, 4], [1, 4]], "1": [[1, 4], [1, 4], [0, 0]]},
+        {"0": [[2, 4], [2, 4], [2, 4]], "1": [[2, 4], [2, 4], [0, 0]]},
+        {"0": [[3, 4], [4, 4], [3, 4]]},  # the counts of client 1 did not arrive
+        {"0": [[4, 4], [2, 4], [3, 4]], "1": [[3, 4], [4, 4], [0, 0]]},
+        {"0": [[2, 4], [2, 4], [4, 4]], "1": [[3, 4], [2, 4], [0, 0]]},
+    ),
+)
+
+
+def test_measures_where_clients_have_orders_of_their_own():
+    """By hand: rows .5 .5 .5 / .75 1 .75 / .875 .75 .75 / .625 .5 1; zero-shot .25 each."""
+    results = make_results(Experiment(), OWN, OWN_HISTORY)
+    rows = [[0.5, 0.5, 0.5], [0.75, 1.0, 0.75], [0.875, 0.75, 0.75], [0.625, 0.5, 1.0]]
+    assert results.accuracy_matrix == rows
+    assert [(stage.rounds, stage.work) for stage in results.stages] == [
+        (1, {"a": ["0"], "b": ["1"]}),
+        (1, {"a": ["0"], "b": ["1"]}),
+        (1, {"a": ["1"], "c": ["0"]}),
+        (1, {"a": ["1"], "c": ["0"]}),
+    ]
+    # "b" was learnt after row 1; "a" and "c" only with the last row
+    assert results.backward_transfer == 0.5 - 1.0
+    assert results.forgetting == 1.0 - 0.5
+    # only "c" begins after the first stage: row 1 is the last before it
+    assert results.forward_transfer == 0.75 - 0.25
+    assert results.average_accuracy == pytest.approx((0.625 + 0.5 + 1.0) / 3)
+
+
+def test_a_clients_matrix_has_a_row_for_every_stage():
+    results = make_results(Experiment(), OWN, OWN_HISTORY)
+    nothing = [None, None, None]
+    rows = [[0.5, 0.5, None], nothing, [0.75, 1.0, None], [0.75, 0.5, None]]
+    assert results.per_client["1"].accuracy_matrix == rows
+    assert len(results.per_client["0"].accuracy_matrix) == 4
 
 
 def test_an_unfinished_run_says_so(tmp_path):

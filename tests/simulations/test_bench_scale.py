@@ -25,7 +25,7 @@ def test_one_point_has_no_exponent():
 
 
 def event(kind: str, task: int, seconds: float) -> dict:
-    return {"event": kind, "task_index": task, "seconds": seconds}
+    return {"event": kind, "stage": task, "seconds": seconds}
 
 
 def test_the_first_round_and_the_first_task_are_told_apart():

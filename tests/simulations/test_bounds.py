@@ -23,7 +23,7 @@ from simulations.outcome import outcome
 
 TASKS = ("laboratory", "surgery")
 ALL_AT_ONCE = Instruction(
-    task=TASKS[0], task_index=0, server_round=1, tasks=TASKS, rank=8, retained_rank=16
+    task=TASKS[0], stage=0, server_round=1, tasks=TASKS, rank=8, retained_rank=16
 )
 
 

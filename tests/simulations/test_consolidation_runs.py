@@ -64,7 +64,7 @@ def test_rounds_are_named_counted_and_weighed(run_with):
     """Where everything fits there is nothing to distil, and no message."""
     _, folder = run_with(*PRIVATE)
     seen = [
-        (event["event"], event["task_index"], event["phase"], event["server_round"])
+        (event["event"], event["stage"], event["phase"], event["server_round"])
         for event in events(folder)
         if event["event"] in ("round_finished", "round_skipped")
     ]
@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_while_it_consolidates_ends_the_same(run_with, tmp
 
     def interrupt(event: dict) -> None:
         last = event["event"] == "client_finished" and event["server_round"] == 3
-        if last and event["task_index"] == 1:
+        if last and event["stage"] == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

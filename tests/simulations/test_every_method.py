@@ -61,7 +61,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
 
     def interrupt(event: dict) -> None:
         nonlocal ended
-        ended += event["event"] in {"round_finished", "task_finished"}
+        ended += event["event"] in {"round_finished", "stage_finished"}
         if ended == STEPS and event["event"] == "client_finished":
             raise KeyboardInterrupt
 

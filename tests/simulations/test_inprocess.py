@@ -81,7 +81,7 @@ def test_the_update_of_two_clients_is_their_weighted_mean(finished, tmp_path):
     )
 
     def catch(reply: Message) -> Message:
-        if is_update(reply) and reply.content["status"]["task_index"] == 0:
+        if is_update(reply) and reply.content["status"]["stage"] == 0:
             weight = float(reply.content["metrics"]["num_examples"])
             arrays = {k: a.numpy() for k, a in reply.content["lora"].items()}
             sent.append((weight, arrays))
@@ -125,7 +125,7 @@ def test_nothing_but_adapters_and_figures_leaves_a_client(finished, tmp_path):
     assert seen == {
         "site.client: int",
         "status.code: str",
-        "status.task_index: int",
+        "status.stage: int",
         "status.server_round: int",
         "lora.*: adapter",
         "metrics.num_examples: int",
@@ -157,7 +157,7 @@ def test_another_seed_gives_another_adapter(finished, tmp_path):
 def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, steps):
     """Interrupt in the middle of a step; the checkpoint before it stands."""
     experiment, folder, _ = finished
-    ended = {"round_finished", "task_finished"}
+    ended = {"round_finished", "stage_finished"}
     count = 0
 
     def interrupt(event: dict) -> None:

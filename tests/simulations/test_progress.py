@@ -14,7 +14,7 @@ TASKS = ["heart", "skin"]
 
 
 def round_events(task: int, number: int, start: float) -> list[dict[str, Any]]:
-    where = {"task": TASKS[task], "task_index": task, "phase": "learn", "server_round": number}
+    where = {"stage": task, "phase": "learn", "server_round": number}
     return [
         {"event": "round_started", "time": start, **where, "clients": 2},
         {"event": "client_finished", "time": start + 3, **where, "client": "0", "loss": 1.0},
@@ -32,16 +32,16 @@ def round_events(task: int, number: int, start: float) -> list[dict[str, Any]]:
 
 def evaluated(index: int, time: float, heart: float, skin: float) -> dict[str, Any]:
     accuracy = {"heart": heart, "skin": skin}
-    return {"event": "evaluated", "time": time, "task_index": index, "accuracy": accuracy}
+    return {"event": "evaluated", "time": time, "stage": index, "accuracy": accuracy}
 
 
-def run_started(done: int = 0) -> dict[str, Any]:
+def run_started(done: int = 0, stages: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     return {
         "event": "run_started",
         "time": START,
         "tasks": TASKS,
         "clients": 2,
-        "rounds": 2,
+        "stages": stages or [{"rounds": 2, "tasks": [task]} for task in TASKS],
         "resumed": done > 0,
         "done_rounds": done,
     }
@@ -53,7 +53,7 @@ FIRST_TASK = [
     *round_events(0, 1, START + 2),
     *round_events(0, 2, START + 10),
     evaluated(0, START + 20, 0.8, 0.3),
-    {"event": "task_finished", "time": START + 20, "task": "heart", "task_index": 0},
+    {"event": "stage_finished", "time": START + 20, "stage": 0},
 ]
 
 
@@ -73,7 +73,8 @@ def test_before_any_task_the_only_accuracy_is_zero_shot() -> None:
 
 def test_inside_a_round_clients_are_counted_and_losses_averaged() -> None:
     state = after(FIRST_TASK[:5])
-    assert (state.task, state.server_round, state.answered, state.asked) == ("heart", 1, 2, 2)
+    assert (state.place, state.server_round) == ("task 1/2 heart", 1)
+    assert (state.answered, state.asked) == (2, 2)
     assert state.client == "1"
     assert state.loss == pytest.approx(1.5)
 
@@ -95,8 +96,29 @@ def test_time_left_is_the_mean_round_with_evaluations_times_rounds_left() -> Non
 
 def test_after_a_resume_only_rounds_of_this_start_count_for_the_time() -> None:
     state = after([run_started(done=2), *round_events(1, 1, START)])
-    assert (state.done, state.total, state.learnt) == (3, 4, 1)
+    assert (state.done, state.total, state.learnt) == (3, 4, ["heart"])
     assert state.seconds_left(START + 8) == pytest.approx(8.0)
+
+
+OWN = [{"rounds": 2, "tasks": ["heart", "skin"]}, {"rounds": 1, "tasks": ["skin"]}]
+
+
+def test_where_clients_have_their_own_tasks_a_stage_is_named_with_them() -> None:
+    state = after([run_started(stages=OWN), *round_events(0, 1, START)])
+    assert (state.place, state.rounds, state.total) == ("stage 1/2 heart, skin", 2, 3)
+    assert state.phase == "evaluating the start"
+    state = after([run_started(stages=OWN), *round_events(0, 1, START), *round_events(1, 1, START)])
+    assert (state.place, state.rounds) == ("stage 2/2 skin", 1)
+    assert state.phase == "consolidating and evaluating"
+
+
+def test_a_task_is_learnt_when_its_last_learner_is_through() -> None:
+    state = after([run_started(stages=OWN), evaluated(0, START + 9, 0.6, 0.9)])
+    assert (state.learnt, state.accuracy_so_far) == (["heart"], 0.6)
+    assert after([run_started(2, OWN)]).learnt == ["heart"]
+    assert after([run_started(1, OWN)]).learnt == []
+    state = state.update(evaluated(1, START + 9, 0.6, 0.8))
+    assert (state.learnt, state.accuracy_so_far) == (TASKS, pytest.approx(0.7))
 
 
 def test_a_failed_client_is_remembered_until_the_next_round() -> None:

@@ -10,8 +10,8 @@ from rich.console import Console
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from server.folder import RunFolder
-from server.results import ClientResult, Privacy, Results, Wire, write_results
-from simulations.report import _points, measures, print_report, privacy_text
+from server.results import ClientResult, Privacy, Results, Stage, Wire, write_results
+from simulations.report import _points, matrix_table, measures, print_report, privacy_text
 
 
 def results(**changes: Any) -> Results:
@@ -20,6 +20,7 @@ def results(**changes: Any) -> Results:
         "engine": "inprocess",
         "seed": 0,
         "tasks": ["heart", "skin"],
+        "stages": [Stage(rounds=2, work={"heart": ["0"]}), Stage(rounds=2, work={"skin": ["0"]})],
         "accuracy_matrix": [[0.8, 0.25], [0.6, 0.9]],
         "zero_shot": {"heart": 0.2, "skin": 0.3},
         "average_accuracy": 0.75,
@@ -55,6 +56,26 @@ def test_the_report_has_the_matrix_the_measures_and_the_place(tmp_path: Path) ->
     assert "+ task 2 skin 60.0 90.0" in lines
     assert "average accuracy 75.0 %" in lines
     assert f"results {tmp_path / 'results.json'}" in lines
+
+
+def test_a_stage_is_named_with_its_tasks_where_clients_have_their_own() -> None:
+    stages = [
+        Stage(rounds=2, work={"heart": ["0"], "skin": ["1"]}),
+        Stage(rounds=1, work={"skin": ["0"]}),
+    ]
+    table = matrix_table(results(stages=stages))
+    assert [str(cell) for cell in table.columns[0].cells] == [
+        "nothing (zero-shot)",
+        "+ stage 1: 1 heart, 2 skin",
+        "+ stage 2: 2 skin",
+    ]
+    styles = [[cell.style for cell in column.cells][1:] for column in table.columns[1:]]
+    assert styles == [["bold", ""], ["", "bold"]]  # just learnt; nothing is still to come
+
+
+def test_what_is_still_to_come_is_dim() -> None:
+    styles = [[c.style for c in column.cells][1:] for column in matrix_table(results()).columns[1:]]
+    assert styles == [["bold", ""], ["dim", "bold"]]
 
 
 def test_the_measures_are_those_of_the_file() -> None:

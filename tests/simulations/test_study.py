@@ -58,7 +58,7 @@ def kill_midway(experiment: Experiment) -> None:
     record(experiment)
 
     def interrupt(event: dict[str, object]) -> None:
-        if event["event"] == "round_started" and event["task_index"] == 1:
+        if event["event"] == "round_started" and event["stage"] == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

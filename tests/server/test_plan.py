@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deal_core.config import Experiment, FederationConfig, RunConfig, StreamConfig
+from deal_core.errors import UserError
+from server.plan import Plan, make_plan
+from server.schedule import Step, schedule
+
+TASKS = ("a", "b", "c", "d")
+CLIENTS = ("0", "1", "2")
+
+
+def planned(tasks=TASKS, clients=CLIENTS, rounds=2, seed=0, **stream) -> Plan:
+    experiment = Experiment(
+        stream=StreamConfig(**{"schedule": "per-client", **stream}),
+        federation=FederationConfig(rounds=rounds),
+        run=RunConfig(seed=seed),
+    )
+    return make_plan(experiment, tasks, clients)
+
+
+@st.composite
+def plans(draw) -> Plan:
+    tasks = TASKS[: draw(st.integers(1, 4))]
+    own = st.lists(st.sampled_from(tasks), unique=True).map(tuple)
+    orders = {str(n): draw(own) for n in range(draw(st.integers(0, 3)))} | {"all": tasks}
+    return Plan(tasks, orders, draw(st.integers(1, 3)), draw(st.integers(1, 7)))
+
+
+@given(plans())
+def test_the_plan_is_what_each_client_does_round_after_round(plan):
+    """Compared with clients that work through their own lists, one round at a time."""
+    left = {
+        name: [task for task in order for _ in range(plan.rounds)]
+        for name, order in plan.orders.items()
+    }
+    done: dict[str, list[str]] = {name: [] for name in plan.orders}
+    assert set(plan.stages[:-1]) <= {plan.every}
+    assert 0 < plan.stages[-1] <= plan.every
+    for stage, rounds in enumerate(plan.stages):
+        met = {task for tasks in done.values() for task in tasks}
+        assert plan.met(stage) == tuple(task for task in plan.tasks if task in met)
+        worked: dict[str, set[str]] = {}
+        for server_round in range(1, rounds + 1):
+            now = {name: tasks.pop(0) for name, tasks in left.items() if tasks}
+            assert now  # in no round does everybody idle
+            assert plan.working(stage, server_round) == now
+            for name, task in now.items():
+                earlier = [other for other in dict.fromkeys(done[name]) if other != task]
+                assert plan.past(name, stage, server_round) == tuple(earlier)
+                worked.setdefault(task, set()).add(name)
+                done[name].append(task)
+        assert {task: set(names) for task, names in plan.work(stage).items()} == worked
+        assert list(plan.work(stage)) == [task for task in plan.tasks if task in worked]
+    assert not any(left.values())  # all rounds of all tasks were worked
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_the_synchronous_schedule_is_the_plan_in_which_all_have_the_same_order(every):
+    together = planned(schedule="synchronous")
+    assert together == planned(orders=dict.fromkeys(CLIENTS, TASKS), consolidate_every=every)
+    assert together.stages == [2, 2, 2, 2]
+    for stage, task in enumerate(TASKS):
+        assert together.working(stage, 1) == together.working(stage, 2)
+        assert together.working(stage, 2) == dict.fromkeys(CLIENTS, task)
+        assert together.met(stage) == together.past("1", stage, 2) == TASKS[:stage]
+        assert together.work(stage) == {task: list(CLIENTS)}
+    rounds = [Step("round", 0, 1), Step("zero-shot", -1), Step("round", 0, 2), Step("end-stage", 0)]
+    assert schedule(together.stages)[:4] == rounds
+    assert len(schedule(together.stages)) == 1 + 4 * 3
+
+
+def test_an_order_is_drawn_for_every_client_by_the_seed():
+    plan = planned()
+    assert plan == planned()
+    assert plan.orders != planned(seed=1).orders
+    assert all(sorted(order) == sorted(TASKS) for order in plan.orders.values())
+    assert len(set(plan.orders.values())) > 1
+    more = planned(clients=(*CLIENTS, "3"))
+    assert {name: more.orders[name] for name in CLIENTS} == plan.orders
+
+
+def test_a_client_meets_as_many_tasks_as_it_should_and_its_own_where_they_are_given():
+    whole = planned()
+    part = planned(tasks_per_client=1, orders={"1": ("d", "c", "a", "b"), "2": ()})
+    assert part.orders == {"0": whole.orders["0"][:1], "1": ("d", "c", "a", "b"), "2": ()}
+    assert planned(tasks_per_client=9) == whole
+
+
+@given(st.integers(0, 50), st.integers(1, 4))
+def test_every_task_is_met_or_nothing_starts(seed, tasks_per_client):
+    drawn = planned(seed=seed).orders.values()
+    missed = set(TASKS).difference(*(order[:tasks_per_client] for order in drawn))
+    if missed:
+        with pytest.raises(UserError, match="no client meets the task"):
+            planned(seed=seed, tasks_per_client=tasks_per_client)
+    else:
+        orders = planned(seed=seed, tasks_per_client=tasks_per_client).orders.values()
+        assert {len(order) for order in orders} == {tasks_per_client}
+
+
+@pytest.mark.parametrize(
+    ("orders", "problem"),
+    [
+        ({"0": ("a",), "1": ("b",), "2": ("d",)}, "no client meets the task 'c'"),
+        ({"3": ("a",)}, "names client '3'; the clients are 0 to 2"),
+        ({"one": ("a",)}, "names client 'one'"),
+        ({"1": ("a", "aa")}, "unknown task in stream.orders.1: 'aa'; known: a, b, c, d"),
+        ({"1": ("a", "b", "a")}, "stream.orders.1 names 'a' twice"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_one_line(orders, problem):
+    with pytest.raises(UserError) as error:
+        planned(orders=orders)
+    assert problem in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,167 @@
+"""Clients with tasks and orders of their own, through the real apps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from client import work
+from client.app import make_app
+from deal_core.config import Experiment, flatten
+from deal_core.data import open_source, partition
+from deal_core.errors import UserError
+from deal_core.instruction import Instruction, read_instruction
+from deal_core.methods import METHODS, LocalTask
+from server.results import read_results
+from server.run import run
+from simulations.identity import assume_identity
+from simulations.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
+from simulations.preflight import check_data
+
+ORDERS = (
+    'stream.orders={0=["laboratory", "surgery", "medicine"], 1=["surgery"], '
+    '2=["medicine", "laboratory"]}'
+)
+
+
+@pytest.fixture
+def own_orders(make_experiment):
+    """Three clients, a round a task; stages of two rounds and of one."""
+
+    def make(folder: Path, *overrides: str) -> Experiment:
+        return make_experiment(
+            f'run.out="{folder}"',
+            'data.tasks=["laboratory", "surgery", "medicine"]',
+            "data.max_train=24",
+            "data.max_test=12",
+            "federation.clients=3",
+            "federation.rounds=1",
+            "stream.schedule=per-client",
+            "stream.consolidate_every=2",
+            ORDERS,
+            *overrides,
+        )
+
+    return make
+
+
+Asked = dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]
+"""Client to its task, what it knows others had met, and its own past."""
+
+L, S, M = "laboratory", "surgery", "medicine"
+PLANNED: dict[tuple[int, int], Asked] = {
+    (0, 1): {"0": (L, (), ()), "1": (S, (), ()), "2": (M, (), ())},
+    (0, 2): {"0": (S, (), (L,)), "2": (L, (), (M,))},  # 1 is through; nothing is retained yet
+    (1, 1): {"0": (M, (L, S), (L, S))},
+}
+
+
+class Spy(InProcessGrid):
+    """Notes what is asked of whom."""
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.asked: list[tuple[str, str, Instruction]] = getattr(self, "asked", [])
+        for message in messages:
+            if "instruction" in message.content.config_records:
+                instruction = read_instruction(dict(message.content["instruction"]))
+                client = str(message.metadata.dst_node_id - FIRST_CLIENT_NODE)
+                self.asked.append((client, message.metadata.message_type, instruction))
+        return super().push_messages(messages)
+
+
+def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, monkeypatch):
+    experiment = own_orders(tmp_path, "method.name=replay")
+    learnt: list[LocalTask] = []
+
+    def spied(*args) -> LocalTask:
+        learnt.append(LocalTask(*args))
+        return learnt[-1]
+
+    monkeypatch.setattr(work, "LocalTask", spied)
+    grid = Spy(make_app(), flatten(experiment), 3)
+    events: list[dict] = []
+    with assume_identity(1, 1):
+        run(grid, experiment, events.append)
+
+    found: dict[tuple[int, int], Asked] = {}
+    for client, kind, asked in grid.asked:
+        if kind == "train":
+            place = found.setdefault((asked.stage, asked.server_round), {})
+            place[client] = asked.task, asked.seen, asked.past
+    assert found == PLANNED
+
+    data = {name: open_source(experiment.data).load(name) for name in (L, S, M)}
+    shares = {n: partition(d, experiment.data.partition, 3, 0) for n, d in data.items()}
+    finished = [event for event in events if event["event"] == "client_finished"]
+    work_done = [(c, *what) for place in PLANNED.values() for c, what in place.items()]
+    for (client, task, seen, past), event, local in zip(work_done, finished, learnt, strict=True):
+        assert (event["client"], event["task"]) == (client, task)
+        assert event["num_examples"] == len(shares[task][int(client)].train)
+        assert tuple(local.labels) == data[task].labels
+        assert set(local.seen) == {label for name in seen for label in data[name].labels}
+        own = local.past.shares if local.past else []
+        assert [tuple(share().labels) for share in own] == [data[name].labels for name in past]
+        counts = [len(shares[name][int(client)].train) for name in past]
+        assert [len(share().data) for share in own] == counts
+
+    evaluations = [(c, a.tasks) for c, kind, a in grid.asked if kind == "evaluate"]
+    assert evaluations == [(client, (L, S, M)) for _ in range(3) for client in "012"]
+    results = read_results(tmp_path)
+    assert [(stage.rounds, stage.work) for stage in results.stages] == [
+        (2, {L: ["0", "2"], S: ["0", "1"], M: ["2"]}),
+        (1, {M: ["0"]}),
+    ]
+    assert np.array(results.accuracy_matrix).shape == (2, 3)
+    assert all(len(own.accuracy_matrix) == 2 for own in results.per_client.values())
+
+
+def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_is_stopped_within_a_stage_and_resumed_equals_a_whole_one(
+    own_orders, tmp_path, name
+):
+    """And equal seeds give equal runs, with every method."""
+    overrides = [f"method.name={name}", "data.max_train=12", "data.max_test=6"]
+    if name == "deal":
+        overrides.append('wire.dtype="int8"')  # what is lost outlives a change of task
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_inprocess(own_orders(whole, *overrides), lambda event: None)
+    place = None
+
+    def interrupt(event: dict) -> None:
+        nonlocal place
+        if event["event"] == "round_started":
+            place = event["stage"], event["server_round"]
+        if event["event"] == "client_finished" and place == (0, 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_inprocess(own_orders(parts, *overrides), interrupt)
+    assert not (parts / "results.json").exists()
+    run_inprocess(own_orders(parts, *overrides, "run.resume=true"), lambda event: None)
+    one, two = learnt_adapter(whole), learnt_adapter(parts)
+    assert one.keys() == two.keys()
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+    assert read_results(whole).per_client == read_results(parts).per_client
+
+
+def test_a_sampled_round_takes_from_those_that_work(own_orders, tmp_path):
+    events: list[dict] = []
+    sampled = own_orders(tmp_path, "federation.clients_per_round=2", "data.max_train=12")
+    run_inprocess(sampled, events.append)
+    started = [event for event in events if event["event"] == "round_started"]
+    assert [event["clients"] for event in started] == [2, 2, 1]
+    assert started[2]["tasks"] == [M]
+
+
+def test_a_task_that_nobody_meets_shows_before_anything_starts(own_orders, tmp_path):
+    experiment = own_orders(tmp_path, 'stream.orders={0=["surgery"], 1=["surgery"], 2=[]}')
+    with pytest.raises(UserError, match="no client meets the task 'laboratory'"):
+        check_data(experiment)
