@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from deal_core.data import open_source, partition
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction, read_instruction
 from deal_core.methods import METHODS, LocalTask
+from server.federation import Federation
+from server.plan import make_plan
 from server.results import read_results
 from server.run import run
+from server.schedule import Step
 from simulations.identity import assume_identity
 from simulations.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
 from simulations.preflight import check_data
@@ -27,25 +31,25 @@ ORDERS = (
 )
 
 
+def per_client(make_experiment, folder: Path, *overrides: str) -> Experiment:
+    """Three clients, a round a task; a stage of two rounds and one of one."""
+    return make_experiment(
+        f'run.out="{folder}"',
+        'data.tasks=["laboratory", "surgery", "medicine"]',
+        "data.max_train=24",
+        "data.max_test=12",
+        "federation.clients=3",
+        "federation.rounds=1",
+        "stream.schedule=per-client",
+        "stream.consolidate_every=2",
+        ORDERS,
+        *overrides,
+    )
+
+
 @pytest.fixture
-def own_orders(make_experiment):
-    """Three clients, a round a task; stages of two rounds and of one."""
-
-    def make(folder: Path, *overrides: str) -> Experiment:
-        return make_experiment(
-            f'run.out="{folder}"',
-            'data.tasks=["laboratory", "surgery", "medicine"]',
-            "data.max_train=24",
-            "data.max_test=12",
-            "federation.clients=3",
-            "federation.rounds=1",
-            "stream.schedule=per-client",
-            "stream.consolidate_every=2",
-            ORDERS,
-            *overrides,
-        )
-
-    return make
+def own_orders(make_experiment, tmp_path):
+    return partial(per_client, make_experiment, tmp_path)
 
 
 Asked = dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]
@@ -74,7 +78,7 @@ class Spy(InProcessGrid):
 
 
 def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, monkeypatch):
-    experiment = own_orders(tmp_path, "method.name=replay")
+    experiment = own_orders("method.name=replay")
     learnt: list[LocalTask] = []
 
     def spied(*args) -> LocalTask:
@@ -123,16 +127,43 @@ def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_run_that_is_stopped_within_a_stage_and_resumed_equals_a_whole_one(
-    own_orders, tmp_path, name
-):
-    """And equal seeds give equal runs, with every method."""
+def tiny(name: str) -> list[str]:
     overrides = [f"method.name={name}", "data.max_train=12", "data.max_test=6"]
     if name == "deal":
         overrides.append('wire.dtype="int8"')  # what is lost outlives a change of task
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_inprocess(own_orders(whole, *overrides), lambda event: None)
+    return overrides
+
+
+@pytest.fixture(scope="module")
+def whole_run(make_experiment, tmp_path_factory):
+    """One run a method."""
+    finished: dict[str, Path] = {}
+
+    def run_of(name: str) -> Path:
+        if name not in finished:
+            folder = finished[name] = tmp_path_factory.mktemp(name)
+            run_inprocess(per_client(make_experiment, folder, *tiny(name)), lambda event: None)
+        return finished[name]
+
+    return run_of
+
+
+def same(one: Path, two: Path) -> bool:
+    a, b = learnt_adapter(one), learnt_adapter(two)
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_through_stages_of_several_tasks(whole_run, name):
+    folder = whole_run(name)
+    assert all(np.isfinite(value).all() for value in learnt_adapter(folder).values())
+    assert all(value.any() for value in learnt_adapter(folder).values())
+    assert same(folder, whole_run("sequential")) == (name == "sequential")
+
+
+@pytest.mark.parametrize("name", ["deal", "ewc"])
+def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(own_orders, whole_run, name):
+    """And equal seeds give equal runs; these two keep something at the client."""
     place = None
 
     def interrupt(event: dict) -> None:
@@ -143,25 +174,26 @@ def test_a_run_that_is_stopped_within_a_stage_and_resumed_equals_a_whole_one(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_inprocess(own_orders(parts, *overrides), interrupt)
-    assert not (parts / "results.json").exists()
-    run_inprocess(own_orders(parts, *overrides, "run.resume=true"), lambda event: None)
-    one, two = learnt_adapter(whole), learnt_adapter(parts)
-    assert one.keys() == two.keys()
-    assert all(np.array_equal(one[key], two[key]) for key in one)
-    assert read_results(whole).per_client == read_results(parts).per_client
+        run_inprocess(own_orders(*tiny(name)), interrupt)
+    folder = Path(own_orders().run.out)
+    assert not (folder / "results.json").exists()
+    run_inprocess(own_orders(*tiny(name), "run.resume=true"), lambda event: None)
+    assert same(folder, whole_run(name))
+    assert read_results(folder).per_client == read_results(whole_run(name)).per_client
 
 
-def test_a_sampled_round_takes_from_those_that_work(own_orders, tmp_path):
-    events: list[dict] = []
-    sampled = own_orders(tmp_path, "federation.clients_per_round=2", "data.max_train=12")
-    run_inprocess(sampled, events.append)
-    started = [event for event in events if event["event"] == "round_started"]
-    assert [event["clients"] for event in started] == [2, 2, 1]
-    assert started[2]["tasks"] == [M]
+def test_a_round_takes_its_clients_from_those_that_work(own_orders):
+    experiment = own_orders("federation.clients_per_round=2")
+    plan = make_plan(experiment, (L, S, M), ("0", "1", "2"))
+    federation = Federation(None, experiment, {"0": 7, "1": 8, "2": 9}, plan, None)
+    assert federation._sample(Step("round", 0, 2)) == {"0": S, "2": L}
+    assert federation._sample(Step("round", 1, 1)) == {"0": M}
+    first = federation._sample(Step("round", 0, 1))
+    assert len(first) == 2
+    assert first.items() <= {"0": L, "1": S, "2": M}.items()
 
 
-def test_a_task_that_nobody_meets_shows_before_anything_starts(own_orders, tmp_path):
-    experiment = own_orders(tmp_path, 'stream.orders={0=["surgery"], 1=["surgery"], 2=[]}')
+def test_a_task_that_nobody_meets_shows_before_anything_starts(own_orders):
+    experiment = own_orders('stream.orders={0=["surgery"], 1=["surgery"], 2=[]}')
     with pytest.raises(UserError, match="no client meets the task 'laboratory'"):
         check_data(experiment)
