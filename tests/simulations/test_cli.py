@@ -71,7 +71,8 @@ def files(tmp_path: Path) -> Callable[..., list[str]]:
 def test_ls_names_every_experiment_and_its_purpose(deal: Call) -> None:
     code, out, _ = deal("ls")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()] == ["clinc10", "frugal", "quickstart"]
+    names = [line.split()[0] for line in out.splitlines()]
+    assert names == ["clinc10", "frugal", "per-client", "quickstart"]
     assert "Hospitals learn together" in out
 
 
