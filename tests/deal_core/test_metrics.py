@@ -28,9 +28,9 @@ def test_measures_on_a_matrix_made_by_hand():
     assert forgetting(MATRIX, IN_TURN) == pytest.approx(((0.90 - 0.70) + 0.0) / 2)
 
 
-def test_what_was_just_learnt_is_the_diagonal_or_the_only_row():
-    assert learning_accuracy(MATRIX) == pytest.approx((0.90 + 0.85 + 0.75) / 3)
-    assert learning_accuracy([[0.6, 0.8]]) == pytest.approx(0.7)
+def test_what_was_just_learnt_is_the_row_of_the_last_learner():
+    assert learning_accuracy(MATRIX, IN_TURN) == pytest.approx((0.90 + 0.85 + 0.75) / 3)
+    assert learning_accuracy([[0.6, 0.8]], [0, 0]) == pytest.approx(0.7)
 
 
 def test_a_single_task_has_nothing_to_forget():

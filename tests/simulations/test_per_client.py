@@ -11,11 +11,12 @@ from safetensors.numpy import load_file
 
 from client import work
 from client.app import make_app
-from deal_core.config import Experiment, flatten
+from deal_core.config import Experiment
 from deal_core.data import open_source, partition
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction, read_instruction
 from deal_core.methods import METHODS, LocalTask
+from deal_core.run_config import flatten
 from server.federation import Federation
 from server.plan import make_plan
 from server.results import read_results

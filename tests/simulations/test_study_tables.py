@@ -46,6 +46,8 @@ def cell(
     found = Outcome(
         tasks=["a", "b"],
         accuracy_matrix=matrix,
+        begun=[0, int(in_turn)],
+        learnt=[0, int(in_turn)],
         zero_shot={"a": 0.1, "b": 0.3},
         average_accuracy=sum(matrix[-1]) / 2,
         learning_accuracy=(matrix[0][0] + matrix[-1][1]) / 2,
