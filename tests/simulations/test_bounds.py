@@ -14,6 +14,7 @@ from client.workbench import Workbench
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction
+from deal_core.methods import State, make_method
 from deal_core.randomness import seeded
 from server.federation import start_state
 from server.results import Results, read_results
@@ -86,6 +87,11 @@ def test_joint_is_one_row_after_the_rounds_of_one_task(make_experiment, tmp_path
     assert sum(gained) > 0
 
 
+def start_of_task(bench: Workbench) -> State:
+    method = make_method(bench.experiment.method, bench.experiment.adapter)
+    return method.begin_task(start_state(bench.experiment, bench.shapes), seeded(0))
+
+
 def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
     make_experiment, tmp_path, monkeypatch
 ):
@@ -106,7 +112,7 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
 
     monkeypatch.setattr(type(bench.model), "learn", learn)
     shares = [bench.task(task, 1) for task in TASKS]
-    begun = bench.method.begin_task(start_state(bench.experiment, bench.shapes), seeded(0))
+    begun = start_of_task(bench)
     update = local_update(bench, 1, begun, ALL_AT_ONCE, FeedbackStore(tmp_path))
     own = Counter((example, share.labels) for share in shares for example in share.train)
     assert seen == Counter({pair: count * 2 for pair, count in own.items()})
@@ -118,7 +124,7 @@ def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_ex
     bench = Workbench(make_experiment("stream.schedule=joint", "method.name=sequential"))
     first, second = (bench.task(task, 0) for task in TASKS)
     bench._tasks[TASKS[0], 0] = type(first)(first.labels, [], first.test, first.memory)
-    begun = bench.method.begin_task(start_state(bench.experiment, bench.shapes), seeded(0))
+    begun = start_of_task(bench)
     update = local_update(bench, 0, begun, ALL_AT_ONCE, FeedbackStore(tmp_path))
     assert update is not None
     assert update.num_examples == len(second.train)
