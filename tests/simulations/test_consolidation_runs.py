@@ -83,7 +83,8 @@ def test_rounds_are_named_counted_and_weighed(run_with):
     assert up == [bytes_of(0, RANK) + headers] * 4  # the student's factors and no others
     # the whole stack once (16 directions), and the student
     assert down == [bytes_of(8, RANK) + 2 * headers] * 2 + [bytes_of(16, 8) + 2 * headers] * 2
-    assert next(e for e in events(folder) if e["event"] == "run_started")["rounds"] == 3
+    started = next(e for e in events(folder) if e["event"] == "run_started")
+    assert [stage["rounds"] for stage in started["stages"]] == [3, 3]
 
 
 def test_it_changes_what_is_learnt(run_with):
@@ -167,7 +168,7 @@ def test_at_a_site_a_missing_public_file_is_a_failed_reply(make_experiment, tmp_
     """The round before stands; the reason that reaches the server is a fixed word."""
     missing = f'method.consolidation.public_path="{tmp_path / "none.txt"}"'
     experiment = make_experiment("federation.rounds=1", *PUBLIC, missing)
-    with pytest.raises(UserError, match=r"round 2 of task 1: 0 of 2 clients.*--resume"):
+    with pytest.raises(UserError, match=r"round 2 of stage 1: 0 of 2 clients.*--resume"):
         run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
     failed = [e for e in events(tmp_path / "run") if e["event"] == "client_failed"]
     assert [(e["phase"], e["reason"]) for e in failed] == [

@@ -126,6 +126,7 @@ def test_nothing_but_adapters_and_figures_leaves_a_client(finished, tmp_path):
         "site.client: int",
         "status.code: str",
         "status.stage: int",
+        "status.phase: str",
         "status.server_round: int",
         "lora.*: adapter",
         "metrics.num_examples: int",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.config import Experiment
+from deal_core.config import Experiment, StreamConfig
 from server.checkpoint import History
+from server.plan import make_plan
 from server.results import Results, make_results
 from simulations.outcome import outcome, pooled_own, together
 
@@ -20,7 +21,10 @@ def run(tasks: list[str], *evaluations: Counts, seconds: float = 1.0, peak: int 
         seconds={"train": seconds},
         peak_rss_bytes=peak,
     )
-    return make_results(Experiment(), tasks, history)
+    at_once = len(evaluations) - 1 < len(tasks)
+    schedule = StreamConfig(schedule="joint" if at_once else "synchronous")
+    experiment = Experiment(stream=schedule)
+    return make_results(experiment, make_plan(experiment, tasks, list(evaluations[0])), history)
 
 
 START = {"0": [[1, 10], [0, 10]], "1": [[2, 10], [10, 10]]}

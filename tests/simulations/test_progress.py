@@ -109,7 +109,7 @@ def test_where_clients_have_their_own_tasks_a_stage_is_named_with_them() -> None
     assert state.phase == "evaluating the start"
     state = after([run_started(stages=OWN), *round_events(0, 1, START), *round_events(1, 1, START)])
     assert (state.place, state.rounds) == ("stage 2/2 skin", 1)
-    assert state.phase == "consolidating and evaluating"
+    assert state.phase == "ending the stage"
 
 
 def test_a_task_is_learnt_when_its_last_learner_is_through() -> None:
