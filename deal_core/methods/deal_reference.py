@@ -48,7 +48,7 @@ from deal_core.methods.factor_map import FactorMap, fresh_map
 from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.methods.mapped import Mapped, carried_maps
 from deal_core.methods.named_factors import named, unnamed
-from deal_core.methods.plain import Plain
+from deal_core.methods.plain import plain
 from deal_core.methods.task_start import hold_start, release_start, start_of
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
@@ -85,14 +85,14 @@ class DealReference:
         memory: Memory,
     ) -> Objective:
         """``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``; plain in the first task."""
-        plain = Plain(model, task.labels, data)
+        losses = plain(model, task, data)
         start = start_of(state).current
         if not taught(start):
-            return plain
+            return losses
         fresh = fresh_maps(start, self.config)
         basis = fingerprint(state.retained)
         maps = carried_maps(fresh, task.carried, basis, model.device)
-        return Mapped(plain, maps, self._price, task.carried, basis)
+        return Mapped(losses, maps, self._price, task.carried, basis)
 
     def _price(self, maps: Sequence[FactorMap]) -> Tensor:
         return penalty(maps, self.config)

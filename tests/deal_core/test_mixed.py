@@ -34,7 +34,7 @@ def test_tasks_learnt_at_once_are_a_first_task_in_every_method(minilm, shares, n
     state = method.begin_task(empty, seeded(0))
     load_state(minilm, state)
     data = [example for share in shares for example in share.data]
-    task = LocalTask(shares[0].labels, (), None, shares)
+    task = LocalTask(shares[0].labels, (), together=shares)
     objective = method.objective(minilm, state, task, data, Memory())
     order = [3, 0, 2, 1]
     with torch.no_grad():
