@@ -177,9 +177,16 @@ def test_a_run_that_fails_in_flower_fails_here(
     assert left == []
 
 
+OWN_ORDERS = (
+    "stream.schedule=per-client",
+    'stream.orders={0=["surgery", "laboratory"], 1=["surgery"]}',
+)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("stream", [(), OWN_ORDERS], ids=["synchronous", "per-client"])
 def test_both_engines_give_the_same_numbers(
-    tmp_path: Path, make_experiment: Callable[..., Experiment]
+    tmp_path: Path, make_experiment: Callable[..., Experiment], stream: tuple[str, ...]
 ) -> None:
     adapters, matrices, events = [], [], []
     for name, engine in ENGINES.items():
@@ -187,7 +194,7 @@ def test_both_engines_give_the_same_numbers(
         out.mkdir()
         seen: list[str] = []
         engine.run(
-            make_experiment(f'run.out="{out}"', "federation.rounds=1"),
+            make_experiment(f'run.out="{out}"', "federation.rounds=1", *stream),
             lambda event, seen=seen: seen.append(event["event"]),  # type: ignore[misc]
         )
         events.append(seen)
