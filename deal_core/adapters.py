@@ -162,6 +162,27 @@ def split(adapter: Adapter, rank: int) -> tuple[Adapter, Adapter]:
     )
 
 
+def side_by_side(first: Adapter, second: Adapter) -> Adapter:
+    """Return one adapter with the directions of both, of whose scaling there is one."""
+    layers = {
+        name: LoraFactors(torch.cat([f.A, g.A]), torch.cat([f.B, g.B], dim=1))
+        for (name, f), g in zip(first.layers.items(), second.layers.values(), strict=True)
+    }
+    return Adapter(layers, first.scaling)
+
+
+def rescaled(adapter: Adapter, scaling: float) -> Adapter:
+    """Return the same update with another scaling of the factors."""
+    ratio = adapter.scaling / scaling
+    layers = {name: LoraFactors(f.A, ratio * f.B) for name, f in adapter.layers.items()}
+    return Adapter(layers, scaling)
+
+
+def taught(adapter: Adapter) -> bool:
+    """Whether the adapter changes the model at all."""
+    return any(bool(factors.B.any()) for factors in adapter.layers.values())
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Thin SVD of one layer's update, ``U @ diag(S) @ Vh``, float64.

@@ -304,6 +304,10 @@ class MethodConfig(Table):
     fresh_adapter: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
+    warm_rank: int = Field(0, ge=0)
+    """So many directions of a task's new adapter are the strongest retained ones, which go on
+    learning; the others are fresh. 0: all are fresh; ``adapter.rank``: none is (deal with
+    retention)."""
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()

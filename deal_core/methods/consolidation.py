@@ -26,11 +26,10 @@ import torch
 from torch import Tensor
 
 from deal_core.adapters import (
-    Adapter,
-    LoraFactors,
     compress,
     fingerprint,
     relative_difference,
+    rescaled,
     stack,
     zero_adapter,
 )
@@ -64,7 +63,7 @@ class Consolidation:
         if self.method.retention.filter == LEARNED:
             student = diagonal_student(everything, rank, scaling, self.method.retention)
         else:
-            student = scaled(retain(everything, rank, self.method.retention), scaling)
+            student = rescaled(retain(everything, rank, self.method.retention), scaling)
         return State(student, everything, None, everything.rank)
 
     def due(self, state: State) -> bool:
@@ -120,13 +119,6 @@ class Taught:
 
     def penalty(self) -> None:
         """Nothing beside the data."""
-
-
-def scaled(adapter: Adapter, scaling: float) -> Adapter:
-    """The same update with another scaling of the factors."""
-    ratio = adapter.scaling / scaling
-    layers = {name: LoraFactors(f.A, ratio * f.B) for name, f in adapter.layers.items()}
-    return Adapter(layers, scaling)
 
 
 def consolidated(state: State, adapter: AdapterConfig) -> State:

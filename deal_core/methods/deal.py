@@ -16,7 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deal_core.adapters import fingerprint, fresh_adapter, stack, zero_adapter
+from deal_core.adapters import (
+    fingerprint,
+    fresh_adapter,
+    rescaled,
+    side_by_side,
+    split,
+    stack,
+    taught,
+    zero_adapter,
+)
 from deal_core.config import AdapterConfig, MethodConfig
 from deal_core.errors import UserError, choose
 from deal_core.memory import Memory
@@ -42,15 +51,19 @@ class Deal:
     phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
-        """Start a fresh current adapter, outside the retained directions unless told not to;
-        without retention, go on with the one that is there."""
+        """Start a fresh current adapter, outside the retained directions unless told not to; the
+        strongest of them may go on in it. Without retention, go on with the one that is there."""
         if not self.method.retention.enabled:
             return hold_start(continued(state, self.adapter, generator))
         nothing = zero_adapter(state.retained.shapes, 1)
         avoided = state.retained if self.method.fresh_adapter else nothing
-        scaling = self.adapter.lora_alpha / self.adapter.rank
-        current = fresh_adapter(avoided, self.adapter.rank, scaling, generator)
-        return State(current, state.retained)
+        rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
+        warm = self.method.warm_rank if taught(state.retained) else 0
+        fresh = fresh_adapter(avoided, rank - warm, scaling, generator)
+        if not warm:
+            return State(fresh, state.retained)
+        strongest = rescaled(split(state.retained, warm)[0], scaling)
+        return State(side_by_side(strongest, fresh), state.retained, None, apart=warm)
 
     def end_task(self, state: State) -> State:
         """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes
@@ -98,6 +111,11 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
         UserError: unknown filter, or parts that need each other.
     """
     choose("method.retention.filter", method.retention.filter, GAINS)
+    if method.warm_rank > min(adapter.rank, adapter.retained_rank):
+        raise UserError(
+            f"method.warm_rank ({method.warm_rank}) must not be above adapter.rank "
+            f"({adapter.rank}) or adapter.retained_rank ({adapter.retained_rank})"
+        )
     consolidating = method.consolidation.data != "none"
     if method.retention.filter == LEARNED and not consolidating:
         raise UserError(

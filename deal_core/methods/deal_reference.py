@@ -40,7 +40,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deal_core.adapters import Adapter, fingerprint
+from deal_core.adapters import Adapter, fingerprint, taught
 from deal_core.config import AdapterConfig, DealReferenceConfig, MethodConfig
 from deal_core.memory import Memory
 from deal_core.methods.continued import continued
@@ -96,11 +96,6 @@ class DealReference:
 
     def _price(self, maps: Sequence[FactorMap]) -> Tensor:
         return penalty(maps, self.config)
-
-
-def taught(adapter: Adapter) -> bool:
-    """Whether any task before has changed the model."""
-    return any(bool(factors.B.any()) for factors in adapter.layers.values())
 
 
 def fresh_maps(start: Adapter, config: DealReferenceConfig) -> Mapping[str, FactorMap]:

@@ -61,6 +61,7 @@ ONE_ADAPTER = deal(retention={"enabled": False})
 SWITCHED = {
     **{name: MethodConfig(name=name) for name in METHODS},
     "plain draws": deal(fresh_adapter=False),
+    "warm": deal(warm_rank=3),
     "wiener": deal(retention={"filter": "wiener"}),
     "one adapter": ONE_ADAPTER,
 }
@@ -112,6 +113,27 @@ def test_deal_starts_a_task_outside_of_what_it_retains():
     for name, f in fresh.layers.items():
         assert (f.A.double() @ state.retained.layers[name].A.double().T).abs().max() < 1e-5
         assert not f.B.any()
+
+
+def test_the_strongest_retained_directions_go_on_in_a_warm_adapter():
+    """Nothing is lost or counted twice, the start is in sight, and the other directions are fresh;
+    in the first task all are."""
+    method = make_method(deal(warm_rank=3), CONFIG)
+    first = method.begin_task(start(), seeded(0))
+    cold = make_method(MethodConfig(), CONFIG).begin_task(start(), seeded(0))
+    assert relative_difference(first.current, cold.current) == 0.0
+    assert first.apart == 0
+    kept = method.end_task(learnt(first, 1))
+    warm = method.begin_task(kept, seeded(1))
+    assert relative_difference(stack(warm.parts()), kept.retained) < 1e-6
+    assert warm.retained is kept.retained  # what a teacher sees
+    for name, f in warm.current.layers.items():
+        strongest = kept.retained.layers[name]
+        torch.testing.assert_close(2.0 * f.B[:, :3] @ f.A[:3], strongest.B[:, :3] @ strongest.A[:3])
+        assert not f.B[:, 3:].any()
+        assert (f.A[3:].double() @ strongest.A.double().T).abs().max() < 1e-5
+    with pytest.raises(UserError, match=r"warm_rank \(5\) must not be above adapter.rank \(4\)"):
+        make_method(deal(warm_rank=5), CONFIG)
 
 
 def test_deal_consolidates_the_residual_too():
