@@ -100,8 +100,8 @@ class LocalTask:
 
     Attributes:
         labels: the task's public label space.
-        seen: labels of the other tasks that some client had met before the stage; empty in the
-            first.
+        seen: labels of the other tasks that some client had met before the stage (in phases after
+            learning, those of the stage as well).
         past: what the client has of its own earlier tasks; None in its first.
         carried: what it has of earlier rounds; None where nothing can be kept.
         together: where several tasks are learnt at once, the client's share of each, in the order
