@@ -78,10 +78,13 @@ class Past:
     Attributes:
         shares: one per such task, in the client's order; read when called.
         kept: what it keeps beside its data.
+        known: so many of them, the first ones, the model at the start of the stage has learnt; the
+            client ended the others within the stage.
     """
 
     shares: Sequence[Callable[[], Share]]
     kept: Kept
+    known: int
 
 
 class Carried(Protocol):
