@@ -141,7 +141,7 @@ def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:
 def tiny(name: str) -> list[str]:
     # Several steps a round: ewc holds nothing at the first, where it stands at the start.
     overrides = [f"method.name={name}", "data.max_train=12", "data.max_test=6"]
-    overrides.append("train.batch_size=1")
+    overrides.append("federation.local_epochs=2")
     if name == "deal":
         overrides.append('wire.dtype="int8"')  # what is lost outlives a change of task
     return overrides
