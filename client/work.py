@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 from client.state import FeedbackStore, RoundStore, TaskStore, digest
 from client.workbench import ClientTask, Workbench
@@ -46,7 +47,8 @@ def local_update(
         config.run.seed, "train", client, instruction.stage, instruction.server_round
     )
     shares = [partial(_share, bench, task, client) for task in instruction.past]
-    past = Past(shares, TaskStore(store.folder)) if shares else None
+    known = sum(1 for _ in takewhile(set(instruction.seen).__contains__, instruction.past))
+    past = Past(shares, TaskStore(store.folder), known) if shares else None
     carried = RoundStore(store.folder, instruction.stage, instruction.server_round)
     task = LocalTask(data.labels, seen, past, carried, together)
     rate = phase.learning_rate or config.train.learning_rate

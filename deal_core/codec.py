@@ -5,7 +5,8 @@ relative error is at most 2^-9 a value. ``int8`` quarters them, with one float32
 of the ``r`` rank directions (a row of ``lora_A``, a column of ``lora_B``: one scale per row of
 eight numbers would cost half as much again), and stochastic rounding, so that the decoded
 tensor is unbiased: ``E[decode(encode(x))] = x``, with a variance of at most ``scale^2 / 4``,
-``scale = max |direction| / 127``.
+``scale = max |direction| / 127``. Either way a second encoding of what was decoded loses nothing:
+what does not learn is the same in every round.
 
 What survives aggregation. When one factor is common to all clients the product is linear in
 the other one: rounding errors average out over clients and, with error feedback, over rounds.
@@ -231,13 +232,23 @@ def _int8_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
 
 
 def _int8_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
-    """Round ``x / scale`` down or up with the probability that makes it right on average."""
+    """Round ``x / scale`` down or up with the probability that makes it right on average.
+
+    What was decoded is encoded again to the bit, whatever is drawn: codes times a scale of 17
+    bits are exact, so the steps are whole, and the largest is ``LEVELS`` again.
+    """
     axis = _within(key)
-    scale = (np.abs(array).max(axis=axis) / np.float32(LEVELS)).astype(np.float32)
+    scale = _shortened(np.abs(array).max(axis=axis) / np.float32(LEVELS))
     steps = array / np.expand_dims(np.where(scale > 0, scale, np.float32(1)), axis)
-    uniform = torch.rand(array.shape, generator=generator).numpy()
+    uniform = torch.rand(array.shape, generator=generator).double().numpy()  # n + u < n + 1
     codes = np.clip(np.floor(steps + uniform), -LEVELS, LEVELS).astype(np.int8)
     return {key: codes, key + SCALE: scale}
+
+
+def _shortened(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same values, cut to 17 significant bits: less by 2^-16 of them at most."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFFFF80)).view(np.float32)
 
 
 def _int8_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:

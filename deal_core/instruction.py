@@ -24,7 +24,8 @@ class Instruction(BaseModel):
             request.
         tasks: to be evaluated, in order; in a training request, to be learnt at once (``task`` is
             the first).
-        seen: other tasks that some client had met before the stage, in the stream's order.
+        seen: other tasks that some client had met before the stage, in the stream's order; in
+            phases after learning, those of the stage as well.
         past: tasks that this client worked on before this one, in its own order.
     """
 

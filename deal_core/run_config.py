@@ -13,22 +13,29 @@ from deal_core.config import Experiment
 from deal_core.experiment_file import parse_experiment
 
 
-def flatten(experiment: Experiment) -> dict[str, bool | int | float | str]:
-    """Return Flower's run config: dotted keys to scalars; lists and dicts as JSON text."""
-    flat: dict[str, bool | int | float | str] = {}
+def leaves(experiment: Experiment) -> dict[str, Any]:
+    """Return dotted keys to plain values: scalars, lists and dicts."""
+    found: dict[str, Any] = {}
 
     def visit(model: BaseModel, prefix: str) -> None:
+        plain = model.model_dump(mode="json")
         for name in type(model).model_fields:
             value = getattr(model, name)
             if isinstance(value, BaseModel):
                 visit(value, f"{prefix}{name}.")
-            elif isinstance(value, (tuple, dict)):
-                flat[prefix + name] = json.dumps(model.model_dump(mode="json")[name])
             else:
-                flat[prefix + name] = value
+                found[prefix + name] = plain[name]
 
     visit(experiment, "")
-    return flat
+    return found
+
+
+def flatten(experiment: Experiment) -> dict[str, bool | int | float | str]:
+    """Return Flower's run config: dotted keys to scalars; lists and dicts as JSON text."""
+    return {
+        key: json.dumps(value) if isinstance(value, (list, dict)) else value
+        for key, value in leaves(experiment).items()
+    }
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
@@ -50,11 +57,5 @@ def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
 
 @cache
 def _structured_keys() -> frozenset[str]:
-    return frozenset(key for key in flatten(Experiment()) if _is_structured(key))
-
-
-def _is_structured(key: str) -> bool:
-    value: Any = Experiment()
-    for part in key.split("."):
-        value = getattr(value, part)
-    return isinstance(value, (tuple, dict))
+    values = leaves(Experiment())
+    return frozenset(key for key, value in values.items() if isinstance(value, (list, dict)))

@@ -84,11 +84,11 @@ class Federation:
             generator = seeded(self.experiment.run.seed, "begin", step.stage)
             with threads(1):
                 state = self._method().begin_task(state, generator)
-        if not self._phase(step).due(state):
+        working = self._sample(step)
+        if not working or not self._phase(step).due(state):
             self._event("round_skipped", step)
             return state, history
         rule = self._rule(step, history)
-        working = self._sample(step)
         tasks = sorted(set(working.values()), key=self.plan.tasks.index)
         self._event("round_started", step, clients=len(working), tasks=tasks)
         instructions = self._training(step, working, state, rule.trained(step.server_round))
@@ -101,8 +101,7 @@ class Federation:
         gauge = 0.0
         excluded: tuple[str, ...] = ()
         if sizes:
-            with threads(1):
-                aggregate = aggregation.finish()
+            aggregate = self._finished(step, aggregation)
             state, gauge = absorbed(state, aggregate), aggregate.error
             excluded = aggregate.excluded
         down = sum(wire.payload_bytes(message.content) for message in sent.requests.values())
@@ -116,6 +115,21 @@ class Federation:
         self._event("round_finished", step, seconds=seconds, **counts, **figures)
         history = history.judged(sizes.keys(), excluded)
         return state, history.after_round(figures, _spent(history, "train", started))
+
+    def _finished(self, step: Step, aggregation: Aggregation) -> Aggregate:
+        """The round's aggregate.
+
+        Raises:
+            UserError: too few updates for the robust step.
+        """
+        try:
+            with threads(1):
+                return aggregation.finish()
+        except ValueError as fault:
+            raise UserError(
+                f"{step.kind} {step.server_round} of stage {step.stage}: {fault}; let more clients "
+                "take part, or start again with another aggregation.robust"
+            ) from None
 
     def _gather(
         self, step: Step, sent: Dispatch, aggregation: Aggregation
@@ -207,7 +221,8 @@ class Federation:
     ) -> dict[str, Instruction]:
         """What each client is asked: its own task, and what it may know of the others."""
         common = self._instruction(step, state)
-        met, ranks = self.plan.met(step.stage), self._ranks(step, state)
+        met = self.plan.met(step.stage, step.server_round)
+        ranks = self._ranks(step, state)
         return {
             name: common.model_copy(
                 update={
@@ -249,10 +264,9 @@ class Federation:
 
     def _sample(self, step: Step) -> dict[str, str]:
         """Clients of a round and their tasks: a seeded choice over the stable names of those
-        that train and have one."""
+        that have one."""
         working = self.plan.working(step.stage, step.server_round)
-        training = {str(number) for number in self.experiment.federation.participants}
-        names = [n for n in self.clients if n in working and (not training or n in training)]
+        names = [name for name in self.clients if name in working]
         wanted = self.experiment.federation.clients_per_round or len(names)
         generator = seeded(self.experiment.run.seed, "sample", step.stage, step.server_round)
         order = torch.randperm(len(names), generator=generator)[:wanted].tolist()

@@ -37,6 +37,7 @@ class Plan:
         every: rounds of learning per stage; the last stage may have fewer. Rounds of further phases
             come after them, with the clients and tasks of the last one.
         together: every task is worked on in every round.
+        trainers: clients that train, whatever their order says of the others; empty: all.
     """
 
     tasks: Order
@@ -44,6 +45,7 @@ class Plan:
     rounds: int
     every: int
     together: bool = False
+    trainers: frozenset[str] = frozenset()
 
     @cached_property
     def stages(self) -> list[int]:
@@ -52,22 +54,25 @@ class Plan:
         return [min(self.every, total - start) for start in range(0, total, self.every)]
 
     def working(self, stage: int, server_round: int) -> dict[str, str]:
-        """Client to task in a round (from 1 in every stage); who idles is not in it."""
+        """Client to task in a round (from 1 in every stage); who idles, or does not train, is not
+        in it."""
         turn = self._turn(stage, server_round)
-        return {name: order[turn] for name, order in self.orders.items() if turn < len(order)}
+        return {name: order[turn] for name, order in self._trained.items() if turn < len(order)}
 
     def past(self, client: str, stage: int, server_round: int) -> Order:
         """What the client worked on before its task in a round."""
         return self.orders[client][: self._turn(stage, server_round)]
 
-    def met(self, stage: int) -> Order:
-        """What some client worked on before the stage, in the stream's order."""
-        begun = -(-stage * self.every // self.rounds)
-        met = {task for order in set(self.orders.values()) for task in order[:begun]}
+    def met(self, stage: int, server_round: int = 1) -> Order:
+        """What the teacher of a round knows, in the stream's order: tasks that some client worked
+        on before the stage, or, in the rounds of further phases, until its learning ended."""
+        ended = stage + (server_round > self.stages[stage])
+        begun = -(-ended * self.every // self.rounds)
+        met = {task for order in set(self._trained.values()) for task in order[:begun]}
         return tuple(task for task in self.tasks if task in met)
 
     def work(self, stage: int) -> dict[str, list[str]]:
-        """Task, in the stream's order, to the clients that work on it in some round of a stage."""
+        """Task, in the stream's order, to the clients whose turn it is in some round of a stage."""
         first = self._turn(stage, 1)
         last = len(self.tasks) if self.together else self._turn(stage, self.stages[stage])
         clients: dict[str, list[str]] = {task: [] for task in self.tasks}
@@ -75,6 +80,13 @@ class Plan:
             for task in order[first : last + 1]:
                 clients[task].append(name)
         return {task: names for task, names in clients.items() if names}
+
+    @property
+    def _trained(self) -> Mapping[str, Order]:
+        """The orders of those that train."""
+        if not self.trainers:
+            return self.orders
+        return {name: order for name, order in self.orders.items() if name in self.trainers}
 
     @property
     def _longest(self) -> int:
@@ -98,9 +110,11 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
         UserError: ``stream.orders`` names what is not there, or no client meets some task.
     """
     stream, rounds = experiment.stream, experiment.federation.rounds
+    trainers = frozenset(map(str, experiment.federation.participants))
     if stream.schedule != "per-client":
         together = stream.schedule == "joint"
-        return Plan(tuple(tasks), dict.fromkeys(clients, tuple(tasks)), rounds, rounds, together)
+        orders = dict.fromkeys(clients, tuple(tasks))
+        return Plan(tuple(tasks), orders, rounds, rounds, together, trainers)
     for name, order in stream.orders.items():
         _check_order(name, order, tasks, clients)
     seed = experiment.run.seed
@@ -111,7 +125,8 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
             f"stream: no client meets the task '{next(t for t in tasks if t in missed)}'; name it "
             "in stream.orders, or raise stream.tasks_per_client or federation.clients"
         )
-    return Plan(tuple(tasks), orders, rounds, stream.consolidate_every or rounds)
+    every = stream.consolidate_every or rounds
+    return Plan(tuple(tasks), orders, rounds, every, trainers=trainers)
 
 
 def _order(stream: StreamConfig, client: str, tasks: Sequence[str], seed: int) -> Order:

@@ -33,8 +33,9 @@ class Stage(Strict):
     """What lies between two consolidations, as planned: a row of the accuracy matrix is its end.
 
     Attributes:
-        rounds: how many it has.
-        work: task, in the stream's order, to the clients that work on it in some of its rounds.
+        rounds: of learning.
+        work: task, in the stream's order, to the clients whose turn it is in some of its rounds
+            (with ``federation.participants`` only those train).
     """
 
     rounds: int

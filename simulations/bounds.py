@@ -39,14 +39,20 @@ def _joint(experiment: Experiment, tasks: Sequence[str]) -> Parts:
 
 
 def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
-    """A federation, and a model, for each task alone."""
-    plain = _plain(experiment)
-    return {task: _changed(plain, "data", tasks=(task,)) for task in tasks}
+    """A federation, and a model, for each task alone; whose order leaves it out does not train."""
+    plain, orders = _plain(experiment), experiment.stream.orders
+
+    def alone(task: str) -> Experiment:
+        own = {k: tuple(each for each in order if each == task) for k, order in orders.items()}
+        return _changed(_changed(plain, "data", tasks=(task,)), "stream", orders=own)
+
+    return {task: alone(task) for task in tasks}
 
 
 def _local_only(experiment: Experiment, tasks: Sequence[str]) -> Parts:
-    """Each client alone through the stream: what it has without the others."""
-    plain = _plain(experiment)
+    """Each client alone through the stream: what it has without the others, and without a robust
+    step, which has nobody to compare it with."""
+    plain = _changed(_plain(experiment), "aggregation", robust="none")
     alone = range(experiment.federation.clients)
     return {f"client-{k}": _changed(plain, "federation", participants=(k,)) for k in alone}
 

@@ -85,13 +85,17 @@ def _completed(experiment: Experiment, request: Request, name: str) -> Experimen
 
 def with_absolute_paths(experiment: Experiment) -> Experiment:
     """Paths are relative to the working directory, and the apps may run in another one."""
-    data, model, run = experiment.data, experiment.model, experiment.run
+    data, model, method = experiment.data, experiment.model, experiment.method
     if data.path:
         data = data.model_copy(update={"path": _resolved(data.path)})
     if Path(model.name).is_dir():
         model = model.model_copy(update={"name": _resolved(model.name)})
-    run = run.model_copy(update={"out": _resolved(run.out)})
-    return experiment.model_copy(update={"data": data, "model": model, "run": run})
+    if public := method.consolidation.public_path:
+        own = method.consolidation.model_copy(update={"public_path": _resolved(public)})
+        method = method.model_copy(update={"consolidation": own})
+    run = experiment.run.model_copy(update={"out": _resolved(experiment.run.out)})
+    tables = {"data": data, "model": model, "method": method, "run": run}
+    return experiment.model_copy(update=tables)
 
 
 def _resolved(path: str) -> str:

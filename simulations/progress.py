@@ -170,6 +170,15 @@ def _client_failed(state: Progress, event: Event) -> Progress:
 
 
 def _round_finished(state: Progress, event: Event) -> Progress:
+    return replace(
+        _round_skipped(state, event),
+        done_here=state.done_here + 1,
+        aggregation_error=event["aggregation_error"],
+        round_seconds=event["seconds"],
+    )
+
+
+def _round_skipped(state: Progress, event: Event) -> Progress:
     last = event["server_round"] == state.stages[event["stage"]].rounds
     after = "ending the stage" if last else "between rounds"
     return replace(
@@ -178,14 +187,7 @@ def _round_finished(state: Progress, event: Event) -> Progress:
         stage=event["stage"],
         server_round=event["server_round"],
         done=state.done + 1,
-        done_here=state.done_here + 1,
-        aggregation_error=event["aggregation_error"],
-        round_seconds=event["seconds"],
     )
-
-
-def _round_skipped(state: Progress, event: Event) -> Progress:
-    return replace(state, server_round=event["server_round"], done=state.done + 1)
 
 
 def _stage_finished(state: Progress, event: Event) -> Progress:

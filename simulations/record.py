@@ -6,14 +6,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
 
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.experiment_file import parse_experiment, read_toml
-from deal_core.run_config import flatten
+from deal_core.run_config import flatten, leaves
 from server.folder import RunFolder
 from server.lock import alone
 from simulations.toml_text import toml_lines
@@ -113,16 +110,4 @@ def recorded(folder: Path) -> Experiment:
 
 def _as_toml(experiment: Experiment) -> str:
     """Dotted keys with real lists and tables: a file that reads back as the experiment."""
-    flat: dict[str, Any] = {}
-
-    def visit(model: BaseModel, prefix: str) -> None:
-        for name in type(model).model_fields:
-            value = getattr(model, name)
-            if isinstance(value, BaseModel):
-                visit(value, f"{prefix}{name}.")
-            else:
-                flat[prefix + name] = model.model_dump(mode="json")[name]
-
-    visit(experiment, "")
-    flat["run.resume"] = False
-    return toml_lines(flat)
+    return toml_lines(leaves(experiment) | {"run.resume": False})

@@ -11,7 +11,7 @@ from rich.text import Text
 from deal_core.metrics import in_turn, spans
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
-from simulations.view import duration
+from simulations.view import duration, signed
 
 
 def print_report(console: Console, folder: Path) -> None:
@@ -67,8 +67,8 @@ def measures(results: Results) -> list[tuple[str, str]]:
     rows = [
         ("average accuracy", f"{100 * results.average_accuracy:.1f} %"),
         ("zero-shot accuracy", f"{100 * sum(zero_shot) / len(zero_shot):.1f} %"),
-        ("backward transfer", _points(results.backward_transfer)),
-        ("forward transfer", _points(results.forward_transfer)),
+        ("backward transfer", f"{signed(results.backward_transfer)} points"),
+        ("forward transfer", f"{signed(results.forward_transfer)} points"),
         ("forgetting", f"{100 * results.forgetting:.1f} points"),
         ("worst client", _worst_client(results)),
         ("sent per client", f"{_size(sum(results.wire.bytes_up))} in the whole run"),
@@ -103,10 +103,6 @@ def _worst_client(results: Results) -> str:
         return ""
     worst = min(averages, key=lambda client: averages[client])
     return f"{100 * averages[worst]:.1f} % (client {worst})"
-
-
-def _points(difference: float) -> str:
-    return f"{round(100 * difference, 1) + 0.0:+.1f} points"  # + 0.0: no minus before a zero
 
 
 def _size(count: float) -> str:

@@ -9,7 +9,7 @@ from simulations.outcome import Outcome
 from simulations.study_file import Study
 from simulations.study_results import CellResult, StudyResults
 from simulations.study_statistics import Estimate, estimate, paired_difference
-from simulations.view import duration
+from simulations.view import duration, signed
 
 DASH = "–"
 Measure = Callable[[Outcome], float | None]
@@ -222,8 +222,7 @@ def _accuracy(found: Estimate) -> str:
 
 
 def _points(found: Estimate) -> str:
-    # + 0.0: no minus before a zero
-    return f"{round(100 * found.mean, 1) + 0.0:+.1f}" + _half_width(found)
+    return signed(found.mean) + _half_width(found)
 
 
 def _half_width(found: Estimate) -> str:

@@ -115,6 +115,11 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+def signed(difference: float) -> str:
+    """Return points with their sign: ``+1.5``."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no minus before a zero
+
+
 def duration(seconds: float) -> str:
     """Return a rounded time: ``40 s``, ``2 min 10 s``, ``3 h 5 min``."""
     whole = round(seconds)

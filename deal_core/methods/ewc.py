@@ -8,8 +8,8 @@ the latest ``theta*`` instead of a term per task: Schwarz et al., ICML 2018, arX
 
 In the federation. Each client has its own ``F``, of its own data, and nothing of it travels. At
 the first round of a task that it takes part in, it measures the task before, at ``theta*``, and
-adds that to the sum which it keeps on its disk; a task whose successor it sat out is measured
-late, at the next ``theta*``. The server averages adapters as ever.
+adds that to the sum which it keeps on its disk; a task whose successor it sat out, or that ended
+since ``theta*``, is measured late, at the next ``theta*``. The server averages adapters as ever.
 
 The Fisher information is the true one: labels are drawn from what the model expects, not taken
 from the data (Kunstner et al. 2019). A generating model's loss is a mean over the answer's tokens,
@@ -72,9 +72,10 @@ class Ewc:
         data: Sequence[Encoded],
         memory: Memory,
     ) -> Objective:
-        """``CE + weight / 2 * sum F (theta - theta*)^2``; plain in the first task."""
+        """``CE + weight / 2 * sum F (theta - theta*)^2``; plain while ``theta*`` knows no task of
+        the client."""
         learning = plain(model, task, data)
-        if self.weight == 0 or task.past is None:
+        if self.weight == 0 or task.past is None or not task.past.known:
             return learning
         fisher = importance(model, state, task.past)
         anchor = named(start_of(state).current, model.device)
@@ -97,14 +98,14 @@ def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float)
 
 
 def importance(model: LanguageModel, state: State, past: Past) -> Tensors:
-    """The running sum of Fisher diagonals over the client's earlier tasks, each a mean over the
-    examples of the task. The model is left as it was found."""
+    """The running sum of Fisher diagonals over the client's earlier tasks that ``theta*`` knows,
+    each a mean over the examples of the task. The model is left as it was found."""
 
     def measured(before: int, total: Tensors) -> Tensors:
         start = start_of(state)
         merge(model.module, start.retained, start.residual, start.apart)
         write(model.module, start.current)
-        for share in past.shares[before:]:
+        for share in past.shares[before : past.known]:
             gained = fisher_diagonal(model, share(), basis)
             total = {key: value + total.get(key, 0.0) for key, value in gained.items()}
         merge(model.module, state.retained, state.residual, state.apart)
@@ -112,7 +113,7 @@ def importance(model: LanguageModel, state: State, past: Past) -> Tensors:
         return total
 
     basis = fingerprint(state.retained)
-    kept = past.kept.once(len(past.shares), basis, measured)
+    kept = past.kept.once(past.known, basis, measured)
     return {key: value.to(model.device) for key, value in kept.items()}
 
 

@@ -78,10 +78,13 @@ class Past:
     Attributes:
         shares: one per such task, in the client's order; read when called.
         kept: what it keeps beside its data.
+        known: so many of them, the first ones, the model at the start of the stage has learnt; the
+            client ended the others within the stage.
     """
 
     shares: Sequence[Callable[[], Share]]
     kept: Kept
+    known: int
 
 
 class Carried(Protocol):
@@ -100,8 +103,8 @@ class LocalTask:
 
     Attributes:
         labels: the task's public label space.
-        seen: labels of the other tasks that some client had met before the stage; empty in the
-            first.
+        seen: labels of the other tasks that some client had met before the stage (in phases after
+            learning, those of the stage as well).
         past: what the client has of its own earlier tasks; None in its first.
         carried: what it has of earlier rounds; None where nothing can be kept.
         together: where several tasks are learnt at once, the client's share of each, in the order

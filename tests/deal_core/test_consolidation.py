@@ -12,6 +12,7 @@ from deal_core.adapters import Adapter, LoraFactors, relative_difference, stack,
 from deal_core.attach import read, set_trainable
 from deal_core.config import (
     AdapterConfig,
+    ConsolidationConfig,
     DataConfig,
     MethodConfig,
     ModelConfig,
@@ -70,6 +71,14 @@ def test_the_student_starts_from_what_the_server_alone_would_keep(end_of_learnin
     assert relative_difference(ended.retained, alone.retained) < 1e-6
     assert (ended.current.rank, ended.current.scaling, ended.apart) == (4, 2.25, 0)
     assert not any(f.B.any() for f in ended.current.layers.values())
+
+
+def test_where_no_phase_followed_the_filter_still_holds(end_of_learning):
+    """All tasks at once have no phase after them."""
+    alone = consolidating("wiener").model_copy(update={"consolidation": ConsolidationConfig()})
+    kept = make_method(alone, SMALL).end_task(end_of_learning).retained
+    ended = make_method(consolidating("wiener"), SMALL).end_task(end_of_learning)
+    assert relative_difference(ended.retained, kept) < 1e-6
 
 
 def test_what_a_rule_puts_beside_the_student_is_kept_as_far_as_it_fits(

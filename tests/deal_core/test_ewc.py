@@ -147,9 +147,10 @@ def test_the_penalty_and_its_gradient_are_the_formula(minilm, start, second_task
     assert float(found.detach()) == pytest.approx(expected, rel=1e-4)
 
 
-def objective(minilm, state, kept, shares, weight=1000.0):
+def objective(minilm, state, kept, shares, weight=1000.0, known=None):
     method = MethodConfig.model_validate({"name": "ewc", "ewc": {"weight": weight}})
-    past = Past([lambda share=share: share for share in shares], kept)
+    known = len(shares) if known is None else known
+    past = Past([lambda share=share: share for share in shares], kept, known)
     task = LocalTask(LABELS, EARLIER, past)
     data = minilm.encode(DATA, LABELS)
     built = make_method(method, AdapterConfig())
@@ -188,6 +189,25 @@ def test_the_sum_runs_over_tasks_and_a_missed_one_is_measured_late(minilm, secon
     close(kept.made[2], {k: v + alone.made[2][k] for k, v in kept.made[1].items()}, 1e-5)
     objective(minilm, second_task, late, shares)
     close(late.made[2], kept.made[2], 1e-5)
+
+
+def test_what_was_learnt_since_the_start_is_not_held_to_it(minilm, second_task):
+    """Of a task that ended within the stage the start knows nothing; it is measured afterwards."""
+    shares = [
+        Share(EARLIER, minilm.encode(OLD, EARLIER)),
+        Share(LABELS, minilm.encode(DATA, LABELS)),
+    ]
+    load_state(minilm, second_task)
+    within, apart = Kept(), Kept()
+    built, _ = objective(minilm, second_task, within, shares[:1], known=0)
+    assert built.penalty() is None
+    assert not within.made
+    objective(minilm, second_task, within, shares, known=1)
+    objective(minilm, second_task, apart, shares[:1])
+    close(within.made[1], apart.made[1], 1e-6)
+    objective(minilm, second_task, within, shares, known=2)
+    objective(minilm, second_task, apart, shares)
+    close(within.made[2], apart.made[2], 1e-6)
 
 
 def after_training(minilm, state: State, weight: float) -> Adapter:

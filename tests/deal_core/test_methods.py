@@ -315,7 +315,7 @@ def second_task(minilm, name: str) -> tuple[Objective, list[Encoded]]:
     state = built.begin_task(built.end_task(taught), seeded(1))
     load_state(minilm, state)
     share = Share(OLD_LABELS, minilm.encode(OLD, OLD_LABELS))
-    task = LocalTask(LABELS, OLD_LABELS, Past([lambda: share], NothingKept()))
+    task = LocalTask(LABELS, OLD_LABELS, Past([lambda: share], NothingKept(), 1))
     data = minilm.encode(DATA, LABELS)
     return built.objective(minilm, state, task, data, Memory()), data
 

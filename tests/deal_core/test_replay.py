@@ -32,7 +32,7 @@ BOTH = frozenset({"lora_A", "lora_B"})
 
 
 def past(shares) -> Past:
-    return Past([lambda share=share: share for share in shares], None)
+    return Past([lambda share=share: share for share in shares], None, len(shares))
 
 
 def numbered(count: int, first: int = 0) -> Share:

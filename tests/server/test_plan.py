@@ -53,6 +53,9 @@ def test_the_plan_is_what_each_client_does_round_after_round(plan):
                 assert plan.past(name, stage, server_round) == tuple(earlier)
                 worked.setdefault(task, set()).add(name)
                 done[name].append(task)
+        met = {task for tasks in done.values() for task in tasks}
+        further = plan.met(stage, rounds + 1)
+        assert further == tuple(task for task in plan.tasks if task in met)
         assert {task: set(names) for task, names in plan.work(stage).items()} == worked
         assert list(plan.work(stage)) == [task for task in plan.tasks if task in worked]
     assert not any(left.values())  # all rounds of all tasks were worked
@@ -71,6 +74,18 @@ def test_the_synchronous_schedule_is_the_plan_in_which_all_have_the_same_order(e
     rounds = [Step("round", 0, 1), Step("zero-shot", -1), Step("round", 0, 2), Step("end-stage", 0)]
     assert schedule(together.stages)[:4] == rounds
     assert len(schedule(together.stages)) == 1 + 4 * 3
+
+
+def test_who_does_not_train_keeps_the_clock_and_teaches_nothing():
+    orders = {"0": ("a",), "1": ("b", "c", "d"), "2": ()}
+    experiment = Experiment(
+        stream=StreamConfig(schedule="per-client", orders=orders),
+        federation=FederationConfig(rounds=1, clients=3, participants=(0,)),
+    )
+    plan = make_plan(experiment, TASKS, CLIENTS)
+    assert plan.stages == [1, 1, 1]
+    assert [plan.working(stage, 1) for stage in range(3)] == [{"0": "a"}, {}, {}]
+    assert [plan.met(stage) for stage in range(3)] == [(), ("a",), ("a",)]
 
 
 def test_an_order_is_drawn_for_every_client_by_the_seed():

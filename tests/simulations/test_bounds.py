@@ -12,11 +12,13 @@ from client.state import FeedbackStore
 from client.work import local_update
 from client.workbench import Workbench
 from deal_core.config import Experiment
+from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction
 from deal_core.methods import State, make_method
 from deal_core.randomness import seeded
 from server.federation import start_state
+from server.plan import make_plan
 from server.results import Results, read_results
 from simulations.bounds import BOUNDS
 from simulations.inprocess import run_inprocess
@@ -133,3 +135,20 @@ def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_ex
 def test_participants_must_be_clients(make_experiment):
     with pytest.raises(UserError, match=r"participants names client 2, but the clients are 0 to 1"):
         make_experiment("federation.participants=[0, 2]")
+
+
+def test_bounds_of_clients_with_their_own_orders_are_runs(make_experiment):
+    """A task alone is learnt by those that meet it; alone, nobody is compared with others."""
+    experiment = make_experiment(
+        "stream.schedule=per-client",
+        'stream.orders={0=["laboratory", "surgery"], 1=["surgery"]}',
+        "aggregation.robust=multi-krum",
+    )
+    parts = BOUNDS["per-task"].parts(experiment, TASKS)
+    work = {
+        task: make_plan(part, open_source(part.data).task_names(), ("0", "1")).work(0)
+        for task, part in parts.items()
+    }
+    assert work == {"laboratory": {"laboratory": ["0"]}, "surgery": {"surgery": ["0", "1"]}}
+    alone = BOUNDS["local-only"].parts(experiment, TASKS)
+    assert {part.aggregation.robust for part in alone.values()} == {"none"}

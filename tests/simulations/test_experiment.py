@@ -47,8 +47,10 @@ def test_arguments_beat_overrides_beat_the_file(tmp_path: Path) -> None:
 
 def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    overrides = ("data.source=files", "data.path=../data", "model.name=model")
+    public = ("method.consolidation.data=public", "method.consolidation.public_path=texts.txt")
+    overrides = ("data.source=files", "data.path=../data", "model.name=model", *public)
     experiment = load_experiment(Request("quickstart", overrides=overrides))
+    assert experiment.method.consolidation.public_path == str(tmp_path / "texts.txt")
     assert experiment.data.path == str(tmp_path.parent / "data")
     assert experiment.model.name == str(tmp_path / "model")
     assert load_experiment(Request("quickstart")).model.name == "embedded:minilm"

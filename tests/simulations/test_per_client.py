@@ -64,6 +64,14 @@ PLANNED: dict[tuple[int, int], Asked] = {
 }
 
 
+CONSOLIDATING = (
+    "method.name=deal",
+    "method.consolidation.data=private",
+    "method.consolidation.rounds=1",
+    "adapter.retained_rank=4",
+)
+
+
 class Spy(InProcessGrid):
     """Notes what is asked of whom."""
 
@@ -110,6 +118,8 @@ def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, 
         assert set(local.seen) == {label for name in seen for label in data[name].labels}
         own = local.past.shares if local.past else []
         assert [tuple(share().labels) for share in own] == [data[name].labels for name in past]
+        if own:  # the model at the start of the stage knows all of them, or none yet
+            assert local.past.known == (2 if seen else 0)
         counts = [len(shares[name][int(client)].train) for name in past]
         assert [len(share().data) for share in own] == counts
 
@@ -129,7 +139,9 @@ def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:
 
 
 def tiny(name: str) -> list[str]:
+    # Several steps a round: ewc holds nothing at the first, where it stands at the start.
     overrides = [f"method.name={name}", "data.max_train=12", "data.max_test=6"]
+    overrides.append("federation.local_epochs=2")
     if name == "deal":
         overrides.append('wire.dtype="int8"')  # what is lost outlives a change of task
     return overrides
@@ -198,3 +210,44 @@ def test_a_task_that_nobody_meets_shows_before_anything_starts(own_orders):
     experiment = own_orders('stream.orders={0=["surgery"], 1=["surgery"], 2=[]}')
     with pytest.raises(UserError, match="no client meets the task 'laboratory'"):
         check_data(experiment)
+
+
+def test_a_client_that_trains_alone_idles_where_it_is_through(own_orders, tmp_path):
+    """Rounds of the others are skipped, and what it learnt is still evaluated."""
+    events: list[dict] = []
+    alone = own_orders(*tiny("sequential"), "federation.participants=[1]")
+    run_inprocess(alone, events.append)
+    rounds = [
+        (event["event"], event["stage"], event["server_round"])
+        for event in events
+        if event["event"] in ("round_finished", "round_skipped")
+    ]
+    assert rounds == [("round_finished", 0, 1), ("round_skipped", 0, 2), ("round_skipped", 1, 1)]
+    results = read_results(tmp_path)
+    assert len(results.accuracy_matrix) == 2
+    assert results.accuracy_matrix[0] == results.accuracy_matrix[1]
+    assert len(results.wire.bytes_up) == 1
+
+
+def test_too_few_clients_for_a_robust_step_is_one_line(own_orders):
+    experiment = own_orders(*tiny("sequential"), "aggregation.robust=multi-krum")
+    with pytest.raises(UserError, match="round 1 of stage 0: multi-Krum: 1 bad of 3 clients"):
+        run_inprocess(experiment, lambda event: None)
+
+
+def test_clients_distil_what_all_have_taught_the_model_by_the_end_of_the_stage(own_orders):
+    """The teacher of the second phase knows what the others learnt in this very stage."""
+    experiment = own_orders(*tiny("sequential"), *CONSOLIDATING)
+    grid = Spy(make_app(), flatten(experiment), 3)
+    with assume_identity(1, 1):
+        run(grid, experiment)
+    asked = {
+        (a.stage, a.server_round, client): (a.task, a.seen)
+        for client, kind, a in grid.asked
+        if kind == "train" and a.phase == "consolidate"
+    }
+    assert asked == {
+        (0, 3, "0"): (S, (L, M)),
+        (0, 3, "2"): (L, (S, M)),
+        (1, 2, "0"): (M, (L, S)),
+    }

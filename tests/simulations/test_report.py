@@ -11,7 +11,8 @@ from deal_core.config import Experiment
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import ClientResult, Privacy, Results, Stage, Wire, write_results
-from simulations.report import _points, matrix_table, measures, print_report, privacy_text
+from simulations.report import matrix_table, measures, print_report, privacy_text
+from simulations.view import signed
 
 
 def results(**changes: Any) -> Results:
@@ -91,8 +92,8 @@ def test_the_measures_are_those_of_the_file() -> None:
 
 
 def test_a_difference_that_rounds_to_zero_has_no_minus() -> None:
-    assert _points(-0.0002) == "+0.0 points"
-    assert _points(-0.0006) == "-0.1 points"
+    assert signed(-0.0002) == "+0.0"
+    assert signed(-0.0006) == "-0.1"
 
 
 def test_no_mechanism_is_said_to_be_none() -> None:
