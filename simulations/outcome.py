@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from deal_core import metrics
-from server.results import Results, Strict
+from server.results import ClientResult, Results, Strict
 
 
 class Outcome(Strict):
@@ -72,18 +72,21 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
     counted once; part ``k`` is the run in which client ``k`` trained."""
     mine = [part.per_client[str(k)] for k, part in enumerate(parts)]
     tasks = parts[0].tasks
-    counts = [sum(client.test_examples[j] for client in mine) for j in range(len(tasks))]
     matrix = [
-        [
-            sum((c.accuracy_matrix[i][j] or 0.0) * c.test_examples[j] for c in mine) / counts[j]
-            for j in range(len(tasks))
-        ]
+        [_pooled(mine, i, j) for j in range(len(tasks))]
         for i in range(len(parts[0].accuracy_matrix))
     ]
     own = [client.average_accuracy for client in mine]
     measured = _measured(parts, tasks, matrix, parts[0].zero_shot, own)
     everywhere = fmean(part.average_accuracy for part in parts)
     return measured.model_copy(update={"on_all_tests": everywhere})
+
+
+def _pooled(clients: Sequence[ClientResult], row: int, task: int) -> float:
+    """Over the tests of those whose counts arrived."""
+    values = [(c.accuracy_matrix[row][task], c.test_examples[task]) for c in clients]
+    known = [(accuracy, count) for accuracy, count in values if accuracy is not None]
+    return fmean([accuracy for accuracy, _ in known], [count for _, count in known])
 
 
 def _measured(

@@ -80,3 +80,13 @@ def test_each_client_alone_is_judged_on_its_own_tests_every_example_once() -> No
     assert found.worst_client == pytest.approx(min(0.7, (0.7 + 0.8) / 2))
     everybody = [(9 / 40 + 5 / 10) / 2, (22 / 40 + 8 / 10) / 2]
     assert found.on_all_tests == pytest.approx(sum(everybody) / 2)
+
+
+def test_counts_that_did_not_arrive_are_no_wrong_answers() -> None:
+    last = {"0": [[7, 10], [6, 10]], "1": [[2, 10], [5, 10]]}
+    whole = run(["a", "b"], START, last, last)
+    lost = run(["a", "b"], START, {"0": last["0"]}, last)  # client 1 was silent once
+    assert pooled_own([whole, lost]).accuracy_matrix == [
+        pytest.approx([0.7, 0.6]),
+        pytest.approx([0.45, 0.55]),
+    ]
