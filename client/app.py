@@ -10,18 +10,21 @@ stays here: the site's log has it, the server receives a code.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.answer import STATUS, status_reply
+from client.here import Here, choose_device, here, log_of
 from client.outgoing import check_reply
 from client.state import FeedbackStore, forget
+from client.updates import UpdateStore
 from deal_core.payload import PayloadError
-from deal_core.run_config import from_run_config
 
 if TYPE_CHECKING:
     from client.workbench import Workbench
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
 NOT_FOR_CLIENTS = frozenset({"run.out", "run.resume", "run.engine"})
 """Keys of the run config on which nothing that a client computes depends."""
+TOLD = ("task", "stage", "phase", "server_round")
+"""Of an instruction, what the site's log repeats."""
 
 
 def make_app() -> ClientApp:
@@ -37,82 +42,101 @@ def make_app() -> ClientApp:
     app = ClientApp()
 
     @app.query("hello")
+    @guarded
     def hello(message: Message, context: Context) -> Message:
-        site = ConfigRecord({"client": client_of(context)})
-        return Message(RecordDict({"site": site}), reply_to=message)
+        site = ConfigRecord({"client": here(context).client})
+        status = ConfigRecord({"code": "ok"})
+        return Message(RecordDict({STATUS: status, "site": site}), reply_to=message)
 
     @app.train()
     @guarded
     def train(message: Message, context: Context) -> Message:
+        place = here(context)
+        bench = bench_of(context, place)
         from client import wire, work
 
-        bench = bench_of(context)
         state, instruction = wire.read_request(message, bench)
-        store = FeedbackStore(site_folder(context))
-        update = work.local_update(bench, client_of(context), state, instruction, store)
+        store = FeedbackStore(place.folder)
+
+        def learn() -> work.Update | None:
+            return work.local_update(bench, place.client, state, instruction, store)
+
+        if place.site is None:
+            update = learn()
+        else:
+            update = UpdateStore(place.folder).once(message.content, instruction, learn)
         if update is None:
-            return wire.status_reply(message, "no-data")
+            return status_reply(message, "no-data")
         return wire.update_reply(message, update, instruction)
 
     @app.evaluate()
     @guarded
     def evaluate(message: Message, context: Context) -> Message:
+        place = here(context)
+        bench = bench_of(context, place)
         from client import wire, work
 
-        bench = bench_of(context)
         state, instruction = wire.read_request(message, bench)
-        if instruction.stage < 0:  # asked of every client, once, before a second stage
-            forget(site_folder(context))
-        counts = work.local_evaluation(bench, client_of(context), state, instruction)
+        # Asked of every client, once, before a second stage. A site has a folder for each run.
+        if instruction.stage < 0 and place.site is None:
+            forget(place.folder)
+        counts = work.local_evaluation(bench, place.client, state, instruction)
         return wire.evaluation_reply(message, counts)
 
     return app
 
 
-def client_of(context: Context) -> int:
-    """The client's stable number: which share of the data is its own."""
-    return int(context.node_config["partition-id"])
-
-
-def site_folder(context: Context) -> Path:
-    """Where the client keeps what must outlive a request: its own folder, or, in a simulation,
-    one inside the run folder."""
-    if "state-dir" in context.node_config:
-        return Path(str(context.node_config["state-dir"]))
-    out = str(context.run_config.get("run.out", "")) or f"deal-run-{context.run_id}"
-    return Path(out) / "sites" / str(client_of(context))
-
-
-def bench_of(context: Context) -> Workbench:
+def bench_of(context: Context, place: Here) -> Workbench:
     """The workbench of the run's experiment, made with the first request that needs it."""
     settings = context.run_config.items()
-    return _workbench(frozenset(item for item in settings if item[0] not in NOT_FOR_CLIENTS))
+    asked = frozenset(item for item in settings if item[0] not in NOT_FOR_CLIENTS)
+    decided = place.site.model_dump_json() if place.site is not None else ""
+    return _workbench(asked, decided)
 
 
 @lru_cache(maxsize=1)
-def _workbench(settings: frozenset[tuple[str, bool | int | float | str]]) -> Workbench:
+def _workbench(settings: frozenset[tuple[str, bool | int | float | str]], site: str) -> Workbench:
     """One per process: a base model takes a second to load, and most of the memory."""
+    from client.site import Site
+
+    decided = Site.model_validate_json(site) if site else None
+    if decided is not None:
+        choose_device(decided)
     from client.workbench import Workbench
 
-    return Workbench(from_run_config(dict(settings)))
+    experiment = Here(0, Path(), decided).experiment(dict(settings))
+    return Workbench(experiment) if decided is None else Workbench(experiment, whole=True)
 
 
 def guarded(handler: Handler) -> Handler:
     """Answer a fault with a code: an exception's text may hold private data."""
 
     def answer(message: Message, context: Context) -> Message:
-        from client import wire
-
+        started = time.monotonic()
+        own = log_of(context)
+        asked = {"asked": message.metadata.message_type, **told(message)}
         try:
-            return check_reply(handler(message, context))
-        except PayloadError as error:
-            log.error("request refused: %s", error)
-            return wire.status_reply(message, "refused")
-        except Exception:
-            log.exception("request failed")
-            return wire.status_reply(message, "failed")
+            reply = check_reply(handler(message, context))
+        except Exception as error:
+            refused = isinstance(error, PayloadError)
+            if own is None:
+                log.exception("request %s", "refused" if refused else "failed")
+            else:
+                own.fault("request_refused" if refused else "request_failed", error, **asked)
+            return status_reply(message, "refused" if refused else "failed")
+        if own is not None:
+            code = str(reply.content.config_records[STATUS]["code"])
+            own.write("answered", code=code, seconds=time.monotonic() - started, **asked)
+        return reply
 
     return answer
+
+
+def told(message: Message) -> dict[str, Any]:
+    """What a request is about, for the site's log."""
+    records = message.content.config_records if message.has_content() else {}
+    instruction: Mapping[str, Any] = records.get("instruction", {})
+    return {key: str(instruction[key])[:100] for key in TOLD if key in instruction}
 
 
 app = make_app()

@@ -16,6 +16,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "phase": "which request is answered",
         "server_round": "which request is answered",
     },
+    "site": {"client": "number of a simulated client"},
     "metrics": {
         "num_examples": "weight in the average",
         "loss": "mean training loss, for the progress view",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from client.answer import STATUS
 from client.work import Update
 from client.workbench import Workbench
 from deal_core.adapters import Adapter, split, zero_adapter
@@ -13,8 +14,6 @@ from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, PayloadError, Template
 from deal_core.record import BOTH, decode_checked, unpack
 
-STATUS = "status"
-"""Record that says how a request ended; its ``code`` is ``ok``, ``no-data`` or an error code."""
 METRICS = "metrics"
 
 
@@ -61,11 +60,6 @@ def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -
     dtype = bench.experiment.wire.dtype
     arrays = decode_checked(record, dtype, Template(bench.shapes, rank), BOTH)
     return unpack(arrays, dtype, zero_adapter(bench.shapes, rank, scaling))
-
-
-def status_reply(message: Message, code: str) -> Message:
-    """A reply that carries a code and nothing else."""
-    return Message(RecordDict({STATUS: ConfigRecord({"code": code})}), reply_to=message)
 
 
 def update_reply(message: Message, update: Update, instruction: Instruction) -> Message:

@@ -43,11 +43,13 @@ class Workbench:
     """Built once for an experiment; loads each part when it is first needed.
 
     Attributes:
+        whole: all data that the source has is this client's (a site); nothing is divided.
         latest: what the latest request was decoded to: the next client is often sent the same.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, whole: bool = False) -> None:
         self.experiment = experiment
+        self.whole = whole
         self.latest = Memory()
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
@@ -88,7 +90,7 @@ class Workbench:
     def task(self, task: str, client: int) -> ClientTask:
         """The share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""
         if (task, client) not in self._tasks:
-            share = self._share(task)[client]
+            share = self._share(task)[0 if self.whole else client]
             encode = self.model.encode
             self._tasks[task, client] = ClientTask(
                 share.labels,
@@ -122,7 +124,9 @@ class Workbench:
             config = self.experiment
             data = open_source(config.data).load(task)
             self.model.tokens.prepare([e.text for e in (*data.train, *data.test)], self._cache)
-            self._shares[task] = partition(
-                data, config.data.partition, config.federation.clients, config.run.seed
-            )
+            self._shares[task] = [data] if self.whole else self._divided(data)
         return self._shares[task]
+
+    def _divided(self, data: TaskData) -> list[TaskData]:
+        config = self.experiment
+        return partition(data, config.data.partition, config.federation.clients, config.run.seed)

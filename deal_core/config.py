@@ -70,6 +70,8 @@ class TaskColumns(Table):
     """Empty: ``data.pair_column``."""
     label_column: str = ""
     """Empty: ``data.label_column``."""
+    label_text: dict[str, str] = {}
+    """Value in the label column (as text) to the label it stands for; empty: as they are."""
 
 
 class HubTask(Table):
@@ -92,11 +94,15 @@ class DataConfig(Table):
     """Where the stream of tasks comes from."""
 
     source: str = "medmcqa"
-    """``medmcqa`` (embedded), ``files`` or ``hub``."""
+    """``medmcqa`` (embedded), ``files``, ``hub``, or ``sites``: each site has its own, and says
+    where (deployment)."""
     path: str = ""
     """Folder that holds one folder per task (files)."""
     tasks: tuple[str, ...] = ()
     """Tasks in the order they are learnt; empty: all, in the source's order."""
+    labels: dict[str, tuple[str, ...]] = {}
+    """Task name to its labels (files, sites): the words that all clients share, needed where
+    nobody sees all data; a task that is not named has those of its training file (files)."""
     text_column: str = "text"
     pair_column: str = ""
     """Second text column, joined to the first; empty: none."""
@@ -151,6 +157,21 @@ class FederationConfig(Table):
     """Share of the sampled clients whose valid reply a round needs."""
     deadline_seconds: float = Field(3600.0, gt=0)
     """A round stops waiting after this time."""
+    connect_seconds: float = Field(120.0, gt=0)
+    """How long a run, and each of its rounds, waits for clients that are not connected."""
+    sites: tuple[str, ...] = ()
+    """Names of the sites that take part, under which they are registered; a site's place in the
+    list is its number as a client (deployment). Empty: the clients are simulated."""
+
+    @model_validator(mode="after")
+    def _sites_are_the_clients(self) -> Self:
+        if self.sites and len(self.sites) != self.clients:
+            raise ValueError(
+                f"sites names {len(self.sites)}, but clients is {self.clients}; make them equal"
+            )
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError("sites names a site twice; name each once")
+        return self
 
     @model_validator(mode="after")
     def _participants_are_clients(self) -> Self:
@@ -373,7 +394,7 @@ class RunConfig(Table):
 
     seed: int = Field(0, ge=0)
     engine: str = "inprocess"
-    """``inprocess`` or ``flower``."""
+    """``inprocess`` or ``flower``; ``deployment`` is what ``deal submit`` sets."""
     threads: int = Field(0, ge=0)
     """Torch threads of a process that trains; 0: all cores, divided among the workers."""
     workers: int = Field(0, ge=0)

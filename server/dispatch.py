@@ -20,7 +20,7 @@ class Dispatch:
     """Requests ready to be sent.
 
     Attributes:
-        requests: client name to message.
+        requests: client name to message, of those who are connected.
         instructions: client name to what it is asked (its own rank in it).
         readers: client name to what reads its update, and knows the current adapter as that
             client decodes it.
@@ -44,7 +44,7 @@ def dispatch(
 
     Args:
         experiment: of the run.
-        nodes: client name to node id.
+        nodes: client name to node id, of those who are connected.
         state: what all are sent.
         instructions: for whom is asked, of one round; each with the client's own rank.
         message_type: Flower's.
@@ -66,6 +66,7 @@ def dispatch(
             sent[ranks[name]].records, instruction, nodes[name], message_type, deadline
         )
         for name, instruction in instructions.items()
+        if name in nodes
     }
     trained = frozenset(common.trained)
     by_rank = {rank: UpdateReader(o.state.current, dtype, trained) for rank, o in sent.items()}

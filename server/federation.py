@@ -33,6 +33,7 @@ from server.checkpoint import Checkpoint, History
 from server.dispatch import Dispatch, dispatch
 from server.events import EventLog
 from server.plan import Plan
+from server.roster import Roster
 from server.rounds import Reply, collect
 from server.schedule import Step
 
@@ -42,12 +43,12 @@ class Federation:
     """What does not change during a run.
 
     Attributes:
-        clients: client name to node id.
+        roster: the clients of the run.
     """
 
     grid: Grid
     experiment: Experiment
-    clients: dict[str, int]
+    roster: Roster
     plan: Plan
     events: EventLog
 
@@ -108,7 +109,7 @@ class Federation:
         figures = {
             "aggregation_error": gauge,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
-            "bytes_down": down / len(working),
+            "bytes_down": down / max(1, len(sent.requests)),
         }
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
@@ -158,7 +159,11 @@ class Federation:
         return sizes, idle
 
     def _replies(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
-        """One reply per client; whatever comes beyond that is named and dropped."""
+        """One reply per client, the absent first; whatever comes beyond that is named and
+        dropped."""
+        for name in sent.instructions:
+            if name not in sent.requests:
+                yield Reply(name, None, "not connected")
         deadline = self.experiment.federation.deadline_seconds
         for reply in collect(self.grid, sent.requests, deadline):
             if reply.dropped:
@@ -186,15 +191,16 @@ class Federation:
         started = time.monotonic()
         asked = self._instruction(step, state).model_copy(update={"tasks": self.plan.tasks})
         with threads(1):
-            sent = self._dispatch(state, dict.fromkeys(self.clients, asked), MessageType.EVALUATE)
+            instructions = dict.fromkeys(self.roster.clients, asked)
+            sent = self._dispatch(state, instructions, MessageType.EVALUATE)
         counts: dict[str, list[list[int]]] = {}
         for reply in self._replies(step, sent):
             try:
                 counts[reply.client] = wire.read_counts(answered(reply), len(self.plan.tasks))
             except PayloadError as fault:
                 self._event("client_failed", step, client=reply.client, reason=str(fault))
-        self._require_quorum(len(counts), len(self.clients), step)
-        ordered = {name: counts[name] for name in self.clients if name in counts}
+        self._require_quorum(len(counts), len(self.roster.clients), step)
+        ordered = {name: counts[name] for name in self.roster.clients if name in counts}
         history = history.model_copy(
             update={
                 "evaluations": (*history.evaluations, ordered),
@@ -255,18 +261,21 @@ class Federation:
         """Rank of the adapter that each client trains: its own where it learns."""
         own = self.experiment.adapter.client_ranks if step.phase == LEARN else ()
         ranks = own or (state.current.rank,)
-        return {name: ranks[number % len(ranks)] for number, name in enumerate(self.clients)}
+        return {name: ranks[number % len(ranks)] for number, name in enumerate(self.roster.clients)}
 
     def _dispatch(
         self, state: State, instructions: dict[str, Instruction], message_type: str
     ) -> Dispatch:
-        return dispatch(self.experiment, self.clients, state, instructions, message_type)
+        """Requests to those who are connected, once a quorum of them is, or patience ends."""
+        least = self.experiment.federation.quorum * len(instructions)
+        nodes = self.roster.present(set(instructions), least)
+        return dispatch(self.experiment, nodes, state, instructions, message_type)
 
     def _sample(self, step: Step) -> dict[str, str]:
         """Clients of a round and their tasks: a seeded choice over the stable names of those
         that have one."""
         working = self.plan.working(step.stage, step.server_round)
-        names = [name for name in self.clients if name in working]
+        names = [name for name in self.roster.clients if name in working]
         wanted = self.experiment.federation.clients_per_round or len(names)
         generator = seeded(self.experiment.run.seed, "sample", step.stage, step.server_round)
         order = torch.randperm(len(names), generator=generator)[:wanted].tolist()

@@ -43,9 +43,13 @@ def collect(
         deadline_seconds: from now.
     """
     names = list(requests)
-    message_ids = list(grid.push_messages(list(requests.values())))
-    asked = dict(zip(message_ids, names, strict=True))
+    message_ids = list(grid.push_messages(list(requests.values()))) if requests else []
+    pushed = dict(zip(names, message_ids, strict=True))
+    asked = {message_id: name for name, message_id in pushed.items() if message_id}
     waiting = dict(asked)
+    for name, message_id in pushed.items():
+        if not message_id:  # the node is gone since it was looked up
+            yield Reply(name, None, "not connected")
     end = time.monotonic() + deadline_seconds
     while waiting and time.monotonic() < end:
         arrived = list(grid.pull_messages(list(waiting)))

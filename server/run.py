@@ -18,10 +18,8 @@ from server.folder import RunFolder
 from server.lock import alone
 from server.plan import Plan, make_plan
 from server.results import Results, make_results, write_results
-from server.rounds import find_clients
+from server.roster import find_roster
 from server.schedule import rounds_of, schedule
-
-CONNECT_SECONDS = 120.0
 
 
 def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) -> Results:
@@ -51,15 +49,16 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     method = make_method(experiment.method, experiment.adapter)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     checkpoint = _start(experiment, folder, shapes)
-    clients = find_clients(grid, experiment.federation.clients, CONNECT_SECONDS)
-    plan = make_plan(experiment, tasks, list(clients))
+    roster = find_roster(grid, experiment.federation)
+    plan = make_plan(experiment, tasks, roster.clients)
     # Before all tasks at once there is nothing that a further phase could consolidate them with.
     steps = schedule(plan.stages, () if plan.together else method.phases)
-    federation = Federation(grid, experiment, clients, plan, events)
+    federation = Federation(grid, experiment, roster, plan, events)
     events.write(
         "run_started",
         tasks=tasks,
-        clients=len(clients),
+        clients=len(roster.clients),
+        sites=list(experiment.federation.sites),
         stages=[
             {"rounds": rounds_of(stage, steps), "tasks": list(plan.work(stage))}
             for stage in range(len(plan.stages))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deal_core.errors import UserError
+from simulations.deployment.commands import add_to
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+add_to(app)
 
 OutFile = Annotated[str, typer.Option(help="Also write the figures to this JSON file.")]
 Quick = Annotated[bool, typer.Option("--quick", help="The smallest sizes only.")]

@@ -9,6 +9,7 @@ from deal_core.data.files import FilesSource
 from deal_core.data.hub import HubSource
 from deal_core.data.medmcqa import MedMCQA
 from deal_core.data.partition import PARTITIONERS, partition
+from deal_core.data.sites import SitesSource
 from deal_core.data.source import DataSource, Example, TaskData
 from deal_core.errors import choose
 
@@ -16,6 +17,7 @@ SOURCES: dict[str, Callable[[DataConfig], DataSource]] = {
     "medmcqa": MedMCQA,
     "files": FilesSource,
     "hub": HubSource,
+    "sites": SitesSource,
 }
 """``data.source`` to source. Heavy libraries load when a source reads, not here."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from deal_core.config import DataConfig
+from deal_core.config import DataConfig, TaskColumns
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.data.tables import READERS
-from deal_core.errors import UserError
+from deal_core.errors import UserError, nearest
 
 SPLITS = ("train", "test")
 
@@ -39,18 +40,25 @@ class FilesSource:
         return select_tasks(found, self._config.tasks, f"task in {folder}:")
 
     def load(self, task: str) -> TaskData:
-        """Return a task; its labels are those of the training file, sorted.
+        """Return a task; its labels are those of ``data.labels``, or of the training file, sorted.
+        A task of ``data.labels`` without a folder has no examples here.
 
         Raises:
             UserError: unknown task, a missing, doubled, unreadable or empty file, a bad
-                row, or a test label that no training example has. The message names
-                file and row.
+                row, or a label that is not one of the task's. The message names file and row.
         """
+        declared = self._config.labels.get(task, ())
+        if declared and not (self._folder() / task).is_dir():
+            return TaskData(task, declared, (), (), self._groups)
         select_tasks(self.task_names(), (task,), f"task in {self._folder()}:")
-        train = tuple(example for _, example in self._read(task, "train"))
-        labels = frozenset(example.label for example in train)
-        test = tuple(self._read_test(task, labels))
-        data = TaskData(task, tuple(sorted(labels)), train, test, self._groups)
+        if declared:
+            known = frozenset(declared)
+            train, test = (tuple(self._read_known(task, split, known)) for split in SPLITS)
+        else:
+            train = tuple(example for _, example in self._read(task, "train"))
+            declared = tuple(sorted({example.label for example in train}))
+            test = tuple(self._read_test(task, frozenset(declared)))
+        data = TaskData(task, declared, train, test, self._groups)
         return limited(data, self._config)
 
     def _folder(self) -> Path:
@@ -69,6 +77,16 @@ class FilesSource:
         found = {example.group for place in splits for _, example in self._read(*place)}
         return tuple(sorted(found))
 
+    def _read_known(self, task: str, split: str, labels: frozenset[str]) -> Iterator[Example]:
+        for row, example in self._read(task, split):
+            if example.label not in labels:
+                raise UserError(
+                    f"{_split_file(self._folder() / task, split)}, row {row}: '{example.label}' "
+                    f"is no label of the task (they are: {', '.join(sorted(labels))}"
+                    f"{nearest(example.label, labels)}); correct it, or map it in label_text"
+                )
+            yield example
+
     def _read_test(self, task: str, labels: frozenset[str]) -> Iterator[Example]:
         for row, example in self._read(task, "test"):
             if example.label not in labels:
@@ -80,11 +98,13 @@ class FilesSource:
 
     def _read(self, task: str, split: str) -> Iterator[tuple[int, Example]]:
         columns = Columns.of(self._config, task)
+        mapped = self._config.files.get(task, TaskColumns()).label_text
         path = _split_file(self._folder() / task, split)
         empty = True
         for number, values in READERS[path.suffix](path):
             empty = False
-            yield number, to_example(values, columns, str(path), number)
+            example = to_example(values, columns, str(path), number)
+            yield number, replace(example, label=mapped.get(example.label, example.label))
         if empty:
             raise UserError(f"{path}: holds no examples; add some or leave the task out")
 

@@ -1,0 +1,154 @@
+"""What the site decides, whatever the server asks: its data, columns, labels, models and device.
+
+``site.toml`` lies at the site, and names everything that the server must not: the server knows
+tasks and labels, never a path or a column.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from deal_core.config import DataConfig, Experiment, Table, TaskColumns
+from deal_core.errors import UserError
+from deal_core.experiment_file import parse_tables, read_toml
+
+NODE_KEY = "site"
+"""Key of Flower's node config with the path of ``site.toml``; simulated clients have none."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of a site, and of a run: both become names of files and folders."""
+
+
+class Identity(Table):
+    """Who the site is."""
+
+    name: str
+    """As the server has registered it."""
+    state: str = "state"
+    """Folder of what must last: ledger, log, what methods keep. Relative to ``site.toml``."""
+
+
+class Connection(Table):
+    """Where the server is, and how it is known."""
+
+    address: str
+    """``host:port`` of the server."""
+    certificate: str = "ca.crt"
+    """Certificate of the authority that has signed the server's; relative to ``site.toml``."""
+    key: str = "site.key"
+    """The site's private key; it never leaves, and only its owner may read it."""
+
+
+class SiteData(Table):
+    """The site's own files: ``path/TASK/{train,test}.{jsonl,csv,parquet}``."""
+
+    path: str
+    text_column: str = "text"
+    pair_column: str = ""
+    label_column: str = "label"
+    cache_tokens: bool = False
+    """Keep token ids, which are the texts in another form, in the user's cache folder."""
+    public_path: str = ""
+    """File of public texts, for experiments that consolidate on public data."""
+    files: dict[str, TaskColumns] = Field({})
+    """Task name to its own columns, and to what its label values stand for."""
+
+
+class Compute(Table):
+    """What the site lends."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda|cuda:[0-9]+)$")
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    threads: int = Field(0, ge=0)
+    """Torch threads; 0: what the experiment asks for."""
+
+
+class Site(Table):
+    """``site.toml``."""
+
+    site: Identity
+    server: Connection
+    data: SiteData
+    compute: Compute = Compute()
+    models: dict[str, str] = Field({"embedded:minilm": "", "embedded:smollm2": ""})
+    """Base models that the site accepts, by the experiment's name, each with the folder where it
+    lies here; empty: the name itself."""
+    policy: dict[str, Any] = Field({})
+    """Limits that the server can not widen."""
+
+
+def read_site(path: Path) -> Site:
+    """Read ``site.toml``; every path in the result is absolute.
+
+    Raises:
+        UserError: unreadable, an unknown key, a wrong type, or a name that is none.
+    """
+    site = parse_tables(Site, read_toml(path), str(path))
+    if not NAME.fullmatch(site.site.name):
+        raise UserError(
+            f"{path}: site.name '{site.site.name}' should be letters, digits, '.', '_' and '-', "
+            "at most 64"
+        )
+    return _absolute(site, path.parent)
+
+
+def _absolute(site: Site, base: Path) -> Site:
+    def at(name: str) -> str:
+        return str((base / Path(name).expanduser()).resolve()) if name else ""
+
+    server, data = site.server, site.data
+    paths = {"certificate": at(server.certificate), "key": at(server.key)}
+    own = {"path": at(data.path), "public_path": at(data.public_path)}
+    return site.model_copy(
+        update={
+            "site": site.site.model_copy(update={"state": at(site.site.state)}),
+            "server": server.model_copy(update=paths),
+            "data": data.model_copy(update=own),
+            "models": {name: at(place) for name, place in site.models.items()},
+        }
+    )
+
+
+def as_the_site_decides(experiment: Experiment, site: Site) -> Experiment:
+    """Return the experiment with everything that is the site's to say taken from ``site``.
+
+    Raises:
+        UserError: the experiment needs a base model, or public texts, that the site has not
+            agreed to.
+    """
+    model, method = experiment.model, experiment.method
+    if model.name not in site.models:
+        raise UserError(f"[models] of site.toml does not name '{model.name}'; add it to accept it")
+    model = model.model_copy(update={"name": site.models[model.name] or model.name})
+    if method.consolidation.public_path:
+        if not site.data.public_path:
+            raise UserError("the experiment needs public texts; set data.public_path in site.toml")
+        own = {"public_path": site.data.public_path}
+        method = method.model_copy(
+            update={"consolidation": method.consolidation.model_copy(update=own)}
+        )
+    run = experiment.run.model_copy(
+        update={"threads": site.compute.threads or experiment.run.threads}
+    )
+    tables = {"data": own_data(experiment.data, site.data), "model": model, "method": method}
+    return experiment.model_copy(update={**tables, "run": run})
+
+
+def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
+    """The site's files; of what was asked only names of labels, and limits, which take data
+    away, are left."""
+    limits = {key: getattr(asked, key) for key in ("max_train", "max_test", "train_share")}
+    return DataConfig(
+        source="files",
+        path=site.path,
+        text_column=site.text_column,
+        pair_column=site.pair_column,
+        label_column=site.label_column,
+        cache_tokens=site.cache_tokens,
+        files=site.files,
+        labels=asked.labels,
+        **limits,
+    )

@@ -1,0 +1,31 @@
+"""The site's own log: one JSON object a line, in its state folder. It is never sent."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class SiteLog:
+    """Appends events to ``folder``, which is made when first needed."""
+
+    folder: Path
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"event": event, "time": time.time(), **fields})
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def fault(self, event: str, error: BaseException, **fields: Any) -> None:
+        """Append what went wrong, with all that is known of it."""
+        told = "".join(traceback.format_exception(error))
+        self.write(event, error=f"{type(error).__name__}: {error}", traceback=told, **fields)

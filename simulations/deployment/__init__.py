@@ -1,0 +1,1 @@
+"""Separate institutions: thin commands over Flower's SuperLink, SuperNode and ``flwr run``."""

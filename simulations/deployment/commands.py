@@ -1,0 +1,136 @@
+"""``deal server``, ``deal site``, ``deal submit``, ``deal status``, ``deal stop``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+server = typer.Typer(help="The coordinating server of several institutions.", no_args_is_help=True)
+site = typer.Typer(help="One institution's own side.", no_args_is_help=True)
+
+ServerDir = Annotated[str, typer.Option("--dir", help="The server's folder.")]
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="The folder of deal server init.")]
+SiteFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of deal site init.")]
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print lines at once: a service manager reads them from a pipe."""
+    for line in lines:
+        print(line, flush=True)
+
+
+@server.command("init")
+def server_init(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A new folder.")],
+    host: Annotated[
+        list[str],
+        typer.Option("--host", help="Name or address by which sites reach it; may be repeated."),
+    ],
+    port: Annotated[int, typer.Option(help="Of the reverse proxy.")] = 9443,
+    superlink_port: Annotated[int, typer.Option(help="Of the SuperLink, local only.")] = 9444,
+) -> None:
+    """Make certificates, settings, a proxy file and a service file."""
+    from simulations.deployment.server_folder import ServerSettings, server_folder
+    from simulations.deployment.server_init import init_server
+
+    settings = ServerSettings(hosts=tuple(host), port=port, superlink_port=superlink_port)
+    say(init_server(server_folder(folder), settings))
+
+
+@server.command("start")
+def server_start(folder: Folder = ".") -> None:
+    """Run the server until Ctrl-C."""
+    from simulations.deployment.server_folder import server_folder
+    from simulations.deployment.server_start import start_server, starting_lines
+
+    where = server_folder(folder)
+    say(starting_lines(where, where.settings()))
+    raise typer.Exit(start_server(where))
+
+
+@server.command("add-site")
+def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
+    """Let the holder of KEY sign in as NAME (the server must be running)."""
+    from simulations.deployment.registry import add_site
+    from simulations.deployment.server_folder import server_folder
+
+    say(add_site(server_folder(folder), name, key))
+
+
+@server.command("remove-site")
+def server_remove_site(name: str, folder: ServerDir = ".") -> None:
+    """Refuse NAME's key from now on: it left, or its key was stolen or renewed."""
+    from simulations.deployment.registry import remove_site
+    from simulations.deployment.server_folder import server_folder
+
+    say(remove_site(server_folder(folder), name))
+
+
+@site.command("init")
+def site_init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    data: Annotated[Path, typer.Option(help="Folder with one folder per task.")],
+    name: Annotated[str, typer.Option(help="The site's name, agreed with the server.")],
+    server_address: Annotated[str, typer.Option("--server", help="HOST:PORT.")] = "SERVER:9443",
+    certificate: Annotated[
+        Path | None, typer.Option(help="The server's ca.crt; it is copied.")
+    ] = None,
+    text_column: Annotated[str, typer.Option()] = "text",
+    label_column: Annotated[str, typer.Option()] = "label",
+) -> None:
+    """Make a key pair and site.toml."""
+    from simulations.deployment.site_init import SiteRequest, init_site
+
+    where = folder.expanduser().resolve()
+    request = SiteRequest(where, data, name, server_address, certificate, text_column, label_column)
+    say(init_site(request))
+
+
+@site.command("start")
+def site_start(folder: SiteFolder = Path(".")) -> None:
+    """Take part until Ctrl-C."""
+    from client.site import read_site
+    from simulations.deployment.site_start import start_site, starting_lines
+
+    where = folder.expanduser().resolve()
+    say(starting_lines(where, read_site(where / "site.toml")))
+    raise typer.Exit(start_site(where))
+
+
+def submit(
+    experiment: Annotated[str, typer.Argument(help="A TOML file with data.source sites.")] = "",
+    resume: Annotated[str, typer.Option(metavar="RUN", help="Continue this run.")] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Same as --set run.seed=N.")] = None,
+    folder: ServerDir = ".",
+) -> None:
+    """Start an experiment with the registered sites, or continue a run."""
+    from deal_core.errors import UserError
+    from simulations.deployment.server_folder import server_folder
+    from simulations.deployment.submit import Submission, submit
+
+    if bool(experiment) == bool(resume):
+        raise UserError("deal submit: give an experiment, or --resume RUN, and not both")
+    submission = Submission(experiment, resume, tuple(overrides or ()), seed)
+    say(submit(server_folder(folder), submission))
+
+
+def stop(run: str, folder: ServerDir = ".") -> None:
+    """End a run; its checkpoint stays."""
+    from simulations.deployment.server_folder import server_folder
+    from simulations.deployment.stop import stop
+
+    say(stop(server_folder(folder), run))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Put the commands of a deployment beside the others."""
+    app.add_typer(server, name="server")
+    app.add_typer(site, name="site")
+    app.command("submit")(submit)
+    app.command("stop")(stop)

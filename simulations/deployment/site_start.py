@@ -1,0 +1,61 @@
+"""``deal site start``: Flower's SuperNode with the site's key, and ``site.toml`` for the app."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+from client.site import NODE_KEY, Site, read_site
+from deal_core.errors import UserError
+from simulations.deployment.flower_home import FlowerHome
+from simulations.deployment.secret_files import check_secret
+from simulations.deployment.supervise import supervise
+from simulations.flower_sandbox import program
+
+
+def start_site(folder: Path) -> int:
+    """Run the SuperNode until it is stopped; return its exit code.
+
+    Raises:
+        UserError: ``site.toml`` is wrong, a key is unsafe, or the site runs already.
+    """
+    site = read_site(folder / "site.toml")
+    check_secret(Path(site.server.key))
+    if not Path(site.server.certificate).is_file():
+        raise UserError(
+            f"{site.server.certificate}: not there; it is the ca.crt of the server's administrator"
+        )
+    state = Path(site.site.state)
+    state.mkdir(parents=True, exist_ok=True)
+    home = FlowerHome(state / "flower")
+    command = supernode_command(folder, site)
+    return supervise(command, home, state / "supernode.log", state / "site.pid")
+
+
+def starting_lines(folder: Path, site: Site) -> list[str]:
+    """What is about to run, and where to look."""
+    return [
+        f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it",
+        f"its log: {Path(site.site.state) / 'log.jsonl'}; Flower's: supernode.log beside it",
+        f"next: nothing; to look at data and connection: deal site check {folder}",
+    ]
+
+
+def supernode_command(folder: Path, site: Site) -> list[str]:
+    """Flower's own program; the app is told nothing but where ``site.toml`` lies."""
+    node_config = f"{NODE_KEY}={json.dumps(str(folder / 'site.toml'))}"
+    return [
+        program("flower-supernode"),
+        *("--root-certificates", site.server.certificate),
+        *("--auth-supernode-private-key", site.server.key),
+        *("--superlink", site.server.address),
+        *("--host", "127.0.0.1", "--port", str(_free_port())),
+        *("--node-config", node_config),
+    ]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,275 @@
+"""A federation of real processes on this machine: one server, sites, TLS, keys."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from simulations.deployment.registry import registered
+from simulations.deployment.server_folder import ServerFolder, server_folder
+from simulations.flower_sandbox import stop_all
+
+ROOT = Path(__file__).parents[2]
+DEAL = [sys.executable, "-m", "simulations.cli"]
+LABELS = {"laboratory": ["Pathology", "Pharmacology"], "surgery": ["Radiology", "Surgery"]}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: str, condition: Callable[[], Any], seconds: float) -> Any:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.3)
+    raise AssertionError(f"{what}: not within {seconds:g} s")
+
+
+def deal(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DEAL, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=cwd,
+    )
+
+
+def done(*arguments: str) -> str:
+    result = deal(*arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@dataclass
+class Federation:
+    """Processes and folders below ``path``."""
+
+    path: Path
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> ServerFolder:
+        return server_folder(str(self.path / "server"))
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.folder.settings().superlink_port}"
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.path / f"{name}.out").open("ab") as output:
+            process = subprocess.Popen(
+                [*DEAL, *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                start_new_session=True,
+            )
+        self.processes[name] = process
+        return process
+
+    def start_server(self) -> None:
+        self.start("server", "server", "start", str(self.folder.path))
+        wait_for("server", self.answers, 60)
+
+    def answers(self) -> bool:
+        try:
+            with socket.create_connection(
+                ("127.0.0.1", self.folder.settings().superlink_port), timeout=1
+            ):
+                return True
+        except OSError:
+            return False
+
+    def site(self, name: str) -> Path:
+        return self.path / "sites" / name
+
+    def add(self, name: str, data: Path, *options: str) -> None:
+        """Make a site, register its key."""
+        done(
+            *("site", "init", str(self.site(name)), "--data", str(data), "--name", name),
+            *("--server", self.address, "--certificate", str(self.folder.authority), *options),
+        )
+        key = str(self.site(name) / "site.pub")
+        done("server", "add-site", name, key, "--dir", str(self.folder.path))
+
+    def start_site(self, name: str) -> None:
+        self.start(name, "site", "start", str(self.site(name)))
+
+    def kill(self, name: str) -> None:
+        """As a power cut would: every process of it, at once."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+        home = (self.folder.path if name == "server" else self.site(name) / "state") / "flower"
+        for member in _members(home):
+            member.kill()
+
+    def submit(self, *arguments: str) -> str:
+        out = done("submit", *arguments, "--dir", str(self.folder.path))
+        return out.split()[1]
+
+    def run(self, name: str) -> Path:
+        return self.folder.runs / name
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        path = self.run(name) / "metrics.jsonl"
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    def wait_event(
+        self, name: str, event: str, seconds: float, **fields: Any
+    ) -> list[dict[str, Any]]:
+        """Until the event has come; a run that stops instead ends the wait."""
+
+        def seen() -> list[dict[str, Any]]:
+            events = self.events(name)
+            hits = [
+                e
+                for e in events
+                if e["event"] == event and all(e.get(k) == v for k, v in fields.items())
+            ]
+            stopped = [e for e in events if e["event"] == "run_stopped"]
+            if stopped and event != "run_stopped" and len(stopped) >= len(self.starts(name)):
+                raise AssertionError(f"the run stopped: {stopped[-1]['reason']}")
+            return events if hits else []
+
+        return wait_for(f"{event} {fields}", seen, seconds)
+
+    def starts(self, name: str) -> list[str]:
+        return (self.run(name) / "starts.jsonl").read_text().splitlines()
+
+    def names(self) -> list[str]:
+        return list(registered(self.folder))
+
+    def end(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        stop_all(self.folder.flower.path)
+        for site in (self.path / "sites").glob("*"):
+            stop_all(site / "state" / "flower")
+
+
+def _members(home: Path) -> list[Any]:
+    from simulations.flower_sandbox import members
+
+    return members(home)
+
+
+@contextmanager
+def federation(path: Path) -> Iterator[Federation]:
+    """A server that runs, without sites."""
+    fed = Federation(path)
+    link = free_port()
+    done(
+        *("server", "init", str(path / "server"), "--host", "127.0.0.1"),
+        *("--superlink-port", str(link), "--port", str(free_port())),
+    )
+    try:
+        fed.start_server()
+        yield fed
+    finally:
+        fed.end()
+
+
+Rows = Sequence[Mapping[str, str]]
+
+
+def questions() -> dict[str, dict[str, list[dict[str, str]]]]:
+    """Task to split to rows of real questions, in an order that is always the same."""
+    from deal_core.config import DataConfig
+    from deal_core.data import open_source
+
+    source = open_source(DataConfig(tasks=tuple(LABELS)))
+    found: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for task, labels in LABELS.items():
+        data = source.load(task)
+        found[task] = {
+            split: [
+                {"text": e.text, "label": e.label}
+                for label in labels
+                for e in [e for e in examples if e.label == label][:count]
+            ]
+            for split, examples, count in (("train", data.train, 18), ("test", data.test, 9))
+        }
+    return found
+
+
+def write_rows(path: Path, rows: Rows) -> None:
+    import pandas as pd
+
+    table = pd.DataFrame(list(rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_parquet(path)
+
+
+SITES = {"north": ".csv", "south": ".jsonl", "west": ".parquet"}
+
+
+def divide(folder: Path) -> None:
+    """``folder/SITE/TASK/SPLIT`` in a format for each site, and ``folder/all`` with a column
+    that says whose row it is."""
+    for task, splits in questions().items():
+        for split, rows in splits.items():
+            whole = []
+            for k, (site, suffix) in enumerate(SITES.items()):
+                own = rows[k :: len(SITES)]
+                write_rows(folder / site / task / f"{split}{suffix}", own)
+                whole += [{**row, "site": site} for row in own]
+            write_rows(folder / "all" / task / f"{split}.jsonl", whole)
+
+
+SHORT = """\
+[data]
+source = "sites"
+tasks = ["laboratory", "surgery"]
+[data.labels]
+laboratory = ["Pathology", "Pharmacology"]
+surgery = ["Radiology", "Surgery"]
+[federation]
+rounds = {rounds}
+deadline_seconds = {deadline}
+connect_seconds = {connect}
+[train]
+max_length = 32
+batch_size = 4
+precision = "float32"
+[run]
+threads = 1
+"""
+
+
+def experiment_file(
+    path: Path, rounds: int = 1, deadline: float = 300, connect: float = 60
+) -> Path:
+    path.write_text(SHORT.format(rounds=rounds, deadline=deadline, connect=connect))
+    return path
