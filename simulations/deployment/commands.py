@@ -89,6 +89,26 @@ def site_init(
     say(init_site(request))
 
 
+@site.command("check")
+def site_check(
+    folder: SiteFolder = Path("."),
+    experiment: Annotated[str, typer.Option(help="Compare with its tasks and labels.")] = "",
+    offline: Annotated[bool, typer.Option("--offline", help="Data and keys only.")] = False,
+) -> None:
+    """Read the data, try the connection, say what would leave; nothing is sent."""
+    from simulations.deployment.site_check import check_site
+    from simulations.experiment import Request, load_experiment
+
+    asked = load_experiment(Request(experiment)) if experiment else None
+    report = check_site(folder.expanduser().resolve(), asked, offline)
+    say([f"ok     {line}" for line in report.lines])
+    say([f"wrong  {line}" for line in report.problems])
+    if report.problems:
+        say([f"next: mend what is wrong ({len(report.problems)}), and check again"])
+        raise typer.Exit(2)
+    say([f"next: deal site start {folder}"])
+
+
 @site.command("start")
 def site_start(folder: SiteFolder = Path(".")) -> None:
     """Take part until Ctrl-C."""

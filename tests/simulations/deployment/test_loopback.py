@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
 from server.results import read_results
 from simulations.inprocess import run_inprocess
-from tests.simulations.loopback import SITES, divide, experiment_file, federation
+from tests.simulations.deployment.loopback import SITES, divide, experiment_file, federation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

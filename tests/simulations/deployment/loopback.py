@@ -19,7 +19,7 @@ from simulations.deployment.registry import registered
 from simulations.deployment.server_folder import ServerFolder, server_folder
 from simulations.flower_sandbox import stop_all
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEAL = [sys.executable, "-m", "simulations.cli"]
 LABELS = {"laboratory": ["Pathology", "Pharmacology"], "surgery": ["Radiology", "Surgery"]}
 

@@ -1,0 +1,174 @@
+"""Ten kinds of broken data folder, ten clear lines; and nothing of it needs a server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deal_core.config import DataConfig, Experiment
+from deal_core.errors import UserError
+from simulations.deployment.certificates import make_authority
+from simulations.deployment.site_check import MOST_SKEW, Report, check_clock, check_site
+from simulations.deployment.site_init import SiteRequest, init_site
+
+GOOD = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(6)]
+
+
+def jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    (data / "triage").mkdir(parents=True)
+    for split in ("train", "test"):
+        jsonl(data / "triage" / f"{split}.jsonl", GOOD)
+    authority = tmp_path / "given.crt"
+    authority.write_bytes(make_authority().certificate)
+    folder = tmp_path / "site"
+    init_site(SiteRequest(folder, data, "north", "127.0.0.1:1", authority))
+    return folder
+
+
+def checked(site: Path, experiment: Experiment | None = None) -> Report:
+    return check_site(site, experiment, offline=True)
+
+
+def train(data: Path) -> Path:
+    return data / "triage" / "train.jsonl"
+
+
+def no_folder(data: Path) -> None:
+    shutil.rmtree(data)
+
+
+def no_task(data: Path) -> None:
+    shutil.rmtree(data / "triage")
+
+
+def no_test(data: Path) -> None:
+    (data / "triage" / "test.jsonl").unlink()
+
+
+def two_files(data: Path) -> None:
+    (data / "triage" / "train.csv").write_text("text,label\nx,a\n")
+
+
+def another_column(data: Path) -> None:
+    jsonl(train(data), [{"txt": "case", "label": "a"}])
+
+
+def no_text(data: Path) -> None:
+    jsonl(train(data), [*GOOD, {"text": " ", "label": "a"}])
+
+
+def not_json(data: Path) -> None:
+    train(data).write_text('{"text": "case", "label": "a"}\n{"text": \n')
+
+
+def latin1(data: Path) -> None:
+    train(data).write_bytes('{"text": "Übelkeit", "label": "a"}\n'.encode("latin-1"))
+
+
+def broken_csv(data: Path) -> None:
+    train(data).unlink()
+    (data / "triage" / "train.csv").write_text("text,label\nchest, arm,a\n")
+
+
+def torn_parquet(data: Path) -> None:
+    train(data).unlink()
+    (data / "triage" / "train.parquet").write_bytes(b"PAR1 torn")
+
+
+def empty(data: Path) -> None:
+    train(data).write_text("")
+
+
+def strange_label(data: Path) -> None:
+    jsonl(data / "triage" / "test.jsonl", [*GOOD, {"text": "case", "label": "c"}])
+
+
+BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no folder": (no_folder, r"data: no such folder; set"),
+    "no task": (no_task, r"data: holds no task; make one folder"),
+    "no test file": (no_test, r"triage: no file for the split 'test'; add"),
+    "two files": (two_files, r"several files for the split 'train'.*keep one"),
+    "another column": (another_column, r"train.jsonl, row 1: no column 'text'.*mean|are: txt"),
+    "empty text": (no_text, r"train.jsonl, row 7: column 'text' is empty; fill"),
+    "no JSON": (not_json, r"train.jsonl, row 2: not valid JSON .*; write one object"),
+    "not UTF-8": (latin1, r"train.jsonl, row 1: not UTF-8 text; save"),
+    "unquoted comma": (broken_csv, r"train.csv, row 2: 3 fields, but the header has 2; quote"),
+    "torn Parquet": (torn_parquet, r"train.parquet, row 1: not a readable Parquet file.*again"),
+    "empty file": (empty, r"train.jsonl: holds no examples; add"),
+    "label never trained": (strange_label, r"test.jsonl, row 7: no training example has.*'c'"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_data_folder_is_one_clear_line(site: Path, tmp_path: Path, kind: str) -> None:
+    spoil, line = BROKEN[kind]
+    spoil(tmp_path / "data")
+    report = checked(site)
+    assert len(report.problems) == 1
+    assert "\n" not in report.problems[0]
+    with pytest.raises(UserError, match=line):
+        raise UserError(report.problems[0])
+
+
+def test_a_good_site_counts_per_task_and_label_and_says_what_leaves(site: Path) -> None:
+    report = checked(site)
+    assert report.problems == []
+    said = "\n".join(report.lines)
+    assert "task 'triage': 6 train, 6 test; train: a 3, b 3" in said
+    assert "would leave" in said
+    assert "case" not in said
+
+
+def test_every_task_is_read_though_one_is_broken(site: Path, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "data" / "triage", tmp_path / "data" / "ward")
+    empty(tmp_path / "data")
+    report = checked(site)
+    assert len(report.problems) == 1
+    assert any("task 'ward': 6 train" in line for line in report.lines)
+
+
+def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
+    labels = {"triage": ("a", "beta"), "later": ("x", "y")}
+    report = checked(site, Experiment(data=DataConfig(source="sites", labels=labels)))
+    assert len(report.problems) == 1
+    assert "row 2: 'b' is no label of the task (they are: a, beta" in report.problems[0]
+    assert any("'later': no folder, so this site sits it out" in line for line in report.lines)
+
+
+def test_label_values_can_be_mapped(site: Path) -> None:
+    text = (site / "site.toml").read_text()
+    own = '[data.files.triage]\nlabel_text = { "b" = "beta" }\n\n[compute]'
+    (site / "site.toml").write_text(text.replace("[compute]", own))
+    labels = {"triage": ("a", "beta")}
+    report = checked(site, Experiment(data=DataConfig(source="sites", labels=labels)))
+    assert report.problems == []
+    assert "train: a 3, beta 3" in "\n".join(report.lines)
+
+
+def test_a_key_that_others_can_read_is_refused(site: Path) -> None:
+    (site / "site.key").chmod(0o644)
+    assert "others can read this private key; run chmod 600" in checked(site).problems[0]
+
+
+def test_without_a_server_there_is_one_line(site: Path) -> None:
+    problems = check_site(site).problems
+    assert len(problems) == 1
+    assert problems[0].startswith("127.0.0.1:1: no connection")
+
+
+@pytest.mark.parametrize("skew", [MOST_SKEW + 1, -MOST_SKEW - 1])
+def test_clocks_that_differ_are_named(skew: float) -> None:
+    word = "behind" if skew > 0 else "ahead of"
+    with pytest.raises(UserError, match=f"the clock here is 11 s {word} the server's.*NTP"):
+        list(check_clock(skew))
+    assert list(check_clock(skew / 2)) == ["clock: agrees with the server's"]
