@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import traceback
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 LOG = "log.jsonl"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,15 @@ class SiteLog:
     folder: Path
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one event."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Append one event. A log that cannot be written stops nothing: the line then goes to
+        the output of the process."""
         line = json.dumps({"event": event, "time": time.time(), **fields})
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:
+            log.exception("the site's log cannot be written: %s", line)
 
     def fault(self, event: str, error: BaseException, **fields: Any) -> None:
         """Append what went wrong, with all that is known of it."""

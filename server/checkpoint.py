@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +67,18 @@ class Checkpoint(BaseModel):
     history: History
 
 
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last one is kept."""
+    return path.with_suffix(".previous")
+
+
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write beside ``path``, flush to disk, then rename: a kill leaves the old or the new file."""
+    """Write beside ``path``, flush to disk, then rename: a kill leaves the old or the new file.
+    The old one is kept as well: a disk can spoil what was written whole.
+
+    Raises:
+        UserError: it cannot be written; the old one stands.
+    """
     state = checkpoint.state
     parts = {LORA: state.current, DISTILLED: state.retained}
     if state.residual is not None:
@@ -85,12 +98,53 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "residual_rank": str(state.residual.rank if state.residual is not None else 0),
         "apart": str(state.apart),
     }
+    meta["sha256"] = _digest(tensors, meta)
     beside = path.with_suffix(".writing")
-    with beside.open("wb") as file:
-        file.write(save(tensors, meta))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(save(tensors, meta))
+            file.flush()
+            os.fsync(file.fileno())
+        _keep(path)
+        beside.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); the checkpoint before it stands: make "
+            "room, then continue with --resume"
+        ) from None
+
+
+def _keep(path: Path) -> None:
+    """Give the file a second name, in one step; without it where the disk has no such names."""
+    second = path.with_suffix(".keeping")
+    second.unlink(missing_ok=True)
+    with suppress(OSError):
+        os.link(path, second)
+        second.replace(previous(path))
+
+
+def _digest(tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> str:
+    """Of everything that the file says."""
+    hashed = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
+    for key in sorted(tensors):
+        hashed.update(f"{key} {tensors[key].dtype} {tensors[key].shape}".encode())
+        hashed.update(np.ascontiguousarray(tensors[key]).tobytes())
+    return hashed.hexdigest()
+
+
+def load_latest(path: Path, shapes: Mapping[str, tuple[int, int]]) -> tuple[Checkpoint, str]:
+    """Read the last checkpoint that is good, and say why it is not the last one (else nothing).
+
+    Raises:
+        UserError: none is good; the message is about the last one.
+    """
+    try:
+        return load_checkpoint(path, shapes), ""
+    except UserError as error:
+        if previous(path).exists():
+            with suppress(UserError):
+                return load_checkpoint(previous(path), shapes), str(error)
+        raise
 
 
 def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkpoint:
@@ -105,6 +159,9 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if meta.get("version") != str(VERSION):
             raise UserError(f"{path}: checkpoint of version {meta.get('version')}, not {VERSION}")
+        written = meta.pop("sha256", "")  # empty: from before there were digests
+        if written and written != _digest(tensors, meta):
+            raise ValueError("its content is not what was written")
         current = _part(tensors, LORA, Template(shapes, int(meta["rank"])), float(meta["scaling"]))
         retained = _part(tensors, DISTILLED, Template(shapes, int(meta["retained_rank"])), 1.0)
         rank = int(meta["residual_rank"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -10,7 +11,7 @@ from deal_core.config import Experiment
 from deal_core.data import open_source
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
-from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
+from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.export import export_adapter
 from server.federation import Federation, start_state
@@ -40,7 +41,8 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
         try:
             return _run(grid, experiment, folder, events)
         except BaseException as error:
-            events.write("run_stopped", reason=f"{type(error).__name__}: {error}"[:500])
+            with suppress(OSError):  # a full disk must not hide the reason
+                events.write("run_stopped", reason=f"{type(error).__name__}: {error}"[:500])
             raise
 
 
@@ -48,7 +50,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     tasks = list(open_source(experiment.data).task_names())
     method = make_method(experiment.method, experiment.adapter)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
-    checkpoint = _start(experiment, folder, shapes)
+    checkpoint = _start(experiment, folder, shapes, events)
     roster = find_roster(grid, experiment.federation)
     plan = make_plan(experiment, tasks, roster.clients)
     # Before all tasks at once there is nothing that a further phase could consolidate them with.
@@ -73,10 +75,16 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
 
 
 def _start(
-    experiment: Experiment, folder: RunFolder, shapes: dict[str, tuple[int, int]]
+    experiment: Experiment,
+    folder: RunFolder,
+    shapes: dict[str, tuple[int, int]],
+    events: EventLog,
 ) -> Checkpoint:
     if experiment.run.resume:
-        return load_checkpoint(folder.checkpoint, shapes)
+        checkpoint, damage = load_latest(folder.checkpoint, shapes)
+        if damage:
+            events.write("checkpoint_damaged", reason=damage, position=checkpoint.position)
+        return checkpoint
     checkpoint = Checkpoint(position=0, state=start_state(experiment, shapes), history=History())
     save_checkpoint(folder.checkpoint, checkpoint)
     return checkpoint

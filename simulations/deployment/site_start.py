@@ -13,12 +13,23 @@ from simulations.deployment.secret_files import check_secret
 from simulations.deployment.supervise import supervise
 from simulations.flower_sandbox import program
 
+REASONS = {
+    "CERTIFICATE_VERIFY_FAILED": "the server is not the one that ca.crt vouches for; compare it "
+    "with the server's administrator",
+    "Failed to activate SuperNode": "the server does not know this key, or another process serves "
+    "with it; let its administrator run deal server add-site",
+    "UNAUTHENTICATED": "the server refuses this key; let its administrator run deal server "
+    "add-site, and check both clocks",
+}
+"""What Flower writes when it gives up, and what that means."""
+
 
 def start_site(folder: Path) -> int:
     """Run the SuperNode until it is stopped; return its exit code.
 
     Raises:
-        UserError: ``site.toml`` is wrong, a key is unsafe, or the site runs already.
+        UserError: ``site.toml`` is wrong, a key is unsafe, the site runs already, or the server
+            refuses it.
     """
     site = read_site(folder / "site.toml")
     check_secret(Path(site.server.key))
@@ -30,7 +41,21 @@ def start_site(folder: Path) -> int:
     state.mkdir(parents=True, exist_ok=True)
     home = FlowerHome(state / "flower")
     command = supernode_command(folder, site)
-    return supervise(command, home, state / "supernode.log", state / "site.pid")
+    log = state / "supernode.log"
+    start = log.stat().st_size if log.exists() else 0
+    code = supervise(command, home, log, state / "site.pid")
+    if code > 0:
+        raise UserError(f"{site.server.address}: {why(log, start)} (log: {log})")
+    return 0
+
+
+def why(log: Path, start: int) -> str:
+    """The reason that Flower gave, in the part of its log that begins at ``start``."""
+    said = log.read_bytes()[start:].decode("utf-8", "replace")
+    for sign, reason in REASONS.items():
+        if sign in said:
+            return reason
+    return "Flower's SuperNode has ended"
 
 
 def starting_lines(folder: Path, site: Site) -> list[str]:

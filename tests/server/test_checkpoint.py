@@ -7,7 +7,14 @@ import torch
 
 from deal_core.errors import UserError
 from deal_core.methods import State
-from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
+from server.checkpoint import (
+    Checkpoint,
+    History,
+    load_checkpoint,
+    load_latest,
+    previous,
+    save_checkpoint,
+)
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 
@@ -82,3 +89,34 @@ def test_damage_is_named_in_one_line(tmp_path, checkpoint, damage):
     assert str(path) in str(fault.value)
     assert "--resume" in str(fault.value)
     assert "\n" not in str(fault.value)
+
+
+def spoilt(path) -> None:
+    """One bit in the middle of a tensor: every number is still finite."""
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_one_wrong_bit_is_found_and_the_checkpoint_before_it_is_used(tmp_path, checkpoint):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, checkpoint)
+    save_checkpoint(path, checkpoint.model_copy(update={"position": 5}))
+    last, reason = load_latest(path, SHAPES)
+    assert (last.position, reason) == (5, "")
+    spoilt(path)
+    back, reason = load_latest(path, SHAPES)
+    assert back.position == 4
+    assert "damaged checkpoint (its content is not what was written)" in reason
+    spoilt(previous(path))
+    with pytest.raises(UserError, match="damaged"):
+        load_latest(path, SHAPES)
+
+
+def test_a_full_disk_is_one_line_and_the_old_checkpoint_stands(tmp_path, checkpoint):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, checkpoint)
+    path.with_suffix(".writing").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"No space left on device.*make room.*--resume"):
+        save_checkpoint(path, checkpoint.model_copy(update={"position": 9}))
+    assert load_checkpoint(path, SHAPES).position == 4

@@ -1,0 +1,232 @@
+"""The site decides; and nothing of a fault but a code leaves it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from client.app import make_app
+from client.here import here
+from client.site import NODE_KEY, Site, as_the_site_decides, read_site
+from client.updates import UpdateStore
+from client.work import Update
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from deal_core.experiment_file import parse_experiment
+from deal_core.instruction import Instruction
+from deal_core.run_config import flatten
+from simulations.identity import assume_identity
+
+SECRET = "Maria K., born 1961-04-03"
+TOML = """\
+[site]
+name = "north"
+[server]
+address = "127.0.0.1:9443"
+[data]
+path = "data"
+text_column = "complaint"
+label_column = "ward"
+[data.files.triage]
+label_text = { "1" = "Surgery" }
+[compute]
+device = "cpu"
+threads = 3
+[policy]
+max_epsilon = 2.0
+"""
+
+
+@pytest.fixture
+def site_file(tmp_path: Path) -> Path:
+    path = tmp_path / "site.toml"
+    path.write_text(TOML)
+    (tmp_path / "data" / "triage").mkdir(parents=True)
+    return path
+
+
+def experiment(**tables: object) -> Experiment:
+    data = {
+        "source": "sites",
+        "path": "/etc",
+        "text_column": "password",
+        "label_column": "user",
+        "files": {"triage": {"text_column": "shadow"}},
+        "hub": {"x": {"path": "evil/set"}},
+        "labels": {"triage": ["Surgery", "Skin"]},
+        "max_train": 5,
+        "cache_tokens": True,
+    }
+    federation = {"sites": ["south", "north"], "clients": 2}
+    return parse_experiment({"data": data, "federation": federation, **tables}, "test")
+
+
+def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
+    site = read_site(site_file)
+    decided = as_the_site_decides(experiment(), site)
+    data = decided.data
+    assert data.source == "files"
+    assert data.path == str(site_file.parent / "data")
+    assert (data.text_column, data.label_column) == ("complaint", "ward")
+    assert data.files["triage"].label_text == {"1": "Surgery"}
+    assert data.hub == {}
+    assert not data.cache_tokens
+    assert decided.run.threads == 3
+    assert data.labels == {"triage": ("Surgery", "Skin")}
+    assert data.max_train == 5
+    told = decided.model_dump_json()
+    for word in ("/etc", "password", "shadow", "evil"):
+        assert word not in told
+    assert site.policy == {"max_epsilon": 2.0}
+
+
+def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None:
+    site = read_site(site_file)
+    with pytest.raises(UserError, match=r"does not name '/srv/model'; add it"):
+        as_the_site_decides(experiment(model={"name": "/srv/model"}), site)
+    public = {"consolidation": {"data": "public", "public_path": "/etc/passwd"}}
+    with pytest.raises(UserError, match=r"set data\.public_path in site\.toml"):
+        as_the_site_decides(experiment(method=public), site)
+    own = site.data.model_copy(update={"public_path": "/srv/public.txt"})
+    named = {"data": own, "models": {"bert": "/srv/bert"}}
+    decided = as_the_site_decides(
+        experiment(method=public, model={"name": "bert"}), site.model_copy(update=named)
+    )
+    assert decided.method.consolidation.public_path == "/srv/public.txt"
+    assert decided.model.name == "/srv/bert"
+
+
+def context(site_file: Path, out: str = "/srv/server/runs/run-1", **tables: object) -> Context:
+    config = {**flatten(experiment(**tables)), "run.out": out}
+    return Context(7, 1, {NODE_KEY: str(site_file)}, RecordDict(), config)
+
+
+def test_a_site_knows_its_number_and_its_own_folder(site_file: Path) -> None:
+    place = here(context(site_file))
+    assert place.client == 1
+    assert place.folder == site_file.parent / "state" / "runs" / "run-1"
+
+
+@pytest.mark.parametrize("out", ["/srv/..", "/srv/.hidden", "", "/srv/a b", "/srv/" + "x" * 65])
+def test_the_name_of_a_run_cannot_lead_out_of_the_state_folder(site_file: Path, out: str) -> None:
+    with pytest.raises(UserError, match="the name of the run"):
+        here(context(site_file, out))
+
+
+def test_a_run_for_others_is_refused(site_file: Path) -> None:
+    site_file.write_text(TOML.replace('"north"', '"east"'))
+    with pytest.raises(UserError, match="the run is for south, north, and this site is 'east'"):
+        here(context(site_file))
+
+
+def ask(site_file: Path, kind: str, content: RecordDict) -> Message:
+    with assume_identity(7, 1):
+        return make_app()(Message(content, 1, kind), context(site_file))
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate", "query.hello"])
+@pytest.mark.parametrize("broken", [False, True], ids=["fault", "no site.toml"])
+def test_the_server_gets_a_code_and_the_sites_log_the_rest(
+    site_file: Path, monkeypatch: pytest.MonkeyPatch, kind: str, broken: bool
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError(f"row 7: {SECRET}")
+
+    monkeypatch.setattr("client.app.here", fails)
+    if broken:
+        site_file.unlink()
+    instruction = ConfigRecord({"task": "triage", "stage": 0, "server_round": 2})
+    reply = ask(site_file, kind, RecordDict({"instruction": instruction}))
+    assert {name: dict(record) for name, record in reply.content.items()} == {
+        "status": {"code": "failed"}
+    }
+    assert not reply.has_error()
+    log = site_file.parent / "state" / "log.jsonl"
+    if broken:
+        assert not log.exists()
+        return
+    (line,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert line["event"] == "request_failed"
+    assert SECRET in line["error"]
+    assert "RuntimeError" in line["traceback"]
+    assert (line["task"], line["server_round"]) == ("triage", "2")
+
+
+def update(value: float) -> Update:
+    return Update({"w": np.full((2, 3), value, np.float32)}, 4, 0.5, 1.25)
+
+
+def requested(value: float) -> RecordDict:
+    arrays = ArrayRecord({"w": Array(np.full((2, 3), value, np.float32))})
+    return RecordDict({"lora": arrays, "instruction": ConfigRecord({"task": "triage"})})
+
+
+def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path: Path) -> None:
+    store = UpdateStore(tmp_path)
+    place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
+    first = store.once(requested(1), place, lambda: update(1))
+    again = UpdateStore(tmp_path).once(requested(1), place, pytest.fail)
+    assert first is not None
+    assert again is not None
+    assert (again.num_examples, again.loss, again.seconds) == (4, 0.5, 1.25)
+    np.testing.assert_array_equal(again.encoded["w"], first.encoded["w"])
+    other = store.once(requested(2), place, lambda: update(2))  # another start of the round
+    assert other is not None
+    assert other.encoded["w"][0, 0] == 2
+
+
+def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:
+    store = UpdateStore(tmp_path)
+    place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
+    store.once(requested(1), place, lambda: update(1))
+    (kept,) = tmp_path.glob("update-*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:20])
+    again = store.once(requested(1), place, lambda: update(3))
+    assert again is not None
+    assert again.encoded["w"][0, 0] == 3
+
+
+def test_only_the_last_answers_are_kept(tmp_path: Path) -> None:
+    store = UpdateStore(tmp_path)
+    for server_round in range(1, 5):
+        place = Instruction(
+            task="triage", stage=0, server_round=server_round, rank=4, retained_rank=4
+        )
+        store.once(requested(server_round), place, lambda: update(1))
+    assert len(list(tmp_path.glob("update-*"))) == 2
+
+
+def test_site_toml_names_its_faults(site_file: Path) -> None:
+    site_file.write_text(TOML + "max_epsilo = 1\n[dat]\n")
+    with pytest.raises(UserError, match="unknown key 'dat'; did you mean 'data'"):
+        read_site(site_file)
+    site_file.write_text(TOML.replace('name = "north"', 'name = "../north"'))
+    with pytest.raises(UserError, match=r"site.name '../north' should be letters"):
+        read_site(site_file)
+    assert isinstance(
+        Site.model_validate_json(
+            json.dumps({"site": {"name": "n"}, "server": {"address": "a:1"}, "data": {"path": "p"}})
+        ),
+        Site,
+    )
+
+
+def test_an_answer_that_cannot_be_kept_is_not_given(tmp_path: Path) -> None:
+    (tmp_path / "update-0-1.writing").symlink_to("/dev/full")
+    place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
+    with pytest.raises(OSError, match="No space left on device"):
+        UpdateStore(tmp_path).once(requested(1), place, lambda: update(1))
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_log_on_a_full_disk_stops_no_reply(site_file: Path) -> None:
+    state = site_file.parent / "state"
+    state.mkdir()
+    (state / "log.jsonl").symlink_to("/dev/full")
+    reply = ask(site_file, "train", RecordDict())
+    assert not reply.has_error()
+    assert dict(reply.content.config_records["status"]) == {"code": "refused"}
