@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -140,6 +141,21 @@ def submit(
     say(submit(server_folder(folder), submission))
 
 
+def status(
+    run: Annotated[str, typer.Argument(help="A run; the latest when left out.")] = "",
+    folder: ServerDir = ".",
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Where a run and its sites stand."""
+    from rich.console import Console
+
+    from simulations.deployment.server_folder import server_folder
+    from simulations.deployment.status import status
+
+    width = None if sys.stdout.isatty() else 160
+    status(server_folder(folder), run, Console(width=width), as_json)
+
+
 def stop(run: str, folder: ServerDir = ".") -> None:
     """End a run; its checkpoint stays."""
     from simulations.deployment.server_folder import server_folder
@@ -153,4 +169,5 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(server, name="server")
     app.add_typer(site, name="site")
     app.command("submit")(submit)
+    app.command("status")(status)
     app.command("stop")(stop)

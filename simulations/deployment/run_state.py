@@ -1,0 +1,151 @@
+"""What the events of a run say about where it stands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deal_core.errors import UserError
+from server.events import Event
+from server.folder import RunFolder
+from server.results import read_results
+
+FAULTS = ("client_failed", "reply_dropped")
+
+
+@dataclass
+class SiteState:
+    """One site in one run.
+
+    Attributes:
+        last_seen: time of its last valid reply, seconds since 1970; 0: none yet.
+        task: of that reply.
+        rounds: valid updates so far.
+        faults: rounds without a valid reply, and replies that were dropped.
+        last_fault: the reason of the last one.
+        epsilon: what it says it has spent; None: it says nothing.
+    """
+
+    last_seen: float = 0.0
+    task: str = ""
+    rounds: int = 0
+    faults: int = 0
+    last_fault: str = ""
+    epsilon: float | None = None
+
+
+@dataclass
+class RunState:
+    """One run.
+
+    Attributes:
+        phase: ``starting``, ``running``, ``stopped`` or ``finished``.
+        reason: why it stopped.
+        rounds: finished, of ``planned``.
+        quarantined: sites left out in the last round, by a check or a robust rule.
+        bytes_up, bytes_down: of the whole run, mean per site.
+        accuracy: task to 0-1, as last evaluated.
+    """
+
+    phase: str = "starting"
+    reason: str = ""
+    stage: int = -1
+    server_round: int = 0
+    rounds: int = 0
+    planned: int = 0
+    tasks: list[str] = field(default_factory=list)
+    working: list[str] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
+    bytes_up: float = 0.0
+    bytes_down: float = 0.0
+    accuracy: dict[str, float] = field(default_factory=dict)
+    last_event: float = 0.0
+    sites: dict[str, SiteState] = field(default_factory=dict)
+
+
+def read_events(path: Path) -> list[Event]:
+    """The complete lines of ``metrics.jsonl``; none where there is no file yet."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def run_state(events: Iterable[Event]) -> RunState:
+    """Fold the events into a state; sites go by their names."""
+    state, names = RunState(), list[str]()
+    for event in events:
+        state.last_event = event["time"]
+        if event["event"] == "run_started":
+            names = event.get("sites") or [str(k) for k in range(event["clients"])]
+            _begin(state, event, names)
+        elif event["event"] in ("client_finished", *FAULTS):
+            client = event["client"]
+            name = names[int(client)] if client.isdigit() and int(client) < len(names) else client
+            _heard(state, name, event)
+        else:
+            _told(state, event, names)
+    return state
+
+
+def state_of(run: Path) -> RunState:
+    """The state of a run folder. ``finished`` is a run whose results are there and valid."""
+    folder = RunFolder(run)
+    state = run_state(read_events(folder.metrics))
+    if state.phase == "finished":
+        try:
+            read_results(run)
+        except UserError as error:
+            state.phase, state.reason = "stopped", str(error)
+    return state
+
+
+def _begin(state: RunState, event: Event, names: list[str]) -> None:
+    state.phase, state.reason = "running", ""
+    state.tasks = list(event["tasks"])
+    state.planned = sum(stage["rounds"] for stage in event["stages"])
+    state.rounds = int(event["done_rounds"])
+    for name in names:
+        state.sites.setdefault(name, SiteState())
+
+
+def _heard(state: RunState, name: str, event: Event) -> None:
+    site = state.sites.setdefault(name, SiteState())
+    if event["event"] != "client_finished":
+        site.faults += 1
+        site.last_fault = str(event["reason"])
+        if event["event"] == "client_failed" and name not in state.quarantined:
+            state.quarantined.append(name)
+        return
+    site.last_seen, site.task = event["time"], str(event["task"])
+    site.rounds += 1
+    if isinstance(event.get("epsilon"), (int, float)):
+        site.epsilon = float(event["epsilon"])
+
+
+def _told(state: RunState, event: Event, names: list[str]) -> None:
+    kind: str = event["event"]
+    if kind == "round_started":
+        state.stage, state.server_round = event["stage"], event["server_round"]
+        state.working, state.quarantined = list(event["tasks"]), []
+    elif kind == "round_finished":
+        state.rounds += 1
+        state.bytes_up += event["bytes_up"]
+        state.bytes_down += event["bytes_down"]
+        state.quarantined += [names[int(k)] for k in event["excluded"]]
+    elif kind == "round_skipped":
+        state.rounds += 1
+    elif kind == "evaluated":
+        state.accuracy = dict(event["accuracy"])
+    elif kind == "run_finished":
+        state.phase = "finished"
+    elif kind == "run_stopped":
+        state.phase, state.reason = "stopped", _plain(event["reason"])
+
+
+def _plain(reason: Any) -> str:
+    return str(reason).removeprefix("UserError: ").partition("\n")[0]

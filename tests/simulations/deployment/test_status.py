@@ -1,0 +1,85 @@
+"""What an administrator sees of a run, from the events of a real one."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from deal_core.config import Experiment
+from server.folder import RunFolder
+from simulations.deployment.metrics import serve
+from simulations.deployment.run_state import RunState, run_state, state_of
+from simulations.deployment.server_folder import server_folder
+from simulations.inprocess import run_inprocess
+from tests.simulations.deployment.loopback import free_port
+
+SITES = ["north", "south"]
+
+
+@pytest.fixture(scope="module")
+def run(make_experiment, tmp_path_factory) -> Path:
+    """A finished run whose second client answers with NaN."""
+    path = tmp_path_factory.mktemp("server") / "runs" / "one"
+    path.mkdir(parents=True)
+    bad = ('faults.kind="not-finite"', "faults.clients=[1]", "federation.rounds=1")
+    experiment: Experiment = make_experiment(f'run.out="{path}"', *bad)
+    run_inprocess(experiment, lambda event: None)
+    metrics = RunFolder(path).metrics
+    named = []
+    for line in metrics.read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "run_started":
+            event["sites"] = SITES
+        named.append(json.dumps(event) + "\n")
+    metrics.write_text("".join(named))
+    return path
+
+
+def test_the_state_names_sites_tasks_rounds_and_who_was_left_out(run: Path) -> None:
+    state = state_of(run)
+    assert (state.phase, state.rounds, state.planned) == ("finished", 2, 2)
+    assert state.tasks == ["laboratory", "surgery"]
+    assert state.working == ["surgery"]
+    assert state.quarantined == ["south"]
+    assert state.bytes_up > 0
+    assert set(state.accuracy) == set(state.tasks)
+    north, south = (state.sites[name] for name in SITES)
+    assert (north.rounds, north.faults, north.task) == (2, 0, "surgery")
+    assert (south.rounds, south.faults) == (0, 2)
+    assert "not finite" in south.last_fault
+    assert south.last_seen == 0 < north.last_seen
+
+
+def test_no_run_is_called_finished_without_its_results(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "two"
+    other.mkdir()
+    (other / "metrics.jsonl").write_bytes(RunFolder(run).metrics.read_bytes())
+    state = state_of(other)
+    assert state.phase == "stopped"
+    assert "results.json: not there" in state.reason
+
+
+def test_a_run_that_stops_says_why_and_goes_on_when_resumed() -> None:
+    started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 1, "sites": ["x"]}
+    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
+    stopped = {"event": "run_stopped", "time": 2.0, "reason": "UserError: quorum\nmore"}
+    state = run_state([started, stopped])
+    assert (state.phase, state.reason) == ("stopped", "quorum")
+    again = run_state([started, stopped, {**started, "done_rounds": 2}])
+    assert (again.phase, again.reason, again.rounds) == ("running", "", 2)
+    assert run_state([]) == RunState()
+
+
+def test_prometheus_reads_the_figures(run: Path) -> None:
+    port = free_port()
+    serve(server_folder(str(run.parents[1])), port)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    assert 'deal_run_rounds_finished{run="one"} 2.0' in text
+    assert 'deal_run_phase{phase="finished",run="one"} 1.0' in text
+    assert 'deal_site_faults{run="one",site="south"} 2.0' in text
+    assert 'deal_run_accuracy{run="one",task="surgery"}' in text
+    assert "deal_site_epsilon{" not in text
