@@ -37,3 +37,16 @@ def alone(lock: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def held(lock: Path) -> bool:
+    """Whether some process holds the lock now."""
+    if not lock.exists():
+        return False
+    probe = FileLock(lock, timeout=0)
+    try:
+        probe.acquire()
+    except Timeout:
+        return True
+    probe.release()
+    return False

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.lock import held
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.registry import registered
 from simulations.deployment.run_state import RunState, SiteState, state_of
@@ -33,7 +35,10 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         return
     run = run_folder(folder, name)
     state = state_of(run)
-    if not fault:
+    if state.phase == "running" and not held(RunFolder(run).writing):
+        state.phase = "stopped"
+        state.reason = "its process has ended without a word: the server was killed or restarted"
+    elif state.phase == "starting" and not fault:
         _as_flower_sees_it(folder, state, [start["run"] for start in starts(run)])
     if as_json:
         print(json.dumps({"run": run.name, **asdict(state), "connected": sites}, indent=1))
@@ -86,8 +91,8 @@ def next_step(name: str, state: RunState) -> str:
 
 
 def _as_flower_sees_it(folder: ServerFolder, state: RunState, numbers: list[str]) -> None:
-    """A run that died without a word is not running, whatever its last event says."""
-    if state.phase not in ("running", "starting") or not numbers:
+    """A run that ended before its first event is not starting any more."""
+    if not numbers:
         return
     try:
         runs = folder.flower.ask("list", CONNECTION, "--run-id", numbers[-1])["runs"]
@@ -96,7 +101,7 @@ def _as_flower_sees_it(folder: ServerFolder, state: RunState, numbers: list[str]
     found = str(runs[0]["status"]) if runs else "unknown"
     if found.startswith("finished"):
         state.phase = "stopped"
-        state.reason = f"Flower says '{found}'; the server was restarted, or the run was stopped"
+        state.reason = f"Flower says '{found}'; superlink.log in the server's folder has more"
 
 
 def _print_sites(

@@ -8,12 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from simulations.deployment.registry import registered
 from simulations.deployment.server_folder import ServerFolder, server_folder
@@ -101,17 +104,39 @@ class Federation:
     def site(self, name: str) -> Path:
         return self.path / "sites" / name
 
-    def add(self, name: str, data: Path, *options: str) -> None:
+    def add(self, name: str, data: Path, *options: str, address: str = "") -> None:
         """Make a site, register its key."""
         done(
             *("site", "init", str(self.site(name)), "--data", str(data), "--name", name),
-            *("--server", self.address, "--certificate", str(self.folder.authority), *options),
+            *(
+                "--server",
+                address or self.address,
+                "--certificate",
+                str(self.folder.authority),
+                *options,
+            ),
         )
         key = str(self.site(name) / "site.pub")
         done("server", "add-site", name, key, "--dir", str(self.folder.path))
 
     def start_site(self, name: str) -> None:
         self.start(name, "site", "start", str(self.site(name)))
+
+    def apps(self, name: str) -> list[Any]:
+        """The processes in which a site works on a message now."""
+        found = []
+        for process in _members(self.site(name) / "state" / "flower"):
+            with suppress(psutil.Error):
+                if "flwr-clientapp" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def wait_apps(self, name: str) -> list[Any]:
+        return wait_for(f"{name} at work", lambda: self.apps(name), 60)
+
+    def log(self, name: str) -> list[dict[str, Any]]:
+        path = self.site(name) / "state" / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def kill(self, name: str) -> None:
         """As a power cut would: every process of it, at once."""
@@ -120,7 +145,8 @@ class Federation:
         process.wait()
         home = (self.folder.path if name == "server" else self.site(name) / "state") / "flower"
         for member in _members(home):
-            member.kill()
+            with suppress(psutil.Error):
+                member.kill()
 
     def submit(self, *arguments: str) -> str:
         out = done("submit", *arguments, "--dir", str(self.folder.path))
@@ -235,14 +261,14 @@ def write_rows(path: Path, rows: Rows) -> None:
 SITES = {"north": ".csv", "south": ".jsonl", "west": ".parquet"}
 
 
-def divide(folder: Path) -> None:
+def divide(folder: Path, sites: Mapping[str, str] = SITES) -> None:
     """``folder/SITE/TASK/SPLIT`` in a format for each site, and ``folder/all`` with a column
     that says whose row it is."""
     for task, splits in questions().items():
         for split, rows in splits.items():
             whole = []
-            for k, (site, suffix) in enumerate(SITES.items()):
-                own = rows[k :: len(SITES)]
+            for k, (site, suffix) in enumerate(sites.items()):
+                own = rows[k :: len(sites)]
                 write_rows(folder / site / task / f"{split}{suffix}", own)
                 whole += [{**row, "site": site} for row in own]
             write_rows(folder / "all" / task / f"{split}.jsonl", whole)
@@ -251,7 +277,7 @@ def divide(folder: Path) -> None:
 SHORT = """\
 [data]
 source = "sites"
-tasks = ["laboratory", "surgery"]
+tasks = {tasks}
 [data.labels]
 laboratory = ["Pathology", "Pharmacology"]
 surgery = ["Radiology", "Surgery"]
@@ -269,7 +295,101 @@ threads = 1
 
 
 def experiment_file(
-    path: Path, rounds: int = 1, deadline: float = 300, connect: float = 60
+    path: Path,
+    tasks: Sequence[str] = tuple(LABELS),
+    rounds: int = 1,
+    deadline: float = 300,
+    connect: float = 60,
 ) -> Path:
-    path.write_text(SHORT.format(rounds=rounds, deadline=deadline, connect=connect))
+    path.write_text(
+        SHORT.format(
+            tasks=json.dumps(list(tasks)), rounds=rounds, deadline=deadline, connect=connect
+        )
+    )
     return path
+
+
+def alone(path: Path, data: Path, out: Path, sites: Sequence[str]) -> Path:
+    """The same experiment in one process, each client with the rows of its site."""
+    from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
+    from simulations.inprocess import run_inprocess
+
+    out.mkdir()
+    overrides = [
+        "data.source=files",
+        f'data.path="{data / "all"}"',
+        "data.partition.kind=column",
+        "data.partition.column=site",
+        f"federation.clients={len(sites)}",
+        f'run.out="{out}"',
+        "run.workers=1",
+    ]
+    tables = apply_overrides(read_toml(path), overrides)
+    run_inprocess(parse_experiment(tables, "test"), lambda event: None)
+    return out
+
+
+def same_adapter(one: Path, two: Path) -> None:
+    """The adapters of two run folders agree to 1e-4."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    first, second = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (one, two))
+    assert first.keys() == second.keys() != set()
+    for key, value in first.items():
+        np.testing.assert_allclose(value, second[key], atol=1e-4)
+
+
+class Cable:
+    """A network cable between a site and the server, that can be pulled out."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._open: list[socket.socket] = []
+        self._whole = threading.Event()
+        self._whole.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        self._whole.clear()
+        for end in self._open:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def mend(self) -> None:
+        self._whole.set()
+
+    def close(self) -> None:
+        self.cut()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if not self._whole.is_set():
+                near.close()
+                continue
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+            except OSError:
+                near.close()
+                continue
+            far.settimeout(None)
+            self._open += [near, far]
+            for pair in ((near, far), (far, near)):
+                threading.Thread(target=_pump, args=pair, daemon=True).start()
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            target.sendall(data)
+    for end in (source, target):
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
