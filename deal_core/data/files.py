@@ -29,12 +29,7 @@ class FilesSource:
         Raises:
             UserError: no such folder, no task in it, or an unknown task.
         """
-        folder = self._folder()
-        found = sorted(
-            entry.name
-            for entry in folder.iterdir()
-            if entry.is_dir() and not entry.name.startswith(".")
-        )
+        folder, found = self._folder(), self._task_folders()
         if not found:
             raise UserError(f"{folder}: holds no task; make one folder per task in it")
         return select_tasks(found, self._config.tasks, f"task in {folder}:")
@@ -48,7 +43,8 @@ class FilesSource:
                 row, or a label that is not one of the task's. The message names file and row.
         """
         declared = self._config.labels.get(task, ())
-        if declared and not (self._folder() / task).is_dir():
+        # Compared with what is listed, not looked up: a task's name must not lead elsewhere.
+        if declared and task not in self._task_folders():
             return TaskData(task, declared, (), (), self._groups)
         select_tasks(self.task_names(), (task,), f"task in {self._folder()}:")
         if declared:
@@ -60,6 +56,10 @@ class FilesSource:
             test = tuple(self._read_test(task, frozenset(declared)))
         data = TaskData(task, declared, train, test, self._groups)
         return limited(data, self._config)
+
+    def _task_folders(self) -> list[str]:
+        entries = self._folder().iterdir()
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
     def _folder(self) -> Path:
         if not self._config.path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deal_core.config import DataConfig, PartitionConfig
+from deal_core.config import DataConfig, PartitionConfig, TaskColumns
 from deal_core.data import Example, TaskData, open_source
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
@@ -252,3 +252,38 @@ def test_a_share_of_the_training_examples_is_rounded_up(
 def test_the_share_is_of_what_the_limit_leaves(tmp_path: Path) -> None:
     make_task(tmp_path)
     assert len(load(tmp_path, max_train=2, train_share=0.5).train) == 1
+
+
+DECLARED = {"triage": ("1", "2", "3"), "later": ("x", "y")}
+
+
+def test_declared_labels_are_the_tasks_labels(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    data = load(tmp_path, labels=DECLARED)
+    assert data.labels == ("1", "2", "3")
+    assert len(data.train) == 3
+    assert load(tmp_path, "later", labels=DECLARED) == TaskData("later", ("x", "y"), (), ())
+
+
+def test_a_label_that_is_not_declared_is_named_with_its_row(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    message = error_of(tmp_path, labels={"triage": ("1", "22")})
+    assert "row 2: '2' is no label of the task (they are: 1, 22; did you mean '22'?)" in message
+
+
+def test_label_values_stand_for_labels(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    mapped = {"triage": TaskColumns(label_text={"1": "heart", "2": "skin"})}
+    data = load(tmp_path, files=mapped, labels={"triage": ("skin", "heart")})
+    assert data.labels == ("skin", "heart")
+    assert [example.label for example in data.train] == ["heart", "skin", "heart"]
+
+
+@pytest.mark.parametrize("name", ["..", "../outside", ".", "/etc"])
+def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path: Path, name: str) -> None:
+    """A name that is a folder elsewhere gives the same as one that is none."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (tmp_path / "outside").mkdir()
+    make_task(root)
+    assert load(root, name, labels={name: ("x",)}) == TaskData(name, ("x",), (), ())
