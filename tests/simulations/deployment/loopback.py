@@ -43,20 +43,19 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float) -> Any:
     raise AssertionError(f"{what}: not within {seconds:g} s")
 
 
-def deal(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def deal(*arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*DEAL, *arguments],
+        [*prefix, *DEAL, *arguments],
         capture_output=True,
         text=True,
         timeout=180,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=cwd,
     )
 
 
-def done(*arguments: str) -> str:
-    result = deal(*arguments)
+def done(*arguments: str, prefix: Sequence[str] = ()) -> str:
+    result = deal(*arguments, prefix=prefix)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -76,10 +75,12 @@ class Federation:
     def address(self) -> str:
         return f"127.0.0.1:{self.folder.settings().superlink_port}"
 
-    def start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(
+        self, name: str, *arguments: str, prefix: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         with (self.path / f"{name}.out").open("ab") as output:
             process = subprocess.Popen(
-                [*DEAL, *arguments],
+                [*prefix, *DEAL, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -119,8 +120,8 @@ class Federation:
         key = str(self.site(name) / "site.pub")
         done("server", "add-site", name, key, "--dir", str(self.folder.path))
 
-    def start_site(self, name: str) -> None:
-        self.start(name, "site", "start", str(self.site(name)))
+    def start_site(self, name: str, prefix: Sequence[str] = ()) -> None:
+        self.start(name, "site", "start", str(self.site(name)), prefix=prefix)
 
     def apps(self, name: str) -> list[Any]:
         """The processes in which a site works on a message now."""
@@ -207,13 +208,16 @@ def _members(home: Path) -> list[Any]:
 
 
 @contextmanager
-def federation(path: Path) -> Iterator[Federation]:
+def federation(
+    path: Path, hosts: Sequence[str] = ("127.0.0.1",), port: int = 0
+) -> Iterator[Federation]:
     """A server that runs, without sites."""
     fed = Federation(path)
     link = free_port()
     done(
-        *("server", "init", str(path / "server"), "--host", "127.0.0.1"),
-        *("--superlink-port", str(link), "--port", str(free_port())),
+        *("server", "init", str(path / "server")),
+        *(word for host in hosts for word in ("--host", host)),
+        *("--superlink-port", str(link), "--port", str(port or free_port())),
     )
     try:
         fed.start_server()

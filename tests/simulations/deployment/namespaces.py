@@ -1,0 +1,140 @@
+"""Run in a network namespace of its own: a server behind nginx, sites in namespaces of theirs.
+
+``unshare -n python -m tests.simulations.deployment.namespaces FOLDER``; nothing outside of the
+namespaces is touched. Exit code 0: the run has finished, and the proxy shows nothing but the
+fleet interface.
+"""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from simulations.deployment.run_state import state_of
+from simulations.deployment.server_folder import ServerFolder
+from tests.simulations.deployment.loopback import (
+    divide,
+    done,
+    experiment_file,
+    federation,
+    wait_for,
+)
+
+SERVER = "10.77.{k}.1"
+SITES = {"north": ".csv", "south": ".parquet"}
+PORT = 9443
+NGINX = """\
+pid {folder}/nginx.pid;
+error_log {folder}/nginx.log;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    include {server}/nginx.conf;
+}}
+"""
+
+
+def ip(*arguments: str, inside: int = 0) -> None:
+    prefix = ["nsenter", "-t", str(inside), "-n"] if inside else []
+    subprocess.run([*prefix, "ip", *arguments], check=True, timeout=30)
+
+
+@contextmanager
+def namespace(k: int) -> Iterator[int]:
+    """A namespace with one cable to ours; its process id stands for it."""
+    holder = subprocess.Popen(["unshare", "-n", "sleep", "3600"])
+    try:
+        own = Path("/proc/self/ns/net").readlink()
+        wait_for("namespace", lambda: Path(f"/proc/{holder.pid}/ns/net").readlink() != own, 10)
+        ip(
+            "link",
+            "add",
+            f"deal{k}",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "up",
+            "netns",
+            str(holder.pid),
+        )
+        ip("addr", "add", SERVER.format(k=k) + "/24", "dev", f"deal{k}")
+        ip("link", "set", f"deal{k}", "up")
+        ip("link", "set", "lo", "up", inside=holder.pid)
+        ip("addr", "add", f"10.77.{k}.2/24", "dev", "up", inside=holder.pid)
+        ip("link", "set", "up", "up", inside=holder.pid)
+        yield holder.pid
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+@contextmanager
+def nginx(folder: Path, server: ServerFolder) -> Iterator[None]:
+    """The proxy, with the file that ``deal server init`` has written."""
+    folder.mkdir()
+    config = folder / "nginx.conf"
+    config.write_text(NGINX.format(folder=folder, server=server.path))
+    process = subprocess.Popen(["nginx", "-c", str(config), "-g", "daemon off;"])
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def status_of(path: str, context: ssl.SSLContext) -> int:
+    url = f"https://{SERVER.format(k=1)}:{PORT}{path}"
+    try:
+        with urllib.request.urlopen(url, context=context, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def check_proxy(path: Path, folder: ServerFolder) -> None:
+    """Only the fleet interface is there."""
+    context = ssl.create_default_context(cafile=str(folder.authority))
+    wait_for("nginx", lambda: (path / "nginx" / "nginx.pid").exists(), 20)
+    for closed in ("/", "/health", "/docs", "/openapi.json", "/v1/control/list-runs"):
+        assert status_of(closed, context) == 403, closed
+    assert status_of("/v1/fleet/nothing", context) == 404
+
+
+def main(path: Path) -> None:
+    ip("link", "set", "lo", "up")
+    data = path / "data"
+    divide(data, SITES)
+    hosts = [SERVER.format(k=k) for k in range(1, 3)]
+    with (
+        namespace(1) as one,
+        namespace(2) as two,
+        federation(path, hosts, PORT) as fed,
+        nginx(path / "nginx", fed.folder),
+    ):
+        check_proxy(path, fed.folder)
+        for name, holder, host in zip(SITES, (one, two), hosts, strict=True):
+            fed.add(name, data / name, address=f"{host}:{PORT}")
+            enter = ["nsenter", "-t", str(holder), "-n"]
+            done("site", "check", str(fed.site(name)), prefix=enter)
+            fed.start_site(name, enter)
+        run = fed.submit(str(experiment_file(path / "apart.toml", ["surgery"])))
+        fed.wait_event(run, "run_finished", 300)
+        state = state_of(fed.run(run))
+    assert state.phase == "finished"
+    assert [site.rounds for site in state.sites.values()] == [1, 1]
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
