@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client import worker
 from client.answer import STATUS, status_reply
-from client.here import Here, choose_device, here, log_of
+from client.here import Here, choose_device, here, log_of, site_of
 from client.outgoing import check_reply
 from client.state import FeedbackStore, forget
 from client.updates import UpdateStore
@@ -49,6 +50,7 @@ def make_app() -> ClientApp:
         return Message(RecordDict({STATUS: status, "site": site}), reply_to=message)
 
     @app.train()
+    @kept_warm
     @guarded
     def train(message: Message, context: Context) -> Message:
         place = here(context)
@@ -70,6 +72,7 @@ def make_app() -> ClientApp:
         return wire.update_reply(message, update, instruction)
 
     @app.evaluate()
+    @kept_warm
     @guarded
     def evaluate(message: Message, context: Context) -> Message:
         place = here(context)
@@ -108,6 +111,19 @@ def _workbench(settings: frozenset[tuple[str, bool | int | float | str]], site: 
     return Workbench(experiment) if decided is None else Workbench(experiment, whole=True)
 
 
+def kept_warm(handler: Handler) -> Handler:
+    """At a site, let the process do the work that has the model already."""
+
+    def answer(message: Message, context: Context) -> Message:
+        site = site_of(context)
+        if site is None or worker.INSIDE in context.node_config:
+            return handler(message, context)
+        reply = worker.ask(site, message, context)
+        return handler(message, context) if reply is None else reply
+
+    return answer
+
+
 def guarded(handler: Handler) -> Handler:
     """Answer a fault with a code: an exception's text may hold private data."""
 
@@ -115,6 +131,8 @@ def guarded(handler: Handler) -> Handler:
         started = time.monotonic()
         own = log_of(context)
         asked = {"asked": message.metadata.message_type, **told(message)}
+        if own is not None:
+            own.write("arrived", **asked)
         try:
             reply = check_reply(handler(message, context))
         except Exception as error:

@@ -66,15 +66,21 @@ def _at_site(site: Site, context: Context, out: str) -> Here:
     return Here(sites.index(name), Path(site.site.state) / "runs" / run, site)
 
 
-def log_of(context: Context) -> SiteLog | None:
-    """The site's log; None for a simulated client, and where ``site.toml`` cannot be read."""
+def site_of(context: Context) -> Site | None:
+    """The site; None for a simulated client, and where ``site.toml`` cannot be read."""
     try:
-        return SiteLog(Path(read_site(Path(str(context.node_config[NODE_KEY]))).site.state))
+        return read_site(Path(str(context.node_config[NODE_KEY])))
     except KeyError:
         return None
     except UserError:
-        logging.getLogger(__name__).exception("no site log")
+        logging.getLogger(__name__).exception("no site.toml")
         return None
+
+
+def log_of(context: Context) -> SiteLog | None:
+    """The site's log, where there is a site."""
+    site = site_of(context)
+    return None if site is None else SiteLog(Path(site.site.state))
 
 
 def choose_device(site: Site) -> None:

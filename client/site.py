@@ -64,6 +64,8 @@ class Compute(Table):
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     threads: int = Field(0, ge=0)
     """Torch threads; 0: what the experiment asks for."""
+    keep_seconds: int = Field(900, ge=0)
+    """How long the model stays in memory after a request, for the next one; 0: it does not."""
 
 
 class Site(Table):

@@ -39,6 +39,7 @@ label_column = {label}
 [compute]
 device = "auto"          # auto, cpu, cuda, cuda:N
 threads = 0              # 0: as the experiment asks
+keep_seconds = 900       # the model stays in memory so long after a request; 0: not at all
 
 [models]                 # base models that this site accepts; "" or the folder where one lies
 "embedded:minilm" = ""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
@@ -36,6 +38,7 @@ label_text = { "1" = "Surgery" }
 [compute]
 device = "cpu"
 threads = 3
+keep_seconds = 0
 [policy]
 max_epsilon = 2.0
 """
@@ -149,11 +152,37 @@ def test_the_server_gets_a_code_and_the_sites_log_the_rest(
     if broken:
         assert not log.exists()
         return
-    (line,) = [json.loads(line) for line in log.read_text().splitlines()]
+    arrived, line = [json.loads(line) for line in log.read_text().splitlines()]
+    assert arrived["event"] == "arrived"
     assert line["event"] == "request_failed"
     assert SECRET in line["error"]
     assert "RuntimeError" in line["traceback"]
     assert (line["task"], line["server_round"]) == ("triage", "2")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it outlives us
+def test_the_process_that_stays_answers_and_keeps_its_faults(site_file: Path) -> None:
+    """The real one: it lives on between requests, is replaced when it is dead, and ends."""
+    site_file.write_text(TOML.replace("keep_seconds = 0", "keep_seconds = 2"))
+    folder = site_file.parent / "state" / "worker"
+    try:
+        for _ in range(2):
+            reply = ask(site_file, "train", RecordDict())
+            assert dict(reply.content.config_records["status"]) == {"code": "refused"}
+        workers = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in str(p.info)]
+        assert len(workers) == 1
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        workers[0].kill()
+        workers[0].wait(5)
+        assert ask(site_file, "train", RecordDict()).content["status"]["code"] == "refused"
+    finally:
+        mine = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in str(p.info)]
+        gone, alive = psutil.wait_procs(mine, timeout=15)
+    assert len(gone) == 1
+    assert alive == []
+    log = (site_file.parent / "state" / "log.jsonl").read_text()
+    assert log.count("request_refused") == 3
+    assert "PayloadError" in log
 
 
 def update(value: float) -> Update:

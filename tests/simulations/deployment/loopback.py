@@ -123,17 +123,28 @@ class Federation:
     def start_site(self, name: str, prefix: Sequence[str] = ()) -> None:
         self.start(name, "site", "start", str(self.site(name)), prefix=prefix)
 
-    def apps(self, name: str) -> list[Any]:
-        """The processes in which a site works on a message now."""
+    def members(self, name: str) -> list[Any]:
+        """The processes that work for a site, without the SuperNode that holds its place."""
         found = []
         for process in _members(self.site(name) / "state" / "flower"):
             with suppress(psutil.Error):
-                if "flwr-clientapp" in " ".join(process.cmdline()):
+                if {"flwr-clientapp", "client.worker"} & {
+                    word.rpartition("/")[2] for word in process.cmdline()
+                }:
                     found.append(process)
         return found
 
-    def wait_apps(self, name: str) -> list[Any]:
-        return wait_for(f"{name} at work", lambda: self.apps(name), 60)
+    def wait_asked(self, name: str, server_round: int, seconds: float = 120) -> None:
+        """Until the site has begun to work on its request of a round."""
+
+        def asked() -> bool:
+            return any(
+                e["event"] == "arrived" and e["server_round"] == str(server_round)
+                for e in self.log(name)
+                if e["asked"] == "train"
+            )
+
+        wait_for(f"{name} asked in round {server_round}", asked, seconds)
 
     def log(self, name: str) -> list[dict[str, Any]]:
         path = self.site(name) / "state" / "log.jsonl"

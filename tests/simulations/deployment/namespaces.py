@@ -72,8 +72,8 @@ def namespace(k: int) -> Iterator[int]:
         ip("addr", "add", SERVER.format(k=k) + "/24", "dev", f"deal{k}")
         ip("link", "set", f"deal{k}", "up")
         ip("link", "set", "lo", "up", inside=holder.pid)
-        ip("addr", "add", f"10.77.{k}.2/24", "dev", "up", inside=holder.pid)
-        ip("link", "set", "up", "up", inside=holder.pid)
+        ip("addr", "add", f"10.77.{k}.2/24", "dev", "cable", inside=holder.pid)
+        ip("link", "set", "cable", "up", inside=holder.pid)
         yield holder.pid
     finally:
         holder.kill()

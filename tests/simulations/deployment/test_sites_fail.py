@@ -42,7 +42,8 @@ def test_a_straggler_a_dead_site_and_a_cut_cable(tmp_path: Path) -> None:
         run = fed.submit(str(path), "--set", "federation.quorum=0.3")
 
         fed.wait_event(run, "round_started", 240, server_round=2)
-        stopped = fed.wait_apps("south")
+        fed.wait_asked("south", 2)
+        stopped = fed.members("south")
         for process in stopped:
             process.send_signal(signal.SIGSTOP)
         fed.wait_event(run, "client_failed", 120, server_round=2, client=SOUTH)
@@ -50,7 +51,7 @@ def test_a_straggler_a_dead_site_and_a_cut_cable(tmp_path: Path) -> None:
             process.send_signal(signal.SIGCONT)
 
         fed.wait_event(run, "round_started", 60, server_round=3)
-        fed.wait_apps("west")
+        fed.wait_asked("west", 3)
         fed.kill("west")
         fed.start_site("west")
 
