@@ -240,8 +240,8 @@ def federation(
 Rows = Sequence[Mapping[str, str]]
 
 
-def questions() -> dict[str, dict[str, list[dict[str, str]]]]:
-    """Task to split to rows of real questions, in an order that is always the same."""
+def questions(train: int = 18, test: int = 9) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """Task to split to rows of real questions, so many of a label, always in the same order."""
     from deal_core.config import DataConfig
     from deal_core.data import open_source
 
@@ -255,7 +255,7 @@ def questions() -> dict[str, dict[str, list[dict[str, str]]]]:
                 for label in labels
                 for e in [e for e in examples if e.label == label][:count]
             ]
-            for split, examples, count in (("train", data.train, 18), ("test", data.test, 9))
+            for split, examples, count in (("train", data.train, train), ("test", data.test, test))
         }
     return found
 
@@ -276,10 +276,10 @@ def write_rows(path: Path, rows: Rows) -> None:
 SITES = {"north": ".csv", "south": ".jsonl", "west": ".parquet"}
 
 
-def divide(folder: Path, sites: Mapping[str, str] = SITES) -> None:
+def divide(folder: Path, sites: Mapping[str, str] = SITES, train: int = 18, test: int = 9) -> None:
     """``folder/SITE/TASK/SPLIT`` in a format for each site, and ``folder/all`` with a column
     that says whose row it is."""
-    for task, splits in questions().items():
+    for task, splits in questions(train, test).items():
         for split, rows in splits.items():
             whole = []
             for k, (site, suffix) in enumerate(sites.items()):

@@ -57,18 +57,8 @@ def namespace(k: int) -> Iterator[int]:
     try:
         own = Path("/proc/self/ns/net").readlink()
         wait_for("namespace", lambda: Path(f"/proc/{holder.pid}/ns/net").readlink() != own, 10)
-        ip(
-            "link",
-            "add",
-            f"deal{k}",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "up",
-            "netns",
-            str(holder.pid),
-        )
+        far = ("peer", "name", "cable", "netns", str(holder.pid))
+        ip("link", "add", f"deal{k}", "type", "veth", *far)
         ip("addr", "add", SERVER.format(k=k) + "/24", "dev", f"deal{k}")
         ip("link", "set", f"deal{k}", "up")
         ip("link", "set", "lo", "up", inside=holder.pid)

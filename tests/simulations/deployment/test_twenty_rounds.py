@@ -1,0 +1,81 @@
+"""Twenty rounds, a random fault in every second one, and the end that there is without faults."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from server.results import read_results
+from simulations.deployment.run_state import state_of
+from tests.simulations.deployment.loopback import (
+    SITES,
+    Cable,
+    Federation,
+    alone,
+    divide,
+    done,
+    experiment_file,
+    federation,
+    wait_for,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+ROUNDS = 20
+FAULTS = ("killed site", "frozen site", "cut cable", "killed server")
+
+
+def inject(fed: Federation, fault: str, site: str, run: str, number: int, cable: Cable) -> None:
+    """One fault, which has passed when this returns."""
+    if fault == "cut cable":
+        cable.cut()
+        time.sleep(20)
+        cable.mend()
+        return
+    fed.wait_asked(site, number)
+    if fault == "killed site":
+        fed.kill(site)
+        fed.start_site(site)
+    elif fault == "frozen site":
+        frozen = fed.members(site)
+        for process in frozen:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(50)
+        for process in frozen:
+            process.send_signal(signal.SIGCONT)
+    else:
+        fed.kill("server")
+        fed.start_server()
+        done("status", run, "--dir", str(fed.folder.path))
+        fed.submit("--resume", run)
+
+
+def test_a_fault_in_every_second_round(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    divide(data, train=60, test=60)
+    path = experiment_file(tmp_path / "twenty.toml", ["surgery"], rounds=ROUNDS, deadline=45)
+    draw = random.Random(20)
+    with federation(tmp_path) as fed:
+        cable = Cable(fed.folder.settings().superlink_port)
+        for site in SITES:
+            address = f"127.0.0.1:{cable.port}" if site == "north" else ""
+            fed.add(site, data / site, address=address)
+            fed.start_site(site)
+        run = fed.submit(str(path), "--set", "federation.quorum=0.3")
+        for number in range(2, ROUNDS + 1, 2):
+            fed.wait_event(run, "round_started", 300, server_round=number)
+            inject(fed, draw.choice(FAULTS), draw.choice(list(SITES)), run, number, cable)
+        fed.wait_event(run, "run_finished", 600)
+        wait_for("results", lambda: state_of(fed.run(run)).phase == "finished", 10)
+        cable.close()
+        deployed = fed.run(run)
+    events = fed.events(run)
+    assert sum(e["event"] == "client_failed" for e in events) >= 3
+    undisturbed = read_results(alone(path, data, tmp_path / "alone", list(SITES)))
+    disturbed = read_results(deployed)
+    assert len(disturbed.aggregation_error) == ROUNDS
+    print(disturbed.average_accuracy, undisturbed.average_accuracy)
+    assert disturbed.average_accuracy >= undisturbed.average_accuracy - 0.01
