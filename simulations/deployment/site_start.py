@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 
 from client.site import NODE_KEY, Site, read_site
@@ -13,13 +14,18 @@ from simulations.deployment.secret_files import check_secret
 from simulations.deployment.supervise import supervise
 from simulations.flower_sandbox import program
 
+IN_USE = "Failed to activate SuperNode"
+AFTERLIFE_SECONDS = 90.0
+"""How long after a crash the server may still believe that the site is connected: two missed
+heartbeats, and something."""
+RETRY_SECONDS = 5.0
 REASONS = {
     "CERTIFICATE_VERIFY_FAILED": "the server is not the one that ca.crt vouches for; compare it "
     "with the server's administrator",
-    "Failed to activate SuperNode": "the server does not know this key, or another process serves "
+    IN_USE: "the server does not know this key, or another process serves "
     "with it; let its administrator run deal server add-site",
-    "UNAUTHENTICATED": "the server refuses this key; let its administrator run deal server "
-    "add-site, and check both clocks",
+    "terminated gracefully": "the server has refused a signature: the key is not registered any "
+    "more, or the clocks differ; deal site check compares them",
 }
 """What Flower writes when it gives up, and what that means."""
 
@@ -41,12 +47,18 @@ def start_site(folder: Path) -> int:
     state.mkdir(parents=True, exist_ok=True)
     home = FlowerHome(state / "flower")
     command = supernode_command(folder, site)
-    log = state / "supernode.log"
-    start = log.stat().st_size if log.exists() else 0
-    code = supervise(command, home, log, state / "site.pid")
-    if code > 0:
-        raise UserError(f"{site.server.address}: {why(log, start)} (log: {log})")
-    return 0
+    log, pid = state / "supernode.log", state / "site.pid"
+    crashed = pid.exists()  # whoever ended in order has taken it away
+    give_up = time.monotonic() + (AFTERLIFE_SECONDS if crashed else 0.0)
+    while True:
+        start = log.stat().st_size if log.exists() else 0
+        if supervise(command, home, log, pid) == 0:
+            return 0
+        reason = why(log, start)
+        if reason != REASONS[IN_USE] or time.monotonic() > give_up:
+            raise UserError(f"{site.server.address}: {reason} (log: {log})")
+        print("the server still holds the connection from before the crash; trying again")
+        time.sleep(RETRY_SECONDS)
 
 
 def why(log: Path, start: int) -> str:

@@ -6,7 +6,9 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +21,8 @@ STOP_SECONDS = 20.0
 
 
 def supervise(command: Sequence[str], home: FlowerHome, log: Path, pid: Path) -> int:
-    """Start ``command``, pass on SIGINT and SIGTERM, return its exit code when it has ended.
+    """Start ``command``, pass on SIGINT and SIGTERM, and return when it has ended: 0 if it was
+    asked to, else its exit code, or 1 where that is 0 (a SuperNode that is refused says 0).
 
     Args:
         command: the program.
@@ -41,24 +44,35 @@ def supervise(command: Sequence[str], home: FlowerHome, log: Path, pid: Path) ->
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        _forward(process)
         pid.write_text(f"{os.getpid()}\n")
         try:
-            return process.wait()
+            with _forwarded(process) as asked:
+                code = process.wait()
+            return 0 if asked.is_set() else code or 1
         finally:
             pid.unlink(missing_ok=True)
             stop_all(home.path)
             process.wait()
 
 
-def _forward(process: subprocess.Popen[bytes]) -> None:
+@contextmanager
+def _forwarded(process: subprocess.Popen[bytes]) -> Iterator[threading.Event]:
+    """Within the block signals go to the process; the event tells that one has come."""
+    asked = threading.Event()
+
     def stop(number: int, frame: FrameType | None) -> None:
+        asked.set()
         process.terminate()
         signal.signal(signal.SIGALRM, lambda *_: process.kill())
         signal.alarm(int(STOP_SECONDS))
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check_free(port: int, key: str) -> None:
