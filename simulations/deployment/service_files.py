@@ -93,8 +93,10 @@ def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
 
 def _unit(what: str, name: str, arguments: str, folder: Path, more: str) -> str:
     code = Path(__file__).resolve().parents[2]
-    # Below /home the strict setting would hide the folder itself.
-    hidden = any(str(p).startswith("/home/") for p in (folder, code, Path(sys.executable)))
+    # Below a home the strict setting would hide the folder itself.
+    hidden = any(
+        str(p).startswith(("/home/", "/root/")) for p in (folder, code, Path(sys.executable))
+    )
     return UNIT.format(
         what=what,
         name=name,

@@ -1,0 +1,145 @@
+"""What the two ``init`` commands leave behind, and what they refuse."""
+
+from __future__ import annotations
+
+import ipaddress
+import stat
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+
+from client.site import read_site
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from simulations.deployment.certificates import make_authority, make_server_certificate
+from simulations.deployment.server_folder import ServerFolder, ServerSettings, server_folder
+from simulations.deployment.server_init import init_server
+from simulations.deployment.site_init import SiteRequest, init_site
+from simulations.deployment.submit import Submission, begun, check, continued, submit
+
+HOSTS = ("federation.example.org", "192.0.2.7")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> ServerFolder:
+    folder = server_folder(str(tmp_path / "server"))
+    init_server(folder, ServerSettings(hosts=HOSTS))
+    return folder
+
+
+def test_the_server_has_private_keys_and_a_certificate_for_its_hosts(server: ServerFolder) -> None:
+    assert mode(server.path) == 0o700
+    for key in (server.key, server.authority_key):
+        assert mode(key) == 0o600
+        load_pem_private_key(key.read_bytes(), None)
+    certificate = x509.load_pem_x509_certificate(server.certificate.read_bytes())
+    authority = x509.load_pem_x509_certificate(server.authority.read_bytes())
+    trusting = PolicyBuilder().store(Store([authority]))
+    for host in (HOSTS[0], HOSTS[1], "127.0.0.1"):
+        name: x509.GeneralName = x509.DNSName(host)
+        if host[0].isdigit():
+            name = x509.IPAddress(ipaddress.ip_address(host))
+        trusting.build_server_verifier(name).verify(certificate, [])  # type: ignore[arg-type]
+    with pytest.raises(VerificationError):
+        trusting.build_server_verifier(x509.DNSName("other.example.org")).verify(certificate, [])
+
+
+def test_another_authority_and_another_time_are_no_good() -> None:
+    mine, other = make_authority(), make_authority()
+    store = Store([x509.load_pem_x509_certificate(mine.certificate)])
+    late = datetime.now(UTC) + timedelta(days=826)
+    for authority, moment in ((other, datetime.now(UTC)), (mine, late)):
+        pair = make_server_certificate(authority, ["a.example.org"])
+        verifier = PolicyBuilder().store(store).time(moment)
+        with pytest.raises(VerificationError):
+            verifier.build_server_verifier(x509.DNSName("a.example.org")).verify(
+                x509.load_pem_x509_certificate(pair.certificate), []
+            )
+
+
+def test_the_proxy_forwards_one_path_and_the_link_is_local(server: ServerFolder) -> None:
+    nginx = (server.path / "nginx.conf").read_text()
+    assert "location /v1/fleet/ {" in nginx
+    assert "location / { return 403; }" in nginx
+    assert "proxy_pass https://127.0.0.1:9444;" in nginx
+    assert f"server_name {' '.join(HOSTS)};" in nginx
+    unit = (server.path / "deal-server.service").read_text()
+    assert "Restart=always" in unit
+    assert f"server start {server.path}" in unit
+
+
+@pytest.mark.parametrize("host", ["https://x.org", "x.org:9443", "a b", "-x.org", ""])
+def test_a_host_that_is_none_is_refused_before_anything_is_written(
+    tmp_path: Path, host: str
+) -> None:
+    folder = server_folder(str(tmp_path / "server"))
+    with pytest.raises(UserError, match="neither a host name nor an address"):
+        init_server(folder, ServerSettings(hosts=(host,)))
+    assert not folder.path.exists()
+
+
+def test_a_server_and_a_site_are_made_once(server: ServerFolder, tmp_path: Path) -> None:
+    before = server.authority_key.read_bytes()
+    with pytest.raises(UserError, match="holds a server already"):
+        init_server(server, ServerSettings(hosts=HOSTS))
+    assert server.authority_key.read_bytes() == before
+    (tmp_path / "data").mkdir()
+    request = SiteRequest(tmp_path / "site", tmp_path / "data", "north")
+    said = "\n".join(init_site(request))
+    assert "send" in said
+    assert mode(tmp_path / "site" / "site.key") == 0o600
+    assert mode(tmp_path / "site") == 0o700
+    assert read_site(tmp_path / "site" / "site.toml").site.name == "north"
+    key = (tmp_path / "site" / "site.key").read_bytes()
+    with pytest.raises(UserError, match="holds a site already"):
+        init_site(request)
+    assert (tmp_path / "site" / "site.key").read_bytes() == key
+
+
+def test_the_sites_unit_confines_the_code_it_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    init_site(SiteRequest(tmp_path / "site", tmp_path / "data", "north"))
+    unit = (tmp_path / "site" / "deal-site.service").read_text()
+    for line in (
+        "ProtectSystem=strict",
+        "NoNewPrivileges=yes",
+        f"ReadWritePaths={tmp_path / 'site'}",
+        f"ReadOnlyPaths={tmp_path / 'data'}",
+    ):
+        assert line in unit
+
+
+def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no site is registered"):
+        submit(server, Submission("quickstart"))
+    with pytest.raises(UserError, match="site 'south' is not registered"):
+        begun(
+            server,
+            Submission(
+                "quickstart", overrides=('federation.sites=["south"]', "federation.clients=1")
+            ),
+            ["north"],
+        )
+    with pytest.raises(UserError, match='a run with sites has data.source = "sites"'):
+        check(Experiment())
+    with pytest.raises(UserError, match="no run yet"):
+        continued(server, "no-such-run", ["north"])
+    with pytest.raises(UserError, match=r"no server.toml; make one with deal server init"):
+        submit(server_folder(str(tmp_path)), Submission("quickstart"))
+    assert not any(server.runs.iterdir())
+
+
+def test_the_commands_load_nothing_heavy() -> None:
+    heavy = {"torch", "flwr", "cryptography", "prometheus_client", "pydantic"}
+    code = f"import sys, simulations.cli; sys.exit(', '.join({heavy!r} & set(sys.modules)) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
