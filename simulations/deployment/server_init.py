@@ -59,7 +59,7 @@ def check_hosts(hosts: Sequence[str]) -> None:
 def _write_keys(folder: ServerFolder, hosts: Sequence[str]) -> None:
     authority = make_authority()
     # The server itself, and its proxy, reach the SuperLink by its local address.
-    server = make_server_certificate(authority, list(dict.fromkeys([*hosts, LOCAL])))
+    server = make_server_certificate(authority, list(dict.fromkeys([*hosts, LOCAL, "localhost"])))
     write_secret(folder.authority_key, authority.key)
     write_secret(folder.key, server.key)
     folder.authority.write_bytes(authority.certificate)

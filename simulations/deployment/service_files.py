@@ -57,7 +57,7 @@ server {{
         proxy_set_header Host $host;
         proxy_ssl_trusted_certificate {authority};
         proxy_ssl_verify on;
-        proxy_ssl_name {first};
+        proxy_ssl_name localhost;
         proxy_ssl_server_name on;
         proxy_read_timeout 300s;
         proxy_send_timeout 300s;
@@ -83,7 +83,6 @@ def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
     return NGINX.format(
         port=settings.port,
         names=" ".join(settings.hosts),
-        first=settings.hosts[0],
         certificate=folder.certificate,
         key=folder.key,
         authority=folder.authority,
@@ -94,9 +93,8 @@ def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
 def _unit(what: str, name: str, arguments: str, folder: Path, more: str) -> str:
     code = Path(__file__).resolve().parents[2]
     # Below a home the strict setting would hide the folder itself.
-    hidden = any(
-        str(p).startswith(("/home/", "/root/")) for p in (folder, code, Path(sys.executable))
-    )
+    homes = ("/home/", "/root/")
+    hidden = any(str(p).startswith(homes) for p in (folder, code, sys.executable))
     return UNIT.format(
         what=what,
         name=name,

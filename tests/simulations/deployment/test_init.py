@@ -45,7 +45,7 @@ def test_the_server_has_private_keys_and_a_certificate_for_its_hosts(server: Ser
     certificate = x509.load_pem_x509_certificate(server.certificate.read_bytes())
     authority = x509.load_pem_x509_certificate(server.authority.read_bytes())
     trusting = PolicyBuilder().store(Store([authority]))
-    for host in (HOSTS[0], HOSTS[1], "127.0.0.1"):
+    for host in (*HOSTS, "127.0.0.1", "localhost"):
         name: x509.GeneralName = x509.DNSName(host)
         if host[0].isdigit():
             name = x509.IPAddress(ipaddress.ip_address(host))
@@ -130,7 +130,7 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
             ),
             ["north"],
         )
-    with pytest.raises(UserError, match='a run with sites has data.source = "sites"'):
+    with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
         check(Experiment())
     with pytest.raises(UserError, match="no run yet"):
         continued(server, "no-such-run", ["north"])
