@@ -165,3 +165,13 @@ def test_every_shipped_experiment_parses(path: Path) -> None:
 def test_a_date_is_no_setting() -> None:
     with pytest.raises(UserError, match="use strings, numbers, booleans and lists"):
         parse_experiment(tomllib.loads("[run]\nseed = 2020-01-01"), "file")
+
+
+def test_sites_are_the_clients() -> None:
+    parse_experiment({"federation": {"sites": ["a", "b", "c"]}}, "test")
+    for table, reason in (
+        ({"sites": ["a", "b"], "clients": 3}, "sites names 2, but clients is 3"),
+        ({"sites": ["a", "a"]}, "sites names a site twice"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            parse_experiment({"federation": table}, "test")

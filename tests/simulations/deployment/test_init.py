@@ -125,9 +125,7 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
     with pytest.raises(UserError, match="site 'south' is not registered"):
         begun(
             server,
-            Submission(
-                "quickstart", overrides=('federation.sites=["south"]', "federation.clients=1")
-            ),
+            Submission("quickstart", overrides=('federation.sites=["south"]',)),
             ["north"],
         )
     with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
