@@ -23,6 +23,7 @@ from simulations.deployment.server_init import init_server
 from simulations.deployment.site_init import SiteRequest, init_site
 from simulations.deployment.submit import Submission, begun, check, continued, submit
 
+TO_SOUTH = ('federation.sites=["south"]', "federation.clients=1")
 HOSTS = ("federation.example.org", "192.0.2.7")
 
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
     with pytest.raises(UserError, match="site 'south' is not registered"):
         begun(
             server,
-            Submission("quickstart", overrides=('federation.sites=["south"]',)),
+            Submission("quickstart", overrides=TO_SOUTH),
             ["north"],
         )
     with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
