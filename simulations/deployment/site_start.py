@@ -15,12 +15,17 @@ from simulations.deployment.supervise import supervise
 from simulations.flower_sandbox import program
 
 IN_USE = "Failed to activate SuperNode"
+UNKNOWN = "CERTIFICATE_VERIFY_FAILED"
+HANDSHAKE = "SSL/TLS handshake error detected"
+"""A connection that broke in the middle of a handshake, a proxy that was restarted: Flower's
+SuperNode stops working after it, and does not end."""
+CONNECTED = "SuperNode ID:"
 AFTERLIFE_SECONDS = 90.0
 """How long after a crash the server may still believe that the site is connected: two missed
 heartbeats, and something."""
 RETRY_SECONDS = 5.0
 REASONS = {
-    "CERTIFICATE_VERIFY_FAILED": "the server is not the one that ca.crt vouches for; compare it "
+    UNKNOWN: "the server is not the one that ca.crt vouches for; compare it "
     "with the server's administrator",
     IN_USE: "the server does not know this key, or another process serves "
     "with it; let its administrator run deal server add-site",
@@ -47,23 +52,30 @@ def start_site(folder: Path) -> int:
     state.mkdir(parents=True, exist_ok=True)
     home = FlowerHome(state / "flower")
     command = supernode_command(folder, site)
-    log, pid = state / "supernode.log", state / "site.pid"
-    crashed = pid.exists()  # whoever ended in order has taken it away
-    give_up = time.monotonic() + (AFTERLIFE_SECONDS if crashed else 0.0)
+    return _keep_going(site, command, home, state / "supernode.log", state / "site.pid")
+
+
+def _keep_going(site: Site, command: list[str], home: FlowerHome, log: Path, pid: Path) -> int:
+    """Run the SuperNode, again where what has ended it will pass."""
+    was_in = pid.exists()  # whoever ended in order has taken it away
+    give_up = time.monotonic() + (AFTERLIFE_SECONDS if was_in else 0.0)
     while True:
         start = log.stat().st_size if log.exists() else 0
-        if supervise(command, home, log, pid) == 0:
+        if supervise(command, home, log, pid, HANDSHAKE) == 0:
             return 0
-        reason = why(log, start)
-        if reason != REASONS[IN_USE] or time.monotonic() > give_up:
-            raise UserError(f"{site.server.address}: {reason} (log: {log})")
-        print("the server still holds the connection from before the crash; trying again")
+        said = log.read_bytes()[start:].decode("utf-8", "replace")
+        if CONNECTED in said:
+            was_in, give_up = True, time.monotonic() + AFTERLIFE_SECONDS
+        passes = HANDSHAKE in said and was_in and UNKNOWN not in said
+        if not passes and (IN_USE not in said or time.monotonic() > give_up):
+            raise UserError(f"{site.server.address}: {why(said)} (log: {log})")
+        what = "no TLS with the server" if passes else "the server holds the connection from before"
+        print(f"{what}; trying again", flush=True)
         time.sleep(RETRY_SECONDS)
 
 
-def why(log: Path, start: int) -> str:
-    """The reason that Flower gave, in the part of its log that begins at ``start``."""
-    said = log.read_bytes()[start:].decode("utf-8", "replace")
+def why(said: str) -> str:
+    """The reason that Flower gave, in its own log."""
     for sign, reason in REASONS.items():
         if sign in said:
             return reason

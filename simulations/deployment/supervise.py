@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,16 @@ from simulations.deployment.flower_home import FlowerHome
 from simulations.flower_sandbox import stop_all
 
 STOP_SECONDS = 20.0
+WATCH_SECONDS = 2.0
+HUNG_SECONDS = 10.0
+"""How long a program may live after it has said that it cannot go on."""
+HUNG = 75
+"""Exit code of a program that was ended because it hung."""
 
 
-def supervise(command: Sequence[str], home: FlowerHome, log: Path, pid: Path) -> int:
+def supervise(
+    command: Sequence[str], home: FlowerHome, log: Path, pid: Path, fatal: str = ""
+) -> int:
     """Start ``command``, pass on SIGINT and SIGTERM, and return when it has ended: 0 if it was
     asked to, else its exit code, or 1 where that is 0 (a SuperNode that is refused says 0).
 
@@ -29,6 +37,7 @@ def supervise(command: Sequence[str], home: FlowerHome, log: Path, pid: Path) ->
         home: Flower's; gives environment and working directory.
         log: its output is appended.
         pid: holds the id of this process while it runs.
+        fatal: words in the log after which the program should end; where it does not, it is ended.
 
     Raises:
         UserError: another process does this already.
@@ -47,12 +56,34 @@ def supervise(command: Sequence[str], home: FlowerHome, log: Path, pid: Path) ->
         pid.write_text(f"{os.getpid()}\n")
         try:
             with _forwarded(process) as asked:
-                code = process.wait()
+                code = _watched(process, log, fatal)
             return 0 if asked.is_set() else code or 1
         finally:
             pid.unlink(missing_ok=True)
             stop_all(home.path)
             process.wait()
+
+
+def _watched(process: subprocess.Popen[bytes], log: Path, fatal: str) -> int:
+    """Wait for the end of the process; do not wait for ever where it hangs."""
+    start, said = log.stat().st_size, 0.0
+    while True:
+        try:
+            return process.wait(WATCH_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        if not said and fatal and fatal.encode() in _since(log, start):
+            said = time.monotonic()
+        if said and time.monotonic() > said + HUNG_SECONDS:
+            process.kill()
+            process.wait()
+            return HUNG
+
+
+def _since(log: Path, start: int) -> bytes:
+    with log.open("rb") as file:
+        file.seek(start)
+        return file.read()
 
 
 @contextmanager
