@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from deal_core.errors import UserError
-from server.lock import alone
+from server.lock import alone, held
 from simulations.deployment.flower_home import FlowerHome
 from simulations.flower_sandbox import stop_all
 
@@ -43,7 +43,11 @@ def supervise(
         UserError: another process does this already.
     """
     home.make()
-    with alone(pid.with_suffix(".lock")), log.open("ab") as output:
+    lock = pid.with_suffix(".lock")
+    if held(lock):
+        raise UserError(f"{pid.parent}: runs already; end that process first (its id: {pid})")
+    with alone(lock), log.open("ab") as output:
+        start = output.tell()
         process = subprocess.Popen(
             list(command),
             cwd=home.empty,
@@ -56,7 +60,7 @@ def supervise(
         pid.write_text(f"{os.getpid()}\n")
         try:
             with _forwarded(process) as asked:
-                code = _watched(process, log, fatal)
+                code = _watched(process, log, start, fatal)
             return 0 if asked.is_set() else code or 1
         finally:
             pid.unlink(missing_ok=True)
@@ -64,9 +68,9 @@ def supervise(
             process.wait()
 
 
-def _watched(process: subprocess.Popen[bytes], log: Path, fatal: str) -> int:
+def _watched(process: subprocess.Popen[bytes], log: Path, start: int, fatal: str) -> int:
     """Wait for the end of the process; do not wait for ever where it hangs."""
-    start, said = log.stat().st_size, 0.0
+    said = 0.0
     while True:
         try:
             return process.wait(WATCH_SECONDS)

@@ -1,0 +1,63 @@
+"""One program in the foreground: its end, its hanging, and the wish to stop it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from deal_core.errors import UserError
+from server.lock import alone
+from simulations.deployment import supervise as module
+from simulations.deployment.flower_home import FlowerHome
+from simulations.deployment.site_start import HANDSHAKE, IN_USE, why
+from simulations.deployment.supervise import HUNG, supervise
+from simulations.flower_sandbox import members
+
+
+def run(tmp_path: Path, script: str, fatal: str = "") -> int:
+    home = FlowerHome(tmp_path / "flower")
+    log, pid = tmp_path / "log", tmp_path / "it.pid"
+    code = supervise(["bash", "-c", script], home, log, pid, fatal)
+    assert not pid.exists()
+    assert members(home.path) == []
+    return code
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 1), ("exit 3", 3)])
+def test_an_end_that_nobody_asked_for_is_a_failure(tmp_path: Path, script: str, code: int) -> None:
+    assert run(tmp_path, script) == code
+
+
+def test_a_signal_ends_it_in_order(tmp_path: Path) -> None:
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    assert run(tmp_path, "exec sleep 60") == 0
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_one_that_hangs_after_its_last_word_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0.1)
+    monkeypatch.setattr(module, "HUNG_SECONDS", 0.5)
+    started = time.monotonic()
+    assert run(tmp_path, f"echo '{HANDSHAKE}.'; sleep 60", HANDSHAKE) == HUNG
+    assert time.monotonic() - started < 20
+
+
+def test_nobody_runs_it_twice(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path / "it.lock"),
+        pytest.raises(UserError, match=r"runs already; end that process first"),
+    ):
+        run(tmp_path, "true")
+
+
+def test_what_flower_says_has_a_reason() -> None:
+    assert "deal server add-site" in why(f"[code: 2004] {IN_USE}.")
+    assert "clocks" in why("SuperNode terminated gracefully.")
+    assert why("") == "Flower's SuperNode has ended"
