@@ -100,9 +100,9 @@ def bench_of(context: Context, place: Here) -> Workbench:
 @lru_cache(maxsize=1)
 def _workbench(settings: frozenset[tuple[str, bool | int | float | str]], site: str) -> Workbench:
     """One per process: a base model takes a second to load, and most of the memory."""
-    from client.site import Site
+    from client.site_file import SiteFile
 
-    decided = Site.model_validate_json(site) if site else None
+    decided = SiteFile.model_validate_json(site) if site else None
     if decided is not None:
         choose_device(decided)
     from client.workbench import Workbench

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from client.site import NAME, NODE_KEY, Site, as_the_site_decides, read_site
+from client.site_file import NAME, NODE_KEY, SiteFile, as_the_site_decides, read_site
 from client.site_log import SiteLog
 from deal_core.config import Experiment
 from deal_core.errors import UserError
@@ -29,7 +29,7 @@ class Here:
 
     client: int
     folder: Path
-    site: Site | None = None
+    site: SiteFile | None = None
 
     def experiment(self, run_config: dict[str, bool | int | float | str]) -> Experiment:
         """The experiment as it holds here.
@@ -56,7 +56,7 @@ def here(context: Context) -> Here:
     return Here(client, Path(out or f"deal-run-{context.run_id}") / "sites" / str(client))
 
 
-def _at_site(site: Site, context: Context, out: str) -> Here:
+def _at_site(site: SiteFile, context: Context, out: str) -> Here:
     name, sites = site.site.name, json.loads(str(context.run_config["federation.sites"]))
     if name not in sites:
         raise UserError(f"the run is for {', '.join(sites)}, and this site is '{name}'")
@@ -66,7 +66,7 @@ def _at_site(site: Site, context: Context, out: str) -> Here:
     return Here(sites.index(name), Path(site.site.state) / "runs" / run, site)
 
 
-def site_of(context: Context) -> Site | None:
+def site_of(context: Context) -> SiteFile | None:
     """The site; None for a simulated client, and where ``site.toml`` cannot be read."""
     try:
         return read_site(Path(str(context.node_config[NODE_KEY])))
@@ -83,7 +83,7 @@ def log_of(context: Context) -> SiteLog | None:
     return None if site is None else SiteLog(Path(site.site.state))
 
 
-def choose_device(site: Site) -> None:
+def choose_device(site: SiteFile) -> None:
     """Show torch only the device that the site lends; before torch is imported."""
     kind, _, number = site.compute.device.partition(":")
     if kind == "cpu":

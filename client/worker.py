@@ -18,7 +18,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
-from client.site import Site
+from client.site_file import SiteFile
 
 INSIDE = "inside-worker"
 """Key of the node config, which this process sets: here the work is done."""
@@ -28,7 +28,7 @@ LONGEST_PATH = 100
 GONE = (OSError, EOFError)
 
 
-def ask(site: Site, message: Message, context: Context) -> Message | None:
+def ask(site: SiteFile, message: Message, context: Context) -> Message | None:
     """Return the worker's reply; None where there is none to be had.
 
     It is waited for as long as the message is valid.
@@ -55,7 +55,7 @@ def ask(site: Site, message: Message, context: Context) -> Message | None:
     return None
 
 
-def code_of(site: Site) -> str:
+def code_of(site: SiteFile) -> str:
     """A name for what a worker cannot change while it runs: its code, and its device."""
     here = f"{Path(__file__).resolve()} {sys.executable} {site.compute.device}"
     return hashlib.sha256(here.encode()).hexdigest()

@@ -113,7 +113,7 @@ def site_check(
 @site.command("start")
 def site_start(folder: SiteFolder = Path(".")) -> None:
     """Take part until Ctrl-C."""
-    from client.site import read_site
+    from client.site_file import read_site
     from simulations.deployment.site_start import start_site, starting_lines
 
     where = folder.expanduser().resolve()

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from client.site import NAME
+from client.site_file import NAME
 from deal_core.errors import UserError
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server_folder import ServerFolder

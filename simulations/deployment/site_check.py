@@ -12,7 +12,7 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.outgoing import FIELDS
-from client.site import Site, own_data, read_site
+from client.site_file import SiteFile, own_data, read_site
 from deal_core.config import DataConfig, Experiment
 from deal_core.data.files import FilesSource
 from deal_core.data.source import TaskData
@@ -63,7 +63,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     return report
 
 
-def check_keys(site: Site) -> Iterator[str]:
+def check_keys(site: SiteFile) -> Iterator[str]:
     """The private key is there and private, and so is the authority's certificate."""
     check_secret(Path(site.server.key))
     yield f"key {site.server.key}: private"
@@ -75,7 +75,7 @@ def check_keys(site: Site) -> Iterator[str]:
         ) from None
 
 
-def check_state(site: Site) -> Iterator[str]:
+def check_state(site: SiteFile) -> Iterator[str]:
     """The state folder can be written."""
     state = Path(site.site.state)
     try:
@@ -116,7 +116,7 @@ def described(task: TaskData) -> list[str]:
     return [f"task '{task.name}': {len(task.train)} train, {len(task.test)} test; train: {listed}"]
 
 
-def check_connection(site: Site) -> Iterator[str]:
+def check_connection(site: SiteFile) -> Iterator[str]:
     """The server answers, is the one that the certificate vouches for, and its clock agrees."""
     host, _, port = site.server.address.rpartition(":")
     if not host or not port.isdigit():
@@ -160,7 +160,7 @@ def check_clock(skew: float) -> Iterator[str]:
     yield "clock: agrees with the server's"
 
 
-def what_leaves(site: Site) -> list[str]:
+def what_leaves(site: SiteFile) -> list[str]:
     """Everything that a reply may hold."""
     figures = sorted({key for name in ("status", "metrics") for key in FIELDS[name]})
     return [

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.site import NAME
+from client.site_file import NAME
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 from simulations.deployment.secret_files import write_secret

@@ -7,7 +7,7 @@ import socket
 import time
 from pathlib import Path
 
-from client.site import NODE_KEY, Site, read_site
+from client.site_file import NODE_KEY, SiteFile, read_site
 from deal_core.errors import UserError
 from simulations.deployment.flower_home import FlowerHome
 from simulations.deployment.secret_files import check_secret
@@ -55,7 +55,7 @@ def start_site(folder: Path) -> int:
     return _keep_going(site, command, home, state / "supernode.log", state / "site.pid")
 
 
-def _keep_going(site: Site, command: list[str], home: FlowerHome, log: Path, pid: Path) -> int:
+def _keep_going(site: SiteFile, command: list[str], home: FlowerHome, log: Path, pid: Path) -> int:
     """Run the SuperNode, again where what has ended it will pass."""
     was_in = pid.exists()  # whoever ended in order has taken it away
     give_up = time.monotonic() + (AFTERLIFE_SECONDS if was_in else 0.0)
@@ -82,7 +82,7 @@ def why(said: str) -> str:
     return "Flower's SuperNode has ended"
 
 
-def starting_lines(folder: Path, site: Site) -> list[str]:
+def starting_lines(folder: Path, site: SiteFile) -> list[str]:
     """What is about to run, and where to look."""
     return [
         f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it",
@@ -91,7 +91,7 @@ def starting_lines(folder: Path, site: Site) -> list[str]:
     ]
 
 
-def supernode_command(folder: Path, site: Site) -> list[str]:
+def supernode_command(folder: Path, site: SiteFile) -> list[str]:
     """Flower's own program; the app is told nothing but where ``site.toml`` lies."""
     node_config = f"{NODE_KEY}={json.dumps(str(folder / 'site.toml'))}"
     return [

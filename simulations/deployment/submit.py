@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from client.site import NAME
+from client.site_file import NAME
 from deal_core.config import Experiment
 from deal_core.data.sites import SitesSource
 from deal_core.errors import UserError

@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from client.site import read_site
+from client.site_file import read_site
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from simulations.deployment.certificates import make_authority, make_server_certificate

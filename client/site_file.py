@@ -68,7 +68,7 @@ class Compute(Table):
     """How long the model stays in memory after a request, for the next one; 0: it does not."""
 
 
-class Site(Table):
+class SiteFile(Table):
     """``site.toml``."""
 
     site: Identity
@@ -82,13 +82,13 @@ class Site(Table):
     """Limits that the server can not widen."""
 
 
-def read_site(path: Path) -> Site:
+def read_site(path: Path) -> SiteFile:
     """Read ``site.toml``; every path in the result is absolute.
 
     Raises:
         UserError: unreadable, an unknown key, a wrong type, or a name that is none.
     """
-    site = parse_tables(Site, read_toml(path), str(path))
+    site = parse_tables(SiteFile, read_toml(path), str(path))
     if not NAME.fullmatch(site.site.name):
         raise UserError(
             f"{path}: site.name '{site.site.name}' should be letters, digits, '.', '_' and '-', "
@@ -97,7 +97,7 @@ def read_site(path: Path) -> Site:
     return _absolute(site, path.parent)
 
 
-def _absolute(site: Site, base: Path) -> Site:
+def _absolute(site: SiteFile, base: Path) -> SiteFile:
     def at(name: str) -> str:
         return str((base / Path(name).expanduser()).resolve()) if name else ""
 
@@ -114,7 +114,7 @@ def _absolute(site: Site, base: Path) -> Site:
     )
 
 
-def as_the_site_decides(experiment: Experiment, site: Site) -> Experiment:
+def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
     """Return the experiment with everything that is the site's to say taken from ``site``.
 
     Raises:
