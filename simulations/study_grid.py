@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from deal_core.config import Experiment
 from deal_core.data import open_source
 from deal_core.errors import UserError, choose
 from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
+from deal_core.run_config import flatten
 from server.results import Results
 from simulations.bounds import BOUNDS
 from simulations.experiment import find_experiment, with_absolute_paths
 from simulations.outcome import Outcome, outcome
+from simulations.record import FREE_ON_RESUME
 from simulations.study_file import Study
 
 
@@ -39,12 +42,27 @@ class Cell:
     @property
     def name(self) -> str:
         """``arm.order.setting.seedN``, without what the study does not name."""
-        parts = (self.arm, self.order, self.setting, f"seed{self.seed}")
-        return ".".join(part for part in parts if part)
+        return cell_name(self.arm, self.order, self.setting, self.seed)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides what the runs find: their settings, less where their data
+        and results lie and how many threads they have."""
+        free = {*FREE_ON_RESUME, "data.path"}
+        settings = {
+            part: {key: value for key, value in flatten(run).items() if key not in free}
+            for part, run in self.runs.items()
+        }
+        return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def outcome(self, results: Sequence[Results]) -> Outcome:
         """What the results of all runs, in their order, say together."""
         return BOUNDS[self.bound].combine(results) if self.bound else outcome(results[0])
+
+
+def cell_name(arm: str, order: str, setting: str, seed: int) -> str:
+    """``arm.order.setting.seedN``, without what is empty."""
+    return ".".join(part for part in (arm, order, setting, f"seed{seed}") if part)
 
 
 def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:

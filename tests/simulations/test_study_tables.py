@@ -61,7 +61,8 @@ def cell(
         bytes_down=3e6,
     )
     bound = "joint" if arm == "joint" else ""
-    return CellResult(arm=arm, order=order, setting=setting, seed=seed, bound=bound, outcome=found)
+    place = {"arm": arm, "order": order, "setting": setting, "seed": seed}
+    return CellResult.model_validate({**place, "bound": bound, "digest": "", "outcome": found})
 
 
 CELLS = [
