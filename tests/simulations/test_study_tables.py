@@ -106,6 +106,9 @@ def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) 
     assert "joint" not in table
     assert best_baseline(study, {"weak": {0: 0.9}, "deal": {0: 0.95}, "good": {0: 0.8}}) == "weak"
     assert best_baseline(study, {"deal": {0: 0.9}}) == "deal"
+    # on the seed that both have, weak is ahead; its hard seed 1 is no fault of its own
+    unequal = {"weak": {0: 0.9, 1: 0.5}, "good": {0: 0.8}, "deal": {0: 0.95, 1: 0.6}}
+    assert best_baseline(study, unequal) == "weak"
 
 
 def test_differences_are_paired_by_seed(study: Study) -> None:
