@@ -15,7 +15,7 @@ from deal_core.errors import UserError
 from simulations.interrupt import stoppable
 from simulations.simulate import STOPPED
 from simulations.study_file import Study, load_study
-from simulations.study_grid import Cell, chosen, grid
+from simulations.study_grid import Cell, chosen, default_settings, grid
 from simulations.study_results import STUDY_JSON, CellResult, StudyResults, collect, kept
 from simulations.study_runs import standing, work_off
 from simulations.study_tables import markdown
@@ -153,6 +153,7 @@ def write(study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, C
         study=study.name,
         description=study.file.description,
         wanted=len(cells),
+        defaults=default_settings(),
         cells=collect(cells, before),
     )
     texts = {

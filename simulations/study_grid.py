@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from deal_core.config import Experiment
 from deal_core.data import open_source
 from deal_core.errors import UserError, choose
 from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
-from deal_core.run_config import flatten
+from deal_core.run_config import Value, flatten
 from server.results import Results
 from simulations.bounds import BOUNDS
 from simulations.experiment import find_experiment, with_absolute_paths
@@ -45,19 +44,29 @@ class Cell:
         return cell_name(self.arm, self.order, self.setting, self.seed)
 
     @property
-    def digest(self) -> str:
-        """SHA-256 of all that decides what the runs find: their settings, less where their data
-        and results lie and how many threads they have."""
-        free = {*FREE_ON_RESUME, "data.path"}
-        settings = {
-            part: {key: value for key, value in flatten(run).items() if key not in free}
+    def settings(self) -> dict[str, dict[str, Value]]:
+        """Name of a part to what it sets otherwise than :func:`default_settings`."""
+        usual = default_settings()
+        return {
+            part: {k: v for k, v in settings_of(run).items() if v != usual[k]}
             for part, run in self.runs.items()
         }
-        return sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def outcome(self, results: Sequence[Results]) -> Outcome:
         """What the results of all runs, in their order, say together."""
         return BOUNDS[self.bound].combine(results) if self.bound else outcome(results[0])
+
+
+def settings_of(experiment: Experiment) -> dict[str, Value]:
+    """All that decides what a run finds, by flat key: not where its data and results lie, nor how
+    many threads it has."""
+    free = {*FREE_ON_RESUME, "data.path"}
+    return {key: value for key, value in flatten(experiment).items() if key not in free}
+
+
+def default_settings() -> dict[str, Value]:
+    """Of an experiment that sets nothing."""
+    return settings_of(Experiment())
 
 
 def cell_name(arm: str, order: str, setting: str, seed: int) -> str:

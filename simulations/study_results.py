@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deal_core.errors import UserError
+from deal_core.run_config import Value
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.outcome import Outcome
-from simulations.study_grid import Cell, cell_name
+from simulations.study_grid import Cell, cell_name, default_settings, settings_of
 
 STUDY_JSON = "study.json"
 
@@ -18,7 +20,8 @@ class CellResult(Strict):
     """One finished cell; ``order`` and ``setting`` are empty where the study names none.
 
     Attributes:
-        digest: of its settings (:attr:`~simulations.study_grid.Cell.digest`).
+        settings: of each of its runs, by the name of the part: what it set otherwise than the
+            study's ``defaults``.
     """
 
     arm: str
@@ -26,7 +29,7 @@ class CellResult(Strict):
     setting: str
     seed: int
     bound: str
-    digest: str
+    settings: dict[str, dict[str, Value]]
     outcome: Outcome
 
     @property
@@ -36,12 +39,18 @@ class CellResult(Strict):
 
 
 class StudyResults(Strict):
-    """Schema of ``study.json``; ``wanted`` counts the cells of the whole grid."""
+    """Schema of ``study.json``.
+
+    Attributes:
+        wanted: cells of the whole grid.
+        defaults: of every setting, by flat key.
+    """
 
     schema_version: int = 2
     study: str
     description: str
     wanted: int
+    defaults: dict[str, Value]
     cells: list[CellResult]
 
 
@@ -64,12 +73,23 @@ def kept(folder: Path, cells: Sequence[Cell]) -> dict[str, CellResult]:
         ) from None
     before = {cell.name: cell for cell in results.cells}
     for cell in cells:
-        if cell.name in before and before[cell.name].digest != cell.digest:
-            raise UserError(
-                f"{path}: the cell {cell.name} was run with other settings; set them back, remove "
-                "the cell from that file, or choose another --out"
-            )
+        if cell.name in before:
+            _check_same(path, cell, results.defaults, before[cell.name])
     return before
+
+
+def _check_same(path: Path, cell: Cell, defaults: Mapping[str, Value], before: CellResult) -> None:
+    """Settings that have come into being since then count as their defaults."""
+    usual = {**default_settings(), **defaults}
+    for part, run in cell.runs.items():
+        there = {**usual, **before.settings.get(part, {})}
+        for key, value in settings_of(run).items():
+            if value != there[key]:
+                raise UserError(
+                    f"{path}: '{key}' is {json.dumps(value)}, but the cell {cell.name} was run "
+                    f"with {json.dumps(there[key])}; set it back, remove the cell from that file, "
+                    "or choose another --out"
+                )
 
 
 def finished(cell: Cell) -> bool:
@@ -95,6 +115,6 @@ def _read(cell: Cell) -> CellResult:
         setting=cell.setting,
         seed=cell.seed,
         bound=cell.bound,
-        digest=cell.digest,
+        settings=cell.settings,
         outcome=found,
     )
