@@ -12,19 +12,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.outgoing import check_reply
+from client.site import site_folder, site_of
 from client.state import FeedbackStore, forget
 from deal_core.payload import PayloadError
 from deal_core.run_config import from_run_config
 
 if TYPE_CHECKING:
     from client.workbench import Workbench
+    from deal_core.privacy.policy import Policy
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
@@ -32,7 +33,11 @@ NOT_FOR_CLIENTS = frozenset({"run.out", "run.resume", "run.engine"})
 """Keys of the run config on which nothing that a client computes depends."""
 
 
-def make_app() -> ClientApp:
+PolicyOf = Callable[[Context], "Policy | None"]
+"""Finds a site's own policy; None where it has none."""
+
+
+def make_app(policy_of: PolicyOf = lambda context: None) -> ClientApp:
     """Return a ClientApp; clients that share a process share one workbench."""
     app = ClientApp()
 
@@ -48,10 +53,12 @@ def make_app() -> ClientApp:
 
         bench = bench_of(context)
         state, instruction = wire.read_request(message, bench)
-        store = FeedbackStore(site_folder(context))
-        update = work.local_update(bench, client_of(context), state, instruction, store)
-        if update is None:
-            return wire.status_reply(message, "no-data")
+        desk = work.Desk(
+            client=client_of(context),
+            store=FeedbackStore(site_folder(context)),
+            site=site_of(context, policy_of(context)),
+        )
+        update = work.local_update(bench, desk, state, instruction, wire.request_name(message))
         return wire.update_reply(message, update, instruction)
 
     @app.evaluate()
@@ -63,6 +70,7 @@ def make_app() -> ClientApp:
         state, instruction = wire.read_request(message, bench)
         if instruction.stage < 0:  # asked of every client, once, before a second stage
             forget(site_folder(context))
+        work.require_counts(bench, policy_of(context))
         counts = work.local_evaluation(bench, client_of(context), state, instruction)
         return wire.evaluation_reply(message, counts)
 
@@ -72,15 +80,6 @@ def make_app() -> ClientApp:
 def client_of(context: Context) -> int:
     """The client's stable number: which share of the data is its own."""
     return int(context.node_config["partition-id"])
-
-
-def site_folder(context: Context) -> Path:
-    """Where the client keeps what must outlive a request: its own folder, or, in a simulation,
-    one inside the run folder."""
-    if "state-dir" in context.node_config:
-        return Path(str(context.node_config["state-dir"]))
-    out = str(context.run_config.get("run.out", "")) or f"deal-run-{context.run_id}"
-    return Path(out) / "sites" / str(client_of(context))
 
 
 def bench_of(context: Context) -> Workbench:
@@ -102,9 +101,13 @@ def guarded(handler: Handler) -> Handler:
 
     def answer(message: Message, context: Context) -> Message:
         from client import wire
+        from deal_core.privacy.interface import Refusal
 
         try:
             return check_reply(handler(message, context))
+        except Refusal as refusal:
+            log.warning("takes no part: %s", refusal)
+            return wire.status_reply(message, refusal.code)
         except PayloadError as error:
             log.error("request refused: %s", error)
             return wire.status_reply(message, "refused")
