@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import ConfigRecord, Message, RecordDict
 
 STATUS = "status"
-"""Record that says how a request ended; its ``code`` is ``ok``, ``no-data`` or an error code."""
+"""Record that says how a request ended; its ``code`` is ``ok``, or why there is nothing else."""
 
 
 def status_reply(message: Message, code: str) -> Message:

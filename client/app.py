@@ -21,14 +21,16 @@ from flwr.clientapp import ClientApp
 
 from client import worker
 from client.answer import STATUS, status_reply
-from client.here import Here, choose_device, here, log_of, site_of
+from client.here import Here, choose_device, file_of, here, log_of
 from client.outgoing import check_reply
+from client.site import site_of
 from client.state import FeedbackStore, forget
 from client.updates import UpdateStore
 from deal_core.payload import PayloadError
 
 if TYPE_CHECKING:
     from client.workbench import Workbench
+    from deal_core.privacy.interface import Trained
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
@@ -58,17 +60,16 @@ def make_app() -> ClientApp:
         from client import wire, work
 
         state, instruction = wire.read_request(message, bench)
-        store = FeedbackStore(place.folder)
+        desk = work.Desk(place.client, FeedbackStore(place.folder), site_of(place))
+        name = wire.request_name(message)
 
-        def learn() -> work.Update | None:
-            return work.local_update(bench, place.client, state, instruction, store)
+        def learn() -> Trained:
+            return work.local_update(bench, desk, state, instruction, name)
 
         if place.site is None:
             update = learn()
         else:
-            update = UpdateStore(place.folder).once(message.content, instruction, learn)
-        if update is None:
-            return status_reply(message, "no-data")
+            update = UpdateStore(place.folder).once(name, instruction, learn)
         return wire.update_reply(message, update, instruction)
 
     @app.evaluate()
@@ -83,6 +84,7 @@ def make_app() -> ClientApp:
         # Asked of every client, once, before a second stage. A site has a folder for each run.
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)
+        work.require_counts(bench, site_of(place).policy)
         counts = work.local_evaluation(bench, place.client, state, instruction)
         return wire.evaluation_reply(message, counts)
 
@@ -115,7 +117,7 @@ def kept_warm(handler: Handler) -> Handler:
     """At a site, let the process do the work that has the model already."""
 
     def answer(message: Message, context: Context) -> Message:
-        site = site_of(context)
+        site = file_of(context)
         if site is None or worker.INSIDE in context.node_config:
             return handler(message, context)
         reply = worker.ask(site, message, context)
@@ -136,18 +138,27 @@ def guarded(handler: Handler) -> Handler:
         try:
             reply = check_reply(handler(message, context))
         except Exception as error:
-            refused = isinstance(error, PayloadError)
+            code = code_of(error)
             if own is None:
-                log.exception("request %s", "refused" if refused else "failed")
+                log.exception("request answered with '%s'", code)
             else:
-                own.fault("request_refused" if refused else "request_failed", error, **asked)
-            return status_reply(message, "refused" if refused else "failed")
+                own.fault(f"request_{code}", error, **asked)
+            return status_reply(message, code)
         if own is not None:
             code = str(reply.content.config_records[STATUS]["code"])
             own.write("answered", code=code, seconds=time.monotonic() - started, **asked)
         return reply
 
     return answer
+
+
+def code_of(error: Exception) -> str:
+    """The fixed word for a fault, or for a site's own refusal (a policy, a budget, no data)."""
+    if isinstance(error, PayloadError):
+        return "refused"
+    from deal_core.privacy.interface import Refusal
+
+    return error.code if isinstance(error, Refusal) else "failed"
 
 
 def told(message: Message) -> dict[str, Any]:

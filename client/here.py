@@ -51,8 +51,6 @@ def here(context: Context) -> Here:
     if NODE_KEY in context.node_config:
         return _at_site(read_site(Path(str(context.node_config[NODE_KEY]))), context, out)
     client = int(context.node_config["partition-id"])
-    if "state-dir" in context.node_config:
-        return Here(client, Path(str(context.node_config["state-dir"])))
     return Here(client, Path(out or f"deal-run-{context.run_id}") / "sites" / str(client))
 
 
@@ -66,8 +64,8 @@ def _at_site(site: SiteFile, context: Context, out: str) -> Here:
     return Here(sites.index(name), Path(site.site.state) / "runs" / run, site)
 
 
-def site_of(context: Context) -> SiteFile | None:
-    """The site; None for a simulated client, and where ``site.toml`` cannot be read."""
+def file_of(context: Context) -> SiteFile | None:
+    """What ``site.toml`` says; None for a simulated client, and where it cannot be read."""
     try:
         return read_site(Path(str(context.node_config[NODE_KEY])))
     except KeyError:
@@ -79,7 +77,7 @@ def site_of(context: Context) -> SiteFile | None:
 
 def log_of(context: Context) -> SiteLog | None:
     """The site's log, where there is a site."""
-    site = site_of(context)
+    site = file_of(context)
     return None if site is None else SiteLog(Path(site.site.state))
 
 

@@ -21,13 +21,16 @@ FIELDS: dict[str, dict[str, str]] = {
         "num_examples": "weight in the average",
         "loss": "mean training loss, for the progress view",
         "seconds": "duration, for the progress view",
+        "epsilon": "what the site's ledger composes to: of rates, noise and steps, not of data",
+        "delta": "an epsilon means nothing without it",
+        "simulation_only": "whether the noise came from a seed, so that nothing is guaranteed",
         "correct": "right answers per task, for the accuracy matrix",
         "examples": "test examples per task, for the accuracy matrix",
     },
 }
 """Record, field, and why it may leave a client. Adapters: see :func:`is_adapter`."""
 
-CODES = frozenset({"ok", "no-data", "refused", "failed"})
+CODES = frozenset({"ok", "no-data", "refused", "failed", "budget-spent", "policy", "withheld"})
 
 
 def is_adapter(key: str) -> bool:

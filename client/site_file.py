@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from deal_core.config import DataConfig, Experiment, Table, TaskColumns
 from deal_core.errors import UserError
 from deal_core.experiment_file import parse_tables, read_toml
+from deal_core.privacy.policy import Policy
 
 NODE_KEY = "site"
 """Key of Flower's node config with the path of ``site.toml``; simulated clients have none."""
@@ -78,8 +78,8 @@ class SiteFile(Table):
     models: dict[str, str] = Field({"embedded:minilm": "", "embedded:smollm2": ""})
     """Base models that the site accepts, by the experiment's name, each with the folder where it
     lies here; empty: the name itself."""
-    policy: dict[str, Any] = Field({})
-    """Limits that the server can not widen."""
+    policy: Policy | None = None
+    """Limits that no experiment can widen; without the table the site does what is asked."""
 
 
 def read_site(path: Path) -> SiteFile:

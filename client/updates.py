@@ -6,7 +6,6 @@ time, and, with noise, release a second look at the same data.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -14,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import ArrayRecord, RecordDict
-
 if TYPE_CHECKING:
-    from client.work import Update
     from deal_core.instruction import Instruction
+    from deal_core.privacy.interface import Trained
 
-FIGURES = ("num_examples", "loss", "seconds")
 KEPT = 2
 """Rounds: a checkpoint is never more than one behind."""
 
@@ -35,19 +31,21 @@ class UpdateStore:
 
     folder: Path
 
-    def once(
-        self, request: RecordDict, instruction: Instruction, make: Callable[[], Update | None]
-    ) -> Update | None:
+    def once(self, request: str, instruction: Instruction, make: Callable[[], Trained]) -> Trained:
         """Return the answer to ``request``: the one that is kept, or what ``make`` gives, which
-        is on disk before it is returned. None (there is no data) is not kept."""
-        asked = digest(request)
+        is on disk before it is returned.
+
+        Args:
+            request: a name for all that is asked (:func:`client.wire.request_name`).
+            instruction: says where in the run it is asked.
+            make: what it raises is not kept.
+        """
         path = self.folder / f"update-{instruction.stage}-{instruction.server_round}.safetensors"
-        update = _read(path, asked)
+        update = _read(path, request)
         if update is None:
             update = make()
-            if update is not None:
-                _write(path, asked, update)
-                self._drop_old()
+            _write(path, request, update)
+            self._drop_old()
         return update
 
     def _drop_old(self) -> None:
@@ -56,49 +54,33 @@ class UpdateStore:
             old.unlink()
 
 
-def digest(request: RecordDict) -> str:
-    """A name for the content of a request; equal to the byte, equal in name."""
-    hashed = hashlib.sha256()
-    for name in sorted(request):
-        record = request[name]
-        hashed.update(name.encode())
-        if isinstance(record, ArrayRecord):
-            for key in sorted(record):
-                array = record[key]
-                head = json.dumps([key, array.dtype, list(array.shape), array.stype])
-                hashed.update(head.encode() + array.data)
-        else:
-            hashed.update(json.dumps(dict(record), sort_keys=True, default=str).encode())
-    return hashed.hexdigest()
-
-
-def _write(path: Path, asked: str, update: Update) -> None:
+def _write(path: Path, asked: str, update: Trained) -> None:
     import numpy as np
     from safetensors.numpy import save
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figures = {key: json.dumps(getattr(update, key)) for key in FIGURES}
-    arrays = {key: np.ascontiguousarray(value) for key, value in update.encoded.items()}
+    arrays = {key: np.ascontiguousarray(value) for key, value in update.arrays.items()}
+    figures = json.dumps(dict(update.figures))
     beside = path.with_suffix(".writing")
     with beside.open("wb") as file:
-        file.write(save(arrays, {"asked": asked, **figures}))
+        file.write(save(arrays, {"asked": asked, "figures": figures}))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
 
 
-def _read(path: Path, asked: str) -> Update | None:
+def _read(path: Path, asked: str) -> Trained | None:
     """What is kept for just this request; a file that cannot be read counts as none."""
     from safetensors import SafetensorError, safe_open
 
-    from client.work import Update
+    from deal_core.privacy.interface import Trained
 
     try:
         with safe_open(str(path), framework="numpy") as file:
             meta = file.metadata() or {}
             if meta.get("asked") != asked:
                 return None
-            encoded = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-    return Update(encoded, **{key: json.loads(meta[key]) for key in FIGURES})
+    return Trained(arrays, json.loads(meta["figures"]))

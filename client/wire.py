@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.answer import STATUS
-from client.work import Update
 from client.workbench import Workbench
 from deal_core.adapters import Adapter, split, zero_adapter
 from deal_core.instruction import RECORD, Instruction, read_instruction
 from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, PayloadError, Template
+from deal_core.privacy.interface import Trained
 from deal_core.record import BOTH, decode_checked, unpack
 
 METRICS = "metrics"
@@ -40,6 +43,18 @@ def read_request(message: Message, bench: Workbench) -> tuple[State, Instruction
     return state, instruction
 
 
+def request_name(message: Message) -> str:
+    """A name for all that a request asks: equal only for one that is the same to the byte."""
+    hashed = hashlib.blake2b(digest_size=32)
+    config = dict(message.content.config_records[RECORD])
+    hashed.update(json.dumps(config, sort_keys=True).encode())
+    for name in (LORA, DISTILLED):
+        for key, array in sorted(message.content.array_records[name].items()):
+            hashed.update(f"{name} {key} {array.dtype} {array.shape}".encode())
+            hashed.update(array.data)
+    return hashed.hexdigest()
+
+
 def _raw(record: ArrayRecord) -> dict[str, tuple[object, ...]]:
     """All there is of a record."""
     return {key: (a.dtype, a.shape, a.stype, a.data) for key, a in record.items()}
@@ -62,7 +77,7 @@ def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -
     return unpack(arrays, dtype, zero_adapter(bench.shapes, rank, scaling))
 
 
-def update_reply(message: Message, update: Update, instruction: Instruction) -> Message:
+def update_reply(message: Message, update: Trained, instruction: Instruction) -> Message:
     """A local update: the trained factors, which request it answers, its figures."""
     status = ConfigRecord(
         {
@@ -72,10 +87,8 @@ def update_reply(message: Message, update: Update, instruction: Instruction) -> 
             "server_round": instruction.server_round,
         }
     )
-    metrics = MetricRecord(
-        {"num_examples": update.num_examples, "loss": update.loss, "seconds": update.seconds}
-    )
-    arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.encoded.items()}
+    metrics = MetricRecord(dict(update.figures))
+    arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.arrays.items()}
     content = RecordDict({STATUS: status, LORA: ArrayRecord(arrays), METRICS: metrics})
     return Message(content, reply_to=message)
 

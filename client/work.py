@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -12,58 +13,122 @@ from client.workbench import ClientTask, Workbench
 from deal_core.adapters import Adapter
 from deal_core.attach import read
 from deal_core.codec import Encoded
+from deal_core.config import Experiment
+from deal_core.errors import UserError
 from deal_core.instruction import Instruction
+from deal_core.memory import Memory
 from deal_core.methods import LocalTask, Past, Phase, Share, State
+from deal_core.models import Encoded as EncodedExample
+from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
+from deal_core.privacy.none import make_none
+from deal_core.privacy.policy import Policy, metrics_allowed, require_mechanism
 from deal_core.randomness import seeded
 from deal_core.record import EXACT, frozen_factors, pack_update
-from deal_core.training import count_correct, load_state, train
+from deal_core.training import count_correct, descend, load_state
 
 
 @dataclass(frozen=True)
-class Update:
-    """What one local update gives: what travels, and its figures."""
+class Desk:
+    """Whose work it is: the number of the ``client``, the ``store`` of what its code lost, and
+    what the privacy mechanism must know of its ``site``."""
 
-    encoded: Encoded
-    num_examples: int
-    loss: float
-    seconds: float
+    client: int
+    store: FeedbackStore
+    site: Site
 
 
 def local_update(
-    bench: Workbench, client: int, state: State, instruction: Instruction, store: FeedbackStore
-) -> Update | None:
+    bench: Workbench, desk: Desk, state: State, instruction: Instruction, request: str
+) -> Trained:
     """Train the current adapter as the phase wants it, on the client's share of the task, or of all
-    tasks that are to be learnt at once; None: there is no data for it here."""
+    tasks that are to be learnt at once; as the privacy mechanism allows it.
+
+    Args:
+        request: a name for the request, to answer it twice with the same.
+
+    Raises:
+        Refusal: the client has no data for it, no budget, or a policy against it.
+    """
+    config, phase = bench.experiment, bench.phase(instruction.phase)
+    require_policy(config, desk.site)
+    seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
+    data = _data(bench, desk.client, instruction.task, phase, seen)
+    together = [_share(bench, task, desk.client) for task in instruction.tasks]
+    examples = [e for share in together for e in share.data] if together else data.train
+    where = instruction.stage, instruction.server_round
+    ask = Ask(
+        request=f"{instruction.phase} {request}",
+        client=str(desk.client),
+        task=instruction.task,
+        phase=instruction.phase,
+        stage=instruction.stage,
+        server_round=instruction.server_round,
+        data=examples,
+        records=lambda: bench.records(desk.client),
+        generator=seeded(config.run.seed, "train", desk.client, *where),
+    )
+
+    def make(gradients: Gradients) -> Trained:
+        task = LocalTask(data.labels, seen, *_kept(bench, desk, instruction), together)
+        return _trained(bench, desk, state, instruction, task, examples, data.memory, gradients)
+
+    # Public texts are nobody's: learning from them needs no protection.
+    mechanism = make_none(config) if phase.public_path else bench.mechanism
+    return mechanism.release(ask, desk.site, make)
+
+
+def _kept(bench: Workbench, desk: Desk, instruction: Instruction) -> tuple[Past | None, RoundStore]:
+    """What the client has of earlier tasks, and of earlier rounds."""
+    folder = desk.store.folder
+    shares = [partial(_share, bench, task, desk.client) for task in instruction.past]
+    known = sum(1 for _ in takewhile(set(instruction.seen).__contains__, instruction.past))
+    past = Past(shares, TaskStore(folder), known) if shares else None
+    return past, RoundStore(folder, instruction.stage, instruction.server_round)
+
+
+def _trained(
+    bench: Workbench,
+    desk: Desk,
+    state: State,
+    instruction: Instruction,
+    task: LocalTask,
+    examples: Sequence[EncodedExample],
+    memory: Memory,
+    gradients: Gradients,
+) -> Trained:
+    """The one local training, and its update as it travels."""
     started = time.monotonic()
     config, phase = bench.experiment, bench.phase(instruction.phase)
-    seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
-    data = _data(bench, client, instruction.task, phase, seen)
-    together = [_share(bench, task, client) for task in instruction.tasks]
-    examples = [e for share in together for e in share.data] if together else data.train
-    if not examples:
-        return None
     load_state(bench.model, state)
-    generator = seeded(
-        config.run.seed, "train", client, instruction.stage, instruction.server_round
-    )
-    shares = [partial(_share, bench, task, client) for task in instruction.past]
-    known = sum(1 for _ in takewhile(set(instruction.seen).__contains__, instruction.past))
-    past = Past(shares, TaskStore(store.folder), known) if shares else None
-    carried = RoundStore(store.folder, instruction.stage, instruction.server_round)
-    task = LocalTask(data.labels, seen, past, carried, together)
     rate = phase.learning_rate or config.train.learning_rate
-    report = train(
+    report = descend(
         bench.model,
-        phase.objective(bench.model, state, task, examples, data.memory),
-        examples,
+        phase.objective(bench.model, state, task, examples, memory),
+        gradients,
         frozenset(instruction.trained),
-        config.federation.local_epochs,
         config.train.model_copy(update={"learning_rate": rate}),
-        generator,
     )
+    gradients.finished(bench.model, task.labels)
     adapter = read(bench.model.module)
-    encoded = _encode(bench, client, adapter, state.current, instruction, store)
-    return Update(encoded, len(examples), report.loss, time.monotonic() - started)
+    encoded = _encode(bench, desk.client, adapter, state.current, instruction, desk.store)
+    figures = {
+        "num_examples": len(examples),
+        "loss": report.loss,
+        "seconds": time.monotonic() - started,
+    }
+    return Trained(encoded, figures)
+
+
+def require_policy(config: Experiment, site: Site) -> None:
+    """Check that the site trains under the experiment's mechanism.
+
+    Raises:
+        Refusal: it does not.
+    """
+    try:
+        require_mechanism(config.privacy.mechanism, site.policy)
+    except UserError as error:
+        raise Refusal("policy", str(error)) from None
 
 
 def _data(
@@ -100,6 +165,16 @@ def _encode(
     if dtype != EXACT:
         store.save(*where, basis, lost)
     return encoded
+
+
+def require_counts(bench: Workbench, policy: Policy | None) -> None:
+    """Check that counts of right answers may leave the site.
+
+    Raises:
+        Refusal: they may not.
+    """
+    if metrics_allowed(bench.experiment.privacy.metrics, policy) == "none":
+        raise Refusal("withheld", "counts of right answers do not leave this site")
 
 
 def local_evaluation(

@@ -26,6 +26,8 @@ from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.payload import PayloadError
 from deal_core.precision import compute_dtype
+from deal_core.privacy.interface import Mechanism
+from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.tokens import cache_folder
 
 
@@ -82,6 +84,16 @@ class Workbench:
         if name not in self._phases:
             raise PayloadError(f"instruction: no phase {name[:40]!r}")
         return self._phases[name]
+
+    @cached_property
+    def mechanism(self) -> Mechanism:
+        """The privacy mechanism of the experiment."""
+        return make_mechanism(self.experiment)
+
+    def records(self, client: int) -> dict[str, int]:
+        """How many training records a client has of every task of the run."""
+        tasks = open_source(self.experiment.data).task_names()
+        return {task: len(self._share(task)[client].train) for task in tasks}
 
     def labels(self, task: str) -> tuple[str, ...]:
         """The public label space of a task."""

@@ -365,6 +365,32 @@ class WireConfig(Table):
     """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client)."""
 
 
+class PrivacyConfig(Table):
+    """What an update may tell of the records behind it. A site's own policy can only tighten it."""
+
+    mechanism: str = "none"
+    """``none`` (no guarantee) or ``record`` (differential privacy for every record of a site, by
+    the site itself: nobody else need be trusted)."""
+    target_epsilon: float = Field(8.0, gt=0)
+    """Budget of a record: of everything that its site's ledger holds, this whole run included."""
+    target_delta: float = Field(0.0, ge=0, lt=1)
+    """Probability that the budget says nothing; 0: just below ``1 / n^1.1`` for the ``n`` records
+    of a site."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Clipping bound of an example's gradient: public, not taken from data."""
+    sample_rate: float = Field(0.0, ge=0, le=1)
+    """Probability that a record is in a step's batch; 0: ``train.batch_size / n``."""
+    factors: Literal["one", "both"] = "one"
+    """What learns in a round where the aggregation rule would train both factors: the product of
+    two noisy factors is noisier than either, so ``one`` is ``lora_B`` alone."""
+    noise: Literal["auto", "seeded", "secure"] = "auto"
+    """Where noise comes from. ``auto``: a seed in simulations, so that runs repeat, and a
+    cryptographic stream at a real site. A real site never seeds, whatever is asked."""
+    metrics: Literal["none", "noised", "clear"] = "clear"
+    """Counts of right answers on test records, which are no part of the training's guarantee:
+    they leave in the ``clear``, ``noised`` (and charged), or not at all."""
+
+
 class TrainConfig(Table):
     """The local optimiser."""
 
@@ -419,6 +445,7 @@ class Experiment(Table):
     method: MethodConfig = MethodConfig()
     aggregation: AggregationConfig = AggregationConfig()
     wire: WireConfig = WireConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     train: TrainConfig = TrainConfig()
     faults: FaultsConfig = FaultsConfig()
     run: RunConfig = RunConfig()

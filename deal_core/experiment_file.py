@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -57,6 +58,8 @@ def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:  # a key of a table, or any name in a table of named tables
         fields = getattr(table, "model_fields", None)
         table = fields[part].annotation if fields else get_args(table)[1]
+        if isinstance(table, UnionType):  # a table that may be left out
+            table = get_args(table)[0]
     return list(table.model_fields)
 
 

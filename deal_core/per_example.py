@@ -30,6 +30,10 @@ def clipped_gradients(
         max_grad_norm: ``C``, over all factors of all layers together (flat clipping). A
             gradient that is not finite counts as zero.
 
+    Raises:
+        ValueError: a loss reaches a factor by another way than its example's copy, so that what
+            comes that way would not be clipped.
+
     Returns:
         ``||g_i||`` before clipping, ``(examples,)``; private, for tests and tuning on public
         data alone.
@@ -44,7 +48,14 @@ def _one_pass(
     module: nn.Module, objective: Objective, part: Sequence[int], max_grad_norm: float
 ) -> Tensor:
     with _copies(module, len(part)) as pairs:
+        before = [weight.grad for weight, _ in pairs]
+        for weight, _ in pairs:
+            weight.grad = None
         objective.example_losses(part).sum().backward()  # type: ignore[no-untyped-call]
+        if any(weight.grad is not None for weight, _ in pairs):
+            raise ValueError("a loss reads a factor itself: no gradient per example")
+        for (weight, _), gradient in zip(pairs, before, strict=True):
+            weight.grad = gradient
     gradients = [copy.grad for _, copy in pairs if copy.grad is not None]
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
     finite = norms.isfinite()

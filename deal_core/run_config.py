@@ -30,7 +30,10 @@ def leaves(experiment: Experiment) -> dict[str, Any]:
     return found
 
 
-def flatten(experiment: Experiment) -> dict[str, bool | int | float | str]:
+Value = bool | int | float | str
+
+
+def flatten(experiment: Experiment) -> dict[str, Value]:
     """Return Flower's run config: dotted keys to scalars; lists and dicts as JSON text."""
     return {
         key: json.dumps(value) if isinstance(value, (list, dict)) else value

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from deal_core.attach import merge, write
-from deal_core.batching import evaluation_batches, training_batches, within_budget
+from deal_core.batching import evaluation_batches
 from deal_core.config import TrainConfig
 from deal_core.learner import learner_of
 from deal_core.methods import Objective, State
 from deal_core.models import Encoded, LanguageModel
+from deal_core.privacy.interface import Gradients
+from deal_core.privacy.none import Ordinary, mean_gradient
 
 
 @dataclass(frozen=True)
@@ -38,30 +40,50 @@ def train(
     config: TrainConfig,
     generator: torch.Generator,
 ) -> TrainReport:
-    """Run ``epochs`` of AdamW on the current adapter, in place (or on what the objective makes it
-    from).
+    """Run ``epochs`` of AdamW on ordinary gradients; see :func:`descend`.
+
+    Args:
+        data: the client's tokenised examples; may be empty, then nothing happens.
+        epochs: passes over the data.
+        config: learning rate, batch size, tokens in one pass.
+        generator: orders the examples; the only randomness.
+    """
+    gradients = Ordinary(data, epochs, config, generator)
+    return descend(model, objective, gradients, trained, config)
+
+
+def descend(
+    model: LanguageModel,
+    objective: Objective,
+    gradients: Gradients,
+    trained: frozenset[str],
+    config: TrainConfig,
+) -> TrainReport:
+    """Run AdamW on the current adapter, in place (or on what the objective makes it from).
+
+    What reads no data, penalty and weight decay, comes after what the gradients' source has done
+    to those of the data.
 
     Args:
         model: holds the adapters of the round (see :func:`load_state`).
         objective: what is minimised.
-        data: the client's tokenised examples; may be empty, then nothing happens.
+        gradients: batches, and the gradient of each.
         trained: which factors learn in this round, of ``{"lora_A", "lora_B"}``.
-        epochs: passes over the data.
-        config: learning rate, batch size, tokens in one pass.
-        generator: orders the examples; the only randomness.
+        config: learning rate, weight decay.
     """
     learner = learner_of(objective, model.module, trained)
     optimizer = torch.optim.AdamW(
         learner.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     losses: list[float] = []
-    for _ in range(epochs):
-        for batch in training_batches(data, config.batch_size, generator):
-            losses.append(accumulate(objective, data, batch, config.tokens_per_pass))
-            learner.before_step()
-            optimizer.step()
-            learner.after_step()
-            optimizer.zero_grad(set_to_none=True)
+    for batch in gradients.batches():
+        loss = gradients.accumulate(model.module, objective, batch)
+        losses.append(loss + penalise(objective))
+        learner.before_step()
+        optimizer.step()
+        learner.after_step()
+        optimizer.zero_grad(set_to_none=True)
+        gradients.stepped(model.module)
     learner.finish()
     return TrainReport(len(losses), sum(losses) / len(losses) if losses else 0.0)
 
@@ -69,21 +91,17 @@ def train(
 def accumulate(
     objective: Objective, data: Sequence[Encoded], batch: Sequence[int], tokens: int
 ) -> float:
-    """Add the gradient of one batch, pass by pass; return its loss.
+    """Add the ordinary gradient of one batch and of the penalty; return the loss of both."""
+    return mean_gradient(objective, data, batch, tokens) + penalise(objective)
 
-    The sum over passes is the gradient of the mean over the batch: cutting changes memory and
-    rounding, not the step.
-    """
-    total = 0.0
-    for part in within_budget(data, batch, tokens):
-        loss = objective.example_losses(part).sum() / len(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
+
+def penalise(objective: Objective) -> float:
+    """Add the gradient of the objective's penalty; return the penalty."""
     penalty = objective.penalty()
-    if penalty is not None:
-        penalty.backward()  # type: ignore[no-untyped-call]
-        total += float(penalty.detach())
-    return total
+    if penalty is None:
+        return 0.0
+    penalty.backward()  # type: ignore[no-untyped-call]
+    return float(penalty.detach())
 
 
 def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> int:

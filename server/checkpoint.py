@@ -24,6 +24,22 @@ VERSION = 3
 RESIDUAL = "residual"
 
 
+class Spending(BaseModel):
+    """What a client says that its ledger holds: ``epsilon`` at ``delta``; ``simulation_only``: with
+    noise from a seed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    epsilon: float
+    delta: float
+    simulation_only: bool
+
+
+def says_spent(figures: Mapping[str, float]) -> bool:
+    """Whether the figures of an update say what privacy has cost."""
+    return Spending.model_fields.keys() <= figures.keys()
+
+
 class History(BaseModel):
     """What has been measured so far.
 
@@ -34,6 +50,7 @@ class History(BaseModel):
         seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all starts of the run.
         peak_rss_bytes: largest over the starts.
         distrusted: clients that a robust rule left out when it last had an update of theirs.
+        spent: client to what its privacy has cost, all rounds and tasks together.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,6 +62,11 @@ class History(BaseModel):
     seconds: dict[str, float] = {}
     peak_rss_bytes: int = 0
     distrusted: tuple[str, ...] = ()
+    spent: dict[str, Spending] = {}
+
+    def charged(self, spent: Mapping[str, Spending]) -> History:
+        """Replace what the clients of a round had spent before."""
+        return self.model_copy(update={"spent": {**self.spent, **spent}})
 
     def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
         """Replace what is known of the clients of a round by its verdict."""

@@ -26,10 +26,11 @@ from deal_core.errors import UserError
 from deal_core.instruction import Instruction
 from deal_core.methods import LEARN, Method, Phase, State, make_method, phases_of
 from deal_core.payload import PayloadError
+from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.threads import threads
 from server import wire
-from server.checkpoint import Checkpoint, History
+from server.checkpoint import Checkpoint, History, Spending, says_spent
 from server.dispatch import Dispatch, dispatch
 from server.events import EventLog
 from server.plan import Plan
@@ -92,12 +93,13 @@ class Federation:
         rule = self._rule(step, history)
         tasks = sorted(set(working.values()), key=self.plan.tasks.index)
         self._event("round_started", step, clients=len(working), tasks=tasks)
-        instructions = self._training(step, working, state, rule.trained(step.server_round))
+        trained = make_mechanism(self.experiment).trained(rule.trained(step.server_round))
+        instructions = self._training(step, working, state, trained)
         with threads(1):
             sent = self._dispatch(state, instructions, MessageType.TRAIN)
         state = sent.state
         aggregation = rule.begin(state.current, step.server_round)
-        sizes, idle = self._gather(step, sent, aggregation)
+        sizes, idle, spent = self._gather(step, sent, aggregation)
         self._require_quorum(len(sizes), len(working) - idle, step)
         gauge = 0.0
         excluded: tuple[str, ...] = ()
@@ -114,7 +116,7 @@ class Federation:
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
         self._event("round_finished", step, seconds=seconds, **counts, **figures)
-        history = history.judged(sizes.keys(), excluded)
+        history = history.judged(sizes.keys(), excluded).charged(spent)
         return state, history.after_round(figures, _spent(history, "train", started))
 
     def _finished(self, step: Step, aggregation: Aggregation) -> Aggregate:
@@ -134,10 +136,12 @@ class Federation:
 
     def _gather(
         self, step: Step, sent: Dispatch, aggregation: Aggregation
-    ) -> tuple[dict[str, int], int]:
-        """Give every valid update to the aggregation; return their sizes by client, and how many
-        clients had no data. A faulty reply costs its sender the round, and nobody else."""
+    ) -> tuple[dict[str, int], int, dict[str, Spending]]:
+        """Give every valid update to the aggregation; return their sizes by client, how many
+        clients took no part, and what the others have spent. A faulty reply costs its sender the
+        round, and nobody else."""
         sizes: dict[str, int] = {}
+        spent: dict[str, Spending] = {}
         idle = 0
         bound = self.experiment.aggregation.norm_bound
         for reply in self._replies(step, sent):
@@ -148,15 +152,18 @@ class Federation:
                 with threads(1):
                     refuse_beyond(update, reader.before, bound)
                     aggregation.add(update)
-            except wire.NoData:
+            except wire.Idle as reason:
                 idle += 1
+                self._event("client_idle", step, client=reply.client, code=reason.code)
             except ValueError as fault:
                 self._event("client_failed", step, client=reply.client, reason=str(fault))
             else:
                 sizes[reply.client] = wire.payload_bytes(message.content)
+                if says_spent(figures):
+                    spent[reply.client] = Spending.model_validate(figures)
                 task = instruction.task
                 self._event("client_finished", step, client=reply.client, task=task, **figures)
-        return sizes, idle
+        return sizes, idle, spent
 
     def _replies(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
         """One reply per client, the absent first; whatever comes beyond that is named and
@@ -194,12 +201,16 @@ class Federation:
             instructions = dict.fromkeys(self.roster.clients, asked)
             sent = self._dispatch(state, instructions, MessageType.EVALUATE)
         counts: dict[str, list[list[int]]] = {}
+        withheld = 0
         for reply in self._replies(step, sent):
             try:
                 counts[reply.client] = wire.read_counts(answered(reply), len(self.plan.tasks))
+            except wire.Idle as reason:
+                withheld += 1
+                self._event("client_idle", step, client=reply.client, code=reason.code)
             except PayloadError as fault:
                 self._event("client_failed", step, client=reply.client, reason=str(fault))
-        self._require_quorum(len(counts), len(self.roster.clients), step)
+        self._require_quorum(len(counts), len(self.roster.clients) - withheld, step)
         ordered = {name: counts[name] for name in self.roster.clients if name in counts}
         history = history.model_copy(
             update={

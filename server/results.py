@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deal_core import metrics
 from deal_core.config import Experiment
 from deal_core.errors import UserError
+from deal_core.privacy.mechanisms import make_mechanism
 from server.checkpoint import History
 from server.plan import Plan
 
@@ -58,12 +59,24 @@ class ClientResult(Strict):
 
 
 class Privacy(Strict):
-    """What was spent. With mechanism ``none`` there is no guarantee and no epsilon."""
+    """What was spent. With mechanism ``none`` there is no guarantee and no epsilon.
+
+    Attributes:
+        unit: what an adversary cannot tell the presence of.
+        delta: the largest of the clients'; every epsilon holds at it.
+        epsilon: client to what its own ledger composes to: all rounds and tasks of this run, and
+            whatever the site has released before.
+        simulation_only: some noise came from a seed, so that nothing is guaranteed.
+        metrics: how counts of right answers on test records left; in the ``clear`` they are
+            outside of the guarantee.
+    """
 
     mechanism: str
     unit: str | None = None
     delta: float | None = None
     epsilon: dict[str, float] = {}
+    simulation_only: bool = False
+    metrics: str = "clear"
 
 
 class Wire(Strict):
@@ -121,12 +134,24 @@ def make_results(experiment: Experiment, plan: Plan, history: History) -> Result
         forward_transfer=metrics.forward_transfer(matrix, zero_shot, begun),
         forgetting=metrics.forgetting(matrix, learnt),
         per_client=_per_client(history, len(tasks)),
-        privacy=Privacy(mechanism="none"),
+        privacy=_privacy(experiment, history),
         wire=Wire(bytes_up=list(history.bytes_up), bytes_down=list(history.bytes_down)),
         aggregation_error=list(history.aggregation_error),
         seconds={"total": sum(history.seconds.values()), **history.seconds},
         peak_rss_bytes=history.peak_rss_bytes,
         versions={name: version(name) for name in ("flwr", "torch", "transformers", "peft")},
+    )
+
+
+def _privacy(experiment: Experiment, history: History) -> Privacy:
+    mechanism, spent = make_mechanism(experiment), history.spent
+    return Privacy(
+        mechanism=experiment.privacy.mechanism,
+        unit=mechanism.unit,
+        delta=max((each.delta for each in spent.values()), default=None),
+        epsilon={client: spent[client].epsilon for client in sorted(spent, key=int)},
+        simulation_only=any(each.simulation_only for each in spent.values()),
+        metrics=experiment.privacy.metrics,
     )
 
 

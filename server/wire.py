@@ -25,8 +25,22 @@ MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
 
 
-class NoData(Exception):
-    """The client has no example of this task: not a fault."""
+IDLE = frozenset({"no-data", "budget-spent", "policy", "withheld"})
+"""Codes by which a client takes no part in a request: not a fault."""
+OPTIONAL = frozenset({"loss", "seconds", "epsilon", "delta", "simulation_only"})
+"""Figures that a client may keep to itself, or does not have."""
+
+
+class Idle(Exception):
+    """The client takes no part: it has no data, no budget, or rules against it. Not a fault.
+
+    Attributes:
+        code: which.
+    """
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -78,10 +92,9 @@ def read_update(
     Raises:
         PayloadError: an error code, another record, a wrong round, or anything that
             ``reader`` refuses.
-        NoData: the client has nothing to learn from.
+        Idle: the client takes no part.
     """
-    if status(message) == "no-data":
-        raise NoData
+    _require_part(message)
     content = _contents(message, {"status", LORA, "metrics"})
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
@@ -89,16 +102,12 @@ def read_update(
             raise PayloadError(f"answers another {key}")
     if LORA not in content.array_records:
         raise PayloadError("a record of another kind than expected")
-    figures = _fields(content.metric_records, "metrics", {"num_examples", "loss", "seconds"})
+    figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
     weight = _number(figures.get("num_examples"))
     if not 0 < weight <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
     adapter = reader.read(content.array_records[LORA])
-    measured = {
-        "num_examples": weight,
-        "loss": _number(figures.get("loss")),
-        "seconds": _number(figures.get("seconds")),
-    }
+    measured = {name: _number(value) for name, value in figures.items()}
     return ClientUpdate(client, adapter, weight), measured
 
 
@@ -107,7 +116,9 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
 
     Raises:
         PayloadError: an error code, or counts that cannot be.
+        Idle: the client keeps them to itself.
     """
+    _require_part(message)
     content = _contents(message, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
     figures = _fields(content.metric_records, "metrics", {"correct", "examples"})
@@ -141,11 +152,22 @@ def _contents(message: Message, names: set[str]) -> RecordDict:
     return content
 
 
-def _fields(records: Mapping[str, Mapping[str, F]], name: str, fields: set[str]) -> Mapping[str, F]:
-    """A record with exactly these fields: a spare one could carry anything."""
+def _require_part(message: Message) -> None:
+    code = status(message)
+    if code in IDLE:
+        raise Idle(code)
+
+
+def _fields(
+    records: Mapping[str, Mapping[str, F]],
+    name: str,
+    fields: set[str],
+    optional: frozenset[str] = frozenset(),
+) -> Mapping[str, F]:
+    """A record with these fields and no others: a spare one could carry anything."""
     if name not in records:
         raise PayloadError("a record of another kind than expected")
-    if set(records[name]) != fields:
+    if set(records[name]) - optional != fields:
         raise PayloadError(f"{name}: fields other than {', '.join(sorted(fields))}")
     return records[name]
 

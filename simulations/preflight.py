@@ -9,6 +9,7 @@ from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
 from deal_core.methods import RULES, make_method
 from deal_core.models import adapter_shapes
+from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.record import codec_named
 from server.plan import make_plan
 from simulations.faults import FAULTS
@@ -35,6 +36,7 @@ def check_names(experiment: Experiment) -> None:
     make_method(experiment.method, experiment.adapter)
     check_aggregation(experiment)
     codec_named(experiment.wire.dtype)
+    make_mechanism(experiment)
     check_faults(experiment)
 
 

@@ -41,6 +41,9 @@ class Progress:
         zero_shot: mean over tasks before anything was learnt.
         started, updated: time of the start and of the last event.
         per_round: mean seconds a round took since this start, evaluations included; 0: unknown.
+        epsilon: largest over clients, of all that their ledgers hold; None: no guarantee.
+        delta: largest over clients.
+        simulation_only: some noise came from a seed.
     """
 
     phase: str = "starting"
@@ -63,6 +66,9 @@ class Progress:
     started: float = 0.0
     updated: float = 0.0
     per_round: float = 0.0
+    epsilon: float | None = None
+    delta: float = 0.0
+    simulation_only: bool = False
 
     @property
     def total(self) -> int:
@@ -158,10 +164,16 @@ def _round_started(state: Progress, event: Event) -> Progress:
 
 def _client_finished(state: Progress, event: Event) -> Progress:
     answered = state.answered + 1
-    mean = event["loss"]
-    if state.loss is not None:
-        mean = (state.loss * state.answered + event["loss"]) / answered
-    return replace(state, answered=answered, client=str(event["client"]), loss=mean)
+    mean = event.get("loss")
+    if state.loss is not None and mean is not None:
+        mean = (state.loss * state.answered + mean) / answered
+    state = replace(state, answered=answered, client=str(event["client"]), loss=mean)
+    if "epsilon" not in event:
+        return state
+    spent = max(state.epsilon or 0.0, event["epsilon"])
+    delta = max(state.delta, event["delta"])
+    simulated = state.simulation_only or bool(event.get("simulation_only"))
+    return replace(state, epsilon=spent, delta=delta, simulation_only=simulated)
 
 
 def _client_failed(state: Progress, event: Event) -> Progress:

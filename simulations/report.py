@@ -90,6 +90,7 @@ def privacy_text(privacy: Privacy) -> str:
     return (
         f"{privacy.mechanism}: epsilon <= {largest:.3g} at delta = {privacy.delta:.3g} "
         f"per {privacy.unit}, composed over the whole run (largest over clients)"
+        + ("; simulation only: the noise came from a seed" if privacy.simulation_only else "")
     )
 
 

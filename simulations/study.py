@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from deal_core.errors import UserError
 from simulations.interrupt import stoppable
 from simulations.simulate import STOPPED
 from simulations.study_file import Study, load_study
-from simulations.study_grid import Cell, chosen, grid
-from simulations.study_results import StudyResults, collect
+from simulations.study_grid import Cell, chosen, default_settings, grid
+from simulations.study_results import STUDY_JSON, CellResult, StudyResults, collect, kept
 from simulations.study_runs import standing, work_off
 from simulations.study_tables import markdown
 
@@ -57,14 +57,16 @@ def run_study(request: StudyRequest, console: Console) -> int:
     cells = grid(study, out, request.overrides)
     wanted = chosen(cells, numbers(request.seeds), names(request.arms))
     left = remaining(cells, wanted)
+    before = kept(out, cells)
+    left = {run: left[run] for run in left if run.partition("/")[0] not in before}
     work = bool(left) and not request.report
     if work:
         _check(left, console)
-    write(study, out, cells)
-    failures = _work(request, study, out, cells, left, console) if work else {}
+    write(study, out, cells, before)
+    failures = _work(request, study, out, cells, left, before, console) if work else {}
     if failures is None:
         return STOPPED
-    say(console, f"tables in {out / 'study.md'}, figures in {out / 'study.json'}")
+    say(console, f"tables in {out / 'study.md'}, figures in {out / STUDY_JSON}")
     for name, why in failures.items():
         say(console, f"failed: {name}: {why}")
     return FAILED if failures else 0
@@ -101,6 +103,7 @@ def _work(
     out: Path,
     cells: Sequence[Cell],
     left: dict[str, Experiment],
+    before: Mapping[str, CellResult],
     console: Console,
 ) -> dict[str, str] | None:
     """Run what is left; return run and reason of every failure. None: it was interrupted."""
@@ -126,7 +129,7 @@ def _work(
             if why:
                 failures[name] = why
             else:
-                write(study, out, cells)
+                write(study, out, cells, before)
             how = f"failed: {why}" if why else "finished"
             say(console, f"{len(done)}/{len(left)} {name} {how}")
 
@@ -140,8 +143,8 @@ def _work(
     return failures
 
 
-def write(study: Study, out: Path, cells: Sequence[Cell]) -> None:
-    """Write ``study.json`` and ``study.md`` of what has finished.
+def write(study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, CellResult]) -> None:
+    """Write ``study.json`` and ``study.md`` of what has finished, now or ``before``.
 
     Raises:
         UserError: the folder cannot be written.
@@ -150,10 +153,11 @@ def write(study: Study, out: Path, cells: Sequence[Cell]) -> None:
         study=study.name,
         description=study.file.description,
         wanted=len(cells),
-        cells=collect(cells),
+        defaults=default_settings(),
+        cells=collect(cells, before),
     )
     texts = {
-        "study.json": results.model_dump_json(indent=1) + "\n",
+        STUDY_JSON: results.model_dump_json(indent=1) + "\n",
         "study.md": markdown(study, results),
     }
     try:

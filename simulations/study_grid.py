@@ -12,10 +12,12 @@ from deal_core.config import Experiment
 from deal_core.data import open_source
 from deal_core.errors import UserError, choose
 from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
+from deal_core.run_config import Value, flatten
 from server.results import Results
 from simulations.bounds import BOUNDS
 from simulations.experiment import find_experiment, with_absolute_paths
 from simulations.outcome import Outcome, outcome
+from simulations.record import FREE_ON_RESUME
 from simulations.study_file import Study
 
 
@@ -39,12 +41,37 @@ class Cell:
     @property
     def name(self) -> str:
         """``arm.order.setting.seedN``, without what the study does not name."""
-        parts = (self.arm, self.order, self.setting, f"seed{self.seed}")
-        return ".".join(part for part in parts if part)
+        return cell_name(self.arm, self.order, self.setting, self.seed)
+
+    @property
+    def settings(self) -> dict[str, dict[str, Value]]:
+        """Name of a part to what it sets otherwise than :func:`default_settings`."""
+        usual = default_settings()
+        return {
+            part: {k: v for k, v in settings_of(run).items() if v != usual[k]}
+            for part, run in self.runs.items()
+        }
 
     def outcome(self, results: Sequence[Results]) -> Outcome:
         """What the results of all runs, in their order, say together."""
         return BOUNDS[self.bound].combine(results) if self.bound else outcome(results[0])
+
+
+def settings_of(experiment: Experiment) -> dict[str, Value]:
+    """All that decides what a run finds, by flat key: not where its data and results lie, nor how
+    many threads it has."""
+    free = {*FREE_ON_RESUME, "data.path"}
+    return {key: value for key, value in flatten(experiment).items() if key not in free}
+
+
+def default_settings() -> dict[str, Value]:
+    """Of an experiment that sets nothing."""
+    return settings_of(Experiment())
+
+
+def cell_name(arm: str, order: str, setting: str, seed: int) -> str:
+    """``arm.order.setting.seedN``, without what is empty."""
+    return ".".join(part for part in (arm, order, setting, f"seed{seed}") if part)
 
 
 def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:

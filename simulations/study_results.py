@@ -2,34 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from deal_core.errors import UserError
+from deal_core.run_config import Value
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.outcome import Outcome
-from simulations.study_grid import Cell
+from simulations.study_grid import Cell, cell_name, default_settings, settings_of
+
+STUDY_JSON = "study.json"
 
 
 class CellResult(Strict):
-    """One finished cell; ``order`` and ``setting`` are empty where the study names none."""
+    """One finished cell; ``order`` and ``setting`` are empty where the study names none.
+
+    Attributes:
+        settings: of each of its runs, by the name of the part: what it set otherwise than the
+            study's ``defaults``.
+    """
 
     arm: str
     order: str
     setting: str
     seed: int
     bound: str
+    settings: dict[str, dict[str, Value]]
     outcome: Outcome
+
+    @property
+    def name(self) -> str:
+        """As of its :class:`~simulations.study_grid.Cell`."""
+        return cell_name(self.arm, self.order, self.setting, self.seed)
 
 
 class StudyResults(Strict):
-    """Schema of ``study.json``; ``wanted`` counts the cells of the whole grid."""
+    """Schema of ``study.json``.
 
-    schema_version: int = 1
+    Attributes:
+        wanted: cells of the whole grid.
+        defaults: of every setting, by flat key.
+    """
+
+    schema_version: int = 2
     study: str
     description: str
     wanted: int
+    defaults: dict[str, Value]
     cells: list[CellResult]
+
+
+def kept(folder: Path, cells: Sequence[Cell]) -> dict[str, CellResult]:
+    """Read the cells of a study's earlier ``study.json``, by their names: it is enough, the
+    folders of their runs may be gone.
+
+    Raises:
+        UserError: it cannot be read, or a cell was found under other settings than now.
+    """
+    path = folder / STUDY_JSON
+    if not path.exists():
+        return {}
+    try:
+        results = StudyResults.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read ({why}); remove it, or choose another --out"
+        ) from None
+    before = {cell.name: cell for cell in results.cells}
+    for cell in cells:
+        if cell.name in before:
+            _check_same(path, cell, results.defaults, before[cell.name])
+    return before
+
+
+def _check_same(path: Path, cell: Cell, defaults: Mapping[str, Value], before: CellResult) -> None:
+    """Settings that have come into being since then count as their defaults."""
+    usual = {**default_settings(), **defaults}
+    for part, run in cell.runs.items():
+        there = {**usual, **before.settings.get(part, {})}
+        for key, value in settings_of(run).items():
+            if value != there[key]:
+                raise UserError(
+                    f"{path}: '{key}' is {json.dumps(value)}, but the cell {cell.name} was run "
+                    f"with {json.dumps(there[key])}; set it back, remove the cell from that file, "
+                    "or choose another --out"
+                )
 
 
 def finished(cell: Cell) -> bool:
@@ -37,13 +97,14 @@ def finished(cell: Cell) -> bool:
     return all(RunFolder(Path(run.run.out)).results.exists() for run in cell.runs.values())
 
 
-def collect(cells: Sequence[Cell]) -> list[CellResult]:
-    """Read what the finished cells found, in their order.
+def collect(cells: Sequence[Cell], before: Mapping[str, CellResult]) -> list[CellResult]:
+    """Read what the finished cells found, in their order; those of ``before`` stand as they are.
 
     Raises:
         UserError: a results file that is not valid.
     """
-    return [_read(cell) for cell in cells if finished(cell)]
+    done = [cell for cell in cells if cell.name in before or finished(cell)]
+    return [before.get(cell.name) or _read(cell) for cell in done]
 
 
 def _read(cell: Cell) -> CellResult:
@@ -54,5 +115,6 @@ def _read(cell: Cell) -> CellResult:
         setting=cell.setting,
         seed=cell.seed,
         bound=cell.bound,
+        settings=cell.settings,
         outcome=found,
     )

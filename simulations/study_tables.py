@@ -109,9 +109,15 @@ def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
 
 
 def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> str:
-    """The arm of the highest mean average accuracy, the candidate aside (unless it is alone)."""
+    """The arm of the highest mean average accuracy, the candidate aside (unless it is alone), over
+    the cells that all of them have; over their own where they have none in common."""
     others = [arm for arm in accuracy if arm != study.file.candidate] or list(accuracy)
-    return max(others, key=lambda arm: fmean(accuracy[arm].values()), default="")
+    shared = set.intersection(*(set(accuracy[arm]) for arm in others)) if others else set()
+
+    def mean(arm: str) -> float:
+        return fmean(value for key, value in accuracy[arm].items() if not shared or key in shared)
+
+    return max(others, key=mean, default="")
 
 
 def age_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:

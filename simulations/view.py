@@ -14,6 +14,14 @@ from rich.text import Text
 
 from simulations.progress import PHASES, Event, Progress
 
+IDLE = {
+    "no-data": "no example of the task",
+    "budget-spent": "its privacy budget is spent",
+    "policy": "its policy does not allow what the experiment asks",
+    "withheld": "its counts stay where they are",
+}
+"""Codes of clients that take no part, in words."""
+
 
 @contextmanager
 def progress_view(console: Console, name: str) -> Iterator[Callable[[Event], None]]:
@@ -51,6 +59,8 @@ def plain_lines(event: Event, state: Progress) -> list[str]:
         return [f"{start}: {len(state.tasks)} tasks, {event['clients']} clients"]
     if kind == "client_failed":
         return [f"client {event['client']} left out: {event['reason']}"]
+    if kind == "client_idle":
+        return [f"client {event['client']} takes no part: {IDLE.get(event['code'], event['code'])}"]
     if kind == "round_finished":
         return [_where(state) + ", " + ", ".join(_figures(state, event["time"]))]
     if kind == "evaluated" and event["stage"] < 0:
@@ -71,6 +81,7 @@ def _figures(state: Progress, now: float) -> list[str]:
         figures.append(f"loss {state.loss:.3f}")
     if state.aggregation_error is not None:
         figures.append(f"aggregation error {state.aggregation_error:.3g}")
+    figures += spent(state)
     left = state.seconds_left(now)
     if left:
         figures.append(f"about {duration(left)} left")
@@ -84,7 +95,7 @@ def live_view(name: str, state: Progress, now: float) -> RenderableType:
         where.append(f" · {_where(state)}")
     if state.phase in PHASES.values():
         where.append(f" · {state.answered}/{state.asked} clients")
-        if state.client:
+        if state.client and state.loss is not None:
             where.append(f" (last: client {state.client}, mean loss {state.loss:.3f})")
     bar = Table.grid(padding=(0, 1))
     left = state.seconds_left(now)
@@ -107,7 +118,19 @@ def _quality(state: Progress) -> str:
         parts.append(f"aggregation error {state.aggregation_error:.3g}")
     if state.failures:
         parts.append(f"{len(state.failures)} clients left out")
+    parts += spent(state)
     return " · ".join(parts)
+
+
+def spent(state: Progress) -> list[str]:
+    """What privacy has cost: an epsilon is never without its delta, unit and extent."""
+    if state.epsilon is None:
+        return []
+    seeded = ", simulation only" if state.simulation_only else ""
+    return [
+        f"epsilon {state.epsilon:.3g} at delta {state.delta:.2g} per record, all rounds and tasks "
+        f"so far{seeded}"
+    ]
 
 
 def percent(share: float | None) -> str:

@@ -101,6 +101,12 @@ def causal_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return tiny_causal(tmp_path_factory.mktemp(request.param), request.param)
 
 
+@pytest.fixture(scope="session")
+def make_causal() -> Callable[[Path, str], Path]:
+    """``make_causal(folder, "llama" | "gpt2")``."""
+    return tiny_causal
+
+
 @pytest.fixture
 def small_adapter() -> AdapterConfig:
     return AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)

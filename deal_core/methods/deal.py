@@ -71,7 +71,7 @@ class Deal:
         rounds of consolidation, keep what they have made of it."""
         if not self.method.retention.enabled:
             return release_start(state, self.adapter.retained_rank)
-        if state.apart:  # laid out, with the teacher apart
+        if self.phases and state.apart:  # laid out, with the teacher apart
             return consolidated(state, self.adapter)
         everything = stack(state.parts())
         retained = retain(everything, self.adapter.retained_rank, self.method.retention)

@@ -44,7 +44,11 @@ keep_seconds = 900       # the model stays in memory so long after a request; 0:
 [models]                 # base models that this site accepts; "" or the folder where one lies
 "embedded:minilm" = ""
 
-[policy]                 # limits that no experiment can widen
+[policy]                 # limits that no experiment can widen (deal_core/privacy/policy.py)
+metrics = "clear"        # counts of right answers: none leave, noised, or in the clear
+counts = true            # whether the number of training records may leave
+# mechanism = "record"   # train with differential privacy, or not at all
+# max_epsilon = 8.0      # of all that the ledger holds, for ever
 """
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.app import make_app
 from client.here import here
 from client.site_file import NODE_KEY, as_the_site_decides, read_site
 from client.updates import UpdateStore
-from client.work import Update
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.experiment_file import parse_experiment
 from deal_core.instruction import Instruction
+from deal_core.privacy.interface import Trained
 from deal_core.run_config import flatten
 from simulations.identity import assume_identity
 
@@ -84,7 +84,8 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
     told = decided.model_dump_json()
     for word in ("/etc", "password", "shadow", "evil"):
         assert word not in told
-    assert site.policy == {"max_epsilon": 2.0}
+    assert site.policy is not None
+    assert site.policy.max_epsilon == 2.0
 
 
 def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None:
@@ -185,38 +186,30 @@ def test_the_process_that_stays_answers_and_keeps_its_faults(site_file: Path) ->
     assert "PayloadError" in log
 
 
-def update(value: float) -> Update:
-    return Update({"w": np.full((2, 3), value, np.float32)}, 4, 0.5, 1.25)
-
-
-def requested(value: float) -> RecordDict:
-    arrays = ArrayRecord({"w": Array(np.full((2, 3), value, np.float32))})
-    return RecordDict({"lora": arrays, "instruction": ConfigRecord({"task": "triage"})})
+def update(value: float) -> Trained:
+    figures = {"num_examples": 4, "loss": 0.5, "seconds": 1.25}
+    return Trained({"w": np.full((2, 3), value, np.float32)}, figures)
 
 
 def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path: Path) -> None:
     store = UpdateStore(tmp_path)
     place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
-    first = store.once(requested(1), place, lambda: update(1))
-    again = UpdateStore(tmp_path).once(requested(1), place, pytest.fail)
-    assert first is not None
-    assert again is not None
-    assert (again.num_examples, again.loss, again.seconds) == (4, 0.5, 1.25)
-    np.testing.assert_array_equal(again.encoded["w"], first.encoded["w"])
-    other = store.once(requested(2), place, lambda: update(2))  # another start of the round
-    assert other is not None
-    assert other.encoded["w"][0, 0] == 2
+    first = store.once("request 1", place, lambda: update(1))
+    again = UpdateStore(tmp_path).once("request 1", place, pytest.fail)
+    assert again.figures == first.figures == update(1).figures
+    np.testing.assert_array_equal(again.arrays["w"], first.arrays["w"])
+    other = store.once("request 2", place, lambda: update(2))  # another start of the round
+    assert other.arrays["w"][0, 0] == 2
 
 
 def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:
     store = UpdateStore(tmp_path)
     place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
-    store.once(requested(1), place, lambda: update(1))
+    store.once("request 1", place, lambda: update(1))
     (kept,) = tmp_path.glob("update-*.safetensors")
     kept.write_bytes(kept.read_bytes()[:20])
-    again = store.once(requested(1), place, lambda: update(3))
-    assert again is not None
-    assert again.encoded["w"][0, 0] == 3
+    again = store.once("request 1", place, lambda: update(3))
+    assert again.arrays["w"][0, 0] == 3
 
 
 def test_only_the_last_answers_are_kept(tmp_path: Path) -> None:
@@ -225,12 +218,15 @@ def test_only_the_last_answers_are_kept(tmp_path: Path) -> None:
         place = Instruction(
             task="triage", stage=0, server_round=server_round, rank=4, retained_rank=4
         )
-        store.once(requested(server_round), place, lambda: update(1))
+        store.once(f"request {server_round}", place, lambda: update(1))
     assert len(list(tmp_path.glob("update-*"))) == 2
 
 
 def test_site_toml_names_its_faults(site_file: Path) -> None:
-    site_file.write_text(TOML + "max_epsilo = 1\n[dat]\n")
+    site_file.write_text(TOML + "max_epsilo = 1\n")
+    with pytest.raises(UserError, match=r"unknown key 'policy.max_epsilo'; did you mean 'max_eps"):
+        read_site(site_file)
+    site_file.write_text(TOML + "[dat]\n")
     with pytest.raises(UserError, match="unknown key 'dat'; did you mean 'data'"):
         read_site(site_file)
     site_file.write_text(TOML.replace('name = "north"', 'name = "../north"'))
@@ -242,7 +238,7 @@ def test_an_answer_that_cannot_be_kept_is_not_given(tmp_path: Path) -> None:
     (tmp_path / "update-0-1.writing").symlink_to("/dev/full")
     place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
     with pytest.raises(OSError, match="No space left on device"):
-        UpdateStore(tmp_path).once(requested(1), place, lambda: update(1))
+        UpdateStore(tmp_path).once("request 1", place, lambda: update(1))
     assert not list(tmp_path.glob("*.safetensors"))
 
 

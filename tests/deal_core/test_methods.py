@@ -136,6 +136,14 @@ def test_the_strongest_retained_directions_go_on_in_a_warm_adapter():
         make_method(deal(warm_rank=5), CONFIG)
 
 
+def test_the_filter_works_on_a_warm_adapter_as_well():
+    """A noise floor above everything leaves nothing."""
+    method = make_method(deal(warm_rank=3, retention={"filter": "wiener", "noise": 1e6}), CONFIG)
+    kept = make_method(deal(), CONFIG).end_task(learnt(method.begin_task(start(), seeded(0)), 1))
+    warm = learnt(method.begin_task(kept, seeded(1)), 2)
+    assert all(not f.B.any() for f in method.end_task(warm).retained.layers.values())
+
+
 def test_deal_consolidates_the_residual_too():
     method = make_method(MethodConfig(), CONFIG)
     state = learnt(method.begin_task(start(), seeded(0)), 1)

@@ -12,10 +12,10 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import wire
-from client.work import Update
 from deal_core.adapters import Adapter, LoraFactors
 from deal_core.config import Experiment
 from deal_core.memory import Memory
+from deal_core.privacy.interface import Trained
 from deal_core.randomness import seeded
 from deal_core.record import pack_update
 from server.checkpoint import load_checkpoint
@@ -45,8 +45,9 @@ def tiny_app(experiment: Experiment, shapes: Shapes) -> ClientApp:
         trained = frozenset(instruction.trained)
         adapter = nudged(state.current, trained, generator)
         dtype = experiment.wire.dtype
+        figures = {"num_examples": 10 + number, "loss": 0.5, "seconds": 0.1}
         encoded, _ = pack_update(adapter, state.current, dtype, trained, {}, generator)
-        return wire.update_reply(message, Update(encoded, 10 + number, 0.5, 0.1), instruction)
+        return wire.update_reply(message, Trained(encoded, figures), instruction)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

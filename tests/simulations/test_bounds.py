@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from client.state import FeedbackStore
-from client.work import local_update
+from client.work import Desk, local_update
 from client.workbench import Workbench
 from deal_core.config import Experiment
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction
+from deal_core.ledger import Ledger
 from deal_core.methods import State, make_method
+from deal_core.privacy.interface import Site
 from deal_core.randomness import seeded
 from server.federation import start_state
 from server.plan import make_plan
@@ -94,6 +96,10 @@ def start_of_task(bench: Workbench) -> State:
     return method.begin_task(start_state(bench.experiment, bench.shapes), seeded(0))
 
 
+def desk(client: int, folder: Path) -> Desk:
+    return Desk(client, FeedbackStore(folder), Site(lambda: Ledger(folder), None, simulated=True))
+
+
 def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
     make_experiment, tmp_path, monkeypatch
 ):
@@ -115,11 +121,10 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
     monkeypatch.setattr(type(bench.model), "learn", learn)
     shares = [bench.task(task, 1) for task in TASKS]
     begun = start_of_task(bench)
-    update = local_update(bench, 1, begun, ALL_AT_ONCE, FeedbackStore(tmp_path))
+    update = local_update(bench, desk(1, tmp_path), begun, ALL_AT_ONCE, "")
     own = Counter((example, share.labels) for share in shares for example in share.train)
     assert seen == Counter({pair: count * 2 for pair, count in own.items()})
-    assert update is not None
-    assert update.num_examples == sum(own.values()) > 0
+    assert update.figures["num_examples"] == sum(own.values()) > 0
 
 
 def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_experiment, tmp_path):
@@ -127,9 +132,8 @@ def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_ex
     first, second = (bench.task(task, 0) for task in TASKS)
     bench._tasks[TASKS[0], 0] = type(first)(first.labels, [], first.test, first.memory)
     begun = start_of_task(bench)
-    update = local_update(bench, 0, begun, ALL_AT_ONCE, FeedbackStore(tmp_path))
-    assert update is not None
-    assert update.num_examples == len(second.train)
+    update = local_update(bench, desk(0, tmp_path), begun, ALL_AT_ONCE, "")
+    assert update.figures["num_examples"] == len(second.train)
 
 
 def test_participants_must_be_clients(make_experiment):

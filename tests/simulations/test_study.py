@@ -143,6 +143,37 @@ def test_a_cell_with_other_settings_is_refused(done: tuple[StudyRequest, int, st
     assert run_study(threads, console()) == 0
 
 
+def test_the_figures_alone_carry_the_study_on(
+    done: tuple[StudyRequest, int, str], tmp_path: Path
+) -> None:
+    request = done[0]
+    figures = (Path(request.out) / "study.json").read_text()
+    (tmp_path / "study.json").write_text(figures)
+    elsewhere = StudyRequest(
+        request.study, str(tmp_path), ("run.threads=2",), arms="sequential,deal"
+    )
+    assert run_study(elsewhere, console()) == 0
+    assert not (tmp_path / "cells").exists()
+    assert (tmp_path / "study.json").read_text() == figures
+    assert "2 of 3 cells done" in (tmp_path / "study.md").read_text()
+    other = StudyRequest(request.study, str(tmp_path), ("adapter.rank=4",), arms="deal")
+    with pytest.raises(UserError, match=r"study\.json: 'adapter\.rank' is 4, but the cell sequen"):
+        run_study(other, console())
+    assert (tmp_path / "study.json").read_text() == figures
+    # a setting that did not exist yet was its default; a default that was another one matters
+    older = json.loads(figures)
+    del older["defaults"]["method.warm_rank"]
+    (tmp_path / "study.json").write_text(json.dumps(older))
+    assert run_study(elsewhere, console()) == 0
+    older["defaults"]["method.warm_rank"] = 1
+    (tmp_path / "study.json").write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"'method\.warm_rank' is 0, but the cell .* with 1"):
+        run_study(elsewhere, console())
+    (tmp_path / "study.json").write_text(figures[: len(figures) // 2])
+    with pytest.raises(UserError, match=r"study\.json: cannot be read"):
+        run_study(elsewhere, console())
+
+
 def test_jobs_fit_the_cores() -> None:
     one = Experiment()
     wide = one.model_copy(update={"run": one.run.model_copy(update={"threads": 2, "workers": 2})})

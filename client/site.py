@@ -1,0 +1,23 @@
+"""What a client is to a privacy mechanism: its ledger, its policy, and whether it is real."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from client.here import Here
+    from deal_core.privacy.interface import Site
+
+
+def site_of(place: Here) -> Site:
+    """The site behind a request. An institution's ledger outlives all runs, and lies in its state
+    folder; a simulated client's lies in its folder of the run."""
+    from deal_core.ledger import Ledger
+    from deal_core.privacy.interface import Site
+
+    if place.site is None:
+        return Site(partial(Ledger, place.folder), None, simulated=True)
+    state = Path(place.site.site.state)
+    return Site(partial(Ledger, state), place.site.policy, simulated=False)

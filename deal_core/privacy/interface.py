@@ -1,0 +1,135 @@
+"""The seam of a privacy mechanism: how a training gets its gradients, and what of it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deal_core.config import Experiment
+from deal_core.ledger import Ledger
+from deal_core.methods.interface import Objective
+from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.policy import Policy
+
+
+class Refusal(Exception):
+    """A site takes no part in a round, by its own rules and before it has trained.
+
+    Attributes:
+        code: the fixed word that may leave; the message stays at the site.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Gradients(Protocol):
+    """How the steps of one local training get the gradient of the data."""
+
+    def batches(self) -> Iterable[Sequence[int]]:
+        """Positions in the client's data, a batch a step."""
+
+    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+        """Add the batch's gradient to the factors', without the objective's penalty.
+
+        Returns:
+            The mean loss of the batch; 0 where it must not be known.
+        """
+
+    def stepped(self, module: nn.Module) -> None:
+        """The optimiser has moved what it moves.
+
+        Raises:
+            RuntimeError: something that would fail silently has failed.
+        """
+
+    def finished(self, model: LanguageModel, labels: Sequence[str]) -> None:
+        """The last step is done.
+
+        Raises:
+            RuntimeError: as :meth:`stepped`.
+        """
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one local training made.
+
+    Attributes:
+        arrays: the update as it travels.
+        figures: what goes with it: ``num_examples`` (weight in the average) and more.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a mechanism needs of a site.
+
+    Attributes:
+        ledger: opened when it is first needed.
+        policy: None: the site has none, and does what the experiment asks.
+        simulated: whether this is a simulated client, whose noise may be seeded.
+    """
+
+    ledger: Callable[[], Ledger]
+    policy: Policy | None
+    simulated: bool
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One round as a mechanism sees it.
+
+    Attributes:
+        request: a name for all that was asked; the same message has the same one.
+        client: name of the client, for what is seeded.
+        task, phase, stage, server_round: of the instruction.
+        data: the client's own examples, tokenised.
+        records: task to the number of the client's own records, all tasks of the run.
+        generator: orders ordinary batches.
+    """
+
+    request: str
+    client: str
+    task: str
+    phase: str
+    stage: int
+    server_round: int
+    data: Sequence[Encoded]
+    records: Callable[[], Mapping[str, int]]
+    generator: torch.Generator
+
+
+class Mechanism(Protocol):
+    """One mechanism for one experiment.
+
+    Attributes:
+        unit: what it protects, ``record``; None: nothing.
+    """
+
+    @property
+    def unit(self) -> str | None:
+        """What it protects."""
+
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """Server: which of the factors that the aggregation rule would train learn in a round."""
+
+    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+        """Client: let ``make`` train with the gradients that the mechanism allows; return what
+        may leave.
+
+        Raises:
+            Refusal: before anything is trained.
+        """
+
+
+MakeMechanism = Callable[[Experiment], Mechanism]

@@ -1,0 +1,114 @@
+"""What a site demands of every experiment: the ``[policy]`` table of its own file.
+
+A policy only tightens. The server does not see it, and cannot switch it off: what the experiment
+asks beyond it is refused, or narrowed to it, before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from deal_core.config import PrivacyConfig, Table
+from deal_core.errors import UserError
+
+Metrics = Literal["none", "noised", "clear"]
+STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "clear")
+
+
+class Policy(Table):
+    """Limits of one site."""
+
+    mechanism: str = ""
+    """The only mechanism under which the site trains (``record``); empty: any."""
+    max_epsilon: float = Field(0.0, ge=0)
+    """Largest epsilon of all that the site's ledger holds, for ever; 0: what the experiment
+    asks."""
+    max_delta: float = Field(0.0, ge=0, lt=1)
+    """Largest delta; 0: ``1 / n^1.1`` for the ``n`` records of the site."""
+    min_grad_norm: float = Field(0.0, ge=0)
+    """Smallest clipping bound that the site accepts; 0: no limit."""
+    max_grad_norm: float = Field(0.0, ge=0)
+    """Largest clipping bound that the site accepts; 0: no limit."""
+    metrics: Metrics = "none"
+    """Counts of right answers on the site's test records: ``none`` leaves, they leave ``noised``
+    (and charged), or in the ``clear``."""
+    counts: bool = False
+    """Whether the number of training records may leave."""
+    disjoint_tasks: bool = False
+    """The site declares that no record occurs in two tasks; it is checked on the records' ids.
+    Then tasks compose in parallel: a record's epsilon is the largest of one task."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What holds in a run: the experiment's wishes within the site's limits."""
+
+    epsilon: float
+    delta: float
+    max_grad_norm: float
+    disjoint_tasks: bool
+
+
+def default_delta(records: int) -> float:
+    """Below ``1 / n^1.1``: that one of so many records is given away whole must stay unlikely."""
+    return 0.99 / max(records, 2) ** 1.1
+
+
+def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Terms:
+    """Tighten the experiment's wishes to the site's limits.
+
+    Args:
+        policy: None: the site has none.
+        records: of the site, over all tasks.
+
+    Raises:
+        UserError: what is asked cannot be narrowed to the policy.
+    """
+    limits = policy or Policy(metrics="clear", counts=True)
+    bound, low, high = privacy.max_grad_norm, limits.min_grad_norm, limits.max_grad_norm
+    if bound < low or (high and bound > high):
+        raise UserError(
+            f"privacy.max_grad_norm is {bound:g}, but the site's policy allows {low:g} to "
+            f"{high or float('inf'):g}; change the experiment, or policy.max_grad_norm"
+        )
+    largest = default_delta(records)
+    return Terms(
+        epsilon=min(privacy.target_epsilon, limits.max_epsilon or privacy.target_epsilon),
+        delta=min(privacy.target_delta or largest, limits.max_delta or largest),
+        max_grad_norm=bound,
+        disjoint_tasks=limits.disjoint_tasks,
+    )
+
+
+def require_mechanism(mechanism: str, policy: Policy | None) -> None:
+    """Check that the experiment's mechanism is the one that the site trains under.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if policy is not None and policy.mechanism not in ("", mechanism):
+        raise UserError(
+            f"privacy.mechanism is '{mechanism}', but the site's policy demands "
+            f"'{policy.mechanism}'; change the experiment, or policy.mechanism"
+        )
+
+
+def metrics_allowed(asked: Metrics, policy: Policy | None) -> Metrics:
+    """The stricter of what the experiment asks and what the site allows."""
+    allowed = policy.metrics if policy is not None else "clear"
+    return min(asked, allowed, key=STRICTEST_FIRST.index)
+
+
+def figures_allowed(figures: Mapping[str, float], policy: Policy | None) -> dict[str, float]:
+    """What of an unprotected update's figures may leave. Without leave to send counts every client
+    weighs the same and keeps its time to itself; the loss is a metric."""
+    if policy is None:
+        return dict(figures)
+    withheld = set() if policy.counts else {"seconds"}
+    withheld |= set() if policy.metrics == "clear" else {"loss"}
+    allowed = {name: value for name, value in figures.items() if name not in withheld}
+    return allowed if policy.counts else {**allowed, "num_examples": 1.0}

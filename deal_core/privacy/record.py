@@ -1,0 +1,323 @@
+"""Mechanism ``record``: DP-SGD at the client, so that no record of a site can be told from the
+updates that it sends.
+
+Every record is in a step's batch with the same probability, independently (Poisson sampling). Its
+gradient, of its own loss alone, is clipped to ``max_grad_norm`` over all trained factors together;
+noise of ``noise_multiplier * max_grad_norm`` is added to the sum; the sum is divided by the
+expected batch size, whatever size the batch has. A step on an empty batch is noise. What reads no
+data (the objective's penalty, weight decay, the optimiser, maps that make factors) comes after the
+noise and costs nothing.
+
+Unit of privacy: one record (training example) of one site, added or removed. Adversary: everybody
+else, the server and the other sites included, in sight of every update. Number of records, rate
+and number of steps count as public.
+
+Source: Abadi et al., CCS 2016, algorithm 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from safetensors.numpy import load, save
+from torch import Tensor, nn
+
+from deal_core.batching import within_budget
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from deal_core.ledger import Budget, BudgetSpent, Event, composed
+from deal_core.methods import Objective, make_method
+from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.per_example import clipped_gradients
+from deal_core.privacy.guards import require_moved, require_plain_lora, require_same_answers
+from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
+from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from deal_core.privacy.plan import (
+    NoiseMultiplier,
+    Work,
+    planned_work,
+    solve_noise_multiplier,
+)
+from deal_core.privacy.policy import terms
+from deal_core.randomness import seeded
+from deal_core.run_config import flatten
+
+UNIT = "record"
+BELOW = 1 - 1e-5
+"""Clipping keeps so far below the bound that rounding in float32 does not lead beyond it."""
+WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "run.workers")
+"""Keys that change nothing of what is released."""
+
+
+@dataclass
+class PrivateGradients:
+    """Clipped and noised gradients on Poisson samples.
+
+    Attributes:
+        data: the client's own examples.
+        sample_rate: probability that an example is in a batch.
+        noise_multiplier: see the module.
+        max_grad_norm: clipping bound.
+        steps: known before anything is drawn.
+        expected_batch: what the noisy sum is divided by; public.
+        tokens_per_pass: bounds memory, not the step.
+        noise: of samples and gradients.
+    """
+
+    data: Sequence[Encoded]
+    sample_rate: float
+    noise_multiplier: float
+    max_grad_norm: float
+    steps: int
+    expected_batch: float
+    tokens_per_pass: int
+    noise: NoiseSource
+    _before: list[Tensor] = field(default_factory=list)
+    _taken: int = 0
+
+    def batches(self) -> Iterator[list[int]]:
+        """A Poisson sample a step, sorted by length; it may be empty."""
+        for _ in range(self.steps):
+            drawn = self.noise.uniform(len(self.data)) <= self.sample_rate
+            batch: list[int] = drawn.nonzero().flatten().tolist()
+            yield sorted(batch, key=lambda i: len(self.data[i].tokens))
+
+    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+        """Add ``(sum_i clip(g_i) + noise) / expected_batch``; the loss stays unknown.
+
+        Raises:
+            UnsafeModel: something learns whose gradient per example cannot be had.
+            ValueError: gradients are there already, and would go unclipped.
+        """
+        factors = require_plain_lora(module)
+        if any(factor.grad is not None for factor in factors):
+            raise ValueError("gradients are there before those of the batch")
+        if self._taken == 0:
+            self._before = [factor.detach().clone() for factor in factors]
+        parts = within_budget(self.data, batch, self.tokens_per_pass)
+        clipped_gradients(module, objective, parts, BELOW * self.max_grad_norm)
+        scale = self.noise_multiplier * self.max_grad_norm
+        for factor in factors:
+            total = scale * self.noise.normal(factor.shape)
+            if factor.grad is not None:
+                total += factor.grad.double().cpu()
+            factor.grad = (total / self.expected_batch).to(factor.device, factor.dtype)
+        return 0.0
+
+    def stepped(self, module: nn.Module) -> None:
+        """Check, once, that the first step has moved the factors.
+
+        Raises:
+            UnsafeModel: it has not.
+        """
+        self._taken += 1
+        if self._taken == 1:
+            require_moved(require_plain_lora(module), self._before)
+            self._before = []
+
+    def finished(self, model: LanguageModel, labels: Sequence[str]) -> None:
+        """Check that the adapter, read and put back, is the model that was trained.
+
+        Raises:
+            UnsafeModel: it is not.
+        """
+        require_same_answers(model, self.data, labels)
+
+
+class Plan(BaseModel):
+    """What a site will do in a run; decided once, and kept in its ledger.
+
+    Attributes:
+        noise_multiplier: of every step of the run.
+        epsilon, delta: the budget that it was solved for, past included.
+        disjoint_tasks: how tasks compose.
+        max_grad_norm: clipping bound.
+        work: tasks with their rates.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    disjoint_tasks: bool
+    max_grad_norm: float
+    work: tuple[Work, ...]
+
+    @property
+    def budget(self) -> Budget:
+        """What every charge is checked against."""
+        return Budget(self.epsilon, self.delta, self.disjoint_tasks)
+
+
+@dataclass(frozen=True)
+class RecordMechanism:
+    """Attributes: the ``experiment``."""
+
+    experiment: Experiment
+    unit: str = UNIT
+
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """``lora_B`` alone where the rule leaves both, unless told otherwise."""
+        both = self.experiment.privacy.factors == "both" or len(factors) == 1
+        return factors if both else factors & {"lora_B"}
+
+    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+        """Plan, check the budget, train, charge, and only then let the update go.
+
+        Raises:
+            Refusal: the site's policy does not allow it, or its budget is spent.
+        """
+        ledger = site.ledger()
+        kept = ledger.answer(ask.request)
+        if kept is not None:
+            return unpacked(kept)
+        try:
+            plan = self._plan(ask, site)
+            event = self._event(ask, site, plan)
+            ledger.require(event, plan.budget)
+        except (BudgetSpent, NoiseMultiplier) as spent:
+            reason = str(spent) or "the ledger's past leaves nothing"
+            raise Refusal("budget-spent", reason) from None
+        except UserError as error:
+            raise Refusal("policy", str(error)) from None
+        made = make(self._gradients(ask, site, event))
+        epsilon = composed([*ledger.events(), event], plan.delta, plan.disjoint_tasks)
+        figures = {
+            "num_examples": 1.0,  # every client weighs the same: a count is a release
+            "epsilon": epsilon,
+            "delta": plan.delta,
+            "simulation_only": float(event.simulation_only),
+        }
+        answer = packed(Trained(made.arrays, figures))
+        try:
+            return unpacked(ledger.charge(event, plan.budget, ask.request, answer))
+        except BudgetSpent as spent:
+            raise Refusal("budget-spent", str(spent)) from None
+
+    def _plan(self, ask: Ask, site: Site) -> Plan:
+        """The run's plan as the ledger has it; made with the first round."""
+        text = site.ledger().plan(
+            self._run, lambda past: self._solve(past, ask.records(), site).model_dump_json()
+        )
+        return Plan.model_validate_json(text)
+
+    def _solve(self, past: Sequence[Event], records: Mapping[str, int], site: Site) -> Plan:
+        config = self.experiment
+        agreed = terms(config.privacy, site.policy, sum(records.values()))
+        phases = make_method(config.method, config.adapter).phases
+        work = planned_work(config, phases, records)
+
+        def epsilon_with(noise_multiplier: float) -> float:
+            planned = [
+                self._planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm)
+                for each in work
+            ]
+            return composed([*past, *planned], agreed.delta, agreed.disjoint_tasks)
+
+        return Plan(
+            noise_multiplier=solve_noise_multiplier(epsilon_with, agreed.epsilon),
+            epsilon=agreed.epsilon,
+            delta=agreed.delta,
+            disjoint_tasks=agreed.disjoint_tasks,
+            max_grad_norm=agreed.max_grad_norm,
+            work=tuple(work),
+        )
+
+    def _planned(self, work: Work, noise_multiplier: float, delta: float, bound: float) -> Event:
+        """All rounds of a task as one event."""
+        return Event(
+            run=self._run,
+            task=work.task,
+            phase="",
+            stage=0,
+            server_round=0,
+            mechanism="record",
+            unit=UNIT,
+            sample_rate=work.sample_rate,
+            noise_multiplier=noise_multiplier,
+            steps=work.rounds * work.steps,
+            max_grad_norm=bound,
+            delta=delta,
+            simulation_only=False,
+        )
+
+    def _event(self, ask: Ask, site: Site, plan: Plan) -> Event:
+        """This round.
+
+        Raises:
+            UserError: of a task that was not planned.
+        """
+        work = next((w for w in plan.work if w.task == ask.task), None)
+        if work is None:
+            raise UserError(f"task '{ask.task}' is not in the plan of this run")
+        return Event(
+            run=self._run,
+            task=ask.task,
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            mechanism="record",
+            unit=UNIT,
+            sample_rate=work.sample_rate,
+            noise_multiplier=plan.noise_multiplier,
+            steps=work.steps,
+            max_grad_norm=plan.max_grad_norm,
+            delta=plan.delta,
+            simulation_only=self._seeds(site),
+        )
+
+    def _gradients(self, ask: Ask, site: Site, event: Event) -> PrivateGradients:
+        config = self.experiment
+        expected = config.train.batch_size
+        if config.privacy.sample_rate:
+            expected = max(1, round(config.privacy.sample_rate * len(ask.data)))
+        return PrivateGradients(
+            data=ask.data,
+            sample_rate=event.sample_rate,
+            noise_multiplier=event.noise_multiplier,
+            max_grad_norm=event.max_grad_norm,
+            steps=event.steps,
+            expected_batch=expected,
+            tokens_per_pass=config.train.tokens_per_pass,
+            noise=self._noise(ask) if event.simulation_only else SecureNoise(),
+        )
+
+    def _seeds(self, site: Site) -> bool:
+        return site.simulated and self.experiment.privacy.noise != "secure"
+
+    def _noise(self, ask: Ask) -> SeededNoise:
+        where = ask.client, ask.phase, ask.stage, ask.server_round
+        return SeededNoise(seeded(self.experiment.run.seed, "privacy", *where))
+
+    @cached_property
+    def _run(self) -> str:
+        """A name for the experiment: equal for runs that release the same."""
+        settings = flatten(self.experiment)
+        for key in WHERE:
+            settings.pop(key)
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def packed(made: Trained) -> bytes:
+    """As bytes that a ledger keeps."""
+    arrays = {key: np.ascontiguousarray(value) for key, value in made.arrays.items()}
+    return save(arrays, {"figures": json.dumps(dict(made.figures))})
+
+
+def unpacked(answer: bytes) -> Trained:
+    """Undo :func:`packed`."""
+    length = int.from_bytes(answer[:8], "little")
+    header = json.loads(answer[8 : 8 + length])
+    return Trained(load(answer), json.loads(header["__metadata__"]["figures"]))
+
+
+def make_record(experiment: Experiment) -> RecordMechanism:
+    """Build from the experiment."""
+    return RecordMechanism(experiment)

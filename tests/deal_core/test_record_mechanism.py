@@ -1,0 +1,451 @@
+"""Mechanism ``record``: what a step adds, and what a site's budget does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deal_core.attach import read, set_trainable, write
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.experiment_file import apply_overrides, parse_experiment
+from deal_core.ledger import Ledger, composed
+from deal_core.methods.plain import Plain
+from deal_core.models import load_model
+from deal_core.models.interface import Encoded
+from deal_core.privacy.guards import UnsafeModel, require_plain_lora
+from deal_core.privacy.interface import Ask, Refusal, Site, Trained
+from deal_core.privacy.mechanisms import make_mechanism
+from deal_core.privacy.noise import SecureNoise, SeededNoise
+from deal_core.privacy.policy import Policy, default_delta
+from deal_core.privacy.record import PrivateGradients, packed, unpacked
+from deal_core.randomness import seeded
+from deal_core.training import descend
+
+LABELS = ["red", "green", "blue"]
+BOTH = frozenset({"lora_A", "lora_B"})
+ENCODER_TOKENS = ((101, 2540, 102), (101, 3096, 2003, 2009, 102), (101, 2146, 2966, 3160, 102))
+CAUSAL_TOKENS = ((1, 3, 4), (1, 5, 6, 7, 8), (1, 9, 10, 11))
+
+
+class Silence:
+    """No noise, and every record in every batch: what is left is the clipped sum."""
+
+    simulation_only = True
+
+    def normal(self, shape):
+        return torch.zeros(shape, dtype=torch.float64)
+
+    def uniform(self, count):
+        return torch.zeros(count, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module", params=["encoder", "llama", "gpt2"])
+def case(request, random_adapter, make_causal, tmp_path_factory):
+    """A model with something in both factors, and three examples."""
+    if request.param == "encoder":
+        config, tokens = ModelConfig(), ENCODER_TOKENS
+    else:
+        folder = make_causal(tmp_path_factory.mktemp(request.param), request.param)
+        config, tokens = ModelConfig(family="causal-lm", name=str(folder)), CAUSAL_TOKENS
+    model = load_model(config, AdapterConfig(), 32, torch.float32)
+    data = [Encoded(ids, i) for i, ids in enumerate(tokens)]
+    write(model.module, random_adapter(read(model.module).shapes, 8, 0.01, seed=5))
+    return model, data
+
+
+def gradients(data, noise, **changes) -> PrivateGradients:
+    given = {
+        "sample_rate": 0.5,
+        "noise_multiplier": 1.3,
+        "max_grad_norm": 0.7,
+        "steps": 3,
+        "expected_batch": 4,
+        "tokens_per_pass": 2048,
+    }
+    return PrivateGradients(data=data, noise=noise, **{**given, **changes})
+
+
+def taken(parameters) -> torch.Tensor:
+    row = torch.cat([p.grad.flatten().double() for p in parameters])
+    for p in parameters:
+        p.grad = None
+    return row
+
+
+def one_by_one(objective, parameters, count):
+    rows = []
+    for i in range(count):
+        objective.example_losses([i]).sum().backward()
+        rows.append(taken(parameters))
+    return rows
+
+
+@pytest.mark.parametrize("trained", [{"lora_B"}, {"lora_A", "lora_B"}])
+def test_without_noise_it_is_the_clipped_sum_of_a_loop_over_the_expected_batch(case, trained):
+    model, data = case
+    parameters = set_trainable(model.module, frozenset(trained))
+    objective = Plain(model, LABELS, data)
+    rows = one_by_one(objective, parameters, 3)
+    bound = float(torch.stack(rows).norm(dim=1).median())
+    quiet = gradients(data, Silence(), max_grad_norm=bound, expected_batch=4)
+    quiet.accumulate(model.module, objective, [0, 1, 2])
+    expected = sum(row * min(1.0, bound / float(row.norm())) for row in rows) / 4
+    ours = taken(parameters)
+    # 1e-5 of it is the distance that clipping keeps from the bound
+    assert float((ours - expected).norm() / expected.norm()) < 3e-5
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e4, 1e8])
+def test_a_record_moves_the_sum_by_at_most_the_bound(case, scale):
+    """Neighbours: with record 2 and without, the empty batch included; exact, no tolerance."""
+    model, data = case
+    parameters = set_trainable(model.module, BOTH)
+    plain = Plain(model, LABELS, data)
+
+    class Loud:
+        def example_losses(self, batch):
+            factor = torch.tensor([scale if i == 2 else 1.0 for i in batch])
+            return plain.example_losses(batch) * factor
+
+    quiet = gradients(data, Silence(), max_grad_norm=0.5, expected_batch=1)
+    sums = {}
+    for batch in [(), (2,), (0,), (0, 2)]:
+        quiet.accumulate(model.module, Loud(), list(batch))
+        sums[batch] = taken(parameters)
+    assert not sums[()].any()
+    assert float(sums[(2,)].norm()) <= 0.5
+    assert float((sums[(0, 2)] - sums[(0,)]).norm()) <= 0.5 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("batch", [[], [0, 1, 2]])
+@pytest.mark.parametrize("make", [SecureNoise, lambda: SeededNoise(seeded("noise"))])
+def test_the_released_sum_has_noise_of_the_multiplier_times_the_bound(case, batch, make):
+    model, data = case
+    parameters = set_trainable(model.module, BOTH)
+    objective = Plain(model, LABELS, data)
+    quiet = gradients(data, Silence())
+    quiet.accumulate(model.module, objective, batch)
+    signal = taken(parameters) * quiet.expected_batch
+    loud = gradients(data, make())
+    drawn = []
+    while sum(map(len, drawn)) < 200_000:
+        loud.accumulate(model.module, objective, batch)
+        drawn.append(taken(parameters) * loud.expected_batch - signal)
+    noise = torch.cat(drawn)
+    assert float(noise.std()) == pytest.approx(1.3 * 0.7, rel=0.01)
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
+
+
+def test_batches_are_poisson_samples_of_a_number_known_before():
+    data = [Encoded((1,) * (n % 7 + 1), 0) for n in range(200)]
+    drawn = list(gradients(data, SecureNoise(), sample_rate=0.05, steps=2000).batches())
+    assert len(drawn) == 2000
+    sizes = torch.tensor([len(batch) for batch in drawn], dtype=torch.float64)
+    assert float(sizes.mean()) == pytest.approx(10.0, rel=0.05)
+    assert float(sizes.var()) == pytest.approx(200 * 0.05 * 0.95, rel=0.2)
+    counts = torch.zeros(200)
+    for batch in drawn:
+        assert len(set(batch)) == len(batch)
+        counts[batch] += 1
+    assert float(counts.min()) > 50  # of 100 expected: everybody's turn comes
+    rare = gradients(data[:3], SecureNoise(), sample_rate=0.05, steps=200)
+    assert any(not batch for batch in rare.batches())
+
+
+def test_the_penalty_comes_after_the_noise_and_is_not_clipped(case):
+    model, data = case
+    set_trainable(model.module, BOTH)
+    seen = []
+
+    class Pulled(Plain):
+        def penalty(self):
+            factors = require_plain_lora(self.model.module)
+            seen.append(all(f.grad is not None for f in factors))
+            return 1000 * sum(f.sum() for f in factors)
+
+    source = gradients(data, Silence(), max_grad_norm=1e-3, steps=1)
+    before = read(model.module)
+    rate = TrainConfig(learning_rate=1e-3)
+    descend(model, Pulled(model, LABELS, data), source, BOTH, rate)
+    after = read(model.module)
+    assert seen == [True]
+    for name, factors in after.layers.items():  # Adam's first step: the sign of a gradient of 1000
+        moved = factors.B - before.layers[name].B
+        torch.testing.assert_close(moved, torch.full_like(moved, -1e-3), rtol=1e-3, atol=1e-6)
+    write(model.module, before)
+
+
+def test_what_learns_beside_lora_is_refused(case):
+    model, data = case
+    set_trainable(model.module, BOTH)
+    stray = next(p for p in model.module.parameters() if not p.requires_grad and p.dim() == 1)
+    stray.requires_grad_(True)
+    try:
+        with pytest.raises(UnsafeModel, match="no plain LoRA"):
+            gradients(data, Silence()).accumulate(model.module, Plain(model, LABELS, data), [0])
+    finally:
+        stray.requires_grad_(False)
+
+
+def test_a_lora_layer_of_another_kind_is_refused(case):
+    model, _ = case
+    set_trainable(model.module, BOTH)
+    layer = next(iter(model.module.adapted_layers.values()))
+    ours = layer.forward
+    layer.forward = lambda x: x
+    try:
+        with pytest.raises(UnsafeModel, match="no plain LoRA layer"):
+            require_plain_lora(model.module)
+    finally:
+        layer.forward = ours
+
+
+def test_a_loss_that_reads_the_weights_themselves_is_refused(case):
+    model, data = case
+    parameters = set_trainable(model.module, BOTH)
+    plain = Plain(model, LABELS, data)
+
+    class Reads:
+        def example_losses(self, batch):
+            return plain.example_losses(batch) + parameters[0].sum()
+
+    with pytest.raises(ValueError, match="factor itself"):
+        gradients(data, Silence()).accumulate(model.module, Reads(), [0, 1])
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def test_gradients_from_before_are_not_let_through(case):
+    model, data = case
+    parameters = set_trainable(model.module, BOTH)
+    parameters[0].grad = torch.ones_like(parameters[0])
+    with pytest.raises(ValueError, match="before those of the batch"):
+        gradients(data, Silence()).accumulate(model.module, Plain(model, LABELS, data), [0])
+    parameters[0].grad = None
+
+
+def test_a_step_that_moves_nothing_is_noticed(case):
+    model, data = case
+    before = read(model.module)
+    source = gradients(data, SecureNoise(), steps=1)
+    objective = Plain(model, LABELS, data)
+    with pytest.raises(UnsafeModel, match="changed nothing"):
+        descend(model, objective, source, BOTH, TrainConfig(learning_rate=1e-30))
+    write(model.module, before)
+    source = gradients(data, SecureNoise(), steps=1)
+    assert descend(model, objective, source, BOTH, TrainConfig()).loss == 0.0  # stays unknown
+    write(model.module, before)
+
+
+def test_an_adapter_that_is_not_read_back_whole_is_noticed(case, monkeypatch):
+    model, data = case
+    source = gradients(data, SecureNoise())
+    source.finished(model, LABELS)
+    half = read(model.module)
+    layers = {n: replace(f, B=f.B / 2) for n, f in half.layers.items()}
+    monkeypatch.setattr(
+        "deal_core.privacy.guards.read", lambda module: replace(half, layers=layers)
+    )
+    with pytest.raises(UnsafeModel, match="not the model"):
+        source.finished(model, LABELS)
+    write(model.module, half)
+
+
+# The site's budget: no model is needed to keep it.
+
+TASKS = [f"task{n}" for n in range(5)]
+RECORDS = {"task0": 225, "task1": 150, "task2": 300, "task3": 40, "task4": 500}
+
+
+def experiment(*overrides: str):
+    given = (
+        "privacy.mechanism=record",
+        "privacy.target_epsilon=3.0",
+        "federation.rounds=10",
+        "train.batch_size=32",
+        *overrides,
+    )
+    return parse_experiment(apply_overrides({}, given), "test")
+
+
+class Maker:
+    """Trains nothing; says whether it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[PrivateGradients] = []
+
+    def __call__(self, source) -> Trained:
+        self.seen.append(source)
+        return Trained({"w": np.full((2, 2), len(self.seen), np.float32)}, {"num_examples": 99})
+
+
+def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Ask:
+    return Ask(
+        request=request or f"{task} {server_round}",
+        client="0",
+        task=task,
+        phase="learn",
+        stage=int(task[-1]),
+        server_round=server_round,
+        data=[Encoded((1, 2), 0)] * records[task],
+        records=lambda: records,
+        generator=seeded("order"),
+    )
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    return Site(lambda: Ledger(tmp_path), None, simulated=False)
+
+
+def test_a_whole_run_spends_its_budget_and_not_more(site):
+    """epsilon = 3 over 10 rounds and 5 tasks; a budget solved for each round would spend 10."""
+    mechanism, make = make_mechanism(experiment()), Maker()
+    told = [
+        mechanism.release(ask(task, n), site, make).figures["epsilon"]
+        for task in TASKS
+        for n in range(1, 11)
+    ]
+    delta = default_delta(sum(RECORDS.values()))
+    spent = composed(site.ledger().events(), delta)
+    assert 2.99 < spent <= 3.0
+    assert told[-1] == spent
+    assert told == sorted(told)
+    assert len({source.noise_multiplier for source in make.seen}) == 1
+    assert all(source.sample_rate == min(1, 32 / len(source.data)) for source in make.seen)
+    assert all(source.expected_batch == 32 for source in make.seen)
+    assert all(source.steps == math.ceil(1 / source.sample_rate) for source in make.seen)
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(ask("task4", 11), site, make)
+    assert refusal.value.code == "budget-spent"
+    assert len(make.seen) == 50  # refused before anything was trained
+
+
+def test_distillation_on_private_data_is_planned_and_on_public_data_free():
+    def multiplier(*overrides):
+        mechanism = make_mechanism(experiment(*overrides))
+        return mechanism._solve([], RECORDS, Site(lambda: None, None, False)).noise_multiplier
+
+    alone = multiplier()
+    private = multiplier("method.consolidation.data=private", "method.consolidation.rounds=5")
+    public = multiplier("method.consolidation.data=public", "method.consolidation.public_path=x")
+    assert private > 1.1 * alone
+    assert public == alone
+
+
+def test_the_past_of_the_ledger_counts(site):
+    first, make = make_mechanism(experiment("federation.rounds=2")), Maker()
+    for n in (1, 2):
+        first.release(ask("task0", n), site, make)
+    second = make_mechanism(experiment("federation.rounds=2", "run.seed=1"))
+    for task in TASKS:
+        for n in (1, 2):
+            second.release(ask(task, n, request=f"second {task} {n}"), site, make)
+    assert make.seen[-1].noise_multiplier > make.seen[0].noise_multiplier
+    assert composed(site.ledger().events(), default_delta(sum(RECORDS.values()))) <= 3.0
+    smaller = make_mechanism(experiment("privacy.target_epsilon=1.0"))
+    with pytest.raises(Refusal) as refusal:
+        smaller.release(ask("task0", 1, request="third"), site, make)
+    assert refusal.value.code == "budget-spent"
+
+
+def test_a_message_that_arrives_twice_is_charged_once_and_answered_the_same(site):
+    mechanism, make = make_mechanism(experiment()), Maker()
+    one = mechanism.release(ask("task0", 1), site, make)
+    two = make_mechanism(experiment()).release(ask("task0", 1), site, make)  # another process
+    assert packed(one) == packed(two)
+    assert len(make.seen) == len(site.ledger().events()) == 1
+
+
+def test_a_crash_before_the_charge_costs_nothing_and_releases_nothing(site):
+    mechanism = make_mechanism(experiment())
+
+    def crash(source) -> Trained:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mechanism.release(ask("task0", 1), site, crash)
+    assert site.ledger().events() == []
+    assert site.ledger().answer("task0 1") is None
+    mechanism.release(ask("task0", 1), site, Maker())
+    assert len(site.ledger().events()) == 1
+
+
+def test_the_charge_stands_before_the_answer_leaves(site, monkeypatch):
+    """If the ledger cannot write, nothing leaves."""
+    monkeypatch.setattr(
+        Ledger, "charge", lambda *a: (_ for _ in ()).throw(OSError("no space left"))
+    )
+    with pytest.raises(OSError, match="space"):
+        make_mechanism(experiment()).release(ask("task0", 1), site, Maker())
+
+
+def test_only_public_figures_go_with_an_update(site):
+    figures = make_mechanism(experiment()).release(ask("task0", 1), site, Maker()).figures
+    assert figures.keys() == {"num_examples", "epsilon", "delta", "simulation_only"}
+    assert figures["num_examples"] == 1.0  # not 225
+
+
+def test_a_site_without_records_of_a_task_answers_like_others(site):
+    records = {**RECORDS, "task1": 0}
+    make = Maker()
+    made = make_mechanism(experiment()).release(ask("task1", 1, records), site, make)
+    assert made.figures["num_examples"] == 1.0
+    assert [list(batch) for batch in make.seen[0].batches()] == [[]] * make.seen[0].steps
+
+
+@pytest.mark.parametrize("noise", ["auto", "seeded", "secure"])
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_real_site_never_seeds(site, noise, simulated):
+    make, place = Maker(), replace(site, simulated=simulated)
+    mechanism = make_mechanism(experiment(f"privacy.noise={noise}"))
+    figures = mechanism.release(ask("task0", 1), place, make).figures
+    seeds = simulated and noise != "secure"
+    assert isinstance(make.seen[0].noise, SeededNoise if seeds else SecureNoise)
+    assert figures["simulation_only"] == float(seeds)
+    assert site.ledger().events()[0].simulation_only == seeds
+
+
+def test_a_policy_only_tightens(site):
+    tight = replace(site, policy=Policy(max_epsilon=1.0, max_delta=1e-5))
+    mechanism = make_mechanism(experiment())
+    plan = mechanism._solve([], RECORDS, tight)
+    assert (plan.epsilon, plan.delta) == (1.0, 1e-5)
+    loose = mechanism._solve([], RECORDS, replace(site, policy=Policy(max_epsilon=50.0)))
+    assert (loose.epsilon, loose.delta) == (3.0, default_delta(sum(RECORDS.values())))
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(ask("task0", 1), replace(site, policy=Policy(max_grad_norm=0.1)), Maker())
+    assert refusal.value.code == "policy"
+
+
+def test_an_answer_is_kept_to_the_bit():
+    arrays = {
+        "a": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
+        "q": np.arange(6, dtype=np.int8).reshape(2, 3),
+        "h": np.array([[1, 65535]], np.uint16),
+    }
+    back = unpacked(packed(Trained(arrays, {"epsilon": 1 / 3})))
+    assert back.figures == {"epsilon": 1 / 3}
+    assert back.arrays.keys() == arrays.keys()
+    for key, value in arrays.items():
+        assert back.arrays[key].dtype == value.dtype
+        np.testing.assert_array_equal(back.arrays[key], value)
+
+
+@pytest.mark.parametrize("method", ["ewc", "replay"])
+def test_methods_that_read_earlier_records_are_refused(method):
+    from deal_core.errors import UserError
+
+    with pytest.raises(UserError, match=method):
+        make_mechanism(experiment(f"method.name={method}"))
+
+
+def test_one_factor_a_round_unless_told_otherwise():
+    one, both = make_mechanism(experiment()), make_mechanism(experiment("privacy.factors=both"))
+    assert one.trained(BOTH) == {"lora_B"}
+    assert one.trained(frozenset({"lora_A"})) == {"lora_A"}  # the rule's own choice
+    assert both.trained(BOTH) == BOTH
