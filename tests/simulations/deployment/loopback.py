@@ -397,8 +397,16 @@ class Cable:
                 continue
             far.settimeout(None)
             self._open += [near, far]
-            for pair in ((near, far), (far, near)):
-                threading.Thread(target=_pump, args=pair, daemon=True).start()
+            threading.Thread(target=_carry, args=(near, far), daemon=True).start()
+
+
+def _carry(near: socket.socket, far: socket.socket) -> None:
+    """Both ways, until one end is closed."""
+    with near, far:
+        back = threading.Thread(target=_pump, args=(far, near), daemon=True)
+        back.start()
+        _pump(near, far)
+        back.join()
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
