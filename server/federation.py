@@ -277,8 +277,11 @@ class Federation:
     def _dispatch(
         self, state: State, instructions: dict[str, Instruction], message_type: str
     ) -> Dispatch:
-        """Requests to those who are connected, once a quorum of them is, or patience ends."""
-        least = self.experiment.federation.quorum * len(instructions)
+        """Requests to those who are connected, once enough of them are, or patience ends: a
+        quorum to train, all to evaluate, for whoever is missing takes its tests along."""
+        everyone = message_type == MessageType.EVALUATE
+        share = 1.0 if everyone else self.experiment.federation.quorum
+        least = share * len(instructions)
         nodes = self.roster.present(set(instructions), least)
         return dispatch(self.experiment, nodes, state, instructions, message_type)
 
