@@ -23,6 +23,13 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+ledger = typer.Typer(help="A site's book of private releases.", no_args_is_help=True)
+app.add_typer(ledger, name="ledger")
+
+StateFolder = Annotated[str, typer.Argument(help="A site's state directory (RUN/sites/CLIENT).")]
+Disjoint = Annotated[
+    bool, typer.Option("--disjoint-tasks", help="No record is in two tasks: as the policy says.")
+]
 OutFile = Annotated[str, typer.Option(help="Also write the figures to this JSON file.")]
 Quick = Annotated[bool, typer.Option("--quick", help="The smallest sizes only.")]
 
@@ -106,6 +113,39 @@ def list_shipped() -> None:
     for verb, files in kinds.items():
         for name, description in descriptions(files).items():
             typer.echo(f"deal {verb.ljust(8)} {name.ljust(width)}  {description}")
+
+
+@ledger.command("show")
+def ledger_show(folder: StateFolder, disjoint_tasks: Disjoint = False) -> None:
+    """What was spent, on what, by which mechanism."""
+    from simulations.ledger_view import show
+
+    show(folder, wide_console(), disjoint_tasks)
+
+
+@ledger.command("verify")
+def ledger_verify(
+    folder: Annotated[str, typer.Argument(help="A site's state directory.")] = "",
+    certificate: Annotated[str, typer.Option(help="A file that `export` wrote.")] = "",
+) -> None:
+    """Check that nothing was changed or taken away; or check a certificate."""
+    from simulations.ledger_view import verify
+
+    if not folder and not certificate:
+        raise UserError("deal ledger verify: name a state directory, a --certificate, or both")
+    verify(folder, certificate, wide_console())
+
+
+@ledger.command("export")
+def ledger_export(
+    folder: StateFolder,
+    out: Annotated[str, typer.Option(help="The JSON file to write.")] = "certificate.json",
+    disjoint_tasks: Disjoint = False,
+) -> None:
+    """Write a signed certificate of all that was spent."""
+    from simulations.ledger_view import export
+
+    export(folder, out, wide_console(), disjoint_tasks)
 
 
 @bench.command("aggregation")
