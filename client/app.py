@@ -35,11 +35,21 @@ NOT_FOR_CLIENTS = frozenset({"run.out", "run.resume", "run.engine"})
 
 PolicyOf = Callable[[Context], "Policy | None"]
 """Finds a site's own policy; None where it has none."""
+WorkbenchOf = Callable[[Context], "Workbench"]
+"""Finds the workbench for a request."""
 
 
-def make_app(policy_of: PolicyOf = lambda context: None) -> ClientApp:
-    """Return a ClientApp; clients that share a process share one workbench."""
+def make_app(
+    policy_of: PolicyOf = lambda context: None, workbench_of: WorkbenchOf | None = None
+) -> ClientApp:
+    """Return a ClientApp; clients that share a process share one workbench.
+
+    Args:
+        policy_of: finds a site's own policy.
+        workbench_of: finds the workbench; None: :func:`bench_of`, that of the run's experiment.
+    """
     app = ClientApp()
+    find_bench = workbench_of or bench_of
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -51,7 +61,7 @@ def make_app(policy_of: PolicyOf = lambda context: None) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         from client import wire, work
 
-        bench = bench_of(context)
+        bench = find_bench(context)
         state, instruction = wire.read_request(message, bench)
         desk = work.Desk(
             client=client_of(context),
@@ -66,7 +76,7 @@ def make_app(policy_of: PolicyOf = lambda context: None) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         from client import wire, work
 
-        bench = bench_of(context)
+        bench = find_bench(context)
         state, instruction = wire.read_request(message, bench)
         if instruction.stage < 0:  # asked of every client, once, before a second stage
             forget(site_folder(context))

@@ -36,7 +36,15 @@ from deal_core.methods import Objective, make_method
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.per_example import clipped_gradients
 from deal_core.privacy.guards import require_moved, require_plain_lora, require_same_answers
-from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
+from deal_core.privacy.interface import (
+    Ask,
+    ClippedSum,
+    Gradients,
+    MakeSum,
+    Refusal,
+    Site,
+    Trained,
+)
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.plan import (
     NoiseMultiplier,
@@ -68,6 +76,7 @@ class PrivateGradients:
         expected_batch: what the noisy sum is divided by; public.
         tokens_per_pass: bounds memory, not the step.
         noise: of samples and gradients.
+        clipped_sum: what the noise is added to.
     """
 
     data: Sequence[Encoded]
@@ -78,6 +87,7 @@ class PrivateGradients:
     expected_batch: float
     tokens_per_pass: int
     noise: NoiseSource
+    clipped_sum: ClippedSum = clipped_gradients
     _before: list[Tensor] = field(default_factory=list)
     _taken: int = 0
 
@@ -101,7 +111,7 @@ class PrivateGradients:
         if self._taken == 0:
             self._before = [factor.detach().clone() for factor in factors]
         parts = within_budget(self.data, batch, self.tokens_per_pass)
-        clipped_gradients(module, objective, parts, BELOW * self.max_grad_norm)
+        self.clipped_sum(module, objective, parts, BELOW * self.max_grad_norm)
         scale = self.noise_multiplier * self.max_grad_norm
         for factor in factors:
             total = scale * self.noise.normal(factor.shape)
@@ -156,12 +166,18 @@ class Plan(BaseModel):
         return Budget(self.epsilon, self.delta, self.disjoint_tasks)
 
 
+def records_alone(sample_rate: float, noise: NoiseSource) -> ClippedSum:
+    """Nothing but the site's own records is in the sum."""
+    return clipped_gradients
+
+
 @dataclass(frozen=True)
 class RecordMechanism:
-    """Attributes: the ``experiment``."""
+    """Attributes: the ``experiment``; ``make_sum``: what noise is added to, records alone."""
 
     experiment: Experiment
     unit: str = UNIT
+    make_sum: MakeSum = records_alone
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
         """``lora_B`` alone where the rule leaves both, unless told otherwise."""
@@ -278,6 +294,7 @@ class RecordMechanism:
         expected = config.train.batch_size
         if config.privacy.sample_rate:
             expected = max(1, round(config.privacy.sample_rate * len(ask.data)))
+        noise = self._noise(ask) if event.simulation_only else SecureNoise()
         return PrivateGradients(
             data=ask.data,
             sample_rate=event.sample_rate,
@@ -286,7 +303,8 @@ class RecordMechanism:
             steps=event.steps,
             expected_batch=expected,
             tokens_per_pass=config.train.tokens_per_pass,
-            noise=self._noise(ask) if event.simulation_only else SecureNoise(),
+            noise=noise,
+            clipped_sum=self.make_sum(event.sample_rate, noise),
         )
 
     def _seeds(self, site: Site) -> bool:

@@ -96,7 +96,7 @@ def test_delta_counts_as_the_source_counts_it():
     [([], []), ([1.0, 2.0], [True]), ([math.nan, 1.0], [True, False])],
 )
 def test_what_is_no_audit_is_refused(scores, included):
-    with pytest.raises(ValueError, match="scores for|not a number"):
+    with pytest.raises(ValueError, match=r"scores for|not a number"):
         audit(scores, included, delta=1e-5)
 
 
