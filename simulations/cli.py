@@ -103,6 +103,28 @@ def study(
     raise typer.Exit(run_study(request, wide_console()))
 
 
+@app.command()
+def audit(
+    experiment: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,8,inf",
+    out: Annotated[str, typer.Option(help="Folder; default: runs/audit-NAME.")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all trainings."),
+    ] = None,
+    client: Annotated[int, typer.Option(min=0, help="The site that is attacked.")] = 0,
+    canaries: Annotated[int, typer.Option(min=2, help="Gradient canaries.")] = 1000,
+    text_canaries: Annotated[int, typer.Option(min=2, help="Text canaries a task.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the canaries.")] = 0,
+) -> None:
+    """Attack a site's updates: an empirical lower bound on epsilon, and membership inference."""
+    from simulations.audit import AuditRequest, run_audit
+
+    sets = tuple(overrides or ())
+    request = AuditRequest(experiment, epsilon, out, sets, client, canaries, text_canaries, seed)
+    raise typer.Exit(run_audit(request, wide_console()))
+
+
 @app.command("ls")
 def list_shipped() -> None:
     """List the experiments and studies that come with deal."""

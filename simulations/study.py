@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +59,12 @@ def run_study(request: StudyRequest, console: Console) -> int:
     left = remaining(cells, wanted)
     work = bool(left) and not request.report
     if work:
-        _check(left, console)
+        check_left(left, console)
     write(study, out, cells)
-    failures = _work(request, study, out, cells, left, console) if work else {}
+    failures: dict[str, str] | None = {}
+    if work:
+        jobs, again = request.jobs, command(request)
+        failures = run_left(left, out, jobs, again, lambda: write(study, out, cells), console)
     if failures is None:
         return STOPPED
     say(console, f"tables in {out / 'study.md'}, figures in {out / 'study.json'}")
@@ -85,7 +88,7 @@ def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experi
     return left
 
 
-def _check(left: dict[str, Experiment], console: Console) -> None:
+def check_left(left: dict[str, Experiment], console: Console) -> None:
     """Every error in the input shows before anything starts: all names, and the first data."""
     with console.status("checking the study and its data"):
         from simulations.preflight import check_names, preflight
@@ -95,19 +98,28 @@ def _check(left: dict[str, Experiment], console: Console) -> None:
         preflight(next(iter(left.values())))
 
 
-def _work(
-    request: StudyRequest,
-    study: Study,
-    out: Path,
-    cells: Sequence[Cell],
+def run_left(
     left: dict[str, Experiment],
+    out: Path,
+    jobs: int,
+    again: Sequence[str],
+    renew: Callable[[], None],
     console: Console,
 ) -> dict[str, str] | None:
-    """Run what is left; return run and reason of every failure. None: it was interrupted."""
+    """Run what is left; return run and reason of every failure. None: it was interrupted.
+
+    Args:
+        left: name to run; none of them finished.
+        out: where they lie, for people.
+        jobs: runs at a time; 0: as many as there are cores for.
+        again: the command that continues.
+        renew: called after every run that finished; writes the tables.
+        console: for progress.
+    """
     failures: dict[str, str] = {}
     done: list[str] = []
     working: list[str] = []
-    jobs = request.jobs or fitting(list(left.values()), os.cpu_count() or 1)
+    jobs = jobs or fitting(list(left.values()), os.cpu_count() or 1)
     say(console, f"{len(left)} runs left, {jobs} at a time, in {out}")
     with console.status("starting") as status:
 
@@ -126,7 +138,7 @@ def _work(
             if why:
                 failures[name] = why
             else:
-                write(study, out, cells)
+                renew()
             how = f"failed: {why}" if why else "finished"
             say(console, f"{len(done)}/{len(left)} {name} {how}")
 
@@ -135,7 +147,7 @@ def _work(
                 work_off(left, jobs, started, ended)
         except KeyboardInterrupt:
             say(console, f"stopped; {len(done)} of {len(left)} runs ended; continue with")
-            say(console, f"  {shlex.join(command(request))}")
+            say(console, f"  {shlex.join(again)}")
             return None
     return failures
 

@@ -44,12 +44,15 @@ class Membership:
     others: int
 
 
-def membership(members: Scores, others: Scores, seed: int) -> Membership:
+def membership(
+    members: Scores, others: Scores, seed: int, resamples: int = RESAMPLES
+) -> Membership:
     """Judge scores that are higher where a record looks as if it had been trained on.
 
     Args:
         members: ``(n,)``. others: ``(k,)``, of records that were not there.
         seed: of the resampling, of members and of others by themselves.
+        resamples: behind an interval.
 
     Raises:
         ValueError: nothing to compare.
@@ -59,7 +62,7 @@ def membership(members: Scores, others: Scores, seed: int) -> Membership:
     rng = np.random.default_rng(seed)
     draws = [
         (rng.choice(members, len(members)), rng.choice(others, len(others)))
-        for _ in range(RESAMPLES)
+        for _ in range(resamples)
     ]
     found = None
     if len(others) >= 1 / FALSE_POSITIVES:
