@@ -367,6 +367,8 @@ class PrivacyConfig(Table):
     metrics: Literal["none", "noised", "clear"] = "clear"
     """Counts of right answers on test records, which are no part of the training's guarantee:
     they leave in the ``clear``, ``noised`` (and charged), or not at all."""
+    counts_noise: float = Field(10.0, gt=0)
+    """Noise multiplier of ``noised`` counts; of one evaluation of all tasks."""
 
 
 class TrainConfig(Table):

@@ -14,6 +14,7 @@ from deal_core.config import Experiment
 from deal_core.ledger import Ledger
 from deal_core.methods.interface import Objective
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.counts import Counts
 from deal_core.privacy.policy import Policy
 
 
@@ -129,6 +130,13 @@ class Mechanism(Protocol):
 
         Raises:
             Refusal: before anything is trained.
+        """
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """Client: counts of right answers on test records, as experiment and policy let them go.
+
+        Raises:
+            Refusal: they do not.
         """
 
 

@@ -449,3 +449,53 @@ def test_one_factor_a_round_unless_told_otherwise():
     assert one.trained(BOTH) == {"lora_B"}
     assert one.trained(frozenset({"lora_A"})) == {"lora_A"}  # the rule's own choice
     assert both.trained(BOTH) == BOTH
+
+
+def count(mechanism, site, stage: int, make) -> dict:
+    asked = replace(ask("task0", 0), task="", phase="evaluate", stage=stage, request=f"e{stage}")
+    return mechanism.count(asked, site, make)
+
+
+def test_noised_counts_are_planned_charged_and_told_once(site):
+    mechanism, make = make_mechanism(experiment("privacy.metrics=noised")), Maker()
+    asked = []
+
+    def counted():
+        asked.append(1)
+        return {"correct": [50] * 5, "examples": [90, 0, 90, 90, 90]}
+
+    for stage, task in enumerate(TASKS):
+        for n in range(1, 11):
+            mechanism.release(ask(task, n), site, make)
+        if stage == 0:
+            count(mechanism, site, -1, counted)
+        counts = count(mechanism, site, stage, counted)
+        assert counts == count(mechanism, site, stage, counted)
+        assert all(0 <= c <= n for c, n in zip(counts["correct"], counts["examples"], strict=True))
+        assert all(n >= 1 for n in counts["examples"])
+    events = site.ledger().events()
+    assert len(asked) == sum(event.mechanism == "counts" for event in events) == 6
+    assert 2.99 < composed(events, events[0].delta) <= 3.0
+    with pytest.raises(Refusal) as refusal:
+        count(mechanism, site, 5, counted)
+    assert refusal.value.code == "withheld"
+    assert len(asked) == 6
+
+
+def test_noise_on_counts_has_the_size_that_is_charged():
+    from deal_core.privacy.counts import SENSITIVITY, noised_counts
+
+    counts = {"correct": [10**6] * 50_000, "examples": [10**7] * 50_000}
+    loud = noised_counts(counts, 10.0, SecureNoise())
+    both = np.array([*loud["correct"], *loud["examples"]], float)
+    both -= np.repeat([10**6, 10**7], 50_000)
+    assert both.std() == pytest.approx(10.0 * SENSITIVITY, rel=0.01)
+
+
+def test_without_a_mechanism_noised_counts_do_not_leave(site):
+    mechanism = make_mechanism(
+        parse_experiment(apply_overrides({}, ["privacy.metrics=noised"]), "test")
+    )
+    with pytest.raises(Refusal) as refusal:
+        count(mechanism, site, 0, dict)
+    assert refusal.value.code == "withheld"
