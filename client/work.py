@@ -66,6 +66,7 @@ def local_update(
         server_round=instruction.server_round,
         data=examples,
         records=lambda: bench.records(desk.client),
+        ids=lambda: bench.ids(instruction.task, desk.client),
         generator=seeded(config.run.seed, "train", desk.client, *where),
     )
 
@@ -194,6 +195,7 @@ def local_evaluation(
         server_round=instruction.server_round,
         data=(),
         records=lambda: bench.records(desk.client),
+        ids=lambda: (),
         generator=seeded(bench.experiment.run.seed, "evaluate", desk.client, instruction.stage),
     )
     return bench.mechanism.count(ask, desk.site, make)

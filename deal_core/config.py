@@ -101,6 +101,9 @@ class DataConfig(Table):
     pair_column: str = ""
     """Second text column, joined to the first; empty: none."""
     label_column: str = "label"
+    id_column: str = ""
+    """Whose record it is (a patient's number): what is compared where a site declares that no
+    record is in two tasks; empty: the text itself."""
     max_train: int = Field(0, ge=0)
     """Training examples per task over all clients; 0: no limit."""
     train_share: float = Field(1.0, gt=0, le=1)

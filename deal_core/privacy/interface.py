@@ -96,6 +96,7 @@ class Ask:
         task, phase, stage, server_round: of the instruction.
         data: the client's own examples, tokenised.
         records: task to the number of the client's own records, all tasks of the run.
+        ids: whose the client's own records of the task are.
         generator: orders ordinary batches.
     """
 
@@ -107,6 +108,7 @@ class Ask:
     server_round: int
     data: Sequence[Encoded]
     records: Callable[[], Mapping[str, int]]
+    ids: Callable[[], Sequence[str]]
     generator: torch.Generator
 
 

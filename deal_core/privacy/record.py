@@ -182,6 +182,8 @@ class RecordMechanism:
             return unpacked(kept)
         try:
             plan = self._plan(ask, site)
+            if plan.disjoint_tasks:
+                ledger.declare_members(ask.task, ask.ids())
             event = self._event(ask, site, plan)
             ledger.require(event, plan.budget)
         except (BudgetSpent, NoiseMultiplier) as spent:

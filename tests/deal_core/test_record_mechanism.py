@@ -293,6 +293,7 @@ def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Ask
         server_round=server_round,
         data=[Encoded((1, 2), 0)] * records[task],
         records=lambda: records,
+        ids=lambda: [f"{task} {n}" for n in range(records[task])],
         generator=seeded("order"),
     )
 
@@ -499,3 +500,20 @@ def test_without_a_mechanism_noised_counts_do_not_leave(site):
     with pytest.raises(Refusal) as refusal:
         count(mechanism, site, 0, dict)
     assert refusal.value.code == "withheld"
+
+
+def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
+    parallel = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    mechanism, make, alike = make_mechanism(experiment()), Maker(), dict.fromkeys(TASKS, 225)
+    for task in ("task0", "task1"):
+        for n in range(1, 11):
+            mechanism.release(ask(task, n, alike), parallel, make)
+    sequential = mechanism._solve([], alike, site).noise_multiplier
+    assert make.seen[0].noise_multiplier < 0.8 * sequential
+    events, delta = site.ledger().events(), default_delta(5 * 225)
+    assert composed(events, delta, disjoint_tasks=True) <= 3.0 < composed(events, delta)
+    shared = replace(ask("task2", 1, alike), ids=lambda: ["new", "task0 7"])
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(shared, parallel, make)
+    assert refusal.value.code == "policy"
+    assert len(make.seen) == 20
