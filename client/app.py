@@ -24,6 +24,7 @@ from deal_core.payload import PayloadError
 from deal_core.run_config import from_run_config
 
 if TYPE_CHECKING:
+    from client.work import Desk
     from client.workbench import Workbench
     from deal_core.privacy.policy import Policy
 
@@ -51,6 +52,15 @@ def make_app(
     app = ClientApp()
     find_bench = workbench_of or bench_of
 
+    def desk_of(context: Context) -> Desk:
+        from client.work import Desk
+
+        return Desk(
+            client=client_of(context),
+            store=FeedbackStore(site_folder(context)),
+            site=site_of(context, policy_of(context)),
+        )
+
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
         site = ConfigRecord({"client": client_of(context)})
@@ -63,12 +73,9 @@ def make_app(
 
         bench = find_bench(context)
         state, instruction = wire.read_request(message, bench)
-        desk = work.Desk(
-            client=client_of(context),
-            store=FeedbackStore(site_folder(context)),
-            site=site_of(context, policy_of(context)),
+        update = work.local_update(
+            bench, desk_of(context), state, instruction, wire.request_name(message)
         )
-        update = work.local_update(bench, desk, state, instruction, wire.request_name(message))
         return wire.update_reply(message, update, instruction)
 
     @app.evaluate()
@@ -80,8 +87,9 @@ def make_app(
         state, instruction = wire.read_request(message, bench)
         if instruction.stage < 0:  # asked of every client, once, before a second stage
             forget(site_folder(context))
-        work.require_counts(bench, policy_of(context))
-        counts = work.local_evaluation(bench, client_of(context), state, instruction)
+        counts = work.local_evaluation(
+            bench, desk_of(context), state, instruction, wire.request_name(message)
+        )
         return wire.evaluation_reply(message, counts)
 
     return app

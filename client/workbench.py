@@ -108,6 +108,10 @@ class Workbench:
         tasks = open_source(self.experiment.data).task_names()
         return {task: len(self._share(task)[client].train) for task in tasks}
 
+    def ids(self, task: str, client: int) -> list[str]:
+        """Whose a client's training records of a task are."""
+        return [example.id or example.text for example in self._share(task)[client].train]
+
     def labels(self, task: str) -> tuple[str, ...]:
         """The public label space of a task."""
         return self._share(task)[0].labels

@@ -79,7 +79,6 @@ def _recomposed(statement: Mapping[str, Any]) -> float:
         return composed(events, statement["delta"], statement["disjoint_tasks"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"certificate: not one ({type(error).__name__}: {error})") from None
-    return statement
 
 
 def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:

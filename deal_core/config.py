@@ -101,6 +101,9 @@ class DataConfig(Table):
     pair_column: str = ""
     """Second text column, joined to the first; empty: none."""
     label_column: str = "label"
+    id_column: str = ""
+    """Whose record it is (a patient's number): what is compared where a site declares that no
+    record is in two tasks; empty: the text itself."""
     max_train: int = Field(0, ge=0)
     """Training examples per task over all clients; 0: no limit."""
     train_share: float = Field(1.0, gt=0, le=1)
@@ -367,6 +370,8 @@ class PrivacyConfig(Table):
     metrics: Literal["none", "noised", "clear"] = "clear"
     """Counts of right answers on test records, which are no part of the training's guarantee:
     they leave in the ``clear``, ``noised`` (and charged), or not at all."""
+    counts_noise: float = Field(10.0, gt=0)
+    """Noise multiplier of ``noised`` counts; of one evaluation of all tasks."""
 
 
 class TrainConfig(Table):

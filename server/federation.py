@@ -212,7 +212,8 @@ class Federation:
                 "seconds": _spent(history, "evaluate", started),
             }
         )
-        self._event("evaluated", step, accuracy=pooled(ordered, self.plan.tasks))
+        accuracy = pooled(ordered, self.plan.tasks, withheld > 0)
+        self._event("evaluated", step, accuracy=accuracy)
         return sent.state, history
 
     def _method(self) -> Method:
@@ -310,8 +311,11 @@ def absorbed(state: State, aggregate: Aggregate) -> State:
     return replace(state, current=aggregate.current, residual=stack(gained) if gained else None)
 
 
-def pooled(counts: dict[str, list[list[int]]], tasks: Sequence[str]) -> dict[str, float]:
-    """Accuracy per task over all clients' examples.
+def pooled(
+    counts: dict[str, list[list[int]]], tasks: Sequence[str], withheld: bool = False
+) -> dict[str, float]:
+    """Accuracy per task over all clients' examples; where some are ``withheld``, of the tasks that
+    others told.
 
     Raises:
         UserError: no client has a test example of a task.
@@ -319,6 +323,8 @@ def pooled(counts: dict[str, list[list[int]]], tasks: Sequence[str]) -> dict[str
     accuracy = {}
     for j, task in enumerate(tasks):
         examples = sum(rows[j][1] for rows in counts.values())
+        if examples == 0 and withheld:
+            continue
         if examples == 0:
             raise UserError(f"task '{task}' has no test example at any client; add some")
         accuracy[task] = sum(rows[j][0] for rows in counts.values()) / examples

@@ -16,6 +16,7 @@ from deal_core.config import Experiment
 from deal_core.methods.interface import Objective
 from deal_core.models.interface import LanguageModel
 from deal_core.privacy.canaries import GradientCanaries, learning_factors
+from deal_core.privacy.counts import Counts
 from deal_core.privacy.interface import Ask, Gradients, Mechanism, Site, Trained
 from deal_core.privacy.noise import SeededNoise
 from deal_core.privacy.none import NoMechanism, Ordinary
@@ -136,6 +137,10 @@ class PlantedNone:
 
         return NoMechanism(self.experiment).release(ask, site, planted)
 
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """As ``none``."""
+        return NoMechanism(self.experiment).count(ask, site, make)
+
 
 @dataclass(frozen=True)
 class Audited:
@@ -166,6 +171,10 @@ class Audited:
         return self.inner.release(
             ask, site, lambda gradients: make(Watched(gradients, ask, self.witness))
         )
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """As it is."""
+        return self.inner.count(ask, site, make)
 
 
 def planted_record(experiment: Experiment, canaries: GradientCanaries) -> Mechanism:

@@ -14,6 +14,7 @@ from deal_core.config import Experiment
 from deal_core.ledger import Ledger
 from deal_core.methods.interface import Objective
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.counts import Counts
 from deal_core.privacy.noise import NoiseSource
 from deal_core.privacy.policy import Policy
 
@@ -33,7 +34,6 @@ class Refusal(Exception):
 ClippedSum = Callable[[nn.Module, Objective, Sequence[Sequence[int]], float], Tensor]
 """Adds the clipped gradients of a batch, given in passes, to the factors', and returns their norms:
 see :func:`~deal_core.per_example.clipped_gradients`."""
-
 
 MakeSum = Callable[[float, NoiseSource], ClippedSum]
 """From the rate at which records are sampled, and what samples them, to the clipped sum of a
@@ -106,6 +106,7 @@ class Ask:
         task, phase, stage, server_round: of the instruction.
         data: the client's own examples, tokenised.
         records: task to the number of the client's own records, all tasks of the run.
+        ids: whose the client's own records of the task are.
         generator: orders ordinary batches.
     """
 
@@ -117,6 +118,7 @@ class Ask:
     server_round: int
     data: Sequence[Encoded]
     records: Callable[[], Mapping[str, int]]
+    ids: Callable[[], Sequence[str]]
     generator: torch.Generator
 
 
@@ -140,6 +142,13 @@ class Mechanism(Protocol):
 
         Raises:
             Refusal: before anything is trained.
+        """
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """Client: counts of right answers on test records, as experiment and policy let them go.
+
+        Raises:
+            Refusal: they do not.
         """
 
 

@@ -35,6 +35,7 @@ from deal_core.ledger import Budget, BudgetSpent, Event, composed
 from deal_core.methods import Objective, make_method
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.per_example import clipped_gradients
+from deal_core.privacy.counts import SENSITIVITY, Counts, noised_counts
 from deal_core.privacy.guards import require_moved, require_plain_lora, require_same_answers
 from deal_core.privacy.interface import (
     Ask,
@@ -49,10 +50,11 @@ from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.plan import (
     NoiseMultiplier,
     Work,
+    evaluations,
     planned_work,
     solve_noise_multiplier,
 )
-from deal_core.privacy.policy import terms
+from deal_core.privacy.policy import metrics_allowed, terms
 from deal_core.randomness import seeded
 from deal_core.run_config import flatten
 
@@ -196,6 +198,8 @@ class RecordMechanism:
             return unpacked(kept)
         try:
             plan = self._plan(ask, site)
+            if plan.disjoint_tasks:
+                ledger.declare_members(ask.task, ask.ids())
             event = self._event(ask, site, plan)
             ledger.require(event, plan.budget)
         except (BudgetSpent, NoiseMultiplier) as spent:
@@ -217,6 +221,33 @@ class RecordMechanism:
         except BudgetSpent as spent:
             raise Refusal("budget-spent", str(spent)) from None
 
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """In the clear, with noise that is charged like an update, or not at all.
+
+        Raises:
+            Refusal: they may not leave, or the budget is spent.
+        """
+        allowed = metrics_allowed(self.experiment.privacy.metrics, site.policy)
+        if allowed == "none":
+            raise Refusal("withheld", "counts of right answers do not leave this site")
+        if allowed == "clear":
+            return make()
+        ledger = site.ledger()
+        kept = ledger.answer(ask.request)
+        if kept is None:
+            try:
+                plan = self._plan(ask, site)
+                event = self._counting(ask, site, plan)
+                ledger.require(event, plan.budget)
+                noise = self._noise(ask) if event.simulation_only else SecureNoise()
+                loud = noised_counts(make(), event.noise_multiplier, noise)
+                answer = json.dumps(dict(loud)).encode()
+                kept = ledger.charge(event, plan.budget, ask.request, answer)
+            except (BudgetSpent, NoiseMultiplier, UserError) as reason:
+                raise Refusal("withheld", str(reason)) from None
+        counts: Counts = json.loads(kept)
+        return counts
+
     def _plan(self, ask: Ask, site: Site) -> Plan:
         """The run's plan as the ledger has it; made with the first round."""
         text = site.ledger().plan(
@@ -229,12 +260,15 @@ class RecordMechanism:
         agreed = terms(config.privacy, site.policy, sum(records.values()))
         phases = make_method(config.method, config.adapter).phases
         work = planned_work(config, phases, records)
+        counted = metrics_allowed(config.privacy.metrics, site.policy) == "noised"
+        counts = evaluations(config, len(records)) if counted else 0
 
         def epsilon_with(noise_multiplier: float) -> float:
             planned = [
                 self._planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm)
                 for each in work
             ]
+            planned += [self._planned_counts(counts, agreed.delta)] if counts else []
             return composed([*past, *planned], agreed.delta, agreed.disjoint_tasks)
 
         return Plan(
@@ -264,6 +298,11 @@ class RecordMechanism:
             simulation_only=False,
         )
 
+    def _planned_counts(self, evaluations: int, delta: float) -> Event:
+        """All evaluations as one event."""
+        work = Work(task="", rounds=evaluations, sample_rate=1.0, steps=1)
+        return self._planned(work, self.experiment.privacy.counts_noise, delta, SENSITIVITY)
+
     def _event(self, ask: Ask, site: Site, plan: Plan) -> Event:
         """This round.
 
@@ -285,6 +324,24 @@ class RecordMechanism:
             noise_multiplier=plan.noise_multiplier,
             steps=work.steps,
             max_grad_norm=plan.max_grad_norm,
+            delta=plan.delta,
+            simulation_only=self._seeds(site),
+        )
+
+    def _counting(self, ask: Ask, site: Site, plan: Plan) -> Event:
+        """One evaluation of all tasks."""
+        return Event(
+            run=self._run,
+            task="",
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            mechanism="counts",
+            unit=UNIT,
+            sample_rate=1.0,
+            noise_multiplier=self.experiment.privacy.counts_noise,
+            steps=1,
+            max_grad_norm=SENSITIVITY,
             delta=plan.delta,
             simulation_only=self._seeds(site),
         )

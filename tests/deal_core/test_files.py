@@ -252,3 +252,16 @@ def test_a_share_of_the_training_examples_is_rounded_up(
 def test_the_share_is_of_what_the_limit_leaves(tmp_path: Path) -> None:
     make_task(tmp_path)
     assert len(load(tmp_path, max_train=2, train_share=0.5).train) == 1
+
+
+def test_an_id_column_says_whose_a_record_is(tmp_path):
+    from deal_core.config import DataConfig
+    from deal_core.data.rows import Columns, to_example
+
+    config = DataConfig(id_column="patient")
+    row = {"text": "cough", "label": "lung", "patient": 17}
+    columns = Columns.of(config, "task")
+    assert to_example(row, columns, "file", 1).id == "17"
+    with pytest.raises(UserError, match="row 2: no column 'patient'"):
+        to_example({"text": "cough", "label": "lung"}, columns, "file", 2)
+    assert to_example(row, Columns.of(DataConfig(), "task"), "file", 1).id == ""

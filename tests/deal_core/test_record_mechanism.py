@@ -293,6 +293,7 @@ def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Ask
         server_round=server_round,
         data=[Encoded((1, 2), 0)] * records[task],
         records=lambda: records,
+        ids=lambda: [f"{task} {n}" for n in range(records[task])],
         generator=seeded("order"),
     )
 
@@ -449,3 +450,70 @@ def test_one_factor_a_round_unless_told_otherwise():
     assert one.trained(BOTH) == {"lora_B"}
     assert one.trained(frozenset({"lora_A"})) == {"lora_A"}  # the rule's own choice
     assert both.trained(BOTH) == BOTH
+
+
+def count(mechanism, site, stage: int, make) -> dict:
+    asked = replace(ask("task0", 0), task="", phase="evaluate", stage=stage, request=f"e{stage}")
+    return mechanism.count(asked, site, make)
+
+
+def test_noised_counts_are_planned_charged_and_told_once(site):
+    mechanism, make = make_mechanism(experiment("privacy.metrics=noised")), Maker()
+    asked = []
+
+    def counted():
+        asked.append(1)
+        return {"correct": [50] * 5, "examples": [90, 0, 90, 90, 90]}
+
+    for stage, task in enumerate(TASKS):
+        for n in range(1, 11):
+            mechanism.release(ask(task, n), site, make)
+        if stage == 0:
+            count(mechanism, site, -1, counted)
+        counts = count(mechanism, site, stage, counted)
+        assert counts == count(mechanism, site, stage, counted)
+        assert all(0 <= c <= n for c, n in zip(counts["correct"], counts["examples"], strict=True))
+        assert all(n >= 1 for n in counts["examples"])
+    events = site.ledger().events()
+    assert len(asked) == sum(event.mechanism == "counts" for event in events) == 6
+    assert 2.99 < composed(events, events[0].delta) <= 3.0
+    with pytest.raises(Refusal) as refusal:
+        count(mechanism, site, 5, counted)
+    assert refusal.value.code == "withheld"
+    assert len(asked) == 6
+
+
+def test_noise_on_counts_has_the_size_that_is_charged():
+    from deal_core.privacy.counts import SENSITIVITY, noised_counts
+
+    counts = {"correct": [10**6] * 50_000, "examples": [10**7] * 50_000}
+    loud = noised_counts(counts, 10.0, SecureNoise())
+    both = np.array([*loud["correct"], *loud["examples"]], float)
+    both -= np.repeat([10**6, 10**7], 50_000)
+    assert both.std() == pytest.approx(10.0 * SENSITIVITY, rel=0.01)
+
+
+def test_without_a_mechanism_noised_counts_do_not_leave(site):
+    mechanism = make_mechanism(
+        parse_experiment(apply_overrides({}, ["privacy.metrics=noised"]), "test")
+    )
+    with pytest.raises(Refusal) as refusal:
+        count(mechanism, site, 0, dict)
+    assert refusal.value.code == "withheld"
+
+
+def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
+    parallel = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    mechanism, make, alike = make_mechanism(experiment()), Maker(), dict.fromkeys(TASKS, 225)
+    for task in ("task0", "task1"):
+        for n in range(1, 11):
+            mechanism.release(ask(task, n, alike), parallel, make)
+    sequential = mechanism._solve([], alike, site).noise_multiplier
+    assert make.seen[0].noise_multiplier < 0.8 * sequential
+    events, delta = site.ledger().events(), default_delta(5 * 225)
+    assert composed(events, delta, disjoint_tasks=True) <= 3.0 < composed(events, delta)
+    shared = replace(ask("task2", 1, alike), ids=lambda: ["new", "task0 7"])
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(shared, parallel, make)
+    assert refusal.value.code == "policy"
+    assert len(make.seen) == 20
