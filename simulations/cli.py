@@ -125,6 +125,29 @@ def audit(
     raise typer.Exit(run_audit(request, wide_console()))
 
 
+@app.command()
+def budgets(
+    experiment: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,2,4,8,inf",
+    seeds: Annotated[int, typer.Option(min=1, help="So many, from 0.")] = 3,
+    method: Annotated[str, typer.Option(help="Methods, e.g. deal,lwf.")] = "",
+    out: Annotated[str, typer.Option(help="Folder; default: runs/budgets-NAME.")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all runs."),
+    ] = None,
+    audit: Annotated[str, typer.Option(help="Folder of a `deal audit` to show beside.")] = "",
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
+    report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
+) -> None:
+    """Accuracy, forgetting and worst client against epsilon; the same command continues it."""
+    from simulations.budgets import BudgetsRequest, run_budgets
+
+    sets = tuple(overrides or ())
+    request = BudgetsRequest(experiment, epsilon, method, seeds, out, sets, audit, jobs, report)
+    raise typer.Exit(run_budgets(request, wide_console()))
+
+
 @app.command("ls")
 def list_shipped() -> None:
     """List the experiments and studies that come with deal."""
