@@ -39,6 +39,7 @@ from deal_core.privacy.counts import SENSITIVITY, Counts, noised_counts
 from deal_core.privacy.guards import require_moved, require_plain_lora, require_same_answers
 from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from deal_core.privacy.noise_floor import entry_noise
 from deal_core.privacy.plan import (
     NoiseMultiplier,
     Work,
@@ -198,6 +199,7 @@ class RecordMechanism:
             "epsilon": epsilon,
             "delta": plan.delta,
             "simulation_only": float(event.simulation_only),
+            "noise_floor": entry_noise(event.steps, ask.learning_rate),
         }
         answer = packed(Trained(made.arrays, figures))
         try:
