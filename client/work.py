@@ -67,6 +67,7 @@ def local_update(
         data=examples,
         records=lambda: bench.records(desk.client),
         ids=lambda: bench.ids(instruction.task, desk.client),
+        learning_rate=phase.learning_rate or config.train.learning_rate,
         generator=seeded(config.run.seed, "train", desk.client, *where),
     )
 
@@ -196,6 +197,7 @@ def local_evaluation(
         data=(),
         records=lambda: bench.records(desk.client),
         ids=lambda: (),
+        learning_rate=0.0,
         generator=seeded(bench.experiment.run.seed, "evaluate", desk.client, instruction.stage),
     )
     return bench.mechanism.count(ask, desk.site, make)

@@ -27,6 +27,7 @@ from deal_core.instruction import Instruction
 from deal_core.methods import LEARN, Method, Phase, State, make_method, phases_of
 from deal_core.payload import PayloadError
 from deal_core.privacy.mechanisms import make_mechanism
+from deal_core.privacy.noise_floor import denoising, singular_floor
 from deal_core.randomness import seeded
 from deal_core.threads import threads
 from server import wire
@@ -76,7 +77,8 @@ class Federation:
     def _begin_phase(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Lay out what the rounds of the phase train."""
         with threads(1):
-            return self._phase(step).begin(state), history
+            phases = phases_of(self._denoising(state, history))
+            return phases[step.phase].begin(state), history
 
     def _round(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """One round: sample, send, collect, aggregate."""
@@ -116,6 +118,8 @@ class Federation:
         counts = {"clients": len(sizes), "excluded": list(excluded)}
         self._event("round_finished", step, seconds=seconds, **counts, **figures)
         history = history.judged(sizes.keys(), excluded).charged(spent)
+        if step.phase == LEARN:
+            history = history.noised(step.server_round == 1, spent)
         return state, history.after_round(figures, _spent(history, "train", started))
 
     def _finished(self, step: Step, aggregation: Aggregation) -> Aggregate:
@@ -176,7 +180,7 @@ class Federation:
     def _end_stage(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks."""
         with threads(1):
-            state = self._method().end_task(state)
+            state = self._denoising(state, history).end_task(state)
         state, history = self._evaluate(step, state, history)
         self._event("stage_finished", step)
         return state, history
@@ -218,6 +222,11 @@ class Federation:
 
     def _method(self) -> Method:
         return make_method(self.experiment.method, self.experiment.adapter)
+
+    def _denoising(self, state: State, history: History) -> Method:
+        """The method, told how much of the current adapter the privacy mechanism's noise is."""
+        floor = singular_floor(state.current, history.noise_variance)
+        return make_method(denoising(self.experiment.method, floor), self.experiment.adapter)
 
     def _phase(self, step: Step) -> Phase:
         return phases_of(self._method())[step.phase]

@@ -28,7 +28,7 @@ MOST_EXAMPLES = 10_000_000
 NO_PART = frozenset({"no-data", "budget-spent", "policy"})
 NO_COUNTS = frozenset({"withheld"})
 """Codes by which a client takes no part in a round, or an evaluation: not a fault."""
-OPTIONAL = frozenset({"loss", "seconds", "epsilon", "delta", "simulation_only"})
+OPTIONAL = frozenset({"loss", "seconds", "epsilon", "delta", "simulation_only", "noise_floor"})
 """Figures that a client may keep to itself, or does not have."""
 
 

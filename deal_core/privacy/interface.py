@@ -106,6 +106,7 @@ class Ask:
         task, phase, stage, server_round: of the instruction.
         data: the client's own examples, tokenised.
         records: task to the number of the client's own records, all tasks of the run.
+        learning_rate: of the round's steps.
         ids: whose the client's own records of the task are.
         generator: orders ordinary batches.
     """
@@ -119,6 +120,7 @@ class Ask:
     data: Sequence[Encoded]
     records: Callable[[], Mapping[str, int]]
     ids: Callable[[], Sequence[str]]
+    learning_rate: float
     generator: torch.Generator
 
 

@@ -47,6 +47,7 @@ from deal_core.privacy.interface import (
     Trained,
 )
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from deal_core.privacy.noise_floor import entry_noise
 from deal_core.privacy.plan import (
     NoiseMultiplier,
     Work,
@@ -214,6 +215,7 @@ class RecordMechanism:
             "epsilon": epsilon,
             "delta": plan.delta,
             "simulation_only": float(event.simulation_only),
+            "noise_floor": entry_noise(event.steps, ask.learning_rate),
         }
         answer = packed(Trained(made.arrays, figures))
         try:

@@ -61,6 +61,7 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.epsilon",
         "metrics.delta",
         "metrics.simulation_only",
+        "metrics.noise_floor",
         "metrics.correct",
         "metrics.examples",
     }

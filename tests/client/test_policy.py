@@ -29,6 +29,7 @@ UPDATE = {
     "metrics.epsilon": "composed from rates, noise and steps; what the site wants known",
     "metrics.delta": "goes with epsilon",
     "metrics.simulation_only": "goes with epsilon",
+    "metrics.noise_floor": "what the optimiser makes of noise alone; reads no data",
 }
 COUNTS = {
     "metrics.correct": "the policy lets counts of right answers go",

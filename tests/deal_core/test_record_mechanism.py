@@ -294,6 +294,7 @@ def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Ask
         data=[Encoded((1, 2), 0)] * records[task],
         records=lambda: records,
         ids=lambda: [f"{task} {n}" for n in range(records[task])],
+        learning_rate=2e-3,
         generator=seeded("order"),
     )
 
@@ -387,7 +388,9 @@ def test_the_charge_stands_before_the_answer_leaves(site, monkeypatch):
 
 def test_only_public_figures_go_with_an_update(site):
     figures = make_mechanism(experiment()).release(ask("task0", 1), site, Maker()).figures
-    assert figures.keys() == {"num_examples", "epsilon", "delta", "simulation_only"}
+    assert figures.keys() == {
+        *("num_examples", "epsilon", "delta", "simulation_only", "noise_floor"),
+    }
     assert figures["num_examples"] == 1.0  # not 225
 
 
