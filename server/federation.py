@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import psutil
-import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
@@ -28,6 +27,7 @@ from deal_core.methods import LEARN, Method, Phase, State, make_method, phases_o
 from deal_core.payload import PayloadError
 from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.privacy.noise_floor import denoising, singular_floor
+from deal_core.privacy.server_side import AsSent, Place, ServerSide
 from deal_core.randomness import seeded
 from deal_core.threads import threads
 from server import wire
@@ -45,6 +45,7 @@ class Federation:
 
     Attributes:
         clients: client name to node id.
+        side: the privacy mechanism's part at the server.
     """
 
     grid: Grid
@@ -52,6 +53,7 @@ class Federation:
     clients: dict[str, int]
     plan: Plan
     events: EventLog
+    side: ServerSide
 
     def run_step(self, step: Step, checkpoint: Checkpoint) -> Checkpoint:
         """Return the checkpoint after ``step``.
@@ -87,24 +89,29 @@ class Federation:
             generator = seeded(self.experiment.run.seed, "begin", step.stage)
             with threads(1):
                 state = self._method().begin_task(state, generator)
-        working = self._sample(step)
-        if not working or not self._phase(step).due(state):
+        eligible = self.plan.working(step.stage, step.server_round)
+        if not eligible or not self._phase(step).due(state):
             self._event("round_skipped", step)
             return state, history
+        side, working = self._side(step), self._sample(step)
         rule = self._rule(step, history)
         tasks = sorted(set(working.values()), key=self.plan.tasks.index)
         self._event("round_started", step, clients=len(working), tasks=tasks)
         trained = make_mechanism(self.experiment).trained(rule.trained(step.server_round))
-        instructions = self._training(step, working, state, trained)
+        asked = self._instruction(step, state).model_copy(
+            update={"trained": tuple(sorted(trained))}
+        )
+        instructions = self._training(step, working, state, asked)
         with threads(1):
-            sent = self._dispatch(state, instructions, MessageType.TRAIN)
+            sent = self._dispatch(state, asked, instructions, MessageType.TRAIN)
         state = sent.state
-        aggregation = rule.begin(state.current, step.server_round)
+        place = Place(step.phase, step.stage, step.server_round, len(eligible))
+        aggregation = side.begin(rule, state.current, trained, place)
         sizes, idle, spent = self._gather(step, sent, aggregation)
         self._require_quorum(len(sizes), len(working) - idle, step)
         gauge = 0.0
         excluded: tuple[str, ...] = ()
-        if sizes:
+        if sizes or side.releases_noise:
             aggregate = self._finished(step, aggregation)
             state, gauge = absorbed(state, aggregate), aggregate.error
             excluded = aggregate.excluded
@@ -112,11 +119,13 @@ class Federation:
         figures = {
             "aggregation_error": gauge,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
-            "bytes_down": down / len(working),
+            "bytes_down": down / max(1, len(working)),
         }
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
         self._event("round_finished", step, seconds=seconds, **counts, **figures)
+        own = side.spent(list(self.clients))
+        spent |= {name: Spending.model_validate(figures) for name, figures in own.items()}
         history = history.judged(sizes.keys(), excluded).charged(spent)
         if step.phase == LEARN:
             history = history.noised(step.server_round == 1, spent)
@@ -131,6 +140,8 @@ class Federation:
         try:
             with threads(1):
                 return aggregation.finish()
+        except UserError:
+            raise
         except ValueError as fault:
             raise UserError(
                 f"{step.kind} {step.server_round} of stage {step.stage}: {fault}; let more clients "
@@ -197,7 +208,8 @@ class Federation:
         started = time.monotonic()
         asked = self._instruction(step, state).model_copy(update={"tasks": self.plan.tasks})
         with threads(1):
-            sent = self._dispatch(state, dict.fromkeys(self.clients, asked), MessageType.EVALUATE)
+            everybody = dict.fromkeys(self.clients, asked)
+            sent = self._dispatch(state, asked, everybody, MessageType.EVALUATE)
         counts: dict[str, list[list[int]]] = {}
         withheld = 0
         for reply in self._replies(step, sent):
@@ -238,10 +250,9 @@ class Federation:
         return make_rule(config.model_copy(update={"rule": own}), frozenset(history.distrusted))
 
     def _training(
-        self, step: Step, working: dict[str, str], state: State, trained: frozenset[str]
+        self, step: Step, working: dict[str, str], state: State, common: Instruction
     ) -> dict[str, Instruction]:
         """What each client is asked: its own task, and what it may know of the others."""
-        common = self._instruction(step, state)
         met = self.plan.met(step.stage, step.server_round)
         ranks = self._ranks(step, state)
         return {
@@ -251,7 +262,6 @@ class Federation:
                     "tasks": self.plan.tasks if self.plan.together else (),
                     "seen": tuple(other for other in met if other != task),
                     "past": self.plan.past(name, step.stage, step.server_round),
-                    "trained": tuple(sorted(trained)),
                     "rank": ranks[name],
                 }
             )
@@ -279,19 +289,24 @@ class Federation:
         return {name: ranks[number % len(ranks)] for number, name in enumerate(self.clients)}
 
     def _dispatch(
-        self, state: State, instructions: dict[str, Instruction], message_type: str
+        self,
+        state: State,
+        common: Instruction,
+        instructions: dict[str, Instruction],
+        message_type: str,
     ) -> Dispatch:
-        return dispatch(self.experiment, self.clients, state, instructions, message_type)
+        return dispatch(self.experiment, self.clients, state, common, instructions, message_type)
 
     def _sample(self, step: Step) -> dict[str, str]:
-        """Clients of a round and their tasks: a seeded choice over the stable names of those
-        that have one."""
+        """Clients of a round and their tasks."""
         working = self.plan.working(step.stage, step.server_round)
         names = [name for name in self.clients if name in working]
-        wanted = self.experiment.federation.clients_per_round or len(names)
-        generator = seeded(self.experiment.run.seed, "sample", step.stage, step.server_round)
-        order = torch.randperm(len(names), generator=generator)[:wanted].tolist()
-        return {names[i]: working[names[i]] for i in sorted(order)}
+        drawn = self._side(step).sample(names, step.stage, step.server_round)
+        return {name: working[name] for name in drawn}
+
+    def _side(self, step: Step) -> ServerSide:
+        """The mechanism's, unless the round learns from texts that are nobody's."""
+        return AsSent(self.experiment) if self._phase(step).public_path else self.side
 
     def _require_quorum(self, valid: int, asked: int, step: Step) -> None:
         needed = self.experiment.federation.quorum * asked

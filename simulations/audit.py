@@ -21,6 +21,7 @@ from simulations.preflight import preflight
 from simulations.simulate import STOPPED
 from simulations.study import say
 from simulations.view import progress_view
+from simulations.write_texts import write_texts
 
 REFUTED = 1
 """Exit code where a claim has been shown to be wrong."""
@@ -71,8 +72,9 @@ def run_audit(request: AuditRequest, console: Console) -> int:
         say(console, f"stopped; continue with: {shlex.join(command(request))}")
         return STOPPED
     audit = Audit(experiment=Path(request.experiment).stem, cells=_cells(request, found))
-    _write(out, audit)
-    console.print(markdown(audit), markup=False, highlight=False, soft_wrap=True)
+    page = markdown(audit)
+    write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": page})
+    console.print(page, markup=False, highlight=False, soft_wrap=True)
     say(console, f"figures in {out / 'audit.json'}, table in {out / 'audit.md'}")
     return REFUTED if any(each.refuted for each in found) else 0
 
@@ -154,14 +156,6 @@ def _cells(request: AuditRequest, found: Sequence[Found]) -> list[Cell]:
         Cell(epsilon=named(epsilon), trainings=list(found[i * per_budget : (i + 1) * per_budget]))
         for i, epsilon in enumerate(epsilons(request.epsilon))
     ]
-
-
-def _write(out: Path, audit: Audit) -> None:
-    texts = {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": markdown(audit)}
-    for name, text in texts.items():
-        beside = out / f"{name}.writing"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(out / name)
 
 
 def command(request: AuditRequest) -> list[str]:

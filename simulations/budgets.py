@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deal_core.errors import UserError
 from simulations.budgets_plot import draw
 from simulations.budgets_results import Budgets, collect, read_audit
 from simulations.budgets_study import budgets_study
@@ -18,6 +17,7 @@ from simulations.experiment import Request, load_experiment
 from simulations.simulate import STOPPED
 from simulations.study import FAILED, check_left, names, remaining, run_left, say
 from simulations.study_grid import grid
+from simulations.write_texts import write_texts
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,11 @@ def write(out: Path, budgets: Budgets) -> None:
         "budgets.json": budgets.model_dump_json(indent=1) + "\n",
         "budgets.md": markdown(budgets),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            beside = out / f"{name}.writing"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(out / name)
-        if budgets.points:
-            beside = out / "budgets.writing.png"
-            draw(beside, budgets)
-            beside.replace(out / "budgets.png")
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from None
+    write_texts(out, texts)
+    if budgets.points:
+        beside = out / "budgets.writing.png"
+        draw(beside, budgets)
+        beside.replace(out / "budgets.png")
 
 
 def command(request: BudgetsRequest) -> Sequence[str]:

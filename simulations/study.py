@@ -19,6 +19,7 @@ from simulations.study_grid import Cell, chosen, grid
 from simulations.study_results import StudyResults, collect
 from simulations.study_runs import standing, work_off
 from simulations.study_tables import markdown
+from simulations.write_texts import write_texts
 
 FAILED = 1
 """Exit code of a study in which a run failed."""
@@ -168,16 +169,7 @@ def write(study: Study, out: Path, cells: Sequence[Cell]) -> None:
         "study.json": results.model_dump_json(indent=1) + "\n",
         "study.md": markdown(study, results),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            beside = out / f"{name}.writing"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(out / name)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from None
+    write_texts(out, texts)
 
 
 def fitting(runs: Sequence[Experiment], cores: int) -> int:

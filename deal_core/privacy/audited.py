@@ -12,10 +12,11 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from deal_core.attach import learning_factors
 from deal_core.config import Experiment
 from deal_core.methods.interface import Objective
 from deal_core.models.interface import LanguageModel
-from deal_core.privacy.canaries import GradientCanaries, learning_factors
+from deal_core.privacy.canaries import GradientCanaries
 from deal_core.privacy.counts import Counts
 from deal_core.privacy.interface import Ask, Gradients, Mechanism, Site, Trained
 from deal_core.privacy.noise import SeededNoise

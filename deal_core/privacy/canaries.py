@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deal_core.attach import CURRENT, lora_layers
+from deal_core.attach import learning_factors
 from deal_core.methods.interface import Objective
 from deal_core.per_example import clipped_gradients
 from deal_core.privacy.interface import ClippedSum
@@ -98,13 +98,3 @@ def fair_coins(count: int, *seed: int | str) -> NDArray[np.bool_]:
         torch.rand(count, generator=seeded("coins", *seed), dtype=torch.float64).numpy() < 0.5
     )
     return coins
-
-
-def learning_factors(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Name (layer and factor) to every factor that learns."""
-    factors = {
-        f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
-        for name, layer in lora_layers(module).items()
-        for factor in ("lora_A", "lora_B")
-    }
-    return {name: weight for name, weight in factors.items() if weight.requires_grad}

@@ -17,7 +17,6 @@ Source: Abadi et al., CCS 2016, algorithm 1.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,14 +55,12 @@ from deal_core.privacy.plan import (
     solve_noise_multiplier,
 )
 from deal_core.privacy.policy import metrics_allowed, terms
+from deal_core.privacy.run_name import run_name
 from deal_core.randomness import seeded
-from deal_core.run_config import flatten
 
 UNIT = "record"
 BELOW = 1 - 1e-5
 """Clipping keeps so far below the bound that rounding in float32 does not lead beyond it."""
-WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "run.workers")
-"""Keys that change nothing of what is released."""
 
 
 @dataclass
@@ -375,11 +372,7 @@ class RecordMechanism:
 
     @cached_property
     def _run(self) -> str:
-        """A name for the experiment: equal for runs that release the same."""
-        settings = flatten(self.experiment)
-        for key in WHERE:
-            settings.pop(key)
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        return run_name(self.experiment)
 
 
 def packed(made: Trained) -> bytes:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from deal_core.attach import set_trainable
+from deal_core.attach import learning_factors, set_trainable
 from deal_core.data import Example, TaskData
-from deal_core.privacy.canaries import GradientCanaries, fair_coins, learning_factors
+from deal_core.privacy.canaries import GradientCanaries, fair_coins
 from deal_core.privacy.noise import SeededNoise
 from deal_core.privacy.text_canaries import TextCanaries
 from deal_core.randomness import seeded
