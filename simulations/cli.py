@@ -217,6 +217,14 @@ def bench_step(out: OutFile = "", quick: Quick = False) -> None:
     bench(QUICK if quick else WORKLOADS, wide_console(), out)
 
 
+@bench.command("privacy")
+def bench_privacy(out: OutFile = "", quick: Quick = False) -> None:
+    """What the mechanism `record` costs a local step, next to an ordinary one."""
+    from simulations.bench_privacy import QUICK, WORKLOADS, bench
+
+    bench(QUICK if quick else WORKLOADS, wide_console(), out)
+
+
 @bench.command("memory")
 def bench_memory(out: OutFile = "", quick: Quick = False) -> None:
     """Peak memory of the local step, measure by measure, next to the Hugging Face Trainer."""

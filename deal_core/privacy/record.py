@@ -35,7 +35,12 @@ from deal_core.methods import Objective, make_method
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.per_example import clipped_gradients
 from deal_core.privacy.counts import SENSITIVITY, Counts, noised_counts
-from deal_core.privacy.guards import require_moved, require_plain_lora, require_same_answers
+from deal_core.privacy.guards import (
+    require_moved,
+    require_plain_lora,
+    require_same_answers,
+    require_sampled,
+)
 from deal_core.privacy.interface import (
     Ask,
     ClippedSum,
@@ -102,10 +107,12 @@ class PrivateGradients:
         """Add ``(sum_i clip(g_i) + noise) / expected_batch``; the loss stays unknown.
 
         Raises:
-            UnsafeModel: something learns whose gradient per example cannot be had.
+            UnsafeModel: something learns whose gradient per example cannot be had, or the batch is
+                no sample of the rate that is charged.
             ValueError: gradients are there already, and would go unclipped.
         """
         factors = require_plain_lora(module)
+        require_sampled(batch, len(self.data), self.sample_rate)
         if any(factor.grad is not None for factor in factors):
             raise ValueError("gradients are there before those of the batch")
         if self._taken == 0:

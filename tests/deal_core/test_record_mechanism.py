@@ -219,6 +219,23 @@ def test_a_loss_that_reads_the_weights_themselves_is_refused(case):
         parameter.grad = None
 
 
+@pytest.mark.parametrize(("batch", "reason"), [([1, 1], "twice"), ([0, 1, 2], "larger than")])
+def test_a_batch_that_is_no_sample_of_the_rate_is_refused(case, batch, reason):
+    model, data = case
+    set_trainable(model.module, BOTH)
+    rare = gradients(data, Silence(), sample_rate=1e-6)
+    with pytest.raises(UnsafeModel, match=reason):
+        rare.accumulate(model.module, Plain(model, LABELS, data), batch)
+
+
+def test_fewer_records_than_a_batch_are_all_in_every_batch_and_the_divisor_stays(site):
+    make, records = Maker(), {"task0": 10, "task1": 500}
+    make_mechanism(experiment()).release(ask("task0", 1, records), site, make)
+    source = make.seen[0]
+    assert [len(batch) for batch in source.batches()] == [10]
+    assert (source.sample_rate, source.expected_batch) == (1.0, 32)
+
+
 def test_gradients_from_before_are_not_let_through(case):
     model, data = case
     parameters = set_trainable(model.module, BOTH)
