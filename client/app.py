@@ -29,8 +29,9 @@ from client.updates import UpdateStore
 from deal_core.payload import PayloadError
 
 if TYPE_CHECKING:
+    from client.work import Desk
     from client.workbench import Workbench
-    from deal_core.privacy.interface import Trained
+    from deal_core.privacy.interface import Site, Trained
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
@@ -40,9 +41,26 @@ TOLD = ("task", "stage", "phase", "server_round")
 """Of an instruction, what the site's log repeats."""
 
 
-def make_app() -> ClientApp:
-    """Return a ClientApp; clients that share a process share one workbench."""
+SiteOf = Callable[[Here], "Site"]
+"""What a privacy mechanism must know of a client."""
+WorkbenchOf = Callable[[Context, Here], "Workbench"]
+"""Finds the workbench for a request."""
+
+
+def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None) -> ClientApp:
+    """Return a ClientApp; clients that share a process share one workbench.
+
+    Args:
+        find_site: for tests of policies, and audits.
+        find_bench: None: :func:`bench_of`, that of the run's experiment.
+    """
     app = ClientApp()
+    bench_for = find_bench or bench_of
+
+    def desk_of(place: Here) -> Desk:
+        from client.work import Desk
+
+        return Desk(place.client, FeedbackStore(place.folder), find_site(place))
 
     @app.query("hello")
     @guarded
@@ -56,12 +74,11 @@ def make_app() -> ClientApp:
     @guarded
     def train(message: Message, context: Context) -> Message:
         place = here(context)
-        bench = bench_of(context, place)
+        bench = bench_for(context, place)
         from client import wire, work
 
         state, instruction = wire.read_request(message, bench)
-        desk = work.Desk(place.client, FeedbackStore(place.folder), site_of(place))
-        name = wire.request_name(message)
+        desk, name = desk_of(place), wire.request_name(message)
 
         def learn() -> Trained:
             return work.local_update(bench, desk, state, instruction, name)
@@ -77,15 +94,15 @@ def make_app() -> ClientApp:
     @guarded
     def evaluate(message: Message, context: Context) -> Message:
         place = here(context)
-        bench = bench_of(context, place)
+        bench = bench_for(context, place)
         from client import wire, work
 
         state, instruction = wire.read_request(message, bench)
         # Asked of every client, once, before a second stage. A site has a folder for each run.
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)
-        work.require_counts(bench, site_of(place).policy)
-        counts = work.local_evaluation(bench, place.client, state, instruction)
+        name = wire.request_name(message)
+        counts = work.local_evaluation(bench, desk_of(place), state, instruction, name)
         return wire.evaluation_reply(message, counts)
 
     return app

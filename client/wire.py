@@ -14,6 +14,7 @@ from deal_core.adapters import Adapter, split, zero_adapter
 from deal_core.instruction import RECORD, Instruction, read_instruction
 from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, PayloadError, Template
+from deal_core.privacy.counts import Counts
 from deal_core.privacy.interface import Trained
 from deal_core.record import BOTH, decode_checked, unpack
 
@@ -93,7 +94,8 @@ def update_reply(message: Message, update: Trained, instruction: Instruction) ->
     return Message(content, reply_to=message)
 
 
-def evaluation_reply(message: Message, counts: dict[str, list[int]]) -> Message:
+def evaluation_reply(message: Message, counts: Counts) -> Message:
     """Counts per task, in the order of the request."""
-    content = RecordDict({STATUS: ConfigRecord({"code": "ok"}), METRICS: MetricRecord({**counts})})
+    metrics = MetricRecord({name: list(values) for name, values in counts.items()})
+    content = RecordDict({STATUS: ConfigRecord({"code": "ok"}), METRICS: metrics})
     return Message(content, reply_to=message)

@@ -19,9 +19,10 @@ from deal_core.instruction import Instruction
 from deal_core.memory import Memory
 from deal_core.methods import LocalTask, Past, Phase, Share, State
 from deal_core.models import Encoded as EncodedExample
+from deal_core.privacy.counts import Counts
 from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
 from deal_core.privacy.none import make_none
-from deal_core.privacy.policy import Policy, metrics_allowed, require_mechanism
+from deal_core.privacy.policy import require_mechanism
 from deal_core.randomness import seeded
 from deal_core.record import EXACT, frozen_factors, pack_update
 from deal_core.training import count_correct, descend, load_state
@@ -65,6 +66,8 @@ def local_update(
         server_round=instruction.server_round,
         data=examples,
         records=lambda: bench.records(desk.client),
+        ids=lambda: bench.ids(instruction.task, desk.client),
+        learning_rate=phase.learning_rate or config.train.learning_rate,
         generator=seeded(config.run.seed, "train", desk.client, *where),
     )
 
@@ -167,25 +170,37 @@ def _encode(
     return encoded
 
 
-def require_counts(bench: Workbench, policy: Policy | None) -> None:
-    """Check that counts of right answers may leave the site.
+def local_evaluation(
+    bench: Workbench, desk: Desk, state: State, instruction: Instruction, request: str
+) -> Counts:
+    """Return ``correct`` and ``examples`` on the client's test share of every task asked for, as
+    the privacy mechanism lets them go.
 
     Raises:
-        Refusal: they may not.
+        Refusal: they do not leave the site.
     """
-    if metrics_allowed(bench.experiment.privacy.metrics, policy) == "none":
-        raise Refusal("withheld", "counts of right answers do not leave this site")
 
+    def make() -> Counts:
+        shares = [bench.task(task, desk.client) for task in instruction.tasks]
+        return {
+            "correct": [_correct(bench, share, state) for share in shares],
+            "examples": [len(share.test) for share in shares],
+        }
 
-def local_evaluation(
-    bench: Workbench, client: int, state: State, instruction: Instruction
-) -> dict[str, list[int]]:
-    """Return ``correct`` and ``examples`` on the client's test share of every task asked for."""
-    shares = [bench.task(task, client) for task in instruction.tasks]
-    return {
-        "correct": [_correct(bench, share, state) for share in shares],
-        "examples": [len(share.test) for share in shares],
-    }
+    ask = Ask(
+        request=f"evaluate {request}",
+        client=str(desk.client),
+        task="",
+        phase="evaluate",
+        stage=instruction.stage,
+        server_round=instruction.server_round,
+        data=(),
+        records=lambda: bench.records(desk.client),
+        ids=lambda: (),
+        learning_rate=0.0,
+        generator=seeded(bench.experiment.run.seed, "evaluate", desk.client, instruction.stage),
+    )
+    return bench.mechanism.count(ask, desk.site, make)
 
 
 def _correct(bench: Workbench, share: ClientTask, state: State) -> int:

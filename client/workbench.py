@@ -7,7 +7,7 @@ are swapped in for each request. Nothing in it depends on which client asked bef
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.payload import PayloadError
 from deal_core.precision import compute_dtype
-from deal_core.privacy.interface import Mechanism
+from deal_core.privacy.interface import MakeMechanism, Mechanism
 from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.tokens import cache_folder
 
@@ -49,9 +49,27 @@ class Workbench:
         latest: what the latest request was decoded to: the next client is often sent the same.
     """
 
-    def __init__(self, experiment: Experiment, whole: bool = False) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        mechanism: MakeMechanism = make_mechanism,
+        prepare: Callable[[list[TaskData]], list[TaskData]] = lambda shares: shares,
+        *,
+        whole: bool = False,
+    ) -> None:
+        """Load nothing yet.
+
+        Args:
+            experiment: what the run is.
+            mechanism: builds the privacy mechanism.
+            prepare: changes the clients' shares of a task before they are used; an audit plants
+                canaries in them.
+            whole: see the class.
+        """
         self.experiment = experiment
         self.whole = whole
+        self._make_mechanism = mechanism
+        self._prepare = prepare
         self.latest = Memory()
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
@@ -88,12 +106,16 @@ class Workbench:
     @cached_property
     def mechanism(self) -> Mechanism:
         """The privacy mechanism of the experiment."""
-        return make_mechanism(self.experiment)
+        return self._make_mechanism(self.experiment)
 
     def records(self, client: int) -> dict[str, int]:
         """How many training records a client has of every task of the run."""
         tasks = open_source(self.experiment.data).task_names()
         return {task: len(self._share(task)[client].train) for task in tasks}
+
+    def ids(self, task: str, client: int) -> list[str]:
+        """Whose a client's training records of a task are."""
+        return [example.id or example.text for example in self._share(task)[client].train]
 
     def labels(self, task: str) -> tuple[str, ...]:
         """The public label space of a task."""
@@ -136,7 +158,7 @@ class Workbench:
             config = self.experiment
             data = open_source(config.data).load(task)
             self.model.tokens.prepare([e.text for e in (*data.train, *data.test)], self._cache)
-            self._shares[task] = [data] if self.whole else self._divided(data)
+            self._shares[task] = self._prepare([data] if self.whole else self._divided(data))
         return self._shares[task]
 
     def _divided(self, data: TaskData) -> list[TaskData]:

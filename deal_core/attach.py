@@ -191,6 +191,16 @@ def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Paramete
     return chosen
 
 
+def learning_factors(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name (layer and factor) to every factor that learns."""
+    factors = {
+        f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
+        for name, layer in lora_layers(module).items()
+        for factor in ("lora_A", "lora_B")
+    }
+    return {name: weight for name, weight in factors.items() if weight.requires_grad}
+
+
 @contextmanager
 def at_task_start(model: nn.Module) -> Iterator[None]:
     """Within the block, without gradients, the model is what it was at the start of the task:

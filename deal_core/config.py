@@ -107,6 +107,9 @@ class DataConfig(Table):
     pair_column: str = ""
     """Second text column, joined to the first; empty: none."""
     label_column: str = "label"
+    id_column: str = ""
+    """Whose record it is (a patient's number): what is compared where a site declares that no
+    record is in two tasks; empty: the text itself."""
     max_train: int = Field(0, ge=0)
     """Training examples per task over all clients; 0: no limit."""
     train_share: float = Field(1.0, gt=0, le=1)
@@ -369,8 +372,9 @@ class PrivacyConfig(Table):
     """What an update may tell of the records behind it. A site's own policy can only tighten it."""
 
     mechanism: str = "none"
-    """``none`` (no guarantee) or ``record`` (differential privacy for every record of a site, by
-    the site itself: nobody else need be trusted)."""
+    """``none`` (no guarantee), ``record`` (differential privacy for every record of a site, by
+    the site itself: nobody else need be trusted) or ``client`` (for a whole client, whatever its
+    records are; by the server, or by the client itself: ``trusted_server``)."""
     target_epsilon: float = Field(8.0, gt=0)
     """Budget of a record: of everything that its site's ledger holds, this whole run included."""
     target_delta: float = Field(0.0, ge=0, lt=1)
@@ -378,6 +382,11 @@ class PrivacyConfig(Table):
     of a site."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Clipping bound of an example's gradient: public, not taken from data."""
+    max_update_norm: float = Field(1.0, gt=0)
+    """Clipping bound of a client's whole update, over all factors that it trained (client)."""
+    trusted_server: bool = True
+    """Whether the server adds the noise, once for all clients; false: every client adds its own,
+    which is much more, and the server sees nothing else (client)."""
     sample_rate: float = Field(0.0, ge=0, le=1)
     """Probability that a record is in a step's batch; 0: ``train.batch_size / n``."""
     factors: Literal["one", "both"] = "one"
@@ -389,6 +398,8 @@ class PrivacyConfig(Table):
     metrics: Literal["none", "noised", "clear"] = "clear"
     """Counts of right answers on test records, which are no part of the training's guarantee:
     they leave in the ``clear``, ``noised`` (and charged), or not at all."""
+    counts_noise: float = Field(10.0, gt=0)
+    """Noise multiplier of ``noised`` counts; of one evaluation of all tasks."""
 
 
 class TrainConfig(Table):

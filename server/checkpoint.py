@@ -18,6 +18,7 @@ from deal_core.adapters import Adapter
 from deal_core.errors import UserError
 from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, Template, from_arrays, to_arrays
+from deal_core.privacy.noise_floor import round_variance
 
 VERSION = 3
 """Of the file and of the schedule that ``position`` counts in."""
@@ -25,14 +26,20 @@ RESIDUAL = "residual"
 
 
 class Spending(BaseModel):
-    """What a client says that its ledger holds: ``epsilon`` at ``delta``; ``simulation_only``: with
-    noise from a seed."""
+    """What a client says of its noise and its ledger.
+
+    Attributes:
+        epsilon: of all that the ledger holds, at ``delta``.
+        simulation_only: some noise came from a seed.
+        noise_floor: spread that the noise leaves in an entry of the round's ``lora_B``.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     epsilon: float
     delta: float
     simulation_only: bool
+    noise_floor: float
 
 
 def says_spent(figures: Mapping[str, float]) -> bool:
@@ -51,6 +58,7 @@ class History(BaseModel):
         peak_rss_bytes: largest over the starts.
         distrusted: clients that a robust rule left out when it last had an update of theirs.
         spent: client to what its privacy has cost, all rounds and tasks together.
+        noise_variance: of an entry of ``lora_B``, from the noise of this stage's rounds.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,10 +71,17 @@ class History(BaseModel):
     peak_rss_bytes: int = 0
     distrusted: tuple[str, ...] = ()
     spent: dict[str, Spending] = {}
+    noise_variance: float = 0.0
 
     def charged(self, spent: Mapping[str, Spending]) -> History:
         """Replace what the clients of a round had spent before."""
         return self.model_copy(update={"spent": {**self.spent, **spent}})
+
+    def noised(self, first: bool, spent: Mapping[str, Spending]) -> History:
+        """Add the noise of a round's mean, the ``first`` of a stage or a later one."""
+        before = 0.0 if first else self.noise_variance
+        added = round_variance([each.noise_floor for each in spent.values()])
+        return self.model_copy(update={"noise_variance": before + added})
 
     def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
         """Replace what is known of the clients of a round by its verdict."""

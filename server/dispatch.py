@@ -37,6 +37,7 @@ def dispatch(
     experiment: Experiment,
     nodes: dict[str, int],
     state: State,
+    common: Instruction,
     instructions: dict[str, Instruction],
     message_type: str,
 ) -> Dispatch:
@@ -46,12 +47,12 @@ def dispatch(
         experiment: of the run.
         nodes: client name to node id, of those who are connected.
         state: what all are sent.
-        instructions: for whom is asked, of one round; each with the client's own rank.
+        common: what is the same for all, of one round.
+        instructions: for whom is asked; each with the client's own rank.
         message_type: Flower's.
     """
     dtype = experiment.wire.dtype
     ranks = {name: instruction.rank for name, instruction in instructions.items()}
-    common = next(iter(instructions.values()))
     where = (experiment.run.seed, "downlink", message_type, common.stage, common.server_round)
     full = wire.outgoing(state, dtype, seeded(*where))
     sent = {state.current.rank: full}

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import psutil
-import torch
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
@@ -27,6 +26,8 @@ from deal_core.instruction import Instruction
 from deal_core.methods import LEARN, Method, Phase, State, make_method, phases_of
 from deal_core.payload import PayloadError
 from deal_core.privacy.mechanisms import make_mechanism
+from deal_core.privacy.noise_floor import denoising, singular_floor
+from deal_core.privacy.server_side import AsSent, Place, ServerSide
 from deal_core.randomness import seeded
 from deal_core.threads import threads
 from server import wire
@@ -45,6 +46,7 @@ class Federation:
 
     Attributes:
         roster: the clients of the run.
+        side: the privacy mechanism's part at the server.
     """
 
     grid: Grid
@@ -52,6 +54,7 @@ class Federation:
     roster: Roster
     plan: Plan
     events: EventLog
+    side: ServerSide
 
     def run_step(self, step: Step, checkpoint: Checkpoint) -> Checkpoint:
         """Return the checkpoint after ``step``.
@@ -77,7 +80,8 @@ class Federation:
     def _begin_phase(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Lay out what the rounds of the phase train."""
         with threads(1):
-            return self._phase(step).begin(state), history
+            phases = phases_of(self._denoising(state, history))
+            return phases[step.phase].begin(state), history
 
     def _round(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """One round: sample, send, collect, aggregate."""
@@ -86,24 +90,29 @@ class Federation:
             generator = seeded(self.experiment.run.seed, "begin", step.stage)
             with threads(1):
                 state = self._method().begin_task(state, generator)
-        working = self._sample(step)
-        if not working or not self._phase(step).due(state):
+        eligible = self.plan.working(step.stage, step.server_round)
+        if not eligible or not self._phase(step).due(state):
             self._event("round_skipped", step)
             return state, history
+        side, working = self._side(step), self._sample(step)
         rule = self._rule(step, history)
         tasks = sorted(set(working.values()), key=self.plan.tasks.index)
         self._event("round_started", step, clients=len(working), tasks=tasks)
         trained = make_mechanism(self.experiment).trained(rule.trained(step.server_round))
-        instructions = self._training(step, working, state, trained)
+        asked = self._instruction(step, state).model_copy(
+            update={"trained": tuple(sorted(trained))}
+        )
+        instructions = self._training(step, working, state, asked)
         with threads(1):
-            sent = self._dispatch(state, instructions, MessageType.TRAIN)
+            sent = self._dispatch(state, asked, instructions, MessageType.TRAIN)
         state = sent.state
-        aggregation = rule.begin(state.current, step.server_round)
+        place = Place(step.phase, step.stage, step.server_round, len(eligible))
+        aggregation = side.begin(rule, state.current, trained, place)
         sizes, idle, spent = self._gather(step, sent, aggregation)
         self._require_quorum(len(sizes), len(working) - idle, step)
         gauge = 0.0
         excluded: tuple[str, ...] = ()
-        if sizes:
+        if sizes or side.releases_noise:
             aggregate = self._finished(step, aggregation)
             state, gauge = absorbed(state, aggregate), aggregate.error
             excluded = aggregate.excluded
@@ -116,7 +125,11 @@ class Federation:
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
         self._event("round_finished", step, seconds=seconds, **counts, **figures)
+        own = side.spent(list(self.roster.clients))
+        spent |= {name: Spending.model_validate(figures) for name, figures in own.items()}
         history = history.judged(sizes.keys(), excluded).charged(spent)
+        if step.phase == LEARN:
+            history = history.noised(step.server_round == 1, spent)
         return state, history.after_round(figures, _spent(history, "train", started))
 
     def _finished(self, step: Step, aggregation: Aggregation) -> Aggregate:
@@ -128,6 +141,8 @@ class Federation:
         try:
             with threads(1):
                 return aggregation.finish()
+        except UserError:
+            raise
         except ValueError as fault:
             raise UserError(
                 f"{step.kind} {step.server_round} of stage {step.stage}: {fault}; let more clients "
@@ -181,7 +196,7 @@ class Federation:
     def _end_stage(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks."""
         with threads(1):
-            state = self._method().end_task(state)
+            state = self._denoising(state, history).end_task(state)
         state, history = self._evaluate(step, state, history)
         self._event("stage_finished", step)
         return state, history
@@ -198,8 +213,8 @@ class Federation:
         started = time.monotonic()
         asked = self._instruction(step, state).model_copy(update={"tasks": self.plan.tasks})
         with threads(1):
-            instructions = dict.fromkeys(self.roster.clients, asked)
-            sent = self._dispatch(state, instructions, MessageType.EVALUATE)
+            everybody = dict.fromkeys(self.roster.clients, asked)
+            sent = self._dispatch(state, asked, everybody, MessageType.EVALUATE)
         counts: dict[str, list[list[int]]] = {}
         withheld = 0
         for reply in self._replies(step, sent):
@@ -218,11 +233,17 @@ class Federation:
                 "seconds": _spent(history, "evaluate", started),
             }
         )
-        self._event("evaluated", step, accuracy=pooled(ordered, self.plan.tasks))
+        accuracy = pooled(ordered, self.plan.tasks, withheld > 0)
+        self._event("evaluated", step, accuracy=accuracy)
         return sent.state, history
 
     def _method(self) -> Method:
         return make_method(self.experiment.method, self.experiment.adapter)
+
+    def _denoising(self, state: State, history: History) -> Method:
+        """The method, told how much of the current adapter the privacy mechanism's noise is."""
+        floor = singular_floor(state.current, history.noise_variance)
+        return make_method(denoising(self.experiment.method, floor), self.experiment.adapter)
 
     def _phase(self, step: Step) -> Phase:
         return phases_of(self._method())[step.phase]
@@ -234,10 +255,9 @@ class Federation:
         return make_rule(config.model_copy(update={"rule": own}), frozenset(history.distrusted))
 
     def _training(
-        self, step: Step, working: dict[str, str], state: State, trained: frozenset[str]
+        self, step: Step, working: dict[str, str], state: State, common: Instruction
     ) -> dict[str, Instruction]:
         """What each client is asked: its own task, and what it may know of the others."""
-        common = self._instruction(step, state)
         met = self.plan.met(step.stage, step.server_round)
         ranks = self._ranks(step, state)
         return {
@@ -247,7 +267,6 @@ class Federation:
                     "tasks": self.plan.tasks if self.plan.together else (),
                     "seen": tuple(other for other in met if other != task),
                     "past": self.plan.past(name, step.stage, step.server_round),
-                    "trained": tuple(sorted(trained)),
                     "rank": ranks[name],
                 }
             )
@@ -275,25 +294,29 @@ class Federation:
         return {name: ranks[number % len(ranks)] for number, name in enumerate(self.roster.clients)}
 
     def _dispatch(
-        self, state: State, instructions: dict[str, Instruction], message_type: str
+        self,
+        state: State,
+        common: Instruction,
+        instructions: dict[str, Instruction],
+        message_type: str,
     ) -> Dispatch:
         """Requests to those who are connected, once enough of them are, or patience ends: a
         quorum to train, all to evaluate, for whoever is missing takes its tests along."""
         everyone = message_type == MessageType.EVALUATE
         share = 1.0 if everyone else self.experiment.federation.quorum
-        least = share * len(instructions)
-        nodes = self.roster.present(set(instructions), least)
-        return dispatch(self.experiment, nodes, state, instructions, message_type)
+        nodes = self.roster.present(set(instructions), share * len(instructions))
+        return dispatch(self.experiment, nodes, state, common, instructions, message_type)
 
     def _sample(self, step: Step) -> dict[str, str]:
-        """Clients of a round and their tasks: a seeded choice over the stable names of those
-        that have one."""
+        """Clients of a round and their tasks."""
         working = self.plan.working(step.stage, step.server_round)
         names = [name for name in self.roster.clients if name in working]
-        wanted = self.experiment.federation.clients_per_round or len(names)
-        generator = seeded(self.experiment.run.seed, "sample", step.stage, step.server_round)
-        order = torch.randperm(len(names), generator=generator)[:wanted].tolist()
-        return {names[i]: working[names[i]] for i in sorted(order)}
+        drawn = self._side(step).sample(names, step.stage, step.server_round)
+        return {name: working[name] for name in drawn}
+
+    def _side(self, step: Step) -> ServerSide:
+        """The mechanism's, unless the round learns from texts that are nobody's."""
+        return AsSent(self.experiment) if self._phase(step).public_path else self.side
 
     def _require_quorum(self, valid: int, asked: int, step: Step) -> None:
         needed = self.experiment.federation.quorum * asked
@@ -322,8 +345,11 @@ def absorbed(state: State, aggregate: Aggregate) -> State:
     return replace(state, current=aggregate.current, residual=stack(gained) if gained else None)
 
 
-def pooled(counts: dict[str, list[list[int]]], tasks: Sequence[str]) -> dict[str, float]:
-    """Accuracy per task over all clients' examples.
+def pooled(
+    counts: dict[str, list[list[int]]], tasks: Sequence[str], withheld: bool = False
+) -> dict[str, float]:
+    """Accuracy per task over all clients' examples; where some are ``withheld``, of the tasks that
+    others told.
 
     Raises:
         UserError: no client has a test example of a task.
@@ -331,6 +357,8 @@ def pooled(counts: dict[str, list[list[int]]], tasks: Sequence[str]) -> dict[str
     accuracy = {}
     for j, task in enumerate(tasks):
         examples = sum(rows[j][1] for rows in counts.values())
+        if examples == 0 and withheld:
+            continue
         if examples == 0:
             raise UserError(f"task '{task}' has no test example at any client; add some")
         accuracy[task] = sum(rows[j][0] for rows in counts.values()) / examples

@@ -90,7 +90,9 @@ class Results(Strict):
     """``results.json``; accuracies are 0 to 1.
 
     Attributes:
-        stages: the plan; the accuracy matrix has one row per stage.
+        stages: the plan; the accuracy matrix has one row per stage. It is empty, as is
+            ``zero_shot``, and its measures are None, where clients kept their counts of right
+            answers to themselves and too few were left to know all of it.
     """
 
     schema_version: Literal[2] = SCHEMA
@@ -101,10 +103,10 @@ class Results(Strict):
     stages: list[Stage]
     accuracy_matrix: list[list[float]]
     zero_shot: dict[str, float]
-    average_accuracy: float = Field(ge=0, le=1)
-    backward_transfer: float
-    forward_transfer: float
-    forgetting: float = Field(ge=0, le=1)
+    average_accuracy: float | None = Field(ge=0, le=1)
+    backward_transfer: float | None
+    forward_transfer: float | None
+    forgetting: float | None = Field(ge=0, le=1)
     per_client: dict[str, ClientResult]
     privacy: Privacy
     wire: Wire
@@ -120,7 +122,8 @@ def make_results(experiment: Experiment, plan: Plan, history: History) -> Result
     stages = [Stage(rounds=n, work=plan.work(i)) for i, n in enumerate(plan.stages)]
     begun, learnt = metrics.spans(tasks, [stage.work for stage in stages])
     rows = [_accuracies(evaluation, len(tasks)) for evaluation in history.evaluations]
-    zero_shot, matrix = rows[0], rows[1:]
+    known = [row for row in rows if row is not None]
+    zero_shot, matrix = (known[0], known[1:]) if len(known) == len(rows) else ([], [])
     return Results(
         config=experiment,
         engine=experiment.run.engine,
@@ -128,11 +131,11 @@ def make_results(experiment: Experiment, plan: Plan, history: History) -> Result
         tasks=tasks,
         stages=stages,
         accuracy_matrix=matrix,
-        zero_shot=dict(zip(tasks, zero_shot, strict=True)),
-        average_accuracy=metrics.average_accuracy(matrix),
-        backward_transfer=metrics.backward_transfer(matrix, learnt),
-        forward_transfer=metrics.forward_transfer(matrix, zero_shot, begun),
-        forgetting=metrics.forgetting(matrix, learnt),
+        zero_shot=dict(zip(tasks, zero_shot, strict=False)),
+        average_accuracy=metrics.average_accuracy(matrix) if matrix else None,
+        backward_transfer=metrics.backward_transfer(matrix, learnt) if matrix else None,
+        forward_transfer=metrics.forward_transfer(matrix, zero_shot, begun) if matrix else None,
+        forgetting=metrics.forgetting(matrix, learnt) if matrix else None,
         per_client=_per_client(history, len(tasks)),
         privacy=_privacy(experiment, history),
         wire=Wire(bytes_up=list(history.bytes_up), bytes_down=list(history.bytes_down)),
@@ -155,12 +158,14 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
     )
 
 
-def _accuracies(evaluation: Mapping[str, list[list[int]]], tasks: int) -> list[float]:
-    """Pooled over clients: every test example counts once."""
+def _accuracies(evaluation: Mapping[str, list[list[int]]], tasks: int) -> list[float] | None:
+    """Pooled over clients: every test example counts once. None: of some task nobody told any."""
     row = []
     for j in range(tasks):
         correct = sum(counts[j][0] for counts in evaluation.values())
         examples = sum(counts[j][1] for counts in evaluation.values())
+        if not examples:
+            return None
         row.append(correct / examples)
     return row
 

@@ -9,8 +9,10 @@ from flwr.serverapp import Grid
 
 from deal_core.config import Experiment
 from deal_core.data import open_source
+from deal_core.ledger import Ledger
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
+from deal_core.privacy.server_side import make_server_side
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.export import export_adapter
@@ -55,7 +57,9 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     plan = make_plan(experiment, tasks, roster.clients)
     # Before all tasks at once there is nothing that a further phase could consolidate them with.
     steps = schedule(plan.stages, () if plan.together else method.phases)
-    federation = Federation(grid, experiment, roster, plan, events)
+    rounds = sum(step.kind == "round" for step in steps)
+    side = make_server_side(experiment, rounds, Ledger(folder.path / "privacy"))
+    federation = Federation(grid, experiment, roster, plan, events, side)
     events.write(
         "run_started",
         tasks=tasks,

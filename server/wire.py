@@ -25,9 +25,10 @@ MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
 
 
-IDLE = frozenset({"no-data", "budget-spent", "policy", "withheld"})
-"""Codes by which a client takes no part in a request: not a fault."""
-OPTIONAL = frozenset({"loss", "seconds", "epsilon", "delta", "simulation_only"})
+NO_PART = frozenset({"no-data", "budget-spent", "policy"})
+NO_COUNTS = frozenset({"withheld"})
+"""Codes by which a client takes no part in a round, or an evaluation: not a fault."""
+OPTIONAL = frozenset({"loss", "seconds", "epsilon", "delta", "simulation_only", "noise_floor"})
 """Figures that a client may keep to itself, or does not have."""
 
 
@@ -94,7 +95,7 @@ def read_update(
             ``reader`` refuses.
         Idle: the client takes no part.
     """
-    _require_part(message)
+    _require_part(message, NO_PART)
     content = _contents(message, {"status", LORA, "metrics"})
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
@@ -118,7 +119,7 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
         PayloadError: an error code, or counts that cannot be.
         Idle: the client keeps them to itself.
     """
-    _require_part(message)
+    _require_part(message, NO_COUNTS)
     content = _contents(message, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
     figures = _fields(content.metric_records, "metrics", {"correct", "examples"})
@@ -152,9 +153,9 @@ def _contents(message: Message, names: set[str]) -> RecordDict:
     return content
 
 
-def _require_part(message: Message) -> None:
+def _require_part(message: Message, idle: frozenset[str]) -> None:
     code = status(message)
-    if code in IDLE:
+    if code in idle:
         raise Idle(code)
 
 

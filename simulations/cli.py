@@ -25,6 +25,13 @@ bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_he
 app.add_typer(bench, name="bench")
 add_to(app)
 
+ledger = typer.Typer(help="A site's book of private releases.", no_args_is_help=True)
+app.add_typer(ledger, name="ledger")
+
+StateFolder = Annotated[str, typer.Argument(help="A site's state directory (RUN/sites/CLIENT).")]
+Disjoint = Annotated[
+    bool, typer.Option("--disjoint-tasks", help="No record is in two tasks: as the policy says.")
+]
 OutFile = Annotated[str, typer.Option(help="Also write the figures to this JSON file.")]
 Quick = Annotated[bool, typer.Option("--quick", help="The smallest sizes only.")]
 
@@ -98,6 +105,51 @@ def study(
     raise typer.Exit(run_study(request, wide_console()))
 
 
+@app.command()
+def audit(
+    experiment: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,8,inf",
+    out: Annotated[str, typer.Option(help="Folder; default: runs/audit-NAME.")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all trainings."),
+    ] = None,
+    client: Annotated[int, typer.Option(min=0, help="The site that is attacked.")] = 0,
+    canaries: Annotated[int, typer.Option(min=2, help="Gradient canaries.")] = 1000,
+    text_canaries: Annotated[int, typer.Option(min=2, help="Text canaries a task.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the canaries.")] = 0,
+) -> None:
+    """Attack a site's updates: an empirical lower bound on epsilon, and membership inference."""
+    from simulations.audit import AuditRequest, run_audit
+
+    sets = tuple(overrides or ())
+    request = AuditRequest(experiment, epsilon, out, sets, client, canaries, text_canaries, seed)
+    raise typer.Exit(run_audit(request, wide_console()))
+
+
+@app.command()
+def budgets(
+    experiment: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,2,4,8,inf",
+    seeds: Annotated[int, typer.Option(min=1, help="So many, from 0.")] = 3,
+    method: Annotated[str, typer.Option(help="Methods, e.g. deal,lwf.")] = "",
+    out: Annotated[str, typer.Option(help="Folder; default: runs/budgets-NAME.")] = "",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all runs."),
+    ] = None,
+    audit: Annotated[str, typer.Option(help="Folder of a `deal audit` to show beside.")] = "",
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
+    report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
+) -> None:
+    """Accuracy, forgetting and worst client against epsilon; the same command continues it."""
+    from simulations.budgets import BudgetsRequest, run_budgets
+
+    sets = tuple(overrides or ())
+    request = BudgetsRequest(experiment, epsilon, method, seeds, out, sets, audit, jobs, report)
+    raise typer.Exit(run_budgets(request, wide_console()))
+
+
 @app.command("ls")
 def list_shipped() -> None:
     """List the experiments and studies that come with deal."""
@@ -108,6 +160,39 @@ def list_shipped() -> None:
     for verb, files in kinds.items():
         for name, description in descriptions(files).items():
             typer.echo(f"deal {verb.ljust(8)} {name.ljust(width)}  {description}")
+
+
+@ledger.command("show")
+def ledger_show(folder: StateFolder, disjoint_tasks: Disjoint = False) -> None:
+    """What was spent, on what, by which mechanism."""
+    from simulations.ledger_view import show
+
+    show(folder, wide_console(), disjoint_tasks)
+
+
+@ledger.command("verify")
+def ledger_verify(
+    folder: Annotated[str, typer.Argument(help="A site's state directory.")] = "",
+    certificate: Annotated[str, typer.Option(help="A file that `export` wrote.")] = "",
+) -> None:
+    """Check that nothing was changed or taken away; or check a certificate."""
+    from simulations.ledger_view import verify
+
+    if not folder and not certificate:
+        raise UserError("deal ledger verify: name a state directory, a --certificate, or both")
+    verify(folder, certificate, wide_console())
+
+
+@ledger.command("export")
+def ledger_export(
+    folder: StateFolder,
+    out: Annotated[str, typer.Option(help="The JSON file to write.")] = "certificate.json",
+    disjoint_tasks: Disjoint = False,
+) -> None:
+    """Write a signed certificate of all that was spent."""
+    from simulations.ledger_view import export
+
+    export(folder, out, wide_console(), disjoint_tasks)
 
 
 @bench.command("aggregation")
@@ -130,6 +215,14 @@ def bench_exactness() -> None:
 def bench_step(out: OutFile = "", quick: Quick = False) -> None:
     """Speed and peak memory of the local step, next to the Hugging Face Trainer and Opacus."""
     from simulations.bench_step import QUICK, WORKLOADS, bench
+
+    bench(QUICK if quick else WORKLOADS, wide_console(), out)
+
+
+@bench.command("privacy")
+def bench_privacy(out: OutFile = "", quick: Quick = False) -> None:
+    """What the mechanism `record` costs a local step, next to an ordinary one."""
+    from simulations.bench_privacy import QUICK, WORKLOADS, bench
 
     bench(QUICK if quick else WORKLOADS, wide_console(), out)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from deal_core import metrics
+from deal_core.errors import UserError
 from server.results import ClientResult, Results, Strict
 
 
@@ -78,7 +79,7 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
     ]
     own = [client.average_accuracy for client in mine]
     measured = _measured(parts, tasks, matrix, parts[0].zero_shot, own)
-    everywhere = fmean(part.average_accuracy for part in parts)
+    everywhere = fmean(p.average_accuracy for p in parts if p.average_accuracy is not None)
     return measured.model_copy(update={"on_all_tests": everywhere})
 
 
@@ -96,6 +97,8 @@ def _measured(
     zero_shot: dict[str, float],
     own: Sequence[float | None],
 ) -> Outcome:
+    if not all(part.accuracy_matrix for part in parts):
+        raise UserError("a run whose clients keep their counts cannot be compared: no accuracy")
     rows = len(matrix) > 1
     stages = [list(stage.work) for stage in parts[0].stages] if rows else [tasks]
     begun, learnt = metrics.spans(tasks, stages)

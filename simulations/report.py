@@ -21,7 +21,8 @@ def print_report(console: Console, folder: Path) -> None:
         UserError: there is none, or it is not valid.
     """
     results = read_results(folder)
-    console.print(matrix_table(results))
+    if results.accuracy_matrix:
+        console.print(matrix_table(results))
     lines = [*measures(results), ("results", str(RunFolder(folder).results))]
     for name, value in lines:
         console.print(f"{name:<20}{value}", markup=False, highlight=False, soft_wrap=True)
@@ -63,13 +64,8 @@ def _cell(share: float, style: str = "") -> Text:
 
 def measures(results: Results) -> list[tuple[str, str]]:
     """Return name and text of every measure."""
-    zero_shot = list(results.zero_shot.values())
     rows = [
-        ("average accuracy", f"{100 * results.average_accuracy:.1f} %"),
-        ("zero-shot accuracy", f"{100 * sum(zero_shot) / len(zero_shot):.1f} %"),
-        ("backward transfer", f"{signed(results.backward_transfer)} points"),
-        ("forward transfer", f"{signed(results.forward_transfer)} points"),
-        ("forgetting", f"{100 * results.forgetting:.1f} points"),
+        *_accuracy(results),
         ("worst client", _worst_client(results)),
         ("sent per client", f"{_size(sum(results.wire.bytes_up))} in the whole run"),
         ("received per client", f"{_size(sum(results.wire.bytes_down))} in the whole run"),
@@ -78,6 +74,20 @@ def measures(results: Results) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {v}" for name, v in results.versions.items())),
     ]
     return [row for row in rows if row[1]]
+
+
+def _accuracy(results: Results) -> list[tuple[str, str]]:
+    average, zero_shot = results.average_accuracy, list(results.zero_shot.values())
+    backward, forward = results.backward_transfer, results.forward_transfer
+    if average is None or backward is None or forward is None or results.forgetting is None:
+        return [("accuracy", "not known: clients keep their counts of right answers")]
+    return [
+        ("average accuracy", f"{100 * average:.1f} %"),
+        ("zero-shot accuracy", f"{100 * sum(zero_shot) / len(zero_shot):.1f} %"),
+        ("backward transfer", f"{signed(backward)} points"),
+        ("forward transfer", f"{signed(forward)} points"),
+        ("forgetting", f"{100 * results.forgetting:.1f} points"),
+    ]
 
 
 def privacy_text(privacy: Privacy) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from simulations.study_grid import Cell, chosen, default_settings, grid
 from simulations.study_results import STUDY_JSON, CellResult, StudyResults, collect, kept
 from simulations.study_runs import standing, work_off
 from simulations.study_tables import markdown
+from simulations.write_texts import write_texts
 
 FAILED = 1
 """Exit code of a study in which a run failed."""
@@ -61,9 +62,15 @@ def run_study(request: StudyRequest, console: Console) -> int:
     left = {run: left[run] for run in left if run.partition("/")[0] not in before}
     work = bool(left) and not request.report
     if work:
-        _check(left, console)
-    write(study, out, cells, before)
-    failures = _work(request, study, out, cells, left, before, console) if work else {}
+        check_left(left, console)
+
+    def renew() -> None:
+        write(study, out, cells, before)
+
+    renew()
+    failures: dict[str, str] | None = {}
+    if work:
+        failures = run_left(left, out, request.jobs, command(request), renew, console)
     if failures is None:
         return STOPPED
     say(console, f"tables in {out / 'study.md'}, figures in {out / STUDY_JSON}")
@@ -87,7 +94,7 @@ def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experi
     return left
 
 
-def _check(left: dict[str, Experiment], console: Console) -> None:
+def check_left(left: dict[str, Experiment], console: Console) -> None:
     """Every error in the input shows before anything starts: all names, and the first data."""
     with console.status("checking the study and its data"):
         from simulations.preflight import check_names, preflight
@@ -97,20 +104,28 @@ def _check(left: dict[str, Experiment], console: Console) -> None:
         preflight(next(iter(left.values())))
 
 
-def _work(
-    request: StudyRequest,
-    study: Study,
-    out: Path,
-    cells: Sequence[Cell],
+def run_left(
     left: dict[str, Experiment],
-    before: Mapping[str, CellResult],
+    out: Path,
+    jobs: int,
+    again: Sequence[str],
+    renew: Callable[[], None],
     console: Console,
 ) -> dict[str, str] | None:
-    """Run what is left; return run and reason of every failure. None: it was interrupted."""
+    """Run what is left; return run and reason of every failure. None: it was interrupted.
+
+    Args:
+        left: name to run; none of them finished.
+        out: where they lie, for people.
+        jobs: runs at a time; 0: as many as there are cores for.
+        again: the command that continues.
+        renew: called after every run that finished; writes the tables.
+        console: for progress.
+    """
     failures: dict[str, str] = {}
     done: list[str] = []
     working: list[str] = []
-    jobs = request.jobs or fitting(list(left.values()), os.cpu_count() or 1)
+    jobs = jobs or fitting(list(left.values()), os.cpu_count() or 1)
     say(console, f"{len(left)} runs left, {jobs} at a time, in {out}")
     with console.status("starting") as status:
 
@@ -129,7 +144,7 @@ def _work(
             if why:
                 failures[name] = why
             else:
-                write(study, out, cells, before)
+                renew()
             how = f"failed: {why}" if why else "finished"
             say(console, f"{len(done)}/{len(left)} {name} {how}")
 
@@ -138,7 +153,7 @@ def _work(
                 work_off(left, jobs, started, ended)
         except KeyboardInterrupt:
             say(console, f"stopped; {len(done)} of {len(left)} runs ended; continue with")
-            say(console, f"  {shlex.join(command(request))}")
+            say(console, f"  {shlex.join(again)}")
             return None
     return failures
 
@@ -160,16 +175,7 @@ def write(study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, C
         STUDY_JSON: results.model_dump_json(indent=1) + "\n",
         "study.md": markdown(study, results),
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            beside = out / f"{name}.writing"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(out / name)
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from None
+    write_texts(out, texts)
 
 
 def fitting(runs: Sequence[Experiment], cores: int) -> int:

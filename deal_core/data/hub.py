@@ -60,12 +60,13 @@ class HubSource:
             label=spec.label_column or self._config.label_column,
             pair=spec.pair_column or self._config.pair_column,
             group=group_column(self._config),
+            id=self._config.id_column,
         )
 
     def _examples(self, task: str, split: str, rows: Dataset) -> Iterator[Example]:
         spec = self._config.hub[task]
         columns, where = self._columns(spec), _where(task, spec, split)
-        for column in (columns.text, columns.label, columns.pair, columns.group):
+        for column in (columns.text, columns.label, columns.pair, columns.group, columns.id):
             if column and column not in rows.column_names:
                 listed = ", ".join(rows.column_names)
                 close = nearest(column, rows.column_names)

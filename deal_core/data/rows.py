@@ -19,6 +19,7 @@ class Columns:
     label: str
     pair: str = ""
     group: str = ""
+    id: str = ""
 
     @classmethod
     def of(cls, config: DataConfig, task: str) -> Columns:
@@ -33,6 +34,7 @@ class Columns:
             own.label_column or config.label_column,
             own.pair_column or config.pair_column,
             group_column(config),
+            config.id_column,
         )
 
 
@@ -59,7 +61,8 @@ def to_example(row: Mapping[str, Any], columns: Columns, where: str, number: int
     try:
         text = to_text(row, columns)
         group = _filled(row, columns.group) if columns.group else ""
-        return Example(text, _filled(row, columns.label), group)
+        own = _filled(row, columns.id) if columns.id else ""
+        return Example(text, _filled(row, columns.label), group, own)
     except UserError as error:
         raise UserError(f"{where}, row {number}: {error}") from None
 

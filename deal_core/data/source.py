@@ -20,6 +20,8 @@ class Example:
     label: str
     group: str = ""
     """Value of the partition column (which client owns it); empty: no such column."""
+    id: str = ""
+    """Whose record it is; empty: its text is all that is known."""
 
 
 @dataclass(frozen=True)

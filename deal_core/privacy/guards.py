@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import Linear
+from scipy.special import bdtrc
 from torch import Tensor, nn
 
 from deal_core.adapted_linear import adapted_forward
 from deal_core.attach import CURRENT, lora_layers, read, write
 from deal_core.models.interface import Encoded, LanguageModel
 
+IMPOSSIBLE = 1e-15
+"""Probability below which something did not happen by chance."""
 PROBES = 4
 """Examples on which two models are compared."""
 TOLERANCE = 1e-5
@@ -45,6 +48,19 @@ def require_plain_lora(module: nn.Module) -> list[Tensor]:
     if not learning:
         raise UnsafeModel("nothing learns")
     return learning
+
+
+def require_sampled(batch: Sequence[int], records: int, sample_rate: float) -> None:
+    """Check that a batch can be a Poisson sample of the rate that is charged.
+
+    Raises:
+        UnsafeModel: an example is in it twice, and would count twice; or it is larger than such a
+            sample ever is (in one of 1e15).
+    """
+    if len(set(batch)) != len(batch):
+        raise UnsafeModel("an example is in a batch twice")
+    if batch and bdtrc(len(batch) - 1, records, sample_rate) < IMPOSSIBLE:
+        raise UnsafeModel(f"a batch of {len(batch)} is larger than the sample rate allows")
 
 
 def require_moved(factors: Sequence[Tensor], before: Sequence[Tensor]) -> None:

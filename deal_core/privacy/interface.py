@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from deal_core.config import Experiment
 from deal_core.ledger import Ledger
 from deal_core.methods.interface import Objective
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.counts import Counts
+from deal_core.privacy.noise import NoiseSource
 from deal_core.privacy.policy import Policy
 
 
@@ -27,6 +29,15 @@ class Refusal(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+ClippedSum = Callable[[nn.Module, Objective, Sequence[Sequence[int]], float], Tensor]
+"""Adds the clipped gradients of a batch, given in passes, to the factors', and returns their norms:
+see :func:`~deal_core.per_example.clipped_gradients`."""
+
+MakeSum = Callable[[float, NoiseSource], ClippedSum]
+"""From the rate at which records are sampled, and what samples them, to the clipped sum of a
+step."""
 
 
 class Gradients(Protocol):
@@ -95,6 +106,8 @@ class Ask:
         task, phase, stage, server_round: of the instruction.
         data: the client's own examples, tokenised.
         records: task to the number of the client's own records, all tasks of the run.
+        learning_rate: of the round's steps.
+        ids: whose the client's own records of the task are.
         generator: orders ordinary batches.
     """
 
@@ -106,6 +119,8 @@ class Ask:
     server_round: int
     data: Sequence[Encoded]
     records: Callable[[], Mapping[str, int]]
+    ids: Callable[[], Sequence[str]]
+    learning_rate: float
     generator: torch.Generator
 
 
@@ -129,6 +144,13 @@ class Mechanism(Protocol):
 
         Raises:
             Refusal: before anything is trained.
+        """
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """Client: counts of right answers on test records, as experiment and policy let them go.
+
+        Raises:
+            Refusal: they do not.
         """
 
 

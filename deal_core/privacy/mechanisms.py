@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from deal_core.config import Experiment
 from deal_core.errors import UserError, choose
+from deal_core.privacy.client import make_client
 from deal_core.privacy.interface import MakeMechanism, Mechanism
 from deal_core.privacy.none import make_none
 from deal_core.privacy.record import make_record
 
-MECHANISMS: Mapping[str, MakeMechanism] = {"none": make_none, "record": make_record}
+MECHANISMS: Mapping[str, MakeMechanism] = {
+    "none": make_none,
+    "record": make_record,
+    "client": make_client,
+}
+"""Name to what it does at a client; what it does at the server is in
+:mod:`deal_core.privacy.server_side`."""
 
 UNPROTECTED: Mapping[str, str] = {
     "ewc": "Fisher information of earlier records goes into every update unclipped",
@@ -27,8 +34,8 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
     """
     name = experiment.privacy.mechanism
     mechanism = choose("privacy.mechanism", name, MECHANISMS)(experiment)
-    if name != "none":
-        _check_protected(experiment)
+    if name in CHECKS:
+        CHECKS[name](experiment)
     return mechanism
 
 
@@ -49,3 +56,28 @@ def _check_protected(experiment: Experiment) -> None:
             f'{where} does not go with stream.schedule = "joint": set it to "synchronous" or '
             '"per-client"'
         )
+
+
+def _check_clients(experiment: Experiment) -> None:
+    """Whatever a client does is inside its update; but one sum needs updates of one shape, and
+    nothing may look at single ones."""
+    if not experiment.privacy.trusted_server:
+        return
+    where = 'privacy.mechanism = "client"'
+    if experiment.aggregation.robust != "none":
+        raise UserError(
+            f"{where} does not go with aggregation.robust '{experiment.aggregation.robust}': the "
+            "server may look at no single update; set it to none"
+        )
+    if experiment.adapter.client_ranks:
+        raise UserError(
+            f"{where} sums updates of one shape; leave adapter.client_ranks empty, or set "
+            "privacy.trusted_server to false"
+        )
+
+
+CHECKS: Mapping[str, Callable[[Experiment], None]] = {
+    "record": _check_protected,
+    "client": _check_clients,
+}
+"""What must hold for a mechanism to protect an experiment."""

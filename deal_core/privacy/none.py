@@ -12,8 +12,9 @@ from deal_core.batching import training_batches, within_budget
 from deal_core.config import Experiment, TrainConfig
 from deal_core.methods.interface import Objective
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.counts import Counts
 from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
-from deal_core.privacy.policy import figures_allowed
+from deal_core.privacy.policy import figures_allowed, metrics_allowed
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,12 @@ class NoMechanism:
         epochs = config.federation.local_epochs
         made = make(Ordinary(ask.data, epochs, config.train, ask.generator))
         return replace(made, figures=figures_allowed(made.figures, site.policy))
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """In the clear, or not at all: there is no ledger that noise could be charged to."""
+        if metrics_allowed(self.experiment.privacy.metrics, site.policy) != "clear":
+            raise Refusal("withheld", "counts of right answers do not leave this site")
+        return make()
 
 
 def make_none(experiment: Experiment) -> NoMechanism:

@@ -75,6 +75,12 @@ def planned_work(
     ]
 
 
+def evaluations(experiment: Experiment, tasks: int) -> int:
+    """How often all tasks are evaluated: at the start, and after every stage."""
+    every = experiment.stream.consolidate_every or experiment.federation.rounds
+    return 1 + math.ceil(experiment.federation.rounds * tasks / every)
+
+
 def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:
     """Task to rate. A task without records is sampled like an average one: that there are none
     must not show."""

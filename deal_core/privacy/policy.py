@@ -23,7 +23,8 @@ class Policy(Table):
     """Limits of one site."""
 
     mechanism: str = ""
-    """The only mechanism under which the site trains (``record``); empty: any."""
+    """The only mechanism under which the site trains (``record``); empty: any, but ``record`` where
+    there is a largest epsilon."""
     max_epsilon: float = Field(0.0, ge=0)
     """Largest epsilon of all that the site's ledger holds, for ever; 0: what the experiment
     asks."""
@@ -41,6 +42,11 @@ class Policy(Table):
     disjoint_tasks: bool = False
     """The site declares that no record occurs in two tasks; it is checked on the records' ids.
     Then tasks compose in parallel: a record's epsilon is the largest of one task."""
+
+    @property
+    def demanded(self) -> str:
+        """The mechanism that the site demands: an epsilon of its records is one of ``record``."""
+        return self.mechanism or ("record" if self.max_epsilon else "")
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,11 @@ def require_mechanism(mechanism: str, policy: Policy | None) -> None:
     Raises:
         UserError: it is another one.
     """
-    if policy is not None and policy.mechanism not in ("", mechanism):
+    demanded = policy.demanded if policy is not None else ""
+    if demanded not in ("", mechanism):
         raise UserError(
-            f"privacy.mechanism is '{mechanism}', but the site's policy demands "
-            f"'{policy.mechanism}'; change the experiment, or policy.mechanism"
+            f"privacy.mechanism is '{mechanism}', but the site's policy demands '{demanded}'; "
+            "change the experiment, or the policy"
         )
 
 

@@ -17,7 +17,6 @@ Source: Abadi et al., CCS 2016, algorithm 1.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,24 +34,38 @@ from deal_core.ledger import Budget, BudgetSpent, Event, composed
 from deal_core.methods import Objective, make_method
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.per_example import clipped_gradients
-from deal_core.privacy.guards import require_moved, require_plain_lora, require_same_answers
-from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
+from deal_core.privacy.counts import SENSITIVITY, Counts, noised_counts
+from deal_core.privacy.guards import (
+    require_moved,
+    require_plain_lora,
+    require_same_answers,
+    require_sampled,
+)
+from deal_core.privacy.interface import (
+    Ask,
+    ClippedSum,
+    Gradients,
+    MakeSum,
+    Refusal,
+    Site,
+    Trained,
+)
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from deal_core.privacy.noise_floor import entry_noise
 from deal_core.privacy.plan import (
     NoiseMultiplier,
     Work,
+    evaluations,
     planned_work,
     solve_noise_multiplier,
 )
-from deal_core.privacy.policy import terms
+from deal_core.privacy.policy import metrics_allowed, terms
+from deal_core.privacy.run_name import run_name
 from deal_core.randomness import seeded
-from deal_core.run_config import flatten
 
 UNIT = "record"
 BELOW = 1 - 1e-5
 """Clipping keeps so far below the bound that rounding in float32 does not lead beyond it."""
-WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "run.workers")
-"""Keys that change nothing of what is released."""
 
 
 @dataclass
@@ -68,6 +81,7 @@ class PrivateGradients:
         expected_batch: what the noisy sum is divided by; public.
         tokens_per_pass: bounds memory, not the step.
         noise: of samples and gradients.
+        clipped_sum: what the noise is added to.
     """
 
     data: Sequence[Encoded]
@@ -78,6 +92,7 @@ class PrivateGradients:
     expected_batch: float
     tokens_per_pass: int
     noise: NoiseSource
+    clipped_sum: ClippedSum = clipped_gradients
     _before: list[Tensor] = field(default_factory=list)
     _taken: int = 0
 
@@ -92,16 +107,18 @@ class PrivateGradients:
         """Add ``(sum_i clip(g_i) + noise) / expected_batch``; the loss stays unknown.
 
         Raises:
-            UnsafeModel: something learns whose gradient per example cannot be had.
+            UnsafeModel: something learns whose gradient per example cannot be had, or the batch is
+                no sample of the rate that is charged.
             ValueError: gradients are there already, and would go unclipped.
         """
         factors = require_plain_lora(module)
+        require_sampled(batch, len(self.data), self.sample_rate)
         if any(factor.grad is not None for factor in factors):
             raise ValueError("gradients are there before those of the batch")
         if self._taken == 0:
             self._before = [factor.detach().clone() for factor in factors]
         parts = within_budget(self.data, batch, self.tokens_per_pass)
-        clipped_gradients(module, objective, parts, BELOW * self.max_grad_norm)
+        self.clipped_sum(module, objective, parts, BELOW * self.max_grad_norm)
         scale = self.noise_multiplier * self.max_grad_norm
         for factor in factors:
             total = scale * self.noise.normal(factor.shape)
@@ -156,12 +173,18 @@ class Plan(BaseModel):
         return Budget(self.epsilon, self.delta, self.disjoint_tasks)
 
 
+def records_alone(sample_rate: float, noise: NoiseSource) -> ClippedSum:
+    """Nothing but the site's own records is in the sum."""
+    return clipped_gradients
+
+
 @dataclass(frozen=True)
 class RecordMechanism:
-    """Attributes: the ``experiment``."""
+    """Attributes: the ``experiment``; ``make_sum``: what noise is added to, records alone."""
 
     experiment: Experiment
     unit: str = UNIT
+    make_sum: MakeSum = records_alone
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
         """``lora_B`` alone where the rule leaves both, unless told otherwise."""
@@ -180,6 +203,8 @@ class RecordMechanism:
             return unpacked(kept)
         try:
             plan = self._plan(ask, site)
+            if plan.disjoint_tasks:
+                ledger.declare_members(ask.task, ask.ids())
             event = self._event(ask, site, plan)
             ledger.require(event, plan.budget)
         except (BudgetSpent, NoiseMultiplier) as spent:
@@ -194,12 +219,40 @@ class RecordMechanism:
             "epsilon": epsilon,
             "delta": plan.delta,
             "simulation_only": float(event.simulation_only),
+            "noise_floor": entry_noise(event.steps, ask.learning_rate),
         }
         answer = packed(Trained(made.arrays, figures))
         try:
             return unpacked(ledger.charge(event, plan.budget, ask.request, answer))
         except BudgetSpent as spent:
             raise Refusal("budget-spent", str(spent)) from None
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """In the clear, with noise that is charged like an update, or not at all.
+
+        Raises:
+            Refusal: they may not leave, or the budget is spent.
+        """
+        allowed = metrics_allowed(self.experiment.privacy.metrics, site.policy)
+        if allowed == "none":
+            raise Refusal("withheld", "counts of right answers do not leave this site")
+        if allowed == "clear":
+            return make()
+        ledger = site.ledger()
+        kept = ledger.answer(ask.request)
+        if kept is None:
+            try:
+                plan = self._plan(ask, site)
+                event = self._counting(ask, site, plan)
+                ledger.require(event, plan.budget)
+                noise = self._noise(ask) if event.simulation_only else SecureNoise()
+                loud = noised_counts(make(), event.noise_multiplier, noise)
+                answer = json.dumps(dict(loud)).encode()
+                kept = ledger.charge(event, plan.budget, ask.request, answer)
+            except (BudgetSpent, NoiseMultiplier, UserError) as reason:
+                raise Refusal("withheld", str(reason)) from None
+        counts: Counts = json.loads(kept)
+        return counts
 
     def _plan(self, ask: Ask, site: Site) -> Plan:
         """The run's plan as the ledger has it; made with the first round."""
@@ -213,12 +266,15 @@ class RecordMechanism:
         agreed = terms(config.privacy, site.policy, sum(records.values()))
         phases = make_method(config.method, config.adapter).phases
         work = planned_work(config, phases, records)
+        counted = metrics_allowed(config.privacy.metrics, site.policy) == "noised"
+        counts = evaluations(config, len(records)) if counted else 0
 
         def epsilon_with(noise_multiplier: float) -> float:
             planned = [
                 self._planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm)
                 for each in work
             ]
+            planned += [self._planned_counts(counts, agreed.delta)] if counts else []
             return composed([*past, *planned], agreed.delta, agreed.disjoint_tasks)
 
         return Plan(
@@ -248,6 +304,11 @@ class RecordMechanism:
             simulation_only=False,
         )
 
+    def _planned_counts(self, evaluations: int, delta: float) -> Event:
+        """All evaluations as one event."""
+        work = Work(task="", rounds=evaluations, sample_rate=1.0, steps=1)
+        return self._planned(work, self.experiment.privacy.counts_noise, delta, SENSITIVITY)
+
     def _event(self, ask: Ask, site: Site, plan: Plan) -> Event:
         """This round.
 
@@ -273,11 +334,30 @@ class RecordMechanism:
             simulation_only=self._seeds(site),
         )
 
+    def _counting(self, ask: Ask, site: Site, plan: Plan) -> Event:
+        """One evaluation of all tasks."""
+        return Event(
+            run=self._run,
+            task="",
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            mechanism="counts",
+            unit=UNIT,
+            sample_rate=1.0,
+            noise_multiplier=self.experiment.privacy.counts_noise,
+            steps=1,
+            max_grad_norm=SENSITIVITY,
+            delta=plan.delta,
+            simulation_only=self._seeds(site),
+        )
+
     def _gradients(self, ask: Ask, site: Site, event: Event) -> PrivateGradients:
         config = self.experiment
         expected = config.train.batch_size
         if config.privacy.sample_rate:
             expected = max(1, round(config.privacy.sample_rate * len(ask.data)))
+        noise = self._noise(ask) if event.simulation_only else SecureNoise()
         return PrivateGradients(
             data=ask.data,
             sample_rate=event.sample_rate,
@@ -286,7 +366,8 @@ class RecordMechanism:
             steps=event.steps,
             expected_batch=expected,
             tokens_per_pass=config.train.tokens_per_pass,
-            noise=self._noise(ask) if event.simulation_only else SecureNoise(),
+            noise=noise,
+            clipped_sum=self.make_sum(event.sample_rate, noise),
         )
 
     def _seeds(self, site: Site) -> bool:
@@ -298,11 +379,7 @@ class RecordMechanism:
 
     @cached_property
     def _run(self) -> str:
-        """A name for the experiment: equal for runs that release the same."""
-        settings = flatten(self.experiment)
-        for key in WHERE:
-            settings.pop(key)
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        return run_name(self.experiment)
 
 
 def packed(made: Trained) -> bytes:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client.outgoing import check_reply
+from client.outgoing import FIELDS, check_reply
 from deal_core.payload import PayloadError
 from simulations.identity import assume_identity
 
@@ -46,3 +46,24 @@ def test_nothing_else_may(records):
     with pytest.raises(PayloadError) as refusal:
         check_reply(reply_with(**records))
     assert "patient" not in str(refusal.value)
+
+
+def test_every_field_that_may_leave_has_its_reason():
+    """The list itself: a field that is added here must be added with a reason there."""
+    assert {f"{record}.{field}" for record, fields in FIELDS.items() for field in fields} == {
+        "status.code",
+        "status.stage",
+        "status.phase",
+        "status.server_round",
+        "metrics.num_examples",
+        "metrics.loss",
+        "metrics.seconds",
+        "metrics.epsilon",
+        "metrics.delta",
+        "metrics.simulation_only",
+        "metrics.noise_floor",
+        "metrics.correct",
+        "metrics.examples",
+    }
+    for fields in FIELDS.values():
+        assert all(len(reason.split()) >= 3 for reason in fields.values())

@@ -287,3 +287,16 @@ def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path: Path, name
     (tmp_path / "outside").mkdir()
     make_task(root)
     assert load(root, name, labels={name: ("x",)}) == TaskData(name, ("x",), (), ())
+
+
+def test_an_id_column_says_whose_a_record_is(tmp_path):
+    from deal_core.config import DataConfig
+    from deal_core.data.rows import Columns, to_example
+
+    config = DataConfig(id_column="patient")
+    row = {"text": "cough", "label": "lung", "patient": 17}
+    columns = Columns.of(config, "task")
+    assert to_example(row, columns, "file", 1).id == "17"
+    with pytest.raises(UserError, match="row 2: no column 'patient'"):
+        to_example({"text": "cough", "label": "lung"}, columns, "file", 2)
+    assert to_example(row, Columns.of(DataConfig(), "task"), "file", 1).id == ""

@@ -219,6 +219,23 @@ def test_a_loss_that_reads_the_weights_themselves_is_refused(case):
         parameter.grad = None
 
 
+@pytest.mark.parametrize(("batch", "reason"), [([1, 1], "twice"), ([0, 1, 2], "larger than")])
+def test_a_batch_that_is_no_sample_of_the_rate_is_refused(case, batch, reason):
+    model, data = case
+    set_trainable(model.module, BOTH)
+    rare = gradients(data, Silence(), sample_rate=1e-6)
+    with pytest.raises(UnsafeModel, match=reason):
+        rare.accumulate(model.module, Plain(model, LABELS, data), batch)
+
+
+def test_fewer_records_than_a_batch_are_all_in_every_batch_and_the_divisor_stays(site):
+    make, records = Maker(), {"task0": 10, "task1": 500}
+    make_mechanism(experiment()).release(ask("task0", 1, records), site, make)
+    source = make.seen[0]
+    assert [len(batch) for batch in source.batches()] == [10]
+    assert (source.sample_rate, source.expected_batch) == (1.0, 32)
+
+
 def test_gradients_from_before_are_not_let_through(case):
     model, data = case
     parameters = set_trainable(model.module, BOTH)
@@ -293,6 +310,8 @@ def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Ask
         server_round=server_round,
         data=[Encoded((1, 2), 0)] * records[task],
         records=lambda: records,
+        ids=lambda: [f"{task} {n}" for n in range(records[task])],
+        learning_rate=2e-3,
         generator=seeded("order"),
     )
 
@@ -386,7 +405,9 @@ def test_the_charge_stands_before_the_answer_leaves(site, monkeypatch):
 
 def test_only_public_figures_go_with_an_update(site):
     figures = make_mechanism(experiment()).release(ask("task0", 1), site, Maker()).figures
-    assert figures.keys() == {"num_examples", "epsilon", "delta", "simulation_only"}
+    assert figures.keys() == {
+        *("num_examples", "epsilon", "delta", "simulation_only", "noise_floor"),
+    }
     assert figures["num_examples"] == 1.0  # not 225
 
 
@@ -449,3 +470,70 @@ def test_one_factor_a_round_unless_told_otherwise():
     assert one.trained(BOTH) == {"lora_B"}
     assert one.trained(frozenset({"lora_A"})) == {"lora_A"}  # the rule's own choice
     assert both.trained(BOTH) == BOTH
+
+
+def count(mechanism, site, stage: int, make) -> dict:
+    asked = replace(ask("task0", 0), task="", phase="evaluate", stage=stage, request=f"e{stage}")
+    return mechanism.count(asked, site, make)
+
+
+def test_noised_counts_are_planned_charged_and_told_once(site):
+    mechanism, make = make_mechanism(experiment("privacy.metrics=noised")), Maker()
+    asked = []
+
+    def counted():
+        asked.append(1)
+        return {"correct": [50] * 5, "examples": [90, 0, 90, 90, 90]}
+
+    for stage, task in enumerate(TASKS):
+        for n in range(1, 11):
+            mechanism.release(ask(task, n), site, make)
+        if stage == 0:
+            count(mechanism, site, -1, counted)
+        counts = count(mechanism, site, stage, counted)
+        assert counts == count(mechanism, site, stage, counted)
+        assert all(0 <= c <= n for c, n in zip(counts["correct"], counts["examples"], strict=True))
+        assert all(n >= 1 for n in counts["examples"])
+    events = site.ledger().events()
+    assert len(asked) == sum(event.mechanism == "counts" for event in events) == 6
+    assert 2.99 < composed(events, events[0].delta) <= 3.0
+    with pytest.raises(Refusal) as refusal:
+        count(mechanism, site, 5, counted)
+    assert refusal.value.code == "withheld"
+    assert len(asked) == 6
+
+
+def test_noise_on_counts_has_the_size_that_is_charged():
+    from deal_core.privacy.counts import SENSITIVITY, noised_counts
+
+    counts = {"correct": [10**6] * 50_000, "examples": [10**7] * 50_000}
+    loud = noised_counts(counts, 10.0, SecureNoise())
+    both = np.array([*loud["correct"], *loud["examples"]], float)
+    both -= np.repeat([10**6, 10**7], 50_000)
+    assert both.std() == pytest.approx(10.0 * SENSITIVITY, rel=0.01)
+
+
+def test_without_a_mechanism_noised_counts_do_not_leave(site):
+    mechanism = make_mechanism(
+        parse_experiment(apply_overrides({}, ["privacy.metrics=noised"]), "test")
+    )
+    with pytest.raises(Refusal) as refusal:
+        count(mechanism, site, 0, dict)
+    assert refusal.value.code == "withheld"
+
+
+def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
+    parallel = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    mechanism, make, alike = make_mechanism(experiment()), Maker(), dict.fromkeys(TASKS, 225)
+    for task in ("task0", "task1"):
+        for n in range(1, 11):
+            mechanism.release(ask(task, n, alike), parallel, make)
+    sequential = mechanism._solve([], alike, site).noise_multiplier
+    assert make.seen[0].noise_multiplier < 0.8 * sequential
+    events, delta = site.ledger().events(), default_delta(5 * 225)
+    assert composed(events, delta, disjoint_tasks=True) <= 3.0 < composed(events, delta)
+    shared = replace(ask("task2", 1, alike), ids=lambda: ["new", "task0 7"])
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(shared, parallel, make)
+    assert refusal.value.code == "policy"
+    assert len(make.seen) == 20

@@ -72,6 +72,7 @@ def test_exact_rules_are_exact_and_the_baseline_is_not(bench):
         ("memory", "the default"),
         ("engine", "inprocess"),
         ("scale", "exponent"),
+        ("privacy", "Cost of a private step"),
     ],
 )
 def test_every_bench_runs_in_its_smallest_size(bench, tmp_path, name, line):

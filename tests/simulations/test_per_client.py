@@ -16,6 +16,7 @@ from deal_core.data import open_source, partition
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction, read_instruction
 from deal_core.methods import METHODS, LocalTask
+from deal_core.privacy.server_side import AsSent
 from deal_core.run_config import flatten
 from server.federation import Federation
 from server.plan import make_plan
@@ -198,7 +199,8 @@ def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(own_orders, whole
 def test_a_round_takes_its_clients_from_those_that_work(own_orders):
     experiment = own_orders("federation.clients_per_round=2")
     plan = make_plan(experiment, (L, S, M), ("0", "1", "2"))
-    federation = Federation(None, experiment, {"0": 7, "1": 8, "2": 9}, plan, None)
+    nodes = {"0": 7, "1": 8, "2": 9}
+    federation = Federation(None, experiment, nodes, plan, None, AsSent(experiment))
     assert federation._sample(Step("round", 0, 2)) == {"0": S, "2": L}
     assert federation._sample(Step("round", 1, 1)) == {"0": M}
     first = federation._sample(Step("round", 0, 1))

@@ -101,6 +101,7 @@ def test_only_what_is_charged_or_allowed_leaves(finished):
         "metrics.epsilon",
         "metrics.delta",
         "metrics.simulation_only",
+        "metrics.noise_floor",
         "metrics.correct",
         "metrics.examples",
     }

@@ -1,0 +1,37 @@
+"""Counts of right answers with noise: what one test record changes is hidden, and charged.
+
+One record, added or removed, changes one task's number of right answers and its number of examples
+by at most 1 each: the vector of all counts by at most ``sqrt(2)``. What is made of the noisy
+numbers to look like counts again is post-processing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from deal_core.privacy.noise import NoiseSource
+
+Counts = Mapping[str, Sequence[int]]
+"""``correct`` and ``examples``, a number for each task."""
+SENSITIVITY = math.sqrt(2)
+
+
+def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -> Counts:
+    """Return whole numbers with ``0 <= correct <= examples`` and at least one example a task, so
+    that it does not show which tasks a site has.
+
+    Args:
+        noise_multiplier: standard deviation of the noise in units of :data:`SENSITIVITY`.
+    """
+    scale = noise_multiplier * SENSITIVITY
+    loud = {
+        name: torch.tensor(counts[name], dtype=torch.float64)
+        + scale * noise.normal(torch.Size([len(counts[name])]))
+        for name in ("correct", "examples")
+    }
+    examples = [max(1, round(n)) for n in loud["examples"].tolist()]
+    pairs = zip(loud["correct"].tolist(), examples, strict=True)
+    return {"correct": [min(max(0, round(c)), n) for c, n in pairs], "examples": examples}

@@ -1,0 +1,20 @@
+"""A name for an experiment: what a ledger files its releases under."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from deal_core.config import Experiment
+from deal_core.run_config import flatten
+
+WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "run.workers")
+"""Keys that change nothing of what is released."""
+
+
+def run_name(experiment: Experiment) -> str:
+    """Equal for runs that release the same."""
+    settings = flatten(experiment)
+    for key in WHERE:
+        settings.pop(key)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,169 @@
+"""``deal audit``: attack one site of an experiment under several budgets, and say what is shown."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from simulations.audit_run import KINDS, Found, Kind, Training, carry_out, known
+from simulations.audit_tables import Audit, Cell, markdown
+from simulations.epsilons import epsilons, named, with_budget
+from simulations.experiment import Request, load_experiment
+from simulations.interrupt import stoppable
+from simulations.preflight import preflight
+from simulations.simulate import STOPPED
+from simulations.study import say
+from simulations.view import progress_view
+from simulations.write_texts import write_texts
+
+REFUTED = 1
+"""Exit code where a claim has been shown to be wrong."""
+DELTA = 1e-5
+"""Where the experiment names none: canaries can refute nothing at a delta of 1 / canaries."""
+
+
+@dataclass(frozen=True)
+class AuditRequest:
+    """The arguments of ``deal audit``.
+
+    Attributes:
+        experiment: a shipped name or the path of a TOML file.
+        epsilon: budgets, separated by commas.
+        out: folder; empty: ``runs/audit-NAME``.
+        overrides: ``table.key=value``.
+        client: the site that is attacked.
+        canaries, text_canaries: directions; texts a task.
+        seed: of the canaries.
+    """
+
+    experiment: str
+    epsilon: str = "1,8,inf"
+    out: str = ""
+    overrides: tuple[str, ...] = ()
+    client: int = 0
+    canaries: int = 1000
+    text_canaries: int = 200
+    seed: int = 0
+
+
+def run_audit(request: AuditRequest, console: Console) -> int:
+    """Train what is left, and report; return the exit code.
+
+    Raises:
+        UserError: bad input, or a folder with other settings; nothing has started.
+    """
+    out = Path(request.out or f"runs/audit-{Path(request.experiment).stem}").expanduser().resolve()
+    trainings = planned(request, out)
+    with console.status("checking the experiment and its data"):
+        for training in trainings:
+            known(training)
+        preflight(trainings[0].experiment)
+    try:
+        with stoppable():
+            found = [_carried_out(training, console) for training in trainings]
+    except KeyboardInterrupt:
+        say(console, f"stopped; continue with: {shlex.join(command(request))}")
+        return STOPPED
+    audit = Audit(experiment=Path(request.experiment).stem, cells=_cells(request, found))
+    page = markdown(audit)
+    write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": page})
+    console.print(page, markup=False, highlight=False, soft_wrap=True)
+    say(console, f"figures in {out / 'audit.json'}, table in {out / 'audit.md'}")
+    return REFUTED if any(each.refuted for each in found) else 0
+
+
+def planned(request: AuditRequest, out: Path) -> list[Training]:
+    """All trainings: every budget, with either kind of canaries.
+
+    Raises:
+        UserError: bad input.
+    """
+    base = load_experiment(Request(request.experiment, str(out), request.overrides))
+    _check(request, base)
+    counts: dict[Kind, int] = {"gradients": request.canaries, "texts": request.text_canaries}
+    return [
+        Training(
+            _settled(base, epsilon, out / "cells" / f"{kind}-{named(epsilon)}", request.client),
+            kind,
+            request.client,
+            counts[kind],
+            request.seed,
+            base.privacy.target_delta or DELTA,
+        )
+        for epsilon in epsilons(request.epsilon)
+        for kind in KINDS
+    ]
+
+
+def _settled(base: Experiment, epsilon: float, folder: Path, client: int) -> Experiment:
+    """One site alone, in this process, and every update as it was made."""
+    config = with_budget(base, epsilon)
+    delta = config.privacy.target_delta or DELTA
+    privacy = config.privacy.model_copy(update={"target_delta": delta})
+    federation = config.federation.model_copy(update={"participants": (client,)})
+    aggregation = config.aggregation.model_copy(update={"robust": "none"})
+    wire = config.wire.model_copy(update={"dtype": "float32"})
+    keys = {"out": str(folder), "resume": False, "workers": 1, "engine": "inprocess"}
+    return config.model_copy(
+        update={
+            "privacy": privacy,
+            "federation": federation,
+            "aggregation": aggregation,
+            "wire": wire,
+            "run": config.run.model_copy(update=keys),
+        }
+    )
+
+
+def _check(request: AuditRequest, base: Experiment) -> None:
+    if not 0 <= request.client < base.federation.clients:
+        raise UserError(
+            f"--client {request.client}: the experiment has clients 0 to "
+            f"{base.federation.clients - 1}"
+        )
+    if base.stream.schedule != "synchronous":
+        raise UserError(
+            f"an audit needs stream.schedule = 'synchronous', not '{base.stream.schedule}'; "
+            "--set stream.schedule=synchronous"
+        )
+    if base.privacy.mechanism not in ("none", "record"):
+        raise UserError(
+            f"an audit is of records, but privacy.mechanism is '{base.privacy.mechanism}'; "
+            "--set privacy.mechanism=record"
+        )
+
+
+def _carried_out(training: Training, console: Console) -> Found:
+    before = known(training)
+    if before is not None:
+        return before
+    name = RunFolder(training.folder).path.name
+    say(console, f"training {name}")
+    with progress_view(console, name) as listener:
+        return carry_out(training, listener)
+
+
+def _cells(request: AuditRequest, found: Sequence[Found]) -> list[Cell]:
+    per_budget = len(KINDS)
+    return [
+        Cell(epsilon=named(epsilon), trainings=list(found[i * per_budget : (i + 1) * per_budget]))
+        for i, epsilon in enumerate(epsilons(request.epsilon))
+    ]
+
+
+def command(request: AuditRequest) -> list[str]:
+    """The command again: it goes on where it was stopped."""
+    words = ["deal", "audit", request.experiment]
+    for field in ("epsilon", "out", "client", "canaries", "text_canaries", "seed"):
+        value = str(getattr(request, field))
+        words += [f"--{field.replace('_', '-')}", value] if value else []
+    for override in request.overrides:
+        words += ["--set", override]
+    return words

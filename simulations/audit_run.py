@@ -1,0 +1,303 @@
+"""One training with canaries, by the real apps in this process, and what was seen of it.
+
+The audited site trains alone: what others add to a release can only hide it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.app import make_app
+from client.workbench import Workbench
+from deal_core.config import Experiment
+from deal_core.data import TaskData, open_source
+from deal_core.data.partition import partition
+from deal_core.errors import UserError, choose
+from deal_core.methods import LEARN
+from deal_core.models.interface import LanguageModel
+from deal_core.privacy.audited import PLANTED, Audited, Factors
+from deal_core.privacy.canaries import GradientCanaries
+from deal_core.privacy.interface import Ask
+from deal_core.privacy.mechanisms import make_mechanism
+from deal_core.privacy.membership import membership
+from deal_core.privacy.one_run_audit import CONFIDENCE, audit
+from deal_core.privacy.text_canaries import Scores, TextCanaries, learnt_scores
+from deal_core.run_config import flatten
+from server.events import Listener
+from server.results import Results, Strict, read_results
+from server.run import run
+from simulations.identity import assume_identity
+from simulations.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
+from simulations.record import check_same, record
+
+FOUND = "audit.json"
+"""What one training told, in its folder."""
+
+Kind = Literal["gradients", "texts"]
+
+
+class Bound(Strict):
+    """As :class:`deal_core.privacy.one_run_audit.LowerBound`."""
+
+    epsilon: float
+    delta: float
+    confidence: float
+    canaries: int
+    guesses: int
+    correct: int
+
+
+class Figure(Strict):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Attack(Strict):
+    """As :class:`deal_core.privacy.membership.Membership`."""
+
+    auc: Figure
+    true_positives: Figure | None
+    members: int
+    others: int
+
+
+class Found(Strict):
+    """One audited training.
+
+    Attributes:
+        kind: of canaries.
+        client, canaries, seed: what was asked for.
+        mechanism, unit, simulation_only: of the run.
+        claimed: epsilon that the site's ledger holds, of everything that it has released in all
+            rounds and tasks, at ``delta``; None: no guarantee.
+        bound: what the canaries refute.
+        membership: of the site's other records; with texts alone.
+    """
+
+    kind: Kind
+    client: int
+    canaries: int
+    seed: int
+    mechanism: str
+    unit: str | None
+    simulation_only: bool
+    claimed: float | None
+    delta: float
+    bound: Bound
+    membership: Attack | None = None
+
+    @property
+    def refuted(self) -> bool:
+        """Has the claim been shown to be wrong?"""
+        return self.claimed is not None and self.bound.epsilon > self.claimed
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training of an audit is.
+
+    Attributes:
+        experiment: complete; ``run.out`` is a folder of its own.
+        kind, client, canaries, seed: of the canaries; ``canaries`` of texts is for each task.
+        delta: at which epsilon is bounded.
+    """
+
+    experiment: Experiment
+    kind: Kind
+    client: int
+    canaries: int
+    seed: int
+    delta: float
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return Path(self.experiment.run.out)
+
+
+def known(training: Training) -> Found | None:
+    """What the folder already holds; None: the training has not ended.
+
+    Raises:
+        UserError: of other settings.
+    """
+    path = training.folder / FOUND
+    if not path.exists():
+        return None
+    cure = "set it back, or choose another --out"
+    check_same(training.experiment, read_results(training.folder).config, "audit", cure)
+    found = Found.model_validate_json(path.read_text(encoding="utf-8"))
+    for name in ("client", "canaries", "seed"):
+        if getattr(found, name) != getattr(training, name):
+            raise UserError(
+                f"audit: {name} is {getattr(training, name)}, but {path} has "
+                f"{getattr(found, name)}; {cure}"
+            )
+    return found
+
+
+def carry_out(training: Training, listener: Listener) -> Found:
+    """Train, judge, and write what was found beside the results.
+
+    One that was stopped starts again: what its witness saw is gone with it.
+
+    Raises:
+        UserError: as a run; or the site has too little to plant canaries in.
+    """
+    if training.folder.exists():
+        shutil.rmtree(training.folder)
+    record(training.experiment)
+    judge = KINDS[training.kind]
+    found = judge(training, listener)
+    (training.folder / FOUND).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+@dataclass
+class UpdateWitness:
+    """Adds up, over all rounds and tasks, how far updates went along the canaries."""
+
+    canaries: GradientCanaries
+    total: Scores
+
+    def update(self, change: Factors) -> None:
+        """Score one update."""
+        self.total += self.canaries.scores(change)
+
+    def model(self, ask: Ask, model: LanguageModel, labels: Sequence[str]) -> None:
+        """Nothing to see."""
+
+
+@dataclass
+class TextWitness:
+    """Scores texts on the model that the site hands over in the last round of each task.
+
+    Attributes:
+        share_of: task to the site's share, before anything was planted.
+        last: number of the last round of a task.
+        scores, included: of the canaries of the tasks so far. members, others: scores of the
+            site's other training records, and of its test records.
+    """
+
+    canaries: TextCanaries
+    share_of: Callable[[str], TaskData]
+    last: int
+    scores: list[Scores] = field(default_factory=list)
+    included: list[NDArray[np.bool_]] = field(default_factory=list)
+    members: list[Scores] = field(default_factory=list)
+    others: list[Scores] = field(default_factory=list)
+
+    def update(self, change: Factors) -> None:
+        """Nothing to see."""
+
+    def model(self, ask: Ask, model: LanguageModel, labels: Sequence[str]) -> None:
+        """Score, where the task is over."""
+        if ask.phase != LEARN or ask.server_round != self.last:
+            return
+        share = self.share_of(ask.task)
+        planted = self.canaries.planted(share)
+        for examples, into in (
+            (planted.canaries, self.scores),
+            (planted.others, self.members),
+            (share.test, self.others),
+        ):
+            into.append(learnt_scores(model, examples, labels))
+        self.included.append(planted.included)
+
+
+def _gradients(training: Training, listener: Listener) -> Found:
+    """Gradient canaries, scored on every update."""
+    canaries = GradientCanaries(training.canaries, training.seed)
+    witness = UpdateWitness(canaries, np.zeros(training.canaries))
+    name = training.experiment.privacy.mechanism
+    planted = choose("privacy.mechanism for an audit", name, PLANTED)
+    bench = Workbench(
+        training.experiment, lambda config: Audited(planted(config, canaries), witness)
+    )
+    results = _run(training, bench, listener)
+    return _found(training, results, witness.total, canaries.included, None)
+
+
+def _texts(training: Training, listener: Listener) -> Found:
+    """Text canaries, and the attack on all other records."""
+    canaries = TextCanaries(training.client, training.canaries, training.seed)
+    witness = TextWitness(
+        canaries,
+        lambda task: share_of(training.experiment, task, training.client),
+        training.experiment.federation.rounds,
+    )
+    bench = Workbench(
+        training.experiment,
+        lambda config: Audited(make_mechanism(config), witness),
+        canaries.prepare,
+    )
+    results = _run(training, bench, listener)
+    scores = [np.concatenate(s) if s else np.zeros(0) for s in (witness.scores, witness.members)]
+    others = np.concatenate(witness.others) if witness.others else np.zeros(0)
+    if not (len(scores[0]) and len(scores[1]) and len(others)):
+        raise UserError(
+            f"client {training.client} has too few records to plant canaries among them; audit "
+            "another --client, or give it more"
+        )
+    attack = membership(scores[1], others, training.seed)
+    included = np.concatenate(witness.included)
+    return _found(training, results, scores[0], included, Attack.model_validate(asdict(attack)))
+
+
+KINDS: dict[Kind, Callable[[Training, Listener], Found]] = {
+    "gradients": _gradients,
+    "texts": _texts,
+}
+"""Kind of canaries to how a training with them is judged."""
+
+
+def _run(training: Training, bench: Workbench, listener: Listener) -> Results:
+    config = training.experiment
+    app = make_app(find_bench=lambda context, place: bench)
+    grid = InProcessGrid(app, flatten(config), config.federation.clients)
+    with assume_identity(RUN_ID, SERVER_NODE):
+        return run(grid, config, listener)
+
+
+def _found(
+    training: Training,
+    results: Results,
+    scores: Scores,
+    included: NDArray[np.bool_],
+    attack: Attack | None,
+) -> Found:
+    privacy = results.privacy
+    claimed = privacy.epsilon.get(str(training.client))
+    # None: without a guarantee there is nothing to refute, and delta is the audit's own.
+    delta = training.delta if privacy.delta is None else privacy.delta
+    bound = audit(scores, included, delta, CONFIDENCE)
+    return Found(
+        kind=training.kind,
+        client=training.client,
+        canaries=training.canaries,
+        seed=training.seed,
+        mechanism=privacy.mechanism,
+        unit=privacy.unit,
+        simulation_only=privacy.simulation_only,
+        claimed=claimed,
+        delta=delta,
+        bound=Bound.model_validate(asdict(bound)),
+        membership=attack,
+    )
+
+
+def share_of(experiment: Experiment, task: str, client: int) -> TaskData:
+    """A client's share of a task as it is."""
+    data = open_source(experiment.data).load(task)
+    clients = experiment.federation.clients
+    return partition(data, experiment.data.partition, clients, experiment.run.seed)[client]

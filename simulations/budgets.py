@@ -1,0 +1,111 @@
+"""``deal budgets``: accuracy against the privacy budget; resumable, on the machinery of studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from simulations.budgets_plot import draw
+from simulations.budgets_results import Budgets, collect, read_audit
+from simulations.budgets_study import budgets_study
+from simulations.budgets_tables import markdown
+from simulations.epsilons import epsilons
+from simulations.experiment import Request, load_experiment
+from simulations.simulate import STOPPED
+from simulations.study import FAILED, check_left, names, remaining, run_left, say
+from simulations.study_grid import grid
+from simulations.write_texts import write_texts
+
+
+@dataclass(frozen=True)
+class BudgetsRequest:
+    """The arguments of ``deal budgets``.
+
+    Attributes:
+        experiment: a shipped name or the path of a TOML file.
+        epsilon, method: separated by commas; no method: the experiment's.
+        seeds: so many, from 0.
+        out: folder; empty: ``runs/budgets-NAME``.
+        overrides: ``table.key=value``, for all runs.
+        audit: folder of a ``deal audit``; empty: none.
+        jobs: runs at a time; 0: as many as there are cores for.
+        report: only read what is there, and run nothing.
+    """
+
+    experiment: str
+    epsilon: str = "1,2,4,8,inf"
+    method: str = ""
+    seeds: int = 3
+    out: str = ""
+    overrides: tuple[str, ...] = ()
+    audit: str = ""
+    jobs: int = 0
+    report: bool = False
+
+
+def run_budgets(request: BudgetsRequest, console: Console) -> int:
+    """Run what is left of the grid; return the exit code.
+
+    Raises:
+        UserError: bad input, or a folder with other settings; nothing has started.
+    """
+    values, methods = epsilons(request.epsilon), names(request.method)
+    base = load_experiment(Request(request.experiment, "", request.overrides))
+    study = budgets_study(request.experiment, base, values, methods, request.seeds)
+    out = Path(request.out or f"runs/{study.name}").expanduser().resolve()
+    cells = grid(study, out, request.overrides)
+    audit = read_audit(request.audit)
+    left = {} if request.report else remaining(cells, cells)
+
+    def renew() -> None:
+        write(out, collect(study.path.stem, cells, values, audit))
+
+    if left:
+        check_left(left, console)
+    renew()
+    again = command(request)
+    failures = run_left(left, out, request.jobs, again, renew, console) if left else {}
+    if failures is None:
+        return STOPPED
+    page = out / "budgets.md"
+    console.print(page.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    say(console, f"table in {page}, figures in {out / 'budgets.json'}, {out / 'budgets.png'}")
+    for name, why in failures.items():
+        say(console, f"failed: {name}: {why}")
+    return FAILED if failures else 0
+
+
+def write(out: Path, budgets: Budgets) -> None:
+    """Write ``budgets.json``, ``budgets.md`` and, as soon as there is a point, ``budgets.png``.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    texts = {
+        "budgets.json": budgets.model_dump_json(indent=1) + "\n",
+        "budgets.md": markdown(budgets),
+    }
+    write_texts(out, texts)
+    if budgets.points:
+        beside = out / "budgets.writing.png"
+        draw(beside, budgets)
+        beside.replace(out / "budgets.png")
+
+
+def command(request: BudgetsRequest) -> Sequence[str]:
+    """The command again: it goes on where it was stopped."""
+    words = ["deal", "budgets", request.experiment, "--epsilon", request.epsilon]
+    words += ["--seeds", str(request.seeds)]
+    for option, value in (
+        ("--method", request.method),
+        ("--out", request.out),
+        ("--audit", request.audit),
+        ("--jobs", str(request.jobs or "")),
+    ):
+        words += [option, value] if value else []
+    for override in request.overrides:
+        words += ["--set", override]
+    return words

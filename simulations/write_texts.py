@@ -1,0 +1,26 @@
+"""Tables and figures on disk: whoever reads meanwhile finds the old text or the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from deal_core.errors import UserError
+
+
+def write_texts(out: Path, texts: Mapping[str, str]) -> None:
+    """Write files into a folder, made where it is missing.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            beside = out / f"{name}.writing"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(out / name)
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None

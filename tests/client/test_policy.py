@@ -1,0 +1,154 @@
+"""What leaves a site under its own policy, whatever the server asks: every field, every message."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from flwr.app import Array, Message
+
+from client.app import make_app
+from client.site import site_of
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from deal_core.ledger import Ledger
+from deal_core.privacy.policy import (
+    Policy,
+    figures_allowed,
+    metrics_allowed,
+    require_mechanism,
+)
+from deal_core.run_config import flatten
+from server.results import read_results
+from server.run import run
+from simulations.identity import assume_identity
+from simulations.inprocess import InProcessGrid
+from simulations.report import print_report
+
+ALWAYS = {
+    "site.client": "which of the known sites answers; given by the federation",
+    "status.code": "a fixed word",
+    "status.stage": "repeats the request",
+    "status.phase": "repeats the request",
+    "status.server_round": "repeats the request",
+}
+UPDATE = {
+    "lora.*": "clipped, noised and charged to the ledger",
+    "metrics.num_examples": "always 1: every site weighs the same",
+    "metrics.epsilon": "composed from rates, noise and steps; what the site wants known",
+    "metrics.delta": "goes with epsilon",
+    "metrics.simulation_only": "goes with epsilon",
+    "metrics.noise_floor": "what the optimiser makes of noise alone; reads no data",
+}
+COUNTS = {
+    "metrics.correct": "the policy lets counts of right answers go",
+    "metrics.examples": "the policy lets counts of right answers go",
+}
+OPEN = {
+    "lora.*": "the policy demands no mechanism",
+    "metrics.num_examples": "always 1 without leave to send counts",
+}
+
+
+def sent(experiment: Experiment, folder, policy: Policy | None):
+    """Run with this policy at every site; return the fields and values that left, and events."""
+    own = experiment.run.model_copy(update={"out": str(folder)})
+    experiment = experiment.model_copy(update={"run": own})
+    left: dict[str, set[str]] = {}
+
+    def see(reply: Message) -> Message:
+        for name, record in reply.content.items():
+            for key, value in record.items():
+                place = f"{name}.{'*' if isinstance(value, Array) else key}"
+                left.setdefault(place, set()).add("" if place == "lora.*" else str(value))
+        return reply
+
+    events: list[dict] = []
+    app = make_app(lambda place: replace(site_of(place), policy=policy))
+    grid = InProcessGrid(app, flatten(experiment), experiment.federation.clients)
+    grid.interceptor = see
+    with assume_identity(1, 1):
+        run(grid, experiment, events.append)
+    return left, events
+
+
+@pytest.fixture
+def small(make_experiment):
+    def make(*overrides: str) -> Experiment:
+        return make_experiment(
+            'data.tasks=["surgery"]',
+            "federation.rounds=1",
+            "train.precision=float32",
+            "train.batch_size=8",
+            *overrides,
+        )
+
+    return make
+
+
+def test_under_a_strict_policy_only_what_is_charged_leaves(small, tmp_path, capsys):
+    from rich.console import Console
+
+    policy = Policy(mechanism="record", max_epsilon=2.0)
+    left, events = sent(small("privacy.mechanism=record"), tmp_path, policy)
+    assert left.keys() == ALWAYS.keys() | UPDATE.keys()
+    assert left["metrics.num_examples"] == {"1.0"}
+    assert left["status.code"] == {"ok", "withheld"}
+    assert not any("loss" in event for event in events)
+    results = read_results(tmp_path)
+    assert results.accuracy_matrix == []
+    assert results.average_accuracy is None
+    assert 1.9 < max(results.privacy.epsilon.values()) <= 2.0  # the site's limit, not the 8 asked
+    print_report(Console(width=200), tmp_path)
+    assert "clients keep their counts" in capsys.readouterr().out
+
+
+def test_counts_leave_where_both_sides_want_them(small, tmp_path):
+    policy = Policy(mechanism="record", metrics="clear")
+    left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
+    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | COUNTS.keys()
+
+
+def test_the_server_cannot_switch_a_sites_privacy_off(small, tmp_path):
+    policy = Policy(mechanism="record", metrics="clear")
+    left, events = sent(small(), tmp_path, policy)
+    assert left.keys() == (ALWAYS.keys() | COUNTS.keys()) - {
+        "status.stage",
+        "status.phase",
+        "status.server_round",
+    }
+    assert {e["code"] for e in events if e["event"] == "client_idle"} == {"policy"}
+    assert Ledger(tmp_path / "sites" / "0").events() == []
+
+
+def test_a_policy_without_mechanism_still_keeps_counts_and_loss(small, tmp_path):
+    left, _ = sent(small(), tmp_path, Policy())
+    assert left.keys() == ALWAYS.keys() | OPEN.keys()
+    assert left["metrics.num_examples"] == {"1.0"}
+
+
+@pytest.mark.parametrize("mechanism", ["none", "client"])
+def test_a_largest_epsilon_demands_a_mechanism_that_counts_it(mechanism):
+    with pytest.raises(
+        UserError, match=f"is '{mechanism}', but the site's policy demands 'record'"
+    ):
+        require_mechanism(mechanism, Policy(max_epsilon=2.0))
+    require_mechanism("record", Policy(max_epsilon=2.0))
+    require_mechanism(mechanism, Policy(max_epsilon=2.0, mechanism=mechanism))
+
+
+def test_metrics_are_the_stricter_of_both():
+    for asked in ("none", "noised", "clear"):
+        assert metrics_allowed(asked, None) == asked
+        assert metrics_allowed(asked, Policy(metrics="none")) == "none"
+        assert metrics_allowed(asked, Policy(metrics="clear")) == asked
+    assert metrics_allowed("none", Policy(metrics="noised")) == "none"
+    assert metrics_allowed("clear", Policy(metrics="noised")) == "noised"
+
+
+def test_figures_leave_one_by_one():
+    figures = {"num_examples": 225, "loss": 0.5, "seconds": 3.0}
+    assert figures_allowed(figures, None) == figures
+    assert figures_allowed(figures, Policy()) == {"num_examples": 1.0}
+    assert figures_allowed(figures, Policy(counts=True)) == {"num_examples": 225, "seconds": 3.0}
+    assert figures_allowed(figures, Policy(metrics="clear")) == {"num_examples": 1.0, "loss": 0.5}

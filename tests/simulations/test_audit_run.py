@@ -1,0 +1,94 @@
+"""Audited trainings: real apps, real mechanism, real accountant."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deal_core.errors import UserError
+from deal_core.privacy.noise import SeededNoise
+from simulations.audit_run import Training, carry_out, known
+
+AUDITED = (
+    'data.tasks=["laboratory"]',
+    "federation.participants=[0]",
+    "federation.rounds=1",
+    "train.precision=float32",
+    "data.max_test=8",
+    "train.batch_size=64",
+    "federation.local_epochs=4",
+    "privacy.target_delta=1e-5",
+)
+
+
+def training(make_experiment, folder, *overrides, kind="gradients", canaries=250) -> Training:
+    experiment = make_experiment(*AUDITED, f'run.out="{folder}"', *overrides)
+    return Training(experiment, kind, client=0, canaries=canaries, seed=5, delta=1e-5)
+
+
+RECORD = ("privacy.mechanism=record", "privacy.sample_rate=0.5")
+
+
+def test_noise_switched_off_is_caught(make_experiment, tmp_path, monkeypatch):
+    """The accountant still says epsilon = 1; the updates tell otherwise."""
+    monkeypatch.setattr(
+        SeededNoise, "normal", lambda self, shape: torch.zeros(shape, dtype=torch.float64)
+    )
+    what = training(make_experiment, tmp_path / "off", *RECORD, "privacy.target_epsilon=1.0")
+    found = carry_out(what, lambda event: None)
+    assert 0.9 < found.claimed <= 1.0
+    assert found.bound.epsilon > 2 * found.claimed
+    assert found.refuted
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_the_mechanism_as_it_is_stays_below_its_claim(make_experiment, tmp_path, epsilon):
+    what = training(make_experiment, tmp_path / "on", *RECORD, f"privacy.target_epsilon={epsilon}")
+    found = carry_out(what, lambda event: None)
+    assert 0.9 * epsilon < found.claimed <= epsilon
+    assert found.bound.epsilon < found.claimed
+    assert not found.refuted
+    assert known(what) == found
+
+
+def test_without_a_mechanism_canaries_are_plain_to_see(make_experiment, tmp_path):
+    found = carry_out(training(make_experiment, tmp_path / "none"), lambda event: None)
+    assert found.claimed is None
+    assert found.unit is None
+    assert found.bound.epsilon > 2
+
+
+def test_texts_with_random_labels_show_where_nothing_is_private(make_experiment, tmp_path):
+    what = training(
+        make_experiment,
+        tmp_path / "texts",
+        "federation.clients=1",
+        "data.max_train=96",
+        "data.max_test=100",
+        "train.batch_size=8",
+        "train.learning_rate=5e-3",
+        "federation.local_epochs=6",
+        kind="texts",
+        canaries=48,
+    )
+    found = carry_out(what, lambda event: None)
+    assert found.claimed is None
+    assert found.bound.canaries == 48
+    assert found.bound.epsilon > 0.3
+    assert (found.membership.members, found.membership.others) == (48, 100)
+    assert found.membership.auc.value > 0.6
+    assert found.membership.true_positives is not None
+
+
+def test_what_a_folder_holds_of_other_settings_is_refused(make_experiment, tmp_path):
+    what = training(make_experiment, tmp_path / "run", canaries=20)
+    carry_out(what, lambda event: None)
+    for changed, told in (
+        (replace(what, canaries=21), "canaries is 21"),
+        (replace(what, seed=6), "seed is 6"),
+    ):
+        with pytest.raises(UserError, match=told) as caught:
+            known(changed)
+        assert "\n" not in str(caught.value)
