@@ -55,6 +55,7 @@ def test_every_field_that_may_leave_has_its_reason():
         "status.stage",
         "status.phase",
         "status.server_round",
+        "site.client",
         "metrics.num_examples",
         "metrics.loss",
         "metrics.seconds",
