@@ -11,6 +11,7 @@ from deal_core.data import open_source
 from deal_core.ledger import Ledger
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
+from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.privacy.server_side import make_server_side
 from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
 from server.events import EventLog, Listener
@@ -64,6 +65,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         "run_started",
         tasks=tasks,
         clients=len(clients),
+        unit=make_mechanism(experiment).unit,
         stages=[
             {"rounds": rounds_of(stage, steps), "tasks": list(plan.work(stage))}
             for stage in range(len(plan.stages))
