@@ -156,7 +156,7 @@ class WaryClient:
                 place=place,
                 simulation_only=seeds,
             )
-            ledger.require(event, plan.budget)
+            ledger.require(event, plan.budget(site.policy))
             made = make(self._gradients(ask, plan.noise_multiplier, seeds))
             figures = {
                 "num_examples": 1.0,  # every client weighs the same
@@ -166,7 +166,8 @@ class WaryClient:
                 "noise_floor": self._scale(plan.noise_multiplier),
             }
             answer = packed(Trained(made.arrays, figures))
-            return unpacked(ledger.charge(event, plan.budget, ask.request, answer))
+            budget = plan.budget(site.policy)
+            return unpacked(ledger.charge(event, budget, ask.request, answer))
         except (BudgetSpent, NoiseMultiplier) as spent:
             reason = str(spent) or "the ledger's past leaves nothing"
             raise Refusal("budget-spent", reason) from None

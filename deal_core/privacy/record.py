@@ -59,8 +59,9 @@ from deal_core.privacy.plan import (
     planned_work,
     solve_noise_multiplier,
 )
-from deal_core.privacy.policy import metrics_allowed, terms
+from deal_core.privacy.policy import Policy, metrics_allowed, terms
 from deal_core.privacy.run_name import run_name
+from deal_core.randomness import seeded
 from deal_core.randomness import seeded
 
 UNIT = "record"
@@ -167,10 +168,15 @@ class Plan(BaseModel):
     max_grad_norm: float
     work: tuple[Work, ...]
 
-    @property
-    def budget(self) -> Budget:
-        """What every charge is checked against."""
-        return Budget(self.epsilon, self.delta, self.disjoint_tasks)
+    def budget(self, policy: Policy | None) -> Budget:
+        """What every charge is checked against: the policy may have become tighter since."""
+        if policy is None:
+            return Budget(self.epsilon, self.delta, disjoint_tasks=False)
+        return Budget(
+            epsilon=min(self.epsilon, policy.max_epsilon or self.epsilon),
+            delta=min(self.delta, policy.max_delta or self.delta),
+            disjoint_tasks=self.disjoint_tasks and policy.disjoint_tasks,
+        )
 
 
 def records_alone(sample_rate: float, noise: NoiseSource) -> ClippedSum:
@@ -206,7 +212,7 @@ class RecordMechanism:
             if plan.disjoint_tasks:
                 ledger.declare_members(ask.task, ask.ids())
             event = self._event(ask, site, plan)
-            ledger.require(event, plan.budget)
+            ledger.require(event, plan.budget(site.policy))
         except (BudgetSpent, NoiseMultiplier) as spent:
             reason = str(spent) or "the ledger's past leaves nothing"
             raise Refusal("budget-spent", reason) from None
@@ -223,7 +229,7 @@ class RecordMechanism:
         }
         answer = packed(Trained(made.arrays, figures))
         try:
-            return unpacked(ledger.charge(event, plan.budget, ask.request, answer))
+            return unpacked(ledger.charge(event, plan.budget(site.policy), ask.request, answer))
         except BudgetSpent as spent:
             raise Refusal("budget-spent", str(spent)) from None
 
@@ -244,11 +250,11 @@ class RecordMechanism:
             try:
                 plan = self._plan(ask, site)
                 event = self._counting(ask, site, plan)
-                ledger.require(event, plan.budget)
+                ledger.require(event, plan.budget(site.policy))
                 noise = self._noise(ask) if event.simulation_only else SecureNoise()
                 loud = noised_counts(make(), event.noise_multiplier, noise)
                 answer = json.dumps(dict(loud)).encode()
-                kept = ledger.charge(event, plan.budget, ask.request, answer)
+                kept = ledger.charge(event, plan.budget(site.policy), ask.request, answer)
             except (BudgetSpent, NoiseMultiplier, UserError) as reason:
                 raise Refusal("withheld", str(reason)) from None
         counts: Counts = json.loads(kept)

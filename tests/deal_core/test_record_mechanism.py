@@ -537,3 +537,15 @@ def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
         mechanism.release(shared, parallel, make)
     assert refusal.value.code == "policy"
     assert len(make.seen) == 20
+
+
+def test_a_policy_that_tightens_during_a_run_holds_at_once(site):
+    mechanism, make = make_mechanism(experiment()), Maker()
+    for n in range(1, 6):
+        mechanism.release(ask("task0", n), site, make)
+    spent = composed(site.ledger().events(), default_delta(sum(RECORDS.values())))
+    tighter = replace(site, policy=Policy(max_epsilon=spent))
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(ask("task0", 6), tighter, make)
+    assert refusal.value.code == "budget-spent"
+    assert len(make.seen) == 5
