@@ -62,7 +62,6 @@ from deal_core.privacy.plan import (
 from deal_core.privacy.policy import Policy, metrics_allowed, terms
 from deal_core.privacy.run_name import run_name
 from deal_core.randomness import seeded
-from deal_core.randomness import seeded
 
 UNIT = "record"
 BELOW = 1 - 1e-5
