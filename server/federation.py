@@ -124,9 +124,10 @@ class Federation:
         }
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
-        self._event("round_finished", step, seconds=seconds, **counts, **figures)
-        own = side.spent(list(self.roster.clients))
-        spent |= {name: Spending.model_validate(figures) for name, figures in own.items()}
+        charged = side.spent(list(self.roster.clients))
+        told = next(iter(charged.values()), {})  # the same for all
+        self._event("round_finished", step, seconds=seconds, **counts, **figures, **told)
+        spent |= {name: Spending.model_validate(each) for name, each in charged.items()}
         history = history.judged(sizes.keys(), excluded).charged(spent)
         if step.phase == LEARN:
             history = history.noised(step.server_round == 1, spent)

@@ -12,6 +12,7 @@ from deal_core.data import open_source
 from deal_core.ledger import Ledger
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
+from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.privacy.server_side import make_server_side
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
@@ -65,6 +66,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         tasks=tasks,
         clients=len(roster.clients),
         sites=list(experiment.federation.sites),
+        unit=make_mechanism(experiment).unit,
         stages=[
             {"rounds": rounds_of(stage, steps), "tasks": list(plan.work(stage))}
             for stage in range(len(plan.stages))

@@ -184,12 +184,13 @@ def _sweep(done: Sequence[Cell]) -> Sweep:
 
 
 def _largest_ledger(cell: Cell) -> list[Event]:
-    """Events of the client that spent most in a run; empty where no site has a ledger."""
+    """Events of the client that spent most in a run, or of the server, where that keeps the book;
+    empty: there is none."""
     folder = Path(next(iter(cell.runs.values())).run.out)
     epsilon = _results(cell).privacy.epsilon
     most = max(epsilon, key=lambda client: epsilon[client])
-    site = folder / "sites" / most
-    return Ledger(site).events() if Ledger(site).path.exists() else []
+    books = Ledger(folder / "privacy"), Ledger(folder / "sites" / most)
+    return next((book.events() for book in books if book.path.exists()), [])
 
 
 def _largest_delta(privacy: Sequence[Privacy]) -> float | None:

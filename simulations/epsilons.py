@@ -32,14 +32,10 @@ def named(epsilon: float) -> str:
     return f"{epsilon:g}"
 
 
-def with_budget(experiment: Experiment, epsilon: float, mechanism: str = "") -> Experiment:
-    """The experiment under this budget.
-
-    Args:
-        mechanism: of finite budgets; empty: the experiment's own, or ``record`` where it has none.
-    """
-    private = mechanism or experiment.privacy.mechanism
-    private = "record" if private == "none" else private
+def with_budget(experiment: Experiment, epsilon: float) -> Experiment:
+    """The experiment under this budget, by its own mechanism, or ``record`` where it has none."""
+    own = experiment.privacy.mechanism
+    private = "record" if own == "none" else own
     changes: dict[str, object] = {"mechanism": "none"}
     if math.isfinite(epsilon):
         changes = {"mechanism": private, "target_epsilon": epsilon}

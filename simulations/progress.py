@@ -42,7 +42,7 @@ class Progress:
         started, updated: time of the start and of the last event.
         per_round: mean seconds a round took since this start, evaluations included; 0: unknown.
         epsilon: largest over clients, of all that their ledgers hold; None: no guarantee.
-        delta: largest over clients.
+        delta: largest over clients. unit: what is protected.
         simulation_only: some noise came from a seed.
     """
 
@@ -68,6 +68,7 @@ class Progress:
     per_round: float = 0.0
     epsilon: float | None = None
     delta: float = 0.0
+    unit: str = ""
     simulation_only: bool = False
 
     @property
@@ -133,6 +134,7 @@ def _run_started(state: Progress, event: Event) -> Progress:
         state,
         phase="resuming" if event["resumed"] else "starting",
         tasks=tuple(event["tasks"]),
+        unit=event.get("unit") or "",
         stages=stages,
         done=done,
         evaluated=sum(end <= done for end in ends),
@@ -167,7 +169,13 @@ def _client_finished(state: Progress, event: Event) -> Progress:
     mean = event.get("loss")
     if state.loss is not None and mean is not None:
         mean = (state.loss * state.answered + mean) / answered
-    state = replace(state, answered=answered, client=str(event["client"]), loss=mean)
+    return _charged(
+        replace(state, answered=answered, client=str(event["client"]), loss=mean), event
+    )
+
+
+def _charged(state: Progress, event: Event) -> Progress:
+    """What a client, or the server for all, says that privacy has cost."""
     if "epsilon" not in event:
         return state
     spent = max(state.epsilon or 0.0, event["epsilon"])
@@ -183,7 +191,7 @@ def _client_failed(state: Progress, event: Event) -> Progress:
 
 def _round_finished(state: Progress, event: Event) -> Progress:
     return replace(
-        _round_skipped(state, event),
+        _charged(_round_skipped(state, event), event),
         done_here=state.done_here + 1,
         aggregation_error=event["aggregation_error"],
         round_seconds=event["seconds"],

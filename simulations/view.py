@@ -124,12 +124,12 @@ def _quality(state: Progress) -> str:
 
 def spent(state: Progress) -> list[str]:
     """What privacy has cost: an epsilon is never without its delta, unit and extent."""
-    if state.epsilon is None:
+    if state.epsilon is None or not state.unit:
         return []
     seeded = ", simulation only" if state.simulation_only else ""
     return [
-        f"epsilon {state.epsilon:.3g} at delta {state.delta:.2g} per record, all rounds and tasks "
-        f"so far{seeded}"
+        f"epsilon {state.epsilon:.3g} at delta {state.delta:.2g} per {state.unit}, all rounds and "
+        f"tasks so far{seeded}"
     ]
 
 

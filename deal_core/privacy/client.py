@@ -58,8 +58,11 @@ class TrustingClient:
         """Train, and let go the update alone: what else describes the data would be in no sum.
 
         Raises:
-            Refusal: there is nothing to learn from.
+            Refusal: there is nothing to learn from, or the site's policy has limits whose keeping
+                it could not see.
         """
+        if site.policy is not None and (site.policy.max_epsilon or site.policy.max_delta):
+            raise Refusal("policy", "the server accounts, so policy.max_epsilon cannot be kept")
         made = NoMechanism(self.experiment).release(ask, site, make)
         return Trained(made.arrays, {"num_examples": 1.0})
 
@@ -132,12 +135,14 @@ class WaryClient:
         """Plan, check the budget, train, clip, add noise, charge, and only then let go.
 
         Raises:
-            Refusal: the budget is spent.
+            Refusal: the budget is spent, or earlier releases have hidden less than the client.
         """
         ledger = site.ledger()
         kept = ledger.answer(ask.request)
         if kept is not None:
             return unpacked(kept)
+        if any(event.unit != UNIT for event in ledger.events()):
+            raise Refusal("policy", "the ledger holds releases that hide records, not the client")
         seeds = site.simulated and self.experiment.privacy.noise != "secure"
         place = ask.task, ask.phase, ask.stage, ask.server_round
         try:
@@ -151,7 +156,7 @@ class WaryClient:
                 place=place,
                 simulation_only=seeds,
             )
-            ledger.require(event, plan.budget)
+            ledger.require(event, plan.budget(site.policy))
             made = make(self._gradients(ask, plan.noise_multiplier, seeds))
             figures = {
                 "num_examples": 1.0,  # every client weighs the same
@@ -161,7 +166,8 @@ class WaryClient:
                 "noise_floor": self._scale(plan.noise_multiplier),
             }
             answer = packed(Trained(made.arrays, figures))
-            return unpacked(ledger.charge(event, plan.budget, ask.request, answer))
+            budget = plan.budget(site.policy)
+            return unpacked(ledger.charge(event, budget, ask.request, answer))
         except (BudgetSpent, NoiseMultiplier) as spent:
             reason = str(spent) or "the ledger's past leaves nothing"
             raise Refusal("budget-spent", reason) from None

@@ -30,10 +30,11 @@ class ClientPlan(BaseModel):
     epsilon: float
     delta: float
 
-    @property
-    def budget(self) -> Budget:
-        """What every charge is checked against: a client is in all tasks."""
-        return Budget(self.epsilon, self.delta)
+    def budget(self, policy: Policy | None) -> Budget:
+        """What every charge is checked against: a client is in all tasks, and a site's policy may
+        have become tighter since."""
+        epsilon = min(self.epsilon, (policy.max_epsilon if policy else 0.0) or self.epsilon)
+        return Budget(epsilon, min(self.delta, (policy.max_delta if policy else 0.0) or self.delta))
 
 
 def client_plan(

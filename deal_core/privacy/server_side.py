@@ -178,12 +178,12 @@ class CentralNoise:
         try:
             kept = self.ledger.answer(request)
             if kept is None:
-                self.ledger.require(event, plan.budget)
+                self.ledger.require(event, plan.budget(None))
                 noise = self._noise("noise", place.stage, place.server_round)
                 expected = self.sample_rate * place.eligible
                 mean = clipped_sum.noisy_mean(plan.noise_multiplier, expected, noise)
                 answer = save({name: part.numpy() for name, part in mean.items()})
-                kept = self.ledger.charge(event, plan.budget, request, answer)
+                kept = self.ledger.charge(event, plan.budget(None), request, answer)
         except BudgetSpent as spent:
             raise UserError(f"the clients' budget is spent: {spent}; see privacy") from None
         return load(kept)

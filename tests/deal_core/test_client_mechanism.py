@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,11 +13,15 @@ from deal_core.adapters import Adapter, LoraFactors, zero_adapter
 from deal_core.aggregation import ClientUpdate, make_rule
 from deal_core.config import AggregationConfig
 from deal_core.errors import UserError
-from deal_core.ledger import Ledger
+from deal_core.ledger import Budget, Ledger
+from deal_core.models.interface import Encoded
 from deal_core.privacy.client import TrustingClient, WaryClient, make_client
+from deal_core.privacy.client_plan import client_event
 from deal_core.privacy.clipped_mean import ClippedSum, clipped, factors_of
+from deal_core.privacy.interface import Ask, Refusal, Site
 from deal_core.privacy.mechanisms import MECHANISMS, make_mechanism
 from deal_core.privacy.noise import SecureNoise, SeededNoise
+from deal_core.privacy.policy import Policy
 from deal_core.privacy.server_side import (
     SERVER_SIDES,
     AsSent,
@@ -194,6 +199,54 @@ def test_who_trusts_the_server_leaves_the_noise_to_it(make_experiment, tmp_path)
     assert isinstance(make_client(trusting), TrustingClient)
     assert isinstance(make_client(wary), WaryClient)
     assert isinstance(make_server_side(wary, 6, Ledger(tmp_path)), AsSent)
+
+
+def asked(records: int = 8) -> Ask:
+    return Ask(
+        request="r",
+        client="0",
+        task="t",
+        phase="learn",
+        stage=0,
+        server_round=1,
+        data=[Encoded((1, 2), 0)] * records,
+        records=lambda: {"t": records},
+        generator=seeded(0),
+        ids=lambda: (),
+        learning_rate=2e-3,
+    )
+
+
+def never(gradients):
+    raise AssertionError("it has trained")
+
+
+def test_a_site_with_limits_of_its_own_trusts_no_server(make_experiment, tmp_path):
+    site = Site(lambda: Ledger(tmp_path), Policy(max_epsilon=2.0), simulated=True)
+    with pytest.raises(Refusal) as caught:
+        make_client(make_experiment(*CLIENT)).release(asked(), site, never)
+    assert caught.value.code == "policy"
+
+
+def test_what_has_hidden_records_alone_hid_no_client(make_experiment, tmp_path, side):
+    ledger = Ledger(tmp_path / "site")
+    event = client_event(side.experiment, 1.0, 5.0, 1e-4)
+    ledger.charge(replace(event, unit="record"), Budget(50.0, 1e-4), "earlier", b"")
+    wary = make_experiment(*CLIENT, "privacy.trusted_server=false")
+    with pytest.raises(Refusal) as caught:
+        make_client(wary).release(asked(), Site(lambda: ledger, None, simulated=True), never)
+    assert caught.value.code == "policy"
+    assert len(ledger.events()) == 1
+
+
+def test_a_client_whose_budget_is_spent_is_refused_before_it_trains(make_experiment, tmp_path):
+    wary = make_experiment(*CLIENT, "privacy.trusted_server=false")
+    ledger = Ledger(tmp_path)
+    spent = client_event(wary, 1.0, 0.5, 1e-4)
+    ledger.charge(spent, Budget(50.0, 1e-4), "earlier", b"")
+    with pytest.raises(Refusal) as caught:
+        make_client(wary).release(asked(), Site(lambda: ledger, None, simulated=True), never)
+    assert caught.value.code == "budget-spent"
 
 
 @pytest.mark.parametrize(

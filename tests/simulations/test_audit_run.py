@@ -60,6 +60,25 @@ def test_without_a_mechanism_canaries_are_plain_to_see(make_experiment, tmp_path
     assert found.bound.epsilon > 2
 
 
+def test_texts_are_planted_scored_and_counted(make_experiment, tmp_path):
+    what = training(
+        make_experiment,
+        tmp_path / "texts",
+        "federation.clients=1",
+        "data.max_train=16",
+        "federation.local_epochs=1",
+        "train.max_length=16",
+        kind="texts",
+        canaries=6,
+    )
+    found = carry_out(what, lambda event: None)
+    assert (found.kind, found.bound.canaries) == ("texts", 6)
+    assert (found.membership.members, found.membership.others) == (10, 8)
+    assert found.membership.true_positives is None
+    assert found.bound.epsilon == 0  # six coins can refute nothing
+
+
+@pytest.mark.slow
 def test_texts_with_random_labels_show_where_nothing_is_private(make_experiment, tmp_path):
     what = training(
         make_experiment,

@@ -13,7 +13,9 @@ from server.results import read_results
 from server.run import run
 from simulations.identity import assume_identity
 from simulations.inprocess import InProcessGrid
+from simulations.progress import Progress
 from simulations.report import privacy_text
+from simulations.view import plain_lines
 
 CLIENT = ("privacy.mechanism=client", "privacy.target_delta=1e-3", "train.precision=float32")
 
@@ -54,6 +56,17 @@ def test_the_results_say_what_the_servers_ledger_holds(trusted):
     text = privacy_text(privacy)
     for part in ("epsilon", "delta", "per client", "whole run", "simulation only"):
         assert part in text
+
+
+def test_epsilon_is_never_shown_without_what_it_means(trusted):
+    state, shown = Progress(), []
+    for event in trusted[2]:
+        state = state.update(event)
+        shown += [line for line in plain_lines(event, state) if "epsilon" in line]
+    assert len(shown) == 4
+    for line in shown:
+        for part in ("delta", "per client", "all rounds and tasks", "simulation only"):
+            assert part in line
 
 
 def test_a_trusting_client_sends_its_update_and_nothing_that_describes_it(trusted):
