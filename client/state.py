@@ -129,10 +129,12 @@ class RoundStore:
 
 
 def forget(folder: Path) -> None:
-    """Drop what the methods of an earlier run kept in this folder."""
-    for pattern in ("task-*.safetensors", "round-*.safetensors"):
-        for old in folder.glob(pattern):
-            old.unlink()
+    """Drop what an earlier run kept in this folder; called after the first round of this one, whose
+    own files stay."""
+    for kind in ("task", "round", "feedback"):
+        for old in folder.glob(f"{kind}-*.safetensors"):
+            if old.stem != f"{kind}-0-1":
+                old.unlink()
 
 
 def _write(path: Path, tensors: Tensors, basis: str) -> None:

@@ -81,6 +81,17 @@ def test_a_run_does_not_begin_with_what_another_left(tmp_path):
     RoundStore(tmp_path, 1, 1).save("basis", {"sum": torch.ones(1)})
     forget(tmp_path)
     assert RoundStore(tmp_path, 1, 2).load("basis") == {}
+    FeedbackStore(tmp_path).save(1, 1, "basis", {"lost": np.ones(1, np.float32)})
+    forget(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_first_round_of_this_run_left_is_not_forgotten(tmp_path):
+    RoundStore(tmp_path, 0, 1).save("basis", {"sum": torch.ones(1)})
+    FeedbackStore(tmp_path).save(0, 1, "basis", {"lost": np.ones(1, np.float32)})
+    forget(tmp_path)
+    assert RoundStore(tmp_path, 0, 2).load("basis")["sum"] == 1.0
+    assert FeedbackStore(tmp_path).load(0, 2, "basis")["lost"] == 1.0
 
 
 def carry(folder, task, server_round, number):
