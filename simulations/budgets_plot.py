@@ -23,57 +23,65 @@ def draw(path: Path, budgets: Budgets) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    audited = [p for p in _private(budgets.points) if p.lower_bound is not None]
-    count = len(PANELS) + bool(audited)
-    figure = Figure(figsize=(4.4 * count, 3.6), layout="constrained")
+    private = [point for point in budgets.points if point.epsilon != "inf"]
+    bounds = {float(p.epsilon): p.lower_bound for p in private if p.lower_bound is not None}
+    count = len(PANELS) + bool(bounds)
+    figure = Figure(figsize=(4.4 * count, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
-    methods = list(dict.fromkeys(point.method for point in budgets.points))
+    ticks = sorted({float(point.epsilon) for point in private})
     for number, (label, measure) in enumerate(PANELS.items()):
         panel = figure.add_subplot(1, count, number + 1)
-        for k, method in enumerate(methods):
-            points = [p for p in budgets.points if p.method == method]
-            _curve(panel, method, points, measure, INKS[k % len(INKS)])
+        _methods(panel, budgets.points, measure)
         if number == 0 and budgets.points:
             _level(panel, budgets.points[0].zero_shot, "#888888", ":", "zero-shot")
-        _dress(panel, label)
-    if audited:
+        _dress(panel, label, ticks)
+    if bounds:
         panel = figure.add_subplot(1, count, count)
-        claims, bounds = zip(*((float(p.epsilon), p.lower_bound) for p in audited), strict=True)
-        panel.plot(claims, claims, color="#888888", linestyle="--", label="claimed")
-        panel.plot(claims, bounds, "v", color=INKS[1], label="lower bound (audit)")
-        _dress(panel, "epsilon shown by attack")
+        panel.plot(list(bounds), list(bounds), "--", color="#888888", label="claimed")
+        panel.plot(list(bounds), list(bounds.values()), "v", color=INKS[1], label="lower bound")
+        _dress(panel, "epsilon shown by attack", ticks)
+    figure.suptitle(_meaning(private), fontsize=9)
     figure.savefig(path, dpi=110)
 
 
-def _curve(
-    panel: Any, method: str, points: list[Point], measure: Callable[[Point], Mean | None], ink: str
-) -> None:
-    known = [(float(p.epsilon), m) for p in _private(points) if (m := measure(p)) is not None]
-    if known:
-        xs = [x for x, _ in known]
-        ys = [100 * m.mean for _, m in known]
-        errors = [100 * (m.half_width or 0.0) for _, m in known]
-        panel.errorbar(xs, ys, errors, fmt="o-", color=ink, capsize=3, markersize=4, label=method)
-    for point in points:
-        if point.epsilon == "inf":
-            _level(panel, measure(point), ink, "--", f"{method}, no privacy")
+def _meaning(private: list[Point]) -> str:
+    """An epsilon is never without its delta, unit and extent."""
+    deltas = [point.delta for point in private if point.delta is not None]
+    if not deltas:
+        return ""
+    seeded = "; simulation only" if any(point.simulation_only for point in private) else ""
+    return (
+        f"epsilon at delta <= {max(deltas):.2g} per {private[0].unit}, over all rounds and tasks "
+        f"of a run{seeded}"
+    )
 
 
-def _level(panel: Any, found: Mean | None, ink: str, style: str, label: str) -> None:
-    if found is None:
-        return
+def _methods(panel: Any, points: list[Point], measure: Callable[[Point], Mean | None]) -> None:
+    """A curve and a level for each; curves stand a little aside of each other."""
+    for k, method in enumerate(dict.fromkeys(point.method for point in points)):
+        ink = INKS[k % len(INKS)]
+        own = [(p.epsilon, m) for p in points if p.method == method and (m := measure(p))]
+        private = [(float(epsilon), mean) for epsilon, mean in own if epsilon != "inf"]
+        if private:
+            xs = [epsilon * 1.03**k for epsilon, _ in private]
+            ys = [100 * mean.mean for _, mean in private]
+            errors = [100 * (mean.half_width or 0.0) for _, mean in private]
+            panel.errorbar(xs, ys, errors, fmt="o-", color=ink, capsize=3, ms=4, label=method)
+        for epsilon, mean in own:
+            if epsilon == "inf":
+                _level(panel, mean, ink, "--", f"{method}, no privacy")
+
+
+def _level(panel: Any, found: Mean, ink: str, style: str, label: str) -> None:
     panel.axhline(100 * found.mean, color=ink, linestyle=style, linewidth=1, label=label)
     if found.half_width is not None:
         low, high = found.mean - found.half_width, found.mean + found.half_width
         panel.axhspan(100 * low, 100 * high, color=ink, alpha=0.08, linewidth=0)
 
 
-def _private(points: list[Point]) -> list[Point]:
-    return [point for point in points if point.epsilon != "inf"]
-
-
-def _dress(panel: Any, label: str) -> None:
+def _dress(panel: Any, label: str, ticks: list[float]) -> None:
     panel.set(xscale="log", xlabel="epsilon", ylabel=label)
-    panel.xaxis.set_major_formatter("{x:g}")
+    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.minorticks_off()
     panel.grid(visible=True, alpha=0.2)
-    panel.legend(fontsize=7)
+    panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
