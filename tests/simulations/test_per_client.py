@@ -20,6 +20,7 @@ from deal_core.privacy.server_side import AsSent
 from deal_core.run_config import flatten
 from server.federation import Federation
 from server.plan import make_plan
+from server.roster import Roster
 from server.results import read_results
 from server.run import run
 from server.schedule import Step
@@ -200,7 +201,8 @@ def test_a_round_takes_its_clients_from_those_that_work(own_orders):
     experiment = own_orders("federation.clients_per_round=2")
     plan = make_plan(experiment, (L, S, M), ("0", "1", "2"))
     nodes = {"0": 7, "1": 8, "2": 9}
-    federation = Federation(None, experiment, nodes, plan, None, AsSent(experiment))
+    roster = Roster(tuple(nodes), lambda: nodes)
+    federation = Federation(None, experiment, roster, plan, None, AsSent(experiment))
     assert federation._sample(Step("round", 0, 2)) == {"0": S, "2": L}
     assert federation._sample(Step("round", 1, 1)) == {"0": M}
     first = federation._sample(Step("round", 0, 1))
