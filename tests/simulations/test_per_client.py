@@ -20,8 +20,8 @@ from deal_core.privacy.server_side import AsSent
 from deal_core.run_config import flatten
 from server.federation import Federation
 from server.plan import make_plan
-from server.roster import Roster
 from server.results import read_results
+from server.roster import Roster
 from server.run import run
 from server.schedule import Step
 from simulations.identity import assume_identity
