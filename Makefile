@@ -21,8 +21,9 @@ lint: .venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes: most tests keep one core busy.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slow: .venv
 	$(BIN)/python -m pytest -m slow
