@@ -1,6 +1,6 @@
-"""Twenty rounds, a random fault in every second one: the run finishes, and has learnt.
+"""Twenty rounds, a random fault in every second one, and the end that there is without faults.
 
-How far its accuracy is from that of an undisturbed run is printed; see simulations/RESULTS.md."""
+The last run of it missed the point of accuracy: see simulations/RESULTS.md."""
 
 from __future__ import annotations
 
@@ -97,3 +97,4 @@ def test_a_fault_in_every_second_round(tmp_path: Path) -> None:
     assert len(disturbed.aggregation_error) == ROUNDS
     print("disturbed", disturbed.average_accuracy, "undisturbed", undisturbed.average_accuracy)
     assert disturbed.average_accuracy > disturbed.zero_shot["surgery"]
+    assert disturbed.average_accuracy >= undisturbed.average_accuracy - 0.01
