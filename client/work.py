@@ -14,6 +14,7 @@ from deal_core.adapters import Adapter
 from deal_core.attach import read
 from deal_core.codec import Encoded
 from deal_core.config import Experiment
+from deal_core.distillation import merged
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction
 from deal_core.memory import Memory
@@ -52,7 +53,7 @@ def local_update(
     """
     config, phase = bench.experiment, bench.phase(instruction.phase)
     require_policy(config, desk.site)
-    seen = tuple(dict.fromkeys(x for task in instruction.seen for x in bench.labels(task)))
+    seen = tuple(tuple(bench.labels(task)) for task in instruction.seen)
     data = _data(bench, desk.client, instruction.task, phase, seen)
     together = [_share(bench, task, desk.client) for task in instruction.tasks]
     examples = [e for share in together for e in share.data] if together else data.train
@@ -135,12 +136,12 @@ def require_policy(config: Experiment, site: Site) -> None:
 
 
 def _data(
-    bench: Workbench, client: int, task: str, phase: Phase, seen: tuple[str, ...]
+    bench: Workbench, client: int, task: str, phase: Phase, seen: tuple[tuple[str, ...], ...]
 ) -> ClientTask:
     """The client's share of the task, or the public texts under all labels so far."""
     if not phase.public_path:
         return bench.task(task, client)
-    return bench.public(phase.public_path, tuple(dict.fromkeys((*seen, *bench.labels(task)))))
+    return bench.public(phase.public_path, merged((*seen, bench.labels(task))))
 
 
 def _share(bench: Workbench, task: str, client: int) -> Share:

@@ -237,6 +237,10 @@ class DistillationConfig(Table):
     weight: float = Field(1.0, ge=0)
     """0 switches distillation off."""
     temperature: float = Field(2.0, gt=0)
+    spaces: Literal["tasks", "merged"] = "tasks"
+    """What the teacher chooses between: the labels of each earlier task, as they are told apart
+    when that task is tested (the mean over tasks), or of all of them at once. A causal model's
+    teacher chooses words."""
 
 
 class ConsolidationConfig(Table):
@@ -329,10 +333,10 @@ class MethodConfig(Table):
     fresh_adapter: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
-    warm_rank: int = Field(0, ge=0)
-    """So many directions of a task's new adapter are the strongest retained ones, which go on
-    learning; the others are fresh. 0: all are fresh; ``adapter.rank``: none is (deal with
-    retention)."""
+    warm_rank: int = Field(8, ge=0)
+    """So many directions of a task's new adapter, at most all, are the strongest retained ones,
+    which go on learning; the others are fresh. 0: all are fresh (deal with retention; the first
+    task is the same)."""
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()

@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
+from deal_core.models import Learnt
 
-def distillation_losses(
-    student: Tensor, teacher: Tensor, temperature: float, rows: Sequence[int]
-) -> Tensor:
-    """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, a value per example.
+
+def distillation_losses(student: Learnt, teacher: Tensor, temperature: float) -> Tensor:
+    """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, a value per example: the
+    mean over the spaces in which a choice is made.
 
     Args:
-        student: logits ``(rows, classes)``, with gradient.
+        student: logits ``(rows, classes)``, with gradient; an example's loss is the mean of its
+            rows.
         teacher: logits of the same shape; treated as constant.
         temperature: ``T > 0``; large values compare whole rankings, 1 the probabilities.
-        rows: how many rows each example has, at least one; its loss is their mean.
 
     Returns:
-        ``(examples,)``; 0 where there are no classes, or where both agree.
+        ``(examples,)``; 0 where there are no classes, or where both agree. What the logits of
+        one space have in common is free.
 
-    Source: Hinton et al. 2015 (T^2 keeps the gradient's size); Li & Hoiem 2016 (LwF).
+    Source: Hinton et al. 2015 (T^2 keeps the gradient's size); Li & Hoiem 2016 (LwF: each earlier
+    task has a softmax of its own).
     """
-    divergence = kl_div(
-        log_softmax(student / temperature, dim=1),
-        log_softmax(teacher.detach() / temperature, dim=1),
-        reduction="none",
-        log_target=True,
-    ).sum(dim=1)
-    return temperature**2 * mean_per_example(divergence, rows)
+    logits, spaces = student.distillation_logits, list(student.spaces)
+    divergence = torch.zeros(logits.shape[0], device=logits.device)
+    parts = torch.split(logits, spaces, dim=1), torch.split(teacher.detach(), spaces, dim=1)
+    for own, wanted in zip(*parts, strict=True):
+        divergence = divergence + kl_div(
+            log_softmax(own / temperature, dim=1),
+            log_softmax(wanted / temperature, dim=1),
+            reduction="none",
+            log_target=True,
+        ).sum(dim=1) / len(spaces)
+    return temperature**2 * mean_per_example(divergence, student.rows)
 
 
 def mean_per_example(values: Tensor, rows: Sequence[int]) -> Tensor:
@@ -39,3 +47,8 @@ def mean_per_example(values: Tensor, rows: Sequence[int]) -> Tensor:
     if len(rows) == values.shape[0]:
         return values
     return torch.stack([part.mean() for part in torch.split(values, list(rows))])
+
+
+def merged(spaces: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """All labels as one space, each once."""
+    return tuple(dict.fromkeys(chain.from_iterable(spaces)))

@@ -19,7 +19,10 @@ CACHED_FLOATS = 2**25
 
 
 def make_teacher(
-    model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]
+    model: LanguageModel,
+    data: Sequence[Encoded],
+    labels: Sequence[str],
+    seen: Sequence[Sequence[str]],
 ) -> Teacher:
     """Ask the teacher once about all examples, in batches without gradients, where the answers
     fit into memory; over a large vocabulary they do not, and it is asked again each time."""

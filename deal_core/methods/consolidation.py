@@ -34,7 +34,7 @@ from deal_core.adapters import (
     zero_adapter,
 )
 from deal_core.config import AdapterConfig, MethodConfig
-from deal_core.distillation import distillation_losses
+from deal_core.distillation import distillation_losses, merged
 from deal_core.memory import Memory
 from deal_core.methods.filter_learning import diagonal_student, make_filter_learning
 from deal_core.methods.interface import LocalTask, Objective, Phase, State
@@ -80,7 +80,7 @@ class Consolidation:
     ) -> Objective:
         """``KL(teacher || student)`` over the labels of all tasks so far."""
         config = self.method.consolidation
-        everything = tuple(dict.fromkeys((*task.seen, *task.labels)))
+        everything = (merged((*task.seen, task.labels)),)
         teacher: Teacher = memory.once(
             "teacher",
             f"{fingerprint(state.retained)} {everything}",
@@ -98,12 +98,12 @@ class Taught:
 
     Attributes:
         labels: those that ``data`` is encoded with.
-        everything: labels of all tasks so far.
+        everything: labels of all tasks so far, as one space.
     """
 
     model: LanguageModel
     labels: Sequence[str]
-    everything: Sequence[str]
+    everything: Sequence[Sequence[str]]
     data: Sequence[Encoded]
     teacher: Teacher
     temperature: float
@@ -113,9 +113,7 @@ class Taught:
         items = [self.data[i] for i in batch]
         learnt = self.model.learn(items, self.labels, self.everything)
         opinions = torch.cat(self.teacher(batch))
-        return distillation_losses(
-            learnt.distillation_logits, opinions, self.temperature, learnt.rows
-        )
+        return distillation_losses(learnt, opinions, self.temperature)
 
     def penalty(self) -> None:
         """Nothing beside the data."""

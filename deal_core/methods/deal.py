@@ -58,7 +58,9 @@ class Deal:
         nothing = zero_adapter(state.retained.shapes, 1)
         avoided = state.retained if self.method.fresh_adapter else nothing
         rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
-        warm = self.method.warm_rank if taught(state.retained) else 0
+        warm = min(self.method.warm_rank, rank, state.retained.rank)
+        if not taught(state.retained):
+            warm = 0
         fresh = fresh_adapter(avoided, rank - warm, scaling, generator)
         if not warm:
             return State(fresh, state.retained)
@@ -111,11 +113,6 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
         UserError: unknown filter, or parts that need each other.
     """
     choose("method.retention.filter", method.retention.filter, GAINS)
-    if method.warm_rank > min(adapter.rank, adapter.retained_rank):
-        raise UserError(
-            f"method.warm_rank ({method.warm_rank}) must not be above adapter.rank "
-            f"({adapter.rank}) or adapter.retained_rank ({adapter.retained_rank})"
-        )
     consolidating = method.consolidation.data != "none"
     if method.retention.filter == LEARNED and not consolidating:
         raise UserError(

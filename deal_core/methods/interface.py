@@ -103,8 +103,8 @@ class LocalTask:
 
     Attributes:
         labels: the task's public label space.
-        seen: labels of the other tasks that some client had met before the stage (in phases after
-            learning, those of the stage as well).
+        seen: label spaces of the other tasks that some client had met before the stage (in phases
+            after learning, those of the stage as well), in the stream's order.
         past: what the client has of its own earlier tasks; None in its first.
         carried: what it has of earlier rounds; None where nothing can be kept.
         together: where several tasks are learnt at once, the client's share of each, in the order
@@ -112,7 +112,7 @@ class LocalTask:
     """
 
     labels: Sequence[str]
-    seen: Sequence[str]
+    seen: Sequence[Sequence[str]]
     past: Past | None = None
     carried: Carried | None = None
     together: Sequence[Share] = ()

@@ -57,14 +57,17 @@ class CausalLM:
             for ids, example in zip(texts, examples, strict=True)
         ]
 
-    def learn(self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]) -> Learnt:
+    def learn(
+        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
+    ) -> Learnt:
         """Losses on the answer's tokens; distillation is over the vocabulary at those tokens,
         so ``seen`` only decides whether there is anything to distil."""
         answers = [self._answer(labels[item.target]) for item in batch]
         logits, targets, counts = self._answer_logits([item.tokens for item in batch], answers)
         token_losses = cross_entropy(logits, targets, reduction="none")
         losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
-        return Learnt(losses, logits if seen else logits[:, :0], counts)
+        kept = logits if seen else logits[:, :0]
+        return Learnt(losses, kept, counts, [kept.shape[1]])
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""

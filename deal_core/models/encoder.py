@@ -8,6 +8,7 @@ no head that grows, and accuracy before any training (zero-shot) is a fair start
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -54,12 +55,15 @@ class EncoderLabels:
             for tokens, example in zip(ids, examples, strict=True)
         ]
 
-    def learn(self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]) -> Learnt:
-        """One forward; cross-entropy over ``labels``, logits over ``seen``."""
-        scores = self.scores(batch, [*labels, *seen])
+    def learn(
+        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
+    ) -> Learnt:
+        """One forward; cross-entropy over ``labels``, logits over the spaces of ``seen``."""
+        scores = self.scores(batch, [*labels, *chain.from_iterable(seen)])
         targets = torch.tensor([item.target for item in batch], device=self.device)
         losses = cross_entropy(scores[:, : len(labels)], targets, reduction="none")
-        return Learnt(losses, scores[:, len(labels) :], [1] * len(batch))
+        spaces = [len(space) for space in seen]
+        return Learnt(losses, scores[:, len(labels) :], [1] * len(batch), spaces)
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return scaled cosines, ``(batch, labels)``, float32."""

@@ -33,15 +33,18 @@ class Learnt:
 
     Attributes:
         example_losses: ``(batch,)``, one loss per example, independent of its batch-mates.
-        distillation_logits: ``(rows, classes)``; softmax of a row is what a teacher hands to
-            a student. Encoder: a row per example over the labels of earlier tasks. Causal LM:
-            a row per answer token over the vocabulary. No classes: nothing to distil.
+        distillation_logits: ``(rows, classes)``; what a teacher hands to a student. Encoder: a
+            row per example over the labels of earlier tasks. Causal LM: a row per answer token
+            over the vocabulary. No classes: nothing to distil.
         rows: how many of these rows each example has; their sum is the number of rows.
+        spaces: how many classes, from the left, are one choice: a softmax is over one space.
+            Their sum is the number of classes.
     """
 
     example_losses: Tensor
     distillation_logits: Tensor
     rows: Sequence[int]
+    spaces: Sequence[int]
 
 
 class LanguageModel(Protocol):
@@ -62,8 +65,11 @@ class LanguageModel(Protocol):
     def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
         """Tokenise once. Raises ``ValueError`` when an example's label is not in ``labels``."""
 
-    def learn(self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[str]) -> Learnt:
-        """Forward for training: losses over ``labels``, distillation over ``seen``."""
+    def learn(
+        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
+    ) -> Learnt:
+        """Forward for training: losses over ``labels``, distillation over each space of ``seen``;
+        a label may be in several."""
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return ``(batch, len(labels))``; the largest score is the answer."""

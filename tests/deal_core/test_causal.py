@@ -74,7 +74,7 @@ def test_distillation_rows_are_answer_tokens(model):
     batch = model.encode(EXAMPLES, LABELS)
     with torch.no_grad():
         assert model.learn(batch, LABELS, ()).distillation_logits.numel() == 0
-        learnt = model.learn(batch, LABELS, ("red",))
+        learnt = model.learn(batch, LABELS, (("red",),))
     assert learnt.rows == [len(model._answer(e.label)) for e in EXAMPLES]
     assert learnt.distillation_logits.shape[0] == sum(learnt.rows)
 
@@ -101,7 +101,7 @@ def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
     state = State(start.current, retained)
     load_state(model, state)
     batch = model.encode(EXAMPLES, LABELS)
-    task = LocalTask(LABELS, ("a",))
+    task = LocalTask(LABELS, (("a",),))
     objective = method.objective(model, state, task, batch, Memory())
     everything = range(len(batch))
     with torch.no_grad():

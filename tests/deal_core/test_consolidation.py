@@ -163,7 +163,7 @@ def divergence(minilm, state: State, task, temperature: float = 2.0) -> float:
 def objective_at(minilm, begun: State, task, method: MethodConfig, adapter: AdapterConfig):
     labels, data = task
     load_state(minilm, begun)
-    local = LocalTask(labels, SEEN)
+    local = LocalTask(labels, (SEEN,))
     return phase_of(method, adapter).objective(minilm, begun, local, data, Memory())
 
 

@@ -70,7 +70,7 @@ def begun(shapes) -> State:
 
 def objective(minilm, state: State, carried=None, **keys: float) -> Mapped:
     load_state(minilm, state)
-    task = LocalTask(LABELS, ("Dental",), None, carried)
+    task = LocalTask(LABELS, (("Dental",),), None, carried)
     found = made(**keys).objective(minilm, state, task, data(minilm), Memory())
     assert isinstance(found, Mapped)
     return found

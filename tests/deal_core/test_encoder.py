@@ -102,11 +102,12 @@ def test_batching_does_not_change_a_score(clean):
 def test_learn_gives_each_example_its_own_cross_entropy(clean):
     batch = clean.encode(EXAMPLES, LABELS)
     with torch.no_grad():
-        learnt = clean.learn(batch, LABELS, ["Dental"])
-        scores = clean.scores(batch, [*LABELS, "Dental"])
+        learnt = clean.learn(batch, LABELS, [["Dental", "Skin"], ["Skin"]])
+        scores = clean.scores(batch, [*LABELS, "Dental", "Skin", "Skin"])
     expected = [-scores[i, :3].log_softmax(0)[item.target] for i, item in enumerate(batch)]
     torch.testing.assert_close(learnt.example_losses, torch.stack(expected))
     torch.testing.assert_close(learnt.distillation_logits, scores[:, 3:])
+    assert learnt.spaces == [2, 1]
 
 
 def test_the_state_acts_as_one_sum_on_the_frozen_weights(minilm, shapes):

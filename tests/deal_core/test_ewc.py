@@ -151,7 +151,7 @@ def objective(minilm, state, kept, shares, weight=1000.0, known=None):
     method = MethodConfig.model_validate({"name": "ewc", "ewc": {"weight": weight}})
     known = len(shares) if known is None else known
     past = Past([lambda share=share: share for share in shares], kept, known)
-    task = LocalTask(LABELS, EARLIER, past)
+    task = LocalTask(LABELS, (EARLIER,), past)
     data = minilm.encode(DATA, LABELS)
     built = make_method(method, AdapterConfig())
     return built.objective(minilm, state, task, data, Memory()), data

@@ -82,6 +82,23 @@ def test_what_an_exact_rule_leaves_over_is_kept(random_adapter):
     assert relative_difference(stack(began.parts()), stack(state.parts())) < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("spaces", "asked"),
+    [("tasks", (("Dental", "Skin"), ("Eye",))), ("merged", (("Dental", "Skin", "Eye"),))],
+)
+def test_the_teacher_is_asked_task_by_task_or_about_all_at_once(
+    minilm, one_task_learnt, spaces, asked
+):
+    tables = {"name": "lwf", "distillation": {"spaces": spaces}}
+    built = make_method(MethodConfig.model_validate(tables), AdapterConfig())
+    state = built.begin_task(one_task_learnt, seeded(0))
+    load_state(minilm, state)
+    seen = (("Dental", "Skin"), ("Eye",))
+    data = minilm.encode(DATA, LABELS)
+    objective = built.objective(minilm, state, LocalTask(LABELS, seen), data, Memory())
+    assert objective.seen == asked
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_while_the_start_is_held_the_adapter_learns_on_the_base_model(one_task_learnt, dtype):
     model = load_model(ModelConfig(), AdapterConfig(), 32, dtype)
@@ -104,7 +121,7 @@ def test_the_objective_is_the_formula_with_the_start_as_teacher_in_any_round(
         opinions = minilm.scores(data, SEEN)
     later = replace(begun, current=learnt_adapter(random_adapter, shapes, 4))
     load_state(minilm, later)
-    objective = built.objective(minilm, later, LocalTask(LABELS, SEEN), data, Memory())
+    objective = built.objective(minilm, later, LocalTask(LABELS, (SEEN,)), data, Memory())
     with torch.no_grad():
         losses = objective.example_losses(range(3))
         load_state(minilm, State(later.current, one_task_learnt.retained))
@@ -125,7 +142,7 @@ def after_training(minilm, method: MethodConfig, learnt: State) -> tuple[Adapter
     data = minilm.encode(DATA, LABELS)
     with torch.no_grad():
         start = minilm.scores(data, SEEN)
-    objective = built.objective(minilm, state, LocalTask(LABELS, SEEN), data, Memory())
+    objective = built.objective(minilm, state, LocalTask(LABELS, (SEEN,)), data, Memory())
     train(minilm, objective, data, BOTH, 4, TrainConfig(), seeded(1))
     with torch.no_grad():
         now = minilm.scores(data, SEEN)

@@ -8,6 +8,7 @@ import torch
 from deal_core.adapters import (
     Adapter,
     LoraFactors,
+    compress,
     relative_difference,
     stack,
     zero_adapter,
@@ -61,6 +62,7 @@ ONE_ADAPTER = deal(retention={"enabled": False})
 SWITCHED = {
     **{name: MethodConfig(name=name) for name in METHODS},
     "plain draws": deal(fresh_adapter=False),
+    "fresh": deal(warm_rank=0),
     "warm": deal(warm_rank=3),
     "wiener": deal(retention={"filter": "wiener"}),
     "one adapter": ONE_ADAPTER,
@@ -96,7 +98,7 @@ def test_a_task_in_which_nothing_was_learnt_changes_nothing(switches):
 
 def test_deal_retains_exactly_while_it_fits():
     """Rank 4 fits into 6; with a second task of rank 4 the best 6 of 8 are kept."""
-    method = make_method(MethodConfig(), CONFIG)
+    method = make_method(deal(warm_rank=0), CONFIG)
     one = learnt(method.begin_task(start(), seeded(0)), 1)
     kept = method.end_task(one)
     assert relative_difference(kept.retained, one.current) < 1e-6
@@ -106,8 +108,8 @@ def test_deal_retains_exactly_while_it_fits():
     assert 0.0 < relative_difference(best, whole) < 1.0
 
 
-def test_deal_starts_a_task_outside_of_what_it_retains():
-    method = make_method(MethodConfig(), CONFIG)
+def test_a_fresh_adapter_starts_outside_of_what_is_retained():
+    method = make_method(deal(warm_rank=0), CONFIG)
     state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
     fresh = method.begin_task(state, seeded(1)).current
     for name, f in fresh.layers.items():
@@ -132,8 +134,10 @@ def test_the_strongest_retained_directions_go_on_in_a_warm_adapter():
         torch.testing.assert_close(2.0 * f.B[:, :3] @ f.A[:3], strongest.B[:, :3] @ strongest.A[:3])
         assert not f.B[:, 3:].any()
         assert (f.A[3:].double() @ strongest.A.double().T).abs().max() < 1e-5
-    with pytest.raises(UserError, match=r"warm_rank \(5\) must not be above adapter.rank \(4\)"):
-        make_method(deal(warm_rank=5), CONFIG)
+    all_of_it, at_most = (make_method(deal(warm_rank=n), CONFIG) for n in (4, 400))
+    one, same = all_of_it.begin_task(kept, seeded(1)), at_most.begin_task(kept, seeded(1))
+    assert relative_difference(one.current, same.current) == 0.0
+    assert relative_difference(one.current, compress(kept.retained, 4)) < 1e-6
 
 
 def test_the_filter_works_on_a_warm_adapter_as_well():
@@ -156,7 +160,7 @@ def test_deal_consolidates_the_residual_too():
 
 def test_without_the_switch_a_fresh_adapter_ignores_what_is_retained():
     """The first task is the same, and nothing learnt is lost; later directions differ."""
-    both = [make_method(deal(fresh_adapter=on), CONFIG) for on in (True, False)]
+    both = [make_method(deal(fresh_adapter=on, warm_rank=0), CONFIG) for on in (True, False)]
     first, plain = (method.begin_task(start(), seeded(0)) for method in both)
     assert all(torch.equal(f.A, plain.current.layers[n].A) for n, f in first.current.layers.items())
     kept = both[1].end_task(learnt(plain, 1))
@@ -237,7 +241,9 @@ DATA = [
 ]
 
 
-def trained(minilm, method: MethodConfig, seen: tuple[str, ...]) -> tuple[float, torch.Tensor]:
+def trained(
+    minilm, method: MethodConfig, seen: tuple[tuple[str, ...], ...]
+) -> tuple[float, torch.Tensor]:
     """Loss over the steps, and a factor after training, from one and the same start."""
     shapes = adapter_shapes(ModelConfig(), AdapterConfig())
     built = make_method(method, AdapterConfig())
@@ -259,7 +265,7 @@ def trained(minilm, method: MethodConfig, seen: tuple[str, ...]) -> tuple[float,
 
 def test_distillation_reaches_the_gradients(minilm):
     """Each switch changes a number: weight, temperature, and whether there is a past."""
-    seen = ("Dental", "Skin")
+    seen = (("Dental", "Skin"),)
     _, without = trained(minilm, MethodConfig(), ())
     _, with_past = trained(minilm, MethodConfig(), seen)
     off = MethodConfig.model_validate({"distillation": {"weight": 0.0}})
@@ -323,7 +329,7 @@ def second_task(minilm, name: str) -> tuple[Objective, list[Encoded]]:
     state = built.begin_task(built.end_task(taught), seeded(1))
     load_state(minilm, state)
     share = Share(OLD_LABELS, minilm.encode(OLD, OLD_LABELS))
-    task = LocalTask(LABELS, OLD_LABELS, Past([lambda: share], NothingKept(), 1))
+    task = LocalTask(LABELS, (OLD_LABELS,), Past([lambda: share], NothingKept(), 1))
     data = minilm.encode(DATA, LABELS)
     return built.objective(minilm, state, task, data, Memory()), data
 

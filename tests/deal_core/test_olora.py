@@ -83,7 +83,7 @@ def after_training(minilm, state: State, weight: float) -> tuple[Adapter, float]
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
     objective = make_method(method, AdapterConfig()).objective(
-        minilm, state, LocalTask(LABELS, ("Skin",)), data, Memory()
+        minilm, state, LocalTask(LABELS, (("Skin",),)), data, Memory()
     )
     train(minilm, objective, data, BOTH, 40, TrainConfig(), seeded(1))
     with torch.no_grad():

@@ -53,7 +53,7 @@ def old_shares(minilm) -> list[Share]:
 
 def objective(minilm, state, shares, **settings):
     method = MethodConfig.model_validate({"name": "replay", "replay": settings})
-    task = LocalTask(LABELS, (*FIRST, *SECOND), past(shares))
+    task = LocalTask(LABELS, (FIRST, SECOND), past(shares))
     data = minilm.encode(DATA, LABELS)
     built = make_method(method, AdapterConfig())
     return built.objective(minilm, state, task, data, Memory()), data

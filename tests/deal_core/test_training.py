@@ -45,7 +45,7 @@ def test_cutting_a_batch_into_passes_changes_only_rounding(minilm, shapes, rando
     for tokens in (10_000, 1):
         load_state(minilm, state)
         set_trainable(minilm.module, frozenset({"lora_A", "lora_B"}))
-        task = LocalTask(LABELS, ("Dental", "Skin"))
+        task = LocalTask(LABELS, (("Dental", "Skin"),))
         objective = method.objective(minilm, state, task, data, Memory())
         loss = accumulate(objective, data, range(4), tokens)
         found.append((loss, gradients(minilm)))
@@ -102,7 +102,7 @@ def test_the_teacher_is_the_start_of_the_task_cached_or_not(
     with torch.no_grad():
         expected = minilm.scores(data, seen)
     load_state(minilm, state)
-    teacher = make_teacher(minilm, data, LABELS, seen)
+    teacher = make_teacher(minilm, data, LABELS, (seen,))
     answers = torch.cat(teacher([2, 0]))
     torch.testing.assert_close(answers, expected[[2, 0]], rtol=0, atol=1e-4)
 
@@ -119,13 +119,13 @@ def test_the_teacher_is_asked_once_for_all_rounds_and_again_when_its_basis_chang
     state = random_state(shapes, random_adapter, residual=False)
     load_state(minilm, state)
     data, memory = minilm.encode(DATA, LABELS), Memory()
-    task = LocalTask(LABELS, ("Dental",))
+    task = LocalTask(LABELS, (("Dental",),))
     for _ in range(3):
         method.objective(minilm, state, task, data, memory)
     assert len(asked) == 1
     other = State(state.current, random_adapter(shapes, 16, 0.003, 9))
     method.objective(minilm, other, task, data, memory)
-    method.objective(minilm, other, LocalTask(LABELS, ("Dental", "Skin")), data, memory)
+    method.objective(minilm, other, LocalTask(LABELS, (("Dental", "Skin"),)), data, memory)
     assert len(asked) == 3
 
 
@@ -162,7 +162,7 @@ def test_equal_seeds_train_equally(minilm, shapes, random_adapter):
         load_state(minilm, state)
         data = minilm.encode(DATA, LABELS)
         objective = make_method(MethodConfig(), AdapterConfig()).objective(
-            minilm, state, LocalTask(LABELS, ("Skin",)), data, Memory()
+            minilm, state, LocalTask(LABELS, (("Skin",),)), data, Memory()
         )
         both = frozenset({"lora_A", "lora_B"})
         results.append(train(minilm, objective, data, both, 2, TrainConfig(), seeded(1)))

@@ -155,7 +155,7 @@ def trained(minilm, state: State, update: dict[str, object], epochs: int) -> Ada
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
     objective = make_method(method, AdapterConfig()).objective(
-        minilm, state, LocalTask(LABELS, SEEN), data, Memory()
+        minilm, state, LocalTask(LABELS, (SEEN,)), data, Memory()
     )
     train(minilm, objective, data, BOTH, epochs, TrainConfig(), seeded(0, "train"))
     return read(minilm.module)
@@ -209,7 +209,7 @@ def objective_of(minilm, state: State, memory: Memory) -> tuple[Penalised, list]
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
     objective = make_method(method, AdapterConfig()).objective(
-        minilm, state, LocalTask(LABELS, SEEN), data, memory
+        minilm, state, LocalTask(LABELS, (SEEN,)), data, memory
     )
     return objective, data
 
