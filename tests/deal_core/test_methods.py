@@ -136,7 +136,7 @@ def test_the_strongest_retained_directions_go_on_in_a_warm_adapter():
         assert (f.A[3:].double() @ strongest.A.double().T).abs().max() < 1e-5
     all_of_it, at_most = (make_method(deal(warm_rank=n), CONFIG) for n in (4, 400))
     one, same = all_of_it.begin_task(kept, seeded(1)), at_most.begin_task(kept, seeded(1))
-    assert relative_difference(one.current, same.current) == 0.0
+    assert relative_difference(one.current, same.current) < 1e-12
     assert relative_difference(one.current, compress(kept.retained, 4)) < 1e-6
 
 
