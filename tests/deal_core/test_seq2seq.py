@@ -17,6 +17,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from deal_core.attach import CURRENT, attach, lora_layers, read, set_trainable, write
 from deal_core.config import AdapterConfig
 from deal_core.models.interface import Encoded
+from deal_core.per_example import clipped_gradients
 from deal_core.privacy.record import BELOW, PrivateGradients
 
 TARGETS = ("q", "v")
@@ -131,11 +132,20 @@ def loop(plain, trained) -> list[torch.Tensor]:
     return rows
 
 
-def private_sum(module, parameters, weights, bound) -> torch.Tensor:
+def private_sum(module, parameters, bound) -> torch.Tensor:
     """What a private step adds its noise to."""
     data = [Encoded(text, 0) for text in TEXTS]
-    step = PrivateGradients(data, 1.0, 1.0, bound / BELOW, 1, 1.0, 2048, Silence())
-    step.accumulate(module, Answering(module, weights), [0, 1, 2])
+    step = PrivateGradients(
+        data=data,
+        sample_rate=1.0,
+        noise_multiplier=1.0,
+        max_grad_norm=bound / BELOW,
+        steps=1,
+        expected_batch=1.0,
+        tokens_per_pass=2048,
+        noise=Silence(),
+    )
+    step.accumulate(module, Answering(module), [0, 1, 2])
     return taken(parameters)
 
 
@@ -155,8 +165,10 @@ def test_an_example_among_others_has_the_gradient_that_it_has_alone(module, plai
     parameters = set_trainable(module, frozenset(trained))
     for i, expected in enumerate(loop(plain, trained)):
         alone = [float(i == k) for k in range(len(TEXTS))]
-        ours = private_sum(module, parameters, alone, UNCLIPPED)
+        norms = clipped_gradients(module, Answering(module, alone), [[0, 1, 2]], UNCLIPPED)
+        ours = taken(parameters)
         assert float(expected.norm()) > 0.01
+        assert [float(norm) > 0 for norm in norms] == [i == k for k in range(len(TEXTS))]
         assert float((ours - expected).norm() / expected.norm()) <= 1e-5
 
 
@@ -165,7 +177,7 @@ def test_the_sum_is_that_of_a_loop_that_clips_every_example(module, plain, train
     parameters = set_trainable(module, frozenset(trained))
     rows = loop(plain, trained)
     bound = float(torch.stack(rows).norm(dim=1).median())  # clips some, not all
-    ours = private_sum(module, parameters, (1.0, 1.0, 1.0), bound)
+    ours = private_sum(module, parameters, bound)
     expected = sum(row * min(1.0, bound / float(row.norm())) for row in rows)
     assert float((ours - sum(rows)).norm() / expected.norm()) > 0.01
     assert float((ours - expected).norm() / expected.norm()) <= 1e-5
