@@ -11,7 +11,7 @@ from rich.console import Console
 from deal_core.errors import UserError
 from deal_core.ledger import Ledger, composed
 from server.results import read_results
-from simulations.audit_run import Bound, Found
+from simulations.audit_found import Bound, Found
 from simulations.audit_tables import Audit, Cell
 from simulations.budgets import BudgetsRequest, run_budgets
 from simulations.budgets_results import Budgets
