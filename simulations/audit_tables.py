@@ -36,9 +36,9 @@ class Cell(Strict):
     trainings: list[Found]
 
     @property
-    def lower_bound(self) -> float:
-        """The largest that any kind of canaries has shown."""
-        return max(each.bound.epsilon for each in self.trainings)
+    def strongest(self) -> Found:
+        """The training whose canaries have shown most."""
+        return max(self.trainings, key=lambda each: each.bound.epsilon)
 
 
 class Audit(Strict):

@@ -99,7 +99,7 @@ def test_a_bound_below_every_claim_refutes_nothing(monkeypatch, tmp_path):
     code, screen, audit = audited(monkeypatch, tmp_path, 0.7)
     assert code == 0
     assert [cell.epsilon for cell in audit.cells] == ["1", "8", "inf"]
-    assert [cell.lower_bound for cell in audit.cells] == [0.7, 0.7, 0.7]
+    assert [cell.strongest.bound.epsilon for cell in audit.cells] == [0.7, 0.7, 0.7]
     row = next(line for line in screen.splitlines() if "1 at delta" in line)
     for part in ("delta = 1e-05", "per record", "over all rounds and tasks", "≥ 0.70"):
         assert part in row
