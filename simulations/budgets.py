@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deal_core.privacy.mechanisms import make_mechanism
 from simulations.budgets_plot import draw
 from simulations.budgets_results import Budgets, check_unit, collect, read_audit
 from simulations.budgets_study import budgets_study
@@ -59,7 +58,8 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     out = Path(request.out or f"runs/{study.name}").expanduser().resolve()
     cells = grid(study, out, request.overrides)
     audit = read_audit(request.audit)
-    check_unit(audit, make_mechanism(with_budget(base, 1.0)).unit)
+    if audit is not None:
+        check_unit(audit, with_budget(base, 1.0))
     left = {} if request.report else remaining(cells, cells)
 
     def renew() -> None:

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from deal_core.errors import UserError
+from deal_core.config import Experiment
+from deal_core.errors import UserError, choose
 from deal_core.ledger import Event, Ledger, composed
+from deal_core.privacy.mechanisms import MECHANISMS
 from server.results import Privacy, Results, Strict, read_results
 from simulations.audit_found import Bound
 from simulations.audit_tables import Audit
@@ -121,13 +123,18 @@ def read_audit(folder: str) -> Audit | None:
         raise UserError(f"--audit {folder}: no audit in it ({reason}); see `deal audit`") from None
 
 
-def check_unit(audit: Audit | None, unit: str | None) -> None:
+def check_unit(audit: Audit, private: Experiment) -> None:
     """Check that an audit attacked what a study protects.
+
+    Args:
+        private: the study's experiment under some budget; methods may differ from its own.
 
     Raises:
         UserError: its canaries were of another unit.
     """
-    units = {found.unit for cell in (audit.cells if audit else ()) for found in cell.trainings}
+    mechanism = choose("privacy.mechanism", private.privacy.mechanism, MECHANISMS)
+    unit = mechanism(private).unit
+    units = {found.unit for cell in audit.cells for found in cell.trainings}
     for other in units - {None, unit}:
         raise UserError(
             f"--audit: its canaries are each a {other}, but the budgets are of a {unit}; name an "
