@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 
 from simulations.budgets_plot import draw
-from simulations.budgets_results import Budgets, collect, read_audit
+from simulations.budgets_results import Budgets, check_unit, collect, read_audit
 from simulations.budgets_study import budgets_study
 from simulations.budgets_tables import markdown
-from simulations.epsilons import epsilons
+from simulations.epsilons import epsilons, with_budget
 from simulations.experiment import Request, load_experiment
 from simulations.simulate import STOPPED
 from simulations.study import FAILED, check_left, names, remaining, run_left, say
@@ -58,6 +58,8 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     out = Path(request.out or f"runs/{study.name}").expanduser().resolve()
     cells = grid(study, out, request.overrides)
     audit = read_audit(request.audit)
+    if audit is not None:
+        check_unit(audit, with_budget(base, 1.0))
     left = {} if request.report else remaining(cells, cells)
 
     def renew() -> None:

@@ -114,12 +114,12 @@ def audit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all trainings."),
     ] = None,
-    client: Annotated[int, typer.Option(min=0, help="The site that is attacked.")] = 0,
-    canaries: Annotated[int, typer.Option(min=2, help="Gradient canaries.")] = 1000,
+    client: Annotated[int, typer.Option(min=0, help="The site that is attacked (records).")] = 0,
+    canaries: Annotated[int, typer.Option(min=2, help="Gradients, or clients.")] = 1000,
     text_canaries: Annotated[int, typer.Option(min=2, help="Text canaries a task.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the canaries.")] = 0,
 ) -> None:
-    """Attack a site's updates: an empirical lower bound on epsilon, and membership inference."""
+    """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
     from simulations.audit import AuditRequest, run_audit
 
     sets = tuple(overrides or ())
