@@ -16,8 +16,11 @@ from simulations.audit_found import Bound, Found, Training
 from simulations.budgets import BudgetsRequest, run_budgets
 from simulations.budgets_plot import figure_of
 from simulations.budgets_results import Budgets, Sweep
+from simulations.budgets_study import budgets_study
 from simulations.budgets_tables import sweep_text
 from simulations.epsilons import epsilons, named
+from simulations.experiment import Request, load_experiment
+from simulations.study_grid import grid
 
 SMALL = (
     'data.tasks=["laboratory", "surgery"]',
@@ -159,12 +162,25 @@ def test_budgets_are_read_or_refused_in_one_line():
         assert "\n" not in str(caught.value)
 
 
+def test_runs_without_privacy_may_have_settings_of_their_own(tmp_path):
+    base = load_experiment(Request("private"))
+    values = [1.0, 8.0, float("inf")]
+    study = budgets_study("private", base, values, [], 1, ("train.batch_size=16",))
+    sizes = {c.arm: c.runs[""].train.batch_size for c in grid(study, tmp_path)}
+    assert sizes == {"eps-1": 128, "eps-8": 128, "eps-inf": 16}
+
+
 def test_bad_input_is_refused_before_anything_starts(tmp_path):
     out = str(tmp_path / "out")
     for wrong, told in (
         ({"method": "dael"}, "unknown method 'dael'"),
         ({"method": "deal,deal"}, "twice"),
         ({"audit": str(tmp_path)}, "no audit in it"),
+        ({"free": ("train.learning_rat=1",)}, "did you mean 'learning_rate'"),
+        (
+            {"overrides": ("run.threads=1",), "free": ("run.threads=2",)},
+            "--without-privacy run.threads: --set changes it for all runs",
+        ),
     ):
         with pytest.raises(UserError, match=told):
             run_budgets(BudgetsRequest("quickstart", out=out, **wrong), console())
