@@ -18,6 +18,7 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
+from client.answer import status_reply
 from client.site_file import SiteFile
 
 INSIDE = "inside-worker"
@@ -29,9 +30,10 @@ GONE = (OSError, EOFError)
 
 
 def ask(site: SiteFile, message: Message, context: Context) -> Message | None:
-    """Return the worker's reply; None where there is none to be had.
+    """Return the worker's reply; None where there is no worker to be had.
 
-    It is waited for as long as the message is valid.
+    It is waited for as long as the message is valid. After that nobody wants the reply, and who
+    began the work anew would only be late for the next message: the reply is ``failed``.
     """
     address = Path(site.site.state) / "worker" / "socket"
     if not site.compute.keep_seconds or len(str(address)) > LONGEST_PATH:
@@ -46,13 +48,20 @@ def ask(site: SiteFile, message: Message, context: Context) -> Message | None:
         with connection:
             try:
                 connection.send((code, message, context))
-                reply = connection.recv() if connection.poll(message.metadata.ttl) else None
+                if not connection.poll(_valid_for(message)):
+                    return status_reply(message, "failed")
+                reply = connection.recv()
             except GONE:
                 return None
         if reply != "stale":
             return reply if isinstance(reply, Message) else None
         connection = None
     return None
+
+
+def _valid_for(message: Message) -> float:
+    """Seconds until the message expires; the clocks agree well enough, or nothing would arrive."""
+    return max(0.0, message.metadata.created_at + message.metadata.ttl - time.time())
 
 
 def code_of(site: SiteFile) -> str:

@@ -143,6 +143,16 @@ class StreamConfig(Table):
     """Number of a client (from 0) to its tasks in their order, instead of a draw; an empty list:
     it only evaluates."""
 
+    @model_validator(mode="after")
+    def _orders_are_per_client(self) -> Self:
+        given = self.consolidate_every or self.tasks_per_client or self.orders
+        if given and self.schedule != "per-client":
+            raise ValueError(
+                "consolidate_every, tasks_per_client and orders have an effect with schedule = "
+                '"per-client" alone; set it, or leave them out'
+            )
+        return self
+
 
 class FederationConfig(Table):
     """Clients and rounds."""

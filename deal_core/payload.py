@@ -2,19 +2,21 @@
 
 Both sides use the same names and the same checks. A tensor is known by PEFT's key
 (``base_model.model.LAYER.lora_A.weight``), so a saved adapter loads in plain PEFT.
+
+Without torch: a site's light process, one for every message, looks at what leaves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from deal_core.adapters import Adapter, LoraFactors, Shapes
+if TYPE_CHECKING:
+    from deal_core.adapters import Shapes
 
 LORA = "lora"
 """Record of the current adapter."""
@@ -57,42 +59,6 @@ class Template:
             keys[f"{PREFIX}{name}.lora_A.weight"] = (self.rank, d_in)
             keys[f"{PREFIX}{name}.lora_B.weight"] = (d_out, self.rank)
         return keys
-
-
-def to_arrays(adapter: Adapter) -> Arrays:
-    """Return the adapter's tensors as float32 arrays under PEFT's keys."""
-    arrays: Arrays = {}
-    for name, factors in adapter.layers.items():
-        arrays[f"{PREFIX}{name}.lora_A.weight"] = factors.A.detach().cpu().numpy()
-        arrays[f"{PREFIX}{name}.lora_B.weight"] = factors.B.detach().cpu().numpy()
-    return arrays
-
-
-def from_arrays(
-    arrays: Mapping[str, NDArray[np.generic]], template: Template, scaling: float
-) -> Adapter:
-    """Check every array and return the adapter.
-
-    Raises:
-        PayloadError: a key too many or too few, a wrong dtype or shape, a value that is
-            not finite.
-    """
-    expected = template.expected()
-    check_keys(arrays.keys(), expected.keys())
-    for key, shape in expected.items():
-        check_header(key, str(arrays[key].dtype), arrays[key].shape, shape)
-        if not np.isfinite(arrays[key]).all():
-            raise PayloadError(f"{key}: a value is not finite")
-    return Adapter(
-        {
-            name: LoraFactors(
-                torch.from_numpy(np.array(arrays[f"{PREFIX}{name}.lora_A.weight"], np.float32)),
-                torch.from_numpy(np.array(arrays[f"{PREFIX}{name}.lora_B.weight"], np.float32)),
-            )
-            for name in template.shapes
-        },
-        scaling,
-    )
 
 
 def check_keys(given: Iterable[str], expected: Iterable[str]) -> None:

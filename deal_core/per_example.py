@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from deal_core.attach import CURRENT, lora_layers
-from deal_core.methods.interface import Objective
+
+if TYPE_CHECKING:  # a method imports this module
+    from deal_core.methods.interface import Objective
 
 
 def clipped_gradients(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deal_core import codec
+from deal_core.adapter_arrays import from_arrays, to_arrays
 from deal_core.adapters import Adapter, LoraFactors
 from deal_core.codec import CODECS, Codec, Encoded, Header
 from deal_core.errors import choose
@@ -28,8 +29,6 @@ from deal_core.payload import (
     Template,
     WireArray,
     check_keys,
-    from_arrays,
-    to_arrays,
 )
 
 EXACT = "float32"

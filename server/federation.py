@@ -210,22 +210,20 @@ class Federation:
         return state, history
 
     def _evaluate(self, step: Step, state: State, history: History) -> tuple[State, History]:
-        """Every client counts its own right answers on every task, those to come included."""
+        """Every client counts its own right answers on every task, those to come included.
+
+        A registered site that was sent the request and is silent is asked once more: until two
+        heartbeats are missed the server takes a lost site for a connected one, and whoever is
+        missing takes its tests along. Simulated clients cannot be lost.
+        """
         started = time.monotonic()
         asked = self._instruction(step, state).model_copy(update={"tasks": self.plan.tasks})
-        with threads(1):
-            everybody = dict.fromkeys(self.roster.clients, asked)
-            sent = self._dispatch(state, asked, everybody, MessageType.EVALUATE)
-        counts: dict[str, list[list[int]]] = {}
-        withheld = 0
-        for reply in self._replies(step, sent):
-            try:
-                counts[reply.client] = wire.read_counts(answered(reply), len(self.plan.tasks))
-            except wire.Idle as reason:
-                withheld += 1
-                self._event("client_idle", step, client=reply.client, code=reason.code)
-            except PayloadError as fault:
-                self._event("client_failed", step, client=reply.client, reason=str(fault))
+        sent = self._ask_counts(state, asked, self.roster.clients)
+        counts, withheld, silent = self._gather_counts(step, sent)
+        if silent and self.roster.patience:
+            again = self._ask_counts(state, asked, silent)
+            found, kept, _ = self._gather_counts(step, again)
+            counts, withheld = counts | found, withheld + kept
         self._require_quorum(len(counts), len(self.roster.clients) - withheld, step)
         ordered = {name: counts[name] for name in self.roster.clients if name in counts}
         history = history.model_copy(
@@ -237,6 +235,30 @@ class Federation:
         accuracy = pooled(ordered, self.plan.tasks, withheld > 0)
         self._event("evaluated", step, accuracy=accuracy)
         return sent.state, history
+
+    def _ask_counts(self, state: State, asked: Instruction, names: Sequence[str]) -> Dispatch:
+        with threads(1):
+            return self._dispatch(state, asked, dict.fromkeys(names, asked), MessageType.EVALUATE)
+
+    def _gather_counts(
+        self, step: Step, sent: Dispatch
+    ) -> tuple[dict[str, list[list[int]]], int, list[str]]:
+        """Counts by client, how many clients keep theirs, and who was sent the request and is
+        silent."""
+        counts: dict[str, list[list[int]]] = {}
+        withheld = 0
+        silent: list[str] = []
+        for reply in self._replies(step, sent):
+            if reply.message is None and reply.client in sent.requests:
+                silent.append(reply.client)
+            try:
+                counts[reply.client] = wire.read_counts(answered(reply), len(self.plan.tasks))
+            except wire.Idle as reason:
+                withheld += 1
+                self._event("client_idle", step, client=reply.client, code=reason.code)
+            except PayloadError as fault:
+                self._event("client_failed", step, client=reply.client, reason=str(fault))
+        return counts, withheld, silent
 
     def _method(self) -> Method:
         return make_method(self.experiment.method, self.experiment.adapter)

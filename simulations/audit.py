@@ -1,18 +1,19 @@
-"""``deal audit``: attack one site of an experiment under several budgets, and say what is shown."""
+"""``deal audit``: attack a mechanism under several budgets, and say what is shown."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from deal_core.config import Experiment
-from deal_core.errors import UserError
+from deal_core.errors import UserError, choose
 from server.folder import RunFolder
-from simulations.audit_run import KINDS, Found, Kind, Training, carry_out, known
+from simulations.audit_found import Found, Kind, Training
+from simulations.audit_run import carry_out, known
 from simulations.audit_tables import Audit, Cell, markdown
 from simulations.epsilons import epsilons, named, with_budget
 from simulations.experiment import Request, load_experiment
@@ -28,6 +29,13 @@ REFUTED = 1
 DELTA = 1e-5
 """Where the experiment names none: canaries can refute nothing at a delta of 1 / canaries."""
 
+KINDS_OF: Mapping[str, tuple[Kind, ...]] = {
+    "none": ("gradients", "texts"),
+    "record": ("gradients", "texts"),
+    "client": ("clients",),
+}
+"""The experiment's ``privacy.mechanism`` to the kinds of canaries that attack it."""
+
 
 @dataclass(frozen=True)
 class AuditRequest:
@@ -38,8 +46,8 @@ class AuditRequest:
         epsilon: budgets, separated by commas.
         out: folder; empty: ``runs/audit-NAME``.
         overrides: ``table.key=value``.
-        client: the site that is attacked.
-        canaries, text_canaries: directions; texts a task.
+        client: the site that is attacked; whole clients: none in particular.
+        canaries, text_canaries: directions, or whole clients; texts a task.
         seed: of the canaries.
     """
 
@@ -80,14 +88,15 @@ def run_audit(request: AuditRequest, console: Console) -> int:
 
 
 def planned(request: AuditRequest, out: Path) -> list[Training]:
-    """All trainings: every budget, with either kind of canaries.
+    """All trainings: every budget, with every kind of canaries.
 
     Raises:
         UserError: bad input.
     """
     base = load_experiment(Request(request.experiment, str(out), request.overrides))
     _check(request, base)
-    counts: dict[Kind, int] = {"gradients": request.canaries, "texts": request.text_canaries}
+    counts = dict.fromkeys(KINDS_OF[base.privacy.mechanism], request.canaries)
+    counts |= {kind: request.text_canaries for kind in counts if kind == "texts"}
     return [
         Training(
             _settled(base, epsilon, out / "cells" / f"{kind}-{named(epsilon)}", request.client),
@@ -98,7 +107,7 @@ def planned(request: AuditRequest, out: Path) -> list[Training]:
             base.privacy.target_delta or DELTA,
         )
         for epsilon in epsilons(request.epsilon)
-        for kind in KINDS
+        for kind in counts
     ]
 
 
@@ -133,10 +142,11 @@ def _check(request: AuditRequest, base: Experiment) -> None:
             f"an audit needs stream.schedule = 'synchronous', not '{base.stream.schedule}'; "
             "--set stream.schedule=synchronous"
         )
-    if base.privacy.mechanism not in ("none", "record"):
+    kinds = choose("privacy.mechanism for an audit", base.privacy.mechanism, KINDS_OF)
+    if "clients" in kinds and not base.privacy.trusted_server:
         raise UserError(
-            f"an audit is of records, but privacy.mechanism is '{base.privacy.mechanism}'; "
-            "--set privacy.mechanism=record"
+            "an audit of whole clients is of the server's noise, but privacy.trusted_server is "
+            "false; --set privacy.trusted_server=true"
         )
 
 
@@ -151,10 +161,11 @@ def _carried_out(training: Training, console: Console) -> Found:
 
 
 def _cells(request: AuditRequest, found: Sequence[Found]) -> list[Cell]:
-    per_budget = len(KINDS)
+    budgets = epsilons(request.epsilon)
+    per_budget = len(found) // len(budgets)
     return [
         Cell(epsilon=named(epsilon), trainings=list(found[i * per_budget : (i + 1) * per_budget]))
-        for i, epsilon in enumerate(epsilons(request.epsilon))
+        for i, epsilon in enumerate(budgets)
     ]
 
 

@@ -1,6 +1,7 @@
-"""One training with canaries, by the real apps in this process, and what was seen of it.
+"""One training with canaries, in this process, and what was seen of it.
 
-The audited site trains alone: what others add to a release can only hide it.
+Records are audited by the real apps, one site alone: what others add to a release can only hide it.
+For whole clients see :mod:`simulations.audit_clients`.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,98 +30,16 @@ from deal_core.privacy.one_run_audit import CONFIDENCE, audit
 from deal_core.privacy.text_canaries import Scores, TextCanaries, learnt_scores
 from deal_core.run_config import flatten
 from server.events import Listener
-from server.results import Results, Strict, read_results
+from server.results import Results
 from server.run import run
+from simulations.audit_clients import canary_clients
+from simulations.audit_found import Attack, Bound, Found, Kind, Training
 from simulations.identity import assume_identity
 from simulations.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
-from simulations.record import check_same, record
+from simulations.record import check_same, record, recorded
 
 FOUND = "audit.json"
 """What one training told, in its folder."""
-
-Kind = Literal["gradients", "texts"]
-
-
-class Bound(Strict):
-    """As :class:`deal_core.privacy.one_run_audit.LowerBound`."""
-
-    epsilon: float
-    delta: float
-    confidence: float
-    canaries: int
-    guesses: int
-    correct: int
-
-
-class Figure(Strict):
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-class Attack(Strict):
-    """As :class:`deal_core.privacy.membership.Membership`."""
-
-    auc: Figure
-    true_positives: Figure | None
-    members: int
-    others: int
-
-
-class Found(Strict):
-    """One audited training.
-
-    Attributes:
-        kind: of canaries.
-        client, canaries, seed: what was asked for.
-        mechanism, unit, simulation_only: of the run.
-        claimed: epsilon that the site's ledger holds, of everything that it has released in all
-            rounds and tasks, at ``delta``; None: no guarantee.
-        bound: what the canaries refute.
-        membership: of the site's other records; with texts alone.
-    """
-
-    kind: Kind
-    client: int
-    canaries: int
-    seed: int
-    mechanism: str
-    unit: str | None
-    simulation_only: bool
-    claimed: float | None
-    delta: float
-    bound: Bound
-    membership: Attack | None = None
-
-    @property
-    def refuted(self) -> bool:
-        """Has the claim been shown to be wrong?"""
-        return self.claimed is not None and self.bound.epsilon > self.claimed
-
-
-@dataclass(frozen=True)
-class Training:
-    """What one training of an audit is.
-
-    Attributes:
-        experiment: complete; ``run.out`` is a folder of its own.
-        kind, client, canaries, seed: of the canaries; ``canaries`` of texts is for each task.
-        delta: at which epsilon is bounded.
-    """
-
-    experiment: Experiment
-    kind: Kind
-    client: int
-    canaries: int
-    seed: int
-    delta: float
-
-    @property
-    def folder(self) -> Path:
-        """Where it lies."""
-        return Path(self.experiment.run.out)
 
 
 def known(training: Training) -> Found | None:
@@ -135,7 +52,7 @@ def known(training: Training) -> Found | None:
     if not path.exists():
         return None
     cure = "set it back, or choose another --out"
-    check_same(training.experiment, read_results(training.folder).config, "audit", cure)
+    check_same(training.experiment, recorded(training.folder), "audit", cure)
     found = Found.model_validate_json(path.read_text(encoding="utf-8"))
     for name in ("client", "canaries", "seed"):
         if getattr(found, name) != getattr(training, name):
@@ -257,6 +174,7 @@ def _texts(training: Training, listener: Listener) -> Found:
 KINDS: dict[Kind, Callable[[Training, Listener], Found]] = {
     "gradients": _gradients,
     "texts": _texts,
+    "clients": canary_clients,
 }
 """Kind of canaries to how a training with them is judged."""
 

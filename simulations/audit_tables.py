@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from server.results import Strict
-from simulations.audit_run import Attack, Figure, Found
+from simulations.audit_found import Attack, Figure, Found, Kind
 
 DASH = "–"
 EXPLANATION = (
     "A lower bound holds with 95 % confidence, each by itself; a bound above the claim refutes the "
-    "claim, a bound below it proves nothing. Gradient canaries: random directions of the largest "
-    "norm that clipping lets through, inside the clipped sum. Text canaries: real examples with "
-    "random labels. Membership: the site's other training records against its test records, by how "
-    "much their loss fell; intervals are 95 % bootstrap intervals."
+    "claim, a bound below it proves nothing."
 )
+MEANING: Mapping[Kind, str] = {
+    "gradients": "Gradient canaries: random directions of the largest norm that clipping lets "
+    "through, inside the clipped sum.",
+    "texts": "Text canaries: real examples with random labels. Membership: the site's other "
+    "training records against its test records, by how much their loss fell; intervals are 95 % "
+    "bootstrap intervals.",
+    "clients": "Canary clients: each sends a random direction, far longer than the bound, in "
+    "every round that it is drawn for.",
+}
+HEADS: Mapping[Kind, str] = {
+    "gradients": "gradient canaries",
+    "texts": "text canaries",
+    "clients": "canary clients",
+}
+"""Kind of canaries to its column."""
 
 
 class Cell(Strict):
@@ -24,9 +36,9 @@ class Cell(Strict):
     trainings: list[Found]
 
     @property
-    def lower_bound(self) -> float:
-        """The largest that any kind of canaries has shown."""
-        return max(each.bound.epsilon for each in self.trainings)
+    def strongest(self) -> Found:
+        """The training whose canaries have shown most."""
+        return max(self.trainings, key=lambda each: each.bound.epsilon)
 
 
 class Audit(Strict):
@@ -39,9 +51,10 @@ class Audit(Strict):
 
 def markdown(audit: Audit) -> str:
     """Return the whole page."""
-    first = audit.cells[0].trainings[0]
+    kinds, client = _kinds(audit), audit.cells[0].trainings[0].client
+    who = "Canary clients alone." if "clients" in kinds else f"Client {client} alone."
     lines = [f"# Audit of {audit.experiment}", ""]
-    lines += [f"Client {first.client} alone. {EXPLANATION}", ""]
+    lines += [" ".join([who, EXPLANATION, *(MEANING[kind] for kind in kinds)]), ""]
     lines += list(_table(audit))
     seeded = any(each.simulation_only for cell in audit.cells for each in cell.trainings)
     if seeded:
@@ -49,19 +62,25 @@ def markdown(audit: Audit) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _kinds(audit: Audit) -> list[Kind]:
+    found = {each.kind for cell in audit.cells for each in cell.trainings}
+    return [kind for kind in HEADS if kind in found]
+
+
 def _table(audit: Audit) -> Iterator[str]:
-    names = ("mechanism", "claimed epsilon", "gradient canaries", "text canaries", "AUC")
-    yield _row(*names, "TPR at 1 % FPR", "verdict")
-    yield "|---|" + "---:|" * 5 + "---|"
+    kinds = _kinds(audit)
+    members = ("AUC", "TPR at 1 % FPR") if "texts" in kinds else ()
+    names = (*(HEADS[kind] for kind in kinds), *members)
+    yield _row("mechanism", "claimed epsilon", *names, "verdict")
+    yield "|---|" + "---:|" * (1 + len(names)) + "---|"
     for cell in audit.cells:
         bounds = {each.kind: _bound(each) for each in cell.trainings}
         attack = next((each.membership for each in cell.trainings if each.membership), None)
         yield _row(
             cell.trainings[0].mechanism,
             _claim(cell.trainings),
-            bounds.get("gradients", DASH),
-            bounds.get("texts", DASH),
-            *_attack(attack),
+            *(bounds.get(kind, DASH) for kind in kinds),
+            *(_attack(attack) if members else ()),
             _verdict(cell),
         )
 

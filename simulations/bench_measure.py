@@ -12,10 +12,10 @@ import torch
 from flwr.app import ArrayRecord
 
 from deal_core import codec
+from deal_core.adapter_arrays import to_arrays
 from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation import AggregationRule, ClientUpdate, make_rule
 from deal_core.config import AggregationConfig
-from deal_core.payload import to_arrays
 from deal_core.randomness import seeded
 from deal_core.record import EXACT, UpdateReader
 from server.wire import as_record

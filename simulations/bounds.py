@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deal_core.config import Experiment, MethodConfig
+from deal_core.config import Experiment, MethodConfig, StreamConfig
 from server.results import Results
 from simulations.outcome import Outcome, outcome, pooled_own, together
 
@@ -35,7 +35,7 @@ class Bound:
 
 def _joint(experiment: Experiment, tasks: Sequence[str]) -> Parts:
     """All tasks at once: what there is to learn if nothing can be forgotten."""
-    return {"": _changed(_plain(experiment), "stream", schedule="joint")}
+    return {"": _plain(experiment).model_copy(update={"stream": StreamConfig(schedule="joint")})}
 
 
 def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:

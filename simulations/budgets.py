@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deal_core.errors import UserError
 from simulations.budgets_plot import draw
-from simulations.budgets_results import Budgets, collect, read_audit
+from simulations.budgets_results import Budgets, check_unit, collect, read_audit
 from simulations.budgets_study import budgets_study
 from simulations.budgets_tables import markdown
-from simulations.epsilons import epsilons
+from simulations.epsilons import epsilons, with_budget
 from simulations.experiment import Request, load_experiment
 from simulations.simulate import STOPPED
 from simulations.study import FAILED, check_left, names, remaining, run_left, say
@@ -30,6 +31,7 @@ class BudgetsRequest:
         seeds: so many, from 0.
         out: folder; empty: ``runs/budgets-NAME``.
         overrides: ``table.key=value``, for all runs.
+        free: ``table.key=value``, for the runs without privacy alone.
         audit: folder of a ``deal audit``; empty: none.
         jobs: runs at a time; 0: as many as there are cores for.
         report: only read what is there, and run nothing.
@@ -44,6 +46,7 @@ class BudgetsRequest:
     audit: str = ""
     jobs: int = 0
     report: bool = False
+    free: tuple[str, ...] = ()
 
 
 def run_budgets(request: BudgetsRequest, console: Console) -> int:
@@ -54,10 +57,13 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     """
     values, methods = epsilons(request.epsilon), names(request.method)
     base = load_experiment(Request(request.experiment, "", request.overrides))
-    study = budgets_study(request.experiment, base, values, methods, request.seeds)
+    require_apart(request.overrides, request.free)
+    study = budgets_study(request.experiment, base, values, methods, request.seeds, request.free)
     out = Path(request.out or f"runs/{study.name}").expanduser().resolve()
     cells = grid(study, out, request.overrides)
     audit = read_audit(request.audit)
+    if audit is not None:
+        check_unit(audit, with_budget(base, 1.0))
     left = {} if request.report else remaining(cells, cells)
 
     def renew() -> None:
@@ -108,4 +114,21 @@ def command(request: BudgetsRequest) -> Sequence[str]:
         words += [option, value] if value else []
     for override in request.overrides:
         words += ["--set", override]
+    for override in request.free:
+        words += ["--without-privacy", override]
     return words
+
+
+def require_apart(overrides: Sequence[str], free: Sequence[str]) -> None:
+    """Check that no key is set for all runs and for some.
+
+    Raises:
+        UserError: one is.
+    """
+    of_all, of_some = ({each.partition("=")[0].strip() for each in x} for x in (overrides, free))
+    both = sorted(of_all & of_some)
+    if both:
+        raise UserError(
+            f"--without-privacy {both[0]}: --set changes it for all runs; write it into the "
+            "experiment's file instead of --set"
+        )

@@ -18,14 +18,19 @@ INKS = ("#1f4e79", "#c0504d", "#4f8f4f", "#7f5f9f", "#b8860b", "#444444")
 
 
 def draw(path: Path, budgets: Budgets) -> None:
-    """Write a PNG: means with 95 % intervals, lines at zero-shot and without privacy, and, where
-    an audit was run, its lower bound beside what was claimed."""
+    """Write a PNG: see :func:`figure_of`."""
+    figure_of(budgets).savefig(path, dpi=110)
+
+
+def figure_of(budgets: Budgets) -> Any:
+    """Means with 95 % intervals, lines at zero-shot and without privacy, and, where an audit was
+    run, its lower bound beside what was claimed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     private = [point for point in budgets.points if point.epsilon != "inf"]
-    bounds = {float(p.epsilon): p.lower_bound for p in private if p.lower_bound is not None}
-    count = len(PANELS) + bool(bounds)
+    audited = any(point.lower_bound is not None for point in private)
+    count = len(PANELS) + audited
     figure = Figure(figsize=(4.4 * count, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     ticks = sorted({float(point.epsilon) for point in private})
@@ -35,13 +40,21 @@ def draw(path: Path, budgets: Budgets) -> None:
         if number == 0 and budgets.points:
             _level(panel, budgets.points[0].zero_shot, "#888888", ":", "zero-shot")
         _dress(panel, label, ticks)
-    if bounds:
+    if audited:
         panel = figure.add_subplot(1, count, count)
-        panel.plot(list(bounds), list(bounds), "--", color="#888888", label="claimed")
-        panel.plot(list(bounds), list(bounds.values()), "v", color=INKS[1], label="lower bound")
+        _bounds(panel, private)
         _dress(panel, "epsilon shown by attack", ticks)
     figure.suptitle(_meaning(private), fontsize=9)
-    figure.savefig(path, dpi=110)
+    return figure
+
+
+def _bounds(panel: Any, private: list[Point]) -> None:
+    """Equal for all methods: an audit has one of its own."""
+    shown = {float(p.epsilon): p.lower_bound for p in private if p.lower_bound is not None}
+    delta = max(p.lower_bound_delta or 0.0 for p in private)
+    label = f"lower bound (95 %), delta = {delta:.2g}"
+    panel.plot(list(shown), list(shown), "--", color="#888888", label="claimed")
+    panel.plot(list(shown), list(shown.values()), "v", color=INKS[1], label=label)
 
 
 def _meaning(private: list[Point]) -> str:

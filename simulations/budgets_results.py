@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from deal_core.errors import UserError
+from deal_core.config import Experiment
+from deal_core.errors import UserError, choose
 from deal_core.ledger import Event, Ledger, composed
+from deal_core.privacy.mechanisms import MECHANISMS
 from server.results import Privacy, Results, Strict, read_results
+from simulations.audit_found import Bound
 from simulations.audit_tables import Audit
 from simulations.budgets_study import arm_name
 from simulations.epsilons import named
@@ -36,7 +39,8 @@ class Point(Strict):
             learn nothing.
         spent: largest epsilon of a client's ledger in any seed, over all rounds and tasks, at
             ``delta`` per ``unit``; None: without privacy.
-        lower_bound: what the audit has shown, 95 % confidence; None: none was run.
+        lower_bound: the largest epsilon that a kind of canaries of the audit has shown, each with
+            95 % confidence by itself, at ``lower_bound_delta`` per the same unit; None: no audit.
     """
 
     method: str
@@ -52,6 +56,7 @@ class Point(Strict):
     unit: str | None
     simulation_only: bool
     lower_bound: float | None = None
+    lower_bound_delta: float | None = None
 
 
 class Sweep(Strict):
@@ -59,8 +64,9 @@ class Sweep(Strict):
 
     Attributes:
         runs: private ones that have finished.
-        epsilon: composed at ``delta`` per ``unit``, for whoever is, in every run, at the client
-            that spent most; None: nothing private has run, or not all under one ledger.
+        epsilon: composed at ``delta`` per ``unit``, for a record that lies in every run at the
+            client that spent most, or for that client; None: nothing private has run, or some
+            run has no ledger.
         without_privacy: runs that protect nothing: had they been trained on the same real data,
             no epsilon at all would hold.
     """
@@ -117,10 +123,29 @@ def read_audit(folder: str) -> Audit | None:
         raise UserError(f"--audit {folder}: no audit in it ({reason}); see `deal audit`") from None
 
 
+def check_unit(audit: Audit, private: Experiment) -> None:
+    """Check that an audit attacked what a study protects.
+
+    Args:
+        private: the study's experiment under some budget; methods may differ from its own.
+
+    Raises:
+        UserError: its canaries were of another unit.
+    """
+    mechanism = choose("privacy.mechanism", private.privacy.mechanism, MECHANISMS)
+    unit = mechanism(private).unit
+    units = {found.unit for cell in audit.cells for found in cell.trainings}
+    for other in units - {None, unit}:
+        raise UserError(
+            f"--audit: its canaries are each a {other}, but the budgets are of a {unit}; name an "
+            "audit with the same privacy.mechanism"
+        )
+
+
 def _points(
     done: Sequence[Cell], epsilons: Sequence[float], audit: Audit | None
 ) -> Iterator[Point]:
-    bounds = {cell.epsilon: cell.lower_bound for cell in audit.cells} if audit else {}
+    bounds = {cell.epsilon: cell.strongest.bound for cell in audit.cells} if audit else {}
     for method in dict.fromkeys(cell.setting for cell in done):
         own = [cell for cell in done if cell.setting == method]
         free = {c.seed: _results(c) for c in own if c.arm == arm_name(math.inf)}
@@ -136,7 +161,7 @@ def _point(
     epsilon: str,
     results: dict[int, Results],
     free: dict[int, Results],
-    lower_bound: float | None,
+    bound: Bound | None,
 ) -> Point:
     outcomes = [outcome(each) for each in results.values()]
     privacy = [each.privacy for each in results.values()]
@@ -155,7 +180,8 @@ def _point(
         delta=_largest_delta(privacy),
         unit=privacy[0].unit,
         simulation_only=any(each.simulation_only for each in privacy),
-        lower_bound=lower_bound,
+        lower_bound=bound.epsilon if bound else None,
+        lower_bound_delta=bound.delta if bound else None,
     )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from deal_core.config import Experiment
 from deal_core.errors import UserError, choose
+from deal_core.experiment_file import apply_overrides, parse_experiment
 from deal_core.methods import METHODS
 from simulations.epsilons import named, with_budget
 from simulations.experiment import find_experiment
@@ -16,7 +20,12 @@ def arm_name(epsilon: float) -> str:
 
 
 def budgets_study(
-    name: str, base: Experiment, epsilons: list[float], methods: list[str], seeds: int
+    name: str,
+    base: Experiment,
+    epsilons: list[float],
+    methods: list[str],
+    seeds: int,
+    free: Sequence[str] = (),
 ) -> Study:
     """The grid.
 
@@ -26,9 +35,11 @@ def budgets_study(
         epsilons: budgets; infinity is training without privacy.
         methods: empty: the experiment's own.
         seeds: so many, from 0.
+        free: ``table.key=value``, for the runs without privacy alone: what suits noise need not
+            suit them.
 
     Raises:
-        UserError: an unknown method, or one that stands there twice.
+        UserError: an unknown method, or one that stands there twice; a ``free`` key that is none.
     """
     own = methods or [base.method.name]
     for method in own:
@@ -40,13 +51,15 @@ def budgets_study(
         description=f"Accuracy of {path.stem} against the privacy budget.",
         experiment=str(path),
         seeds=tuple(range(seeds)),
-        arms={arm_name(epsilon): _arm(base, epsilon) for epsilon in epsilons},
+        arms={arm_name(epsilon): _arm(base, epsilon, free) for epsilon in epsilons},
         settings={method: {"method": {"name": method}} for method in own},
     )
     return Study(f"budgets-{path.stem}", path, file)
 
 
-def _arm(base: Experiment, epsilon: float) -> Arm:
+def _arm(base: Experiment, epsilon: float, free: Sequence[str]) -> Arm:
     privacy = with_budget(base, epsilon).privacy
     changed = {"mechanism": privacy.mechanism, "target_epsilon": privacy.target_epsilon}
-    return Arm(label=f"epsilon = {named(epsilon)}", set={"privacy": changed})
+    tables = apply_overrides({"privacy": changed}, () if math.isfinite(epsilon) else free)
+    parse_experiment(tables, "--without-privacy")
+    return Arm(label=f"epsilon = {named(epsilon)}", set=tables)

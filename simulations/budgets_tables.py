@@ -10,8 +10,10 @@ DASH = "–"
 EXPLANATION = (
     "Accuracies in %, forgetting in points: mean ± half width of the 95 % interval (Student's t "
     "over seeds; one seed has no interval). Of the way: from zero-shot to the same seeds without "
-    "privacy. Spent: the largest of a client's ledger in any seed, over all rounds and tasks of a "
-    "run. Lower bound: what an audit has shown, with 95 % confidence."
+    "privacy. Epsilon: the budget of a run, at the delta and per the unit of what was spent. "
+    "Spent: the largest of a client's ledger in any seed, over all rounds and tasks of a run. "
+    "Lower bound: the largest that a kind of canaries of an audit has shown, each with 95 % "
+    "confidence by itself, over all rounds and tasks of the audited run."
 )
 HEAD = (
     "epsilon",
@@ -51,7 +53,7 @@ def _table(points: list[Point]) -> Iterator[str]:
             _percent(point.worst_client),
             _percent(point.of_the_way, " %"),
             _spent(point),
-            DASH if point.lower_bound is None else f"≥ {point.lower_bound:.2f}",
+            _shown(point),
         )
 
 
@@ -60,6 +62,13 @@ def _spent(point: Point) -> str:
         return DASH
     seeded = ", simulation only" if point.simulation_only else ""
     return f"{point.spent:.3g} at delta = {point.delta:.2g} per {point.unit}{seeded}"
+
+
+def _shown(point: Point) -> str:
+    if point.lower_bound is None:
+        return DASH
+    unit = f" per {point.unit}" if point.unit else ""
+    return f"≥ {point.lower_bound:.2f} at delta = {point.lower_bound_delta:.2g}{unit}"
 
 
 def sweep_text(sweep: Sweep) -> str:
@@ -73,7 +82,7 @@ def sweep_text(sweep: Sweep) -> str:
             f"Every run is a release of its own. On the same real data the {sweep.runs} private "
             f"runs of this sweep would together spend epsilon = {sweep.epsilon:.3g} at delta = "
             f"{sweep.delta:.2g} per {sweep.unit}, composed over all rounds, tasks, seeds, methods "
-            "and budgets, for a record that lies in every run at the client that spent most."
+            f"and budgets, for {_whose(sweep)}."
         )
     if sweep.without_privacy:
         whole += (
@@ -81,6 +90,12 @@ def sweep_text(sweep: Sweep) -> str:
             "epsilon holds at all."
         )
     return f"{whole} So choose a budget on public data."
+
+
+def _whose(sweep: Sweep) -> str:
+    if sweep.unit == "client":
+        return "a client that may be in every run"
+    return f"a {sweep.unit} that lies in every run at the client that spent most"
 
 
 def _percent(found: Mean | None, unit: str = "") -> str:

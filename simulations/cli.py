@@ -114,12 +114,12 @@ def audit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all trainings."),
     ] = None,
-    client: Annotated[int, typer.Option(min=0, help="The site that is attacked.")] = 0,
-    canaries: Annotated[int, typer.Option(min=2, help="Gradient canaries.")] = 1000,
+    client: Annotated[int, typer.Option(min=0, help="The site that is attacked (records).")] = 0,
+    canaries: Annotated[int, typer.Option(min=2, help="Gradients, or clients.")] = 1000,
     text_canaries: Annotated[int, typer.Option(min=2, help="Text canaries a task.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the canaries.")] = 0,
 ) -> None:
-    """Attack a site's updates: an empirical lower bound on epsilon, and membership inference."""
+    """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
     from simulations.audit import AuditRequest, run_audit
 
     sets = tuple(overrides or ())
@@ -138,6 +138,14 @@ def budgets(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all runs."),
     ] = None,
+    free: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without-privacy",
+            metavar="KEY=VALUE",
+            help="Change one key of the runs without privacy alone.",
+        ),
+    ] = None,
     audit: Annotated[str, typer.Option(help="Folder of a `deal audit` to show beside.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
     report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
@@ -146,7 +154,10 @@ def budgets(
     from simulations.budgets import BudgetsRequest, run_budgets
 
     sets = tuple(overrides or ())
-    request = BudgetsRequest(experiment, epsilon, method, seeds, out, sets, audit, jobs, report)
+    alone = tuple(free or ())
+    request = BudgetsRequest(
+        experiment, epsilon, method, seeds, out, sets, audit, jobs, report, alone
+    )
     raise typer.Exit(run_budgets(request, wide_console()))
 
 

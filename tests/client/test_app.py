@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 from flwr.app import Context, Message, MessageType, RecordDict
 from ray import cloudpickle
 
@@ -10,6 +13,8 @@ from client.app import make_app
 from deal_core.config import Experiment
 from deal_core.run_config import flatten
 from simulations.identity import assume_identity
+
+HEAVY = {"torch", "transformers", "peft", "pandas", "scipy", "safetensors"}
 
 
 def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
@@ -29,3 +34,10 @@ def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
             reply = cloudpickle.loads(sent)(request, context)
         assert reply.content["status"]["code"] == "refused"  # an empty request: nothing is loaded
     assert len(made) == 1
+
+
+def test_the_process_that_flower_starts_for_every_message_stays_light():
+    """Torch alone takes longer than all the rest; the process that stays has it."""
+    code = f"import client.app, sys; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

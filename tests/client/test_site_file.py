@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import stat
 from pathlib import Path
 
@@ -127,9 +128,9 @@ def test_a_run_for_others_is_refused(site_file: Path) -> None:
         here(context(site_file))
 
 
-def ask(site_file: Path, kind: str, content: RecordDict) -> Message:
+def ask(site_file: Path, kind: str, content: RecordDict, ttl: float | None = None) -> Message:
     with assume_identity(7, 1):
-        return make_app()(Message(content, 1, kind), context(site_file))
+        return make_app()(Message(content, 1, kind, ttl=ttl), context(site_file))
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate", "query.hello"])
@@ -184,6 +185,20 @@ def test_the_process_that_stays_answers_and_keeps_its_faults(site_file: Path) ->
     log = (site_file.parent / "state" / "log.jsonl").read_text()
     assert log.count("request_refused") == 3
     assert "PayloadError" in log
+
+
+def test_a_request_that_expires_in_the_process_that_stays_is_not_begun_anew(
+    site_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was frozen, say; the site is to be free for the next request."""
+    site_file.write_text(TOML.replace("keep_seconds = 0", "keep_seconds = 2"))
+    near, frozen = multiprocessing.Pipe()
+    monkeypatch.setattr("client.worker._connect", lambda address: near)
+    monkeypatch.setattr("client.app.here", pytest.fail)
+    with frozen:
+        reply = ask(site_file, "train", RecordDict(), ttl=0.5)
+        assert frozen.poll()  # it had the request
+    assert dict(reply.content.config_records["status"]) == {"code": "failed"}
 
 
 def update(value: float) -> Trained:

@@ -117,6 +117,18 @@ def test_keys_that_do_not_go_together_are_named(update: dict[str, Any], message:
         parse_experiment({"method": {"update": update}}, "file")
 
 
+@pytest.mark.parametrize(
+    "keys", [{"consolidate_every": 2}, {"tasks_per_client": 1}, {"orders": {"0": ["eye"]}}]
+)
+@pytest.mark.parametrize("schedule", ["synchronous", "joint"])
+def test_an_order_of_their_own_without_its_schedule_is_named(
+    schedule: str, keys: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"file: stream: .* schedule = \"per-client\" alone"):
+        parse_experiment({"stream": {"schedule": schedule, **keys}}, "file")
+    parse_experiment({"stream": {"schedule": "per-client", **keys}}, "file")
+
+
 def test_the_experiment_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Experiment().run.seed = 1  # type: ignore[misc]

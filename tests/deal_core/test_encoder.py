@@ -6,6 +6,7 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
+from deal_core.adapter_arrays import to_arrays
 from deal_core.adapters import Adapter, LoraFactors, fresh_adapter, zero_adapter
 from deal_core.assets import asset_folder
 from deal_core.attach import CURRENT, at_task_start, base_only, read, set_trainable
@@ -14,7 +15,6 @@ from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.methods import State
 from deal_core.models import FAMILIES, adapter_shapes, load_model
-from deal_core.payload import to_arrays
 from deal_core.training import load_state
 
 LABELS = ("Anatomy", "Social_Preventive Medicine", "Surgery")

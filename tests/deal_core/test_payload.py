@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from deal_core.adapter_arrays import from_arrays, to_arrays
 from deal_core.adapters import Adapter, LoraFactors, relative_difference, zero_adapter
 from deal_core.payload import (
     PayloadError,
     Template,
-    from_arrays,
-    to_arrays,
 )
 from deal_core.record import BOTH, decode_checked, unpack
 

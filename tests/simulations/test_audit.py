@@ -10,8 +10,10 @@ from rich.console import Console
 from deal_core.errors import UserError
 from simulations import audit as command
 from simulations.audit import AuditRequest, planned, run_audit
-from simulations.audit_run import Attack, Bound, Figure, Found, Training
+from simulations.audit_found import Attack, Bound, Figure, Found, Training
 from simulations.audit_tables import Audit
+
+WHOLE = ("privacy.mechanism=client",)
 
 
 def console() -> Console:
@@ -29,7 +31,7 @@ def judged(training: Training, epsilon: float) -> Found:
         canaries=training.canaries,
         seed=training.seed,
         mechanism=training.experiment.privacy.mechanism,
-        unit="record" if private else None,
+        unit=training.experiment.privacy.mechanism if private else None,
         simulation_only=private,
         claimed=training.experiment.privacy.target_epsilon if private else None,
         delta=training.delta,
@@ -45,10 +47,10 @@ def judged(training: Training, epsilon: float) -> Found:
     )
 
 
-def audited(monkeypatch, tmp_path, epsilon: float) -> tuple[int, str, Audit]:
+def audited(monkeypatch, tmp_path, epsilon: float, overrides=()) -> tuple[int, str, Audit]:
     monkeypatch.setattr(command, "carry_out", lambda training, listener: judged(training, epsilon))
-    screen = console()
-    code = run_audit(AuditRequest("quickstart", out=str(tmp_path / "out")), screen)
+    screen, out = console(), str(tmp_path / "out")
+    code = run_audit(AuditRequest("quickstart", out=out, overrides=overrides), screen)
     told = (tmp_path / "out" / "audit.json").read_text()
     return code, screen.file.getvalue(), Audit.model_validate_json(told)
 
@@ -69,11 +71,35 @@ def test_every_budget_with_either_kind_of_canaries(tmp_path):
     assert len({training.folder for training in trainings}) == 4
 
 
+def test_whole_clients_are_attacked_by_canary_clients_alone(monkeypatch, tmp_path):
+    """The page has no column of another kind, and the claim is one of whole clients."""
+    trainings = planned(AuditRequest("quickstart", "8,inf", overrides=WHOLE), tmp_path)
+    assert [(t.kind, t.experiment.privacy.mechanism, t.canaries) for t in trainings] == [
+        ("clients", "client", 1000),
+        ("clients", "none", 1000),
+    ]
+    code, screen, audit = audited(monkeypatch, tmp_path, 0.7, WHOLE)
+    assert code == 0
+    assert [(cell.epsilon, len(cell.trainings)) for cell in audit.cells] == [
+        ("1", 1),
+        ("8", 1),
+        ("inf", 1),
+    ]
+    head = next(line for line in screen.splitlines() if line.startswith("| mechanism"))
+    assert "canary clients" in head
+    for other in ("gradient", "text", "AUC", "TPR"):
+        assert other not in head
+    row = next(line for line in screen.splitlines() if line.startswith("| client | 1 at"))
+    assert row.count("|") == head.count("|")
+    for part in ("delta = 1e-05", "per client", "over all rounds and tasks", "≥ 0.70"):
+        assert part in row
+
+
 def test_a_bound_below_every_claim_refutes_nothing(monkeypatch, tmp_path):
     code, screen, audit = audited(monkeypatch, tmp_path, 0.7)
     assert code == 0
     assert [cell.epsilon for cell in audit.cells] == ["1", "8", "inf"]
-    assert [cell.lower_bound for cell in audit.cells] == [0.7, 0.7, 0.7]
+    assert [cell.strongest.bound.epsilon for cell in audit.cells] == [0.7, 0.7, 0.7]
     row = next(line for line in screen.splitlines() if "1 at delta" in line)
     for part in ("delta = 1e-05", "per record", "over all rounds and tasks", "≥ 0.70"):
         assert part in row
@@ -94,7 +120,10 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
         ({"client": 9}, "clients 0 to"),
         ({"epsilon": "0"}, "--epsilon"),
         ({"overrides": ("stream.schedule=per-client",)}, "synchronous"),
-        ({"overrides": ("privacy.mechanism=client",)}, "an audit is of records"),
+        (
+            {"overrides": ("privacy.mechanism=client", "privacy.trusted_server=false")},
+            "the server's noise",
+        ),
     ):
         request = AuditRequest("quickstart", out=str(tmp_path / "out"), **wrong)
         with pytest.raises(UserError, match=told) as caught:

@@ -9,7 +9,8 @@ import torch
 
 from deal_core.errors import UserError
 from deal_core.privacy.noise import SeededNoise
-from simulations.audit_run import Training, carry_out, known
+from simulations.audit_found import Training
+from simulations.audit_run import carry_out, known
 
 AUDITED = (
     'data.tasks=["laboratory"]',

@@ -11,11 +11,16 @@ from rich.console import Console
 from deal_core.errors import UserError
 from deal_core.ledger import Ledger, composed
 from server.results import read_results
-from simulations.audit_run import Bound, Found
-from simulations.audit_tables import Audit, Cell
+from simulations.audit import AuditRequest, run_audit
+from simulations.audit_found import Bound, Found, Training
 from simulations.budgets import BudgetsRequest, run_budgets
-from simulations.budgets_results import Budgets
+from simulations.budgets_plot import figure_of
+from simulations.budgets_results import Budgets, Sweep
+from simulations.budgets_study import budgets_study
+from simulations.budgets_tables import sweep_text
 from simulations.epsilons import epsilons, named
+from simulations.experiment import Request, load_experiment
+from simulations.study_grid import grid
 
 SMALL = (
     'data.tasks=["laboratory", "surgery"]',
@@ -31,23 +36,30 @@ def console() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def audit_in(folder) -> str:
+def judged(training: Training, listener) -> Found:
+    """As if it had been trained: a bound of 1.25."""
+    private = training.experiment.privacy.mechanism != "none"
     bound = {"delta": 1e-5, "confidence": 0.95, "canaries": 9, "guesses": 9, "correct": 9}
-    found = Found(
-        kind="gradients",
+    return Found(
+        kind=training.kind,
         client=0,
         canaries=9,
         seed=0,
-        mechanism="record",
-        unit="record",
-        simulation_only=True,
-        claimed=8.0,
+        mechanism=training.experiment.privacy.mechanism,
+        unit=training.experiment.privacy.mechanism if private else None,
+        simulation_only=private,
+        claimed=training.experiment.privacy.target_epsilon if private else None,
         delta=1e-5,
-        bound=Bound(epsilon=1.25, **bound),
+        bound=Bound(epsilon=1.25 if training.kind != "texts" else 0.5, **bound),
     )
-    folder.mkdir()
-    audit = Audit(experiment="quickstart", cells=[Cell(epsilon="8", trainings=[found])])
-    (folder / "audit.json").write_text(audit.model_dump_json())
+
+
+def audit_in(folder, *overrides: str) -> str:
+    """What ``deal audit`` leaves, but for the trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulations.audit.carry_out", judged)
+        request = AuditRequest("quickstart", "8", str(folder), (*SMALL, *overrides))
+        assert run_audit(request, console()) == 0
     return str(folder)
 
 
@@ -73,7 +85,7 @@ def test_a_point_for_every_budget(done):
     assert 7.5 < private.spent <= 8.0
     assert private.delta > 0
     assert (private.unit, private.simulation_only) == ("record", True)
-    assert private.lower_bound == 1.25
+    assert (private.lower_bound, private.lower_bound_delta) == (1.25, 1e-5)
     assert (free.spent, free.delta, free.unit, free.lower_bound) == (None, None, None, None)
 
 
@@ -90,15 +102,41 @@ def test_the_sweep_composes_the_ledgers_of_its_private_runs(done):
 def test_no_epsilon_without_what_it_means(done):
     text = (done[0] / "budgets.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| 8 "))
-    for part in ("at delta", "per record", "simulation only", "≥ 1.25"):
+    for part in ("at delta", "per record", "simulation only", "≥ 1.25 at delta = 1e-05 per record"):
         assert part in line
     sweep = text.split("## The sweep itself")[1]
     for part in ("epsilon = ", "at delta", "per record", "composed over", "no epsilon holds"):
         assert part in sweep
 
 
-def test_there_is_a_plot(done):
+def test_the_sweep_says_whom_its_epsilon_protects():
+    for unit, whom in (("record", "a record that lies in every run"), ("client", "for a client")):
+        sweep = Sweep(runs=3, epsilon=9.5, delta=1e-5, unit=unit, without_privacy=0)
+        text = sweep_text(sweep)
+        for part in ("epsilon = 9.5", "delta = 1e-05", f"per {unit}", "composed over", whom):
+            assert part in text
+
+
+def test_the_plot_shows_the_bound_beside_the_claim(done):
     assert (done[0] / "budgets.png").read_bytes().startswith(b"\x89PNG")
+    figure = figure_of(done[3])
+    assert len(figure.axes) == 4
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[-1].lines}
+    assert lines == {
+        "claimed": [[8.0, 8.0]],
+        "lower bound (95 %), delta = 1e-05": [[8.0, 1.25]],
+    }
+    for part in ("delta", "per record", "over all rounds and tasks", "simulation only"):
+        assert part in figure.get_suptitle()
+
+
+def test_an_audit_of_another_unit_is_refused(tmp_path):
+    """Bounds on whole clients say nothing of records."""
+    audit = audit_in(tmp_path / "audit", "privacy.mechanism=client")
+    request = BudgetsRequest("quickstart", out=str(tmp_path / "out"), audit=audit)
+    with pytest.raises(UserError, match="each a client, but the budgets are of a record"):
+        run_budgets(request, console())
+    assert not (tmp_path / "out").exists()
 
 
 def test_again_nothing_is_left_and_a_further_budget_starts_alone(done):
@@ -124,12 +162,25 @@ def test_budgets_are_read_or_refused_in_one_line():
         assert "\n" not in str(caught.value)
 
 
+def test_runs_without_privacy_may_have_settings_of_their_own(tmp_path):
+    base = load_experiment(Request("private"))
+    values = [1.0, 8.0, float("inf")]
+    study = budgets_study("private", base, values, [], 1, ("train.batch_size=16",))
+    sizes = {c.arm: c.runs[""].train.batch_size for c in grid(study, tmp_path)}
+    assert sizes == {"eps-1": 128, "eps-8": 128, "eps-inf": 16}
+
+
 def test_bad_input_is_refused_before_anything_starts(tmp_path):
     out = str(tmp_path / "out")
     for wrong, told in (
         ({"method": "dael"}, "unknown method 'dael'"),
         ({"method": "deal,deal"}, "twice"),
         ({"audit": str(tmp_path)}, "no audit in it"),
+        ({"free": ("train.learning_rat=1",)}, "did you mean 'learning_rate'"),
+        (
+            {"overrides": ("run.threads=1",), "free": ("run.threads=2",)},
+            "--without-privacy run.threads: --set changes it for all runs",
+        ),
     ):
         with pytest.raises(UserError, match=told):
             run_budgets(BudgetsRequest("quickstart", out=out, **wrong), console())

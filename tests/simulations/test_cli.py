@@ -72,7 +72,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     code, out, _ = deal("ls")
     assert code == 0
     commands = [line.split()[:3] for line in out.splitlines()]
-    experiments = ["clinc10", "frugal", "per-client", "quickstart"]
+    experiments = ["clinc10", "frugal", "per-client", "private", "quickstart"]
     studies = ["ablation", "cl15-core", "clinc10", "data-budget", "medmcqa", "tuning"]
     assert commands == [
         *(["deal", "simulate", name] for name in experiments),
@@ -217,7 +217,7 @@ def test_a_study_of_which_nothing_has_run_yet_has_empty_tables(deal: Call, tmp_p
     code, out, _ = deal("study", "medmcqa", "--report")
     assert code == 0
     assert "study.md" in out
-    assert "0 of 34 cells done" in (tmp_path / "runs/study-medmcqa/study.md").read_text()
+    assert "0 of 33 cells done" in (tmp_path / "runs/study-medmcqa/study.md").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -11,6 +11,7 @@ import pytest
 from simulations.deployment.run_state import state_of
 from tests.simulations.deployment.loopback import (
     SITES,
+    SLOW,
     Cable,
     Federation,
     divide,
@@ -20,7 +21,7 @@ from tests.simulations.deployment.loopback import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500 * SLOW)]
 NORTH, SOUTH, WEST = "0", "1", "2"
 
 
@@ -42,6 +43,7 @@ def next_round(fed: Federation, run: str) -> int:
 
 def comes_back(fed: Federation, run: str, client: str, after: int) -> None:
     def back() -> bool:
+        fed.require_running(run)
         return max(rounds_of(fed, run, "client_finished", client)) > after
 
     wait_for(f"{client} after round {after}", back, 300)
@@ -79,7 +81,7 @@ def test_a_straggler_a_dead_site_and_a_cut_cable(tmp_path: Path) -> None:
 
         cut = next_round(fed, run)
         cable.cut()
-        time.sleep(60)
+        time.sleep(60 * SLOW)
         cable.mend()
         comes_back(fed, run, NORTH, cut)
 

@@ -15,6 +15,7 @@ from server.results import read_results
 from simulations.deployment.run_state import state_of
 from tests.simulations.deployment.loopback import (
     SITES,
+    SLOW,
     Cable,
     Federation,
     alone,
@@ -25,7 +26,7 @@ from tests.simulations.deployment.loopback import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400 * SLOW)]
 ROUNDS = 20
 FAULTS = ("killed site", "frozen site", "cut cable", "killed server")
 
@@ -34,7 +35,7 @@ def inject(fed: Federation, fault: str, site: str, run: str, number: int, cable:
     """One fault, which has passed when this returns."""
     if fault == "cut cable":
         cable.cut()
-        time.sleep(20)
+        time.sleep(20 * SLOW)
         cable.mend()
         return
     try:
@@ -48,7 +49,7 @@ def inject(fed: Federation, fault: str, site: str, run: str, number: int, cable:
         frozen = fed.members(site)
         for process in frozen:
             process.send_signal(signal.SIGSTOP)
-        time.sleep(50)
+        time.sleep(50 * SLOW)
         for process in frozen:
             process.send_signal(signal.SIGCONT)
     else:
@@ -73,7 +74,7 @@ def reach(fed: Federation, run: str, event: str, **fields: int) -> None:
 
 def test_a_fault_in_every_second_round(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    divide(data, train=60, test=60)
+    divide(data, train=60, test=120)
     path = experiment_file(tmp_path / "twenty.toml", ["surgery"], rounds=ROUNDS, deadline=45)
     draw = random.Random(20)
     with federation(tmp_path) as fed:
