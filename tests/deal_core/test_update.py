@@ -141,12 +141,13 @@ DATA = [
 
 @pytest.fixture(scope="module")
 def second_task(random_adapter) -> State:
-    """Something is retained, and the task begins."""
+    """Something is retained, and the task begins, afresh: the adapter is the change."""
     shapes = adapter_shapes(ModelConfig(), AdapterConfig())
     retained = random_adapter(shapes, 16, 1.0, 1)
     small = {n: LoraFactors(f.A, 0.003 * f.B) for n, f in retained.layers.items()}
     state = State(zero_adapter(shapes, 8, 2.0), Adapter(small))
-    return make_method(MethodConfig(), AdapterConfig()).begin_task(state, seeded(0, "begin"))
+    method = make_method(MethodConfig(warm_rank=0), AdapterConfig())
+    return method.begin_task(state, seeded(0, "begin"))
 
 
 def trained(minilm, state: State, update: dict[str, object], epochs: int) -> Adapter:

@@ -18,7 +18,9 @@ from simulations.preflight import preflight
 LAYERS, WIDTH, RANK = 12, 384, 8
 ROWS = 4 * WIDTH * 2
 """Bytes of one direction of one layer, float32, both factors."""
-PRIVATE = ("method.consolidation.data=private", "adapter.retained_rank=8")
+FULL = ("adapter.retained_rank=8", "method.warm_rank=0")
+"""What is learnt does not fit into what is retained."""
+PRIVATE = ("method.consolidation.data=private", *FULL)
 """The first task fits into the retained rank, the second does not."""
 
 
@@ -136,7 +138,7 @@ def test_exact_rules_and_clients_of_their_own_ranks(run_with, settings):
     assert results.average_accuracy > 0.5
 
 
-PUBLIC = ("method.consolidation.data=public", "adapter.retained_rank=8")
+PUBLIC = ("method.consolidation.data=public", *FULL)
 
 
 @pytest.fixture(scope="module")
