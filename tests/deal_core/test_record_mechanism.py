@@ -24,23 +24,12 @@ from deal_core.privacy.policy import Policy, default_delta
 from deal_core.privacy.record import PrivateGradients, packed, unpacked
 from deal_core.randomness import seeded
 from deal_core.training import descend
+from tests.deal_core.silence import Silence
 
 LABELS = ["red", "green", "blue"]
 BOTH = frozenset({"lora_A", "lora_B"})
 ENCODER_TOKENS = ((101, 2540, 102), (101, 3096, 2003, 2009, 102), (101, 2146, 2966, 3160, 102))
 CAUSAL_TOKENS = ((1, 3, 4), (1, 5, 6, 7, 8), (1, 9, 10, 11))
-
-
-class Silence:
-    """No noise, and every record in every batch: what is left is the clipped sum."""
-
-    simulation_only = True
-
-    def normal(self, shape):
-        return torch.zeros(shape, dtype=torch.float64)
-
-    def uniform(self, count):
-        return torch.zeros(count, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module", params=["encoder", "llama", "gpt2"])

@@ -19,6 +19,7 @@ from deal_core.config import AdapterConfig
 from deal_core.models.interface import Encoded
 from deal_core.per_example import clipped_gradients
 from deal_core.privacy.record import BELOW, PrivateGradients
+from tests.deal_core.silence import Silence
 
 TARGETS = ("q", "v")
 TEXTS = ((5, 9, 3, 1), (7, 1), (4, 8, 30, 21, 6, 17, 2, 1))
@@ -52,18 +53,6 @@ class Answering:
         losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(dim=1)
         lengths = torch.tensor([len(answer) for answer in answers])
         return losses / lengths * torch.tensor([self.weights[i] for i in batch])
-
-
-class Silence:
-    """No noise: what is left of a private step is the clipped sum."""
-
-    simulation_only = True
-
-    def normal(self, shape):
-        return torch.zeros(shape, dtype=torch.float64)
-
-    def uniform(self, count):
-        return torch.zeros(count, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
