@@ -15,6 +15,8 @@ EVALUATION_TOKENS = 4096
 """Without gradients no activations are kept, so a pass may be larger."""
 EVALUATION_WASTE = 512
 """Padding in one pass that costs as much as another pass would (measured)."""
+SAMPLED_WASTE = 64
+"""The same with gradients, of a batch that was drawn without regard to length."""
 
 
 def training_batches(

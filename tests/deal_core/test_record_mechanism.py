@@ -16,6 +16,7 @@ from deal_core.ledger import Ledger, composed
 from deal_core.methods.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
+from deal_core.per_example import clipped_gradients
 from deal_core.privacy.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.interface import Ask, Refusal, Site, Trained
 from deal_core.privacy.mechanisms import make_mechanism
@@ -108,6 +109,22 @@ def test_a_record_moves_the_sum_by_at_most_the_bound(case, scale):
     assert not sums[()].any()
     assert float(sums[(2,)].norm()) <= 0.5
     assert float((sums[(0, 2)] - sums[(0,)]).norm()) <= 0.5 * (1 + 1e-6)
+
+
+def test_a_long_text_does_not_pad_the_short_ones_of_its_batch(case):
+    model, data = case
+    set_trainable(model.module, BOTH)
+    long = Encoded((*data[0].tokens, *data[0].tokens[1:2] * 90), 2)
+    batch = [*data[:2], long]
+    passes = []
+
+    def watched(module, objective, parts, bound):
+        passes.extend(parts)
+        clipped_gradients(module, objective, parts, bound)
+
+    quiet = replace(gradients(batch, Silence()), clipped_sum=watched)
+    quiet.accumulate(model.module, Plain(model, LABELS, batch), [0, 1, 2])
+    assert passes == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize("batch", [[], [0, 1, 2]])
