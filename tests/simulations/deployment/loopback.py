@@ -413,6 +413,20 @@ class Cable:
             threading.Thread(target=_carry, args=(near, far), daemon=True).start()
 
 
+@contextmanager
+def cabled(path: Path, data: Path) -> Iterator[tuple[Federation, Cable]]:
+    """A server and its sites, all running; the cable of the one named north can be pulled out."""
+    with federation(path) as fed:
+        cable = Cable(fed.folder.settings().superlink_port)
+        for site in SITES:
+            fed.add(site, data / site, address=f"127.0.0.1:{cable.port}" if site == "north" else "")
+            fed.start_site(site)
+        try:
+            yield fed, cable
+        finally:
+            cable.close()
+
+
 def _carry(near: socket.socket, far: socket.socket) -> None:
     """Both ways, until one end is closed."""
     with near, far:

@@ -19,10 +19,10 @@ from tests.simulations.deployment.loopback import (
     Cable,
     Federation,
     alone,
+    cabled,
     divide,
     done,
     experiment_file,
-    federation,
     wait_for,
 )
 
@@ -77,19 +77,13 @@ def test_a_fault_in_every_second_round(tmp_path: Path) -> None:
     divide(data, train=60, test=120)
     path = experiment_file(tmp_path / "twenty.toml", ["surgery"], rounds=ROUNDS, deadline=45)
     draw = random.Random(20)
-    with federation(tmp_path) as fed:
-        cable = Cable(fed.folder.settings().superlink_port)
-        for site in SITES:
-            address = f"127.0.0.1:{cable.port}" if site == "north" else ""
-            fed.add(site, data / site, address=address)
-            fed.start_site(site)
+    with cabled(tmp_path, data) as (fed, cable):
         run = fed.submit(str(path), "--set", "federation.quorum=0.3")
         for number in range(2, ROUNDS + 1, 2):
             reach(fed, run, "round_started", server_round=number)
             inject(fed, draw.choice(FAULTS), draw.choice(list(SITES)), run, number, cable)
         reach(fed, run, "run_finished")
         wait_for("results", lambda: state_of(fed.run(run)).phase == "finished", 10)
-        cable.close()
         deployed = fed.run(run)
     events = fed.events(run)
     assert sum(e["event"] == "client_failed" for e in events) >= 3
