@@ -45,10 +45,11 @@ class Cell:
 
     @property
     def settings(self) -> dict[str, dict[str, Value]]:
-        """Name of a part to what it sets otherwise than :func:`default_settings`."""
+        """Name of a part to what it sets otherwise than :func:`default_settings`; a precision
+        that is left to the machine is that of this one."""
         usual = default_settings()
         return {
-            part: {k: v for k, v in settings_of(run).items() if v != usual[k]}
+            part: {k: v for k, v in settings_of(_precise(run)).items() if v != usual[k]}
             for part, run in self.runs.items()
         }
 
@@ -62,6 +63,15 @@ def settings_of(experiment: Experiment) -> dict[str, Value]:
     many threads it has."""
     free = {*FREE_ON_RESUME, "data.path"}
     return {key: value for key, value in flatten(experiment).items() if key not in free}
+
+
+def _precise(experiment: Experiment) -> Experiment:
+    from deal_core.models.loading import best_device
+    from deal_core.precision import compute_dtype
+
+    dtype = str(compute_dtype(experiment.train, best_device())).removeprefix("torch.")
+    train = experiment.train.model_copy(update={"precision": dtype})
+    return experiment.model_copy(update={"train": train})
 
 
 def default_settings() -> dict[str, Value]:

@@ -14,6 +14,7 @@ from simulations.outcome import Outcome
 from simulations.study_grid import Cell, cell_name, default_settings, settings_of
 
 STUDY_JSON = "study.json"
+PRECISION = "train.precision"
 
 
 class CellResult(Strict):
@@ -79,12 +80,14 @@ def kept(folder: Path, cells: Sequence[Cell]) -> dict[str, CellResult]:
 
 
 def _check_same(path: Path, cell: Cell, defaults: Mapping[str, Value], before: CellResult) -> None:
-    """Settings that have come into being since then count as their defaults."""
+    """Settings that have come into being since then count as their defaults; where precision is
+    left to the machine, that of any machine stands."""
     usual = {**default_settings(), **defaults}
     for part, run in cell.runs.items():
         there = {**usual, **before.settings.get(part, {})}
         for key, value in settings_of(run).items():
-            if value != there[key]:
+            free = key == PRECISION and value == "auto"
+            if value != there[key] and not free:
                 raise UserError(
                     f"{path}: '{key}' is {json.dumps(value)}, but the cell {cell.name} was run "
                     f"with {json.dumps(there[key])}; set it back, remove the cell from that file, "

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from statistics import fmean
 
+from deal_core.run_config import Value
 from simulations.outcome import Outcome
 from simulations.study_file import Study
-from simulations.study_results import CellResult, StudyResults
+from simulations.study_results import PRECISION, CellResult, StudyResults
 from simulations.study_statistics import Estimate, estimate, paired_difference
 from simulations.view import duration, signed
 
@@ -32,6 +33,7 @@ def markdown(study: Study, results: StudyResults) -> str:
     """Return the whole page."""
     lines = [f"# Study {study.name}", "", study.file.description, ""]
     lines += [f"{len(results.cells)} of {results.wanted} cells done. {EXPLANATION}", ""]
+    lines += [*precisions(results), ""]
     settings = list(study.file.settings)
     if len(settings) > 1:
         lines += list(_settings(study, results.cells))
@@ -40,6 +42,18 @@ def markdown(study: Study, results: StudyResults) -> str:
         if cells:
             lines += list(_section(study, setting, cells))
     return "\n".join(lines).rstrip() + "\n"
+
+
+def precisions(results: StudyResults) -> Iterator[str]:
+    """In what the frozen model computed, and the seeds: pairs with a seed in common should have
+    the precision in common, too."""
+    seeds: dict[Value, set[int]] = {}
+    for cell in results.cells:
+        for run in cell.settings.values():
+            seeds.setdefault({**results.defaults, **run}[PRECISION], set()).add(cell.seed)
+    if seeds:
+        parts = (f"{name} (seeds {sorted(own)})" for name, own in seeds.items())
+        yield f"Frozen model: {'; '.join(parts)}."
 
 
 def _section(study: Study, setting: str, cells: Sequence[CellResult]) -> Iterator[str]:

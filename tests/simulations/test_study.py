@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,17 @@ def test_the_figures_alone_carry_the_study_on(
     with pytest.raises(UserError, match=r"study\.json: 'adapter\.rank' is 4, but the cell sequen"):
         run_study(other, console())
     assert (tmp_path / "study.json").read_text() == figures
+    # a precision that the study leaves to the machine was what that machine has
+    there = json.loads(figures)
+    used = there["cells"][0]["settings"][""]["train.precision"]
+    assert used in {"float32", "bfloat16"}
+    assert f"Frozen model: {used} (seeds [0])." in (tmp_path / "study.md").read_text()
+    there["cells"][0]["settings"][""]["train.precision"] = "bfloat16"
+    (tmp_path / "study.json").write_text(json.dumps(there))
+    assert run_study(elsewhere, console()) == 0
+    fixed = replace(elsewhere, overrides=("train.precision=float32",))
+    with pytest.raises(UserError, match=r"'train\.precision' is \"float32\", but the cell sequen"):
+        run_study(fixed, console())
     # a setting that did not exist yet was its default; a default that was another one matters
     older = json.loads(figures)
     del older["defaults"]["method.warm_rank"]
