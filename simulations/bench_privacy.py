@@ -22,7 +22,12 @@ from simulations.bench_texts import Turn, Workload, texts
 
 PLAIN, PRIVATE = "plain", "record"
 WINDOWS = 9
-WORKLOADS = (Workload(0, 16, 256, 4), Workload(64, 16, 256, 4), Workload(64, 64, 256, 4))
+WORKLOADS = (
+    Workload(0, 16, 256, 4),
+    Workload(0, 128, 256, 4),
+    Workload(64, 16, 256, 4),
+    Workload(64, 64, 256, 4),
+)
 QUICK = (Workload(64, 8, 16),)
 
 

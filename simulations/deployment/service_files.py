@@ -17,20 +17,26 @@ After=network-online.target
 Wants=network-online.target
 
 [Service]
-ExecStart={python} -m simulations.cli {arguments}
-WorkingDirectory={folder}
-Environment=PYTHONPATH={code}
+User={user}
+ExecStart={python} -m simulations.cli {arguments} {argument}
+WorkingDirectory={plain_folder}
+Environment={environment}
 Restart=always
 RestartSec=5
 KillMode=mixed
+UMask=0077
+CapabilityBoundingSet=
 NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict
 ProtectHome={home}
 ProtectKernelTunables=yes
+ProtectKernelModules=yes
 ProtectControlGroups=yes
 RestrictSUIDSGID=yes
-ReadWritePaths={writable}
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+LockPersonality=yes
+ReadWritePaths={folder}
 {more}
 [Install]
 WantedBy=multi-user.target
@@ -75,7 +81,9 @@ def server_unit(folder: ServerFolder) -> str:
 def site_unit(folder: Path, data: Path) -> str:
     """A systemd unit that keeps a site running; the code it is sent can read the data and write
     the site's folder, and nothing else of this machine's."""
-    return _unit("Federated DEAL: site", "deal-site", "site start", folder, f"ReadOnlyPaths={data}")
+    return _unit(
+        "Federated DEAL: site", "deal-site", "site start", folder, f"ReadOnlyPaths={_quoted(data)}"
+    )
 
 
 def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
@@ -99,11 +107,36 @@ def _unit(what: str, name: str, arguments: str, folder: Path, more: str) -> str:
         what=what,
         name=name,
         file=f"{name}.service",
-        python=sys.executable,
-        arguments=f"{arguments} {folder}",
-        folder=folder,
-        code=code,
+        user=_owner(folder),
+        python=_argument(sys.executable),
+        arguments=arguments,
+        argument=_argument(folder),
+        folder=_quoted(folder),
+        plain_folder=_percent(folder),
+        environment=_quoted(f"PYTHONPATH={code}"),
         home="read-only" if hidden else "yes",
-        writable=folder,
         more=f"{more}\n" if more else "",
     )
+
+
+def _owner(folder: Path) -> str:
+    """Who made the folder: neither server nor site needs more than that."""
+    try:
+        return folder.owner()
+    except KeyError:
+        return str(folder.stat().st_uid)
+
+
+def _quoted(value: Path | str) -> str:
+    """As systemd reads it back: one word, whatever a path contains."""
+    text = _percent(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _argument(value: Path | str) -> str:
+    """The same in a command line, where variables are put in."""
+    return _quoted(value).replace("$", "$$")
+
+
+def _percent(value: Path | str) -> str:
+    return str(value).replace("%", "%%")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shutil
 import stat
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def test_the_proxy_forwards_one_path_and_the_link_is_local(server: ServerFolder)
     assert f"server_name {' '.join(HOSTS)};" in nginx
     unit = (server.path / "deal-server.service").read_text()
     assert "Restart=always" in unit
-    assert f"server start {server.path}" in unit
+    assert f'server start "{server.path}"' in unit
 
 
 @pytest.mark.parametrize("host", ["https://x.org", "x.org:9443", "a b", "-x.org", ""])
@@ -114,10 +115,27 @@ def test_the_sites_unit_confines_the_code_it_is_sent(tmp_path: Path) -> None:
     for line in (
         "ProtectSystem=strict",
         "NoNewPrivileges=yes",
-        f"ReadWritePaths={tmp_path / 'site'}",
-        f"ReadOnlyPaths={tmp_path / 'data'}",
+        f'ReadWritePaths="{tmp_path / "site"}"',
+        f'ReadOnlyPaths="{tmp_path / "data"}"',
+        f"User={(tmp_path / 'site').owner()}",
+        "CapabilityBoundingSet=",
     ):
-        assert line in unit
+        assert line in unit.splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
+def test_systemd_takes_the_units_as_they_are(tmp_path: Path) -> None:
+    server = server_folder(str(tmp_path / 'a "server" at 50%n'))
+    init_server(server, ServerSettings(hosts=HOSTS))
+    data = tmp_path / "the data $HOME 50%n"
+    data.mkdir()
+    site = tmp_path / 'a "site" at 50%n $HOME'
+    init_site(SiteRequest(site, data, "north"))
+    for unit in (server.path / "deal-server.service", site / "deal-site.service"):
+        done = subprocess.run(
+            ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Path) -> None:
