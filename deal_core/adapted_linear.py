@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deal_core.packing import Packing
+
 
 class AdaptedLinear(torch.autograd.Function):
     """``y = x W^T + bias + s (x A^T) B^T`` for a frozen ``W``; gradients for x, A and B only.
 
     A factor may come once for every example, ``(examples, ...)`` of equal values (see
-    :mod:`deal_core.per_example`): its gradient then is that of every example.
+    :mod:`deal_core.per_example`): its gradient then is that of every example. Whose a row of
+    ``x`` is follows from its place, or, where texts lie in one row, from ``packing``.
     """
 
     @staticmethod
@@ -29,6 +32,7 @@ class AdaptedLinear(torch.autograd.Function):
         lora_A: Tensor,
         lora_B: Tensor,
         scaling: float,
+        packing: Packing | None = None,
     ) -> Tensor:
         """x ``(..., d_in)``, weight ``(d_out, d_in)``, A ``(r, d_in)``, B ``(d_out, r)``."""
         rows = x.reshape(-1, x.shape[-1])
@@ -39,14 +43,15 @@ class AdaptedLinear(torch.autograd.Function):
         y.addmm_(hidden, B.T)
         ctx.save_for_backward(rows, hidden, weight, A, B)
         ctx.scaling = scaling
-        ctx.copies = _copies(lora_A, x), _copies(lora_B, x)
+        ctx.packing = packing
+        ctx.copies = _copies(lora_A, x, packing), _copies(lora_B, x, packing)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The first layer's input needs no gradient, a frozen factor none either."""
         rows, hidden, weight, A, B = ctx.saved_tensors
-        wants_x, _, _, wants_A, wants_B, _ = ctx.needs_input_grad
+        wants_x, _, _, wants_A, wants_B, *_ = ctx.needs_input_grad
         gradient = gradients[0]
         g = gradient.reshape(-1, gradient.shape[-1])
         back = g @ B if wants_x or wants_A else None
@@ -55,10 +60,10 @@ class AdaptedLinear(torch.autograd.Function):
             dx = (g @ weight).addmm_(back, A).view(*gradient.shape[:-1], -1)
         of_A, of_B = ctx.copies
         if wants_A and back is not None:
-            dA = _outer(back, rows, of_A).float()
+            dA = _outer(back, rows, of_A, ctx.packing).float()
         if wants_B:
-            dB = _outer(g, hidden, of_B).float().mul_(ctx.scaling)
-        return dx, None, None, dA, dB, None
+            dB = _outer(g, hidden, of_B, ctx.packing).float().mul_(ctx.scaling)
+        return dx, None, None, dA, dB, None, None
 
 
 def _one(factor: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ def _one(factor: Tensor) -> Tensor:
     return factor if factor.dim() == 2 else factor[0]
 
 
-def _copies(factor: Tensor, x: Tensor) -> int | None:
+def _copies(factor: Tensor, x: Tensor, packing: Packing | None) -> int | None:
     """How many examples a factor comes for; None: it comes once for all.
 
     Raises:
@@ -74,15 +79,20 @@ def _copies(factor: Tensor, x: Tensor) -> int | None:
     """
     if factor.dim() == 2:
         return None
-    if x.dim() != 3 or x.shape[0] != factor.shape[0]:
+    examples = factor.shape[0]
+    shape = (examples,) if packing is None else (1, sum(packing.lengths))
+    known = packing is None or len(packing.lengths) == examples
+    if x.dim() != 3 or tuple(x.shape[: len(shape)]) != shape or not known:
         raise ValueError("a layer mixes examples: no gradient per example")
-    return factor.shape[0]
+    return examples
 
 
-def _outer(left: Tensor, right: Tensor, examples: int | None) -> Tensor:
+def _outer(left: Tensor, right: Tensor, examples: int | None, packing: Packing | None) -> Tensor:
     """``left^T right``, over all rows, or over the rows of each example."""
     if examples is None:
         return left.T @ right
+    if packing is not None:
+        return packing.apart(left).transpose(1, 2) @ packing.apart(right)
     shape = examples, left.shape[0] // examples, -1
     return left.view(shape).transpose(1, 2) @ right.view(shape)
 
@@ -100,7 +110,8 @@ def adapted_forward(layer: Any, name: str, x: Tensor) -> Tensor:
         silent: Tensor = layer.base_layer(x)
         return silent
     A, B = getattr(layer, "copies", None) or (layer.lora_A[name].weight, layer.lora_B[name].weight)
+    packing = getattr(layer, "packing", None)
     out: Tensor = AdaptedLinear.apply(  # type: ignore[no-untyped-call]
-        x, frozen_weight(layer), layer.base_layer.bias, A, B, scaling
+        x, frozen_weight(layer), layer.base_layer.bias, A, B, scaling, packing
     )
     return out

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from deal_core.models.interface import Encoded
+from deal_core.packing import packs
 
 WINDOW = 32
 """Batches that are sorted by length together: wide enough to save padding, narrow enough
@@ -39,18 +41,39 @@ def evaluation_batches(data: Sequence[Encoded]) -> list[list[int]]:
     return within_budget(data, ordered, EVALUATION_TOKENS, EVALUATION_WASTE)
 
 
-def within_budget(
-    data: Sequence[Encoded], batch: Sequence[int], tokens: int, waste: int | None = None
+def sampled_passes(
+    module: nn.Module, data: Sequence[Encoded], batch: Sequence[int], tokens: int
 ) -> list[list[int]]:
-    """Cut a batch into passes of at most ``tokens`` tokens, padding included, and at most
-    ``waste`` tokens of padding (None: no bound), at least one example each; in the order given."""
+    """Cut a batch that was drawn without regard to length, and is sorted by it: a model that packs
+    wastes nothing on padding."""
+    if packs(module):
+        return within_budget(data, batch, tokens, padded=False)
+    return within_budget(data, batch, tokens, SAMPLED_WASTE)
+
+
+def within_budget(
+    data: Sequence[Encoded],
+    batch: Sequence[int],
+    tokens: int,
+    waste: int | None = None,
+    padded: bool = True,
+) -> list[list[int]]:
+    """Cut a batch into passes, at least one example each; in the order given.
+
+    Args:
+        data: the examples.
+        batch: positions in it.
+        tokens: of a pass, at most, padding included.
+        waste: tokens of padding, at most; None: no bound.
+        padded: false: there is no padding.
+    """
     passes: list[list[int]] = []
     longest = real = 0
     for position in batch:
         length = len(data[position].tokens)
         longest, real = max(longest, length), real + length
-        padded = (len(passes[-1]) + 1) * longest if passes else 0
-        if passes and padded <= tokens and (waste is None or padded - real <= waste):
+        taken = (len(passes[-1]) + 1) * longest if passes and padded else real
+        if passes and taken <= tokens and (waste is None or taken - real <= waste):
             passes[-1].append(position)
         else:
             passes.append([position])

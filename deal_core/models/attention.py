@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deal_core.packing import Packing
+
 NAME = "deal"
 LONGEST = {torch.bfloat16: 256, torch.float32: 64}
 """Tokens up to which the plain operations are the faster ones (measured)."""
@@ -39,7 +41,14 @@ def attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query ``(batch, heads, queries, width)``, key and value
     likewise, mask boolean ``(batch, 1, queries or 1, keys)``; returns ``(batch, queries, heads,
-    width)``. Whatever is not short and plain goes to transformers' own."""
+    width)``. Whatever is not short and plain goes to transformers' own. Option ``packing``: the
+    batch is one row of texts that do not see each other."""
+    packing = options.pop("packing", None)
+    if packing is not None:
+        query, key, value = (_apart(states, packing) for states in (query, key, value))
+        seen = packing.real[:, None, None, :]
+        out, _ = attention(module, query, key, value, seen, dropout, scaling, **options)
+        return packing.together(out.flatten(2)).view(1, -1, *out.shape[2:]), None
     if _is_plain(module, query, key, attention_mask, dropout, options):
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         return _plain(query * factor, key, value, attention_mask), None
@@ -49,6 +58,13 @@ def attention(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
     )
     return out, None
+
+
+def _apart(states: Tensor, packing: Packing) -> Tensor:
+    """``(1, heads, tokens, width)`` to ``(texts, heads, longest, width)``."""
+    rows = states[0].transpose(0, 1)
+    cells = packing.apart(rows.flatten(1))
+    return cells.view(*cells.shape[:2], *rows.shape[1:]).transpose(1, 2)
 
 
 def _is_plain(

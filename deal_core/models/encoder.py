@@ -16,12 +16,14 @@ from peft import PeftModel, TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from deal_core.attach import attach, base_only
+from deal_core.attach import attach, base_only, lora_layers
 from deal_core.config import AdapterConfig, ModelConfig
 from deal_core.data import Example
+from deal_core.models.attention import NAME as ATTENTION
 from deal_core.models.attention import register_attention
 from deal_core.models.interface import Encoded, Learnt
 from deal_core.models.loading import best_device, pretrained
+from deal_core.packing import Packing, packed, packing_of, packs
 from deal_core.tokens import TokenCache, tokeniser_name
 
 FEW_LABELS = 256
@@ -37,6 +39,11 @@ class EncoderLabels:
         self.device = best_device()
         self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.FEATURE_EXTRACTION)
         self.module.eval()
+        self.module.packs_texts = (
+            self.device.type == "cpu"
+            and base.config.model_type == "bert"
+            and base.config._attn_implementation == ATTENTION
+        )
         self._tokenizer = tokenizer
         self._scale = model.logit_scale
         self.tokens = TokenCache(
@@ -71,6 +78,9 @@ class EncoderLabels:
 
     def _embed(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Unit vectors of mean-pooled token states, ``(batch, hidden)``, float32."""
+        packing = packing_of(token_ids) if packs(self.module) else None
+        if packing is not None:
+            return self._embed_packed(token_ids, packing)
         longest = max(len(ids) for ids in token_ids)
         pad = self._tokenizer.pad_token_id or 0
         ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in token_ids])
@@ -81,6 +91,15 @@ class EncoderLabels:
         ).last_hidden_state.float()
         pooled = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
         return normalize(pooled, dim=1)
+
+    def _embed_packed(self, token_ids: Sequence[Sequence[int]], packing: Packing) -> Tensor:
+        ids = torch.tensor([list(chain.from_iterable(token_ids))])
+        with packed(lora_layers(self.module).values(), packing):
+            states = self.module(
+                input_ids=ids, position_ids=packing.positions, packing=packing
+            ).last_hidden_state.float()
+        pooled = [text.mean(0) for text in torch.split(states[0], list(packing.lengths))]
+        return normalize(torch.stack(pooled), dim=1)
 
     def _labels(self, labels: Sequence[str]) -> Tensor:
         """Frozen unit vectors of the label names, ``(labels, hidden)``; each made once, and the

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load, save
 from torch import Tensor, nn
 
-from deal_core.batching import SAMPLED_WASTE, within_budget
+from deal_core.batching import sampled_passes
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.ledger import Budget, BudgetSpent, Event, composed
@@ -117,7 +117,7 @@ class PrivateGradients:
             raise ValueError("gradients are there before those of the batch")
         if self._taken == 0:
             self._before = [factor.detach().clone() for factor in factors]
-        parts = within_budget(self.data, batch, self.tokens_per_pass, SAMPLED_WASTE)
+        parts = sampled_passes(module, self.data, batch, self.tokens_per_pass)
         self.clipped_sum(module, objective, parts, BELOW * self.max_grad_norm)
         scale = self.noise_multiplier * self.max_grad_norm
         for factor in factors:
