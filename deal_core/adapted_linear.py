@@ -92,7 +92,8 @@ def _outer(left: Tensor, right: Tensor, examples: int | None, packing: Packing |
     if examples is None:
         return left.T @ right
     if packing is not None:
-        return packing.apart(left).transpose(1, 2) @ packing.apart(right)
+        texts = (torch.split(rows, list(packing.lengths)) for rows in (left, right))
+        return torch.stack([one.T @ other for one, other in zip(*texts, strict=True)])
     shape = examples, left.shape[0] // examples, -1
     return left.view(shape).transpose(1, 2) @ right.view(shape)
 

@@ -37,6 +37,18 @@ class Packing:
         return torch.arange(max(self.lengths))[None, :] < torch.tensor(self.lengths)[:, None]
 
     @cached_property
+    def groups(self) -> tuple[Packing, ...]:
+        """Neighbours of about one length together: what must be padded is padded little."""
+        groups: list[list[int]] = []
+        for length in self.lengths:
+            both = [*groups[-1], length] if groups else []
+            if both and len(both) * max(both) <= WORTH * sum(both):
+                groups[-1] = both
+            else:
+                groups.append([length])
+        return tuple(Packing(tuple(group)) for group in groups)
+
+    @cached_property
     def _cells(self) -> Tensor:
         return self.real.flatten().nonzero().flatten()
 

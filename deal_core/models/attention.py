@@ -45,10 +45,8 @@ def attention(
     batch is one row of texts that do not see each other."""
     packing = options.pop("packing", None)
     if packing is not None:
-        query, key, value = (_apart(states, packing) for states in (query, key, value))
-        seen = packing.real[:, None, None, :]
-        out, _ = attention(module, query, key, value, seen, dropout, scaling, **options)
-        return packing.together(out.flatten(2)).view(1, -1, *out.shape[2:]), None
+        options |= {"dropout": dropout, "scaling": scaling}
+        return _packed(module, (query, key, value), packing, options), None
     if _is_plain(module, query, key, attention_mask, dropout, options):
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         return _plain(query * factor, key, value, attention_mask), None
@@ -60,11 +58,30 @@ def attention(
     return out, None
 
 
-def _apart(states: Tensor, packing: Packing) -> Tensor:
-    """``(1, heads, tokens, width)`` to ``(texts, heads, longest, width)``."""
-    rows = states[0].transpose(0, 1)
-    cells = packing.apart(rows.flatten(1))
-    return cells.view(*cells.shape[:2], *rows.shape[1:]).transpose(1, 2)
+def _packed(
+    module: nn.Module,
+    states: tuple[Tensor, Tensor, Tensor],
+    packing: Packing,
+    options: dict[str, Any],
+) -> Tensor:
+    """Group by group, each padded by itself."""
+    tokens = [sum(group.lengths) for group in packing.groups]
+    # A head's width after the other: the row as the projection made it.
+    rows = (row[0].transpose(0, 1) for row in states)
+    parts = zip(*(torch.split(row, tokens) for row in rows), strict=True)
+    found = []
+    for group, own in zip(packing.groups, parts, strict=True):
+        query, key, value = (_apart(row, group) for row in own)
+        seen = group.real[:, None, None, :]
+        out, _ = attention(module, query, key, value, seen, **options)
+        found.append(group.together(out.flatten(2)))
+    return torch.cat(found).view(1, sum(tokens), *states[0].shape[1::2])
+
+
+def _apart(row: Tensor, packing: Packing) -> Tensor:
+    """``(tokens, heads, width)`` to ``(texts, heads, longest, width)``."""
+    cells = packing.apart(row.flatten(1))
+    return cells.view(*cells.shape[:2], *row.shape[1:]).transpose(1, 2)
 
 
 def _is_plain(

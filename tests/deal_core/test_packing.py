@@ -35,6 +35,9 @@ def test_apart_and_together_again(lengths: list[int]) -> None:
     assert torch.equal(packing.together(cells), row)
     packing.together(cells * 3).sum().backward()
     assert torch.equal(row.grad, torch.full_like(row, 3))
+    assert [n for group in packing.groups for n in group.lengths] == lengths
+    for group in packing.groups:
+        assert len(group.lengths) * max(group.lengths) <= 1.1 * sum(group.lengths)
     places = [n for length in lengths for n in range(length)]
     assert packing.positions.tolist() == [places]
 
