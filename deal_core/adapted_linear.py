@@ -80,9 +80,12 @@ def _copies(factor: Tensor, x: Tensor, packing: Packing | None) -> int | None:
     if factor.dim() == 2:
         return None
     examples = factor.shape[0]
-    shape = (examples,) if packing is None else (1, sum(packing.lengths))
-    known = packing is None or len(packing.lengths) == examples
-    if x.dim() != 3 or tuple(x.shape[: len(shape)]) != shape or not known:
+    if packing is None:
+        known = x.dim() == 3 and x.shape[0] == examples
+    else:
+        row = (1, sum(packing.lengths))
+        known = len(packing.lengths) == examples and x.dim() == 3 and x.shape[:2] == row
+    if not known:
         raise ValueError("a layer mixes examples: no gradient per example")
     return examples
 

@@ -42,7 +42,7 @@ class Packing:
         groups: list[list[int]] = []
         for length in self.lengths:
             both = [*groups[-1], length] if groups else []
-            if both and len(both) * max(both) <= WORTH * sum(both):
+            if both and _alike(both):
                 groups[-1] = both
             else:
                 groups.append([length])
@@ -66,8 +66,12 @@ class Packing:
 def packing_of(token_ids: Sequence[Sequence[int]]) -> Packing | None:
     """How to pack these texts; None: padding is as good."""
     lengths = tuple(len(ids) for ids in token_ids)
-    worth = len(lengths) * max(lengths) > WORTH * sum(lengths)
-    return Packing(lengths) if worth else None
+    return None if _alike(lengths) else Packing(lengths)
+
+
+def _alike(lengths: Sequence[int]) -> bool:
+    """Are the lengths so close that padding to the longest costs less than packing?"""
+    return len(lengths) * max(lengths) <= WORTH * sum(lengths)
 
 
 def packs(module: nn.Module) -> bool:

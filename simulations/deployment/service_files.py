@@ -18,7 +18,7 @@ Wants=network-online.target
 
 [Service]
 User={user}
-ExecStart={python} -m simulations.cli {arguments} {argument}
+ExecStart={python} -m simulations.cli {arguments}
 WorkingDirectory={plain_folder}
 Environment={environment}
 Restart=always
@@ -109,8 +109,7 @@ def _unit(what: str, name: str, arguments: str, folder: Path, more: str) -> str:
         file=f"{name}.service",
         user=_owner(folder),
         python=_argument(sys.executable),
-        arguments=arguments,
-        argument=_argument(folder),
+        arguments=f"{arguments} {_argument(folder)}",
         folder=_quoted(folder),
         plain_folder=_percent(folder),
         environment=_quoted(f"PYTHONPATH={code}"),

@@ -1,6 +1,4 @@
-"""Twenty rounds, a random fault in every second one, and the end that there is without faults.
-
-The last run of it missed the point of accuracy: see simulations/RESULTS.md."""
+"""Twenty rounds, a random fault in every second one, and the end that there is without faults."""
 
 from __future__ import annotations
 
