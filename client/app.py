@@ -78,7 +78,12 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         from client import wire, work
 
         state, instruction = wire.read_request(message, bench)
-        desk, name = desk_of(place), wire.request_name(message)
+        desk, name = desk_of(place), wire.request_name(message, instruction)
+        counts = None
+        if instruction.counted:
+            asked = instruction.evaluation()
+            evaluation = wire.request_name(message, asked)
+            counts = work.counts_beside(bench, desk, state, asked, evaluation)
 
         def learn() -> Trained:
             return work.local_update(bench, desk, state, instruction, name)
@@ -87,7 +92,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
             update = learn()
         else:
             update = UpdateStore(place.folder).once(name, instruction, learn)
-        return wire.update_reply(message, update, instruction)
+        return wire.update_reply(message, update, instruction, counts)
 
     @app.evaluate()
     @kept_warm
@@ -101,7 +106,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         # Asked of every client, once, before a second stage. A site has a folder for each run.
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)
-        name = wire.request_name(message)
+        name = wire.request_name(message, instruction)
         counts = work.local_evaluation(bench, desk_of(place), state, instruction, name)
         return wire.evaluation_reply(message, counts)
 

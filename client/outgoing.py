@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from flwr.app import Message
 
-from deal_core.payload import LORA, PREFIX, PayloadError
+from deal_core.payload import COUNTS, LORA, PREFIX, PayloadError
 
+RIGHT = "right answers per task, for the accuracy matrix"
+TESTS = "test examples per task, for the accuracy matrix"
 FIELDS: dict[str, dict[str, str]] = {
     "status": {
         "code": "how the request ended: a fixed word, never a text",
@@ -25,8 +27,13 @@ FIELDS: dict[str, dict[str, str]] = {
         "delta": "an epsilon means nothing without it",
         "noise_floor": "spread of the noise alone: of steps and learning rate, not of data",
         "simulation_only": "whether the noise came from a seed, so that nothing is guaranteed",
-        "correct": "right answers per task, for the accuracy matrix",
-        "examples": "test examples per task, for the accuracy matrix",
+        "correct": RIGHT,
+        "examples": TESTS,
+    },
+    COUNTS: {
+        "code": "whether the counts leave: a fixed word",
+        "correct": RIGHT,
+        "examples": TESTS,
     },
 }
 """Record, field, and why it may leave a client. Adapters: see :func:`is_adapter`."""
@@ -55,6 +62,8 @@ def check_reply(reply: Message) -> Message:
             raise PayloadError(f"record '{name}' may not leave this client")
         if foreign:
             raise PayloadError(f"field '{name}.{foreign[0]}' may not leave this client")
-    if reply.content.config_records["status"]["code"] not in CODES:
+    records = reply.content.config_records
+    codes = [records[name].get("code") for name in ("status", COUNTS) if name in records]
+    if "status" not in records or not CODES.issuperset(codes):
         raise PayloadError("a status code that is not a fixed word")
     return reply

@@ -13,7 +13,7 @@ from client.workbench import Workbench
 from deal_core.adapters import Adapter, split, zero_adapter
 from deal_core.instruction import RECORD, Instruction, read_instruction
 from deal_core.methods import State
-from deal_core.payload import DISTILLED, LORA, PayloadError, Template
+from deal_core.payload import COUNTS, DISTILLED, LORA, PayloadError, Template
 from deal_core.privacy.counts import Counts
 from deal_core.privacy.interface import Trained
 from deal_core.record import BOTH, decode_checked, unpack
@@ -44,11 +44,16 @@ def read_request(message: Message, bench: Workbench) -> tuple[State, Instruction
     return state, instruction
 
 
-def request_name(message: Message) -> str:
-    """A name for all that a request asks: equal only for one that is the same to the byte."""
+def request_name(message: Message, instruction: Instruction) -> str:
+    """A name for all that is asked: equal only for what is the same to the byte.
+
+    Args:
+        message: carries the adapters.
+        instruction: the message's, or that of an evaluation which it carries along: asked for
+            alone, it has the same name.
+    """
     hashed = hashlib.blake2b(digest_size=32)
-    config = dict(message.content.config_records[RECORD])
-    hashed.update(json.dumps(config, sort_keys=True).encode())
+    hashed.update(json.dumps(instruction.to_config(), sort_keys=True).encode())
     for name in (LORA, DISTILLED):
         for key, array in sorted(message.content.array_records[name].items()):
             hashed.update(f"{name} {key} {array.dtype} {array.shape}".encode())
@@ -78,8 +83,14 @@ def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -
     return unpack(arrays, dtype, zero_adapter(bench.shapes, rank, scaling))
 
 
-def update_reply(message: Message, update: Trained, instruction: Instruction) -> Message:
-    """A local update: the trained factors, which request it answers, its figures."""
+def update_reply(
+    message: Message,
+    update: Trained,
+    instruction: Instruction,
+    counted: tuple[str, Counts] | None = None,
+) -> Message:
+    """A local update: the trained factors, which request it answers, its figures; and, where
+    they were asked for, a code and the counts of the model that arrived."""
     status = ConfigRecord(
         {
             "code": "ok",
@@ -91,6 +102,10 @@ def update_reply(message: Message, update: Trained, instruction: Instruction) ->
     metrics = MetricRecord(dict(update.figures))
     arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.arrays.items()}
     content = RecordDict({STATUS: status, LORA: ArrayRecord(arrays), METRICS: metrics})
+    if counted is not None:
+        code, counts = counted
+        told = {name: list(values) for name, values in counts.items()}
+        content[COUNTS] = ConfigRecord({"code": code, **told})
     return Message(content, reply_to=message)
 
 

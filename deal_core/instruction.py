@@ -27,6 +27,8 @@ class Instruction(BaseModel):
         seen: other tasks that some client had met before the stage, in the stream's order; in
             phases after learning, those of the stage as well.
         past: tasks that this client worked on before this one, in its own order.
+        counted: in a training request, tasks on which the model is evaluated as it arrives: what
+            an evaluation request at the end of the stage before would have asked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +41,7 @@ class Instruction(BaseModel):
     tasks: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
     past: tuple[str, ...] = ()
+    counted: tuple[str, ...] = ()
     trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")
     rank: int = Field(ge=1)
     retained_rank: int = Field(ge=1)
@@ -52,6 +55,19 @@ class Instruction(BaseModel):
         if self.apart > self.retained_rank:
             raise ValueError("more rows apart than there are")
         return self
+
+    def evaluation(self) -> Instruction:
+        """The evaluation request that this training request carries along."""
+        return Instruction(
+            task="",
+            stage=self.stage - 1,
+            server_round=0,
+            tasks=self.counted,
+            rank=self.rank,
+            retained_rank=self.retained_rank,
+            residual_rank=self.residual_rank,
+            apart=self.apart,
+        )
 
     def to_config(self) -> dict[str, Any]:
         """Return plain scalars and lists; empty lists stay out (Flower cannot type them)."""

@@ -22,6 +22,8 @@ LORA = "lora"
 """Record of the current adapter."""
 DISTILLED = "distilled"
 """Record of the retained adapter."""
+COUNTS = "counts"
+"""Record of the counts that a reply to a training request carries along."""
 PREFIX = "base_model.model."
 
 Arrays = dict[str, NDArray[np.float32]]

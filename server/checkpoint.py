@@ -89,10 +89,15 @@ class History(BaseModel):
         distrusted = (set(self.distrusted) - set(clients)) | set(excluded)
         return self.model_copy(update={"distrusted": tuple(sorted(distrusted))})
 
-    def after_round(self, figures: Mapping[str, float], seconds: dict[str, float]) -> History:
+    def after_round(self, figures: Mapping[str, float]) -> History:
         """Append one round's figures (``bytes_up``, ``bytes_down``, ``aggregation_error``)."""
         appended = {name: (*getattr(self, name), value) for name, value in figures.items()}
-        return self.model_copy(update={**appended, "seconds": seconds})
+        return self.model_copy(update=appended)
+
+    def after(self, phase: str, seconds: float) -> History:
+        """Add the duration of a part of a phase."""
+        total = self.seconds.get(phase, 0.0) + seconds
+        return self.model_copy(update={"seconds": {**self.seconds, phase: total}})
 
 
 class Checkpoint(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, MessageType
 
 from deal_core.aggregation import starting_adapter
 from deal_core.config import Experiment
@@ -25,12 +25,31 @@ class Dispatch:
         readers: client name to what reads its update, and knows the current adapter as that
             client decodes it.
         state: the server's state as a client of full rank decodes it.
+        records: that state as it travels.
     """
 
     requests: dict[str, Message]
     instructions: dict[str, Instruction]
     readers: dict[str, UpdateReader]
     state: State
+    records: dict[str, ArrayRecord]
+
+    def again(
+        self, nodes: dict[str, int], instructions: dict[str, Instruction], deadline: float
+    ) -> Dispatch:
+        """Ask something else of clients of full rank, with the same state to the byte.
+
+        Args:
+            nodes: client name to node id, of those who are connected.
+            instructions: for whom is asked.
+            deadline: seconds.
+        """
+        requests = {
+            name: wire.request(self.records, asked, nodes[name], kind_of(asked), deadline)
+            for name, asked in instructions.items()
+            if name in nodes
+        }
+        return replace(self, requests=requests, instructions=instructions)
 
 
 def dispatch(
@@ -39,7 +58,6 @@ def dispatch(
     state: State,
     common: Instruction,
     instructions: dict[str, Instruction],
-    message_type: str,
 ) -> Dispatch:
     """Pack the state once for every rank that is needed, and address it to each client.
 
@@ -49,11 +67,13 @@ def dispatch(
         state: what all are sent.
         common: what is the same for all, of one round.
         instructions: for whom is asked; each with the client's own rank.
-        message_type: Flower's.
     """
     dtype = experiment.wire.dtype
     ranks = {name: instruction.rank for name, instruction in instructions.items()}
-    where = (experiment.run.seed, "downlink", message_type, common.stage, common.server_round)
+    kinds = {name: kind_of(instruction) for name, instruction in instructions.items()}
+    trains = MessageType.TRAIN in kinds.values()
+    kind = MessageType.TRAIN if trains else MessageType.EVALUATE
+    where = (experiment.run.seed, "downlink", kind, common.stage, common.server_round)
     full = wire.outgoing(state, dtype, seeded(*where))
     sent = {state.current.rank: full}
     for rank in sorted(set(ranks.values()) - sent.keys()):
@@ -64,7 +84,7 @@ def dispatch(
     deadline = experiment.federation.deadline_seconds
     requests = {
         name: wire.request(
-            sent[ranks[name]].records, instruction, nodes[name], message_type, deadline
+            sent[ranks[name]].records, instruction, nodes[name], kinds[name], deadline
         )
         for name, instruction in instructions.items()
         if name in nodes
@@ -72,4 +92,9 @@ def dispatch(
     trained = frozenset(common.trained)
     by_rank = {rank: UpdateReader(o.state.current, dtype, trained) for rank, o in sent.items()}
     readers = {name: by_rank[rank] for name, rank in ranks.items()}
-    return Dispatch(requests, instructions, readers, full.state)
+    return Dispatch(requests, instructions, readers, full.state, full.records)
+
+
+def kind_of(instruction: Instruction) -> str:
+    """Flower's type of the message that carries it: who has no task is asked to evaluate."""
+    return MessageType.TRAIN if instruction.task else MessageType.EVALUATE

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import psutil
-from flwr.app import Message, MessageType
-from flwr.serverapp import Grid
 
 from deal_core.adapters import Shapes, stack, zero_adapter
 from deal_core.aggregation import (
@@ -24,7 +22,6 @@ from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction
 from deal_core.methods import LEARN, Method, Phase, State, make_method, phases_of
-from deal_core.payload import PayloadError
 from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.privacy.noise_floor import denoising, singular_floor
 from deal_core.privacy.server_side import AsSent, Place, ServerSide
@@ -32,11 +29,10 @@ from deal_core.randomness import seeded
 from deal_core.threads import threads
 from server import wire
 from server.checkpoint import Checkpoint, History, Spending, says_spent
-from server.dispatch import Dispatch, dispatch
-from server.events import EventLog
+from server.dispatch import Dispatch
+from server.evaluation import Evaluation, Tally, same_model
+from server.exchange import Exchange, answered
 from server.plan import Plan
-from server.roster import Roster
-from server.rounds import Reply, collect
 from server.schedule import Step
 
 
@@ -45,16 +41,22 @@ class Federation:
     """What does not change during a run.
 
     Attributes:
-        roster: the clients of the run.
         side: the privacy mechanism's part at the server.
     """
 
-    grid: Grid
-    experiment: Experiment
-    roster: Roster
+    exchange: Exchange
     plan: Plan
-    events: EventLog
     side: ServerSide
+
+    @property
+    def experiment(self) -> Experiment:
+        """Of the run."""
+        return self.exchange.experiment
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """On all tasks of the plan."""
+        return Evaluation(self.exchange, self.plan.tasks)
 
     def run_step(self, step: Step, checkpoint: Checkpoint) -> Checkpoint:
         """Return the checkpoint after ``step``.
@@ -85,31 +87,28 @@ class Federation:
 
     def _round(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """One round: sample, send, collect, aggregate."""
-        started = time.monotonic()
+        carried = None
         if step.server_round == 1:
-            generator = seeded(self.experiment.run.seed, "begin", step.stage)
-            with threads(1):
-                state = self._method().begin_task(state, generator)
+            state, history, carried = self._begin_stage(step, state, history)
+        started = time.monotonic()
         eligible = self.plan.working(step.stage, step.server_round)
         if not eligible or not self._phase(step).due(state):
-            self._event("round_skipped", step)
+            self.exchange.event("round_skipped", step)
             return state, history
         side, working = self._side(step), self._sample(step)
         rule = self._rule(step, history)
         tasks = sorted(set(working.values()), key=self.plan.tasks.index)
-        self._event("round_started", step, clients=len(working), tasks=tasks)
+        self.exchange.event("round_started", step, clients=len(working), tasks=tasks)
         trained = make_mechanism(self.experiment).trained(rule.trained(step.server_round))
-        asked = self._instruction(step, state).model_copy(
-            update={"trained": tuple(sorted(trained))}
-        )
-        instructions = self._training(step, working, state, asked)
-        with threads(1):
-            sent = self._dispatch(state, asked, instructions, MessageType.TRAIN)
+        sent = self._ask(step, state, working, trained, carried)
         state = sent.state
         place = Place(step.phase, step.stage, step.server_round, len(eligible))
-        aggregation = side.begin(rule, state.current, trained, place)
-        sizes, idle, spent = self._gather(step, sent, aggregation)
-        self._require_quorum(len(sizes), len(working) - idle, step)
+        with threads(1):
+            aggregation = side.begin(rule, state.current, trained, place)
+        sizes, idle, spent, tally = self._gather(step, sent, aggregation, carried)
+        if carried is not None:
+            history = self.evaluation.finish(carried, sent, tally, history)
+        self.exchange.require_quorum(len(sizes), len(working) - idle, step)
         gauge = 0.0
         excluded: tuple[str, ...] = ()
         if sizes or side.releases_noise:
@@ -124,14 +123,70 @@ class Federation:
         }
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
-        charged = side.spent(list(self.roster.clients))
+        charged = side.spent(list(self.exchange.roster.clients))
         told = next(iter(charged.values()), {})  # the same for all
-        self._event("round_finished", step, seconds=seconds, **counts, **figures, **told)
+        self.exchange.event("round_finished", step, seconds=seconds, **counts, **figures, **told)
         spent |= {name: Spending.model_validate(each) for name, each in charged.items()}
         history = history.judged(sizes.keys(), excluded).charged(spent)
         if step.phase == LEARN:
             history = history.noised(step.server_round == 1, spent)
-        return state, history.after_round(figures, _spent(history, "train", started))
+        history = history.after_round(figures)
+        return state, history.after("train", time.monotonic() - started)
+
+    def _begin_stage(
+        self, step: Step, state: State, history: History
+    ) -> tuple[State, History, Step | None]:
+        """The state that the stage begins with; and the end of the stage before, where that has
+        still to be evaluated and its evaluation can be carried along."""
+        begun = self._begun(step, state)
+        if not self._owed(step, history):
+            return begun, history, None
+        end = Step("end-stage", step.stage - 1)
+        works = self.plan.working(step.stage, 1) and self._phase(step).due(begun)
+        if works and same_model(begun, state):
+            return begun, history, end
+        state, history = self.evaluation.run(end, state, history)
+        return self._begun(step, state), history, None
+
+    def _begun(self, step: Step, state: State) -> State:
+        generator = seeded(self.experiment.run.seed, "begin", step.stage)
+        with threads(1):
+            return self._method().begin_task(state, generator)
+
+    @staticmethod
+    def _owed(step: Step, history: History) -> bool:
+        """Whether the stage before has not been evaluated: the first has none before it, and of
+        each later one there are as many evaluations as its number, zero-shot included."""
+        return step.stage > 0 and len(history.evaluations) <= step.stage
+
+    def _ask(
+        self,
+        step: Step,
+        state: State,
+        working: dict[str, str],
+        trained: frozenset[str],
+        carried: Step | None,
+    ) -> Dispatch:
+        """The round's requests; of the evaluation that is ``carried`` along as well."""
+        asked = self.exchange.instruction(step, state).model_copy(
+            update={"trained": tuple(sorted(trained))}
+        )
+        instructions = self._training(step, working, state, asked)
+        if carried is None:
+            quorum = self.experiment.federation.quorum
+            return self.exchange.ask(state, asked, instructions, quorum)
+        return self.exchange.ask(state, asked, self._carrying(carried, state, instructions))
+
+    def _carrying(
+        self, end: Step, state: State, instructions: dict[str, Instruction]
+    ) -> dict[str, Instruction]:
+        """Everybody is asked for counts as well: who trains the model as it is, beside that."""
+        alone = self.evaluation.request(end, state)
+        asked = dict.fromkeys(self.exchange.roster.clients, alone)
+        for name, instruction in instructions.items():
+            counted = alone.tasks if instruction.rank == state.current.rank else ()
+            asked[name] = instruction.model_copy(update={"counted": counted})
+        return asked
 
     def _finished(self, step: Step, aggregation: Aggregation) -> Aggregate:
         """The round's aggregate.
@@ -151,17 +206,23 @@ class Federation:
             ) from None
 
     def _gather(
-        self, step: Step, sent: Dispatch, aggregation: Aggregation
-    ) -> tuple[dict[str, int], int, dict[str, Spending]]:
+        self, step: Step, sent: Dispatch, aggregation: Aggregation, carried: Step | None
+    ) -> tuple[dict[str, int], int, dict[str, Spending], Tally]:
         """Give every valid update to the aggregation; return their sizes by client, how many
-        clients took no part, and what the others have spent. A faulty reply costs its sender the
-        round, and nobody else."""
+        clients took no part, what the others have spent, and what the evaluation that was
+        ``carried`` along has brought. A faulty reply costs its sender the round, and nobody
+        else."""
         sizes: dict[str, int] = {}
         spent: dict[str, Spending] = {}
+        tally = Tally()
         idle = 0
         bound = self.experiment.aggregation.norm_bound
-        for reply in self._replies(step, sent):
+        for reply in self.exchange.replies(step, sent):
             reader, instruction = sent.readers[reply.client], sent.instructions[reply.client]
+            if carried is not None:
+                self.evaluation.hear(carried, reply, sent, tally)
+            if not instruction.task:
+                continue
             try:
                 message = answered(reply)
                 update, figures = wire.read_update(reply.client, message, reader, instruction)
@@ -170,95 +231,33 @@ class Federation:
                     aggregation.add(update)
             except wire.Idle as reason:
                 idle += 1
-                self._event("client_idle", step, client=reply.client, code=reason.code)
+                self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
             except ValueError as fault:
-                self._event("client_failed", step, client=reply.client, reason=str(fault))
+                self.exchange.event("client_failed", step, client=reply.client, reason=str(fault))
             else:
                 sizes[reply.client] = wire.payload_bytes(message.content)
                 if says_spent(figures):
                     spent[reply.client] = Spending.model_validate(figures)
                 task = instruction.task
-                self._event("client_finished", step, client=reply.client, task=task, **figures)
-        return sizes, idle, spent
-
-    def _replies(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
-        """One reply per client, the absent first; whatever comes beyond that is named and
-        dropped."""
-        for name in sent.instructions:
-            if name not in sent.requests:
-                yield Reply(name, None, "not connected")
-        deadline = self.experiment.federation.deadline_seconds
-        for reply in collect(self.grid, sent.requests, deadline):
-            if reply.dropped:
-                self._event("reply_dropped", step, client=reply.client, reason=reply.fault)
-            else:
-                yield reply
+                self.exchange.event(
+                    "client_finished", step, client=reply.client, task=task, **figures
+                )
+        return sizes, idle, spent, tally
 
     def _end_stage(self, step: Step, state: State, history: History) -> tuple[State, History]:
-        """Consolidate, then evaluate on all tasks."""
+        """Consolidate, then evaluate on all tasks; at sites, with the next stage's first round."""
         with threads(1):
             state = self._denoising(state, history).end_task(state)
-        state, history = self._evaluate(step, state, history)
-        self._event("stage_finished", step)
+        last = step.stage == len(self.plan.stages) - 1
+        if last or not self.exchange.roster.patience:
+            state, history = self.evaluation.run(step, state, history)
+        self.exchange.event("stage_finished", step)
         return state, history
 
     def _zero_shot(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Evaluate what the run started from; it is known whatever has been learnt since."""
-        _, history = self._evaluate(
-            step, start_state(self.experiment, state.current.shapes), history
-        )
-        return state, history
-
-    def _evaluate(self, step: Step, state: State, history: History) -> tuple[State, History]:
-        """Every client counts its own right answers on every task, those to come included.
-
-        A registered site that was sent the request and is silent is asked once more: until two
-        heartbeats are missed the server takes a lost site for a connected one, and whoever is
-        missing takes its tests along. Simulated clients cannot be lost.
-        """
-        started = time.monotonic()
-        asked = self._instruction(step, state).model_copy(update={"tasks": self.plan.tasks})
-        sent = self._ask_counts(state, asked, self.roster.clients)
-        counts, withheld, silent = self._gather_counts(step, sent)
-        if silent and self.roster.patience:
-            again = self._ask_counts(state, asked, silent)
-            found, kept, _ = self._gather_counts(step, again)
-            counts, withheld = counts | found, withheld + kept
-        self._require_quorum(len(counts), len(self.roster.clients) - withheld, step)
-        ordered = {name: counts[name] for name in self.roster.clients if name in counts}
-        history = history.model_copy(
-            update={
-                "evaluations": (*history.evaluations, ordered),
-                "seconds": _spent(history, "evaluate", started),
-            }
-        )
-        accuracy = pooled(ordered, self.plan.tasks, withheld > 0)
-        self._event("evaluated", step, accuracy=accuracy)
-        return sent.state, history
-
-    def _ask_counts(self, state: State, asked: Instruction, names: Sequence[str]) -> Dispatch:
-        with threads(1):
-            return self._dispatch(state, asked, dict.fromkeys(names, asked), MessageType.EVALUATE)
-
-    def _gather_counts(
-        self, step: Step, sent: Dispatch
-    ) -> tuple[dict[str, list[list[int]]], int, list[str]]:
-        """Counts by client, how many clients keep theirs, and who was sent the request and is
-        silent."""
-        counts: dict[str, list[list[int]]] = {}
-        withheld = 0
-        silent: list[str] = []
-        for reply in self._replies(step, sent):
-            if reply.message is None and reply.client in sent.requests:
-                silent.append(reply.client)
-            try:
-                counts[reply.client] = wire.read_counts(answered(reply), len(self.plan.tasks))
-            except wire.Idle as reason:
-                withheld += 1
-                self._event("client_idle", step, client=reply.client, code=reason.code)
-            except PayloadError as fault:
-                self._event("client_failed", step, client=reply.client, reason=str(fault))
-        return counts, withheld, silent
+        start = start_state(self.experiment, state.current.shapes)
+        return state, self.evaluation.run(step, start, history)[1]
 
     def _method(self) -> Method:
         return make_method(self.experiment.method, self.experiment.adapter)
@@ -296,44 +295,17 @@ class Federation:
             for name, task in working.items()
         }
 
-    def _instruction(self, step: Step, state: State) -> Instruction:
-        """What is the same for all clients."""
-        return Instruction(
-            task="",
-            stage=step.stage,
-            server_round=step.server_round,
-            phase=step.phase,
-            trained=(),
-            rank=state.current.rank,
-            retained_rank=state.retained.rank,
-            residual_rank=state.residual.rank if state.residual is not None else 0,
-            apart=state.apart,
-        )
-
     def _ranks(self, step: Step, state: State) -> dict[str, int]:
         """Rank of the adapter that each client trains: its own where it learns."""
         own = self.experiment.adapter.client_ranks if step.phase == LEARN else ()
         ranks = own or (state.current.rank,)
-        return {name: ranks[number % len(ranks)] for number, name in enumerate(self.roster.clients)}
-
-    def _dispatch(
-        self,
-        state: State,
-        common: Instruction,
-        instructions: dict[str, Instruction],
-        message_type: str,
-    ) -> Dispatch:
-        """Requests to those who are connected, once enough of them are, or patience ends: a
-        quorum to train, all to evaluate, for whoever is missing takes its tests along."""
-        everyone = message_type == MessageType.EVALUATE
-        share = 1.0 if everyone else self.experiment.federation.quorum
-        nodes = self.roster.present(set(instructions), share * len(instructions))
-        return dispatch(self.experiment, nodes, state, common, instructions, message_type)
+        names = self.exchange.roster.clients
+        return {name: ranks[number % len(ranks)] for number, name in enumerate(names)}
 
     def _sample(self, step: Step) -> dict[str, str]:
         """Clients of a round and their tasks."""
         working = self.plan.working(step.stage, step.server_round)
-        names = [name for name in self.roster.clients if name in working]
+        names = [name for name in self.exchange.roster.clients if name in working]
         drawn = self._side(step).sample(names, step.stage, step.server_round)
         return {name: working[name] for name in drawn}
 
@@ -341,51 +313,11 @@ class Federation:
         """The mechanism's, unless the round learns from texts that are nobody's."""
         return AsSent(self.experiment) if self._phase(step).public_path else self.side
 
-    def _require_quorum(self, valid: int, asked: int, step: Step) -> None:
-        needed = self.experiment.federation.quorum * asked
-        if valid < needed:
-            raise UserError(
-                f"{step.kind} {step.server_round} of stage {step.stage}: {valid} of {asked} "
-                f"clients gave a valid reply, the quorum is {needed:g}; the checkpoint before it "
-                "stands, continue with --resume (metrics.jsonl has the reasons)"
-            )
-
-    def _event(self, event: str, step: Step, **fields: object) -> None:
-        where = {"stage": step.stage, "phase": step.phase, "server_round": step.server_round}
-        self.events.write(event, **where, **fields)
-
-
-def answered(reply: Reply) -> Message:
-    """The message of a reply; a PayloadError with the reason where there is none."""
-    if reply.message is None:
-        raise PayloadError(reply.fault)
-    return reply.message
-
 
 def absorbed(state: State, aggregate: Aggregate) -> State:
     """The state after a round: what the current adapter cannot hold joins the residual."""
     gained = [part for part in (state.residual, aggregate.residual) if part is not None]
     return replace(state, current=aggregate.current, residual=stack(gained) if gained else None)
-
-
-def pooled(
-    counts: dict[str, list[list[int]]], tasks: Sequence[str], withheld: bool = False
-) -> dict[str, float]:
-    """Accuracy per task over all clients' examples; where some are ``withheld``, of the tasks that
-    others told.
-
-    Raises:
-        UserError: no client has a test example of a task.
-    """
-    accuracy = {}
-    for j, task in enumerate(tasks):
-        examples = sum(rows[j][1] for rows in counts.values())
-        if examples == 0 and withheld:
-            continue
-        if examples == 0:
-            raise UserError(f"task '{task}' has no test example at any client; add some")
-        accuracy[task] = sum(rows[j][0] for rows in counts.values()) / examples
-    return accuracy
 
 
 def start_state(experiment: Experiment, shapes: Shapes) -> State:
@@ -405,8 +337,3 @@ def peak_rss_bytes() -> int:
             held = process.memory_full_info()
             workers += getattr(held, "pss", held.rss)
     return own + workers
-
-
-def _spent(history: History, phase: str, started: float) -> dict[str, float]:
-    before = history.seconds.get(phase, 0.0)
-    return {**history.seconds, phase: before + time.monotonic() - started}

@@ -16,6 +16,7 @@ from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.privacy.server_side import make_server_side
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
+from server.exchange import Exchange
 from server.export import export_adapter
 from server.federation import Federation, start_state
 from server.folder import RunFolder
@@ -60,7 +61,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     steps = schedule(plan.stages, () if plan.together else method.phases)
     rounds = sum(step.kind == "round" for step in steps)
     side = make_server_side(experiment, rounds, Ledger(folder.path / "privacy"))
-    federation = Federation(grid, experiment, roster, plan, events, side)
+    federation = Federation(Exchange(grid, experiment, roster, events), plan, side)
     events.write(
         "run_started",
         tasks=tasks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,11 +16,13 @@ from deal_core.aggregation import ClientUpdate
 from deal_core.codec import Encoded
 from deal_core.instruction import RECORD, Instruction
 from deal_core.methods import State
-from deal_core.payload import DISTILLED, LORA, PayloadError
+from deal_core.payload import COUNTS, DISTILLED, LORA, PayloadError
 from deal_core.record import UpdateReader, pack, unpack
 
 F = TypeVar("F")
 PLACE = ("stage", "phase", "server_round")
+COUNTED = {"correct", "examples"}
+"""Of tasks, in the order of the request."""
 MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
 
@@ -96,7 +98,8 @@ def read_update(
         Idle: the client takes no part.
     """
     _require_part(message, NO_PART)
-    content = _contents(message, {"status", LORA, "metrics"})
+    beside = frozenset({COUNTS} if instruction.counted else ())
+    content = _contents(message, {"status", LORA, "metrics"}, beside)
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
         if answered[key] != getattr(instruction, key):
@@ -122,7 +125,25 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
     _require_part(message, NO_COUNTS)
     content = _contents(message, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
-    figures = _fields(content.metric_records, "metrics", {"correct", "examples"})
+    return _counts(_fields(content.metric_records, "metrics", COUNTED), tasks)
+
+
+def read_counts_beside(message: Message, tasks: int) -> list[list[int]] | None:
+    """Return the same of a reply to a training request; None where it has none.
+
+    Raises:
+        PayloadError: counts that cannot be.
+        Idle: the client keeps them to itself.
+    """
+    if not message.has_content() or COUNTS not in message.content.config_records:
+        return None
+    record = message.content.config_records[COUNTS]
+    if record.get("code") in NO_COUNTS:
+        raise Idle(str(record["code"]))
+    return _counts(_fields(message.content.config_records, COUNTS, {"code", *COUNTED}), tasks)
+
+
+def _counts(figures: Mapping[str, object], tasks: int) -> list[list[int]]:
     correct, examples = _whole(figures["correct"], tasks), _whole(figures["examples"], tasks)
     counts = [[c, n] for c, n in zip(correct, examples, strict=True)]
     if any(not 0 <= c <= n <= MOST_EXAMPLES for c, n in counts):
@@ -143,12 +164,12 @@ def status(message: Message) -> str:
     return str(message.content.config_records["status"].get("code", ""))
 
 
-def _contents(message: Message, names: set[str]) -> RecordDict:
+def _contents(message: Message, names: set[str], optional: Set[str] = frozenset()) -> RecordDict:
     """The records of a reply that reports success, and no others."""
     code, content = status(message), message.content
     if code != "ok":
         raise PayloadError(f"client reports {code[:40]!r}")
-    if set(content) != names:
+    if set(content) - optional != names:
         raise PayloadError(f"records other than {', '.join(sorted(names))}")
     return content
 

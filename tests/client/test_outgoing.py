@@ -29,6 +29,12 @@ def test_an_update_may_leave():
     assert check_reply(reply) is reply
 
 
+def test_an_update_may_leave_with_counts():
+    counts = {"code": "ok", "correct": [1], "examples": [2]}
+    reply = reply_with(counts=ConfigRecord(counts))
+    assert check_reply(reply) is reply
+
+
 @pytest.mark.parametrize(
     "records",
     [
@@ -40,6 +46,9 @@ def test_an_update_may_leave():
         {"metrics": ArrayRecord({"loss": Array(np.zeros((2, 2), np.float32))})},
         {"status": ConfigRecord({"code": "ok", "why": "patient 17"})},
         {"status": ConfigRecord({"code": "KeyError: patient 17"})},
+        {"counts": ConfigRecord({"code": "patient 17"})},
+        {"counts": ConfigRecord({"code": "ok", "correct": [1], "labels": ["patient 17"]})},
+        {"counts": ConfigRecord({"correct": [1], "examples": [2]})},
     ],
 )
 def test_nothing_else_may(records):
@@ -65,6 +74,9 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.noise_floor",
         "metrics.correct",
         "metrics.examples",
+        "counts.code",
+        "counts.correct",
+        "counts.examples",
     }
     for fields in FIELDS.values():
         assert all(len(reason.split()) >= 3 for reason in fields.values())

@@ -47,15 +47,20 @@ def tiny_app(experiment: Experiment, shapes: Shapes) -> ClientApp:
         dtype = experiment.wire.dtype
         figures = {"num_examples": 10 + number, "loss": 0.5, "seconds": 0.1}
         encoded, _ = pack_update(adapter, state.current, dtype, trained, {}, generator)
-        return wire.update_reply(message, Trained(encoded, figures), instruction)
+        counted = ("ok", counts(len(instruction.counted))) if instruction.counted else None
+        return wire.update_reply(message, Trained(encoded, figures), instruction, counted)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         _, instruction = wire.read_request(message, bench)
-        tasks = len(instruction.tasks)
-        return wire.evaluation_reply(message, {"correct": [1] * tasks, "examples": [2] * tasks})
+        return wire.evaluation_reply(message, counts(len(instruction.tasks)))
 
     return app
+
+
+def counts(tasks: int) -> dict[str, list[int]]:
+    """One of two examples, of every task."""
+    return {"correct": [1] * tasks, "examples": [2] * tasks}
 
 
 def nudged(adapter: Adapter, trained: frozenset[str], generator: torch.Generator) -> Adapter:

@@ -1,26 +1,36 @@
-"""An evaluation and a site that is lost in it: it is asked once more, and never a third time."""
+"""Evaluations at sites: the training request that carries one along, and a site that is lost in
+one, which is asked once more, and never a third time."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
 import server.run
+from client.wire import request_name
+from deal_core.instruction import read_instruction
+from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
+from deal_core.randomness import seeded
 from deal_core.run_config import flatten
 from server import roster, rounds
+from server.evaluation import Evaluation
+from server.exchange import Exchange
+from server.federation import start_state
 from server.folder import RunFolder
 from server.results import read_results
+from server.schedule import Step
 from simulations.identity import assume_identity
 from simulations.inprocess import InProcessGrid
-from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
+from tests.server.fuzz_grid import FuzzGrid, counts, lost, tiny_app, tiny_model
 from tests.server.test_fuzz import settings
 
 PATIENCE = 100.0
@@ -56,7 +66,7 @@ class Away:
         self.evaluation += event["event"] == "evaluated"
 
     def __call__(self, client: str, reply: Message) -> list[Message]:
-        if client != "1" or "metrics" not in reply.content or "lora" in reply.content:
+        if client != "1" or not tells(reply):
             return [reply]
         self.told[self.evaluation] += 1
         if self.told[self.evaluation] > self.times:
@@ -71,12 +81,35 @@ class Away:
         return {name: node for name, node in nodes.items() if name != "1"}
 
 
-def run_with(away: Away, patience: float, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tells(reply: Message) -> bool:
+    """Whether a reply has counts."""
+    return "counts" in reply.content or ("metrics" in reply.content and "lora" not in reply.content)
+
+
+class Listed(InProcessGrid):
+    """Notes what is sent in one go: of each message its type, and whether it asks for counts."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.pushed = [*getattr(self, "pushed", []), [asked_of(message) for message in messages]]
+        return super().push_messages(messages)
+
+
+def asked_of(message: Message) -> str:
+    counted = "counted" in message.content.config_records.get("instruction", {})
+    return message.metadata.message_type + " and count" * counted
+
+
+def run_with(
+    away: Away, patience: float, folder: Path, monkeypatch: pytest.MonkeyPatch, **federation: Any
+) -> tuple[Path, list[list[str]]]:
+    """A run of two tasks, a round each; its folder, and what was sent."""
     experiment = settings(folder / "run", tiny_model(folder / "model"), "fedit", "float32")
-    federation = experiment.federation.model_copy(update={"clients": 3, "rounds": 1})
-    experiment = experiment.model_copy(update={"federation": federation})
+    few = {"clients": 3, "rounds": 1, **federation}
+    few = experiment.federation.model_copy(update=few)
+    experiment = experiment.model_copy(update={"federation": few})
     shapes = adapter_shapes(experiment.model, experiment.adapter)
-    inner = InProcessGrid(tiny_app(experiment, shapes), flatten(experiment), 3)
+    inner = Listed(tiny_app(experiment, shapes), flatten(experiment), 3)
     grid = FuzzGrid(inner, shapes, RunFolder(folder / "run"), away)
     find = server.run.find_roster
 
@@ -89,13 +122,13 @@ def run_with(away: Away, patience: float, folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(server.run, "find_roster", registered)
     with assume_identity(1, 1):
         server.run.run(grid, experiment, away.listen)  # type: ignore[arg-type]
-    return folder / "run"
+    return folder / "run", inner.pushed[1:]  # without the first: who are you?
 
 
 @pytest.mark.parametrize("after", [0, 3])
 def test_a_site_that_was_lost_is_asked_again_when_it_is_back(tmp_path, monkeypatch, after):
     away = Away(times=1, after=after)
-    results = read_results(run_with(away, PATIENCE, tmp_path, monkeypatch))
+    results = read_results(run_with(away, PATIENCE, tmp_path, monkeypatch)[0])
     assert away.told == {0: 2, 1: 2, 2: 2}  # zero-shot, and two tasks
     assert results.per_client["1"].test_examples == [2, 2]
     assert results.per_client == dict.fromkeys("012", results.per_client["1"])
@@ -110,7 +143,106 @@ def test_the_run_goes_on_without_a_site_that_stays_away(
     tmp_path, monkeypatch, times, after, patience, asked
 ):
     away = Away(times, after)
-    results = read_results(run_with(away, patience, tmp_path, monkeypatch))
+    results = read_results(run_with(away, patience, tmp_path, monkeypatch)[0])
     assert max(away.told.values()) == asked
     assert results.per_client.keys() == {"0", "2"}
     assert results.per_client["0"].test_examples == [2, 2]
+
+
+TRAIN, COUNT, BOTH = "train", "evaluate", "train and count"
+
+
+def test_at_sites_the_first_request_of_a_stage_carries_the_evaluation_of_the_one_before(
+    tmp_path, monkeypatch
+):
+    folder, pushed = run_with(Away(0), PATIENCE, tmp_path, monkeypatch)
+    assert pushed == [[TRAIN] * 3, [COUNT] * 3, [BOTH] * 3, [COUNT] * 3]
+    assert len(read_results(folder).accuracy_matrix) == 2
+
+
+def test_simulated_clients_are_asked_for_one_thing_at_a_time(tmp_path, monkeypatch):
+    _, pushed = run_with(Away(0), 0.0, tmp_path, monkeypatch)
+    assert pushed == [[TRAIN] * 3, [COUNT] * 3, [COUNT] * 3, [TRAIN] * 3, [COUNT] * 3]
+
+
+def test_who_does_not_train_in_that_round_is_asked_in_the_same_breath(tmp_path, monkeypatch):
+    _, pushed = run_with(Away(0), PATIENCE, tmp_path, monkeypatch, clients_per_round=1)
+    assert sorted(pushed[2]) == [COUNT, COUNT, BOTH]
+
+
+def test_an_update_that_is_lost_takes_no_tests_along(tmp_path, monkeypatch):
+    """Its loss is told once, and the counts are asked for alone."""
+    folder, pushed = run_with(Away(1), PATIENCE, tmp_path, monkeypatch)
+    twice = [[COUNT] * 3, [COUNT]]
+    assert pushed == [[TRAIN] * 3, *twice, [BOTH] * 3, [COUNT], *twice]
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [event["client"] for event in log if event["event"] == "client_failed"] == ["1"] * 3
+    assert read_results(folder).per_client.keys() == set("012")
+
+
+@pytest.mark.parametrize("what", ["no counts", "counts that cannot be", "withheld"])
+def test_an_update_stands_whatever_becomes_of_the_counts_beside_it(tmp_path, monkeypatch, what):
+    spoilt: list[Message] = []
+
+    class Spoilt(Away):
+        def __call__(self, client: str, reply: Message) -> list[Message]:
+            if client == "1" and "counts" in reply.content:
+                spoilt.append(reply)
+                if what == "no counts":
+                    del reply.content["counts"]
+                elif what == "withheld":
+                    reply.content["counts"] = ConfigRecord({"code": "withheld"})
+                else:
+                    reply.content["counts"]["correct"] = [3, 3]
+            return super().__call__(client, reply)
+
+    away = Spoilt(0)
+    folder, pushed = run_with(away, PATIENCE, tmp_path, monkeypatch)
+    again = [[COUNT]] if what == "no counts" else []
+    assert pushed == [[TRAIN] * 3, [COUNT] * 3, [BOTH] * 3, *again, [COUNT] * 3]
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    finished = [event["clients"] for event in log if event["event"] == "round_finished"]
+    assert (len(spoilt), finished) == (1, [3, 3])
+    kinds = {"no counts": [], "counts that cannot be": ["client_failed"]}
+    found = [e["event"] for e in log if e["event"] in ("client_failed", "client_idle")]
+    assert found == kinds.get(what, ["client_idle"])
+
+
+def test_counts_that_nobody_asked_for_are_refused(tmp_path, monkeypatch):
+    class Chatty(Away):
+        def __call__(self, client: str, reply: Message) -> list[Message]:
+            if client == "1" and "lora" in reply.content:
+                told = {"code": "ok", **counts(2)}
+                reply.content["counts"] = ConfigRecord(told)
+            return [reply]
+
+    folder, _ = run_with(Chatty(0), PATIENCE, tmp_path, monkeypatch)
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    finished = [event["clients"] for event in log if event["event"] == "round_finished"]
+    assert finished == [2, 3]  # in the second round they were asked for
+
+
+def test_an_evaluation_has_one_name_whether_it_is_asked_alone_or_carried_along(tmp_path):
+    """A site charges for it, and answers it, by that name: asked again alone, it costs nothing."""
+    experiment = settings(tmp_path, tiny_model(tmp_path / "model"), "fedit", "int8")
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    state = make_method(experiment.method, experiment.adapter).begin_task(
+        start_state(experiment, shapes), seeded("begin")
+    )
+    exchange = Exchange(None, experiment, roster.Roster(("0",), lambda: {"0": 2}), None)
+    evaluation = Evaluation(exchange, ("laboratory", "surgery"))
+    alone = evaluation.request(Step("end-stage", 3), state)
+    training = exchange.instruction(Step("round", 4, 1), state).model_copy(
+        update={"task": "surgery", "seen": ("laboratory",), "trained": ("lora_B",)}
+    )
+    carrying = training.model_copy(update={"counted": evaluation.tasks})
+    with assume_identity(1, 1):
+        first = exchange.ask(state, training, {"0": carrying})
+        second = exchange.ask_again(first, {"0": alone})
+    names = set()
+    for sent in (first, second):
+        message = sent.requests["0"]
+        read = read_instruction(dict(message.content.config_records["instruction"]))
+        names.add(request_name(message, read.evaluation() if read.counted else read))
+    assert len(names) == 1
+    assert request_name(first.requests["0"], carrying) not in names

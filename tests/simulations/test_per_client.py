@@ -18,6 +18,7 @@ from deal_core.instruction import Instruction, read_instruction
 from deal_core.methods import METHODS, LocalTask
 from deal_core.privacy.server_side import AsSent
 from deal_core.run_config import flatten
+from server.exchange import Exchange
 from server.federation import Federation
 from server.plan import make_plan
 from server.results import read_results
@@ -202,7 +203,8 @@ def test_a_round_takes_its_clients_from_those_that_work(own_orders):
     plan = make_plan(experiment, (L, S, M), ("0", "1", "2"))
     nodes = {"0": 7, "1": 8, "2": 9}
     roster = Roster(tuple(nodes), lambda: nodes)
-    federation = Federation(None, experiment, roster, plan, None, AsSent(experiment))
+    exchange = Exchange(None, experiment, roster, None)
+    federation = Federation(exchange, plan, AsSent(experiment))
     assert federation._sample(Step("round", 0, 2)) == {"0": S, "2": L}
     assert federation._sample(Step("round", 1, 1)) == {"0": M}
     first = federation._sample(Step("round", 0, 1))

@@ -1,0 +1,147 @@
+"""Evaluations: every client counts its own right answers on every task, those to come included.
+
+The model that a stage ends with is the model that the next one begins with. So where a message has
+a price, which is at sites, the first training request of a stage carries the evaluation of the one
+before along, and clients that do not train in that round are asked in the same breath.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from deal_core.adapters import relative_difference, stack
+from deal_core.errors import UserError
+from deal_core.instruction import Instruction
+from deal_core.methods import State
+from deal_core.payload import PayloadError
+from server import wire
+from server.checkpoint import History
+from server.dispatch import Dispatch
+from server.exchange import Exchange, answered
+from server.rounds import Reply
+from server.schedule import Step
+
+Counts = list[list[int]]
+"""``[correct, examples]`` per task."""
+ALIKE = 1e-5
+"""Relative difference of two updates below which they are the same model, rounding aside."""
+
+
+@dataclass
+class Tally:
+    """What an evaluation has brought so far.
+
+    Attributes:
+        counts: by client.
+        withheld: clients that keep theirs to themselves.
+        again: clients that were reached and have told nothing.
+    """
+
+    counts: dict[str, Counts] = field(default_factory=dict)
+    withheld: set[str] = field(default_factory=set)
+    again: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Asks for counts, and writes them into the history.
+
+    Attributes:
+        tasks: of the stream, in its order.
+    """
+
+    exchange: Exchange
+    tasks: tuple[str, ...]
+
+    def run(self, step: Step, state: State, history: History) -> tuple[State, History]:
+        """Ask everybody; return the state as the clients decode it."""
+        started = time.monotonic()
+        asked = self.request(step, state)
+        everyone = dict.fromkeys(self.exchange.roster.clients, asked)
+        sent = self.exchange.ask(state, asked, everyone)
+        tally = Tally()
+        for reply in self.exchange.replies(step, sent):
+            self.hear(step, reply, sent, tally)
+        history = self.finish(step, sent, tally, history)
+        return sent.state, history.after("evaluate", time.monotonic() - started)
+
+    def request(self, step: Step, state: State) -> Instruction:
+        """What every client is asked about the model that a step ends with."""
+        common = self.exchange.instruction(step, state)
+        return common.model_copy(update={"tasks": self.tasks})
+
+    def hear(self, step: Step, reply: Reply, sent: Dispatch, tally: Tally) -> None:
+        """Take the counts of a reply, to an evaluation request or to one that carries it."""
+        instruction = sent.instructions[reply.client]
+        try:
+            counts = self._read(reply, instruction)
+        except wire.Idle as reason:
+            tally.withheld.add(reply.client)
+            self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
+        except PayloadError as fault:
+            silent = reply.message is None
+            if silent and reply.client in sent.requests:
+                tally.again.append(reply.client)
+            if not (silent and instruction.task):  # told with the update that is missing
+                self.exchange.event("client_failed", step, client=reply.client, reason=str(fault))
+        else:
+            if counts is None:
+                tally.again.append(reply.client)
+            else:
+                tally.counts[reply.client] = counts
+
+    def _read(self, reply: Reply, instruction: Instruction) -> Counts | None:
+        message = answered(reply)
+        if instruction.task:
+            return wire.read_counts_beside(message, len(self.tasks))
+        return wire.read_counts(message, len(self.tasks))
+
+    def finish(self, step: Step, sent: Dispatch, tally: Tally, history: History) -> History:
+        """Add the evaluation of the state that was ``sent`` to the history.
+
+        A registered site that was sent the request and is silent is asked once more: until two
+        heartbeats are missed the server takes a lost site for a connected one, and whoever is
+        missing takes its tests along. Simulated clients cannot be lost.
+
+        Raises:
+            UserError: fewer told their counts than the quorum.
+        """
+        roster = self.exchange.roster
+        if tally.again and roster.patience:
+            asked = self.request(step, sent.state)
+            sent = self.exchange.ask_again(sent, dict.fromkeys(tally.again, asked))
+            for reply in self.exchange.replies(step, sent):
+                self.hear(step, reply, sent, tally)
+        telling = len(roster.clients) - len(tally.withheld)
+        self.exchange.require_quorum(len(tally.counts), telling, step)
+        counts = {name: tally.counts[name] for name in roster.clients if name in tally.counts}
+        accuracy = pooled(counts, self.tasks, bool(tally.withheld))
+        self.exchange.event("evaluated", step, accuracy=accuracy)
+        return history.model_copy(update={"evaluations": (*history.evaluations, counts)})
+
+
+def pooled(
+    counts: Mapping[str, Counts], tasks: Sequence[str], withheld: bool = False
+) -> dict[str, float]:
+    """Accuracy per task over all clients' examples; where some are ``withheld``, of the tasks that
+    others told.
+
+    Raises:
+        UserError: no client has a test example of a task.
+    """
+    accuracy = {}
+    for j, task in enumerate(tasks):
+        examples = sum(rows[j][1] for rows in counts.values())
+        if examples == 0 and withheld:
+            continue
+        if examples == 0:
+            raise UserError(f"task '{task}' has no test example at any client; add some")
+        accuracy[task] = sum(rows[j][0] for rows in counts.values()) / examples
+    return accuracy
+
+
+def same_model(first: State, second: State) -> bool:
+    """Whether two states answer alike, however they are laid out."""
+    return relative_difference(stack(first.parts()), stack(second.parts())) < ALIKE

@@ -1,0 +1,108 @@
+"""Questions to the clients and their answers, whatever is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from deal_core.instruction import Instruction
+from deal_core.methods import State
+from deal_core.payload import PayloadError
+from deal_core.threads import threads
+from server.dispatch import Dispatch, dispatch
+from server.events import EventLog
+from server.roster import Roster
+from server.rounds import Reply, collect
+from server.schedule import Step
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Between the server and the clients of a run.
+
+    Attributes:
+        roster: the clients of the run.
+    """
+
+    grid: Grid
+    experiment: Experiment
+    roster: Roster
+    events: EventLog
+
+    def instruction(self, step: Step, state: State) -> Instruction:
+        """What is the same for all clients."""
+        return Instruction(
+            task="",
+            stage=step.stage,
+            server_round=step.server_round,
+            phase=step.phase,
+            rank=state.current.rank,
+            retained_rank=state.retained.rank,
+            residual_rank=state.residual.rank if state.residual is not None else 0,
+            apart=state.apart,
+        )
+
+    def ask(
+        self,
+        state: State,
+        common: Instruction,
+        instructions: dict[str, Instruction],
+        share: float = 1.0,
+    ) -> Dispatch:
+        """Requests to those who are connected, once a ``share`` of them is, or patience ends."""
+        nodes = self.roster.present(set(instructions), share * len(instructions))
+        with threads(1):
+            return dispatch(self.experiment, nodes, state, common, instructions)
+
+    def ask_again(self, sent: Dispatch, instructions: dict[str, Instruction]) -> Dispatch:
+        """Something else about the very state that was ``sent``, to clients of full rank."""
+        nodes = self.roster.present(set(instructions), len(instructions))
+        return sent.again(nodes, instructions, self.experiment.federation.deadline_seconds)
+
+    def replies(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
+        """One reply per client, the absent first; whatever comes beyond that is named and
+        dropped."""
+        for name in sent.instructions:
+            if name not in sent.requests:
+                yield Reply(name, None, "not connected")
+        deadline = self.experiment.federation.deadline_seconds
+        for reply in collect(self.grid, sent.requests, deadline):
+            if reply.dropped:
+                self.event("reply_dropped", step, client=reply.client, reason=reply.fault)
+            else:
+                yield reply
+
+    def require_quorum(self, valid: int, asked: int, step: Step) -> None:
+        """Check that enough of those who were ``asked`` gave a valid reply.
+
+        Raises:
+            UserError: too few did.
+        """
+        needed = self.experiment.federation.quorum * asked
+        if valid < needed:
+            raise UserError(
+                f"{step.kind} {step.server_round} of stage {step.stage}: {valid} of {asked} "
+                f"clients gave a valid reply, the quorum is {needed:g}; the checkpoint before it "
+                "stands, continue with --resume (metrics.jsonl has the reasons)"
+            )
+
+    def event(self, event: str, step: Step, **fields: object) -> None:
+        """Log what happened in a step."""
+        where = {"stage": step.stage, "phase": step.phase, "server_round": step.server_round}
+        self.events.write(event, **where, **fields)
+
+
+def answered(reply: Reply) -> Message:
+    """The message of a reply.
+
+    Raises:
+        PayloadError: there is none; the reason.
+    """
+    if reply.message is None:
+        raise PayloadError(reply.fault)
+    return reply.message
