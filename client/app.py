@@ -31,6 +31,7 @@ from deal_core.payload import PayloadError
 if TYPE_CHECKING:
     from client.work import Desk
     from client.workbench import Workbench
+    from deal_core.privacy.counts import Counts
     from deal_core.privacy.interface import Site, Trained
 
 log = logging.getLogger(__name__)
@@ -79,15 +80,16 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
 
         state, instruction = wire.read_request(message, bench)
         desk, name = desk_of(place), wire.request_name(message, instruction)
-        counts = None
-        if instruction.counted:
+
+        def count() -> Counts:
             asked = instruction.evaluation()
             evaluation = wire.request_name(message, asked)
-            counts = work.counts_beside(bench, desk, state, asked, evaluation)
+            return work.local_evaluation(bench, desk, state, asked, evaluation)
 
         def learn() -> Trained:
             return work.local_update(bench, desk, state, instruction, name)
 
+        counts = beside(message, context, count) if instruction.counted else None
         if place.site is None:
             update = learn()
         else:
@@ -154,24 +156,38 @@ def guarded(handler: Handler) -> Handler:
     def answer(message: Message, context: Context) -> Message:
         started = time.monotonic()
         own = log_of(context)
-        asked = {"asked": message.metadata.message_type, **told(message)}
+        asked = told(message)
         if own is not None:
             own.write("arrived", **asked)
         try:
             reply = check_reply(handler(message, context))
         except Exception as error:
-            code = code_of(error)
-            if own is None:
-                log.exception("request answered with '%s'", code)
-            else:
-                own.fault(f"request_{code}", error, **asked)
-            return status_reply(message, code)
+            return status_reply(message, noted(message, context, error))
         if own is not None:
             code = str(reply.content.config_records[STATUS]["code"])
             own.write("answered", code=code, seconds=time.monotonic() - started, **asked)
         return reply
 
     return answer
+
+
+def beside(message: Message, context: Context, count: Callable[[], Counts]) -> tuple[str, Counts]:
+    """The counts that a training request asks for as well, and a code: whatever becomes of them,
+    the client trains."""
+    try:
+        return "ok", count()
+    except Exception as error:
+        return noted(message, context, error), {}
+
+
+def noted(message: Message, context: Context, error: Exception) -> str:
+    """The code of a fault, which is all that leaves; the log here has the rest."""
+    code, own = code_of(error), log_of(context)
+    if own is None:
+        log.error("request answered with '%s'", code, exc_info=error)
+    else:
+        own.fault(f"request_{code}", error, **told(message))
+    return code
 
 
 def code_of(error: Exception) -> str:
@@ -187,7 +203,8 @@ def told(message: Message) -> dict[str, Any]:
     """What a request is about, for the site's log."""
     records = message.content.config_records if message.has_content() else {}
     instruction: Mapping[str, Any] = records.get("instruction", {})
-    return {key: str(instruction[key])[:100] for key in TOLD if key in instruction}
+    about = {key: str(instruction[key])[:100] for key in TOLD if key in instruction}
+    return {"asked": message.metadata.message_type, **about}
 
 
 app = make_app()

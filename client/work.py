@@ -204,17 +204,6 @@ def local_evaluation(
     return bench.mechanism.count(ask, desk.site, make)
 
 
-def counts_beside(
-    bench: Workbench, desk: Desk, state: State, instruction: Instruction, request: str
-) -> tuple[str, Counts]:
-    """Return the same for an evaluation that a training request carries along: ``ok`` and the
-    counts, or the code of a refusal and nothing. It does not keep the client from training."""
-    try:
-        return "ok", local_evaluation(bench, desk, state, instruction, request)
-    except Refusal as reason:
-        return reason.code, {}
-
-
 def _correct(bench: Workbench, share: ClientTask, state: State) -> int:
     """Right answers; not counted again while the model is what it was."""
 

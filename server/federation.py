@@ -136,16 +136,17 @@ class Federation:
     def _begin_stage(
         self, step: Step, state: State, history: History
     ) -> tuple[State, History, Step | None]:
-        """The state that the stage begins with; and the end of the stage before, where that has
-        still to be evaluated and its evaluation can be carried along."""
+        """The state that the stage begins with; and the step before, where what it left has still
+        to be evaluated and the round's requests can carry that along."""
         begun = self._begun(step, state)
         if not self._owed(step, history):
             return begun, history, None
-        end = Step("end-stage", step.stage - 1)
         works = self.plan.working(step.stage, 1) and self._phase(step).due(begun)
+        before = Step("end-stage", step.stage - 1) if step.stage else Step("zero-shot", -1)
         if works and same_model(begun, state):
-            return begun, history, end
-        state, history = self.evaluation.run(end, state, history)
+            return begun, history, before
+        if step.stage:  # else the step that evaluates the start is still to come
+            state, history = self.evaluation.run(before, state, history)
         return self._begun(step, state), history, None
 
     def _begun(self, step: Step, state: State) -> State:
@@ -153,11 +154,17 @@ class Federation:
         with threads(1):
             return self._method().begin_task(state, generator)
 
-    @staticmethod
-    def _owed(step: Step, history: History) -> bool:
-        """Whether the stage before has not been evaluated: the first has none before it, and of
-        each later one there are as many evaluations as its number, zero-shot included."""
-        return step.stage > 0 and len(history.evaluations) <= step.stage
+    def _owed(self, step: Step, history: History) -> bool:
+        """Whether what the stage begins with has not been evaluated: before each stage there are
+        more evaluations than its number, zero-shot included. Simulated clients evaluate the start
+        by itself."""
+        owed = len(history.evaluations) <= step.stage
+        return owed and (step.stage > 0 or self._at_sites)
+
+    @property
+    def _at_sites(self) -> bool:
+        """Whether a message has a price; evaluations are carried along then."""
+        return self.exchange.roster.patience > 0
 
     def _ask(
         self,
@@ -249,13 +256,16 @@ class Federation:
         with threads(1):
             state = self._denoising(state, history).end_task(state)
         last = step.stage == len(self.plan.stages) - 1
-        if last or not self.exchange.roster.patience:
+        if last or not self._at_sites:
             state, history = self.evaluation.run(step, state, history)
         self.exchange.event("stage_finished", step)
         return state, history
 
     def _zero_shot(self, step: Step, state: State, history: History) -> tuple[State, History]:
-        """Evaluate what the run started from; it is known whatever has been learnt since."""
+        """Evaluate what the run started from, where the first round has not carried that along;
+        it is known whatever has been learnt since."""
+        if history.evaluations:
+            return state, history
         start = start_state(self.experiment, state.current.shapes)
         return state, self.evaluation.run(step, start, history)[1]
 

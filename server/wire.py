@@ -137,10 +137,12 @@ def read_counts_beside(message: Message, tasks: int) -> list[list[int]] | None:
     """
     if not message.has_content() or COUNTS not in message.content.config_records:
         return None
-    record = message.content.config_records[COUNTS]
-    if record.get("code") in NO_COUNTS:
-        raise Idle(str(record["code"]))
-    return _counts(_fields(message.content.config_records, COUNTS, {"code", *COUNTED}), tasks)
+    records = message.content.config_records
+    code = str(records[COUNTS].get("code", ""))
+    if code in NO_COUNTS:
+        raise Idle(code)
+    _require_ok(code)
+    return _counts(_fields(records, COUNTS, {"code", *COUNTED}), tasks)
 
 
 def _counts(figures: Mapping[str, object], tasks: int) -> list[list[int]]:
@@ -166,12 +168,16 @@ def status(message: Message) -> str:
 
 def _contents(message: Message, names: set[str], optional: Set[str] = frozenset()) -> RecordDict:
     """The records of a reply that reports success, and no others."""
-    code, content = status(message), message.content
-    if code != "ok":
-        raise PayloadError(f"client reports {code[:40]!r}")
+    _require_ok(status(message))
+    content = message.content
     if set(content) - optional != names:
         raise PayloadError(f"records other than {', '.join(sorted(names))}")
     return content
+
+
+def _require_ok(code: str) -> None:
+    if code != "ok":
+        raise PayloadError(f"client reports {code[:40]!r}")
 
 
 def _require_part(message: Message, idle: frozenset[str]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from client import work
 from client.app import make_app
 from deal_core.adapters import Adapter, LoraFactors
 from deal_core.config import Experiment
@@ -182,3 +183,21 @@ def test_a_spoilt_request_is_refused_also_after_a_good_one(ask):
 def test_the_same_request_unspoilt_is_answered(ask):
     assert set(ask(lambda content: None).content) == {"status", "lora", "metrics"}
     assert set(ask(lambda content: None, "evaluate").content) == {"status", "metrics"}
+
+
+def test_counts_that_cannot_be_made_do_not_keep_a_client_from_training(ask, monkeypatch, caplog):
+    """And of the reason one word leaves; the rest is in the log here."""
+
+    def broken(*given: object) -> None:
+        raise KeyError("patient 17")
+
+    counting = instructed(counted=["surgery", "laboratory"])
+    sound = ask(counting).content
+    assert dict(sound["counts"]).keys() == {"code", "correct", "examples"}
+    assert len(sound["counts"]["examples"]) == 2
+    monkeypatch.setattr(work, "local_evaluation", broken)
+    reply = ask(counting).content
+    assert dict(reply["counts"]) == {"code": "failed"}
+    assert reply["status"]["code"] == "ok"
+    assert set(reply) == {"status", "lora", "metrics", "counts"}
+    assert "patient 17" in caplog.text

@@ -19,11 +19,13 @@ from deal_core.privacy.policy import (
     require_mechanism,
 )
 from deal_core.run_config import flatten
+from server import wire
 from server.results import read_results
 from server.run import run
 from simulations.identity import assume_identity
 from simulations.inprocess import InProcessGrid
 from simulations.report import print_report
+from tests.registered import register
 
 ALWAYS = {
     "site.client": "which of the known sites answers; given by the federation",
@@ -101,6 +103,39 @@ def test_under_a_strict_policy_only_what_is_charged_leaves(small, tmp_path, caps
     assert 1.9 < max(results.privacy.epsilon.values()) <= 2.0  # the site's limit, not the 8 asked
     print_report(Console(width=200), tmp_path)
     assert "clients keep their counts" in capsys.readouterr().out
+
+
+def test_a_training_request_does_not_get_at_counts_that_stay(small, tmp_path, monkeypatch):
+    """It may carry an evaluation along; the answer to that is one word."""
+    register(monkeypatch)
+    policy = Policy(mechanism="record", max_epsilon=2.0)
+    two = small("privacy.mechanism=record", 'data.tasks=["surgery", "laboratory"]')
+    left, events = sent(two, tmp_path, policy)
+    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | {"counts.code"}
+    assert left["counts.code"] == {"withheld"}
+    asked = [event["client"] for event in events if event["event"] == "client_idle"]
+    assert sorted(asked) == ["0"] * 3 + ["1"] * 3
+
+
+def test_noise_on_counts_is_charged_once_however_they_are_asked_for(small, tmp_path, monkeypatch):
+    """Counts beside an update cost what they cost alone; asked for again, nothing."""
+    settings = ("privacy.mechanism=record", "privacy.metrics=noised")
+    two = small(*settings, 'data.tasks=["surgery", "laboratory"]')
+    policy = Policy(mechanism="record", metrics="noised")
+    sent(two, tmp_path / "simulated", policy)
+    register(monkeypatch)
+    left, _ = sent(two, tmp_path / "sites", policy)
+    assert {"counts.correct", "counts.examples"} <= left.keys()
+    monkeypatch.setattr(wire, "read_counts_beside", lambda message, tasks: None)
+    sent(two, tmp_path / "again", policy)
+    matrices, charged = set(), set()
+    for name in ("simulated", "sites", "again"):
+        folder = tmp_path / name
+        matrices.add(str(read_results(folder).accuracy_matrix))
+        events = Ledger(folder / "sites" / "0").events()
+        assert sum(event.phase == "evaluate" for event in events) == 3
+        charged.add(str(sorted((e.stage, e.server_round, e.phase) for e in events)))
+    assert len(matrices) == len(charged) == 1
 
 
 def test_counts_leave_where_both_sides_want_them(small, tmp_path):

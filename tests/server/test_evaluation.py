@@ -6,30 +6,32 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, RecordDict
 
-import server.run
 from client.wire import request_name
 from deal_core.instruction import read_instruction
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
+from deal_core.payload import PayloadError
 from deal_core.randomness import seeded
 from deal_core.run_config import flatten
-from server import roster, rounds
+from server import roster, rounds, wire
 from server.evaluation import Evaluation
 from server.exchange import Exchange
 from server.federation import start_state
 from server.folder import RunFolder
 from server.results import read_results
+from server.run import run
 from server.schedule import Step
 from simulations.identity import assume_identity
 from simulations.inprocess import InProcessGrid
+from tests.registered import register
 from tests.server.fuzz_grid import FuzzGrid, counts, lost, tiny_app, tiny_model
 from tests.server.test_fuzz import settings
 
@@ -111,17 +113,9 @@ def run_with(
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     inner = Listed(tiny_app(experiment, shapes), flatten(experiment), 3)
     grid = FuzzGrid(inner, shapes, RunFolder(folder / "run"), away)
-    find = server.run.find_roster
-
-    def registered(*arguments: Any) -> roster.Roster:
-        """Clients that can come and go, as sites do."""
-        found = find(*arguments)
-        nodes = dict(found.connected())
-        return replace(found, connected=lambda: away.connected(nodes), patience=patience)
-
-    monkeypatch.setattr(server.run, "find_roster", registered)
+    register(monkeypatch, patience, away.connected)
     with assume_identity(1, 1):
-        server.run.run(grid, experiment, away.listen)  # type: ignore[arg-type]
+        run(grid, experiment, away.listen)  # type: ignore[arg-type]
     return folder / "run", inner.pushed[1:]  # without the first: who are you?
 
 
@@ -156,7 +150,7 @@ def test_at_sites_the_first_request_of_a_stage_carries_the_evaluation_of_the_one
     tmp_path, monkeypatch
 ):
     folder, pushed = run_with(Away(0), PATIENCE, tmp_path, monkeypatch)
-    assert pushed == [[TRAIN] * 3, [COUNT] * 3, [BOTH] * 3, [COUNT] * 3]
+    assert pushed == [[BOTH] * 3, [BOTH] * 3, [COUNT] * 3]
     assert len(read_results(folder).accuracy_matrix) == 2
 
 
@@ -167,14 +161,13 @@ def test_simulated_clients_are_asked_for_one_thing_at_a_time(tmp_path, monkeypat
 
 def test_who_does_not_train_in_that_round_is_asked_in_the_same_breath(tmp_path, monkeypatch):
     _, pushed = run_with(Away(0), PATIENCE, tmp_path, monkeypatch, clients_per_round=1)
-    assert sorted(pushed[2]) == [COUNT, COUNT, BOTH]
+    assert [sorted(sent) for sent in pushed] == [[COUNT, COUNT, BOTH]] * 2 + [[COUNT] * 3]
 
 
 def test_an_update_that_is_lost_takes_no_tests_along(tmp_path, monkeypatch):
     """Its loss is told once, and the counts are asked for alone."""
     folder, pushed = run_with(Away(1), PATIENCE, tmp_path, monkeypatch)
-    twice = [[COUNT] * 3, [COUNT]]
-    assert pushed == [[TRAIN] * 3, *twice, [BOTH] * 3, [COUNT], *twice]
+    assert pushed == [[BOTH] * 3, [COUNT], [BOTH] * 3, [COUNT], [COUNT] * 3, [COUNT]]
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [event["client"] for event in log if event["event"] == "client_failed"] == ["1"] * 3
     assert read_results(folder).per_client.keys() == set("012")
@@ -199,27 +192,49 @@ def test_an_update_stands_whatever_becomes_of_the_counts_beside_it(tmp_path, mon
     away = Spoilt(0)
     folder, pushed = run_with(away, PATIENCE, tmp_path, monkeypatch)
     again = [[COUNT]] if what == "no counts" else []
-    assert pushed == [[TRAIN] * 3, [COUNT] * 3, [BOTH] * 3, *again, [COUNT] * 3]
+    assert pushed == [[BOTH] * 3, *again, [BOTH] * 3, *again, [COUNT] * 3]
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     finished = [event["clients"] for event in log if event["event"] == "round_finished"]
-    assert (len(spoilt), finished) == (1, [3, 3])
-    kinds = {"no counts": [], "counts that cannot be": ["client_failed"]}
+    assert (len(spoilt), finished) == (2, [3, 3])
+    kinds = {"no counts": [], "counts that cannot be": ["client_failed"] * 2}
     found = [e["event"] for e in log if e["event"] in ("client_failed", "client_idle")]
-    assert found == kinds.get(what, ["client_idle"])
+    assert found == kinds.get(what, ["client_idle"] * 2)
+
+
+SPOILT: dict[str, dict[str, Any]] = {
+    "a text": {"correct": "patient 17"},
+    "a number": {"correct": 1},
+    "fractions": {"correct": [0.5, 0.5]},
+    "below zero": {"correct": [-1, 1]},
+    "more than there are": {"examples": [0, 0]},
+    "a task more": {"correct": [1, 1, 1], "examples": [2, 2, 2]},
+    "beyond belief": {"examples": [10**9, 2]},
+    "a field more": {"labels": ["surgery"]},
+    "another code": {"code": "failed"},
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_spoilt_counts_beside_an_update_are_refused(kind):
+    record = ConfigRecord({"code": "ok", **counts(2), **SPOILT[kind]})
+    with assume_identity(1, 1):
+        message = Message(RecordDict({"counts": record}), 2, "train")
+    with pytest.raises(PayloadError) as refusal:
+        wire.read_counts_beside(message, 2)
+    assert "patient" not in str(refusal.value)
 
 
 def test_counts_that_nobody_asked_for_are_refused(tmp_path, monkeypatch):
     class Chatty(Away):
         def __call__(self, client: str, reply: Message) -> list[Message]:
             if client == "1" and "lora" in reply.content:
-                told = {"code": "ok", **counts(2)}
-                reply.content["counts"] = ConfigRecord(told)
+                reply.content["counts"] = ConfigRecord({"code": "ok", **counts(2)})
             return [reply]
 
-    folder, _ = run_with(Chatty(0), PATIENCE, tmp_path, monkeypatch)
+    folder, _ = run_with(Chatty(0), PATIENCE, tmp_path, monkeypatch, rounds=2)
     log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     finished = [event["clients"] for event in log if event["event"] == "round_finished"]
-    assert finished == [2, 3]  # in the second round they were asked for
+    assert finished == [3, 2] * 2  # in the first round of a task they were asked for
 
 
 def test_an_evaluation_has_one_name_whether_it_is_asked_alone_or_carried_along(tmp_path):

@@ -10,9 +10,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from deal_core.config import Experiment
+from deal_core.instruction import Instruction
 from deal_core.methods import METHODS
 from server.results import read_results
 from simulations.inprocess import run_inprocess
+from tests.registered import register
 
 STEPS = 4
 """The second task's first round has just ended: what a method keeps is in use."""
@@ -70,6 +72,23 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
     assert not (tmp_path / "results.json").exists()
     run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
     assert not differs(learnt(folder), learnt(tmp_path))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, monkeypatch, name):
+    """Their evaluations are carried along by training requests; one method begins its tasks with
+    another model than it ended the last with, and has to be asked before."""
+    experiment, folder = whole_run(name)
+    register(monkeypatch)
+    carried: list[bool] = []
+    read = Instruction.evaluation
+    monkeypatch.setattr(Instruction, "evaluation", lambda i: carried.append(True) or read(i))
+    run_inprocess(at(experiment, tmp_path), lambda event: None)
+    assert not differs(learnt(folder), learnt(tmp_path))
+    assert len(carried) == (2 if name == "deal-reference" else 4)  # two clients a round
+    simulated, sites = read_results(folder), read_results(tmp_path)
+    assert sites.accuracy_matrix == simulated.accuracy_matrix
+    assert sites.per_client == simulated.per_client
 
 
 def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
