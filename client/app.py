@@ -144,7 +144,11 @@ def kept_warm(handler: Handler) -> Handler:
         site = file_of(context)
         if site is None or worker.INSIDE in context.node_config:
             return handler(message, context)
-        reply = worker.ask(site, message, context)
+        try:
+            reply = worker.ask(site, message, context)
+        except Exception as error:  # outside the handler's own guard: it must not get to Flower
+            noted(message, context, error)
+            reply = None
         return handler(message, context) if reply is None else reply
 
     return answer

@@ -49,6 +49,9 @@ class SiteData(Table):
     text_column: str = "text"
     pair_column: str = ""
     label_column: str = "label"
+    id_column: str = ""
+    """Column of the records' ids, by which ``policy.disjoint_tasks`` is checked; empty: the texts
+    are."""
     cache_tokens: bool = False
     """Keep token ids, which are the texts in another form, in the user's cache folder."""
     public_path: str = ""
@@ -149,6 +152,7 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
         text_column=site.text_column,
         pair_column=site.pair_column,
         label_column=site.label_column,
+        id_column=site.id_column,
         cache_tokens=site.cache_tokens,
         files=site.files,
         labels=asked.labels,

@@ -392,8 +392,8 @@ class PrivacyConfig(Table):
     target_epsilon: float = Field(8.0, gt=0)
     """Budget of a record: of everything that its site's ledger holds, this whole run included."""
     target_delta: float = Field(0.0, ge=0, lt=1)
-    """Probability that the budget says nothing; 0: just below ``1 / n^1.1`` for the ``n`` records
-    of a site."""
+    """Probability that the budget says nothing; 0: the power of ten below ``1 / n^1.1`` for the
+    ``n`` records of a site."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Clipping bound of an example's gradient: public, not taken from data."""
     max_update_norm: float = Field(1.0, gt=0)

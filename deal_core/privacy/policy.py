@@ -6,6 +6,7 @@ asks beyond it is refused, or narrowed to it, before anything is trained.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -29,7 +30,7 @@ class Policy(Table):
     """Largest epsilon of all that the site's ledger holds, for ever; 0: what the experiment
     asks."""
     max_delta: float = Field(0.0, ge=0, lt=1)
-    """Largest delta; 0: ``1 / n^1.1`` for the ``n`` records of the site."""
+    """Largest delta; 0: the power of ten below ``1 / n^1.1`` for the ``n`` records of the site."""
     min_grad_norm: float = Field(0.0, ge=0)
     """Smallest clipping bound that the site accepts; 0: no limit."""
     max_grad_norm: float = Field(0.0, ge=0)
@@ -37,6 +38,8 @@ class Policy(Table):
     metrics: Metrics = "none"
     """Counts of right answers on the site's test records: ``none`` leaves, they leave ``noised``
     (and charged), or in the ``clear``."""
+    spending: bool = True
+    """Whether it may leave what the site's ledger composes to: epsilon and its delta."""
     counts: bool = False
     """Whether the number of training records may leave."""
     disjoint_tasks: bool = False
@@ -60,8 +63,9 @@ class Terms:
 
 
 def default_delta(records: int) -> float:
-    """Below ``1 / n^1.1``: that one of so many records is given away whole must stay unlikely."""
-    return 0.99 / max(records, 2) ** 1.1
+    """The largest power of ten below ``1 / n^1.1``: that one of so many records is given away
+    whole must stay unlikely; and delta is told, so it must not tell ``n``."""
+    return 10.0 ** math.floor(math.log10(0.99 / max(records, 2) ** 1.1))
 
 
 def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Terms:

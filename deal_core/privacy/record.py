@@ -218,14 +218,15 @@ class RecordMechanism:
         except UserError as error:
             raise Refusal("policy", str(error)) from None
         made = make(self._gradients(ask, site, event))
-        epsilon = composed([*ledger.events(), event], plan.delta, plan.disjoint_tasks)
         figures = {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
-            "epsilon": epsilon,
-            "delta": plan.delta,
             "simulation_only": float(event.simulation_only),
             "noise_floor": entry_noise(event.steps, ask.learning_rate),
         }
+        if site.policy is None or site.policy.spending:
+            events = [*ledger.events(), event]
+            epsilon = composed(events, plan.delta, plan.disjoint_tasks)
+            figures |= {"epsilon": epsilon, "delta": plan.delta}
         answer = packed(Trained(made.arrays, figures))
         try:
             return unpacked(ledger.charge(event, plan.budget(site.policy), ask.request, answer))

@@ -64,7 +64,6 @@ def _of_sites(states: dict[str, RunState]) -> Iterator[GaugeMetricFamily]:
         "last_reply_seconds": ("time of the last valid reply", lambda s: s.last_seen),
         "rounds": ("valid updates", lambda s: s.rounds),
         "faults": ("rounds without a valid reply, and dropped replies", lambda s: s.faults),
-        "epsilon": ("privacy spent, where a site tells it", lambda s: s.epsilon),
     }
     for name, (text, value) in figures.items():
         family = GaugeMetricFamily(f"deal_site_{name}", text, labels=["run", "site"])
@@ -74,6 +73,21 @@ def _of_sites(states: dict[str, RunState]) -> Iterator[GaugeMetricFamily]:
                 if figure is not None:
                     family.add_metric([run, site_name], float(figure))
         yield family
+    yield _spending(states)
+
+
+def _spending(states: dict[str, RunState]) -> GaugeMetricFamily:
+    """An epsilon says nothing without its labels."""
+    text = "privacy spent over all rounds and tasks so far, where a site tells it"
+    labels = ["run", "site", "delta", "unit", "simulation_only"]
+    family = GaugeMetricFamily("deal_site_epsilon", text, labels=labels)
+    for run, state in states.items():
+        for name, site in state.sites.items():
+            if site.spent is not None:
+                spent, seeded = site.spent, str(site.spent.simulation_only).lower()
+                own = [run, name, f"{spent.delta:.2g}", state.unit, seeded]
+                family.add_metric(own, spent.epsilon)
+    return family
 
 
 def serve(folder: ServerFolder, port: int) -> None:

@@ -16,6 +16,19 @@ from server.results import read_results
 FAULTS = ("client_failed", "reply_dropped")
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What privacy has cost, over all rounds and tasks so far.
+
+    Attributes:
+        simulation_only: some noise came from a seed: nothing is guaranteed.
+    """
+
+    epsilon: float
+    delta: float
+    simulation_only: bool = False
+
+
 @dataclass
 class SiteState:
     """One site in one run.
@@ -26,7 +39,7 @@ class SiteState:
         rounds: valid updates so far.
         faults: rounds without a valid reply, and replies that were dropped.
         last_fault: the reason of the last one.
-        epsilon: what it says it has spent; None: it says nothing.
+        spent: what privacy has cost; None: nobody says.
     """
 
     last_seen: float = 0.0
@@ -34,7 +47,7 @@ class SiteState:
     rounds: int = 0
     faults: int = 0
     last_fault: str = ""
-    epsilon: float | None = None
+    spent: Spent | None = None
 
 
 @dataclass
@@ -48,6 +61,7 @@ class RunState:
         quarantined: sites left out in the last round, by a check or a robust rule.
         bytes_up, bytes_down: of the whole run, mean per site.
         accuracy: task to 0-1, as last evaluated.
+        unit: of privacy: what an epsilon protects; empty: nothing is protected.
     """
 
     phase: str = "starting"
@@ -62,6 +76,7 @@ class RunState:
     bytes_up: float = 0.0
     bytes_down: float = 0.0
     accuracy: dict[str, float] = field(default_factory=dict)
+    unit: str = ""
     last_event: float = 0.0
     sites: dict[str, SiteState] = field(default_factory=dict)
 
@@ -106,7 +121,7 @@ def state_of(run: Path) -> RunState:
 
 def _begin(state: RunState, event: Event, names: list[str]) -> None:
     state.phase, state.reason = "running", ""
-    state.tasks = list(event["tasks"])
+    state.tasks, state.unit = list(event["tasks"]), str(event.get("unit") or "")
     state.planned = sum(stage["rounds"] for stage in event["stages"])
     state.rounds = int(event["done_rounds"])
     for name in names:
@@ -123,8 +138,15 @@ def _heard(state: RunState, name: str, event: Event) -> None:
         return
     site.last_seen, site.task = event["time"], str(event["task"])
     site.rounds += 1
-    if isinstance(event.get("epsilon"), (int, float)):
-        site.epsilon = float(event["epsilon"])
+    site.spent = spent_of(event) or site.spent
+
+
+def spent_of(event: Event) -> Spent | None:
+    """What an event says that privacy has cost."""
+    if not {"epsilon", "delta"} <= event.keys():
+        return None
+    seeded = bool(event.get("simulation_only"))
+    return Spent(float(event["epsilon"]), float(event["delta"]), seeded)
 
 
 def _told(state: RunState, event: Event, names: list[str]) -> None:
@@ -137,6 +159,8 @@ def _told(state: RunState, event: Event, names: list[str]) -> None:
         state.bytes_up += event["bytes_up"]
         state.bytes_down += event["bytes_down"]
         state.quarantined += [names[int(k)] for k in event["excluded"]]
+        for site in state.sites.values():  # where the server adds the noise: the same for all
+            site.spent = spent_of(event) or site.spent
     elif kind == "round_skipped":
         state.rounds += 1
     elif kind == "evaluated":

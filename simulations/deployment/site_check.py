@@ -17,6 +17,7 @@ from deal_core.config import DataConfig, Experiment
 from deal_core.data.files import FilesSource
 from deal_core.data.source import TaskData
 from deal_core.errors import UserError
+from deal_core.privacy.policy import figures_allowed, metrics_allowed
 from simulations.deployment.secret_files import check_secret
 
 CONNECT_SECONDS = 10.0
@@ -161,11 +162,26 @@ def check_clock(skew: float) -> Iterator[str]:
 
 
 def what_leaves(site: SiteFile) -> list[str]:
-    """Everything that a reply may hold."""
-    figures = sorted({key for name in ("status", "metrics") for key in FIELDS[name]})
+    """Everything that a reply may hold under the site's policy."""
+    policy = site.policy
+    protected = policy is not None and policy.demanded == "record"
+    noised = ", clipped, noised and charged to the ledger" if protected else ""
+    figures = list(figures_allowed(dict.fromkeys(("num_examples", "loss", "seconds"), 0), policy))
+    if protected:
+        figures = ["num_examples"]
+    if policy is not None and (protected or not policy.counts):
+        figures[figures.index("num_examples")] = "num_examples (always 1)"
+    private = ["simulation_only", "noise_floor"]
+    private += ["epsilon", "delta"] if policy is None or policy.spending else []
+    counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
+    own = counts[metrics_allowed("clear", policy)]
     return [
-        f"would leave: LoRA factors of {', '.join(site.models)}, and {', '.join(figures)}; "
-        "no text, no path, no column, no message of an error",
+        f"would leave: LoRA factors of {', '.join(site.models)}{noised}",
+        f"would leave with them: {', '.join(figures)}; in a run with differential privacy also "
+        f"{', '.join(private)}",
+        f"right answers (correct, examples) for each task: {own}",
+        f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "
+        "of an error",
     ]
 
 

@@ -32,6 +32,7 @@ path = {data}            # one folder per task, with train and test as JSONL, CS
 text_column = {text}
 label_column = {label}
 # pair_column = "answer"        # a second text column
+# id_column = "patient"         # whose record it is, where policy.disjoint_tasks is declared
 # [data.files.TASK]             # a task whose files have other columns or label values
 # text_column = "question"
 # label_text = {{ "1" = "Surgery", "2" = "Radiology" }}
@@ -49,6 +50,7 @@ metrics = "clear"        # counts of right answers: none leave, noised, or in th
 counts = true            # whether the number of training records may leave
 # mechanism = "record"   # train with differential privacy, or not at all
 # max_epsilon = 8.0      # of all that the ledger holds, for ever
+# spending = true        # whether epsilon and delta of the ledger may leave
 """
 
 

@@ -16,7 +16,7 @@ from server.folder import RunFolder
 from server.lock import held
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.registry import registered
-from simulations.deployment.run_state import RunState, SiteState, state_of
+from simulations.deployment.run_state import RunState, SiteState, Spent, state_of
 from simulations.deployment.server_folder import ServerFolder
 from simulations.deployment.submit import run_folder, starts
 
@@ -45,7 +45,7 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         return
     for line in described(run.name, state):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    _print_sites(console, sites, state.sites, fault)
+    _print_sites(console, sites, state.sites, fault, state.unit)
     console.print(next_step(run.name, state), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -105,24 +105,35 @@ def _as_flower_sees_it(folder: ServerFolder, state: RunState, numbers: list[str]
 
 
 def _print_sites(
-    console: Console, sites: Mapping[str, str], seen: Mapping[str, SiteState], fault: str
+    console: Console,
+    sites: Mapping[str, str],
+    seen: Mapping[str, SiteState],
+    fault: str,
+    unit: str = "",
 ) -> None:
     table = Table()
     for column in ("site", "connection", "last reply", "task", "rounds", "faults", "last fault"):
         table.add_column(column)
-    private = any(site.epsilon is not None for site in seen.values())
+    private = any(site.spent is not None for site in seen.values())
     if private:
-        table.add_column("ε")
+        table.add_column(f"ε per {unit}, all rounds and tasks so far")
     for name in [*seen, *(name for name in sites if name not in seen)]:
         site = seen.get(name, SiteState())
         row: list[Any] = [name, sites.get(name, "not registered"), _ago(site.last_seen), site.task]
         row += [str(site.rounds), str(site.faults), site.last_fault]
         if private:
-            row.append("" if site.epsilon is None else f"{site.epsilon:.2f}")
+            row.append(_cost(site.spent))
         table.add_row(*row)
     console.print(table)
     if fault:
         console.print(f"connections unknown: {fault}", markup=False, soft_wrap=True)
+
+
+def _cost(spent: Spent | None) -> str:
+    if spent is None:
+        return ""
+    seeded = ", simulation only" if spent.simulation_only else ""
+    return f"{spent.epsilon:.2f} at δ {spent.delta:.2g}{seeded}"
 
 
 def _ago(moment: float) -> str:

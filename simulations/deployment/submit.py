@@ -138,6 +138,11 @@ def check(experiment: Experiment) -> None:
             f"data.source is '{experiment.data.source}'; a run with sites has data.source = "
             '"sites" and [data.labels] with TASK = ["label", ...]'
         )
+    if experiment.privacy.noise == "seeded":
+        raise UserError(
+            "privacy.noise is 'seeded': whoever knows the seed can take the noise off, so it "
+            "protects nobody; leave it out, or set it to 'secure'"
+        )
     from deal_core.models import adapter_shapes
     from server.plan import make_plan
     from simulations.preflight import check_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,13 @@ from flwr.app import Array, Message
 
 from client.app import make_app
 from client.site import site_of
+from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.ledger import Ledger
 from deal_core.privacy.policy import (
     Policy,
+    default_delta,
     figures_allowed,
     metrics_allowed,
     require_mechanism,
@@ -22,6 +25,7 @@ from deal_core.run_config import flatten
 from server import wire
 from server.results import read_results
 from server.run import run
+from simulations.deployment.site_check import what_leaves
 from simulations.identity import assume_identity
 from simulations.inprocess import InProcessGrid
 from simulations.report import print_report
@@ -136,6 +140,53 @@ def test_noise_on_counts_is_charged_once_however_they_are_asked_for(small, tmp_p
         assert sum(event.phase == "evaluate" for event in events) == 3
         charged.add(str(sorted((e.stage, e.server_round, e.phase) for e in events)))
     assert len(matrices) == len(charged) == 1
+
+
+def test_a_site_may_keep_what_it_has_spent_to_itself(small, tmp_path):
+    policy = Policy(mechanism="record", spending=False)
+    left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
+    assert left.keys() == ALWAYS.keys() | UPDATE.keys() - {"metrics.epsilon", "metrics.delta"}
+
+
+def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():
+    told = {default_delta(records) for records in range(100, 500)}
+    assert told == {1e-3}
+    for records in (2, 37, 225, 1431, 5719, 10**6):
+        assert 0.01 / records**1.1 < default_delta(records) < 1 / records**1.1
+
+
+POLICIES: dict[str, tuple[Policy | None, str]] = {
+    "no policy": (None, "none"),
+    "strict": (Policy(), "none"),
+    "open": (Policy(metrics="clear", counts=True), "none"),
+    "private": (Policy(mechanism="record"), "record"),
+    "noised counts": (Policy(mechanism="record", metrics="noised", spending=False), "record"),
+}
+"""Policy, and the mechanism of an experiment that it lets in."""
+
+
+def site_with(policy: Policy | None) -> SiteFile:
+    own = {"site": Identity(name="north"), "server": Connection(address="here:1")}
+    return SiteFile(**own, data=SiteData(path="data"), policy=policy)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_site_is_told_before_what_leaves_it_then(small, tmp_path, name):
+    policy, mechanism = POLICIES[name]
+    site = site_with(policy)
+    said = "\n".join(what_leaves(site))
+    left, _ = sent(small(f"privacy.mechanism={mechanism}"), tmp_path, policy)
+    figures = {place.split(".")[1] for place in left if not place.startswith(("site", "lora"))}
+    counted = {"correct", "examples"} & figures
+    assert figures <= set(re.findall(r"\w+", said))
+    assert ("stay here" in said) == (not counted)
+    ordinary = said.split("in a run with")[0]
+    if mechanism == "none":
+        assert {"loss", "seconds"} & figures == {"loss", "seconds"} & set(
+            re.findall(r"\w+", ordinary)
+        )
+    if "always 1" in said:
+        assert left["metrics.num_examples"] == {"1.0"}
 
 
 def test_counts_leave_where_both_sides_want_them(small, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import stat
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.app import make_app
-from client.here import here
+from client.here import choose_device, here
 from client.site_file import NODE_KEY, as_the_site_decides, read_site
 from client.updates import UpdateStore
 from deal_core.config import Experiment
@@ -34,6 +35,7 @@ address = "127.0.0.1:9443"
 path = "data"
 text_column = "complaint"
 label_column = "ward"
+id_column = "patient"
 [data.files.triage]
 label_text = { "1" = "Surgery" }
 [compute]
@@ -76,6 +78,7 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
     assert data.source == "files"
     assert data.path == str(site_file.parent / "data")
     assert (data.text_column, data.label_column) == ("complaint", "ward")
+    assert data.id_column == "patient"
     assert data.files["triage"].label_text == {"1": "Surgery"}
     assert data.hub == {}
     assert not data.cache_tokens
@@ -160,6 +163,33 @@ def test_the_server_gets_a_code_and_the_sites_log_the_rest(
     assert SECRET in line["error"]
     assert "RuntimeError" in line["traceback"]
     assert (line["task"], line["server_round"]) == ("triage", "2")
+
+
+@pytest.mark.parametrize(
+    ("device", "shown"), [("cpu", ""), ("cuda:1", "1"), ("cuda", "0,1"), ("auto", "0,1")]
+)
+def test_torch_sees_the_device_that_the_site_lends(site_file, monkeypatch, device, shown) -> None:
+    site_file.write_text(TOML.replace('device = "cpu"', f'device = "{device}"'))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    choose_device(read_site(site_file))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_a_process_that_cannot_be_started_costs_no_answer_and_tells_nothing(
+    site_file: Path, kind: str
+) -> None:
+    """By default a process that stays does the work; what fails before it is asked is in no
+    handler's hands yet, and Flower would send its text to the server."""
+    site_file.write_text(TOML.replace("keep_seconds = 0\n", ""))
+    in_the_way = site_file.parent / "state" / "worker"
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("")
+    reply = ask(site_file, kind, RecordDict())
+    assert not reply.has_error()
+    assert dict(reply.content["status"]) == {"code": "refused"}  # as here, without that process
+    log = (in_the_way.parent / "log.jsonl").read_text()
+    assert "FileExistsError" in log
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it outlives us

@@ -149,6 +149,10 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
         )
     with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
         check(Experiment())
+    privacy = {"mechanism": "client", "noise": "seeded"}
+    seeded = Experiment(privacy=privacy, data={"source": "sites"})
+    with pytest.raises(UserError, match=r"privacy\.noise is 'seeded'.*protects nobody"):
+        check(seeded)
     with pytest.raises(UserError, match="no run yet"):
         continued(server, "no-such-run", ["north"])
     with pytest.raises(UserError, match=r"no server.toml; make one with deal server init"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 import subprocess
 import urllib.request
@@ -48,6 +49,7 @@ def test_strangers_are_refused_and_told_why(tmp_path: Path) -> None:
             check=False,
         )
         assert plain.returncode != 0
+        assert re.search(rb"(?i)connection|unavailable|retr", plain.stdout + plain.stderr)
         with pytest.raises(OSError, match=r"closed|reset"):
             urllib.request.urlopen(f"http://{fed.address}/health", timeout=10)
         assert fed.folder.flower.ask("supernode", "list", "deal")["nodes"] == []

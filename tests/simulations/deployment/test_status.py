@@ -7,12 +7,15 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from deal_core.config import Experiment
 from server.folder import RunFolder
-from simulations.deployment.metrics import serve
+from simulations.deployment import server_start
+from simulations.deployment.metrics import RunFigures, serve
 from simulations.deployment.run_state import RunState, run_state, state_of
-from simulations.deployment.server_folder import server_folder
+from simulations.deployment.server_folder import ServerFolder, ServerSettings, server_folder
+from simulations.deployment.status import status
 from simulations.inprocess import run_inprocess
 from tests.simulations.deployment.loopback import free_port
 
@@ -83,3 +86,43 @@ def test_prometheus_reads_the_figures(run: Path) -> None:
     assert 'deal_site_faults{run="one",site="south"} 2.0' in text
     assert 'deal_run_accuracy{run="one",task="surgery"}' in text
     assert "deal_site_epsilon{" not in text
+
+
+@pytest.mark.parametrize("mechanism", ["record", "client"])
+def test_an_epsilon_is_never_shown_without_what_it_means(
+    make_experiment, tmp_path, monkeypatch, mechanism
+) -> None:
+    path = tmp_path / "runs" / "one"
+    path.mkdir(parents=True)
+    private = (f"privacy.mechanism={mechanism}", "privacy.noise=seeded", "train.batch_size=8")
+    run_inprocess(make_experiment(f'run.out="{path}"', *private), lambda event: None)
+    state = state_of(path)
+    assert state.unit == mechanism
+    spent = [site.spent for site in state.sites.values()]
+    assert all(each is not None and 0 < each.epsilon <= 8 for each in spent)
+    monkeypatch.setattr("simulations.deployment.status.connected", lambda folder: ({}, ""))
+    monkeypatch.setattr(ServerFolder, "settings", lambda self: None)
+    console = Console(width=200, record=True)
+    status(server_folder(str(tmp_path)), "one", console, as_json=False)
+    shown = console.export_text()
+    assert f"ε per {mechanism}, all rounds and tasks so far" in shown
+    assert shown.count(" at δ ") == shown.count("simulation only") == len(spent)
+    figures = [f for f in RunFigures(tmp_path / "runs").collect() if f.name == "deal_site_epsilon"]
+    labels = [sample.labels for family in figures for sample in family.samples]
+    assert len(labels) == len(spent)
+    assert {each["unit"] for each in labels} == {mechanism}
+    assert {each["simulation_only"] for each in labels} == {"true"}
+    assert all(0 < float(each["delta"]) < 1 for each in labels)
+
+
+@pytest.mark.parametrize("port", [0, 9464])
+def test_prometheus_is_off_until_it_gets_a_port(tmp_path, monkeypatch, port) -> None:
+    served: list[int] = []
+    settings = {"hosts": ("here",), **({"metrics_port": port} if port else {})}
+    monkeypatch.setattr(ServerFolder, "settings", lambda self: ServerSettings(**settings))
+    monkeypatch.setattr("simulations.deployment.metrics.serve", lambda at, on: served.append(on))
+    for name in ("check_secret", "check_free"):
+        monkeypatch.setattr(server_start, name, lambda *given: None)
+    monkeypatch.setattr(server_start, "supervise", lambda *given: 0)
+    assert server_start.start_server(server_folder(str(tmp_path))) == 0
+    assert served == [port] * bool(port)
