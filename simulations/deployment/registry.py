@@ -50,6 +50,7 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
     )
     sites[name] = {"key": key, "node": str(answer["node-id"]), "since": time.time()}
     _write(folder.sites, sites)
+    folder.events.write("site_added", site=name, **sites[name])
     where = f"{settings.hosts[0]}:{settings.port}"
     return [
         f"registered '{name}' ({len(sites)} in all)",
@@ -69,8 +70,9 @@ def remove_site(folder: ServerFolder, name: str) -> list[str]:
     if name not in sites:
         raise UserError(f"'{name}' is not registered; known: {', '.join(sites) or 'none'}")
     folder.flower.ask("supernode", "unregister", sites[name]["node"], CONNECTION)
-    del sites[name]
+    removed = sites.pop(name)
     _write(folder.sites, sites)
+    folder.events.write("site_removed", site=name, **removed)
     return [
         f"removed '{name}': its key is refused from now on",
         f"next: for a new key, deal server add-site {name} KEY.pub (the name keeps its place in "

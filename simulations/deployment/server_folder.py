@@ -10,6 +10,7 @@ from pydantic import Field
 from deal_core.config import Table
 from deal_core.errors import UserError
 from deal_core.experiment_file import parse_tables, read_toml
+from server.events import EventLog
 from simulations.deployment.flower_home import FlowerHome
 
 
@@ -71,6 +72,11 @@ class ServerFolder:
     def runs(self) -> Path:
         """One folder per run."""
         return self.path / "runs"
+
+    @property
+    def events(self) -> EventLog:
+        """What was done here: who was registered and removed, what was started and stopped."""
+        return EventLog(self.path / "events.jsonl")
 
     @property
     def log(self) -> Path:

@@ -22,6 +22,7 @@ def start_server(folder: ServerFolder) -> int:
         from simulations.deployment.metrics import serve
 
         serve(folder, settings.metrics_port)
+    folder.events.write("server_started", port=settings.superlink_port)
     command = superlink_command(folder, settings)
     return supervise(command, folder.flower, folder.log, folder.pid)
 

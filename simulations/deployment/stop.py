@@ -19,6 +19,7 @@ def stop(folder: ServerFolder, name: str) -> list[str]:
     if not begun:
         return [f"{run.name} was never started; its folder is {run}"]
     folder.flower.ask("stop", begun[-1]["run"], CONNECTION)
+    folder.events.write("run_stopped", run=run.name, flower=begun[-1]["run"])
     return [
         f"stopped {run.name}; the checkpoint after its last step stands",
         f"next: deal submit --resume {run.name} --dir {folder.path} goes on from there",

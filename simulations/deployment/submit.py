@@ -194,4 +194,6 @@ def _start(folder: ServerFolder, experiment: Experiment, run: Path) -> str:
     number = str(answer["run-id"])
     with (run / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"run": number, "time": time.time()}) + "\n")
+    sites = list(experiment.federation.sites)
+    folder.events.write("run_submitted", run=run.name, flower=number, sites=sites)
     return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 import subprocess
@@ -68,6 +69,10 @@ def test_a_second_key_for_a_name_and_a_second_name_for_a_key_are_refused(tmp_pat
         assert "this key is that of 'north'" in alias.stderr
         private = deal("server", "add-site", "south", str(fed.site("north") / "site.key"), *where)
         assert "this is a private key, which must stay at its site" in private.stderr
+        written = (fed.folder.path / "events.jsonl").read_text().splitlines()
+        started, added = [json.loads(line) for line in written]
+        assert (started["event"], added["event"]) == ("server_started", "site_added")
+        assert (added["site"], added["key"]) == ("north", Path(key).read_text().strip())
         fed.start_site("north")
         wait_for("north", lambda: online(fed), 60)
         done("server", "remove-site", "north", *where)
