@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import psutil
 
@@ -34,6 +34,23 @@ from server.evaluation import Evaluation, Tally, same_model
 from server.exchange import Exchange, answered
 from server.plan import Plan
 from server.schedule import Step
+
+
+@dataclass
+class Gathered:
+    """What the replies of a round have brought, beside their updates.
+
+    Attributes:
+        sizes: bytes of each valid update, by client.
+        spent: what privacy has cost, by client that says so.
+        idle: how many clients took no part.
+        tally: of the evaluation that the requests carried along.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, Spending] = field(default_factory=dict)
+    idle: int = 0
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True)
@@ -105,33 +122,45 @@ class Federation:
         place = Place(step.phase, step.stage, step.server_round, len(eligible))
         with threads(1):
             aggregation = side.begin(rule, state.current, trained, place)
-        sizes, idle, spent, tally = self._gather(step, sent, aggregation, carried)
+        gathered = self._gather(step, sent, aggregation, carried)
         if carried is not None:
-            history = self.evaluation.finish(carried, sent, tally, history)
-        self.exchange.require_quorum(len(sizes), len(working) - idle, step)
-        gauge = 0.0
-        excluded: tuple[str, ...] = ()
-        if sizes or side.releases_noise:
+            history = self.evaluation.finish(carried, sent, gathered.tally, history)
+        self.exchange.require_quorum(len(gathered.sizes), len(working) - gathered.idle, step)
+        aggregate = None
+        if gathered.sizes or side.releases_noise:
             aggregate = self._finished(step, aggregation)
-            state, gauge = absorbed(state, aggregate), aggregate.error
-            excluded = aggregate.excluded
+            state = absorbed(state, aggregate)
+        return state, self._told(step, sent, gathered, aggregate, started, history)
+
+    def _told(
+        self,
+        step: Step,
+        sent: Dispatch,
+        gathered: Gathered,
+        aggregate: Aggregate | None,
+        started: float,
+        history: History,
+    ) -> History:
+        """The round's figures, for the log and the history."""
+        sizes = gathered.sizes
         down = sum(wire.payload_bytes(message.content) for message in sent.requests.values())
         figures = {
-            "aggregation_error": gauge,
+            "aggregation_error": aggregate.error if aggregate else 0.0,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
             "bytes_down": down / max(1, len(sent.requests)),
         }
+        excluded = aggregate.excluded if aggregate else ()
+        charged = self._side(step).spent(list(self.exchange.roster.clients))
+        told = next(iter(charged.values()), {})  # the same for all
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
-        charged = side.spent(list(self.exchange.roster.clients))
-        told = next(iter(charged.values()), {})  # the same for all
         self.exchange.event("round_finished", step, seconds=seconds, **counts, **figures, **told)
-        spent |= {name: Spending.model_validate(each) for name, each in charged.items()}
+        spent = {name: Spending.model_validate(each) for name, each in charged.items()}
+        spent = {**gathered.spent, **spent}
         history = history.judged(sizes.keys(), excluded).charged(spent)
         if step.phase == LEARN:
             history = history.noised(step.server_round == 1, spent)
-        history = history.after_round(figures)
-        return state, history.after("train", time.monotonic() - started)
+        return history.after_round(figures).after("train", seconds)
 
     def _begin_stage(
         self, step: Step, state: State, history: History
@@ -214,20 +243,15 @@ class Federation:
 
     def _gather(
         self, step: Step, sent: Dispatch, aggregation: Aggregation, carried: Step | None
-    ) -> tuple[dict[str, int], int, dict[str, Spending], Tally]:
-        """Give every valid update to the aggregation; return their sizes by client, how many
-        clients took no part, what the others have spent, and what the evaluation that was
-        ``carried`` along has brought. A faulty reply costs its sender the round, and nobody
-        else."""
-        sizes: dict[str, int] = {}
-        spent: dict[str, Spending] = {}
-        tally = Tally()
-        idle = 0
+    ) -> Gathered:
+        """Give every valid update to the aggregation, and every count to the evaluation that was
+        ``carried`` along. A faulty reply costs its sender the round, and nobody else."""
+        gathered = Gathered()
         bound = self.experiment.aggregation.norm_bound
         for reply in self.exchange.replies(step, sent):
             reader, instruction = sent.readers[reply.client], sent.instructions[reply.client]
             if carried is not None:
-                self.evaluation.hear(carried, reply, sent, tally)
+                self.evaluation.hear(carried, reply, sent, gathered.tally)
             if not instruction.task:
                 continue
             try:
@@ -237,19 +261,19 @@ class Federation:
                     refuse_beyond(update, reader.before, bound)
                     aggregation.add(update)
             except wire.Idle as reason:
-                idle += 1
+                gathered.idle += 1
                 self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
             except ValueError as fault:
                 self.exchange.event("client_failed", step, client=reply.client, reason=str(fault))
             else:
-                sizes[reply.client] = wire.payload_bytes(message.content)
+                gathered.sizes[reply.client] = wire.payload_bytes(message.content)
                 if says_spent(figures):
-                    spent[reply.client] = Spending.model_validate(figures)
+                    gathered.spent[reply.client] = Spending.model_validate(figures)
                 task = instruction.task
                 self.exchange.event(
                     "client_finished", step, client=reply.client, task=task, **figures
                 )
-        return sizes, idle, spent, tally
+        return gathered
 
     def _end_stage(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks; at sites, with the next stage's first round."""
