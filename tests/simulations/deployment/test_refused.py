@@ -72,7 +72,8 @@ def test_a_second_key_for_a_name_and_a_second_name_for_a_key_are_refused(tmp_pat
         written = (fed.folder.path / "events.jsonl").read_text().splitlines()
         started, added = [json.loads(line) for line in written]
         assert (started["event"], added["event"]) == ("server_started", "site_added")
-        assert (added["site"], added["key"]) == ("north", Path(key).read_text().strip())
+        assert added["site"] == "north"
+        assert Path(key).read_text().startswith(added["key"])
         fed.start_site("north")
         wait_for("north", lambda: online(fed), 60)
         done("server", "remove-site", "north", *where)
