@@ -35,7 +35,8 @@ def noted(reply):
     if 'lora' in reply.content:
         status, site = reply.content['status'], reply.metadata.src_node_id
         with open(released, 'a') as file:
-            content = hashlib.sha256(b''.join(a.data for a in reply.content['lora'].values()))
+            arrays = sorted(reply.content['lora'].items())  # a file gives them in any order
+            content = hashlib.sha256(b''.join(key.encode() + a.data for key, a in arrays))
             place = f"{site} {status['stage']} {status['server_round']}"
             file.write(f"{place} {content.hexdigest()}\\n")
             file.flush()
