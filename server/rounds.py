@@ -33,6 +33,9 @@ def collect(
 ) -> Iterator[Reply]:
     """Push one request per client and yield each reply as it arrives.
 
+    The deadline ends the wait for those that are silent. What is there when the server looks is
+    taken: a machine that was suspended, or computes all clients itself, loses nobody by it.
+
     Every client is answered for exactly once: those that are silent at the deadline come
     last, with a fault. A second reply of a client is yielded as dropped, beside that; one to a
     request of an earlier round is not seen at all.
@@ -50,10 +53,10 @@ def collect(
     for name, message_id in pushed.items():
         if not message_id:  # the node is gone since it was looked up
             yield Reply(name, None, "not connected")
-    end = time.monotonic() + deadline_seconds
-    while waiting and time.monotonic() < end:
-        arrived = list(grid.pull_messages(list(waiting)))
-        for message in arrived:
+    end, quiet = time.monotonic() + deadline_seconds, False
+    while waiting:
+        left = len(waiting)
+        for message in grid.pull_messages(list(waiting)):
             message_id = message.metadata.reply_to_message_id
             client = waiting.pop(message_id, None)
             if client is None:
@@ -64,7 +67,11 @@ def collect(
                 yield Reply(client, None, f"flower error {message.error.code}")
             else:
                 yield Reply(client, message)
-        if not arrived:
+        silent = len(waiting) == left  # whatever else may have come
+        if silent and quiet and time.monotonic() >= end:
+            break
+        quiet = silent
+        if silent:
             time.sleep(POLL_SECONDS)
     for client in waiting.values():
         yield Reply(client, None, "no reply before the deadline")

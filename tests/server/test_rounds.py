@@ -1,0 +1,73 @@
+"""The deadline of a round is for those who are silent, not for a machine that was asleep."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from server import rounds
+from simulations.identity import assume_identity
+from simulations.inprocess import FIRST_CLIENT_NODE, InProcessGrid
+
+CLIENTS = 4
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("silent", [(), ("2",)])
+def test_a_machine_that_sleeps_through_a_deadline_loses_nobody(monkeypatch, silent):
+    """Each client computes while the clock leaps; who gives no answer at all is still named."""
+    now = [0.0]
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
+    )
+    monkeypatch.setattr(rounds, "time", clock)
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        now[0] += HOUR
+        return Message(RecordDict(), reply_to=message)
+
+    def deliver(reply: Message) -> Message | None:
+        client = str(reply.metadata.src_node_id - FIRST_CLIENT_NODE)
+        return None if client in silent else reply
+
+    grid = InProcessGrid(app, {}, CLIENTS)
+    grid.interceptor = deliver
+    with assume_identity(1, 1):
+        requests = {
+            str(k): Message(RecordDict(), FIRST_CLIENT_NODE + k, "train") for k in range(CLIENTS)
+        }
+        found = {reply.client: reply.fault for reply in rounds.collect(grid, requests, 60.0)}
+    late = "no reply before the deadline"
+    assert found == {str(k): late if str(k) in silent else "" for k in range(CLIENTS)}
+
+
+def test_a_flood_of_second_replies_does_not_hold_a_round_up(monkeypatch):
+    """Only what is waited for counts as an answer."""
+    now = [0.0]
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
+    )
+    monkeypatch.setattr(rounds, "time", clock)
+    with assume_identity(1, 1):
+        requests = {k: Message(RecordDict(), int(k), "train") for k in "12"}
+        flood = Message(RecordDict(), reply_to=requests["1"])
+
+    class Flooded:
+        def push_messages(self, messages):
+            flood.metadata.__dict__["_reply_to_message_id"] = "one"
+            return ["one", "two"]
+
+        def pull_messages(self, message_ids):
+            return [flood]
+
+    found = list(rounds.collect(Flooded(), requests, 60.0))  # type: ignore[arg-type]
+    assert 60 <= now[0] < 62
+    assert found[0].client == "1"
+    assert not found[0].dropped
+    assert all(reply.dropped for reply in found[1:-1])
+    assert (found[-1].client, found[-1].fault) == ("2", "no reply before the deadline")
