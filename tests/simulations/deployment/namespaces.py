@@ -1,8 +1,8 @@
 """Run in a network namespace of its own: a server behind nginx, sites in namespaces of theirs.
 
 ``unshare -n python -m tests.simulations.deployment.namespaces FOLDER``; nothing outside of the
-namespaces is touched. Exit code 0: the run has finished, and the proxy shows nothing but the
-fleet interface.
+namespaces is touched. Exit code 0: the run has learnt what one process learns, a stranger is
+refused, and the proxy shows nothing but the fleet interface.
 """
 
 from __future__ import annotations
@@ -13,21 +13,25 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from server.results import read_results
 from simulations.deployment.run_state import state_of
 from simulations.deployment.server_folder import ServerFolder
 from tests.simulations.deployment.loopback import (
+    SITES,
+    Federation,
+    alone,
     divide,
     done,
     experiment_file,
     federation,
+    same_adapter,
     wait_for,
 )
 
 SERVER = "10.77.{k}.1"
-SITES = {"north": ".csv", "south": ".parquet"}
 PORT = 9443
 NGINX = """\
 pid {folder}/nginx.pid;
@@ -102,28 +106,41 @@ def check_proxy(path: Path, folder: ServerFolder) -> None:
     assert status_of("/v1/fleet/nothing", context) == 404
 
 
+def stranger(fed: Federation, data: Path, holder: int, host: str) -> None:
+    """A key that nobody has registered is refused, from behind a cable as well."""
+    done(
+        *("site", "init", str(fed.site("stranger")), "--data", str(data), "--name", "stranger"),
+        *("--server", f"{host}:{PORT}", "--certificate", str(fed.folder.authority)),
+    )
+    fed.start_site("stranger", ["nsenter", "-t", str(holder), "-n"])
+    assert fed.processes.pop("stranger").wait(timeout=60) == 2
+    assert "does not know this key" in (fed.path / "stranger.out").read_text()
+
+
 def main(path: Path) -> None:
     ip("link", "set", "lo", "up")
     data = path / "data"
-    divide(data, SITES)
-    hosts = [SERVER.format(k=k) for k in range(1, 3)]
-    with (
-        namespace(1) as one,
-        namespace(2) as two,
-        federation(path, hosts, PORT) as fed,
-        nginx(path / "nginx", fed.folder),
-    ):
+    divide(data)
+    experiment = experiment_file(path / "apart.toml")
+    hosts = [SERVER.format(k=k) for k in range(1, len(SITES) + 1)]
+    with ExitStack() as stack:
+        holders = [stack.enter_context(namespace(k)) for k in range(1, len(SITES) + 1)]
+        fed = stack.enter_context(federation(path, hosts, PORT))
+        stack.enter_context(nginx(path / "nginx", fed.folder))
         check_proxy(path, fed.folder)
-        for name, holder, host in zip(SITES, (one, two), hosts, strict=True):
+        for name, holder, host in zip(SITES, holders, hosts, strict=True):
             fed.add(name, data / name, address=f"{host}:{PORT}")
             enter = ["nsenter", "-t", str(holder), "-n"]
             done("site", "check", str(fed.site(name)), prefix=enter)
             fed.start_site(name, enter)
-        run = fed.submit(str(experiment_file(path / "apart.toml", ["surgery"])))
-        fed.wait_event(run, "run_finished", 300)
-        state = state_of(fed.run(run))
-    assert state.phase == "finished"
-    assert [site.rounds for site in state.sites.values()] == [1, 1]
+        stranger(fed, data / "all", holders[0], hosts[0])
+        run = fed.submit(str(experiment))
+        fed.wait_event(run, "run_finished", 400)
+        deployed = fed.run(run)
+    assert state_of(deployed).phase == "finished"
+    here = alone(experiment, data, path / "alone", list(SITES))
+    assert read_results(deployed).accuracy_matrix == read_results(here).accuracy_matrix
+    same_adapter(deployed, here)
 
 
 if __name__ == "__main__":
