@@ -20,32 +20,11 @@ from deal_core.errors import UserError
 from deal_core.methods import State
 from deal_core.payload import DISTILLED, LORA, Template
 from deal_core.privacy.noise_floor import round_variance
+from server.spending import Spending
 
 VERSION = 3
 """Of the file and of the schedule that ``position`` counts in."""
 RESIDUAL = "residual"
-
-
-class Spending(BaseModel):
-    """What a client says of its noise and its ledger.
-
-    Attributes:
-        epsilon: of all that the ledger holds, at ``delta``.
-        simulation_only: some noise came from a seed.
-        noise_floor: spread that the noise leaves in an entry of the round's ``lora_B``.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    epsilon: float
-    delta: float
-    simulation_only: bool
-    noise_floor: float
-
-
-def says_spent(figures: Mapping[str, float]) -> bool:
-    """Whether the figures of an update say what privacy has cost."""
-    return Spending.model_fields.keys() <= figures.keys()
 
 
 class History(BaseModel):

@@ -28,12 +28,13 @@ from deal_core.privacy.server_side import AsSent, Place, ServerSide
 from deal_core.randomness import seeded
 from deal_core.threads import threads
 from server import wire
-from server.checkpoint import Checkpoint, History, Spending, says_spent
+from server.checkpoint import Checkpoint, History
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, Tally, same_model
 from server.exchange import Exchange, answered
 from server.plan import Plan
 from server.schedule import Step
+from server.spending import Spending, spending_in
 
 
 @dataclass
@@ -267,8 +268,9 @@ class Federation:
                 self.exchange.event("client_failed", step, client=reply.client, reason=str(fault))
             else:
                 gathered.sizes[reply.client] = wire.payload_bytes(message.content)
-                if says_spent(figures):
-                    gathered.spent[reply.client] = Spending.model_validate(figures)
+                spent = spending_in(figures)
+                if spent is not None:
+                    gathered.spent[reply.client] = spent
                 task = instruction.task
                 self.exchange.event(
                     "client_finished", step, client=reply.client, task=task, **figures

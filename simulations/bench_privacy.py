@@ -74,7 +74,7 @@ class PrivacyWork:
     def _source(self, data: Sequence[Any], config: Any) -> Any:
         from deal_core.privacy.noise import SecureNoise
         from deal_core.privacy.none import Ordinary
-        from deal_core.privacy.record import PrivateGradients
+        from deal_core.privacy.private_gradients import PrivateGradients
         from deal_core.randomness import seeded
 
         if not self._private:

@@ -12,21 +12,9 @@ from deal_core.errors import UserError
 from server.events import Event
 from server.folder import RunFolder
 from server.results import read_results
+from server.spending import Spending, spending_in
 
 FAULTS = ("client_failed", "reply_dropped")
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What privacy has cost, over all rounds and tasks so far.
-
-    Attributes:
-        simulation_only: some noise came from a seed: nothing is guaranteed.
-    """
-
-    epsilon: float
-    delta: float
-    simulation_only: bool = False
 
 
 @dataclass
@@ -39,7 +27,7 @@ class SiteState:
         rounds: valid updates so far.
         faults: rounds without a valid reply, and replies that were dropped.
         last_fault: the reason of the last one.
-        spent: what privacy has cost; None: nobody says.
+        spent: what privacy has cost, all rounds and tasks so far; None: nobody says.
     """
 
     last_seen: float = 0.0
@@ -47,7 +35,7 @@ class SiteState:
     rounds: int = 0
     faults: int = 0
     last_fault: str = ""
-    spent: Spent | None = None
+    spent: Spending | None = None
 
 
 @dataclass
@@ -138,15 +126,7 @@ def _heard(state: RunState, name: str, event: Event) -> None:
         return
     site.last_seen, site.task = event["time"], str(event["task"])
     site.rounds += 1
-    site.spent = spent_of(event) or site.spent
-
-
-def spent_of(event: Event) -> Spent | None:
-    """What an event says that privacy has cost."""
-    if not {"epsilon", "delta"} <= event.keys():
-        return None
-    seeded = bool(event.get("simulation_only"))
-    return Spent(float(event["epsilon"]), float(event["delta"]), seeded)
+    site.spent = spending_in(event) or site.spent
 
 
 def _told(state: RunState, event: Event, names: list[str]) -> None:
@@ -160,7 +140,7 @@ def _told(state: RunState, event: Event, names: list[str]) -> None:
         state.bytes_down += event["bytes_down"]
         state.quarantined += [names[int(k)] for k in event["excluded"]]
         for site in state.sites.values():  # where the server adds the noise: the same for all
-            site.spent = spent_of(event) or site.spent
+            site.spent = spending_in(event) or site.spent
     elif kind == "round_skipped":
         state.rounds += 1
     elif kind == "evaluated":

@@ -101,8 +101,8 @@ def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
 def _unit(what: str, name: str, arguments: str, folder: Path, more: str) -> str:
     code = Path(__file__).resolve().parents[2]
     # Below a home the strict setting would hide the folder itself.
-    homes = ("/home/", "/root/")
-    hidden = any(str(p).startswith(homes) for p in (folder, code, sys.executable))
+    homes = {Path("/home"), Path("/root")}
+    hidden = any(homes & set(Path(p).parents) for p in (folder, code, sys.executable))
     return UNIT.format(
         what=what,
         name=name,

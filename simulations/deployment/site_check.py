@@ -166,9 +166,8 @@ def what_leaves(site: SiteFile) -> list[str]:
     policy = site.policy
     protected = policy is not None and policy.demanded == "record"
     noised = ", clipped, noised and charged to the ledger" if protected else ""
-    figures = list(figures_allowed(dict.fromkeys(("num_examples", "loss", "seconds"), 0), policy))
-    if protected:
-        figures = ["num_examples"]
+    ordinary = dict.fromkeys(("num_examples", "loss", "seconds"), 0.0)
+    figures = ["num_examples"] if protected else list(figures_allowed(ordinary, policy))
     if policy is not None and (protected or not policy.counts):
         figures[figures.index("num_examples")] = "num_examples (always 1)"
     private = ["simulation_only", "noise_floor"]

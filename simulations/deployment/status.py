@@ -14,9 +14,10 @@ from rich.table import Table
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.lock import held
+from server.spending import Spending
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.registry import registered
-from simulations.deployment.run_state import RunState, SiteState, Spent, state_of
+from simulations.deployment.run_state import RunState, SiteState, state_of
 from simulations.deployment.server_folder import ServerFolder
 from simulations.deployment.submit import run_folder, starts
 
@@ -41,7 +42,8 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
     elif state.phase == "starting" and not fault:
         _as_flower_sees_it(folder, state, [start["run"] for start in starts(run)])
     if as_json:
-        print(json.dumps({"run": run.name, **asdict(state), "connected": sites}, indent=1))
+        told = {"run": run.name, **asdict(state), "connected": sites}
+        print(json.dumps(told, indent=1, default=Spending.model_dump))
         return
     for line in described(run.name, state):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -129,7 +131,7 @@ def _print_sites(
         console.print(f"connections unknown: {fault}", markup=False, soft_wrap=True)
 
 
-def _cost(spent: Spent | None) -> str:
+def _cost(spent: Spending | None) -> str:
     if spent is None:
         return ""
     seeded = ", simulation only" if spent.simulation_only else ""

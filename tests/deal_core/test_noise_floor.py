@@ -17,7 +17,7 @@ from deal_core.privacy.noise_floor import (
     round_variance,
     singular_floor,
 )
-from deal_core.privacy.record import PrivateGradients
+from deal_core.privacy.private_gradients import PrivateGradients
 from deal_core.randomness import seeded
 from deal_core.retention import retain
 from deal_core.training import descend

@@ -17,7 +17,7 @@ from deal_core.packing import packs
 from deal_core.per_example import clipped_gradients
 from deal_core.privacy.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.noise import SecureNoise, SeededNoise
-from deal_core.privacy.record import BELOW, PrivateGradients
+from deal_core.privacy.private_gradients import BELOW, PrivateGradients
 from deal_core.randomness import seeded
 from deal_core.training import descend
 from tests.deal_core.silence import Silence

@@ -15,7 +15,8 @@ from deal_core.privacy.interface import Ask, Refusal, Site, Trained
 from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.policy import Policy, default_delta
-from deal_core.privacy.record import PrivateGradients, packed, unpacked
+from deal_core.privacy.private_gradients import PrivateGradients
+from deal_core.privacy.record import packed, unpacked
 from deal_core.randomness import seeded
 
 BOTH = frozenset({"lora_A", "lora_B"})

@@ -18,7 +18,7 @@ from deal_core.attach import CURRENT, attach, lora_layers, read, set_trainable, 
 from deal_core.config import AdapterConfig
 from deal_core.models.interface import Encoded
 from deal_core.per_example import clipped_gradients
-from deal_core.privacy.record import BELOW, PrivateGradients
+from deal_core.privacy.private_gradients import BELOW, PrivateGradients
 from tests.deal_core.silence import Silence
 
 TARGETS = ("q", "v")

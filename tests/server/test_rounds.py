@@ -16,14 +16,20 @@ CLIENTS = 4
 HOUR = 3600.0
 
 
-@pytest.mark.parametrize("silent", [(), ("2",)])
-def test_a_machine_that_sleeps_through_a_deadline_loses_nobody(monkeypatch, silent):
-    """Each client computes while the clock leaps; who gives no answer at all is still named."""
+@pytest.fixture
+def now(monkeypatch) -> list[float]:
+    """The server's clock; waiting takes no time."""
     now = [0.0]
     clock = SimpleNamespace(
         monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
     )
     monkeypatch.setattr(rounds, "time", clock)
+    return now
+
+
+@pytest.mark.parametrize("silent", [(), ("2",)])
+def test_a_machine_that_sleeps_through_a_deadline_loses_nobody(now, silent):
+    """Each client computes while the clock leaps; who gives no answer at all is still named."""
     app = ClientApp()
 
     @app.train()
@@ -46,13 +52,8 @@ def test_a_machine_that_sleeps_through_a_deadline_loses_nobody(monkeypatch, sile
     assert found == {str(k): late if str(k) in silent else "" for k in range(CLIENTS)}
 
 
-def test_a_flood_of_second_replies_does_not_hold_a_round_up(monkeypatch):
+def test_a_flood_of_second_replies_does_not_hold_a_round_up(now):
     """Only what is waited for counts as an answer."""
-    now = [0.0]
-    clock = SimpleNamespace(
-        monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
-    )
-    monkeypatch.setattr(rounds, "time", clock)
     with assume_identity(1, 1):
         requests = {k: Message(RecordDict(), int(k), "train") for k in "12"}
         flood = Message(RecordDict(), reply_to=requests["1"])

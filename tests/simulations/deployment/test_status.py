@@ -90,7 +90,7 @@ def test_prometheus_reads_the_figures(run: Path) -> None:
 
 @pytest.mark.parametrize("mechanism", ["record", "client"])
 def test_an_epsilon_is_never_shown_without_what_it_means(
-    make_experiment, tmp_path, monkeypatch, mechanism
+    make_experiment, tmp_path, monkeypatch, capsys, mechanism
 ) -> None:
     path = tmp_path / "runs" / "one"
     path.mkdir(parents=True)
@@ -107,6 +107,10 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     shown = console.export_text()
     assert f"ε per {mechanism}, all rounds and tasks so far" in shown
     assert shown.count(" at δ ") == shown.count("simulation only") == len(spent)
+    capsys.readouterr()
+    status(server_folder(str(tmp_path)), "one", console, as_json=True)
+    told = json.loads(capsys.readouterr().out)["sites"]
+    assert [site["spent"]["delta"] for site in told.values()] == [each.delta for each in spent]
     figures = [f for f in RunFigures(tmp_path / "runs").collect() if f.name == "deal_site_epsilon"]
     labels = [sample.labels for family in figures for sample in family.samples]
     assert len(labels) == len(spent)
