@@ -396,6 +396,9 @@ class PrivacyConfig(Table):
     ``n`` records of a site."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Clipping bound of an example's gradient: public, not taken from data."""
+    disjoint_tasks: bool = False
+    """Whether simulated clients declare that no record is in two tasks, so that tasks compose in
+    parallel: it is checked. A real site declares it in its own policy, whatever is asked."""
     max_update_norm: float = Field(1.0, gt=0)
     """Clipping bound of a client's whole update, over all factors that it trained (client)."""
     trusted_server: bool = True

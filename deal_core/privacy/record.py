@@ -73,7 +73,7 @@ class Plan(BaseModel):
     def budget(self, policy: Policy | None) -> Budget:
         """What every charge is checked against: the policy may have become tighter since."""
         if policy is None:
-            return Budget(self.epsilon, self.delta, disjoint_tasks=False)
+            return Budget(self.epsilon, self.delta, self.disjoint_tasks)
         return Budget(
             epsilon=min(self.epsilon, policy.max_epsilon or self.epsilon),
             delta=min(self.delta, policy.max_delta or self.delta),
