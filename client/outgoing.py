@@ -25,6 +25,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "seconds": "duration, for the progress view",
         "epsilon": "what the site's ledger composes to: of rates, noise and steps, not of data",
         "delta": "an epsilon means nothing without it",
+        "disjoint_tasks": "how epsilon composes: no record is in two tasks, as the policy says",
         "noise_floor": "spread of the noise alone: of steps and learning rate, not of data",
         "simulation_only": "whether the noise came from a seed, so that nothing is guaranteed",
         "correct": RIGHT,

@@ -66,6 +66,8 @@ class Privacy(Strict):
         delta: the largest of the clients'; every epsilon holds at it.
         epsilon: client to what its own ledger composes to: all rounds and tasks of this run, and
             whatever the site has released before.
+        disjoint_tasks: some client's epsilon is that of a record in a single task, since it
+            declares that none is in two.
         simulation_only: some noise came from a seed, so that nothing is guaranteed.
         metrics: how counts of right answers on test records left; in the ``clear`` they are
             outside of the guarantee.
@@ -75,6 +77,7 @@ class Privacy(Strict):
     unit: str | None = None
     delta: float | None = None
     epsilon: dict[str, float] = {}
+    disjoint_tasks: bool = False
     simulation_only: bool = False
     metrics: str = "clear"
 
@@ -153,6 +156,7 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
         unit=mechanism.unit,
         delta=max((each.delta for each in spent.values()), default=None),
         epsilon={client: spent[client].epsilon for client in sorted(spent, key=int)},
+        disjoint_tasks=any(each.disjoint_tasks for each in spent.values()),
         simulation_only=any(each.simulation_only for each in spent.values()),
         metrics=experiment.privacy.metrics,
     )

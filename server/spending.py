@@ -13,6 +13,7 @@ class Spending(BaseModel):
 
     Attributes:
         epsilon: of all that the ledger holds, at ``delta``.
+        disjoint_tasks: no record is in two tasks, so that they compose in parallel.
         simulation_only: some noise came from a seed.
         noise_floor: spread that the noise leaves in an entry of the round's ``lora_B``.
     """
@@ -23,10 +24,17 @@ class Spending(BaseModel):
     delta: float
     simulation_only: bool
     noise_floor: float
+    disjoint_tasks: bool = False
+
+
+def extent(disjoint_tasks: bool) -> str:
+    """What an epsilon composes over, in words."""
+    return "all rounds, a record being in one task" if disjoint_tasks else "all rounds and tasks"
 
 
 def spending_in(figures: Mapping[str, Any]) -> Spending | None:
     """What the figures of an update, or an event, say of it; None where they do not."""
-    if not Spending.model_fields.keys() <= figures.keys():
+    required = (name for name, field in Spending.model_fields.items() if field.is_required())
+    if any(name not in figures for name in required):
         return None
     return Spending.model_validate(figures)

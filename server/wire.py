@@ -18,6 +18,7 @@ from deal_core.instruction import RECORD, Instruction
 from deal_core.methods import State
 from deal_core.payload import COUNTS, DISTILLED, LORA, PayloadError
 from deal_core.record import UpdateReader, pack, unpack
+from server.spending import Spending
 
 F = TypeVar("F")
 PLACE = ("stage", "phase", "server_round")
@@ -30,7 +31,7 @@ MOST_EXAMPLES = 10_000_000
 NO_PART = frozenset({"no-data", "budget-spent", "policy"})
 NO_COUNTS = frozenset({"withheld"})
 """Codes by which a client takes no part in a round, or an evaluation: not a fault."""
-OPTIONAL = frozenset({"loss", "seconds", "epsilon", "delta", "simulation_only", "noise_floor"})
+OPTIONAL = frozenset({"loss", "seconds"}) | Spending.model_fields.keys()
 """Figures that a client may keep to itself, or does not have."""
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from server.spending import extent
 from simulations.budgets_results import Budgets, Mean, Point
 
 PANELS: dict[str, Callable[[Point], Mean | None]] = {
@@ -63,10 +64,8 @@ def _meaning(private: list[Point]) -> str:
     if not deltas:
         return ""
     seeded = "; simulation only" if any(point.simulation_only for point in private) else ""
-    return (
-        f"epsilon at delta <= {max(deltas):.2g} per {private[0].unit}, over all rounds and tasks "
-        f"of a run{seeded}"
-    )
+    over = extent(any(point.disjoint_tasks for point in private))
+    return f"epsilon at delta <= {max(deltas):.2g} per {private[0].unit}, over {over}{seeded}"
 
 
 def _methods(panel: Any, points: list[Point], measure: Callable[[Point], Mean | None]) -> None:

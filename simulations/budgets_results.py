@@ -39,6 +39,7 @@ class Point(Strict):
             learn nothing.
         spent: largest epsilon of a client's ledger in any seed, over all rounds and tasks, at
             ``delta`` per ``unit``; None: without privacy.
+        disjoint_tasks: what was spent is that of a record in a single task.
         lower_bound: the largest epsilon that a kind of canaries of the audit has shown, each with
             95 % confidence by itself, at ``lower_bound_delta`` per the same unit; None: no audit.
     """
@@ -54,6 +55,7 @@ class Point(Strict):
     spent: float | None
     delta: float | None
     unit: str | None
+    disjoint_tasks: bool = False
     simulation_only: bool
     lower_bound: float | None = None
     lower_bound_delta: float | None = None
@@ -179,6 +181,7 @@ def _point(
         spent=max(spent, default=None),
         delta=_largest_delta(privacy),
         unit=privacy[0].unit,
+        disjoint_tasks=any(each.disjoint_tasks for each in privacy),
         simulation_only=any(each.simulation_only for each in privacy),
         lower_bound=bound.epsilon if bound else None,
         lower_bound_delta=bound.delta if bound else None,

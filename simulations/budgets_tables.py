@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from server.spending import extent
 from simulations.budgets_results import Budgets, Mean, Point, Sweep
 
 DASH = "–"
@@ -11,7 +12,7 @@ EXPLANATION = (
     "Accuracies in %, forgetting in points: mean ± half width of the 95 % interval (Student's t "
     "over seeds; one seed has no interval). Of the way: from zero-shot to the same seeds without "
     "privacy. Epsilon: the budget of a run, at the delta and per the unit of what was spent. "
-    "Spent: the largest of a client's ledger in any seed, over all rounds and tasks of a run. "
+    "Spent: the largest of a client's ledger in any seed. "
     "Lower bound: the largest that a kind of canaries of an audit has shown, each with 95 % "
     "confidence by itself, over all rounds and tasks of the audited run."
 )
@@ -61,7 +62,8 @@ def _spent(point: Point) -> str:
     if point.spent is None or point.delta is None:
         return DASH
     seeded = ", simulation only" if point.simulation_only else ""
-    return f"{point.spent:.3g} at delta = {point.delta:.2g} per {point.unit}{seeded}"
+    over = extent(point.disjoint_tasks)
+    return f"{point.spent:.3g} at delta = {point.delta:.2g} per {point.unit}, {over}{seeded}"
 
 
 def _shown(point: Point) -> str:

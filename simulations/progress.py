@@ -43,6 +43,7 @@ class Progress:
         per_round: mean seconds a round took since this start, evaluations included; 0: unknown.
         epsilon: largest over clients, of all that their ledgers hold; None: no guarantee.
         delta: largest over clients. unit: what is protected.
+        disjoint_tasks: some epsilon is of a record that is in one task.
         simulation_only: some noise came from a seed.
     """
 
@@ -69,6 +70,7 @@ class Progress:
     epsilon: float | None = None
     delta: float = 0.0
     unit: str = ""
+    disjoint_tasks: bool = False
     simulation_only: bool = False
 
     @property
@@ -180,8 +182,13 @@ def _charged(state: Progress, event: Event) -> Progress:
         return state
     spent = max(state.epsilon or 0.0, event["epsilon"])
     delta = max(state.delta, event["delta"])
-    simulated = state.simulation_only or bool(event.get("simulation_only"))
-    return replace(state, epsilon=spent, delta=delta, simulation_only=simulated)
+    return replace(
+        state,
+        epsilon=spent,
+        delta=delta,
+        disjoint_tasks=state.disjoint_tasks or bool(event.get("disjoint_tasks")),
+        simulation_only=state.simulation_only or bool(event.get("simulation_only")),
+    )
 
 
 def _client_failed(state: Progress, event: Event) -> Progress:

@@ -11,6 +11,7 @@ from rich.text import Text
 from deal_core.metrics import in_turn, spans
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
+from server.spending import extent
 from simulations.view import duration, signed
 
 
@@ -99,7 +100,7 @@ def privacy_text(privacy: Privacy) -> str:
     largest = max(privacy.epsilon.values())
     return (
         f"{privacy.mechanism}: epsilon <= {largest:.3g} at delta = {privacy.delta:.3g} "
-        f"per {privacy.unit}, composed over the whole run (largest over clients)"
+        f"per {privacy.unit}, over {extent(privacy.disjoint_tasks)} (largest over clients)"
         + ("; simulation only: the noise came from a seed" if privacy.simulation_only else "")
     )
 

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from server.spending import extent
 from simulations.progress import PHASES, Event, Progress
 
 IDLE = {
@@ -128,8 +129,8 @@ def spent(state: Progress) -> list[str]:
         return []
     seeded = ", simulation only" if state.simulation_only else ""
     return [
-        f"epsilon {state.epsilon:.3g} at delta {state.delta:.2g} per {state.unit}, all rounds and "
-        f"tasks so far{seeded}"
+        f"epsilon {state.epsilon:.3g} at delta {state.delta:.2g} per {state.unit}, "
+        f"{extent(state.disjoint_tasks)} so far{seeded}"
     ]
 
 

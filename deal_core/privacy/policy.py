@@ -78,9 +78,7 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Terms:
     Raises:
         UserError: what is asked cannot be narrowed to the policy.
     """
-    limits = policy or Policy(
-        metrics="clear", counts=True, disjoint_tasks=privacy.disjoint_tasks
-    )
+    limits = policy or Policy(metrics="clear", counts=True, disjoint_tasks=privacy.disjoint_tasks)
     bound, low, high = privacy.max_grad_norm, limits.min_grad_norm, limits.max_grad_norm
     if bound < low or (high and bound > high):
         raise UserError(

@@ -130,6 +130,7 @@ class RecordMechanism:
             events = [*ledger.events(), event]
             epsilon = composed(events, plan.delta, plan.disjoint_tasks)
             figures |= {"epsilon": epsilon, "delta": plan.delta}
+            figures |= {"disjoint_tasks": 1.0} if plan.disjoint_tasks else {}
         answer = packed(Trained(made.arrays, figures))
         try:
             return unpacked(ledger.charge(event, plan.budget(site.policy), ask.request, answer))

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from server.spending import extent
 from simulations.deployment.run_state import RunState, SiteState, state_of
 from simulations.deployment.server_folder import ServerFolder
 
@@ -78,14 +79,15 @@ def _of_sites(states: dict[str, RunState]) -> Iterator[GaugeMetricFamily]:
 
 def _spending(states: dict[str, RunState]) -> GaugeMetricFamily:
     """An epsilon says nothing without its labels."""
-    text = "privacy spent over all rounds and tasks so far, where a site tells it"
-    labels = ["run", "site", "delta", "unit", "simulation_only"]
+    text = "privacy spent so far, where a site tells it"
+    labels = ["run", "site", "delta", "unit", "over", "simulation_only"]
     family = GaugeMetricFamily("deal_site_epsilon", text, labels=labels)
     for run, state in states.items():
         for name, site in state.sites.items():
             if site.spent is not None:
                 spent, seeded = site.spent, str(site.spent.simulation_only).lower()
-                own = [run, name, f"{spent.delta:.2g}", state.unit, seeded]
+                over = extent(spent.disjoint_tasks)
+                own = [run, name, f"{spent.delta:.2g}", state.unit, over, seeded]
                 family.add_metric(own, spent.epsilon)
     return family
 

@@ -171,7 +171,9 @@ def what_leaves(site: SiteFile) -> list[str]:
     if policy is not None and (protected or not policy.counts):
         figures[figures.index("num_examples")] = "num_examples (always 1)"
     private = ["simulation_only", "noise_floor"]
-    private += ["epsilon", "delta"] if policy is None or policy.spending else []
+    if policy is None or policy.spending:
+        private += ["epsilon", "delta"]
+        private += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
     counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
     own = counts[metrics_allowed("clear", policy)]
     return [

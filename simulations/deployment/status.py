@@ -14,7 +14,7 @@ from rich.table import Table
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.lock import held
-from server.spending import Spending
+from server.spending import Spending, extent
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.registry import registered
 from simulations.deployment.run_state import RunState, SiteState, state_of
@@ -118,7 +118,7 @@ def _print_sites(
         table.add_column(column)
     private = any(site.spent is not None for site in seen.values())
     if private:
-        table.add_column(f"ε per {unit}, all rounds and tasks so far")
+        table.add_column(f"ε per {unit} so far")
     for name in [*seen, *(name for name in sites if name not in seen)]:
         site = seen.get(name, SiteState())
         row: list[Any] = [name, sites.get(name, "not registered"), _ago(site.last_seen), site.task]
@@ -135,7 +135,8 @@ def _cost(spent: Spending | None) -> str:
     if spent is None:
         return ""
     seeded = ", simulation only" if spent.simulation_only else ""
-    return f"{spent.epsilon:.2f} at δ {spent.delta:.2g}{seeded}"
+    over = extent(spent.disjoint_tasks)
+    return f"{spent.epsilon:.2f} at δ {spent.delta:.2g}, {over}{seeded}"
 
 
 def _ago(moment: float) -> str:

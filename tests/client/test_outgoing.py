@@ -70,6 +70,7 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.seconds",
         "metrics.epsilon",
         "metrics.delta",
+        "metrics.disjoint_tasks",
         "metrics.simulation_only",
         "metrics.noise_floor",
         "metrics.correct",

@@ -54,7 +54,7 @@ def test_the_results_say_what_the_servers_ledger_holds(trusted):
     assert 7.9 < spent <= 8.0
     assert privacy.simulation_only
     text = privacy_text(privacy)
-    for part in ("epsilon", "delta", "per client", "whole run", "simulation only"):
+    for part in ("epsilon", "delta", "per client", "all rounds and tasks", "simulation only"):
         assert part in text
 
 

@@ -94,7 +94,7 @@ def test_the_results_say_what_the_ledgers_hold(finished):
 def test_epsilon_is_never_shown_without_what_it_means(finished):
     _, folder, events, _ = finished
     text = privacy_text(read_results(folder).privacy)
-    for part in ("epsilon", "delta", "per record", "whole run", "simulation only"):
+    for part in ("epsilon", "delta", "per record", "all rounds and tasks", "simulation only"):
         assert part in text
     from simulations.progress import Progress
 
@@ -107,6 +107,25 @@ def test_epsilon_is_never_shown_without_what_it_means(finished):
     for line in shown:
         for part in ("delta", "per record", "all rounds and tasks", "simulation only"):
             assert part in line
+
+
+def test_simulated_clients_may_declare_disjoint_tasks(finished, make_experiment, tmp_path):
+    """Less noise for the same budget, and everything that shows epsilon says what it is of."""
+    first = Ledger(finished[1] / "sites" / "0").events()[0]
+    experiment = make_experiment(*PRIVATE, "privacy.disjoint_tasks=true")
+    events = with_replies(at(experiment, tmp_path), lambda reply: reply)
+    privacy = read_results(tmp_path).privacy
+    assert privacy.disjoint_tasks
+    for client, told in privacy.epsilon.items():
+        held = Ledger(tmp_path / "sites" / client).events()
+        assert told == composed(held, held[0].delta, disjoint_tasks=True)
+        assert told <= 8.0 < composed(held, held[0].delta)
+    assert max(privacy.epsilon.values()) > 7.9
+    assert Ledger(tmp_path / "sites" / "0").events()[0].noise_multiplier < first.noise_multiplier
+    assert "all rounds, a record being in one task" in privacy_text(privacy)
+    told = [event for event in events if "epsilon" in event]
+    assert told
+    assert all(event["disjoint_tasks"] == 1.0 for event in told)
 
 
 def test_only_what_is_charged_or_allowed_leaves(finished):

@@ -105,7 +105,8 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     console = Console(width=200, record=True)
     status(server_folder(str(tmp_path)), "one", console, as_json=False)
     shown = console.export_text()
-    assert f"ε per {mechanism}, all rounds and tasks so far" in shown
+    assert f"ε per {mechanism} so far" in shown
+    assert shown.count("all rounds and tasks") == len(spent)
     assert shown.count(" at δ ") == shown.count("simulation only") == len(spent)
     capsys.readouterr()
     status(server_folder(str(tmp_path)), "one", console, as_json=True)
@@ -115,6 +116,7 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     labels = [sample.labels for family in figures for sample in family.samples]
     assert len(labels) == len(spent)
     assert {each["unit"] for each in labels} == {mechanism}
+    assert {each["over"] for each in labels} == {"all rounds and tasks"}
     assert {each["simulation_only"] for each in labels} == {"true"}
     assert all(0 < float(each["delta"]) < 1 for each in labels)
 
