@@ -10,13 +10,10 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Table(BaseModel):
-    """Base of every table: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from deal_core.method_config import MethodConfig
+from deal_core.table import Table
 
 
 class ModelConfig(Table):
@@ -70,7 +67,7 @@ class TaskColumns(Table):
     """Empty: ``data.pair_column``."""
     label_column: str = ""
     """Empty: ``data.label_column``."""
-    label_text: dict[str, str] = {}
+    label_text: dict[str, str] = Field(default_factory=dict)
     """Value in the label column (as text) to the label it stands for; empty: as they are."""
 
 
@@ -86,7 +83,7 @@ class HubTask(Table):
     pair_column: str = ""
     label_column: str = ""
     """Empty: ``data.label_column``."""
-    label_text: dict[str, str] = {}
+    label_text: dict[str, str] = Field(default_factory=dict)
     """Label value (as text) to the words the model sees; empty: the data set's names."""
 
 
@@ -100,7 +97,7 @@ class DataConfig(Table):
     """Folder that holds one folder per task (files)."""
     tasks: tuple[str, ...] = ()
     """Tasks in the order they are learnt; empty: all, in the source's order."""
-    labels: dict[str, tuple[str, ...]] = {}
+    labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
     text_column: str = "text"
@@ -120,9 +117,9 @@ class DataConfig(Table):
     """Keep token ids in the user's cache folder for the next process; they are the texts in
     another form."""
     partition: PartitionConfig = PartitionConfig()
-    files: dict[str, TaskColumns] = {}
+    files: dict[str, TaskColumns] = Field(default_factory=dict)
     """Task name to its own columns (files)."""
-    hub: dict[str, HubTask] = {}
+    hub: dict[str, HubTask] = Field(default_factory=dict)
     """Task name to the hub data set behind it (hub)."""
 
 
@@ -139,7 +136,7 @@ class StreamConfig(Table):
     tasks_per_client: int = Field(0, ge=0)
     """Tasks that a client meets, drawn with their order by the seed; 0, or more than there are:
     all."""
-    orders: dict[str, tuple[str, ...]] = {}
+    orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Number of a client (from 0) to its tasks in their order, instead of a draw; an empty list:
     it only evaluates."""
 
@@ -196,165 +193,6 @@ class FederationConfig(Table):
                 f"{self.clients - 1}; name one of these, or raise clients"
             )
         return self
-
-
-class RetentionConfig(Table):
-    """Compression of all earlier tasks into the retained adapter (deal)."""
-
-    enabled: bool = True
-    """False: every task keeps training the same adapter, and nothing is compressed. The keys
-    below then have no effect."""
-    filter: str = "identity"
-    """Gains of the kernels: ``identity`` (plain truncation; until the others are measured),
-    ``wiener`` (singular values near the noise floor shrink, those below it vanish) or ``learned``
-    (from there, learnt in the rounds of ``method.consolidation``). At the end of every task all
-    that was learnt passes the filter, what earlier tasks left once more."""
-    kernels: int = Field(16, ge=2)
-    """Heat kernels over a layer's spectrum, centred at its quantiles."""
-    width: float = Field(0.5, gt=0)
-    """Width of a kernel in units of ``S_1 / kernels``: towards 0 each singular value has the
-    gain of its nearest centre, towards infinity all have the mean gain."""
-    noise: float = Field(0.0, ge=0)
-    """Noise floor, in singular values of a layer's update; 0: estimated for each layer from
-    what lies beyond the retained rank, nothing while everything fits into it."""
-
-
-class UpdateConfig(Table):
-    """Penalty on what an update does to retained knowledge (deal). Off until it is measured."""
-
-    enabled: bool = False
-    lambda1: float = Field(0.01, ge=0)
-    """Weight of interference with retained directions, relative to their strength."""
-    lambda2: float = Field(0.001, ge=0)
-    """Weight of the size of the update outside of them."""
-    a: float = 2.0
-    """Power of the interference: large is lenient below 1 (as strong as what is retained) and
-    steep above. A direction of strength sigma weighs like ``sigma^(1 - a)``: large powers
-    protect weak directions most."""
-    b: float = Field(2.0, ge=1)
-    """Power of the size, at most ``a``."""
-
-    @model_validator(mode="after")
-    def _steep_where_knowledge_lives(self) -> Self:
-        if self.a < self.b:
-            raise ValueError(f"a ({self.a:g}) must not be below b ({self.b:g}); raise a or lower b")
-        return self
-
-
-class DistillationConfig(Table):
-    """Distillation from the model as it was at the start of the task (deal, lwf)."""
-
-    weight: float = Field(1.0, ge=0)
-    """0 switches distillation off."""
-    temperature: float = Field(2.0, gt=0)
-    spaces: Literal["tasks", "merged"] = "tasks"
-    """What the teacher chooses between: the labels of each earlier task, as they are told apart
-    when that task is tested (the mean over tasks), or of all of them at once. A causal model's
-    teacher chooses words."""
-
-
-class ConsolidationConfig(Table):
-    """Rounds at the end of a task in which clients distil all that was learnt into the retained
-    adapter (deal). Off until they are measured."""
-
-    data: Literal["none", "private", "public"] = "none"
-    """``none``: the server compresses alone; ``private``: on each client's own texts of the task;
-    ``public``: on texts that every client has. A task that fits into the retained rank has
-    nothing to distil, and gets no round."""
-    rounds: int = Field(2, ge=1)
-    """Rounds per task, after those of ``federation.rounds``."""
-    temperature: float = Field(2.0, gt=0)
-    learning_rate: float = Field(3e-4, gt=0)
-    """Of the retained adapter, which starts near its goal: large steps lead away from it. Learned
-    gains, numbers from 0 to 1, want thirty times as much."""
-    public_path: str = ""
-    """A file at every client: JSONL, CSV or Parquet with ``data.text_column``, or plain text with
-    one text a line (public)."""
-    lambda1: float = Field(0.01, ge=0)
-    """Weight of how far learned gains and centres leave their start values."""
-    lambda2: float = Field(0.001, ge=0)
-    """Weight of how far the learned filter changes the spectrum."""
-    a: float = 2.0
-    """Power of the first."""
-    b: float = Field(2.0, ge=1)
-    """Power of the second, at most ``a``."""
-
-    @model_validator(mode="after")
-    def _go_together(self) -> Self:
-        if self.data == "public" and not self.public_path:
-            raise ValueError('data = "public" needs public_path, a file of texts at every client')
-        if self.a < self.b:
-            raise ValueError(f"a ({self.a:g}) must not be below b ({self.b:g}); raise a or lower b")
-        return self
-
-
-class EwcConfig(Table):
-    """Elastic weight consolidation (ewc)."""
-
-    weight: float = Field(1000.0, ge=0)
-    """Of half the squared change of every factor entry, times its Fisher information."""
-
-
-class OLoraConfig(Table):
-    """Orthogonality to the adapters of earlier tasks (olora)."""
-
-    weight: float = Field(0.5, ge=0)
-    """Of ``||A_earlier A^T||_F^2``, summed over layers."""
-
-
-class ReplayConfig(Table):
-    """Examples of earlier tasks that a client keeps and trains on again (replay): not private."""
-
-    share: float = Field(0.1, ge=0, le=1)
-    """Of the client's examples of every earlier task, rounded up; 1: all."""
-    weight: float = Field(1.0, ge=0)
-    """Of an old example's loss beside that of a new one."""
-
-
-class DealReferenceConfig(Table):
-    """The paper's method as its authors' second code release reads it (deal-reference)."""
-
-    kernels: int = Field(4, ge=2)
-    """Heat kernels of a gate."""
-    lambda1: float = Field(0.01, ge=0)
-    """Of the power sum over what the gates learn."""
-    lambda2: float = Field(0.001, ge=0)
-    """Of the power sum over what the MLPs learn."""
-    a: float = 5.0
-    """Power of the first sum."""
-    b: float = Field(2.0, ge=1)
-    """Power of the second sum, at most ``a``."""
-    seed: int = Field(42, ge=0)
-    """Draws the MLPs that a task begins with, at the server and at every client."""
-
-    @model_validator(mode="after")
-    def _higher_order_on_the_gates(self) -> Self:
-        if self.a < self.b:
-            raise ValueError(f"a ({self.a:g}) must not be below b ({self.b:g}); raise a or lower b")
-        return self
-
-
-class MethodConfig(Table):
-    """The continual-learning method."""
-
-    name: str = "deal"
-    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``,
-    ``deal-reference``."""
-    fresh_adapter: bool = True
-    """A task's new adapter starts outside of the retained directions; false: in directions
-    drawn without regard to them (deal with retention; the first task is the same)."""
-    warm_rank: int = Field(8, ge=0)
-    """So many directions of a task's new adapter, at most all, are the strongest retained ones,
-    which go on learning; the others are fresh. 0: all are fresh (deal with retention; the first
-    task is the same)."""
-    retention: RetentionConfig = RetentionConfig()
-    update: UpdateConfig = UpdateConfig()
-    distillation: DistillationConfig = DistillationConfig()
-    consolidation: ConsolidationConfig = ConsolidationConfig()
-    ewc: EwcConfig = EwcConfig()
-    olora: OLoraConfig = OLoraConfig()
-    replay: ReplayConfig = ReplayConfig()
-    deal_reference: DealReferenceConfig = DealReferenceConfig()
 
 
 class AggregationConfig(Table):

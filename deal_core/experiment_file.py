@@ -11,8 +11,9 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from deal_core.config import Experiment, Table
+from deal_core.config import Experiment
 from deal_core.errors import UserError, nearest
+from deal_core.table import Table
 
 T = TypeVar("T", bound=Table)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from deal_core.adapters import Adapter, Spectrum, refactor, spectrum, strong_part
-from deal_core.config import RetentionConfig
+from deal_core.method_config import RetentionConfig
 
 NEGLIGIBLE = 1e-6
 """Singular values below this part of the largest are rounding of float32 factors: zeros."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deal_core.adapters import Adapter, LoraFactors, spectrum, strong_part
-from deal_core.config import UpdateConfig
+from deal_core.method_config import UpdateConfig
 
 NEGLIGIBLE = 1e-3
 """Retained directions below this part of a layer's strongest are not protected: relative to

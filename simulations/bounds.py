@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deal_core.config import Experiment, MethodConfig, StreamConfig
+from deal_core.config import Experiment, StreamConfig
+from deal_core.method_config import MethodConfig
 from server.results import Results
 from simulations.outcome import Outcome, outcome, pooled_own, together
 

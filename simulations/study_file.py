@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
-from deal_core.config import Table
 from deal_core.errors import UserError, choose
 from deal_core.experiment_file import parse_tables, read_toml
+from deal_core.table import Table
 from simulations.bounds import BOUNDS
 from simulations.experiment import find_file
 from simulations.shipped import shipped_studies

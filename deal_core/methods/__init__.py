@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.config import AdapterConfig
 from deal_core.errors import choose
 from deal_core.memory import Memory
+from deal_core.method_config import MethodConfig
 from deal_core.methods.deal import make_deal
 from deal_core.methods.deal_reference import make_deal_reference
 from deal_core.methods.ewc import make_ewc

@@ -33,9 +33,10 @@ from deal_core.adapters import (
     stack,
     zero_adapter,
 )
-from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.config import AdapterConfig
 from deal_core.distillation import distillation_losses, merged
 from deal_core.memory import Memory
+from deal_core.method_config import MethodConfig
 from deal_core.methods.filter_learning import diagonal_student, make_filter_learning
 from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.models import Encoded, LanguageModel

@@ -26,9 +26,10 @@ from deal_core.adapters import (
     taught,
     zero_adapter,
 )
-from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.config import AdapterConfig
 from deal_core.errors import UserError, choose
 from deal_core.memory import Memory
+from deal_core.method_config import MethodConfig
 from deal_core.methods.consolidation import LEARNED, consolidated, consolidation_phases
 from deal_core.methods.continued import continued
 from deal_core.methods.distilled import distilled

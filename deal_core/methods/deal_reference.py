@@ -41,8 +41,9 @@ import torch
 from torch import Tensor
 
 from deal_core.adapters import Adapter, fingerprint, taught
-from deal_core.config import AdapterConfig, DealReferenceConfig, MethodConfig
+from deal_core.config import AdapterConfig
 from deal_core.memory import Memory
+from deal_core.method_config import DealReferenceConfig, MethodConfig
 from deal_core.methods.continued import continued
 from deal_core.methods.factor_map import FactorMap, fresh_map
 from deal_core.methods.interface import LocalTask, Objective, Phase, State

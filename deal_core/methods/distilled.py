@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from deal_core.adapters import fingerprint
-from deal_core.config import DistillationConfig
 from deal_core.distillation import distillation_losses, merged
 from deal_core.memory import Memory
+from deal_core.method_config import DistillationConfig
 from deal_core.methods.interface import LocalTask, Objective, State
 from deal_core.methods.plain import plain
 from deal_core.models import Encoded, LanguageModel

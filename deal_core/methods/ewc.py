@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from deal_core.adapters import fingerprint
 from deal_core.attach import merge, set_trainable, write
 from deal_core.batching import within_budget
-from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.config import AdapterConfig
 from deal_core.memory import Memory
+from deal_core.method_config import MethodConfig
 from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, Past, Phase, Share, State, Tensors
 from deal_core.methods.named_factors import named, parameters

@@ -22,8 +22,8 @@ from torch.nn.functional import pad
 
 from deal_core.adapters import Adapter, LoraFactors, spectrum
 from deal_core.attach import CURRENT, lora_layers
-from deal_core.config import ConsolidationConfig, MethodConfig, RetentionConfig
 from deal_core.learner import Learner
+from deal_core.method_config import ConsolidationConfig, MethodConfig, RetentionConfig
 from deal_core.methods.interface import Objective, State
 from deal_core.models import LanguageModel
 from deal_core.retention import (

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from deal_core.adapters import Adapter, LoraFactors, fresh_adapter, stack, zero_adapter
 from deal_core.attach import CURRENT, lora_layers
-from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.config import AdapterConfig
 from deal_core.memory import Memory
+from deal_core.method_config import MethodConfig
 from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.methods.penalised import Penalised
 from deal_core.methods.plain import plain

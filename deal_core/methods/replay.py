@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from deal_core.adapters import fingerprint
-from deal_core.config import AdapterConfig, MethodConfig, ReplayConfig
+from deal_core.config import AdapterConfig
 from deal_core.memory import Memory
+from deal_core.method_config import MethodConfig, ReplayConfig
 from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, Past, Phase, Share, State
 from deal_core.methods.mixed import Placed, losses_by_task

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from deal_core.config import AdapterConfig, MethodConfig
+from deal_core.config import AdapterConfig
 from deal_core.memory import Memory
+from deal_core.method_config import MethodConfig
 from deal_core.methods.continued import continued
 from deal_core.methods.interface import LocalTask, Objective, Phase, State
 from deal_core.methods.plain import plain

@@ -20,7 +20,7 @@ from functools import lru_cache
 import torch
 
 from deal_core.adapters import Adapter
-from deal_core.config import MethodConfig
+from deal_core.method_config import MethodConfig
 from deal_core.randomness import seeded
 
 ENTRIES = 20_000

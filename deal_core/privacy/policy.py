@@ -13,8 +13,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from deal_core.config import PrivacyConfig, Table
+from deal_core.config import PrivacyConfig
 from deal_core.errors import UserError
+from deal_core.table import Table
 
 Metrics = Literal["none", "noised", "clear"]
 STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "clear")

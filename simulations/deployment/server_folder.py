@@ -7,9 +7,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from deal_core.config import Table
 from deal_core.errors import UserError
 from deal_core.experiment_file import parse_tables, read_toml
+from deal_core.table import Table
 from server.events import EventLog
 from simulations.deployment.flower_home import FlowerHome
 

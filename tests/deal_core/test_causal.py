@@ -7,8 +7,9 @@ from transformers import AutoModelForCausalLM
 
 from deal_core.adapters import fresh_adapter, zero_adapter
 from deal_core.attach import CURRENT, read
-from deal_core.config import MethodConfig, ModelConfig, TrainConfig
+from deal_core.config import ModelConfig, TrainConfig
 from deal_core.data import Example
+from deal_core.method_config import MethodConfig
 from deal_core.methods import METHODS, LocalTask, Memory, State, make_method
 from deal_core.models import adapter_shapes, load_model
 from deal_core.randomness import seeded

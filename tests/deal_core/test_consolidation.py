@@ -10,17 +10,11 @@ from torch.nn.functional import softmax
 
 from deal_core.adapters import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.attach import read, set_trainable
-from deal_core.config import (
-    AdapterConfig,
-    ConsolidationConfig,
-    DataConfig,
-    MethodConfig,
-    ModelConfig,
-    TrainConfig,
-)
+from deal_core.config import AdapterConfig, DataConfig, ModelConfig, TrainConfig
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.experiment_file import parse_experiment
+from deal_core.method_config import ConsolidationConfig, MethodConfig
 from deal_core.methods import LocalTask, Memory, Phase, State, make_method
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded

@@ -9,15 +9,10 @@ import torch
 from client.state import RoundStore
 from deal_core.adapters import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.attach import lora_layers, read
-from deal_core.config import (
-    AdapterConfig,
-    DealReferenceConfig,
-    MethodConfig,
-    ModelConfig,
-    TrainConfig,
-)
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.learner import learner_of
+from deal_core.method_config import DealReferenceConfig, MethodConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.methods.deal_reference import fresh_maps, penalty
 from deal_core.methods.factor_map import fresh_map

@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from deal_core.adapters import Adapter, LoraFactors, relative_difference, zero_adapter
 from deal_core.attach import read, set_trainable
-from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
+from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, Past, Share, State, make_method
 from deal_core.methods.ewc import anchored, drawn_labels, fisher_diagonal
 from deal_core.methods.named_factors import named, parameters

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deal_core.adapters import Adapter, LoraFactors, relative_difference, spectrum
-from deal_core.config import ConsolidationConfig, RetentionConfig
+from deal_core.method_config import ConsolidationConfig, RetentionConfig
 from deal_core.methods.filter_learning import FilterLearning, LayerFilter, diagonal_student
 from deal_core.retention import retain
 

@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy, softmax
 
 from deal_core.adapters import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.attach import lora_layers, read
-from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
+from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.methods.task_start import hold_start, release_start, start_of
 from deal_core.models import adapter_shapes, load_model

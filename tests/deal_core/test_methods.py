@@ -14,9 +14,10 @@ from deal_core.adapters import (
     zero_adapter,
 )
 from deal_core.attach import at_task_start, read
-from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
+from deal_core.method_config import MethodConfig
 from deal_core.methods import (
     METHODS,
     LocalTask,

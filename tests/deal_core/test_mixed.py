@@ -5,8 +5,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from deal_core.adapters import zero_adapter
-from deal_core.config import AdapterConfig, MethodConfig, ModelConfig
+from deal_core.config import AdapterConfig, ModelConfig
 from deal_core.data import Example
+from deal_core.method_config import MethodConfig
 from deal_core.methods import METHODS, LocalTask, Memory, Share, State, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded

@@ -7,7 +7,8 @@ import torch
 
 from deal_core.adapters import fresh_adapter, spectrum, zero_adapter
 from deal_core.attach import read, write
-from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.method_config import MethodConfig
 from deal_core.methods.plain import Plain
 from deal_core.models import load_model
 from deal_core.privacy.noise import SeededNoise

@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy
 
 from deal_core.adapters import relative_difference, zero_adapter
 from deal_core.attach import read
-from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
+from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, Past, Share, State, make_method
 from deal_core.methods.replay import kept_examples, paired
 from deal_core.models import adapter_shapes

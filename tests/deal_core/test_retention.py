@@ -14,8 +14,8 @@ from deal_core.adapters import (
     stack,
     zero_adapter,
 )
-from deal_core.config import MethodConfig, RetentionConfig
 from deal_core.errors import UserError
+from deal_core.method_config import MethodConfig, RetentionConfig
 from deal_core.methods import make_method
 from deal_core.retention import GAINS, bulk_noise, kernel_mean, retain, wiener_gains
 

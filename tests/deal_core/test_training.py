@@ -5,8 +5,9 @@ import torch
 
 from deal_core.adapters import zero_adapter
 from deal_core.attach import at_task_start, lora_layers, merge, set_trainable, write
-from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
+from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.models import adapter_shapes, load_model
 from deal_core.precision import compute_dtype

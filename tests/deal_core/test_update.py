@@ -5,8 +5,9 @@ import torch
 
 from deal_core.adapters import Adapter, LoraFactors, compress, zero_adapter
 from deal_core.attach import CURRENT, lora_layers, read, set_trainable
-from deal_core.config import AdapterConfig, MethodConfig, ModelConfig, TrainConfig, UpdateConfig
+from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
+from deal_core.method_config import MethodConfig, UpdateConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.methods.penalised import Penalised
 from deal_core.models import adapter_shapes
