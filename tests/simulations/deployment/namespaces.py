@@ -19,17 +19,9 @@ from pathlib import Path
 from server.results import read_results
 from simulations.deployment.run_state import state_of
 from simulations.deployment.server_folder import ServerFolder
-from tests.simulations.deployment.loopback import (
-    SITES,
-    Federation,
-    alone,
-    divide,
-    done,
-    experiment_file,
-    federation,
-    same_adapter,
-    wait_for,
-)
+from tests.simulations.deployment.loopback import Federation, done, federation, wait_for
+from tests.simulations.deployment.short_experiment import alone, experiment_file, same_adapter
+from tests.simulations.deployment.site_data import SITES, divide
 
 SERVER = "10.77.{k}.1"
 PORT = 9443

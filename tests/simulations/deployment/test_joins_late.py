@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from server.results import read_results
-from tests.simulations.deployment.loopback import divide, experiment_file, federation
+from tests.simulations.deployment.loopback import federation
+from tests.simulations.deployment.short_experiment import experiment_file
+from tests.simulations.deployment.site_data import divide
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 
 from server.results import read_results
-from tests.simulations.deployment.loopback import (
-    SITES,
-    alone,
-    divide,
-    done,
-    experiment_file,
-    federation,
-    same_adapter,
-)
+from tests.simulations.deployment.loopback import done, federation
+from tests.simulations.deployment.short_experiment import alone, experiment_file, same_adapter
+from tests.simulations.deployment.site_data import SITES, divide
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -7,17 +7,9 @@ from pathlib import Path
 import pytest
 
 from simulations.deployment.run_state import state_of
-from tests.simulations.deployment.loopback import (
-    Federation,
-    alone,
-    deal,
-    divide,
-    done,
-    experiment_file,
-    federation,
-    same_adapter,
-    wait_for,
-)
+from tests.simulations.deployment.loopback import Federation, deal, done, federation, wait_for
+from tests.simulations.deployment.short_experiment import alone, experiment_file, same_adapter
+from tests.simulations.deployment.site_data import divide
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 TWO = {"north": ".csv", "south": ".jsonl"}

@@ -9,15 +9,10 @@ from pathlib import Path
 import pytest
 
 from simulations.deployment.run_state import state_of
-from tests.simulations.deployment.loopback import (
-    SLOW,
-    Federation,
-    cabled,
-    divide,
-    done,
-    experiment_file,
-    wait_for,
-)
+from tests.simulations.deployment.cable import cabled
+from tests.simulations.deployment.loopback import SLOW, Federation, done, wait_for
+from tests.simulations.deployment.short_experiment import experiment_file
+from tests.simulations.deployment.site_data import divide
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500 * SLOW)]
 NORTH, SOUTH, WEST = "0", "1", "2"

@@ -13,18 +13,10 @@ import pytest
 
 from server.results import read_results
 from simulations.deployment.run_state import state_of
-from tests.simulations.deployment.loopback import (
-    SITES,
-    SLOW,
-    Cable,
-    Federation,
-    alone,
-    cabled,
-    divide,
-    done,
-    experiment_file,
-    wait_for,
-)
+from tests.simulations.deployment.cable import Cable, cabled
+from tests.simulations.deployment.loopback import SLOW, Federation, done, wait_for
+from tests.simulations.deployment.short_experiment import alone, experiment_file
+from tests.simulations.deployment.site_data import SITES, divide
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400 * SLOW)]
 ROUNDS = 20
