@@ -95,13 +95,15 @@ def study(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Run these only, e.g. 0,1.")] = "",
     arms: Annotated[str, typer.Option(help="Run these only, e.g. deal,lwf.")] = "",
+    settings: Annotated[str, typer.Option(help="Run these only, e.g. share10,share58.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
     report: Annotated[bool, typer.Option("--report", help="Only renew the tables.")] = False,
 ) -> None:
     """Run a grid of methods, seeds and settings; the same command continues it."""
     from simulations.study import StudyRequest, run_study
 
-    request = StudyRequest(study, out, tuple(overrides or ()), seeds, arms, jobs, report)
+    changed = tuple(overrides or ())
+    request = StudyRequest(study, out, changed, seeds, arms, settings, jobs, report)
     raise typer.Exit(run_study(request, wide_console()))
 
 

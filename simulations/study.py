@@ -33,7 +33,7 @@ class StudyRequest:
         study: a shipped name or the path of a TOML file.
         out: folder of the study; empty: ``runs/study-NAME``.
         overrides: ``table.key=value``, for all cells.
-        seeds, arms: what is run now, separated by commas; empty: all.
+        seeds, arms, settings: what is run now, separated by commas; empty: all.
         jobs: runs at a time; 0: as many as there are cores for.
         report: only read what is there, and run nothing.
     """
@@ -43,6 +43,7 @@ class StudyRequest:
     overrides: tuple[str, ...] = ()
     seeds: str = ""
     arms: str = ""
+    settings: str = ""
     jobs: int = 0
     report: bool = False
 
@@ -56,7 +57,8 @@ def run_study(request: StudyRequest, console: Console) -> int:
     study = load_study(request.study)
     out = Path(request.out or f"runs/study-{study.name}").expanduser().resolve()
     cells = grid(study, out, request.overrides)
-    wanted = chosen(cells, numbers(request.seeds), names(request.arms))
+    part = names(request.arms), names(request.settings)
+    wanted = chosen(cells, numbers(request.seeds), *part)
     left = remaining(cells, wanted)
     before = kept(out, cells)
     left = {run: left[run] for run in left if run.partition("/")[0] not in before}
@@ -191,6 +193,7 @@ def command(request: StudyRequest) -> list[str]:
         ("--out", request.out),
         ("--seeds", request.seeds),
         ("--arms", request.arms),
+        ("--settings", request.settings),
         ("--jobs", str(request.jobs or "")),
     ):
         words += [option, value] if value else []

@@ -98,14 +98,18 @@ def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
     return [_cell(study, out, overrides, *place) for place in _places(study)]
 
 
-def chosen(cells: Sequence[Cell], seeds: Sequence[int], arms: Sequence[str]) -> list[Cell]:
-    """The cells of these seeds and arms; empty: of all.
+def chosen(
+    cells: Sequence[Cell], seeds: Sequence[int], arms: Sequence[str], settings: Sequence[str] = ()
+) -> list[Cell]:
+    """The cells of these seeds, arms and settings; empty: of all.
 
     Raises:
-        UserError: the study has no such seed or arm.
+        UserError: the study has no such seed, arm or setting.
     """
     for arm in arms:
         choose("arm", arm, {cell.arm: None for cell in cells})
+    for setting in settings:
+        choose("setting", setting, {cell.setting: None for cell in cells if cell.setting})
     known = sorted({cell.seed for cell in cells})
     for seed in seeds:
         if seed not in known:
@@ -113,7 +117,9 @@ def chosen(cells: Sequence[Cell], seeds: Sequence[int], arms: Sequence[str]) -> 
     return [
         cell
         for cell in cells
-        if (not seeds or cell.seed in seeds) and (not arms or cell.arm in arms)
+        if (not seeds or cell.seed in seeds)
+        and (not arms or cell.arm in arms)
+        and (not settings or cell.setting in settings)
     ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,10 @@ def test_a_part_of_the_grid(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match=r"unknown arm 'tow'.*did you mean 'two'"):
         chosen(whole, (), ("tow",))
+    large = replace(whole[0], setting="large")
+    assert chosen([*whole, large], (), (), ("large",)) == [large]
+    with pytest.raises(UserError, match=r"unknown setting 'smal'.*did you mean 'small'"):
+        chosen(whole, (), (), ("smal",))
     with pytest.raises(UserError, match=r"no seed 2; its seeds are \[1, 3, 7\]"):
         chosen(whole, (2,), ())
 
