@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deal_core.errors import UserError
 from simulations.budgets_plot import draw
 from simulations.budgets_results import Budgets, check_unit, collect, read_audit
 from simulations.budgets_study import budgets_study
@@ -31,7 +30,7 @@ class BudgetsRequest:
         seeds: so many, from 0.
         out: folder; empty: ``runs/budgets-NAME``.
         overrides: ``table.key=value``, for all runs.
-        free: ``table.key=value``, for the runs without privacy alone.
+        free: the experiment of the runs without privacy; empty: the same one.
         audit: folder of a ``deal audit``; empty: none.
         jobs: runs at a time; 0: as many as there are cores for.
         report: only read what is there, and run nothing.
@@ -46,7 +45,7 @@ class BudgetsRequest:
     audit: str = ""
     jobs: int = 0
     report: bool = False
-    free: tuple[str, ...] = ()
+    free: str = ""
 
 
 def run_budgets(request: BudgetsRequest, console: Console) -> int:
@@ -57,8 +56,8 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     """
     values, methods = epsilons(request.epsilon), names(request.method)
     base = load_experiment(Request(request.experiment, "", request.overrides))
-    require_apart(request.overrides, request.free)
-    study = budgets_study(request.experiment, base, values, methods, request.seeds, request.free)
+    free = load_experiment(Request(request.free, "", request.overrides)) if request.free else None
+    study = budgets_study(request.experiment, base, values, methods, request.seeds, free)
     out = Path(request.out or f"runs/{study.name}").expanduser().resolve()
     cells = grid(study, out, request.overrides)
     audit = read_audit(request.audit)
@@ -107,6 +106,7 @@ def command(request: BudgetsRequest) -> Sequence[str]:
     words += ["--seeds", str(request.seeds)]
     for option, value in (
         ("--method", request.method),
+        ("--without-privacy", request.free),
         ("--out", request.out),
         ("--audit", request.audit),
         ("--jobs", str(request.jobs or "")),
@@ -114,21 +114,4 @@ def command(request: BudgetsRequest) -> Sequence[str]:
         words += [option, value] if value else []
     for override in request.overrides:
         words += ["--set", override]
-    for override in request.free:
-        words += ["--without-privacy", override]
     return words
-
-
-def require_apart(overrides: Sequence[str], free: Sequence[str]) -> None:
-    """Check that no key is set for all runs and for some.
-
-    Raises:
-        UserError: one is.
-    """
-    of_all, of_some = ({each.partition("=")[0].strip() for each in x} for x in (overrides, free))
-    both = sorted(of_all & of_some)
-    if both:
-        raise UserError(
-            f"--without-privacy {both[0]}: --set changes it for all runs; write it into the "
-            "experiment's file instead of --set"
-        )

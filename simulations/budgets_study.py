@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from deal_core.config import Experiment
 from deal_core.errors import UserError, choose
-from deal_core.experiment_file import apply_overrides, parse_experiment
 from deal_core.methods import METHODS
 from simulations.epsilons import named, with_budget
 from simulations.experiment import find_experiment
 from simulations.study_file import Arm, Study, StudyFile
+from simulations.study_grid import merged
+
+COMMON = ("model", "data", "stream")
+"""Tables in which all runs of a study agree."""
 
 
 def arm_name(epsilon: float) -> str:
@@ -25,7 +29,7 @@ def budgets_study(
     epsilons: list[float],
     methods: list[str],
     seeds: int,
-    free: Sequence[str] = (),
+    free: Experiment | None = None,
 ) -> Study:
     """The grid.
 
@@ -35,31 +39,46 @@ def budgets_study(
         epsilons: budgets; infinity is training without privacy.
         methods: empty: the experiment's own.
         seeds: so many, from 0.
-        free: ``table.key=value``, for the runs without privacy alone: what suits noise need not
-            suit them.
+        free: experiment of the runs without privacy, where what suits noise does not suit them;
+            None: ``base``.
 
     Raises:
-        UserError: an unknown method, or one that stands there twice; a ``free`` key that is none.
+        UserError: an unknown method, or one that stands there twice; ``free`` is about other data
+            or another model.
     """
     own = methods or [base.method.name]
     for method in own:
         choose("method", method, METHODS)
     if len(set(own)) < len(own):
         raise UserError(f"--method {','.join(own)}: names a method twice; name each once")
+    without = _tables(free, base) if free is not None else {}
     path = find_experiment(name).expanduser().resolve()
     file = StudyFile(
         description=f"Accuracy of {path.stem} against the privacy budget.",
         experiment=str(path),
         seeds=tuple(range(seeds)),
-        arms={arm_name(epsilon): _arm(base, epsilon, free) for epsilon in epsilons},
+        arms={arm_name(epsilon): _arm(base, epsilon, without) for epsilon in epsilons},
         settings={method: {"method": {"name": method}} for method in own},
     )
     return Study(f"budgets-{path.stem}", path, file)
 
 
-def _arm(base: Experiment, epsilon: float, free: Sequence[str]) -> Arm:
+def _arm(base: Experiment, epsilon: float, without: Mapping[str, Any]) -> Arm:
     privacy = with_budget(base, epsilon).privacy
     changed = {"mechanism": privacy.mechanism, "target_epsilon": privacy.target_epsilon}
-    tables = apply_overrides({"privacy": changed}, () if math.isfinite(epsilon) else free)
-    parse_experiment(tables, "--without-privacy")
-    return Arm(label=f"epsilon = {named(epsilon)}", set=tables)
+    own = {} if math.isfinite(epsilon) else without
+    return Arm(label=f"epsilon = {named(epsilon)}", set=merged(own, {"privacy": changed}))
+
+
+def _tables(free: Experiment, base: Experiment) -> dict[str, Any]:
+    """All of ``free`` but its method, which is the setting's.
+
+    Raises:
+        UserError: its accuracy could not be compared.
+    """
+    for name in COMMON:
+        if getattr(free, name) != getattr(base, name):
+            raise UserError(f"--without-privacy: [{name}] is another one; make both the same")
+    tables = free.model_dump(mode="json", exclude={"description", "run", *COMMON})
+    del tables["method"]["name"]
+    return tables

@@ -141,13 +141,13 @@ def budgets(
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all runs."),
     ] = None,
     free: Annotated[
-        list[str] | None,
+        str,
         typer.Option(
             "--without-privacy",
-            metavar="KEY=VALUE",
-            help="Change one key of the runs without privacy alone.",
+            metavar="EXPERIMENT",
+            help="Settings of the runs without privacy; default: the same.",
         ),
-    ] = None,
+    ] = "",
     audit: Annotated[str, typer.Option(help="Folder of a `deal audit` to show beside.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
     report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
@@ -156,9 +156,8 @@ def budgets(
     from simulations.budgets import BudgetsRequest, run_budgets
 
     sets = tuple(overrides or ())
-    alone = tuple(free or ())
     request = BudgetsRequest(
-        experiment, epsilon, method, seeds, out, sets, audit, jobs, report, alone
+        experiment, epsilon, method, seeds, out, sets, audit, jobs, report, free
     )
     raise typer.Exit(run_budgets(request, wide_console()))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import pytest
 from rich.console import Console
 
+from deal_core.config import RunConfig
 from deal_core.errors import UserError
 from deal_core.ledger import Ledger, composed
 from server.results import read_results
@@ -18,7 +20,7 @@ from simulations.budgets_plot import figure_of
 from simulations.budgets_results import Budgets, Sweep
 from simulations.budgets_study import budgets_study
 from simulations.budgets_tables import sweep_text
-from simulations.epsilons import epsilons, named
+from simulations.epsilons import epsilons, named, with_budget
 from simulations.experiment import Request, load_experiment
 from simulations.study_grid import grid
 
@@ -163,11 +165,22 @@ def test_budgets_are_read_or_refused_in_one_line():
 
 
 def test_runs_without_privacy_may_have_settings_of_their_own(tmp_path):
-    base = load_experiment(Request("private"))
-    values = [1.0, 8.0, float("inf")]
-    study = budgets_study("private", base, values, [], 1, ("train.batch_size=16",))
-    sizes = {c.arm: c.runs[""].train.batch_size for c in grid(study, tmp_path)}
-    assert sizes == {"eps-1": 128, "eps-8": 128, "eps-inf": 16}
+    base, free = load_experiment(Request("private")), load_experiment(Request("quickstart"))
+    study = budgets_study("private", base, [1.0, 8.0, math.inf], ["deal", "lwf"], 1, free)
+    alone = RunConfig()
+    for cell in grid(study, tmp_path, ("train.max_length=16",)):
+        like = {
+            "eps-1": with_budget(base, 1.0),
+            "eps-8": with_budget(base, 8.0),
+            "eps-inf": free.model_copy(update={"description": base.description}),
+        }[cell.arm]
+        assert cell.runs[""].model_copy(update={"run": alone}) == like.model_copy(
+            update={
+                "run": alone,
+                "method": like.method.model_copy(update={"name": cell.setting}),
+                "train": like.train.model_copy(update={"max_length": 16}),
+            }
+        )
 
 
 def test_bad_input_is_refused_before_anything_starts(tmp_path):
@@ -176,11 +189,8 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
         ({"method": "dael"}, "unknown method 'dael'"),
         ({"method": "deal,deal"}, "twice"),
         ({"audit": str(tmp_path)}, "no audit in it"),
-        ({"free": ("train.learning_rat=1",)}, "did you mean 'learning_rate'"),
-        (
-            {"overrides": ("run.threads=1",), "free": ("run.threads=2",)},
-            "--without-privacy run.threads: --set changes it for all runs",
-        ),
+        ({"free": "quikstart"}, "did you mean 'quickstart'"),
+        ({"free": "per-client"}, r"--without-privacy: \[stream\] is another one"),
     ):
         with pytest.raises(UserError, match=told):
             run_budgets(BudgetsRequest("quickstart", out=out, **wrong), console())
