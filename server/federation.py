@@ -34,7 +34,7 @@ from server.evaluation import Evaluation, Tally, same_model
 from server.exchange import Exchange, answered
 from server.plan import Plan
 from server.schedule import Step
-from server.spending import Spending, spending_in
+from server.spending import Spending
 
 
 @dataclass
@@ -257,7 +257,9 @@ class Federation:
                 continue
             try:
                 message = answered(reply)
-                update, figures = wire.read_update(reply.client, message, reader, instruction)
+                update, figures, spent = wire.read_update(
+                    reply.client, message, reader, instruction
+                )
                 with threads(1):
                     refuse_beyond(update, reader.before, bound)
                     aggregation.add(update)
@@ -268,7 +270,6 @@ class Federation:
                 self.exchange.event("client_failed", step, client=reply.client, reason=str(fault))
             else:
                 gathered.sizes[reply.client] = wire.payload_bytes(message.content)
-                spent = spending_in(figures)
                 if spent is not None:
                     gathered.spent[reply.client] = spent
                 task = instruction.task

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Spending(BaseModel):
@@ -20,10 +20,10 @@ class Spending(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    epsilon: float
-    delta: float
+    epsilon: float = Field(ge=0)
+    delta: float = Field(ge=0, le=1)
     simulation_only: bool
-    noise_floor: float
+    noise_floor: float = Field(ge=0)
     disjoint_tasks: bool = False
 
 
@@ -33,8 +33,11 @@ def extent(disjoint_tasks: bool) -> str:
 
 
 def spending_in(figures: Mapping[str, Any]) -> Spending | None:
-    """What the figures of an update, or an event, say of it; None where they do not."""
-    required = (name for name, field in Spending.model_fields.items() if field.is_required())
-    if any(name not in figures for name in required):
+    """What the figures of an update, or an event, say of it; None where they do not.
+
+    Raises:
+        ValueError: they say what cannot be, or half of it.
+    """
+    if not {"epsilon", "delta"} & figures.keys():
         return None
     return Spending.model_validate(figures)

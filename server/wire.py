@@ -18,7 +18,7 @@ from deal_core.instruction import RECORD, Instruction
 from deal_core.methods import State
 from deal_core.payload import COUNTS, DISTILLED, LORA, PayloadError
 from deal_core.record import UpdateReader, pack, unpack
-from server.spending import Spending
+from server.spending import Spending, spending_in
 
 F = TypeVar("F")
 PLACE = ("stage", "phase", "server_round")
@@ -90,8 +90,8 @@ def request(
 
 def read_update(
     client: str, message: Message, reader: UpdateReader, instruction: Instruction
-) -> tuple[ClientUpdate, dict[str, float]]:
-    """Check and decode a local update.
+) -> tuple[ClientUpdate, dict[str, float], Spending | None]:
+    """Check and decode a local update, its figures, and what they say of privacy.
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or anything that
@@ -113,7 +113,7 @@ def read_update(
         raise PayloadError("num_examples out of bounds")
     adapter = reader.read(content.array_records[LORA])
     measured = {name: _number(value) for name, value in figures.items()}
-    return ClientUpdate(client, adapter, weight), measured
+    return ClientUpdate(client, adapter, weight), measured, _spent(measured)
 
 
 def read_counts(message: Message, tasks: int) -> list[list[int]]:
@@ -209,6 +209,13 @@ def payload_bytes(content: RecordDict) -> int:
 def as_record(encoded: Encoded) -> ArrayRecord:
     """Flower's record of what a codec made."""
     return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in encoded.items()})
+
+
+def _spent(figures: Mapping[str, float]) -> Spending | None:
+    try:
+        return spending_in(figures)
+    except ValueError as fault:
+        raise PayloadError("what privacy has cost cannot be") from fault
 
 
 def _number(value: object) -> float:

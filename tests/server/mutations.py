@@ -37,6 +37,7 @@ from tests.server.spoil import (
 )
 
 text_record = partial(ConfigRecord, {"question": TEXT})
+spent = partial(figures, epsilon=1.0, delta=1e-4, simulation_only=1.0, noise_floor=0.1)
 array_record = partial(ArrayRecord, {"x": Array(np.zeros((2, 2), np.float32))})
 
 MUTATIONS: dict[str, Mutation] = {
@@ -100,6 +101,13 @@ MUTATIONS: dict[str, Mutation] = {
     "NaN loss": figures(loss=float("nan")),
     "list of losses": figures(loss=[0.5]),
     "NaN epsilon": figures(epsilon=float("nan")),
+    "half a seed": spent(simulation_only=0.5),
+    "half of disjoint": spent(disjoint_tasks=-1.0),
+    "epsilon alone": figures(epsilon=1.0),
+    "epsilon without delta": spent(delta=None),
+    "negative epsilon": spent(epsilon=-1.0),
+    "delta beyond one": spent(delta=2.0),
+    "negative noise floor": spent(noise_floor=-0.1),
     "infinite seconds": figures(seconds=float("-inf")),
     "extra figure": figures(age=[17, 18]),
     "wrong round": said(server_round=77),
