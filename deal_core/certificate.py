@@ -35,12 +35,14 @@ def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
         disjoint_tasks: compose tasks in parallel, as the site's policy declares.
 
     Raises:
-        UserError: the ledger holds nothing.
+        UserError: the ledger holds nothing; tasks in parallel, but some were not compared.
         LedgerError: it cannot be trusted.
     """
     entries = ledger.entries()
     if not entries:
         raise UserError(f"{ledger.path}: holds no release; there is nothing to certify")
+    if disjoint_tasks:
+        ledger.require_declared()
     key = _site_key(ledger.folder)
     statement = _statement(entries, disjoint_tasks)
     return {

@@ -236,7 +236,7 @@ class PrivacyConfig(Table):
     """Clipping bound of an example's gradient: public, not taken from data."""
     disjoint_tasks: bool = False
     """Whether simulated clients declare that no record is in two tasks, so that tasks compose in
-    parallel: it is checked. A real site declares it in its own policy, whatever is asked."""
+    parallel: it is checked (record). A real site declares it in its own policy alone."""
     max_update_norm: float = Field(1.0, gt=0)
     """Clipping bound of a client's whole update, over all factors that it trained (client)."""
     trusted_server: bool = True

@@ -212,11 +212,28 @@ class Ledger:
                 row = db.execute("SELECT task FROM members WHERE id = ?", (one,)).fetchone()
                 if row is not None and row[0] != task:
                     raise UserError(
-                        f"a record of task '{task}' is in task '{row[0]}' as well, but the site's "
-                        "policy says disjoint_tasks; set it to false, or separate the records"
+                        f"a record of task '{task}' is in task '{row[0]}' as well, but "
+                        "disjoint_tasks says that none is; set it to false in the site's policy "
+                        "(in a simulation: in [privacy]), or separate the records"
                     )
                 if row is None:
                     db.execute("INSERT INTO members VALUES (?, ?)", (one, task))
+
+    def require_declared(self) -> None:
+        """Check that the records of every task in the ledger have been compared with the others':
+        only then can tasks compose in parallel.
+
+        Raises:
+            UserError: those of some task have not.
+        """
+        with self._transaction() as db:
+            known = {row[0] for row in db.execute("SELECT DISTINCT task FROM members")}
+            spent = {entry.event.task for entry in self._entries(db)} - {""}
+        if spent - known:
+            raise UserError(
+                f"{self.path}: nobody has checked that records of task '{min(spent - known)}' are "
+                "in no other task, so tasks cannot compose in parallel; set disjoint_tasks to false"
+            )
 
     def _entries(self, db: sqlite3.Connection) -> list[Entry]:
         entries: list[Entry] = []
@@ -294,7 +311,7 @@ def _require(events: Sequence[Event], budget: Budget) -> None:
         raise BudgetSpent(
             f"one more release would take epsilon to {epsilon:.4g}, past {budget.epsilon:.4g} at "
             f"delta = {budget.delta:.3g} per {events[-1].unit}, composed over all that the ledger "
-            "holds"
+            f"holds{', tasks in parallel' if budget.disjoint_tasks else ''}"
         )
 
 

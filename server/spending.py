@@ -7,6 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LARGEST_FLOOR = 1e6
+"""Of an entry of a factor: no learning rate leads near it, and its square is a number."""
+
 
 class Spending(BaseModel):
     """What a client says of its noise and its ledger.
@@ -23,7 +26,7 @@ class Spending(BaseModel):
     epsilon: float = Field(ge=0)
     delta: float = Field(ge=0, le=1)
     simulation_only: bool
-    noise_floor: float = Field(ge=0)
+    noise_floor: float = Field(ge=0, le=LARGEST_FLOOR)
     disjoint_tasks: bool = False
 
 

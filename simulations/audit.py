@@ -142,6 +142,11 @@ def _check(request: AuditRequest, base: Experiment) -> None:
             f"an audit needs stream.schedule = 'synchronous', not '{base.stream.schedule}'; "
             "--set stream.schedule=synchronous"
         )
+    if base.privacy.disjoint_tasks:
+        raise UserError(
+            "an audit's canaries are in every task, but privacy.disjoint_tasks says that no record "
+            "is in two; --set privacy.disjoint_tasks=false"
+        )
     kinds = choose("privacy.mechanism for an audit", base.privacy.mechanism, KINDS_OF)
     if "clients" in kinds and not base.privacy.trusted_server:
         raise UserError(

@@ -216,10 +216,11 @@ def _largest_ledger(cell: Cell) -> list[Event]:
     """Events of the client that spent most in a run, or of the server, where that keeps the book;
     empty: there is none."""
     folder = Path(next(iter(cell.runs.values())).run.out)
-    epsilon = _results(cell).privacy.epsilon
-    most = max(epsilon, key=lambda client: epsilon[client])
-    books = Ledger(folder / "privacy"), Ledger(folder / "sites" / most)
-    return next((book.events() for book in books if book.path.exists()), [])
+    privacy = _results(cell).privacy
+    books = [Ledger(folder / "privacy")]
+    books += [Ledger(folder / "sites" / client) for client in privacy.epsilon]
+    held = [book.events() for book in books if book.path.exists()]
+    return max(held, key=lambda events: composed(events, privacy.delta or 1.0), default=[])
 
 
 def _largest_delta(privacy: Sequence[Privacy]) -> float | None:

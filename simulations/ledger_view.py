@@ -19,9 +19,13 @@ def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
     """Print what was spent, a row for each task of a run.
 
     Raises:
-        UserError: no ledger in the folder, or one that cannot be trusted.
+        UserError: no ledger in the folder, or one that cannot be trusted; tasks in parallel, but
+            some were not compared.
     """
-    entries = _checked(_ledger(folder))
+    ledger = _ledger(folder)
+    entries = _checked(ledger)
+    if disjoint_tasks:
+        ledger.require_declared()
     table = Table(title="Private releases", title_justify="left")
     for name in ("run", "task", "releases", "steps", "rate", "noise multiplier", "clipping bound"):
         table.add_column(name)

@@ -73,13 +73,13 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Terms:
     """Tighten the experiment's wishes to the site's limits.
 
     Args:
-        policy: None: the site is a simulated one, and as the experiment has it.
+        policy: None: the site has none.
         records: of the site, over all tasks.
 
     Raises:
         UserError: what is asked cannot be narrowed to the policy.
     """
-    limits = policy or Policy(metrics="clear", counts=True, disjoint_tasks=privacy.disjoint_tasks)
+    limits = policy or Policy(metrics="clear", counts=True)
     bound, low, high = privacy.max_grad_norm, limits.min_grad_norm, limits.max_grad_norm
     if bound < low or (high and bound > high):
         raise UserError(

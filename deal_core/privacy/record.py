@@ -111,10 +111,12 @@ class RecordMechanism:
             return unpacked(kept)
         try:
             plan = self._plan(ask, site)
-            if plan.disjoint_tasks:
+            budget = plan.budget(site.policy)
+            if budget.disjoint_tasks:
                 ledger.declare_members(ask.task, ask.ids())
+                ledger.require_declared()
             event = self._event(ask, site, plan)
-            ledger.require(event, plan.budget(site.policy))
+            ledger.require(event, budget)
         except (BudgetSpent, NoiseMultiplier) as spent:
             reason = str(spent) or "the ledger's past leaves nothing"
             raise Refusal("budget-spent", reason) from None
@@ -128,12 +130,12 @@ class RecordMechanism:
         }
         if site.policy is None or site.policy.spending:
             events = [*ledger.events(), event]
-            epsilon = composed(events, plan.delta, plan.disjoint_tasks)
+            epsilon = composed(events, plan.delta, budget.disjoint_tasks)
             figures |= {"epsilon": epsilon, "delta": plan.delta}
-            figures |= {"disjoint_tasks": 1.0} if plan.disjoint_tasks else {}
+            figures |= {"disjoint_tasks": 1.0} if budget.disjoint_tasks else {}
         answer = packed(Trained(made.arrays, figures))
         try:
-            return unpacked(ledger.charge(event, plan.budget(site.policy), ask.request, answer))
+            return unpacked(ledger.charge(event, budget, ask.request, answer))
         except BudgetSpent as spent:
             raise Refusal("budget-spent", str(spent)) from None
 
@@ -174,6 +176,8 @@ class RecordMechanism:
     def _solve(self, past: Sequence[Event], records: Mapping[str, int], site: Site) -> Plan:
         config = self.experiment
         agreed = terms(config.privacy, site.policy, sum(records.values()))
+        asked = site.simulated and config.privacy.disjoint_tasks
+        disjoint = agreed.disjoint_tasks or asked
         phases = make_method(config.method, config.adapter).phases
         work = planned_work(config, phases, records)
         counted = metrics_allowed(config.privacy.metrics, site.policy) == "noised"
@@ -185,13 +189,13 @@ class RecordMechanism:
                 for each in work
             ]
             planned += [self._planned_counts(counts, agreed.delta)] if counts else []
-            return composed([*past, *planned], agreed.delta, agreed.disjoint_tasks)
+            return composed([*past, *planned], agreed.delta, disjoint)
 
         return Plan(
             noise_multiplier=solve_noise_multiplier(epsilon_with, agreed.epsilon),
             epsilon=agreed.epsilon,
             delta=agreed.delta,
-            disjoint_tasks=agreed.disjoint_tasks,
+            disjoint_tasks=disjoint,
             max_grad_norm=agreed.max_grad_norm,
             work=tuple(work),
         )

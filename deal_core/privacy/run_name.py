@@ -13,8 +13,10 @@ WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "r
 
 
 def run_name(experiment: Experiment) -> str:
-    """Equal for runs that release the same."""
+    """Equal for runs that release the same; a key that came later says nothing while it is off."""
     settings = flatten(experiment)
     for key in WHERE:
         settings.pop(key)
+    if not experiment.privacy.disjoint_tasks:
+        settings.pop("privacy.disjoint_tasks")
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

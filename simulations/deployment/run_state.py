@@ -126,7 +126,15 @@ def _heard(state: RunState, name: str, event: Event) -> None:
         return
     site.last_seen, site.task = event["time"], str(event["task"])
     site.rounds += 1
-    site.spent = spending_in(event) or site.spent
+    site.spent = _spending(event) or site.spent
+
+
+def _spending(event: Event) -> Spending | None:
+    """None too where an event says what cannot be, as older servers let clients do."""
+    try:
+        return spending_in(event)
+    except ValueError:
+        return None
 
 
 def _told(state: RunState, event: Event, names: list[str]) -> None:
@@ -140,7 +148,7 @@ def _told(state: RunState, event: Event, names: list[str]) -> None:
         state.bytes_down += event["bytes_down"]
         state.quarantined += [names[int(k)] for k in event["excluded"]]
         for site in state.sites.values():  # where the server adds the noise: the same for all
-            site.spent = spending_in(event) or site.spent
+            site.spent = _spending(event) or site.spent
     elif kind == "round_skipped":
         state.rounds += 1
     elif kind == "evaluated":

@@ -160,6 +160,7 @@ POLICIES: dict[str, tuple[Policy | None, str]] = {
     "strict": (Policy(), "none"),
     "open": (Policy(metrics="clear", counts=True), "none"),
     "private": (Policy(mechanism="record"), "record"),
+    "disjoint": (Policy(mechanism="record", disjoint_tasks=True), "record"),
     "noised counts": (Policy(mechanism="record", metrics="noised", spending=False), "record"),
 }
 """Policy, and the mechanism of an experiment that it lets in."""
@@ -179,6 +180,7 @@ def test_a_site_is_told_before_what_leaves_it_then(small, tmp_path, name):
     figures = {place.split(".")[1] for place in left if not place.startswith(("site", "lora"))}
     counted = {"correct", "examples"} & figures
     assert figures <= set(re.findall(r"\w+", said))
+    assert ("disjoint_tasks" in figures) == ("disjoint_tasks" in said) == (name == "disjoint")
     assert ("stay here" in said) == (not counted)
     ordinary = said.split("in a run with")[0]
     if mechanism == "none":

@@ -95,6 +95,15 @@ def test_disjoint_tasks_are_checked_by_ids(ledger):
     assert b'"a"' not in ledger.path.read_bytes()
 
 
+def test_parallel_composition_asks_that_all_tasks_were_compared(ledger):
+    ledger.charge(EVENT, WIDE, "r1", b"")
+    with pytest.raises(UserError, match=f"records of task '{EVENT.task}'"):
+        ledger.require_declared()
+    ledger.declare_members(EVENT.task, ["a"])
+    ledger.charge(replace(EVENT, task=""), WIDE, "r2", b"")
+    ledger.require_declared()
+
+
 def test_a_plan_is_made_once(ledger):
     ledger.charge(EVENT, WIDE, "r", b"")
     assert ledger.plan("run", lambda past: f"after {len(past)}") == "after 1"

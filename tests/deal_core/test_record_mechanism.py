@@ -285,6 +285,42 @@ def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
     assert len(make.seen) == 20
 
 
+def test_no_experiment_can_declare_a_real_sites_tasks_disjoint(site):
+    mechanism = make_mechanism(experiment("privacy.disjoint_tasks=true"))
+    sequential = make_mechanism(experiment())._solve([], RECORDS, site)
+    for policy in (None, Policy(metrics="clear")):
+        real = replace(site, policy=policy, simulated=False)
+        assert mechanism._solve([], RECORDS, real) == sequential
+    simulated = mechanism._solve([], RECORDS, replace(site, policy=None, simulated=True))
+    assert simulated.disjoint_tasks
+    assert simulated.noise_multiplier < sequential.noise_multiplier
+
+
+def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
+    """An earlier run had declared nothing: its records may be in any task."""
+    make = Maker()
+    make_mechanism(experiment("run.seed=1", "privacy.target_epsilon=1.0")).release(
+        ask("task0", 1), site, make
+    )
+    declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    with pytest.raises(Refusal, match="nobody has checked") as refusal:
+        make_mechanism(experiment()).release(ask("task1", 1), declared, make)
+    assert refusal.value.code == "policy"
+    assert len(make.seen) == 1
+
+
+def test_who_takes_the_declaration_back_tells_what_all_tasks_cost(site):
+    declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    mechanism, make = make_mechanism(experiment()), Maker()
+    first = mechanism.release(ask("task0", 1), declared, make).figures
+    assert first["disjoint_tasks"] == 1.0
+    second = mechanism.release(
+        ask("task1", 1), replace(site, policy=Policy(metrics="clear")), make
+    ).figures
+    assert "disjoint_tasks" not in second
+    assert second["epsilon"] == composed(site.ledger().events(), second["delta"])
+
+
 def test_a_policy_that_tightens_during_a_run_holds_at_once(site):
     mechanism, make = make_mechanism(experiment()), Maker()
     for n in range(1, 6):

@@ -108,6 +108,7 @@ MUTATIONS: dict[str, Mutation] = {
     "negative epsilon": spent(epsilon=-1.0),
     "delta beyond one": spent(delta=2.0),
     "negative noise floor": spent(noise_floor=-0.1),
+    "vast noise floor": spent(noise_floor=1e200),
     "infinite seconds": figures(seconds=float("-inf")),
     "extra figure": figures(age=[17, 18]),
     "wrong round": said(server_round=77),

@@ -120,6 +120,7 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
         ({"client": 9}, "clients 0 to"),
         ({"epsilon": "0"}, "--epsilon"),
         ({"overrides": ("stream.schedule=per-client",)}, "synchronous"),
+        ({"overrides": ("privacy.disjoint_tasks=true",)}, "canaries are in every task"),
         (
             {"overrides": ("privacy.mechanism=client", "privacy.trusted_server=false")},
             "the server's noise",

@@ -19,7 +19,7 @@ from simulations.budgets import BudgetsRequest, run_budgets
 from simulations.budgets_plot import figure_of
 from simulations.budgets_results import Budgets, Sweep
 from simulations.budgets_study import budgets_study
-from simulations.budgets_tables import sweep_text
+from simulations.budgets_tables import markdown, sweep_text
 from simulations.epsilons import epsilons, named, with_budget
 from simulations.experiment import Request, load_experiment
 from simulations.study_grid import grid
@@ -130,6 +130,10 @@ def test_the_plot_shows_the_bound_beside_the_claim(done):
     }
     for part in ("delta", "per record", "over all rounds and tasks", "simulation only"):
         assert part in figure.get_suptitle()
+    points = [p.model_copy(update={"disjoint_tasks": True}) for p in done[3].points]
+    parallel = done[3].model_copy(update={"points": points})
+    for said in (figure_of(parallel).get_suptitle(), markdown(parallel)):
+        assert "all rounds, a record being in one task, simulation only" in said.replace(";", ",")
 
 
 def test_an_audit_of_another_unit_is_refused(tmp_path):
@@ -185,11 +189,18 @@ def test_runs_without_privacy_may_have_settings_of_their_own(tmp_path):
 
 def test_bad_input_is_refused_before_anything_starts(tmp_path):
     out = str(tmp_path / "out")
+    elsewhere = tmp_path / "elsewhere.toml"
+    elsewhere.write_text("[federation]\nparticipants = [1]\n")
     for wrong, told in (
         ({"method": "dael"}, "unknown method 'dael'"),
         ({"method": "deal,deal"}, "twice"),
         ({"audit": str(tmp_path)}, "no audit in it"),
         ({"free": "quikstart"}, "did you mean 'quickstart'"),
+        (
+            {"overrides": ("federation.clients=3",), "free": str(elsewhere)},
+            r"--without-privacy: federation.participants differs",
+        ),
+        ({"method": "lwf", "free": "quickstart"}, "its method is deal, the study's are lwf"),
         ({"free": "per-client"}, r"--without-privacy: \[stream\] is another one"),
     ):
         with pytest.raises(UserError, match=told):

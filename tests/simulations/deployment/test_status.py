@@ -88,13 +88,30 @@ def test_prometheus_reads_the_figures(run: Path) -> None:
     assert "deal_site_epsilon{" not in text
 
 
-@pytest.mark.parametrize("mechanism", ["record", "client"])
+def test_impossible_figures_in_an_old_log_are_passed_over() -> None:
+    """Servers once let clients say them."""
+    started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 1, "sites": ["x"]}
+    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
+    heard = {"event": "client_finished", "time": 2.0, "client": "0", "task": "a"}
+    for figures in ({"epsilon": 1.0}, {"epsilon": -1.0, "delta": 0.1}):
+        state = run_state([started, {**heard, **figures}])
+        assert state.sites["x"].rounds == 1
+        assert state.sites["x"].spent is None
+
+
+OVER = {False: "all rounds and tasks", True: "all rounds, a record being in one task"}
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "disjoint"), [("record", False), ("record", True), ("client", False)]
+)
 def test_an_epsilon_is_never_shown_without_what_it_means(
-    make_experiment, tmp_path, monkeypatch, capsys, mechanism
+    make_experiment, tmp_path, monkeypatch, capsys, mechanism, disjoint
 ) -> None:
     path = tmp_path / "runs" / "one"
     path.mkdir(parents=True)
     private = (f"privacy.mechanism={mechanism}", "privacy.noise=seeded", "train.batch_size=8")
+    private += (f"privacy.disjoint_tasks={str(disjoint).lower()}",)
     run_inprocess(make_experiment(f'run.out="{path}"', *private), lambda event: None)
     state = state_of(path)
     assert state.unit == mechanism
@@ -106,7 +123,7 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     status(server_folder(str(tmp_path)), "one", console, as_json=False)
     shown = console.export_text()
     assert f"ε per {mechanism} so far" in shown
-    assert shown.count("all rounds and tasks") == len(spent)
+    assert shown.count(OVER[disjoint]) == len(spent)
     assert shown.count(" at δ ") == shown.count("simulation only") == len(spent)
     capsys.readouterr()
     status(server_folder(str(tmp_path)), "one", console, as_json=True)
@@ -116,7 +133,7 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     labels = [sample.labels for family in figures for sample in family.samples]
     assert len(labels) == len(spent)
     assert {each["unit"] for each in labels} == {mechanism}
-    assert {each["over"] for each in labels} == {"all rounds and tasks"}
+    assert {each["over"] for each in labels} == {OVER[disjoint]}
     assert {each["simulation_only"] for each in labels} == {"true"}
     assert all(0 < float(each["delta"]) < 1 for each in labels)
 
