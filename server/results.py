@@ -65,7 +65,7 @@ class Privacy(Strict):
         unit: what an adversary cannot tell the presence of.
         delta: the largest of the clients'; every epsilon holds at it.
         epsilon: client to what its own ledger composes to: all rounds and tasks of this run, and
-            whatever the site has released before.
+            whatever the site has released before; see ``disjoint_tasks``.
         disjoint_tasks: some client's epsilon is that of a record in a single task, since it
             declares that none is in two.
         simulation_only: some noise came from a seed, so that nothing is guaranteed.
