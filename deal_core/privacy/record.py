@@ -155,12 +155,15 @@ class RecordMechanism:
         if kept is None:
             try:
                 plan = self._plan(ask, site)
+                budget = plan.budget(site.policy)
+                if budget.disjoint_tasks:
+                    ledger.require_declared()
                 event = self._counting(ask, site, plan)
-                ledger.require(event, plan.budget(site.policy))
+                ledger.require(event, budget)
                 noise = self._noise(ask) if event.simulation_only else SecureNoise()
                 loud = noised_counts(make(), event.noise_multiplier, noise)
                 answer = json.dumps(dict(loud)).encode()
-                kept = ledger.charge(event, plan.budget(site.policy), ask.request, answer)
+                kept = ledger.charge(event, budget, ask.request, answer)
             except (BudgetSpent, NoiseMultiplier, UserError) as reason:
                 raise Refusal("withheld", str(reason)) from None
         counts: Counts = json.loads(kept)

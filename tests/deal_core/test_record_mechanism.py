@@ -303,9 +303,14 @@ def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
         ask("task0", 1), site, make
     )
     declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    later = make_mechanism(experiment("privacy.metrics=noised"))
     with pytest.raises(Refusal, match="nobody has checked") as refusal:
-        make_mechanism(experiment()).release(ask("task1", 1), declared, make)
+        later.release(ask("task1", 1), declared, make)
     assert refusal.value.code == "policy"
+    noised = replace(declared, policy=Policy(disjoint_tasks=True, metrics="noised"))
+    with pytest.raises(Refusal, match="nobody has checked"):
+        count(later, noised, 0, dict)
+    assert len(site.ledger().events()) == 1
     assert len(make.seen) == 1
 
 
