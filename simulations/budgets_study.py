@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from deal_core.config import Experiment
@@ -51,7 +51,12 @@ def budgets_study(
         choose("method", method, METHODS)
     if len(set(own)) < len(own):
         raise UserError(f"--method {','.join(own)}: names a method twice; name each once")
-    without = _tables(free, base, own) if free is not None else {}
+    if free is not None and not methods and free.method.name != base.method.name:
+        raise UserError(
+            f"--without-privacy: its method is {free.method.name}, the experiment's is "
+            f"{base.method.name}; name the methods to compare with --method"
+        )
+    without = _tables(free, base) if free is not None else {}
     path = find_experiment(name).expanduser().resolve()
     file = StudyFile(
         description=f"Accuracy of {path.stem} against the privacy budget.",
@@ -70,7 +75,7 @@ def _arm(base: Experiment, epsilon: float, without: Mapping[str, Any]) -> Arm:
     return Arm(label=f"epsilon = {named(epsilon)}", set=merged(own, {"privacy": changed}))
 
 
-def _tables(free: Experiment, base: Experiment, methods: Sequence[str]) -> dict[str, Any]:
+def _tables(free: Experiment, base: Experiment) -> dict[str, Any]:
     """All of ``free`` but its method, which is the setting's.
 
     Raises:
@@ -82,11 +87,6 @@ def _tables(free: Experiment, base: Experiment, methods: Sequence[str]) -> dict[
     for key in ("clients", "participants"):
         if getattr(free.federation, key) != getattr(base.federation, key):
             raise UserError(f"--without-privacy: federation.{key} differs; make both the same")
-    if free.method.name not in methods:
-        raise UserError(
-            f"--without-privacy: its method is {free.method.name}, the study's are "
-            f"{', '.join(methods)}; name it with --method, or change it"
-        )
     tables = free.model_dump(mode="json", exclude={"description", "run", *COMMON})
     del tables["method"]["name"]
     return tables

@@ -189,6 +189,8 @@ def test_runs_without_privacy_may_have_settings_of_their_own(tmp_path):
 
 def test_bad_input_is_refused_before_anything_starts(tmp_path):
     out = str(tmp_path / "out")
+    other = tmp_path / "other.toml"
+    other.write_text('[federation]\nclients = 4\n[method]\nname = "lwf"\n')
     elsewhere = tmp_path / "elsewhere.toml"
     elsewhere.write_text("[federation]\nparticipants = [1]\n")
     for wrong, told in (
@@ -200,7 +202,7 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
             {"overrides": ("federation.clients=3",), "free": str(elsewhere)},
             r"--without-privacy: federation.participants differs",
         ),
-        ({"method": "lwf", "free": "quickstart"}, "its method is deal, the study's are lwf"),
+        ({"free": str(other)}, "its method is lwf, the experiment's is deal"),
         ({"free": "per-client"}, r"--without-privacy: \[stream\] is another one"),
     ):
         with pytest.raises(UserError, match=told):
