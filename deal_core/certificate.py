@@ -42,7 +42,7 @@ def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
     if not entries:
         raise UserError(f"{ledger.path}: holds no release; there is nothing to certify")
     if disjoint_tasks:
-        ledger.require_declared()
+        ledger.require_declared([entry.event for entry in entries])
     key = _site_key(ledger.folder)
     statement = _statement(entries, disjoint_tasks)
     return {

@@ -175,8 +175,12 @@ class Ledger:
 
         Raises:
             BudgetSpent: there is not.
+            UserError: as :meth:`require_declared`, where tasks compose in parallel.
         """
-        _require([*self.events(), event], budget)
+        events = [*self.events(), event]
+        if budget.disjoint_tasks:
+            self.require_declared(events)
+        _require(events, budget)
 
     def charge(self, event: Event, budget: Budget, request: str, answer: bytes) -> bytes:
         """Write the event and its answer, durably; return the answer that may now leave: that of
@@ -219,19 +223,19 @@ class Ledger:
                 if row is None:
                     db.execute("INSERT INTO members VALUES (?, ?)", (one, task))
 
-    def require_declared(self) -> None:
-        """Check that the records of every task in the ledger have been compared with the others':
-        only then can tasks compose in parallel.
+    def require_declared(self, events: Sequence[Event]) -> None:
+        """Check that the records of every task of these events have been compared with the
+        others': only then can tasks compose in parallel.
 
         Raises:
             UserError: those of some task have not.
         """
-        with self._transaction() as db:
+        with self._open() as db:
             known = {row[0] for row in db.execute("SELECT DISTINCT task FROM members")}
-            spent = {entry.event.task for entry in self._entries(db)} - {""}
-        if spent - known:
+        unknown = {event.task for event in events} - known - {""}
+        if unknown:
             raise UserError(
-                f"{self.path}: nobody has checked that records of task '{min(spent - known)}' are "
+                f"{self.path}: nobody has checked that records of task '{min(unknown)}' are "
                 "in no other task, so tasks cannot compose in parallel; set disjoint_tasks to false"
             )
 

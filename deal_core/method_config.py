@@ -9,6 +9,12 @@ from pydantic import Field, model_validator
 from deal_core.table import Table
 
 
+def _require_higher(a: float, b: float) -> None:
+    """The first of two powers is at least the second, in every penalty that has two."""
+    if a < b:
+        raise ValueError(f"a ({a:g}) must not be below b ({b:g}); raise a or lower b")
+
+
 class RetentionConfig(Table):
     """Compression of all earlier tasks into the retained adapter (deal)."""
 
@@ -47,8 +53,7 @@ class UpdateConfig(Table):
 
     @model_validator(mode="after")
     def _steep_where_knowledge_lives(self) -> Self:
-        if self.a < self.b:
-            raise ValueError(f"a ({self.a:g}) must not be below b ({self.b:g}); raise a or lower b")
+        _require_higher(self.a, self.b)
         return self
 
 
@@ -94,8 +99,7 @@ class ConsolidationConfig(Table):
     def _go_together(self) -> Self:
         if self.data == "public" and not self.public_path:
             raise ValueError('data = "public" needs public_path, a file of texts at every client')
-        if self.a < self.b:
-            raise ValueError(f"a ({self.a:g}) must not be below b ({self.b:g}); raise a or lower b")
+        _require_higher(self.a, self.b)
         return self
 
 
@@ -140,8 +144,7 @@ class DealReferenceConfig(Table):
 
     @model_validator(mode="after")
     def _higher_order_on_the_gates(self) -> Self:
-        if self.a < self.b:
-            raise ValueError(f"a ({self.a:g}) must not be below b ({self.b:g}); raise a or lower b")
+        _require_higher(self.a, self.b)
         return self
 
 

@@ -43,8 +43,8 @@ def budgets_study(
             None: ``base``.
 
     Raises:
-        UserError: an unknown method, or one that stands there twice; ``free`` is about other data
-            or another model.
+        UserError: an unknown method, or one that stands there twice; ``free`` has another model,
+            other data or other clients, or another method while none is named.
     """
     own = methods or [base.method.name]
     for method in own:

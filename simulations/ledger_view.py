@@ -25,7 +25,7 @@ def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
     ledger = _ledger(folder)
     entries = _checked(ledger)
     if disjoint_tasks:
-        ledger.require_declared()
+        ledger.require_declared([entry.event for entry in entries])
     table = Table(title="Private releases", title_justify="left")
     for name in ("run", "task", "releases", "steps", "rate", "noise multiplier", "clipping bound"):
         table.add_column(name)

@@ -27,9 +27,7 @@ from deal_core.privacy.guards import (
     require_same_answers,
     require_sampled,
 )
-from deal_core.privacy.interface import (
-    ClippedSum,
-)
+from deal_core.privacy.interface import ClippedSum
 from deal_core.privacy.noise import NoiseSource
 
 BELOW = 1 - 1e-5

@@ -114,7 +114,6 @@ class RecordMechanism:
             budget = plan.budget(site.policy)
             if budget.disjoint_tasks:
                 ledger.declare_members(ask.task, ask.ids())
-                ledger.require_declared()
             event = self._event(ask, site, plan)
             ledger.require(event, budget)
         except (BudgetSpent, NoiseMultiplier) as spent:
@@ -156,8 +155,6 @@ class RecordMechanism:
             try:
                 plan = self._plan(ask, site)
                 budget = plan.budget(site.policy)
-                if budget.disjoint_tasks:
-                    ledger.require_declared()
                 event = self._counting(ask, site, plan)
                 ledger.require(event, budget)
                 noise = self._noise(ask) if event.simulation_only else SecureNoise()

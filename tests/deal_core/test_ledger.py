@@ -98,10 +98,10 @@ def test_disjoint_tasks_are_checked_by_ids(ledger):
 def test_parallel_composition_asks_that_all_tasks_were_compared(ledger):
     ledger.charge(EVENT, WIDE, "r1", b"")
     with pytest.raises(UserError, match=f"records of task '{EVENT.task}'"):
-        ledger.require_declared()
+        ledger.require_declared(ledger.events())
     ledger.declare_members(EVENT.task, ["a"])
     ledger.charge(replace(EVENT, task=""), WIDE, "r2", b"")
-    ledger.require_declared()
+    ledger.require_declared(ledger.events())
 
 
 def test_a_plan_is_made_once(ledger):
