@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from multiprocessing import context, forkserver, get_context
 
+from simulations.interrupt import ignoring_ctrl_c
+
 PRELOADED = ["client.app", "client.work", "client.wire", "client.workbench", "flwr_datasets"]
 
 
 def start() -> context.ForkServerContext:
-    """Start it, unless it runs; it imports in the background, and ends with this process."""
+    """Start it, unless it runs; it imports in the background, and ends with this process.
+
+    A terminal sends Ctrl-C to all processes; it and its workers leave that to this one.
+    """
     processes = get_context("forkserver")
     processes.set_forkserver_preload(PRELOADED)
-    forkserver.ensure_running()
+    with ignoring_ctrl_c():  # a new process inherits it
+        forkserver.ensure_running()
     return processes

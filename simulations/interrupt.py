@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -16,24 +16,32 @@ def stoppable() -> Iterator[None]:
 
     Also where Ctrl-C was ignored, as shells arrange for what they start in the background.
     """
-    with _handled(signal.default_int_handler):
+    with _handled(signal.default_int_handler, SIGNALS):
         yield
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Within the block both signals are ignored: what was started is being stopped."""
-    with _handled(signal.SIG_IGN):
+    with _handled(signal.SIG_IGN, SIGNALS):
+        yield
+
+
+@contextmanager
+def ignoring_ctrl_c() -> Iterator[None]:
+    """Within the block Ctrl-C is ignored, and by what is started in it ever after."""
+    with _handled(signal.SIG_IGN, (signal.SIGINT,)):
         yield
 
 
 @contextmanager
 def _handled(
     handler: Callable[[int, FrameType | None], object] | signal.Handlers,
+    numbers: Sequence[signal.Signals],
 ) -> Iterator[None]:
-    before = [signal.signal(number, handler) for number in SIGNALS]
+    before = [signal.signal(number, handler) for number in numbers]
     try:
         yield
     finally:
-        for number, earlier in zip(SIGNALS, before, strict=True):
+        for number, earlier in zip(numbers, before, strict=True):
             signal.signal(number, earlier)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -101,14 +100,18 @@ def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerP
         ]
         for executor in executors:
             stack.callback(executor.shutdown, wait=True, cancel_futures=True)
+        # In threads, where no signal arrives: a start that is torn apart leaves a worker that
+        # complains on its own.
+        starter = stack.enter_context(ThreadPoolExecutor(len(executors)))
+        for executor in executors:
+            starter.submit(executor.submit, os.getpid)
         pool = WorkerPool(executors)
         stack.callback(pool.close)  # first: a worker that ends its request must not get another
         yield pool
 
 
 def prepare(run_id: int, node_id: int) -> None:
-    """In a new worker: leave Ctrl-C to the parent, end with it, and be allowed to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a new worker: end with the parent, and be allowed to answer."""
     Thread(target=end_with_parent, daemon=True).start()
     become(run_id, node_id)
 

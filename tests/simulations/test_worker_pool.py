@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
@@ -164,3 +165,39 @@ def test_a_killed_worker_stops_the_run_with_a_way_on(tmp_path):
     assert run.returncode == 1
     assert UserError.__name__ in errors
     assert "continue with --resume" in errors
+
+
+POOL = """
+from simulations.interrupt import stoppable
+from simulations.worker_pool import worker_pool
+from simulations.workers import Workers
+
+if __name__ == "__main__":
+    with stoppable(), worker_pool(Workers(2, 1, 0), 1, 1) as pool:
+        print("waiting", flush=True)
+        pool.submit(0, None, None).result()
+"""
+
+
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)],
+)
+def test_a_signal_while_workers_start_leaves_one_traceback(tmp_path, send, number):
+    """A terminal sends Ctrl-C to the whole group, workers and their imports included."""
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as run:
+        wait_for(run, "waiting")
+        time.sleep(0.5)  # the fork server imports for seconds
+        send(run.pid, number)
+        _, errors = run.communicate(timeout=60)
+    assert errors.count("Traceback") == 1, errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")
