@@ -73,7 +73,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     assert code == 0
     commands = [line.split()[:3] for line in out.splitlines()]
     experiments = ["clinc10", "frugal", "per-client", "private", "quickstart"]
-    studies = ["ablation", "cl15-core", "clinc10", "data-budget", "medmcqa", "tuning"]
+    studies = ["ablation", "cl15-core", "clinc10", "data-budget", "medmcqa", "memory", "tuning"]
     assert commands == [
         *(["deal", "simulate", name] for name in experiments),
         *(["deal", "study", name] for name in studies),
