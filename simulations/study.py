@@ -21,6 +21,8 @@ from simulations.study_runs import standing, work_off
 from simulations.study_tables import markdown
 from simulations.write_texts import write_texts
 
+INPUTS = {"data", "stream", "federation", "model", "adapter"}
+"""Tables of an experiment that say what is read and built."""
 FAILED = 1
 """Exit code of a study in which a run failed."""
 
@@ -97,13 +99,18 @@ def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experi
 
 
 def check_left(left: dict[str, Experiment], console: Console) -> None:
-    """Every error in the input shows before anything starts: all names, and the first data."""
+    """Every error in the input shows before anything starts: all names, and what cells differ in
+    of data and model, once each."""
     with console.status("checking the study and its data"):
         from simulations.preflight import check_names, preflight
 
         for experiment in left.values():
             check_names(experiment)
-        preflight(next(iter(left.values())))
+        inputs = {
+            experiment.model_dump_json(include=INPUTS): experiment for experiment in left.values()
+        }
+        for experiment in inputs.values():
+            preflight(experiment)
 
 
 def run_left(

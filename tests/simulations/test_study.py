@@ -39,7 +39,7 @@ train.max_length = 16
 [arms.sequential]
 set.method.name = "sequential"
 [arms.broken]
-set.data.partition = { kind = "column", column = "ward" }
+set.faults = { kind = "not-finite", clients = [0, 1] }
 [arms.deal]
 set.method.name = "deal"
 """
@@ -75,7 +75,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyRequest, int, s
     arms = {cell.arm: cell for cell in grid(load_study(request.study), folder / "out")}
     kill_midway(arms["deal"].runs[""])
     out = console()
-    # The check before the start sees the data of the first cell alone, so the broken one starts.
     return request, run_study(request, out), said(out)
 
 
@@ -113,7 +112,7 @@ def test_a_failed_cell_is_named_with_its_reason_and_the_others_go_on(
     assert code == 1
     (line,) = [line for line in text.splitlines() if line.startswith("failed: ")]
     assert line.startswith("failed: broken.seed0: ")
-    assert 'use data.source = "files"' in line
+    assert "quorum" in line
     assert "log.txt" in line
     assert "3/3 deal.seed0 finished" in text or "3/3 broken.seed0 failed" in text
 
@@ -127,9 +126,18 @@ def test_again_no_finished_cell_is_run(done: tuple[StudyRequest, int, str]) -> N
     others = StudyRequest(request.study, request.out, arms="sequential,deal")
     assert run_study(others, console()) == 0
     assert page.exists()
-    with pytest.raises(UserError, match="such a column"):  # the only one left: checked
-        run_study(request, console())
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_every_cells_data_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    text = STUDY.replace(
+        "set.faults", 'set.data.partition = { kind = "column", column = "ward" } #'
+    )
+    (tmp_path / "mine.toml").write_text(text)
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="such a column"):
+        run_study(request, console())
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 def test_a_cell_with_other_settings_is_refused(done: tuple[StudyRequest, int, str]) -> None:
@@ -204,7 +212,7 @@ def test_seeds_are_numbers() -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_stops_every_process_and_says_how_to_go_on(tmp_path: Path) -> None:
-    text = STUDY.replace('kind = "column"', 'kind = "iid"').replace("rounds = 1", "rounds = 200")
+    text = STUDY.replace("clients = [0, 1]", "clients = []").replace("rounds = 1", "rounds = 200")
     (tmp_path / "mine.toml").write_text(text)
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "simulations.cli", "study", str(tmp_path / "mine.toml")]
