@@ -99,13 +99,14 @@ def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experi
 
 
 def check_left(left: dict[str, Experiment], console: Console) -> None:
-    """Every error in the input shows before anything starts: all names, and what cells differ in
-    of data and model, once each."""
+    """Every error in the input shows before anything starts: all names and public texts, and what
+    cells differ in of data and model, once each."""
     with console.status("checking the study and its data"):
-        from simulations.preflight import check_names, preflight
+        from simulations.preflight import check_names, check_public, preflight
 
         for experiment in left.values():
             check_names(experiment)
+            check_public(experiment)
         inputs = {
             experiment.model_dump_json(include=INPUTS): experiment for experiment in left.values()
         }
