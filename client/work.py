@@ -74,7 +74,8 @@ def local_update(
 
     def make(gradients: Gradients) -> Trained:
         task = LocalTask(data.labels, seen, *_kept(bench, desk, instruction), together)
-        return _trained(bench, desk, state, instruction, task, examples, data.memory, gradients)
+        memory = data.memory if phase.public_path else bench.learning(desk.client, data)
+        return _trained(bench, desk, state, instruction, task, examples, memory, gradients)
 
     # Public texts are nobody's: learning from them needs no protection.
     mechanism = make_none(config) if phase.public_path else bench.mechanism

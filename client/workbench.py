@@ -74,6 +74,7 @@ class Workbench:
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
         self._public: dict[tuple[str, tuple[str, ...]], ClientTask] = {}
+        self._learning: dict[int, tuple[ClientTask, Memory]] = {}
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -133,6 +134,13 @@ class Workbench:
                 Memory(),
             )
         return self._tasks[task, client]
+
+    def learning(self, client: int, data: ClientTask) -> Memory:
+        """For what a client works out while it learns a task; that of the task before is dropped:
+        a teacher's answers are as large as its vocabulary."""
+        if client not in self._learning or self._learning[client][0] is not data:
+            self._learning[client] = (data, Memory())
+        return self._learning[client][1]
 
     def public(self, path: str, labels: tuple[str, ...]) -> ClientTask:
         """The unlabelled texts that every client has, tokenised once. Where a model needs an

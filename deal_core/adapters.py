@@ -99,6 +99,25 @@ def fresh_adapter(
     )
 
 
+def with_live_rows(adapter: Adapter, taken: Adapter, generator: torch.Generator) -> Adapter:
+    """Return the same update, with a fresh row of ``lora_A`` in the place of every zero one.
+
+    Where both factors of a direction are zero neither ever gets a gradient. Fresh rows are as in
+    :func:`fresh_adapter`, outside ``taken`` and the adapter's own rows.
+
+    Args:
+        adapter: its ``lora_B`` is zero where its ``lora_A`` is.
+    """
+    layers = {}
+    for name, factors in adapter.layers.items():
+        A, dead = factors.A.clone(), ~factors.A.any(dim=1)
+        if dead.any():
+            rows = torch.cat([taken.layers[name].A, A])
+            A[dead] = _orthogonal_rows(rows, int(dead.sum()), generator) / math.sqrt(3.0)
+        layers[name] = LoraFactors(A, factors.B)
+    return Adapter(layers, adapter.scaling)
+
+
 def _orthogonal_rows(taken: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     d_in = taken.shape[1]
     basis = _row_basis(taken)

@@ -57,11 +57,16 @@ class History(BaseModel):
         """Replace what the clients of a round had spent before."""
         return self.model_copy(update={"spent": {**self.spent, **spent}})
 
-    def noised(self, first: bool, spent: Mapping[str, Spending]) -> History:
-        """Add the noise of a round's mean, the ``first`` of a stage or a later one."""
-        before = 0.0 if first else self.noise_variance
-        added = round_variance([each.noise_floor for each in spent.values()])
-        return self.model_copy(update={"noise_variance": before + added})
+    def quiet(self) -> History:
+        """At the start of a stage no noise is in what it learns."""
+        return self.model_copy(update={"noise_variance": 0.0})
+
+    def noised(self, spent: Mapping[str, Spending], clients: int) -> History:
+        """Add the noise of a round's mean of so many ``clients``: who does not speak of noise has
+        none."""
+        floors = [each.noise_floor for each in spent.values()]
+        added = round_variance(floors + [0.0] * (clients - len(floors)))
+        return self.model_copy(update={"noise_variance": self.noise_variance + added})
 
     def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
         """Replace what is known of the clients of a round by its verdict."""

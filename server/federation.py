@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import psutil
 
-from deal_core.adapters import Shapes, stack, zero_adapter
+from deal_core.adapters import Shapes, compress, stack, zero_adapter
 from deal_core.aggregation import (
     Aggregate,
     Aggregation,
@@ -107,7 +107,7 @@ class Federation:
         """One round: sample, send, collect, aggregate."""
         carried = None
         if step.server_round == 1:
-            state, history, carried = self._begin_stage(step, state, history)
+            state, history, carried = self._begin_stage(step, state, history.quiet())
         started = time.monotonic()
         eligible = self.plan.working(step.stage, step.server_round)
         if not eligible or not self._phase(step).due(state):
@@ -160,7 +160,7 @@ class Federation:
         spent = {**gathered.spent, **spent}
         history = history.judged(sizes.keys(), excluded).charged(spent)
         if step.phase == LEARN:
-            history = history.noised(step.server_round == 1, spent)
+            history = history.noised(spent, len(sizes))
         return history.after_round(figures).after("train", seconds)
 
     def _begin_stage(
@@ -352,9 +352,14 @@ class Federation:
 
 
 def absorbed(state: State, aggregate: Aggregate) -> State:
-    """The state after a round: what the current adapter cannot hold joins the residual."""
+    """The state after a round: what the current adapter cannot hold joins the residual, whose rank
+    stays below the layers' own."""
     gained = [part for part in (state.residual, aggregate.residual) if part is not None]
-    return replace(state, current=aggregate.current, residual=stack(gained) if gained else None)
+    residual = stack(gained) if gained else None
+    if residual is not None:
+        full = max(min(shape) for shape in residual.shapes.values())
+        residual = compress(residual, full) if residual.rank > full else residual
+    return replace(state, current=aggregate.current, residual=residual)
 
 
 def start_state(experiment: Experiment, shapes: Shapes) -> State:

@@ -9,8 +9,8 @@ aggregates any others: by the same rule (what that trains, is trained here too; 
 room for stands beside the student, and the best part of both is kept at the end), behind the same
 robust steps, guard and wire format. Clients of their own ranks train the whole student.
 
-The stack travels down once, whole, and the student up: ``2 retained_rank + rank`` rows a layer
-down where learning has ``retained_rank + rank``.
+The stack travels down once, whole, and the student up: at most ``2 retained_rank + rank`` rows a
+layer down where learning has ``retained_rank + rank``.
 
 **Privacy.** On private texts the student's update is a release like that of any round of learning:
 under differential privacy it must be clipped, noised and charged. On public texts, and in

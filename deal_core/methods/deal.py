@@ -1,7 +1,9 @@
 """The method: fresh adapter, controlled update, distillation while learning, retention.
 
-Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
-complement of what is retained; clients learn it while they distil the model as it was at the
+Source: METHOD, "One task". A task starts with a current adapter of which ``warm_rank`` directions
+are the strongest retained ones and the others fresh, in the orthogonal complement of what is
+retained (by default all are retained ones after the first task: then nothing is ever cut, and the
+start differs from the adapter of the task before in its balance alone); clients learn it while they distil the model as it was at the
 start of the task, and pay for interference with what is retained; at the end both adapters are
 stacked, filtered, and the best part of fixed rank is retained, by the server alone or with rounds
 of distillation from the stack. The size of the model does not grow with the number of tasks. Every
@@ -24,6 +26,7 @@ from deal_core.adapters import (
     split,
     stack,
     taught,
+    with_live_rows,
     zero_adapter,
 )
 from deal_core.config import AdapterConfig
@@ -59,14 +62,20 @@ class Deal:
         nothing = zero_adapter(state.retained.shapes, 1)
         avoided = state.retained if self.method.fresh_adapter else nothing
         rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
-        warm = min(self.method.warm_rank, rank, state.retained.rank)
-        if not taught(state.retained):
-            warm = 0
+        warm = self._warm(state)
         fresh = fresh_adapter(avoided, rank - warm, scaling, generator)
         if not warm:
             return State(fresh, state.retained)
         strongest = rescaled(split(state.retained, warm)[0], scaling)
-        return State(side_by_side(strongest, fresh), state.retained, None, apart=warm)
+        current = with_live_rows(side_by_side(strongest, fresh), avoided, generator)
+        return State(current, state.retained, None, apart=warm)
+
+    def _warm(self, state: State) -> int:
+        """How many retained directions go on in the current adapter. None where clients have ranks
+        of their own: one that has room for fewer would lose what was learnt before."""
+        if self.adapter.client_ranks or not taught(state.retained):
+            return 0
+        return min(self.method.warm_rank, self.adapter.rank, state.retained.rank)
 
     def end_task(self, state: State) -> State:
         """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from statistics import median
 
 import torch
 
@@ -50,8 +51,12 @@ def _at_rate_one(steps: int) -> float:
 
 
 def round_variance(floors: Sequence[float]) -> float:
-    """Variance of an entry of the mean of clients whose entries have these standard deviations."""
-    return sum(floor**2 for floor in floors) / max(1, len(floors)) ** 2
+    """Variance of an entry of the mean of clients whose entries have these standard deviations.
+
+    Clients say what theirs is, so the middle one speaks for all: less than half of them can do
+    no more than choose among what the others say.
+    """
+    return median(floor**2 for floor in floors) / len(floors) if floors else 0.0
 
 
 def singular_floor(current: Adapter, variance: float) -> float:

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from deal_core.adapters import fresh_adapter, zero_adapter
+from deal_core.adapters import compress, fresh_adapter, zero_adapter
 from deal_core.attach import CURRENT, read
 from deal_core.config import ModelConfig, TrainConfig
 from deal_core.data import Example
@@ -85,6 +85,27 @@ def test_a_long_text_never_pushes_the_question_out(model):
     tail = model._ids("\nAnswer:")
     assert long.tokens[-len(tail) :] == short.tokens[-len(tail) :] == tuple(tail)
     assert len(long.tokens) - len(short.tokens) == 31
+
+
+def test_what_is_merged_into_frozen_weights_acts_as_what_is_not(
+    model, causal_folder, small_adapter, random_adapter
+):
+    """The retained adapter is added to the weights, the current one computed beside them."""
+    shapes = adapter_shapes(ModelConfig(family="causal-lm", name=str(causal_folder)), small_adapter)
+    learnt = random_adapter(shapes, 4, 2.0, 5)
+    nothing = zero_adapter(shapes, 4, 2.0)
+    batch, found = model.encode(EXAMPLES, LABELS), []
+    for state in (
+        State(nothing, zero_adapter(shapes, 6)),
+        State(learnt, zero_adapter(shapes, 6)),
+        State(nothing, compress(learnt, 6)),
+    ):
+        load_state(model, state)
+        with torch.no_grad():
+            found.append(model.scores(batch, LABELS))
+    base, beside, merged = found
+    torch.testing.assert_close(beside, merged, rtol=0, atol=1e-4)
+    assert (merged - base).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("name", METHODS)

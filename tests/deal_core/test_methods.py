@@ -13,6 +13,7 @@ from deal_core.adapters import (
     stack,
     zero_adapter,
 )
+from deal_core.aggregation import starting_adapter
 from deal_core.attach import at_task_start, read
 from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
@@ -147,6 +148,36 @@ def test_the_filter_works_on_a_warm_adapter_as_well():
     kept = make_method(deal(), CONFIG).end_task(learnt(method.begin_task(start(), seeded(0)), 1))
     warm = learnt(method.begin_task(kept, seeded(1)), 2)
     assert all(not f.B.any() for f in method.end_task(warm).retained.layers.values())
+
+
+def test_a_layer_of_which_the_filter_left_nothing_can_learn_again():
+    """Where both factors of a direction are zero neither ever gets a gradient."""
+    method = make_method(deal(warm_rank=3), CONFIG)
+    kept = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1)).retained
+    dead = {"first": slice(0, 6), "second": slice(2, 6)}  # all, and all but two
+    layers = {n: LoraFactors(f.A.clone(), f.B.clone()) for n, f in kept.layers.items()}
+    for name, rows in dead.items():
+        layers[name].A[rows] = 0.0
+        layers[name].B[:, rows] = 0.0
+    filtered = Adapter(layers)
+    begun = method.begin_task(State(zero_adapter(SHAPES, 4, 2.0), filtered), seeded(1))
+    assert relative_difference(stack(begun.parts()), filtered) < 1e-6
+    for name, f in begun.current.layers.items():
+        assert torch.linalg.matrix_rank(f.A) == 4
+        fresh = f.A[[not column.any() for column in f.B.T]]
+        assert len(fresh) == {"first": 4, "second": 2}[name]
+        assert (fresh @ filtered.layers[name].A.T).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_clients_of_low_rank_lose_nothing_of_earlier_tasks(rank):
+    """They train a part of the current adapter: nothing learnt before may be in it."""
+    method = make_method(deal(), CONFIG.model_copy(update={"client_ranks": (2, 4)}))
+    kept = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
+    begun = method.begin_task(kept, seeded(1))
+    small = starting_adapter(begun.current, rank, 8.0 / rank)
+    theirs = replace(begun, current=small)
+    assert relative_difference(stack(theirs.parts()), kept.retained) < 1e-6
 
 
 def test_deal_consolidates_the_residual_too():

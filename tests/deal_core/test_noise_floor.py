@@ -94,3 +94,11 @@ def test_a_floor_that_somebody_set_and_other_filters_stay():
     wiener = MethodConfig.model_validate({"retention": {"filter": "wiener"}})
     assert denoising(wiener, 0.0) == wiener
     assert denoising(wiener, 0.3).retention.noise == 0.3
+
+
+def test_a_client_that_lies_about_its_noise_changes_next_to_nothing():
+    honest = [0.01, 0.011, 0.012, 0.013, 0.014]
+    for lie in (0.0, 1e6):
+        told = round_variance([*honest, lie])
+        assert 0.9 < told / round_variance(honest) * 6 / 5 < 1.1
+    assert round_variance([]) == 0.0

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -266,6 +268,27 @@ def test_the_price_is_that_of_the_live_factors_and_the_residual(
         with torch.no_grad():
             next(iter(lora_layers(minilm.module).values())).lora_B[CURRENT].weight.mul_(2.0)
         assert objective.penalty().detach() != before
+
+
+def test_what_goes_on_from_earlier_tasks_is_no_update_until_it_moves(minilm, second_task):
+    """The strongest retained directions start the current adapter: the price is that of the change
+    since."""
+    method = make_method(MethodConfig(), AdapterConfig())
+    warm = method.begin_task(second_task, seeded(0, "begin"))
+    assert warm.apart == 8
+    objective, _ = objective_of(minilm, warm, Memory())
+    assert float(objective.penalty().detach()) < 1e-4
+    layers = {n: LoraFactors(f.A, 1.1 * f.B) for n, f in warm.current.layers.items()}
+    objective, _ = objective_of(
+        minilm, replace(warm, current=Adapter(layers, warm.current.scaling)), Memory()
+    )
+    expected, anchors = [], make_anchors(warm.retained, CPU)
+    for name, f in warm.current.layers.items():
+        change = LoraFactors(torch.eye(f.A.shape[1]), 0.1 * warm.current.scaling * f.B @ f.A)
+        expected.append(dense_penalty(change, anchors[name], config(lambda1=100.0)))
+    torch.testing.assert_close(
+        objective.penalty().detach(), torch.stack(expected).mean(), rtol=1e-2, atol=0
+    )
 
 
 def test_the_retained_directions_are_found_once_a_task(minilm, second_task, monkeypatch):

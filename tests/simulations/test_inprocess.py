@@ -154,9 +154,10 @@ def test_another_seed_gives_another_adapter(finished, tmp_path):
     assert any(not np.array_equal(one[key], two[key]) for key in one)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
 def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, steps):
-    """Interrupt in the middle of a step; the checkpoint before it stands."""
+    """Interrupt in the middle of a step; the checkpoint before it stands, 3 of them at the border
+    of two tasks."""
     experiment, folder, _ = finished
     ended = {"round_finished", "stage_finished"}
     count = 0
