@@ -63,7 +63,9 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     audit = read_audit(request.audit)
     if audit is not None:
         check_unit(audit, with_budget(base, 1.0))
-    left = {} if request.report else remaining(cells, cells)
+    left = remaining(cells, cells)
+    if request.report:
+        left = {}
 
     def renew() -> None:
         write(out, collect(study.path.stem, cells, values, audit))

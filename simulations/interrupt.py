@@ -28,6 +28,19 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
+def deferred() -> Iterator[None]:
+    """Within the block both signals wait for its end, for whoever handles them outside. (Ignored
+    or blocked they would be so in every process that is started in it.)"""
+    came: list[int] = []
+    try:
+        with _handled(lambda number, frame: came.append(number), SIGNALS):
+            yield
+    finally:
+        for number in came[:1]:
+            signal.raise_signal(number)
+
+
+@contextmanager
 def ignoring_ctrl_c() -> Iterator[None]:
     """Within the block Ctrl-C is ignored, and by what is started in it ever after."""
     with _handled(signal.SIG_IGN, (signal.SIGINT,)):

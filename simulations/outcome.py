@@ -53,6 +53,7 @@ def outcome(results: Results) -> Outcome:
 
 def together(parts: Sequence[Results]) -> Outcome:
     """Of a federation for each task alone: the accuracies side by side, in one row."""
+    _require_counts(parts)
     row = [part.accuracy_matrix[-1][0] for part in parts]
     own: dict[str, list[float]] = {}
     for part in parts:
@@ -71,6 +72,7 @@ def together(parts: Sequence[Results]) -> Outcome:
 def pooled_own(parts: Sequence[Results]) -> Outcome:
     """Of clients that are each alone: every client's model on its own tests, each test example
     counted once; part ``k`` is the run in which client ``k`` trained."""
+    _require_counts(parts)
     mine = [part.per_client[str(k)] for k, part in enumerate(parts)]
     tasks = parts[0].tasks
     matrix = [
@@ -80,7 +82,8 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
     own = [client.average_accuracy for client in mine]
     measured = _measured(parts, tasks, matrix, parts[0].zero_shot, own)
     everywhere = fmean(p.average_accuracy for p in parts if p.average_accuracy is not None)
-    return measured.model_copy(update={"on_all_tests": everywhere})
+    means = {key: getattr(measured, key) / len(parts) for key in ("bytes_up", "bytes_down")}
+    return measured.model_copy(update={"on_all_tests": everywhere, **means})
 
 
 def _pooled(clients: Sequence[ClientResult], row: int, task: int) -> float:
@@ -90,6 +93,15 @@ def _pooled(clients: Sequence[ClientResult], row: int, task: int) -> float:
     return fmean([accuracy for accuracy, _ in known], [count for _, count in known])
 
 
+def _require_counts(parts: Sequence[Results]) -> None:
+    for part in parts:
+        if not part.accuracy_matrix or not part.per_client:
+            raise UserError(
+                f"{part.config.run.out}: its clients kept their counts, so there is no accuracy to "
+                "compare; remove that folder"
+            )
+
+
 def _measured(
     parts: Sequence[Results],
     tasks: list[str],
@@ -97,8 +109,7 @@ def _measured(
     zero_shot: dict[str, float],
     own: Sequence[float | None],
 ) -> Outcome:
-    if not all(part.accuracy_matrix for part in parts):
-        raise UserError("a run whose clients keep their counts cannot be compared: no accuracy")
+    _require_counts(parts)
     rows = len(matrix) > 1
     stages = [list(stage.work) for stage in parts[0].stages] if rows else [tasks]
     begun, learnt = metrics.spans(tasks, stages)

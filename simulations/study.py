@@ -62,7 +62,7 @@ def run_study(request: StudyRequest, console: Console) -> int:
     part = names(request.arms), names(request.settings)
     wanted = chosen(cells, numbers(request.seeds), *part)
     left = remaining(cells, wanted)
-    before = kept(out, cells)
+    before = kept(out, study.name, cells)
     left = {run: left[run] for run in left if run.partition("/")[0] not in before}
     work = bool(left) and not request.report
     if work:
@@ -107,11 +107,25 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
         for experiment in left.values():
             check_names(experiment)
             check_public(experiment)
+            check_counts(experiment)
         inputs = {
-            experiment.model_dump_json(include=INPUTS): experiment for experiment in left.values()
+            (each.model_dump_json(include=INPUTS), each.run.seed): each for each in left.values()
         }
         for experiment in inputs.values():
             preflight(experiment)
+
+
+def check_counts(experiment: Experiment) -> None:
+    """A study compares accuracies.
+
+    Raises:
+        UserError: the clients keep theirs.
+    """
+    if experiment.privacy.metrics == "none":
+        raise UserError(
+            'privacy.metrics = "none": without counts there is no accuracy to compare; '
+            'use "clear" or "noised"'
+        )
 
 
 def run_left(
@@ -169,7 +183,8 @@ def run_left(
 
 
 def write(study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, CellResult]) -> None:
-    """Write ``study.json`` and ``study.md`` of what has finished, now or ``before``.
+    """Write ``study.json`` and ``study.md`` of what has finished, now or ``before``. A cell that is
+    no longer in the study stays in the file, which may be all that is left of it.
 
     Raises:
         UserError: the folder cannot be written.
@@ -181,8 +196,11 @@ def write(study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, C
         defaults=default_settings(),
         cells=collect(cells, before),
     )
+    asked = {cell.name for cell in cells}
+    gone = [cell for name, cell in before.items() if name not in asked]
+    everything = results.model_copy(update={"cells": [*results.cells, *gone]})
     texts = {
-        STUDY_JSON: results.model_dump_json(indent=1) + "\n",
+        STUDY_JSON: everything.model_dump_json(indent=1) + "\n",
         "study.md": markdown(study, results),
     }
     write_texts(out, texts)

@@ -108,19 +108,26 @@ def chosen(
     """
     for arm in arms:
         choose("arm", arm, {cell.arm: None for cell in cells})
+    named = {cell.setting: None for cell in cells if cell.setting}
+    if settings and not named:
+        raise UserError("--settings: the study has none; leave it out")
     for setting in settings:
-        choose("setting", setting, {cell.setting: None for cell in cells if cell.setting})
+        choose("setting", setting, named)
     known = sorted({cell.seed for cell in cells})
     for seed in seeds:
         if seed not in known:
             raise UserError(f"--seeds: the study has no seed {seed}; its seeds are {known}")
-    return [
+    found = [
         cell
         for cell in cells
         if (not seeds or cell.seed in seeds)
         and (not arms or cell.arm in arms)
         and (not settings or cell.setting in settings)
     ]
+    if not found:
+        has = {arm: sorted({c.seed for c in cells if c.arm == arm}) for arm in arms}
+        raise UserError(f"--seeds and --arms have no cell in common; seeds of these arms: {has}")
+    return found
 
 
 def _places(study: Study) -> Iterator[tuple[str, str, str, int]]:

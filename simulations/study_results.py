@@ -34,6 +34,11 @@ class CellResult(Strict):
     outcome: Outcome
 
     @property
+    def precision(self) -> Value:
+        """In what the frozen model computed."""
+        return next(iter(self.settings.values()), {}).get(PRECISION, "auto")
+
+    @property
     def name(self) -> str:
         """As of its :class:`~simulations.study_grid.Cell`."""
         return cell_name(self.arm, self.order, self.setting, self.seed)
@@ -55,12 +60,13 @@ class StudyResults(Strict):
     cells: list[CellResult]
 
 
-def kept(folder: Path, cells: Sequence[Cell]) -> dict[str, CellResult]:
+def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResult]:
     """Read the cells of a study's earlier ``study.json``, by their names: it is enough, the
     folders of their runs may be gone.
 
     Raises:
-        UserError: it cannot be read, or a cell was found under other settings than now.
+        UserError: it cannot be read, is of another study, or a cell was found under other
+            settings than now.
     """
     path = folder / STUDY_JSON
     if not path.exists():
@@ -72,6 +78,8 @@ def kept(folder: Path, cells: Sequence[Cell]) -> dict[str, CellResult]:
         raise UserError(
             f"{path}: cannot be read ({why}); remove it, or choose another --out"
         ) from None
+    if results.study != study:
+        raise UserError(f"{path}: holds the study {results.study}; choose another --out")
     before = {cell.name: cell for cell in results.cells}
     for cell in cells:
         if cell.name in before:
@@ -83,8 +91,14 @@ def _check_same(path: Path, cell: Cell, defaults: Mapping[str, Value], before: C
     """Settings that have come into being since then count as their defaults; where precision is
     left to the machine, that of any machine stands."""
     usual = {**default_settings(), **defaults}
+    parts, then = sorted(cell.runs), sorted(before.settings)
+    if parts != then:
+        raise UserError(
+            f"{path}: the cell {cell.name} is made of the runs {parts}, but was found with {then}; "
+            "set the tasks or clients back, remove the cell from that file, or choose another --out"
+        )
     for part, run in cell.runs.items():
-        there = {**usual, **before.settings.get(part, {})}
+        there = {**usual, **before.settings[part]}
         for key, value in settings_of(run).items():
             free = key == PRECISION and value == "auto"
             if value != there[key] and not free:
@@ -104,7 +118,7 @@ def collect(cells: Sequence[Cell], before: Mapping[str, CellResult]) -> list[Cel
     """Read what the finished cells found, in their order; those of ``before`` stand as they are.
 
     Raises:
-        UserError: a results file that is not valid.
+        UserError: a results file that is not valid, or without accuracies.
     """
     done = [cell for cell in cells if cell.name in before or finished(cell)]
     return [before.get(cell.name) or _read(cell) for cell in done]

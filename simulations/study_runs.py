@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from deal_core.config import Experiment
+from deal_core.errors import UserError
 from server.folder import RunFolder
+from server.lock import alone
 from server.results import read_results
-from simulations.interrupt import uninterrupted
+from simulations.interrupt import deferred, uninterrupted
 from simulations.record import RECORD, check_same, record, recorded
 
 LOG = "log.txt"
@@ -65,8 +67,12 @@ def work_off(
         while waiting or working:
             while waiting and len(working) < jobs:
                 name = waiting.popleft()
-                working[name] = start(runs[name])
                 on_start(name)
+                try:
+                    with deferred():
+                        working[name] = start(runs[name])
+                except UserError as error:
+                    on_end(name, str(error))
             ended = [name for name, process in working.items() if process.poll() is not None]
             for name in ended:
                 code = working.pop(name).returncode
@@ -79,9 +85,10 @@ def start(experiment: Experiment) -> subprocess.Popen[bytes]:
     """Start ``deal simulate`` on the experiment: this very code, in a process of its own that
     Ctrl-C at the terminal does not reach; a run that was stopped continues."""
     folder = Path(experiment.run.out)
-    resume = standing(experiment) == "started"
-    run = experiment.run.model_copy(update={"resume": resume})
-    record(experiment.model_copy(update={"run": run}))
+    with alone(RunFolder(folder).launching):  # another process may be at work on it
+        resume = standing(experiment) == "started"
+        run = experiment.run.model_copy(update={"resume": resume})
+        record(experiment.model_copy(update={"run": run}))
     command = [sys.executable, "-m", "simulations.cli", "simulate", str(folder / RECORD)]
     command += ["--out", str(folder), *(["--resume"] if resume else [])]
     root = str(Path(__file__).resolve().parent.parent)

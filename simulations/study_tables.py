@@ -98,7 +98,7 @@ def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
     """Paired differences of every contestant to the best baseline, the named baseline and the
     candidate."""
     accuracy = {
-        arm: {place(c): c.outcome.average_accuracy for c in own}
+        arm: {pair(c): c.outcome.average_accuracy for c in own}
         for arm, own in by_arm(study, cells).items()
         if study.file.arms[arm].contestant
     }
@@ -109,8 +109,8 @@ def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
         yield "One arm alone: nothing to compare."
         return
     yield (
-        f"Pairs have seed and order in common. The best baseline is {study.label(best)}, by the "
-        "very figures it is compared by."
+        "Pairs have seed, order and precision in common. The best baseline, by the cells that all "
+        f"have in common, is {study.label(best)}; that is a choice by the very figures."
     )
     yield ""
     yield from _head("arm", "minus", "pairs", "difference", "p")
@@ -175,7 +175,7 @@ def curves(study: Study, cells: Sequence[CellResult], level: str) -> Iterator[st
 
 
 def cost_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Means per cell; what runs beside it on the machine is in the time."""
+    """Means per cell, and the largest peak; what runs beside it on the machine is in the time."""
     yield from _head("arm", "time", "peak memory", "sent per client", "received per client")
     for arm, own in by_arm(study, cells).items():
         outcomes = [cell.outcome for cell in own]
@@ -220,8 +220,13 @@ def by_arm(study: Study, cells: Sequence[CellResult]) -> dict[str, list[CellResu
 
 
 def place(cell: CellResult) -> Hashable:
-    """What two cells must have in common to be a pair."""
+    """Where a cell stands, whatever its arm."""
     return (cell.seed, cell.order)
+
+
+def pair(cell: CellResult) -> Hashable:
+    """What two cells must have in common to be a pair."""
+    return (cell.seed, cell.order, cell.precision)
 
 
 def _head(*names: str) -> Iterator[str]:

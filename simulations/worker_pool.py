@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,13 +35,18 @@ class Job:
 
 class WorkerPool:
     """A client's requests go to the same worker, which has its texts and its teacher at hand,
-    unless another one has nothing left to do. Who answers changes no number."""
+    unless another one has nothing left to do. Who answers changes no number.
+
+    A worker that ends before its time ends the pool: whatever waits, or is asked later, gets
+    :class:`~concurrent.futures.BrokenExecutor`.
+    """
 
     def __init__(self, executors: list[ProcessPoolExecutor]) -> None:
         self._executors = executors
         self._queues: list[deque[Job]] = [deque() for _ in executors]
         self._idle = set(range(len(executors)))
         self._open = True
+        self._broken: BrokenExecutor | None = None
         self._lock = Lock()
 
     def submit(self, client: int, request: Message, context: Context) -> Future[Message]:
@@ -57,6 +67,8 @@ class WorkerPool:
         started = self._start()
         for running, worker, job in started:  # outside the lock: it may be done already
             running.add_done_callback(partial(self._finished, worker, job))
+        if self._broken is not None:
+            self._fail(self._broken)
 
     def _start(self) -> list[tuple[Future[Message], int, Job]]:
         started = []
@@ -64,24 +76,41 @@ class WorkerPool:
             own_work_first = sorted(self._idle, key=lambda worker: not self._queues[worker])
             for worker in own_work_first:
                 own, longest = self._queues[worker], max(self._queues, key=len)
-                if not longest or not self._open:
+                if not longest or not self._open or self._broken:
                     break
-                job = own.popleft() if own else longest.pop()
+                job = own[0] if own else longest[-1]
+                try:
+                    running = self._executors[worker].submit(answer, job.request, job.context)
+                except BrokenExecutor as fault:
+                    self._broken = fault
+                    break
+                (own.popleft if own else longest.pop)()
                 self._idle.remove(worker)
-                running = self._executors[worker].submit(answer, job.request, job.context)
                 started.append((running, worker, job))
         return started
 
     def _finished(self, worker: int, job: Job, running: Future[Message]) -> None:
-        with self._lock:
-            self._idle.add(worker)
         if running.cancelled():
             return
         fault = running.exception()
+        with self._lock:
+            if isinstance(fault, BrokenExecutor):
+                self._broken = fault
+            else:
+                self._idle.add(worker)
         if fault is None:
             job.outcome.set_result(running.result())
-            self._feed()
         else:
+            job.outcome.set_exception(fault)
+        self._feed()
+
+    def _fail(self, fault: BrokenExecutor) -> None:
+        """Tell everybody who waits."""
+        with self._lock:
+            waiting = [job for queue in self._queues for job in queue]
+            for queue in self._queues:
+                queue.clear()
+        for job in waiting:
             job.outcome.set_exception(fault)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -157,6 +158,9 @@ def test_again_nothing_is_left_and_a_further_budget_starts_alone(done):
     assert run_budgets(more, screen) == 0
     told = json.loads((out / "budgets.json").read_text())
     assert (told["wanted"], told["finished"]) == (3, 2)
+    other = replace(request, overrides=(*SMALL, "train.learning_rate=0.5"), report=True)
+    with pytest.raises(UserError, match=r"'train\.learning_rate' is 0\.5, but the run in"):
+        run_budgets(other, screen)
 
 
 def test_budgets_are_read_or_refused_in_one_line():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deal_core.config import Experiment, StreamConfig
+from deal_core.errors import UserError
 from server.checkpoint import History
 from server.plan import make_plan
 from server.results import Results, make_results
@@ -80,6 +81,14 @@ def test_each_client_alone_is_judged_on_its_own_tests_every_example_once() -> No
     assert found.worst_client == pytest.approx(min(0.7, (0.7 + 0.8) / 2))
     everybody = [(9 / 40 + 5 / 10) / 2, (22 / 40 + 8 / 10) / 2]
     assert found.on_all_tests == pytest.approx(sum(everybody) / 2)
+    assert (found.bytes_up, found.bytes_down) == (30.0, 5.0)  # of each client
+
+
+@pytest.mark.parametrize("combine", [together, pooled_own, lambda parts: outcome(parts[0])])
+def test_runs_without_counts_are_refused_in_one_line(combine) -> None:
+    results = run(["a"], START, START).model_copy(update={"accuracy_matrix": []})
+    with pytest.raises(UserError, match=r"its clients kept their counts.*remove that folder"):
+        combine([results, results])
 
 
 def test_counts_that_did_not_arrive_are_no_wrong_answers() -> None:

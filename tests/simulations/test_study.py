@@ -20,7 +20,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.inprocess import run_inprocess
-from simulations.record import record
+from simulations.record import claimed, record, recorded
 from simulations.study import StudyRequest, fitting, numbers, run_study
 from simulations.study_file import load_study
 from simulations.study_grid import grid
@@ -192,6 +192,79 @@ def test_the_figures_alone_carry_the_study_on(
     (tmp_path / "study.json").write_text(figures[: len(figures) // 2])
     with pytest.raises(UserError, match=r"study\.json: cannot be read"):
         run_study(elsewhere, console())
+
+
+def test_what_the_study_no_longer_has_stays_in_the_file_and_in_no_table(
+    done: tuple[StudyRequest, int, str], tmp_path: Path
+) -> None:
+    """It may be all that is left of those runs."""
+    request = done[0]
+    (tmp_path / "study.json").write_text((Path(request.out) / "study.json").read_text())
+    text = STUDY.replace('[arms.sequential]\nset.method.name = "sequential"\n', "")
+    (tmp_path / "mine.toml").write_text(text)
+    fewer = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path), report=True)
+    assert run_study(fewer, console()) == 0
+    results = StudyResults.model_validate_json((tmp_path / "study.json").read_text())
+    assert [cell.arm for cell in results.cells] == ["deal", "sequential"]
+    page = (tmp_path / "study.md").read_text()
+    assert "1 of 2 cells done" in page
+    assert "sequential" not in page
+    (tmp_path / "other.toml").write_text(text)
+    other = StudyRequest(str(tmp_path / "other.toml"), str(tmp_path), report=True)
+    with pytest.raises(UserError, match="holds the study mine; choose another --out"):
+        run_study(other, console())
+
+
+def test_a_bound_over_other_tasks_is_another_cell(
+    done: tuple[StudyRequest, int, str], tmp_path: Path
+) -> None:
+    text = STUDY + '[arms.alone]\nbound = "per-task"\n'
+    (tmp_path / "mine.toml").write_text(text)
+    figures = json.loads((Path(done[0].out) / "study.json").read_text())
+    cell = figures["cells"][0] | {"arm": "alone", "bound": "per-task"}
+    usual = cell["settings"][""]
+    names = ("laboratory", "surgery", "medicine")
+    cell["settings"] = {name: {**usual, "data.tasks": json.dumps([name])} for name in names}
+    (tmp_path / "study.json").write_text(json.dumps(figures | {"cells": [cell]}))
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path), report=True)
+    with pytest.raises(UserError, match=r"made of the runs .*but was found with .*medicine"):
+        run_study(request, console())
+
+
+def test_a_run_that_another_process_writes_fails_and_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(STUDY)
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), arms="deal")
+    (cell,) = (c for c in grid(load_study(request.study), tmp_path / "out") if c.arm == "deal")
+    theirs = cell.runs[""]
+    train = theirs.train.model_copy(update={"learning_rate": 0.5})
+    out = console()
+    with claimed(theirs.model_copy(update={"train": train})):
+        assert run_study(request, out) == 1
+    assert "failed: deal.seed0: " in said(out)
+    assert "another process is writing this run" in said(out)
+    assert recorded(Path(theirs.run.out)).train.learning_rate == 0.5
+
+
+def test_every_seed_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    """Two clients with one of two tasks each: with seed 0 both draw the same one."""
+    text = STUDY.replace(
+        "[set]",
+        'seeds = [0, 4]\n[set]\nstream.schedule = "per-client"\nstream.tasks_per_client = 1',
+    )
+    (tmp_path / "mine.toml").write_text(text)
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), arms="deal")
+    with pytest.raises(UserError, match="no client meets"):
+        run_study(request, console())
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_without_counts_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(STUDY)
+    overrides = ("privacy.metrics=none",)
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), overrides)
+    with pytest.raises(UserError, match=r"privacy\.metrics = \"none\""):
+        run_study(request, console())
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 def test_jobs_fit_the_cores() -> None:

@@ -129,6 +129,12 @@ def test_a_part_of_the_grid(tmp_path: Path) -> None:
         chosen(whole, (), (), ("smal",))
     with pytest.raises(UserError, match=r"no seed 2; its seeds are \[1, 3, 7\]"):
         chosen(whole, (2,), ())
+    with pytest.raises(
+        UserError, match=r"no cell in common; seeds of these arms: {'two': \[1, 7\]}"
+    ):
+        chosen(whole, (3,), ("two",))
+    with pytest.raises(UserError, match="--settings: the study has none; leave it out"):
+        chosen([replace(cell, setting="") for cell in whole], (), (), ("small",))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +192,6 @@ def test_tuning_tries_the_same_for_every_method() -> None:
     tried = {
         (s["train"]["learning_rate"], s["federation"]["local_epochs"]) for s in settings.values()
     }
-    assert tried == {(1e-3, 1), (2e-3, 1), (4e-3, 1), (2e-3, 2)}
+    assert tried == {(5e-4, 1), (1e-3, 1), (2e-3, 1), (4e-3, 1), (8e-3, 1), (2e-3, 2)}
     arms = load_study("tuning").file.arms.values()
     assert not any({"train", "federation"} & arm.set.keys() for arm in arms)

@@ -101,7 +101,7 @@ def test_arms_have_means_intervals_and_marks(study: Study) -> None:
 
 def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) -> None:
     table = "\n".join(significance(study, CELLS))
-    assert "best baseline is Good" in table
+    assert "have in common, is Good" in table
     assert "replay" not in table
     assert "joint" not in table
     assert best_baseline(study, {"weak": {0: 0.9}, "deal": {0: 0.95}, "good": {0: 0.8}}) == "weak"
@@ -118,6 +118,14 @@ def test_differences_are_paired_by_seed(study: Study) -> None:
     one_seed = [line for line in significance(study, CELLS[:3]) if line.startswith("| weak | DEAL")]
     assert one_seed == ["| weak | DEAL | 1 | -15.0 | – |"]
     assert list(significance(study, CELLS[:1])) == ["One arm alone: nothing to compare."]
+
+
+def test_runs_of_different_precision_are_no_pair(study: Study) -> None:
+    other = {"": {"train.precision": "bfloat16"}}
+    changed = [c.model_copy(update={"settings": other}) if c.seed else c for c in CELLS]
+    assert rows(list(significance(study, changed)))["DEAL"][1] == "2"
+    mixed = [c.model_copy(update={"settings": other}) if c is CELLS[-1] else c for c in CELLS]
+    assert rows(list(significance(study, mixed)))["DEAL"][1] == "1"
 
 
 def test_forgetting_by_age(study: Study) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
 
 import psutil
@@ -69,6 +69,51 @@ def test_a_fault_is_the_callers():
     line.jobs.popleft()[1].set_exception(ValueError("no"))
     with pytest.raises(ValueError, match="no"):
         outcome.result()
+
+
+class Mortal(Line):
+    """An executor whose process may be gone."""
+
+    gone = False
+
+    def submit(self, function, request, context) -> Future:
+        if self.gone:
+            raise BrokenExecutor("gone")
+        return super().submit(function, request, context)
+
+
+def test_a_worker_that_ends_while_others_work_ends_everything_that_waits():
+    lines = [Mortal(), Mortal()]
+    pool = WorkerPool(lines)
+    outcomes = [pool.submit(0, i, None) for i in "abcd"]  # d goes to the second worker
+    lines[1].gone = True
+    lines[1].jobs.popleft()[1].set_exception(BrokenExecutor("gone"))
+    for waiting in (outcomes[1], outcomes[2], outcomes[3]):
+        with pytest.raises(BrokenExecutor):
+            waiting.result(timeout=1)
+    assert lines[0].finish() == "a"
+    assert outcomes[0].result(timeout=1) == "reply to a"
+    assert not lines[0].jobs
+    with pytest.raises(BrokenExecutor):
+        pool.submit(0, "e", None).result(timeout=1)
+
+
+def test_a_worker_that_ends_while_idle_is_found_by_the_next_request():
+    lines = [Mortal(), Mortal()]
+    pool = WorkerPool(lines)
+    lines[0].gone = True
+    with pytest.raises(BrokenExecutor):
+        pool.submit(0, "a", None).result(timeout=1)
+
+
+def test_after_a_fault_what_waits_is_started():
+    line = Line()
+    pool = WorkerPool([line])
+    faulty, next_one = pool.submit(0, "a", None), pool.submit(0, "b", None)
+    line.jobs.popleft()[1].set_exception(ValueError("no"))
+    assert faulty.exception() is not None
+    assert line.finish() == "b"
+    assert next_one.result(timeout=1) == "reply to b"
 
 
 def test_a_closed_pool_starts_nothing_more():
@@ -156,10 +201,11 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     assert alive == []
 
 
-def test_a_killed_worker_stops_the_run_with_a_way_on(tmp_path):
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_killed_worker_stops_the_run_with_a_way_on(tmp_path, killed):
     with start_run(tmp_path) as run:
         wait_for(run, "round_started")
-        for worker in workers_of(run):
+        for worker in workers_of(run)[:killed]:
             worker.send_signal(signal.SIGKILL)
         _, errors = run.communicate(timeout=60)
     assert run.returncode == 1
