@@ -19,8 +19,8 @@ from simulations.epsilons import epsilons, named, with_budget
 from simulations.experiment import Request, load_experiment
 from simulations.interrupt import stoppable
 from simulations.preflight import preflight
+from simulations.say import say
 from simulations.simulate import STOPPED
-from simulations.study import say
 from simulations.view import progress_view
 from simulations.write_texts import write_texts
 
@@ -82,7 +82,7 @@ def run_audit(request: AuditRequest, console: Console) -> int:
     audit = Audit(experiment=Path(request.experiment).stem, cells=_cells(request, found))
     page = markdown(audit)
     write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": page})
-    console.print(page, markup=False, highlight=False, soft_wrap=True)
+    say(console, page)
     say(console, f"figures in {out / 'audit.json'}, table in {out / 'audit.md'}")
     return REFUTED if any(each.refuted for each in found) else 0
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from server.results import Strict
 from simulations.audit_found import Attack, Figure, Found, Kind
+from simulations.markdown_table import DASH, row
 
-DASH = "–"
 EXPLANATION = (
     "A lower bound holds with 95 % confidence, each by itself; a bound above the claim refutes the "
     "claim, a bound below it proves nothing."
@@ -71,12 +71,12 @@ def _table(audit: Audit) -> Iterator[str]:
     kinds = _kinds(audit)
     members = ("AUC", "TPR at 1 % FPR") if "texts" in kinds else ()
     names = (*(HEADS[kind] for kind in kinds), *members)
-    yield _row("mechanism", "claimed epsilon", *names, "verdict")
+    yield row("mechanism", "claimed epsilon", *names, "verdict")
     yield "|---|" + "---:|" * (1 + len(names)) + "---|"
     for cell in audit.cells:
         bounds = {each.kind: _bound(each) for each in cell.trainings}
         attack = next((each.membership for each in cell.trainings if each.membership), None)
-        yield _row(
+        yield row(
             cell.trainings[0].mechanism,
             _claim(cell.trainings),
             *(bounds.get(kind, DASH) for kind in kinds),
@@ -119,7 +119,3 @@ def _verdict(cell: Cell) -> str:
     if all(each.claimed is None for each in cell.trainings):
         return "nothing claimed"
     return "REFUTED" if any(each.refuted for each in cell.trainings) else "not refuted"
-
-
-def _row(*values: str) -> str:
-    return "| " + " | ".join(values) + " |"

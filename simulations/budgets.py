@@ -14,8 +14,9 @@ from simulations.budgets_study import budgets_study
 from simulations.budgets_tables import markdown
 from simulations.epsilons import epsilons, with_budget
 from simulations.experiment import Request, load_experiment
+from simulations.say import say
 from simulations.simulate import STOPPED
-from simulations.study import FAILED, check_left, names, remaining, run_left, say
+from simulations.study import FAILED, check_left, names, remaining, run_left
 from simulations.study_grid import grid
 from simulations.write_texts import write_texts
 
@@ -78,7 +79,7 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     if failures is None:
         return STOPPED
     page = out / "budgets.md"
-    console.print(page.read_text(encoding="utf-8"), markup=False, highlight=False, soft_wrap=True)
+    say(console, page.read_text(encoding="utf-8"))
     say(console, f"table in {page}, figures in {out / 'budgets.json'}, {out / 'budgets.png'}")
     for name, why in failures.items():
         say(console, f"failed: {name}: {why}")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from server.spending import extent
 from simulations.budgets_results import Budgets, Mean, Point, Sweep
+from simulations.markdown_table import DASH, head, row
 
-DASH = "–"
 EXPLANATION = (
     "Accuracies in %, forgetting in points: mean ± half width of the 95 % interval (Student's t "
     "over seeds; one seed has no interval). Of the way: from zero-shot to the same seeds without "
@@ -40,13 +40,12 @@ def markdown(budgets: Budgets) -> str:
 
 
 def _table(points: list[Point]) -> Iterator[str]:
-    yield _row(*HEAD)
-    yield "|---|" + "---:|" * (len(HEAD) - 1)
+    yield from head(*HEAD)
     longest = max(points, key=lambda point: point.zero_shot.n)
     zero = longest.zero_shot
-    yield _row("0 (zero-shot)", str(zero.n), _percent(zero), *[DASH] * (len(HEAD) - 3))
+    yield row("0 (zero-shot)", str(zero.n), _percent(zero), *[DASH] * (len(HEAD) - 3))
     for point in points:
-        yield _row(
+        yield row(
             "inf (no privacy)" if point.epsilon == "inf" else point.epsilon,
             str(point.average_accuracy.n),
             _percent(point.average_accuracy),
@@ -105,7 +104,3 @@ def _percent(found: Mean | None, unit: str = "") -> str:
         return DASH
     width = "" if found.half_width is None else f" ± {100 * found.half_width:.1f}"
     return f"{100 * found.mean:.1f}{width}{unit}"
-
-
-def _row(*values: str) -> str:
-    return "| " + " | ".join(values) + " |"

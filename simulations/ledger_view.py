@@ -13,6 +13,7 @@ from rich.table import Table
 from deal_core.certificate import certificate, check_certificate
 from deal_core.errors import UserError
 from deal_core.ledger import FILE, Entry, Ledger, LedgerError, composed
+from simulations.say import say
 
 
 def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
@@ -34,7 +35,7 @@ def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
         table.add_row(run, task or "(all)", *_figures(part))
     console.print(table)
     for line in _summary(entries, disjoint_tasks):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def verify(folder: str, certificate_file: str, console: Console) -> None:

@@ -18,6 +18,9 @@ from simulations.toml_text import toml_lines
 RECORD = "experiment.toml"
 """The whole experiment, beside the results; it can be run again as it is."""
 
+PRECISION, AUTO = "train.precision", "auto"
+"""The key whose default leaves it to the machine."""
+
 FREE_ON_RESUME = (
     "description",
     "run.out",
@@ -84,14 +87,16 @@ def record(experiment: Experiment) -> None:
 
 
 def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) -> None:
-    """Check that a run folder holds the experiment that is wanted in it.
+    """Check that a run folder holds the experiment that is wanted in it. Where precision is left
+    to the machine, that of the machine it was started on stands.
 
     Raises:
         UserError: the first key that differs and matters, with both values, and the ``cure``.
     """
     there = flatten(before)
     for key, value in flatten(wanted).items():
-        if key not in FREE_ON_RESUME and value != there[key]:
+        free = key in FREE_ON_RESUME or (key == PRECISION and value == AUTO)
+        if value != there[key] and not free:
             raise UserError(
                 f"{where}: '{key}' is {json.dumps(value)}, but the run in {wanted.run.out} was "
                 f"started with {json.dumps(there[key])}; {cure}"

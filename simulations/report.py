@@ -12,6 +12,7 @@ from deal_core.metrics import in_turn, spans
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
 from server.spending import extent
+from simulations.say import say
 from simulations.view import duration, signed
 
 
@@ -26,7 +27,7 @@ def print_report(console: Console, folder: Path) -> None:
         console.print(matrix_table(results))
     lines = [*measures(results), ("results", str(RunFolder(folder).results))]
     for name, value in lines:
-        console.print(f"{name:<20}{value}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{name:<20}{value}")
 
 
 def matrix_table(results: Results) -> Table:

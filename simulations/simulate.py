@@ -14,6 +14,7 @@ from simulations.engines import ENGINES
 from simulations.experiment import Request, load_experiment
 from simulations.interrupt import stoppable
 from simulations.record import check_folder, claimed
+from simulations.say import say
 from simulations.view import progress_view
 
 STOPPED = 130
@@ -32,7 +33,7 @@ def simulate(request: Request, console: Console) -> int:
             _run(experiment, request, console)
     except KeyboardInterrupt:
         for line in stopped_lines(request, experiment):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
         return STOPPED
     from simulations.report import print_report
 

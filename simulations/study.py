@@ -13,6 +13,7 @@ from rich.console import Console
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from simulations.interrupt import stoppable
+from simulations.say import say
 from simulations.simulate import STOPPED
 from simulations.study_file import Study, load_study
 from simulations.study_grid import Cell, chosen, default_settings, grid
@@ -243,8 +244,3 @@ def numbers(text: str) -> list[int]:
 def names(text: str) -> list[str]:
     """Read ``a,b``."""
     return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def say(console: Console, line: str) -> None:
-    """Print one line as it is."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -43,16 +43,6 @@ class Cell:
         """``arm.order.setting.seedN``, without what the study does not name."""
         return cell_name(self.arm, self.order, self.setting, self.seed)
 
-    @property
-    def settings(self) -> dict[str, dict[str, Value]]:
-        """Name of a part to what it sets otherwise than :func:`default_settings`; a precision
-        that is left to the machine is that of this one."""
-        usual = default_settings()
-        return {
-            part: {k: v for k, v in settings_of(_precise(run)).items() if v != usual[k]}
-            for part, run in self.runs.items()
-        }
-
     def outcome(self, results: Sequence[Results]) -> Outcome:
         """What the results of all runs, in their order, say together."""
         return BOUNDS[self.bound].combine(results) if self.bound else outcome(results[0])
@@ -65,7 +55,8 @@ def settings_of(experiment: Experiment) -> dict[str, Value]:
     return {key: value for key, value in flatten(experiment).items() if key not in free}
 
 
-def _precise(experiment: Experiment) -> Experiment:
+def precise(experiment: Experiment) -> Experiment:
+    """A precision that is left to the machine is that of this one."""
     from deal_core.models.loading import best_device
     from deal_core.precision import compute_dtype
 

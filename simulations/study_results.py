@@ -11,10 +11,10 @@ from deal_core.run_config import Value
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.outcome import Outcome
-from simulations.study_grid import Cell, cell_name, default_settings, settings_of
+from simulations.record import AUTO, PRECISION
+from simulations.study_grid import Cell, cell_name, default_settings, precise, settings_of
 
 STUDY_JSON = "study.json"
-PRECISION = "train.precision"
 
 
 class CellResult(Strict):
@@ -36,7 +36,7 @@ class CellResult(Strict):
     @property
     def precision(self) -> Value:
         """In what the frozen model computed."""
-        return next(iter(self.settings.values()), {}).get(PRECISION, "auto")
+        return next(iter(self.settings.values()), {}).get(PRECISION, AUTO)
 
     @property
     def name(self) -> str:
@@ -100,7 +100,7 @@ def _check_same(path: Path, cell: Cell, defaults: Mapping[str, Value], before: C
     for part, run in cell.runs.items():
         there = {**usual, **before.settings[part]}
         for key, value in settings_of(run).items():
-            free = key == PRECISION and value == "auto"
+            free = key == PRECISION and value == AUTO
             if value != there[key] and not free:
                 raise UserError(
                     f"{path}: '{key}' is {json.dumps(value)}, but the cell {cell.name} was run "
@@ -125,13 +125,17 @@ def collect(cells: Sequence[Cell], before: Mapping[str, CellResult]) -> list[Cel
 
 
 def _read(cell: Cell) -> CellResult:
-    found = cell.outcome([read_results(Path(run.run.out)) for run in cell.runs.values()])
+    parts = {part: read_results(Path(run.run.out)) for part, run in cell.runs.items()}
+    usual = default_settings()
     return CellResult(
         arm=cell.arm,
         order=cell.order,
         setting=cell.setting,
         seed=cell.seed,
         bound=cell.bound,
-        settings=cell.settings,
-        outcome=found,
+        settings={
+            part: {k: v for k, v in settings_of(precise(found.config)).items() if v != usual[k]}
+            for part, found in parts.items()
+        },
+        outcome=cell.outcome(list(parts.values())),
     )

@@ -19,6 +19,7 @@ from server.lock import alone
 from server.results import read_results
 from simulations.interrupt import deferred, uninterrupted
 from simulations.record import RECORD, check_same, record, recorded
+from simulations.study_grid import precise
 
 LOG = "log.txt"
 """What the process of a run said, in the run's folder."""
@@ -88,7 +89,7 @@ def start(experiment: Experiment) -> subprocess.Popen[bytes]:
     with alone(RunFolder(folder).launching):  # another process may be at work on it
         resume = standing(experiment) == "started"
         run = experiment.run.model_copy(update={"resume": resume})
-        record(experiment.model_copy(update={"run": run}))
+        record(precise(experiment.model_copy(update={"run": run})))
     command = [sys.executable, "-m", "simulations.cli", "simulate", str(folder / RECORD)]
     command += ["--out", str(folder), *(["--resume"] if resume else [])]
     root = str(Path(__file__).resolve().parent.parent)

@@ -6,13 +6,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from statistics import fmean
 
 from deal_core.run_config import Value
+from simulations.markdown_table import DASH, head, row
 from simulations.outcome import Outcome
+from simulations.record import PRECISION
 from simulations.study_file import Study
-from simulations.study_results import PRECISION, CellResult, StudyResults
+from simulations.study_results import CellResult, StudyResults
 from simulations.study_statistics import Estimate, estimate, paired_difference
 from simulations.view import duration, signed
 
-DASH = "–"
 Measure = Callable[[Outcome], float | None]
 MEASURES: dict[str, Measure] = {
     "average accuracy": lambda o: o.average_accuracy,
@@ -69,12 +70,12 @@ def _section(study: Study, setting: str, cells: Sequence[CellResult]) -> Iterato
 
 def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
     """Every arm's measures; first what the model knew before anything was learnt."""
-    yield from _head("arm", "n", *MEASURES)
+    yield from head("arm", "n", *MEASURES)
     starts = {place(c): fmean(c.outcome.zero_shot.values()) for c in cells}
     start = estimate(list(starts.values()))
-    yield _row("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(MEASURES) - 1))
+    yield row("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(MEASURES) - 1))
     for arm, own in by_arm(study, cells).items():
-        yield _row(study.label(arm), str(len(own)), *(_measure(own, m) for m in MEASURES))
+        yield row(study.label(arm), str(len(own)), *(_measure(own, m) for m in MEASURES))
     alone = [c for c in cells if c.outcome.on_all_tests is not None]
     for arm, own in by_arm(study, alone).items():
         everywhere = estimate([c.outcome.on_all_tests or 0.0 for c in own])
@@ -90,8 +91,8 @@ def _measure(cells: Sequence[CellResult], name: str) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return DASH
-    signed = name.endswith("transfer")
-    return _points(estimate(known)) if signed else _accuracy(estimate(known))
+    form = _points if name.endswith("transfer") else _accuracy
+    return form(estimate(known))
 
 
 def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
@@ -113,13 +114,13 @@ def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
         f"have in common, is {study.label(best)}; that is a choice by the very figures."
     )
     yield ""
-    yield from _head("arm", "minus", "pairs", "difference", "p")
+    yield from head("arm", "minus", "pairs", "difference", "p")
     for arm, ours in accuracy.items():
         for other in against:
             difference = paired_difference(ours, accuracy[other]) if other != arm else None
             if difference is not None:
                 figures = (str(difference.n), _points(difference), _p_value(difference))
-                yield _row(study.label(arm), study.label(other), *figures)
+                yield row(study.label(arm), study.label(other), *figures)
 
 
 def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> str:
@@ -142,9 +143,9 @@ def age_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
         yield "No arm has learnt one task after another."
         return
     longest = max(len(cell.outcome.accuracy_matrix) for cell in streams)
-    yield from _head("tasks learnt since", "0", *(f"+{age}" for age in range(1, longest)))
+    yield from head("tasks learnt since", "0", *(f"+{age}" for age in range(1, longest)))
     for arm, own in by_arm(study, streams).items():
-        yield _row(study.label(arm), *(_aged(own, age) for age in range(longest)))
+        yield row(study.label(arm), *(_aged(own, age) for age in range(longest)))
 
 
 def _aged(cells: Sequence[CellResult], age: int) -> str:
@@ -166,20 +167,20 @@ def curves(study: Study, cells: Sequence[CellResult], level: str) -> Iterator[st
             if stages < 2:
                 continue
             yield from (f"{level} {study.label(arm)}" + (f", order {order}" if order else ""), "")
-            yield from _head("accuracy on", *(f"after {i + 1}" for i in range(stages)))
+            yield from head("accuracy on", *(f"after {i + 1}" for i in range(stages)))
             for j, task in enumerate(tasks):
                 first = min(cell.outcome.begun[j] for cell in own)
                 means = (fmean(m[i][j] for m in matrices) for i in range(first, stages))
-                yield _row(f"{j + 1} {task}", *[""] * first, *(_percent(mean) for mean in means))
+                yield row(f"{j + 1} {task}", *[""] * first, *(_percent(mean) for mean in means))
             yield ""
 
 
 def cost_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
     """Means per cell, and the largest peak; what runs beside it on the machine is in the time."""
-    yield from _head("arm", "time", "peak memory", "sent per client", "received per client")
+    yield from head("arm", "time", "peak memory", "sent per client", "received per client")
     for arm, own in by_arm(study, cells).items():
         outcomes = [cell.outcome for cell in own]
-        yield _row(
+        yield row(
             study.label(arm),
             duration(fmean(o.seconds for o in outcomes)),
             f"{max(o.peak_rss_bytes for o in outcomes) / 1e6:.0f} MB",
@@ -199,17 +200,17 @@ def _settings(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
         if any(c.setting == setting for c in own)
     }
     yield from ("## Average accuracy by setting", "")
-    yield from _head("arm", *settings)
+    yield from head("arm", *settings)
     for arm in arms:
         found = (under.get((arm, setting)) for setting in settings)
-        yield _row(study.label(arm), *(_accuracy(e) if e else DASH for e in found))
+        yield row(study.label(arm), *(_accuracy(e) if e else DASH for e in found))
     yield from ("", "## Best setting of every arm, by average accuracy", "")
-    yield from _head("arm", "setting", "average accuracy", "n", "settings tried")
+    yield from head("arm", "setting", "average accuracy", "n", "settings tried")
     for arm in arms:
         tried = {setting: under[arm, setting] for setting in settings if (arm, setting) in under}
         best = max(tried, key=lambda setting: tried[setting].mean)
         n = str(tried[best].n)
-        yield _row(study.label(arm), best, _accuracy(tried[best]), n, str(len(tried)))
+        yield row(study.label(arm), best, _accuracy(tried[best]), n, str(len(tried)))
     yield ""
 
 
@@ -227,15 +228,6 @@ def place(cell: CellResult) -> Hashable:
 def pair(cell: CellResult) -> Hashable:
     """What two cells must have in common to be a pair."""
     return (cell.seed, cell.order, cell.precision)
-
-
-def _head(*names: str) -> Iterator[str]:
-    yield _row(*names)
-    yield "|---|" + "---:|" * (len(names) - 1)
-
-
-def _row(*values: str) -> str:
-    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
 def _percent(share: float) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from server.spending import extent
 from simulations.progress import PHASES, Event, Progress
+from simulations.say import say
 
 IDLE = {
     "no-data": "no example of the task",
@@ -33,7 +34,7 @@ def progress_view(console: Console, name: str) -> Iterator[Callable[[Event], Non
         nonlocal state
         state = state.update(event)
         for line in plain_lines(event, state):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
 
     if not console.is_terminal:
         yield plain

@@ -20,6 +20,7 @@ from simulations.deployment.registry import registered
 from simulations.deployment.run_state import RunState, SiteState, state_of
 from simulations.deployment.server_folder import ServerFolder
 from simulations.deployment.submit import run_folder, starts
+from simulations.say import say
 
 
 def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> None:
@@ -46,9 +47,9 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         print(json.dumps(told, indent=1, default=Spending.model_dump))
         return
     for line in described(run.name, state):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     _print_sites(console, sites, state.sites, fault, state.unit)
-    console.print(next_step(run.name, state), markup=False, highlight=False, soft_wrap=True)
+    say(console, next_step(run.name, state))
 
 
 def connected(folder: ServerFolder) -> tuple[dict[str, str], str]:
@@ -128,7 +129,7 @@ def _print_sites(
         table.add_row(*row)
     console.print(table)
     if fault:
-        console.print(f"connections unknown: {fault}", markup=False, soft_wrap=True)
+        say(console, f"connections unknown: {fault}")
 
 
 def _cost(spent: Spending | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,21 @@ def test_a_bound_over_other_tasks_is_another_cell(
     request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path), report=True)
     with pytest.raises(UserError, match=r"made of the runs .*but was found with .*medicine"):
         run_study(request, console())
+
+
+def test_the_precision_is_that_of_the_machine_that_ran(
+    done: tuple[StudyRequest, int, str], tmp_path: Path
+) -> None:
+    request, run = done[0], "cells/sequential.seed0"
+    shutil.copytree(Path(request.out) / run, tmp_path / run)
+    path = RunFolder(tmp_path / run).results
+    results = json.loads(path.read_text())
+    used = results["config"]["train"]["precision"]
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[used]
+    results["config"]["train"]["precision"] = other
+    path.write_text(json.dumps(results))
+    assert run_study(replace(request, out=str(tmp_path), report=True), console()) == 0
+    assert f"Frozen model: {other} (seeds [0])." in (tmp_path / "study.md").read_text()
 
 
 def test_a_run_that_another_process_writes_fails_and_is_left_alone(tmp_path: Path) -> None:
