@@ -34,7 +34,7 @@ class AdapterConfig(Table):
 
     rank: int = Field(8, ge=1)
     """Rank of the current adapter."""
-    retained_rank: int = Field(16, ge=1)
+    retained_rank: int = Field(32, ge=1)
     """Rank of the retained adapter: all earlier tasks, compressed."""
     lora_alpha: float = Field(16.0, gt=0)
     """The current adapter is scaled by ``lora_alpha / rank``."""

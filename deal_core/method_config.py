@@ -157,10 +157,11 @@ class MethodConfig(Table):
     fresh_adapter: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
-    warm_rank: int = Field(8, ge=0)
+    warm_rank: int = Field(0, ge=0)
     """So many directions of a task's new adapter, at most all, are the strongest retained ones,
-    which go on learning; the others are fresh. 0: all are fresh (deal with retention; the first
-    task is the same)."""
+    which go on learning; the others are fresh. Where tasks have few steps this learns more; it
+    forgets more, since what was retained moves (deal with retention; the first task is the
+    same)."""
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()

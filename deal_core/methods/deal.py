@@ -1,13 +1,11 @@
 """The method: fresh adapter, controlled update, distillation while learning, retention.
 
-Source: METHOD, "One task". A task starts with a current adapter of which ``warm_rank`` directions
-are the strongest retained ones, and the others fresh, in the orthogonal complement of what is
-retained. (By default all are retained ones after the first task: then nothing is ever cut, and a
-start differs from what the task before left in its balance alone.) Clients learn it while they
-distil the model as it was at the start of the task, and pay for interference with what is
-retained; at the end both adapters are stacked, filtered, and the best part of fixed rank is
-retained, by the server alone or with rounds of distillation from the stack. The size of the model
-does not grow with the number of tasks. Every part has a switch.
+Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
+complement of what is retained (of which ``warm_rank`` strongest directions may go on in it); clients
+learn it while they distil the model as it was at the start of the task, and pay for interference
+with what is retained; at the end both adapters are stacked, filtered, and the best part of fixed
+rank is retained, by the server alone or with rounds of distillation from the stack. The size of the
+model does not grow with the number of tasks. Every part has a switch.
 """
 
 from __future__ import annotations
