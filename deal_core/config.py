@@ -34,8 +34,10 @@ class AdapterConfig(Table):
 
     rank: int = Field(8, ge=1)
     """Rank of the current adapter."""
-    retained_rank: int = Field(32, ge=1)
-    """Rank of the retained adapter: all earlier tasks, compressed."""
+    retained_rank: int = Field(64, ge=1)
+    """Rank of the retained adapter: all earlier tasks, compressed (deal with retention; whatever
+    the number of tasks). Directions of several tasks share it: ``rank`` times the number of tasks
+    keeps all of them; every request carries it."""
     lora_alpha: float = Field(16.0, gt=0)
     """The current adapter is scaled by ``lora_alpha / rank``."""
     client_ranks: tuple[int, ...] = ()

@@ -1,11 +1,11 @@
 """The method: fresh adapter, controlled update, distillation while learning, retention.
 
 Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
-complement of what is retained (of which ``warm_rank`` strongest directions may go on in it); clients
-learn it while they distil the model as it was at the start of the task, and pay for interference
-with what is retained; at the end both adapters are stacked, filtered, and the best part of fixed
-rank is retained, by the server alone or with rounds of distillation from the stack. The size of the
-model does not grow with the number of tasks. Every part has a switch.
+complement of what is retained (``warm_rank`` of the strongest retained directions may go on in it
+instead); clients learn it while they distil the model as it was at the start of the task, and pay
+for interference with what is retained; at the end both adapters are stacked, filtered, and the best
+part of fixed rank is retained, by the server alone or with rounds of distillation from the stack.
+The size of the model does not grow with the number of tasks. Every part has a switch.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Deal:
         the filter (exact while everything learnt so far fits, and no noise floor is given); after
         rounds of consolidation, keep what they have made of it."""
         if not self.method.retention.enabled:
-            return release_start(state, self.adapter.retained_rank)
+            return release_start(state)
         if self.phases and state.apart:  # laid out, with the teacher apart
             return consolidated(state, self.adapter)
         everything = stack(state.parts())

@@ -75,7 +75,7 @@ class DealReference:
 
     def end_task(self, state: State) -> State:
         """Keep the adapter, and its start no longer."""
-        return release_start(state, self.adapter.retained_rank)
+        return release_start(state)
 
     def objective(
         self,

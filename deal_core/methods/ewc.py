@@ -63,7 +63,7 @@ class Ewc:
 
     def end_task(self, state: State) -> State:
         """Keep the adapter, and ``theta*`` no longer."""
-        return release_start(state, self.adapter.retained_rank)
+        return release_start(state)
 
     def objective(
         self,

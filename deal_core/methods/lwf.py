@@ -37,7 +37,7 @@ class Lwf:
 
     def end_task(self, state: State) -> State:
         """Keep the adapter, and the teacher no longer."""
-        return release_start(state, self.adapter.retained_rank)
+        return release_start(state)
 
     def objective(
         self,

@@ -29,14 +29,14 @@ def hold_start(state: State) -> State:
     return State(current, start, None, current.rank)
 
 
-def release_start(state: State, retained_rank: int) -> State:
+def release_start(state: State) -> State:
     """Server, at the end of the task: undo :func:`hold_start`, to the bit.
 
     What exact rules found no room for, in this task and before, is the residual again.
     """
     left = state.parts()[:-1]
-    retained = zero_adapter(state.current.shapes, retained_rank)
-    return State(state.current, retained, stack(left) if left else None)
+    nothing = zero_adapter(state.current.shapes, 1)
+    return State(state.current, nothing, stack(left) if left else None)
 
 
 def start_of(state: State) -> State:

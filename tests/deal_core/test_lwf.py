@@ -57,7 +57,7 @@ def test_the_start_is_held_and_released_to_the_bit(random_adapter, residual_rank
     held = hold_start(state)
     assert relative_difference(stack(held.parts()), stack(state.parts())) < 1e-6
     assert relative_difference(held.retained, stack(state.parts())) < 1e-6
-    back = release_start(held, 6)
+    back = release_start(held)
     assert all(torch.equal(a, b) for a, b in zip(bits(back), bits(state), strict=True))
 
 
@@ -75,7 +75,7 @@ def test_what_an_exact_rule_leaves_over_is_kept(random_adapter):
         random_adapter(shapes, 2, 1.0, 4),
         held.apart,
     )
-    released = release_start(moved, 6)
+    released = release_start(moved)
     assert released.residual.rank == 5
     assert relative_difference(stack(released.parts()), stack(moved.parts())) < 1e-6
     began = start_of(moved)
