@@ -363,10 +363,10 @@ def absorbed(state: State, aggregate: Aggregate) -> State:
 
 
 def start_state(experiment: Experiment, shapes: Shapes) -> State:
-    """Nothing learnt, nothing retained."""
+    """Nothing learnt, nothing retained: next to nothing travels for it."""
     adapter = experiment.adapter
     current = zero_adapter(shapes, adapter.rank, adapter.lora_alpha / adapter.rank)
-    return State(current, zero_adapter(shapes, adapter.retained_rank))
+    return State(current, zero_adapter(shapes, 1))
 
 
 def peak_rss_bytes() -> int:

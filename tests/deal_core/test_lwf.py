@@ -53,7 +53,7 @@ def bits(state: State) -> list[torch.Tensor]:
 def test_the_start_is_held_and_released_to_the_bit(random_adapter, residual_rank):
     shapes = {"first": (40, 50), "second": (60, 40)}
     gained = random_adapter(shapes, residual_rank, 1.0, 2) if residual_rank else None
-    state = State(random_adapter(shapes, 4, 2.0, 1), zero_adapter(shapes, 6), gained)
+    state = State(random_adapter(shapes, 4, 2.0, 1), zero_adapter(shapes, 1), gained)
     held = hold_start(state)
     assert relative_difference(stack(held.parts()), stack(state.parts())) < 1e-6
     assert relative_difference(held.retained, stack(state.parts())) < 1e-6

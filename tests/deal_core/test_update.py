@@ -149,7 +149,7 @@ def second_task(random_adapter) -> State:
     retained = random_adapter(shapes, 16, 1.0, 1)
     small = {n: LoraFactors(f.A, 0.003 * f.B) for n, f in retained.layers.items()}
     state = State(zero_adapter(shapes, 8, 2.0), Adapter(small))
-    method = make_method(MethodConfig(warm_rank=0), AdapterConfig())
+    method = make_method(MethodConfig(), AdapterConfig())
     return method.begin_task(state, seeded(0, "begin"))
 
 
@@ -273,7 +273,7 @@ def test_the_price_is_that_of_the_live_factors_and_the_residual(
 def test_what_goes_on_from_earlier_tasks_is_no_update_until_it_moves(minilm, second_task):
     """The strongest retained directions start the current adapter: the price is that of the change
     since."""
-    method = make_method(MethodConfig(), AdapterConfig())
+    method = make_method(MethodConfig(warm_rank=8), AdapterConfig())
     warm = method.begin_task(second_task, seeded(0, "begin"))
     assert warm.apart == 8
     objective, _ = objective_of(minilm, warm, Memory())

@@ -18,7 +18,7 @@ from simulations.preflight import preflight
 LAYERS, WIDTH, RANK = 12, 384, 8
 ROWS = 4 * WIDTH * 2
 """Bytes of one direction of one layer, float32, both factors."""
-FULL = ("adapter.retained_rank=8", "method.warm_rank=0")
+FULL = ("adapter.retained_rank=8",)
 """What is learnt does not fit into what is retained."""
 PRIVATE = ("method.consolidation.data=private", *FULL)
 """The first task fits into the retained rank, the second does not."""
@@ -90,7 +90,7 @@ def test_rounds_are_named_counted_and_weighed(run_with):
 
 
 def test_it_changes_what_is_learnt(run_with):
-    _, alone = run_with("adapter.retained_rank=8")
+    _, alone = run_with(*FULL)
     _, distilled = run_with(*PRIVATE)
     assert not same(learnt(alone), learnt(distilled))
 

@@ -188,7 +188,7 @@ def test_the_figures_alone_carry_the_study_on(
     assert run_study(elsewhere, console()) == 0
     older["defaults"]["method.warm_rank"] = 1
     (tmp_path / "study.json").write_text(json.dumps(older))
-    with pytest.raises(UserError, match=r"'method\.warm_rank' is 8, but the cell .* with 1"):
+    with pytest.raises(UserError, match=r"'method\.warm_rank' is 0, but the cell .* with 1"):
         run_study(elsewhere, console())
     (tmp_path / "study.json").write_text(figures[: len(figures) // 2])
     with pytest.raises(UserError, match=r"study\.json: cannot be read"):
