@@ -363,10 +363,10 @@ def absorbed(state: State, aggregate: Aggregate) -> State:
 
 
 def start_state(experiment: Experiment, shapes: Shapes) -> State:
-    """Nothing learnt, nothing retained: next to nothing travels for it."""
+    """Nothing learnt, nothing retained."""
     adapter = experiment.adapter
     current = zero_adapter(shapes, adapter.rank, adapter.lora_alpha / adapter.rank)
-    return State(current, zero_adapter(shapes, 1))
+    return State(current, zero_adapter(shapes, adapter.retained_rank))
 
 
 def peak_rss_bytes() -> int:

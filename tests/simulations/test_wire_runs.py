@@ -29,7 +29,7 @@ def adapter_of(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-LAYERS, WIDTH, RANK, RETAINED = 12, 384, 8, 16
+LAYERS, WIDTH, RANK, RETAINED = 12, 384, 8, 64
 
 
 def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_with):
