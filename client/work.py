@@ -74,7 +74,7 @@ def local_update(
 
     def make(gradients: Gradients) -> Trained:
         task = LocalTask(data.labels, seen, *_kept(bench, desk, instruction), together)
-        memory = data.memory if phase.public_path else bench.learning(desk.client, data)
+        memory = data.memory if phase.public_path else bench.learning(desk.client, instruction.task)
         return _trained(bench, desk, state, instruction, task, examples, memory, gradients)
 
     # Public texts are nobody's: learning from them needs no protection.

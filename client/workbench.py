@@ -74,7 +74,7 @@ class Workbench:
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
         self._public: dict[tuple[str, tuple[str, ...]], ClientTask] = {}
-        self._learning: dict[int, tuple[ClientTask, Memory]] = {}
+        self._learning = Memory()
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -135,12 +135,11 @@ class Workbench:
             )
         return self._tasks[task, client]
 
-    def learning(self, client: int, data: ClientTask) -> Memory:
+    def learning(self, client: int, task: str) -> Memory:
         """For what a client works out while it learns a task; that of the task before is dropped:
         a teacher's answers are as large as its vocabulary."""
-        if client not in self._learning or self._learning[client][0] is not data:
-            self._learning[client] = (data, Memory())
-        return self._learning[client][1]
+        memory: Memory = self._learning.once(str(client), task, Memory)
+        return memory
 
     def public(self, path: str, labels: tuple[str, ...]) -> ClientTask:
         """The unlabelled texts that every client has, tokenised once. Where a model needs an

@@ -90,7 +90,7 @@ def fresh_adapter(
     return Adapter(
         {
             name: LoraFactors(
-                _orthogonal_rows(factors.A, rank, generator) / math.sqrt(3.0),
+                _fresh_rows(factors.A, rank, generator),
                 torch.zeros(factors.B.shape[0], rank),
             )
             for name, factors in retained.layers.items()
@@ -113,12 +113,12 @@ def with_live_rows(adapter: Adapter, taken: Adapter, generator: torch.Generator)
         A, dead = factors.A.clone(), ~factors.A.any(dim=1)
         if dead.any():
             rows = torch.cat([taken.layers[name].A, A])
-            A[dead] = _orthogonal_rows(rows, int(dead.sum()), generator) / math.sqrt(3.0)
+            A[dead] = _fresh_rows(rows, int(dead.sum()), generator)
         layers[name] = LoraFactors(A, factors.B)
     return Adapter(layers, adapter.scaling)
 
 
-def _orthogonal_rows(taken: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+def _fresh_rows(taken: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     d_in = taken.shape[1]
     basis = _row_basis(taken)
     if rank + basis.shape[0] > d_in:
@@ -130,7 +130,7 @@ def _orthogonal_rows(taken: Tensor, rank: int, generator: torch.Generator) -> Te
     for _ in range(2):  # the second pass removes what rounding left of the first
         draw = draw - (draw @ basis.T) @ basis
     rows = torch.linalg.qr(draw.T).Q.T
-    return rows.float()
+    return rows.float() / math.sqrt(3.0)
 
 
 def _row_basis(matrix: Tensor) -> Tensor:

@@ -355,10 +355,12 @@ def absorbed(state: State, aggregate: Aggregate) -> State:
     """The state after a round: what the current adapter cannot hold joins the residual, whose rank
     stays below the layers' own."""
     gained = [part for part in (state.residual, aggregate.residual) if part is not None]
-    residual = stack(gained) if gained else None
-    if residual is not None:
-        full = max(min(shape) for shape in residual.shapes.values())
-        residual = compress(residual, full) if residual.rank > full else residual
+    if not gained:
+        return replace(state, current=aggregate.current)
+    residual = stack(gained)
+    full = max(min(shape) for shape in residual.shapes.values())
+    if residual.rank > full:
+        residual = compress(residual, full)
     return replace(state, current=aggregate.current, residual=residual)
 
 

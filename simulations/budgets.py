@@ -64,9 +64,8 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     audit = read_audit(request.audit)
     if audit is not None:
         check_unit(audit, with_budget(base, 1.0))
-    left = remaining(cells, cells)
-    if request.report:
-        left = {}
+    unfinished = remaining(cells, cells)
+    left = {} if request.report else unfinished
 
     def renew() -> None:
         write(out, collect(study.path.stem, cells, values, audit))

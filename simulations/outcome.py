@@ -45,6 +45,7 @@ class Outcome(Strict):
 
 def outcome(results: Results) -> Outcome:
     """Of an ordinary run."""
+    _require_counts([results])
     own = {name: client.average_accuracy for name, client in results.per_client.items()}
     return _measured(
         [results], results.tasks, results.accuracy_matrix, results.zero_shot, list(own.values())
@@ -109,7 +110,6 @@ def _measured(
     zero_shot: dict[str, float],
     own: Sequence[float | None],
 ) -> Outcome:
-    _require_counts(parts)
     rows = len(matrix) > 1
     stages = [list(stage.work) for stage in parts[0].stages] if rows else [tasks]
     begun, learnt = metrics.spans(tasks, stages)

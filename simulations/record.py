@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.experiment_file import parse_experiment, read_toml
-from deal_core.run_config import flatten, leaves
+from deal_core.run_config import Value, flatten, leaves
 from server.folder import RunFolder
 from server.lock import alone
 from simulations.toml_text import toml_lines
@@ -94,13 +94,22 @@ def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) ->
         UserError: the first key that differs and matters, with both values, and the ``cure``.
     """
     there = flatten(before)
-    for key, value in flatten(wanted).items():
-        free = key in FREE_ON_RESUME or (key == PRECISION and value == AUTO)
-        if value != there[key] and not free:
-            raise UserError(
-                f"{where}: '{key}' is {json.dumps(value)}, but the run in {wanted.run.out} was "
-                f"started with {json.dumps(there[key])}; {cure}"
-            )
+    asked = {k: v for k, v in flatten(wanted).items() if k not in FREE_ON_RESUME}
+    for key in differing(asked, there):
+        raise UserError(
+            f"{where}: '{key}' is {json.dumps(asked[key])}, but the run in {wanted.run.out} was "
+            f"started with {json.dumps(there[key])}; {cure}"
+        )
+
+
+def differing(wanted: Mapping[str, Value], before: Mapping[str, Value]) -> list[str]:
+    """The settings that are wanted otherwise than they were; where precision is left to the
+    machine, that of any machine stands."""
+    return [
+        key
+        for key, value in wanted.items()
+        if value != before[key] and (key, value) != (PRECISION, AUTO)
+    ]
 
 
 def recorded(folder: Path) -> Experiment:

@@ -11,7 +11,7 @@ from deal_core.run_config import Value
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.outcome import Outcome
-from simulations.record import AUTO, PRECISION
+from simulations.record import AUTO, PRECISION, differing
 from simulations.study_grid import Cell, cell_name, default_settings, precise, settings_of
 
 STUDY_JSON = "study.json"
@@ -99,14 +99,13 @@ def _check_same(path: Path, cell: Cell, defaults: Mapping[str, Value], before: C
         )
     for part, run in cell.runs.items():
         there = {**usual, **before.settings[part]}
-        for key, value in settings_of(run).items():
-            free = key == PRECISION and value == AUTO
-            if value != there[key] and not free:
-                raise UserError(
-                    f"{path}: '{key}' is {json.dumps(value)}, but the cell {cell.name} was run "
-                    f"with {json.dumps(there[key])}; set it back, remove the cell from that file, "
-                    "or choose another --out"
-                )
+        asked = settings_of(run)
+        for key in differing(asked, there):
+            raise UserError(
+                f"{path}: '{key}' is {json.dumps(asked[key])}, but the cell {cell.name} was run "
+                f"with {json.dumps(there[key])}; set it back, remove the cell from that file, "
+                "or choose another --out"
+            )
 
 
 def finished(cell: Cell) -> bool:

@@ -15,10 +15,9 @@ from typing import Literal
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from server.folder import RunFolder
-from server.lock import alone
 from server.results import read_results
 from simulations.interrupt import deferred, uninterrupted
-from simulations.record import RECORD, check_same, record, recorded
+from simulations.record import RECORD, check_same, claimed, recorded
 from simulations.study_grid import precise
 
 LOG = "log.txt"
@@ -86,10 +85,11 @@ def start(experiment: Experiment) -> subprocess.Popen[bytes]:
     """Start ``deal simulate`` on the experiment: this very code, in a process of its own that
     Ctrl-C at the terminal does not reach; a run that was stopped continues."""
     folder = Path(experiment.run.out)
-    with alone(RunFolder(folder).launching):  # another process may be at work on it
-        resume = standing(experiment) == "started"
-        run = experiment.run.model_copy(update={"resume": resume})
-        record(precise(experiment.model_copy(update={"run": run})))
+    resume = standing(experiment) == "started"
+    run = experiment.run.model_copy(update={"resume": resume})
+    wanted = experiment if resume else precise(experiment)
+    with claimed(wanted.model_copy(update={"run": run})):
+        pass  # written where no other process is at work; the run claims it for itself
     command = [sys.executable, "-m", "simulations.cli", "simulate", str(folder / RECORD)]
     command += ["--out", str(folder), *(["--resume"] if resume else [])]
     root = str(Path(__file__).resolve().parent.parent)

@@ -5,12 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import (
-    BrokenExecutor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-)
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -78,13 +73,13 @@ class WorkerPool:
                 own, longest = self._queues[worker], max(self._queues, key=len)
                 if not longest or not self._open or self._broken:
                     break
-                job = own[0] if own else longest[-1]
+                job = own.popleft() if own else longest.pop()
                 try:
                     running = self._executors[worker].submit(answer, job.request, job.context)
                 except BrokenExecutor as fault:
                     self._broken = fault
+                    own.append(job)  # to be told with all that wait
                     break
-                (own.popleft if own else longest.pop)()
                 self._idle.remove(worker)
                 started.append((running, worker, job))
         return started
