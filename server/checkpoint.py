@@ -38,7 +38,8 @@ class History(BaseModel):
         peak_rss_bytes: largest over the starts.
         distrusted: clients that a robust rule left out when it last had an update of theirs.
         spent: client to what its privacy has cost, all rounds and tasks together.
-        noise_variance: of an entry of ``lora_B``, from the noise of this stage's rounds.
+        noise_variance: of an entry of ``lora_B``, from the noise of those of this stage's rounds
+            that trained it.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -12,6 +12,7 @@ import psutil
 
 from deal_core.adapters import Shapes, compress, stack, zero_adapter
 from deal_core.aggregation import (
+    LORA_B,
     Aggregate,
     Aggregation,
     AggregationRule,
@@ -159,7 +160,8 @@ class Federation:
         spent = {name: Spending.model_validate(each) for name, each in charged.items()}
         spent = {**gathered.spent, **spent}
         history = history.judged(sizes.keys(), excluded).charged(spent)
-        if step.phase == LEARN:
+        learnt_b = any(LORA_B in each.trained for each in sent.instructions.values())
+        if step.phase == LEARN and learnt_b:
             history = history.noised(spent, len(sizes))
         return history.after_round(figures).after("train", seconds)
 

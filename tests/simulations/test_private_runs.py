@@ -13,7 +13,9 @@ from client.app import make_app
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.ledger import Budget, Ledger, composed
+from deal_core.models import adapter_shapes
 from deal_core.run_config import flatten
+from server.checkpoint import load_checkpoint
 from server.results import read_results
 from server.run import run
 from simulations.identity import assume_identity
@@ -75,6 +77,20 @@ def test_distillation_on_private_texts_is_charged_like_learning(make_experiment,
         assert {"learn", "consolidate"} <= set(phases)
         assert all(event.noise_multiplier > 0 and event.steps > 0 for event in held)
         assert 0 < composed(held, held[0].delta) <= 8.0
+
+
+def test_the_floor_counts_the_noise_of_rounds_that_train_lora_b(make_experiment, tmp_path):
+    """``alternating`` trains ``lora_A`` in its second round."""
+
+    def variance(rule: str) -> float:
+        experiment = make_experiment(*PRIVATE, f"aggregation.rule={rule}", "federation.rounds=2")
+        with_replies(at(experiment, tmp_path / rule), lambda reply: reply)
+        shapes = adapter_shapes(experiment.model, experiment.adapter)
+        return load_checkpoint(tmp_path / rule / "checkpoint.safetensors", shapes).history.noise_variance
+
+    every_round = variance("ffa")
+    assert every_round > 0
+    assert variance("alternating") == pytest.approx(every_round / 2)
 
 
 def test_the_results_say_what_the_ledgers_hold(finished):
