@@ -86,7 +86,8 @@ def test_the_floor_counts_the_noise_of_rounds_that_train_lora_b(make_experiment,
         experiment = make_experiment(*PRIVATE, f"aggregation.rule={rule}", "federation.rounds=2")
         with_replies(at(experiment, tmp_path / rule), lambda reply: reply)
         shapes = adapter_shapes(experiment.model, experiment.adapter)
-        return load_checkpoint(tmp_path / rule / "checkpoint.safetensors", shapes).history.noise_variance
+        path = tmp_path / rule / "checkpoint.safetensors"
+        return load_checkpoint(path, shapes).history.noise_variance
 
     every_round = variance("ffa")
     assert every_round > 0
