@@ -53,7 +53,10 @@ def local_update(
     """
     config, phase = bench.experiment, bench.phase(instruction.phase)
     require_policy(config, desk.site)
-    seen = tuple(tuple(bench.labels(task)) for task in instruction.seen)
+    seen, ahead = (
+        tuple(tuple(bench.labels(task)) for task in tasks)
+        for tasks in (instruction.seen, instruction.ahead)
+    )
     data = _data(bench, desk.client, instruction.task, phase, seen)
     together = [_share(bench, task, desk.client) for task in instruction.tasks]
     examples = [e for share in together for e in share.data] if together else data.train
@@ -73,7 +76,7 @@ def local_update(
     )
 
     def make(gradients: Gradients) -> Trained:
-        task = LocalTask(data.labels, seen, *_kept(bench, desk, instruction), together)
+        task = LocalTask(data.labels, seen, *_kept(bench, desk, instruction), together, ahead)
         memory = data.memory if phase.public_path else bench.learning(desk.client, instruction.task)
         return _trained(bench, desk, state, instruction, task, examples, memory, gradients)
 

@@ -12,15 +12,18 @@ from torch.nn.functional import kl_div, log_softmax
 from deal_core.models import Learnt
 
 
-def distillation_losses(student: Learnt, teacher: Tensor, temperature: float) -> Tensor:
+def distillation_losses(
+    student: Learnt, teacher: Tensor, temperature: float, weights: Sequence[float] = ()
+) -> Tensor:
     """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, a value per example: the
-    mean over the spaces in which a choice is made.
+    weighted sum over the spaces in which a choice is made; without weights their mean.
 
     Args:
         student: logits ``(rows, classes)``, with gradient; an example's loss is the mean of its
             rows.
         teacher: logits of the same shape; treated as constant.
         temperature: ``T > 0``; large values compare whole rankings, 1 the probabilities.
+        weights: one for each space.
 
     Returns:
         ``(examples,)``; 0 where there are no classes, or where both agree. What the logits of
@@ -32,13 +35,14 @@ def distillation_losses(student: Learnt, teacher: Tensor, temperature: float) ->
     logits, spaces = student.distillation_logits, list(student.spaces)
     divergence = torch.zeros(logits.shape[0], device=logits.device)
     parts = torch.split(logits, spaces, dim=1), torch.split(teacher.detach(), spaces, dim=1)
-    for own, wanted in zip(*parts, strict=True):
-        divergence = divergence + kl_div(
+    shares = weights or [1 / len(spaces)] * len(spaces)
+    for share, own, wanted in zip(shares, *parts, strict=True):
+        divergence = divergence + share * kl_div(
             log_softmax(own / temperature, dim=1),
             log_softmax(wanted / temperature, dim=1),
             reduction="none",
             log_target=True,
-        ).sum(dim=1) / len(spaces)
+        ).sum(dim=1)
     return temperature**2 * mean_per_example(divergence, student.rows)
 
 

@@ -26,6 +26,7 @@ class Instruction(BaseModel):
             the first).
         seen: other tasks that some client had met before the stage, in the stream's order; in
             phases after learning, those of the stage as well.
+        ahead: tasks that no client works on before the stage has ended.
         past: tasks that this client worked on before this one, in its own order.
         counted: in a training request, tasks on which the model is evaluated as it arrives: what
             an evaluation request at the end of the stage before would have asked.
@@ -40,6 +41,7 @@ class Instruction(BaseModel):
     """What the round is for: one of the method's phases."""
     tasks: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
+    ahead: tuple[str, ...] = ()
     past: tuple[str, ...] = ()
     counted: tuple[str, ...] = ()
     trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")

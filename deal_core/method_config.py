@@ -61,12 +61,15 @@ class DistillationConfig(Table):
     """Distillation from the model as it was at the start of the task (deal, lwf)."""
 
     weight: float = Field(1.0, ge=0)
-    """0 switches distillation off."""
+    """Of what earlier tasks choose between; 0 switches that off."""
+    ahead: float = Field(0.25, ge=0)
+    """Weight of what tasks to come will choose between (deal): the experiment names their labels,
+    and what the model can do untaught is kept as well, from the first task on. 0: off."""
     temperature: float = Field(2.0, gt=0)
     spaces: Literal["tasks", "merged"] = "tasks"
-    """What the teacher chooses between: the labels of each earlier task, as they are told apart
-    when that task is tested (the mean over tasks), or of all of them at once. A causal model's
-    teacher chooses words."""
+    """What the teacher chooses between: the labels of each task, as they are told apart when that
+    task is tested (the mean over tasks), or of all earlier ones, and of all to come, at once. A
+    causal model's teacher chooses words, with ``weight`` where there is an earlier task."""
 
 
 class ConsolidationConfig(Table):

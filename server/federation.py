@@ -320,6 +320,7 @@ class Federation:
     ) -> dict[str, Instruction]:
         """What each client is asked: its own task, and what it may know of the others."""
         met = self.plan.met(step.stage, step.server_round)
+        ahead = self.plan.ahead(step.stage)
         ranks = self._ranks(step, state)
         return {
             name: common.model_copy(
@@ -327,6 +328,7 @@ class Federation:
                     "task": task,
                     "tasks": self.plan.tasks if self.plan.together else (),
                     "seen": tuple(other for other in met if other != task),
+                    "ahead": ahead,
                     "past": self.plan.past(name, step.stage, step.server_round),
                     "rank": ranks[name],
                 }

@@ -71,6 +71,11 @@ class Plan:
         met = {task for order in set(self._trained.values()) for task in order[:begun]}
         return tuple(task for task in self.tasks if task in met)
 
+    def ahead(self, stage: int) -> Order:
+        """What no client works on until the stage has ended, in the stream's order."""
+        known = self.tasks if self.together else self.met(stage, self.stages[stage] + 1)
+        return tuple(task for task in self.tasks if task not in known)
+
     def work(self, stage: int) -> dict[str, list[str]]:
         """Task, in the stream's order, to the clients whose turn it is in some round of a stage."""
         first = self._turn(stage, 1)

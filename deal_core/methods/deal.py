@@ -96,9 +96,10 @@ class Deal:
         data: Sequence[Encoded],
         memory: Memory,
     ) -> Objective:
-        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels, and
-        the penalty of the controlled update."""
-        losses = distilled(model, state, task, data, memory, self.method.distillation)
+        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
+        ``ahead`` times the same over labels to come, and the penalty of the controlled update."""
+        config = self.method.distillation
+        losses = distilled(model, state, task, data, memory, config, config.ahead)
         if not self.method.update.enabled:
             return losses
         device = next(model.module.parameters()).device

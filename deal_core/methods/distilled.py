@@ -25,40 +25,68 @@ def distilled(
     data: Sequence[Encoded],
     memory: Memory,
     config: DistillationConfig,
+    ahead: float,
 ) -> Objective:
     """``CE + weight * KL(model at the start of the task || model)`` over the labels of each earlier
-    task, or of all of them; plain cross-entropy in the first task, or with weight 0.
+    task, or of all of them, and ``ahead`` times the same over those of tasks to come; plain
+    cross-entropy where there is neither.
 
     The start of the task is ``base + retained``; its answers are kept in ``memory``.
     """
-    if config.weight == 0 or not task.seen:
+    choices = _choices(task, config, ahead)
+    if not choices:
         return plain(model, task, data)
-    seen = task.seen if config.spaces == "tasks" else (merged(task.seen),)
-    basis = f"{fingerprint(state.retained)} {seen}"
+    spaces = [space for space, _ in choices]
+    basis = f"{fingerprint(state.retained)} {spaces}"
     teacher: Teacher = memory.once(
-        "teacher", basis, lambda: make_teacher(model, data, task.labels, seen)
+        "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces)
     )
-    return Distilled(model, task.labels, seen, data, teacher, config)
+    weights = [weight for _, weight in choices]
+    words = config.weight if task.seen and config.weight else ahead
+    return Distilled(model, task.labels, spaces, weights, words, data, teacher, config.temperature)
+
+
+def _choices(
+    task: LocalTask, config: DistillationConfig, ahead: float
+) -> list[tuple[Sequence[str], float]]:
+    """What the teacher chooses between, earlier tasks first, and what each choice weighs.
+
+    A task to come of which the labels are known already is none: they are being learnt.
+    """
+    known = {tuple(space) for space in (task.labels, *task.seen)}
+    to_come = [space for space in dict.fromkeys(map(tuple, task.ahead)) if space not in known]
+    choices: list[tuple[Sequence[str], float]] = []
+    for group, weight in ((task.seen, config.weight), (to_come, ahead)):
+        if group and weight:
+            spaces = group if config.spaces == "tasks" else [merged(group)]
+            choices += [(space, weight / len(spaces)) for space in spaces]
+    return choices
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """Cross-entropy over ``labels``, and a teacher's opinion of every example over ``seen``."""
+    """Cross-entropy over ``labels``, and a teacher's opinion of every example over each of
+    ``spaces``, with its weight, or with that for ``words`` where the model chooses among all of
+    them whatever it is asked."""
 
     model: LanguageModel
     labels: Sequence[str]
-    seen: Sequence[Sequence[str]]
+    spaces: Sequence[Sequence[str]]
+    weights: Sequence[float]
+    words: float
     data: Sequence[Encoded]
     teacher: Teacher
-    config: DistillationConfig
+    temperature: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """``CE + weight * KL``, ``(batch,)``."""
+        """``CE + sum of weight * KL``, ``(batch,)``."""
         items = [self.data[i] for i in batch]
-        learnt = self.model.learn(items, self.labels, self.seen)
+        learnt = self.model.learn(items, self.labels, self.spaces)
         opinions = torch.cat(self.teacher(batch))
-        kept = distillation_losses(learnt, opinions, self.config.temperature)
-        return learnt.example_losses + self.config.weight * kept
+        apart = len(learnt.spaces) == len(self.weights)
+        weights = self.weights if apart else [self.words]
+        kept = distillation_losses(learnt, opinions, self.temperature, weights)
+        return learnt.example_losses + kept
 
     def penalty(self) -> None:
         """Nothing beside the data."""

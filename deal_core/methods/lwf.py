@@ -48,7 +48,7 @@ class Lwf:
         memory: Memory,
     ) -> Objective:
         """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
-        return distilled(model, state, task, data, memory, self.distillation)
+        return distilled(model, state, task, data, memory, self.distillation, ahead=0.0)
 
 
 def make_lwf(method: MethodConfig, adapter: AdapterConfig) -> Lwf:

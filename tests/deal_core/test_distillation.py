@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from deal_core.distillation import distillation_losses, merged
@@ -36,6 +37,15 @@ def test_is_the_mean_over_spaces_each_with_a_softmax_of_its_own():
     parts = [plain(student[:, part], teacher[:, part]) for part in (slice(0, 2), slice(2, 7))]
     found = distillation_losses(student_of(student, [1] * 4, [2, 5]), teacher, 2.0)
     torch.testing.assert_close(found, torch.stack(parts).mean(0))
+
+
+def test_every_space_has_the_weight_it_is_given():
+    student, teacher = draw(0, 4, 7), draw(1, 4, 7)
+    parts = [plain(student[:, part], teacher[:, part]) for part in (slice(0, 2), slice(2, 7))]
+    found = distillation_losses(student_of(student, [1] * 4, [2, 5]), teacher, 2.0, [0.5, 3.0])
+    torch.testing.assert_close(found, 0.5 * parts[0] + 3.0 * parts[1])
+    with pytest.raises(ValueError, match="zip"):
+        distillation_losses(student_of(student, [1] * 4, [2, 5]), teacher, 2.0, [0.5])
 
 
 def test_what_a_space_has_in_common_is_free_but_not_between_spaces_that_are_merged():

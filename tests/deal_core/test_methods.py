@@ -275,7 +275,10 @@ DATA = [
 
 
 def trained(
-    minilm, method: MethodConfig, seen: tuple[tuple[str, ...], ...]
+    minilm,
+    method: MethodConfig,
+    seen: tuple[tuple[str, ...], ...],
+    ahead: tuple[tuple[str, ...], ...] = (),
 ) -> tuple[float, torch.Tensor]:
     """Loss over the steps, and a factor after training, from one and the same start."""
     shapes = adapter_shapes(ModelConfig(), AdapterConfig())
@@ -286,7 +289,7 @@ def trained(
     data = minilm.encode(DATA, LABELS)
     report = train(
         minilm,
-        built.objective(minilm, state, LocalTask(LABELS, seen), data, Memory()),
+        built.objective(minilm, state, LocalTask(LABELS, seen, ahead=ahead), data, Memory()),
         data,
         frozenset({"lora_A", "lora_B"}),
         3,
@@ -308,6 +311,11 @@ def test_distillation_reaches_the_gradients(minilm):
     assert torch.equal(without, switched_off)
     assert not torch.equal(without, with_past)
     assert not torch.equal(with_past, hotter)
+    ahead = MethodConfig.model_validate({"distillation": {"ahead": 0.5}})
+    _, with_future = trained(minilm, ahead, (), (("Dental", "Skin"),))
+    _, not_looking = trained(minilm, MethodConfig(), (), (("Dental", "Skin"),))
+    assert torch.equal(without, not_looking)
+    assert not torch.equal(without, with_future)
 
 
 def test_without_retention_the_teacher_is_the_adapter_as_the_task_began(minilm):

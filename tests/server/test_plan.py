@@ -56,6 +56,7 @@ def test_the_plan_is_what_each_client_does_round_after_round(plan):
         met = {task for tasks in done.values() for task in tasks}
         further = plan.met(stage, rounds + 1)
         assert further == tuple(task for task in plan.tasks if task in met)
+        assert plan.ahead(stage) == tuple(task for task in plan.tasks if task not in met)
         assert {task: set(names) for task, names in plan.work(stage).items()} == worked
         assert list(plan.work(stage)) == [task for task in plan.tasks if task in worked]
     assert not any(left.values())  # all rounds of all tasks were worked
@@ -71,6 +72,7 @@ def test_the_synchronous_schedule_is_the_plan_in_which_all_have_the_same_order(e
         assert together.working(stage, 2) == dict.fromkeys(CLIENTS, task)
         assert together.met(stage) == together.past("1", stage, 2) == TASKS[:stage]
         assert together.work(stage) == {task: list(CLIENTS)}
+        assert together.ahead(stage) == TASKS[stage + 1 :]
     rounds = [Step("round", 0, 1), Step("zero-shot", -1), Step("round", 0, 2), Step("end-stage", 0)]
     assert schedule(together.stages)[:4] == rounds
     assert len(schedule(together.stages)) == 1 + 4 * 3
@@ -132,3 +134,7 @@ def test_a_plan_that_cannot_be_is_one_line(orders, problem):
         planned(orders=orders)
     assert problem in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_where_all_is_learnt_at_once_nothing_is_to_come():
+    assert planned(schedule="joint").ahead(0) == ()

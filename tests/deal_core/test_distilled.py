@@ -1,0 +1,95 @@
+"""What DEAL distils from the model as it was at the start of a task: earlier labels, and those to
+come."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, softmax
+
+from deal_core.adapters import Adapter, LoraFactors, zero_adapter
+from deal_core.config import AdapterConfig, ModelConfig
+from deal_core.data import Example
+from deal_core.method_config import MethodConfig
+from deal_core.methods import LocalTask, Memory, State, make_method
+from deal_core.models import adapter_shapes
+from deal_core.randomness import seeded
+from deal_core.training import load_state
+
+LABELS = ("Anatomy", "Surgery")
+SEEN = ("Dental", "Skin", "Eye")
+DATA = [
+    Example("The phrenic nerve supplies the diaphragm", "Anatomy"),
+    Example("Laparoscopic removal of the appendix", "Surgery"),
+    Example("Bones", "Anatomy"),
+]
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return adapter_shapes(ModelConfig(), AdapterConfig())
+
+
+@pytest.fixture(scope="module")
+def after_one_task(shapes, random_adapter) -> State:
+    nothing = zero_adapter(shapes, 8, 2.0)
+    return State(nothing, learnt_adapter(random_adapter, shapes, 3))
+
+
+def learnt_adapter(random_adapter, shapes, seed: int) -> Adapter:
+    """Factors of the size that training gives them."""
+    drawn = random_adapter(shapes, 8, 2.0, seed)
+    layers = {n: LoraFactors(f.A * 0.05, f.B * 0.02) for n, f in drawn.layers.items()}
+    return Adapter(layers, drawn.scaling)
+
+
+AHEAD = (("Eye", "Ear"), LABELS, SEEN, ("Eye", "Ear"), ("Bone", "Eye"))
+
+
+@pytest.mark.parametrize(
+    ("tables", "seen", "choices"),
+    [
+        ({"ahead": 0.5}, (SEEN,), {SEEN: 1.0, ("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
+        ({"ahead": 0.5, "spaces": "merged"}, (SEEN,), {SEEN: 1.0, ("Eye", "Ear", "Bone"): 0.5}),
+        ({"ahead": 0.5, "weight": 0.0}, (SEEN,), {("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
+        ({"ahead": 0.0}, (SEEN,), {SEEN: 1.0}),
+        ({"ahead": 3.0}, (), {("Eye", "Ear"): 1.0, SEEN: 1.0, ("Bone", "Eye"): 1.0}),
+    ],
+)
+def test_what_tasks_to_come_choose_between_weighs_as_told_but_for_what_is_known(
+    minilm, after_one_task, tables, seen, choices
+):
+    """Labels of a task to come that are being learnt, or have been, are none of its own."""
+    built = make_method(MethodConfig.model_validate({"distillation": tables}), AdapterConfig())
+    state = built.begin_task(after_one_task, seeded(0))
+    load_state(minilm, state)
+    data = minilm.encode(DATA, LABELS)
+    task = LocalTask(LABELS, seen, ahead=AHEAD)
+    objective = built.objective(minilm, state, task, data, Memory())
+    assert dict(zip(objective.spaces, objective.weights, strict=True)) == choices
+
+
+def test_in_the_first_task_the_base_model_speaks_for_tasks_to_come(minilm, shapes, random_adapter):
+    tables = {"distillation": {"ahead": 0.7}}
+    built = make_method(MethodConfig.model_validate(tables), AdapterConfig())
+    empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
+    begun = built.begin_task(empty, seeded(0))
+    data = minilm.encode(DATA, LABELS)
+    load_state(minilm, empty)
+    with torch.no_grad():
+        opinions = minilm.scores(data, SEEN)
+    moved = replace(begun, current=learnt_adapter(random_adapter, shapes, 4))
+    load_state(minilm, moved)
+    task = LocalTask(LABELS, (), ahead=(SEEN,))
+    objective = built.objective(minilm, moved, task, data, Memory())
+    with torch.no_grad():
+        losses = objective.example_losses(range(3))
+        new, others = minilm.scores(data, LABELS), minilm.scores(data, SEEN)
+    targets = torch.tensor([item.target for item in data])
+    teacher, student = softmax(opinions / 2.0, 1), softmax(others / 2.0, 1)
+    divergence = 4.0 * (teacher * (teacher.log() - student.log())).sum(1)
+    expected = cross_entropy(new, targets, reduction="none") + 0.7 * divergence
+    assert (divergence > 1e-3).all()
+    torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)
