@@ -53,10 +53,8 @@ def local_update(
     """
     config, phase = bench.experiment, bench.phase(instruction.phase)
     require_policy(config, desk.site)
-    seen, ahead = (
-        tuple(tuple(bench.labels(task)) for task in tasks)
-        for tasks in (instruction.seen, instruction.ahead)
-    )
+    seen = _spaces(bench, instruction.seen)
+    ahead = partial(_spaces, bench, instruction.ahead)
     data = _data(bench, desk.client, instruction.task, phase, seen)
     together = [_share(bench, task, desk.client) for task in instruction.tasks]
     examples = [e for share in together for e in share.data] if together else data.train
@@ -83,6 +81,11 @@ def local_update(
     # Public texts are nobody's: learning from them needs no protection.
     mechanism = make_none(config) if phase.public_path else bench.mechanism
     return mechanism.release(ask, desk.site, make)
+
+
+def _spaces(bench: Workbench, tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Public label spaces."""
+    return tuple(bench.labels(task) for task in tasks)
 
 
 def _kept(bench: Workbench, desk: Desk, instruction: Instruction) -> tuple[Past | None, RoundStore]:

@@ -119,8 +119,8 @@ class Workbench:
         return [example.id or example.text for example in self._share(task)[client].train]
 
     def labels(self, task: str) -> tuple[str, ...]:
-        """The public label space of a task."""
-        return self._share(task)[0].labels
+        """The public label space of a task; where it is declared, no data is read."""
+        return self.experiment.data.labels.get(task) or self._share(task)[0].labels
 
     def task(self, task: str, client: int) -> ClientTask:
         """The share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""

@@ -35,7 +35,7 @@ def distillation_losses(
     logits, spaces = student.distillation_logits, list(student.spaces)
     divergence = torch.zeros(logits.shape[0], device=logits.device)
     parts = torch.split(logits, spaces, dim=1), torch.split(teacher.detach(), spaces, dim=1)
-    shares = weights or [1 / len(spaces)] * len(spaces)
+    shares = weights or [1 / max(1, len(spaces))] * len(spaces)
     for share, own, wanted in zip(shares, *parts, strict=True):
         divergence = divergence + share * kl_div(
             log_softmax(own / temperature, dim=1),

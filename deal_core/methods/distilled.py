@@ -29,11 +29,12 @@ def distilled(
 ) -> Objective:
     """``CE + weight * KL(model at the start of the task || model)`` over the labels of each earlier
     task, or of all of them, and ``ahead`` times the same over those of tasks to come; plain
-    cross-entropy where there is neither.
+    cross-entropy where there is neither. A model that does not tell spaces apart has one opinion,
+    of earlier tasks and with ``weight``, and none of tasks to come.
 
     The start of the task is ``base + retained``; its answers are kept in ``memory``.
     """
-    choices = _choices(task, config, ahead)
+    choices = _choices(task, config, ahead if model.tells_apart else 0.0)
     if not choices:
         return plain(model, task, data)
     spaces = [space for space, _ in choices]
@@ -41,9 +42,8 @@ def distilled(
     teacher: Teacher = memory.once(
         "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces)
     )
-    weights = [weight for _, weight in choices]
-    words = config.weight if task.seen and config.weight else ahead
-    return Distilled(model, task.labels, spaces, weights, words, data, teacher, config.temperature)
+    weights = [weight for _, weight in choices] if model.tells_apart else [config.weight]
+    return Distilled(model, task.labels, spaces, weights, data, teacher, config.temperature)
 
 
 def _choices(
@@ -51,10 +51,10 @@ def _choices(
 ) -> list[tuple[Sequence[str], float]]:
     """What the teacher chooses between, earlier tasks first, and what each choice weighs.
 
-    A task to come of which the labels are known already is none: they are being learnt.
+    A task to come that has the labels of one that is known, in any order, is none: those are being
+    learnt.
     """
-    known = {tuple(space) for space in (task.labels, *task.seen)}
-    to_come = [space for space in dict.fromkeys(map(tuple, task.ahead)) if space not in known]
+    to_come = _unknown(task) if ahead else []
     choices: list[tuple[Sequence[str], float]] = []
     for group, weight in ((task.seen, config.weight), (to_come, ahead)):
         if group and weight:
@@ -63,17 +63,26 @@ def _choices(
     return choices
 
 
+def _unknown(task: LocalTask) -> list[Sequence[str]]:
+    """Label spaces of tasks to come, each once."""
+    known = {frozenset(space) for space in (task.labels, *task.seen)}
+    spaces = []
+    for space in task.ahead():
+        if frozenset(space) not in known:
+            known.add(frozenset(space))
+            spaces.append(space)
+    return spaces
+
+
 @dataclass(frozen=True)
 class Distilled:
     """Cross-entropy over ``labels``, and a teacher's opinion of every example over each of
-    ``spaces``, with its weight, or with that for ``words`` where the model chooses among all of
-    them whatever it is asked."""
+    ``spaces``, with its weight."""
 
     model: LanguageModel
     labels: Sequence[str]
     spaces: Sequence[Sequence[str]]
     weights: Sequence[float]
-    words: float
     data: Sequence[Encoded]
     teacher: Teacher
     temperature: float
@@ -83,9 +92,7 @@ class Distilled:
         items = [self.data[i] for i in batch]
         learnt = self.model.learn(items, self.labels, self.spaces)
         opinions = torch.cat(self.teacher(batch))
-        apart = len(learnt.spaces) == len(self.weights)
-        weights = self.weights if apart else [self.words]
-        kept = distillation_losses(learnt, opinions, self.temperature, weights)
+        kept = distillation_losses(learnt, opinions, self.temperature, self.weights)
         return learnt.example_losses + kept
 
     def penalty(self) -> None:

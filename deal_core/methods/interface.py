@@ -106,7 +106,7 @@ class LocalTask:
         seen: label spaces of the other tasks that some client had met before the stage (in phases
             after learning, those of the stage as well), in the stream's order.
         ahead: label spaces of the stream's tasks that no client works on before the stage has
-            ended.
+            ended; read when called.
         past: what the client has of its own earlier tasks; None in its first.
         carried: what it has of earlier rounds; None where nothing can be kept.
         together: where several tasks are learnt at once, the client's share of each, in the order
@@ -118,7 +118,7 @@ class LocalTask:
     past: Past | None = None
     carried: Carried | None = None
     together: Sequence[Share] = ()
-    ahead: Sequence[Sequence[str]] = ()
+    ahead: Callable[[], Sequence[Sequence[str]]] = tuple
 
 
 class Objective(Protocol):

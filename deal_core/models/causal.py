@@ -29,6 +29,8 @@ SCORING_TOKENS = 8192
 class CausalLM:
     """Any Hugging Face decoder-only model."""
 
+    tells_apart = False
+
     def __init__(
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
     ) -> None:

@@ -33,6 +33,8 @@ LABELS_PER_PASS = 64
 class EncoderLabels:
     """Any Hugging Face encoder with mean pooling over the real tokens."""
 
+    tells_apart = True
+
     def __init__(
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
     ) -> None:

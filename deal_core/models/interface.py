@@ -34,7 +34,7 @@ class Learnt:
     Attributes:
         example_losses: ``(batch,)``, one loss per example, independent of its batch-mates.
         distillation_logits: ``(rows, classes)``; what a teacher hands to a student. Encoder: a
-            row per example over the labels of earlier tasks. Causal LM: a row per answer token
+            row per example over the labels of other tasks. Causal LM: a row per answer token
             over the vocabulary. No classes: nothing to distil.
         rows: how many of these rows each example has; their sum is the number of rows.
         spaces: how many classes, from the left, are one choice: a softmax is over one space.
@@ -57,6 +57,11 @@ class LanguageModel(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the module lives."""
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether distillation is over each space that is asked about; otherwise it is over one,
+        whatever is asked (a causal model's vocabulary)."""
 
     @property
     def tokens(self) -> TokenCache:

@@ -12,11 +12,15 @@ WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "r
 """Keys that change nothing of what is released."""
 
 
+LATER = ("privacy.disjoint_tasks", "method.distillation.ahead")
+
+
 def run_name(experiment: Experiment) -> str:
     """Equal for runs that release the same; a key that came later says nothing while it is off."""
     settings = flatten(experiment)
     for key in WHERE:
         settings.pop(key)
-    if not experiment.privacy.disjoint_tasks:
-        settings.pop("privacy.disjoint_tasks")
+    for key in LATER:
+        if not settings[key]:
+            settings.pop(key)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

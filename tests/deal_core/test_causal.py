@@ -11,6 +11,7 @@ from deal_core.config import ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.method_config import MethodConfig
 from deal_core.methods import METHODS, LocalTask, Memory, State, make_method
+from deal_core.methods.distilled import Distilled
 from deal_core.models import adapter_shapes, load_model
 from deal_core.randomness import seeded
 from deal_core.training import count_correct, load_state, train
@@ -142,3 +143,23 @@ def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
         if f".{CURRENT}." not in n:
             assert torch.equal(p, frozen[n]), n
     assert count_correct(model, batch, LABELS) >= 2
+
+
+@pytest.mark.parametrize("seen", [(), (("a",), ("b", "c"))])
+def test_words_are_one_choice_of_full_weight_and_none_of_tasks_to_come(
+    model, causal_folder, small_adapter, seen
+):
+    shapes = read(model.module).shapes
+    tables = {"distillation": {"weight": 0.6, "ahead": 0.5}}
+    method = make_method(MethodConfig.model_validate(tables), small_adapter)
+    state = method.begin_task(
+        State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")
+    )
+    load_state(model, state)
+    batch = model.encode(EXAMPLES, LABELS)
+    task = LocalTask(LABELS, seen, ahead=lambda: (("d", "e"),))
+    objective = method.objective(model, state, task, batch, Memory())
+    assert isinstance(objective, Distilled) == bool(seen)
+    if isinstance(objective, Distilled):
+        assert list(objective.weights) == [0.6]
+        assert objective.example_losses(range(len(batch))).isfinite().all()

@@ -96,7 +96,9 @@ def test_the_teacher_is_asked_task_by_task_or_about_all_at_once(
     load_state(minilm, state)
     seen = (("Dental", "Skin"), ("Eye",))
     data = minilm.encode(DATA, LABELS)
-    task = LocalTask(LABELS, seen, ahead=(("Ear",),))  # labels to come are none of its business
+    task = LocalTask(
+        LABELS, seen, ahead=lambda: (("Ear",),)
+    )  # labels to come are none of its business
     objective = built.objective(minilm, state, task, data, Memory())
     assert objective.spaces == list(asked)
 

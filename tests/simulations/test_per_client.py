@@ -89,6 +89,25 @@ class Spy(InProcessGrid):
         return super().push_messages(messages)
 
 
+def test_a_task_is_told_what_comes_and_a_client_reads_its_labels(
+    make_experiment, tmp_path, monkeypatch
+):
+    """Synchronous: what comes is what nobody works on until the task has ended."""
+    own = ("stream.schedule=synchronous", "stream.orders={}", "stream.consolidate_every=0")
+    experiment = per_client(make_experiment, tmp_path, *own)
+    learnt: list[LocalTask] = []
+
+    def spied(*args) -> LocalTask:
+        learnt.append(LocalTask(*args))
+        return learnt[-1]
+
+    monkeypatch.setattr(work, "LocalTask", spied)
+    run_inprocess(experiment, lambda event: None)
+    labels = {name: open_source(experiment.data).load(name).labels for name in (L, S, M)}
+    expected = [(labels[S], labels[M]), (labels[M],), ()]
+    assert [task.ahead() for task in learnt] == [ahead for ahead in expected for _ in range(3)]
+
+
 def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, monkeypatch):
     experiment = own_orders("method.name=replay")
     learnt: list[LocalTask] = []
@@ -119,7 +138,7 @@ def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, 
         assert event["num_examples"] == len(shares[task][int(client)].train)
         assert tuple(local.labels) == data[task].labels
         assert local.seen == tuple(tuple(data[name].labels) for name in seen)
-        assert local.ahead == ()  # somebody works on each before the first stage has ended
+        assert local.ahead() == ()  # somebody works on each before the first stage has ended
         own = local.past.shares if local.past else []
         assert [tuple(share().labels) for share in own] == [data[name].labels for name in past]
         if own:  # the model at the start of the stage knows all of them, or none yet
