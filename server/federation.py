@@ -132,11 +132,12 @@ class Federation:
         if gathered.sizes or side.releases_noise:
             aggregate = self._finished(step, aggregation)
             state = absorbed(state, aggregate)
-        return state, self._told(step, sent, gathered, aggregate, started, history)
+        return state, self._told(step, trained, sent, gathered, aggregate, started, history)
 
     def _told(
         self,
         step: Step,
+        trained: frozenset[str],
         sent: Dispatch,
         gathered: Gathered,
         aggregate: Aggregate | None,
@@ -160,8 +161,7 @@ class Federation:
         spent = {name: Spending.model_validate(each) for name, each in charged.items()}
         spent = {**gathered.spent, **spent}
         history = history.judged(sizes.keys(), excluded).charged(spent)
-        learnt_b = any(LORA_B in each.trained for each in sent.instructions.values())
-        if step.phase == LEARN and learnt_b:
+        if step.phase == LEARN and LORA_B in trained:
             history = history.noised(spent, len(sizes))
         return history.after_round(figures).after("train", seconds)
 

@@ -13,6 +13,7 @@ WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "r
 
 
 LATER = ("privacy.disjoint_tasks", "method.distillation.ahead")
+"""Keys that say nothing while they are off: runs of before have none."""
 
 
 def run_name(experiment: Experiment) -> str:

@@ -7,24 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, softmax
 
-from deal_core.adapters import Adapter, LoraFactors, zero_adapter
+from deal_core.adapters import zero_adapter
 from deal_core.config import AdapterConfig, ModelConfig
-from deal_core.data import Example
 from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import load_state
-
-LABELS = ("Anatomy", "Surgery")
-SEEN = ("Dental", "Skin", "Eye")
-DATA = [
-    Example("The phrenic nerve supplies the diaphragm", "Anatomy"),
-    Example("Laparoscopic removal of the appendix", "Surgery"),
-    Example("Bones", "Anatomy"),
-]
+from tests.deal_core.distilling import (
+    DATA,
+    LABELS,
+    SEEN,
+    divergences,
+    expected_losses,
+    learnt_adapter,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +34,6 @@ def shapes():
 def after_one_task(shapes, random_adapter) -> State:
     nothing = zero_adapter(shapes, 8, 2.0)
     return State(nothing, learnt_adapter(random_adapter, shapes, 3))
-
-
-def learnt_adapter(random_adapter, shapes, seed: int) -> Adapter:
-    """Factors of the size that training gives them."""
-    drawn = random_adapter(shapes, 8, 2.0, seed)
-    layers = {n: LoraFactors(f.A * 0.05, f.B * 0.02) for n, f in drawn.layers.items()}
-    return Adapter(layers, drawn.scaling)
 
 
 AHEAD = (("Eye", "Ear"), LABELS[::-1], SEEN, ("Ear", "Eye"), ("Bone", "Eye"))
@@ -87,9 +78,7 @@ def test_in_the_first_task_the_base_model_speaks_for_tasks_to_come(minilm, shape
     with torch.no_grad():
         losses = objective.example_losses(range(3))
         new, others = minilm.scores(data, LABELS), minilm.scores(data, SEEN)
-    targets = torch.tensor([item.target for item in data])
-    teacher, student = softmax(opinions / 2.0, 1), softmax(others / 2.0, 1)
-    divergence = 4.0 * (teacher * (teacher.log() - student.log())).sum(1)
-    expected = cross_entropy(new, targets, reduction="none") + 0.7 * divergence
-    assert (divergence > 1e-3).all()
+    divergence = divergences(others, opinions)
+    expected = expected_losses(data, new, divergence, 0.7)
+    assert (4.0 * divergence > 1e-3).all()
     torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)

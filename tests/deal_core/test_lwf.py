@@ -4,26 +4,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, softmax
+from torch.nn.functional import softmax
 
-from deal_core.adapters import Adapter, LoraFactors, relative_difference, stack, zero_adapter
+from deal_core.adapters import Adapter, relative_difference, stack, zero_adapter
 from deal_core.attach import lora_layers, read
 from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
-from deal_core.data import Example
 from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.methods.task_start import hold_start, release_start, start_of
 from deal_core.models import adapter_shapes, load_model
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
+from tests.deal_core.distilling import (
+    DATA,
+    LABELS,
+    SEEN,
+    divergences,
+    expected_losses,
+    learnt_adapter,
+)
 
-LABELS = ("Anatomy", "Surgery")
-SEEN = ("Dental", "Skin", "Eye")
-DATA = [
-    Example("The phrenic nerve supplies the diaphragm", "Anatomy"),
-    Example("Laparoscopic removal of the appendix", "Surgery"),
-    Example("Bones", "Anatomy"),
-]
 BOTH = frozenset({"lora_A", "lora_B"})
 
 
@@ -36,13 +36,6 @@ def shapes():
 def one_task_learnt(shapes, random_adapter) -> State:
     """As ``end_task`` leaves it: the adapter has learnt something."""
     return State(learnt_adapter(random_adapter, shapes, 3), zero_adapter(shapes, 16))
-
-
-def learnt_adapter(random_adapter, shapes, seed: int) -> Adapter:
-    """Factors of the size that training gives them."""
-    drawn = random_adapter(shapes, 8, 2.0, seed)
-    layers = {n: LoraFactors(f.A * 0.05, f.B * 0.02) for n, f in drawn.layers.items()}
-    return Adapter(layers, drawn.scaling)
 
 
 def bits(state: State) -> list[torch.Tensor]:
@@ -96,9 +89,8 @@ def test_the_teacher_is_asked_task_by_task_or_about_all_at_once(
     load_state(minilm, state)
     seen = (("Dental", "Skin"), ("Eye",))
     data = minilm.encode(DATA, LABELS)
-    task = LocalTask(
-        LABELS, seen, ahead=lambda: (("Ear",),)
-    )  # labels to come are none of its business
+    to_come = (("Ear",),)  # none of its business
+    task = LocalTask(LABELS, seen, ahead=lambda: to_come)
     objective = built.objective(minilm, state, task, data, Memory())
     assert objective.spaces == list(asked)
 
@@ -130,10 +122,8 @@ def test_the_objective_is_the_formula_with_the_start_as_teacher_in_any_round(
         losses = objective.example_losses(range(3))
         load_state(minilm, State(later.current, one_task_learnt.retained))
         new, old = minilm.scores(data, LABELS), minilm.scores(data, SEEN)
-    targets = torch.tensor([item.target for item in data])
-    teacher, student = softmax(opinions / 2.0, 1), softmax(old / 2.0, 1)
-    divergence = (teacher * (teacher.log() - student.log())).sum(1)
-    expected = cross_entropy(new, targets, reduction="none") + 1.0 * 4.0 * divergence
+    divergence = divergences(old, opinions)
+    expected = expected_losses(data, new, divergence, 1.0)
     assert (divergence > 1e-3).all()
     torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)
 
