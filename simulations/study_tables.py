@@ -84,6 +84,30 @@ def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
             f"{study.label(arm)}: above, each client's model on its own tests; on everybody's "
             f"tests {_accuracy(everywhere)} %."
         )
+    for group in indistinguishable(study, cells):
+        yield ""
+        yield (
+            f"The same in every figure of every cell they share: {', '.join(group)}. What their "
+            "settings differ in had no effect here."
+        )
+
+
+def indistinguishable(study: Study, cells: Sequence[CellResult]) -> Iterator[list[str]]:
+    """Labels of arms between which no figure differs: a switch among them switched nothing."""
+    figures = {
+        arm: {place(c): c.outcome.accuracy_matrix for c in own}
+        for arm, own in by_arm(study, cells).items()
+    }
+    told: set[str] = set()
+    for arm, own in figures.items():
+        alike = [
+            other
+            for other, theirs in figures.items()
+            if own.keys() & theirs and all(own[k] == theirs[k] for k in own.keys() & theirs)
+        ]
+        if arm not in told and len(alike) > 1:
+            told.update(alike)
+            yield [study.label(other) for other in alike]
 
 
 def _measure(cells: Sequence[CellResult], name: str) -> str:

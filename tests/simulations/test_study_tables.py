@@ -99,6 +99,16 @@ def test_arms_have_means_intervals_and_marks(study: Study) -> None:
     ]
 
 
+def test_arms_that_nothing_tells_apart_are_named(study: Study) -> None:
+    twin = cell("replay", 0, [[0.8, 0.3], [0.6, 0.8]])
+    told = "The same in every figure of every cell they share: Good | old, replay (not private). "
+    assert any(line.startswith(told) for line in arms_table(study, [*CELLS, twin]))
+
+    other = cell("replay", 1, [[0.8, 0.3], [0.7, 0.8]])
+    for cells in (CELLS, [*CELLS, twin, other]):
+        assert not any("no effect" in line for line in arms_table(study, cells))
+
+
 def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) -> None:
     table = "\n".join(significance(study, CELLS))
     assert "have in common, is Good" in table
