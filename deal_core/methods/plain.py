@@ -12,25 +12,30 @@ from deal_core.methods.mixed import Mixed
 from deal_core.models import Encoded, LanguageModel
 
 
-def plain(model: LanguageModel, task: LocalTask, data: Sequence[Encoded]) -> Objective:
-    """Cross-entropy, whether the client learns one task or several at once."""
+def plain(
+    model: LanguageModel, task: LocalTask, data: Sequence[Encoded], odds: Tensor | None = None
+) -> Objective:
+    """Cross-entropy, whether the client learns one task or several at once (without ``odds``)."""
     if not task.together:
-        return Plain(model, task.labels, data)
+        return Plain(model, task.labels, data, odds)
     examples = [(n, example) for n, share in enumerate(task.together) for example in share.data]
     return Mixed(model, [share.labels for share in task.together], examples)
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Attributes: the model, the task's ``labels`` and the client's ``data``."""
+    """Attributes: the model, the task's ``labels``, the client's ``data``, and the ``odds`` of the
+    labels (see :meth:`~deal_core.models.LanguageModel.learn`)."""
 
     model: LanguageModel
     labels: Sequence[str]
     data: Sequence[Encoded]
+    odds: Tensor | None = None
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """Cross-entropy per example, ``(batch,)``."""
-        return self.model.learn([self.data[i] for i in batch], self.labels, ()).example_losses
+        items = [self.data[i] for i in batch]
+        return self.model.learn(items, self.labels, (), self.odds).example_losses
 
     def penalty(self) -> None:
         """Nothing beside the data."""

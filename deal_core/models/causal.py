@@ -60,10 +60,20 @@ class CausalLM:
         ]
 
     def learn(
-        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
+        self,
+        batch: Sequence[Encoded],
+        labels: Sequence[str],
+        seen: Sequence[Sequence[str]],
+        odds: Tensor | None = None,
     ) -> Learnt:
         """Losses on the answer's tokens; distillation is over the vocabulary at those tokens,
-        so ``seen`` only decides whether there is anything to distil."""
+        so ``seen`` only decides whether there is anything to distil.
+
+        Raises:
+            ValueError: ``odds`` are given.
+        """
+        if odds is not None:
+            raise ValueError("losses are over words: labels have no odds")
         answers = [self._answer(labels[item.target]) for item in batch]
         logits, targets, counts = self._answer_logits([item.tokens for item in batch], answers)
         token_losses = cross_entropy(logits, targets, reduction="none")

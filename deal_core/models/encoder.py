@@ -65,12 +65,19 @@ class EncoderLabels:
         ]
 
     def learn(
-        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
+        self,
+        batch: Sequence[Encoded],
+        labels: Sequence[str],
+        seen: Sequence[Sequence[str]],
+        odds: Tensor | None = None,
     ) -> Learnt:
         """One forward; cross-entropy over ``labels``, logits over the spaces of ``seen``."""
         scores = self.scores(batch, [*labels, *chain.from_iterable(seen)])
         targets = torch.tensor([item.target for item in batch], device=self.device)
-        losses = cross_entropy(scores[:, : len(labels)], targets, reduction="none")
+        own = scores[:, : len(labels)]
+        if odds is not None:
+            own = own + odds.to(self.device)
+        losses = cross_entropy(own, targets, reduction="none")
         spaces = [len(space) for space in seen]
         return Learnt(losses, scores[:, len(labels) :], [1] * len(batch), spaces)
 

@@ -60,8 +60,8 @@ class LanguageModel(Protocol):
 
     @property
     def tells_apart(self) -> bool:
-        """Whether distillation is over each space that is asked about; otherwise it is over one,
-        whatever is asked (a causal model's vocabulary)."""
+        """Whether losses and distillation are over the labels that are asked about; otherwise they
+        are over one space, whatever is asked (a causal model's vocabulary)."""
 
     @property
     def tokens(self) -> TokenCache:
@@ -71,10 +71,19 @@ class LanguageModel(Protocol):
         """Tokenise once. Raises ``ValueError`` when an example's label is not in ``labels``."""
 
     def learn(
-        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
+        self,
+        batch: Sequence[Encoded],
+        labels: Sequence[str],
+        seen: Sequence[Sequence[str]],
+        odds: Tensor | None = None,
     ) -> Learnt:
         """Forward for training: losses over ``labels``, distillation over each space of ``seen``;
-        a label may be in several."""
+        a label may be in several.
+
+        Args:
+            odds: added to the scores of ``labels`` in the losses alone, ``(labels,)``; only where
+                the model tells spaces apart: others have no score of a label to add it to.
+        """
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return ``(batch, len(labels))``; the largest score is the answer."""
