@@ -165,7 +165,7 @@ class MethodConfig(Table):
     which go on learning; the others are fresh. Where tasks have few steps this learns more; it
     forgets more, since what was retained moves (deal with retention; the first task is the
     same)."""
-    logit_adjustment: float = Field(1.0, ge=0)
+    logit_adjustment: float = Field(0.5, ge=0)
     """How much of what a client's label shares explain is explained by them in its loss, instead
     of learnt: clients whose labels differ are led apart less. 0: nothing, 1: all. It reads the
     labels of all examples of the task, so it is off where single records are protected
