@@ -24,7 +24,6 @@ from deal_core.privacy.counts import Counts
 from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
 from deal_core.privacy.none import make_none
 from deal_core.privacy.policy import require_mechanism
-from deal_core.privacy.record import UNIT as RECORD
 from deal_core.randomness import seeded
 from deal_core.record import EXACT, frozen_factors, pack_update
 from deal_core.training import count_correct, descend, load_state
@@ -74,16 +73,13 @@ def local_update(
         generator=seeded(config.run.seed, "train", desk.client, *where),
     )
 
-    # Public texts are nobody's: learning from them needs no protection.
-    mechanism = make_none(config) if phase.public_path else bench.mechanism
-
     def make(gradients: Gradients) -> Trained:
-        past, carried = _kept(bench, desk, instruction)
-        alone = mechanism.unit == RECORD
-        task = LocalTask(data.labels, seen, past, carried, together, ahead, alone)
+        task = LocalTask(data.labels, seen, *_kept(bench, desk, instruction), together, ahead)
         memory = data.memory if phase.public_path else bench.learning(desk.client, instruction.task)
         return _trained(bench, desk, state, instruction, task, examples, memory, gradients)
 
+    # Public texts are nobody's: learning from them needs no protection.
+    mechanism = make_none(config) if phase.public_path else bench.mechanism
     return mechanism.release(ask, desk.site, make)
 
 

@@ -165,11 +165,11 @@ class MethodConfig(Table):
     which go on learning; the others are fresh. Where tasks have few steps this learns more; it
     forgets more, since what was retained moves (deal with retention; the first task is the
     same)."""
-    logit_adjustment: float = Field(0.5, ge=0)
-    """How much of what a client's label shares explain is explained by them in its loss, instead
-    of learnt: clients whose labels differ are led apart less. 0: nothing, 1: all. It reads the
-    labels of all examples of the task, so it is off where single records are protected
-    (``privacy.mechanism = "record"``), and where a causal model chooses words (deal)."""
+    logit_adjustment: float = Field(0.0, ge=0)
+    """Weight of the logarithm of a client's own label shares, added to its scores in the loss; 0:
+    off, 1: whole. Where a few clients own a label it keeps them from being led apart; elsewhere it
+    costs a little. It reads the labels of all of a client's examples, so it is refused where single
+    records are protected; a causal model's loss is over words, which have no shares (deal)."""
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()

@@ -22,7 +22,7 @@ from deal_core.payload import DISTILLED, LORA, Template
 from deal_core.privacy.noise_floor import round_variance
 from server.spending import Spending
 
-VERSION = 5
+VERSION = 4
 """Of the file and of the schedule that ``position`` counts in."""
 RESIDUAL = "residual"
 

@@ -84,30 +84,21 @@ def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
             f"{study.label(arm)}: above, each client's model on its own tests; on everybody's "
             f"tests {_accuracy(everywhere)} %."
         )
-    for group in indistinguishable(study, cells):
+    for group in equally_accurate(study, cells):
         yield ""
         yield (
-            f"The same in every figure of every cell they share: {', '.join(group)}. What their "
-            "settings differ in had no effect here."
+            f"The same accuracies in the same cells: {', '.join(group)}. To accuracy, what their "
+            "settings differ in made no difference."
         )
 
 
-def indistinguishable(study: Study, cells: Sequence[CellResult]) -> Iterator[list[str]]:
-    """Labels of arms between which no figure differs: a switch among them switched nothing."""
-    figures = {
-        arm: {place(c): c.outcome.accuracy_matrix for c in own}
-        for arm, own in by_arm(study, cells).items()
-    }
-    told: set[str] = set()
-    for arm, own in figures.items():
-        alike = [
-            other
-            for other, theirs in figures.items()
-            if own.keys() & theirs and all(own[k] == theirs[k] for k in own.keys() & theirs)
-        ]
-        if arm not in told and len(alike) > 1:
-            told.update(alike)
-            yield [study.label(other) for other in alike]
+def equally_accurate(study: Study, cells: Sequence[CellResult]) -> Iterator[list[str]]:
+    """Labels of arms with the same cells, to the digit: a switch among them switched nothing."""
+    alike: dict[str, list[str]] = {}
+    for arm, own in by_arm(study, cells).items():
+        found = sorted((c.seed, c.order, c.outcome.accuracy_matrix) for c in own)
+        alike.setdefault(repr(found), []).append(study.label(arm))
+    yield from (labels for labels in alike.values() if len(labels) > 1)
 
 
 def _measure(cells: Sequence[CellResult], name: str) -> str:

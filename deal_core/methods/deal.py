@@ -2,11 +2,10 @@
 
 Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
 complement of what is retained (``warm_rank`` of the strongest retained directions may go on in it
-instead); clients learn it, each with its logits adjusted by its own label shares, while they distil
-the model as it was at the start of the task, and pay for interference with what is retained; at the
-end both adapters are stacked, filtered, and the best part of fixed rank is retained, by the server
-alone or with rounds of distillation from the stack. The size of the model does not grow with the
-number of tasks. Every part has a switch.
+instead); clients learn it while they distil the model as it was at the start of the task, and pay
+for interference with what is retained; at the end both adapters are stacked, filtered, and the best
+part of fixed rank is retained, by the server alone or with rounds of distillation from the stack.
+The size of the model does not grow with the number of tasks. Every part has a switch.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class Deal:
     ) -> Objective:
         """``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
         ``ahead`` times the same over labels to come, and the penalty of the controlled update; CE
-        over logits that the client's label shares adjust."""
+        over logits that the client's label shares may adjust."""
         config = self.method.distillation
         odds = self._odds(model, task, data)
         losses = distilled(model, state, task, data, memory, config, config.ahead, odds)
@@ -121,12 +120,12 @@ class Deal:
     def _odds(
         self, model: LanguageModel, task: LocalTask, data: Sequence[Encoded]
     ) -> Tensor | None:
-        """What the client's label shares explain by themselves; None where a loss must know
-        nothing but its own example, and where it is over no one set of labels."""
+        """What the client's label shares explain by themselves; None where that is switched off,
+        and where a loss is over no one set of labels (words, or several tasks at once)."""
         strength = self.method.logit_adjustment
-        if not strength or task.examples_alone or task.together or not model.tells_apart:
+        if not strength or task.together or not model.tells_apart:
             return None
-        return strength * log_shares(data, len(task.labels))
+        return strength * log_shares(data, len(task.labels)).to(model.device)
 
 
 def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:

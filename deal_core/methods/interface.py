@@ -111,8 +111,6 @@ class LocalTask:
         carried: what it has of earlier rounds; None where nothing can be kept.
         together: where several tasks are learnt at once, the client's share of each, in the order
             of its data; ``labels`` are then those of the first. Empty: there is one task.
-        examples_alone: whether an example's loss must depend on no other example of the client
-            (what protects single records counts on it).
     """
 
     labels: Sequence[str]
@@ -121,7 +119,6 @@ class LocalTask:
     carried: Carried | None = None
     together: Sequence[Share] = ()
     ahead: Callable[[], Sequence[Sequence[str]]] = tuple
-    examples_alone: bool = False
 
 
 class Objective(Protocol):

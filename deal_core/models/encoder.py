@@ -76,7 +76,7 @@ class EncoderLabels:
         targets = torch.tensor([item.target for item in batch], device=self.device)
         own = scores[:, : len(labels)]
         if odds is not None:
-            own = own + odds.to(self.device)
+            own = own + odds
         losses = cross_entropy(own, targets, reduction="none")
         spaces = [len(space) for space in seen]
         return Learnt(losses, scores[:, len(labels) :], [1] * len(batch), spaces)

@@ -81,8 +81,9 @@ class LanguageModel(Protocol):
         a label may be in several.
 
         Args:
-            odds: added to the scores of ``labels`` in the losses alone, ``(labels,)``; only where
-                the model tells spaces apart: others have no score of a label to add it to.
+            odds: added to the scores of ``labels`` in the losses alone, ``(labels,)``, where the
+                module lives. Only for a model that tells spaces apart: others have no score of a
+                label.
         """
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:

@@ -51,6 +51,11 @@ def _check_protected(experiment: Experiment) -> None:
             f"{where} trains one factor a round, method.name '{method}' needs both; set "
             'privacy.factors to "both", or choose another method'
         )
+    if experiment.method.logit_adjustment:
+        raise UserError(
+            f"{where} protects single records, and method.logit_adjustment reads the labels of all "
+            "of a site's; set it to 0"
+        )
     if experiment.stream.schedule == "joint":
         raise UserError(
             f'{where} does not go with stream.schedule = "joint": set it to "synchronous" or '

@@ -10,8 +10,8 @@ from deal_core.run_config import flatten
 
 WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "run.workers")
 """Keys that change nothing of what is released."""
-UNHEARD = {"record": ("method.logit_adjustment",)}
-"""Keys that have no effect under a mechanism."""
+
+
 LATER = ("privacy.disjoint_tasks", "method.distillation.ahead", "method.logit_adjustment")
 """Keys that say nothing while they are off: runs of before have none."""
 
@@ -19,9 +19,9 @@ LATER = ("privacy.disjoint_tasks", "method.distillation.ahead", "method.logit_ad
 def run_name(experiment: Experiment) -> str:
     """Equal for runs that release the same; a key that came later says nothing while it is off."""
     settings = flatten(experiment)
-    for key in (*WHERE, *UNHEARD.get(experiment.privacy.mechanism, ())):
+    for key in WHERE:
         settings.pop(key)
     for key in LATER:
-        if not settings.get(key, True):
+        if not settings[key]:
             settings.pop(key)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

@@ -63,7 +63,7 @@ def test_what_tasks_to_come_choose_between_weighs_as_told_but_for_what_is_known(
 
 
 def test_in_the_first_task_the_base_model_speaks_for_tasks_to_come(minilm, shapes, random_adapter):
-    tables = {"distillation": {"ahead": 0.7}, "logit_adjustment": 0.0}
+    tables = {"distillation": {"ahead": 0.7}}
     built = make_method(MethodConfig.model_validate(tables), AdapterConfig())
     empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
     begun = built.begin_task(empty, seeded(0))

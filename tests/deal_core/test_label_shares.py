@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,14 +12,23 @@ from torch.nn.functional import cross_entropy
 
 from deal_core.adapters import zero_adapter
 from deal_core.attach import read
-from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, Experiment, ModelConfig, PrivacyConfig, TrainConfig
+from deal_core.errors import UserError
 from deal_core.label_shares import log_shares
 from deal_core.method_config import MethodConfig
-from deal_core.methods import LocalTask, Memory, State, make_method
+from deal_core.methods import LocalTask, Memory, Share, State, make_method
 from deal_core.models import Encoded, adapter_shapes
+from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
-from tests.deal_core.distilling import DATA, LABELS, SEEN, divergences
+from tests.deal_core.distilling import (
+    DATA,
+    LABELS,
+    SEEN,
+    divergences,
+    expected_losses,
+    learnt_adapter,
+)
 
 TASK = LocalTask(LABELS, ())
 TARGETS = torch.tensor([0, 1, 0])
@@ -62,15 +72,24 @@ def test_the_loss_is_cross_entropy_over_adjusted_scores(minilm, empty, strength)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_teacher_thinks_is_adjusted_by_nothing(minilm, empty):
+def test_what_a_teacher_thinks_is_adjusted_by_nothing(minilm, empty, random_adapter):
+    built = deal(2.0, distillation={"ahead": 0.5})
+    begun = built.begin_task(empty, seeded(0))
     data = minilm.encode(DATA, LABELS)
-    task = LocalTask(LABELS, (), ahead=lambda: (SEEN,))
-    found = losses(minilm, empty, 2.0, task, data, distillation={"ahead": 0.5})
+    load_state(minilm, empty)
     with torch.no_grad():
+        opinions = minilm.scores(data, SEEN)
+    moved = replace(begun, current=learnt_adapter(random_adapter, empty.current.shapes, 4))
+    load_state(minilm, moved)
+    task = LocalTask(LABELS, (), ahead=lambda: (SEEN,))
+    objective = built.objective(minilm, moved, task, data, Memory())
+    with torch.no_grad():
+        found = objective.example_losses(range(3))
         scores, others = minilm.scores(data, LABELS), minilm.scores(data, SEEN)
-    assert (divergences(others, others).abs() < 1e-6).all()  # the student is its teacher still
-    expected = cross_entropy(scores + 2.0 * SHARES.log(), TARGETS, reduction="none")
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    divergence = divergences(others, opinions)
+    assert (4.0 * divergence > 1e-3).all()
+    expected = expected_losses(data, scores + 2.0 * SHARES.log(), divergence, 0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_equal_shares_adjust_nothing(minilm, empty):
@@ -79,16 +98,21 @@ def test_equal_shares_adjust_nothing(minilm, empty):
     torch.testing.assert_close(losses(minilm, empty, 3.0, TASK, data), plain, rtol=1e-5, atol=1e-6)
 
 
-def test_where_examples_stand_alone_no_other_one_changes_a_loss(minilm, empty):
-    """What clips the gradient of one record counts on it; elsewhere the shares are read."""
+def test_where_single_records_are_protected_it_is_refused():
+    """A loss that knows the shares knows all records; only its own may be in a clipped gradient."""
+    adjusted = MethodConfig(logit_adjustment=0.1)
+    for mechanism, refused in (("record", True), ("client", False), ("none", False)):
+        privacy = PrivacyConfig(mechanism=mechanism)
+        with pytest.raises(UserError, match="set it to 0") if refused else nullcontext():
+            make_mechanism(Experiment(method=adjusted, privacy=privacy))
+    make_mechanism(Experiment(privacy=PrivacyConfig(mechanism="record")))
+
+
+def test_several_tasks_at_once_have_no_shares(minilm, empty):
     data = minilm.encode(DATA, LABELS)
-    alone = replace(TASK, examples_alone=True)
-
-    def first(task, data):
-        return float(losses(minilm, empty, 1.0, task, data)[0])
-
-    assert first(alone, data) == pytest.approx(first(alone, data[:2]), abs=1e-5)
-    assert abs(first(TASK, data) - first(TASK, data[:2])) > 1e-2
+    both = replace(TASK, together=(Share(LABELS, data), Share(SEEN, ())))
+    plain = losses(minilm, empty, 0.0, both, data)
+    assert torch.equal(losses(minilm, empty, 1.0, both, data), plain)
 
 
 def test_the_adjustment_reaches_the_gradients(minilm, empty):
@@ -106,11 +130,10 @@ def test_the_adjustment_reaches_the_gradients(minilm, empty):
     assert not torch.equal(trained(0.0), trained(1.0))
 
 
-def test_only_the_method_adjusts(minilm, empty):
-    """The baselines are what their papers say."""
+def test_only_deal_adjusts(minilm, empty):
     data = minilm.encode(DATA, LABELS)
     for name in ("sequential", "lwf", "olora"):
-        built = make_method(MethodConfig(name=name), AdapterConfig())
+        built = make_method(MethodConfig(name=name, logit_adjustment=1.0), AdapterConfig())
         state = built.begin_task(empty, seeded(0))
         load_state(minilm, state)
         with torch.no_grad():
