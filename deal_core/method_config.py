@@ -22,7 +22,7 @@ class RetentionConfig(Table):
     """False: every task keeps training the same adapter, and nothing is compressed. The keys
     below then have no effect."""
     filter: str = "identity"
-    """Gains of the kernels: ``identity`` (plain truncation; until the others are measured),
+    """Gains of the kernels: ``identity`` (plain truncation; nothing measured beats it),
     ``wiener`` (singular values near the noise floor shrink, those below it vanish) or ``learned``
     (from there, learnt in the rounds of ``method.consolidation``). At the end of every task all
     that was learnt passes the filter, what earlier tasks left once more."""
@@ -37,7 +37,8 @@ class RetentionConfig(Table):
 
 
 class UpdateConfig(Table):
-    """Penalty on what an update does to retained knowledge (deal). Off until it is measured."""
+    """Penalty on what an update does to retained knowledge (deal). Off: beside distillation
+    it gained nothing where it was measured."""
 
     enabled: bool = False
     lambda1: float = Field(0.01, ge=0)
@@ -74,7 +75,7 @@ class DistillationConfig(Table):
 
 class ConsolidationConfig(Table):
     """Rounds at the end of a task in which clients distil all that was learnt into the retained
-    adapter (deal). Off until they are measured."""
+    adapter (deal). Off: they gained nothing where they were measured."""
 
     data: Literal["none", "private", "public"] = "none"
     """``none``: the server compresses alone; ``private``: on each client's own texts of the task;
