@@ -101,8 +101,8 @@ class Deal:
         ``ahead`` times the same over labels to come, and the penalty of the controlled update; CE
         over logits that the client's label shares may adjust."""
         config = self.method.distillation
-        odds = self._odds(model, task, data)
-        losses = distilled(model, state, task, data, memory, config, config.ahead, odds)
+        log_prior = self._log_prior(model, task, data)
+        losses = distilled(model, state, task, data, memory, config, config.ahead, log_prior)
         if not self.method.update.enabled:
             return losses
         device = next(model.module.parameters()).device
@@ -117,7 +117,7 @@ class Deal:
 
         return Penalised(losses, price)
 
-    def _odds(
+    def _log_prior(
         self, model: LanguageModel, task: LocalTask, data: Sequence[Encoded]
     ) -> Tensor | None:
         """What the client's label shares explain by themselves; None where that is switched off,

@@ -26,26 +26,28 @@ def distilled(
     memory: Memory,
     config: DistillationConfig,
     ahead: float,
-    odds: Tensor | None = None,
+    log_prior: Tensor | None = None,
 ) -> Objective:
     """``CE + weight * KL(model at the start of the task || model)`` over the labels of each earlier
     task, or of all of them, and ``ahead`` times the same over those of tasks to come; plain
     cross-entropy where there is neither. A model that does not tell spaces apart has one opinion,
     of earlier tasks and with ``weight``, and none of tasks to come.
 
-    The start of the task is ``base + retained``; its answers are kept in ``memory``. ``odds`` go to
-    the cross-entropy.
+    The start of the task is ``base + retained``; its answers are kept in ``memory``. The
+    ``log_prior`` of the task's labels goes to the cross-entropy.
     """
     choices = _choices(task, config, ahead if model.tells_apart else 0.0)
     if not choices:
-        return plain(model, task, data, odds)
+        return plain(model, task, data, log_prior)
     spaces = [space for space, _ in choices]
     basis = f"{fingerprint(state.retained)} {spaces}"
     teacher: Teacher = memory.once(
         "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces)
     )
     weights = [weight for _, weight in choices] if model.tells_apart else [config.weight]
-    return Distilled(model, task.labels, spaces, weights, data, teacher, config.temperature, odds)
+    return Distilled(
+        model, task.labels, spaces, weights, data, teacher, config.temperature, log_prior
+    )
 
 
 def _choices(
@@ -88,12 +90,12 @@ class Distilled:
     data: Sequence[Encoded]
     teacher: Teacher
     temperature: float
-    odds: Tensor | None = None
+    log_prior: Tensor | None = None
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """``CE + sum of weight * KL``, ``(batch,)``."""
         items = [self.data[i] for i in batch]
-        learnt = self.model.learn(items, self.labels, self.spaces, self.odds)
+        learnt = self.model.learn(items, self.labels, self.spaces, self.log_prior)
         opinions = torch.cat(self.teacher(batch))
         kept = distillation_losses(learnt, opinions, self.temperature, self.weights)
         return learnt.example_losses + kept

@@ -64,16 +64,16 @@ class CausalLM:
         batch: Sequence[Encoded],
         labels: Sequence[str],
         seen: Sequence[Sequence[str]],
-        odds: Tensor | None = None,
+        log_prior: Tensor | None = None,
     ) -> Learnt:
         """Losses on the answer's tokens; distillation is over the vocabulary at those tokens,
         so ``seen`` only decides whether there is anything to distil.
 
         Raises:
-            ValueError: ``odds`` are given.
+            ValueError: ``log_prior`` is given.
         """
-        if odds is not None:
-            raise ValueError("losses are over words: labels have no odds")
+        if log_prior is not None:
+            raise ValueError("losses are over words: labels have no prior")
         answers = [self._answer(labels[item.target]) for item in batch]
         logits, targets, counts = self._answer_logits([item.tokens for item in batch], answers)
         token_losses = cross_entropy(logits, targets, reduction="none")

@@ -69,14 +69,14 @@ class EncoderLabels:
         batch: Sequence[Encoded],
         labels: Sequence[str],
         seen: Sequence[Sequence[str]],
-        odds: Tensor | None = None,
+        log_prior: Tensor | None = None,
     ) -> Learnt:
         """One forward; cross-entropy over ``labels``, logits over the spaces of ``seen``."""
         scores = self.scores(batch, [*labels, *chain.from_iterable(seen)])
         targets = torch.tensor([item.target for item in batch], device=self.device)
         own = scores[:, : len(labels)]
-        if odds is not None:
-            own = own + odds
+        if log_prior is not None:
+            own = own + log_prior
         losses = cross_entropy(own, targets, reduction="none")
         spaces = [len(space) for space in seen]
         return Learnt(losses, scores[:, len(labels) :], [1] * len(batch), spaces)

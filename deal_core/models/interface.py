@@ -75,15 +75,15 @@ class LanguageModel(Protocol):
         batch: Sequence[Encoded],
         labels: Sequence[str],
         seen: Sequence[Sequence[str]],
-        odds: Tensor | None = None,
+        log_prior: Tensor | None = None,
     ) -> Learnt:
         """Forward for training: losses over ``labels``, distillation over each space of ``seen``;
         a label may be in several.
 
         Args:
-            odds: added to the scores of ``labels`` in the losses alone, ``(labels,)``, where the
-                module lives. Only for a model that tells spaces apart: others have no score of a
-                label.
+            log_prior: added to the scores of ``labels`` in the losses alone, ``(labels,)``, where
+                the module lives. Only for a model that tells spaces apart: others have no score of
+                a label.
         """
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:

@@ -160,8 +160,8 @@ def test_words_are_one_choice_of_full_weight_and_none_of_tasks_to_come(
     task = LocalTask(LABELS, seen, ahead=lambda: (("d", "e"),))
     objective = method.objective(model, state, task, batch, Memory())
     assert isinstance(objective, Distilled) == bool(seen)
-    assert objective.odds is None
-    with pytest.raises(ValueError, match="labels have no odds"):
+    assert objective.log_prior is None
+    with pytest.raises(ValueError, match="labels have no prior"):
         model.learn(batch, LABELS, (), torch.zeros(3))
     if isinstance(objective, Distilled):
         assert list(objective.weights) == [0.6]
