@@ -37,6 +37,8 @@ def gradient(parameters) -> torch.Tensor:
 
 def one_by_one(objective, parameters, count) -> list[torch.Tensor]:
     rows = []
+    for p in parameters:
+        p.grad = None  # what a failed test before has left
     for i in range(count):
         objective.example_losses([i]).sum().backward()
         rows.append(gradient(parameters))
@@ -51,7 +53,8 @@ def test_the_sum_is_that_of_a_loop_over_examples(model, data, trained):
     bound = float(torch.stack(rows).norm(dim=1).median())  # clips some, not all
     norms = clipped_gradients(model.module, objective, [[0, 1], [2]], bound)
     expected = sum(row * min(1.0, bound / float(row.norm())) for row in rows)
-    torch.testing.assert_close(norms, torch.stack([r.norm() for r in rows]), rtol=1e-5, atol=0)
+    # a gradient far smaller than the others is made of differences: its norm rounds more
+    torch.testing.assert_close(norms, torch.stack([r.norm() for r in rows]), rtol=5e-5, atol=0)
     assert float((gradient(parameters) - expected).norm() / expected.norm()) < 1e-5
 
 

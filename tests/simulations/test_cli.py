@@ -164,7 +164,7 @@ SMALL = [
 
 
 def started(out: Path, settings: list[str]) -> tuple[subprocess.Popen[str], list[str]]:
-    """A ``deal`` of its own, once its first checkpoint lies there; and its arguments."""
+    """A ``deal`` of its own, once its first checkpoint and event lie there; and its arguments."""
     arguments = ["simulate", "quickstart", "--out", str(out)]
     arguments += [part for setting in settings for part in ("--set", setting)]
     process = subprocess.Popen(
@@ -175,7 +175,8 @@ def started(out: Path, settings: list[str]) -> tuple[subprocess.Popen[str], list
         text=True,
     )
     deadline = time.monotonic() + 120
-    while not RunFolder(out).checkpoint.exists() and process.poll() is None:
+    files = (RunFolder(out).checkpoint, RunFolder(out).metrics)
+    while not all(file.exists() for file in files) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return process, arguments
