@@ -3,8 +3,6 @@ come."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -19,8 +17,8 @@ from tests.deal_core.distilling import (
     DATA,
     LABELS,
     SEEN,
-    divergences,
     expected_losses,
+    first_task,
     learnt_adapter,
 )
 
@@ -65,20 +63,8 @@ def test_what_tasks_to_come_choose_between_weighs_as_told_but_for_what_is_known(
 def test_in_the_first_task_the_base_model_speaks_for_tasks_to_come(minilm, shapes, random_adapter):
     tables = {"distillation": {"ahead": 0.7}}
     built = make_method(MethodConfig.model_validate(tables), AdapterConfig())
-    empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
-    begun = built.begin_task(empty, seeded(0))
     data = minilm.encode(DATA, LABELS)
-    load_state(minilm, empty)
-    with torch.no_grad():
-        opinions = minilm.scores(data, SEEN)
-    moved = replace(begun, current=learnt_adapter(random_adapter, shapes, 4))
-    load_state(minilm, moved)
-    task = LocalTask(LABELS, (), ahead=lambda: (SEEN,))
-    objective = built.objective(minilm, moved, task, data, Memory())
-    with torch.no_grad():
-        losses = objective.example_losses(range(3))
-        new, others = minilm.scores(data, LABELS), minilm.scores(data, SEEN)
-    divergence = divergences(others, opinions)
-    expected = expected_losses(data, new, divergence, 0.7)
+    losses, scores, divergence = first_task(minilm, built, shapes, random_adapter, data)
+    expected = expected_losses(data, scores, divergence, 0.7)
     assert (4.0 * divergence > 1e-3).all()
     torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)

@@ -21,14 +21,7 @@ from deal_core.models import Encoded, adapter_shapes
 from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
-from tests.deal_core.distilling import (
-    DATA,
-    LABELS,
-    SEEN,
-    divergences,
-    expected_losses,
-    learnt_adapter,
-)
+from tests.deal_core.distilling import DATA, LABELS, SEEN, expected_losses, first_task
 
 TASK = LocalTask(LABELS, ())
 TARGETS = torch.tensor([0, 1, 0])
@@ -74,19 +67,8 @@ def test_the_loss_is_cross_entropy_over_adjusted_scores(minilm, empty, strength)
 
 def test_what_a_teacher_thinks_is_adjusted_by_nothing(minilm, empty, random_adapter):
     built = deal(2.0, distillation={"ahead": 0.5})
-    begun = built.begin_task(empty, seeded(0))
-    data = minilm.encode(DATA, LABELS)
-    load_state(minilm, empty)
-    with torch.no_grad():
-        opinions = minilm.scores(data, SEEN)
-    moved = replace(begun, current=learnt_adapter(random_adapter, empty.current.shapes, 4))
-    load_state(minilm, moved)
-    task = LocalTask(LABELS, (), ahead=lambda: (SEEN,))
-    objective = built.objective(minilm, moved, task, data, Memory())
-    with torch.no_grad():
-        found = objective.example_losses(range(3))
-        scores, others = minilm.scores(data, LABELS), minilm.scores(data, SEEN)
-    divergence = divergences(others, opinions)
+    data, shapes = minilm.encode(DATA, LABELS), empty.current.shapes
+    found, scores, divergence = first_task(minilm, built, shapes, random_adapter, data)
     assert (4.0 * divergence > 1e-3).all()
     expected = expected_losses(data, scores + 2.0 * SHARES.log(), divergence, 0.5)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -24,7 +24,8 @@ def model(random_adapter):
 
 @pytest.fixture
 def data():
-    return [Encoded(tokens, i) for i, tokens in enumerate(TOKENS)]
+    """Labels that the model would not give: a gradient near zero is a difference of what rounds."""
+    return [Encoded(tokens, (i + 1) % 3) for i, tokens in enumerate(TOKENS)]
 
 
 def gradient(parameters) -> torch.Tensor:
@@ -53,8 +54,7 @@ def test_the_sum_is_that_of_a_loop_over_examples(model, data, trained):
     bound = float(torch.stack(rows).norm(dim=1).median())  # clips some, not all
     norms = clipped_gradients(model.module, objective, [[0, 1], [2]], bound)
     expected = sum(row * min(1.0, bound / float(row.norm())) for row in rows)
-    # a gradient far smaller than the others is made of differences: its norm rounds more
-    torch.testing.assert_close(norms, torch.stack([r.norm() for r in rows]), rtol=5e-5, atol=0)
+    torch.testing.assert_close(norms, torch.stack([r.norm() for r in rows]), rtol=1e-5, atol=0)
     assert float((gradient(parameters) - expected).norm() / expected.norm()) < 1e-5
 
 
