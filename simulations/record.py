@@ -10,6 +10,7 @@ from pathlib import Path
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.experiment_file import parse_experiment, read_toml
+from deal_core.later_keys import completed
 from deal_core.run_config import Value, flatten, leaves
 from server.folder import RunFolder
 from server.lock import alone
@@ -119,7 +120,7 @@ def recorded(folder: Path) -> Experiment:
         UserError: there is no record, or none that can be read.
     """
     path = folder / RECORD
-    return parse_experiment(read_toml(path), str(path))
+    return parse_experiment(completed(read_toml(path)), str(path))
 
 
 def _as_toml(experiment: Experiment) -> str:

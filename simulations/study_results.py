@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deal_core.errors import UserError
+from deal_core.later_keys import BEFORE
 from deal_core.run_config import Value
 from server.folder import RunFolder
 from server.results import Strict, read_results
@@ -62,7 +63,8 @@ class StudyResults(Strict):
 
 def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResult]:
     """Read the cells of a study's earlier ``study.json``, by their names: it is enough, the
-    folders of their runs may be gone.
+    folders of their runs may be gone. Their settings are given by what differs from the defaults
+    of today, whatever those were then.
 
     Raises:
         UserError: it cannot be read, is of another study, or a cell was found under other
@@ -80,17 +82,29 @@ def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResul
         ) from None
     if results.study != study:
         raise UserError(f"{path}: holds the study {results.study}; choose another --out")
-    before = {cell.name: cell for cell in results.cells}
+    usual = {**default_settings(), **BEFORE, **results.defaults}
+    before = {cell.name: _of_today(cell, usual) for cell in results.cells}
     for cell in cells:
         if cell.name in before:
-            _check_same(path, cell, results.defaults, before[cell.name])
+            _check_same(path, cell, before[cell.name])
     return before
 
 
-def _check_same(path: Path, cell: Cell, defaults: Mapping[str, Value], before: CellResult) -> None:
-    """Settings that have come into being since then count as their defaults; where precision is
-    left to the machine, that of any machine stands."""
-    usual = {**default_settings(), **defaults}
+def _of_today(cell: CellResult, usual: Mapping[str, Value]) -> CellResult:
+    """A cell whose settings were written against other defaults, ``usual``."""
+    settings = {part: unusual({**usual, **own}) for part, own in cell.settings.items()}
+    return cell.model_copy(update={"settings": settings})
+
+
+def unusual(settings: Mapping[str, Value]) -> dict[str, Value]:
+    """What a run set otherwise than today's defaults. A key that there is no longer stays."""
+    usual = default_settings()
+    return {key: value for key, value in settings.items() if value != usual.get(key)}
+
+
+def _check_same(path: Path, cell: Cell, before: CellResult) -> None:
+    """Where precision is left to the machine, that of any machine stands."""
+    usual = default_settings()
     parts, then = sorted(cell.runs), sorted(before.settings)
     if parts != then:
         raise UserError(
@@ -125,7 +139,6 @@ def collect(cells: Sequence[Cell], before: Mapping[str, CellResult]) -> list[Cel
 
 def _read(cell: Cell) -> CellResult:
     parts = {part: read_results(Path(run.run.out)) for part, run in cell.runs.items()}
-    usual = default_settings()
     return CellResult(
         arm=cell.arm,
         order=cell.order,
@@ -133,8 +146,7 @@ def _read(cell: Cell) -> CellResult:
         seed=cell.seed,
         bound=cell.bound,
         settings={
-            part: {k: v for k, v in settings_of(precise(found.config)).items() if v != usual[k]}
-            for part, found in parts.items()
+            part: unusual(settings_of(precise(found.config))) for part, found in parts.items()
         },
         outcome=cell.outcome(list(parts.values())),
     )

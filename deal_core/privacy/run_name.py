@@ -6,22 +6,20 @@ import hashlib
 import json
 
 from deal_core.config import Experiment
+from deal_core.later_keys import BEFORE
 from deal_core.run_config import flatten
 
 WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "run.workers")
 """Keys that change nothing of what is released."""
 
 
-LATER = ("privacy.disjoint_tasks", "method.distillation.ahead", "method.logit_adjustment")
-"""Keys that say nothing while they are off: runs of before have none."""
-
-
 def run_name(experiment: Experiment) -> str:
-    """Equal for runs that release the same; a key that came later says nothing while it is off."""
+    """Equal for runs that release the same; a key that came later says nothing while it does what
+    was done before it."""
     settings = flatten(experiment)
     for key in WHERE:
         settings.pop(key)
-    for key in LATER:
-        if not settings[key]:
+    for key, value in BEFORE.items():
+        if settings[key] == value:
             settings.pop(key)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]

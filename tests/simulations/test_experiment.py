@@ -10,7 +10,7 @@ from deal_core.experiment_file import parse_experiment, read_toml
 from server.folder import RunFolder
 from simulations.experiment import Request, find_experiment, load_experiment
 from simulations.preflight import preflight
-from simulations.record import RECORD, check_folder, record
+from simulations.record import RECORD, check_folder, record, recorded
 from simulations.shipped import descriptions, shipped_experiments
 
 
@@ -114,6 +114,18 @@ def test_resume_with_other_settings_names_the_first_that_differs() -> None:
     other = Request("quickstart", overrides=("adapter.rank=4", "train.batch_size=2"), resume=True)
     with pytest.raises(UserError, match=r"'adapter.rank' is 4, but .* started with 8"):
         check_folder(load_experiment(other))
+
+
+def test_a_run_from_before_a_setting_did_what_was_done_then() -> None:
+    folder = Path(started(Request("quickstart")).run.out)
+    path = folder / RECORD
+    lines = path.read_text().splitlines()
+    older = [line for line in lines if "ahead" not in line]
+    assert len(older) == len(lines) - 1
+    path.write_text("\n".join(older))
+    assert recorded(folder).method.distillation.ahead == 0.0
+    with pytest.raises(UserError, match=r"'method.distillation.ahead' is 0.25, .* with 0.0"):
+        check_folder(load_experiment(Request("quickstart", resume=True)))
 
 
 def test_resume_may_change_engine_and_threads_and_keeps_the_record() -> None:

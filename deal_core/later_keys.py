@@ -1,0 +1,32 @@
+"""Settings that came later, and what runs did before them.
+
+A record without such a key is of a run that did this, whatever the default has become. Keys that
+are not here do by default what was done before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+BEFORE: Mapping[str, bool | float] = MappingProxyType(
+    {
+        "method.distillation.ahead": 0.0,
+        "method.logit_adjustment": 0.0,
+        "privacy.disjoint_tasks": False,
+    }
+)
+
+
+def completed(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded tables of an experiment, with the keys that came after the record."""
+    result = dict(tables)
+    for key, value in BEFORE.items():
+        *parents, leaf = key.split(".")
+        table = result
+        for parent in parents:
+            table[parent] = dict(table.get(parent, {}))
+            table = table[parent]
+        table.setdefault(leaf, value)
+    return result

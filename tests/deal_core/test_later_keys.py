@@ -1,0 +1,40 @@
+"""What a record without a setting says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from deal_core.config import Experiment
+from deal_core.experiment_file import apply_overrides, parse_experiment
+from deal_core.later_keys import BEFORE, completed
+from deal_core.privacy.run_name import WHERE, run_name
+from deal_core.run_config import flatten
+
+
+def experiment(*overrides: str) -> Experiment:
+    return parse_experiment(apply_overrides({}, overrides), "here")
+
+
+def test_a_record_without_the_key_did_what_was_done_before_it() -> None:
+    record = {"method": {"name": "deal", "distillation": {"weight": 2.0}}, "data": {"max_train": 3}}
+    found = completed(record)
+    assert found["method"]["distillation"] == {"weight": 2.0, "ahead": 0.0}
+    assert {key: flatten(parse_experiment(found, "it"))[key] for key in BEFORE} == dict(BEFORE)
+    assert record["method"] == {"name": "deal", "distillation": {"weight": 2.0}}
+
+
+def test_a_record_with_the_key_says_it_itself() -> None:
+    record = {"method": {"distillation": {"ahead": 0.5}, "logit_adjustment": 1.0}}
+    assert completed(record)["method"] == record["method"]
+
+
+def test_a_ledger_finds_releases_from_before_the_key() -> None:
+    """The name of a run that does what was done then is the one it had then."""
+    off = experiment("method.distillation.ahead=0.0")
+    then = {k: v for k, v in flatten(off).items() if k not in BEFORE and k not in WHERE}
+    name = hashlib.sha256(json.dumps(then, sort_keys=True).encode()).hexdigest()[:16]
+    assert run_name(off) == name
+    assert run_name(experiment()) != run_name(off)
+    assert run_name(experiment("method.logit_adjustment=0.5")) != run_name(experiment())
+    assert run_name(experiment("privacy.disjoint_tasks=true")) != run_name(experiment())
