@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deal_core.errors import UserError
+
 Shapes = Mapping[str, tuple[int, int]]
 """Layer name to ``(d_out, d_in)``."""
 
@@ -85,7 +87,7 @@ def fresh_adapter(
         generator: the only source of randomness.
 
     Raises:
-        ValueError: ``rank`` plus the retained rank exceeds ``d_in`` of a layer.
+        UserError: ``rank`` plus the retained rank exceeds ``d_in`` of a layer.
     """
     return Adapter(
         {
@@ -122,9 +124,9 @@ def _fresh_rows(taken: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     d_in = taken.shape[1]
     basis = _row_basis(taken)
     if rank + basis.shape[0] > d_in:
-        raise ValueError(
-            f"no room for {rank} new directions: {basis.shape[0]} of {d_in} inputs are retained; "
-            "lower adapter.rank or adapter.retained_rank"
+        raise UserError(
+            f"no room for {rank} new directions: {basis.shape[0]} of {d_in} inputs are taken; "
+            "lower adapter.rank or adapter.retained_rank, or choose a method that keeps less"
         )
     draw = torch.randn(rank, d_in, generator=generator, dtype=torch.float64)
     for _ in range(2):  # the second pass removes what rounding left of the first

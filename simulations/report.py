@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deal_core.methods import KEEP_TEXTS
 from deal_core.metrics import in_turn, spans
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
@@ -73,6 +74,7 @@ def measures(results: Results) -> list[tuple[str, str]]:
         ("received per client", f"{_size(sum(results.wire.bytes_down))} in the whole run"),
         ("time", duration(results.seconds.get("total", 0.0))),
         ("privacy", privacy_text(results.privacy)),
+        ("kept texts", _kept_texts(results)),
         ("versions", ", ".join(f"{name} {v}" for name, v in results.versions.items())),
     ]
     return [row for row in rows if row[1]]
@@ -104,6 +106,11 @@ def privacy_text(privacy: Privacy) -> str:
         f"per {privacy.unit}, over {extent(privacy.disjoint_tasks)} (largest over clients)"
         + ("; simulation only: the noise came from a seed" if privacy.simulation_only else "")
     )
+
+
+def _kept_texts(results: Results) -> str:
+    method = results.config.method.name
+    return f"of earlier tasks, at each client, by {method}" if method in KEEP_TEXTS else ""
 
 
 def _worst_client(results: Results) -> str:

@@ -33,13 +33,14 @@ class Arm(Table):
     seeds: tuple[int, ...] = ()
     """Empty: those of the study."""
     reference: bool = False
-    """Shown, but no contestant: not compared with the others (a bound never is)."""
+    """No contestant: compared with the others, but never the best baseline, the baseline or the
+    candidate (a bound is not even compared)."""
     note: str = ""
     """Behind the label, e.g. ``not private``."""
 
     @property
     def contestant(self) -> bool:
-        """Is it compared with the other arms?"""
+        """May others be compared with it?"""
         return not (self.bound or self.reference)
 
 

@@ -111,17 +111,18 @@ def _measure(cells: Sequence[CellResult], name: str) -> str:
 
 
 def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Paired differences of every contestant to the best baseline, the named baseline and the
-    candidate."""
+    """Paired differences of every arm that is no bound to the best baseline, the named baseline and
+    the candidate. A reference is compared, and is never the best baseline."""
+    arms = study.file.arms
     accuracy = {
         arm: {pair(c): c.outcome.average_accuracy for c in own}
         for arm, own in by_arm(study, cells).items()
-        if study.file.arms[arm].contestant
+        if not arms[arm].bound
     }
-    best = best_baseline(study, accuracy)
+    best = best_baseline(study, {arm: accuracy[arm] for arm in accuracy if arms[arm].contestant})
     named = (best, study.file.baseline, study.file.candidate)
     against = [arm for arm in dict.fromkeys(named) if arm in accuracy]
-    if len(accuracy) < 2:
+    if len(accuracy) < 2 or not against:
         yield "One arm alone: nothing to compare."
         return
     yield (

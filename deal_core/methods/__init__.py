@@ -49,6 +49,9 @@ RULES: Mapping[str, frozenset[str]] = {
 entry by entry, and other rules change their coordinates; deal-reference replaces both factors of
 a layer, so both must learn in every round, in their own coordinates."""
 
+KEEP_TEXTS = frozenset({"replay"})
+"""Methods whose clients keep texts of earlier tasks, and train on them again: a reference."""
+
 
 def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
     """Build the method that the experiment names.
@@ -60,6 +63,7 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
 
 
 __all__ = [
+    "KEEP_TEXTS",
     "LEARN",
     "METHODS",
     "RULES",

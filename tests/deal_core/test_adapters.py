@@ -18,6 +18,7 @@ from deal_core.adapters import (
     stack,
     zero_adapter,
 )
+from deal_core.errors import UserError
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 
@@ -105,7 +106,7 @@ def test_fresh_adapter_depends_on_the_generator_alone():
 
 
 def test_fresh_adapter_says_when_there_is_no_room(drawn):
-    with pytest.raises(ValueError, match="no room"):
+    with pytest.raises(UserError, match="no room for 6 new directions: 12 of"):
         fresh_adapter(drawn(12, 1.0, 5), 6, 1.0, torch.Generator())
 
 

@@ -28,6 +28,34 @@ def model_update(folder) -> torch.Tensor:
     return torch.cat([torch.from_numpy(B @ A).flatten() for B, A in pairs])
 
 
+SWITCHES = [
+    ("method.update.enabled=true", "method.update.lambda1=1.0"),
+    ("method.logit_adjustment=0.5",),
+    ("method.fresh_adapter=false",),
+    ("method.warm_rank=4",),
+    ("method.distillation.weight=0.0",),
+    ("method.distillation.ahead=0.0",),
+    ("method.distillation.spaces=merged",),
+    ("method.distillation.temperature=4.0",),
+    ('method.retention.filter="wiener"', "adapter.retained_rank=12"),
+    ("method.retention.enabled=false",),
+    ("adapter.retained_rank=12",),
+]
+"""Each changes what clients learn, or what the server keeps of it."""
+
+
+def test_every_switch_reaches_the_run(run_with):
+    """A switch that a run drops on its way leaves the very same model."""
+    tasks = 'data.tasks=["laboratory", "surgery", "medicine"]'  # two known: spaces can be merged
+    short = (tasks, "data.max_train=24", "federation.rounds=1", "federation.local_epochs=2")
+    found = {(): model_update(run_with("none", *short))}
+    for number, switch in enumerate(SWITCHES):
+        found[switch] = model_update(run_with(f"switch{number}", *short, *switch))
+    for switch, update in found.items():
+        for other, its in found.items():
+            assert switch == other or not torch.equal(update, its), (switch, other)
+
+
 OFF = "method.retention.enabled=false"
 
 

@@ -111,3 +111,11 @@ def test_an_epsilon_is_never_shown_without_delta_and_unit() -> None:
 def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has not finished"):
         print_report(Console(file=io.StringIO()), tmp_path)
+
+
+def test_a_method_that_keeps_texts_is_marked() -> None:
+    """Keeping them is no private method's way: a reference."""
+    replay = Experiment.model_validate({"method": {"name": "replay"}})
+    marked = dict(measures(results(config=replay)))
+    assert marked["kept texts"] == "of earlier tasks, at each client, by replay"
+    assert "kept texts" not in dict(measures(results()))

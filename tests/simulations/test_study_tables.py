@@ -119,7 +119,8 @@ def test_arms_that_nothing_tells_apart_are_named(study: Study) -> None:
 def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) -> None:
     table = "\n".join(significance(study, CELLS))
     assert "have in common, is Good" in table
-    assert "replay" not in table
+    assert "| replay (not private) | DEAL | 1 | +10.0 | – |" in table
+    assert "| DEAL | replay" not in table
     assert "joint" not in table
     assert best_baseline(study, {"weak": {0: 0.9}, "deal": {0: 0.95}, "good": {0: 0.8}}) == "weak"
     assert best_baseline(study, {"deal": {0: 0.9}}) == "deal"
