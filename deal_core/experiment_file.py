@@ -103,6 +103,15 @@ def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[st
     return result
 
 
+def merged(tables: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """``tables`` with the values of ``layer`` over them, table by table."""
+    result: dict[str, Any] = json.loads(json.dumps(tables))
+    for key, value in layer.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]

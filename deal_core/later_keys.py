@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from deal_core.experiment_file import merged
+from deal_core.run_config import nested
+
 BEFORE: Mapping[str, bool | float] = MappingProxyType(
     {
         "method.distillation.ahead": 0.0,
@@ -21,12 +24,4 @@ BEFORE: Mapping[str, bool | float] = MappingProxyType(
 
 def completed(tables: Mapping[str, Any]) -> dict[str, Any]:
     """Recorded tables of an experiment, with the keys that came after the record."""
-    result = dict(tables)
-    for key, value in BEFORE.items():
-        *parents, leaf = key.split(".")
-        table = result
-        for parent in parents:
-            table[parent] = dict(table.get(parent, {}))
-            table = table[parent]
-        table.setdefault(leaf, value)
-    return result
+    return merged(nested(BEFORE), tables)

@@ -32,6 +32,9 @@ def leaves(experiment: Experiment) -> dict[str, Any]:
 
 Value = bool | int | float | str
 
+WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "run.workers")
+"""Keys that say where and how a run is done, and change nothing of what it finds or releases."""
+
 
 def flatten(experiment: Experiment) -> dict[str, Value]:
     """Return Flower's run config: dotted keys to scalars; lists and dicts as JSON text."""
@@ -48,14 +51,20 @@ def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
         UserError: as :func:`parse_experiment`.
     """
     structured = _structured_keys()
+    values = {k: json.loads(v) if k in structured else v for k, v in run_config.items()}
+    return parse_experiment(nested(values), "run config")
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as tables in tables."""
     tables: dict[str, Any] = {}
-    for key, value in run_config.items():
+    for key, value in values.items():
         *parents, leaf = key.split(".")
         table = tables
         for parent in parents:
             table = table.setdefault(parent, {})
-        table[leaf] = json.loads(value) if key in structured else value
-    return parse_experiment(tables, "run config")
+        table[leaf] = value
+    return tables
 
 
 @cache

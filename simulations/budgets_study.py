@@ -8,11 +8,11 @@ from typing import Any
 
 from deal_core.config import Experiment
 from deal_core.errors import UserError, choose
+from deal_core.experiment_file import merged
 from deal_core.methods import METHODS
 from simulations.epsilons import named, with_budget
 from simulations.experiment import find_experiment
 from simulations.study_file import Arm, Study, StudyFile
-from simulations.study_grid import merged
 
 COMMON = ("model", "data", "stream")
 """Tables in which all runs of a study agree."""

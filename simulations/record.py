@@ -11,7 +11,7 @@ from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.experiment_file import parse_experiment, read_toml
 from deal_core.later_keys import completed
-from deal_core.run_config import Value, flatten, leaves
+from deal_core.run_config import WHERE, Value, flatten, leaves
 from server.folder import RunFolder
 from server.lock import alone
 from simulations.toml_text import toml_lines
@@ -21,16 +21,6 @@ RECORD = "experiment.toml"
 
 PRECISION, AUTO = "train.precision", "auto"
 """The key whose default leaves it to the machine."""
-
-FREE_ON_RESUME = (
-    "description",
-    "run.out",
-    "run.resume",
-    "run.engine",
-    "run.threads",
-    "run.workers",
-)
-"""Keys that may differ when a run is continued: they say where and how, not what."""
 
 
 def check_folder(experiment: Experiment) -> None:
@@ -95,7 +85,7 @@ def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) ->
         UserError: the first key that differs and matters, with both values, and the ``cure``.
     """
     there = flatten(before)
-    asked = {k: v for k, v in flatten(wanted).items() if k not in FREE_ON_RESUME}
+    asked = {k: v for k, v in flatten(wanted).items() if k not in WHERE}
     for key in differing(asked, there):
         raise UserError(
             f"{where}: '{key}' is {json.dumps(asked[key])}, but the run in {wanted.run.out} was "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 from deal_core.config import Experiment
 from deal_core.data import open_source
 from deal_core.errors import UserError, choose
-from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
-from deal_core.run_config import Value, flatten
+from deal_core.experiment_file import apply_overrides, merged, parse_experiment, read_toml
+from deal_core.run_config import WHERE, Value, flatten
 from server.results import Results
 from simulations.bounds import BOUNDS
 from simulations.experiment import find_experiment, with_absolute_paths
 from simulations.outcome import Outcome, outcome
-from simulations.record import FREE_ON_RESUME
 from simulations.study_file import Study
 
 
@@ -51,7 +49,7 @@ class Cell:
 def settings_of(experiment: Experiment) -> dict[str, Value]:
     """All that decides what a run finds, by flat key: not where its data and results lie, nor how
     many threads it has."""
-    free = {*FREE_ON_RESUME, "data.path"}
+    free = {*WHERE, "data.path"}
     return {key: value for key, value in flatten(experiment).items() if key not in free}
 
 
@@ -183,12 +181,3 @@ def _settled(experiment: Experiment, folder: Path, seed: int) -> Experiment:
         }
     )
     return with_absolute_paths(experiment.model_copy(update={"run": run}))
-
-
-def merged(tables: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """``tables`` with the values of ``layer`` over them, table by table."""
-    result: dict[str, Any] = json.loads(json.dumps(tables))
-    for key, value in layer.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result

@@ -83,11 +83,11 @@ def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResul
     if results.study != study:
         raise UserError(f"{path}: holds the study {results.study}; choose another --out")
     usual = {**default_settings(), **BEFORE, **results.defaults}
-    before = {cell.name: _of_today(cell, usual) for cell in results.cells}
+    before = {cell.name: cell for cell in results.cells}
     for cell in cells:
         if cell.name in before:
-            _check_same(path, cell, before[cell.name])
-    return before
+            _check_same(path, cell, usual, before[cell.name])
+    return {name: _of_today(cell, usual) for name, cell in before.items()}
 
 
 def _of_today(cell: CellResult, usual: Mapping[str, Value]) -> CellResult:
@@ -102,9 +102,8 @@ def unusual(settings: Mapping[str, Value]) -> dict[str, Value]:
     return {key: value for key, value in settings.items() if value != usual.get(key)}
 
 
-def _check_same(path: Path, cell: Cell, before: CellResult) -> None:
+def _check_same(path: Path, cell: Cell, usual: Mapping[str, Value], before: CellResult) -> None:
     """Where precision is left to the machine, that of any machine stands."""
-    usual = default_settings()
     parts, then = sorted(cell.runs), sorted(before.settings)
     if parts != then:
         raise UserError(

@@ -7,10 +7,7 @@ import json
 
 from deal_core.config import Experiment
 from deal_core.later_keys import BEFORE
-from deal_core.run_config import flatten
-
-WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "run.workers")
-"""Keys that change nothing of what is released."""
+from deal_core.run_config import WHERE, flatten
 
 
 def run_name(experiment: Experiment) -> str:

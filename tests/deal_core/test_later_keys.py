@@ -8,8 +8,8 @@ import json
 from deal_core.config import Experiment
 from deal_core.experiment_file import apply_overrides, parse_experiment
 from deal_core.later_keys import BEFORE, completed
-from deal_core.privacy.run_name import WHERE, run_name
-from deal_core.run_config import flatten
+from deal_core.privacy.run_name import run_name
+from deal_core.run_config import WHERE, flatten
 
 
 def experiment(*overrides: str) -> Experiment:
@@ -38,3 +38,8 @@ def test_a_ledger_finds_releases_from_before_the_key() -> None:
     assert run_name(experiment()) != run_name(off)
     assert run_name(experiment("method.logit_adjustment=0.5")) != run_name(experiment())
     assert run_name(experiment("privacy.disjoint_tasks=true")) != run_name(experiment())
+
+
+def test_a_value_where_a_table_belongs_is_left_to_the_parser() -> None:
+    """Of a damaged file, one line is said, as of any other."""
+    assert completed({"method": 3})["method"] == 3

@@ -7,10 +7,10 @@ import pytest
 
 import simulations
 from deal_core.errors import UserError
-from deal_core.experiment_file import parse_experiment, read_toml
+from deal_core.experiment_file import merged, parse_experiment, read_toml
 from simulations.shipped import descriptions, shipped_experiments, shipped_studies
 from simulations.study_file import Study, load_study
-from simulations.study_grid import Cell, chosen, grid, merged
+from simulations.study_grid import Cell, chosen, grid
 from simulations.study_results import StudyResults
 
 STUDY = """
