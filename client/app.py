@@ -24,6 +24,7 @@ from client.answer import STATUS, status_reply
 from client.here import Here, choose_device, file_of, here, log_of
 from client.outgoing import check_reply
 from client.site import site_of
+from client.site_log import SiteLog
 from client.state import FeedbackStore, forget
 from client.updates import UpdateStore
 from deal_core.payload import PayloadError
@@ -79,11 +80,12 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         from client import wire, work
 
         state, instruction = wire.read_request(message, bench)
-        desk, name = desk_of(place), wire.request_name(message, instruction)
+        run = place.run_name(bench.experiment)
+        desk, name = desk_of(place), wire.request_name(message, instruction, run)
 
         def count() -> Counts:
             asked = instruction.evaluation()
-            evaluation = wire.request_name(message, asked)
+            evaluation = wire.request_name(message, asked, run)
             return work.local_evaluation(bench, desk, state, asked, evaluation)
 
         def learn() -> Trained:
@@ -108,7 +110,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         # Asked of every client, once, before a second stage. A site has a folder for each run.
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)
-        name = wire.request_name(message, instruction)
+        name = wire.request_name(message, instruction, place.run_name(bench.experiment))
         counts = work.local_evaluation(bench, desk_of(place), state, instruction, name)
         return wire.evaluation_reply(message, counts)
 
@@ -134,7 +136,14 @@ def _workbench(settings: frozenset[tuple[str, bool | int | float | str]], site: 
     from client.workbench import Workbench
 
     experiment = Here(0, Path(), decided).experiment(dict(settings))
-    return Workbench(experiment) if decided is None else Workbench(experiment, whole=True)
+    if decided is None:
+        return Workbench(experiment)
+    book = SiteLog(Path(decided.site.state))
+    return Workbench(
+        experiment,
+        whole=True,
+        on_left_out=lambda task, rows: book.write("rows_left_out", task=task, rows=rows),
+    )
 
 
 def kept_warm(handler: Handler) -> Handler:
@@ -164,7 +173,7 @@ def guarded(handler: Handler) -> Handler:
         if own is not None:
             own.write("arrived", **asked)
         try:
-            reply = check_reply(handler(message, context))
+            reply = check_reply(handler(message, context), message)
         except Exception as error:
             return status_reply(message, noted(message, context, error))
         if own is not None:

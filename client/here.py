@@ -14,6 +14,7 @@ from client.site_file import NAME, NODE_KEY, SiteFile, as_the_site_decides, read
 from client.site_log import SiteLog
 from deal_core.config import Experiment
 from deal_core.errors import UserError
+from deal_core.privacy.run_name import run_name
 from deal_core.run_config import from_run_config
 
 
@@ -39,6 +40,11 @@ class Here:
         """
         asked = from_run_config(run_config)
         return asked if self.site is None else as_the_site_decides(asked, self.site)
+
+    def run_name(self, experiment: Experiment) -> str:
+        """Whose run a request is of: its settings, and, at a site, the run's own name."""
+        settings = run_name(experiment)
+        return settings if self.site is None else f"{settings} {self.folder.name}"
 
 
 def here(context: Context) -> Here:

@@ -5,7 +5,7 @@ Every field has its reason. What is not listed does not leave, whoever put it th
 
 from __future__ import annotations
 
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message, RecordDict
 
 from deal_core.payload import COUNTS, LORA, PREFIX, PayloadError
 
@@ -37,26 +37,40 @@ FIELDS: dict[str, dict[str, str]] = {
         "examples": TESTS,
     },
 }
-"""Record, field, and why it may leave a client. Adapters: see :func:`is_adapter`."""
+"""Record, field, and why it may leave a client. Adapters: see :func:`adapter_keys`."""
+SCALE = ".scale"
+"""Ending of a key for the scales of a factor in a lossy format."""
 
 CODES = frozenset({"ok", "no-data", "refused", "failed", "budget-spent", "policy", "withheld"})
 
 
-def is_adapter(key: str) -> bool:
-    """Whether a key names a LoRA factor, or the scales of one in a lossy format."""
-    name = key.removesuffix(".scale")
-    return key.startswith(PREFIX) and name.endswith((".lora_A.weight", ".lora_B.weight"))
+def adapter_keys(request: Message) -> frozenset[str]:
+    """The keys that an update may have: those of the adapter that was asked about, and of their
+    scales in a lossy format. Others could carry a text in a name."""
+    content = request.content if request.has_content() else RecordDict()
+    sent = content.array_records.get(LORA, ArrayRecord())
+    names = {key.removesuffix(SCALE) for key in sent if is_factor(key.removesuffix(SCALE))}
+    return frozenset(names | {name + SCALE for name in names})
 
 
-def check_reply(reply: Message) -> Message:
+def is_factor(key: str) -> bool:
+    """Whether a key names a LoRA factor."""
+    return key.startswith(PREFIX) and key.endswith((".lora_A.weight", ".lora_B.weight"))
+
+
+def check_reply(reply: Message, request: Message) -> Message:
     """Return the reply if every record and field of it may leave.
+
+    Args:
+        request: what it answers; an update has the keys of its adapter and no others.
 
     Raises:
         PayloadError: names the record or field that may not.
     """
     for name, record in reply.content.items():
         if name == LORA and name in reply.content.array_records:
-            foreign = [key for key in record if not is_adapter(key)]
+            known = adapter_keys(request)
+            foreign = [key for key in record if key not in known]
         elif name in FIELDS and name not in reply.content.array_records:
             foreign = [key for key in record if key not in FIELDS[name]]
         else:

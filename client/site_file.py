@@ -59,6 +59,9 @@ class SiteData(Table):
     """File of public texts, for experiments that consolidate on public data."""
     files: dict[str, TaskColumns] = Field({})
     """Task name to its own columns, and to what its label values stand for."""
+    labels: dict[str, tuple[str, ...]] = Field({})
+    """Task name to its labels, as the consortium has agreed on: the site takes part in these tasks
+    alone, under these labels."""
 
 
 class Compute(Table):
@@ -123,7 +126,7 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
 
     Raises:
         UserError: the experiment needs a base model, or public texts, that the site has not
-            agreed to.
+            agreed to; or names a task, or labels, that it has not declared.
     """
     model, method = experiment.model, experiment.method
     if model.name not in site.models:
@@ -144,11 +147,24 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
 
 
 def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
-    """The site's files; of what was asked only names of labels, and limits, which take data
-    away, are left."""
-    limits = {key: getattr(asked, key) for key in ("max_train", "max_test", "train_share")}
+    """The site's files, tasks and labels; of what was asked only which of the tasks are in the run
+    is left.
+
+    Raises:
+        UserError: a task that the site has not declared, or with other labels.
+    """
+    tasks = asked.tasks or tuple(asked.labels)
+    for task in tasks:
+        declared = site.labels.get(task)
+        if declared is None or declared != asked.labels.get(task, declared):
+            what = "is not in" if declared is None else "has other labels than in"
+            raise UserError(
+                f"task '{task[:80]}' {what} [data.labels] of site.toml; if the consortium has "
+                "agreed on it, add the lines that deal site check --experiment FILE prints"
+            )
     return DataConfig(
-        source="files",
+        source="site",
+        tasks=tasks,
         path=site.path,
         text_column=site.text_column,
         pair_column=site.pair_column,
@@ -156,6 +172,5 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
         id_column=site.id_column,
         cache_tokens=site.cache_tokens,
         files=site.files,
-        labels=asked.labels,
-        **limits,
+        labels=site.labels,
     )

@@ -16,7 +16,7 @@ from deal_core.methods import State
 from deal_core.payload import COUNTS, DISTILLED, LORA, PayloadError, Template
 from deal_core.privacy.counts import Counts
 from deal_core.privacy.interface import Trained
-from deal_core.record import BOTH, decode_checked, unpack
+from deal_core.record import BOTH, decode_checked, require_bounded, unpack
 
 METRICS = "metrics"
 
@@ -44,15 +44,17 @@ def read_request(message: Message, bench: Workbench) -> tuple[State, Instruction
     return state, instruction
 
 
-def request_name(message: Message, instruction: Instruction) -> str:
-    """A name for all that is asked: equal only for what is the same to the byte.
+def request_name(message: Message, instruction: Instruction, run: str) -> str:
+    """A name for all that is asked: equal only for what is the same to the byte, in one run.
 
     Args:
         message: carries the adapters.
         instruction: the message's, or that of an evaluation which it carries along: asked for
             alone, it has the same name.
+        run: of whose run it is: other settings make another answer.
     """
     hashed = hashlib.blake2b(digest_size=32)
+    hashed.update(json.dumps(run).encode())
     hashed.update(json.dumps(instruction.to_config(), sort_keys=True).encode())
     for name in (LORA, DISTILLED):
         for key, array in sorted(message.content.array_records[name].items()):
@@ -80,7 +82,9 @@ def _state(content: RecordDict, bench: Workbench, instruction: Instruction) -> S
 def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -> Adapter:
     dtype = bench.experiment.wire.dtype
     arrays = decode_checked(record, dtype, Template(bench.shapes, rank), BOTH)
-    return unpack(arrays, dtype, zero_adapter(bench.shapes, rank, scaling))
+    adapter = unpack(arrays, dtype, zero_adapter(bench.shapes, rank, scaling))
+    require_bounded(adapter)
+    return adapter
 
 
 def update_reply(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 
+from client.request_check import check_tasks, check_training
 from client.state import FeedbackStore, RoundStore, TaskStore, digest
 from client.workbench import ClientTask, Workbench
 from deal_core.adapters import Adapter
-from deal_core.attach import read
+from deal_core.attach import read, set_trainable
 from deal_core.codec import Encoded
 from deal_core.config import Experiment
 from deal_core.distillation import merged
@@ -19,11 +20,10 @@ from deal_core.errors import UserError
 from deal_core.instruction import Instruction
 from deal_core.memory import Memory
 from deal_core.methods import LocalTask, Past, Phase, Share, State
-from deal_core.models import Encoded as EncodedExample
 from deal_core.privacy.counts import Counts
-from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
-from deal_core.privacy.none import make_none
-from deal_core.privacy.policy import require_mechanism
+from deal_core.privacy.interface import Ask, Gradients, Mechanism, Refusal, Site, Trained
+from deal_core.privacy.none import PublicTexts
+from deal_core.privacy.policy import require_adapter, require_mechanism
 from deal_core.randomness import seeded
 from deal_core.record import EXACT, frozen_factors, pack_update
 from deal_core.training import count_correct, descend, load_state
@@ -53,11 +53,11 @@ def local_update(
     """
     config, phase = bench.experiment, bench.phase(instruction.phase)
     require_policy(config, desk.site)
+    check_training(instruction, bench, desk.site.policy)
     seen = _spaces(bench, instruction.seen)
     ahead = partial(_spaces, bench, instruction.ahead)
     data = _data(bench, desk.client, instruction.task, phase, seen)
     together = [_share(bench, task, desk.client) for task in instruction.tasks]
-    examples = [e for share in together for e in share.data] if together else data.train
     where = instruction.stage, instruction.server_round
     ask = Ask(
         request=f"{instruction.phase} {request}",
@@ -66,8 +66,10 @@ def local_update(
         phase=instruction.phase,
         stage=instruction.stage,
         server_round=instruction.server_round,
-        data=examples,
+        data=[e for share in together for e in share.data] if together else data.train,
+        record_ids=data.record_ids,
         records=lambda: bench.records(desk.client),
+        site_records=lambda: bench.site_records(desk.client),
         ids=lambda: bench.ids(instruction.task, desk.client),
         learning_rate=phase.learning_rate or config.train.learning_rate,
         generator=seeded(config.run.seed, "train", desk.client, *where),
@@ -76,11 +78,15 @@ def local_update(
     def make(gradients: Gradients) -> Trained:
         task = LocalTask(data.labels, seen, *_kept(bench, desk, instruction), together, ahead)
         memory = data.memory if phase.public_path else bench.learning(desk.client, instruction.task)
-        return _trained(bench, desk, state, instruction, task, examples, memory, gradients)
+        return _trained(bench, desk, state, instruction, task, memory, gradients)
 
-    # Public texts are nobody's: learning from them needs no protection.
-    mechanism = make_none(config) if phase.public_path else bench.mechanism
-    return mechanism.release(ask, desk.site, make)
+    return _mechanism(bench, phase).release(ask, desk.site, make)
+
+
+def _mechanism(bench: Workbench, phase: Phase) -> Mechanism:
+    """By whose data are read: public texts are nobody's, all else is protected as the experiment
+    says (:func:`_data` reads the one or the other)."""
+    return PublicTexts(bench.experiment) if phase.public_path else bench.mechanism
 
 
 def _spaces(bench: Workbench, tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:
@@ -91,8 +97,11 @@ def _spaces(bench: Workbench, tasks: Sequence[str]) -> tuple[tuple[str, ...], ..
 def _kept(bench: Workbench, desk: Desk, instruction: Instruction) -> tuple[Past | None, RoundStore]:
     """What the client has of earlier tasks, and of earlier rounds."""
     folder = desk.store.folder
-    shares = [partial(_share, bench, task, desk.client) for task in instruction.past]
-    known = sum(1 for _ in takewhile(set(instruction.seen).__contains__, instruction.past))
+    public = bench.phase(instruction.phase).public_path
+    protected = public or bench.mechanism.unit is not None
+    past_tasks = () if protected else instruction.past  # whose records no charge would name
+    shares = [partial(_share, bench, task, desk.client) for task in past_tasks]
+    known = sum(1 for _ in takewhile(set(instruction.seen).__contains__, past_tasks))
     past = Past(shares, TaskStore(folder), known) if shares else None
     return past, RoundStore(folder, instruction.stage, instruction.server_round)
 
@@ -103,41 +112,63 @@ def _trained(
     state: State,
     instruction: Instruction,
     task: LocalTask,
-    examples: Sequence[EncodedExample],
     memory: Memory,
     gradients: Gradients,
 ) -> Trained:
-    """The one local training, and its update as it travels."""
+    """The one local training, and its update as it travels; the mechanism says with ``gradients``
+    which data are read."""
     started = time.monotonic()
     config, phase = bench.experiment, bench.phase(instruction.phase)
+    trained, probes = frozenset(instruction.trained), bench.probes(tuple(task.labels))
     load_state(bench.model, state)
+    _rehearse(bench, state, phase, task, trained, gradients)
     rate = phase.learning_rate or config.train.learning_rate
     report = descend(
         bench.model,
-        phase.objective(bench.model, state, task, examples, memory),
+        phase.objective(bench.model, state, task, gradients.data, memory),
         gradients,
-        frozenset(instruction.trained),
+        trained,
         config.train.model_copy(update={"learning_rate": rate}),
     )
-    gradients.finished(bench.model, task.labels)
+    gradients.finished(bench.model, task.labels, probes)
     adapter = read(bench.model.module)
     encoded = _encode(bench, desk.client, adapter, state.current, instruction, desk.store)
     figures = {
-        "num_examples": len(examples),
+        "num_examples": len(gradients.data),
         "loss": report.loss,
         "seconds": time.monotonic() - started,
     }
     return Trained(encoded, figures)
 
 
+def _rehearse(
+    bench: Workbench,
+    state: State,
+    phase: Phase,
+    task: LocalTask,
+    trained: frozenset[str],
+    gradients: Gradients,
+) -> None:
+    """Let the mechanism try its gradients out on constant texts: what cannot work fails here, and
+    no record has to do with it."""
+    if bench.mechanism.unit is None:
+        return
+    probes = bench.probes(tuple(task.labels))
+    alone = replace(task, past=None, carried=None)
+    set_trainable(bench.model.module, trained)
+    objective = phase.objective(bench.model, state, alone, probes, Memory())
+    gradients.rehearse(bench.model.module, objective, len(probes))
+
+
 def require_policy(config: Experiment, site: Site) -> None:
-    """Check that the site trains under the experiment's mechanism.
+    """Check that the site trains under the experiment's mechanism, and such adapters.
 
     Raises:
         Refusal: it does not.
     """
     try:
         require_mechanism(config.privacy.mechanism, site.policy)
+        require_adapter(config.adapter, site.policy)
     except UserError as error:
         raise Refusal("policy", str(error)) from None
 
@@ -187,6 +218,7 @@ def local_evaluation(
     Raises:
         Refusal: they do not leave the site.
     """
+    check_tasks(instruction, bench)
 
     def make() -> Counts:
         shares = [bench.task(task, desk.client) for task in instruction.tasks]
@@ -203,10 +235,13 @@ def local_evaluation(
         stage=instruction.stage,
         server_round=instruction.server_round,
         data=(),
+        record_ids=(),
         records=lambda: bench.records(desk.client),
+        site_records=lambda: bench.site_records(desk.client),
         ids=lambda: (),
         learning_rate=0.0,
         generator=seeded(bench.experiment.run.seed, "evaluate", desk.client, instruction.stage),
+        evaluated=len(instruction.tasks),
     )
     return bench.mechanism.count(ask, desk.site, make)
 

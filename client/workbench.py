@@ -17,7 +17,7 @@ import torch
 from deal_core.allocator import keep_memory
 from deal_core.attach import read
 from deal_core.config import Experiment
-from deal_core.data import Example, TaskData, open_source
+from deal_core.data import Example, TaskData, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.data.public import read_public
 from deal_core.memory import Memory
@@ -26,7 +26,7 @@ from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.payload import PayloadError
 from deal_core.precision import compute_dtype
-from deal_core.privacy.interface import MakeMechanism, Mechanism
+from deal_core.privacy.interface import MakeMechanism, Mechanism, RecordId
 from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.tokens import cache_folder
 
@@ -39,6 +39,15 @@ class ClientTask:
     train: Sequence[Encoded]
     test: Sequence[Encoded]
     memory: Memory
+    record_ids: Sequence[RecordId] = ()
+    """Which record each training example is."""
+
+
+PROBE_TEXTS = (
+    "The first of two texts on which nothing depends.",
+    "Another one.",
+)
+"""Constant texts: what a model makes of them tells nothing of a record."""
 
 
 class Workbench:
@@ -56,6 +65,7 @@ class Workbench:
         prepare: Callable[[list[TaskData]], list[TaskData]] = lambda shares: shares,
         *,
         whole: bool = False,
+        on_left_out: Callable[[str, int], None] = lambda task, rows: None,
     ) -> None:
         """Load nothing yet.
 
@@ -65,16 +75,19 @@ class Workbench:
             prepare: changes the clients' shares of a task before they are used; an audit plants
                 canaries in them.
             whole: see the class.
+            on_left_out: hears of rows of a task that could not be used.
         """
         self.experiment = experiment
         self.whole = whole
         self._make_mechanism = mechanism
         self._prepare = prepare
+        self._on_left_out = on_left_out
         self.latest = Memory()
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
         self._public: dict[tuple[str, tuple[str, ...]], ClientTask] = {}
         self._learning = Memory()
+        self._probes = Memory()
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -82,7 +95,7 @@ class Workbench:
         config = self.experiment
         torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
         keep_memory()
-        dtype = compute_dtype(config.train, best_device())
+        dtype = compute_dtype(config.train, best_device(), config.privacy.mechanism)
         return load_model(config.model, config.adapter, config.train.max_length, dtype)
 
     @cached_property
@@ -109,29 +122,48 @@ class Workbench:
         """The privacy mechanism of the experiment."""
         return self._make_mechanism(self.experiment)
 
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """All tasks of the run, and no others: what a request may name."""
+        return open_source(self.experiment.data).task_names()
+
     def records(self, client: int) -> dict[str, int]:
         """How many training records a client has of every task of the run."""
-        tasks = open_source(self.experiment.data).task_names()
-        return {task: len(self._share(task)[client].train) for task in tasks}
+        return {task: len(self._own(task, client).train) for task in self.tasks}
+
+    def site_records(self, client: int) -> int:
+        """How many training records a client has, whatever tasks the run names."""
+        others = self.experiment.data.labels if self.whole else ()
+        declared = dict.fromkeys((*self.tasks, *others))
+        return sum(len(self._own(task, client).train) for task in declared)
 
     def ids(self, task: str, client: int) -> list[str]:
         """Whose a client's training records of a task are."""
-        return [example.id or example.text for example in self._share(task)[client].train]
+        return [example.id or example.text for example in self._own(task, client).train]
 
     def labels(self, task: str) -> tuple[str, ...]:
         """The public label space of a task; where it is declared, no data is read."""
         return self.experiment.data.labels.get(task) or self._share(task)[0].labels
 
+    def probes(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
+        """Constant texts, tokenised, under the first of the labels."""
+        examples = [Example(text, labels[0]) for text in PROBE_TEXTS]
+        encoded: Sequence[Encoded] = self._probes.once(
+            "probes", labels, lambda: self.model.encode(examples, labels)
+        )
+        return encoded
+
     def task(self, task: str, client: int) -> ClientTask:
         """The share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""
         if (task, client) not in self._tasks:
-            share = self._share(task)[0 if self.whole else client]
+            share = self._own(task, client)
             encode = self.model.encode
             self._tasks[task, client] = ClientTask(
                 share.labels,
                 encode(share.train, share.labels),
                 encode(share.test, share.labels),
                 Memory(),
+                [RecordId(task, row) for row in range(len(share.train))],
             )
         return self._tasks[task, client]
 
@@ -160,10 +192,14 @@ class Workbench:
     def _cache(self) -> Path | None:
         return cache_folder() if self.experiment.data.cache_tokens else None
 
+    def _own(self, task: str, client: int) -> TaskData:
+        return self._share(task)[0 if self.whole else client]
+
     def _share(self, task: str) -> list[TaskData]:
         if task not in self._shares:
-            config = self.experiment
-            data = open_source(config.data).load(task)
+            data = load_for_clients(self.experiment, task)
+            if data.left_out:
+                self._on_left_out(task, data.left_out)
             self.model.tokens.prepare([e.text for e in (*data.train, *data.test)], self._cache)
             self._shares[task] = self._prepare([data] if self.whole else self._divided(data))
         return self._shares[task]

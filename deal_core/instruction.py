@@ -12,6 +12,8 @@ from deal_core.payload import PayloadError
 
 RECORD = "instruction"
 """Name of the record that carries it."""
+NAMES = ("tasks", "seen", "ahead", "past", "counted", "trained")
+"""Fields that are lists of names."""
 
 
 class Instruction(BaseModel):
@@ -51,6 +53,15 @@ class Instruction(BaseModel):
     """Rows of the distilled record after the first ``retained_rank`` belong to this stage."""
     apart: int = Field(0, ge=0)
     """The first rows of the distilled record that only show the start (see ``State.apart``)."""
+
+    @model_validator(mode="after")
+    def _each_name_once(self) -> Self:
+        """A task named twice would be read twice: its records would count twice."""
+        for field in NAMES:
+            names = getattr(self, field)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{field} names something twice")
+        return self
 
     @model_validator(mode="after")
     def _apart_of_what_is_there(self) -> Self:

@@ -91,9 +91,50 @@ class Event:
     simulation_only: bool
 
     @property
+    def protected(self) -> bool:
+        """Whether a mechanism has hidden anything: an unprotected release costs no epsilon, it
+        voids every one that is told of its records."""
+        return self.noise_multiplier > 0
+
+    @property
     def spent(self) -> Spent:
-        """What it costs."""
+        """What it costs.
+
+        Raises:
+            ValueError: of an unprotected release; no epsilon is large enough.
+        """
         return Spent(self.sample_rate, self.noise_multiplier, self.steps)
+
+
+Place = tuple[str, str, int, int]
+"""Task, phase, stage and round."""
+
+
+def unprotected_event(run: str, mechanism: str, place: Place) -> Event:
+    """A release that no mechanism has protected, as a ledger notes it.
+
+    Args:
+        run: name of the experiment.
+        mechanism: what left: ``none`` (an update), ``trusted-server`` (an update that the server is
+            trusted to protect), ``clear-counts``.
+        place: where in the run.
+    """
+    task, phase, stage, server_round = place
+    return Event(
+        run=run,
+        task=task,
+        phase=phase,
+        stage=stage,
+        server_round=server_round,
+        mechanism=mechanism,
+        unit="none",
+        sample_rate=1.0,
+        noise_multiplier=0.0,
+        steps=1,
+        max_grad_norm=0.0,
+        delta=0.0,
+        simulation_only=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -117,8 +158,10 @@ class Budget:
 
 
 def composed(events: Sequence[Event], delta: float, disjoint_tasks: bool = False) -> float:
-    """The epsilon of all events together: of one record, whatever tasks it is in, or, with
-    ``disjoint_tasks``, of one that is in a single task."""
+    """The epsilon of all protected events together: of one record, whatever tasks it is in, or,
+    with ``disjoint_tasks``, of one that is in a single task. It is void for records of which
+    something has left unprotected (:attr:`Event.protected`)."""
+    events = [event for event in events if event.protected]
     if not disjoint_tasks:
         return epsilon_of((event.spent for event in events), delta)
     each = ((e.spent for e in events if e.task in ("", task)) for task in {e.task for e in events})
@@ -195,14 +238,24 @@ class Ledger:
                 return bytes(row[0])
             entries = self._entries(db)
             _require([*(entry.event for entry in entries), event], budget)
-            seq = len(entries) + 1
-            body = _body(seq, event)
-            sealed = _seal(entries[-1].hash if entries else "", body)
-            db.execute("INSERT INTO events VALUES (?, ?, ?)", (seq, body, sealed))
+            seq = _append(db, entries, event)
             db.execute("INSERT INTO answers VALUES (?, ?, ?)", (request, seq, answer))
-            db.execute("DELETE FROM answers WHERE seq <= ?", (seq - KEPT_ANSWERS,))
-        self._write_head(seq, sealed)
+            old = "SELECT seq FROM answers ORDER BY seq DESC LIMIT -1 OFFSET ?"
+            db.execute(f"DELETE FROM answers WHERE seq IN ({old})", (KEPT_ANSWERS,))
+        self._write_head()
         return answer
+
+    def note(self, event: Event) -> None:
+        """Write an unprotected release, durably; there is no budget that it could fit.
+
+        Raises:
+            ValueError: the event is one that a budget pays for.
+        """
+        if event.protected:
+            raise ValueError("a protected release is charged, not noted")
+        with self._transaction() as db:
+            _append(db, self._entries(db), event)
+        self._write_head()
 
     def declare_members(self, task: str, ids: Collection[str]) -> None:
         """Note which records a task has (as hashes), and check that no other task has them.
@@ -232,7 +285,7 @@ class Ledger:
         """
         with self._open() as db:
             known = {row[0] for row in db.execute("SELECT DISTINCT task FROM members")}
-        unknown = {event.task for event in events} - known - {""}
+        unknown = {event.task for event in events if event.protected} - known - {""}
         if unknown:
             raise UserError(
                 f"{self.path}: nobody has checked that records of task '{min(unknown)}' are "
@@ -267,13 +320,18 @@ class Ledger:
                 "back to an older state"
             )
 
-    def _write_head(self, seq: int, sealed: str) -> None:
-        beside = self.head.with_name(f"{self.head.name}.{os.getpid()}.writing")
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"seq": seq, "hash": sealed}))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self.head)
+    def _write_head(self) -> None:
+        """Under the ledger's lock, from what it holds: two processes that have both just written
+        leave the head of the later one, in whatever order they come here."""
+        with self._transaction() as db:
+            last = "SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1"
+            seq, sealed = db.execute(last).fetchone()
+            beside = self.head.with_name(f"{self.head.name}.{os.getpid()}.writing")
+            with beside.open("w", encoding="utf-8") as file:
+                file.write(json.dumps({"seq": seq, "hash": sealed}))
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.head)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -307,6 +365,15 @@ def _prepare(db: sqlite3.Connection) -> None:
     frozen += [("plans", "DELETE"), ("members", "UPDATE"), ("members", "DELETE")]
     triggers = "".join(FROZEN.format(table=table, verb=verb) for table, verb in frozen)
     db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {triggers} COMMIT;")
+
+
+def _append(db: sqlite3.Connection, entries: Sequence[Entry], event: Event) -> int:
+    """Seal an event on to the chain; return its number."""
+    seq = len(entries) + 1
+    body = _body(seq, event)
+    sealed = _seal(entries[-1].hash if entries else "", body)
+    db.execute("INSERT INTO events VALUES (?, ?, ?)", (seq, body, sealed))
+    return seq
 
 
 def _require(events: Sequence[Event], budget: Budget) -> None:

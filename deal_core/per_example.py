@@ -25,6 +25,10 @@ def clipped_gradients(
 ) -> Tensor:
     """Add ``sum_i g_i min(1, C / ||g_i||)`` to the gradient of every trainable factor.
 
+    Whatever an example does to the arithmetic stays its own: a pass in which a gradient is not
+    finite, or that fails, is taken again example by example, and an example that fails alone adds
+    nothing. So what the others add does not depend on it.
+
     Args:
         module: holds the adapter; factors that do not require a gradient get none.
         objective: whose losses of single examples are differentiated; its penalty is not part
@@ -47,28 +51,58 @@ def clipped_gradients(
     return torch.cat(norms) if norms else torch.empty(0)
 
 
+class SharedFactor(ValueError):
+    """A loss reads a factor itself, not its example's copy: there is no gradient per example."""
+
+
 def _one_pass(
     module: nn.Module, objective: Objective, part: Sequence[int], max_grad_norm: float
 ) -> Tensor:
+    """Norms of a pass, ``(len(part),)``; NaN for an example that failed alone."""
+    try:
+        pairs = _example_gradients(module, objective, part)
+        norms = _norms(pairs)
+    except SharedFactor:
+        raise
+    except Exception:
+        if len(part) == 1:
+            return torch.full((1,), torch.nan)
+        norms = torch.full((len(part),), torch.nan)
+    if not norms.isfinite().all():
+        if len(part) == 1:
+            return norms
+        alone = [_one_pass(module, objective, [example], max_grad_norm) for example in part]
+        return torch.cat(alone)
+    factors = (max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+    for weight, copy in pairs:
+        if copy.grad is not None:
+            total = torch.einsum("n,nij->ij", factors, copy.grad)
+            weight.grad = total if weight.grad is None else weight.grad.add_(total)
+    return norms
+
+
+def _example_gradients(
+    module: nn.Module, objective: Objective, part: Sequence[int]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """The trainable factors, each with its copies that have their examples' gradients."""
     with _copies(module, len(part)) as pairs:
         before = [weight.grad for weight, _ in pairs]
         for weight, _ in pairs:
             weight.grad = None
-        objective.example_losses(part).sum().backward()  # type: ignore[no-untyped-call]
-        if any(weight.grad is not None for weight, _ in pairs):
-            raise ValueError("a loss reads a factor itself: no gradient per example")
-        for (weight, _), gradient in zip(pairs, before, strict=True):
-            weight.grad = gradient
+        try:
+            objective.example_losses(part).sum().backward()  # type: ignore[no-untyped-call]
+            if any(weight.grad is not None for weight, _ in pairs):
+                raise SharedFactor("a loss reads a factor itself: no gradient per example")
+        finally:
+            for (weight, _), gradient in zip(pairs, before, strict=True):
+                weight.grad = gradient
+    return pairs
+
+
+def _norms(pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> Tensor:
+    """``||g_i||`` over all factors, ``(examples,)``."""
     gradients = [copy.grad for _, copy in pairs if copy.grad is not None]
-    norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
-    finite = norms.isfinite()
-    factors = torch.where(finite, (max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0), 0.0)
-    for weight, copy in pairs:
-        if copy.grad is not None:
-            gradient = copy.grad if finite.all() else copy.grad.nan_to_num(0.0, 0.0, 0.0)
-            total = torch.einsum("n,nij->ij", factors, gradient)
-            weight.grad = total if weight.grad is None else weight.grad.add_(total)
-    return norms
+    return torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
 
 
 def squared_gradients(

@@ -35,6 +35,8 @@ EXACT = "float32"
 NUMPY = "numpy.ndarray"
 """Flower's name for an array in numpy's own format."""
 BOTH = frozenset({"lora_A", "lora_B"})
+LARGEST_VALUE = 1e3
+"""Of an adapter that a client trains on; those of trained ones are a thousand times smaller."""
 
 
 def codec_named(dtype: str) -> Codec:
@@ -84,6 +86,19 @@ def pack_update(
         return arrays, {}
     change = codec.to_change(arrays, to_arrays(before))
     return codec.encode_with_feedback(codec_named(dtype), change, feedback, generator)
+
+
+def require_bounded(adapter: Adapter) -> None:
+    """Check that a model with this adapter computes numbers: values far from any that training
+    gives make some texts overflow and others not.
+
+    Raises:
+        PayloadError: names the layer.
+    """
+    for name, factors in adapter.layers.items():
+        for factor in (factors.A, factors.B):
+            if factor.numel() and not float(factor.abs().max()) <= LARGEST_VALUE:
+                raise PayloadError(f"{name}: a value beyond {LARGEST_VALUE:g}")
 
 
 def frozen_factors(adapter: Adapter, trained: frozenset[str]) -> Arrays:

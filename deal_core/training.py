@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from deal_core.attach import merge, write
 from deal_core.batching import evaluation_batches
@@ -108,7 +109,17 @@ def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequenc
     """Return how many examples the model answers rightly, among ``labels``."""
     correct = 0
     for batch in evaluation_batches(data):
-        with torch.no_grad():
-            answers = model.scores([data[i] for i in batch], labels).argmax(dim=1).cpu()
-        correct += int((answers == torch.tensor([data[i].target for i in batch])).sum())
+        items = [data[i] for i in batch]
+        answers = _scores(model, items, labels).argmax(dim=1).cpu()
+        correct += int((answers == torch.tensor([item.target for item in items])).sum())
     return correct
+
+
+def _scores(model: LanguageModel, items: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+    """``(items, labels)``. Where an example gives no number each is asked about alone, so that the
+    answers to the others do not depend on it."""
+    with torch.no_grad():
+        scores = model.scores(items, labels)
+        if bool(scores.isfinite().all()):
+            return scores
+        return torch.cat([model.scores([item], labels) for item in items])

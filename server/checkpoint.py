@@ -65,7 +65,7 @@ class History(BaseModel):
     def noised(self, spent: Mapping[str, Spending], clients: int) -> History:
         """Add the noise of a round's mean of so many ``clients``: who does not speak of noise has
         none."""
-        floors = [each.noise_floor for each in spent.values()]
+        floors = [each.noise_floor for each in spent.values() if each.noise_floor]
         added = round_variance(floors + [0.0] * (clients - len(floors)))
         return self.model_copy(update={"noise_variance": self.noise_variance + added})
 

@@ -18,7 +18,8 @@ class Spending(BaseModel):
         epsilon: of all that the ledger holds, at ``delta``.
         disjoint_tasks: no record is in two tasks, so that they compose in parallel.
         simulation_only: some noise came from a seed.
-        noise_floor: spread that the noise leaves in an entry of the round's ``lora_B``.
+        noise_floor: spread that the noise leaves in an entry of the round's ``lora_B``; 0: the
+            client does not say.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -26,7 +27,7 @@ class Spending(BaseModel):
     epsilon: float = Field(ge=0)
     delta: float = Field(ge=0, le=1)
     simulation_only: bool
-    noise_floor: float = Field(ge=0, le=LARGEST_FLOOR)
+    noise_floor: float = Field(0.0, ge=0, le=LARGEST_FLOOR)
     disjoint_tasks: bool = False
 
 

@@ -72,6 +72,7 @@ class PrivacyWork:
         return {}
 
     def _source(self, data: Sequence[Any], config: Any) -> Any:
+        from deal_core.privacy.interface import RecordId
         from deal_core.privacy.noise import SecureNoise
         from deal_core.privacy.none import Ordinary
         from deal_core.privacy.private_gradients import PrivateGradients
@@ -81,6 +82,7 @@ class PrivacyWork:
             return Ordinary(data, 1, config, seeded("bench", self._turn.number))
         return PrivateGradients(
             data=data,
+            record_ids=[RecordId("bench", row) for row in range(len(data))],
             sample_rate=config.batch_size / len(data),
             noise_multiplier=1.0,
             max_grad_norm=1.0,

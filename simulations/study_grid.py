@@ -58,7 +58,9 @@ def precise(experiment: Experiment) -> Experiment:
     from deal_core.models.loading import best_device
     from deal_core.precision import compute_dtype
 
-    dtype = str(compute_dtype(experiment.train, best_device())).removeprefix("torch.")
+    dtype = str(
+        compute_dtype(experiment.train, best_device(), experiment.privacy.mechanism)
+    ).removeprefix("torch.")
     train = experiment.train.model_copy(update={"precision": dtype})
     return experiment.model_copy(update={"train": train})
 

@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from deal_core.config import DataConfig
-from deal_core.data.files import FilesSource
-from deal_core.data.hub import HubSource
-from deal_core.data.medmcqa import MedMCQA
+from deal_core.data.clients import load_for_clients
 from deal_core.data.partition import PARTITIONERS, partition
-from deal_core.data.sites import SitesSource
 from deal_core.data.source import DataSource, Example, TaskData
-from deal_core.errors import choose
-
-SOURCES: dict[str, Callable[[DataConfig], DataSource]] = {
-    "medmcqa": MedMCQA,
-    "files": FilesSource,
-    "hub": HubSource,
-    "sites": SitesSource,
-}
-"""``data.source`` to source. Heavy libraries load when a source reads, not here."""
-
-
-def open_source(config: DataConfig) -> DataSource:
-    """Return the source that ``data.source`` names; reads nothing yet.
-
-    Raises:
-        UserError: unknown source; the message lists the known ones.
-    """
-    return choose("data.source", config.source, SOURCES)(config)
-
+from deal_core.data.sources import SOURCES, open_source
 
 __all__ = [
     "PARTITIONERS",
@@ -37,6 +13,7 @@ __all__ = [
     "DataSource",
     "Example",
     "TaskData",
+    "load_for_clients",
     "open_source",
     "partition",
 ]

@@ -58,8 +58,7 @@ class FilesSource:
         return limited(data, self._config)
 
     def _task_folders(self) -> list[str]:
-        entries = self._folder().iterdir()
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        return task_folders(self._folder())
 
     def _folder(self) -> Path:
         if not self._config.path:
@@ -81,7 +80,7 @@ class FilesSource:
         for row, example in self._read(task, split):
             if example.label not in labels:
                 raise UserError(
-                    f"{_split_file(self._folder() / task, split)}, row {row}: '{example.label}' "
+                    f"{split_file(self._folder() / task, split)}, row {row}: '{example.label}' "
                     f"is no label of the task (they are: {', '.join(sorted(labels))}"
                     f"{nearest(example.label, labels)}); correct it, or map it in label_text"
                 )
@@ -91,7 +90,7 @@ class FilesSource:
         for row, example in self._read(task, "test"):
             if example.label not in labels:
                 raise UserError(
-                    f"{_split_file(self._folder() / task, 'test')}, row {row}: no training example "
+                    f"{split_file(self._folder() / task, 'test')}, row {row}: no training example "
                     f"has the label '{example.label}'; add one or remove the row"
                 )
             yield example
@@ -99,7 +98,7 @@ class FilesSource:
     def _read(self, task: str, split: str) -> Iterator[tuple[int, Example]]:
         columns = Columns.of(self._config, task)
         mapped = self._config.files.get(task, TaskColumns()).label_text
-        path = _split_file(self._folder() / task, split)
+        path = split_file(self._folder() / task, split)
         empty = True
         for number, values in READERS[path.suffix](path):
             empty = False
@@ -109,7 +108,17 @@ class FilesSource:
             raise UserError(f"{path}: holds no examples; add some or leave the task out")
 
 
-def _split_file(folder: Path, split: str) -> Path:
+def task_folders(folder: Path) -> list[str]:
+    """Names of the folders below ``folder``, sorted; hidden ones are none."""
+    return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+
+
+def split_file(folder: Path, split: str) -> Path:
+    """Return the one file of a split.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
     found = [path for suffix in READERS if (path := folder / f"{split}{suffix}").is_file()]
     if not found:
         suffixes = ", ".join(READERS)

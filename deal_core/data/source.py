@@ -36,6 +36,8 @@ class TaskData:
     groups: tuple[str, ...] = ()
     """All values of the partition column over all tasks, sorted, so that one value
     means one client in every task; empty: the values that this task holds."""
+    left_out: int = 0
+    """Rows that could not be used (site)."""
 
 
 class DataSource(Protocol):

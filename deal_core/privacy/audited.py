@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from deal_core.attach import learning_factors
 from deal_core.config import Experiment
 from deal_core.methods.interface import Objective
-from deal_core.models.interface import LanguageModel
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.canaries import GradientCanaries
 from deal_core.privacy.counts import Counts
-from deal_core.privacy.interface import Ask, Gradients, Mechanism, Site, Trained
+from deal_core.privacy.interface import Ask, Gradients, Mechanism, Probes, Site, Trained
 from deal_core.privacy.noise import SeededNoise
 from deal_core.privacy.none import NoMechanism, Ordinary
 from deal_core.privacy.record import RecordMechanism
@@ -52,6 +52,15 @@ class Watched:
     witness: Witness
     _before: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """As it is."""
+        return self.inner.data
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """As it is."""
+        self.inner.rehearse(module, objective, probes)
+
     def batches(self) -> Iterable[Sequence[int]]:
         """As they are."""
         return self.inner.batches()
@@ -66,9 +75,9 @@ class Watched:
         """As it is."""
         self.inner.stepped(module)
 
-    def finished(self, model: LanguageModel, labels: Sequence[str]) -> None:
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """As it is; then the witness sees what will be released."""
-        self.inner.finished(model, labels)
+        self.inner.finished(model, labels, probes)
         if self._before:
             after = _values(model.module)
             self.witness.update({name: after[name] - self._before[name] for name in after})
@@ -94,6 +103,15 @@ class PlantedOrdinary:
     norm: float
     noise: SeededNoise
 
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """As it is."""
+        return self.inner.data
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """As it is."""
+        self.inner.rehearse(module, objective, probes)
+
     def batches(self) -> Iterable[Sequence[int]]:
         """As they are."""
         return self.inner.batches()
@@ -109,9 +127,9 @@ class PlantedOrdinary:
         """As it is."""
         self.inner.stepped(module)
 
-    def finished(self, model: LanguageModel, labels: Sequence[str]) -> None:
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """As it is."""
-        self.inner.finished(model, labels)
+        self.inner.finished(model, labels, probes)
 
 
 @dataclass(frozen=True)

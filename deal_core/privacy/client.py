@@ -13,7 +13,7 @@ the server knows who answered. Adversary: everybody else, the server included.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,17 +22,28 @@ from deal_core.attach import learning_factors
 from deal_core.config import Experiment
 from deal_core.ledger import BudgetSpent, composed
 from deal_core.methods.interface import Objective
-from deal_core.models.interface import LanguageModel
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.client_plan import UNIT, client_event, client_plan, client_rounds
 from deal_core.privacy.clipped_mean import clipped, noised
 from deal_core.privacy.counts import Counts
-from deal_core.privacy.interface import Ask, Gradients, Mechanism, Refusal, Site, Trained
+from deal_core.privacy.interface import (
+    Ask,
+    Gradients,
+    Mechanism,
+    Probes,
+    Refusal,
+    Site,
+    Trained,
+)
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
-from deal_core.privacy.none import NoMechanism, Ordinary
+from deal_core.privacy.none import NoMechanism, Ordinary, note_unprotected
 from deal_core.privacy.plan import NoiseMultiplier
-from deal_core.privacy.record import packed, unpacked
+from deal_core.privacy.record import packed, total, unpacked
 from deal_core.randomness import seeded
 
+LARGEST_DELTA = 1e-5
+"""At a real site, unless its policy says less: how many clients there are, from which an experiment
+takes its delta, is the server's word."""
 NEIGHBOURS = 2.0
 """Distance of two clipped updates, in units of the bound."""
 
@@ -61,9 +72,17 @@ class TrustingClient:
             Refusal: there is nothing to learn from, or the site's policy has limits whose keeping
                 it could not see.
         """
-        if site.policy is not None and (site.policy.max_epsilon or site.policy.max_delta):
+        policy = site.policy
+        if policy is not None and (policy.max_epsilon or policy.max_delta):
             raise Refusal("policy", "the server accounts, so policy.max_epsilon cannot be kept")
-        made = NoMechanism(self.experiment).release(ask, site, make)
+        if policy is not None and policy.demanded and not policy.trusted_server:
+            raise Refusal("policy", "the site's policy does not trust the server with an update")
+        if not ask.data:
+            raise Refusal("no-data", f"no example of task '{ask.task}'")
+        config = self.experiment
+        epochs = config.federation.local_epochs
+        made = make(Ordinary(ask.data, epochs, config.train, ask.generator))
+        note_unprotected(config, ask, site, "trusted-server")
         return Trained(made.arrays, {"num_examples": 1.0})
 
     def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
@@ -91,9 +110,17 @@ class NoisedUpdate:
     noise: NoiseSource
     _before: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """All of the client's."""
+        return self.inner.data
+
     def batches(self) -> Iterable[Sequence[int]]:
         """As they are."""
         return self.inner.batches()
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """The whole update is clipped, however it was made."""
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
         """As it is; the loss stays unknown."""
@@ -105,7 +132,7 @@ class NoisedUpdate:
     def stepped(self, module: nn.Module) -> None:
         """A step may change nothing."""
 
-    def finished(self, model: LanguageModel, labels: Sequence[str]) -> None:
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """Clip, add noise, and put the result in the place of what was learnt."""
         factors = learning_factors(model.module)
         before = self._before or _values(model.module)  # no batch: nothing has moved
@@ -147,7 +174,8 @@ class WaryClient:
         place = ask.task, ask.phase, ask.stage, ask.server_round
         try:
             rounds = client_rounds(self.experiment, list(ask.records()))
-            plan = client_plan(self.experiment, ledger, rounds, 1.0, site.policy)
+            largest = 1.0 if site.simulated else LARGEST_DELTA
+            plan = client_plan(self.experiment, ledger, rounds, 1.0, site.policy, largest)
             event = client_event(
                 self.experiment,
                 1.0,
@@ -157,15 +185,20 @@ class WaryClient:
                 simulation_only=seeds,
             )
             ledger.require(event, plan.budget(site.policy))
-            made = make(self._gradients(ask, plan.noise_multiplier, seeds))
+            arrays = total(
+                make,
+                self._gradients(ask, plan.noise_multiplier, seeds),
+                self._gradients(replace(ask, data=()), plan.noise_multiplier, seeds),
+            )
             figures = {
                 "num_examples": 1.0,  # every client weighs the same
-                "epsilon": composed([*ledger.events(), event], plan.delta),
-                "delta": plan.delta,
                 "simulation_only": float(seeds),
                 "noise_floor": self._scale(plan.noise_multiplier),
             }
-            answer = packed(Trained(made.arrays, figures))
+            if site.policy is None or site.policy.spending:
+                epsilon = composed([*ledger.events(), event], plan.delta)
+                figures |= {"epsilon": epsilon, "delta": plan.delta}
+            answer = packed(Trained(arrays, figures))
             budget = plan.budget(site.policy)
             return unpacked(ledger.charge(event, budget, ask.request, answer))
         except (BudgetSpent, NoiseMultiplier) as spent:

@@ -43,6 +43,7 @@ def client_plan(
     rounds: int,
     sample_rate: float,
     policy: Policy | None = None,
+    largest_delta: float = 1.0,
 ) -> ClientPlan:
     """The run's plan as the ledger has it; made with the first round.
 
@@ -50,6 +51,7 @@ def client_plan(
         rounds: releases of the whole run, at most.
         sample_rate: probability that a client is in a round.
         policy: of a site, which can only tighten.
+        largest_delta: whatever the experiment asks, unless the policy names another.
 
     Raises:
         NoiseMultiplier: the ledger's past leaves nothing, or nothing that could be learnt with.
@@ -58,7 +60,7 @@ def client_plan(
     def solve(past: Sequence[Event]) -> str:
         privacy = experiment.privacy
         wanted = privacy.target_delta or default_delta(experiment.federation.clients)
-        delta = min(wanted, (policy.max_delta if policy else 0.0) or wanted)
+        delta = min(wanted, (policy.max_delta if policy else 0.0) or largest_delta)
         limit = (policy.max_epsilon if policy else 0.0) or privacy.target_epsilon
         epsilon = min(privacy.target_epsilon, limit)
 

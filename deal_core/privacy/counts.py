@@ -1,8 +1,8 @@
 """Counts of right answers with noise: what one test record changes is hidden, and charged.
 
-One record, added or removed, changes one task's number of right answers and its number of examples
-by at most 1 each: the vector of all counts by at most ``sqrt(2)``. What is made of the noisy
-numbers to look like counts again is post-processing.
+One record, added or removed, changes a task's number of right answers and its number of examples by
+at most 1 each, in every task that it is in: the vector of the counts of ``k`` tasks by at most
+``sqrt(2 k)``. What is made of the noisy numbers to look like counts again is post-processing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from deal_core.privacy.noise import NoiseSource
 
 Counts = Mapping[str, Sequence[int]]
 """``correct`` and ``examples``, a number for each task."""
-SENSITIVITY = math.sqrt(2)
+
+
+def sensitivity(tasks: int) -> float:
+    """How far one record moves the counts of so many tasks, which may all have it."""
+    return math.sqrt(2 * tasks)
 
 
 def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -> Counts:
@@ -24,9 +28,9 @@ def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -
     that it does not show which tasks a site has.
 
     Args:
-        noise_multiplier: standard deviation of the noise in units of :data:`SENSITIVITY`.
+        noise_multiplier: standard deviation of the noise in units of :func:`sensitivity`.
     """
-    scale = noise_multiplier * SENSITIVITY
+    scale = noise_multiplier * sensitivity(len(counts["correct"]))
     loud = {
         name: torch.tensor(counts[name], dtype=torch.float64)
         + scale * noise.normal(torch.Size([len(counts[name])]))

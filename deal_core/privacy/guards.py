@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from deal_core.adapted_linear import adapted_forward
 from deal_core.attach import CURRENT, lora_layers, read, write
-from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.models.interface import LanguageModel
+from deal_core.privacy.interface import Probes, RecordId
 
 IMPOSSIBLE = 1e-15
 """Probability below which something did not happen by chance."""
-PROBES = 4
-"""Examples on which two models are compared."""
 TOLERANCE = 1e-5
 """Relative difference of scores that rounding may make."""
 
@@ -50,16 +49,22 @@ def require_plain_lora(module: nn.Module) -> list[Tensor]:
     return learning
 
 
-def require_sampled(batch: Sequence[int], records: int, sample_rate: float) -> None:
+def require_sampled(
+    batch: Sequence[int], record_ids: Sequence[RecordId], sample_rate: float
+) -> None:
     """Check that a batch can be a Poisson sample of the rate that is charged.
 
+    Args:
+        batch: positions in the data.
+        record_ids: which record each position holds.
+
     Raises:
-        UnsafeModel: an example is in it twice, and would count twice; or it is larger than such a
+        UnsafeModel: a record is in it twice, and would count twice; or it is larger than such a
             sample ever is (in one of 1e15).
     """
-    if len(set(batch)) != len(batch):
-        raise UnsafeModel("an example is in a batch twice")
-    if batch and bdtrc(len(batch) - 1, records, sample_rate) < IMPOSSIBLE:
+    if len({record_ids[position] for position in batch}) != len(batch):
+        raise UnsafeModel("a record is in a batch twice")
+    if batch and bdtrc(len(batch) - 1, len(record_ids), sample_rate) < IMPOSSIBLE:
         raise UnsafeModel(f"a batch of {len(batch)} is larger than the sample rate allows")
 
 
@@ -73,20 +78,34 @@ def require_moved(factors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         raise UnsafeModel("a step with noise has changed nothing")
 
 
-def require_same_answers(
-    model: LanguageModel, examples: Sequence[Encoded], labels: Sequence[str]
-) -> None:
+def require_planned(record_ids: Sequence[RecordId], task: str, planned: int) -> None:
+    """Check, before any step, that what is about to be read is what was planned and is charged.
+
+    Raises:
+        UnsafeModel: a record twice, one of another task than the charge names, or another number
+            of records than the plan's.
+    """
+    if len(set(record_ids)) != len(record_ids):
+        raise UnsafeModel("a record is in the data twice")
+    if any(each.task != task for each in record_ids):
+        raise UnsafeModel("a record of another task than the one that is charged")
+    if len(record_ids) != planned:
+        raise UnsafeModel(f"{len(record_ids)} records, but {planned} are planned")
+
+
+def require_same_answers(model: LanguageModel, probes: Probes, labels: Sequence[str]) -> None:
     """Check that the adapter, read and put back, is the model that was trained.
+
+    Args:
+        probes: constant texts: what is found on them tells nothing of a record that the noised
+            update does not.
 
     Raises:
         UnsafeModel: scores differ.
     """
-    probes = examples[:PROBES]
-    if not probes:
-        return
     with torch.no_grad():
         trained = model.scores(probes, labels)
         write(model.module, read(model.module))
         again = model.scores(probes, labels)
-    if not torch.allclose(trained, again, rtol=TOLERANCE, atol=TOLERANCE):
+    if not torch.allclose(trained, again, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         raise UnsafeModel("the adapter that was read is not the model that was trained")

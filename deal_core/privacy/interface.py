@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ class Refusal(Exception):
         self.code = code
 
 
+Probes = Sequence[Encoded]
+"""Constant texts, tokenised: what is found on them tells nothing of any record."""
+
 ClippedSum = Callable[[nn.Module, Objective, Sequence[Sequence[int]], float], Tensor]
 """Adds the clipped gradients of a batch, given in passes, to the factors', and returns their norms:
 see :func:`~deal_core.per_example.clipped_gradients`."""
@@ -41,10 +44,26 @@ step."""
 
 
 class Gradients(Protocol):
-    """How the steps of one local training get the gradient of the data."""
+    """How the steps of one local training get the gradient of the data.
+
+    Attributes:
+        data: the examples that may be read; nothing else of the client's is.
+    """
+
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """The examples that may be read."""
 
     def batches(self) -> Iterable[Sequence[int]]:
         """Positions in the client's data, a batch a step."""
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """Take the gradient of an objective over so many constant texts, and drop it: a model that
+        cannot be trained privately fails here, before any record is read.
+
+        Raises:
+            UnsafeModel, ValueError: it cannot.
+        """
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
         """Add the batch's gradient to the factors', without the objective's penalty.
@@ -60,8 +79,11 @@ class Gradients(Protocol):
             RuntimeError: something that would fail silently has failed.
         """
 
-    def finished(self, model: LanguageModel, labels: Sequence[str]) -> None:
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """The last step is done.
+
+        Args:
+            probes: constant texts on which the model may be looked at.
 
         Raises:
             RuntimeError: as :meth:`stepped`.
@@ -96,6 +118,13 @@ class Site:
     simulated: bool
 
 
+class RecordId(NamedTuple):
+    """Which record an example is: the task whose data it was read from, and its row there."""
+
+    task: str
+    row: int
+
+
 @dataclass(frozen=True)
 class Ask:
     """One round as a mechanism sees it.
@@ -105,10 +134,13 @@ class Ask:
         client: name of the client, for what is seeded.
         task, phase, stage, server_round: of the instruction.
         data: the client's own examples, tokenised.
+        record_ids: which record each of them is; as long as ``data``.
         records: task to the number of the client's own records, all tasks of the run.
+        site_records: number of all the client's records, whatever the run asks for.
         learning_rate: of the round's steps.
         ids: whose the client's own records of the task are.
         generator: orders ordinary batches.
+        evaluated: number of tasks whose test records are counted; 0: none are.
     """
 
     request: str
@@ -118,10 +150,13 @@ class Ask:
     stage: int
     server_round: int
     data: Sequence[Encoded]
+    record_ids: Sequence[RecordId]
     records: Callable[[], Mapping[str, int]]
+    site_records: Callable[[], int]
     ids: Callable[[], Sequence[str]]
     learning_rate: float
     generator: torch.Generator
+    evaluated: int = 0
 
 
 class Mechanism(Protocol):

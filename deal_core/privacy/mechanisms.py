@@ -56,16 +56,27 @@ def _check_protected(experiment: Experiment) -> None:
             f"{where} protects single records, and method.logit_adjustment reads the labels of all "
             "of a site's; set it to 0"
         )
+    if experiment.train.precision == "bfloat16":
+        raise UserError(
+            f'{where} does not go with train.precision = "bfloat16", in which the rounding of a '
+            'record\'s gradient depends on other records; set it to "auto" or "float32"'
+        )
+    _check_one_by_one(experiment)
+
+
+def _check_one_by_one(experiment: Experiment) -> None:
+    """What a mechanism charges names one task, and nothing else is read."""
     if experiment.stream.schedule == "joint":
         raise UserError(
-            f'{where} does not go with stream.schedule = "joint": set it to "synchronous" or '
-            '"per-client"'
+            f'privacy.mechanism = "{experiment.privacy.mechanism}" does not go with '
+            'stream.schedule = "joint": set it to "synchronous" or "per-client"'
         )
 
 
 def _check_clients(experiment: Experiment) -> None:
     """Whatever a client does is inside its update; but one sum needs updates of one shape, and
     nothing may look at single ones."""
+    _check_one_by_one(experiment)
     if not experiment.privacy.trusted_server:
         return
     where = 'privacy.mechanism = "client"'

@@ -28,6 +28,7 @@ class Work(BaseModel):
 
     Attributes:
         task: its name.
+        records: how many the site has of it.
         rounds: in which it is worked on, over all phases on private data.
         sample_rate: of every step.
         steps: of every round.
@@ -36,6 +37,7 @@ class Work(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     task: str
+    records: int
     rounds: int
     sample_rate: float
     steps: int
@@ -70,7 +72,13 @@ def planned_work(
         by_task = [(task, learning + private * stages) for task in records]
     rates = sample_rates(experiment, records)
     return [
-        Work(task=task, rounds=rounds, sample_rate=rate, steps=steps_of(rate, experiment))
+        Work(
+            task=task,
+            records=records[task],
+            rounds=rounds,
+            sample_rate=rate,
+            steps=steps_of(rate, experiment),
+        )
         for (task, rounds), rate in zip(by_task, (rates[t] for t, _ in by_task), strict=True)
     ]
 

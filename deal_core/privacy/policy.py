@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from deal_core.config import PrivacyConfig
+from deal_core.config import AdapterConfig, PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.table import Table
 
@@ -46,6 +46,16 @@ class Policy(Table):
     disjoint_tasks: bool = False
     """The site declares that no record occurs in two tasks; it is checked on the records' ids.
     Then tasks compose in parallel: a record's epsilon is the largest of one task."""
+    trusted_server: bool = False
+    """Where a mechanism is demanded: whether the server may be the one that adds the noise
+    (``client``), and so gets the site's update as it is."""
+    min_records: int = Field(32, ge=1)
+    """Fewest training records of a task from which an unprotected update may leave."""
+    max_rank: int = Field(32, ge=1)
+    """Largest rank of an adapter that the site trains: what an update can carry grows with it."""
+    target_modules: tuple[str, ...] = ()
+    """Layers that an experiment may adapt by name; those of the model family's default may always
+    be."""
 
     @property
     def demanded(self) -> str:
@@ -106,6 +116,28 @@ def require_mechanism(mechanism: str, policy: Policy | None) -> None:
         raise UserError(
             f"privacy.mechanism is '{mechanism}', but the site's policy demands '{demanded}'; "
             "change the experiment, or the policy"
+        )
+
+
+def require_adapter(adapter: AdapterConfig, policy: Policy | None) -> None:
+    """Check that the site trains adapters of this rank, in these layers.
+
+    Raises:
+        UserError: it does not.
+    """
+    if policy is None:
+        return
+    largest = max((adapter.rank, *adapter.client_ranks))
+    if largest > policy.max_rank:
+        raise UserError(
+            f"adapter.rank is {largest}, but the site's policy allows {policy.max_rank}; lower it, "
+            "or raise policy.max_rank"
+        )
+    others = sorted(set(adapter.target_modules) - set(policy.target_modules))
+    if others:
+        raise UserError(
+            f"adapter.target_modules names '{others[0]}', which is not in policy.target_modules of "
+            "site.toml; add it there to accept it"
         )
 
 

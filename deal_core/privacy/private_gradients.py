@@ -22,12 +22,13 @@ from deal_core.methods import Objective
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.per_example import clipped_gradients
 from deal_core.privacy.guards import (
+    UnsafeModel,
     require_moved,
     require_plain_lora,
     require_same_answers,
     require_sampled,
 )
-from deal_core.privacy.interface import ClippedSum
+from deal_core.privacy.interface import ClippedSum, Probes, RecordId
 from deal_core.privacy.noise import NoiseSource
 
 BELOW = 1 - 1e-5
@@ -40,6 +41,7 @@ class PrivateGradients:
 
     Attributes:
         data: the client's own examples.
+        record_ids: which record each of them is.
         sample_rate: probability that an example is in a batch.
         noise_multiplier: see the module.
         max_grad_norm: clipping bound.
@@ -51,6 +53,7 @@ class PrivateGradients:
     """
 
     data: Sequence[Encoded]
+    record_ids: Sequence[RecordId]
     sample_rate: float
     noise_multiplier: float
     max_grad_norm: float
@@ -69,6 +72,20 @@ class PrivateGradients:
             batch: list[int] = drawn.nonzero().flatten().tolist()
             yield sorted(batch, key=lambda i: len(self.data[i].tokens))
 
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """Take a clipped gradient over constant texts, and drop it.
+
+        Raises:
+            UnsafeModel: something learns whose gradient per example cannot be had.
+            ValueError: a loss reads a factor itself, or no gradient is finite.
+        """
+        factors = require_plain_lora(module)
+        norms = self.clipped_sum(module, objective, [list(range(probes))], self.max_grad_norm)
+        for factor in factors:
+            factor.grad = None
+        if norms.isnan().any():
+            raise UnsafeModel("the model has no gradient on constant texts")
+
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
         """Add ``(sum_i clip(g_i) + noise) / expected_batch``; the loss stays unknown.
 
@@ -78,7 +95,7 @@ class PrivateGradients:
             ValueError: gradients are there already, and would go unclipped.
         """
         factors = require_plain_lora(module)
-        require_sampled(batch, len(self.data), self.sample_rate)
+        require_sampled(batch, self.record_ids, self.sample_rate)
         if any(factor.grad is not None for factor in factors):
             raise ValueError("gradients are there before those of the batch")
         if self._taken == 0:
@@ -104,10 +121,10 @@ class PrivateGradients:
             require_moved(require_plain_lora(module), self._before)
             self._before = []
 
-    def finished(self, model: LanguageModel, labels: Sequence[str]) -> None:
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """Check that the adapter, read and put back, is the model that was trained.
 
         Raises:
             UnsafeModel: it is not.
         """
-        require_same_answers(model, self.data, labels)
+        require_same_answers(model, probes, labels)

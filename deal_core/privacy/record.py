@@ -10,11 +10,14 @@ and number of steps count as public.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load, save
 
@@ -23,7 +26,8 @@ from deal_core.errors import UserError
 from deal_core.ledger import Budget, BudgetSpent, Event, composed
 from deal_core.methods import make_method
 from deal_core.per_example import clipped_gradients
-from deal_core.privacy.counts import SENSITIVITY, Counts, noised_counts
+from deal_core.privacy.counts import Counts, noised_counts, sensitivity
+from deal_core.privacy.guards import UnsafeModel, require_planned
 from deal_core.privacy.interface import (
     Ask,
     ClippedSum,
@@ -35,6 +39,7 @@ from deal_core.privacy.interface import (
 )
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.noise_floor import entry_noise
+from deal_core.privacy.none import clear_counts
 from deal_core.privacy.plan import (
     NoiseMultiplier,
     Work,
@@ -48,6 +53,7 @@ from deal_core.privacy.run_name import run_name
 from deal_core.randomness import seeded
 
 UNIT = "record"
+log = logging.getLogger(__name__)
 
 
 class Plan(BaseModel):
@@ -69,6 +75,10 @@ class Plan(BaseModel):
     disjoint_tasks: bool
     max_grad_norm: float
     work: tuple[Work, ...]
+
+    def records(self, task: str) -> int:
+        """Number of the task's records that the plan was made for."""
+        return next(work.records for work in self.work if work.task == task)
 
     def budget(self, policy: Policy | None) -> Budget:
         """What every charge is checked against: the policy may have become tighter since."""
@@ -115,28 +125,35 @@ class RecordMechanism:
             if budget.disjoint_tasks:
                 ledger.declare_members(ask.task, ask.ids())
             event = self._event(ask, site, plan)
+            require_planned(ask.record_ids, ask.task, plan.records(ask.task))
             ledger.require(event, budget)
         except (BudgetSpent, NoiseMultiplier) as spent:
             reason = str(spent) or "the ledger's past leaves nothing"
             raise Refusal("budget-spent", reason) from None
-        except UserError as error:
+        except (UserError, UnsafeModel) as error:
             raise Refusal("policy", str(error)) from None
-        made = make(self._gradients(ask, site, event))
-        figures = {
-            "num_examples": 1.0,  # every client weighs the same: a count is a release
-            "simulation_only": float(event.simulation_only),
-            "noise_floor": entry_noise(event.steps, ask.learning_rate),
-        }
-        if site.policy is None or site.policy.spending:
-            events = [*ledger.events(), event]
-            epsilon = composed(events, plan.delta, budget.disjoint_tasks)
-            figures |= {"epsilon": epsilon, "delta": plan.delta}
-            figures |= {"disjoint_tasks": 1.0} if budget.disjoint_tasks else {}
-        answer = packed(Trained(made.arrays, figures))
+        arrays = total(make, self._gradients(ask, site, event), self._blank(ask, site, event))
+        answer = packed(Trained(arrays, self._figures(ask, site, plan, event)))
         try:
             return unpacked(ledger.charge(event, budget, ask.request, answer))
         except BudgetSpent as spent:
             raise Refusal("budget-spent", str(spent)) from None
+
+    def _figures(self, ask: Ask, site: Site, plan: Plan, event: Event) -> dict[str, float]:
+        """What goes with an update: of rates, noise and steps, not of data."""
+        figures = {
+            "num_examples": 1.0,  # every client weighs the same: a count is a release
+            "simulation_only": float(event.simulation_only),
+        }
+        policy = site.policy
+        if policy is None or policy.counts:  # the number of steps tells that of the records
+            figures |= {"noise_floor": entry_noise(event.steps, ask.learning_rate)}
+        if policy is None or policy.spending:
+            disjoint = plan.budget(policy).disjoint_tasks
+            epsilon = composed([*site.ledger().events(), event], plan.delta, disjoint)
+            figures |= {"epsilon": epsilon, "delta": plan.delta}
+            figures |= {"disjoint_tasks": 1.0} if disjoint else {}
+        return figures
 
     def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
         """In the clear, with noise that is charged like an update, or not at all.
@@ -148,7 +165,7 @@ class RecordMechanism:
         if allowed == "none":
             raise Refusal("withheld", "counts of right answers do not leave this site")
         if allowed == "clear":
-            return make()
+            return clear_counts(self.experiment, ask, site, make)
         ledger = site.ledger()
         kept = ledger.answer(ask.request)
         if kept is None:
@@ -157,25 +174,39 @@ class RecordMechanism:
                 budget = plan.budget(site.policy)
                 event = self._counting(ask, site, plan)
                 ledger.require(event, budget)
-                noise = self._noise(ask) if event.simulation_only else SecureNoise()
-                loud = noised_counts(make(), event.noise_multiplier, noise)
-                answer = json.dumps(dict(loud)).encode()
+                answer = self._noised_counts(ask, event, make)
                 kept = ledger.charge(event, budget, ask.request, answer)
             except (BudgetSpent, NoiseMultiplier, UserError) as reason:
                 raise Refusal("withheld", str(reason)) from None
         counts: Counts = json.loads(kept)
         return counts
 
+    def _noised_counts(self, ask: Ask, event: Event, make: Callable[[], Counts]) -> bytes:
+        """The answer that is charged; where counting fails, counts of nothing: that it does tells
+        of data."""
+        noise = self._noise(ask) if event.simulation_only else SecureNoise()
+        try:
+            counts = make()
+        except Exception:
+            log.exception("counts could not be made; noise alone leaves")
+            counts = dict.fromkeys(("correct", "examples"), [0] * ask.evaluated)
+        return json.dumps(dict(noised_counts(counts, event.noise_multiplier, noise))).encode()
+
     def _plan(self, ask: Ask, site: Site) -> Plan:
         """The run's plan as the ledger has it; made with the first round."""
         text = site.ledger().plan(
-            self._run, lambda past: self._solve(past, ask.records(), site).model_dump_json()
+            self._run,
+            lambda past: self._solve(
+                past, ask.records(), ask.site_records(), site
+            ).model_dump_json(),
         )
         return Plan.model_validate_json(text)
 
-    def _solve(self, past: Sequence[Event], records: Mapping[str, int], site: Site) -> Plan:
+    def _solve(
+        self, past: Sequence[Event], records: Mapping[str, int], site_records: int, site: Site
+    ) -> Plan:
         config = self.experiment
-        agreed = terms(config.privacy, site.policy, sum(records.values()))
+        agreed = terms(config.privacy, site.policy, site_records)
         asked = site.simulated and config.privacy.disjoint_tasks
         disjoint = agreed.disjoint_tasks or asked
         phases = make_method(config.method, config.adapter).phases
@@ -220,8 +251,8 @@ class RecordMechanism:
 
     def _planned_counts(self, evaluations: int, delta: float) -> Event:
         """All evaluations as one event."""
-        work = Work(task="", rounds=evaluations, sample_rate=1.0, steps=1)
-        return self._planned(work, self.experiment.privacy.counts_noise, delta, SENSITIVITY)
+        work = Work(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
+        return self._planned(work, self.experiment.privacy.counts_noise, delta, sensitivity(1))
 
     def _event(self, ask: Ask, site: Site, plan: Plan) -> Event:
         """This round.
@@ -249,7 +280,7 @@ class RecordMechanism:
         )
 
     def _counting(self, ask: Ask, site: Site, plan: Plan) -> Event:
-        """One evaluation of all tasks."""
+        """One evaluation of the tasks that are asked for."""
         return Event(
             run=self._run,
             task="",
@@ -261,7 +292,7 @@ class RecordMechanism:
             sample_rate=1.0,
             noise_multiplier=self.experiment.privacy.counts_noise,
             steps=1,
-            max_grad_norm=SENSITIVITY,
+            max_grad_norm=sensitivity(ask.evaluated),
             delta=plan.delta,
             simulation_only=self._seeds(site),
         )
@@ -274,6 +305,7 @@ class RecordMechanism:
         noise = self._noise(ask) if event.simulation_only else SecureNoise()
         return PrivateGradients(
             data=ask.data,
+            record_ids=ask.record_ids,
             sample_rate=event.sample_rate,
             noise_multiplier=event.noise_multiplier,
             max_grad_norm=event.max_grad_norm,
@@ -283,6 +315,10 @@ class RecordMechanism:
             noise=noise,
             clipped_sum=self.make_sum(event.sample_rate, noise),
         )
+
+    def _blank(self, ask: Ask, site: Site, event: Event) -> PrivateGradients:
+        """The same steps on no record: noise alone."""
+        return replace(self._gradients(ask, site, event), data=(), record_ids=())
 
     def _seeds(self, site: Site) -> bool:
         return site.simulated and self.experiment.privacy.noise != "secure"
@@ -294,6 +330,23 @@ class RecordMechanism:
     @cached_property
     def _run(self) -> str:
         return run_name(self.experiment)
+
+
+def total(
+    make: Callable[[Gradients], Trained], gradients: Gradients, blank: Gradients
+) -> Mapping[str, NDArray[Any]]:
+    """The arrays that ``make`` gives, whatever the data are: where it fails on them, those of
+    ``blank``, which reads none. So an answer never tells whether something has failed; the log here
+    does.
+
+    Raises:
+        Exception: it fails without data as well: no record has to do with it.
+    """
+    try:
+        return make(gradients).arrays
+    except Exception:
+        log.exception("a private training has failed; noise alone leaves")
+        return make(blank).arrays
 
 
 def packed(made: Trained) -> bytes:

@@ -170,7 +170,8 @@ def what_leaves(site: SiteFile) -> list[str]:
     figures = ["num_examples"] if protected else list(figures_allowed(ordinary, policy))
     if policy is not None and (protected or not policy.counts):
         figures[figures.index("num_examples")] = "num_examples (always 1)"
-    private = ["simulation_only", "noise_floor"]
+    private = ["simulation_only"]
+    private += ["noise_floor"] if policy is None or policy.counts else []
     if policy is None or policy.spending:
         private += ["epsilon", "delta"]
         private += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []

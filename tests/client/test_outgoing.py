@@ -11,6 +11,13 @@ from simulations.identity import assume_identity
 KEY = "base_model.model.layer.lora_B.weight"
 
 
+def request_with(*keys: str) -> Message:
+    """A request about an adapter with these keys."""
+    arrays = {key: Array(np.zeros((2, 2), np.float32)) for key in keys}
+    with assume_identity(1, 1):
+        return Message(RecordDict({"lora": ArrayRecord(arrays)}), 2, "train")
+
+
 def reply_with(**records) -> Message:
     content = RecordDict(
         {
@@ -26,13 +33,13 @@ def reply_with(**records) -> Message:
 
 def test_an_update_may_leave():
     reply = reply_with()
-    assert check_reply(reply) is reply
+    assert check_reply(reply, request_with(KEY)) is reply
 
 
 def test_an_update_may_leave_with_counts():
     counts = {"code": "ok", "correct": [1], "examples": [2]}
     reply = reply_with(counts=ConfigRecord(counts))
-    assert check_reply(reply) is reply
+    assert check_reply(reply, request_with(KEY)) is reply
 
 
 @pytest.mark.parametrize(
@@ -53,8 +60,19 @@ def test_an_update_may_leave_with_counts():
 )
 def test_nothing_else_may(records):
     with pytest.raises(PayloadError) as refusal:
-        check_reply(reply_with(**records))
+        check_reply(reply_with(**records), request_with(KEY, "classifier.weight"))
     assert "patient" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("said", ["patient 17 has cancer", "layer.0.attention"])
+def test_no_text_leaves_inside_a_key(said):
+    """A key of the right form names a layer of the adapter that was asked about, or does not go."""
+    array = Array(np.zeros((2, 2), np.float32))
+    for key in (f"base_model.model.{said}.lora_B.weight", f"base_model.model.{said}.lora_B.scale"):
+        with pytest.raises(PayloadError):
+            check_reply(reply_with(lora=ArrayRecord({KEY: array, key: array})), request_with(KEY))
+    lossy = reply_with(lora=ArrayRecord({KEY: array, f"{KEY}.scale": array}))
+    assert check_reply(lossy, request_with(KEY)) is lossy
 
 
 def test_every_field_that_may_leave_has_its_reason():

@@ -44,7 +44,6 @@ UPDATE = {
     "metrics.epsilon": "composed from rates, noise and steps; what the site wants known",
     "metrics.delta": "goes with epsilon",
     "metrics.simulation_only": "goes with epsilon",
-    "metrics.noise_floor": "what the optimiser makes of noise alone; reads no data",
 }
 COUNTS = {
     "metrics.correct": "the policy lets counts of right answers go",
@@ -148,6 +147,12 @@ def test_a_site_may_keep_what_it_has_spent_to_itself(small, tmp_path):
     assert left.keys() == ALWAYS.keys() | UPDATE.keys() - {"metrics.epsilon", "metrics.delta"}
 
 
+def test_the_noise_floor_which_tells_the_number_of_records_leaves_where_that_may(small, tmp_path):
+    policy = Policy(mechanism="record", counts=True)
+    left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
+    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | {"metrics.noise_floor"}
+
+
 def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():
     told = {default_delta(records) for records in range(100, 500)}
     assert told == {1e-3}
@@ -157,8 +162,8 @@ def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():
 
 POLICIES: dict[str, tuple[Policy | None, str]] = {
     "no policy": (None, "none"),
-    "strict": (Policy(), "none"),
-    "open": (Policy(metrics="clear", counts=True), "none"),
+    "strict": (Policy(min_records=1), "none"),
+    "open": (Policy(metrics="clear", counts=True, min_records=1), "none"),
     "private": (Policy(mechanism="record"), "record"),
     "disjoint": (Policy(mechanism="record", disjoint_tasks=True), "record"),
     "noised counts": (Policy(mechanism="record", metrics="noised", spending=False), "record"),
@@ -210,7 +215,7 @@ def test_the_server_cannot_switch_a_sites_privacy_off(small, tmp_path):
 
 
 def test_a_policy_without_mechanism_still_keeps_counts_and_loss(small, tmp_path):
-    left, _ = sent(small(), tmp_path, Policy())
+    left, _ = sent(small(), tmp_path, Policy(min_records=1))
     assert left.keys() == ALWAYS.keys() | OPEN.keys()
     assert left["metrics.num_examples"] == {"1.0"}
 

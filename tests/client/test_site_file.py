@@ -36,6 +36,9 @@ path = "data"
 text_column = "complaint"
 label_column = "ward"
 id_column = "patient"
+[data.labels]
+triage = ["Surgery", "Skin"]
+elsewhere = ["Yes", "No"]
 [data.files.triage]
 label_text = { "1" = "Surgery" }
 [compute]
@@ -75,7 +78,7 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
     site = read_site(site_file)
     decided = as_the_site_decides(experiment(), site)
     data = decided.data
-    assert data.source == "files"
+    assert data.source == "site"
     assert data.path == str(site_file.parent / "data")
     assert (data.text_column, data.label_column) == ("complaint", "ward")
     assert data.id_column == "patient"
@@ -83,13 +86,31 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
     assert data.hub == {}
     assert not data.cache_tokens
     assert decided.run.threads == 3
-    assert data.labels == {"triage": ("Surgery", "Skin")}
-    assert data.max_train == 5
+    assert data.tasks == ("triage",)
+    assert data.labels == {"triage": ("Surgery", "Skin"), "elsewhere": ("Yes", "No")}
+    assert (data.max_train, data.max_test, data.train_share) == (0, 0, 1.0)
     told = decided.model_dump_json()
     for word in ("/etc", "password", "shadow", "evil"):
         assert word not in told
     assert site.policy is not None
     assert site.policy.max_epsilon == 2.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ({"triage": ["Surgery"]}, "has other labels than in"),
+        ({"triage": ["Skin", "Surgery"]}, "has other labels than in"),
+        ({"triage": ["Surgery", "Skin", "Eye"]}, "has other labels than in"),
+        ({"triage": ["Surgery", "Skin"], "undeclared": ["A", "B"]}, "is not in"),
+    ],
+)
+def test_tasks_and_labels_are_those_that_the_site_has_declared(site_file, labels, reason) -> None:
+    """A label that a server leaves out would tell which sites have rows of it."""
+    asked = experiment()
+    data = asked.data.model_copy(update={"labels": {t: tuple(w) for t, w in labels.items()}})
+    with pytest.raises(UserError, match=reason):
+        as_the_site_decides(asked.model_copy(update={"data": data}), read_site(site_file))
 
 
 def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None:

@@ -18,7 +18,7 @@ from deal_core.models.interface import Encoded
 from deal_core.privacy.client import TrustingClient, WaryClient, make_client
 from deal_core.privacy.client_plan import client_event
 from deal_core.privacy.clipped_mean import ClippedSum, clipped, factors_of
-from deal_core.privacy.interface import Ask, Refusal, Site
+from deal_core.privacy.interface import Ask, RecordId, Refusal, Site
 from deal_core.privacy.mechanisms import MECHANISMS, make_mechanism
 from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.policy import Policy
@@ -210,7 +210,9 @@ def asked(records: int = 8) -> Ask:
         stage=0,
         server_round=1,
         data=[Encoded((1, 2), 0)] * records,
+        record_ids=[RecordId("t", row) for row in range(records)],
         records=lambda: {"t": records},
+        site_records=lambda: records,
         generator=seeded(0),
         ids=lambda: (),
         learning_rate=2e-3,

@@ -38,6 +38,7 @@ def noise_alone():
         for client in range(CLIENTS):
             write(model.module, current)
             source = PrivateGradients(
+                record_ids=[],
                 data=[],
                 sample_rate=0.2,
                 noise_multiplier=1.7,

@@ -16,6 +16,7 @@ from deal_core.models.interface import Encoded
 from deal_core.packing import packs
 from deal_core.per_example import clipped_gradients
 from deal_core.privacy.guards import UnsafeModel, require_plain_lora
+from deal_core.privacy.interface import RecordId
 from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.private_gradients import BELOW, PrivateGradients
 from deal_core.randomness import seeded
@@ -51,7 +52,8 @@ def gradients(data, noise, **changes) -> PrivateGradients:
         "expected_batch": 4,
         "tokens_per_pass": 2048,
     }
-    return PrivateGradients(data=data, noise=noise, **{**given, **changes})
+    ids = [RecordId("task", row) for row in range(len(data))]
+    return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
 
 
 def taken(parameters) -> torch.Tensor:
@@ -256,12 +258,12 @@ def test_a_step_that_moves_nothing_is_noticed(case):
 def test_an_adapter_that_is_not_read_back_whole_is_noticed(case, monkeypatch):
     model, data = case
     source = gradients(data, SecureNoise())
-    source.finished(model, LABELS)
+    source.finished(model, LABELS, data)
     half = read(model.module)
     layers = {n: replace(f, B=f.B / 2) for n, f in half.layers.items()}
     monkeypatch.setattr(
         "deal_core.privacy.guards.read", lambda module: replace(half, layers=layers)
     )
     with pytest.raises(UnsafeModel, match="not the model"):
-        source.finished(model, LABELS)
+        source.finished(model, LABELS, data)
     write(model.module, half)

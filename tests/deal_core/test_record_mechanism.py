@@ -11,7 +11,7 @@ import pytest
 from deal_core.experiment_file import apply_overrides, parse_experiment
 from deal_core.ledger import Ledger, composed
 from deal_core.models.interface import Encoded
-from deal_core.privacy.interface import Ask, Refusal, Site, Trained
+from deal_core.privacy.interface import Ask, RecordId, Refusal, Site, Trained
 from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.policy import Policy, default_delta
@@ -55,7 +55,9 @@ def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Ask
         stage=int(task[-1]),
         server_round=server_round,
         data=[Encoded((1, 2), 0)] * records[task],
+        record_ids=[RecordId(task, row) for row in range(records[task])],
         records=lambda: records,
+        site_records=lambda: sum(records.values()),
         ids=lambda: [f"{task} {n}" for n in range(records[task])],
         learning_rate=2e-3,
         generator=seeded("order"),
@@ -93,7 +95,9 @@ def test_a_whole_run_spends_its_budget_and_not_more(site):
 def test_distillation_on_private_data_is_planned_and_on_public_data_free():
     def multiplier(*overrides):
         mechanism = make_mechanism(experiment(*overrides))
-        return mechanism._solve([], RECORDS, Site(lambda: None, None, False)).noise_multiplier
+        return mechanism._solve(
+            [], RECORDS, sum(RECORDS.values()), Site(lambda: None, None, False)
+        ).noise_multiplier
 
     alone = multiplier()
     private = multiplier("method.consolidation.data=private", "method.consolidation.rounds=5")
@@ -180,9 +184,11 @@ def test_a_real_site_never_seeds(site, noise, simulated):
 def test_a_policy_only_tightens(site):
     tight = replace(site, policy=Policy(max_epsilon=1.0, max_delta=1e-5))
     mechanism = make_mechanism(experiment())
-    plan = mechanism._solve([], RECORDS, tight)
+    plan = mechanism._solve([], RECORDS, sum(RECORDS.values()), tight)
     assert (plan.epsilon, plan.delta) == (1.0, 1e-5)
-    loose = mechanism._solve([], RECORDS, replace(site, policy=Policy(max_epsilon=50.0)))
+    loose = mechanism._solve(
+        [], RECORDS, sum(RECORDS.values()), replace(site, policy=Policy(max_epsilon=50.0))
+    )
     assert (loose.epsilon, loose.delta) == (3.0, default_delta(sum(RECORDS.values())))
     with pytest.raises(Refusal) as refusal:
         mechanism.release(ask("task0", 1), replace(site, policy=Policy(max_grad_norm=0.1)), Maker())
@@ -250,13 +256,13 @@ def test_noised_counts_are_planned_charged_and_told_once(site):
 
 
 def test_noise_on_counts_has_the_size_that_is_charged():
-    from deal_core.privacy.counts import SENSITIVITY, noised_counts
+    from deal_core.privacy.counts import noised_counts, sensitivity
 
     counts = {"correct": [10**6] * 50_000, "examples": [10**7] * 50_000}
     loud = noised_counts(counts, 10.0, SecureNoise())
     both = np.array([*loud["correct"], *loud["examples"]], float)
     both -= np.repeat([10**6, 10**7], 50_000)
-    assert both.std() == pytest.approx(10.0 * SENSITIVITY, rel=0.01)
+    assert both.std() == pytest.approx(10.0 * sensitivity(50_000), rel=0.01)
 
 
 def test_without_a_mechanism_noised_counts_do_not_leave(site):
@@ -274,7 +280,7 @@ def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
     for task in ("task0", "task1"):
         for n in range(1, 11):
             mechanism.release(ask(task, n, alike), parallel, make)
-    sequential = mechanism._solve([], alike, site).noise_multiplier
+    sequential = mechanism._solve([], alike, sum(alike.values()), site).noise_multiplier
     assert make.seen[0].noise_multiplier < 0.8 * sequential
     events, delta = site.ledger().events(), default_delta(5 * 225)
     assert composed(events, delta, disjoint_tasks=True) <= 3.0 < composed(events, delta)
@@ -290,8 +296,10 @@ def test_no_experiment_can_declare_a_real_sites_tasks_disjoint(site):
     sequential = make_mechanism(experiment())._solve([], RECORDS, site)
     for policy in (None, Policy(metrics="clear")):
         real = replace(site, policy=policy, simulated=False)
-        assert mechanism._solve([], RECORDS, real) == sequential
-    simulated = mechanism._solve([], RECORDS, replace(site, policy=None, simulated=True))
+        assert mechanism._solve([], RECORDS, sum(RECORDS.values()), real) == sequential
+    simulated = mechanism._solve(
+        [], RECORDS, sum(RECORDS.values()), replace(site, policy=None, simulated=True)
+    )
     assert simulated.disjoint_tasks
     assert simulated.noise_multiplier < sequential.noise_multiplier
 

@@ -18,6 +18,7 @@ from deal_core.attach import CURRENT, attach, lora_layers, read, set_trainable, 
 from deal_core.config import AdapterConfig
 from deal_core.models.interface import Encoded
 from deal_core.per_example import clipped_gradients
+from deal_core.privacy.interface import RecordId
 from deal_core.privacy.private_gradients import BELOW, PrivateGradients
 from tests.deal_core.silence import Silence
 
@@ -125,6 +126,7 @@ def private_sum(module, parameters, bound) -> torch.Tensor:
     """What a private step adds its noise to."""
     data = [Encoded(text, 0) for text in TEXTS]
     step = PrivateGradients(
+        record_ids=[RecordId("task", row) for row in range(len(data))],
         data=data,
         sample_rate=1.0,
         noise_multiplier=1.0,

@@ -1,0 +1,54 @@
+"""What a request may ask of a client, decided from the request and the experiment alone.
+
+Nothing here reads data: a request is refused, or not, whatever records a client has. What data are
+read, and which mechanism protects them, follows from what has passed here.
+"""
+
+from __future__ import annotations
+
+from client.workbench import Workbench
+from deal_core.instruction import Instruction
+from deal_core.payload import PayloadError
+from deal_core.privacy.policy import Policy
+
+
+def check_tasks(instruction: Instruction, bench: Workbench) -> None:
+    """Check the tasks that a request names.
+
+    Raises:
+        PayloadError: one is not of the run.
+    """
+    known = frozenset(bench.tasks)
+    named = (
+        *instruction.tasks,
+        *instruction.seen,
+        *instruction.ahead,
+        *instruction.past,
+        *instruction.counted,
+    )
+    own = (instruction.task,) if instruction.task else ()
+    for task in (*own, *named):
+        if task not in known:
+            raise PayloadError("instruction: a task that is not of this run")
+
+
+def check_training(instruction: Instruction, bench: Workbench, policy: Policy | None) -> None:
+    """Check what a training request asks for.
+
+    Raises:
+        PayloadError: a task that is not of the run; several to be learnt at once where the
+            experiment learns them one by one, has a mechanism, or learns from public texts; or a
+            larger rank than the site's policy allows.
+    """
+    check_tasks(instruction, bench)
+    if policy is not None and instruction.rank > policy.max_rank:
+        raise PayloadError("instruction: a larger rank than the site's policy allows")
+    if not instruction.tasks:
+        return
+    joint = bench.experiment.stream.schedule == "joint"
+    if not joint or bench.phase(instruction.phase).public_path:
+        raise PayloadError("instruction: tasks are learnt one by one in this run")
+    if bench.experiment.privacy.mechanism != "none":
+        raise PayloadError("instruction: under a mechanism tasks are learnt one by one")
+    if set(instruction.tasks) != set(bench.tasks) or instruction.task != instruction.tasks[0]:
+        raise PayloadError("instruction: not the tasks of this run")

@@ -1,0 +1,44 @@
+"""The data of one task as a run's clients have it, before it is divided among them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from deal_core.config import Experiment
+from deal_core.data.source import Example, TaskData
+from deal_core.data.sources import open_source
+
+
+def load_for_clients(experiment: Experiment, task: str) -> TaskData:
+    """Return a task's data within the experiment's limits.
+
+    Where single records are protected, ``data.max_train`` and ``data.train_share`` take about so
+    many: whether a record is one of them depends on that record alone. A subset of exactly so many
+    would be another one, with other records in it, for a neighbouring data set.
+
+    Raises:
+        UserError: see :meth:`~deal_core.data.source.DataSource.load`.
+    """
+    data = experiment.data
+    limits = bool(data.max_train) or data.train_share < 1
+    if experiment.privacy.mechanism != "record" or not limits:
+        return open_source(data).load(task)
+    unlimited = data.model_copy(update={"max_train": 0, "train_share": 1.0})
+    whole = open_source(unlimited).load(task)
+    share = data.train_share
+    if data.max_train:
+        share *= min(1.0, data.max_train / max(1, len(whole.train)))
+    return replace(whole, train=each_by_itself(whole.train, task, share))
+
+
+def each_by_itself(examples: Sequence[Example], task: str, share: float) -> tuple[Example, ...]:
+    """About a ``share`` of the examples: those whose own hash, under the task's name, is small."""
+    return tuple(example for example in examples if _place(example, task) < share)
+
+
+def _place(example: Example, task: str) -> float:
+    """A number in [0, 1) that depends on the record alone."""
+    named = "\0".join((task, example.id, example.label, example.text))
+    return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8], "big") / 2**64
