@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from deal_core.errors import UserError
 from deal_core.ledger import Entry, Event, Ledger, composed
 
 KEY = "ledger.key"
-VERSION = 1
+VERSION = 2
 PLACE = ("seq", "time")
 ROUNDING = 1e-6
 
@@ -69,36 +69,34 @@ def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("certificate: the signature is not that of its statement") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"certificate: not one ({type(error).__name__}: {error})") from None
-    if abs(_recomposed(statement) - statement["epsilon"]) > ROUNDING:
-        raise UserError("certificate: its epsilon is not what its events cost")
+    _check_figures(statement)
     return statement
 
 
-def _recomposed(statement: Mapping[str, Any]) -> float:
+def _check_figures(statement: Mapping[str, Any]) -> None:
     try:
         placed = [{k: v for k, v in e.items() if k not in PLACE} for e in statement["events"]]
-        events = [Event(**fields) for fields in placed]
-        return composed(events, statement["delta"], statement["disjoint_tasks"])
+        told = _figures([Event(**fields) for fields in placed], statement["disjoint_tasks"])
+        said = {name: statement[name] for name in told}
+        difference = abs((told["epsilon"] or 0.0) - (said["epsilon"] or 0.0))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"certificate: not one ({type(error).__name__}: {error})") from None
+    if difference > ROUNDING or (told["epsilon"] is None) != (said["epsilon"] is None):
+        raise UserError("certificate: its epsilon is not what its events cost")
+    if told["unprotected"] != said["unprotected"]:
+        raise UserError("certificate: its number of unprotected releases is not that of its events")
 
 
 def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
     events = [entry.event for entry in entries]
-    delta = min(event.delta for event in events)
+    figures = _figures(events, disjoint_tasks)
     return {
         "version": VERSION,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "unit": sorted({event.unit for event in events}),
-        "epsilon": composed(events, delta, disjoint_tasks),
-        "delta": delta,
+        "unit": sorted({event.unit for event in events if event.protected}),
+        **figures,
         "disjoint_tasks": disjoint_tasks,
-        "composed_over": (
-            "all releases of the ledger; tasks in parallel, as the site declares their records "
-            "disjoint"
-            if disjoint_tasks
-            else "all releases of the ledger: all runs, tasks and rounds"
-        ),
+        "composed_over": composed_over(disjoint_tasks, figures["unprotected"]),
         "simulation_only": any(event.simulation_only for event in events),
         "entries": len(entries),
         "head": entries[-1].hash,
@@ -106,6 +104,29 @@ def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
             {"seq": entry.seq, "time": entry.time, **asdict(entry.event)} for entry in entries
         ],
     }
+
+
+def composed_over(disjoint_tasks: bool, unprotected: int) -> str:
+    """What an epsilon of a ledger is of, in words; and of what it is not."""
+    over = (
+        "all protected releases of the ledger; tasks in parallel, as the site declares their "
+        "records disjoint"
+        if disjoint_tasks
+        else "all protected releases of the ledger: all runs, tasks and rounds"
+    )
+    if not unprotected:
+        return over
+    return (
+        f"{over}. It is void for the records of {unprotected} releases that left without protection"
+    )
+
+
+def _figures(events: Sequence[Event], disjoint_tasks: bool) -> dict[str, Any]:
+    """``epsilon`` and ``delta`` of what is protected (None: nothing is), and how much is not."""
+    protected = [event for event in events if event.protected]
+    delta = min((event.delta for event in protected), default=None)
+    epsilon = None if delta is None else composed(protected, delta, disjoint_tasks)
+    return {"epsilon": epsilon, "delta": delta, "unprotected": len(events) - len(protected)}
 
 
 def _site_key(folder: Path) -> Ed25519PrivateKey:

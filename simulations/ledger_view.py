@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from deal_core.certificate import certificate, check_certificate
+from deal_core.certificate import certificate, check_certificate, composed_over
 from deal_core.errors import UserError
 from deal_core.ledger import FILE, Entry, Ledger, LedgerError, composed
 from simulations.say import say
@@ -31,7 +31,7 @@ def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
     for name in ("run", "task", "releases", "steps", "rate", "noise multiplier", "clipping bound"):
         table.add_column(name)
     table.add_column("epsilon, alone")
-    for (run, task), part in groupby(entries, lambda e: (e.event.run, e.event.task)):
+    for (run, task, _), part in groupby(entries, _row_of):
         table.add_row(run, task or "(all)", *_figures(part))
     console.print(table)
     for line in _summary(entries, disjoint_tasks):
@@ -72,18 +72,33 @@ def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
     if not entries:
         return ["nothing was spent"]
     events = [entry.event for entry in entries]
-    delta = min(event.delta for event in events)
-    epsilon = composed(events, delta, disjoint_tasks)
-    over = "tasks in parallel" if disjoint_tasks else "all runs, tasks and rounds"
-    lines = [f"epsilon {epsilon:.4g} at delta = {delta:.3g} per {events[0].unit}, over {over}"]
+    protected = [event for event in events if event.protected]
+    unprotected, lines = len(events) - len(protected), []
+    if protected:
+        delta = min(event.delta for event in protected)
+        epsilon = composed(protected, delta, disjoint_tasks)
+        over = composed_over(disjoint_tasks, unprotected)
+        unit = protected[0].unit
+        lines.append(f"epsilon {epsilon:.4g} at delta = {delta:.3g} per {unit}, over {over}")
+    elif unprotected:
+        lines.append(f"{unprotected} releases left without protection: no epsilon holds for them")
     if any(event.simulation_only for event in events):
         lines.append("simulation only: some noise came from a seed, so nothing is guaranteed")
     return lines
 
 
+def _row_of(entry: Entry) -> tuple[str, str, str]:
+    """Releases of one row of the table: those of a task in a run, by one mechanism if none
+    protects them."""
+    event = entry.event
+    return event.run, event.task, "" if event.protected else event.mechanism
+
+
 def _figures(part: Iterable[Entry]) -> list[str]:
     events = [entry.event for entry in part]
     first, delta = events[0], min(event.delta for event in events)
+    if not first.protected:
+        return [str(len(events)), "", "", f"none ({first.mechanism})", "", "no bound"]
     return [
         str(len(events)),
         str(sum(event.steps for event in events)),

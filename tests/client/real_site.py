@@ -1,0 +1,170 @@
+"""A real site: a folder with data, ``site.toml`` and ledger, and a server that only sends messages.
+
+The app, the model, the files and the ledger are real; only the wire between them is not there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Message, RecordDict
+
+from client.app import make_app
+from client.site_file import NODE_KEY, SiteData
+from client.worker import INSIDE
+from deal_core.adapters import Adapter, LoraFactors
+from deal_core.config import Experiment
+from deal_core.experiment_file import apply_overrides, parse_experiment
+from deal_core.instruction import Instruction
+from deal_core.ledger import Event, Ledger
+from deal_core.methods import State
+from deal_core.models import adapter_shapes
+from deal_core.randomness import seeded
+from deal_core.run_config import flatten
+from server.federation import start_state
+from server.wire import outgoing, request
+from simulations.identity import assume_identity
+
+Row = tuple[str, str]
+"""Text and label."""
+LABELS: Mapping[str, tuple[str, ...]] = {
+    "laboratory": ("Pathology", "Pharmacology"),
+    "surgery": ("Radiology", "Surgery"),
+    "skin": ("Eczema", "Psoriasis"),
+}
+
+
+def rows(task: str, count: int = 40) -> list[Row]:
+    """Short texts that differ, with both labels in turn."""
+    labels = LABELS[task]
+    return [(f"{task} case number {n} seen on ward {n % 7}", labels[n % 2]) for n in range(count)]
+
+
+@dataclass(frozen=True)
+class RealSite:
+    """Attributes: ``folder``; ``policy``, lines of ``[policy]``; ``data``, rows of each task, the
+    same for training and test unless ``tests`` names others."""
+
+    folder: Path
+    policy: str = 'mechanism = "record"\nmax_epsilon = 1.0\n'
+    data: Mapping[str, Sequence[Row]] = field(default_factory=lambda: {t: rows(t) for t in LABELS})
+    declared: Mapping[str, Sequence[str]] = field(default_factory=lambda: dict(LABELS))
+    data_lines: str = ""
+
+    def __post_init__(self) -> None:
+        for task, examples in self.data.items():
+            place = self.folder / "data" / task
+            place.mkdir(parents=True, exist_ok=True)
+            lines = [json.dumps({"text": text, "label": label}) for text, label in examples]
+            for split in ("train", "test"):
+                (place / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+        # a site of an earlier version could not declare labels
+        labels = "labels" in SiteData.model_fields
+        lines = [f"{task} = {json.dumps(list(names))}" for task, names in self.declared.items()]
+        table = "[data.labels]\n" + "\n".join(lines) if labels else ""
+        (self.folder / "site.toml").write_text(
+            '[site]\nname = "north"\n[server]\naddress = "127.0.0.1:1"\n'
+            f'[data]\npath = "data"\n{self.data_lines}{table}\n'
+            f'[compute]\ndevice = "cpu"\nthreads = 1\n[policy]\n{self.policy}'
+        )
+
+    @property
+    def ledger(self) -> Ledger:
+        """The site's own."""
+        return Ledger(self.folder / "state")
+
+    @property
+    def events(self) -> list[Event]:
+        """What it holds."""
+        return self.ledger.events()
+
+    def log(self) -> list[dict[str, Any]]:
+        """The site's log."""
+        path = self.folder / "state" / "log.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def answer(
+        self,
+        experiment: Experiment,
+        instruction: Mapping[str, Any],
+        state: State | None = None,
+        run: str = "run-1",
+        kind: str = "train",
+    ) -> Message:
+        """Send one request to the real app; return what leaves."""
+        state = state or start(experiment)
+        sent = outgoing(state, experiment.wire.dtype, seeded("down"))
+        config = {**flatten(experiment), "run.out": f"/srv/runs/{run}"}
+        node = {NODE_KEY: str(self.folder / "site.toml"), INSIDE: True}
+        with assume_identity(7, 1):
+            message = request(sent.records, asking(state), 1, kind, 600.0)
+            record = message.content.config_records["instruction"]
+            for key, value in instruction.items():
+                record[key] = value
+            return make_app()(message, Context(7, 1, node, RecordDict(), config))
+
+
+def asking(state: State) -> Instruction:
+    """An instruction that fits the state; attacks change its fields."""
+    return Instruction(
+        task="surgery",
+        stage=0,
+        server_round=1,
+        trained=("lora_B",),
+        rank=state.current.rank,
+        retained_rank=state.retained.rank,
+    )
+
+
+def start(experiment: Experiment, loud: float = 0.0, word: int = 0) -> State:
+    """What a server sends: ``A`` random, ``B`` zero; ``loud`` makes the retained adapter large."""
+    begun = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
+    generator, layers = seeded("guard"), {}
+    for name, factors in begun.current.layers.items():
+        a = factors.A.clone().normal_(0.0, 0.1, generator=generator)
+        layers[name] = LoraFactors(a, factors.B)
+    retained = begun.retained
+    if loud:
+        retained = Adapter(
+            {
+                name: LoraFactors(torch.full_like(f.A, loud), torch.full_like(f.B, loud))
+                for name, f in retained.layers.items()
+            },
+            retained.scaling,
+        )
+    return State(Adapter(layers, begun.current.scaling), retained)
+
+
+def asked(*overrides: str, labels: Mapping[str, Sequence[str]] = LABELS) -> Experiment:
+    """An experiment of two registered sites, small enough to be answered in a moment."""
+    given = [
+        "data.source=sites",
+        'federation.sites=["north", "south"]',
+        "federation.rounds=2",
+        "train.batch_size=8",
+        "train.max_length=16",
+        "train.learning_rate=0.01",
+        "adapter.retained_rank=8",
+        "run.engine=deployment",
+        "privacy.mechanism=record",
+        *overrides,
+    ]
+    tables = apply_overrides({}, given)
+    tables["data"] = {**tables["data"], "labels": {t: list(names) for t, names in labels.items()}}
+    return parse_experiment(tables, "test")
+
+
+def code(reply: Message) -> str:
+    """How the request ended."""
+    return str(reply.content.config_records["status"]["code"])
+
+
+def update(reply: Message) -> torch.Tensor:
+    """All values of an update as one vector."""
+    record = reply.content.array_records["lora"]
+    return torch.cat([torch.tensor(record[key].numpy()).flatten() for key in sorted(record)])
