@@ -125,7 +125,7 @@ class RecordMechanism:
             if budget.disjoint_tasks:
                 ledger.declare_members(ask.task, ask.ids())
             event = self._event(ask, site, plan)
-            require_planned(ask.record_ids, ask.task, plan.records(ask.task))
+            require_planned(ask.record_ids, len(ask.data), ask.task, plan.records(ask.task))
             ledger.require(event, budget)
         except (BudgetSpent, NoiseMultiplier) as spent:
             reason = str(spent) or "the ledger's past leaves nothing"
