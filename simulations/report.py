@@ -16,7 +16,6 @@ from server.spending import extent
 from simulations.say import say
 from simulations.view import duration, signed
 
-
 LARGE_DELTA = 1e-3
 """Above it a run's report warns."""
 
