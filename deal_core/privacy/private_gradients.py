@@ -27,7 +27,6 @@ from deal_core.privacy.guards import (
     require_same_answers,
     require_sampled,
 )
-from deal_core.privacy.interface import ClippedSum
 from deal_core.privacy.noise import NoiseSource
 
 BELOW = 1 - 1e-5
@@ -47,7 +46,6 @@ class PrivateGradients:
         expected_batch: what the noisy sum is divided by; public.
         tokens_per_pass: bounds memory, not the step.
         noise: of samples and gradients.
-        clipped_sum: what the noise is added to.
     """
 
     data: Sequence[Encoded]
@@ -58,7 +56,6 @@ class PrivateGradients:
     expected_batch: float
     tokens_per_pass: int
     noise: NoiseSource
-    clipped_sum: ClippedSum = clipped_gradients
     _before: list[Tensor] = field(default_factory=list)
     _taken: int = 0
 
@@ -84,7 +81,7 @@ class PrivateGradients:
         if self._taken == 0:
             self._before = [factor.detach().clone() for factor in factors]
         parts = sampled_passes(module, self.data, batch, self.tokens_per_pass)
-        self.clipped_sum(module, objective, parts, BELOW * self.max_grad_norm)
+        clipped_gradients(module, objective, parts, BELOW * self.max_grad_norm)
         scale = self.noise_multiplier * self.max_grad_norm
         for factor in factors:
             total = scale * self.noise.normal(factor.shape)
