@@ -23,7 +23,9 @@ from deal_core.experiment_file import apply_overrides, parse_experiment
 from deal_core.ledger import Ledger
 from deal_core.methods.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.per_example import clipped_gradients
 from deal_core.privacy import noise as noise_module
+from deal_core.privacy import private_gradients
 from deal_core.privacy.counts import noised_counts
 from deal_core.privacy.interface import Ask, RecordId, Refusal, Site, Trained
 from deal_core.privacy.mechanisms import make_mechanism
@@ -83,14 +85,14 @@ def check_rate_of_every_step(model: LanguageModel) -> None:
         noise = noise_module.SeededNoise(seeded("rate", repeat))
         gradients = source(texts(), noise)
         taken: list[int] = []
-        original = gradients.clipped_sum
 
-        def counted(module, objective, parts, bound, original=original, taken=taken):
+        def counted(module, objective, parts, bound, taken=taken):
             taken.append(sum(map(len, parts)))
-            return original(module, objective, parts, bound)
+            return clipped_gradients(module, objective, parts, bound)
 
-        gradients.clipped_sum = counted
-        descend(model, Plain(model, LABELS, gradients.data), gradients, B_ONLY, TrainConfig())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(private_gradients, "clipped_gradients", counted)
+            descend(model, Plain(model, LABELS, gradients.data), gradients, B_ONLY, TrainConfig())
         sizes.append(taken)
     drawn = np.array(sizes, float)
     assert drawn.shape == (4, 40)
