@@ -43,14 +43,14 @@ class ClientAppExecutor:
         process = subprocess.Popen(self.command(spec), stdin=subprocess.PIPE)
         assert process.stdin is not None
         with process.stdin as channel:
-            channel.write(spec.token.encode() + b"\n")
+            channel.write(spec.token.encode())
         return LaunchResult.accepted()
 
     def command(self, spec: ExecutionSpec) -> list[str]:
         """The process for one message."""
         return [
             *(sys.executable, "-P", "-m", "simulations.deployment.clientapp", self.allowed),
-            *("--insecure", "--runtime-api-address", spec.runtime_api_address, "--token-stdin"),
+            *("--insecure", "--runtime-api-address", spec.runtime_api_address),
             *(("--parent-pid", str(spec.parent_pid)) if spec.parent_pid is not None else ()),
         ]
 
