@@ -164,8 +164,7 @@ def measured(adapter: Adapter, before: Adapter, entry: float) -> Lengths:
     for name, old in before.layers.items():
         new = adapter.layers[name]
         change = LoraFactors(_moved(new.A, old.A), _moved(new.B, old.B))
-        largest = max(float(change.A.abs().max()), float(change.B.abs().max()))
-        if not largest <= entry:
+        if not (change.A.abs().max() <= entry and change.B.abs().max() <= entry):  # nor is NaN
             raise AggregationError(f"{name}: an entry changed by more than {entry:g}")
         left = torch.cat([change.B, old.B.double()], dim=1)
         right = torch.cat([new.A.double(), change.A])
