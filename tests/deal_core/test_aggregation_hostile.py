@@ -84,7 +84,7 @@ BOUNDED = {
     "turned": valued(lambda x: -x),
     "twice": valued(lambda x: 2 * x),
     "a vast weight": lambda update, trained: replace(update, weight=1e7),
-    "twice and turned, with a vast weight": lambda update, trained: replace(
+    "minus twice, with a vast weight": lambda update, trained: replace(
         valued(lambda x: -2 * x)(update, trained), weight=1e7
     ),
 }
