@@ -1,0 +1,177 @@
+"""Who is let into a round: an update is judged beside those of the others, before any is added.
+
+A bound that fits one model and one learning rate fits no other, so the default bounds are relative:
+to what the round started from, and to what the others did. Most of them have to be honest.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from deal_core.adapters import Adapter, LoraFactors
+from deal_core.aggregation.rule import AggregationError, ClientUpdate
+
+HELD = 32
+"""Updates that wait for each other; later ones are judged as they come."""
+JUDGES = 2
+"""Others that a norm is compared with, at least: of two clients nobody can say who is wrong."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may do in a round.
+
+    Attributes:
+        relative: largest length of an update, in medians of the others; 0: any.
+        weight_cap: largest weight, in medians of the others; what is above is cut; 0: any.
+        entry: largest change of an entry of a factor, whoever else takes part.
+    """
+
+    relative: float
+    weight_cap: float
+    entry: float
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How far an update is from what its round started from, over all layers together.
+
+    Both count. A mean of factors can be moved by factors whose product is small (``c B`` and
+    ``A / c``), a mean of products by small changes of both factors in one direction.
+
+    Attributes:
+        factors: ``sqrt(sum ||A_i - A||^2 + ||B_i - B||^2)``.
+        product: ``||s_i B_i A_i - s B A||``.
+    """
+
+    factors: float
+    product: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of an update.
+
+    Attributes:
+        update: its weight is within the cap. cut: and was above it.
+        fault: why it stays out; empty: it does not.
+    """
+
+    update: ClientUpdate
+    fault: str = ""
+    cut: bool = False
+
+
+class Screen:
+    """Judges the updates of one round.
+
+    The first 32 are held until the 33rd comes, or the round ends, and each is judged beside all
+    of them; each later one beside all that have come until then. So memory is bounded however
+    many clients there are, and the bound is as good as the honest majority among those that came
+    first. Medians are over the *others*: who lies cannot widen his own bound, and less than half
+    of the clients cannot narrow that of anybody else to nothing.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._held: list[tuple[ClientUpdate, Lengths]] = []
+        self._factors, self._product, self._weights = Middle(), Middle(), Middle()
+        self._waiting = bool(limits.relative or limits.weight_cap)
+
+    def add(self, update: ClientUpdate, before: Adapter) -> list[Verdict]:
+        """Take one update; return those that can be judged now, in the order they came.
+
+        Args:
+            update: one that fits the round (layers, shapes, scaling), each client's once.
+            before: what that client began from.
+
+        Raises:
+            AggregationError: an entry moved too far, or to nowhere. Nothing is kept.
+        """
+        lengths = measured(update.adapter, before, self._limits.entry)
+        self._factors.add(lengths.factors)
+        self._product.add(lengths.product)
+        self._weights.add(update.weight)
+        self._held.append((update, lengths))
+        return [] if self._waiting and len(self._held) <= HELD else self.judged()
+
+    def judged(self) -> list[Verdict]:
+        """Judge all that wait; whoever comes later is judged at once."""
+        held, self._held, self._waiting = self._held, [], False
+        return [self._verdict(update, lengths) for update, lengths in held]
+
+    def _verdict(self, update: ClientUpdate, own: Lengths) -> Verdict:
+        others = self._weights.count - 1
+        if others >= JUDGES:
+            fault = self._too_long("factors", own.factors, self._factors)
+            fault = fault or self._too_long("product", own.product, self._product)
+            if fault:
+                return Verdict(update, fault)
+        if others and self._limits.weight_cap:
+            most = self._limits.weight_cap * self._weights.without(update.weight)
+            if update.weight > most:
+                return Verdict(replace(update, weight=most), cut=True)
+        return Verdict(update)
+
+    def _too_long(self, what: str, own: float, all_known: Middle) -> str:
+        """Where most others did nothing at all there is nothing to compare with."""
+        bound, middle = self._limits.relative, all_known.without(own)
+        if not bound or own <= bound * middle or middle == 0:
+            return ""
+        return (
+            f"the update ({what}) is {own / middle:.3g} times as long as the median of the others, "
+            f"more than aggregation.relative_norm_bound = {bound:g}"
+        )
+
+
+class Middle:
+    """Medians of all known numbers but one, without sorting them again."""
+
+    def __init__(self) -> None:
+        self._sorted: list[float] = []
+
+    @property
+    def count(self) -> int:
+        """How many are known."""
+        return len(self._sorted)
+
+    def add(self, value: float) -> None:
+        """Make a number known."""
+        insort(self._sorted, value)
+
+    def without(self, value: float) -> float:
+        """Return the median of all others than ``value``, which is known, and not alone."""
+        left_out, last = bisect_left(self._sorted, value), len(self._sorted) - 2
+        low, high = (self._sorted[k + (k >= left_out)] for k in (last // 2, (last + 1) // 2))
+        return (low + high) / 2
+
+
+def measured(adapter: Adapter, before: Adapter, entry: float) -> Lengths:
+    """Return the lengths of the change from ``before``, of the same shapes and scaling.
+
+    ``s (B_i A_i - B A) = s [dB, B] [A_i; dA]``: its norm follows, without cancellation, from the
+    Gram matrices of the two stacks. Float64, in which no float32 value overflows.
+
+    Raises:
+        AggregationError: an entry of a factor changed by more than ``entry``, or is not finite.
+    """
+    factors = product = 0.0
+    for name, old in before.layers.items():
+        new = adapter.layers[name]
+        change = LoraFactors(_moved(new.A, old.A), _moved(new.B, old.B))
+        if not (change.A.abs().max() <= entry and change.B.abs().max() <= entry):  # nor is NaN
+            raise AggregationError(f"{name}: an entry changed by more than {entry:g}")
+        left = torch.cat([change.B, old.B.double()], dim=1)
+        right = torch.cat([new.A.double(), change.A])
+        factors += float(change.A.square().sum()) + float(change.B.square().sum())
+        product += float(((left.T @ left) * (right @ right.T)).sum())
+    return Lengths(math.sqrt(factors), adapter.scaling * math.sqrt(max(0.0, product)))
+
+
+def _moved(new: Tensor, old: Tensor) -> Tensor:
+    return new.double() - old.double()
