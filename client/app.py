@@ -41,7 +41,8 @@ NOT_FOR_CLIENTS = frozenset({"run.out", "run.resume", "run.engine"})
 """Keys of the run config on which nothing that a client computes depends."""
 TOLD = ("task", "stage", "phase", "server_round")
 """Of an instruction, what the site's log repeats."""
-
+FAULTS = frozenset({"failed", "refused"})
+"""Codes of what went wrong; the others are a client's own refusals."""
 
 SiteOf = Callable[[Here], "Site"]
 """What a privacy mechanism must know of a client."""
@@ -196,10 +197,12 @@ def beside(message: Message, context: Context, count: Callable[[], Counts]) -> t
 def noted(message: Message, context: Context, error: Exception) -> str:
     """The code of a fault, which is all that leaves; the log here has the rest."""
     code, own = code_of(error), log_of(context)
-    if own is None:
-        log.error("request answered with '%s'", code, exc_info=error)
-    else:
+    if own is not None:
         own.fault(f"request_{code}", error, **told(message))
+    elif code in FAULTS:
+        log.error("request answered with '%s'", code, exc_info=error)
+    else:  # by the client's own rules: nothing went wrong, and the run's own output says so
+        log.info("client %s takes no part (%s): %s", here(context).client, code, error)
     return code
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 from deal_core.errors import UserError
+from simulations.argument_help import with_argument_help
 from simulations.deployment.commands import add_to
+from simulations.shipped import shipped_experiments, shipped_studies
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +20,7 @@ app = typer.Typer(
     name="deal",
     help="Federated continual learning of LoRA adapters.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
@@ -28,6 +31,20 @@ add_to(app)
 ledger = typer.Typer(help="A site's book of private releases.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
 
+ExperimentName = Annotated[
+    str,
+    typer.Argument(
+        help="A name from `deal ls`, or a TOML file.",
+        autocompletion=lambda: list(shipped_experiments()),
+    ),
+]
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        help="A name from `deal ls`, or a TOML file.",
+        autocompletion=lambda: list(shipped_studies()),
+    ),
+]
 StateFolder = Annotated[str, typer.Argument(help="A site's state directory (RUN/sites/CLIENT).")]
 Disjoint = Annotated[
     bool, typer.Option("--disjoint-tasks", help="No record is in two tasks: as the policy says.")
@@ -59,7 +76,9 @@ def show_version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", "-V", callback=show_version, is_eager=True, help="Show the version."
+        ),
     ] = False,
 ) -> None:
     """Federated continual learning of LoRA adapters."""
@@ -67,7 +86,7 @@ def options(
 
 @app.command()
 def simulate(
-    experiment: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    experiment: ExperimentName,
     out: Annotated[str, typer.Option(help="Run folder; default: runs/NAME-seedN.")] = "",
     overrides: Annotated[
         list[str] | None,
@@ -87,7 +106,7 @@ def simulate(
 
 @app.command()
 def study(
-    study: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    study: StudyName,
     out: Annotated[str, typer.Option(help="Folder; default: runs/study-NAME.")] = "",
     overrides: Annotated[
         list[str] | None,
@@ -109,7 +128,7 @@ def study(
 
 @app.command()
 def audit(
-    experiment: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    experiment: ExperimentName,
     epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,8,inf",
     out: Annotated[str, typer.Option(help="Folder; default: runs/audit-NAME.")] = "",
     overrides: Annotated[
@@ -138,7 +157,7 @@ def audit(
 
 @app.command()
 def budgets(
-    experiment: Annotated[str, typer.Argument(help="A name from `deal ls`, or a TOML file.")],
+    experiment: ExperimentName,
     epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,2,4,8,inf",
     seeds: Annotated[int, typer.Option(min=1, help="So many, from 0.")] = 3,
     method: Annotated[str, typer.Option(help="Methods, e.g. deal,lwf.")] = "",
@@ -172,7 +191,7 @@ def budgets(
 @app.command("ls")
 def list_shipped() -> None:
     """List the experiments and studies that come with deal."""
-    from simulations.shipped import descriptions, shipped_experiments, shipped_studies
+    from simulations.shipped import descriptions
 
     kinds = {"simulate": shipped_experiments(), "study": shipped_studies()}
     width = max(len(name) for files in kinds.values() for name in files)
@@ -274,10 +293,15 @@ def bench_scale(
     bench(quick_axes() if quick else axes(), wide_console(), out)
 
 
+def command() -> click.Command:
+    """Return ``deal`` as click knows it, every argument with its text."""
+    return with_argument_help(typer.main.get_command(app))
+
+
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
     try:
-        app()
+        command()(prog_name="deal")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

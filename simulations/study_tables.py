@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from statistics import fmean
 
@@ -71,11 +72,14 @@ def _section(study: Study, setting: str, cells: Sequence[CellResult]) -> Iterato
 def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
     """Every arm's measures; first what the model knew before anything was learnt."""
     yield from head("arm", "n", *MEASURES)
-    starts = {place(c): fmean(c.outcome.zero_shot.values()) for c in cells}
-    start = estimate(list(starts.values()))
+    starts = zero_shots(cells)
+    start = estimate([fmean(values) for own in starts.values() for values, _ in own])
     yield row("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(MEASURES) - 1))
     for arm, own in by_arm(study, cells).items():
         yield row(study.label(arm), str(len(own)), *(_measure(own, m) for m in MEASURES))
+    if any(len(own) > 1 for own in starts.values()):
+        yield ""
+        yield disagreement(starts)
     alone = [c for c in cells if c.outcome.on_all_tests is not None]
     for arm, own in by_arm(study, alone).items():
         everywhere = estimate([c.outcome.on_all_tests or 0.0 for c in own])
@@ -90,6 +94,43 @@ def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
             f"The same accuracies in the same cells: {', '.join(group)}. To accuracy, what their "
             "settings differ in made no difference."
         )
+
+
+ZeroShots = dict[tuple[int, str], Counter[tuple[tuple[float, ...], Value]]]
+"""Seed and order to what was found there (accuracy on each task, precision), and by how many
+cells."""
+
+
+def zero_shots(cells: Sequence[CellResult]) -> ZeroShots:
+    """What the cells of every seed and order found before anything was learnt. They have the same
+    texts and the same model, so a second value is due to rounding (docs/studies.md)."""
+    found: ZeroShots = {}
+    for cell in cells:
+        # A bound of several runs is summed otherwise: its last bits are no disagreement.
+        values = tuple(round(value, 9) for _, value in sorted(cell.outcome.zero_shot.items()))
+        found.setdefault((cell.seed, cell.order), Counter())[values, cell.precision] += 1
+    return {place: found[place] for place in sorted(found)}
+
+
+def disagreement(starts: ZeroShots) -> str:
+    """The line on the seeds whose cells do not all have the same accuracies."""
+    several = {place: own for place, own in starts.items() if len(own) > 1}
+    mixed = len({precision for own in several.values() for _, precision in own}) > 1
+    parts = []
+    for (seed, order), own in several.items():
+        each = []
+        for (values, precision), count in sorted(own.items(), key=repr):
+            cells = f"{count} cell{'s' if count > 1 else ''}"
+            each.append(f"{_percent(fmean(values))} ({cells}{f', {precision}' if mixed else ''})")
+        tasks = zip(*(values for values, _ in own), strict=True)
+        apart = 100 * max(max(task) - min(task) for task in tasks)
+        where = f"seed {seed}" + (f", order {order}" if order else "")
+        parts.append(f"{where}: {', '.join(each)}, on a single task {apart:.1f} points apart")
+    told = "; ".join(parts)
+    return (
+        "Cells of one seed disagree on zero-shot; each value counts once above. "
+        f"{told[0].upper()}{told[1:]}. Why: `docs/studies.md`."
+    )
 
 
 def equally_accurate(study: Study, cells: Sequence[CellResult]) -> Iterator[list[str]]:
@@ -234,11 +275,6 @@ def by_arm(study: Study, cells: Sequence[CellResult]) -> dict[str, list[CellResu
     """Arm to its cells, in the study's order; an arm without a cell is not in it."""
     own = {arm: [cell for cell in cells if cell.arm == arm] for arm in study.file.arms}
     return {arm: found for arm, found in own.items() if found}
-
-
-def place(cell: CellResult) -> Hashable:
-    """Where a cell stands, whatever its arm."""
-    return (cell.seed, cell.order)
 
 
 def pair(cell: CellResult) -> Hashable:

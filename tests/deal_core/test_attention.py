@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.integrations import sdpa_attention
 
-from deal_core.models import attention as module
 from deal_core.models.attention import attention
 
 
@@ -43,20 +43,26 @@ def test_equals_torchs_attention_and_its_gradients(length, dtype, tolerance, mas
 
 
 def test_short_texts_take_the_plain_way_and_nothing_else_does(monkeypatch):
-    taken = []
-    real = module._plain
-    monkeypatch.setattr(module, "_plain", lambda *args: taken.append(1) or real(*args))
+    handed_on = []
+    real = sdpa_attention.sdpa_attention_forward
+    monkeypatch.setattr(
+        sdpa_attention,
+        "sdpa_attention_forward",
+        lambda *args, **options: handed_on.append(1) or real(*args, **options),
+    )
     layer = Layer()
     attention(layer, *inputs(5, torch.float32), None)
-    assert len(taken) == 1
+    assert not handed_on
     attention(layer, *inputs(300, torch.float32), None)
+    assert len(handed_on) == 1
     q, k, v = inputs(5, torch.float32)
     layer.num_key_value_groups = 2
     attention(layer, q, k[:, :2], v[:, :2], None)  # grouped queries
+    assert len(handed_on) == 2
     causal = Layer()
     causal.is_causal = True
     attention(causal, q, k, v, None)
-    assert len(taken) == 1
+    assert len(handed_on) == 3
 
 
 def test_an_implicit_causal_mask_is_respected():

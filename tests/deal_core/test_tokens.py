@@ -3,7 +3,9 @@ from __future__ import annotations
 import stat
 
 import pytest
+from transformers import AutoTokenizer
 
+from deal_core.assets import asset_folder
 from deal_core.config import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.models import load_model
@@ -73,8 +75,8 @@ def test_only_the_user_can_read_it_and_few_or_unnamed_leave_no_file(tmp_path):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_the_name_holds_all_that_decides(minilm):
-    tokenizer = minilm._tokenizer
+def test_the_name_holds_all_that_decides():
+    tokenizer = AutoTokenizer.from_pretrained(str(asset_folder("minilm")))
     assert tokeniser_name(tokenizer, 32) == tokeniser_name(tokenizer, 32)
     assert tokeniser_name(tokenizer, 32) != tokeniser_name(tokenizer, 64)
     assert tokeniser_name(object(), 32) == ""

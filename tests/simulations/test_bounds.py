@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from client.state import FeedbackStore
 from client.work import Desk, local_update
 from client.workbench import Workbench
 from deal_core.config import Experiment
-from deal_core.data import open_source
+from deal_core.data import TaskData, open_source
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction
 from deal_core.ledger import Ledger
@@ -128,9 +129,14 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
 
 
 def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_experiment, tmp_path):
-    bench = Workbench(make_experiment("stream.schedule=joint", "method.name=sequential"))
+    def without_the_first(shares: list[TaskData]) -> list[TaskData]:
+        first, *others = shares
+        return [replace(first, train=()) if first.name == TASKS[0] else first, *others]
+
+    config = make_experiment("stream.schedule=joint", "method.name=sequential")
+    bench = Workbench(config, prepare=without_the_first)
     first, second = (bench.task(task, 0) for task in TASKS)
-    bench._tasks[TASKS[0], 0] = type(first)(first.labels, [], first.test, first.memory)
+    assert not first.train
     begun = start_of_task(bench)
     update = local_update(bench, desk(0, tmp_path), begun, ALL_AT_ONCE, "")
     assert update.figures["num_examples"] == len(second.train)

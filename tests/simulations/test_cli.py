@@ -200,6 +200,18 @@ def test_a_run_is_continued_by_one_process_at_a_time(deal: Call, tmp_path: Path)
     assert RunFolder(out).results.exists()
 
 
+def test_a_client_without_data_is_one_line(tmp_path: Path) -> None:
+    """That it takes no part is by its own rules: no fault, and no traceback."""
+    settings = [*SMALL[1:], 'data.tasks=["laboratory"]', "federation.clients=4"]
+    settings += ["federation.rounds=1", "data.partition.alpha=0.01", "run.seed=2"]
+    process, _ = started(tmp_path / "run", settings)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0
+    (line,) = [line for line in stdout.splitlines() if "client 2 " in line]
+    assert line == "client 2 takes no part: no example of the task"
+    assert not stderr
+
+
 def test_mistakes_in_a_study(deal: Call, tmp_path: Path) -> None:
     assert "did you mean 'medmcqa'" in refused(deal("study", "medmqca"))
     assert "mine.toml: no such file" in refused(deal("study", "mine.toml"))

@@ -16,15 +16,9 @@ from deal_core.data import open_source, partition
 from deal_core.errors import UserError
 from deal_core.instruction import Instruction, read_instruction
 from deal_core.methods import METHODS, LocalTask
-from deal_core.privacy.server_side import AsSent
 from deal_core.run_config import flatten
-from server.exchange import Exchange
-from server.federation import Federation
-from server.plan import make_plan
 from server.results import read_results
-from server.roster import Roster
 from server.run import run
-from server.schedule import Step
 from simulations.identity import assume_identity
 from simulations.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
 from simulations.preflight import check_data
@@ -219,17 +213,19 @@ def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(own_orders, whole
 
 
 def test_a_round_takes_its_clients_from_those_that_work(own_orders):
-    experiment = own_orders("federation.clients_per_round=2")
-    plan = make_plan(experiment, (L, S, M), ("0", "1", "2"))
-    nodes = {"0": 7, "1": 8, "2": 9}
-    roster = Roster(tuple(nodes), lambda: nodes)
-    exchange = Exchange(None, experiment, roster, None)
-    federation = Federation(exchange, plan, AsSent(experiment))
-    assert federation._sample(Step("round", 0, 2)) == {"0": S, "2": L}
-    assert federation._sample(Step("round", 1, 1)) == {"0": M}
-    first = federation._sample(Step("round", 0, 1))
-    assert len(first) == 2
-    assert first.items() <= {"0": L, "1": S, "2": M}.items()
+    """Two of three a round; where fewer work, all of them."""
+    events: list[dict] = []
+    few = own_orders(*tiny("sequential"), "federation.clients_per_round=2")
+    run_inprocess(few, events.append)
+    asked: dict[tuple[int, int], dict[str, str]] = {}
+    for event in events:
+        if event["event"] == "client_finished" and event["phase"] == "learn":
+            place = event["stage"], event["server_round"]
+            asked.setdefault(place, {})[str(event["client"])] = event["task"]
+    assert len(asked[0, 1]) == 2
+    assert asked[0, 1].items() <= {"0": L, "1": S, "2": M}.items()
+    assert asked[0, 2] == {"0": S, "2": L}
+    assert asked[1, 1] == {"0": M}
 
 
 def test_a_task_that_nobody_meets_shows_before_anything_starts(own_orders):

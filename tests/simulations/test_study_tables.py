@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+import simulations
 from simulations.outcome import Outcome
+from simulations.shipped import shipped_studies
 from simulations.study_file import Study, StudyFile, load_study
+from simulations.study_grid import grid
 from simulations.study_results import CellResult, StudyResults
 from simulations.study_tables import (
     age_table,
@@ -40,7 +43,12 @@ def study(tmp_path: Path) -> Study:
 
 
 def cell(
-    arm: str, seed: int, matrix: list[list[float]], setting: str = "", order: str = ""
+    arm: str,
+    seed: int,
+    matrix: list[list[float]],
+    setting: str = "",
+    order: str = "",
+    zero_shot: tuple[float, float] = (0.1, 0.3),
 ) -> CellResult:
     in_turn = len(matrix) > 1
     found = Outcome(
@@ -48,7 +56,7 @@ def cell(
         accuracy_matrix=matrix,
         begun=[0, int(in_turn)],
         learnt=[0, int(in_turn)],
-        zero_shot={"a": 0.1, "b": 0.3},
+        zero_shot=dict(zip("ab", zero_shot, strict=True)),
         average_accuracy=sum(matrix[-1]) / 2,
         learning_accuracy=(matrix[0][0] + matrix[-1][1]) / 2,
         backward_transfer=matrix[1][0] - matrix[0][0] if in_turn else None,
@@ -97,6 +105,53 @@ def test_arms_have_means_intervals_and_marks(study: Study) -> None:
         "replay (not private)",
         "joint (bound)",
     ]
+
+
+def test_zero_shot_that_differs_within_a_seed_is_shown_and_said(study: Study) -> None:
+    """Whatever the order of the cells: the last one of a seed stands for no other."""
+    matrix = [[0.8, 0.3], [0.4, 0.8]]
+    cells = [
+        cell("weak", 0, matrix),
+        cell("good", 0, matrix, zero_shot=(0.1, 0.34)),
+        cell("deal", 0, matrix),
+        cell("weak", 1, matrix),
+    ]
+    for ordered in (cells, cells[::-1]):
+        lines = list(arms_table(study, ordered))
+        # 20, 22 and 20: standard error 0.667, t(0.975, 2) = 4.303
+        assert rows(lines)["zero-shot (bound)"][:2] == ["3", "20.7 ± 2.9"]
+        (line,) = [line for line in lines if "disagree" in line]
+        assert "Seed 0: 20.0 (2 cells), 22.0 (1 cell), on a single task 4.0 points apart." in line
+        assert "seed 1" not in line
+    assert not [line for line in arms_table(study, CELLS) if "disagree" in line]
+
+
+def test_zero_shot_of_another_precision_or_with_equal_means_is_told_apart(study: Study) -> None:
+    matrix = [[0.8, 0.3], [0.4, 0.8]]
+    other = {"": {"train.precision": "float32"}}
+    exact = cell("good", 0, matrix, zero_shot=(0.12, 0.28), order="A")
+    cells = [
+        cell("weak", 0, matrix, order="A"),
+        exact.model_copy(update={"settings": other}),
+    ]
+    lines = list(arms_table(study, cells))
+    assert rows(lines)["zero-shot (bound)"][:2] == ["2", "20.0 ± 0.0"]
+    (line,) = [line for line in lines if "disagree" in line]
+    assert "Seed 0, order A: 20.0 (1 cell, auto), 20.0 (1 cell, float32), on a single" in line
+
+
+@pytest.mark.parametrize("name", sorted(shipped_studies()))
+def test_shipped_tables_show_what_the_shipped_results_hold(name: str, tmp_path: Path) -> None:
+    folder = Path(simulations.__file__).parent / "results" / name
+    study = load_study(name)
+    stored = StudyResults.model_validate_json((folder / "study.json").read_text())
+    for task in stored.cells[0].outcome.tasks:  # a grid asks for the names of the tasks alone
+        (tmp_path / task).mkdir()
+    asked = [c.name for c in grid(study, folder, (f"data.path={tmp_path}",))]
+    found = {c.name: c for c in stored.cells}
+    cells = [found[cell] for cell in asked if cell in found]
+    text = markdown(study, stored.model_copy(update={"cells": cells}))
+    assert (folder / "study.md").read_text() == text
 
 
 def test_arms_that_nothing_tells_apart_are_named(study: Study) -> None:
