@@ -67,8 +67,10 @@ def _possible(
         missing = np.maximum(curve.least_false_alarms(right) - wrong, 0.0)
         if not missing.any():
             break
-        wrong = wrong + missing
-        right = right + missing * i / (r - i)
+        # beyond 1 it is impossible already: no need to know by how much
+        missing = np.minimum(missing, 1.0)
+        wrong = np.minimum(wrong + missing, 2.0)
+        right = np.minimum(right + missing * i / (r - i), 2.0)
         possible &= right + wrong <= whole
         if not possible.any():
             break
