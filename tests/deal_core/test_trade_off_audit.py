@@ -43,7 +43,7 @@ def test_it_is_what_a_solver_finds(spent, m, r):
     curve = trade_off_of(epsilons, deltas)
     for c in range(r // 2, r + 1):
         expected = solved(m, r, c, epsilons, deltas)
-        assert p_value(m, r, c, curve) == pytest.approx(expected, abs=1e-4)
+        assert 0 <= p_value(m, r, c, curve) - expected + 1e-7 < 1e-3
 
 
 def gaussian(sigma: float, m: int, rng) -> tuple[Guesses, ...]:
