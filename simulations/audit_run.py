@@ -141,9 +141,10 @@ def beside_canaries(training: Training) -> Experiment:
 
 
 def few(shares: list[TaskData], records: int) -> list[TaskData]:
-    """Shares with so many records to train on and to test at most; 0: all."""
+    """Shares with so many records to train on at most (0: all), and one to test: nobody asks how
+    good the model is."""
     cut = records or None
-    return [replace(share, train=share.train[:cut], test=share.test[:cut]) for share in shares]
+    return [replace(share, train=share.train[:cut], test=share.test[:1]) for share in shares]
 
 
 def _texts(training: Training, listener: Listener) -> Found:

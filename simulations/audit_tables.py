@@ -12,7 +12,7 @@ from simulations.markdown_table import DASH, row
 
 WIDTH = 100
 EXPLANATION = (
-    "'At least': lower bound on epsilon, whatever the mechanism is. 'p': probability, at most, of "
+    "'Claim': epsilon that the ledger holds. 'At least': lower bound on epsilon, whatever the mechanism is. 'p': probability, at most, of "
     "guesses as right as these if the ledger is true; below 0.05 the claim is refuted. 'Refuted "
     "noise': the least, in units of the claimed noise, that is refuted, and the epsilon that the "
     "mechanism has at least if it is the claimed one but for its noise. 'Notices': noise so many "
@@ -85,7 +85,7 @@ def _claims(trainings: list[Found]) -> str:
 
 def _table(audit: Audit) -> Iterator[str]:
     heads = ("at least", "p", "refuted noise", "notices", "efficiency")
-    yield row("mechanism", "claimed epsilon", "canaries", *heads, "verdict")
+    yield row("mechanism", "claim", "canaries", *heads, "verdict")
     yield "|---|---:|---|" + "---:|" * len(heads) + "---|"
     for cell in audit.cells:
         for each in cell.attacks:
@@ -115,12 +115,12 @@ def _scale(scale: float) -> str:
 
 def _verdict(judged: Judged) -> str:
     if judged.claimed is None:
-        return "nothing claimed"
+        return "no claim"
     return "REFUTED" if judged.refuted else "not refuted"
 
 
 def _membership(audit: Audit) -> Iterator[str]:
-    yield row("mechanism", "claimed epsilon", "members", "others", "AUC", "TPR at 1 % FPR")
+    yield row("mechanism", "claim", "members", "others", "AUC", "TPR at 1 % FPR")
     yield "|---|" + "---:|" * 5
     for cell in audit.cells:
         for each in cell.attacks:

@@ -25,8 +25,8 @@ from deal_core.privacy.tradeoff import TradeOff
 
 CANDIDATES = 32
 """Probabilities that are tried together."""
-ROUNDS = 3
-"""How often they close in: what is returned is above the truth by at most 32^-3."""
+ROUNDS = 2
+"""How often they close in: what is returned is above the truth by at most 32^-2, and never below."""
 
 
 def p_value(canaries: int, guesses: int, correct: int, curve: TradeOff) -> float:
@@ -67,8 +67,10 @@ def _possible(
         missing = np.maximum(curve.least_false_alarms(right) - wrong, 0.0)
         if not missing.any():
             break
-        wrong = wrong + missing
-        right = right + missing * i / (r - i)
+        # beyond 1 it is impossible already: no need to know by how much
+        missing = np.minimum(missing, 1.0)
+        wrong = np.minimum(wrong + missing, 2.0)
+        right = np.minimum(right + missing * i / (r - i), 2.0)
         possible &= right + wrong <= whole
         if not possible.any():
             break
