@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from deal_core.aggregation import (
     NUMERICAL,
+    UNLIMITED,
     Aggregation,
     Limits,
     Screen,
@@ -157,7 +157,7 @@ def limits_of(experiment: Experiment, public: bool, clips: bool) -> Limits:
             in it, by more than the bound that the noise hides.
     """
     if clips:
-        return Limits(0.0, 0.0, math.inf)
+        return UNLIMITED
     noised = experiment.privacy.mechanism == "client" and not public
     config = experiment.aggregation
     return Limits(

@@ -41,7 +41,7 @@ from deal_core.aggregation.rule import (
     ClientUpdate,
     TooFewUpdates,
 )
-from deal_core.aggregation.screen import Limits, Screen, Verdict
+from deal_core.aggregation.screen import UNLIMITED, Limits, Screen, Verdict
 from deal_core.aggregation.split import starting_adapter
 from deal_core.config import AggregationConfig
 from deal_core.errors import choose
@@ -53,6 +53,7 @@ __all__ = [
     "LORA_B",
     "NUMERICAL",
     "ROBUST_RULES",
+    "UNLIMITED",
     "Aggregate",
     "Aggregation",
     "AggregationError",

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from deal_core.adapters import Adapter, LoraFactors
+from deal_core.adapters import Adapter
 from deal_core.aggregation.rule import AggregationError, ClientUpdate
 
 HELD = 32
 """Updates that wait for each other; later ones are judged as they come."""
+AT_ONCE = 2**18
+"""Numbers of a factor pair that are computed on together."""
 JUDGES = 2
 """Others that a norm is compared with, at least: of two clients nobody can say who is wrong."""
 
@@ -35,6 +37,10 @@ class Limits:
     relative: float
     weight_cap: float
     entry: float
+
+
+UNLIMITED = Limits(0.0, 0.0, math.inf)
+"""Nobody is judged: where the server bounds every update itself."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class Screen:
         Raises:
             AggregationError: an entry moved too far, or to nowhere. Nothing is kept.
         """
+        if self._limits == UNLIMITED:
+            return [Verdict(update)]
         lengths = measured(update.adapter, before, self._limits.entry)
         self._factors.add(lengths.factors)
         self._product.add(lengths.product)
@@ -154,24 +162,36 @@ class Middle:
 def measured(adapter: Adapter, before: Adapter, entry: float) -> Lengths:
     """Return the lengths of the change from ``before``, of the same shapes and scaling.
 
-    ``s (B_i A_i - B A) = s [dB, B] [A_i; dA]``: its norm follows, without cancellation, from the
-    Gram matrices of the two stacks. Float64, in which no float32 value overflows.
+    ``s (B_i A_i - B A) = s [dB, B] [A_i; dA]``: its norm follows, without the difference of two
+    long products, from the Gram matrices of the two stacks. Layers of one shape go together.
 
     Raises:
         AggregationError: an entry of a factor changed by more than ``entry``, or is not finite.
     """
     factors = product = 0.0
-    for name, old in before.layers.items():
-        new = adapter.layers[name]
-        change = LoraFactors(_moved(new.A, old.A), _moved(new.B, old.B))
-        if not (change.A.abs().max() <= entry and change.B.abs().max() <= entry):  # nor is NaN
-            raise AggregationError(f"{name}: an entry changed by more than {entry:g}")
-        left = torch.cat([change.B, old.B.double()], dim=1)
-        right = torch.cat([new.A.double(), change.A])
-        factors += float(change.A.square().sum()) + float(change.B.square().sum())
-        product += float(((left.T @ left) * (right @ right.T)).sum())
+    for names in _alike(before):
+        new, old = [adapter.layers[n] for n in names], [before.layers[n] for n in names]
+        new_a, old_b = torch.stack([f.A for f in new]), torch.stack([f.B for f in old])
+        moved_a = new_a - torch.stack([f.A for f in old])
+        moved_b = torch.stack([f.B for f in new]) - old_b
+        for moved in (moved_a, moved_b):
+            beyond = ~(moved.abs().amax(dim=(1, 2)) <= entry)  # where it is NaN as well
+            if beyond.any():
+                name = names[int(beyond.int().argmax())]
+                raise AggregationError(f"{name}: an entry changed by more than {entry:g}")
+            factors += float(torch.linalg.vector_norm(moved, dtype=torch.float64)) ** 2
+        left, right = torch.cat([moved_b, old_b], dim=2), torch.cat([new_a, moved_a], dim=1)
+        of_left, of_right = left.mT @ left, right @ right.mT
+        product += float((of_left.double() * of_right.double()).sum())
     return Lengths(math.sqrt(factors), adapter.scaling * math.sqrt(max(0.0, product)))
 
 
-def _moved(new: Tensor, old: Tensor) -> Tensor:
-    return new.double() - old.double()
+def _alike(adapter: Adapter) -> Iterator[list[str]]:
+    """Names of layers that can be computed on at once: of one shape, and not too many."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, shape in adapter.shapes.items():
+        groups.setdefault(shape, []).append(name)
+    for (d_out, d_in), names in groups.items():
+        together = max(1, AT_ONCE // (adapter.rank * (d_out + d_in)))
+        for start in range(0, len(names), together):
+            yield names[start : start + together]
