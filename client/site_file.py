@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from deal_core.config import DataConfig, Experiment, TaskColumns
 from deal_core.errors import UserError
@@ -75,6 +76,13 @@ class Compute(Table):
     """How long the model stays in memory after a request, for the next one; 0: it does not."""
 
 
+class Apps(Table):
+    """The code that may run here: the server sends it."""
+
+    allowed: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...] = Field(())
+    """SHA-256 of the app bundles that may run; nothing of another one is unpacked."""
+
+
 class SiteFile(Table):
     """``site.toml``."""
 
@@ -87,6 +95,9 @@ class SiteFile(Table):
     lies here; empty: the name itself."""
     policy: Policy | None = None
     """Limits that no experiment can widen; without the table the site does what is asked."""
+    apps: Apps | None = None
+    """Without the table: no app where there is a policy, since only code that the site knows keeps
+    to it; else every app."""
 
 
 def read_site(path: Path) -> SiteFile:

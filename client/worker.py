@@ -89,7 +89,7 @@ def _start(address: Path, code: str, keep_seconds: int) -> Connection | None:
     paths = [root, os.environ.get("PYTHONPATH", "")]
     with (address.parent / "output").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "client.worker", str(address), code, str(keep_seconds)],
+            [sys.executable, "-P", "-m", "client.worker", str(address), code, str(keep_seconds)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.DEVNULL,
             stdout=output,

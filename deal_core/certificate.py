@@ -96,6 +96,7 @@ def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
         "unit": sorted({event.unit for event in events if event.protected}),
         **figures,
         "disjoint_tasks": disjoint_tasks,
+        "assumes": "nobody but the keeper of this ledger is trusted",
         "composed_over": composed_over(disjoint_tasks, figures["unprotected"]),
         "simulation_only": any(event.simulation_only for event in events),
         "entries": len(entries),

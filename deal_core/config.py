@@ -203,6 +203,12 @@ class AggregationConfig(Table):
     rule: str = "fedit"
     norm_bound: float = Field(0.0, ge=0)
     """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
+    relative_norm_bound: float = Field(20.0, ge=0)
+    """Largest length of a whole update, in medians of the round's other updates (of three clients
+    or more; not where the server adds the noise); above: quarantined; 0: no bound."""
+    weight_cap: float = Field(50.0, ge=0)
+    """Largest weight of a client in the average, in medians of the round's other weights; what is
+    above is cut to it; 0: no cap."""
     rank_cap: int = Field(0, ge=0)
     """Largest rank of the residual that an exact rule adds to the retained adapter in a
     round; what is cut is reported as ``lost``; 0: no cap, nothing is cut."""

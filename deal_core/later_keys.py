@@ -18,6 +18,8 @@ BEFORE: Mapping[str, bool | float] = MappingProxyType(
         "method.distillation.ahead": 0.0,
         "method.logit_adjustment": 0.0,
         "privacy.disjoint_tasks": False,
+        "aggregation.relative_norm_bound": 0.0,
+        "aggregation.weight_cap": 0.0,
     }
 )
 

@@ -6,18 +6,23 @@ import resource
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import psutil
 
 from deal_core.adapters import Shapes, compress, stack, zero_adapter
 from deal_core.aggregation import (
     LORA_B,
+    NUMERICAL,
     Aggregate,
     Aggregation,
+    AggregationError,
     AggregationRule,
+    TooFewUpdates,
+    finished,
     make_rule,
-    refuse_beyond,
+    one_line,
+    require_finite,
 )
 from deal_core.config import Experiment
 from deal_core.errors import UserError
@@ -31,28 +36,12 @@ from deal_core.threads import threads
 from server import wire
 from server.checkpoint import Checkpoint, History
 from server.dispatch import Dispatch
-from server.evaluation import Evaluation, Tally, same_model
-from server.exchange import Exchange, answered
+from server.evaluation import Evaluation, same_model
+from server.exchange import Exchange
+from server.gathering import Gathered, Gathering, limits_of
 from server.plan import Plan
 from server.schedule import Step
 from server.spending import Spending
-
-
-@dataclass
-class Gathered:
-    """What the replies of a round have brought, beside their updates.
-
-    Attributes:
-        sizes: bytes of each valid update, by client.
-        spent: what privacy has cost, by client that says so.
-        idle: how many clients took no part.
-        tally: of the evaluation that the requests carried along.
-    """
-
-    sizes: dict[str, int] = field(default_factory=dict)
-    spent: dict[str, Spending] = field(default_factory=dict)
-    idle: int = 0
-    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True)
@@ -100,9 +89,11 @@ class Federation:
 
     def _begin_phase(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Lay out what the rounds of the phase train."""
-        with threads(1):
-            phases = phases_of(self._denoising(state, history))
-            return phases[step.phase].begin(state), history
+
+        def begun() -> State:
+            return phases_of(self._denoising(state, history))[step.phase].begin(state)
+
+        return self._moved_on(step, state, begun), history
 
     def _round(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """One round: sample, send, collect, aggregate."""
@@ -130,8 +121,8 @@ class Federation:
         self.exchange.require_quorum(len(gathered.sizes), len(working) - gathered.idle, step)
         aggregate = None
         if gathered.sizes or side.releases_noise:
-            aggregate = self._finished(step, aggregation)
-            state = absorbed(state, aggregate)
+            all_there = len(gathered.sizes) == len(working)
+            state, aggregate = self._absorbed(step, state, aggregation, all_there)
         return state, self._told(step, trained, sent, gathered, aggregate, started, history)
 
     def _told(
@@ -158,11 +149,13 @@ class Federation:
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
         self.exchange.event("round_finished", step, seconds=seconds, **counts, **figures, **told)
-        spent = {name: Spending.model_validate(each) for name, each in charged.items()}
-        spent = {**gathered.spent, **spent}
-        history = history.judged(sizes.keys(), excluded).charged(spent)
-        if step.phase == LEARN and LORA_B in trained:
-            history = history.noised(spent, len(sizes))
+        by_server = {name: Spending.model_validate(each) for name, each in charged.items()}
+        history = history.charged({**gathered.spent, **by_server})
+        if aggregate is not None:
+            history = history.judged(sizes.keys(), excluded)
+            if step.phase == LEARN and LORA_B in trained:
+                own = {name: each for name, each in gathered.spent.items() if name in sizes}
+                history = history.noised({**own, **by_server}, len(sizes))
         return history.after_round(figures).after("train", seconds)
 
     def _begin_stage(
@@ -183,8 +176,7 @@ class Federation:
 
     def _begun(self, step: Step, state: State) -> State:
         generator = seeded(self.experiment.run.seed, "begin", step.stage)
-        with threads(1):
-            return self._method().begin_task(state, generator)
+        return self._moved_on(step, state, lambda: self._method().begin_task(state, generator))
 
     def _owed(self, step: Step, history: History) -> bool:
         """Whether what the stage begins with has not been evaluated: before each stage there are
@@ -227,63 +219,59 @@ class Federation:
             asked[name] = instruction.model_copy(update={"counted": counted})
         return asked
 
-    def _finished(self, step: Step, aggregation: Aggregation) -> Aggregate:
-        """The round's aggregate.
+    def _absorbed(
+        self, step: Step, state: State, aggregation: Aggregation, all_there: bool
+    ) -> tuple[State, Aggregate | None]:
+        """The state after the round, and its aggregate; the state before it and None where the
+        numbers fail: they cost the round, and never the run.
 
         Raises:
-            UserError: too few updates for the robust step.
+            UserError: too few updates for the robust step, though all gave one.
         """
         try:
             with threads(1):
-                return aggregation.finish()
+                aggregate = finished(aggregation)
+                return finite(absorbed(state, aggregate)), aggregate
         except UserError:
             raise
-        except ValueError as fault:
-            raise UserError(
-                f"{step.kind} {step.server_round} of stage {step.stage}: {fault}; let more clients "
-                "take part, or start again with another aggregation.robust"
-            ) from None
+        except TooFewUpdates as fault:
+            if all_there:
+                raise UserError(
+                    f"{step.kind} {step.server_round} of stage {step.stage}: {fault}; let more "
+                    "clients take part, or start again with another aggregation.robust"
+                ) from None
+            reason = str(fault)
+        except NUMERICAL as fault:
+            reason = told(fault)
+        self.exchange.event("round_lost", step, reason=reason)
+        return state, None
 
     def _gather(
         self, step: Step, sent: Dispatch, aggregation: Aggregation, carried: Step | None
     ) -> Gathered:
-        """Give every valid update to the aggregation, and every count to the evaluation that was
-        ``carried`` along. A faulty reply costs its sender the round, and nobody else."""
-        gathered = Gathered()
-        bound = self.experiment.aggregation.norm_bound
-        for reply in self.exchange.replies(step, sent):
-            reader, instruction = sent.readers[reply.client], sent.instructions[reply.client]
-            if carried is not None:
-                self.evaluation.hear(carried, reply, sent, gathered.tally)
-            if not instruction.task:
-                continue
-            try:
-                message = answered(reply)
-                update, figures, spent = wire.read_update(
-                    reply.client, message, reader, instruction
-                )
-                with threads(1):
-                    refuse_beyond(update, reader.before, bound)
-                    aggregation.add(update)
-            except wire.Idle as reason:
-                gathered.idle += 1
-                self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
-            except ValueError as fault:
-                self.exchange.event("client_failed", step, client=reply.client, reason=str(fault))
-            else:
-                gathered.sizes[reply.client] = wire.payload_bytes(message.content)
-                if spent is not None:
-                    gathered.spent[reply.client] = spent
-                task = instruction.task
-                self.exchange.event(
-                    "client_finished", step, client=reply.client, task=task, **figures
-                )
-        return gathered
+        public = bool(self._phase(step).public_path)
+        limits = limits_of(self.experiment, public, self._side(step).releases_noise)
+        alike = self.experiment.privacy.mechanism != "none" and not public
+        gathering = Gathering(self.exchange, self.evaluation, step, carried, limits, alike)
+        return gathering.run(sent, aggregation)
+
+    def _moved_on(self, step: Step, state: State, change: Callable[[], State]) -> State:
+        """The state after a change that reads no reply; the one before where the numbers fail."""
+        try:
+            with threads(1):
+                return finite(change())
+        except UserError:
+            raise
+        except NUMERICAL as fault:
+            self.exchange.event("step_lost", step, reason=told(fault))
+            return state
 
     def _end_stage(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks; at sites, with the next stage's first round."""
-        with threads(1):
-            state = self._denoising(state, history).end_task(state)
+        before = state
+        state = self._moved_on(
+            step, before, lambda: self._denoising(before, history).end_task(before)
+        )
         last = step.stage == len(self.plan.stages) - 1
         if last or not self._at_sites:
             state, history = self.evaluation.run(step, state, history)
@@ -366,6 +354,23 @@ def absorbed(state: State, aggregate: Aggregate) -> State:
     if residual.rank > full:
         residual = compress(residual, full)
     return replace(state, current=aggregate.current, residual=residual)
+
+
+def finite(state: State) -> State:
+    """The state itself.
+
+    Raises:
+        AggregationError: some number of it is not finite.
+    """
+    require_finite("the current adapter", state.current)
+    require_finite("the retained adapter", state.retained)
+    require_finite("the residual", state.residual)
+    return state
+
+
+def told(fault: Exception) -> str:
+    """What failed, for the log."""
+    return str(fault) if isinstance(fault, AggregationError) else one_line(fault)
 
 
 def start_state(experiment: Experiment, shapes: Shapes) -> State:

@@ -14,7 +14,7 @@ from deal_core import metrics
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.later_keys import completed
-from deal_core.privacy.mechanisms import make_mechanism
+from deal_core.privacy.mechanisms import assumes, make_mechanism
 from server.checkpoint import History
 from server.plan import Plan
 
@@ -64,6 +64,7 @@ class Privacy(Strict):
 
     Attributes:
         unit: what an adversary cannot tell the presence of.
+        assumes: whom the epsilon takes to be honest; everybody else is an adversary.
         delta: the largest of the clients'; every epsilon holds at it.
         epsilon: client to what its own ledger composes to: all rounds and tasks of this run, and
             whatever the site has released before; see ``disjoint_tasks``.
@@ -76,6 +77,7 @@ class Privacy(Strict):
 
     mechanism: str
     unit: str | None = None
+    assumes: str = ""
     delta: float | None = None
     epsilon: dict[str, float] = {}
     disjoint_tasks: bool = False
@@ -161,6 +163,7 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
     return Privacy(
         mechanism=experiment.privacy.mechanism,
         unit=mechanism.unit,
+        assumes=assumes(experiment.privacy),
         delta=max((each.delta for each in spent.values()), default=None),
         epsilon={client: spent[client].epsilon for client in sorted(spent, key=int)},
         disjoint_tasks=any(each.disjoint_tasks for each in spent.values()),

@@ -105,7 +105,10 @@ def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str
             continue
         if reply.message is None:
             raise UserError(f"a client did not say who it is ({reply.fault}); see its log")
-        name = str(reply.message.content.config_records["site"]["client"])
+        try:
+            name = str(int(reply.message.content.config_records["site"]["client"]))  # type: ignore[arg-type]
+        except (LookupError, TypeError, ValueError):
+            raise UserError("a client did not say who it is (no number); see its log") from None
         if name in found:
             raise UserError(f"two clients call themselves '{name}'; give each its own number")
         found[name] = int(reply.client)

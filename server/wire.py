@@ -109,7 +109,7 @@ def read_update(
         raise PayloadError("a record of another kind than expected")
     figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
     weight = _number(figures.get("num_examples"))
-    if not 0 < weight <= MOST_EXAMPLES:
+    if not 1 <= weight <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
     adapter = reader.read(content.array_records[LORA])
     measured = {name: _number(value) for name, value in figures.items()}

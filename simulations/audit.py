@@ -13,6 +13,7 @@ from deal_core.config import Experiment
 from deal_core.errors import UserError, choose
 from server.folder import RunFolder
 from simulations.audit_found import Found, Kind, Training
+from simulations.audit_judged import judged
 from simulations.audit_run import carry_out, known
 from simulations.audit_tables import Audit, Cell, markdown
 from simulations.epsilons import epsilons, named, with_budget
@@ -47,8 +48,10 @@ class AuditRequest:
         out: folder; empty: ``runs/audit-NAME``.
         overrides: ``table.key=value``.
         client: the site that is attacked; whole clients: none in particular.
-        canaries, text_canaries: directions, or whole clients; texts a task.
+        canaries, text_canaries: gradients, or whole clients; texts a task, 0: none are planted.
         seed: of the canaries.
+        repetitions: trainings with gradients, or with whole clients, for every budget.
+        records: real ones of a task beside gradient canaries; 0: all.
     """
 
     experiment: str
@@ -56,9 +59,11 @@ class AuditRequest:
     out: str = ""
     overrides: tuple[str, ...] = ()
     client: int = 0
-    canaries: int = 1000
+    canaries: int = 2000
     text_canaries: int = 200
     seed: int = 0
+    repetitions: int = 8
+    records: int = 32
 
 
 def run_audit(request: AuditRequest, console: Console) -> int:
@@ -79,12 +84,14 @@ def run_audit(request: AuditRequest, console: Console) -> int:
     except KeyboardInterrupt:
         say(console, f"stopped; continue with: {shlex.join(command(request))}")
         return STOPPED
-    audit = Audit(experiment=Path(request.experiment).stem, cells=_cells(request, found))
+    with console.status("judging"):
+        audit = Audit(experiment=Path(request.experiment).stem, cells=_cells(request, found))
     page = markdown(audit)
     write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": page})
     say(console, page)
     say(console, f"figures in {out / 'audit.json'}, table in {out / 'audit.md'}")
-    return REFUTED if any(each.refuted for each in found) else 0
+    refuted = any(each.refuted for cell in audit.cells for each in cell.attacks)
+    return REFUTED if refuted else 0
 
 
 def planned(request: AuditRequest, out: Path) -> list[Training]:
@@ -95,23 +102,40 @@ def planned(request: AuditRequest, out: Path) -> list[Training]:
     """
     base = load_experiment(Request(request.experiment, str(out), request.overrides))
     _check(request, base)
-    counts = dict.fromkeys(KINDS_OF[base.privacy.mechanism], request.canaries)
-    counts |= {kind: request.text_canaries for kind in counts if kind == "texts"}
     return [
-        Training(
-            _settled(base, epsilon, out / "cells" / f"{kind}-{named(epsilon)}", request.client),
-            kind,
-            request.client,
-            counts[kind],
-            request.seed,
-            base.privacy.target_delta or DELTA,
-        )
+        _training(request, base, epsilon, kind, repeat, out)
         for epsilon in epsilons(request.epsilon)
-        for kind in counts
+        for kind in KINDS_OF[base.privacy.mechanism]
+        for repeat in range(_repetitions(request, kind))
     ]
 
 
-def _settled(base: Experiment, epsilon: float, folder: Path, client: int) -> Experiment:
+def _repetitions(request: AuditRequest, kind: Kind) -> int:
+    """Texts tell little, and take long: one training."""
+    if kind == "texts":
+        return 1 if request.text_canaries else 0
+    return request.repetitions
+
+
+def _training(
+    request: AuditRequest, base: Experiment, epsilon: float, kind: Kind, repeat: int, out: Path
+) -> Training:
+    name = f"{kind}-{named(epsilon)}" + ("" if kind == "texts" else f"-{repeat}")
+    return Training(
+        experiment=_settled(base, epsilon, out / "cells" / name, request.client, repeat),
+        kind=kind,
+        client=request.client,
+        canaries=request.text_canaries if kind == "texts" else request.canaries,
+        seed=request.seed,
+        delta=base.privacy.target_delta or DELTA,
+        records=request.records if kind == "gradients" else 0,
+        repeat=repeat,
+    )
+
+
+def _settled(
+    base: Experiment, epsilon: float, folder: Path, client: int, repeat: int
+) -> Experiment:
     """One site alone, in this process, and every update as it was made."""
     config = with_budget(base, epsilon)
     delta = config.privacy.target_delta or DELTA
@@ -120,6 +144,7 @@ def _settled(base: Experiment, epsilon: float, folder: Path, client: int) -> Exp
     aggregation = config.aggregation.model_copy(update={"robust": "none"})
     wire = config.wire.model_copy(update={"dtype": "float32"})
     keys = {"out": str(folder), "resume": False, "workers": 1, "engine": "inprocess"}
+    keys |= {"seed": config.run.seed + repeat}  # of the noise
     return config.model_copy(
         update={
             "privacy": privacy,
@@ -168,16 +193,20 @@ def _carried_out(training: Training, console: Console) -> Found:
 def _cells(request: AuditRequest, found: Sequence[Found]) -> list[Cell]:
     budgets = epsilons(request.epsilon)
     per_budget = len(found) // len(budgets)
-    return [
-        Cell(epsilon=named(epsilon), trainings=list(found[i * per_budget : (i + 1) * per_budget]))
-        for i, epsilon in enumerate(budgets)
-    ]
+    cells = []
+    for i, epsilon in enumerate(budgets):
+        own = found[i * per_budget : (i + 1) * per_budget]
+        kinds = dict.fromkeys(each.kind for each in own)
+        attacks = [judged([each for each in own if each.kind == kind]) for kind in kinds]
+        cells.append(Cell(epsilon=named(epsilon), attacks=attacks))
+    return cells
 
 
 def command(request: AuditRequest) -> list[str]:
     """The command again: it goes on where it was stopped."""
     words = ["deal", "audit", request.experiment]
-    for field in ("epsilon", "out", "client", "canaries", "text_canaries", "seed"):
+    numbers = ("client", "canaries", "text_canaries", "seed", "repetitions", "records")
+    for field in ("epsilon", "out", *numbers):
         value = str(getattr(request, field))
         words += [f"--{field.replace('_', '-')}", value] if value else []
     for override in request.overrides:

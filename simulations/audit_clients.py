@@ -7,7 +7,6 @@ no worse than a canary.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from deal_core.adapters import zero_adapter
@@ -20,13 +19,13 @@ from deal_core.methods.interface import phases_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.canaries import GradientCanaries
 from deal_core.privacy.canary_clients import CanaryClients
+from deal_core.privacy.guesses import guess
 from deal_core.privacy.mechanisms import make_mechanism
-from deal_core.privacy.one_run_audit import CONFIDENCE, audit
 from deal_core.privacy.server_side import Place, ServerSide, make_server_side
 from server.events import Listener
 from server.plan import make_plan
 from server.schedule import Step, schedule
-from simulations.audit_found import Bound, Found, Training
+from simulations.audit_found import Found, Training, outcomes_of, steps_of
 
 
 def canary_clients(training: Training, listener: Listener) -> Found:
@@ -36,7 +35,7 @@ def canary_clients(training: Training, listener: Listener) -> Found:
         UserError: no noise that is of use fits the budget.
     """
     config = training.experiment
-    canaries = GradientCanaries(training.canaries, training.seed)
+    canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
     side = _server_side(config, training.folder)
     mechanism, rule = make_mechanism(config), make_rule(config.aggregation)
     scores = CanaryClients(canaries, config.privacy.max_update_norm).scores(
@@ -51,13 +50,16 @@ def canary_clients(training: Training, listener: Listener) -> Found:
         kind=training.kind,
         client=training.client,
         canaries=training.canaries,
+        records=training.records,
         seed=training.seed,
+        repeat=training.repeat,
         mechanism=config.privacy.mechanism,
         unit=mechanism.unit,
         simulation_only=bool(figures.get("simulation_only")),
         claimed=figures.get("epsilon"),
         delta=delta,
-        bound=Bound.model_validate(asdict(audit(scores, canaries.included, delta, CONFIDENCE))),
+        spent=steps_of(Ledger(training.folder / "privacy").events()),
+        outcomes=outcomes_of(guess(scores, canaries.included)),
     )
 
 

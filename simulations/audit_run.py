@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,22 +18,24 @@ from client.workbench import Workbench
 from deal_core.config import Experiment
 from deal_core.data import TaskData, open_source
 from deal_core.data.partition import partition
-from deal_core.errors import UserError, choose
+from deal_core.errors import UserError
+from deal_core.ledger import Ledger
 from deal_core.methods import LEARN
 from deal_core.models.interface import LanguageModel
-from deal_core.privacy.audited import PLANTED, Audited, Factors
+from deal_core.privacy.audited import Audited
 from deal_core.privacy.canaries import GradientCanaries
+from deal_core.privacy.guesses import guess
 from deal_core.privacy.interface import Ask
 from deal_core.privacy.mechanisms import make_mechanism
 from deal_core.privacy.membership import membership
-from deal_core.privacy.one_run_audit import CONFIDENCE, audit
+from deal_core.privacy.planted import plant
 from deal_core.privacy.text_canaries import Scores, TextCanaries, learnt_scores
 from deal_core.run_config import flatten
 from server.events import Listener
 from server.results import Results
 from server.run import run
 from simulations.audit_clients import canary_clients
-from simulations.audit_found import Attack, Bound, Found, Kind, Training
+from simulations.audit_found import Attack, Found, Kind, Training, outcomes_of, steps_of
 from simulations.identity import assume_identity
 from simulations.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.record import check_same, record, recorded
@@ -54,7 +56,7 @@ def known(training: Training) -> Found | None:
     cure = "set it back, or choose another --out"
     check_same(training.experiment, recorded(training.folder), "audit", cure)
     found = Found.model_validate_json(path.read_text(encoding="utf-8"))
-    for name in ("client", "canaries", "seed"):
+    for name in ("client", "canaries", "records", "seed", "repeat"):
         if getattr(found, name) != getattr(training, name):
             raise UserError(
                 f"audit: {name} is {getattr(training, name)}, but {path} has "
@@ -81,21 +83,6 @@ def carry_out(training: Training, listener: Listener) -> Found:
 
 
 @dataclass
-class UpdateWitness:
-    """Adds up, over all rounds and tasks, how far updates went along the canaries."""
-
-    canaries: GradientCanaries
-    total: Scores
-
-    def update(self, change: Factors) -> None:
-        """Score one update."""
-        self.total += self.canaries.scores(change)
-
-    def model(self, ask: Ask, model: LanguageModel, labels: Sequence[str]) -> None:
-        """Nothing to see."""
-
-
-@dataclass
 class TextWitness:
     """Scores texts on the model that the site hands over in the last round of each task.
 
@@ -114,9 +101,6 @@ class TextWitness:
     members: list[Scores] = field(default_factory=list)
     others: list[Scores] = field(default_factory=list)
 
-    def update(self, change: Factors) -> None:
-        """Nothing to see."""
-
     def model(self, ask: Ask, model: LanguageModel, labels: Sequence[str]) -> None:
         """Score, where the task is over."""
         if ask.phase != LEARN or ask.server_round != self.last:
@@ -133,16 +117,34 @@ class TextWitness:
 
 
 def _gradients(training: Training, listener: Listener) -> Found:
-    """Gradient canaries, scored on every update."""
-    canaries = GradientCanaries(training.canaries, training.seed)
-    witness = UpdateWitness(canaries, np.zeros(training.canaries))
-    name = training.experiment.privacy.mechanism
-    planted = choose("privacy.mechanism for an audit", name, PLANTED)
-    bench = Workbench(
-        training.experiment, lambda config: Audited(planted(config, canaries), witness)
-    )
-    results = _run(training, bench, listener)
-    return _found(training, results, witness.total, canaries.included, None)
+    """Gradient canaries, seen in every noised step, or, without a mechanism, in every update."""
+    canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
+    config = beside_canaries(training)
+    name = config.privacy.mechanism
+    planted = plant(name, make_mechanism(config), canaries, config.privacy.max_grad_norm)
+    bench = Workbench(config, lambda same: planted, lambda shares: few(shares, training.records))
+    results = _run(config, bench, listener)
+    return _found(training, results, planted.seen.total, canaries.included, None)
+
+
+def beside_canaries(training: Training) -> Experiment:
+    """The experiment with the sampling rate that its site has without canaries: they are many, and
+    would make a batch of a given size a small part of the records."""
+    config = training.experiment
+    if config.privacy.mechanism == "none" or config.privacy.sample_rate:
+        return config
+    tasks = open_source(config.data).task_names()
+    records = sum(len(share_of(config, task, training.client).train) for task in tasks)
+    rate = min(1.0, config.train.batch_size * len(tasks) / max(1, records))
+    privacy = config.privacy.model_copy(update={"sample_rate": rate})
+    return config.model_copy(update={"privacy": privacy})
+
+
+def few(shares: list[TaskData], records: int) -> list[TaskData]:
+    """Shares with so many records to train on at most (0: all), and one to test: nobody asks how
+    good the model is."""
+    cut = records or None
+    return [replace(share, train=share.train[:cut], test=share.test[:1]) for share in shares]
 
 
 def _texts(training: Training, listener: Listener) -> Found:
@@ -158,7 +160,7 @@ def _texts(training: Training, listener: Listener) -> Found:
         lambda config: Audited(make_mechanism(config), witness),
         canaries.prepare,
     )
-    results = _run(training, bench, listener)
+    results = _run(training.experiment, bench, listener)
     scores = [np.concatenate(s) if s else np.zeros(0) for s in (witness.scores, witness.members)]
     others = np.concatenate(witness.others) if witness.others else np.zeros(0)
     if not (len(scores[0]) and len(scores[1]) and len(others)):
@@ -179,8 +181,7 @@ KINDS: dict[Kind, Callable[[Training, Listener], Found]] = {
 """Kind of canaries to how a training with them is judged."""
 
 
-def _run(training: Training, bench: Workbench, listener: Listener) -> Results:
-    config = training.experiment
+def _run(config: Experiment, bench: Workbench, listener: Listener) -> Results:
     app = make_app(find_bench=lambda context, place: bench)
     grid = InProcessGrid(app, flatten(config), config.federation.clients)
     with assume_identity(RUN_ID, SERVER_NODE):
@@ -198,18 +199,21 @@ def _found(
     claimed = privacy.epsilon.get(str(training.client))
     # None: without a guarantee there is nothing to refute, and delta is the audit's own.
     delta = training.delta if privacy.delta is None else privacy.delta
-    bound = audit(scores, included, delta, CONFIDENCE)
+    ledger = Ledger(training.folder / "sites" / str(training.client))
     return Found(
         kind=training.kind,
         client=training.client,
         canaries=training.canaries,
+        records=training.records,
         seed=training.seed,
+        repeat=training.repeat,
         mechanism=privacy.mechanism,
         unit=privacy.unit,
         simulation_only=privacy.simulation_only,
         claimed=claimed,
         delta=delta,
-        bound=Bound.model_validate(asdict(bound)),
+        spent=steps_of(ledger.events()) if claimed is not None else [],
+        outcomes=outcomes_of(guess(scores, included)),
         membership=attack,
     )
 

@@ -3,119 +3,142 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from textwrap import wrap
 
 from server.results import Strict
-from simulations.audit_found import Attack, Figure, Found, Kind
+from simulations.audit_found import Figure, Found, Kind
+from simulations.audit_judged import Judged
 from simulations.markdown_table import DASH, row
 
+WIDTH = 100
 EXPLANATION = (
-    "A lower bound holds with 95 % confidence, each by itself; a bound above the claim refutes the "
-    "claim, a bound below it proves nothing."
+    "'Claim': epsilon that the ledger holds. 'At least': lower bound on epsilon, whatever the "
+    "mechanism is. 'p': probability, at most, of guesses as right as these if the ledger is "
+    "true; below 0.05 the claim is refuted. 'Refuted noise': the least, in units of the claimed"
+    " noise, that is refuted, and the epsilon that the mechanism has at least if it is the "
+    "claimed one but for its noise. 'Notices': noise so many times the claimed one, or less, is"
+    " refuted by at least 80 % of such audits. 'Efficiency': of the attack, in units of the "
+    "best one on the claimed mechanism. Bounds hold with 95 % confidence, each by itself; one "
+    "below the claim proves nothing."
 )
 MEANING: Mapping[Kind, str] = {
-    "gradients": "Gradient canaries: random directions of the largest norm that clipping lets "
-    "through, inside the clipped sum.",
+    "gradients": "Gradient canaries: records whose gradient is 100 times as long as the bound, "
+    "sampled, clipped and noised by the mechanism itself; every noised gradient is seen.",
     "texts": "Text canaries: real examples with random labels. Membership: the site's other "
     "training records against its test records, by how much their loss fell; intervals are 95 % "
     "bootstrap intervals.",
-    "clients": "Canary clients: each sends a random direction, far longer than the bound, in "
-    "every round that it is drawn for.",
+    "clients": "Canary clients: each sends an update 100 times as long as the bound, in every "
+    "round that it is drawn for; every model that the server hands out is seen.",
 }
-HEADS: Mapping[Kind, str] = {
-    "gradients": "gradient canaries",
-    "texts": "text canaries",
-    "clients": "canary clients",
+HONEST: Mapping[str, str] = {
+    "record": "against everybody but the site itself, the server included",
+    "client": "against everybody but the server",
 }
-"""Kind of canaries to its column."""
+"""Unit of privacy to whom a claim assumes honest."""
 
 
 class Cell(Strict):
-    """One budget: what it was asked to be, and what its trainings have shown."""
+    """One budget: what it was asked to be, and what its attacks have shown."""
 
     epsilon: str
-    trainings: list[Found]
+    attacks: list[Judged]
 
     @property
-    def strongest(self) -> Found:
-        """The training whose canaries have shown most."""
-        return max(self.trainings, key=lambda each: each.bound.epsilon)
+    def strongest(self) -> Judged:
+        """The attack that has shown most."""
+        return max(self.attacks, key=lambda each: each.bound.epsilon)
+
+    @property
+    def trainings(self) -> list[Found]:
+        """Of all attacks."""
+        return [found for each in self.attacks for found in each.trainings]
 
 
 class Audit(Strict):
     """Schema of ``audit.json``."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     experiment: str
     cells: list[Cell]
 
 
 def markdown(audit: Audit) -> str:
     """Return the whole page."""
-    kinds, client = _kinds(audit), audit.cells[0].trainings[0].client
-    who = "Canary clients alone." if "clients" in kinds else f"Client {client} alone."
-    lines = [f"# Audit of {audit.experiment}", ""]
-    lines += [" ".join([who, EXPLANATION, *(MEANING[kind] for kind in kinds)]), ""]
+    trainings = [found for cell in audit.cells for found in cell.trainings]
+    kinds = [kind for kind in MEANING if any(found.kind == kind for found in trainings)]
+    who = "Canary clients alone." if "clients" in kinds else f"Client {trainings[0].client} alone."
+    text = [who, _claims(trainings), EXPLANATION, *(MEANING[kind] for kind in kinds)]
+    lines = [f"# Audit of {audit.experiment}", "", *wrap(" ".join(text), WIDTH), ""]
     lines += list(_table(audit))
-    seeded = any(each.simulation_only for cell in audit.cells for each in cell.trainings)
-    if seeded:
+    if any(each.membership for cell in audit.cells for each in cell.attacks):
+        lines += ["", *_membership(audit)]
+    if any(each.simulation_only for each in trainings):
         lines += ["", "Simulation only: the noise came from a seed."]
     return "\n".join(lines) + "\n"
 
 
-def _kinds(audit: Audit) -> list[Kind]:
-    found = {each.kind for cell in audit.cells for each in cell.trainings}
-    return [kind for kind in HEADS if kind in found]
+def _claims(trainings: list[Found]) -> str:
+    delta = trainings[0].delta
+    units = {found.unit for found in trainings} - {None}
+    told = [f"per {unit}, over all rounds and tasks, {HONEST[str(unit)]}" for unit in units]
+    return f"Every epsilon is at delta = {delta:.3g} {'; '.join(told) or 'of what leaves'}."
 
 
 def _table(audit: Audit) -> Iterator[str]:
-    kinds = _kinds(audit)
-    members = ("AUC", "TPR at 1 % FPR") if "texts" in kinds else ()
-    names = (*(HEADS[kind] for kind in kinds), *members)
-    yield row("mechanism", "claimed epsilon", *names, "verdict")
-    yield "|---|" + "---:|" * (1 + len(names)) + "---|"
+    heads = ("at least", "p", "refuted noise", "notices", "efficiency")
+    yield row("mechanism", "claim", "canaries", *heads, "verdict")
+    yield "|---|---:|---|" + "---:|" * len(heads) + "---|"
     for cell in audit.cells:
-        bounds = {each.kind: _bound(each) for each in cell.trainings}
-        attack = next((each.membership for each in cell.trainings if each.membership), None)
-        yield row(
-            cell.trainings[0].mechanism,
-            _claim(cell.trainings),
-            *(bounds.get(kind, DASH) for kind in kinds),
-            *(_attack(attack) if members else ()),
-            _verdict(cell),
-        )
+        for each in cell.attacks:
+            yield row(
+                each.trainings[0].mechanism,
+                "none" if each.claimed is None else f"{each.claimed:.3g}",
+                f"{len(each.trainings)} × {each.trainings[0].outcomes[0].canaries} {each.kind}",
+                f"{each.bound.epsilon:.2f}",
+                DASH if each.p_value is None else f"{each.p_value:.2g}",
+                _least(each),
+                DASH if each.notices is None else _scale(each.notices.scale),
+                DASH if each.notices is None else f"{each.notices.efficiency:.2f}",
+                _verdict(each),
+            )
 
 
-def _claim(trainings: list[Found]) -> str:
-    """The two trainings of a budget may differ in their records, and so in the last digits."""
-    claims = [each.claimed for each in trainings if each.claimed is not None]
-    first = trainings[0]
-    if not claims:
-        return f"none (bounds at delta = {first.delta:.3g})"
-    return (
-        f"{max(claims):.3g} at delta = {first.delta:.3g} per {first.unit}, over all rounds and "
-        "tasks"
-    )
+def _least(judged: Judged) -> str:
+    least = judged.least_refuted
+    if least is None:
+        return DASH if judged.p_value is None else "none"
+    return f"× {least.scale:.2f}: {least.epsilon:.2f}"
 
 
-def _bound(found: Found) -> str:
-    bound = found.bound
-    return f"≥ {bound.epsilon:.2f} ({bound.correct} of {bound.guesses} right, m = {bound.canaries})"
+def _scale(scale: float) -> str:
+    return f"× {scale:.2f}" if scale else "nothing"
 
 
-def _attack(attack: Attack | None) -> tuple[str, str]:
-    if attack is None:
-        return DASH, DASH
-    found = attack.true_positives
-    rate = "fewer than 100 non-members" if found is None else _figure(found, 100, 1) + " %"
-    return _figure(attack.auc, 1, 3), rate
+def _verdict(judged: Judged) -> str:
+    if judged.claimed is None:
+        return "no claim"
+    return "REFUTED" if judged.refuted else "not refuted"
+
+
+def _membership(audit: Audit) -> Iterator[str]:
+    yield row("mechanism", "claim", "members", "others", "AUC", "TPR at 1 % FPR")
+    yield "|---|" + "---:|" * 5
+    for cell in audit.cells:
+        for each in cell.attacks:
+            attack = each.membership
+            if attack is None:
+                continue
+            found = attack.true_positives
+            yield row(
+                each.trainings[0].mechanism,
+                "none" if each.claimed is None else f"{each.claimed:.3g}",
+                str(attack.members),
+                str(attack.others),
+                _figure(attack.auc, 1, 3),
+                "fewer than 100 others" if found is None else _figure(found, 100, 1) + " %",
+            )
 
 
 def _figure(figure: Figure, scale: float, digits: int) -> str:
     value, low, high = (f"{scale * v:.{digits}f}" for v in (figure.value, figure.low, figure.high))
     return f"{value} [{low}, {high}]"
-
-
-def _verdict(cell: Cell) -> str:
-    if all(each.claimed is None for each in cell.trainings):
-        return "nothing claimed"
-    return "REFUTED" if any(each.refuted for each in cell.trainings) else "not refuted"

@@ -136,15 +136,22 @@ def audit(
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all trainings."),
     ] = None,
     client: Annotated[int, typer.Option(min=0, help="The site that is attacked (records).")] = 0,
-    canaries: Annotated[int, typer.Option(min=2, help="Gradients, or clients.")] = 1000,
-    text_canaries: Annotated[int, typer.Option(min=2, help="Text canaries a task.")] = 200,
+    canaries: Annotated[int, typer.Option(min=2, help="Gradients, or clients.")] = 2000,
+    text_canaries: Annotated[int, typer.Option(min=0, help="Texts a task; 0: none.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the canaries.")] = 0,
+    repetitions: Annotated[
+        int, typer.Option(min=1, help="Trainings with gradients, or clients, for every budget.")
+    ] = 8,
+    records: Annotated[
+        int, typer.Option(min=0, help="Real ones of a task beside gradient canaries; 0: all.")
+    ] = 32,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
     from simulations.audit import AuditRequest, run_audit
 
     sets = tuple(overrides or ())
-    request = AuditRequest(experiment, epsilon, out, sets, client, canaries, text_canaries, seed)
+    counts = canaries, text_canaries, seed, repetitions, records
+    request = AuditRequest(experiment, epsilon, out, sets, client, *counts)
     raise typer.Exit(run_audit(request, wide_console()))
 
 

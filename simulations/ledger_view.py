@@ -80,6 +80,7 @@ def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
         over = composed_over(disjoint_tasks, unprotected)
         unit = protected[0].unit
         lines.append(f"epsilon {epsilon:.4g} at delta = {delta:.3g} per {unit}, over {over}")
+        lines.append("against everybody but the keeper of this ledger")
     elif unprotected:
         lines.append(f"{unprotected} releases left without protection: no epsilon holds for them")
     if any(event.simulation_only for event in events):

@@ -16,6 +16,9 @@ from server.spending import extent
 from simulations.say import say
 from simulations.view import duration, signed
 
+LARGE_DELTA = 1e-3
+"""Above it a run's report warns."""
+
 
 def print_report(console: Console, folder: Path) -> None:
     """Read ``results.json`` of a run folder and print it.
@@ -74,6 +77,7 @@ def measures(results: Results) -> list[tuple[str, str]]:
         ("received per client", f"{_size(sum(results.wire.bytes_down))} in the whole run"),
         ("time", duration(results.seconds.get("total", 0.0))),
         ("privacy", privacy_text(results.privacy)),
+        ("warning", large_delta(results.privacy)),
         ("kept texts", _kept_texts(results)),
         ("versions", ", ".join(f"{name} {v}" for name, v in results.versions.items())),
     ]
@@ -103,8 +107,19 @@ def privacy_text(privacy: Privacy) -> str:
     largest = max(privacy.epsilon.values())
     return (
         f"{privacy.mechanism}: epsilon <= {largest:.3g} at delta = {privacy.delta:.3g} "
-        f"per {privacy.unit}, over {extent(privacy.disjoint_tasks)} (largest over clients)"
+        f"per {privacy.unit}, over {extent(privacy.disjoint_tasks)} (largest over clients); "
+        f"{privacy.assumes}"
         + ("; simulation only: the noise came from a seed" if privacy.simulation_only else "")
+    )
+
+
+def large_delta(privacy: Privacy) -> str:
+    """A warning where the chance that an epsilon says nothing is not small; empty: it is."""
+    if privacy.delta is None or privacy.delta <= LARGE_DELTA:
+        return ""
+    return (
+        f"delta = {privacy.delta:.3g} is large: of one in {1 / privacy.delta:.0f} {privacy.unit}s "
+        "everything may be told; set privacy.target_delta"
     )
 
 

@@ -46,7 +46,7 @@ def progress_view(console: Console, name: str) -> Iterator[Callable[[Event], Non
     def listen(event: Event) -> None:
         nonlocal state
         state = state.update(event)
-        if event["event"] == "client_failed":
+        if event["event"] in ("client_failed", "round_lost", "step_lost", "weight_cut"):
             live.console.print(plain_lines(event, state)[0], markup=False, highlight=False)
 
     with Live(get_renderable=render, console=console, refresh_per_second=4, transient=True) as live:
@@ -61,6 +61,10 @@ def plain_lines(event: Event, state: Progress) -> list[str]:
         return [f"{start}: {len(state.tasks)} tasks, {event['clients']} clients"]
     if kind == "client_failed":
         return [f"client {event['client']} left out: {event['reason']}"]
+    if kind in ("round_lost", "step_lost"):
+        return [f"lost, the model stays as it was: {event['reason']}"]
+    if kind == "weight_cut":
+        return [f"client {event['client']} weighs {event['weight']:g}, not what it claimed"]
     if kind == "client_idle":
         return [f"client {event['client']} takes no part: {IDLE.get(event['code'], event['code'])}"]
     if kind == "round_finished":

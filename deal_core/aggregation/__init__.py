@@ -7,7 +7,9 @@ A rule is a file and a line here::
     aggregation = rule.begin(before, server_round)
     for update in updates:
         aggregation.add(update)
-    result = aggregation.finish()               # current, residual, error, lost
+    result = finished(aggregation)              # current, residual, error, lost
+
+Before them a :class:`~deal_core.aggregation.screen.Screen` judges who is let in.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from deal_core.aggregation.fedex import FedEx
 from deal_core.aggregation.fedit import FedIt
 from deal_core.aggregation.fedsvd import FedSvd
 from deal_core.aggregation.ffa import Ffa
+from deal_core.aggregation.finite import NUMERICAL, finished, one_line, require_finite
 from deal_core.aggregation.flexlora import FlexLora
 from deal_core.aggregation.flora import Flora
 from deal_core.aggregation.krum import multi_krum
@@ -33,9 +36,12 @@ from deal_core.aggregation.rule import (
     LORA_B,
     Aggregate,
     Aggregation,
+    AggregationError,
     AggregationRule,
     ClientUpdate,
+    TooFewUpdates,
 )
+from deal_core.aggregation.screen import UNLIMITED, Limits, Screen, Verdict
 from deal_core.aggregation.split import starting_adapter
 from deal_core.config import AggregationConfig
 from deal_core.errors import choose
@@ -45,15 +51,25 @@ __all__ = [
     "BOTH",
     "LORA_A",
     "LORA_B",
+    "NUMERICAL",
     "ROBUST_RULES",
+    "UNLIMITED",
     "Aggregate",
     "Aggregation",
+    "AggregationError",
     "AggregationRule",
     "ClientUpdate",
+    "Limits",
+    "Screen",
+    "TooFewUpdates",
+    "Verdict",
     "change_norms",
     "clip_to",
+    "finished",
     "make_rule",
+    "one_line",
     "refuse_beyond",
+    "require_finite",
     "starting_adapter",
     "weight_delta",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deal_core.adapters import Adapter, LoraFactors
@@ -58,15 +59,13 @@ class _Round:
 
     def add(self, update: ClientUpdate) -> None:
         check_update(update, self._before, BOTH, mixed_ranks=False)
+        self._products.add(self._drift(update.adapter.layers), update.weight)
         self._means.add(update)
         self._gauge.add(update.adapter, update.weight)
         self._weight += update.weight
-        for name, factors in update.adapter.layers.items():
-            self._products.add(name, self._drift(name, factors), update.weight)
 
     def finish(self) -> Aggregate:
-        for name, mean in self._means.exact().items():
-            self._products.add(name, self._drift(name, mean), -self._weight)
+        self._products.add(self._drift(self._means.exact()), -self._weight)
         total = self._weight / self._before.scaling
         spectra = {name: self._products.spectrum(name, total) for name in self._before.layers}
         residual = residual_of(spectra, self._rank_cap)
@@ -75,8 +74,11 @@ class _Round:
         lost = reading.share(residual.cut)
         return Aggregate(current, residual.adapter, reading.error, lost, reading.estimated)
 
-    def _drift(self, name: str, factors: LoraFactors) -> LoraFactors:
-        start = self._before.layers[name]
-        return LoraFactors(
-            factors.A.double() - start.A.double(), factors.B.double() - start.B.double()
-        )
+    def _drift(self, layers: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
+        return {
+            name: LoraFactors(
+                layers[name].A.double() - start.A.double(),
+                layers[name].B.double() - start.B.double(),
+            )
+            for name, start in self._before.layers.items()
+        }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from deal_core.adapters import Adapter
 from deal_core.aggregation.robust import RoundStart, Survivors
-from deal_core.aggregation.rule import LORA_B, ClientUpdate
+from deal_core.aggregation.rule import LORA_B, ClientUpdate, TooFewUpdates
 
 BLOCK_ROWS = 512
 
@@ -33,12 +33,14 @@ def multi_krum(
         keep: how many to keep (1: Krum); 0: ``K - f``.
 
     Raises:
-        ValueError: fewer than ``f + 3`` clients: no neighbour would be left to compare with.
+        TooFewUpdates: fewer than ``f + 3`` clients: no neighbour would be left to compare with.
     """
     count = len(updates)
     neighbours = count - byzantine - 2
     if neighbours < 1:
-        raise ValueError(f"multi-Krum: {byzantine} bad of {count} clients; at least f + 3 needed")
+        raise TooFewUpdates(
+            f"multi-Krum: {byzantine} bad of {count} clients; at least f + 3 needed"
+        )
     distances = squared_distances([update.adapter for update in updates], start.trained)
     others = distances.masked_fill(torch.eye(count, dtype=torch.bool), torch.inf)
     scores = others.sort(dim=1).values[:, :neighbours].sum(dim=1).tolist()

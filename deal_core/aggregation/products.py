@@ -28,8 +28,7 @@ class ProductRound:
     def add(self, update: ClientUpdate) -> None:
         """See :class:`~deal_core.aggregation.rule.Aggregation`."""
         check_update(update, self.before, BOTH, mixed_ranks=True)
-        for name, factors in update.adapter.layers.items():
-            self._products.add(name, factors, update.weight * update.adapter.scaling)
+        self._products.add(update.adapter.layers, update.weight * update.adapter.scaling)
         self._gauge.add(update.adapter, update.weight)
         self._weight += update.weight
 

@@ -24,6 +24,7 @@ from deal_core.aggregation.rule import (
     Aggregation,
     AggregationRule,
     ClientUpdate,
+    TooFewUpdates,
     check_update,
 )
 
@@ -137,12 +138,14 @@ def trimmed_mean(updates: Sequence[ClientUpdate], start: RoundStart, fraction: f
     nobody. The notes at :func:`median` hold. Source: Yin et al., ICML 2018, arXiv 1803.01498.
 
     Raises:
-        ValueError: nothing would be left.
+        TooFewUpdates: nothing would be left.
     """
     count = len(updates)
     cut = math.ceil(fraction * count - 1e-9)
     if 2 * cut >= count:
-        raise ValueError(f"trimmed mean: cutting {cut} of {count} clients at each end leaves none")
+        raise TooFewUpdates(
+            f"trimmed mean: cutting {cut} of {count} clients at each end leaves none"
+        )
     return _one(
         updates, start.trained, lambda values: values.sort(0).values[cut : count - cut].mean(0)
     )

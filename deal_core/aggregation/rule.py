@@ -22,6 +22,14 @@ LORA_B = "lora_B"
 BOTH = frozenset({LORA_A, LORA_B})
 
 
+class AggregationError(ValueError):
+    """An update, or a whole round, that is of no use: one line, without a value of anybody's."""
+
+
+class TooFewUpdates(AggregationError):
+    """A robust step needs more updates than the round has."""
+
+
 @dataclass(frozen=True)
 class ClientUpdate:
     """One client's reply of a round.
@@ -78,7 +86,9 @@ class Aggregation(Protocol):
         """Return the aggregate. Call once.
 
         Raises:
-            ValueError: no update was added, or too few for a robust rule.
+            ValueError: no update was added, or (TooFewUpdates) too few for a robust rule.
+            RuntimeError, ArithmeticError: the numbers are beyond linear algebra; see
+                :func:`~deal_core.aggregation.finite.finished`.
         """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -83,16 +83,25 @@ class ProductSum:
         self._rows = dict.fromkeys(shapes, 0)
         self._scale = dict.fromkeys(shapes, 0.0)
 
-    def add(self, name: str, factors: LoraFactors, coefficient: float) -> None:
-        """Add ``coefficient * B @ A`` to the sum of one layer."""
-        self._waiting[name].append((coefficient, factors))
-        self._rows[name] += factors.A.shape[0]
-        size = float(torch.linalg.norm(factors.B)) * float(torch.linalg.norm(factors.A))
-        self._scale[name] += abs(coefficient) * size
-        if self._rows[name] > 2 * min(self._shapes[name]):
-            folded = fold(joined(self._waiting[name]))
-            self._waiting[name] = [(1.0, folded)]
-            self._rows[name] = folded.A.shape[0]
+    def add(self, layers: Mapping[str, LoraFactors], coefficient: float) -> None:
+        """Add ``coefficient * B @ A`` to the sum of every layer, or of none where this raises."""
+        sizes = {
+            name: float(torch.linalg.norm(f.B)) * float(torch.linalg.norm(f.A))
+            for name, f in layers.items()
+        }
+        full = {
+            name: fold(joined([*self._waiting[name], (coefficient, factors)]))
+            for name, factors in layers.items()
+            if self._rows[name] + factors.A.shape[0] > 2 * min(self._shapes[name])
+        }
+        for name, factors in layers.items():
+            self._scale[name] += abs(coefficient) * sizes[name]
+            if name in full:
+                self._waiting[name] = [(1.0, full[name])]
+                self._rows[name] = full[name].A.shape[0]
+            else:
+                self._waiting[name].append((coefficient, factors))
+                self._rows[name] += factors.A.shape[0]
 
     def spectrum(self, name: str, total_weight: float) -> Spectrum:
         """Return the thin SVD of ``sum / total_weight`` down to its numerical rank."""

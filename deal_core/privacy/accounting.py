@@ -34,6 +34,8 @@ COARSENESS = 4e-4
 """Variance that the grid may add, relative to that of the whole loss."""
 SMALLEST, LARGEST = 2**13, 2**21
 """Points of a grid."""
+LARGEST_LOSS = 100.0
+"""No curve of a mechanism beyond this epsilon: delta is what is left there."""
 SMALLEST_DELTA = 1e-10
 """Below, the rounding of the transform would be a part of delta that one can see."""
 
@@ -127,9 +129,52 @@ def _grid(spent: tuple[Spent, ...], delta: float) -> tuple[float, int]:
     return 2 * reach / (points - 2), points
 
 
+def privacy_curve(spent: Iterable[Spent], epsilons: Array, delta: float) -> tuple[Array, Array]:
+    """The delta of all of it together at several epsilons, not at one alone.
+
+    Args:
+        epsilons: at which, 0 or more; each is moved to a point of the grid near it, where no
+            interpolation is needed.
+        delta: the smallest that has to be told apart: how fine the grid is.
+
+    Returns:
+        The epsilons that were used, rising, and the delta of each, the larger of the two
+        directions; an upper bound. Where the numbers leave the range of the grid, delta is 1.
+    """
+    together = merged(spent)
+    with np.errstate(over="ignore", invalid="ignore"):
+        width, points = _grid(together, delta)
+        last = min(points // 2 - 1, int(LARGEST_LOSS / width))
+        chosen = np.unique(np.clip(np.round(epsilons / width), 0, last).astype(int))
+        deltas = np.zeros(len(chosen))
+        for removed in (True, False):
+            masses, lost = _composed(together, width, points, removed)
+            both = _deltas(masses[: last + 1], masses[last + 1 :].sum(), width)[chosen]
+            deltas = np.maximum(deltas, both - math.expm1(lost))
+    return width * chosen, np.clip(np.nan_to_num(deltas, nan=1.0), 0.0, 1.0)
+
+
+def _deltas(masses: Array, beyond: float, width: float) -> Array:
+    """``sum_t masses(t) (1 - e^(epsilon - t))+`` at every point; what is beyond counts whole."""
+    losses = width * np.arange(len(masses))
+    above = np.cumsum(masses[::-1])[::-1]
+    scaled = np.cumsum((masses * np.exp(-losses))[::-1])[::-1]
+    deltas: Array = above - np.exp(losses) * scaled + beyond
+    return deltas
+
+
 def _one_direction(
     spent: tuple[Spent, ...], delta: float, width: float, points: int, removed: bool
 ) -> float:
+    high, lost = _composed(spent, width, points, removed)
+    return _solve(high, width, delta - CUT * delta + math.expm1(lost))
+
+
+def _composed(
+    spent: tuple[Spent, ...], width: float, points: int, removed: bool
+) -> tuple[Array, float]:
+    """Masses of the whole's privacy loss at ``k * width``, ``k >= 0``, and the logarithm of what
+    is not beyond every point."""
     transform: NDArray[Any] = np.ones(points // 2 + 1, complex)
     lost = 0.0
     for each in spent:
@@ -138,8 +183,7 @@ def _one_direction(
         lost += each.steps * math.log1p(-min(beyond, 0.5))
     composed = np.maximum(irfft(transform, points), 0.0)
     # index k is the loss k * width, modulo the number of points
-    high = composed[: points // 2]
-    return _solve(high, width, delta - CUT * delta + math.expm1(lost))
+    return composed[: points // 2], lost
 
 
 def _losses(each: Spent, width: float, points: int, removed: bool) -> tuple[Array, float]:

@@ -1,95 +1,129 @@
-"""Gradient canaries: made-up records that a mechanism must hide as well as any real one.
+"""Gradient canaries: directions of made-up records that a mechanism must hide as any real one.
 
-A canary is a random direction. Where its coin says so it takes part as a record would: sampled into
-a step with the same probability, it adds a gradient of the largest norm that clipping lets through,
-inside the clipped sum and before the noise. No text could do worse. It then shows in an update by
-how far the update went along it.
+A canary's gradient has two entries of equal size and opposite sign. No two canaries share an
+entry, so each is seen without the others, and thousands cost little. The two entries lie at the
+same place in two layers of the same shape, wherever there are two: noise that such layers share
+would cancel, and the canary would stand there bare.
 
-Source: Steinke, Nasr & Jagielski, NeurIPS 2023, section 5.1; Andrew et al., ICLR 2024.
+Source: Steinke, Nasr & Jagielski, NeurIPS 2023, section 5.1 (canaries in gradient space); Nasr et
+al., USENIX Security 2023 (one entry each).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from deal_core.attach import learning_factors
-from deal_core.methods.interface import Objective
-from deal_core.per_example import clipped_gradients
-from deal_core.privacy.interface import ClippedSum
-from deal_core.privacy.noise import NoiseSource
+from deal_core.errors import UserError
 from deal_core.randomness import seeded
+
+ENTRY = 1 / math.sqrt(2)
+"""Size of each of a direction's two entries."""
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Name and shape of every factor, by name."""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Where directions of norm 1 are not zero.
+
+    Attributes:
+        places: ``(count, 2)``, in all factors laid end to end in the order of their names.
+        signs: ``(count,)``, of the first entry; the second has the other.
+    """
+
+    places: NDArray[np.int64]
+    signs: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class GradientCanaries:
     """``count`` directions with their coins; all from ``seed``, which whoever attacks knows (but
-    for the coins)."""
+    for the coins). ``repeat`` makes others from the same seed."""
 
     count: int
     seed: int
+    repeat: int = 0
 
     @cached_property
     def included(self) -> NDArray[np.bool_]:
         """``(count,)``: which take part, each by a fair coin of its own."""
-        return fair_coins(self.count, self.seed)
+        return fair_coins(self.count, self.seed, self.repeat)
+
+    def entries(self, like: Mapping[str, Tensor]) -> Entries:
+        """The directions over all factors in ``like`` together; equal for equal names and shapes.
+
+        Raises:
+            UserError: there are more canaries than pairs of entries.
+        """
+        return _entries(self.count, self.seed, self.repeat, shapes_of(like))
 
     def direction(self, number: int, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of norm 1 over all factors in ``like`` together; equal for equal names and shapes."""
-        generator = seeded(self.seed, "canary", number)
-        size = sum(like[name].numel() for name in like)
-        flat = torch.randn(size, generator=generator)
-        flat /= flat.norm()
+        """One of them, dense, of norm 1."""
+        entries = self.entries(like)
+        flat = torch.zeros(sum(part.numel() for part in like.values()))
+        first, second = entries.places[number].tolist()
+        flat[first] = ENTRY * float(entries.signs[number])
+        flat[second] = -ENTRY * float(entries.signs[number])
         parts = torch.split(flat, [like[name].numel() for name in sorted(like)])
         return {
             name: part.view(like[name].shape)
             for name, part in zip(sorted(like), parts, strict=True)
         }
 
-    def add(self, numbers: Sequence[int], factors: Mapping[str, nn.Parameter], norm: float) -> None:
-        """Add these canaries to the factors' gradients, each with ``norm``."""
-        for number in numbers:
-            for name, part in self.direction(number, factors).items():
-                gradient = norm * part.to(factors[name].device, factors[name].dtype)
-                before = factors[name].grad
-                factors[name].grad = gradient if before is None else before.add_(gradient)
+    def scores(self, like: Mapping[str, Tensor]) -> NDArray[np.float64]:
+        """``(count,)``: how far what is given goes along every direction."""
+        entries = self.entries(like)
+        flat = np.concatenate([like[name].detach().cpu().numpy().ravel() for name in sorted(like)])
+        pairs = flat[entries.places].astype(np.float64)
+        scores: NDArray[np.float64] = ENTRY * entries.signs * (pairs[:, 0] - pairs[:, 1])
+        return scores
 
-    def sampled(self, rate: float, noise: NoiseSource) -> list[int]:
-        """A step's Poisson sample of those that take part."""
-        drawn = noise.uniform(self.count).numpy() <= rate
-        numbers: list[int] = np.flatnonzero(drawn & self.included).tolist()
-        return numbers
 
-    def clipped_sum(self, rate: float, noise: NoiseSource) -> ClippedSum:
-        """The clipped sum of a step with the canaries in it
-        (:data:`~deal_core.privacy.interface.MakeSum`)."""
+def shapes_of(like: Mapping[str, Tensor]) -> Shapes:
+    """Names and shapes, in order."""
+    return tuple((name, tuple(like[name].shape)) for name in sorted(like))
 
-        def summed(
-            module: nn.Module,
-            objective: Objective,
-            parts: Sequence[Sequence[int]],
-            max_grad_norm: float,
-        ) -> Tensor:
-            norms = clipped_gradients(module, objective, parts, max_grad_norm)
-            self.add(self.sampled(rate, noise), learning_factors(module), max_grad_norm)
-            return norms
 
-        return summed
+@lru_cache(maxsize=8)
+def _entries(count: int, seed: int, repeat: int, shapes: Shapes) -> Entries:
+    pairs = _pairs(shapes)
+    if count > len(pairs):
+        raise UserError(
+            f"--canaries {count}: what is trained has room for {len(pairs)} gradient canaries that "
+            "share no entry; take so many, or train more (adapter.rank, adapter.target_modules)"
+        )
+    generator = seeded(seed, "canaries", repeat)
+    chosen = torch.randperm(len(pairs), generator=generator)[:count].numpy()
+    signs = torch.randint(2, (count,), generator=generator).numpy() * 2 - 1
+    return Entries(pairs[chosen], signs.astype(np.float32))
 
-    def scores(self, update: Mapping[str, Tensor]) -> NDArray[np.float64]:
-        """``(count,)``: how far an update (after minus before) went along every canary; steps go
-        against the gradient."""
-        return np.array([self._score(number, update) for number in range(self.count)])
 
-    def _score(self, number: int, update: Mapping[str, Tensor]) -> float:
-        direction = self.direction(number, update)
-        return -sum(float((update[name].cpu() * part).sum()) for name, part in direction.items())
+def _pairs(shapes: Shapes) -> NDArray[np.int64]:
+    """``(pairs, 2)``: every entry in one pair at most; layer beside layer of the same shape, and
+    the last of an odd number with itself."""
+    starts: dict[tuple[int, ...], list[int]] = {}
+    begin = 0
+    for _, shape in shapes:
+        starts.setdefault(shape, []).append(begin)
+        begin += math.prod(shape)
+    pairs: list[NDArray[np.int64]] = []
+    for shape, places in starts.items():
+        inside = np.arange(math.prod(shape))
+        for left, right in zip(places[::2], places[1::2], strict=False):
+            pairs.append(np.stack([left + inside, right + inside], axis=1))
+        if len(places) % 2:
+            half = len(inside) // 2
+            pairs.append(places[-1] + inside[: 2 * half].reshape(2, half).T)
+    return np.concatenate(pairs)
 
 
 def fair_coins(count: int, *seed: int | str) -> NDArray[np.bool_]:

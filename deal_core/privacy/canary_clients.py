@@ -5,7 +5,7 @@ says so it is one of the clients of a run: drawn, clipped and summed by the serv
 client could do worse. It then shows by how far the models that are handed out went along its
 direction. Clients with data take no part: what they add can only hide the canaries.
 
-Source: Steinke, Nasr & Jagielski, NeurIPS 2023; Andrew et al., ICLR 2024 (random updates).
+Source: Steinke, Nasr & Jagielski, NeurIPS 2023.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ from deal_core.aggregation import ClientUpdate
 from deal_core.aggregation.fedit import FedIt
 from deal_core.privacy.canaries import GradientCanaries
 from deal_core.privacy.clipped_mean import factors_of, moved
-from deal_core.privacy.server_side import Place, ServerSide
-
-FAR = 100.0
-"""Length of a canary's update in units of the bound: without clipping it could not be missed."""
+from deal_core.privacy.planted import FAR, likelihood_ratio
+from deal_core.privacy.server_side import CentralNoise, Place, ServerSide
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,9 @@ class CanaryClients:
         trained: Callable[[int], frozenset[str]],
         rounds: Sequence[Place],
     ) -> NDArray[np.float64]:
-        """Play a run; return how far it went along every canary, ``(count,)``.
+        """Play a run; return how much every canary looks as if it had been there, ``(count,)``: as
+        :class:`~deal_core.privacy.planted.NoisedSteps` has it, or, without noise, how far the run
+        went along it.
 
         Args:
             side: the mechanism at the server, as a run has it.
@@ -57,7 +57,8 @@ class CanaryClients:
             factors = trained(place.server_round)
             after = self._round(side, before, factors, place)
             start, end = factors_of(before, factors), factors_of(after, factors)
-            scores += self.canaries.scores({name: end[name] - start[name] for name in start})
+            along = self.canaries.scores({name: end[name] - start[name] for name in start})
+            scores += _told(along / self.bound, side, place)
             before = after
         return scores
 
@@ -73,7 +74,13 @@ class CanaryClients:
         aggregation = side.begin(FedIt(), before, trained, place)
         for name in drawn:
             direction = self.canaries.direction(int(name), factors_of(before, trained))
-            # against it, as a step goes: see GradientCanaries.scores
-            change = {key: -FAR * self.bound * part.double() for key, part in direction.items()}
+            change = {key: FAR * self.bound * part.double() for key, part in direction.items()}
             aggregation.add(ClientUpdate(name, moved(before, change), 1.0))
         return aggregation.finish().current
+
+
+def _told(along: NDArray[np.float64], side: ServerSide, place: Place) -> NDArray[np.float64]:
+    if not isinstance(side, CentralNoise):
+        return along
+    expected = side.sample_rate * place.eligible
+    return likelihood_ratio(expected * along, side.sample_rate, side.plan.noise_multiplier)

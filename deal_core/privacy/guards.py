@@ -78,13 +78,15 @@ def require_moved(factors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         raise UnsafeModel("a step with noise has changed nothing")
 
 
-def require_planned(record_ids: Sequence[RecordId], task: str, planned: int) -> None:
+def require_planned(record_ids: Sequence[RecordId], examples: int, task: str, planned: int) -> None:
     """Check, before any step, that what is about to be read is what was planned and is charged.
 
     Raises:
         UnsafeModel: a record twice, one of another task than the charge names, or another number
             of records than the plan's.
     """
+    if len(record_ids) != examples:
+        raise UnsafeModel("examples of which it is not known whose record they are")
     if len(set(record_ids)) != len(record_ids):
         raise UnsafeModel("a record is in the data twice")
     if any(each.task != task for each in record_ids):

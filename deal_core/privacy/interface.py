@@ -8,14 +8,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from deal_core.config import Experiment
 from deal_core.ledger import Ledger
 from deal_core.methods.interface import Objective
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.counts import Counts
-from deal_core.privacy.noise import NoiseSource
 from deal_core.privacy.policy import Policy
 
 
@@ -33,14 +32,6 @@ class Refusal(Exception):
 
 Probes = Sequence[Encoded]
 """Constant texts, tokenised: what is found on them tells nothing of any record."""
-
-ClippedSum = Callable[[nn.Module, Objective, Sequence[Sequence[int]], float], Tensor]
-"""Adds the clipped gradients of a batch, given in passes, to the factors', and returns their norms:
-see :func:`~deal_core.per_example.clipped_gradients`."""
-
-MakeSum = Callable[[float, NoiseSource], ClippedSum]
-"""From the rate at which records are sampled, and what samples them, to the clipped sum of a
-step."""
 
 
 class Gradients(Protocol):

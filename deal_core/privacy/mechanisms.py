@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from deal_core.config import Experiment
+from deal_core.config import Experiment, PrivacyConfig
 from deal_core.errors import UserError, choose
 from deal_core.privacy.client import make_client
 from deal_core.privacy.interface import MakeMechanism, Mechanism
@@ -37,6 +37,13 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
     if name in CHECKS:
         CHECKS[name](experiment)
     return mechanism
+
+
+def assumes(privacy: PrivacyConfig) -> str:
+    """Whom an epsilon of this mechanism takes to be honest; empty: there is none."""
+    if privacy.mechanism == "client" and privacy.trusted_server:
+        return "the server is honest"
+    return "" if privacy.mechanism == "none" else "nobody outside the client is trusted"
 
 
 def _check_protected(experiment: Experiment) -> None:

@@ -1,12 +1,13 @@
-"""A lower bound on epsilon from one training run: what an attack that worked refutes.
+"""A lower bound on epsilon from training runs: what an attack that worked refutes.
 
 Each of ``m`` canaries is in the training data or not, by a fair coin of its own. Whoever has only
 what was released guesses the coins of ``r`` canaries, those that it is surest of, and is right
 ``v`` times. A mechanism of small epsilon makes many right guesses improbable; the largest epsilon
-that makes them too improbable is refuted, so the true one lies above it.
+that makes them too improbable is refuted, so the true one lies above it. Nothing is assumed of
+the mechanism but that it is (epsilon, delta)-private, or not.
 
-How many guesses to make is a choice, and the best of several choices looks better than it is. So
-the choices are fixed beforehand (:data:`GUESSES`), and each gets an equal part of the error that is
+Repetitions have coins and noise of their own: :mod:`deal_core.privacy.repetitions`. How many
+guesses to make is fixed beforehand, and each choice gets an equal part of the error that is
 allowed: the bound is the largest of all, and holds at the confidence asked for.
 
 Source: Steinke, Nasr & Jagielski, "Privacy auditing with one (1) training run", NeurIPS 2023,
@@ -20,12 +21,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import betainc
 from scipy.stats import binom
 
-GUESSES = (0.05, 0.2, 1.0)
-"""Share of the canaries that is guessed: the surest few, more, all."""
+from deal_core.privacy.guesses import Guesses
+from deal_core.privacy.repetitions import combined
+
 CONFIDENCE = 0.95
 LARGEST = 64.0
 """No bound above: no number of canaries that can be trained on would give one."""
@@ -40,7 +41,7 @@ class LowerBound:
         epsilon: every smaller one is refuted; 0: none is.
         delta: at which.
         confidence: probability, at least, that the bound is not above the truth.
-        canaries, guesses, correct: ``m``, ``r`` and ``v`` of the choice that gave the bound.
+        canaries, guesses, correct: of the choice that gave the bound, in all repetitions together.
     """
 
     epsilon: float
@@ -80,13 +81,23 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
     return min(1.0, pure + 2 * canaries * delta * float(np.max(near / fewer)))
 
 
-def refuted_epsilon(
-    canaries: int, guesses: int, correct: int, delta: float, error: float = 1 - CONFIDENCE
-) -> float:
-    """The largest epsilon whose p-value is below ``error``; 0 where none is."""
+def over_choices(p_values: Sequence[Sequence[float]]) -> float:
+    """The p-value of all repetitions together, over all choices of how many to guess.
+
+    Args:
+        p_values: of each repetition, one for every choice, in the same order.
+    """
+    each = [combined(choice) for choice in zip(*p_values, strict=True)]
+    return min(1.0, len(each) * min(each))
+
+
+def refuted_epsilon(choice: Sequence[Guesses], delta: float, error: float) -> float:
+    """The largest epsilon whose p-value over all repetitions of one choice is below ``error``; 0
+    where none is."""
 
     def refuted(epsilon: float) -> bool:
-        return p_value(canaries, guesses, correct, epsilon, delta) < error
+        each = [p_value(g.canaries, g.guesses, g.correct, epsilon, delta) for g in choice]
+        return combined(each) < error
 
     if not refuted(0.0):
         return 0.0
@@ -101,44 +112,27 @@ def refuted_epsilon(
     return low
 
 
-def audit(
-    scores: NDArray[np.float64] | Sequence[float],
-    included: NDArray[np.bool_] | Sequence[bool],
-    delta: float,
-    confidence: float = CONFIDENCE,
+def lower_bound(
+    repetitions: Sequence[Sequence[Guesses]], delta: float, confidence: float = CONFIDENCE
 ) -> LowerBound:
-    """The lower bound from one score per canary.
-
-    Half of the guesses are "in", for the highest scores, half are "out", for the lowest.
+    """The lower bound from one or more repetitions.
 
     Args:
-        scores: ``(m,)``, higher where a canary looks as if it had been trained on; computed
-            from what was released, without a look at the coins.
-        included: ``(m,)``, how the coins fell.
+        repetitions: of each, the outcome of every choice, in the same order.
         delta: at which epsilon is bounded.
-        confidence: of the bound, over all choices of :data:`GUESSES` together.
-
-    Raises:
-        ValueError: no canary, different lengths, or a score that is not a number.
+        confidence: of the bound, over all choices together.
     """
-    values, coins = np.asarray(scores, np.float64), np.asarray(included, bool)
-    if values.ndim != 1 or values.shape != coins.shape or not len(values):
-        raise ValueError(f"{values.shape} scores for {coins.shape} canaries")
-    if np.isnan(values).any():
-        raise ValueError("a score is not a number")
-    ranked = coins[np.argsort(values, kind="stable")]
-    error = (1 - confidence) / len(GUESSES)
-    bounds = [_bound(ranked, share, delta, error, confidence) for share in GUESSES]
+    choices = list(zip(*repetitions, strict=True))
+    error = (1 - confidence) / len(choices)
+    bounds = [
+        LowerBound(
+            refuted_epsilon(choice, delta, error),
+            delta,
+            confidence,
+            sum(each.canaries for each in choice),
+            sum(each.guesses for each in choice),
+            sum(each.correct for each in choice),
+        )
+        for choice in choices
+    ]
     return max(bounds, key=lambda bound: bound.epsilon)
-
-
-def _bound(
-    ranked: NDArray[np.bool_], share: float, delta: float, error: float, confidence: float
-) -> LowerBound:
-    """By guessing this share of the canaries, which are in the order of their scores."""
-    m = len(ranked)
-    each = max(1, round(share * m / 2)) if m > 1 else 0
-    low, high = ranked[:each], ranked[m - each :]
-    guesses, correct = len(low) + len(high), int((~low).sum() + high.sum())
-    epsilon = refuted_epsilon(m, guesses, correct, delta, error)
-    return LowerBound(epsilon, delta, confidence, m, guesses, correct)

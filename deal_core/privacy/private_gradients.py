@@ -28,7 +28,7 @@ from deal_core.privacy.guards import (
     require_same_answers,
     require_sampled,
 )
-from deal_core.privacy.interface import ClippedSum, Probes, RecordId
+from deal_core.privacy.interface import Probes, RecordId
 from deal_core.privacy.noise import NoiseSource
 
 BELOW = 1 - 1e-5
@@ -49,7 +49,6 @@ class PrivateGradients:
         expected_batch: what the noisy sum is divided by; public.
         tokens_per_pass: bounds memory, not the step.
         noise: of samples and gradients.
-        clipped_sum: what the noise is added to.
     """
 
     data: Sequence[Encoded]
@@ -61,7 +60,6 @@ class PrivateGradients:
     expected_batch: float
     tokens_per_pass: int
     noise: NoiseSource
-    clipped_sum: ClippedSum = clipped_gradients
     _before: list[Tensor] = field(default_factory=list)
     _taken: int = 0
 
@@ -80,7 +78,7 @@ class PrivateGradients:
             ValueError: a loss reads a factor itself, or no gradient is finite.
         """
         factors = require_plain_lora(module)
-        norms = self.clipped_sum(module, objective, [list(range(probes))], self.max_grad_norm)
+        norms = clipped_gradients(module, objective, [list(range(probes))], self.max_grad_norm)
         for factor in factors:
             factor.grad = None
         if norms.isnan().any():
@@ -101,7 +99,7 @@ class PrivateGradients:
         if self._taken == 0:
             self._before = [factor.detach().clone() for factor in factors]
         parts = sampled_passes(module, self.data, batch, self.tokens_per_pass)
-        self.clipped_sum(module, objective, parts, BELOW * self.max_grad_norm)
+        clipped_gradients(module, objective, parts, BELOW * self.max_grad_norm)
         scale = self.noise_multiplier * self.max_grad_norm
         for factor in factors:
             total = scale * self.noise.normal(factor.shape)

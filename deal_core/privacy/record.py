@@ -25,19 +25,10 @@ from deal_core.config import Experiment
 from deal_core.errors import UserError
 from deal_core.ledger import Budget, BudgetSpent, Event, composed
 from deal_core.methods import make_method
-from deal_core.per_example import clipped_gradients
 from deal_core.privacy.counts import Counts, noised_counts, sensitivity
 from deal_core.privacy.guards import UnsafeModel, require_planned
-from deal_core.privacy.interface import (
-    Ask,
-    ClippedSum,
-    Gradients,
-    MakeSum,
-    Refusal,
-    Site,
-    Trained,
-)
-from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from deal_core.privacy.interface import Ask, Gradients, Refusal, Site, Trained
+from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.noise_floor import entry_noise
 from deal_core.privacy.none import clear_counts
 from deal_core.privacy.plan import (
@@ -91,18 +82,12 @@ class Plan(BaseModel):
         )
 
 
-def records_alone(sample_rate: float, noise: NoiseSource) -> ClippedSum:
-    """Nothing but the site's own records is in the sum."""
-    return clipped_gradients
-
-
 @dataclass(frozen=True)
 class RecordMechanism:
-    """Attributes: the ``experiment``; ``make_sum``: what noise is added to, records alone."""
+    """Attributes: the ``experiment``."""
 
     experiment: Experiment
     unit: str = UNIT
-    make_sum: MakeSum = records_alone
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
         """``lora_B`` alone where the rule leaves both, unless told otherwise."""
@@ -125,7 +110,7 @@ class RecordMechanism:
             if budget.disjoint_tasks:
                 ledger.declare_members(ask.task, ask.ids())
             event = self._event(ask, site, plan)
-            require_planned(ask.record_ids, ask.task, plan.records(ask.task))
+            require_planned(ask.record_ids, len(ask.data), ask.task, plan.records(ask.task))
             ledger.require(event, budget)
         except (BudgetSpent, NoiseMultiplier) as spent:
             reason = str(spent) or "the ledger's past leaves nothing"
@@ -313,7 +298,6 @@ class RecordMechanism:
             expected_batch=expected,
             tokens_per_pass=config.train.tokens_per_pass,
             noise=noise,
-            clipped_sum=self.make_sum(event.sample_rate, noise),
         )
 
     def _blank(self, ask: Ask, site: Site, event: Event) -> PrivateGradients:

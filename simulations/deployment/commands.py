@@ -81,13 +81,32 @@ def site_init(
     ] = None,
     text_column: Annotated[str, typer.Option()] = "text",
     label_column: Annotated[str, typer.Option()] = "label",
+    experiment: Annotated[
+        str, typer.Option(help="The consortium's, by a way you trust: its tasks and labels.")
+    ] = "",
 ) -> None:
     """Make a key pair and site.toml."""
     from simulations.deployment.site_init import SiteRequest, init_site
+    from simulations.deployment.site_labels import agreed_labels
+    from simulations.experiment import Request, load_experiment
 
     where = folder.expanduser().resolve()
-    request = SiteRequest(where, data, name, server_address, certificate, text_column, label_column)
-    say(init_site(request))
+    labels = agreed_labels(load_experiment(Request(experiment))) if experiment else {}
+    columns = (text_column, label_column)
+    say(init_site(SiteRequest(where, data, name, server_address, certificate, *columns, labels)))
+
+
+@site.command("allow-app")
+def site_allow_app(
+    folder: SiteFolder,
+    digest: Annotated[
+        str, typer.Argument(metavar="SHA256", help="Of an app you have reviewed.")
+    ] = "",
+) -> None:
+    """Let an app run here: that of this checkout, or the one of the SHA-256."""
+    from simulations.deployment.allow_app import allow_app
+
+    say(allow_app(folder.expanduser().resolve(), digest))
 
 
 @site.command("check")

@@ -35,9 +35,12 @@ class FlowerHome:
         self.empty.mkdir(parents=True, exist_ok=True)
 
     def environment(self) -> dict[str, str]:
-        """For every program of Flower's."""
+        """For every program of Flower's; this checkout comes first among what it imports, but for
+        an app, which Flower puts before it."""
+        code = str(Path(__file__).resolve().parents[2])
         return {
             **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")])),
             "FLWR_HOME": str(self.path),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",

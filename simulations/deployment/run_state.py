@@ -17,6 +17,10 @@ from server.spending import Spending, spending_in
 FAULTS = ("client_failed", "reply_dropped")
 
 
+MEANING = {"flower error 7": "the app is not allowed there (deal site allow-app, at the site)"}
+"""What Flower has a number for."""
+
+
 @dataclass
 class SiteState:
     """One site in one run.
@@ -120,7 +124,7 @@ def _heard(state: RunState, name: str, event: Event) -> None:
     site = state.sites.setdefault(name, SiteState())
     if event["event"] != "client_finished":
         site.faults += 1
-        site.last_fault = str(event["reason"])
+        site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
         if event["event"] == "client_failed" and name not in state.quarantined:
             state.quarantined.append(name)
         return

@@ -30,13 +30,14 @@ def init_server(folder: ServerFolder, settings: ServerSettings) -> list[str]:
         raise UserError("--port and --superlink-port must differ: the proxy stands before the link")
     if folder.settings_file.exists() or folder.authority_key.exists():
         raise UserError(f"{folder.path}: holds a server already; choose another folder")
+    proxy = nginx_file(folder, settings)
     try:
         folder.runs.mkdir(parents=True, exist_ok=True)
         folder.path.chmod(0o700)
         _write_keys(folder, settings.hosts)
         folder.flower.connect(f"{LOCAL}:{settings.superlink_port}", folder.authority)
         folder.sites.write_text("{}\n", encoding="utf-8")
-        (folder.path / "nginx.conf").write_text(nginx_file(folder, settings), encoding="utf-8")
+        (folder.path / "nginx.conf").write_text(proxy, encoding="utf-8")
         (folder.path / "deal-server.service").write_text(server_unit(folder), encoding="utf-8")
         folder.settings_file.write_text(toml_lines(settings.model_dump()), encoding="utf-8")
     except OSError as error:

@@ -4,8 +4,10 @@ but the fleet interface."""
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from deal_core.errors import UserError
 from simulations.deployment.server_folder import ServerFolder, ServerSettings
 
 UNIT = """\
@@ -36,8 +38,8 @@ ProtectControlGroups=yes
 RestrictSUIDSGID=yes
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
 LockPersonality=yes
-ReadWritePaths={folder}
-{more}
+ReadOnlyPaths={fixed}
+ReadWritePaths={changed}
 [Install]
 WantedBy=multi-user.target
 """
@@ -53,7 +55,8 @@ server {{
     ssl_certificate     {certificate};
     ssl_certificate_key {key};
     ssl_protocols       TLSv1.2 TLSv1.3;
-    client_max_body_size 0;
+    # A site sends arrays in pieces of 5 MiB (Flower's), however large the adapter is.
+    client_max_body_size 8m;
     proxy_request_buffering off;
     proxy_buffering off;
 
@@ -74,16 +77,18 @@ server {{
 
 
 def server_unit(folder: ServerFolder) -> str:
-    """A systemd unit that keeps the server running."""
-    return _unit("Federated DEAL: server", "deal-server", "server start", folder.path, "")
+    """A systemd unit that keeps the server running; it cannot change its settings and keys."""
+    fixed = (folder.settings_file, folder.authority, folder.certificate, folder.key)
+    what = "Federated DEAL: server"
+    return _unit(what, "deal-server", "server start", folder.path, fixed, folder.path)
 
 
 def site_unit(folder: Path, data: Path) -> str:
-    """A systemd unit that keeps a site running; the code it is sent can read the data and write
-    the site's folder, and nothing else of this machine's."""
-    return _unit(
-        "Federated DEAL: site", "deal-site", "site start", folder, f"ReadOnlyPaths={_quoted(data)}"
-    )
+    """A systemd unit that keeps a site running. What it runs can read the data, and write the state
+    folder; it can change neither ``site.toml`` with limits and list of apps, nor the keys, nor
+    anything else of this machine's."""
+    what, state = "Federated DEAL: site", folder / "state"
+    return _unit(what, "deal-site", "site start", folder, (data, folder), state)
 
 
 def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
@@ -91,14 +96,28 @@ def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
     return NGINX.format(
         port=settings.port,
         names=" ".join(settings.hosts),
-        certificate=folder.certificate,
-        key=folder.key,
-        authority=folder.authority,
+        certificate=_nginx(folder.certificate),
+        key=_nginx(folder.key),
+        authority=_nginx(folder.authority),
         superlink_port=settings.superlink_port,
     )
 
 
-def _unit(what: str, name: str, arguments: str, folder: Path, more: str) -> str:
+def _nginx(path: Path) -> str:
+    """One word of nginx's, whatever a path contains but ``$``, which nginx cannot quote.
+
+    Raises:
+        UserError: the path has one.
+    """
+    if "$" in str(path):
+        raise UserError(f"{path}: nginx cannot be told of a path with $; choose another folder")
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def _unit(
+    what: str, name: str, arguments: str, folder: Path, fixed: Sequence[Path], changed: Path
+) -> str:
     code = Path(__file__).resolve().parents[2]
     # Below a home the strict setting would hide the folder itself.
     homes = {Path("/home"), Path("/root")}
@@ -110,11 +129,11 @@ def _unit(what: str, name: str, arguments: str, folder: Path, more: str) -> str:
         user=_owner(folder),
         python=_argument(sys.executable),
         arguments=f"{arguments} {_argument(folder)}",
-        folder=_quoted(folder),
+        fixed=" ".join(_quoted(path) for path in fixed),
+        changed=_quoted(changed),
         plain_folder=_percent(folder),
         environment=_quoted(f"PYTHONPATH={code}"),
         home="read-only" if hidden else "yes",
-        more=f"{more}\n" if more else "",
     )
 
 

@@ -18,7 +18,10 @@ from deal_core.data.files import FilesSource
 from deal_core.data.source import TaskData
 from deal_core.errors import UserError
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
+from simulations.deployment.allowed_apps import allowed_apps
+from simulations.deployment.own_app import own_digest
 from simulations.deployment.secret_files import check_secret
+from simulations.deployment.site_labels import agreed_labels, compare_labels, declared_labels
 
 CONNECT_SECONDS = 10.0
 MOST_SKEW = 10.0
@@ -43,7 +46,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
 
     Args:
         folder: of ``deal site init``.
-        experiment: its tasks and labels are compared with the site's.
+        experiment: its tasks and labels are compared with the site's; the data are read under them.
         offline: leave connection and clock out.
 
     Raises:
@@ -51,15 +54,19 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     """
     site = read_site(folder / "site.toml")
     report = Report([f"site '{site.site.name}', state in {site.site.state}"], [])
+    agreed = agreed_labels(experiment) if experiment else {}
     checks: list[Callable[[], Iterator[str]]] = [
         lambda: check_keys(site),
         lambda: check_state(site),
+        lambda: check_app(folder, site),
+        lambda: compare_labels(site, agreed) if experiment else declared_labels(site),
     ]
     if not offline:
         checks.append(lambda: check_connection(site))
     for check in checks:
         _note(check, report)
-    check_data(own_data(experiment.data if experiment else DataConfig(), site.data), report)
+    asked = experiment.data if experiment else DataConfig(labels=site.data.labels)
+    check_data(own_data(asked, site.data), report)
     report.lines.extend(what_leaves(site))
     return report
 
@@ -89,6 +96,20 @@ def check_state(site: SiteFile) -> Iterator[str]:
     yield f"state folder {state}: can be written"
 
 
+def check_app(folder: Path, site: SiteFile) -> Iterator[str]:
+    """The app of this checkout, which the server sends where it has the same version, may run."""
+    digest, allowed = own_digest(), allowed_apps(site).digests
+    if allowed is None:
+        yield f"app of this checkout: {digest}; without [apps] in site.toml every app may run"
+    elif digest in allowed:
+        yield f"app of this checkout: {digest}, allowed (of {len(allowed)})"
+    else:
+        raise UserError(
+            f"app of this checkout: {digest} is not in [apps] of site.toml, so it is refused; "
+            f"deal site allow-app {folder} adds it"
+        )
+
+
 def check_data(config: DataConfig, report: Report) -> None:
     """Read every task; one line for each, and one for each fault."""
     source = FilesSource(config)
@@ -100,6 +121,8 @@ def check_data(config: DataConfig, report: Report) -> None:
     for name in names:
         _note(lambda name=name: iter(described(source.load(name))), report)  # type: ignore[misc]
     known = config.labels
+    for name in set(names) - set(known) if known else ():
+        report.lines.append(f"task '{name}': a folder, but no task agreed on; it stays out")
     for name in known:
         if name not in names:
             report.lines.append(f"task '{name}': no folder, so this site sits it out")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.site_file import NAME
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
+from simulations.deployment.own_app import own_digest
 from simulations.deployment.secret_files import write_secret
 from simulations.deployment.service_files import site_unit
 from simulations.deployment.site_keys import make_key_pair
@@ -37,6 +39,7 @@ label_column = {label}
 # text_column = "question"
 # label_text = {{ "1" = "Surgery", "2" = "Radiology" }}
 
+{labels}
 [compute]
 device = "auto"          # auto, cpu, cuda, cuda:N
 threads = 0              # 0: as the experiment asks
@@ -46,17 +49,34 @@ keep_seconds = 900       # the model stays in memory so long after a request; 0:
 "embedded:minilm" = ""
 
 [policy]                 # limits that no experiment can widen (deal_core/privacy/policy.py)
-metrics = "clear"        # counts of right answers: none leave, noised, or in the clear
-counts = true            # whether the number of training records may leave
-# mechanism = "record"   # train with differential privacy, or not at all
-# max_epsilon = 8.0      # of all that the ledger holds, for ever
-# spending = true        # whether epsilon and delta of the ledger may leave
+mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
+                         # updates leave as the experiment asks, also unprotected
+max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one protects less
+metrics = "none"         # counts of right answers stay; "noised": they leave with noise, and are
+                         # charged; "clear": they leave as they are, unprotected
+counts = false           # true: the exact number of training records may leave
+spending = true          # false: epsilon and delta of the ledger stay here as well
+
+[apps]                   # the code that the server may run here; nothing of another is unpacked
+allowed = [
+    {app},
+]                        # by SHA-256: this one is of the version installed here. After an upgrade:
+                         # deal site allow-app
+"""
+LABELS = """\
+[data.labels]            # every task that this site takes part in, and its labels, as agreed on
+{lines}"""
+NO_LABELS = """\
+# Without [data.labels] the site takes part in no task. Add every task that it does take part in,
+# with its labels, as the consortium has agreed on; deal site check --experiment prints the lines.
+# [data.labels]
+# TASK = ["label", "other label"]
 """
 
 
 @dataclass(frozen=True)
 class SiteRequest:
-    """The arguments of ``deal site init``."""
+    """The arguments of ``deal site init``; ``labels`` are those of the agreed experiment."""
 
     folder: Path
     data: Path
@@ -65,6 +85,7 @@ class SiteRequest:
     certificate: Path | None = None
     text_column: str = "text"
     label_column: str = "label"
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def init_site(request: SiteRequest) -> list[str]:
@@ -83,8 +104,9 @@ def init_site(request: SiteRequest) -> list[str]:
         raise UserError(f"{folder}: holds a site already; choose another folder, or edit site.toml")
     if request.certificate is not None and not request.certificate.is_file():
         raise UserError(f"--certificate {request.certificate}: no such file")
+    app = own_digest()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "state").mkdir(parents=True, exist_ok=True)  # the unit lets nothing else change
         folder.chmod(0o700)
         pair = make_key_pair(request.name)
         write_secret(folder / "site.key", pair.private)
@@ -94,29 +116,38 @@ def init_site(request: SiteRequest) -> list[str]:
         data = request.data.resolve()
         unit = site_unit(folder, data)
         (folder / "deal-site.service").write_text(unit, encoding="utf-8")
-        (folder / "site.toml").write_text(_toml(request, data), encoding="utf-8")
+        (folder / "site.toml").write_text(_toml(request, data, app), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     return _next(request)
 
 
-def _toml(request: SiteRequest, data: Path) -> str:
+def _toml(request: SiteRequest, data: Path, app: str) -> str:
     return SITE_TOML.format(
         name=toml_value(request.name),
         address=toml_value(request.address),
         data=toml_value(str(data)),
         text=toml_value(request.text_column),
         label=toml_value(request.label_column),
+        labels=LABELS.format(lines=label_lines(request.labels)) if request.labels else NO_LABELS,
+        app=toml_value(app),
     )
+
+
+def label_lines(labels: Mapping[str, Sequence[str]]) -> str:
+    """Lines of ``[data.labels]``."""
+    return "".join(f"{toml_value(task)} = {toml_value(own)}\n" for task, own in labels.items())
 
 
 def _next(request: SiteRequest) -> list[str]:
     folder = request.folder
     suffixes = ", ".join(READERS)
+    labels = "" if request.labels else ", and [data.labels], without which no task is worked on"
     lines = [
         f"made {folder}: site.toml, site.key (private, stays here), site.pub, deal-site.service",
         "next:",
-        f"  1. look through {folder / 'site.toml'} (columns, limits; data files are {suffixes})",
+        f"  1. look through {folder / 'site.toml'} (columns, limits{labels}; data files are "
+        f"{suffixes})",
         f"  2. send {folder / 'site.pub'} to the server's administrator, and compare it by phone",
     ]
     if request.certificate is None:

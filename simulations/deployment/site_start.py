@@ -1,18 +1,17 @@
-"""``deal site start``: Flower's SuperNode with the site's key, and ``site.toml`` for the app."""
+"""``deal site start``: keep Flower's SuperNode running, with the site's key and list of apps."""
 
 from __future__ import annotations
 
-import json
-import socket
+import sys
 import time
 from pathlib import Path
 
-from client.site_file import NODE_KEY, SiteFile, read_site
+from client.site_file import SiteFile, read_site
 from deal_core.errors import UserError
+from simulations.deployment.allowed_apps import allowed_apps
 from simulations.deployment.flower_home import FlowerHome
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.supervise import supervise
-from simulations.flower_sandbox import program
 
 IN_USE = "Failed to activate SuperNode"
 UNKNOWN = "CERTIFICATE_VERIFY_FAILED"
@@ -51,7 +50,7 @@ def start_site(folder: Path) -> int:
     state = Path(site.site.state)
     state.mkdir(parents=True, exist_ok=True)
     home = FlowerHome(state / "flower")
-    command = supernode_command(folder, site)
+    command = supernode_command(folder)
     return _keep_going(site, command, home, state / "supernode.log", state / "site.pid")
 
 
@@ -86,25 +85,27 @@ def starting_lines(folder: Path, site: SiteFile) -> list[str]:
     """What is about to run, and where to look."""
     return [
         f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it",
+        apps_line(site),
         f"its log: {Path(site.site.state) / 'log.jsonl'}; Flower's: supernode.log beside it",
         f"next: nothing; to look at data and connection: deal site check {folder}",
     ]
 
 
-def supernode_command(folder: Path, site: SiteFile) -> list[str]:
-    """Flower's own program; the app is told nothing but where ``site.toml`` lies."""
-    node_config = f"{NODE_KEY}={json.dumps(str(folder / 'site.toml'))}"
-    return [
-        program("flower-supernode"),
-        *("--root-certificates", site.server.certificate),
-        *("--auth-supernode-private-key", site.server.key),
-        *("--superlink", site.server.address),
-        *("--host", "127.0.0.1", "--port", str(_free_port())),
-        *("--node-config", node_config),
-    ]
+def apps_line(site: SiteFile) -> str:
+    """How many apps may run; a warning where every app may."""
+    digests = allowed_apps(site).digests
+    if digests is None:
+        return (
+            "warning: site.toml has no [apps], so whatever app the server sends runs here; "
+            "deal site allow-app DIR names the one of this checkout"
+        )
+    if not digests:
+        return "warning: no app is allowed, so every request is refused; deal site allow-app DIR"
+    return f"apps that may run here: {', '.join(sorted(digests))}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def supernode_command(folder: Path) -> list[str]:
+    """This project's own start of Flower's SuperNode. ``-P``: nothing is imported from its working
+    directory, which apps can write."""
+    module = "simulations.deployment.supernode"
+    return [sys.executable, "-P", "-m", module, str(folder / "site.toml")]

@@ -98,7 +98,7 @@ def test_sums_of_products_stay_bounded_and_exact():
         factors = LoraFactors(
             torch.randn(5, 30, generator=generator), torch.randn(12, 5, generator=generator)
         )
-        sums.add("q", factors, k - 100.0)
+        sums.add({"q": factors}, k - 100.0)
         dense += (k - 100.0) * factors.B.double() @ factors.A.double()
         sizes.append(held_bytes(sums))
     assert max(sizes) <= (2 * 12 + 5) * (12 + 30) * 8

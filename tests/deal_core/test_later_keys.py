@@ -31,7 +31,7 @@ def test_a_record_with_the_key_says_it_itself() -> None:
 
 def test_a_ledger_finds_releases_from_before_the_key() -> None:
     """The name of a run that does what was done then is the one it had then."""
-    off = experiment("method.distillation.ahead=0.0")
+    off = experiment(*(f"{key}={str(value).lower()}" for key, value in BEFORE.items()))
     then = {k: v for k, v in flatten(off).items() if k not in BEFORE and k not in WHERE}
     name = hashlib.sha256(json.dumps(then, sort_keys=True).encode()).hexdigest()[:16]
     assert run_name(off) == name

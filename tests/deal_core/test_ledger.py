@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -20,6 +21,7 @@ from deal_core.ledger import (
     Ledger,
     LedgerError,
     composed,
+    unprotected_event,
 )
 from deal_core.privacy.accounting import Spent, epsilon_of
 
@@ -206,6 +208,31 @@ def test_processes_that_charge_at_the_same_time_keep_the_budget(ledger):
     for worker in workers:
         worker.join()
     assert len(ledger.events()) == 7
+
+
+def test_of_two_that_write_at_once_the_later_head_stays(ledger, monkeypatch):
+    """The first comes to the second file last; it must not say that the other entry is gone."""
+    write = Ledger._write_head
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_write_head", lambda self, *given: late.append(given))
+        late: list[tuple] = []
+        ledger.charge(EVENT, WIDE, "first", b"x")
+    ledger.charge(EVENT, WIDE, "second", b"x")
+    write(ledger, *late[0])
+    assert json.loads(ledger.head.read_text())["seq"] == 2
+
+
+def test_unprotected_releases_are_noted_and_cost_nothing(ledger):
+    ledger.charge(EVENT, WIDE, "r", b"x")
+    before = composed(ledger.events(), 1e-4)
+    ledger.note(unprotected_event("run", "none", ("surgery", "learn", 0, 1)))
+    assert composed(ledger.events(), 1e-4) == composed(ledger.events(), 1e-4, True) == before
+    assert [event.protected for event in ledger.events()] == [True, False]
+    with pytest.raises(ValueError, match="is charged"):
+        ledger.note(EVENT)
+    for n in range(KEPT_ANSWERS + 1):
+        ledger.note(unprotected_event("run", "none", ("surgery", "learn", 0, n)))
+    assert ledger.answer("r") == b"x"  # notes push no answer out
 
 
 def _die_in_transaction(folder):

@@ -9,7 +9,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from deal_core.privacy.one_run_audit import audit, p_value, refuted_epsilon
+from deal_core.privacy.guesses import CHOICES, Guesses, guess
+from deal_core.privacy.one_run_audit import lower_bound, p_value
+
+
+def audit(scores, included, delta: float):
+    """Of one run."""
+    return lower_bound([guess(scores, included)], delta)
+
+
+def refuted_epsilon(m: int, r: int, v: int, delta: float) -> float:
+    """Of one run and one choice of guesses."""
+    return lower_bound([[Guesses(m, r, v)]], delta).epsilon
 
 
 def randomised_response(epsilon: float, m: int, rng: np.random.Generator):
@@ -98,6 +109,25 @@ def test_delta_counts_as_the_source_counts_it():
 def test_what_is_no_audit_is_refused(scores, included):
     with pytest.raises(ValueError, match=r"scores for|not a number"):
         audit(scores, included, delta=1e-5)
+
+
+@pytest.mark.parametrize("m", [2, 3, 7, 50])
+def test_no_canary_is_guessed_twice(m):
+    every = guess(np.arange(m), np.arange(m) % 2 == 0)
+    assert len(every) == len(CHOICES)
+    assert all(each.correct <= each.guesses <= m for each in every)
+    best = guess([0.0, 1.0, 2.0, 3.0], [False, False, True, True])[2]
+    assert (best.guesses, best.correct) == (4, 4)
+
+
+def test_repetitions_show_more_and_stay_below_the_truth():
+    """``mu = 1``: epsilon is 4.38 at delta = 1e-5."""
+    rng = np.random.default_rng(4)
+    many = [[guess(*gaussian(1.0, 1000, rng)) for _ in range(8)] for _ in range(10)]
+    bounds = [lower_bound(each, 1e-5).epsilon for each in many]
+    alone = [lower_bound(each[:1], 1e-5).epsilon for each in many]
+    assert max(bounds) < 4.38
+    assert np.median(bounds) > np.median(alone) + 0.2
 
 
 def test_impossible_counts_are_refused():

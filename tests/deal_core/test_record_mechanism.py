@@ -217,6 +217,16 @@ def test_methods_that_read_earlier_records_are_refused(method):
         make_mechanism(experiment(f"method.name={method}"))
 
 
+@pytest.mark.parametrize(
+    "override", ["train.precision=bfloat16", "stream.schedule=joint", "method.logit_adjustment=1.0"]
+)
+def test_what_would_make_records_depend_on_each_other_is_refused(override):
+    from deal_core.errors import UserError
+
+    with pytest.raises(UserError, match=r'privacy.mechanism = "record"'):
+        make_mechanism(experiment(override))
+
+
 def test_one_factor_a_round_unless_told_otherwise():
     one, both = make_mechanism(experiment()), make_mechanism(experiment("privacy.factors=both"))
     assert one.trained(BOTH) == {"lora_B"}
@@ -293,7 +303,7 @@ def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
 
 def test_no_experiment_can_declare_a_real_sites_tasks_disjoint(site):
     mechanism = make_mechanism(experiment("privacy.disjoint_tasks=true"))
-    sequential = make_mechanism(experiment())._solve([], RECORDS, site)
+    sequential = make_mechanism(experiment())._solve([], RECORDS, sum(RECORDS.values()), site)
     for policy in (None, Policy(metrics="clear")):
         real = replace(site, policy=policy, simulated=False)
         assert mechanism._solve([], RECORDS, sum(RECORDS.values()), real) == sequential

@@ -27,8 +27,11 @@ Tamper = Callable[[str, Message], list[Message]]
 """From the client's name and its reply to what arrives of it."""
 
 
-def tiny_app(experiment: Experiment, shapes: Shapes) -> ClientApp:
-    """Clients that read and write as the real ones do, and learn noise in between."""
+def tiny_app(
+    experiment: Experiment, shapes: Shapes, weigh: Callable[[int], float] = lambda n: 10 + n
+) -> ClientApp:
+    """Clients that read and write as the real ones do, learn noise in between, and say that they
+    have so many examples."""
     app = ClientApp()
     bench = SimpleNamespace(experiment=experiment, shapes=shapes, latest=Memory(), phase=str)
 
@@ -45,7 +48,7 @@ def tiny_app(experiment: Experiment, shapes: Shapes) -> ClientApp:
         trained = frozenset(instruction.trained)
         adapter = nudged(state.current, trained, generator)
         dtype = experiment.wire.dtype
-        figures = {"num_examples": 10 + number, "loss": 0.5, "seconds": 0.1}
+        figures = {"num_examples": weigh(number), "loss": 0.5, "seconds": 0.1}
         encoded, _ = pack_update(adapter, state.current, dtype, trained, {}, generator)
         counted = ("ok", counts(len(instruction.counted))) if instruction.counted else None
         return wire.update_reply(message, Trained(encoded, figures), instruction, counted)

@@ -57,6 +57,32 @@ def every_float(value: float) -> Mutation:
     return mutate
 
 
+def every_array(change: Change) -> Mutation:
+    """Replace every float array by another."""
+
+    def mutate(reply: Message, generator: torch.Generator) -> None:
+        record = reply.content["lora"]
+        for key in [k for k, a in record.items() if a.dtype == "float32"]:
+            made = np.ascontiguousarray(change(record[key].numpy(), generator), np.float32)
+            record[key] = Array(made)
+
+    return mutate
+
+
+def alternating(value: float) -> Mutation:
+    """The same size everywhere, every other one negative."""
+
+    def change(array: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        signs = np.where(np.arange(array.size) % 2, -1.0, 1.0)
+        return value * signs.reshape(array.shape)
+
+    return every_array(change)
+
+
+def times(value: float) -> Mutation:
+    return every_array(lambda array, generator: value * array)
+
+
 def as_type(dtype: str) -> Mutation:
     return changed(lambda array, generator: array.astype(dtype))
 

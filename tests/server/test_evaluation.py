@@ -258,6 +258,6 @@ def test_an_evaluation_has_one_name_whether_it_is_asked_alone_or_carried_along(t
     for sent in (first, second):
         message = sent.requests["0"]
         read = read_instruction(dict(message.content.config_records["instruction"]))
-        names.add(request_name(message, read.evaluation() if read.counted else read))
+        names.add(request_name(message, read.evaluation() if read.counted else read, "run"))
     assert len(names) == 1
-    assert request_name(first.requests["0"], carrying) not in names
+    assert request_name(first.requests["0"], carrying, "run") not in names

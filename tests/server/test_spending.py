@@ -43,7 +43,6 @@ def test_what_cannot_be_is_refused(lie):
     [
         {"epsilon"},
         {"delta"},
-        {"epsilon", "delta", "simulation_only"},
         {"epsilon", "delta", "noise_floor"},
     ],
 )

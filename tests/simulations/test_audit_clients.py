@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from deal_core.ledger import Ledger, composed
 from deal_core.privacy import clipped_mean
 from deal_core.privacy.noise import SeededNoise
+from deal_core.privacy.server_side import CentralNoise
 from simulations.audit_found import Training
+from simulations.audit_judged import Judged, judged
 from simulations.audit_run import carry_out, known
 
 CLIENT = (
@@ -18,6 +22,11 @@ CLIENT = (
     "federation.clients=8",
 )
 SAMPLED = "federation.clients_per_round=4"
+EIGHTH = "federation.clients_per_round=1"
+
+
+def attack(*trainings: Training) -> Judged:
+    return judged([carry_out(each, lambda event: None) for each in trainings])
 
 
 def training(make_experiment, folder, *overrides, epsilon=1.0, canaries=400) -> Training:
@@ -35,8 +44,9 @@ def test_the_mechanism_as_it_is_stays_below_its_claim(
     found = carry_out(what, lambda event: None)
     assert 0.9 * epsilon < found.claimed <= epsilon
     assert (found.unit, found.delta, found.simulation_only) == ("client", 1e-5, True)
-    assert found.bound.epsilon < found.claimed
-    assert not found.refuted
+    verdict = judged([found])
+    assert verdict.bound.epsilon < found.claimed
+    assert not verdict.refuted
     assert known(what) == found
     events = Ledger(tmp_path / "on" / "privacy").events()
     assert len(events) == 4  # 2 tasks, 2 rounds
@@ -46,7 +56,9 @@ def test_the_mechanism_as_it_is_stays_below_its_claim(
 def test_the_attack_is_no_weak_one(make_experiment, tmp_path):
     """Of a claim of 8 it shows a good part: a bound below the claim is not for want of trying."""
     what = training(make_experiment, tmp_path, epsilon=8.0, canaries=1000)
-    assert carry_out(what, lambda event: None).bound.epsilon > 2
+    verdict = attack(what)
+    assert verdict.bound.epsilon > 2
+    assert verdict.notices.efficiency > 0.8
 
 
 @pytest.mark.parametrize("overrides", [(), (SAMPLED,)])
@@ -56,7 +68,7 @@ def test_noise_switched_off_is_caught(make_experiment, tmp_path, monkeypatch, ov
         SeededNoise, "normal", lambda self, shape: torch.zeros(shape, dtype=torch.float64)
     )
     what = training(make_experiment, tmp_path / "off", *overrides)
-    found = carry_out(what, lambda event: None)
+    found = attack(what)
     assert 0.9 < found.claimed <= 1.0
     assert found.bound.epsilon > 2 * found.claimed
     assert found.refuted
@@ -64,14 +76,35 @@ def test_noise_switched_off_is_caught(make_experiment, tmp_path, monkeypatch, ov
 
 def test_clipping_switched_off_is_caught(make_experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(clipped_mean, "clipped", lambda change, bound: dict(change))
-    found = carry_out(training(make_experiment, tmp_path / "off"), lambda event: None)
+    found = attack(training(make_experiment, tmp_path / "off"))
     assert found.claimed <= 1.0
     assert found.refuted
+
+
+def test_half_the_noise_is_caught(make_experiment, tmp_path, monkeypatch):
+    drawn = SeededNoise.normal
+    monkeypatch.setattr(SeededNoise, "normal", lambda self, shape: 0.5 * drawn(self, shape))
+    whats = [
+        replace(training(make_experiment, tmp_path / str(k), f"run.seed={k}"), repeat=k)
+        for k in range(5)
+    ]
+    found = attack(*whats)
+    assert found.claimed <= 1.0
+    assert found.p_value < 0.05
+
+
+def test_everybody_drawn_in_every_round_is_caught(make_experiment, tmp_path, monkeypatch):
+    monkeypatch.setattr(CentralNoise, "sample", lambda self, names, *where: list(names))
+    whats = [
+        replace(training(make_experiment, tmp_path / str(k), EIGHTH, f"run.seed={k}"), repeat=k)
+        for k in range(3)
+    ]
+    assert attack(*whats).p_value < 0.05
 
 
 def test_without_a_mechanism_whole_clients_are_plain_to_see(make_experiment, tmp_path):
     what = training(make_experiment, tmp_path, SAMPLED, "privacy.mechanism=none")
     found = carry_out(what, lambda event: None)
     assert (found.claimed, found.unit, found.delta) == (None, None, 1e-5)
-    assert found.bound.epsilon > 2
-    assert not found.refuted
+    assert judged([found]).bound.epsilon > 2
+    assert not judged([found]).refuted

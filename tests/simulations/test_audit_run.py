@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from deal_core.errors import UserError
+from deal_core.ledger import Ledger, composed
 from deal_core.privacy.noise import SeededNoise
 from simulations.audit_found import Training
-from simulations.audit_run import carry_out, known
+from simulations.audit_judged import judged
+from simulations.audit_run import carry_out, known, share_of
 
 AUDITED = (
     'data.tasks=["laboratory"]',
@@ -40,8 +42,9 @@ def test_noise_switched_off_is_caught(make_experiment, tmp_path, monkeypatch):
     what = training(make_experiment, tmp_path / "off", *RECORD, "privacy.target_epsilon=1.0")
     found = carry_out(what, lambda event: None)
     assert 0.9 < found.claimed <= 1.0
-    assert found.bound.epsilon > 2 * found.claimed
-    assert found.refuted
+    verdict = judged([found])
+    assert verdict.bound.epsilon > 2 * found.claimed
+    assert verdict.refuted
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
@@ -49,8 +52,9 @@ def test_the_mechanism_as_it_is_stays_below_its_claim(make_experiment, tmp_path,
     what = training(make_experiment, tmp_path / "on", *RECORD, f"privacy.target_epsilon={epsilon}")
     found = carry_out(what, lambda event: None)
     assert 0.9 * epsilon < found.claimed <= epsilon
-    assert found.bound.epsilon < found.claimed
-    assert not found.refuted
+    verdict = judged([found])
+    assert verdict.bound.epsilon < found.claimed
+    assert not verdict.refuted
     assert known(what) == found
 
 
@@ -58,7 +62,7 @@ def test_without_a_mechanism_canaries_are_plain_to_see(make_experiment, tmp_path
     found = carry_out(training(make_experiment, tmp_path / "none"), lambda event: None)
     assert found.claimed is None
     assert found.unit is None
-    assert found.bound.epsilon > 2
+    assert judged([found]).bound.epsilon > 2
 
 
 def test_texts_are_planted_scored_and_counted(make_experiment, tmp_path):
@@ -73,10 +77,23 @@ def test_texts_are_planted_scored_and_counted(make_experiment, tmp_path):
         canaries=6,
     )
     found = carry_out(what, lambda event: None)
-    assert (found.kind, found.bound.canaries) == ("texts", 6)
+    assert (found.kind, found.outcomes[0].canaries) == ("texts", 6)
     assert (found.membership.members, found.membership.others) == (10, 8)
     assert found.membership.true_positives is None
-    assert found.bound.epsilon == 0  # six coins can refute nothing
+    assert judged([found]).bound.epsilon == 0  # six coins can refute nothing
+
+
+def test_canaries_change_no_claim(make_experiment, tmp_path):
+    """They are charged what the site's records would be: with the rate that it has without them."""
+    config = make_experiment(*AUDITED, "privacy.mechanism=record", f'run.out="{tmp_path / "run"}"')
+    what = Training(config, "gradients", client=0, canaries=250, seed=5, delta=1e-5, records=8)
+    found = carry_out(what, lambda event: None)
+    records = len(share_of(config, "laboratory", 0).train)
+    [spent] = found.spent
+    assert spent.sample_rate == min(1.0, 64 / records)
+    assert spent.steps == 4 * -(-1 // spent.sample_rate)
+    ledger = Ledger(tmp_path / "run" / "sites" / "0")
+    assert composed(ledger.events(), 1e-5) == found.claimed
 
 
 @pytest.mark.slow
@@ -95,8 +112,8 @@ def test_texts_with_random_labels_show_where_nothing_is_private(make_experiment,
     )
     found = carry_out(what, lambda event: None)
     assert found.claimed is None
-    assert found.bound.canaries == 48
-    assert found.bound.epsilon > 0.3
+    assert found.outcomes[0].canaries == 48
+    assert judged([found]).bound.epsilon > 0.3
     assert (found.membership.members, found.membership.others) == (48, 100)
     assert found.membership.auc.value > 0.6
     assert found.membership.true_positives is not None
@@ -108,6 +125,8 @@ def test_what_a_folder_holds_of_other_settings_is_refused(make_experiment, tmp_p
     for changed, told in (
         (replace(what, canaries=21), "canaries is 21"),
         (replace(what, seed=6), "seed is 6"),
+        (replace(what, records=5), "records is 5"),
+        (replace(what, repeat=1), "repeat is 1"),
     ):
         with pytest.raises(UserError, match=told) as caught:
             known(changed)

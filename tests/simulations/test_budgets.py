@@ -13,9 +13,11 @@ from rich.console import Console
 from deal_core.config import RunConfig
 from deal_core.errors import UserError
 from deal_core.ledger import Ledger, composed
+from deal_core.privacy.guesses import CHOICES, Guesses
+from deal_core.privacy.one_run_audit import lower_bound
 from server.results import read_results
 from simulations.audit import AuditRequest, run_audit
-from simulations.audit_found import Bound, Found, Training
+from simulations.audit_found import Found, Outcome, Steps, Training
 from simulations.budgets import BudgetsRequest, run_budgets
 from simulations.budgets_plot import figure_of
 from simulations.budgets_results import Budgets, Sweep
@@ -35,33 +37,41 @@ SMALL = (
 )
 
 
+SHOWN = lower_bound([[Guesses(400, 400, 256)] * len(CHOICES)] * 2, 1e-5).epsilon
+"""What the audit below shows."""
+
+
 def console() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-def judged(training: Training, listener) -> Found:
-    """As if it had been trained: a bound of 1.25."""
+def trained(training: Training, listener) -> Found:
+    """As if it had been trained."""
     private = training.experiment.privacy.mechanism != "none"
-    bound = {"delta": 1e-5, "confidence": 0.95, "canaries": 9, "guesses": 9, "correct": 9}
+    right = 200 if training.kind == "texts" else 256
+    outcome = Outcome(canaries=400, guesses=400, correct=right)
     return Found(
         kind=training.kind,
         client=0,
-        canaries=9,
+        canaries=400,
+        records=0,
         seed=0,
+        repeat=training.repeat,
         mechanism=training.experiment.privacy.mechanism,
         unit=training.experiment.privacy.mechanism if private else None,
         simulation_only=private,
         claimed=training.experiment.privacy.target_epsilon if private else None,
         delta=1e-5,
-        bound=Bound(epsilon=1.25 if training.kind != "texts" else 0.5, **bound),
+        spent=[Steps(sample_rate=1.0, noise_multiplier=0.6, steps=1)] if private else [],
+        outcomes=[outcome] * len(CHOICES),
     )
 
 
 def audit_in(folder, *overrides: str) -> str:
     """What ``deal audit`` leaves, but for the trainings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("simulations.audit.carry_out", judged)
-        request = AuditRequest("quickstart", "8", str(folder), (*SMALL, *overrides))
+        patch.setattr("simulations.audit.carry_out", trained)
+        request = AuditRequest("quickstart", "8", str(folder), (*SMALL, *overrides), repetitions=2)
         assert run_audit(request, console()) == 0
     return str(folder)
 
@@ -88,7 +98,7 @@ def test_a_point_for_every_budget(done):
     assert 7.5 < private.spent <= 8.0
     assert private.delta > 0
     assert (private.unit, private.simulation_only) == ("record", True)
-    assert (private.lower_bound, private.lower_bound_delta) == (1.25, 1e-5)
+    assert (private.lower_bound, private.lower_bound_delta) == (SHOWN, 1e-5)
     assert (free.spent, free.delta, free.unit, free.lower_bound) == (None, None, None, None)
 
 
@@ -105,7 +115,8 @@ def test_the_sweep_composes_the_ledgers_of_its_private_runs(done):
 def test_no_epsilon_without_what_it_means(done):
     text = (done[0] / "budgets.md").read_text()
     line = next(line for line in text.splitlines() if line.startswith("| 8 "))
-    for part in ("at delta", "per record", "simulation only", "≥ 1.25 at delta = 1e-05 per record"):
+    shown = f"≥ {SHOWN:.2f} at delta = 1e-05 per record"
+    for part in ("at delta", "per record", "simulation only", shown):
         assert part in line
     sweep = text.split("## The sweep itself")[1]
     for part in ("epsilon = ", "at delta", "per record", "composed over", "no epsilon holds"):
@@ -127,7 +138,7 @@ def test_the_plot_shows_the_bound_beside_the_claim(done):
     lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[-1].lines}
     assert lines == {
         "claimed": [[8.0, 8.0]],
-        "lower bound (95 %), delta = 1e-05": [[8.0, 1.25]],
+        "lower bound (95 %), delta = 1e-05": [[8.0, SHOWN]],
     }
     for part in ("delta", "per record", "over all rounds and tasks", "simulation only"):
         assert part in figure.get_suptitle()

@@ -38,6 +38,8 @@ name = "north"
 address = "127.0.0.1:9443"
 [data]
 path = "data"
+[data.labels]
+triage = ["skin", "bone"]
 [compute]
 device = "cpu"
 threads = 1

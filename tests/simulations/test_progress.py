@@ -129,6 +129,14 @@ def test_a_failed_client_is_remembered_until_the_next_round() -> None:
     assert after([*FIRST_TASK[:3], failed, *round_events(0, 2, START + 10)]).failures == ()
 
 
+def test_what_is_lost_and_whose_weight_is_cut_is_told() -> None:
+    state = after(FIRST_TASK[:3])
+    lost = {"event": "round_lost", "time": START + 4, "reason": "LinAlgError: no end"}
+    assert plain_lines(lost, state) == ["lost, the model stays as it was: LinAlgError: no end"]
+    cut = {"event": "weight_cut", "time": START + 4, "client": "1", "weight": 600.0}
+    assert plain_lines(cut, state) == ["client 1 weighs 600, not what it claimed"]
+
+
 def test_unknown_events_change_nothing_but_the_time() -> None:
     state = after(FIRST_TASK)
     assert state.update({"event": "new", "time": START + 21}).accuracy == state.accuracy

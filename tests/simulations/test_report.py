@@ -11,7 +11,7 @@ from deal_core.config import Experiment
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import ClientResult, Privacy, Results, Stage, Wire, write_results
-from simulations.report import matrix_table, measures, print_report, privacy_text
+from simulations.report import large_delta, matrix_table, measures, print_report, privacy_text
 from simulations.view import signed
 
 
@@ -119,3 +119,10 @@ def test_a_method_that_keeps_texts_is_marked() -> None:
     marked = dict(measures(results(config=replay)))
     assert marked["kept texts"] == "of earlier tasks, at each client, by replay"
     assert "kept texts" not in dict(measures(results()))
+
+
+def test_a_large_delta_is_warned_of():
+    told = Privacy(mechanism="record", unit="record", delta=0.1, epsilon={"0": 1.0})
+    assert "of one in 10 records everything may be told" in large_delta(told)
+    assert large_delta(told.model_copy(update={"delta": 1e-3})) == ""
+    assert large_delta(Privacy(mechanism="none")) == ""

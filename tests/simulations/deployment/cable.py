@@ -58,12 +58,13 @@ class Cable:
 
 
 @contextmanager
-def cabled(path: Path, data: Path) -> Iterator[tuple[Federation, Cable]]:
+def cabled(path: Path, data: Path, experiment: Path) -> Iterator[tuple[Federation, Cable]]:
     """A server and its sites, all running; the cable of the one named north can be pulled out."""
     with federation(path) as fed:
         cable = Cable(fed.folder.settings().superlink_port)
         for site in SITES:
-            fed.add(site, data / site, address=f"127.0.0.1:{cable.port}" if site == "north" else "")
+            address = f"127.0.0.1:{cable.port}" if site == "north" else ""
+            fed.add(site, data / site, experiment, address=address)
             fed.start_site(site)
         try:
             yield fed, cable

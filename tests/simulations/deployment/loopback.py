@@ -61,6 +61,18 @@ def done(*arguments: str, prefix: Sequence[str] = ()) -> str:
     return result.stdout
 
 
+OPEN = 'metrics = "clear"\ncounts = true\nmin_records = 1\n'
+"""A policy under which a site trains without differential privacy, and says how well."""
+
+
+def set_policy(site_file: Path, policy: str) -> None:
+    """Write another policy than that of ``deal site init``."""
+    head, _, rest = site_file.read_text().partition("[policy]")
+    _, apps, after = rest.partition("[apps]")
+    assert apps
+    site_file.write_text(f"{head}[policy]\n{policy}\n{apps}{after}")
+
+
 @dataclass
 class Federation:
     """Processes and folders below ``path``."""
@@ -106,8 +118,17 @@ class Federation:
     def site(self, name: str) -> Path:
         return self.path / "sites" / name
 
-    def add(self, name: str, data: Path, *options: str, address: str = "") -> None:
-        """Make a site, register its key."""
+    def add(
+        self,
+        name: str,
+        data: Path,
+        experiment: Path | None = None,
+        *options: str,
+        address: str = "",
+        policy: str = OPEN,
+    ) -> None:
+        """Make a site that takes part in the experiment's tasks, register its key."""
+        agreed = ("--experiment", str(experiment)) if experiment else ()
         done(
             *("site", "init", str(self.site(name)), "--data", str(data), "--name", name),
             *(
@@ -115,9 +136,11 @@ class Federation:
                 address or self.address,
                 "--certificate",
                 str(self.folder.authority),
+                *agreed,
                 *options,
             ),
         )
+        set_policy(self.site(name) / "site.toml", policy)
         key = str(self.site(name) / "site.pub")
         done("server", "add-site", name, key, "--dir", str(self.folder.path))
 
@@ -129,9 +152,7 @@ class Federation:
         found = []
         for process in _members(self.site(name) / "state" / "flower"):
             with suppress(psutil.Error):
-                if {"flwr-clientapp", "client.worker"} & {
-                    word.rpartition("/")[2] for word in process.cmdline()
-                }:
+                if {"simulations.deployment.clientapp", "client.worker"} & {*process.cmdline()}:
                     found.append(process)
         return found
 

@@ -121,7 +121,7 @@ def main(path: Path) -> None:
         stack.enter_context(nginx(path / "nginx", fed.folder))
         check_proxy(path, fed.folder)
         for name, holder, host in zip(SITES, holders, hosts, strict=True):
-            fed.add(name, data / name, address=f"{host}:{PORT}")
+            fed.add(name, data / name, experiment, address=f"{host}:{PORT}")
             enter = ["nsenter", "-t", str(holder), "-n"]
             done("site", "check", str(fed.site(name)), prefix=enter)
             fed.start_site(name, enter)

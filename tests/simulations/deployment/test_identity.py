@@ -57,7 +57,7 @@ def test_one_key_on_two_machines_is_one_site(tmp_path: Path) -> None:
     divide(data, {"north": ".csv"})
     path = experiment_file(tmp_path / "twin.toml", ["surgery"], deadline=120)
     with federation(tmp_path) as fed:
-        fed.add("north", data / "north")
+        fed.add("north", data / "north", path)
         shutil.copytree(fed.site("north"), fed.site("copy"))
         fed.start_site("north")
         wait_for("north", lambda: "online" in status(fed), 60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import shutil
 import stat
 import subprocess
@@ -14,15 +15,20 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 from client.site_file import read_site
 from deal_core.config import Experiment
 from deal_core.errors import UserError
 from simulations.deployment.certificates import make_authority, make_server_certificate
+from simulations.deployment.own_app import own_digest
 from simulations.deployment.server_folder import ServerFolder, ServerSettings, server_folder
 from simulations.deployment.server_init import init_server
 from simulations.deployment.site_init import SiteRequest, init_site
 from simulations.deployment.submit import Submission, begun, check, continued, submit
+from tests.simulations.deployment.loopback import deal, done
+from tests.simulations.deployment.short_experiment import experiment_file
+from tests.simulations.deployment.site_data import LABELS
 
 TO_SOUTH = ('federation.sites=["south"]', "federation.clients=1")
 HOSTS = ("federation.example.org", "192.0.2.7")
@@ -115,12 +121,78 @@ def test_the_sites_unit_confines_the_code_it_is_sent(tmp_path: Path) -> None:
     for line in (
         "ProtectSystem=strict",
         "NoNewPrivileges=yes",
-        f'ReadWritePaths="{tmp_path / "site"}"',
-        f'ReadOnlyPaths="{tmp_path / "data"}"',
+        f'ReadWritePaths="{tmp_path / "site" / "state"}"',
+        f'ReadOnlyPaths="{tmp_path / "data"}" "{tmp_path / "site"}"',
         f"User={(tmp_path / 'site').owner()}",
         "CapabilityBoundingSet=",
     ):
         assert line in unit.splitlines()
+    assert unit.count("ReadWritePaths") == 1
+    assert (tmp_path / "site" / "state").is_dir()  # a unit with a missing path does not start
+
+
+def test_a_new_site_has_the_safe_policy_and_allows_the_app_of_this_checkout(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "data").mkdir()
+    labels = {"surgery": ("Radiology", "Surgery")}
+    init_site(SiteRequest(tmp_path / "site", tmp_path / "data", "north", labels=labels))
+    site = read_site(tmp_path / "site" / "site.toml")
+    assert site.policy is not None
+    policy = site.policy
+    assert (policy.mechanism, policy.max_epsilon, policy.metrics) == ("record", 8.0, "none")
+    assert (policy.counts, policy.spending) == (False, True)
+    assert site.apps is not None
+    assert site.apps.allowed == (own_digest(),)
+    assert site.data.labels == labels
+    init_site(SiteRequest(tmp_path / "other", tmp_path / "data", "south"))
+    assert read_site(tmp_path / "other" / "site.toml").data.labels == {}
+    assert "# [data.labels]" in (tmp_path / "other" / "site.toml").read_text()
+
+
+def test_the_labels_come_from_the_experiment_of_the_consortium(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    init = ["site", "init", str(tmp_path / "site"), "--data", str(tmp_path / "data")]
+    init += ["--name", "north", "--experiment"]
+    refused = deal(*init, "quickstart")
+    assert refused.returncode == 2
+    assert 'the experiment of a consortium has data.source = "sites"' in refused.stderr
+    assert not (tmp_path / "site").exists()
+    done(*init, str(experiment_file(tmp_path / "two-tasks.toml")))
+    site = read_site(tmp_path / "site" / "site.toml")
+    assert site.data.labels == {task: tuple(labels) for task, labels in LABELS.items()}
+
+
+def test_the_proxy_takes_any_path_and_limits_what_is_sent(tmp_path: Path) -> None:
+    server = server_folder(str(tmp_path / 'a server; # {1} "x" \\'))
+    init_server(server, ServerSettings(hosts=HOSTS))
+    written = (server.path / "nginx.conf").read_text()
+    words = nginx_words(written)
+    for directive, path in (
+        ("ssl_certificate", server.certificate),
+        ("ssl_certificate_key", server.key),
+        ("proxy_ssl_trusted_certificate", server.authority),
+    ):
+        assert words[words.index(directive) + 1] == str(path)
+    (limit,) = re.findall(r"client_max_body_size (\d+)m;", written)
+    assert FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE * 1.25 < int(limit) * 2**20 < 2**25
+    with pytest.raises(UserError, match="nginx cannot be told"):
+        init_server(server_folder(str(tmp_path / "a$b")), ServerSettings(hosts=HOSTS))
+    assert not (tmp_path / "a$b").exists()
+    if shutil.which("nginx"):
+        http = f'pid {tmp_path}/nginx.pid; events {{}} http {{ include "{tmp_path}/*.server"; }}'
+        (tmp_path / "it.server").write_text(written)
+        (tmp_path / "nginx.conf").write_text(http)
+        command = ["nginx", "-t", "-q", "-e", "stderr", "-c", str(tmp_path / "nginx.conf")]
+        told = subprocess.run(command, capture_output=True, text=True)
+        assert (told.returncode, told.stderr) == (0, "")
+
+
+def nginx_words(text: str) -> list[str]:
+    """The words of a configuration, read by nginx's rules for quotes and comments."""
+    text = re.sub(r"(?m)^\s*#.*$", "", text)
+    words = re.findall(r'"((?:\\.|[^"\\])*)"|([^\s;{}"]+)|[;{}]', text)
+    return [re.sub(r"\\(.)", r"\1", quoted) if quoted else bare for quoted, bare in words]
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
@@ -132,10 +204,10 @@ def test_systemd_takes_the_units_as_they_are(tmp_path: Path) -> None:
     site = tmp_path / 'a "site" at 50%n $HOME'
     init_site(SiteRequest(site, data, "north"))
     for unit in (server.path / "deal-server.service", site / "deal-site.service"):
-        done = subprocess.run(
+        told = subprocess.run(
             ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True
         )
-        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+        assert (told.returncode, told.stdout + told.stderr) == (0, "")
 
 
 def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Path) -> None:

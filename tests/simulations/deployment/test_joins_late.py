@@ -22,7 +22,7 @@ def test_it_gets_what_was_learnt_and_works_on_its_task(tmp_path: Path) -> None:
     path = experiment_file(tmp_path / "late.toml", rounds=2, deadline=120, connect=15)
     with federation(tmp_path) as fed:
         for site in ("north", "late"):
-            fed.add(site, data / site)
+            fed.add(site, data / site, path)
         fed.start_site("north")
         run = fed.submit(str(path))
         fed.wait_event(run, "round_started", 200, stage=0, server_round=2)

@@ -20,7 +20,7 @@ def test_three_sites_learn_what_one_process_learns(tmp_path: Path) -> None:
     path = experiment_file(tmp_path / "two-tasks.toml")
     with federation(tmp_path) as fed:
         for site in SITES:
-            fed.add(site, data / site)
+            fed.add(site, data / site, path)
             done("site", "check", str(fed.site(site)), "--experiment", str(path))
             fed.start_site(site)
         run = fed.submit(str(path))

@@ -33,7 +33,7 @@ def test_a_killed_server_and_lost_sites_change_nothing_of_the_result(tmp_path: P
     with federation(tmp_path) as fed:
         where = ("--dir", str(fed.folder.path))
         for site in TWO:
-            fed.add(site, data / site)
+            fed.add(site, data / site, path)
             fed.start_site(site)
         run = fed.submit(str(path), "--set", "federation.quorum=1.0")
 

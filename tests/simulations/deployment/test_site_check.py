@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from client.site_file import read_site
 from deal_core.config import DataConfig, Experiment
 from deal_core.errors import UserError
 from simulations.deployment.certificates import make_authority
+from simulations.deployment.own_app import own_digest
 from simulations.deployment.site_check import MOST_SKEW, Report, check_clock, check_site
 from simulations.deployment.site_init import SiteRequest, init_site
 
+AGREED = {"triage": ("a", "b")}
 GOOD = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(6)]
 
 
@@ -31,7 +34,7 @@ def site(tmp_path: Path) -> Path:
     authority = tmp_path / "given.crt"
     authority.write_bytes(make_authority().certificate)
     folder = tmp_path / "site"
-    init_site(SiteRequest(folder, data, "north", "127.0.0.1:1", authority))
+    init_site(SiteRequest(folder, data, "north", "127.0.0.1:1", authority, labels=AGREED))
     return folder
 
 
@@ -105,7 +108,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "unquoted comma": (broken_csv, r"train.csv, row 2: 3 fields, but the header has 2; quote"),
     "torn Parquet": (torn_parquet, r"train.parquet, row 1: not a readable Parquet file.*again"),
     "empty file": (empty, r"train.jsonl: holds no examples; add"),
-    "label never trained": (strange_label, r"test.jsonl, row 7: no training example has.*'c'"),
+    "strange label": (strange_label, r"test.jsonl, row 7: 'c' is no label of the task"),
 }
 
 
@@ -140,15 +143,55 @@ def test_every_task_is_read_though_one_is_broken(site: Path, tmp_path: Path) -> 
 def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
     labels = {"triage": ("a", "beta"), "later": ("x", "y")}
     report = checked(site, Experiment(data=DataConfig(source="sites", labels=labels)))
-    assert len(report.problems) == 1
-    assert "row 2: 'b' is no label of the task (they are: a, beta" in report.problems[0]
+    differ, row = report.problems
+    assert "[data.labels] of site.toml: 'triage' differs, 'later' is missing" in differ
+    assert "row 2: 'b' is no label of the task (they are: a, beta" in row
     assert any("'later': no folder, so this site sits it out" in line for line in report.lines)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_the_lines_that_are_printed_make_the_labels_agree(site: Path, declared: bool) -> None:
+    """Also with names that TOML must quote."""
+    labels = {"triage": ("a", "b"), 'a "rare" task': ("x, y", "z]")}
+    agreed = Experiment(data=DataConfig(source="sites", labels=labels))
+    path = site / "site.toml"
+    if not declared:
+        head, _, rest = path.read_text().partition("[data.labels]")
+        path.write_text(head + rest[rest.index("[compute]") :])
+    (problem,) = checked(site, agreed).problems
+    lines = problem.partition(":\n")[2]
+    assert lines.startswith("[data.labels]\n") == (not declared)
+    text = path.read_text()
+    where = '"triage" = ["a", "b"]\n' if declared else "[compute]"
+    changed = f"{where}{lines}\n" if declared else f"{lines}\n{where}"
+    path.write_text(text.replace(where, changed))
+    assert read_site(path).data.labels == labels
+    assert checked(site, agreed).problems == []
+
+
+def test_a_site_that_declares_no_task_is_told_so(site: Path) -> None:
+    path = site / "site.toml"
+    head, _, rest = path.read_text().partition("[data.labels]")
+    path.write_text(head + rest[rest.index("[compute]") :])
+    (problem,) = checked(site).problems
+    assert "takes part in no task; deal site check --experiment FILE prints the lines" in problem
+
+
+def test_the_app_of_this_checkout_is_named_and_so_is_what_is_refused(site: Path) -> None:
+    assert f"app of this checkout: {own_digest()}, allowed (of 1)" in checked(site).lines
+    path = site / "site.toml"
+    path.write_text(path.read_text().replace(own_digest(), "0" * 64))
+    (problem,) = checked(site).problems
+    assert f"{own_digest()} is not in [apps] of site.toml" in problem
+    assert f"deal site allow-app {site}" in problem
 
 
 def test_label_values_can_be_mapped(site: Path) -> None:
     text = (site / "site.toml").read_text()
     own = '[data.files.triage]\nlabel_text = { "b" = "beta" }\n\n[compute]'
     (site / "site.toml").write_text(text.replace("[compute]", own))
+    path = site / "site.toml"
+    path.write_text(path.read_text().replace('["a", "b"]', '["a", "beta"]'))
     labels = {"triage": ("a", "beta")}
     report = checked(site, Experiment(data=DataConfig(source="sites", labels=labels)))
     assert report.problems == []

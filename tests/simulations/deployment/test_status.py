@@ -149,3 +149,12 @@ def test_prometheus_is_off_until_it_gets_a_port(tmp_path, monkeypatch, port) -> 
     monkeypatch.setattr(server_start, "supervise", lambda *given: 0)
     assert server_start.start_server(server_folder(str(tmp_path))) == 0
     assert served == [port] * bool(port)
+
+
+def test_a_site_that_refuses_the_app_is_told_in_words() -> None:
+    started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 1, "sites": ["x"]}
+    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
+    failed = {"event": "client_failed", "time": 2.0, "client": "0", "reason": "flower error 7"}
+    assert "the app is not allowed there" in run_state([started, failed]).sites["x"].last_fault
+    other = {**failed, "reason": "flower error 3"}
+    assert run_state([started, other]).sites["x"].last_fault == "flower error 3"

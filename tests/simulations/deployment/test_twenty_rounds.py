@@ -78,7 +78,7 @@ def test_a_fault_in_every_second_round(tmp_path: Path) -> None:
     divide(data, train=60, test=120)
     path = experiment_file(tmp_path / "twenty.toml", ["surgery"], rounds=ROUNDS, deadline=45)
     draw, injected = random.Random(20), Counter[str]()
-    with cabled(tmp_path, data) as (fed, cable):
+    with cabled(tmp_path, data, path) as (fed, cable):
         run = fed.submit(str(path), "--set", "federation.quorum=0.3")
         for number in range(2, ROUNDS + 1, 2):
             reach(fed, run, "round_started", server_round=number)

@@ -1,0 +1,197 @@
+"""Who is let into a round: an update is judged beside those of the others, before any is added.
+
+A bound that fits one model and one learning rate fits no other, so the default bounds are relative:
+to what the round started from, and to what the others did. Most of them have to be honest.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from deal_core.adapters import Adapter
+from deal_core.aggregation.rule import AggregationError, ClientUpdate
+
+HELD = 32
+"""Updates that wait for each other; later ones are judged as they come."""
+AT_ONCE = 2**18
+"""Numbers of a factor pair that are computed on together."""
+JUDGES = 2
+"""Others that a norm is compared with, at least: of two clients nobody can say who is wrong."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may do in a round.
+
+    Attributes:
+        relative: largest length of an update, in medians of the others; 0: any.
+        weight_cap: largest weight, in medians of the others; what is above is cut; 0: any.
+        entry: largest change of an entry of a factor, whoever else takes part.
+    """
+
+    relative: float
+    weight_cap: float
+    entry: float
+
+
+UNLIMITED = Limits(0.0, 0.0, math.inf)
+"""Nobody is judged: where the server bounds every update itself."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How far an update is from what its round started from, over all layers together.
+
+    Both count. A mean of factors can be moved by factors whose product is small (``c B`` and
+    ``A / c``), a mean of products by small changes of both factors in one direction.
+
+    Attributes:
+        factors: ``sqrt(sum ||A_i - A||^2 + ||B_i - B||^2)``.
+        product: ``||s_i B_i A_i - s B A||``.
+    """
+
+    factors: float
+    product: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of an update.
+
+    Attributes:
+        update: its weight is within the cap. cut: and was above it.
+        fault: why it stays out; empty: it does not.
+    """
+
+    update: ClientUpdate
+    fault: str = ""
+    cut: bool = False
+
+
+class Screen:
+    """Judges the updates of one round.
+
+    The first 32 are held until the 33rd comes, or the round ends, and each is judged beside all
+    of them; each later one beside all that have come until then. So memory is bounded however
+    many clients there are, and the bound is as good as the honest majority among those that came
+    first. Medians are over the *others*: who lies cannot widen his own bound, and less than half
+    of the clients cannot narrow that of anybody else to nothing.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._held: list[tuple[ClientUpdate, Lengths]] = []
+        self._factors, self._product, self._weights = Middle(), Middle(), Middle()
+        self._waiting = bool(limits.relative or limits.weight_cap)
+
+    def add(self, update: ClientUpdate, before: Adapter) -> list[Verdict]:
+        """Take one update; return those that can be judged now, in the order they came.
+
+        Args:
+            update: one that fits the round (layers, shapes, scaling), each client's once.
+            before: what that client began from.
+
+        Raises:
+            AggregationError: an entry moved too far, or to nowhere. Nothing is kept.
+        """
+        if self._limits == UNLIMITED:
+            return [Verdict(update)]
+        lengths = measured(update.adapter, before, self._limits.entry)
+        self._factors.add(lengths.factors)
+        self._product.add(lengths.product)
+        self._weights.add(update.weight)
+        self._held.append((update, lengths))
+        return [] if self._waiting and len(self._held) <= HELD else self.judged()
+
+    def judged(self) -> list[Verdict]:
+        """Judge all that wait; whoever comes later is judged at once."""
+        held, self._held, self._waiting = self._held, [], False
+        return [self._verdict(update, lengths) for update, lengths in held]
+
+    def _verdict(self, update: ClientUpdate, own: Lengths) -> Verdict:
+        others = self._weights.count - 1
+        if others >= JUDGES:
+            fault = self._too_long("factors", own.factors, self._factors)
+            fault = fault or self._too_long("product", own.product, self._product)
+            if fault:
+                return Verdict(update, fault)
+        if others and self._limits.weight_cap:
+            most = self._limits.weight_cap * self._weights.without(update.weight)
+            if update.weight > most:
+                return Verdict(replace(update, weight=most), cut=True)
+        return Verdict(update)
+
+    def _too_long(self, what: str, own: float, all_known: Middle) -> str:
+        """Where most others did nothing at all there is nothing to compare with."""
+        bound, middle = self._limits.relative, all_known.without(own)
+        if not bound or own <= bound * middle or middle == 0:
+            return ""
+        return (
+            f"the update ({what}) is {own / middle:.3g} times as long as the median of the others, "
+            f"more than aggregation.relative_norm_bound = {bound:g}"
+        )
+
+
+class Middle:
+    """Medians of all known numbers but one, without sorting them again."""
+
+    def __init__(self) -> None:
+        self._sorted: list[float] = []
+
+    @property
+    def count(self) -> int:
+        """How many are known."""
+        return len(self._sorted)
+
+    def add(self, value: float) -> None:
+        """Make a number known."""
+        insort(self._sorted, value)
+
+    def without(self, value: float) -> float:
+        """Return the median of all others than ``value``, which is known, and not alone."""
+        left_out, last = bisect_left(self._sorted, value), len(self._sorted) - 2
+        low, high = (self._sorted[k + (k >= left_out)] for k in (last // 2, (last + 1) // 2))
+        return (low + high) / 2
+
+
+def measured(adapter: Adapter, before: Adapter, entry: float) -> Lengths:
+    """Return the lengths of the change from ``before``, of the same shapes and scaling.
+
+    ``s (B_i A_i - B A) = s [dB, B] [A_i; dA]``: its norm follows, without the difference of two
+    long products, from the Gram matrices of the two stacks. Layers of one shape go together.
+
+    Raises:
+        AggregationError: an entry of a factor changed by more than ``entry``, or is not finite.
+    """
+    factors = product = 0.0
+    for names in _alike(before):
+        new, old = [adapter.layers[n] for n in names], [before.layers[n] for n in names]
+        new_a, old_b = torch.stack([f.A for f in new]), torch.stack([f.B for f in old])
+        moved_a = new_a - torch.stack([f.A for f in old])
+        moved_b = torch.stack([f.B for f in new]) - old_b
+        for moved in (moved_a, moved_b):
+            beyond = ~(moved.abs().amax(dim=(1, 2)) <= entry)  # where it is NaN as well
+            if beyond.any():
+                name = names[int(beyond.int().argmax())]
+                raise AggregationError(f"{name}: an entry changed by more than {entry:g}")
+            factors += float(torch.linalg.vector_norm(moved, dtype=torch.float64)) ** 2
+        left, right = torch.cat([moved_b, old_b], dim=2), torch.cat([new_a, moved_a], dim=1)
+        of_left, of_right = left.mT @ left, right @ right.mT
+        product += float((of_left.double() * of_right.double()).sum())
+    return Lengths(math.sqrt(factors), adapter.scaling * math.sqrt(max(0.0, product)))
+
+
+def _alike(adapter: Adapter) -> Iterator[list[str]]:
+    """Names of layers that can be computed on at once: of one shape, and not too many."""
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, shape in adapter.shapes.items():
+        groups.setdefault(shape, []).append(name)
+    for (d_out, d_in), names in groups.items():
+        together = max(1, AT_ONCE // (adapter.rank * (d_out + d_in)))
+        for start in range(0, len(names), together):
+            yield names[start : start + together]

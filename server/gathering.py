@@ -1,0 +1,167 @@
+"""The replies of a round: which of them count, and what they bring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from deal_core.aggregation import (
+    NUMERICAL,
+    UNLIMITED,
+    Aggregation,
+    Limits,
+    Screen,
+    Verdict,
+    one_line,
+    refuse_beyond,
+)
+from deal_core.config import Experiment
+from deal_core.payload import PayloadError
+from deal_core.threads import threads
+from server import wire
+from server.dispatch import Dispatch
+from server.evaluation import Evaluation, Tally
+from server.exchange import Exchange, answered
+from server.rounds import Reply
+from server.schedule import Step
+from server.spending import Spending
+
+LARGEST_CHANGE = 100.0
+"""Of an entry in a round. AdamW moves it by about its rate in a step: a thousand steps of 0.1."""
+LARGEST_NOISED_CHANGE = 1e6
+"""The same where every client adds noise to its own update: the noise has the size of the bound."""
+
+
+@dataclass
+class Gathered:
+    """What the replies of a round have brought, beside their updates.
+
+    Attributes:
+        sizes: bytes of each valid update, by client.
+        spent: what privacy has cost, by client that says so, whether or not its update counts.
+        idle: how many clients took no part.
+        tally: of the evaluation that the requests carried along.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, Spending] = field(default_factory=dict)
+    idle: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """Gives every update that may count to the aggregation, and every count to the evaluation that
+    was ``carried`` along. A bad reply costs its sender the round, and nobody else.
+
+    Attributes:
+        carried: the step whose evaluation the requests carry; None: none.
+        limits: of one client's part.
+        alike: every client weighs 1.
+    """
+
+    exchange: Exchange
+    evaluation: Evaluation
+    step: Step
+    carried: Step | None
+    limits: Limits
+    alike: bool
+
+    def run(self, sent: Dispatch, aggregation: Aggregation) -> Gathered:
+        """Take the replies as they come."""
+        gathered, screen, arrived = Gathered(), Screen(self.limits), dict[str, int]()
+        for reply in self.exchange.replies(self.step, sent):
+            if self.carried is not None:
+                self.evaluation.hear(self.carried, reply, sent, gathered.tally)
+            if sent.instructions[reply.client].task:
+                verdicts = self._hear(reply, sent, screen, gathered, arrived)
+                self._admit(verdicts, aggregation, gathered, arrived)
+        with threads(1):
+            last = screen.judged()
+        self._admit(last, aggregation, gathered, arrived)
+        return gathered
+
+    def _hear(
+        self,
+        reply: Reply,
+        sent: Dispatch,
+        screen: Screen,
+        gathered: Gathered,
+        arrived: dict[str, int],
+    ) -> Sequence[Verdict]:
+        """Check a reply by itself; return the updates that can be judged beside others now."""
+        client = reply.client
+        reader, instruction = sent.readers[client], sent.instructions[client]
+        try:
+            message = answered(reply)
+            update, figures, spent = wire.read_update(client, message, reader, instruction)
+            if self.alike and update.weight != 1:
+                raise PayloadError("num_examples is not 1, the weight of every client here")
+            with threads(1):
+                refuse_beyond(
+                    update, reader.before, self.exchange.experiment.aggregation.norm_bound
+                )
+                verdicts = screen.add(update, reader.before)
+        except wire.Idle as reason:
+            gathered.idle += 1
+            self.exchange.event("client_idle", self.step, client=client, code=reason.code)
+            return ()
+        except NUMERICAL as fault:
+            self._refuse(client, fault)
+            return ()
+        arrived[client] = wire.payload_bytes(message.content)
+        if spent is not None:
+            gathered.spent[client] = spent
+        self.exchange.event(
+            "client_finished", self.step, client=client, task=instruction.task, **figures
+        )
+        return verdicts
+
+    def _admit(
+        self,
+        verdicts: Sequence[Verdict],
+        aggregation: Aggregation,
+        gathered: Gathered,
+        arrived: dict[str, int],
+    ) -> None:
+        """Add who is let in; who is not is named, though its reply was in order by itself."""
+        for verdict in verdicts:
+            update = verdict.update
+            try:
+                if verdict.fault:
+                    raise PayloadError(verdict.fault)
+                with threads(1):
+                    aggregation.add(update)
+            except NUMERICAL as fault:
+                self._refuse(update.client, fault)
+                continue
+            gathered.sizes[update.client] = arrived[update.client]
+            if verdict.cut:
+                self.exchange.event(
+                    "weight_cut", self.step, client=update.client, weight=update.weight
+                )
+
+    def _refuse(self, client: str, fault: Exception) -> None:
+        reason = str(fault) if isinstance(fault, ValueError) else one_line(fault)
+        self.exchange.event("client_failed", self.step, client=client, reason=reason[:400])
+
+
+def limits_of(experiment: Experiment, public: bool, clips: bool) -> Limits:
+    """What one client may do in a round.
+
+    Args:
+        experiment: of the run.
+        public: the round learns from texts that are nobody's, without a privacy mechanism.
+        clips: the server bounds every update itself, and adds noise to their sum. Then nothing
+            may depend on several updates but that sum: one more client would change who else is
+            in it, by more than the bound that the noise hides.
+    """
+    if clips:
+        return UNLIMITED
+    noised = experiment.privacy.mechanism == "client" and not public
+    config = experiment.aggregation
+    return Limits(
+        config.relative_norm_bound,
+        config.weight_cap,
+        LARGEST_NOISED_CHANGE if noised else LARGEST_CHANGE,
+    )

@@ -1,0 +1,271 @@
+"""Whatever instruction and run config a server sends, what a real site's policy promises holds.
+
+After each: what was read is what was planned, by the mechanism that the policy names; the ledger is
+charged if and only if something of the data has left; and a site with another record in its place
+ends the request alike, with a first step that differs by no more than the clipping bound allows.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from flwr.app import Message
+from hypothesis import HealthCheck, given, settings
+
+import client.app
+from deal_core.attach import learning_factors
+from deal_core.errors import UserError
+from deal_core.ledger import Event, composed
+from deal_core.privacy import client as client_mechanism
+from deal_core.privacy import record as record_mechanism
+from deal_core.privacy.client import NoisedUpdate, WaryClient
+from deal_core.privacy.noise import SecureNoise, SeededNoise
+from deal_core.privacy.none import NoMechanism, PublicTexts
+from deal_core.privacy.private_gradients import PrivateGradients
+from deal_core.privacy.record import RecordMechanism
+from deal_core.randomness import seeded
+from tests.client.instructions import POLICIES, Bent, histories
+from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
+
+SECRET = "Maria K., born 1961-04-03"
+PUBLIC = ["a public text", "another public text"]
+CODES = {"ok", "no-data", "refused", "failed", "budget-spent", "policy", "withheld"}
+
+
+class HalfSilent(SecureNoise):
+    """A real site's noise without its normals: what is left is what the noise would hide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._drawn = SeededNoise(seeded("half silent"))
+
+    def uniform(self, count: int) -> torch.Tensor:
+        return self._drawn.uniform(count)
+
+    def normal(self, shape: torch.Size) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.float64)
+
+
+@dataclass
+class Seen:
+    """What happened inside the site during a request."""
+
+    mechanisms: list[object] = field(default_factory=list)
+    sources: list[object] = field(default_factory=list)
+    first_sum: torch.Tensor | None = None
+
+
+@pytest.fixture(scope="module")
+def watch() -> Iterator[Seen]:
+    """The site's mechanisms, as they are, with a witness."""
+    seen = Seen()
+    with pytest.MonkeyPatch.context() as patch:
+        for mechanism in (RecordMechanism, WaryClient, NoMechanism, PublicTexts):
+            patch.setattr(mechanism, "release", _watched(mechanism.release, seen))
+        patch.setattr(PrivateGradients, "accumulate", _summed(PrivateGradients.accumulate, seen))
+        patch.setattr(record_mechanism, "SecureNoise", HalfSilent)
+        patch.setattr(client_mechanism, "SecureNoise", HalfSilent)
+        models: dict[tuple, object] = {}
+        patch.setattr(client.app, "_workbench", _one_model(client.app._workbench, models))
+        yield seen
+
+
+def _watched(original, seen: Seen):
+    def release(self, ask, site, make):
+        seen.mechanisms.append(self)
+
+        def making(gradients):
+            seen.sources.append(gradients)
+            return make(gradients)
+
+        return original(self, ask, site, making)
+
+    return release
+
+
+def _summed(original, seen: Seen):
+    def accumulate(self, module, objective, batch):
+        assert len({self.record_ids[i] for i in batch}) == len(batch)
+        loss = original(self, module, objective, batch)
+        if seen.first_sum is None:
+            factors = learning_factors(module)
+            flat = [factors[name].grad.flatten().double() for name in sorted(factors)]
+            seen.first_sum = torch.cat(flat) * self.expected_batch
+        return loss
+
+    return accumulate
+
+
+def _one_model(original, models: dict):
+    """Loading the base model anew for every config is all that this saves."""
+
+    def workbench(settings_, site):
+        bench = original.__wrapped__(settings_, site)
+        config = bench.experiment
+        key = config.adapter, config.train.max_length
+        if key not in models:
+            models[key] = bench.model
+        bench.__dict__["model"] = models[key]
+        return bench
+
+    return workbench
+
+
+LABELS_OF = {
+    "all": LABELS,
+    "less": {**LABELS, "surgery": ("Surgery",)},
+    "fewer tasks": {"surgery": LABELS["surgery"]},
+    "more": {**LABELS, "undeclared": ("A", "B")},
+}
+
+
+def ask(site: RealSite, case: Bent, seen: Seen) -> tuple[Message, Seen, list[Event]]:
+    """Send it; what left, what happened inside, and what was written into the ledger."""
+    seen.mechanisms, seen.sources, seen.first_sum = [], [], None
+    before = len(site.events)
+    config = (*case.config, "method.consolidation.public_path=/x")
+    experiment = asked("train.precision=float32", *config, labels=LABELS_OF[case.labels])
+    reply = site.answer(experiment, case.fields, start(experiment, case.loud), case.run, case.kind)
+    return reply, Seen(seen.mechanisms, seen.sources, seen.first_sum), site.events[before:]
+
+
+def check(site: RealSite, case: Bent, reply: Message, seen: Seen, new: list[Event]) -> None:
+    """What the policy promises."""
+    assert code(reply) in CODES
+    assert SECRET not in str(reply.content)
+    update_left = "lora" in reply.content.array_records
+    by_public = any(isinstance(m, PublicTexts) for m in seen.mechanisms)
+    demanded = {"client": WaryClient, "open": object}.get(case.policy, RecordMechanism)
+    for mechanism, source in zip(seen.mechanisms, seen.sources, strict=False):
+        if isinstance(mechanism, PublicTexts):
+            assert len(source.data) == len(PUBLIC)
+            continue
+        assert isinstance(mechanism, demanded)
+        if demanded is RecordMechanism:
+            check_source(site, case, source)
+        elif demanded is WaryClient:
+            assert isinstance(source, NoisedUpdate)
+    counts = counts_in(reply)
+    charged = [event for event in new if event.phase != "evaluate"]
+    counted = [event for event in new if event.phase == "evaluate"]
+    if update_left and not by_public and not seen.mechanisms:
+        assert charged == []  # kept from the first time: the same to the byte
+    elif update_left and not by_public and not seen.sources:
+        assert charged == []
+    elif update_left and not by_public:
+        assert len(charged) == 1
+        assert charged[0].task == case.fields["task"]
+        assert charged[0].protected == (case.policy != "open" or charged[0].mechanism != "none")
+        assert not charged[0].simulation_only
+    else:
+        assert charged == []
+    assert bool(counted) == bool(counts)
+    if case.policy in ("strict", "disjoint"):
+        assert not counts
+    if case.policy != "open":
+        assert all(event.protected for event in new)
+        assert all(event.delta <= 1e-3 for event in new)
+        limit = {"strict": 1.0, "noised": 2.0, "disjoint": 1.0, "client": 300.0}[case.policy]
+        events = site.events
+        if events:
+            delta = max(event.delta for event in events)  # the policy's: runs may ask for less
+            assert composed(events, delta, case.policy == "disjoint") <= limit * (1 + 1e-6)
+
+
+def check_source(site: RealSite, case: Bent, source: object) -> None:
+    """A private training reads the planned records of the one task that it is charged to."""
+    assert isinstance(source, PrivateGradients)
+    assert isinstance(source.noise, SecureNoise)
+    task = case.fields["task"]
+    rows_read = {each.row for each in source.record_ids}
+    assert all(each.task == task for each in source.record_ids)
+    assert len(rows_read) == len(source.record_ids) == len(source.data)
+    assert len(source.data) == len(site.data[task])
+    assert source.noise_multiplier > 0.1
+
+
+def counts_in(reply: Message) -> bool:
+    """Whether counts of right answers left."""
+    metrics = reply.content.metric_records.get("metrics", {})
+    beside = reply.content.config_records.get("counts", {})
+    return "correct" in metrics or "correct" in beside
+
+
+def neighbours(folder, policy: str) -> tuple[RealSite, RealSite]:
+    """Two sites that differ by what is in one record of one task."""
+    sites = []
+    for name, text in (("one", "surgery case seen on ward 3"), ("other", f"{SECRET} 1e400 \x00")):
+        (folder / name).mkdir(parents=True)
+        data = {task: rows(task) for task in LABELS}
+        data["surgery"] = [*data["surgery"][:-1], (text, "Surgery")]
+        public = folder / name / "public.txt"
+        public.write_text("\n".join(PUBLIC) + "\n")
+        sites.append(
+            RealSite(
+                folder / name,
+                policy=POLICIES[policy],
+                data=data,
+                data_lines=f'public_path = "{public}"\n',
+            )
+        )
+    return sites[0], sites[1]
+
+
+def play(folder, cases: list[Bent], seen: Seen) -> None:
+    """The same requests to two neighbours, one after the other."""
+    one, other = neighbours(folder, cases[0].policy)
+    for case in cases:
+        try:
+            answers = [(site, *ask(site, case, seen)) for site in (one, other)]
+        except UserError:
+            return  # a config that no server could send: it cannot be parsed
+        for site, reply, inside, new in answers:
+            check(site, case, reply, inside, new)
+        (_, first, inside, _), (_, second, beside, _) = answers
+        assert code(first) == code(second)
+        assert set(first.content) == set(second.content)
+        if inside.first_sum is not None and beside.first_sum is not None:
+            bound = inside.sources[0].max_grad_norm
+            # one record in another's place: two bounds
+            difference = float((inside.first_sum - beside.first_sum).norm())
+            assert difference <= 2 * bound * (1 + 1e-6)
+
+
+OPTIONS = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
+
+
+@settings(max_examples=15, **OPTIONS)
+@given(cases=histories())
+def test_no_instruction_breaks_what_a_site_promises(watch, tmp_path_factory, cases):
+    play(tmp_path_factory.mktemp("sites"), cases, watch)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_instruction_of_many_breaks_what_a_site_promises(watch, tmp_path_factory):
+    """At least 500 instructions; time and memory of the worst are printed."""
+    taken: list[float] = []
+
+    @settings(max_examples=300, **OPTIONS)
+    @given(cases=histories())
+    def many(cases):
+        for _ in cases:
+            taken.append(0.0)
+        began = time.monotonic()
+        play(tmp_path_factory.mktemp("sites"), cases, watch)
+        taken[-1] = time.monotonic() - began
+
+    many()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{len(taken)} instructions, the longest history {max(taken):.1f} s, peak {peak:.0f} MB")
+    assert len(taken) >= 500

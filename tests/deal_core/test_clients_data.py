@@ -1,0 +1,37 @@
+"""Which records of a task a run's clients have, where single records are protected."""
+
+from __future__ import annotations
+
+import pytest
+
+from deal_core.data import Example, load_for_clients
+from deal_core.data.clients import each_by_itself
+
+MANY = [Example(f"text {n}", f"label {n % 3}") for n in range(2000)]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_whether_a_record_is_taken_depends_on_it_alone(share):
+    kept = each_by_itself(MANY, "task", share)
+    assert abs(len(kept) / len(MANY) - share) < 0.05
+    for left_out in range(0, 2000, 397):
+        others = MANY[:left_out] + MANY[left_out + 1 :]
+        expected = [example for example in kept if example != MANY[left_out]]
+        assert list(each_by_itself(others, "task", share)) == expected
+
+
+def test_another_task_takes_others():
+    assert each_by_itself(MANY, "one", 0.5) != each_by_itself(MANY, "two", 0.5)
+    assert each_by_itself(MANY, "one", 1.0) == tuple(MANY)
+
+
+@pytest.mark.parametrize("limit", ["data.max_train=100", "data.train_share=0.2"])
+def test_under_a_mechanism_for_records_limits_take_about_so_many(make_experiment, limit):
+    given = ("data.max_train=0", "data.max_test=20", limit)
+    plain = load_for_clients(make_experiment(*given), "surgery")
+    private = load_for_clients(make_experiment(*given, "privacy.mechanism=record"), "surgery")
+    whole = load_for_clients(make_experiment(*given[:2]), "surgery")
+    assert len(plain.train) == pytest.approx(len(private.train), rel=0.3)
+    assert len(plain.train) < len(whole.train)
+    assert set(private.train) < set(whole.train)
+    assert private.test == plain.test

@@ -1,0 +1,366 @@
+"""What must hold of the mechanisms, each as one statement that is tested on the real code.
+
+A check raises AssertionError where it does not hold. ``test_mutations.py`` runs each on the code as
+it is, and on weakened code, which it must refute.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deal_core.attach import learning_factors, set_trainable
+from deal_core.config import TrainConfig
+from deal_core.experiment_file import apply_overrides, parse_experiment
+from deal_core.ledger import Ledger
+from deal_core.methods.plain import Plain
+from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.per_example import clipped_gradients
+from deal_core.privacy import noise as noise_module
+from deal_core.privacy import private_gradients
+from deal_core.privacy.counts import noised_counts
+from deal_core.privacy.interface import Ask, RecordId, Refusal, Site, Trained
+from deal_core.privacy.mechanisms import make_mechanism
+from deal_core.privacy.private_gradients import PrivateGradients
+from deal_core.randomness import seeded
+from deal_core.training import descend
+from tests.deal_core.silence import Silence
+
+LABELS = ["red", "green", "blue"]
+B_ONLY = frozenset({"lora_B"})
+RECORDS = 48
+
+
+def texts(count: int = RECORDS) -> list[Encoded]:
+    """Short texts of different lengths over the tiny model's words."""
+    generator = seeded("mutation texts")
+    lengths = torch.randint(3, 9, (count,), generator=generator).tolist()
+    return [
+        Encoded((1, *torch.randint(3, 20, (n,), generator=generator).tolist()), i % 3)
+        for i, n in enumerate(lengths)
+    ]
+
+
+def source(data: Sequence[Encoded], noise: object, **changes: object) -> PrivateGradients:
+    """Private gradients as the mechanism makes them."""
+    given = {
+        "sample_rate": 0.25,
+        "noise_multiplier": 1.3,
+        "max_grad_norm": 0.7,
+        "steps": 40,
+        "expected_batch": 12,
+        "tokens_per_pass": 2048,
+    }
+    ids = [RecordId("task", row) for row in range(len(data))]
+    return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
+
+
+def released(model: LanguageModel, gradients: PrivateGradients, batch: list[int]) -> dict:
+    """What a step hands to the optimiser, by factor, float64."""
+    set_trainable(model.module, B_ONLY)
+    gradients.accumulate(model.module, Plain(model, LABELS, gradients.data), batch)
+    factors = learning_factors(model.module)
+    taken = {name: factor.grad.double().clone() for name, factor in factors.items()}
+    for factor in factors.values():
+        factor.grad = None
+    return taken
+
+
+def flat(parts: dict) -> torch.Tensor:
+    return torch.cat([parts[name].flatten() for name in sorted(parts)])
+
+
+def check_rate_of_every_step(model: LanguageModel) -> None:
+    """A training takes, in each of its steps, a sample of the rate that is charged."""
+    sizes: list[list[int]] = []
+    for repeat in range(4):
+        noise = noise_module.SeededNoise(seeded("rate", repeat))
+        gradients = source(texts(), noise)
+        taken: list[int] = []
+
+        def counted(module, objective, parts, bound, taken=taken):
+            taken.append(sum(map(len, parts)))
+            return clipped_gradients(module, objective, parts, bound)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(private_gradients, "clipped_gradients", counted)
+            descend(model, Plain(model, LABELS, gradients.data), gradients, B_ONLY, TrainConfig())
+        sizes.append(taken)
+    drawn = np.array(sizes, float)
+    assert drawn.shape == (4, 40)
+    expected, spread = 12.0, math.sqrt(RECORDS * 0.25 * 0.75)
+    for part in (drawn[:, :10], drawn[:, 10:], drawn):
+        assert abs(part.mean() - expected) < 5 * spread / math.sqrt(part.size)
+    assert abs(drawn.std() / spread - 1) < 0.35
+
+
+def check_neighbours(model: LanguageModel) -> None:
+    """One record among many moves the sum by at most the clipping bound, exactly."""
+    data = texts(20)
+    alone = source(data, Silence(), max_grad_norm=1e9, expected_batch=1)
+    norms = sorted(float(flat(released(model, alone, [i])).norm()) for i in range(20))
+    for bound in (norms[0] / 10, norms[10], 2 * norms[-1]):
+        quiet = source(data, Silence(), max_grad_norm=bound, expected_batch=1, sample_rate=1.0)
+        whole = flat(released(model, quiet, list(range(20))))
+        for left_out in range(0, 20, 3):
+            batch = [i for i in range(20) if i != left_out]
+            without = flat(released(model, quiet, batch))
+            assert float((whole - without).norm()) <= bound
+    # and below the bound a gradient is what it is: nothing else clips
+    quiet = source(data, Silence(), max_grad_norm=2 * norms[-1], expected_batch=1)
+    assert float(flat(released(model, quiet, [4])).norm()) == pytest.approx(
+        float(flat(released(model, alone, [4])).norm()), rel=1e-4
+    )
+
+
+def check_noise(model: LanguageModel) -> None:
+    """Every entry of every factor in every step has noise of its own of multiplier times bound."""
+    data = texts(8)
+    quiet = released(model, source(data, Silence()), [0, 1, 2])
+    loud = source(data, noise_module.SecureNoise())
+    draws = [
+        {k: 12 * (v - quiet[k]) for k, v in released(model, loud, [0, 1, 2]).items()}
+        for _ in range(30)
+    ]
+    for name in quiet:
+        entries = torch.cat([draw[name].flatten() for draw in draws])
+        error = 5 / math.sqrt(2 * entries.numel())
+        assert abs(float(entries.std()) / (1.3 * 0.7) - 1) < error
+        assert abs(float(entries.mean())) < 5 * 1.3 * 0.7 / math.sqrt(entries.numel())
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name, part in quiet.items():
+        shapes.setdefault(tuple(part.shape), []).append(name)
+    for alike in shapes.values():
+        for first, second in pairwise(alike):
+            assert _correlation([d[first] for d in draws], [d[second] for d in draws]) < 5
+    for name in quiet:
+        steps = [draw[name] for draw in draws]
+        assert _correlation(steps[:-1], steps[1:]) < 5
+
+
+def _correlation(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
+    """In units of its own standard error."""
+    a, b = (torch.cat([part.flatten() for part in parts]) for parts in (first, second))
+    return abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) * math.sqrt(a.numel())
+
+
+def check_denominator(model: LanguageModel) -> None:
+    """The sum is divided by a number that does not depend on who was drawn."""
+    data = texts(8)
+    sums = [
+        flat(released(model, source(data, Silence(), max_grad_norm=1e-3), batch))
+        for batch in ([0], [0, 1, 2, 3])
+    ]
+    ones = [
+        flat(released(model, source(data, Silence(), max_grad_norm=1e-3), [i])) for i in range(4)
+    ]
+    torch.testing.assert_close(sums[1], sum(ones), rtol=1e-4, atol=1e-9)
+
+
+def check_key(model: LanguageModel) -> None:
+    """Every bit of the stream's key is drawn from the system: another byte, another stream."""
+    drawn: list[int] = []
+
+    def streams(changed: tuple[int, int] | None) -> np.ndarray:
+        calls = 0
+
+        def urandom(count: int) -> bytes:
+            nonlocal calls
+            material = bytearray((7 * i + calls + 1) % 256 for i in range(count))
+            if changed is not None and changed[0] == calls:
+                material[changed[1]] ^= 0x80
+            drawn.append(count)
+            calls += 1
+            return bytes(material)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "urandom", urandom)
+            return noise_module.SecureNoise().uniform(64).numpy()
+
+    honest = streams(None)
+    assert max(drawn) >= 32
+    key = drawn.index(max(drawn))
+    for byte in range(32):
+        assert not np.array_equal(streams((key, byte)), honest)
+
+
+def check_counts(model: LanguageModel) -> None:
+    """Noise on counts is that of a record in every one of the tasks."""
+    tasks = 20_000
+    counts = {"correct": [10**6] * tasks, "examples": [10**7] * tasks}
+    loud = noised_counts(counts, 3.0, noise_module.SecureNoise())
+    error = np.array([*loud["correct"], *loud["examples"]], float)
+    error -= np.repeat([10**6, 10**7], tasks)
+    assert abs(error.std() / (3.0 * math.sqrt(2 * tasks)) - 1) < 0.03
+
+
+TASKS = {"task0": 225, "task1": 150, "task2": 40}
+
+
+def experiment(*overrides: str):
+    given = ("privacy.mechanism=record", "privacy.target_epsilon=3.0", "federation.rounds=4")
+    return parse_experiment(apply_overrides({}, [*given, *overrides]), "test")
+
+
+def asked(task: str, server_round: int, records: int | None = None) -> Ask:
+    count = TASKS[task] if records is None else records
+    return Ask(
+        request=f"{task} {server_round}",
+        client="0",
+        task=task,
+        phase="learn",
+        stage=int(task[-1]),
+        server_round=server_round,
+        data=[Encoded((1, 2), 0)] * count,
+        record_ids=[RecordId(task, row) for row in range(count)],
+        records=lambda: TASKS,
+        site_records=lambda: sum(TASKS.values()),
+        ids=lambda: [],
+        learning_rate=2e-3,
+        generator=seeded("order"),
+    )
+
+
+def site_in(folder: Path) -> Site:
+    return Site(lambda: Ledger(folder), None, simulated=False)
+
+
+def made(gradients) -> Trained:
+    return Trained({"w": np.zeros((2, 2), np.float32)}, {"num_examples": 99, "loss": 0.5})
+
+
+def check_ledger(model: LanguageModel, folder: Path) -> None:
+    """Every round is charged with what it did; a run fits its budget by another accountant too."""
+    from opacus.accountants import PRVAccountant
+
+    mechanism, site = make_mechanism(experiment()), site_in(folder)
+    sources: list[PrivateGradients] = []
+
+    def make(gradients) -> Trained:
+        sources.append(gradients)
+        return made(gradients)
+
+    for task in TASKS:
+        for server_round in range(1, 5):
+            figures = mechanism.release(asked(task, server_round), site, make).figures
+            assert figures["num_examples"] == 1.0
+            assert "loss" not in figures
+    events = site.ledger().events()
+    assert len(events) == len(sources) == 12
+    for event, step in zip(events, sources, strict=True):
+        assert event.steps == step.steps
+        assert event.sample_rate == step.sample_rate
+        assert event.noise_multiplier == step.noise_multiplier
+        assert isinstance(step.noise, noise_module.SecureNoise)
+    other = PRVAccountant()
+    for event in events:
+        other.history.append((event.noise_multiplier, event.sample_rate, event.steps))
+    assert other.get_epsilon(events[0].delta) <= 3.0 * 1.01
+    with pytest.raises(Refusal):
+        mechanism.release(asked("task2", 5), site, make)
+    assert len(site.ledger().events()) == 12
+
+
+def check_charge_comes_first(model: LanguageModel, folder: Path) -> None:
+    """Where the ledger cannot be written nothing leaves; where training fails, it is charged."""
+    site = site_in(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "charge", _no_space)
+        with pytest.raises(OSError, match="no space"):
+            make_mechanism(experiment()).release(asked("task0", 1), site, made)
+
+    def fails(gradients) -> Trained:
+        if len(gradients.data):
+            raise RuntimeError("a record that cannot be trained on")
+        return made(gradients)
+
+    try:
+        left = make_mechanism(experiment()).release(asked("task0", 2), site, fails)
+    except RuntimeError:
+        pytest.fail("the answer tells that something has failed")
+    assert left.figures["num_examples"] == 1.0
+    assert len(site.ledger().events()) == 1
+
+
+def _no_space(*given: object) -> bytes:
+    raise OSError("no space left")
+
+
+def check_planned_records(model: LanguageModel, folder: Path) -> None:
+    """Other records than the planned ones are not read."""
+    mechanism, site = make_mechanism(experiment()), site_in(folder)
+    mechanism.release(asked("task0", 1), site, made)
+    honest = asked("task0", 2)
+    twice = replace(honest, record_ids=[honest.record_ids[0]] * len(honest.record_ids))
+    more = asked("task0", 2, records=400)
+    foreign = replace(honest, record_ids=[RecordId("task1", row) for row in range(225)])
+    for ask in (twice, more, foreign):
+        with pytest.raises(Refusal):
+            mechanism.release(ask, site, made)
+
+
+def check_whole_client(model: LanguageModel) -> None:
+    """A client's update leaves clipped, with noise in units of the distance of two clipped ones."""
+    from deal_core.privacy.client import make_client
+
+    config = experiment(
+        "privacy.mechanism=client",
+        "privacy.trusted_server=false",
+        "privacy.target_epsilon=50",
+        "privacy.max_update_norm=0.5",
+        "train.learning_rate=1.0",
+    )
+    data = texts(8)
+    changes, multiplier = [], 0.0
+    for repeat in range(3):
+        before = {n: f.detach().double().clone() for n, f in learning(model).items()}
+        ask = replace(asked("task0", 1, records=8), data=data, request=f"r{repeat}")
+
+        def make(gradients):
+            nonlocal multiplier
+            multiplier = gradients.scale / 0.5
+            gradients.noise = noise_module.SecureNoise()
+            objective = Plain(model, LABELS, gradients.data)
+            descend(model, objective, gradients, B_ONLY, config.train)
+            gradients.finished(model, LABELS, data[:1])
+            return made(gradients)
+
+        with _folder() as folder:
+            make_client(config).release(ask, site_in(folder), make)
+            (event,) = Ledger(folder).events()
+        after = learning(model)
+        changes.append(torch.cat([(after[n].detach() - before[n]).flatten() for n in before]))
+        with torch.no_grad():
+            for name, factor in after.items():
+                factor.copy_(before[name])
+    noise = torch.cat(changes)
+    expected = 2.0 * event.noise_multiplier * 0.5
+    assert multiplier == pytest.approx(2.0 * event.noise_multiplier)
+    # the clipped change has a norm of at most 0.5 among thousands of entries of noise
+    assert float(noise.std()) == pytest.approx(expected, rel=0.05)
+    assert event.steps == 1
+
+
+def learning(model: LanguageModel) -> dict:
+    set_trainable(model.module, B_ONLY)
+    return learning_factors(model.module)
+
+
+def _folder():
+    from contextlib import contextmanager
+    from tempfile import TemporaryDirectory
+
+    @contextmanager
+    def made_folder():
+        with TemporaryDirectory() as name:
+            yield Path(name)
+
+    return made_folder()

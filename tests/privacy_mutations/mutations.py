@@ -1,0 +1,304 @@
+"""Deliberate weakenings of the mechanisms, each with the check that refutes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from deal_core import per_example
+from deal_core.ledger import Event
+from deal_core.privacy import client as client_mechanism
+from deal_core.privacy import counts as counts_module
+from deal_core.privacy import private_gradients, record
+from deal_core.privacy.accounting import Spent
+from deal_core.privacy.noise import SecureNoise, SeededNoise
+from deal_core.privacy.private_gradients import PrivateGradients
+from deal_core.privacy.record import RecordMechanism
+from deal_core.randomness import seeded
+from tests.privacy_mutations import checks
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Attributes: what is weakened; how; the check of :mod:`checks` that notices."""
+
+    name: str
+    apply: Callable[[Patch], None]
+    noticed_by: Callable[..., None]
+
+
+def rate_doubled_after_the_first_step(patch: Patch) -> None:
+    def batches(self):
+        for step in range(self.steps):
+            rate = self.sample_rate * (1 if step == 0 else 2)
+            yield (self.noise.uniform(len(self.data)) <= rate).nonzero().flatten().tolist()
+
+    patch.setattr(PrivateGradients, "batches", batches)
+
+
+def every_record_in_every_step(patch: Patch) -> None:
+    patch.setattr(private_gradients, "require_sampled", lambda *given: None)
+    patch.setattr(
+        PrivateGradients,
+        "batches",
+        lambda self: iter([list(range(len(self.data)))] * self.steps),
+    )
+
+
+def sampled_by_shuffling(patch: Patch) -> None:
+    """Batches of one size: what an epoch of ordinary training draws, and amplification does not
+    cover."""
+
+    def batches(self):
+        size = round(self.sample_rate * len(self.data))
+        for step in range(self.steps):
+            order = torch.randperm(len(self.data), generator=seeded("shuffle", step)).tolist()
+            yield order[:size]
+
+    patch.setattr(PrivateGradients, "batches", batches)
+
+
+def _clip(patch: Patch, factors_of) -> None:
+    def one_pass(module, objective, part, bound):
+        pairs = per_example._example_gradients(module, objective, part)
+        norms = per_example._norms(pairs)
+        for weight, copy in pairs:
+            total = torch.einsum("n,nij->ij", factors_of(norms, copy, bound), copy.grad)
+            weight.grad = total if weight.grad is None else weight.grad + total
+        return norms
+
+    patch.setattr(per_example, "_one_pass", one_pass)
+
+
+def clipping_off(patch: Patch) -> None:
+    _clip(patch, lambda norms, copy, bound: torch.ones_like(norms))
+
+
+def bound_from_the_median_of_a_large_pass(patch: Patch) -> None:
+    def factors(norms, copy, bound):
+        own = float(norms.median()) if len(norms) > 3 else bound
+        return (own / norms).clamp(max=1.0)
+
+    _clip(patch, factors)
+
+
+def every_factor_clipped_by_itself(patch: Patch) -> None:
+    def factors(norms, copy, bound):
+        return (bound / copy.grad.flatten(1).norm(dim=1).clamp(min=1e-12)).clamp(max=1.0)
+
+    _clip(patch, factors)
+
+
+def the_sum_clipped_and_not_its_parts(patch: Patch) -> None:
+    def factors(norms, copy, bound):
+        return torch.full_like(norms, min(1.0, len(norms) * bound / float(norms.sum())))
+
+    _clip(patch, factors)
+
+
+def _noise(patch: Patch, change) -> None:
+    original = SecureNoise.normal
+
+    def normal(self, shape):
+        self.__dict__["calls"] = self.__dict__.get("calls", -1) + 1
+        return change(self, original(self, shape))
+
+    patch.setattr(SecureNoise, "normal", normal)
+
+
+def noise_halved(patch: Patch) -> None:
+    _noise(patch, lambda self, drawn: drawn / 2)
+
+
+def noise_divided_by_the_batch(patch: Patch) -> None:
+    _noise(patch, lambda self, drawn: drawn / 12)
+
+
+def one_draw_for_all_layers_of_a_shape(patch: Patch) -> None:
+    def shared(self, drawn):
+        kept = self.__dict__.setdefault("kept", {})
+        first = self.__dict__.get("first", tuple(drawn.shape))
+        self.__dict__["first"] = first
+        if self.calls % 4 == 0:  # the tiny model has four factors that learn
+            kept.clear()
+        return kept.setdefault(tuple(drawn.shape), drawn)
+
+    _noise(patch, shared)
+
+
+def the_same_noise_in_every_step(patch: Patch) -> None:
+    def repeated(self, drawn):
+        kept = self.__dict__.setdefault("kept", {})
+        return kept.setdefault((self.calls % 4, tuple(drawn.shape)), drawn)
+
+    _noise(patch, repeated)
+
+
+def no_noise_in_one_factor(patch: Patch) -> None:
+    _noise(patch, lambda self, drawn: drawn * (self.calls % 4 != 3))
+
+
+def a_key_of_32_bits(patch: Patch) -> None:
+    def init(self):
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+        key, start = os.urandom(32)[:4] * 8, os.urandom(16)
+        self._stream = Cipher(algorithms.AES256(key), modes.CTR(start)).encryptor()
+
+    patch.setattr(SecureNoise, "__init__", init)
+
+
+def divided_by_who_was_drawn(patch: Patch) -> None:
+    original = PrivateGradients.accumulate
+
+    def accumulate(self, module, objective, batch):
+        self.expected_batch = max(1, len(batch))
+        return original(self, module, objective, batch)
+
+    patch.setattr(PrivateGradients, "accumulate", accumulate)
+
+
+def a_client_hidden_from_its_absence_alone(patch: Patch) -> None:
+    patch.setattr(client_mechanism, "NEIGHBOURS", 1.0)
+
+
+def a_clients_update_unclipped(patch: Patch) -> None:
+    patch.setattr(client_mechanism, "clipped", lambda change, bound: change)
+
+
+def half_of_the_steps_charged(patch: Patch) -> None:
+    original = RecordMechanism._event
+
+    def event(self, ask, site, plan):
+        whole = original(self, ask, site, plan)
+        return replace(whole, steps=max(1, whole.steps // 2))
+
+    patch.setattr(RecordMechanism, "_event", event)
+    honest = RecordMechanism._gradients
+
+    def gradients(self, ask, site, charged):
+        return replace(honest(self, ask, site, charged), steps=2 * charged.steps)
+
+    patch.setattr(RecordMechanism, "_gradients", gradients)
+
+
+def every_round_planned_by_itself(patch: Patch) -> None:
+    """The commonest error of the field: the budget is spent again in every round."""
+    original = RecordMechanism._solve
+
+    def plan(self, ask, site):
+        return original(self, [], {ask.task: len(ask.data)}, len(ask.data), site)
+
+    patch.setattr(RecordMechanism, "_plan", plan)
+    patch.setattr("deal_core.ledger._require", lambda events, budget: None)
+
+
+def sampling_counted_twice(patch: Patch) -> None:
+    patch.setattr(
+        Event,
+        "spent",
+        property(lambda e: Spent(e.sample_rate**2, e.noise_multiplier, e.steps)),
+    )
+
+
+def counts_as_if_in_one_task(patch: Patch) -> None:
+    patch.setattr(counts_module, "sensitivity", lambda tasks: 2**0.5)
+
+
+def the_loss_leaves(patch: Patch) -> None:
+    original = RecordMechanism._figures
+    patch.setattr(
+        RecordMechanism, "_figures", lambda self, *given: {**original(self, *given), "loss": 0.5}
+    )
+
+
+def a_failed_training_says_so(patch: Patch) -> None:
+    patch.setattr(record, "total", lambda make, gradients, blank: make(gradients).arrays)
+
+
+def what_was_planned_is_not_looked_at(patch: Patch) -> None:
+    patch.setattr(record, "require_planned", lambda *given: None)
+
+
+def seeded_noise_at_a_real_site(patch: Patch) -> None:
+    patch.setattr(record, "SecureNoise", lambda: SeededNoise(seeded("always the same")))
+
+
+def charged_after_it_has_left(patch: Patch) -> None:
+    """The answer does not wait for the ledger."""
+
+    def release(self, ask, site, make):
+        plan = self._plan(ask, site)
+        event = self._event(ask, site, plan)
+        answer = record.packed(make(self._gradients(ask, site, event)))
+        with suppress(OSError):  # it will be written later
+            site.ledger().charge(event, plan.budget(None), ask.request, answer)
+        return record.unpacked(answer)
+
+    patch.setattr(RecordMechanism, "release", release)
+
+
+MUTATIONS = [
+    Mutation(
+        "rate doubled after step 1",
+        rate_doubled_after_the_first_step,
+        checks.check_rate_of_every_step,
+    ),
+    Mutation(
+        "every record in every step", every_record_in_every_step, checks.check_rate_of_every_step
+    ),
+    Mutation("shuffled batches of one size", sampled_by_shuffling, checks.check_rate_of_every_step),
+    Mutation("clipping off", clipping_off, checks.check_neighbours),
+    Mutation(
+        "bound from the batch's median norm above 3 examples",
+        bound_from_the_median_of_a_large_pass,
+        checks.check_neighbours,
+    ),
+    Mutation(
+        "every factor clipped by itself", every_factor_clipped_by_itself, checks.check_neighbours
+    ),
+    Mutation(
+        "the sum clipped, not its parts", the_sum_clipped_and_not_its_parts, checks.check_neighbours
+    ),
+    Mutation("noise halved", noise_halved, checks.check_noise),
+    Mutation("noise divided by the batch", noise_divided_by_the_batch, checks.check_noise),
+    Mutation(
+        "one draw for all layers of a shape", one_draw_for_all_layers_of_a_shape, checks.check_noise
+    ),
+    Mutation("the same noise in every step", the_same_noise_in_every_step, checks.check_noise),
+    Mutation("no noise in one factor", no_noise_in_one_factor, checks.check_noise),
+    Mutation("an AES key of 32 bits", a_key_of_32_bits, checks.check_key),
+    Mutation(
+        "divided by the batch that was drawn", divided_by_who_was_drawn, checks.check_denominator
+    ),
+    Mutation(
+        "client: noise for an absent client alone",
+        a_client_hidden_from_its_absence_alone,
+        checks.check_whole_client,
+    ),
+    Mutation("client: update unclipped", a_clients_update_unclipped, checks.check_whole_client),
+    Mutation("half of the steps charged", half_of_the_steps_charged, checks.check_ledger),
+    Mutation("budget solved for each round", every_round_planned_by_itself, checks.check_ledger),
+    Mutation("accountant: rate squared", sampling_counted_twice, checks.check_ledger),
+    Mutation("the loss leaves", the_loss_leaves, checks.check_ledger),
+    Mutation("seeded noise at a real site", seeded_noise_at_a_real_site, checks.check_ledger),
+    Mutation("counts: noise for one task", counts_as_if_in_one_task, checks.check_counts),
+    Mutation(
+        "a failed training says so", a_failed_training_says_so, checks.check_charge_comes_first
+    ),
+    Mutation(
+        "charged after it has left", charged_after_it_has_left, checks.check_charge_comes_first
+    ),
+    Mutation(
+        "planned records not looked at",
+        what_was_planned_is_not_looked_at,
+        checks.check_planned_records,
+    ),
+]

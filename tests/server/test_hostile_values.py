@@ -1,0 +1,350 @@
+"""Replies in good order whose numbers are hostile: no crash, no damage, no unfair move."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+
+from deal_core.adapters import Adapter, LoraFactors
+from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES, Aggregate
+from deal_core.aggregation.fedit import FedIt
+from deal_core.config import Experiment
+from deal_core.errors import UserError
+from deal_core.models import adapter_shapes
+from deal_core.randomness import seeded
+from deal_core.run_config import flatten
+from server import rounds
+from server.checkpoint import Checkpoint, load_checkpoint
+from server.federation import finite
+from server.folder import RunFolder
+from server.run import run
+from simulations.identity import assume_identity
+from simulations.inprocess import InProcessGrid
+from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
+from tests.server.spoil import Mutation, alternating, every_float, figures, one_value, times
+
+CLIENTS = 6
+LARGEST = 3.4e38
+REFUSED: dict[str, Mutation] = {
+    "a million times": times(1e6),
+    "3e38": every_float(3e38),
+    "largest, alternating": alternating(LARGEST),
+    "one of 3e38": one_value(3e38),
+    "1e20": every_float(-1e20),
+    "forty": alternating(40.0),
+    "half an example": figures(num_examples=0.5),
+}
+ACCEPTED: dict[str, Mutation] = {
+    "1e-45": every_float(1e-45),
+    "alternating": alternating(0.2),
+    "twice": times(2.0),
+    "vast weight": figures(num_examples=10_000_000),
+}
+Spoil = Callable[[int, str], Mutation | None]
+"""From round and client to what becomes of its update."""
+
+
+@pytest.fixture(autouse=True)
+def quick_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Waiting takes no time."""
+    now = [0.0]
+    clock = SimpleNamespace(
+        monotonic=lambda: now[0],
+        sleep=lambda seconds: now.__setitem__(0, now[0] + 1e4 * seconds),
+    )
+    monkeypatch.setattr(rounds, "time", clock)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def experiment(folder: Path, model: Path, **tables: dict[str, Any]) -> Experiment:
+    base: dict[str, dict[str, Any]] = {
+        "model": {"name": str(model)},
+        "adapter": {
+            "rank": 3,
+            "retained_rank": 4,
+            "target_modules": ("query", "intermediate.dense"),
+        },
+        "data": {"tasks": ("laboratory",)},
+        "federation": {"clients": CLIENTS, "rounds": 2, "quorum": 0.05},
+        "run": {"out": str(folder)},
+    }
+    merged = {key: {**base.get(key, {}), **tables.get(key, {})} for key in base | tables}
+    return Experiment.model_validate(merged)
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run to its end: what went out, what was logged, what is on the disk."""
+
+    models: list[list[bytes]]
+    events: list[dict[str, Any]]
+    checkpoint: Checkpoint
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+
+def played(
+    config: Experiment, spoil: Spoil, weigh: Callable[[int], float] = lambda number: 10 + number
+) -> Done:
+    shapes = adapter_shapes(config.model, config.adapter)
+    app = tiny_app(config, shapes, weigh)
+    inner = InProcessGrid(app, flatten(config), config.federation.clients)
+    folder = RunFolder(Path(config.run.out))
+
+    def tamper(client: str, reply: Message) -> list[Message]:
+        if "lora" not in reply.content:
+            return [reply]
+        number = int(reply.content["status"]["server_round"])
+        mutation = spoil(number, client)
+        if mutation is None:
+            return [reply]
+        if mutation is lost:
+            return lost(reply)
+        mutation(reply, seeded("hostile", number, client))
+        return [reply]
+
+    grid = FuzzGrid(inner, shapes, folder, tamper)
+    with assume_identity(1, 1):
+        run(grid, config)  # type: ignore[arg-type]
+    events = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
+    checkpoint = load_checkpoint(folder.checkpoint, shapes)
+    finite(checkpoint.state)
+    return Done(grid.models, events, checkpoint)
+
+
+def in_turn(kinds: dict[str, Mutation]) -> Spoil:
+    """In every round one client sends the next kind."""
+    order = list(kinds.values())
+    return lambda number, client: order[number - 1] if int(client) == number % CLIENTS else None
+
+
+def failing(kinds: dict[str, Mutation]) -> Spoil:
+    """The same clients fail instead."""
+    who = in_turn(kinds)
+    return lambda number, client: lost if who(number, client) else None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("robust", sorted(ROBUST_RULES))
+@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
+def test_what_is_refused_leaves_the_model_that_there_is_without_its_sender(
+    tmp_path, model, rule, robust
+):
+    tables = {
+        "aggregation": {"rule": rule, "robust": robust},
+        "federation": {"rounds": len(REFUSED)},
+    }
+    hostile = played(experiment(tmp_path / "a", model, **tables), in_turn(REFUSED))
+    without = played(experiment(tmp_path / "b", model, **tables), failing(REFUSED))
+    assert hostile.models == without.models
+    assert len(set(map(str, hostile.models))) > len(REFUSED)
+    failed = [(e["server_round"], e["client"]) for e in hostile.of("client_failed")]
+    assert failed == [(n, str(n % CLIENTS)) for n in range(1, len(REFUSED) + 1)]
+    assert {e["clients"] for e in hostile.of("round_finished")} == {CLIENTS - 1}
+    assert not hostile.of("round_lost")
+    assert all(0 < len(e["reason"]) < 500 for e in hostile.of("client_failed"))
+
+
+@pytest.mark.parametrize("robust", sorted(ROBUST_RULES))
+@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
+def test_what_is_let_in_ends_no_run_and_damages_no_checkpoint(tmp_path, model, rule, robust):
+    tables = {
+        "aggregation": {"rule": rule, "robust": robust},
+        "federation": {"rounds": len(ACCEPTED)},
+    }
+    done = played(experiment(tmp_path, model, **tables), in_turn(ACCEPTED))
+    assert not done.of("client_failed")
+    assert not done.of("round_lost")
+    assert [e["client"] for e in done.of("weight_cut")] == [str(len(ACCEPTED) % CLIENTS)]
+    assert done.of("weight_cut")[0]["weight"] == 50.0 * 12.0  # times the median of the others
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+@pytest.mark.parametrize("kind", ["a million times", "3e38", "largest, alternating", "one of 3e38"])
+def test_one_or_two_clients_have_a_bound_too(tmp_path, model, clients, kind):
+    """The only one that is left fails: the round ends below its quorum, and nothing is written."""
+    federation = {"clients": clients, "rounds": 1}
+    config = experiment(tmp_path, model, federation=federation)
+
+    def spoil(number: int, client: str) -> Mutation | None:
+        return REFUSED[kind] if client == "0" else None
+
+    if clients == 1:
+        with pytest.raises(UserError, match="0 of 1 clients gave a valid reply"):
+            played(config, spoil)
+        shapes = adapter_shapes(config.model, config.adapter)
+        finite(load_checkpoint(RunFolder(tmp_path).checkpoint, shapes).state)
+        return
+    done = played(config, spoil)
+    assert [e["client"] for e in done.of("client_failed")] == ["0"]
+    assert [e["clients"] for e in done.of("round_finished")] == [1]
+
+
+@pytest.mark.parametrize("mechanism", ["record", "client"])
+@pytest.mark.parametrize("weight", [2.0, 1e7, 1.5])
+def test_under_a_mechanism_every_client_weighs_one(tmp_path, model, mechanism, weight):
+    config = experiment(
+        tmp_path,
+        model,
+        privacy={"mechanism": mechanism, "noise": "seeded"},
+        federation={"clients_per_round": 0},
+    )
+
+    def spoil(number: int, client: str) -> Mutation | None:
+        return figures(num_examples=weight) if client == "3" else None
+
+    done = played(config, spoil, weigh=lambda number: 1.0)
+    assert [e["client"] for e in done.of("client_failed")] == ["3", "3"]
+    assert all("num_examples is not 1" in e["reason"] for e in done.of("client_failed"))
+    assert [e["clients"] for e in done.of("round_finished")] == [CLIENTS - 1] * 2
+
+
+@pytest.mark.parametrize("kind", ["a million times", "3e38", "largest, alternating"])
+def test_where_the_server_clips_nobody_is_judged_beside_others(tmp_path, model, kind):
+    """The clipped update counts, whatever its length: to leave it out would depend on the rest."""
+    config = experiment(tmp_path, model, privacy={"mechanism": "client", "noise": "seeded"})
+
+    def spoil(number: int, client: str) -> Mutation | None:
+        return REFUSED[kind] if client == "3" else None
+
+    done = played(config, spoil, weigh=lambda number: 1.0)
+    assert not done.of("client_failed")
+    assert [e["clients"] for e in done.of("round_finished")] == [CLIENTS] * 2
+
+
+def test_noise_of_the_clients_own_passes_the_bound_on_entries(tmp_path, model):
+    """It has the size of the clipping bound, far beyond what is learnt."""
+    config = experiment(
+        tmp_path,
+        model,
+        privacy={"mechanism": "client", "noise": "seeded", "trusted_server": False},
+        federation={"rounds": 1},
+    )
+    done = played(config, lambda number, client: times(1e4), weigh=lambda number: 1.0)
+    assert not done.of("client_failed")
+
+
+def test_a_client_that_leaves_too_few_for_the_robust_step_costs_one_round(tmp_path, model):
+    config = experiment(
+        tmp_path,
+        model,
+        aggregation={"robust": "multi-krum", "byzantine": CLIENTS - 3},
+        federation={"rounds": 3},
+    )
+
+    def spoil(number: int, client: str) -> Mutation | None:
+        return REFUSED["3e38"] if number == 2 and client == "1" else None
+
+    done = played(config, spoil)
+    (event,) = done.of("round_lost")
+    assert event["server_round"] == 2
+    assert "multi-Krum" in event["reason"]
+    assert len(done.of("round_finished")) == 3
+    # hello, zero-shot, rounds 1 to 3, end: what round 3 starts from is what round 2 did
+    assert done.models[4] == done.models[3] != done.models[5]
+
+
+def test_where_all_are_there_and_still_too_few_the_user_is_told(tmp_path, model):
+    config = experiment(
+        tmp_path, model, aggregation={"robust": "multi-krum", "byzantine": CLIENTS - 2}
+    )
+    with pytest.raises(UserError, match=r"multi-Krum.*another aggregation\.robust"):
+        played(config, lambda number, client: None)
+
+
+def raises(aggregate: Aggregate) -> Aggregate:
+    torch.linalg.svd(torch.full((3, 3), torch.nan))
+    return aggregate
+
+
+def with_entry(value: float) -> Callable[[Aggregate], Aggregate]:
+    def spoilt(aggregate: Aggregate) -> Aggregate:
+        layers = {
+            n: LoraFactors(f.A, torch.full_like(f.B, value))
+            for n, f in aggregate.current.layers.items()
+        }
+        return replace(aggregate, current=Adapter(layers, aggregate.current.scaling))
+
+    return spoilt
+
+
+ENDS: dict[str, Callable[[Aggregate], Aggregate]] = {
+    "linear algebra": raises,
+    "division": lambda aggregate: replace(aggregate, error=aggregate.error / 0),
+    "NaN": with_entry(torch.nan),
+    "inf": with_entry(torch.inf),
+    "infinite error": lambda aggregate: replace(aggregate, error=torch.inf),
+    "NaN lost": lambda aggregate: replace(aggregate, lost=torch.nan),
+    "residual": lambda aggregate: replace(
+        aggregate, residual=with_entry(torch.nan)(aggregate).current
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_round_whose_numbers_fail_is_lost_and_the_run_goes_on(tmp_path, model, monkeypatch, end):
+    @dataclass(frozen=True)
+    class Failing:
+        """FedIT, whose second round ends badly."""
+
+        base: FedIt
+        mixed_ranks: bool = False
+
+        def trained(self, server_round: int) -> frozenset[str]:
+            return self.base.trained(server_round)
+
+        def begin(self, before: Adapter, server_round: int) -> Any:
+            inner = self.base.begin(before, server_round)
+            spoil = ENDS[end] if server_round == 2 else lambda aggregate: aggregate
+            return SimpleNamespace(add=inner.add, finish=lambda: spoil(inner.finish()))
+
+    monkeypatch.setitem(AGGREGATION_RULES, "fedit", lambda config: Failing(FedIt()))
+    config = experiment(tmp_path, model, federation={"rounds": 3})
+    done = played(config, lambda number, client: None)
+    (event,) = done.of("round_lost")
+    assert event["server_round"] == 2
+    assert event["reason"]
+    assert done.models[4] == done.models[3] != done.models[5]
+    assert len(done.checkpoint.history.aggregation_error) == 3
+
+
+@pytest.mark.parametrize("what", ["begin_task", "end_task"])
+def test_a_step_between_rounds_that_fails_leaves_the_model_as_it_was(
+    tmp_path, model, monkeypatch, what
+):
+    from deal_core.methods.deal import Deal
+
+    good = getattr(Deal, what)
+    calls = []
+
+    def failing(self: Deal, *arguments: Any) -> Any:
+        calls.append(what)
+        if len(calls) == 2:
+            torch.linalg.svd(torch.full((3, 3), torch.nan))
+        return good(self, *arguments)
+
+    monkeypatch.setattr(Deal, what, failing)
+    config = experiment(
+        tmp_path, model, data={"tasks": ("laboratory", "surgery")}, federation={"rounds": 1}
+    )
+    done = played(config, lambda number, client: None)
+    (event,) = done.of("step_lost")
+    assert event["stage"] == 1
+    assert "LinAlgError" in event["reason"]
+    assert done.of("run_finished")
