@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from deal_core.adapters import Adapter, LoraFactors, Shapes
-from deal_core.config import AdapterConfig, Experiment
+from deal_core.config import AdapterConfig, Experiment, ModelConfig
 from deal_core.experiment_file import apply_overrides, parse_experiment
-from deal_core.models import LanguageModel, load_model
+from deal_core.models import LanguageModel, adapter_shapes, load_model
 
 SHORT = [
     'data.tasks=["laboratory", "surgery"]',
@@ -57,6 +57,12 @@ def minilm() -> LanguageModel:
     """The embedded encoder; tests that write adapters leave none behind for others to rely on."""
     config = Experiment()
     return load_model(config.model, config.adapter, config.train.max_length)
+
+
+@pytest.fixture(scope="session")
+def shapes() -> Shapes:
+    """Of the layers of the embedded encoder that are adapted by default."""
+    return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
 def tiny_causal(folder: Path, kind: str) -> Path:

@@ -117,7 +117,11 @@ def test_what_is_merged_into_frozen_weights_acts_as_what_is_not(
     assert (merged - base).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("causal_folder", "name"),
+    [*(("llama", name) for name in METHODS), ("gpt2", "deal")],
+    indirect=["causal_folder"],
+)
 def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
     model, causal_folder, small_adapter, name
 ):

@@ -9,7 +9,7 @@ import torch
 from client.state import RoundStore
 from deal_core.adapters import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.attach import lora_layers, read
-from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.learner import learner_of
 from deal_core.method_config import DealReferenceConfig, MethodConfig
@@ -19,7 +19,6 @@ from deal_core.methods.factor_map import fresh_map
 from deal_core.methods.mapped import Mapped, flat
 from deal_core.methods.named_factors import named, parameters
 from deal_core.methods.task_start import start_of
-from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import accumulate, load_state, train
 
@@ -49,11 +48,6 @@ def spread(shapes, seed: int) -> Adapter:
         B = torch.linalg.qr(torch.randn(d_out, 8, generator=generator)).Q
         layers[name] = LoraFactors(0.6 * scale[:, None] * A, 0.3 * B * scale)
     return Adapter(layers, 2.0)
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
 @pytest.fixture(scope="module")

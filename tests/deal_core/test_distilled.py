@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from deal_core.adapters import zero_adapter
-from deal_core.config import AdapterConfig, ModelConfig
+from deal_core.config import AdapterConfig
 from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
-from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import load_state
 from tests.deal_core.distilling import (
@@ -21,11 +20,6 @@ from tests.deal_core.distilling import (
     first_task,
     learnt_adapter,
 )
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from deal_core.config import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.methods import State
-from deal_core.models import FAMILIES, adapter_shapes, load_model
+from deal_core.models import FAMILIES, load_model
 from deal_core.training import load_state
 
 LABELS = ("Anatomy", "Social_Preventive Medicine", "Surgery")
@@ -59,11 +59,6 @@ def cosines(model) -> torch.Tensor:
     texts = torch.stack([embed(model, example.text) for example in EXAMPLES])
     names = torch.stack([embed(base, label.replace("_", " ")) for label in LABELS])
     return 20.0 * texts @ names.T
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ from torch.nn.functional import cross_entropy
 
 from deal_core.adapters import Adapter, LoraFactors, relative_difference, zero_adapter
 from deal_core.attach import read, set_trainable
-from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, Past, Share, State, make_method
 from deal_core.methods.ewc import anchored, drawn_labels, fisher_diagonal
 from deal_core.methods.named_factors import named, parameters
 from deal_core.methods.task_start import hold_start
-from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
@@ -48,11 +47,6 @@ class Kept:
             self.made[tasks] = make(before, self.made.get(before, {}))
             self.bases[tasks] = basis
         return self.made[tasks]
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
 def learnt_adapter(random_adapter, shapes, seed: int) -> Adapter:

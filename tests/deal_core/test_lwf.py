@@ -12,7 +12,7 @@ from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.methods.task_start import hold_start, release_start, start_of
-from deal_core.models import adapter_shapes, load_model
+from deal_core.models import load_model
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
 from tests.deal_core.distilling import (
@@ -25,11 +25,6 @@ from tests.deal_core.distilling import (
 )
 
 BOTH = frozenset({"lora_A", "lora_B"})
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
 @pytest.fixture(scope="module")

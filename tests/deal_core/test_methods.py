@@ -34,6 +34,7 @@ from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
 
+FACTORS = ("lora_A", "lora_B")
 SHAPES = {"first": (40, 50), "second": (60, 40)}
 CONFIG = AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)
 
@@ -388,8 +389,14 @@ def test_a_loss_is_independent_of_its_batch_mates(minilm, name):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("trained", [{"lora_A"}, {"lora_B"}, {"lora_A", "lora_B"}])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        *((name, FACTORS) for name in METHODS),
+        # with a teacher, with a penalty, with a learner of its own
+        *((name, (one,)) for name in ("deal", "ewc", "deal-reference") for one in FACTORS),
+    ],
+)
 def test_equal_seeds_give_equal_updates_of_the_factors_that_learn(minilm, name, trained):
     after = []
     for _ in range(2):

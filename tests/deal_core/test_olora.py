@@ -6,12 +6,11 @@ import torch
 from deal_core.adapters import Adapter, LoraFactors, fresh_adapter, relative_difference, stack
 from deal_core.adapters import zero_adapter as zeros
 from deal_core.attach import CURRENT, lora_layers, read, set_trainable
-from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config import AdapterConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
 from deal_core.methods.olora import in_use, overlap
-from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training import load_state, train
 
@@ -21,11 +20,6 @@ DATA = [
     Example("Laparoscopic removal of the appendix", "Surgery"),
 ]
 BOTH = frozenset({"lora_A", "lora_B"})
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
 @pytest.fixture(scope="module")

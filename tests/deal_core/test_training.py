@@ -9,7 +9,7 @@ from deal_core.config import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.method_config import MethodConfig
 from deal_core.methods import LocalTask, Memory, State, make_method
-from deal_core.models import adapter_shapes, load_model
+from deal_core.models import load_model
 from deal_core.precision import compute_dtype
 from deal_core.randomness import seeded
 from deal_core.teacher import make_teacher
@@ -22,11 +22,6 @@ DATA = [
     Example("Bones", "Anatomy"),
     Example("A suture for the bowel that is absorbed after two weeks or so", "Surgery"),
 ]
-
-
-@pytest.fixture(scope="module")
-def shapes():
-    return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
 def random_state(shapes, random_adapter, residual: bool) -> State:

@@ -26,16 +26,12 @@ from server.results import Results, read_results
 from simulations.bounds import BOUNDS
 from simulations.inprocess import run_inprocess
 from simulations.outcome import outcome
+from tests.simulations.runs import at
 
 TASKS = ("laboratory", "surgery")
 ALL_AT_ONCE = Instruction(
     task=TASKS[0], stage=0, server_round=1, tasks=TASKS, rank=8, retained_rank=16
 )
-
-
-def at(experiment: Experiment, folder: Path) -> Experiment:
-    changed = experiment.run.model_copy(update={"out": str(folder)})
-    return experiment.model_copy(update={"run": changed})
 
 
 def run_parts(bound: str, experiment: Experiment, tasks, folder: Path) -> list[Results]:

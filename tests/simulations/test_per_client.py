@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from client import work
 from client.app import make_app
@@ -22,6 +21,7 @@ from server.run import run
 from simulations.identity import assume_identity
 from simulations.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
 from simulations.preflight import check_data
+from tests.simulations.runs import learnt_adapter, same
 
 ORDERS = (
     'stream.orders={0=["laboratory", "surgery", "medicine"], 1=["surgery"], '
@@ -151,10 +151,6 @@ def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, 
     assert all(len(own.accuracy_matrix) == 2 for own in results.per_client.values())
 
 
-def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
 def tiny(name: str) -> list[str]:
     # Several steps a round: ewc holds nothing at the first, where it stands at the start.
     overrides = [f"method.name={name}", "data.max_train=12", "data.max_test=6"]
@@ -178,9 +174,8 @@ def whole_run(make_experiment, tmp_path_factory):
     return run_of
 
 
-def same(one: Path, two: Path) -> bool:
-    a, b = learnt_adapter(one), learnt_adapter(two)
-    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+def same_ends(one: Path, two: Path) -> bool:
+    return same(learnt_adapter(one), learnt_adapter(two))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -188,7 +183,7 @@ def test_every_method_goes_through_stages_of_several_tasks(whole_run, name):
     folder = whole_run(name)
     assert all(np.isfinite(value).all() for value in learnt_adapter(folder).values())
     assert all(value.any() for value in learnt_adapter(folder).values())
-    assert same(folder, whole_run("sequential")) == (name == "sequential")
+    assert same_ends(folder, whole_run("sequential")) == (name == "sequential")
 
 
 @pytest.mark.parametrize("name", ["deal", "ewc"])
@@ -208,7 +203,7 @@ def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(own_orders, whole
     folder = Path(own_orders().run.out)
     assert not (folder / "results.json").exists()
     run_inprocess(own_orders(*tiny(name), "run.resume=true"), lambda event: None)
-    assert same(folder, whole_run(name))
+    assert same_ends(folder, whole_run(name))
     assert read_results(folder).per_client == read_results(whole_run(name)).per_client
 
 
