@@ -276,7 +276,7 @@ def test_no_instruction_of_many_breaks_what_a_site_promises(watch, tmp_path_fact
     """At least 500 instructions; time and memory of the worst are printed."""
     taken: list[float] = []
 
-    @settings(max_examples=220, **OPTIONS)
+    @settings(max_examples=260, **OPTIONS)
     @given(cases=histories())
     def many(cases):
         for _ in cases:
