@@ -9,6 +9,7 @@ import torch
 
 from deal_core.ledger import Ledger, composed
 from deal_core.privacy import clipped_mean
+from deal_core.privacy.claim_audit import claim_p_value
 from deal_core.privacy.noise import SeededNoise
 from deal_core.privacy.server_side import CentralNoise
 from simulations.audit_found import Training
@@ -20,6 +21,7 @@ CLIENT = (
     "privacy.noise=seeded",
     "privacy.target_delta=1e-5",
     "federation.clients=8",
+    'adapter.target_modules=["4.attention.self.value","5.attention.self.value"]',
 )
 SAMPLED = "federation.clients_per_round=4"
 EIGHTH = "federation.clients_per_round=1"
@@ -85,12 +87,14 @@ def test_half_the_noise_is_caught(make_experiment, tmp_path, monkeypatch):
     drawn = SeededNoise.normal
     monkeypatch.setattr(SeededNoise, "normal", lambda self, shape: 0.5 * drawn(self, shape))
     whats = [
-        replace(training(make_experiment, tmp_path / str(k), f"run.seed={k}"), repeat=k)
+        replace(
+            training(make_experiment, tmp_path / str(k), f"run.seed={k}", canaries=1500), repeat=k
+        )
         for k in range(5)
     ]
-    found = attack(*whats)
-    assert found.claimed <= 1.0
-    assert found.p_value < 0.05
+    trained = [carry_out(each, lambda event: None) for each in whats]
+    assert max(each.claimed for each in trained) <= 1.0
+    assert claim_p_value([each.repetition for each in trained]) < 0.05
 
 
 def test_everybody_drawn_in_every_round_is_caught(make_experiment, tmp_path, monkeypatch):
@@ -99,7 +103,8 @@ def test_everybody_drawn_in_every_round_is_caught(make_experiment, tmp_path, mon
         replace(training(make_experiment, tmp_path / str(k), EIGHTH, f"run.seed={k}"), repeat=k)
         for k in range(3)
     ]
-    assert attack(*whats).p_value < 0.05
+    trained = [carry_out(each, lambda event: None) for each in whats]
+    assert claim_p_value([each.repetition for each in trained]) < 0.05
 
 
 def test_without_a_mechanism_whole_clients_are_plain_to_see(make_experiment, tmp_path):
