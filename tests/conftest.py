@@ -43,13 +43,19 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_from_the_start() -> None:
+    """As :func:`one_thread`, for what is made once for several tests."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small matrices: threads that wait for each other on a busy machine cost 100 times more."""
-    threads = torch.get_num_threads()
+    """In every test, whatever the one before has set: tests run side by side, their matrices are
+    small, and threads that wait for each other on a busy machine cost 100 times more."""
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
