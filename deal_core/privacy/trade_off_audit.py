@@ -26,7 +26,8 @@ from deal_core.privacy.tradeoff import TradeOff
 CANDIDATES = 32
 """Probabilities that are tried together."""
 ROUNDS = 2
-"""How often they close in: what is returned is above the truth by at most 32^-2, and never below."""
+"""How often they close in: what is returned is never below the truth, and above it by at most
+32^-2."""
 
 
 def p_value(canaries: int, guesses: int, correct: int, curve: TradeOff) -> float:

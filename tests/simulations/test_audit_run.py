@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
 from deal_core.errors import UserError
 from deal_core.ledger import Ledger, composed
 from deal_core.privacy.noise import SeededNoise
+from simulations.audit import AuditRequest, run_audit
 from simulations.audit_found import Training
 from simulations.audit_judged import judged
 from simulations.audit_run import carry_out, known, share_of
+from simulations.audit_tables import Audit
 
 AUDITED = (
     'data.tasks=["laboratory"]',
@@ -131,3 +135,20 @@ def test_what_a_folder_holds_of_other_settings_is_refused(make_experiment, tmp_p
         with pytest.raises(UserError, match=told) as caught:
             known(changed)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epsilon", "scale"), [("1", 0.5), ("8", 0.25), ("1", 1.0), ("8", 1.0)])
+def test_the_command_refutes_too_little_noise_and_nothing_else(
+    tmp_path, monkeypatch, epsilon, scale
+):
+    """The sizes that ``deal audit`` has by default, on the experiment that is shipped for it."""
+    drawn = SeededNoise.normal
+    monkeypatch.setattr(SeededNoise, "normal", lambda self, shape: scale * drawn(self, shape))
+    out = tmp_path / "audit"
+    request = AuditRequest("private", epsilon, str(out), text_canaries=0)
+    code = run_audit(request, Console(file=io.StringIO()))
+    [attack] = Audit.model_validate_json((out / "audit.json").read_text()).cells[0].attacks
+    assert attack.claimed <= float(epsilon)
+    assert code == (1 if scale < 1 else 0)
+    assert (attack.p_value < 0.05) == (scale < 1)
