@@ -145,6 +145,8 @@ def _settled(
     wire = config.wire.model_copy(update={"dtype": "float32"})
     keys = {"out": str(folder), "resume": False, "workers": 1, "engine": "inprocess"}
     keys |= {"seed": config.run.seed + repeat}  # of the noise
+    # small passes: threads that wait for each other on a busy machine cost more than they save
+    keys |= {"threads": config.run.threads or 1}
     return config.model_copy(
         update={
             "privacy": privacy,

@@ -13,13 +13,13 @@ from simulations.markdown_table import DASH, row
 WIDTH = 100
 EXPLANATION = (
     "'Claim': epsilon that the ledger holds. 'At least': lower bound on epsilon, whatever the "
-    "mechanism is. 'p': probability, at most, of guesses as right as these if the ledger is "
-    "true; below 0.05 the claim is refuted. 'Refuted noise': the least, in units of the claimed"
-    " noise, that is refuted, and the epsilon that the mechanism has at least if it is the "
-    "claimed one but for its noise. 'Notices': noise so many times the claimed one, or less, is"
-    " refuted by at least 80 % of such audits. 'Efficiency': of the attack, in units of the "
-    "best one on the claimed mechanism. Bounds hold with 95 % confidence, each by itself; one "
-    "below the claim proves nothing."
+    "mechanism is. 'p': probability, at most, of guesses as right as these if the ledger is true; "
+    "below 0.05 the claim is refuted. 'Refuted noise': the least, in units of the claimed noise, "
+    "that is refuted, and the epsilon that the mechanism has at least if it is the claimed one "
+    "but for its noise. 'Notices': noise so many times the claimed one, or less, is refuted by "
+    "at least 80 % of such audits. 'Efficiency': how much better than chance the attack guessed, "
+    "in units of the best one on an honest mechanism. Bounds hold with 95 % confidence, each by "
+    "itself; one below the claim proves nothing."
 )
 MEANING: Mapping[Kind, str] = {
     "gradients": "Gradient canaries: records whose gradient is 100 times as long as the bound, "
