@@ -173,9 +173,13 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
                 f"task '{task[:80]}' {what} [data.labels] of site.toml; if the consortium has "
                 "agreed on it, add the lines that deal site check --experiment FILE prints"
             )
+    return site_files(site).model_copy(update={"tasks": tasks})
+
+
+def site_files(site: SiteData) -> DataConfig:
+    """Every declared task of the site, as its own files and columns say."""
     return DataConfig(
         source="site",
-        tasks=tasks,
         path=site.path,
         text_column=site.text_column,
         pair_column=site.pair_column,

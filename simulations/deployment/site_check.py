@@ -12,7 +12,7 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.outgoing import FIELDS
-from client.site_file import SiteFile, own_data, read_site
+from client.site_file import SiteFile, read_site, site_files
 from deal_core.config import DataConfig, Experiment
 from deal_core.data.files import FilesSource
 from deal_core.data.source import TaskData
@@ -65,8 +65,8 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         checks.append(lambda: check_connection(site))
     for check in checks:
         _note(check, report)
-    asked = experiment.data if experiment else DataConfig(labels=site.data.labels)
-    check_data(own_data(asked, site.data), report)
+    labels = agreed if experiment else site.data.labels
+    check_data(site_files(site.data).model_copy(update={"labels": labels}), report)
     report.lines.extend(what_leaves(site))
     return report
 
