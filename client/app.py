@@ -19,21 +19,20 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import worker
-from client.answer import STATUS, status_reply
-from client.here import Here, choose_device, file_of, here, log_of
-from client.outgoing import check_reply
+from client import resident_worker as worker
+from client.context import Here, choose_device, file_of, here, log_of
+from client.egress import check_reply
+from client.reply_cache import UpdateStore
 from client.site import site_of
 from client.site_log import SiteLog
 from client.state import FeedbackStore, forget
-from client.updates import UpdateStore
-from deal_core.payload import PayloadError
+from client.status_reply import STATUS, status_reply
+from deal_core.lora.payload import PayloadError
 
 if TYPE_CHECKING:
-    from client.work import Desk
-    from client.workbench import Workbench
-    from deal_core.privacy.counts import Counts
-    from deal_core.privacy.interface import Site, Trained
+    from client.local_update import Desk
+    from client.resources import Workbench
+    from deal_core.privacy.interface import Counts, Site, Trained
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
@@ -61,7 +60,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     bench_for = find_bench or bench_of
 
     def desk_of(place: Here) -> Desk:
-        from client.work import Desk
+        from client.local_update import Desk
 
         return Desk(place.client, FeedbackStore(place.folder), find_site(place))
 
@@ -78,7 +77,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     def train(message: Message, context: Context) -> Message:
         place = here(context)
         bench = bench_for(context, place)
-        from client import wire, work
+        from client import local_update as work
+        from client import wire
 
         state, instruction = wire.read_request(message, bench)
         run = place.run_name(bench.experiment)
@@ -105,7 +105,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     def evaluate(message: Message, context: Context) -> Message:
         place = here(context)
         bench = bench_for(context, place)
-        from client import wire, work
+        from client import local_update as work
+        from client import wire
 
         state, instruction = wire.read_request(message, bench)
         # Asked of every client, once, before a second stage. A site has a folder for each run.
@@ -134,7 +135,7 @@ def _workbench(settings: frozenset[tuple[str, bool | int | float | str]], site: 
     decided = SiteFile.model_validate_json(site) if site else None
     if decided is not None:
         choose_device(decided)
-    from client.workbench import Workbench
+    from client.resources import Workbench
 
     experiment = Here(0, Path(), decided).experiment(dict(settings))
     if decided is None:

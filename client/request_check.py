@@ -6,10 +6,10 @@ read, and which mechanism protects them, follows from what has passed here.
 
 from __future__ import annotations
 
-from client.workbench import Workbench
-from deal_core.instruction import Instruction
-from deal_core.payload import PayloadError
+from client.resources import Workbench
+from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import Policy
+from deal_core.wire.instruction import Instruction
 
 
 def check_tasks(instruction: Instruction, bench: Workbench) -> None:

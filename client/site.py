@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from client.here import Here
+    from client.context import Here
     from deal_core.privacy.interface import Site
 
 
 def site_of(place: Here) -> Site:
     """The site behind a request. An institution's ledger outlives all runs, and lies in its state
     folder; a simulated client's lies in its folder of the run."""
-    from deal_core.ledger import Ledger
+    from deal_core.privacy.accounting.ledger import Ledger
     from deal_core.privacy.interface import Site
 
     if place.site is None:

@@ -12,11 +12,11 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from deal_core.config import DataConfig, Experiment, TaskColumns
+from deal_core.config.experiment import DataConfig, Experiment, TaskColumns
+from deal_core.config.file import parse_tables, read_toml
+from deal_core.config.table import Table
 from deal_core.errors import UserError
-from deal_core.experiment_file import parse_tables, read_toml
 from deal_core.privacy.policy import Policy
-from deal_core.table import Table
 
 NODE_KEY = "site"
 """Key of Flower's node config with the path of ``site.toml``; simulated clients have none."""

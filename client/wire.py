@@ -8,15 +8,14 @@ import json
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client.answer import STATUS
-from client.workbench import Workbench
-from deal_core.adapters import Adapter, split, zero_adapter
-from deal_core.instruction import RECORD, Instruction, read_instruction
-from deal_core.methods import State
-from deal_core.payload import COUNTS, DISTILLED, LORA, PayloadError, Template
-from deal_core.privacy.counts import Counts
-from deal_core.privacy.interface import Trained
-from deal_core.record import BOTH, decode_checked, require_bounded, unpack
+from client.resources import Workbench
+from client.status_reply import STATUS
+from deal_core.lora.adapter import Adapter, split, zero_adapter
+from deal_core.lora.payload import COUNTS, DISTILLED, LORA, PayloadError, Template
+from deal_core.lora.state import State
+from deal_core.privacy.interface import Counts, Trained
+from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
+from deal_core.wire.instruction import RECORD, Instruction, read_instruction
 
 METRICS = "metrics"
 

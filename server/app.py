@@ -7,8 +7,8 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from deal_core.config import Experiment
-from deal_core.run_config import from_run_config
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import from_run_config
 from server.events import Listener
 
 

@@ -14,12 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from deal_core.adapter_arrays import from_arrays, to_arrays
-from deal_core.adapters import Adapter
 from deal_core.errors import UserError
-from deal_core.methods import State
-from deal_core.payload import DISTILLED, LORA, Template
-from deal_core.privacy.noise_floor import round_variance
+from deal_core.lora.adapter import Adapter
+from deal_core.lora.arrays import from_arrays, to_arrays
+from deal_core.lora.payload import DISTILLED, LORA, Template
+from deal_core.lora.state import State
+from deal_core.privacy.mechanisms.noise_floor import round_variance
 from server.spending import Spending
 
 VERSION = 4

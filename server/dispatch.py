@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from flwr.app import ArrayRecord, Message, MessageType
 
 from deal_core.aggregation import starting_adapter
-from deal_core.config import Experiment
-from deal_core.instruction import Instruction
-from deal_core.methods import State
+from deal_core.config.experiment import Experiment
+from deal_core.lora.state import State
 from deal_core.randomness import seeded
-from deal_core.record import UpdateReader
+from deal_core.wire.adapter_record import UpdateReader
+from deal_core.wire.instruction import Instruction
 from server import wire
 
 

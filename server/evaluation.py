@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from deal_core.adapters import relative_difference, stack
 from deal_core.errors import UserError
-from deal_core.instruction import Instruction
-from deal_core.methods import State
-from deal_core.payload import PayloadError
+from deal_core.lora.adapter import relative_difference, stack
+from deal_core.lora.payload import PayloadError
+from deal_core.lora.state import State
+from deal_core.wire.instruction import Instruction
 from server import wire
 from server.checkpoint import History
 from server.dispatch import Dispatch

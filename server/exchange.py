@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.instruction import Instruction
-from deal_core.methods import State
-from deal_core.payload import PayloadError
-from deal_core.threads import threads
+from deal_core.lora.payload import PayloadError
+from deal_core.lora.state import State
+from deal_core.training.threads import threads
+from deal_core.wire.instruction import Instruction
 from server.dispatch import Dispatch, dispatch
 from server.events import EventLog
 from server.roster import Roster

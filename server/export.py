@@ -8,10 +8,10 @@ import numpy as np
 from peft import LoraConfig
 from safetensors.numpy import save_file
 
-from deal_core.adapter_arrays import to_arrays
-from deal_core.adapters import stack
-from deal_core.config import Experiment
-from deal_core.methods import State
+from deal_core.config.experiment import Experiment
+from deal_core.lora.adapter import stack
+from deal_core.lora.arrays import to_arrays
+from deal_core.lora.state import State
 
 
 def export_adapter(folder: Path, state: State, experiment: Experiment) -> None:

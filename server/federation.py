@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import psutil
 
-from deal_core.adapters import Shapes, compress, stack, zero_adapter
 from deal_core.aggregation import (
     LORA_B,
     NUMERICAL,
@@ -24,15 +23,17 @@ from deal_core.aggregation import (
     one_line,
     require_finite,
 )
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.instruction import Instruction
-from deal_core.methods import LEARN, Method, Phase, State, make_method, phases_of
-from deal_core.privacy.mechanisms import make_mechanism
-from deal_core.privacy.noise_floor import denoising, singular_floor
-from deal_core.privacy.server_side import AsSent, Place, ServerSide
+from deal_core.lora.adapter import Shapes, compress, stack, zero_adapter
+from deal_core.lora.state import State
+from deal_core.methods import Method, Phase, make_method, phases_of
+from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
+from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.mechanisms.server_side import AsSent, Place, ServerSide
 from deal_core.randomness import seeded
-from deal_core.threads import threads
+from deal_core.training.threads import threads
+from deal_core.wire.instruction import LEARN, Instruction
 from server import wire
 from server.checkpoint import Checkpoint, History
 from server.dispatch import Dispatch

@@ -15,9 +15,9 @@ from deal_core.aggregation import (
     one_line,
     refuse_beyond,
 )
-from deal_core.config import Experiment
-from deal_core.payload import PayloadError
-from deal_core.threads import threads
+from deal_core.config.experiment import Experiment
+from deal_core.lora.payload import PayloadError
+from deal_core.training.threads import threads
 from server import wire
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, Tally

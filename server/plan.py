@@ -18,7 +18,7 @@ from functools import cached_property
 
 import torch
 
-from deal_core.config import Experiment, StreamConfig
+from deal_core.config.experiment import Experiment, StreamConfig
 from deal_core.errors import UserError, choose
 from deal_core.randomness import seeded
 

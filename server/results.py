@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from deal_core import metrics
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
+from deal_core.config.later_keys import completed
 from deal_core.errors import UserError
-from deal_core.later_keys import completed
-from deal_core.privacy.mechanisms import assumes, make_mechanism
+from deal_core.privacy.mechanisms.registry import assumes, make_mechanism
 from server.checkpoint import History
 from server.plan import Plan
 

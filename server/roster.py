@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from deal_core.config import FederationConfig
+from deal_core.config.experiment import FederationConfig
 from deal_core.errors import UserError
 from server.rounds import POLL_SECONDS, find_clients
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
-from deal_core.ledger import Ledger
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
-from deal_core.privacy.mechanisms import make_mechanism
-from deal_core.privacy.server_side import make_server_side
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.mechanisms.server_side import make_server_side
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.exchange import Exchange

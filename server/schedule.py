@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from deal_core.methods import LEARN, Phase
+from deal_core.methods import Phase
+from deal_core.wire.instruction import LEARN
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
-from deal_core.adapters import split, stack
 from deal_core.aggregation import ClientUpdate
-from deal_core.codec import Encoded
-from deal_core.instruction import RECORD, Instruction
-from deal_core.methods import State
-from deal_core.payload import COUNTS, DISTILLED, LORA, PayloadError
-from deal_core.record import UpdateReader, pack, unpack
+from deal_core.lora.adapter import split, stack
+from deal_core.lora.payload import COUNTS, DISTILLED, LORA, PayloadError
+from deal_core.lora.state import State
+from deal_core.wire.adapter_record import UpdateReader, pack, unpack
+from deal_core.wire.codec import Encoded
+from deal_core.wire.instruction import RECORD, Instruction
 from server.spending import Spending, spending_in
 
 F = TypeVar("F")

@@ -9,9 +9,9 @@ import click
 import typer
 
 from deal_core.errors import UserError
-from simulations.argument_help import with_argument_help
 from simulations.deployment.commands import add_to
-from simulations.shipped import shipped_experiments, shipped_studies
+from simulations.output.argument_help import with_argument_help
+from simulations.run.shipped import shipped_experiments, shipped_studies
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,8 +97,8 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Run an experiment on this machine and report accuracy and forgetting."""
-    from simulations.experiment import Request
-    from simulations.simulate import simulate as run
+    from simulations.run.experiment import Request
+    from simulations.run.simulate import simulate as run
 
     request = Request(experiment, out, tuple(overrides or ()), seed, engine, resume)
     raise typer.Exit(run(request, wide_console()))
@@ -119,7 +119,7 @@ def study(
     report: Annotated[bool, typer.Option("--report", help="Only renew the tables.")] = False,
 ) -> None:
     """Run a grid of methods, seeds and settings; the same command continues it."""
-    from simulations.study import StudyRequest, run_study
+    from simulations.study.command import StudyRequest, run_study
 
     changed = tuple(overrides or ())
     request = StudyRequest(study, out, changed, seeds, arms, settings, jobs, report)
@@ -147,7 +147,7 @@ def audit(
     ] = 32,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
-    from simulations.audit import AuditRequest, run_audit
+    from simulations.audit.command import AuditRequest, run_audit
 
     sets = tuple(overrides or ())
     counts = canaries, text_canaries, seed, repetitions, records
@@ -179,7 +179,7 @@ def budgets(
     report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
 ) -> None:
     """Accuracy, forgetting and worst client against epsilon; the same command continues it."""
-    from simulations.budgets import BudgetsRequest, run_budgets
+    from simulations.budgets.command import BudgetsRequest, run_budgets
 
     sets = tuple(overrides or ())
     request = BudgetsRequest(
@@ -191,7 +191,7 @@ def budgets(
 @app.command("ls")
 def list_shipped() -> None:
     """List the experiments and studies that come with deal."""
-    from simulations.shipped import descriptions
+    from simulations.run.shipped import descriptions
 
     kinds = {"simulate": shipped_experiments(), "study": shipped_studies()}
     width = max(len(name) for files in kinds.values() for name in files)
@@ -203,7 +203,7 @@ def list_shipped() -> None:
 @ledger.command("show")
 def ledger_show(folder: StateFolder, disjoint_tasks: Disjoint = False) -> None:
     """What was spent, on what, by which mechanism."""
-    from simulations.ledger_view import show
+    from simulations.ledger_command import show
 
     show(folder, wide_console(), disjoint_tasks)
 
@@ -214,7 +214,7 @@ def ledger_verify(
     certificate: Annotated[str, typer.Option(help="A file that `export` wrote.")] = "",
 ) -> None:
     """Check that nothing was changed or taken away; or check a certificate."""
-    from simulations.ledger_view import verify
+    from simulations.ledger_command import verify
 
     if not folder and not certificate:
         raise UserError("deal ledger verify: name a state directory, a --certificate, or both")
@@ -228,7 +228,7 @@ def ledger_export(
     disjoint_tasks: Disjoint = False,
 ) -> None:
     """Write a signed certificate of all that was spent."""
-    from simulations.ledger_view import export
+    from simulations.ledger_command import export
 
     export(folder, out, wide_console(), disjoint_tasks)
 
@@ -236,7 +236,7 @@ def ledger_export(
 @bench.command("aggregation")
 def bench_aggregation(out: OutFile = "", quick: Quick = False) -> None:
     """Time and peak memory of every aggregation rule, next to Flower's FedAvg."""
-    from simulations.bench_aggregation import QUICK, Sizes, bench
+    from simulations.bench.aggregation import QUICK, Sizes, bench
 
     bench(QUICK if quick else Sizes(), wide_console(), out)
 
@@ -244,7 +244,7 @@ def bench_aggregation(out: OutFile = "", quick: Quick = False) -> None:
 @bench.command("exactness")
 def bench_exactness() -> None:
     """Error of every aggregation rule against a dense float64 oracle, as Markdown."""
-    from simulations.bench_exactness import table
+    from simulations.bench.exactness import table
 
     typer.echo(table())
 
@@ -252,7 +252,7 @@ def bench_exactness() -> None:
 @bench.command("step")
 def bench_step(out: OutFile = "", quick: Quick = False) -> None:
     """Speed and peak memory of the local step, next to the Hugging Face Trainer and Opacus."""
-    from simulations.bench_step import QUICK, WORKLOADS, bench
+    from simulations.bench.step import QUICK, WORKLOADS, bench
 
     bench(QUICK if quick else WORKLOADS, wide_console(), out)
 
@@ -260,7 +260,7 @@ def bench_step(out: OutFile = "", quick: Quick = False) -> None:
 @bench.command("privacy")
 def bench_privacy(out: OutFile = "", quick: Quick = False) -> None:
     """What the mechanism `record` costs a local step, next to an ordinary one."""
-    from simulations.bench_privacy import QUICK, WORKLOADS, bench
+    from simulations.bench.privacy import QUICK, WORKLOADS, bench
 
     bench(QUICK if quick else WORKLOADS, wide_console(), out)
 
@@ -268,7 +268,7 @@ def bench_privacy(out: OutFile = "", quick: Quick = False) -> None:
 @bench.command("memory")
 def bench_memory(out: OutFile = "", quick: Quick = False) -> None:
     """Peak memory of the local step, measure by measure, next to the Hugging Face Trainer."""
-    from simulations.bench_savings import QUICK, SIZES, bench
+    from simulations.bench.memory import QUICK, SIZES, bench
 
     bench(QUICK if quick else SIZES, wide_console(), out)
 
@@ -276,7 +276,7 @@ def bench_memory(out: OutFile = "", quick: Quick = False) -> None:
 @bench.command("engine")
 def bench_engine(out: OutFile = "", quick: Quick = False) -> None:
     """Seconds and memory of a round: engine inprocess next to Flower's simulation engine."""
-    from simulations.bench_engine import QUICK, Sizes, bench
+    from simulations.bench.engine import QUICK, Sizes, bench
 
     bench(QUICK if quick else Sizes(), wide_console(), out)
 
@@ -287,8 +287,8 @@ def bench_scale(
     quick: Quick = False,
 ) -> None:
     """What a round costs as tasks, clients, rank, labels and texts grow."""
-    from simulations.bench_scale import bench
-    from simulations.bench_scale_axes import axes, quick_axes
+    from simulations.bench.scale import bench
+    from simulations.bench.scale_axes import axes, quick_axes
 
     bench(quick_axes() if quick else axes(), wide_console(), out)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deal_core.adapters import Adapter, LoraFactors, Shapes
-from deal_core.config import AdapterConfig, Experiment, ModelConfig
-from deal_core.experiment_file import apply_overrides, parse_experiment
+from deal_core.config.experiment import AdapterConfig, Experiment, ModelConfig
+from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.lora.adapter import Adapter, LoraFactors, Shapes
 from deal_core.models import LanguageModel, adapter_shapes, load_model
 
 SHORT = [

@@ -47,4 +47,4 @@ def test_only_code_travels_to_the_clients() -> None:
     assert {Path(name).suffix for name in code} == {".py"}
     rest = {name for name in names if name not in code and not name.startswith(".info/")}
     assert rest <= {"pyproject.toml", "LICENSE", "README.md"}
-    assert {"server/app.py", "client/app.py", "deal_core/config.py"} <= set(code)
+    assert {"server/app.py", "client/app.py", "deal_core/config/experiment.py"} <= set(code)

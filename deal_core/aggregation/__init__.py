@@ -43,7 +43,7 @@ from deal_core.aggregation.rule import (
 )
 from deal_core.aggregation.screen import UNLIMITED, Limits, Screen, Verdict
 from deal_core.aggregation.split import starting_adapter
-from deal_core.config import AggregationConfig
+from deal_core.config.experiment import AggregationConfig
 from deal_core.errors import choose
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from deal_core.adapters import LoraFactors
+from deal_core.lora.adapter import LoraFactors
 
 
 def weight_delta(factors: LoraFactors, scaling: float, fan_in_fan_out: bool) -> Tensor:

@@ -6,10 +6,10 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation.norm_bound import change_norms
 from deal_core.aggregation.robust import RoundStart, Survivors
 from deal_core.aggregation.rule import ClientUpdate
+from deal_core.lora.adapter import Adapter, LoraFactors
 
 LONGEST = 4.0
 """Largest change, in medians over the clients of the round; honest skewed ones reach 2.6."""

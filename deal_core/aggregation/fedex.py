@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation.fedit import BothMeans
 from deal_core.aggregation.gauge import ErrorGauge
 from deal_core.aggregation.rule import BOTH, Aggregate, Aggregation, ClientUpdate, check_update
 from deal_core.aggregation.running import ProductSum
 from deal_core.aggregation.split import residual_of
+from deal_core.lora.adapter import Adapter, LoraFactors
 
 
 @dataclass(frozen=True)

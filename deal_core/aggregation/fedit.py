@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation.gauge import ErrorGauge
 from deal_core.aggregation.rule import (
     BOTH,
@@ -14,6 +13,7 @@ from deal_core.aggregation.rule import (
     check_update,
 )
 from deal_core.aggregation.running import FactorMean
+from deal_core.lora.adapter import Adapter, LoraFactors
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deal_core.adapters import Adapter, spectrum
 from deal_core.aggregation.one_factor import OneFactorRound
 from deal_core.aggregation.rule import LORA_B, Aggregation
 from deal_core.aggregation.split import orthonormal
+from deal_core.lora.adapter import Adapter, spectrum
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deal_core.adapters import Adapter
 from deal_core.aggregation.one_factor import OneFactorRound, rounded
 from deal_core.aggregation.rule import LORA_B, Aggregation
+from deal_core.lora.adapter import Adapter
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from deal_core.adapters import Adapter
 from deal_core.aggregation.rule import Aggregate, Aggregation, AggregationError
 from deal_core.errors import UserError
+from deal_core.lora.adapter import Adapter
 
 NUMERICAL = (ValueError, ArithmeticError, RuntimeError)
 """What linear algebra raises where numbers are beyond it: numpy's LinAlgError is a ValueError,

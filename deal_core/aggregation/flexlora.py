@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from deal_core.adapters import Adapter, Spectrum
 from deal_core.aggregation.products import ProductRound
 from deal_core.aggregation.rule import BOTH, Aggregate, Aggregation
 from deal_core.aggregation.running import tail
 from deal_core.aggregation.split import Residual, orthonormal, residual_of
+from deal_core.lora.adapter import Adapter, Spectrum
 
 
 @dataclass(frozen=True)

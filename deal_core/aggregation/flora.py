@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation.products import ProductRound
 from deal_core.aggregation.rule import BOTH, Aggregate, Aggregation
 from deal_core.aggregation.split import residual_of
+from deal_core.lora.adapter import Adapter, LoraFactors
 
 
 @dataclass(frozen=True)

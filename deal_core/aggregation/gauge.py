@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deal_core.adapters import Adapter, LoraFactors, Shapes
+from deal_core.lora.adapter import Adapter, LoraFactors, Shapes
 
 EXACT_ROWS = 512
 EXACT_CLIENTS = 64

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deal_core.adapters import Adapter
 from deal_core.aggregation.robust import RoundStart, Survivors
 from deal_core.aggregation.rule import LORA_B, ClientUpdate, TooFewUpdates
+from deal_core.lora.adapter import Adapter
 
 BLOCK_ROWS = 512
 

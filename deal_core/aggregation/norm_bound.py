@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation.gauge import square_norm
 from deal_core.aggregation.rule import ClientUpdate
-from deal_core.payload import PayloadError
+from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.payload import PayloadError
 
 BISECTIONS = 60
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from deal_core.adapters import Adapter, LoraFactors, relative_difference
 from deal_core.aggregation.rule import LORA_B, Aggregate, ClientUpdate, check_update
 from deal_core.aggregation.running import FactorMean
+from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference
 
 Finish = Callable[[Adapter], Adapter]
 """From the exact mean adapter (trained factor in float64) to the next current adapter."""

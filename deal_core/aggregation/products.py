@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deal_core.adapters import Adapter, Spectrum
 from deal_core.aggregation.gauge import ErrorGauge
 from deal_core.aggregation.rule import BOTH, Aggregate, ClientUpdate, check_update
 from deal_core.aggregation.running import ProductSum
+from deal_core.lora.adapter import Adapter, Spectrum
 
 
 class ProductRound:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation.gauge import ErrorGauge
 from deal_core.aggregation.rule import (
     LORA_A,
@@ -27,6 +26,7 @@ from deal_core.aggregation.rule import (
     TooFewUpdates,
     check_update,
 )
+from deal_core.lora.adapter import Adapter, LoraFactors
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deal_core.adapters import Adapter, LoraFactors
+from deal_core.lora.adapter import Adapter, LoraFactors
 
 LORA_A = "lora_A"
 LORA_B = "lora_B"
@@ -79,7 +79,7 @@ class Aggregation(Protocol):
         Raises:
             ValueError: the weight is not positive and finite, or the adapter does not fit
                 the round (layers, shapes, scaling, a changed frozen factor). Values are not
-                searched for NaN here: :mod:`deal_core.payload` did so on arrival.
+                searched for NaN here: :mod:`deal_core.lora.payload` did so on arrival.
         """
 
     def finish(self) -> Aggregate:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from deal_core.adapters import LoraFactors, Shapes, Spectrum, spectrum
+from deal_core.lora.adapter import LoraFactors, Shapes, Spectrum, spectrum
 
 NUMERICAL_ZERO = 1e-8
 """Singular values below this share of the summed norms are rounding of float32 inputs."""
@@ -51,8 +51,8 @@ def one_vector(tensors: Sequence[Tensor]) -> Tensor:
     """Return the tensors one after the other.
 
     A view where they lie so in one piece of memory already, as those that
-    :class:`~deal_core.record.UpdateReader` decodes: one pass over it costs half of many small
-    ones. Otherwise a copy.
+    :class:`~deal_core.wire.adapter_record.UpdateReader` decodes: one pass over it costs half of
+    many small ones. Otherwise a copy.
     """
     first = tensors[0]
     start = end = first.data_ptr()

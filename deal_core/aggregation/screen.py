@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deal_core.adapters import Adapter
 from deal_core.aggregation.rule import AggregationError, ClientUpdate
+from deal_core.lora.adapter import Adapter
 
 HELD = 32
 """Updates that wait for each other; later ones are judged as they come."""

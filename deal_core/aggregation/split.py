@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from deal_core.adapters import Adapter, LoraFactors, Spectrum, refactor, spectrum
 from deal_core.aggregation.running import head, tail
+from deal_core.lora.adapter import Adapter, LoraFactors, Spectrum, refactor, spectrum
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
 from deal_core.data.source import Example, TaskData
 from deal_core.data.sources import open_source
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from deal_core.config import DataConfig, TaskColumns
+from deal_core.config.experiment import DataConfig, TaskColumns
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.data.tables import READERS

@@ -18,8 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from deal_core.assets import CURE, asset_folder
-from deal_core.config import DataConfig
+from deal_core.config.experiment import DataConfig
+from deal_core.data.assets import CURE, asset_folder
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError, choose
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from deal_core.config import PartitionConfig
+from deal_core.config.experiment import PartitionConfig
 from deal_core.data.sampling import by_label, largest_remainder
 from deal_core.data.source import Example, TaskData
 from deal_core.errors import UserError, choose

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deal_core.config import DataConfig
+from deal_core.config.experiment import DataConfig
 from deal_core.data.files import FilesSource
 from deal_core.data.hub import HubSource
 from deal_core.data.medmcqa import MedMCQA

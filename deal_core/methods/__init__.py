@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from deal_core.config import AdapterConfig
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
-from deal_core.memory import Memory
-from deal_core.method_config import MethodConfig
-from deal_core.methods.deal import make_deal
-from deal_core.methods.deal_reference import make_deal_reference
+from deal_core.methods.deal.method import make_deal
+from deal_core.methods.deal_reference.method import make_deal_reference
 from deal_core.methods.ewc import make_ewc
 from deal_core.methods.interface import (
-    LEARN,
     Carried,
     Kept,
     LocalTask,
     Method,
-    Objective,
     Past,
     Phase,
     Share,
-    State,
     Tensors,
     phases_of,
 )
@@ -64,19 +60,15 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
 
 __all__ = [
     "KEEP_TEXTS",
-    "LEARN",
     "METHODS",
     "RULES",
     "Carried",
     "Kept",
     "LocalTask",
-    "Memory",
     "Method",
-    "Objective",
     "Past",
     "Phase",
     "Share",
-    "State",
     "Tensors",
     "make_method",
     "phases_of",

@@ -28,21 +28,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deal_core.adapters import fingerprint
-from deal_core.attach import merge, set_trainable, write
-from deal_core.batching import within_budget
-from deal_core.config import AdapterConfig
-from deal_core.memory import Memory
-from deal_core.method_config import MethodConfig
-from deal_core.methods.continued import continued
-from deal_core.methods.interface import LocalTask, Objective, Past, Phase, Share, State, Tensors
-from deal_core.methods.named_factors import named, parameters
-from deal_core.methods.penalised import Penalised
-from deal_core.methods.plain import Plain, plain
-from deal_core.methods.task_start import hold_start, release_start, start_of
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import MethodConfig
+from deal_core.lora.adapter import fingerprint
+from deal_core.lora.attach import merge, set_trainable, write
+from deal_core.lora.state import State
+from deal_core.methods.interface import LocalTask, Past, Phase, Share, Tensors
+from deal_core.methods.shared.continued import continued
+from deal_core.methods.shared.named_factors import named, parameters
+from deal_core.methods.shared.penalised import Penalised
+from deal_core.methods.shared.plain import Plain, plain
+from deal_core.methods.shared.task_start import hold_start, release_start, start_of
 from deal_core.models import Encoded, LanguageModel
-from deal_core.per_example import squared_gradients
 from deal_core.randomness import seeded
+from deal_core.training.batching import within_budget
+from deal_core.training.cache import Memory
+from deal_core.training.objective import Objective
+from deal_core.training.per_sample import squared_gradients
 
 BOTH = frozenset({"lora_A", "lora_B"})
 TOKENS = 2048
@@ -88,7 +90,7 @@ def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float)
 
     Args:
         module: holds ``theta``, the current adapter.
-        fisher: key of a factor (see :func:`~deal_core.methods.named_factors.parameters`) to
+        fisher: key of a factor (see :func:`~deal_core.methods.shared.named_factors.parameters`) to
             ``F``, of the factor's shape.
         anchor: key to ``theta*``.
         weight: 0 leaves the adapter free; a huge one freezes every entry that ever mattered.

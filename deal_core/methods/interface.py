@@ -9,44 +9,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from deal_core.adapters import Adapter, LoraFactors, split, stack
-from deal_core.memory import Memory
+from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
-
-
-@dataclass(frozen=True, eq=False)
-class State:
-    """The global model beyond the frozen base. Two states are equal if they are the same object.
-
-    Attributes:
-        current: what this task teaches (trained in rounds).
-        retained: all earlier tasks (scaling 1); ``base + retained`` is the model as it was at
-            the start of the task.
-        residual: what this task changes beside ``current`` (scaling 1): what an exact
-            aggregation rule found no room for; None where there is none.
-        apart: so many leading directions of ``retained`` show the model at the start of the
-            task, and are no part of the model now: a teacher travels, but only once.
-    """
-
-    current: Adapter
-    retained: Adapter
-    residual: Adapter | None = None
-    apart: int = 0
-
-    def parts(self) -> list[Adapter]:
-        """All adapters of the model now; their sum is the whole update of the base model."""
-        kept = split(self.retained, self.apart)[1] if self.apart else self.retained
-        return [a for a in (kept, self.residual, self.current) if a is not None and a.rank]
-
-    def beside(self) -> Adapter | None:
-        """What is changed since the start of the task, ``current`` left out (scaling 1)."""
-        changes = [] if self.residual is None else [self.residual]
-        if self.apart:
-            gone = split(self.retained, self.apart)[0]
-            layers = {n: LoraFactors(f.A, -f.B) for n, f in gone.layers.items()}
-            changes.append(Adapter(layers, gone.scaling))
-        return stack(changes) if changes else None
-
+from deal_core.training.cache import Memory
+from deal_core.training.objective import Objective
+from deal_core.wire.instruction import LEARN
 
 Tensors = dict[str, Tensor]
 
@@ -121,25 +88,10 @@ class LocalTask:
     ahead: Callable[[], Sequence[Sequence[str]]] = tuple
 
 
-class Objective(Protocol):
-    """What one client minimises in one round."""
-
-    def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Losses of these examples (positions in the client's data), ``(batch,)``, each
-        independent of its batch-mates; their mean over the batch is minimised."""
-
-    def penalty(self) -> Tensor | None:
-        """A term that reads none of the task's data, added once a step; None where there is
-        none."""
-
-
 MakeObjective = Callable[
     [LanguageModel, State, LocalTask, Sequence[Encoded], Memory],
     Objective,
 ]
-
-LEARN = "learn"
-"""The first phase of every task."""
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deal_core.adapters import fingerprint
-from deal_core.config import AdapterConfig
-from deal_core.memory import Memory
-from deal_core.method_config import MethodConfig, ReplayConfig
-from deal_core.methods.continued import continued
-from deal_core.methods.interface import LocalTask, Objective, Past, Phase, Share, State
-from deal_core.methods.mixed import Placed, losses_by_task
-from deal_core.methods.plain import plain
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import MethodConfig, ReplayConfig
+from deal_core.lora.adapter import fingerprint
+from deal_core.lora.state import State
+from deal_core.methods.interface import LocalTask, Past, Phase, Share
+from deal_core.methods.shared.continued import continued
+from deal_core.methods.shared.mixed import Placed, losses_by_task
+from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
+from deal_core.training.cache import Memory
+from deal_core.training.objective import Objective
 
 
 @dataclass(frozen=True)

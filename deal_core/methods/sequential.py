@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from deal_core.config import AdapterConfig
-from deal_core.memory import Memory
-from deal_core.method_config import MethodConfig
-from deal_core.methods.continued import continued
-from deal_core.methods.interface import LocalTask, Objective, Phase, State
-from deal_core.methods.plain import plain
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import MethodConfig
+from deal_core.lora.state import State
+from deal_core.methods.interface import LocalTask, Phase
+from deal_core.methods.shared.continued import continued
+from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, LanguageModel
+from deal_core.training.cache import Memory
+from deal_core.training.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from peft import TaskType
 
-from deal_core.attach import attach, lora_layers
-from deal_core.config import AdapterConfig, ModelConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import choose
+from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import causal_skeleton, load_causal
 from deal_core.models.encoder import encoder_skeleton, load_encoder
 from deal_core.models.interface import Encoded, LanguageModel, Learnt

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deal_core.packing import Packing
+from deal_core.lora.packing import Packing
 
 NAME = "deal"
 LONGEST = {torch.bfloat16: 256, torch.float32: 64}

@@ -14,13 +14,13 @@ from peft import PeftModel, TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from deal_core.attach import attach
-from deal_core.config import AdapterConfig, ModelConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
+from deal_core.data.tokens import TokenCache, tokeniser_name
+from deal_core.lora.attach import attach
 from deal_core.models.attention import register_attention
 from deal_core.models.interface import Encoded, Learnt
 from deal_core.models.loading import best_device, pretrained
-from deal_core.tokens import TokenCache, tokeniser_name
 
 SCORING_TOKENS = 8192
 """Most tokens (padding included) in one scoring pass: bounds memory, not results."""

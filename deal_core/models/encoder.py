@@ -16,15 +16,15 @@ from peft import PeftModel, TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from deal_core.attach import attach, base_only, lora_layers
-from deal_core.config import AdapterConfig, ModelConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
+from deal_core.data.tokens import TokenCache, tokeniser_name
+from deal_core.lora.attach import attach, base_only, lora_layers
+from deal_core.lora.packing import Packing, packed, packing_of, packs
 from deal_core.models.attention import NAME as ATTENTION
 from deal_core.models.attention import register_attention
 from deal_core.models.interface import Encoded, Learnt
 from deal_core.models.loading import best_device, pretrained
-from deal_core.packing import Packing, packed, packing_of, packs
-from deal_core.tokens import TokenCache, tokeniser_name
 
 FEW_LABELS = 256
 LABELS_PER_PASS = 64

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from deal_core.data import Example
-from deal_core.tokens import TokenCache
+from deal_core.data.tokens import TokenCache
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Learnt:
 
 
 class LanguageModel(Protocol):
-    """A frozen base model with a current adapter (see ``deal_core.attach``)."""
+    """A frozen base model with a current adapter (see ``deal_core.lora.attach``)."""
 
     @property
     def module(self) -> PeftModel:

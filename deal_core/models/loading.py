@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deal_core.assets import asset_folder
+from deal_core.data.assets import asset_folder
 from deal_core.errors import UserError, nearest
 
 EMBEDDED = "embedded:"

@@ -1,21 +1,19 @@
-"""The seam of a privacy mechanism: how a training gets its gradients, and what of it leaves."""
+"""The seam of a privacy mechanism: what a client does under it, and what leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from deal_core.config import Experiment
-from deal_core.ledger import Ledger
-from deal_core.methods.interface import Objective
-from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.counts import Counts
+from deal_core.config.experiment import Experiment
+from deal_core.models.interface import Encoded
+from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.policy import Policy
+from deal_core.training.gradients import Gradients
 
 
 class Refusal(Exception):
@@ -30,55 +28,8 @@ class Refusal(Exception):
         self.code = code
 
 
-Probes = Sequence[Encoded]
-"""Constant texts, tokenised: what is found on them tells nothing of any record."""
-
-
-class Gradients(Protocol):
-    """How the steps of one local training get the gradient of the data.
-
-    Attributes:
-        data: the examples that may be read; nothing else of the client's is.
-    """
-
-    @property
-    def data(self) -> Sequence[Encoded]:
-        """The examples that may be read."""
-
-    def batches(self) -> Iterable[Sequence[int]]:
-        """Positions in the client's data, a batch a step."""
-
-    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
-        """Take the gradient of an objective over so many constant texts, and drop it: a model that
-        cannot be trained privately fails here, before any record is read.
-
-        Raises:
-            UnsafeModel, ValueError: it cannot.
-        """
-
-    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
-        """Add the batch's gradient to the factors', without the objective's penalty.
-
-        Returns:
-            The mean loss of the batch; 0 where it must not be known.
-        """
-
-    def stepped(self, module: nn.Module) -> None:
-        """The optimiser has moved what it moves.
-
-        Raises:
-            RuntimeError: something that would fail silently has failed.
-        """
-
-    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """The last step is done.
-
-        Args:
-            probes: constant texts on which the model may be looked at.
-
-        Raises:
-            RuntimeError: as :meth:`stepped`.
-        """
+Counts = Mapping[str, Sequence[int]]
+"""``correct`` and ``examples``: an entry a task."""
 
 
 @dataclass(frozen=True)

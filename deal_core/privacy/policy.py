@@ -13,9 +13,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from deal_core.config import AdapterConfig, PrivacyConfig
+from deal_core.config.experiment import AdapterConfig, PrivacyConfig
+from deal_core.config.table import Table
 from deal_core.errors import UserError
-from deal_core.table import Table
 
 Metrics = Literal["none", "noised", "clear"]
 STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "clear")

@@ -34,8 +34,8 @@ def server_init(
     superlink_port: Annotated[int, typer.Option(help="Of the SuperLink, local only.")] = 9444,
 ) -> None:
     """Make certificates, settings, a proxy file and a service file."""
-    from simulations.deployment.server_folder import ServerSettings, server_folder
-    from simulations.deployment.server_init import init_server
+    from simulations.deployment.server.folder import ServerSettings, server_folder
+    from simulations.deployment.server.init import init_server
 
     settings = ServerSettings(hosts=tuple(host), port=port, superlink_port=superlink_port)
     say(init_server(server_folder(folder), settings))
@@ -44,8 +44,8 @@ def server_init(
 @server.command("start")
 def server_start(folder: Folder = ".") -> None:
     """Run the server until Ctrl-C."""
-    from simulations.deployment.server_folder import server_folder
-    from simulations.deployment.server_start import start_server, starting_lines
+    from simulations.deployment.server.folder import server_folder
+    from simulations.deployment.server.start import start_server, starting_lines
 
     where = server_folder(folder)
     say(starting_lines(where, where.settings()))
@@ -55,8 +55,8 @@ def server_start(folder: Folder = ".") -> None:
 @server.command("add-site")
 def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
     """Let the holder of KEY sign in as NAME (the server must be running)."""
-    from simulations.deployment.registry import add_site
-    from simulations.deployment.server_folder import server_folder
+    from simulations.deployment.server.folder import server_folder
+    from simulations.deployment.server.site_registry import add_site
 
     say(add_site(server_folder(folder), name, key))
 
@@ -64,8 +64,8 @@ def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
 @server.command("remove-site")
 def server_remove_site(name: str, folder: ServerDir = ".") -> None:
     """Refuse NAME's key from now on: it left, or its key was stolen or renewed."""
-    from simulations.deployment.registry import remove_site
-    from simulations.deployment.server_folder import server_folder
+    from simulations.deployment.server.folder import server_folder
+    from simulations.deployment.server.site_registry import remove_site
 
     say(remove_site(server_folder(folder), name))
 
@@ -86,9 +86,9 @@ def site_init(
     ] = "",
 ) -> None:
     """Make a key pair and site.toml."""
-    from simulations.deployment.site_init import SiteRequest, init_site
-    from simulations.deployment.site_labels import agreed_labels
-    from simulations.experiment import Request, load_experiment
+    from simulations.deployment.site.init import SiteRequest, init_site
+    from simulations.deployment.site.labels import agreed_labels
+    from simulations.run.experiment import Request, load_experiment
 
     where = folder.expanduser().resolve()
     labels = agreed_labels(load_experiment(Request(experiment))) if experiment else {}
@@ -104,7 +104,7 @@ def site_allow_app(
     ] = "",
 ) -> None:
     """Let an app run here: that of this checkout, or the one of the SHA-256."""
-    from simulations.deployment.allow_app import allow_app
+    from simulations.deployment.site.allow_app import allow_app
 
     say(allow_app(folder.expanduser().resolve(), digest))
 
@@ -116,8 +116,8 @@ def site_check(
     offline: Annotated[bool, typer.Option("--offline", help="Data and keys only.")] = False,
 ) -> None:
     """Read the data, try the connection, say what would leave; nothing is sent."""
-    from simulations.deployment.site_check import check_site
-    from simulations.experiment import Request, load_experiment
+    from simulations.deployment.site.check import check_site
+    from simulations.run.experiment import Request, load_experiment
 
     asked = load_experiment(Request(experiment)) if experiment else None
     report = check_site(folder.expanduser().resolve(), asked, offline)
@@ -133,7 +133,7 @@ def site_check(
 def site_start(folder: SiteFolder = Path(".")) -> None:
     """Take part until Ctrl-C."""
     from client.site_file import read_site
-    from simulations.deployment.site_start import start_site, starting_lines
+    from simulations.deployment.site.start import start_site, starting_lines
 
     where = folder.expanduser().resolve()
     say(starting_lines(where, read_site(where / "site.toml")))
@@ -151,8 +151,8 @@ def submit(
 ) -> None:
     """Start an experiment with the registered sites, or continue a run."""
     from deal_core.errors import UserError
-    from simulations.deployment.server_folder import server_folder
-    from simulations.deployment.submit import Submission, submit
+    from simulations.deployment.server.folder import server_folder
+    from simulations.deployment.server.submit import Submission, submit
 
     if bool(experiment) == bool(resume):
         raise UserError("deal submit: give an experiment, or --resume RUN, and not both")
@@ -168,8 +168,8 @@ def status(
     """Where a run and its sites stand."""
     from rich.console import Console
 
-    from simulations.deployment.server_folder import server_folder
-    from simulations.deployment.status import status
+    from simulations.deployment.server.folder import server_folder
+    from simulations.deployment.server.status import status
 
     width = None if sys.stdout.isatty() else 160
     status(server_folder(folder), run, Console(width=width), as_json)
@@ -177,8 +177,8 @@ def status(
 
 def stop(run: str, folder: ServerDir = ".") -> None:
     """End a run; its checkpoint stays."""
-    from simulations.deployment.server_folder import server_folder
-    from simulations.deployment.stop import stop
+    from simulations.deployment.server.folder import server_folder
+    from simulations.deployment.server.stop import stop
 
     say(stop(server_folder(folder), run))
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.errors import UserError
-from simulations.flower_sandbox import program
-from simulations.toml_text import toml_lines
+from simulations.engines.flower_sandbox import program
+from simulations.output.toml import toml_lines
 
 CONNECTION = "deal"
 """Name of the SuperLink in the private Flower configuration."""

@@ -16,7 +16,7 @@ from types import FrameType
 from deal_core.errors import UserError
 from server.lock import alone, held
 from simulations.deployment.flower_home import FlowerHome
-from simulations.flower_sandbox import stop_all
+from simulations.engines.flower_sandbox import stop_all
 
 STOP_SECONDS = 20.0
 WATCH_SECONDS = 2.0

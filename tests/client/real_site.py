@@ -15,20 +15,20 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.app import make_app
+from client.resident_worker import INSIDE
 from client.site_file import NODE_KEY, SiteData
-from client.worker import INSIDE
-from deal_core.adapters import Adapter, LoraFactors
-from deal_core.config import Experiment
-from deal_core.experiment_file import apply_overrides, parse_experiment
-from deal_core.instruction import Instruction
-from deal_core.ledger import Event, Ledger
-from deal_core.methods import State
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.config.run_config import flatten
+from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
+from deal_core.privacy.accounting.ledger import Event, Ledger
 from deal_core.randomness import seeded
-from deal_core.run_config import flatten
+from deal_core.wire.instruction import Instruction
 from server.federation import start_state
 from server.wire import outgoing, request
-from simulations.identity import assume_identity
+from simulations.engines.flower_identity import assume_identity
 
 Row = tuple[str, str]
 """Text and label."""

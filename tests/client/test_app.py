@@ -8,11 +8,11 @@ import sys
 from flwr.app import Context, Message, MessageType, RecordDict
 from ray import cloudpickle
 
-import client.workbench
+import client.resources
 from client.app import make_app
-from deal_core.config import Experiment
-from deal_core.run_config import flatten
-from simulations.identity import assume_identity
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
+from simulations.engines.flower_identity import assume_identity
 
 HEAVY = {"torch", "transformers", "peft", "pandas", "scipy", "safetensors"}
 
@@ -20,9 +20,9 @@ HEAVY = {"torch", "transformers", "peft", "pandas", "scipy", "safetensors"}
 def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
     """Flower pickles the app with every message: what it carries is made anew each time."""
     made = []
-    original = client.workbench.Workbench
+    original = client.resources.Workbench
     monkeypatch.setattr(
-        client.workbench, "Workbench", lambda config: made.append(config) or original(config)
+        client.resources, "Workbench", lambda config: made.append(config) or original(config)
     )
     sent = cloudpickle.dumps(make_app())
     settings = {**flatten(Experiment()), "run.seed": 12345}

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client import work
+from client import local_update as work
 from client.app import make_app
-from deal_core.adapters import Adapter, LoraFactors
-from deal_core.config import Experiment
-from deal_core.instruction import Instruction
-from deal_core.methods import State
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
+from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.run_config import flatten
+from deal_core.wire.instruction import Instruction
 from server.federation import start_state
 from server.wire import outgoing, request
-from simulations.identity import assume_identity
-from simulations.inprocess import CLIENT_FAILED, FIRST_CLIENT_NODE, InProcessGrid
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import CLIENT_FAILED, FIRST_CLIENT_NODE, InProcessGrid
 
 Spoil = Callable[[RecordDict], None]
 

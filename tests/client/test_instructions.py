@@ -19,16 +19,16 @@ from flwr.app import Message
 from hypothesis import HealthCheck, given, settings
 
 import client.app
-from deal_core.attach import learning_factors
 from deal_core.errors import UserError
-from deal_core.ledger import Event, composed
-from deal_core.privacy import client as client_mechanism
-from deal_core.privacy import record as record_mechanism
-from deal_core.privacy.client import NoisedUpdate, WaryClient
-from deal_core.privacy.noise import SecureNoise, SeededNoise
-from deal_core.privacy.none import NoMechanism, PublicTexts
-from deal_core.privacy.private_gradients import PrivateGradients
-from deal_core.privacy.record import RecordMechanism
+from deal_core.lora.attach import learning_factors
+from deal_core.privacy.accounting.ledger import Event, composed
+from deal_core.privacy.mechanisms import client as client_mechanism
+from deal_core.privacy.mechanisms import record as record_mechanism
+from deal_core.privacy.mechanisms.client import NoisedUpdate, WaryClient
+from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.mechanisms.none import NoMechanism, PublicTexts
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.record import RecordMechanism
 from deal_core.randomness import seeded
 from tests.client.instructions import POLICIES, Bent, histories
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client.outgoing import FIELDS, check_reply
-from deal_core.payload import PayloadError
-from simulations.identity import assume_identity
+from client.egress import FIELDS, check_reply
+from deal_core.lora.payload import PayloadError
+from simulations.engines.flower_identity import assume_identity
 
 KEY = "base_model.model.layer.lora_B.weight"
 

@@ -11,9 +11,10 @@ from flwr.app import Array, Message
 from client.app import make_app
 from client.site import site_of
 from client.site_file import Connection, Identity, SiteData, SiteFile
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
-from deal_core.ledger import Ledger
+from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.policy import (
     Policy,
     default_delta,
@@ -21,14 +22,13 @@ from deal_core.privacy.policy import (
     metrics_allowed,
     require_mechanism,
 )
-from deal_core.run_config import flatten
 from server import wire
 from server.results import read_results
 from server.run import run
-from simulations.deployment.site_check import what_leaves
-from simulations.identity import assume_identity
-from simulations.inprocess import InProcessGrid
-from simulations.report import print_report
+from simulations.deployment.site.check import what_leaves
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import InProcessGrid
+from simulations.run.summary import print_report
 from tests.registered import register
 
 ALWAYS = {

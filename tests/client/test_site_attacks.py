@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from deal_core.ledger import composed
-from deal_core.privacy import record as record_mechanism
-from deal_core.privacy.private_gradients import PrivateGradients
+from deal_core.privacy.accounting.ledger import composed
+from deal_core.privacy.mechanisms import record as record_mechanism
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start, update
 
 PUBLIC = ("method.consolidation.data=public", "method.consolidation.public_path=/etc/public")
@@ -69,7 +69,7 @@ def test_a_mechanism_learns_the_one_task_that_it_charges(site, read, tasks, sche
 
 def test_every_record_is_read_at_most_once_a_step(site, monkeypatch):
     """Whatever is handed to the mechanism: two positions that hold one record are noticed."""
-    from client.workbench import Workbench
+    from client.resources import Workbench
 
     original = Workbench.task
 
@@ -131,7 +131,7 @@ def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(tmp_path, mo
 
         return embed
 
-    from deal_core.config import Experiment
+    from deal_core.config.experiment import Experiment
     from deal_core.models import load_model
 
     config = Experiment()
@@ -155,12 +155,12 @@ def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(tmp_path, mo
 
 def test_what_others_add_does_not_depend_on_a_record_that_gives_no_number(random_adapter):
     """A pass with a NaN in it would take its batch-mates along: a record would count many times."""
-    from deal_core.attach import read, set_trainable, write
-    from deal_core.config import Experiment
-    from deal_core.methods.plain import Plain
+    from deal_core.config.experiment import Experiment
+    from deal_core.lora.attach import read, set_trainable, write
+    from deal_core.methods.shared.plain import Plain
     from deal_core.models import load_model
     from deal_core.models.interface import Encoded
-    from deal_core.per_example import clipped_gradients
+    from deal_core.training.per_sample import clipped_gradients
 
     config = Experiment()
     model = load_model(config.model, config.adapter, 16, torch.float32)
@@ -335,7 +335,7 @@ NONE = ("privacy.mechanism=none",)
 
 
 def test_unprotected_releases_are_in_the_ledger(tmp_path):
-    from deal_core.certificate import certificate, check_certificate
+    from deal_core.privacy.accounting.certificate import certificate, check_certificate
 
     site = RealSite(tmp_path, policy='metrics = "clear"\n')
     assert code(site.answer(asked(*NONE), {})) == "ok"

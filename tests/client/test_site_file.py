@@ -14,16 +14,16 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.app import make_app
-from client.here import choose_device, here
+from client.context import choose_device, here
+from client.reply_cache import UpdateStore
 from client.site_file import NODE_KEY, as_the_site_decides, read_site
-from client.updates import UpdateStore
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import parse_experiment
+from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
-from deal_core.experiment_file import parse_experiment
-from deal_core.instruction import Instruction
 from deal_core.privacy.interface import Trained
-from deal_core.run_config import flatten
-from simulations.identity import assume_identity
+from deal_core.wire.instruction import Instruction
+from simulations.engines.flower_identity import assume_identity
 
 SECRET = "Maria K., born 1961-04-03"
 TOML = """\
@@ -244,7 +244,7 @@ def test_a_request_that_expires_in_the_process_that_stays_is_not_begun_anew(
     """It was frozen, say; the site is to be free for the next request."""
     site_file.write_text(TOML.replace("keep_seconds = 0", "keep_seconds = 2"))
     near, frozen = multiprocessing.Pipe()
-    monkeypatch.setattr("client.worker._connect", lambda address: near)
+    monkeypatch.setattr("client.resident_worker._connect", lambda address: near)
     monkeypatch.setattr("client.app.here", pytest.fail)
     with frozen:
         reply = ask(site_file, "train", RecordDict(), ttl=0.5)

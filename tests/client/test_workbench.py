@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from client.workbench import Workbench
-from deal_core.config import Experiment
+from client.resources import Workbench
+from deal_core.config.experiment import Experiment
 
 
 def test_what_a_client_worked_out_for_a_task_ends_with_the_task():

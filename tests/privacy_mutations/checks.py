@@ -17,22 +17,22 @@ import numpy as np
 import pytest
 import torch
 
-from deal_core.attach import learning_factors, set_trainable
-from deal_core.config import TrainConfig
-from deal_core.experiment_file import apply_overrides, parse_experiment
-from deal_core.ledger import Ledger
-from deal_core.methods.plain import Plain
+from deal_core.config.experiment import TrainConfig
+from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.lora.attach import learning_factors, set_trainable
+from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.per_example import clipped_gradients
-from deal_core.privacy import noise as noise_module
-from deal_core.privacy import private_gradients
-from deal_core.privacy.counts import noised_counts
+from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Ask, RecordId, Refusal, Site, Trained
-from deal_core.privacy.mechanisms import make_mechanism
-from deal_core.privacy.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms import noise as noise_module
+from deal_core.privacy.mechanisms import private_gradients
+from deal_core.privacy.mechanisms.counts import noised_counts
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.randomness import seeded
-from deal_core.training import descend
-from tests.deal_core.silence import Silence
+from deal_core.training.loop import descend
+from deal_core.training.per_sample import clipped_gradients
+from tests.deal_core.privacy.mechanisms.silence import Silence
 
 LABELS = ["red", "green", "blue"]
 B_ONLY = frozenset({"lora_B"})
@@ -309,7 +309,7 @@ def check_planned_records(model: LanguageModel, folder: Path) -> None:
 
 def check_whole_client(model: LanguageModel) -> None:
     """A client's update leaves clipped, with noise in units of the distance of two clipped ones."""
-    from deal_core.privacy.client import make_client
+    from deal_core.privacy.mechanisms.client import make_client
 
     config = experiment(
         "privacy.mechanism=client",

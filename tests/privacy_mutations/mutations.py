@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from deal_core import per_example
-from deal_core.ledger import Event
-from deal_core.privacy import client as client_mechanism
-from deal_core.privacy import counts as counts_module
-from deal_core.privacy import private_gradients, record
-from deal_core.privacy.accounting import Spent
-from deal_core.privacy.noise import SecureNoise, SeededNoise
-from deal_core.privacy.private_gradients import PrivateGradients
-from deal_core.privacy.record import RecordMechanism
+from deal_core.privacy.accounting.composition import Spent
+from deal_core.privacy.accounting.ledger import Event
+from deal_core.privacy.mechanisms import client as client_mechanism
+from deal_core.privacy.mechanisms import counts as counts_module
+from deal_core.privacy.mechanisms import private_gradients, record
+from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.record import RecordMechanism
 from deal_core.randomness import seeded
+from deal_core.training import per_sample as per_example
 from tests.privacy_mutations import checks
 
 Patch = pytest.MonkeyPatch
@@ -197,7 +197,7 @@ def every_round_planned_by_itself(patch: Patch) -> None:
         return original(self, [], {ask.task: len(ask.data)}, len(ask.data), site)
 
     patch.setattr(RecordMechanism, "_plan", plan)
-    patch.setattr("deal_core.ledger._require", lambda events, budget: None)
+    patch.setattr("deal_core.privacy.accounting.ledger._require", lambda events, budget: None)
 
 
 def sampling_counted_twice(patch: Patch) -> None:

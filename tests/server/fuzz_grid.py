@@ -12,15 +12,15 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import wire
-from deal_core.adapters import Adapter, LoraFactors
-from deal_core.config import Experiment
-from deal_core.memory import Memory
+from deal_core.config.experiment import Experiment
+from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.privacy.interface import Trained
 from deal_core.randomness import seeded
-from deal_core.record import pack_update
+from deal_core.training.cache import Memory
+from deal_core.wire.adapter_record import pack_update
 from server.checkpoint import load_checkpoint
 from server.folder import RunFolder
-from simulations.inprocess import FIRST_CLIENT_NODE, InProcessGrid
+from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 
 Shapes = dict[str, tuple[int, int]]
 Tamper = Callable[[str, Message], list[Message]]

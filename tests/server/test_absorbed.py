@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import torch
 
-from deal_core.adapters import Adapter, relative_difference, stack, zero_adapter
 from deal_core.aggregation import Aggregate
-from deal_core.methods import State
+from deal_core.lora.adapter import Adapter, relative_difference, stack, zero_adapter
+from deal_core.lora.state import State
 from server.federation import absorbed
 
 SHAPES = {"first": (12, 20), "second": (8, 16)}

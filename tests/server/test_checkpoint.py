@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deal_core.errors import UserError
-from deal_core.methods import State
+from deal_core.lora.state import State
 from server.checkpoint import (
     Checkpoint,
     History,

@@ -15,12 +15,12 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.wire import request_name
-from deal_core.instruction import read_instruction
+from deal_core.config.run_config import flatten
+from deal_core.lora.payload import PayloadError
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
-from deal_core.payload import PayloadError
 from deal_core.randomness import seeded
-from deal_core.run_config import flatten
+from deal_core.wire.instruction import read_instruction
 from server import roster, rounds, wire
 from server.evaluation import Evaluation
 from server.exchange import Exchange
@@ -29,8 +29,8 @@ from server.folder import RunFolder
 from server.results import read_results
 from server.run import run
 from server.schedule import Step
-from simulations.identity import assume_identity
-from simulations.inprocess import InProcessGrid
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import InProcessGrid
 from tests.registered import register
 from tests.server.fuzz_grid import FuzzGrid, counts, lost, tiny_app, tiny_model
 from tests.server.test_fuzz import settings

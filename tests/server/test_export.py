@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deal_core.adapters import zero_adapter
-from deal_core.config import Experiment
-from deal_core.methods import State, make_method
+from deal_core.config.experiment import Experiment
+from deal_core.lora.adapter import zero_adapter
+from deal_core.lora.state import State
+from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from server.export import export_adapter

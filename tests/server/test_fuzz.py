@@ -14,15 +14,15 @@ import pytest
 import torch
 from flwr.app import Message
 
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.run_config import flatten
 from server import rounds
 from server.folder import RunFolder
 from server.run import run
-from simulations.identity import assume_identity
-from simulations.inprocess import InProcessGrid
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import InProcessGrid
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.mutations import COUNTS, INT8, MUTATIONS
 from tests.server.spoil import TEXT

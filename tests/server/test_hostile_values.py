@@ -13,21 +13,21 @@ import pytest
 import torch
 from flwr.app import Message
 
-from deal_core.adapters import Adapter, LoraFactors
 from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES, Aggregate
 from deal_core.aggregation.fedit import FedIt
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
+from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.run_config import flatten
 from server import rounds
 from server.checkpoint import Checkpoint, load_checkpoint
 from server.federation import finite
 from server.folder import RunFolder
 from server.run import run
-from simulations.identity import assume_identity
-from simulations.inprocess import InProcessGrid
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import InProcessGrid
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.spoil import Mutation, alternating, every_float, figures, one_value, times
 
@@ -328,7 +328,7 @@ def test_a_round_whose_numbers_fail_is_lost_and_the_run_goes_on(tmp_path, model,
 def test_a_step_between_rounds_that_fails_leaves_the_model_as_it_was(
     tmp_path, model, monkeypatch, what
 ):
-    from deal_core.methods.deal import Deal
+    from deal_core.methods.deal.method import Deal
 
     good = getattr(Deal, what)
     calls = []

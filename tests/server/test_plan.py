@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deal_core.config import Experiment, FederationConfig, RunConfig, StreamConfig
+from deal_core.config.experiment import Experiment, FederationConfig, RunConfig, StreamConfig
 from deal_core.errors import UserError
 from server.plan import Plan, make_plan
 from server.schedule import Step, schedule

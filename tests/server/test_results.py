@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from server.checkpoint import History
 from server.plan import Plan

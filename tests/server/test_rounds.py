@@ -9,8 +9,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from server import rounds
-from simulations.identity import assume_identity
-from simulations.inprocess import FIRST_CLIENT_NODE, InProcessGrid
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 
 CLIENTS = 4
 HOUR = 3600.0

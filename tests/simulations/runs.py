@@ -8,7 +8,7 @@ from statistics import fmean
 import numpy as np
 from safetensors.numpy import load_file
 
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
 from server.results import Results
 
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 
-from simulations.deployment.registry import registered
-from simulations.deployment.server_folder import ServerFolder, server_folder
-from simulations.flower_sandbox import stop_all
+from simulations.deployment.server.folder import ServerFolder, server_folder
+from simulations.deployment.server.site_registry import registered
+from simulations.engines.flower_sandbox import stop_all
 
 ROOT = Path(__file__).parents[3]
 DEAL = [sys.executable, "-m", "simulations.cli"]
@@ -152,7 +152,9 @@ class Federation:
         found = []
         for process in _members(self.site(name) / "state" / "flower"):
             with suppress(psutil.Error):
-                if {"simulations.deployment.clientapp", "client.worker"} & {*process.cmdline()}:
+                if {"simulations.deployment.site.clientapp", "client.worker_process"} & {
+                    *process.cmdline()
+                }:
                     found.append(process)
         return found
 
@@ -240,7 +242,7 @@ class Federation:
 
 
 def _members(home: Path) -> list[Any]:
-    from simulations.flower_sandbox import members
+    from simulations.engines.flower_sandbox import members
 
     return members(home)
 

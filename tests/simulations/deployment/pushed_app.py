@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simulations.flower_engine import app_folder
+from simulations.engines.flower import app_folder
 
 COMMENT = "\n# one comment more\n"
 MARKER = """

@@ -49,8 +49,8 @@ def experiment_file(
 
 def alone(path: Path, data: Path, out: Path, sites: Sequence[str]) -> Path:
     """The same experiment in one process, each client with the rows of its site."""
-    from deal_core.experiment_file import apply_overrides, parse_experiment, read_toml
-    from simulations.inprocess import run_inprocess
+    from deal_core.config.file import apply_overrides, parse_experiment, read_toml
+    from simulations.engines.inprocess import run_inprocess
 
     out.mkdir()
     overrides = [

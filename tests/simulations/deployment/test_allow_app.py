@@ -8,9 +8,9 @@ import pytest
 
 from client.site_file import read_site
 from deal_core.errors import UserError
-from simulations.deployment.allow_app import allow_app
-from simulations.deployment.own_app import own_digest
-from simulations.deployment.site_init import SiteRequest, init_site
+from simulations.deployment.site.allow_app import allow_app
+from simulations.deployment.site.init import SiteRequest, init_site
+from simulations.deployment.site.own_app import own_digest
 
 OTHER = "ab" * 32
 TABLE = '[apps] # code\n# allowed = ["x"]\nallowed = [ "{other}" ] # reviewed in May\n[compute]\n'

@@ -26,8 +26,9 @@ from flwr.supernode.nodestate import NodeState, NodeStateFactory
 from client.site_file import Apps, SiteFile
 from client.site_log import LOG, SiteLog
 from deal_core.privacy.policy import Policy
-from simulations.deployment import clientapp, supernode
-from simulations.deployment.allowed_apps import (
+from simulations.deployment.flower_home import FlowerHome
+from simulations.deployment.site import clientapp, supernode
+from simulations.deployment.site.allowed_apps import (
     REFUSAL,
     AllowedApps,
     AppNotAllowed,
@@ -35,13 +36,12 @@ from simulations.deployment.allowed_apps import (
     digest_of,
     from_word,
 )
-from simulations.deployment.flower_home import FlowerHome
-from simulations.deployment.own_app import own_app, own_digest
-from simulations.deployment.site_start import apps_line
-from simulations.deployment.superexec import ClientAppExecutor
-from simulations.flower_engine import app_folder
-from simulations.flower_sandbox import program
-from simulations.identity import assume_identity
+from simulations.deployment.site.own_app import own_app, own_digest
+from simulations.deployment.site.start import apps_line
+from simulations.deployment.site.superexec import ClientAppExecutor
+from simulations.engines.flower import app_folder
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.flower_sandbox import program
 from tests.simulations.deployment.pushed_app import COMMENT, changed_app
 
 RUN, NODE = 7, 1
@@ -190,7 +190,7 @@ def test_the_text_of_an_error_stays(tmp_path: Path) -> None:
 def test_the_process_for_a_message_holds_nothing_of_this_checkouts_app() -> None:
     """Else it would run that, under the name of the one that was sent."""
     code = (
-        "import sys, simulations.deployment.clientapp; "
+        "import sys, simulations.deployment.site.clientapp; "
         "print({'client', 'deal_core', 'server'} & set(sys.modules) or '')"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

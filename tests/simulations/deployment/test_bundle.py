@@ -6,11 +6,11 @@ import subprocess
 import zipfile
 from pathlib import Path
 
-from simulations.deployment.certificates import make_authority
 from simulations.deployment.flower_home import FlowerHome
+from simulations.deployment.server.certificates import make_authority
 from simulations.deployment.site_keys import make_key_pair
-from simulations.flower_engine import app_folder
-from simulations.flower_sandbox import program
+from simulations.engines.flower import app_folder
+from simulations.engines.flower_sandbox import program
 
 BESIDE = {"pyproject.toml", ".info/CONTENT", "LICENSE", "README.md"}
 
@@ -39,7 +39,7 @@ def test_the_bundle_holds_code_only(tmp_path: Path) -> None:
         names = set(bundle.namelist())
         held = b"".join(bundle.read(name) for name in names)
     code = {name for name in names if name.endswith(".py")}
-    assert {"server/app.py", "client/app.py", "deal_core/config.py"} <= code
+    assert {"server/app.py", "client/app.py", "deal_core/config/experiment.py"} <= code
     assert {name.split("/")[0] for name in code} == {"server", "client", "deal_core"}
     assert names - code <= BESIDE
     assert b"PRIVATE KEY-----" not in held

@@ -18,14 +18,14 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 
 from client.site_file import read_site
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from simulations.deployment.certificates import make_authority, make_server_certificate
-from simulations.deployment.own_app import own_digest
-from simulations.deployment.server_folder import ServerFolder, ServerSettings, server_folder
-from simulations.deployment.server_init import init_server
-from simulations.deployment.site_init import SiteRequest, init_site
-from simulations.deployment.submit import Submission, begun, check, continued, submit
+from simulations.deployment.server.certificates import make_authority, make_server_certificate
+from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
+from simulations.deployment.server.init import init_server
+from simulations.deployment.server.submit import Submission, begun, check, continued, submit
+from simulations.deployment.site.init import SiteRequest, init_site
+from simulations.deployment.site.own_app import own_digest
 from tests.simulations.deployment.loopback import deal, done
 from tests.simulations.deployment.short_experiment import experiment_file
 from tests.simulations.deployment.site_data import LABELS

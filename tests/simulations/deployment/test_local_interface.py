@@ -18,7 +18,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
-from simulations.deployment.supernode import new_secret
+from simulations.deployment.site.supernode import new_secret
 from tests.simulations.deployment.loopback import free_port
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from simulations.deployment import submit
-from simulations.deployment.allowed_apps import digest_of
-from simulations.deployment.own_app import own_digest
+from simulations.deployment.server import submit
+from simulations.deployment.site.allowed_apps import digest_of
+from simulations.deployment.site.own_app import own_digest
 from tests.simulations.deployment.loopback import SLOW, Federation, done, federation, wait_for
 from tests.simulations.deployment.pushed_app import COMMENT, MARKER, changed_app
 from tests.simulations.deployment.short_experiment import experiment_file

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.config import Experiment
-from simulations.deployment.certificates import make_authority
+from deal_core.config.experiment import Experiment
 from simulations.deployment.flower_home import FlowerHome
-from simulations.flower_sandbox import program
+from simulations.deployment.server.certificates import make_authority
+from simulations.engines.flower_sandbox import program
 from tests.simulations.deployment.loopback import deal, done, federation, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from client.site_file import read_site
-from deal_core.config import DataConfig, Experiment
+from deal_core.config.experiment import DataConfig, Experiment
 from deal_core.errors import UserError
-from simulations.deployment.certificates import make_authority
-from simulations.deployment.own_app import own_digest
-from simulations.deployment.site_check import MOST_SKEW, Report, check_clock, check_site
-from simulations.deployment.site_init import SiteRequest, init_site
+from simulations.deployment.server.certificates import make_authority
+from simulations.deployment.site.check import MOST_SKEW, Report, check_clock, check_site
+from simulations.deployment.site.init import SiteRequest, init_site
+from simulations.deployment.site.own_app import own_digest
 
 AGREED = {"triage": ("a", "b")}
 GOOD = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(6)]

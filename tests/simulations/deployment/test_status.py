@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deal_core.config import Experiment
+from deal_core.config.experiment import Experiment
 from server.folder import RunFolder
-from simulations.deployment import server_start
-from simulations.deployment.metrics import RunFigures, serve
-from simulations.deployment.run_state import RunState, run_state, state_of
-from simulations.deployment.server_folder import ServerFolder, ServerSettings, server_folder
-from simulations.deployment.status import status
-from simulations.inprocess import run_inprocess
+from simulations.deployment.server import start as server_start
+from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
+from simulations.deployment.server.metrics import RunFigures, serve
+from simulations.deployment.server.run_state import RunState, run_state, state_of
+from simulations.deployment.server.status import status
+from simulations.engines.inprocess import run_inprocess
 from tests.simulations.deployment.loopback import free_port
 
 SITES = ["north", "south"]
@@ -117,7 +117,7 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     assert state.unit == mechanism
     spent = [site.spent for site in state.sites.values()]
     assert all(each is not None and 0 < each.epsilon <= 8 for each in spent)
-    monkeypatch.setattr("simulations.deployment.status.connected", lambda folder: ({}, ""))
+    monkeypatch.setattr("simulations.deployment.server.status.connected", lambda folder: ({}, ""))
     monkeypatch.setattr(ServerFolder, "settings", lambda self: None)
     console = Console(width=200, record=True)
     status(server_folder(str(tmp_path)), "one", console, as_json=False)
@@ -143,7 +143,9 @@ def test_prometheus_is_off_until_it_gets_a_port(tmp_path, monkeypatch, port) -> 
     served: list[int] = []
     settings = {"hosts": ("here",), **({"metrics_port": port} if port else {})}
     monkeypatch.setattr(ServerFolder, "settings", lambda self: ServerSettings(**settings))
-    monkeypatch.setattr("simulations.deployment.metrics.serve", lambda at, on: served.append(on))
+    monkeypatch.setattr(
+        "simulations.deployment.server.metrics.serve", lambda at, on: served.append(on)
+    )
     for name in ("check_secret", "check_free"):
         monkeypatch.setattr(server_start, name, lambda *given: None)
     monkeypatch.setattr(server_start, "supervise", lambda *given: 0)

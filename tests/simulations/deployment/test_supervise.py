@@ -14,9 +14,9 @@ from deal_core.errors import UserError
 from server.lock import alone
 from simulations.deployment import supervise as module
 from simulations.deployment.flower_home import FlowerHome
-from simulations.deployment.site_start import HANDSHAKE, IN_USE, why
+from simulations.deployment.site.start import HANDSHAKE, IN_USE, why
 from simulations.deployment.supervise import HUNG, supervise
-from simulations.flower_sandbox import members
+from simulations.engines.flower_sandbox import members
 
 
 def run(tmp_path: Path, script: str, fatal: str = "") -> int:

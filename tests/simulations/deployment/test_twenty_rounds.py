@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from server.results import read_results
-from simulations.deployment.run_state import state_of
+from simulations.deployment.server.run_state import state_of
 from tests.simulations.deployment.cable import Cable, cabled
 from tests.simulations.deployment.loopback import SLOW, Federation, done, wait_for
 from tests.simulations.deployment.short_experiment import alone, experiment_file

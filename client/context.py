@@ -1,0 +1,96 @@
+"""Where a request has arrived: at which client, with which folder, log and experiment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context
+
+from client.site_file import NAME, NODE_KEY, SiteFile, as_the_site_decides, read_site
+from client.site_log import SiteLog
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import from_run_config
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.run_name import run_name
+
+
+@dataclass(frozen=True)
+class Here:
+    """One client.
+
+    Attributes:
+        client: its number.
+        folder: what it keeps of this run, between requests and restarts.
+        site: what an institution has decided; None where the client is simulated.
+    """
+
+    client: int
+    folder: Path
+    site: SiteFile | None = None
+
+    def experiment(self, run_config: dict[str, bool | int | float | str]) -> Experiment:
+        """The experiment as it holds here.
+
+        Raises:
+            UserError: it asks for what the site does not allow.
+        """
+        asked = from_run_config(run_config)
+        return asked if self.site is None else as_the_site_decides(asked, self.site)
+
+    def run_name(self, experiment: Experiment) -> str:
+        """Whose run a request is of: its settings, and, at a site, the run's own name."""
+        settings = run_name(experiment)
+        return settings if self.site is None else f"{settings} {self.folder.name}"
+
+
+def here(context: Context) -> Here:
+    """Tell which client this is.
+
+    Raises:
+        UserError: ``site.toml`` cannot be used, or the run does not know this site.
+    """
+    out = str(context.run_config.get("run.out", ""))
+    if NODE_KEY in context.node_config:
+        return _at_site(read_site(Path(str(context.node_config[NODE_KEY]))), context, out)
+    client = int(context.node_config["partition-id"])
+    return Here(client, Path(out or f"deal-run-{context.run_id}") / "sites" / str(client))
+
+
+def _at_site(site: SiteFile, context: Context, out: str) -> Here:
+    name, sites = site.site.name, json.loads(str(context.run_config["federation.sites"]))
+    if name not in sites:
+        raise UserError(f"the run is for {', '.join(sites)}, and this site is '{name}'")
+    run = Path(out).name
+    if not NAME.fullmatch(run):  # a name from outside, about to become a folder
+        raise UserError(f"the name of the run, {run[:80]!r}, is none")
+    return Here(sites.index(name), Path(site.site.state) / "runs" / run, site)
+
+
+def file_of(context: Context) -> SiteFile | None:
+    """What ``site.toml`` says; None for a simulated client, and where it cannot be read."""
+    try:
+        return read_site(Path(str(context.node_config[NODE_KEY])))
+    except KeyError:
+        return None
+    except UserError:
+        logging.getLogger(__name__).exception("no site.toml")
+        return None
+
+
+def log_of(context: Context) -> SiteLog | None:
+    """The site's log, where there is a site."""
+    site = file_of(context)
+    return None if site is None else SiteLog(Path(site.site.state))
+
+
+def choose_device(site: SiteFile) -> None:
+    """Show torch only the device that the site lends; before torch is imported."""
+    kind, _, number = site.compute.device.partition(":")
+    if kind == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif number:
+        os.environ["CUDA_VISIBLE_DEVICES"] = number

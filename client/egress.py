@@ -1,0 +1,84 @@
+"""The last look at a reply before it leaves: nothing but what is listed here may go.
+
+Every field has its reason. What is not listed does not leave, whoever put it there.
+"""
+
+from __future__ import annotations
+
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from deal_core.lora.payload import COUNTS, LORA, PREFIX, PayloadError
+
+RIGHT = "right answers per task, for the accuracy matrix"
+TESTS = "test examples per task, for the accuracy matrix"
+FIELDS: dict[str, dict[str, str]] = {
+    "status": {
+        "code": "how the request ended: a fixed word, never a text",
+        "stage": "which request is answered",
+        "phase": "which request is answered",
+        "server_round": "which request is answered",
+    },
+    "site": {"client": "number of a simulated client"},
+    "metrics": {
+        "num_examples": "weight in the average",
+        "loss": "mean training loss, for the progress view",
+        "seconds": "duration, for the progress view",
+        "epsilon": "what the site's ledger composes to: of rates, noise and steps, not of data",
+        "delta": "an epsilon means nothing without it",
+        "disjoint_tasks": "how epsilon composes: no record is in two tasks, as the policy says",
+        "noise_floor": "spread of the noise alone: of steps and learning rate, not of data",
+        "simulation_only": "whether the noise came from a seed, so that nothing is guaranteed",
+        "correct": RIGHT,
+        "examples": TESTS,
+    },
+    COUNTS: {
+        "code": "whether the counts leave: a fixed word",
+        "correct": RIGHT,
+        "examples": TESTS,
+    },
+}
+"""Record, field, and why it may leave a client. Adapters: see :func:`adapter_keys`."""
+SCALE = ".scale"
+"""Ending of a key for the scales of a factor in a lossy format."""
+
+CODES = frozenset({"ok", "no-data", "refused", "failed", "budget-spent", "policy", "withheld"})
+
+
+def adapter_keys(request: Message) -> frozenset[str]:
+    """The keys that an update may have: those of the adapter that was asked about, and of their
+    scales in a lossy format. Others could carry a text in a name."""
+    content = request.content if request.has_content() else RecordDict()
+    sent = content.array_records.get(LORA, ArrayRecord())
+    names = {key.removesuffix(SCALE) for key in sent if is_factor(key.removesuffix(SCALE))}
+    return frozenset(names | {name + SCALE for name in names})
+
+
+def is_factor(key: str) -> bool:
+    """Whether a key names a LoRA factor."""
+    return key.startswith(PREFIX) and key.endswith((".lora_A.weight", ".lora_B.weight"))
+
+
+def check_reply(reply: Message, request: Message) -> Message:
+    """Return the reply if every record and field of it may leave.
+
+    Args:
+        request: what it answers; an update has the keys of its adapter and no others.
+
+    Raises:
+        PayloadError: names the record or field that may not.
+    """
+    for name, record in reply.content.items():
+        if name == LORA and name in reply.content.array_records:
+            known = adapter_keys(request)
+            foreign = [key for key in record if key not in known]
+        elif name in FIELDS and name not in reply.content.array_records:
+            foreign = [key for key in record if key not in FIELDS[name]]
+        else:
+            raise PayloadError(f"record '{name}' may not leave this client")
+        if foreign:
+            raise PayloadError(f"field '{name}.{foreign[0]}' may not leave this client")
+    records = reply.content.config_records
+    codes = [records[name].get("code") for name in ("status", COUNTS) if name in records]
+    if "status" not in records or not CODES.issuperset(codes):
+        raise PayloadError("a status code that is not a fixed word")
+    return reply

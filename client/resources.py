@@ -1,0 +1,209 @@
+"""The heavy things of one process: the model, the method, the tokenised tasks.
+
+Simulated clients in one process share one workbench: one frozen base model, whose adapters
+are swapped in for each request. Nothing in it depends on which client asked before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from deal_core.config.experiment import Experiment
+from deal_core.data import Example, TaskData, load_for_clients, open_source
+from deal_core.data.partition import partition
+from deal_core.data.public import read_public
+from deal_core.data.tokens import cache_folder
+from deal_core.lora.attach import read
+from deal_core.lora.payload import PayloadError
+from deal_core.methods import Phase, make_method, phases_of
+from deal_core.models import Encoded, LanguageModel, load_model
+from deal_core.models.loading import best_device
+from deal_core.privacy.interface import MakeMechanism, Mechanism, RecordId
+from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.training.allocator import keep_memory
+from deal_core.training.cache import Memory
+from deal_core.training.precision import compute_dtype
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """One client's share of one task, tokenised; ``memory`` is for what follows from it."""
+
+    labels: tuple[str, ...]
+    train: Sequence[Encoded]
+    test: Sequence[Encoded]
+    memory: Memory
+    record_ids: Sequence[RecordId] = ()
+    """Which record each training example is."""
+
+
+PROBE_TEXTS = (
+    "The first of two texts on which nothing depends.",
+    "Another one.",
+)
+"""Constant texts: what a model makes of them tells nothing of a record."""
+
+
+class Workbench:
+    """Built once for an experiment; loads each part when it is first needed.
+
+    Attributes:
+        whole: all data that the source has is this client's (a site); nothing is divided.
+        latest: what the latest request was decoded to: the next client is often sent the same.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        mechanism: MakeMechanism = make_mechanism,
+        prepare: Callable[[list[TaskData]], list[TaskData]] = lambda shares: shares,
+        *,
+        whole: bool = False,
+        on_left_out: Callable[[str, int], None] = lambda task, rows: None,
+    ) -> None:
+        """Load nothing yet.
+
+        Args:
+            experiment: what the run is.
+            mechanism: builds the privacy mechanism.
+            prepare: changes the clients' shares of a task before they are used; an audit plants
+                canaries in them.
+            whole: see the class.
+            on_left_out: hears of rows of a task that could not be used.
+        """
+        self.experiment = experiment
+        self.whole = whole
+        self._make_mechanism = mechanism
+        self._prepare = prepare
+        self._on_left_out = on_left_out
+        self.latest = Memory()
+        self._shares: dict[str, list[TaskData]] = {}
+        self._tasks: dict[tuple[str, int], ClientTask] = {}
+        self._public: dict[tuple[str, tuple[str, ...]], ClientTask] = {}
+        self._learning = Memory()
+        self._probes = Memory()
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The one model of the process, with the thread count fixed: it changes rounding."""
+        config = self.experiment
+        torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
+        keep_memory()
+        dtype = compute_dtype(config.train, best_device(), config.privacy.mechanism)
+        return load_model(config.model, config.adapter, config.train.max_length, dtype)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Layer name to ``(d_out, d_in)``: what an adapter must fit."""
+        return read(self.model.module).shapes
+
+    @cached_property
+    def _phases(self) -> dict[str, Phase]:
+        return phases_of(make_method(self.experiment.method, self.experiment.adapter))
+
+    def phase(self, name: str) -> Phase:
+        """A phase of the continual-learning method.
+
+        Raises:
+            PayloadError: the method has no such phase.
+        """
+        if name not in self._phases:
+            raise PayloadError(f"instruction: no phase {name[:40]!r}")
+        return self._phases[name]
+
+    @cached_property
+    def mechanism(self) -> Mechanism:
+        """The privacy mechanism of the experiment."""
+        return self._make_mechanism(self.experiment)
+
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:
+        """All tasks of the run, and no others: what a request may name."""
+        return open_source(self.experiment.data).task_names()
+
+    def records(self, client: int) -> dict[str, int]:
+        """How many training records a client has of every task of the run."""
+        return {task: len(self._own(task, client).train) for task in self.tasks}
+
+    def site_records(self, client: int) -> int:
+        """How many training records a client has, whatever tasks the run names."""
+        others = self.experiment.data.labels if self.whole else ()
+        declared = dict.fromkeys((*self.tasks, *others))
+        return sum(len(self._own(task, client).train) for task in declared)
+
+    def ids(self, task: str, client: int) -> list[str]:
+        """Whose a client's training records of a task are."""
+        return [example.id or example.text for example in self._own(task, client).train]
+
+    def labels(self, task: str) -> tuple[str, ...]:
+        """The public label space of a task; where it is declared, no data is read."""
+        return self.experiment.data.labels.get(task) or self._share(task)[0].labels
+
+    def probes(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
+        """Constant texts, tokenised, under the first of the labels."""
+        examples = [Example(text, labels[0]) for text in PROBE_TEXTS]
+        encoded: Sequence[Encoded] = self._probes.once(
+            "probes", labels, lambda: self.model.encode(examples, labels)
+        )
+        return encoded
+
+    def task(self, task: str, client: int) -> ClientTask:
+        """The share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""
+        if (task, client) not in self._tasks:
+            share = self._own(task, client)
+            encode = self.model.encode
+            self._tasks[task, client] = ClientTask(
+                share.labels,
+                encode(share.train, share.labels),
+                encode(share.test, share.labels),
+                Memory(),
+                [RecordId(task, row) for row in range(len(share.train))],
+            )
+        return self._tasks[task, client]
+
+    def learning(self, client: int, task: str) -> Memory:
+        """For what a client works out while it learns a task; that of the task before is dropped:
+        a teacher's answers are as large as its vocabulary."""
+        memory: Memory = self._learning.once(str(client), task, Memory)
+        return memory
+
+    def public(self, path: str, labels: tuple[str, ...]) -> ClientTask:
+        """The unlabelled texts that every client has, tokenised once. Where a model needs an
+        answer to ask a teacher about, the labels take turns; they are nobody's knowledge.
+
+        Raises:
+            UserError: see :func:`~deal_core.data.public.read_public`.
+        """
+        if (path, labels) not in self._public:
+            texts = read_public(path, self.experiment.data)
+            self.model.tokens.prepare(texts, self._cache)
+            given = [Example(text, labels[i % len(labels)]) for i, text in enumerate(texts)]
+            train = self.model.encode(given, labels)
+            self._public = {(path, labels): ClientTask(labels, train, (), Memory())}
+        return self._public[path, labels]
+
+    @property
+    def _cache(self) -> Path | None:
+        return cache_folder() if self.experiment.data.cache_tokens else None
+
+    def _own(self, task: str, client: int) -> TaskData:
+        return self._share(task)[0 if self.whole else client]
+
+    def _share(self, task: str) -> list[TaskData]:
+        if task not in self._shares:
+            data = load_for_clients(self.experiment, task)
+            if data.left_out:
+                self._on_left_out(task, data.left_out)
+            self.model.tokens.prepare([e.text for e in (*data.train, *data.test)], self._cache)
+            self._shares[task] = self._prepare([data] if self.whole else self._divided(data))
+        return self._shares[task]
+
+    def _divided(self, data: TaskData) -> list[TaskData]:
+        config = self.experiment
+        return partition(data, config.data.partition, config.federation.clients, config.run.seed)

@@ -1,0 +1,1 @@
+"""The experiment as frozen models, and as text; nothing that acts on it."""

@@ -1,0 +1,325 @@
+"""The experiment: the tables of a TOML file as frozen models.
+
+Every key has a default; the defaults together are a run on the embedded model and data. The
+same keys work in an experiment file, in ``--set table.key=value``
+(:mod:`deal_core.config.file`) and, flattened with dots, in Flower's run config
+(``flwr run . -c adapter.rank=16``, :mod:`deal_core.config.run_config`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from deal_core.config.method import MethodConfig
+from deal_core.config.table import Table
+
+
+class ModelConfig(Table):
+    """The frozen base model."""
+
+    family: str = "encoder-labels"
+    """Model family: ``encoder-labels`` or ``causal-lm``."""
+    name: str = "embedded:minilm"
+    """``embedded:NAME``, a folder, or a Hugging Face hub name."""
+    logit_scale: float = Field(20.0, gt=0)
+    """Multiplier of the cosine between text and label (encoder-labels)."""
+    instruction: str = "Classify the text. Answer with one of the options."
+    """First line of the prompt (causal-lm)."""
+
+
+class AdapterConfig(Table):
+    """The two adapters of every adapted layer."""
+
+    rank: int = Field(8, ge=1)
+    """Rank of the current adapter."""
+    retained_rank: int = Field(64, ge=1)
+    """Rank of the retained adapter: all earlier tasks, compressed (deal with retention; whatever
+    the number of tasks). Directions of several tasks share it: ``rank`` times the number of tasks
+    keeps all of them; every request carries it."""
+    lora_alpha: float = Field(16.0, gt=0)
+    """The current adapter is scaled by ``lora_alpha / rank``."""
+    client_ranks: tuple[int, ...] = ()
+    """Ranks of the clients' own adapters, dealt out in turn, none above ``rank`` (rules for
+    mixed ranks only); empty: ``rank`` for all."""
+    target_modules: tuple[str, ...] = ()
+    """Names of the adapted linear layers; empty: the family's default (q and v)."""
+
+
+class PartitionConfig(Table):
+    """How one data set is divided among simulated clients."""
+
+    kind: str = "dirichlet"
+    """``iid``, ``dirichlet``, ``pathological`` or ``column``."""
+    alpha: float = Field(0.5, gt=0)
+    """Dirichlet concentration over labels: small is skewed, large is uniform."""
+    labels_per_client: int = Field(2, ge=1)
+    """Labels that each client holds (pathological)."""
+    column: str = ""
+    """The column whose values name the client (column)."""
+
+
+class TaskColumns(Table):
+    """Columns of one task's files, where they are not those of the others."""
+
+    text_column: str = ""
+    """Empty: ``data.text_column``."""
+    pair_column: str = ""
+    """Empty: ``data.pair_column``."""
+    label_column: str = ""
+    """Empty: ``data.label_column``."""
+    label_text: dict[str, str] = Field(default_factory=dict)
+    """Value in the label column (as text) to the label it stands for; empty: as they are."""
+
+
+class HubTask(Table):
+    """One task read with ``datasets.load_dataset``."""
+
+    path: str
+    config: str = ""
+    train_split: str = "train"
+    test_split: str = "test"
+    text_column: str = ""
+    """Empty: ``data.text_column``."""
+    pair_column: str = ""
+    label_column: str = ""
+    """Empty: ``data.label_column``."""
+    label_text: dict[str, str] = Field(default_factory=dict)
+    """Label value (as text) to the words the model sees; empty: the data set's names."""
+
+
+class DataConfig(Table):
+    """Where the stream of tasks comes from."""
+
+    source: str = "medmcqa"
+    """``medmcqa`` (embedded), ``files``, ``hub``, or ``sites``: each site has its own, and says
+    where (deployment)."""
+    path: str = ""
+    """Folder that holds one folder per task (files)."""
+    tasks: tuple[str, ...] = ()
+    """Tasks in the order they are learnt; empty: all, in the source's order."""
+    labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Task name to its labels (files, sites): the words that all clients share, needed where
+    nobody sees all data; a task that is not named has those of its training file (files)."""
+    text_column: str = "text"
+    pair_column: str = ""
+    """Second text column, joined to the first; empty: none."""
+    label_column: str = "label"
+    id_column: str = ""
+    """Whose record it is (a patient's number): what is compared where a site declares that no
+    record is in two tasks; empty: the text itself."""
+    max_train: int = Field(0, ge=0)
+    """Training examples per task over all clients; 0: no limit."""
+    train_share: float = Field(1.0, gt=0, le=1)
+    """Share of a task's training examples (after ``max_train``) that there is, rounded up."""
+    max_test: int = Field(0, ge=0)
+    """Test examples per task over all clients; 0: no limit."""
+    cache_tokens: bool = True
+    """Keep token ids in the user's cache folder for the next process; they are the texts in
+    another form."""
+    partition: PartitionConfig = PartitionConfig()
+    files: dict[str, TaskColumns] = Field(default_factory=dict)
+    """Task name to its own columns (files)."""
+    hub: dict[str, HubTask] = Field(default_factory=dict)
+    """Task name to the hub data set behind it (hub)."""
+
+
+class StreamConfig(Table):
+    """How tasks arrive."""
+
+    schedule: Literal["synchronous", "per-client", "joint"] = "synchronous"
+    """``synchronous``: all clients work on one task at a time, in the order of ``data.tasks``;
+    ``per-client``: each on its own tasks, in its own order; who is through idles (the keys below
+    are for that); ``joint``: on all tasks at once, for the rounds of one (the bound that knows no
+    sequence)."""
+    consolidate_every: int = Field(0, ge=0)
+    """Rounds from one consolidation, and evaluation, to the next; 0: ``federation.rounds``."""
+    tasks_per_client: int = Field(0, ge=0)
+    """Tasks that a client meets, drawn with their order by the seed; 0, or more than there are:
+    all."""
+    orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Number of a client (from 0) to its tasks in their order, instead of a draw; an empty list:
+    it only evaluates."""
+
+    @model_validator(mode="after")
+    def _orders_are_per_client(self) -> Self:
+        given = self.consolidate_every or self.tasks_per_client or self.orders
+        if given and self.schedule != "per-client":
+            raise ValueError(
+                "consolidate_every, tasks_per_client and orders have an effect with schedule = "
+                '"per-client" alone; set it, or leave them out'
+            )
+        return self
+
+
+class FederationConfig(Table):
+    """Clients and rounds."""
+
+    clients: int = Field(2, ge=1)
+    """Clients that take part; 2 is what plain ``flwr run .`` simulates."""
+    clients_per_round: int = Field(0, ge=0)
+    """Clients sampled in each round; 0: all."""
+    participants: tuple[int, ...] = ()
+    """Numbers of the only clients that train, from 0; all evaluate; empty: all train."""
+    rounds: int = Field(2, ge=1)
+    """Rounds per task."""
+    local_epochs: int = Field(1, ge=1)
+    quorum: float = Field(0.5, gt=0, le=1)
+    """Share of the sampled clients whose valid reply a round needs."""
+    deadline_seconds: float = Field(3600.0, gt=0)
+    """A round stops waiting after this time."""
+    connect_seconds: float = Field(120.0, gt=0)
+    """How long a run, and each of its rounds, waits for clients that are not connected."""
+    sites: tuple[str, ...] = ()
+    """Names of the sites that take part, under which they are registered; a site's place in the
+    list is its number as a client (deployment). Empty: the clients are simulated."""
+
+    @model_validator(mode="after")
+    def _sites_are_the_clients(self) -> Self:
+        said = "clients" in self.model_fields_set  # else deal submit counts the sites
+        if self.sites and said and len(self.sites) != self.clients:
+            raise ValueError(
+                f"sites names {len(self.sites)}, but clients is {self.clients}; make them equal"
+            )
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError("sites names a site twice; name each once")
+        return self
+
+    @model_validator(mode="after")
+    def _participants_are_clients(self) -> Self:
+        unknown = [k for k in self.participants if not 0 <= k < self.clients]
+        if unknown:
+            raise ValueError(
+                f"participants names client {unknown[0]}, but the clients are 0 to "
+                f"{self.clients - 1}; name one of these, or raise clients"
+            )
+        return self
+
+
+class AggregationConfig(Table):
+    """How client updates become one adapter."""
+
+    rule: str = "fedit"
+    norm_bound: float = Field(0.0, ge=0)
+    """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
+    relative_norm_bound: float = Field(20.0, ge=0)
+    """Largest length of a whole update, in medians of the round's other updates (of three clients
+    or more; not where the server adds the noise); above: quarantined; 0: no bound."""
+    weight_cap: float = Field(50.0, ge=0)
+    """Largest weight of a client in the average, in medians of the round's other weights; what is
+    above is cut to it; 0: no cap."""
+    rank_cap: int = Field(0, ge=0)
+    """Largest rank of the residual that an exact rule adds to the retained adapter in a
+    round; what is cut is reported as ``lost``; 0: no cap, nothing is cut."""
+    robust: str = "none"
+    """Protection against bad updates, before the rule: ``none``, ``median``,
+    ``trimmed-mean``, ``multi-krum`` or ``direction``."""
+    trim_fraction: float = Field(0.2, ge=0, lt=0.5)
+    """Share of the clients cut at each end of every coordinate, rounded up (trimmed-mean)."""
+    byzantine: int = Field(1, ge=0)
+    """Bad clients that a round must withstand (multi-krum)."""
+
+
+class WireConfig(Table):
+    """How adapters travel."""
+
+    dtype: str = "float32"
+    """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client)."""
+
+
+class PrivacyConfig(Table):
+    """What an update may tell of the records behind it. A site's own policy can only tighten it."""
+
+    mechanism: str = "none"
+    """``none`` (no guarantee), ``record`` (differential privacy for every record of a site, by
+    the site itself: nobody else need be trusted) or ``client`` (for a whole client, whatever its
+    records are; by the server, or by the client itself: ``trusted_server``)."""
+    target_epsilon: float = Field(8.0, gt=0)
+    """Budget of a record: of everything that its site's ledger holds, this whole run included."""
+    target_delta: float = Field(0.0, ge=0, lt=1)
+    """Probability that the budget says nothing; 0: the power of ten below ``1 / n^1.1`` for the
+    ``n`` records of a site."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Clipping bound of an example's gradient: public, not taken from data."""
+    disjoint_tasks: bool = False
+    """Whether simulated clients declare that no record is in two tasks, so that tasks compose in
+    parallel: it is checked (record). A real site declares it in its own policy alone."""
+    max_update_norm: float = Field(1.0, gt=0)
+    """Clipping bound of a client's whole update, over all factors that it trained (client)."""
+    trusted_server: bool = True
+    """Whether the server adds the noise, once for all clients; false: every client adds its own,
+    which is much more, and the server sees nothing else (client)."""
+    sample_rate: float = Field(0.0, ge=0, le=1)
+    """Probability that a record is in a step's batch; 0: ``train.batch_size / n``."""
+    factors: Literal["one", "both"] = "one"
+    """What learns in a round where the aggregation rule would train both factors: the product of
+    two noisy factors is noisier than either, so ``one`` is ``lora_B`` alone."""
+    noise: Literal["auto", "seeded", "secure"] = "auto"
+    """Where noise comes from. ``auto``: a seed in simulations, so that runs repeat, and a
+    cryptographic stream at a real site. A real site never seeds, whatever is asked."""
+    metrics: Literal["none", "noised", "clear"] = "clear"
+    """Counts of right answers on test records, which are no part of the training's guarantee:
+    they leave in the ``clear``, ``noised`` (and charged), or not at all."""
+    counts_noise: float = Field(10.0, gt=0)
+    """Noise multiplier of ``noised`` counts; of one evaluation of all tasks."""
+
+
+class TrainConfig(Table):
+    """The local optimiser."""
+
+    learning_rate: float = Field(2e-3, gt=0)
+    batch_size: int = Field(16, ge=1)
+    max_length: int = Field(128, ge=8)
+    """Tokens kept of a text."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen model and its activations; auto: bfloat16 where the hardware multiplies it
+    fast (CUDA, processors with AMX or AVX-512 BF16), float32 elsewhere. Adapters are always
+    float32."""
+    tokens_per_pass: int = Field(2048, ge=1)
+    """Tokens, padding included, in one pass of a training batch: bounds memory, not the step."""
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class FaultsConfig(Table):
+    """Misbehaving clients, for experiments on robustness (engine ``inprocess`` only)."""
+
+    kind: str = "none"
+    """``none``, ``scaled`` (ten times the update), ``sign-flipped`` or ``not-finite``."""
+    clients: tuple[int, ...] = ()
+    """Numbers of the clients that misbehave, in every round."""
+
+
+class RunConfig(Table):
+    """The run itself."""
+
+    seed: int = Field(0, ge=0)
+    engine: str = "inprocess"
+    """``inprocess`` or ``flower``; ``deployment`` is what ``deal submit`` sets."""
+    threads: int = Field(0, ge=0)
+    """Torch threads of a process that trains; 0: all cores, divided among the workers."""
+    workers: int = Field(0, ge=0)
+    """Processes that train clients at the same time; 0: one per GPU, or, without a GPU, as many
+    as there are cores for their threads."""
+    out: str = ""
+    """Run folder; empty: ``runs/NAME-seedN``."""
+    resume: bool = False
+    """Continue the run in ``out`` from its checkpoint."""
+
+
+class Experiment(Table):
+    """A whole experiment; ``Experiment()`` runs on what is embedded."""
+
+    description: str = ""
+    model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    data: DataConfig = DataConfig()
+    stream: StreamConfig = StreamConfig()
+    federation: FederationConfig = FederationConfig()
+    method: MethodConfig = MethodConfig()
+    aggregation: AggregationConfig = AggregationConfig()
+    wire: WireConfig = WireConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    train: TrainConfig = TrainConfig()
+    faults: FaultsConfig = FaultsConfig()
+    run: RunConfig = RunConfig()

@@ -1,0 +1,119 @@
+"""From the text of an experiment file, and of ``--set``, to the frozen experiment."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.table import Table
+from deal_core.errors import UserError, nearest
+
+T = TypeVar("T", bound=Table)
+
+
+def parse_experiment(tables: Mapping[str, Any], where: str) -> Experiment:
+    """Check nested tables and return the experiment.
+
+    Raises:
+        UserError: as :func:`parse_tables`.
+    """
+    return parse_tables(Experiment, tables, where)
+
+
+def parse_tables(schema: type[T], tables: Mapping[str, Any], where: str) -> T:
+    """Check nested tables against a schema.
+
+    Raises:
+        UserError: an unknown key (with the nearest known one) or a wrong type; the
+            message starts with ``where`` and names the key.
+    """
+    try:
+        return schema.model_validate_json(json.dumps(tables), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_problem(error, schema)}") from None
+    except TypeError as error:
+        raise UserError(f"{where}: {error}; use strings, numbers, booleans and lists") from None
+
+
+def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest(location[-1], _known_keys(schema, location[:-1]))}"
+    if problem["type"] == "value_error":  # a model's own: keys that do not go together
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+    message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"key '{key}' should be {message}, but is {json.dumps(problem['input'])}"
+
+
+def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
+    table: Any = schema
+    for part in path:  # a key of a table, or any name in a table of named tables
+        fields = getattr(table, "model_fields", None)
+        table = fields[part].annotation if fields else get_args(table)[1]
+        if isinstance(table, UnionType):  # a table that may be left out
+            table = get_args(table)[0]
+    return list(table.model_fields)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        UserError: the file is missing, unreadable or no TOML; the message names the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML ({error})") from None
+
+
+def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return ``tables`` with each ``table.key=value`` applied.
+
+    The value is read as TOML; a bare word is a string.
+
+    Raises:
+        UserError: no ``=`` in an override, or a path that runs through a plain value.
+    """
+    result: dict[str, Any] = json.loads(json.dumps(tables))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set {override}: write it as table.key=value")
+        *parents, leaf = key.strip().split(".")
+        table = result
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise UserError(f"--set {override}: '{parent}' is a value, not a table")
+        table[leaf] = _toml_value(text.strip())
+    return result
+
+
+def merged(tables: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    """``tables`` with the values of ``layer`` over them, table by table."""
+    result: dict[str, Any] = json.loads(json.dumps(tables))
+    for key, value in layer.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

@@ -1,0 +1,181 @@
+"""The table ``[method]``: the continual-learning method and the keys of each."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from deal_core.config.table import Table
+
+
+def _require_higher(a: float, b: float) -> None:
+    """The first of two powers is at least the second, in every penalty that has two."""
+    if a < b:
+        raise ValueError(f"a ({a:g}) must not be below b ({b:g}); raise a or lower b")
+
+
+class RetentionConfig(Table):
+    """Compression of all earlier tasks into the retained adapter (deal)."""
+
+    enabled: bool = True
+    """False: every task keeps training the same adapter, and nothing is compressed. The keys
+    below then have no effect."""
+    filter: str = "identity"
+    """Gains of the kernels: ``identity`` (plain truncation; nothing measured beats it),
+    ``wiener`` (singular values near the noise floor shrink, those below it vanish) or ``learned``
+    (from there, learnt in the rounds of ``method.consolidation``). At the end of every task all
+    that was learnt passes the filter, what earlier tasks left once more."""
+    kernels: int = Field(16, ge=2)
+    """Heat kernels over a layer's spectrum, centred at its quantiles."""
+    width: float = Field(0.5, gt=0)
+    """Width of a kernel in units of ``S_1 / kernels``: towards 0 each singular value has the
+    gain of its nearest centre, towards infinity all have the mean gain."""
+    noise: float = Field(0.0, ge=0)
+    """Noise floor, in singular values of a layer's update; 0: estimated for each layer from
+    what lies beyond the retained rank, nothing while everything fits into it."""
+
+
+class UpdateConfig(Table):
+    """Penalty on what an update does to retained knowledge (deal). Off: beside distillation
+    it gained nothing where it was measured."""
+
+    enabled: bool = False
+    lambda1: float = Field(0.01, ge=0)
+    """Weight of interference with retained directions, relative to their strength."""
+    lambda2: float = Field(0.001, ge=0)
+    """Weight of the size of the update outside of them."""
+    a: float = 2.0
+    """Power of the interference: large is lenient below 1 (as strong as what is retained) and
+    steep above. A direction of strength sigma weighs like ``sigma^(1 - a)``: large powers
+    protect weak directions most."""
+    b: float = Field(2.0, ge=1)
+    """Power of the size, at most ``a``."""
+
+    @model_validator(mode="after")
+    def _steep_where_knowledge_lives(self) -> Self:
+        _require_higher(self.a, self.b)
+        return self
+
+
+class DistillationConfig(Table):
+    """Distillation from the model as it was at the start of the task (deal, lwf)."""
+
+    weight: float = Field(1.0, ge=0)
+    """Of what earlier tasks choose between; 0 switches that off."""
+    ahead: float = Field(0.25, ge=0)
+    """Weight of what tasks to come will choose between (deal): the experiment names their labels,
+    and what the model can do untaught is kept as well, from the first task on. 0: off."""
+    temperature: float = Field(2.0, gt=0)
+    spaces: Literal["tasks", "merged"] = "tasks"
+    """What the teacher chooses between: the labels of each task, as they are told apart when that
+    task is tested (the mean over tasks), or of all earlier ones, and of all to come, at once. A
+    causal model's teacher chooses words, with ``weight`` where there is an earlier task."""
+
+
+class ConsolidationConfig(Table):
+    """Rounds at the end of a task in which clients distil all that was learnt into the retained
+    adapter (deal). Off: they gained nothing where they were measured."""
+
+    data: Literal["none", "private", "public"] = "none"
+    """``none``: the server compresses alone; ``private``: on each client's own texts of the task;
+    ``public``: on texts that every client has. A task that fits into the retained rank has
+    nothing to distil, and gets no round."""
+    rounds: int = Field(2, ge=1)
+    """Rounds per task, after those of ``federation.rounds``."""
+    temperature: float = Field(2.0, gt=0)
+    learning_rate: float = Field(3e-4, gt=0)
+    """Of the retained adapter, which starts near its goal: large steps lead away from it. Learned
+    gains, numbers from 0 to 1, want thirty times as much."""
+    public_path: str = ""
+    """A file at every client: JSONL, CSV or Parquet with ``data.text_column``, or plain text with
+    one text a line (public)."""
+    lambda1: float = Field(0.01, ge=0)
+    """Weight of how far learned gains and centres leave their start values."""
+    lambda2: float = Field(0.001, ge=0)
+    """Weight of how far the learned filter changes the spectrum."""
+    a: float = 2.0
+    """Power of the first."""
+    b: float = Field(2.0, ge=1)
+    """Power of the second, at most ``a``."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.data == "public" and not self.public_path:
+            raise ValueError('data = "public" needs public_path, a file of texts at every client')
+        _require_higher(self.a, self.b)
+        return self
+
+
+class EwcConfig(Table):
+    """Elastic weight consolidation (ewc)."""
+
+    weight: float = Field(1000.0, ge=0)
+    """Of half the squared change of every factor entry, times its Fisher information."""
+
+
+class OLoraConfig(Table):
+    """Orthogonality to the adapters of earlier tasks (olora)."""
+
+    weight: float = Field(0.5, ge=0)
+    """Of ``||A_earlier A^T||_F^2``, summed over layers."""
+
+
+class ReplayConfig(Table):
+    """Examples of earlier tasks that a client keeps and trains on again (replay): not private."""
+
+    share: float = Field(0.1, ge=0, le=1)
+    """Of the client's examples of every earlier task, rounded up; 1: all."""
+    weight: float = Field(1.0, ge=0)
+    """Of an old example's loss beside that of a new one."""
+
+
+class DealReferenceConfig(Table):
+    """The paper's method as its authors' second code release reads it (deal-reference)."""
+
+    kernels: int = Field(4, ge=2)
+    """Heat kernels of a gate."""
+    lambda1: float = Field(0.01, ge=0)
+    """Of the power sum over what the gates learn."""
+    lambda2: float = Field(0.001, ge=0)
+    """Of the power sum over what the MLPs learn."""
+    a: float = 5.0
+    """Power of the first sum."""
+    b: float = Field(2.0, ge=1)
+    """Power of the second sum, at most ``a``."""
+    seed: int = Field(42, ge=0)
+    """Draws the MLPs that a task begins with, at the server and at every client."""
+
+    @model_validator(mode="after")
+    def _higher_order_on_the_gates(self) -> Self:
+        _require_higher(self.a, self.b)
+        return self
+
+
+class MethodConfig(Table):
+    """The continual-learning method."""
+
+    name: str = "deal"
+    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``,
+    ``deal-reference``."""
+    fresh_adapter: bool = True
+    """A task's new adapter starts outside of the retained directions; false: in directions
+    drawn without regard to them (deal with retention; the first task is the same)."""
+    warm_rank: int = Field(0, ge=0)
+    """So many directions of a task's new adapter, at most all, are the strongest retained ones,
+    which go on learning; the others are fresh. Where tasks have few steps this learns more; it
+    forgets more, since what was retained moves (deal with retention; the first task is the
+    same)."""
+    logit_adjustment: float = Field(0.0, ge=0)
+    """Weight of the logarithm of a client's own label shares, added to its scores in the loss; 0:
+    off, 1: whole. Where a few clients own a label it keeps them from being led apart; elsewhere it
+    costs a little. It reads the labels of all of a client's examples, so it is refused where single
+    records are protected; a causal model's loss is over words, which have no shares (deal)."""
+    retention: RetentionConfig = RetentionConfig()
+    update: UpdateConfig = UpdateConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    consolidation: ConsolidationConfig = ConsolidationConfig()
+    ewc: EwcConfig = EwcConfig()
+    olora: OLoraConfig = OLoraConfig()
+    replay: ReplayConfig = ReplayConfig()
+    deal_reference: DealReferenceConfig = DealReferenceConfig()

@@ -1,0 +1,1 @@
+"""LoRA adapters: as values, attached to a model, and as arrays; no data, no training."""

@@ -1,0 +1,237 @@
+"""The current LoRA adapter on a frozen base model that holds everything else merged.
+
+PEFT holds the adapter. What does not learn during a task, the retained adapter and the
+residual, is added to the frozen weights once instead of being multiplied in every pass. Layer
+names are those of the base model (``encoder.layer.0.attention.self.query``).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from deal_core.config.experiment import AdapterConfig
+from deal_core.errors import UserError
+from deal_core.lora.adapter import Adapter, LoraFactors, split, stack, zero_adapter
+from deal_core.lora.linear import adapted_forward
+from deal_core.lora.payload import PREFIX
+
+CURRENT = "current"
+"""PEFT's name of the adapter that learns."""
+
+
+@dataclass
+class Weights:
+    """The frozen weight of one layer, three times; equal ones share their memory.
+
+    Attributes:
+        base: as it was loaded.
+        start: ``base + retained``, the model at the start of the task.
+        now: ``base + retained + residual``, what the current adapter is added to; without the
+            part of ``retained`` that only shows the start.
+    """
+
+    base: Tensor
+    start: Tensor
+    now: Tensor
+
+
+def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
+    """Freeze ``base`` (where it will stay: device and dtype) and add a current adapter, zero.
+
+    Raises:
+        UserError: ``adapter.target_modules`` names no linear layer of the model.
+    """
+    try:
+        model = _with_adapter(base, config, task_type)
+    except ValueError as error:
+        raise UserError(f"adapter.target_modules: {str(error).splitlines()[0]}") from None
+    model.adapted_layers = layers = lora_layers(model)  # type: ignore[assignment]
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+    for layer in layers.values():
+        weight = layer.base_layer.weight.data
+        layer.weights = Weights(weight, weight, weight)
+        layer.forward = partial(adapted_forward, layer, CURRENT)
+    write(model, zero_adapter(shapes, config.rank, config.lora_alpha / config.rank))
+    set_trainable(model, frozenset({"lora_A", "lora_B"}))
+    return model
+
+
+def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank,
+        target_modules=list(config.target_modules) or None,
+        task_type=task_type,
+    )
+    with warnings.catch_warnings():
+        # Theirs to settle: PEFT uses a name that transformers deprecates, and tells that it
+        # corrected fan_in_fan_out for Conv1D layers.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False.*", UserWarning)
+        model = get_peft_model(base, lora, adapter_name=CURRENT)
+    assert isinstance(model, PeftModel)
+    return model
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """Return layer name to PEFT layer (too loosely typed to be more than Any), in order."""
+    known: dict[str, Any] | None = model.__dict__.get("adapted_layers")
+    if known is not None:
+        return known
+    return {
+        name.removeprefix(PREFIX): module
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def read(model: nn.Module) -> Adapter:
+    """Copy the current adapter out of the model, to the CPU."""
+    layers = lora_layers(model)
+    return Adapter(
+        {
+            key: LoraFactors(
+                layer.lora_A[CURRENT].weight.detach().float().cpu().clone(),
+                layer.lora_B[CURRENT].weight.detach().float().cpu().clone(),
+            )
+            for key, layer in layers.items()
+        },
+        next(iter(layers.values())).scaling[CURRENT],
+    )
+
+
+def write(model: nn.Module, adapter: Adapter) -> None:
+    """Copy the current adapter into the model; its rank may differ from the one before.
+
+    Raises:
+        ValueError: the adapter's layers are not the model's.
+    """
+    for layer, factors in _matched(model, adapter):
+        _assign(layer.lora_A[CURRENT].weight, factors.A)
+        _assign(layer.lora_B[CURRENT].weight, factors.B)
+        layer.r[CURRENT] = factors.A.shape[0]
+        layer.scaling[CURRENT] = adapter.scaling
+
+
+def merge(model: nn.Module, retained: Adapter, residual: Adapter | None, apart: int = 0) -> None:
+    """Put ``base``, ``base + retained`` and ``base + retained + residual`` in place; the last
+    without the first ``apart`` directions of ``retained``.
+
+    The sums are made from the weights as they were loaded, so nothing drifts however often
+    this is called; for the adapters of the last call they are in place already.
+
+    Raises:
+        ValueError: an adapter's layers are not the model's.
+    """
+    before = model.__dict__.pop("merged", (None, None, 0))
+    if before[0] is not retained or before[1] is not residual or before[2] != apart:
+        _merge(model, retained, residual, apart)
+    model.merged = (retained, residual, apart)  # type: ignore[assignment]
+
+
+def _merge(model: nn.Module, retained: Adapter, residual: Adapter | None, apart: int) -> None:
+    for layer, factors in _matched(model, retained):
+        start = _plus(layer, layer.weights.base, factors, retained.scaling)
+        layer.weights = Weights(layer.weights.base, start, start)
+    if residual is not None or apart:
+        kept = split(retained, apart)[1]
+        # Summed before anything is rounded to the weight's type: the two may cancel.
+        both = stack([kept] if residual is None else [kept, residual])
+        for layer, factors in _matched(model, both):
+            layer.weights.now = _plus(layer, layer.weights.base, factors, both.scaling)
+    _select(model, "now")
+
+
+def _plus(layer: Any, weight: Tensor, factors: LoraFactors, scaling: float) -> Tensor:
+    """``weight + s B A`` in the weight's type and layout; the same tensor where B is zero."""
+    if not factors.B.any():
+        return weight
+    A, B = factors.A.to(weight.device), factors.B.to(weight.device)
+    delta = scaling * B @ A
+    return (weight.float() + (delta.T if layer.fan_in_fan_out else delta)).to(weight.dtype)
+
+
+def _matched(model: nn.Module, adapter: Adapter) -> Iterator[tuple[Any, LoraFactors]]:
+    layers = lora_layers(model)
+    if layers.keys() != adapter.layers.keys():
+        raise ValueError("the adapter was made for other layers than the model's")
+    for name, layer in layers.items():
+        yield layer, adapter.layers[name]
+
+
+def _assign(parameter: Tensor, value: Tensor) -> None:
+    parameter.data = value.detach().to(parameter.device, parameter.dtype).clone()
+    parameter.grad = None
+
+
+def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Parameter]:
+    """Let exactly these factors of the current adapter learn; return their parameters.
+
+    Args:
+        model: a model made by :func:`attach`.
+        factors: a subset of ``{"lora_A", "lora_B"}``.
+    """
+    model.requires_grad_(False)
+    chosen: list[nn.Parameter] = []
+    for layer in lora_layers(model).values():
+        for factor in sorted(factors):
+            weight = getattr(layer, factor)[CURRENT].weight
+            weight.requires_grad_(True)
+            chosen.append(weight)
+    return chosen
+
+
+def learning_factors(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name (layer and factor) to every factor that learns."""
+    factors = {
+        f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
+        for name, layer in lora_layers(module).items()
+        for factor in ("lora_A", "lora_B")
+    }
+    return {name: weight for name, weight in factors.items() if weight.requires_grad}
+
+
+@contextmanager
+def at_task_start(model: nn.Module) -> Iterator[None]:
+    """Within the block, without gradients, the model is what it was at the start of the task:
+    ``base + retained``."""
+    with torch.no_grad(), _frozen_alone(model, "start"):
+        yield
+
+
+@contextmanager
+def base_only(model: nn.Module) -> Iterator[None]:
+    """Within the block, without gradients, the model is the frozen base model."""
+    with torch.no_grad(), _frozen_alone(model, "base"):
+        yield
+
+
+@contextmanager
+def _frozen_alone(model: nn.Module, which: Literal["base", "start"]) -> Iterator[None]:
+    """Scale the current adapter by 0, put one of the frozen weights in place; and back."""
+    layers = list(lora_layers(model).values())
+    before = [layer.scaling[CURRENT] for layer in layers]
+    for layer in layers:
+        layer.scaling[CURRENT] = 0.0
+    _select(model, which)
+    try:
+        yield
+    finally:
+        _select(model, "now")
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling[CURRENT] = scaling
+
+
+def _select(model: nn.Module, which: Literal["base", "start", "now"]) -> None:
+    for layer in lora_layers(model).values():
+        layer.base_layer.weight.data = getattr(layer.weights, which)

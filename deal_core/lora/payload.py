@@ -1,0 +1,81 @@
+"""What may leave a client and what may reach it: LoRA and distilled parameters, nothing else.
+
+Both sides use the same names and the same checks. A tensor is known by PEFT's key
+(``base_model.model.LAYER.lora_A.weight``), so a saved adapter loads in plain PEFT.
+
+Without torch: a site's light process, one for every message, looks at what leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from deal_core.lora.adapter import Shapes
+
+LORA = "lora"
+"""Record of the current adapter."""
+DISTILLED = "distilled"
+"""Record of the retained adapter."""
+COUNTS = "counts"
+"""Record of the counts that a reply to a training request carries along."""
+PREFIX = "base_model.model."
+
+Arrays = dict[str, NDArray[np.float32]]
+
+
+class WireArray(Protocol):
+    """A tensor as it came over the wire: a header, and bytes that are not decoded yet."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+    data: bytes
+
+
+class PayloadError(ValueError):
+    """A payload that is refused. The message names the key and the fault, never a value."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a record must look like.
+
+    Attributes:
+        shapes: layer name to ``(d_out, d_in)``.
+        rank: expected rank, the same in every layer.
+    """
+
+    shapes: Shapes
+    rank: int
+
+    def expected(self) -> dict[str, tuple[int, int]]:
+        """Return key to shape of every tensor."""
+        keys: dict[str, tuple[int, int]] = {}
+        for name, (d_out, d_in) in self.shapes.items():
+            keys[f"{PREFIX}{name}.lora_A.weight"] = (self.rank, d_in)
+            keys[f"{PREFIX}{name}.lora_B.weight"] = (d_out, self.rank)
+        return keys
+
+
+def check_keys(given: Iterable[str], expected: Iterable[str]) -> None:
+    """Raise :class:`PayloadError` unless both are the same set of keys."""
+    extra = sorted(set(given) - set(expected))
+    missing = sorted(set(expected) - set(given))
+    if extra:
+        raise PayloadError(f"unexpected key {str(extra[0])[:120]!r} (+{len(extra) - 1} more)")
+    if missing:
+        raise PayloadError(f"missing key {missing[0]!r} (+{len(missing) - 1} more)")
+
+
+def check_header(key: str, dtype: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise :class:`PayloadError` unless dtype is float32 and the shape is the expected one."""
+    if dtype != "float32":
+        raise PayloadError(f"{key}: dtype {dtype[:20]}, expected float32")
+    if tuple(shape) != tuple(expected):
+        raise PayloadError(f"{key}: shape {tuple(shape)}, expected {tuple(expected)}")

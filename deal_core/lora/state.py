@@ -1,0 +1,41 @@
+"""The global model beyond the frozen base: the adapters whose sum it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deal_core.lora.adapter import Adapter, LoraFactors, split, stack
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """The global model beyond the frozen base. Two states are equal if they are the same object.
+
+    Attributes:
+        current: what this task teaches (trained in rounds).
+        retained: all earlier tasks (scaling 1); ``base + retained`` is the model as it was at
+            the start of the task.
+        residual: what this task changes beside ``current`` (scaling 1): what an exact
+            aggregation rule found no room for; None where there is none.
+        apart: so many leading directions of ``retained`` show the model at the start of the
+            task, and are no part of the model now: a teacher travels, but only once.
+    """
+
+    current: Adapter
+    retained: Adapter
+    residual: Adapter | None = None
+    apart: int = 0
+
+    def parts(self) -> list[Adapter]:
+        """All adapters of the model now; their sum is the whole update of the base model."""
+        kept = split(self.retained, self.apart)[1] if self.apart else self.retained
+        return [a for a in (kept, self.residual, self.current) if a is not None and a.rank]
+
+    def beside(self) -> Adapter | None:
+        """What is changed since the start of the task, ``current`` left out (scaling 1)."""
+        changes = [] if self.residual is None else [self.residual]
+        if self.apart:
+            gone = split(self.retained, self.apart)[0]
+            layers = {n: LoraFactors(f.A, -f.B) for n, f in gone.layers.items()}
+            changes.append(Adapter(layers, gone.scaling))
+        return stack(changes) if changes else None

@@ -1,0 +1,1 @@
+"""The method DEAL and its parts; nothing that another method uses."""

@@ -1,0 +1,151 @@
+"""The method: fresh adapter, controlled update, distillation while learning, retention.
+
+Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
+complement of what is retained (``warm_rank`` of the strongest retained directions may go on in it
+instead); clients learn it while they distil the model as it was at the start of the task, and pay
+for interference with what is retained; at the end both adapters are stacked, filtered, and the best
+part of fixed rank is retained, by the server alone or with rounds of distillation from the stack.
+The size of the model does not grow with the number of tasks. Every part has a switch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import MethodConfig
+from deal_core.errors import UserError, choose
+from deal_core.lora.adapter import (
+    fingerprint,
+    fresh_adapter,
+    rescaled,
+    side_by_side,
+    split,
+    stack,
+    taught,
+    with_live_rows,
+    zero_adapter,
+)
+from deal_core.lora.state import State
+from deal_core.methods.deal.consolidation import LEARNED, consolidated, consolidation_phases
+from deal_core.methods.deal.controlled_update import Anchor, make_anchors, update_penalty
+from deal_core.methods.deal.live_update import beside_current, live_update
+from deal_core.methods.deal.retention import GAINS, retain
+from deal_core.methods.interface import LocalTask, Phase
+from deal_core.methods.shared.continued import continued
+from deal_core.methods.shared.distilled import distilled
+from deal_core.methods.shared.penalised import Penalised
+from deal_core.methods.shared.task_start import hold_start, release_start
+from deal_core.models import Encoded, LanguageModel
+from deal_core.training.cache import Memory
+from deal_core.training.label_prior import log_shares
+from deal_core.training.objective import Objective
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Attributes: ``adapter`` (ranks, alpha) and ``method`` (switches) of the experiment;
+    ``phases``: consolidation by distillation, if it is on."""
+
+    adapter: AdapterConfig
+    method: MethodConfig
+    phases: tuple[Phase, ...] = ()
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Start a fresh current adapter, outside the retained directions unless told not to; the
+        strongest of them may go on in it. Without retention, go on with the one that is there."""
+        if not self.method.retention.enabled:
+            return hold_start(continued(state, self.adapter, generator))
+        nothing = zero_adapter(state.retained.shapes, 1)
+        avoided = state.retained if self.method.fresh_adapter else nothing
+        rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
+        warm = self._warm(state)
+        fresh = fresh_adapter(avoided, rank - warm, scaling, generator)
+        if not warm:
+            return State(fresh, state.retained)
+        strongest = rescaled(split(state.retained, warm)[0], scaling)
+        current = with_live_rows(side_by_side(strongest, fresh), avoided, generator)
+        return State(current, state.retained, None, apart=warm)
+
+    def _warm(self, state: State) -> int:
+        """How many retained directions go on in the current adapter. None where clients have ranks
+        of their own: one that has room for fewer would lose what was learnt before."""
+        if self.adapter.client_ranks or not taught(state.retained):
+            return 0
+        return min(self.method.warm_rank, self.adapter.rank, state.retained.rank)
+
+    def end_task(self, state: State) -> State:
+        """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes
+        the filter (exact while everything learnt so far fits, and no noise floor is given); after
+        rounds of consolidation, keep what they have made of it."""
+        if not self.method.retention.enabled:
+            return release_start(state)
+        if self.phases and state.apart:  # laid out, with the teacher apart
+            return consolidated(state, self.adapter)
+        everything = stack(state.parts())
+        retained = retain(everything, self.adapter.retained_rank, self.method.retention)
+        current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
+        return State(current, retained)
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        memory: Memory,
+    ) -> Objective:
+        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
+        ``ahead`` times the same over labels to come, and the penalty of the controlled update; CE
+        over logits that the client's label shares may adjust."""
+        config = self.method.distillation
+        log_prior = self._log_prior(model, task, data)
+        losses = distilled(model, state, task, data, memory, config, config.ahead, log_prior)
+        if not self.method.update.enabled:
+            return losses
+        device = next(model.module.parameters()).device
+        anchors: dict[str, Anchor] = memory.once(
+            "anchors", fingerprint(state.retained), lambda: make_anchors(state.retained, device)
+        )
+        beside = beside_current(state, device)
+
+        def price() -> Tensor:
+            update = live_update(model.module, beside)
+            return update_penalty(update, anchors, self.method.update)
+
+        return Penalised(losses, price)
+
+    def _log_prior(
+        self, model: LanguageModel, task: LocalTask, data: Sequence[Encoded]
+    ) -> Tensor | None:
+        """What the client's label shares explain by themselves; None where that is switched off,
+        and where a loss is over no one set of labels (words, or several tasks at once)."""
+        strength = self.method.logit_adjustment
+        if not strength or task.together or not model.tells_apart:
+            return None
+        return strength * log_shares(data, len(task.labels)).to(model.device)
+
+
+def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
+    """Build from the experiment.
+
+    Raises:
+        UserError: unknown filter, or parts that need each other.
+    """
+    choose("method.retention.filter", method.retention.filter, GAINS)
+    consolidating = method.consolidation.data != "none"
+    if method.retention.filter == LEARNED and not consolidating:
+        raise UserError(
+            'method.retention.filter = "learned" learns from texts: set method.consolidation.data '
+            'to "private" or "public", or choose another filter'
+        )
+    if consolidating and not method.retention.enabled:
+        raise UserError(
+            f'method.consolidation.data = "{method.consolidation.data}" distils into the retained '
+            'adapter: set method.retention.enabled to true, or data to "none"'
+        )
+    return Deal(adapter, method, consolidation_phases(adapter, method))

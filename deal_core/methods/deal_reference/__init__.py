@@ -1,0 +1,1 @@
+"""The reading of DEAL in its authors' code, as a baseline."""

@@ -1,0 +1,1 @@
+"""Objectives that several methods use."""

@@ -1,0 +1,19 @@
+"""One adapter for all tasks: each task goes on training what the task before left."""
+
+from __future__ import annotations
+
+import torch
+
+from deal_core.config.experiment import AdapterConfig
+from deal_core.lora.adapter import fresh_adapter, zero_adapter
+from deal_core.lora.state import State
+
+
+def continued(state: State, config: AdapterConfig, generator: torch.Generator) -> State:
+    """Keep the state; draw the adapter before the first task. Nothing is retained, and next to
+    nothing travels for it."""
+    if any(bool(factors.A.any()) for factors in state.current.layers.values()):
+        return state
+    scaling = config.lora_alpha / config.rank
+    current = fresh_adapter(state.retained, config.rank, scaling, generator)
+    return State(current, zero_adapter(state.retained.shapes, 1), state.residual)

@@ -1,0 +1,35 @@
+"""The factors of an adapter by ``LAYER.lora_A`` and ``LAYER.lora_B``."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.attach import CURRENT, lora_layers
+from deal_core.methods.interface import Tensors
+
+
+def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Those of the current adapter in the model, in the order of
+    :func:`~deal_core.lora.attach.set_trainable`."""
+    return {
+        f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
+        for name, layer in lora_layers(module).items()
+        for factor in ("lora_A", "lora_B")
+    }
+
+
+def named(adapter: Adapter, device: torch.device) -> Tensors:
+    """Those of an adapter, its scaling left out."""
+    tensors = {}
+    for name, factors in adapter.layers.items():
+        tensors[f"{name}.lora_A"] = factors.A.to(device)
+        tensors[f"{name}.lora_B"] = factors.B.to(device)
+    return tensors
+
+
+def unnamed(tensors: Tensors, like: Adapter) -> Adapter:
+    """Undo :func:`named`; ``like`` has the layers and the scaling."""
+    layers = {n: LoraFactors(tensors[f"{n}.lora_A"], tensors[f"{n}.lora_B"]) for n in like.layers}
+    return Adapter(layers, like.scaling)

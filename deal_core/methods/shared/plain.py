@@ -1,0 +1,43 @@
+"""The plain objective: cross-entropy on the labels of the task, or of each of several tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from deal_core.methods.interface import LocalTask
+from deal_core.methods.shared.mixed import Mixed
+from deal_core.models import Encoded, LanguageModel
+from deal_core.training.objective import Objective
+
+
+def plain(
+    model: LanguageModel, task: LocalTask, data: Sequence[Encoded], log_prior: Tensor | None = None
+) -> Objective:
+    """Cross-entropy, whether the client learns one task or several at once; these without
+    ``log_prior``."""
+    if not task.together:
+        return Plain(model, task.labels, data, log_prior)
+    examples = [(n, example) for n, share in enumerate(task.together) for example in share.data]
+    return Mixed(model, [share.labels for share in task.together], examples)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Attributes: the model, the task's ``labels``, the client's ``data``, and the ``log_prior``
+    of the labels (see :meth:`~deal_core.models.LanguageModel.learn`)."""
+
+    model: LanguageModel
+    labels: Sequence[str]
+    data: Sequence[Encoded]
+    log_prior: Tensor | None = None
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Cross-entropy per example, ``(batch,)``."""
+        items = [self.data[i] for i in batch]
+        return self.model.learn(items, self.labels, (), self.log_prior).example_losses
+
+    def penalty(self) -> None:
+        """Nothing beside the data."""

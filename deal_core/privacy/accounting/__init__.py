@@ -1,0 +1,1 @@
+"""What is spent: composition, plans, the ledger and its certificate; nothing that adds noise."""

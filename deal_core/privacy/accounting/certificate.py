@@ -1,0 +1,148 @@
+"""A site's signed statement of what its ledger holds: what was spent, on what, by which mechanism.
+
+The statement says nothing of any record: it repeats the ledger's events, which hold rates, noise
+and places in runs. It is signed (Ed25519) with a key of the site, made when first needed and kept
+in its state directory; whoever knows the site's public key can check it without the ledger.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.ledger import Entry, Event, Ledger, composed
+
+KEY = "ledger.key"
+VERSION = 2
+PLACE = ("seq", "time")
+ROUNDING = 1e-6
+
+
+def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
+    """Return the signed statement.
+
+    Args:
+        disjoint_tasks: compose tasks in parallel, as the site's policy declares.
+
+    Raises:
+        UserError: the ledger holds nothing; tasks in parallel, but some were not compared.
+        LedgerError: it cannot be trusted.
+    """
+    entries = ledger.entries()
+    if not entries:
+        raise UserError(f"{ledger.path}: holds no release; there is nothing to certify")
+    if disjoint_tasks:
+        ledger.require_declared([entry.event for entry in entries])
+    key = _site_key(ledger.folder)
+    statement = _statement(entries, disjoint_tasks)
+    return {
+        "statement": statement,
+        "public_key": _text(key.public_key().public_bytes_raw()),
+        "signature": _text(key.sign(_bytes(statement))),
+    }
+
+
+def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the statement, if its signature is that of the key beside it, and its epsilon what
+    its events cost.
+
+    Whose key that is, the reader must know.
+
+    Raises:
+        UserError: one of these is not so.
+    """
+    try:
+        statement: dict[str, Any] = signed["statement"]
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(signed["public_key"]))
+        key.verify(base64.b64decode(signed["signature"]), _bytes(statement))
+    except InvalidSignature:
+        raise UserError("certificate: the signature is not that of its statement") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"certificate: not one ({type(error).__name__}: {error})") from None
+    _check_figures(statement)
+    return statement
+
+
+def _check_figures(statement: Mapping[str, Any]) -> None:
+    try:
+        placed = [{k: v for k, v in e.items() if k not in PLACE} for e in statement["events"]]
+        told = _figures([Event(**fields) for fields in placed], statement["disjoint_tasks"])
+        said = {name: statement[name] for name in told}
+        difference = abs((told["epsilon"] or 0.0) - (said["epsilon"] or 0.0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"certificate: not one ({type(error).__name__}: {error})") from None
+    if difference > ROUNDING or (told["epsilon"] is None) != (said["epsilon"] is None):
+        raise UserError("certificate: its epsilon is not what its events cost")
+    if told["unprotected"] != said["unprotected"]:
+        raise UserError("certificate: its number of unprotected releases is not that of its events")
+
+
+def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
+    events = [entry.event for entry in entries]
+    figures = _figures(events, disjoint_tasks)
+    return {
+        "version": VERSION,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "unit": sorted({event.unit for event in events if event.protected}),
+        **figures,
+        "disjoint_tasks": disjoint_tasks,
+        "assumes": "nobody but the keeper of this ledger is trusted",
+        "composed_over": composed_over(disjoint_tasks, figures["unprotected"]),
+        "simulation_only": any(event.simulation_only for event in events),
+        "entries": len(entries),
+        "head": entries[-1].hash,
+        "events": [
+            {"seq": entry.seq, "time": entry.time, **asdict(entry.event)} for entry in entries
+        ],
+    }
+
+
+def composed_over(disjoint_tasks: bool, unprotected: int) -> str:
+    """What an epsilon of a ledger is of, in words; and of what it is not."""
+    over = (
+        "all protected releases of the ledger; tasks in parallel, as the site declares their "
+        "records disjoint"
+        if disjoint_tasks
+        else "all protected releases of the ledger: all runs, tasks and rounds"
+    )
+    if not unprotected:
+        return over
+    return (
+        f"{over}. It is void for the records of {unprotected} releases that left without protection"
+    )
+
+
+def _figures(events: Sequence[Event], disjoint_tasks: bool) -> dict[str, Any]:
+    """``epsilon`` and ``delta`` of what is protected (None: nothing is), and how much is not."""
+    protected = [event for event in events if event.protected]
+    delta = min((event.delta for event in protected), default=None)
+    epsilon = None if delta is None else composed(protected, delta, disjoint_tasks)
+    return {"epsilon": epsilon, "delta": delta, "unprotected": len(events) - len(protected)}
+
+
+def _site_key(folder: Path) -> Ed25519PrivateKey:
+    """The site's key; made, readable by its owner alone, when there is none."""
+    path = folder / KEY
+    if not path.exists():
+        made = Ed25519PrivateKey.generate().private_bytes_raw()
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(made)
+    return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+
+
+def _bytes(statement: Mapping[str, Any]) -> bytes:
+    return json.dumps(statement, sort_keys=True).encode()
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()

@@ -1,0 +1,397 @@
+"""The site's book of every private release: what was spent, on what, for ever.
+
+The ledger belongs to the site and lives in its state directory. It outlives processes, runs and
+tasks, and holds mechanism events, not epsilons: what they cost together is composed anew from all
+of them whenever it is asked.
+
+* **Append-only.** Triggers refuse to change or delete an event; every event carries the hash of
+  the one before, and the last hash stands in a second file, so an older copy of the ledger put in
+  its place is noticed (as long as that file is not put back with it).
+* **Before it leaves.** An event and the answer that it paid for are written in one transaction,
+  flushed to the disk, before the answer is returned. A kill leaves both or neither.
+* **Once.** A request that is answered already gets the same answer, and costs nothing.
+* **Composition.** Sequential over everything, tasks included. Where the site declares that no
+  record is in two tasks, and the ids of the records have been checked
+  (:meth:`Ledger.declare_members`), a record's epsilon is the largest of one task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.composition import Spent, epsilon_of
+
+FILE = "ledger.sqlite"
+KEPT_ANSWERS = 8
+"""The latest answers of a site; an older request that comes again is charged again."""
+ROUNDING = 1e-9
+"""Relative; a budget is not passed by the last bit."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS answers (
+    request TEXT PRIMARY KEY, seq INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS plans (run TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS members (id TEXT PRIMARY KEY, task TEXT NOT NULL);
+CREATE TRIGGER IF NOT EXISTS events_in_order BEFORE INSERT ON events
+WHEN NEW.seq <> (SELECT COALESCE(MAX(seq), 0) + 1 FROM events)
+BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+FROZEN = """
+CREATE TRIGGER IF NOT EXISTS {table}_{verb} BEFORE {verb} ON {table}
+BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+"""
+
+
+class LedgerError(RuntimeError):
+    """The ledger cannot be trusted, or used; the site takes no part until somebody looks."""
+
+
+class BudgetSpent(Exception):
+    """What is asked would take the site past its budget."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One private release.
+
+    Attributes:
+        run: name of the experiment that asked (a hash of its settings).
+        task, phase, stage, server_round: where in the run; no task: of all tasks.
+        mechanism: ``record``, or ``counts`` for evaluation counts with noise.
+        unit: what a neighbour differs by: ``record``.
+        sample_rate, noise_multiplier, steps: see
+            :class:`~deal_core.privacy.accounting.composition.Spent`.
+        max_grad_norm: clipping bound; for the ledger's reader, it costs nothing.
+        delta: at which the budget was checked.
+        simulation_only: the noise came from a seed: nothing is guaranteed.
+    """
+
+    run: str
+    task: str
+    phase: str
+    stage: int
+    server_round: int
+    mechanism: str
+    unit: str
+    sample_rate: float
+    noise_multiplier: float
+    steps: int
+    max_grad_norm: float
+    delta: float
+    simulation_only: bool
+
+    @property
+    def protected(self) -> bool:
+        """Whether a mechanism has hidden anything: an unprotected release costs no epsilon, it
+        voids every one that is told of its records."""
+        return self.noise_multiplier > 0
+
+    @property
+    def spent(self) -> Spent:
+        """What it costs.
+
+        Raises:
+            ValueError: of an unprotected release; no epsilon is large enough.
+        """
+        return Spent(self.sample_rate, self.noise_multiplier, self.steps)
+
+
+Place = tuple[str, str, int, int]
+"""Task, phase, stage and round."""
+
+
+def unprotected_event(run: str, mechanism: str, place: Place) -> Event:
+    """A release that no mechanism has protected, as a ledger notes it.
+
+    Args:
+        run: name of the experiment.
+        mechanism: what left: ``none`` (an update), ``trusted-server`` (an update that the server is
+            trusted to protect), ``clear-counts``.
+        place: where in the run.
+    """
+    task, phase, stage, server_round = place
+    return Event(
+        run=run,
+        task=task,
+        phase=phase,
+        stage=stage,
+        server_round=server_round,
+        mechanism=mechanism,
+        unit="none",
+        sample_rate=1.0,
+        noise_multiplier=0.0,
+        steps=1,
+        max_grad_norm=0.0,
+        delta=0.0,
+        simulation_only=False,
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event as it stands in the ledger: its number (from 1), when (UTC), what, and the hash
+    that seals it with all before."""
+
+    seq: int
+    time: str
+    event: Event
+    hash: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``epsilon`` at ``delta``; tasks in parallel where they are ``disjoint``."""
+
+    epsilon: float
+    delta: float
+    disjoint_tasks: bool = False
+
+
+def composed(events: Sequence[Event], delta: float, disjoint_tasks: bool = False) -> float:
+    """The epsilon of all protected events together: of one record, whatever tasks it is in, or,
+    with ``disjoint_tasks``, of one that is in a single task. It is void for records of which
+    something has left unprotected (:attr:`Event.protected`)."""
+    events = [event for event in events if event.protected]
+    if not disjoint_tasks:
+        return epsilon_of((event.spent for event in events), delta)
+    each = ((e.spent for e in events if e.task in ("", task)) for task in {e.task for e in events})
+    return max((epsilon_of(spent, delta) for spent in each), default=0.0)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Attributes: ``folder``, the site's state directory; made when first written."""
+
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """The database."""
+        return self.folder / FILE
+
+    @property
+    def head(self) -> Path:
+        """Number and hash of the last event, beside the database."""
+        return self.folder / "ledger.head"
+
+    def entries(self) -> list[Entry]:
+        """All entries, after a check of the whole chain.
+
+        Raises:
+            LedgerError: an entry was changed, or is gone.
+        """
+        with self._open() as db:
+            return self._entries(db)
+
+    def events(self) -> list[Event]:
+        """As :meth:`entries`, without seals."""
+        return [entry.event for entry in self.entries()]
+
+    def answer(self, request: str) -> bytes | None:
+        """What was answered to this request, if it is kept."""
+        with self._open() as db:
+            row = db.execute("SELECT body FROM answers WHERE request = ?", (request,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def plan(self, run: str, make: Callable[[Sequence[Event]], str]) -> str:
+        """The plan of a run: made once, from the events before it, then the same for ever."""
+        with self._transaction() as db:
+            row = db.execute("SELECT body FROM plans WHERE run = ?", (run,)).fetchone()
+            if row is not None:
+                return str(row[0])
+            body = make([entry.event for entry in self._entries(db)])
+            db.execute("INSERT INTO plans VALUES (?, ?)", (run, body))
+            return body
+
+    def require(self, event: Event, budget: Budget) -> None:
+        """Check, before anything is trained, that there is budget for one more event.
+
+        Raises:
+            BudgetSpent: there is not.
+            UserError: as :meth:`require_declared`, where tasks compose in parallel.
+        """
+        events = [*self.events(), event]
+        if budget.disjoint_tasks:
+            self.require_declared(events)
+        _require(events, budget)
+
+    def charge(self, event: Event, budget: Budget, request: str, answer: bytes) -> bytes:
+        """Write the event and its answer, durably; return the answer that may now leave: that of
+        an earlier charge for the same request, if there was one.
+
+        Raises:
+            BudgetSpent: another process has used the budget meanwhile; nothing is written.
+        """
+        with self._transaction() as db:
+            row = db.execute("SELECT body FROM answers WHERE request = ?", (request,)).fetchone()
+            if row is not None:
+                return bytes(row[0])
+            entries = self._entries(db)
+            _require([*(entry.event for entry in entries), event], budget)
+            seq = _append(db, entries, event)
+            db.execute("INSERT INTO answers VALUES (?, ?, ?)", (request, seq, answer))
+            old = "SELECT seq FROM answers ORDER BY seq DESC LIMIT -1 OFFSET ?"
+            db.execute(f"DELETE FROM answers WHERE seq IN ({old})", (KEPT_ANSWERS,))
+        self._write_head()
+        return answer
+
+    def note(self, event: Event) -> None:
+        """Write an unprotected release, durably; there is no budget that it could fit.
+
+        Raises:
+            ValueError: the event is one that a budget pays for.
+        """
+        if event.protected:
+            raise ValueError("a protected release is charged, not noted")
+        with self._transaction() as db:
+            _append(db, self._entries(db), event)
+        self._write_head()
+
+    def declare_members(self, task: str, ids: Collection[str]) -> None:
+        """Note which records a task has (as hashes), and check that no other task has them.
+
+        Raises:
+            UserError: a record of this task is in another one.
+        """
+        hashed = [hashlib.sha256(f"record {each}".encode()).hexdigest() for each in ids]
+        with self._transaction() as db:
+            for one in hashed:
+                row = db.execute("SELECT task FROM members WHERE id = ?", (one,)).fetchone()
+                if row is not None and row[0] != task:
+                    raise UserError(
+                        f"a record of task '{task}' is in task '{row[0]}' as well, but "
+                        "disjoint_tasks says that none is; set it to false in the site's policy "
+                        "(in a simulation: in [privacy]), or separate the records"
+                    )
+                if row is None:
+                    db.execute("INSERT INTO members VALUES (?, ?)", (one, task))
+
+    def require_declared(self, events: Sequence[Event]) -> None:
+        """Check that the records of every task of these events have been compared with the
+        others': only then can tasks compose in parallel.
+
+        Raises:
+            UserError: those of some task have not.
+        """
+        with self._open() as db:
+            known = {row[0] for row in db.execute("SELECT DISTINCT task FROM members")}
+        unknown = {event.task for event in events if event.protected} - known - {""}
+        if unknown:
+            raise UserError(
+                f"{self.path}: nobody has checked that records of task '{min(unknown)}' are "
+                "in no other task, so tasks cannot compose in parallel; set disjoint_tasks to false"
+            )
+
+    def _entries(self, db: sqlite3.Connection) -> list[Entry]:
+        entries: list[Entry] = []
+        for seq, body, sealed in db.execute("SELECT seq, body, hash FROM events ORDER BY seq"):
+            before = entries[-1].hash if entries else ""
+            if seq != len(entries) + 1 or _seal(before, body) != sealed:
+                raise LedgerError(f"{self.path}: entry {len(entries) + 1} was changed or is gone")
+            fields = json.loads(body)
+            if fields.pop("seq") != seq:
+                raise LedgerError(f"{self.path}: entry {seq} stands in another place")
+            entries.append(Entry(seq, fields.pop("time"), Event(**fields), sealed))
+        self._check_head(entries)
+        return entries
+
+    def _check_head(self, entries: Sequence[Entry]) -> None:
+        """The second file may be one entry behind (a kill between the two), never ahead."""
+        if not self.head.exists():
+            return
+        try:
+            known = json.loads(self.head.read_text(encoding="utf-8"))
+            seq, sealed = int(known["seq"]), str(known["hash"])
+        except (ValueError, KeyError, TypeError):
+            raise LedgerError(f"{self.head}: cannot be read") from None
+        if seq > len(entries) or (seq and entries[seq - 1].hash != sealed):
+            raise LedgerError(
+                f"{self.path}: holds {len(entries)} entries, but {seq} were written; it was put "
+                "back to an older state"
+            )
+
+    def _write_head(self) -> None:
+        """Under the ledger's lock, from what it holds: two processes that have both just written
+        leave the head of the later one, in whatever order they come here."""
+        with self._transaction() as db:
+            last = "SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1"
+            seq, sealed = db.execute(last).fetchone()
+            beside = self.head.with_name(f"{self.head.name}.{os.getpid()}.writing")
+            with beside.open("w", encoding="utf-8") as file:
+                file.write(json.dumps({"seq": seq, "hash": sealed}))
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self.head)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Alone with the ledger; all of the block is on the disk after it, or nothing."""
+        with self._open() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as db:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = FULL")
+                _prepare(db)
+                yield db
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(f"{self.path}: {error}") from None
+
+
+def _prepare(db: sqlite3.Connection) -> None:
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'members_DELETE'").fetchone():
+        return
+    frozen = [("events", v) for v in ("UPDATE", "DELETE")] + [("plans", "UPDATE")]
+    frozen += [("plans", "DELETE"), ("members", "UPDATE"), ("members", "DELETE")]
+    triggers = "".join(FROZEN.format(table=table, verb=verb) for table, verb in frozen)
+    db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {triggers} COMMIT;")
+
+
+def _append(db: sqlite3.Connection, entries: Sequence[Entry], event: Event) -> int:
+    """Seal an event on to the chain; return its number."""
+    seq = len(entries) + 1
+    body = _body(seq, event)
+    sealed = _seal(entries[-1].hash if entries else "", body)
+    db.execute("INSERT INTO events VALUES (?, ?, ?)", (seq, body, sealed))
+    return seq
+
+
+def _require(events: Sequence[Event], budget: Budget) -> None:
+    epsilon = composed(events, budget.delta, budget.disjoint_tasks)
+    if epsilon > budget.epsilon * (1 + ROUNDING):
+        raise BudgetSpent(
+            f"one more release would take epsilon to {epsilon:.4g}, past {budget.epsilon:.4g} at "
+            f"delta = {budget.delta:.3g} per {events[-1].unit}, composed over all that the ledger "
+            f"holds{', tasks in parallel' if budget.disjoint_tasks else ''}"
+        )
+
+
+def _body(seq: int, event: Event) -> str:
+    fields: dict[str, Any] = asdict(event)
+    fields |= {"seq": seq, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    return json.dumps(fields, sort_keys=True)
+
+
+def _seal(before: str, body: str) -> str:
+    return hashlib.sha256(f"{before}\n{body}".encode()).hexdigest()

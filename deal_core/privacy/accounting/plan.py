@@ -1,0 +1,126 @@
+"""One noise multiplier for a whole run: solved from all that it will release, and all before.
+
+A multiplier that fits the budget of one round spends it again in the next. So the site counts
+ahead: every round of every task, those of consolidation on private texts included, on top of
+what its ledger holds. The multiplier that makes the sum fit is the plan's, once and for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from deal_core.config.experiment import Experiment
+from deal_core.methods import Phase
+from deal_core.privacy.accounting.composition import Spent
+
+NARROWEST = 1e-4
+"""Relative width of the interval that a multiplier is known to."""
+LEAST_NOISE, MOST_NOISE = 0.1, 64.0
+"""Multipliers: below the first nothing is hidden; above the last nothing is learnt, and an update
+would only do harm."""
+
+
+class Work(BaseModel):
+    """What one task takes.
+
+    Attributes:
+        task: its name.
+        records: how many the site has of it.
+        rounds: in which it is worked on, over all phases on private data.
+        sample_rate: of every step.
+        steps: of every round.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task: str
+    records: int
+    rounds: int
+    sample_rate: float
+    steps: int
+
+    def spent(self, noise_multiplier: float) -> Spent:
+        """By all rounds."""
+        return Spent(self.sample_rate, noise_multiplier, self.rounds * self.steps)
+
+
+class NoiseMultiplier(Exception):
+    """No multiplier that is of use makes it fit."""
+
+
+def planned_work(
+    experiment: Experiment, phases: Sequence[Phase], records: Mapping[str, int]
+) -> list[Work]:
+    """What a client may be asked to do, at most.
+
+    A client that is not sampled, or has fewer tasks than there are, will spend less.
+
+    Args:
+        phases: of the method, beside learning.
+        records: task to the number of the client's own records, all tasks of the stream; none is
+            a number like others.
+    """
+    federation, every = experiment.federation, experiment.stream.consolidate_every
+    learning = federation.rounds
+    private = sum(phase.rounds for phase in phases if not phase.public_path)
+    by_task = [(task, learning + private) for task in records]
+    if experiment.stream.schedule == "per-client" and every:
+        stages = math.ceil(learning * len(records) / every)
+        by_task = [(task, learning + private * stages) for task in records]
+    rates = sample_rates(experiment, records)
+    return [
+        Work(
+            task=task,
+            records=records[task],
+            rounds=rounds,
+            sample_rate=rate,
+            steps=steps_of(rate, experiment),
+        )
+        for (task, rounds), rate in zip(by_task, (rates[t] for t, _ in by_task), strict=True)
+    ]
+
+
+def evaluations(experiment: Experiment, tasks: int) -> int:
+    """How often all tasks are evaluated: at the start, and after every stage."""
+    every = experiment.stream.consolidate_every or experiment.federation.rounds
+    return 1 + math.ceil(experiment.federation.rounds * tasks / every)
+
+
+def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:
+    """Task to rate. A task without records is sampled like an average one: that there are none
+    must not show."""
+    if experiment.privacy.sample_rate:
+        return dict.fromkeys(records, experiment.privacy.sample_rate)
+    mean = sum(records.values()) / max(1, len(records))
+    batch = experiment.train.batch_size
+    return {task: min(1.0, batch / max(n or mean, 1)) for task, n in records.items()}
+
+
+def steps_of(rate: float, experiment: Experiment) -> int:
+    """Steps of a round: so many that a record is seen ``local_epochs`` times on average, at
+    least."""
+    return experiment.federation.local_epochs * math.ceil(1 / rate - 1e-9)
+
+
+def solve_noise_multiplier(epsilon_with: Callable[[float], float], target_epsilon: float) -> float:
+    """Return the smallest noise multiplier, to 1e-4, at which the whole stays within the target.
+
+    Args:
+        epsilon_with: epsilon of everything, past included, with a multiplier for what is planned.
+        target_epsilon: at the same delta.
+
+    Raises:
+        NoiseMultiplier: the past leaves nothing, or nothing that could be learnt with.
+    """
+    low, high = LEAST_NOISE, 1.0
+    while epsilon_with(high) > target_epsilon:
+        low, high = high, 2 * high
+        if high > MOST_NOISE:
+            raise NoiseMultiplier
+    while high / low > 1 + NARROWEST:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if epsilon_with(middle) <= target_epsilon else (middle, high)
+    return high

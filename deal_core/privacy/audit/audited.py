@@ -1,0 +1,100 @@
+"""A mechanism under audit, as it is, with a witness of the models that a site hands over.
+
+Nothing of it can be asked for by a server: an audit builds its clients itself, and only in a
+simulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.interface import Ask, Counts, Mechanism, Site, Trained
+from deal_core.training.gradients import Gradients, Probes
+from deal_core.training.objective import Objective
+
+
+class Witness(Protocol):
+    """Sees every model of the audited site."""
+
+    def model(self, ask: Ask, model: LanguageModel, labels: Sequence[str]) -> None:
+        """The model of the site after a local training; may score, must not change it."""
+
+
+@dataclass(frozen=True)
+class Witnessed:
+    """Gradients as they are, with the witness told at the end.
+
+    Attributes:
+        inner: the mechanism's.
+        ask: the round.
+    """
+
+    inner: Gradients
+    ask: Ask
+    witness: Witness
+
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """As it is."""
+        return self.inner.data
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """As it is."""
+        self.inner.rehearse(module, objective, probes)
+
+    def batches(self) -> Iterable[Sequence[int]]:
+        """As they are."""
+        return self.inner.batches()
+
+    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+        """As it is."""
+        return self.inner.accumulate(module, objective, batch)
+
+    def stepped(self, module: nn.Module) -> None:
+        """As it is."""
+        self.inner.stepped(module)
+
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
+        """As it is; then the witness sees what will be released."""
+        self.inner.finished(model, labels, probes)
+        self.witness.model(self.ask, model, labels)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A mechanism with a witness.
+
+    Attributes:
+        inner: it.
+    """
+
+    inner: Mechanism
+    witness: Witness
+
+    @property
+    def unit(self) -> str | None:
+        """As it is."""
+        return self.inner.unit
+
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """As it is."""
+        return self.inner.trained(factors)
+
+    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+        """As it is, before the witness.
+
+        Raises:
+            Refusal: as it is.
+        """
+        return self.inner.release(
+            ask, site, lambda gradients: make(Witnessed(gradients, ask, self.witness))
+        )
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """As it is."""
+        return self.inner.count(ask, site, make)

@@ -1,0 +1,226 @@
+"""A mechanism with canaries among its records, and what an attacker sees of them.
+
+The canaries are further records of the site: the mechanism plans for them, samples, clips, sums
+and noises them with the others, and the ledger charges what it charges for any record. Nothing of
+it can be asked for by a server: an audit builds its clients itself, and only in a simulation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deal_core.lora.attach import learning_factors
+from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.audit.canaries import GradientCanaries
+from deal_core.privacy.audit.planted_objective import PlantedObjective
+from deal_core.privacy.interface import Ask, Counts, Mechanism, RecordId, Site, Trained
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.training.gradients import Gradients, Probes
+from deal_core.training.objective import Objective
+
+FAR = 100.0
+"""Length of a canary's gradient in units of the bound: without clipping it could not be missed."""
+SHORT = 16
+"""Tokens that a canary counts for, so that a pass does not hold too many."""
+
+Scores = NDArray[np.float64]
+
+
+class Seen(Protocol):
+    """Adds up what an attacker sees of the canaries, over all steps, rounds and tasks: ``total``,
+    ``(count,)``."""
+
+    total: Scores
+
+    def gradient(self, gradients: Gradients, factors: Mapping[str, Tensor]) -> None:
+        """A step's gradient as the optimiser gets it: the proof counts it as released."""
+
+    def update(self, change: Mapping[str, Tensor]) -> None:
+        """One local training has changed what it trained by so much."""
+
+
+@dataclass
+class NoisedSteps:
+    """Sees every noised gradient, which the proof of DP-SGD counts as released.
+
+    Attributes:
+        canaries: whose directions are looked along.
+        total: ``(count,)``: the logarithm of how much likelier it is, under the mechanism that was
+            planned, that the canary was there; no test is better.
+    """
+
+    canaries: GradientCanaries
+    total: Scores
+
+    def gradient(self, gradients: Gradients, factors: Mapping[str, Tensor]) -> None:
+        """Add one step."""
+        assert isinstance(gradients, PrivateGradients)
+        along = self.canaries.scores(factors) * gradients.expected_batch / gradients.max_grad_norm
+        self.total += likelihood_ratio(along, gradients.sample_rate, gradients.noise_multiplier)
+
+    def update(self, change: Mapping[str, Tensor]) -> None:
+        """It follows from the gradients."""
+
+
+@dataclass
+class Updates:
+    """Sees what leaves a site that has no mechanism.
+
+    Attributes:
+        canaries: whose directions are looked along.
+        total: ``(count,)``: how far updates went against them, as steps do.
+    """
+
+    canaries: GradientCanaries
+    total: Scores
+
+    def gradient(self, gradients: Gradients, factors: Mapping[str, Tensor]) -> None:
+        """It does not leave."""
+
+    def update(self, change: Mapping[str, Tensor]) -> None:
+        """Add one update."""
+        self.total -= self.canaries.scores(change)
+
+
+def likelihood_ratio(along: Scores, sample_rate: float, noise_multiplier: float) -> Scores:
+    """``log(1 - q + q exp((x - 1/2) / sigma^2))``: of a step of DP-SGD with a canary that is
+    sampled with probability q and has norm 1, against one without; ``x`` is the noised sum along
+    it, in units of the bound."""
+    out = math.log1p(-sample_rate) if sample_rate < 1 else -math.inf
+    there = math.log(sample_rate) + (along - 0.5) / noise_multiplier**2
+    ratio: Scores = np.logaddexp(out, there)
+    return ratio
+
+
+@dataclass
+class Watched:
+    """Gradients of records and canaries, with somebody who sees what comes out.
+
+    Attributes:
+        inner: the mechanism's.
+        records: positions below are records, those from there on canaries.
+        length: of a canary's gradient.
+    """
+
+    inner: Gradients
+    records: int
+    canaries: GradientCanaries
+    length: float
+    seen: Seen
+    _before: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """The records: canaries are no texts."""
+        return self.inner.data[: self.records]
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """As it is."""
+        self.inner.rehearse(module, objective, probes)
+
+    def batches(self) -> Iterable[Sequence[int]]:
+        """As they are."""
+        return self.inner.batches()
+
+    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+        """As it is, of records and canaries."""
+        if not self._before:
+            self._before = _values(module)
+        planted = PlantedObjective(objective, module, self.records, self.canaries, self.length)
+        loss = self.inner.accumulate(module, planted, batch)
+        factors = learning_factors(module)
+        there = {name: f.grad for name, f in factors.items() if f.grad is not None}
+        if len(there) == len(factors):
+            self.seen.gradient(self.inner, there)
+        return loss
+
+    def stepped(self, module: nn.Module) -> None:
+        """As it is."""
+        self.inner.stepped(module)
+
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
+        """As it is; then what will be released is seen."""
+        self.inner.finished(model, labels, probes)
+        if self._before:
+            after = _values(model.module)
+            self.seen.update({name: after[name] - self._before[name] for name in after})
+
+
+def _values(module: nn.Module) -> dict[str, Tensor]:
+    return {name: f.detach().cpu().clone() for name, f in learning_factors(module).items()}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A mechanism with canaries.
+
+    Attributes:
+        inner: it.
+        canaries: in every task. seen: who looks.
+        length: of a canary's gradient.
+    """
+
+    inner: Mechanism
+    canaries: GradientCanaries
+    seen: Seen
+    length: float
+
+    @property
+    def unit(self) -> str | None:
+        """As it is."""
+        return self.inner.unit
+
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """As it is."""
+        return self.inner.trained(factors)
+
+    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+        """As it is, with the canaries for further records.
+
+        Raises:
+            Refusal: as it is.
+        """
+        count, records = self.canaries.count, len(ask.data)
+        tokens = (ask.data[0].tokens if ask.data else (0,) * SHORT)[:SHORT]
+        more = replace(
+            ask,
+            data=[*ask.data, *([Encoded(tokens, 0)] * count)],
+            record_ids=[*ask.record_ids, *(RecordId(ask.task, records + k) for k in range(count))],
+            site_records=lambda: ask.site_records() + count,
+            records=lambda: {task: known + count for task, known in ask.records().items()},
+            ids=lambda: [*ask.ids(), *(f"canary {k}" for k in range(count))],
+        )
+
+        def watched(gradients: Gradients) -> Trained:
+            return make(Watched(gradients, records, self.canaries, self.length, self.seen))
+
+        return self.inner.release(more, site, watched)
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """As it is."""
+        return self.inner.count(ask, site, make)
+
+
+SEEN: Mapping[str, Callable[[GradientCanaries, Scores], Seen]] = {
+    "none": Updates,
+    "record": NoisedSteps,
+}
+"""``privacy.mechanism`` to what is looked at."""
+
+
+def plant(name: str, inner: Mechanism, canaries: GradientCanaries, bound: float) -> Planted:
+    """Plant canaries in a mechanism.
+
+    Args:
+        name: of the mechanism, ``none`` or ``record``.
+        bound: of a record's gradient.
+    """
+    seen = SEEN[name](canaries, np.zeros(canaries.count))
+    return Planted(inner, canaries, seen, FAR * bound)

@@ -1,0 +1,38 @@
+"""Counts of right answers with noise: what one test record changes is hidden, and charged.
+
+One record, added or removed, changes a task's number of right answers and its number of examples by
+at most 1 each, in every task that it is in: the vector of the counts of ``k`` tasks by at most
+``sqrt(2 k)``. What is made of the noisy numbers to look like counts again is post-processing.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from deal_core.privacy.interface import Counts
+from deal_core.privacy.mechanisms.noise import NoiseSource
+
+
+def sensitivity(tasks: int) -> float:
+    """How far one record moves the counts of so many tasks, which may all have it."""
+    return math.sqrt(2 * tasks)
+
+
+def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -> Counts:
+    """Return whole numbers with ``0 <= correct <= examples`` and at least one example a task, so
+    that it does not show which tasks a site has.
+
+    Args:
+        noise_multiplier: standard deviation of the noise in units of :func:`sensitivity`.
+    """
+    scale = noise_multiplier * sensitivity(len(counts["correct"]))
+    loud = {
+        name: torch.tensor(counts[name], dtype=torch.float64)
+        + scale * noise.normal(torch.Size([len(counts[name])]))
+        for name in ("correct", "examples")
+    }
+    examples = [max(1, round(n)) for n in loud["examples"].tolist()]
+    pairs = zip(loud["correct"].tolist(), examples, strict=True)
+    return {"correct": [min(max(0, round(c)), n) for c, n in pairs], "examples": examples}

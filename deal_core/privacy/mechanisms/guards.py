@@ -1,0 +1,114 @@
+"""Failures that would otherwise be silent: a guarantee that is not one, or a model that did not
+learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from scipy.special import bdtrc
+from torch import Tensor, nn
+
+from deal_core.lora.attach import CURRENT, lora_layers, read, write
+from deal_core.lora.linear import adapted_forward
+from deal_core.models.interface import LanguageModel
+from deal_core.privacy.interface import RecordId
+from deal_core.training.gradients import Probes
+
+IMPOSSIBLE = 1e-15
+"""Probability below which something did not happen by chance."""
+TOLERANCE = 1e-5
+"""Relative difference of scores that rounding may make."""
+
+
+class UnsafeModel(RuntimeError):
+    """A model whose gradients per example cannot be had, or that does not learn."""
+
+
+def require_plain_lora(module: nn.Module) -> list[Tensor]:
+    """Return the trainable factors, if nothing else learns and each is known by example.
+
+    Raises:
+        UnsafeModel: something learns that is no ordinary LoRA factor of a linear layer in our own
+            operation: its gradient would escape the clipping.
+    """
+    known: dict[int, Any] = {}
+    for name, layer in lora_layers(module).items():
+        forward = getattr(layer.forward, "func", None)
+        if not isinstance(layer, Linear) or forward is not adapted_forward:
+            raise UnsafeModel(f"layer {name} is no plain LoRA layer")
+        for factor in (layer.lora_A[CURRENT].weight, layer.lora_B[CURRENT].weight):
+            known[id(factor)] = factor
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and id(parameter) not in known:
+            raise UnsafeModel(f"{name} learns, but is no plain LoRA factor")
+    learning: list[Tensor] = [factor for factor in known.values() if factor.requires_grad]
+    if not learning:
+        raise UnsafeModel("nothing learns")
+    return learning
+
+
+def require_sampled(
+    batch: Sequence[int], record_ids: Sequence[RecordId], sample_rate: float
+) -> None:
+    """Check that a batch can be a Poisson sample of the rate that is charged.
+
+    Args:
+        batch: positions in the data.
+        record_ids: which record each position holds.
+
+    Raises:
+        UnsafeModel: a record is in it twice, and would count twice; or it is larger than such a
+            sample ever is (in one of 1e15).
+    """
+    if len({record_ids[position] for position in batch}) != len(batch):
+        raise UnsafeModel("a record is in a batch twice")
+    if batch and bdtrc(len(batch) - 1, len(record_ids), sample_rate) < IMPOSSIBLE:
+        raise UnsafeModel(f"a batch of {len(batch)} is larger than the sample rate allows")
+
+
+def require_moved(factors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    """Check that a step with noise has moved what it should.
+
+    Raises:
+        UnsafeModel: every factor is what it was.
+    """
+    if all(torch.equal(now, then) for now, then in zip(factors, before, strict=True)):
+        raise UnsafeModel("a step with noise has changed nothing")
+
+
+def require_planned(record_ids: Sequence[RecordId], examples: int, task: str, planned: int) -> None:
+    """Check, before any step, that what is about to be read is what was planned and is charged.
+
+    Raises:
+        UnsafeModel: a record twice, one of another task than the charge names, or another number
+            of records than the plan's.
+    """
+    if len(record_ids) != examples:
+        raise UnsafeModel("examples of which it is not known whose record they are")
+    if len(set(record_ids)) != len(record_ids):
+        raise UnsafeModel("a record is in the data twice")
+    if any(each.task != task for each in record_ids):
+        raise UnsafeModel("a record of another task than the one that is charged")
+    if len(record_ids) != planned:
+        raise UnsafeModel(f"{len(record_ids)} records, but {planned} are planned")
+
+
+def require_same_answers(model: LanguageModel, probes: Probes, labels: Sequence[str]) -> None:
+    """Check that the adapter, read and put back, is the model that was trained.
+
+    Args:
+        probes: constant texts: what is found on them tells nothing of a record that the noised
+            update does not.
+
+    Raises:
+        UnsafeModel: scores differ.
+    """
+    with torch.no_grad():
+        trained = model.scores(probes, labels)
+        write(model.module, read(model.module))
+        again = model.scores(probes, labels)
+    if not torch.allclose(trained, again, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+        raise UnsafeModel("the adapter that was read is not the model that was trained")

@@ -1,0 +1,95 @@
+"""Mechanism ``none``: ordinary gradients; what leaves carries no guarantee."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from deal_core.config.experiment import Experiment
+from deal_core.privacy.accounting.ledger import unprotected_event
+from deal_core.privacy.accounting.run_name import run_name
+from deal_core.privacy.interface import Ask, Counts, Refusal, Site, Trained
+from deal_core.privacy.policy import figures_allowed, metrics_allowed
+from deal_core.training.gradients import Gradients
+from deal_core.training.nonprivate_gradients import NonPrivateGradients
+
+
+@dataclass(frozen=True)
+class PublicTexts:
+    """Learning from texts that are nobody's: no record is read, so nothing is protected, noted or
+    withheld. Attributes: the ``experiment``, for epochs and batches."""
+
+    experiment: Experiment
+    unit: str | None = None
+
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """Those of the rule."""
+        return factors
+
+    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+        """Train on the texts, and let the update go."""
+        config = self.experiment
+        epochs = config.federation.local_epochs
+        made = make(NonPrivateGradients(ask.data, epochs, config.train, ask.generator))
+        return replace(made, figures=figures_allowed(made.figures, site.policy))
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """Raise :class:`Refusal`: nobody's texts have no right answers."""
+        raise Refusal("withheld", "public texts have no answers to count")
+
+
+@dataclass(frozen=True)
+class NoMechanism:
+    """Attributes: the ``experiment``, for epochs and batches."""
+
+    experiment: Experiment
+    unit: str | None = None
+
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """Those of the rule."""
+        return factors
+
+    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+        """Train, and let go what the site's policy lets go; a site notes that it did so.
+
+        Raises:
+            Refusal: there is nothing to learn from, or fewer records than the policy lets go
+                without protection.
+        """
+        least = max(1, site.policy.min_records if site.policy is not None else 1)
+        if len(ask.data) < least:
+            raise Refusal("no-data", f"fewer than {least} records of task '{ask.task}'")
+        config = self.experiment
+        epochs = config.federation.local_epochs
+        made = make(NonPrivateGradients(ask.data, epochs, config.train, ask.generator))
+        note_unprotected(self.experiment, ask, site, "none")
+        return replace(made, figures=figures_allowed(made.figures, site.policy))
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """In the clear, or not at all: there is no ledger that noise could be charged to."""
+        if metrics_allowed(self.experiment.privacy.metrics, site.policy) != "clear":
+            raise Refusal("withheld", "counts of right answers do not leave this site")
+        return clear_counts(self.experiment, ask, site, make)
+
+
+def clear_counts(
+    experiment: Experiment, ask: Ask, site: Site, make: Callable[[], Counts]
+) -> Counts:
+    """Counts as they are; a site notes that they have left."""
+    counts = make()
+    note_unprotected(experiment, ask, site, "clear-counts")
+    return counts
+
+
+def note_unprotected(experiment: Experiment, ask: Ask, site: Site, mechanism: str) -> None:
+    """Write into a real site's ledger that something has left without protection: of its records
+    no epsilon holds."""
+    if site.simulated:
+        return
+    place = ask.task, ask.phase, ask.stage, ask.server_round
+    site.ledger().note(unprotected_event(run_name(experiment), mechanism, place))
+
+
+def make_none(experiment: Experiment) -> NoMechanism:
+    """Build from the experiment."""
+    return NoMechanism(experiment)

@@ -1,0 +1,352 @@
+"""Mechanism ``record``: DP-SGD at the client, so that no record of a site can be told from the
+updates that it sends; what is planned, charged and released. A step of it:
+:mod:`deal_core.privacy.mechanisms.private_gradients`.
+
+Unit of privacy: one record (training example) of one site, added or removed. Adversary: everybody
+else, the server and the other sites included, in sight of every update. Number of records, rate
+and number of steps count as public.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from safetensors.numpy import load, save
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from deal_core.methods import make_method
+from deal_core.privacy.accounting.ledger import Budget, BudgetSpent, Event, composed
+from deal_core.privacy.accounting.plan import (
+    NoiseMultiplier,
+    Work,
+    evaluations,
+    planned_work,
+    solve_noise_multiplier,
+)
+from deal_core.privacy.accounting.run_name import run_name
+from deal_core.privacy.interface import Ask, Counts, Refusal, Site, Trained
+from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
+from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
+from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.mechanisms.noise_floor import entry_noise
+from deal_core.privacy.mechanisms.none import clear_counts
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.policy import Policy, metrics_allowed, terms
+from deal_core.randomness import seeded
+from deal_core.training.gradients import Gradients
+
+UNIT = "record"
+log = logging.getLogger(__name__)
+
+
+class Plan(BaseModel):
+    """What a site will do in a run; decided once, and kept in its ledger.
+
+    Attributes:
+        noise_multiplier: of every step of the run.
+        epsilon, delta: the budget that it was solved for, past included.
+        disjoint_tasks: how tasks compose.
+        max_grad_norm: clipping bound.
+        work: tasks with their rates.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    disjoint_tasks: bool
+    max_grad_norm: float
+    work: tuple[Work, ...]
+
+    def records(self, task: str) -> int:
+        """Number of the task's records that the plan was made for."""
+        return next(work.records for work in self.work if work.task == task)
+
+    def budget(self, policy: Policy | None) -> Budget:
+        """What every charge is checked against: the policy may have become tighter since."""
+        if policy is None:
+            return Budget(self.epsilon, self.delta, self.disjoint_tasks)
+        return Budget(
+            epsilon=min(self.epsilon, policy.max_epsilon or self.epsilon),
+            delta=min(self.delta, policy.max_delta or self.delta),
+            disjoint_tasks=self.disjoint_tasks and policy.disjoint_tasks,
+        )
+
+
+@dataclass(frozen=True)
+class RecordMechanism:
+    """Attributes: the ``experiment``."""
+
+    experiment: Experiment
+    unit: str = UNIT
+
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """``lora_B`` alone where the rule leaves both, unless told otherwise."""
+        both = self.experiment.privacy.factors == "both" or len(factors) == 1
+        return factors if both else factors & {"lora_B"}
+
+    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+        """Plan, check the budget, train, charge, and only then let the update go.
+
+        Raises:
+            Refusal: the site's policy does not allow it, or its budget is spent.
+        """
+        ledger = site.ledger()
+        kept = ledger.answer(ask.request)
+        if kept is not None:
+            return unpacked(kept)
+        try:
+            plan = self._plan(ask, site)
+            budget = plan.budget(site.policy)
+            if budget.disjoint_tasks:
+                ledger.declare_members(ask.task, ask.ids())
+            event = self._event(ask, site, plan)
+            require_planned(ask.record_ids, len(ask.data), ask.task, plan.records(ask.task))
+            ledger.require(event, budget)
+        except (BudgetSpent, NoiseMultiplier) as spent:
+            reason = str(spent) or "the ledger's past leaves nothing"
+            raise Refusal("budget-spent", reason) from None
+        except (UserError, UnsafeModel) as error:
+            raise Refusal("policy", str(error)) from None
+        arrays = total(make, self._gradients(ask, site, event), self._blank(ask, site, event))
+        answer = packed(Trained(arrays, self._figures(ask, site, plan, event)))
+        try:
+            return unpacked(ledger.charge(event, budget, ask.request, answer))
+        except BudgetSpent as spent:
+            raise Refusal("budget-spent", str(spent)) from None
+
+    def _figures(self, ask: Ask, site: Site, plan: Plan, event: Event) -> dict[str, float]:
+        """What goes with an update: of rates, noise and steps, not of data."""
+        figures = {
+            "num_examples": 1.0,  # every client weighs the same: a count is a release
+            "simulation_only": float(event.simulation_only),
+        }
+        policy = site.policy
+        if policy is None or policy.counts:  # the number of steps tells that of the records
+            figures |= {"noise_floor": entry_noise(event.steps, ask.learning_rate)}
+        if policy is None or policy.spending:
+            disjoint = plan.budget(policy).disjoint_tasks
+            epsilon = composed([*site.ledger().events(), event], plan.delta, disjoint)
+            figures |= {"epsilon": epsilon, "delta": plan.delta}
+            figures |= {"disjoint_tasks": 1.0} if disjoint else {}
+        return figures
+
+    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+        """In the clear, with noise that is charged like an update, or not at all.
+
+        Raises:
+            Refusal: they may not leave, or the budget is spent.
+        """
+        allowed = metrics_allowed(self.experiment.privacy.metrics, site.policy)
+        if allowed == "none":
+            raise Refusal("withheld", "counts of right answers do not leave this site")
+        if allowed == "clear":
+            return clear_counts(self.experiment, ask, site, make)
+        ledger = site.ledger()
+        kept = ledger.answer(ask.request)
+        if kept is None:
+            try:
+                plan = self._plan(ask, site)
+                budget = plan.budget(site.policy)
+                event = self._counting(ask, site, plan)
+                ledger.require(event, budget)
+                answer = self._noised_counts(ask, event, make)
+                kept = ledger.charge(event, budget, ask.request, answer)
+            except (BudgetSpent, NoiseMultiplier, UserError) as reason:
+                raise Refusal("withheld", str(reason)) from None
+        counts: Counts = json.loads(kept)
+        return counts
+
+    def _noised_counts(self, ask: Ask, event: Event, make: Callable[[], Counts]) -> bytes:
+        """The answer that is charged; where counting fails, counts of nothing: that it does tells
+        of data."""
+        noise = self._noise(ask) if event.simulation_only else SecureNoise()
+        try:
+            counts = make()
+        except Exception:
+            log.exception("counts could not be made; noise alone leaves")
+            counts = dict.fromkeys(("correct", "examples"), [0] * ask.evaluated)
+        return json.dumps(dict(noised_counts(counts, event.noise_multiplier, noise))).encode()
+
+    def _plan(self, ask: Ask, site: Site) -> Plan:
+        """The run's plan as the ledger has it; made with the first round."""
+        text = site.ledger().plan(
+            self._run,
+            lambda past: self._solve(
+                past, ask.records(), ask.site_records(), site
+            ).model_dump_json(),
+        )
+        return Plan.model_validate_json(text)
+
+    def _solve(
+        self, past: Sequence[Event], records: Mapping[str, int], site_records: int, site: Site
+    ) -> Plan:
+        config = self.experiment
+        agreed = terms(config.privacy, site.policy, site_records)
+        asked = site.simulated and config.privacy.disjoint_tasks
+        disjoint = agreed.disjoint_tasks or asked
+        phases = make_method(config.method, config.adapter).phases
+        work = planned_work(config, phases, records)
+        counted = metrics_allowed(config.privacy.metrics, site.policy) == "noised"
+        counts = evaluations(config, len(records)) if counted else 0
+
+        def epsilon_with(noise_multiplier: float) -> float:
+            planned = [
+                self._planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm)
+                for each in work
+            ]
+            planned += [self._planned_counts(counts, agreed.delta)] if counts else []
+            return composed([*past, *planned], agreed.delta, disjoint)
+
+        return Plan(
+            noise_multiplier=solve_noise_multiplier(epsilon_with, agreed.epsilon),
+            epsilon=agreed.epsilon,
+            delta=agreed.delta,
+            disjoint_tasks=disjoint,
+            max_grad_norm=agreed.max_grad_norm,
+            work=tuple(work),
+        )
+
+    def _planned(self, work: Work, noise_multiplier: float, delta: float, bound: float) -> Event:
+        """All rounds of a task as one event."""
+        return Event(
+            run=self._run,
+            task=work.task,
+            phase="",
+            stage=0,
+            server_round=0,
+            mechanism="record",
+            unit=UNIT,
+            sample_rate=work.sample_rate,
+            noise_multiplier=noise_multiplier,
+            steps=work.rounds * work.steps,
+            max_grad_norm=bound,
+            delta=delta,
+            simulation_only=False,
+        )
+
+    def _planned_counts(self, evaluations: int, delta: float) -> Event:
+        """All evaluations as one event."""
+        work = Work(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
+        return self._planned(work, self.experiment.privacy.counts_noise, delta, sensitivity(1))
+
+    def _event(self, ask: Ask, site: Site, plan: Plan) -> Event:
+        """This round.
+
+        Raises:
+            UserError: of a task that was not planned.
+        """
+        work = next((w for w in plan.work if w.task == ask.task), None)
+        if work is None:
+            raise UserError(f"task '{ask.task}' is not in the plan of this run")
+        return Event(
+            run=self._run,
+            task=ask.task,
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            mechanism="record",
+            unit=UNIT,
+            sample_rate=work.sample_rate,
+            noise_multiplier=plan.noise_multiplier,
+            steps=work.steps,
+            max_grad_norm=plan.max_grad_norm,
+            delta=plan.delta,
+            simulation_only=self._seeds(site),
+        )
+
+    def _counting(self, ask: Ask, site: Site, plan: Plan) -> Event:
+        """One evaluation of the tasks that are asked for."""
+        return Event(
+            run=self._run,
+            task="",
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            mechanism="counts",
+            unit=UNIT,
+            sample_rate=1.0,
+            noise_multiplier=self.experiment.privacy.counts_noise,
+            steps=1,
+            max_grad_norm=sensitivity(ask.evaluated),
+            delta=plan.delta,
+            simulation_only=self._seeds(site),
+        )
+
+    def _gradients(self, ask: Ask, site: Site, event: Event) -> PrivateGradients:
+        config = self.experiment
+        expected = config.train.batch_size
+        if config.privacy.sample_rate:
+            expected = max(1, round(config.privacy.sample_rate * len(ask.data)))
+        noise = self._noise(ask) if event.simulation_only else SecureNoise()
+        return PrivateGradients(
+            data=ask.data,
+            record_ids=ask.record_ids,
+            sample_rate=event.sample_rate,
+            noise_multiplier=event.noise_multiplier,
+            max_grad_norm=event.max_grad_norm,
+            steps=event.steps,
+            expected_batch=expected,
+            tokens_per_pass=config.train.tokens_per_pass,
+            noise=noise,
+        )
+
+    def _blank(self, ask: Ask, site: Site, event: Event) -> PrivateGradients:
+        """The same steps on no record: noise alone."""
+        return replace(self._gradients(ask, site, event), data=(), record_ids=())
+
+    def _seeds(self, site: Site) -> bool:
+        return site.simulated and self.experiment.privacy.noise != "secure"
+
+    def _noise(self, ask: Ask) -> SeededNoise:
+        where = ask.client, ask.phase, ask.stage, ask.server_round
+        return SeededNoise(seeded(self.experiment.run.seed, "privacy", *where))
+
+    @cached_property
+    def _run(self) -> str:
+        return run_name(self.experiment)
+
+
+def total(
+    make: Callable[[Gradients], Trained], gradients: Gradients, blank: Gradients
+) -> Mapping[str, NDArray[Any]]:
+    """The arrays that ``make`` gives, whatever the data are: where it fails on them, those of
+    ``blank``, which reads none. So an answer never tells whether something has failed; the log here
+    does.
+
+    Raises:
+        Exception: it fails without data as well: no record has to do with it.
+    """
+    try:
+        return make(gradients).arrays
+    except Exception:
+        log.exception("a private training has failed; noise alone leaves")
+        return make(blank).arrays
+
+
+def packed(made: Trained) -> bytes:
+    """As bytes that a ledger keeps."""
+    arrays = {key: np.ascontiguousarray(value) for key, value in made.arrays.items()}
+    return save(arrays, {"figures": json.dumps(dict(made.figures))})
+
+
+def unpacked(answer: bytes) -> Trained:
+    """Undo :func:`packed`."""
+    length = int.from_bytes(answer[:8], "little")
+    header = json.loads(answer[8 : 8 + length])
+    return Trained(load(answer), json.loads(header["__metadata__"]["figures"]))
+
+
+def make_record(experiment: Experiment) -> RecordMechanism:
+    """Build from the experiment."""
+    return RecordMechanism(experiment)

@@ -1,0 +1,81 @@
+"""Batches of similar length: less padding, same examples. A batch is a list of positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from deal_core.lora.packing import packs
+from deal_core.models.interface import Encoded
+
+WINDOW = 32
+"""Batches that are sorted by length together: wide enough to save padding, narrow enough
+to keep batches random."""
+EVALUATION_TOKENS = 4096
+"""Without gradients no activations are kept, so a pass may be larger."""
+EVALUATION_WASTE = 512
+"""Padding in one pass that costs as much as another pass would (measured)."""
+SAMPLED_WASTE = 64
+"""The same with gradients, of a batch that was drawn without regard to length."""
+
+
+def training_batches(
+    data: Sequence[Encoded], batch_size: int, generator: torch.Generator
+) -> list[list[int]]:
+    """Return one epoch: every example once, shuffled, in batches of similar length."""
+    order = torch.randperm(len(data), generator=generator).tolist()
+    window = WINDOW * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, len(order), window):
+        part = sorted(order[start : start + window], key=lambda i: len(data[i].tokens))
+        batches.extend(part[i : i + batch_size] for i in range(0, len(part), batch_size))
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[i] for i in shuffled]
+
+
+def evaluation_batches(data: Sequence[Encoded]) -> list[list[int]]:
+    """Return every example once, sorted by length, in passes of equal cost."""
+    ordered = sorted(range(len(data)), key=lambda i: len(data[i].tokens))
+    return within_budget(data, ordered, EVALUATION_TOKENS, EVALUATION_WASTE)
+
+
+def sampled_passes(
+    module: nn.Module, data: Sequence[Encoded], batch: Sequence[int], tokens: int
+) -> list[list[int]]:
+    """Cut a batch that was drawn without regard to length, and is sorted by it: a model that packs
+    wastes nothing on padding."""
+    if packs(module):
+        return within_budget(data, batch, tokens, padded=False)
+    return within_budget(data, batch, tokens, SAMPLED_WASTE)
+
+
+def within_budget(
+    data: Sequence[Encoded],
+    batch: Sequence[int],
+    tokens: int,
+    waste: int | None = None,
+    padded: bool = True,
+) -> list[list[int]]:
+    """Cut a batch into passes, at least one example each; in the order given.
+
+    Args:
+        data: the examples.
+        batch: positions in it.
+        tokens: of a pass, at most, padding included.
+        waste: tokens of padding, at most; None: no bound.
+        padded: false: there is no padding.
+    """
+    passes: list[list[int]] = []
+    longest = real = 0
+    for position in batch:
+        length = len(data[position].tokens)
+        longest, real = max(longest, length), real + length
+        taken = (len(passes[-1]) + 1) * longest if passes and padded else real
+        if passes and taken <= tokens and (waste is None or taken - real <= waste):
+            passes[-1].append(position)
+        else:
+            passes.append([position])
+            longest = real = length
+    return passes

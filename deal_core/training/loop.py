@@ -1,0 +1,126 @@
+"""The one local loop: what a client does with a task, readable from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deal_core.config.experiment import TrainConfig
+from deal_core.lora.attach import merge, write
+from deal_core.lora.state import State
+from deal_core.models import Encoded, LanguageModel
+from deal_core.training.batching import evaluation_batches
+from deal_core.training.gradients import Gradients
+from deal_core.training.nonprivate_gradients import NonPrivateGradients, mean_gradient
+from deal_core.training.objective import Objective
+from deal_core.training.parametrization import learner_of
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """Attributes: optimiser ``steps`` taken and the mean ``loss`` over them (0 steps: 0)."""
+
+    steps: int
+    loss: float
+
+
+def load_state(model: LanguageModel, state: State) -> None:
+    """Put the current adapter into the model, and everything else into its frozen weights."""
+    merge(model.module, state.retained, state.residual, state.apart)
+    write(model.module, state.current)
+
+
+def train(
+    model: LanguageModel,
+    objective: Objective,
+    data: Sequence[Encoded],
+    trained: frozenset[str],
+    epochs: int,
+    config: TrainConfig,
+    generator: torch.Generator,
+) -> TrainReport:
+    """Run ``epochs`` of AdamW on ordinary gradients; see :func:`descend`.
+
+    Args:
+        data: the client's tokenised examples; may be empty, then nothing happens.
+        epochs: passes over the data.
+        config: learning rate, batch size, tokens in one pass.
+        generator: orders the examples; the only randomness.
+    """
+    gradients = NonPrivateGradients(data, epochs, config, generator)
+    return descend(model, objective, gradients, trained, config)
+
+
+def descend(
+    model: LanguageModel,
+    objective: Objective,
+    gradients: Gradients,
+    trained: frozenset[str],
+    config: TrainConfig,
+) -> TrainReport:
+    """Run AdamW on the current adapter, in place (or on what the objective makes it from).
+
+    What reads no data, penalty and weight decay, comes after what the gradients' source has done
+    to those of the data.
+
+    Args:
+        model: holds the adapters of the round (see :func:`load_state`).
+        objective: what is minimised.
+        gradients: batches, and the gradient of each.
+        trained: which factors learn in this round, of ``{"lora_A", "lora_B"}``.
+        config: learning rate, weight decay.
+    """
+    learner = learner_of(objective, model.module, trained)
+    optimizer = torch.optim.AdamW(
+        learner.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    losses: list[float] = []
+    for batch in gradients.batches():
+        loss = gradients.accumulate(model.module, objective, batch)
+        losses.append(loss + penalise(objective))
+        learner.before_step()
+        optimizer.step()
+        learner.after_step()
+        optimizer.zero_grad(set_to_none=True)
+        gradients.stepped(model.module)
+    learner.finish()
+    return TrainReport(len(losses), sum(losses) / len(losses) if losses else 0.0)
+
+
+def accumulate(
+    objective: Objective, data: Sequence[Encoded], batch: Sequence[int], tokens: int
+) -> float:
+    """Add the ordinary gradient of one batch and of the penalty; return the loss of both."""
+    return mean_gradient(objective, data, batch, tokens) + penalise(objective)
+
+
+def penalise(objective: Objective) -> float:
+    """Add the gradient of the objective's penalty; return the penalty."""
+    penalty = objective.penalty()
+    if penalty is None:
+        return 0.0
+    penalty.backward()  # type: ignore[no-untyped-call]
+    return float(penalty.detach())
+
+
+def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> int:
+    """Return how many examples the model answers rightly, among ``labels``."""
+    correct = 0
+    for batch in evaluation_batches(data):
+        items = [data[i] for i in batch]
+        answers = _scores(model, items, labels).argmax(dim=1).cpu()
+        correct += int((answers == torch.tensor([item.target for item in items])).sum())
+    return correct
+
+
+def _scores(model: LanguageModel, items: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+    """``(items, labels)``. Where an example gives no number each is asked about alone, so that the
+    answers to the others do not depend on it."""
+    with torch.no_grad():
+        scores = model.scores(items, labels)
+        if bool(scores.isfinite().all()):
+            return scores
+        return torch.cat([model.scores([item], labels) for item in items])

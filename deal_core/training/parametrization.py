@@ -1,0 +1,69 @@
+"""What the optimiser moves: the factors themselves, or parameters that they are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from deal_core.lora.attach import set_trainable
+
+
+class Learner(Protocol):
+    """Follows the optimiser through one local training."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """What the optimiser moves."""
+
+    def before_step(self) -> None:
+        """The factors' gradients are complete; make them the parameters'."""
+
+    def after_step(self) -> None:
+        """The parameters have moved; let the factors follow."""
+
+    def finish(self) -> None:
+        """The last step is done."""
+
+
+@runtime_checkable
+class Reparametrised(Protocol):
+    """An objective whose factors are made from parameters of its own.
+
+    All that data says reaches them through the factors' gradients, so whatever is done to those
+    (clipping, noise) is done before.
+    """
+
+    def learner(self, module: nn.Module, trained: frozenset[str]) -> Learner:
+        """For a model that holds the factors of the round.
+
+        Args:
+            module: see :func:`~deal_core.lora.attach.attach`.
+            trained: which factors learn, of ``{"lora_A", "lora_B"}``.
+        """
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors themselves."""
+
+    parameters: Sequence[Tensor]
+
+    def before_step(self) -> None:
+        """They have their gradients."""
+
+    def after_step(self) -> None:
+        """They have moved."""
+
+    def finish(self) -> None:
+        """They stand in the model."""
+
+
+def learner_of(objective: object, module: nn.Module, trained: frozenset[str]) -> Learner:
+    """What an objective wants moved; exactly the ``trained`` factors get a gradient."""
+    factors = set_trainable(module, trained)
+    if isinstance(objective, Reparametrised):
+        return objective.learner(module, trained)
+    return Factors(factors)

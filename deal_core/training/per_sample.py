@@ -1,0 +1,147 @@
+"""Gradients of every example by itself, clipped and summed: what private training adds noise to.
+
+Each adapted layer gets its factors once for every example, as views of equal values that take
+no memory; the gradient of such a copy is that of its example. All sensitive work ends here:
+whatever an example is, what it adds to the sum has at most the norm ``max_grad_norm``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from deal_core.lora.attach import CURRENT, lora_layers
+from deal_core.training.objective import Objective
+
+
+def clipped_gradients(
+    module: nn.Module, objective: Objective, parts: Sequence[Sequence[int]], max_grad_norm: float
+) -> Tensor:
+    """Add ``sum_i g_i min(1, C / ||g_i||)`` to the gradient of every trainable factor.
+
+    Whatever an example does to the arithmetic stays its own: a pass in which a gradient is not
+    finite, or that fails, is taken again example by example, and an example that fails alone adds
+    nothing. So what the others add does not depend on it.
+
+    Args:
+        module: holds the adapter; factors that do not require a gradient get none.
+        objective: whose losses of single examples are differentiated; its penalty is not part
+            of it (a penalty reads no data: its gradient is added after the noise).
+        parts: the batch, in passes; an empty batch adds nothing.
+        max_grad_norm: ``C``, over all factors of all layers together (flat clipping). A
+            gradient that is not finite counts as zero.
+
+    Raises:
+        ValueError: a loss reaches a factor by another way than its example's copy, so that what
+            comes that way would not be clipped.
+
+    Returns:
+        ``||g_i||`` before clipping, ``(examples,)``; private, for tests and tuning on public
+        data alone.
+
+    Source: Abadi et al., CCS 2016, algorithm 1.
+    """
+    norms = [_one_pass(module, objective, part, max_grad_norm) for part in parts if part]
+    return torch.cat(norms) if norms else torch.empty(0)
+
+
+class SharedFactor(ValueError):
+    """A loss reads a factor itself, not its example's copy: there is no gradient per example."""
+
+
+def _one_pass(
+    module: nn.Module, objective: Objective, part: Sequence[int], max_grad_norm: float
+) -> Tensor:
+    """Norms of a pass, ``(len(part),)``; NaN for an example that failed alone."""
+    try:
+        pairs = _example_gradients(module, objective, part)
+        norms = _norms(pairs)
+    except SharedFactor:
+        raise
+    except Exception:
+        if len(part) == 1:
+            return torch.full((1,), torch.nan)
+        norms = torch.full((len(part),), torch.nan)
+    if not norms.isfinite().all():
+        if len(part) == 1:
+            return norms
+        alone = [_one_pass(module, objective, [example], max_grad_norm) for example in part]
+        return torch.cat(alone)
+    factors = (max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+    for weight, copy in pairs:
+        if copy.grad is not None:
+            total = torch.einsum("n,nij->ij", factors, copy.grad)
+            weight.grad = total if weight.grad is None else weight.grad.add_(total)
+    return norms
+
+
+def _example_gradients(
+    module: nn.Module, objective: Objective, part: Sequence[int]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """The trainable factors, each with its copies that have their examples' gradients."""
+    with _copies(module, len(part)) as pairs:
+        before = [weight.grad for weight, _ in pairs]
+        for weight, _ in pairs:
+            weight.grad = None
+        try:
+            objective.example_losses(part).sum().backward()  # type: ignore[no-untyped-call]
+            if any(weight.grad is not None for weight, _ in pairs):
+                raise SharedFactor("a loss reads a factor itself: no gradient per example")
+        finally:
+            for (weight, _), gradient in zip(pairs, before, strict=True):
+                weight.grad = gradient
+    return pairs
+
+
+def _norms(pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> Tensor:
+    """``||g_i||`` over all factors, ``(examples,)``."""
+    gradients = [copy.grad for _, copy in pairs if copy.grad is not None]
+    return torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
+
+
+def squared_gradients(
+    module: nn.Module, objective: Objective, parts: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    """Return ``sum_i g_i^2``, entry by entry, for every trainable factor in the order of
+    :func:`~deal_core.lora.attach.set_trainable`; nothing is clipped, and no gradient is left
+    behind.
+
+    Args:
+        module: holds the adapter.
+        objective: whose losses of single examples are differentiated.
+        parts: the examples, in passes.
+    """
+    layers = lora_layers(module).values()
+    factors = [f[CURRENT].weight for layer in layers for f in (layer.lora_A, layer.lora_B)]
+    sums = [torch.zeros_like(factor) for factor in factors if factor.requires_grad]
+    for part in parts:
+        with _copies(module, len(part)) as pairs:
+            objective.example_losses(part).sum().backward()  # type: ignore[no-untyped-call]
+        for total, (_, copy) in zip(sums, pairs, strict=True):
+            if copy.grad is not None:
+                total += copy.grad.square().sum(dim=0)
+    return sums
+
+
+@contextmanager
+def _copies(module: nn.Module, examples: int) -> Iterator[list[tuple[nn.Parameter, Tensor]]]:
+    """Within the block every layer works with a copy of its factors for each example; yields
+    the trainable factors with their copies."""
+    pairs: list[tuple[nn.Parameter, Tensor]] = []
+    layers = list(lora_layers(module).values())
+    for layer in layers:
+        both = []
+        for factor in (layer.lora_A[CURRENT].weight, layer.lora_B[CURRENT].weight):
+            copy = factor.detach().expand(examples, *factor.shape)
+            if factor.requires_grad:
+                pairs.append((factor, copy.requires_grad_()))
+            both.append(copy)
+        layer.copies = tuple(both)
+    try:
+        yield pairs
+    finally:
+        for layer in layers:
+            layer.copies = None

@@ -1,0 +1,45 @@
+"""The teacher of a task: the model as it was at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from deal_core.lora.attach import at_task_start
+from deal_core.models import Encoded, LanguageModel
+from deal_core.training.batching import evaluation_batches
+
+Teacher = Callable[[Sequence[int]], list[Tensor]]
+"""Positions in the client's data to each example's logits, ``(rows, classes)``."""
+
+CACHED_FLOATS = 2**25
+"""What the teacher may keep for one client's task (128 MB); beyond, it answers batch by batch."""
+
+
+def make_teacher(
+    model: LanguageModel,
+    data: Sequence[Encoded],
+    labels: Sequence[str],
+    seen: Sequence[Sequence[str]],
+) -> Teacher:
+    """Ask the teacher once about all examples, in batches without gradients, where the answers
+    fit into memory; over a large vocabulary they do not, and it is asked again each time."""
+
+    def ask(batch: Sequence[int]) -> list[Tensor]:
+        with at_task_start(model.module):
+            learnt = model.learn([data[i] for i in batch], labels, seen)
+        answers = list(torch.split(learnt.distillation_logits, list(learnt.rows)))
+        # An example that gives no number must not change what is answered about the others.
+        if len(batch) > 1 and not bool(learnt.distillation_logits.isfinite().all()):
+            return [ask([i])[0] for i in batch]
+        return answers
+
+    answers: dict[int, Tensor] = {}
+    for batch in evaluation_batches(data):
+        answers.update(zip(batch, ask(batch), strict=True))
+        floats = sum(answer.numel() for answer in answers.values())
+        if floats * len(data) > CACHED_FLOATS * len(answers):
+            return ask
+    return lambda batch: [answers[i] for i in batch]

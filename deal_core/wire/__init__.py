@@ -1,0 +1,1 @@
+"""What travels between server and client, and its checks; nothing of Flower, which carries it."""

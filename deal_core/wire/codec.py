@@ -1,0 +1,275 @@
+"""How tensors travel: float32, bfloat16 or int8, and only the factors trained in the round.
+
+Which to choose. ``float32`` is exact. ``bfloat16`` halves the bytes; rounding to nearest, its
+relative error is at most 2^-9 a value. ``int8`` quarters them, with one float32 scale for each
+of the ``r`` rank directions (a row of ``lora_A``, a column of ``lora_B``: one scale per row of
+eight numbers would cost half as much again), and stochastic rounding, so that the decoded
+tensor is unbiased: ``E[decode(encode(x))] = x``, with a variance of at most ``scale^2 / 4``,
+``scale = max |direction| / 127``. Either way a second encoding of what was decoded loses nothing:
+what does not learn is the same in every round.
+
+What survives aggregation. When one factor is common to all clients the product is linear in
+the other one: rounding errors average out over clients and, with error feedback, over rounds.
+When both are coded, ``(B + e)(A + f)`` is still unbiased, for ``e`` and ``f`` are independent,
+but ``e f`` adds variance, and a single outlier stretches the scale of its whole direction. Both
+speak for sending one factor a round. An exact rule is exact for the *decoded* updates.
+
+Send changes. The coarser the code, the better it is spent on ``to_change(arrays, before)``,
+whose scale shrinks as training settles, than on the values. Sender and receiver must then
+hold the same ``before`` to the bit: after a lossy message the one who sent it must go on from
+what the other decoded. Source of error feedback: Seide et al. 2014; Karimireddy et al.,
+ICML 2019, arXiv 1901.09847.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deal_core.lora.payload import Arrays, PayloadError, Template, check_keys
+
+Encoded = dict[str, NDArray[Any]]
+"""Wire name to array: float32, uint16 (bfloat16 bits) or int8, and float32 scales."""
+
+SCALE = ".scale"
+LEVELS = 127
+
+
+@dataclass(frozen=True)
+class Header:
+    """What can be known of an array before its bytes are decoded."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Codec:
+    """One wire format for one tensor.
+
+    Attributes:
+        headers: from key and shape to the headers of what travels.
+        encode: from key, float32 array and the only source of randomness to what travels.
+        decode: from key and what travels, already checked, to the float32 array.
+    """
+
+    headers: Callable[[str, tuple[int, int]], dict[str, Header]]
+    encode: Callable[[str, NDArray[np.float32], torch.Generator], Encoded]
+    decode: Callable[[str, Mapping[str, NDArray[Any]]], NDArray[np.float32]]
+
+
+def encode(
+    codec: Codec, arrays: Mapping[str, NDArray[np.float32]], generator: torch.Generator
+) -> Encoded:
+    """Return what travels for the given tensors.
+
+    Raises:
+        PayloadError: a value is not finite; nothing should be sent.
+    """
+    encoded: Encoded = {}
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise PayloadError(f"{key}: a value is not finite")
+        encoded.update(codec.encode(key, array, generator))
+    return encoded
+
+
+def decode(
+    codec: Codec, encoded: Mapping[str, NDArray[Any]], template: Template, trained: frozenset[str]
+) -> Arrays:
+    """Check everything, then return the float32 tensors of the trained factors.
+
+    Args:
+        codec: the agreed format; a message does not choose its own.
+        encoded: what arrived.
+        template: layers, shapes and rank that are expected.
+        trained: the factors that are expected, of ``{"lora_A", "lora_B"}``.
+
+    Raises:
+        PayloadError: a key too many or too few, no array, another dtype, shape or byte
+            length, a code or scale out of range, a value that is not finite.
+    """
+    given = {key: header_of(key, array) for key, array in encoded.items()}
+    check_headers(given, expected_headers(codec, template, trained))
+    arrays: Arrays = {}
+    for key in expected(template, trained):
+        arrays[key] = codec.decode(key, encoded)
+        if not np.isfinite(arrays[key]).all():
+            raise PayloadError(f"{key}: a value is not finite")
+    return arrays
+
+
+def header_of(key: str, array: object) -> Header:
+    """Return the header of an array.
+
+    Raises:
+        PayloadError: it is no numpy array.
+    """
+    if not isinstance(array, np.ndarray):
+        raise PayloadError(f"{key}: not an array")
+    return Header(str(array.dtype), array.shape, array.nbytes)
+
+
+def expected(template: Template, trained: frozenset[str]) -> dict[str, tuple[int, int]]:
+    """Return key to shape of every tensor of the trained factors."""
+    return {key: shape for key, shape in template.expected().items() if _factor(key) in trained}
+
+
+def expected_headers(
+    codec: Codec, template: Template, trained: frozenset[str]
+) -> dict[str, Header]:
+    """Return wire name to header of everything that must arrive, and nothing else may."""
+    headers: dict[str, Header] = {}
+    for key, shape in expected(template, trained).items():
+        headers.update(codec.headers(key, shape))
+    return headers
+
+
+def check_headers(given: Mapping[str, Header], expected: Mapping[str, Header]) -> None:
+    """Refuse a message by its headers alone, before any byte of it is decoded.
+
+    Raises:
+        PayloadError: names the key and the fault.
+    """
+    check_keys(given.keys(), expected.keys())
+    for key, want in expected.items():
+        have = given[key]
+        check_header(key, have.dtype, have.shape, want)
+        if have.nbytes != want.nbytes:
+            raise PayloadError(f"{key}: {have.nbytes} bytes, expected {want.nbytes}")
+
+
+def check_header(key: str, dtype: str, shape: Sequence[int], want: Header) -> None:
+    """Raise :class:`PayloadError` unless type and shape are the expected ones."""
+    if dtype != want.dtype:
+        raise PayloadError(f"{key}: dtype {str(dtype)[:20]}, expected {want.dtype}")
+    if tuple(shape) != want.shape:
+        raise PayloadError(f"{key}: shape {tuple(shape)}, expected {want.shape}")
+
+
+def wire_bytes(encoded: Mapping[str, NDArray[Any]]) -> int:
+    """Return the bytes of the arrays themselves, without names and framing."""
+    return sum(array.nbytes for array in encoded.values())
+
+
+def encode_with_feedback(
+    codec: Codec,
+    arrays: Mapping[str, NDArray[np.float32]],
+    residual: Mapping[str, NDArray[np.float32]],
+    generator: torch.Generator,
+) -> tuple[Encoded, Arrays]:
+    """Encode ``arrays + residual`` and return it with what the code lost this time.
+
+    The caller keeps the residual and passes it in again: then the sum of all decoded
+    messages differs from the sum of all arrays by the last residual only, so the average
+    over ``T`` rounds is off by ``residual / T``. Start with ``{}``. A residual belongs to the
+    coordinates it arose in: drop it when the task or the other factor's basis changes.
+
+    Raises:
+        PayloadError: as :func:`encode`.
+    """
+    wanted = {
+        key: array + residual[key] if key in residual else array for key, array in arrays.items()
+    }
+    encoded = encode(codec, wanted, generator)
+    lost = {key: array - codec.decode(key, encoded) for key, array in wanted.items()}
+    return encoded, lost
+
+
+def select(arrays: Mapping[str, NDArray[np.float32]], trained: frozenset[str]) -> Arrays:
+    """Return the tensors of the trained factors: all that needs to travel."""
+    return {key: array for key, array in arrays.items() if _factor(key) in trained}
+
+
+def to_change(arrays: Mapping[str, NDArray[np.float32]], before: Arrays) -> Arrays:
+    """Return ``arrays - before`` for the keys of ``arrays``."""
+    return {key: array - before[key] for key, array in arrays.items()}
+
+
+def _factor(key: str) -> str:
+    return key.removesuffix(".weight").rpartition(".")[2]
+
+
+def _float32_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
+    return {key: Header("float32", shape, 4 * shape[0] * shape[1])}
+
+
+def _float32_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
+    return {key: array}
+
+
+def _float32_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    return encoded[key]
+
+
+def _bfloat16_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
+    return {key: Header("uint16", shape, 2 * shape[0] * shape[1])}
+
+
+def _bfloat16_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
+    """Keep the upper half of the bits, rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    return {key: ((bits + half) >> np.uint32(16)).astype(np.uint16)}
+
+
+def _bfloat16_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    return (encoded[key].astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def _int8_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
+    rank = shape[1 - _within(key)]
+    return {
+        key: Header("int8", shape, shape[0] * shape[1]),
+        key + SCALE: Header("float32", (rank,), 4 * rank),
+    }
+
+
+def _int8_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
+    """Round ``x / scale`` down or up with the probability that makes it right on average.
+
+    What was decoded is encoded again to the bit, whatever is drawn: codes times a scale of 17
+    bits are exact, so the steps are whole, and the largest is ``LEVELS`` again.
+    """
+    axis = _within(key)
+    scale = _shortened(np.abs(array).max(axis=axis) / np.float32(LEVELS))
+    steps = array / np.expand_dims(np.where(scale > 0, scale, np.float32(1)), axis)
+    uniform = torch.rand(array.shape, generator=generator).double().numpy()  # n + u < n + 1
+    codes = np.clip(np.floor(steps + uniform), -LEVELS, LEVELS).astype(np.int8)
+    return {key: codes, key + SCALE: scale}
+
+
+def _shortened(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same values, cut to 17 significant bits: less by 2^-16 of them at most."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFFFF80)).view(np.float32)
+
+
+def _int8_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    codes, scale = encoded[key], encoded[key + SCALE]
+    if (codes < -LEVELS).any():
+        raise PayloadError(f"{key}: a code is out of range")
+    if not (np.isfinite(scale).all() and (scale >= 0).all()):
+        raise PayloadError(f"{key}{SCALE}: a scale is negative or not finite")
+    with np.errstate(over="ignore"):
+        decoded: NDArray[np.float32] = codes * np.expand_dims(scale, _within(key))
+    return decoded
+
+
+def _within(key: str) -> int:
+    """Return the axis that runs within one rank direction: along rows of A, columns of B."""
+    return 1 if _factor(key) == "lora_A" else 0
+
+
+CODECS: dict[str, Codec] = {
+    "float32": Codec(_float32_headers, _float32_encode, _float32_decode),
+    "bfloat16": Codec(_bfloat16_headers, _bfloat16_encode, _bfloat16_decode),
+    "int8": Codec(_int8_headers, _int8_encode, _int8_decode),
+}
+"""``wire.dtype`` to format."""

@@ -1,0 +1,106 @@
+"""What the server asks of a client, beside the adapters: names and numbers, never data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from deal_core.lora.payload import PayloadError
+
+LEARN = "learn"
+"""The first phase of every task."""
+RECORD = "instruction"
+"""Name of the record that carries it."""
+NAMES = ("tasks", "seen", "ahead", "past", "counted", "trained")
+"""Fields that are lists of names."""
+
+
+class Instruction(BaseModel):
+    """One request: all that a client must know of the plan.
+
+    Attributes:
+        task: what the client works on; empty in an evaluation request.
+        stage: number of the stage, from 0; -1 before anything is learnt.
+        server_round: from 1 in every stage, counting on from phase to phase; 0 in an evaluation
+            request.
+        tasks: to be evaluated, in order; in a training request, to be learnt at once (``task`` is
+            the first).
+        seen: other tasks that some client had met before the stage, in the stream's order; in
+            phases after learning, those of the stage as well.
+        ahead: tasks that no client works on before the stage has ended.
+        past: tasks that this client worked on before this one, in its own order.
+        counted: in a training request, tasks on which the model is evaluated as it arrives: what
+            an evaluation request at the end of the stage before would have asked.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    stage: int = Field(ge=-1)
+    server_round: int = Field(ge=0)
+    phase: str = LEARN
+    """What the round is for: one of the method's phases."""
+    tasks: tuple[str, ...] = ()
+    seen: tuple[str, ...] = ()
+    ahead: tuple[str, ...] = ()
+    past: tuple[str, ...] = ()
+    counted: tuple[str, ...] = ()
+    trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")
+    rank: int = Field(ge=1)
+    retained_rank: int = Field(ge=1)
+    residual_rank: int = Field(0, ge=0)
+    """Rows of the distilled record after the first ``retained_rank`` belong to this stage."""
+    apart: int = Field(0, ge=0)
+    """The first rows of the distilled record that only show the start (see ``State.apart``)."""
+
+    @model_validator(mode="after")
+    def _each_name_once(self) -> Self:
+        """A task named twice would be read twice: its records would count twice."""
+        for field in NAMES:
+            names = getattr(self, field)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{field} names something twice")
+        return self
+
+    @model_validator(mode="after")
+    def _apart_of_what_is_there(self) -> Self:
+        if self.apart > self.retained_rank:
+            raise ValueError("more rows apart than there are")
+        return self
+
+    def evaluation(self) -> Instruction:
+        """The evaluation request that this training request carries along."""
+        return Instruction(
+            task="",
+            stage=self.stage - 1,
+            server_round=0,
+            tasks=self.counted,
+            rank=self.rank,
+            retained_rank=self.retained_rank,
+            residual_rank=self.residual_rank,
+            apart=self.apart,
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """Return plain scalars and lists; empty lists stay out (Flower cannot type them)."""
+        values = self.model_dump()
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+            if value != ()
+        }
+
+
+def read_instruction(config: Mapping[str, Any]) -> Instruction:
+    """Undo ``to_config``.
+
+    Raises:
+        PayloadError: a field is missing, unknown or of the wrong type.
+    """
+    try:
+        return Instruction.model_validate(dict(config))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise PayloadError(f"instruction: {problem['loc']}: {problem['type']}") from None

@@ -1,0 +1,1 @@
+"""``deal audit``: trainings with canaries, and the report of what they show."""

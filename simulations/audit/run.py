@@ -1,0 +1,225 @@
+"""One training with canaries, in this process, and what was seen of it.
+
+Records are audited by the real apps, one site alone: what others add to a release can only hide it.
+For whole clients see :mod:`simulations.audit.clients`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.app import make_app
+from client.resources import Workbench
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
+from deal_core.data import TaskData, open_source
+from deal_core.data.partition import partition
+from deal_core.errors import UserError
+from deal_core.models.interface import LanguageModel
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.audit.audited import Audited
+from deal_core.privacy.audit.canaries import GradientCanaries
+from deal_core.privacy.audit.guesses import guess
+from deal_core.privacy.audit.membership import membership
+from deal_core.privacy.audit.planted import plant
+from deal_core.privacy.audit.text_canaries import Scores, TextCanaries, learnt_scores
+from deal_core.privacy.interface import Ask
+from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.wire.instruction import LEARN
+from server.events import Listener
+from server.results import Results
+from server.run import run
+from simulations.audit.clients import canary_clients
+from simulations.audit.found import Attack, Found, Kind, Training, outcomes_of, steps_of
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
+from simulations.run.run_folder import check_same, record, recorded
+
+FOUND = "audit.json"
+"""What one training told, in its folder."""
+
+
+def known(training: Training) -> Found | None:
+    """What the folder already holds; None: the training has not ended.
+
+    Raises:
+        UserError: of other settings.
+    """
+    path = training.folder / FOUND
+    if not path.exists():
+        return None
+    cure = "set it back, or choose another --out"
+    check_same(training.experiment, recorded(training.folder), "audit", cure)
+    found = Found.model_validate_json(path.read_text(encoding="utf-8"))
+    for name in ("client", "canaries", "records", "seed", "repeat"):
+        if getattr(found, name) != getattr(training, name):
+            raise UserError(
+                f"audit: {name} is {getattr(training, name)}, but {path} has "
+                f"{getattr(found, name)}; {cure}"
+            )
+    return found
+
+
+def carry_out(training: Training, listener: Listener) -> Found:
+    """Train, judge, and write what was found beside the results.
+
+    One that was stopped starts again: what its witness saw is gone with it.
+
+    Raises:
+        UserError: as a run; or the site has too little to plant canaries in.
+    """
+    if training.folder.exists():
+        shutil.rmtree(training.folder)
+    record(training.experiment)
+    judge = KINDS[training.kind]
+    found = judge(training, listener)
+    (training.folder / FOUND).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+@dataclass
+class TextWitness:
+    """Scores texts on the model that the site hands over in the last round of each task.
+
+    Attributes:
+        share_of: task to the site's share, before anything was planted.
+        last: number of the last round of a task.
+        scores, included: of the canaries of the tasks so far. members, others: scores of the
+            site's other training records, and of its test records.
+    """
+
+    canaries: TextCanaries
+    share_of: Callable[[str], TaskData]
+    last: int
+    scores: list[Scores] = field(default_factory=list)
+    included: list[NDArray[np.bool_]] = field(default_factory=list)
+    members: list[Scores] = field(default_factory=list)
+    others: list[Scores] = field(default_factory=list)
+
+    def model(self, ask: Ask, model: LanguageModel, labels: Sequence[str]) -> None:
+        """Score, where the task is over."""
+        if ask.phase != LEARN or ask.server_round != self.last:
+            return
+        share = self.share_of(ask.task)
+        planted = self.canaries.planted(share)
+        for examples, into in (
+            (planted.canaries, self.scores),
+            (planted.others, self.members),
+            (share.test, self.others),
+        ):
+            into.append(learnt_scores(model, examples, labels))
+        self.included.append(planted.included)
+
+
+def _gradients(training: Training, listener: Listener) -> Found:
+    """Gradient canaries, seen in every noised step, or, without a mechanism, in every update."""
+    canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
+    config = beside_canaries(training)
+    name = config.privacy.mechanism
+    planted = plant(name, make_mechanism(config), canaries, config.privacy.max_grad_norm)
+    bench = Workbench(config, lambda same: planted, lambda shares: few(shares, training.records))
+    results = _run(config, bench, listener)
+    return _found(training, results, planted.seen.total, canaries.included, None)
+
+
+def beside_canaries(training: Training) -> Experiment:
+    """The experiment with the sampling rate that its site has without canaries: they are many, and
+    would make a batch of a given size a small part of the records."""
+    config = training.experiment
+    if config.privacy.mechanism == "none" or config.privacy.sample_rate:
+        return config
+    tasks = open_source(config.data).task_names()
+    records = sum(len(share_of(config, task, training.client).train) for task in tasks)
+    rate = min(1.0, config.train.batch_size * len(tasks) / max(1, records))
+    privacy = config.privacy.model_copy(update={"sample_rate": rate})
+    return config.model_copy(update={"privacy": privacy})
+
+
+def few(shares: list[TaskData], records: int) -> list[TaskData]:
+    """Shares with so many records to train on at most (0: all), and one to test: nobody asks how
+    good the model is."""
+    cut = records or None
+    return [replace(share, train=share.train[:cut], test=share.test[:1]) for share in shares]
+
+
+def _texts(training: Training, listener: Listener) -> Found:
+    """Text canaries, and the attack on all other records."""
+    canaries = TextCanaries(training.client, training.canaries, training.seed)
+    witness = TextWitness(
+        canaries,
+        lambda task: share_of(training.experiment, task, training.client),
+        training.experiment.federation.rounds,
+    )
+    bench = Workbench(
+        training.experiment,
+        lambda config: Audited(make_mechanism(config), witness),
+        canaries.prepare,
+    )
+    results = _run(training.experiment, bench, listener)
+    scores = [np.concatenate(s) if s else np.zeros(0) for s in (witness.scores, witness.members)]
+    others = np.concatenate(witness.others) if witness.others else np.zeros(0)
+    if not (len(scores[0]) and len(scores[1]) and len(others)):
+        raise UserError(
+            f"client {training.client} has too few records to plant canaries among them; audit "
+            "another --client, or give it more"
+        )
+    attack = membership(scores[1], others, training.seed)
+    included = np.concatenate(witness.included)
+    return _found(training, results, scores[0], included, Attack.model_validate(asdict(attack)))
+
+
+KINDS: dict[Kind, Callable[[Training, Listener], Found]] = {
+    "gradients": _gradients,
+    "texts": _texts,
+    "clients": canary_clients,
+}
+"""Kind of canaries to how a training with them is judged."""
+
+
+def _run(config: Experiment, bench: Workbench, listener: Listener) -> Results:
+    app = make_app(find_bench=lambda context, place: bench)
+    grid = InProcessGrid(app, flatten(config), config.federation.clients)
+    with assume_identity(RUN_ID, SERVER_NODE):
+        return run(grid, config, listener)
+
+
+def _found(
+    training: Training,
+    results: Results,
+    scores: Scores,
+    included: NDArray[np.bool_],
+    attack: Attack | None,
+) -> Found:
+    privacy = results.privacy
+    claimed = privacy.epsilon.get(str(training.client))
+    # None: without a guarantee there is nothing to refute, and delta is the audit's own.
+    delta = training.delta if privacy.delta is None else privacy.delta
+    ledger = Ledger(training.folder / "sites" / str(training.client))
+    return Found(
+        kind=training.kind,
+        client=training.client,
+        canaries=training.canaries,
+        records=training.records,
+        seed=training.seed,
+        repeat=training.repeat,
+        mechanism=privacy.mechanism,
+        unit=privacy.unit,
+        simulation_only=privacy.simulation_only,
+        claimed=claimed,
+        delta=delta,
+        spent=steps_of(ledger.events()) if claimed is not None else [],
+        outcomes=outcomes_of(guess(scores, included)),
+        membership=attack,
+    )
+
+
+def share_of(experiment: Experiment, task: str, client: int) -> TaskData:
+    """A client's share of a task as it is."""
+    data = open_source(experiment.data).load(task)
+    clients = experiment.federation.clients
+    return partition(data, experiment.data.partition, clients, experiment.run.seed)[client]

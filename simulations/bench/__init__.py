@@ -1,0 +1,1 @@
+"""``deal bench``: a file for each benchmark, and what they share."""

@@ -1,0 +1,142 @@
+"""``deal bench aggregation``: time and memory of every rule, next to Flower's FedAvg."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from deal_core.aggregation import AGGREGATION_RULES
+from simulations.bench.machine import machine
+from simulations.bench.measure import Cell, Measured, flower_peak, measure
+
+LINEAR = ("fedit", "ffa", "alternating", "fedsvd")
+"""Rules in constant memory; the others hold what is sent, and are measured to 100 clients."""
+MOST_CLIENTS = 100
+LAYERS = 12
+"""Query and value of six blocks: at rank 16 and width 768 an adapter has 1.2 MB."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All combinations of these are measured."""
+
+    clients: tuple[int, ...] = (10, 100, 1000)
+    ranks: tuple[int, ...] = (8, 16)
+    widths: tuple[int, ...] = (384, 768)
+
+
+QUICK = Sizes((10,), (8,), (384,))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result; ratios are rule over Flower, peaks above a round of one client."""
+
+    cell: Cell
+    measured: Measured
+    flower_peak_bytes: int | None
+
+    @property
+    def ratio(self) -> float:
+        """Both from decoded arrays."""
+        return self.measured.times.rule / self.measured.times.flower
+
+    @property
+    def ratio_checked(self) -> float:
+        """Both from bytes."""
+        return self.measured.times.checked / self.measured.times.decoded
+
+    def as_json(self) -> dict[str, Any]:
+        """Flat, with ratios; seconds and bytes."""
+        return {
+            **asdict(self.cell),
+            **{f"seconds_{k}": v for k, v in asdict(self.measured.times).items() if k != "passes"},
+            "passes": self.measured.times.passes,
+            "ratio": self.ratio,
+            "ratio_checked": self.ratio_checked,
+            "client_bytes": self.measured.client_bytes,
+            "peak_bytes": self.measured.peak_bytes,
+            "flower_peak_bytes": self.flower_peak_bytes,
+        }
+
+
+def bench(sizes: Sizes, console: Console, out: str = "") -> None:
+    """Measure, print the table and, with ``out``, write it as JSON."""
+    work = cells(sizes)
+    title = "measuring"
+    rows = list(track(rows_of(work), title, len(work), console=Console(stderr=True)))
+    console.print(table(rows))
+    console.print(
+        "Seconds a round, one thread. From bytes: with decoding and checks (Flower: decoding). "
+        "MB: peak memory above a round of one client. n: passes behind each median.",
+        soft_wrap=True,
+    )
+    if out:
+        described = {"machine": machine(), "rows": [row.as_json() for row in rows]}
+        Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+
+
+def cells(sizes: Sizes) -> list[Cell]:
+    """Every rule in every size it is measured in, the small ones first."""
+    return [
+        Cell(rule, clients, rank, width, LAYERS)
+        for width in sizes.widths
+        for rank in sizes.ranks
+        for clients in sizes.clients
+        for rule in AGGREGATION_RULES
+        if rule in LINEAR or clients <= MOST_CLIENTS
+    ]
+
+
+def rows_of(work: Sequence[Cell]) -> Iterator[Row]:
+    """Measure one cell after the other; what Flower holds depends on sizes alone."""
+    peaks: dict[tuple[int, int], int | None] = {}
+    for cell in work:
+        measured = alone(measure, cell)
+        sent = measured.client_bytes, cell.clients
+        if sent not in peaks:
+            peaks[sent] = alone(flower_peak, cell)
+        yield Row(cell, measured, peaks[sent])
+
+
+def alone(function: Callable[[Cell], Any], cell: Cell) -> Any:
+    """Call it in a process that has done nothing else: peaks of memory do not go down again."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["simulations.bench.measure"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, cell).result()
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line a cell."""
+    drawn = Table(title="Aggregation beside Flower's FedAvg on the same arrays")
+    for name in ("rule", "clients", "rank", "width", "MB sent"):
+        drawn.add_column(name, justify="left" if name == "rule" else "right")
+    for name in ("from arrays: s", "Flower s", "ratio", "from bytes: s", "Flower s", "ratio"):
+        drawn.add_column(name, justify="right")
+    for name in ("MB", "Flower MB", "n"):
+        drawn.add_column(name, justify="right")
+    for row in rows:
+        cell, times = row.cell, row.measured.times
+        drawn.add_row(
+            *(cell.rule, str(cell.clients), str(cell.rank), str(cell.width)),
+            f"{row.measured.client_bytes / 1e6:.2f}",
+            *(f"{times.rule:.4f}", f"{times.flower:.4f}", f"{row.ratio:.2f}"),
+            *(f"{times.checked:.4f}", f"{times.decoded:.4f}", f"{row.ratio_checked:.2f}"),
+            *(_megabytes(row.measured.peak_bytes), _megabytes(row.flower_peak_bytes)),
+            str(times.passes),
+        )
+    return drawn
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.1f}"

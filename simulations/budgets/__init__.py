@@ -1,0 +1,1 @@
+"""Accuracy against the privacy budget, on the machinery of studies."""

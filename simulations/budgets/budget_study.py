@@ -1,0 +1,92 @@
+"""From ``deal budgets`` to a study: an arm for every budget, a setting for every method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import merged
+from deal_core.errors import UserError, choose
+from deal_core.methods import METHODS
+from simulations.run.epsilons import named, with_budget
+from simulations.run.experiment import find_experiment
+from simulations.study.study_file import Arm, Study, StudyFile
+
+COMMON = ("model", "data", "stream")
+"""Tables in which all runs of a study agree."""
+
+
+def arm_name(epsilon: float) -> str:
+    """Of a budget; a name becomes part of a folder's name, so it has no dot."""
+    return f"eps-{named(epsilon)}".replace(".", "_").replace("+", "")
+
+
+def budgets_study(
+    name: str,
+    base: Experiment,
+    epsilons: list[float],
+    methods: list[str],
+    seeds: int,
+    free: Experiment | None = None,
+) -> Study:
+    """The grid.
+
+    Args:
+        name: a shipped experiment or the path of one.
+        base: that experiment, read with its overrides.
+        epsilons: budgets; infinity is training without privacy.
+        methods: empty: the experiment's own.
+        seeds: so many, from 0.
+        free: experiment of the runs without privacy, where what suits noise does not suit them;
+            None: ``base``.
+
+    Raises:
+        UserError: an unknown method, or one that stands there twice; ``free`` has another model,
+            other data or other clients, or another method while none is named.
+    """
+    own = methods or [base.method.name]
+    for method in own:
+        choose("method", method, METHODS)
+    if len(set(own)) < len(own):
+        raise UserError(f"--method {','.join(own)}: names a method twice; name each once")
+    if free is not None and not methods and free.method.name != base.method.name:
+        raise UserError(
+            f"--without-privacy: its method is {free.method.name}, the experiment's is "
+            f"{base.method.name}; name the methods to compare with --method"
+        )
+    without = _tables(free, base) if free is not None else {}
+    path = find_experiment(name).expanduser().resolve()
+    file = StudyFile(
+        description=f"Accuracy of {path.stem} against the privacy budget.",
+        experiment=str(path),
+        seeds=tuple(range(seeds)),
+        arms={arm_name(epsilon): _arm(base, epsilon, without) for epsilon in epsilons},
+        settings={method: {"method": {"name": method}} for method in own},
+    )
+    return Study(f"budgets-{path.stem}", path, file)
+
+
+def _arm(base: Experiment, epsilon: float, without: Mapping[str, Any]) -> Arm:
+    privacy = with_budget(base, epsilon).privacy
+    changed = {"mechanism": privacy.mechanism, "target_epsilon": privacy.target_epsilon}
+    own = {} if math.isfinite(epsilon) else without
+    return Arm(label=f"epsilon = {named(epsilon)}", set=merged(own, {"privacy": changed}))
+
+
+def _tables(free: Experiment, base: Experiment) -> dict[str, Any]:
+    """All of ``free`` but its method, which is the setting's.
+
+    Raises:
+        UserError: its accuracy could not be compared.
+    """
+    for name in COMMON:
+        if getattr(free, name) != getattr(base, name):
+            raise UserError(f"--without-privacy: [{name}] is another one; make both the same")
+    for key in ("clients", "participants"):
+        if getattr(free.federation, key) != getattr(base.federation, key):
+            raise UserError(f"--without-privacy: federation.{key} differs; make both the same")
+    tables = free.model_dump(mode="json", exclude={"description", "run", *COMMON})
+    del tables["method"]["name"]
+    return tables

@@ -1,0 +1,119 @@
+"""``deal budgets``: accuracy against the privacy budget; resumable, on the machinery of studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from simulations.budgets.budget_study import budgets_study
+from simulations.budgets.plot import draw
+from simulations.budgets.results import Budgets, check_unit, collect, read_audit
+from simulations.budgets.tables import markdown
+from simulations.output.console import say
+from simulations.output.files import write_texts
+from simulations.run.epsilons import epsilons, with_budget
+from simulations.run.experiment import Request, load_experiment
+from simulations.run.simulate import STOPPED
+from simulations.study.command import FAILED, check_left, names, remaining, run_left
+from simulations.study.grid import grid
+
+
+@dataclass(frozen=True)
+class BudgetsRequest:
+    """The arguments of ``deal budgets``.
+
+    Attributes:
+        experiment: a shipped name or the path of a TOML file.
+        epsilon, method: separated by commas; no method: the experiment's.
+        seeds: so many, from 0.
+        out: folder; empty: ``runs/budgets-NAME``.
+        overrides: ``table.key=value``, for all runs.
+        free: the experiment of the runs without privacy; empty: the same one.
+        audit: folder of a ``deal audit``; empty: none.
+        jobs: runs at a time; 0: as many as there are cores for.
+        report: only read what is there, and run nothing.
+    """
+
+    experiment: str
+    epsilon: str = "1,2,4,8,inf"
+    method: str = ""
+    seeds: int = 3
+    out: str = ""
+    overrides: tuple[str, ...] = ()
+    audit: str = ""
+    jobs: int = 0
+    report: bool = False
+    free: str = ""
+
+
+def run_budgets(request: BudgetsRequest, console: Console) -> int:
+    """Run what is left of the grid; return the exit code.
+
+    Raises:
+        UserError: bad input, or a folder with other settings; nothing has started.
+    """
+    values, methods = epsilons(request.epsilon), names(request.method)
+    base = load_experiment(Request(request.experiment, "", request.overrides))
+    free = load_experiment(Request(request.free, "", request.overrides)) if request.free else None
+    study = budgets_study(request.experiment, base, values, methods, request.seeds, free)
+    out = Path(request.out or f"runs/{study.name}").expanduser().resolve()
+    cells = grid(study, out, request.overrides)
+    audit = read_audit(request.audit)
+    if audit is not None:
+        check_unit(audit, with_budget(base, 1.0))
+    unfinished = remaining(cells, cells)
+    left = {} if request.report else unfinished
+
+    def renew() -> None:
+        write(out, collect(study.path.stem, cells, values, audit))
+
+    if left:
+        check_left(left, console)
+    renew()
+    again = command(request)
+    failures = run_left(left, out, request.jobs, again, renew, console) if left else {}
+    if failures is None:
+        return STOPPED
+    page = out / "budgets.md"
+    say(console, page.read_text(encoding="utf-8"))
+    say(console, f"table in {page}, figures in {out / 'budgets.json'}, {out / 'budgets.png'}")
+    for name, why in failures.items():
+        say(console, f"failed: {name}: {why}")
+    return FAILED if failures else 0
+
+
+def write(out: Path, budgets: Budgets) -> None:
+    """Write ``budgets.json``, ``budgets.md`` and, as soon as there is a point, ``budgets.png``.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    texts = {
+        "budgets.json": budgets.model_dump_json(indent=1) + "\n",
+        "budgets.md": markdown(budgets),
+    }
+    write_texts(out, texts)
+    if budgets.points:
+        beside = out / "budgets.writing.png"
+        draw(beside, budgets)
+        beside.replace(out / "budgets.png")
+
+
+def command(request: BudgetsRequest) -> Sequence[str]:
+    """The command again: it goes on where it was stopped."""
+    words = ["deal", "budgets", request.experiment, "--epsilon", request.epsilon]
+    words += ["--seeds", str(request.seeds)]
+    for option, value in (
+        ("--method", request.method),
+        ("--without-privacy", request.free),
+        ("--out", request.out),
+        ("--audit", request.audit),
+        ("--jobs", str(request.jobs or "")),
+    ):
+        words += [option, value] if value else []
+    for override in request.overrides:
+        words += ["--set", override]
+    return words

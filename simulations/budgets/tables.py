@@ -1,0 +1,106 @@
+"""``budgets.md``: the table of a budget study, and what the study itself would spend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from server.spending import extent
+from simulations.budgets.results import Budgets, Mean, Point, Sweep
+from simulations.output.markdown import DASH, head, row
+
+EXPLANATION = (
+    "Accuracies in %, forgetting in points: mean ± half width of the 95 % interval (Student's t "
+    "over seeds; one seed has no interval). Of the way: from zero-shot to the same seeds without "
+    "privacy. Epsilon: the budget of a run, at the delta and per the unit of what was spent. "
+    "Spent: the largest of a client's ledger in any seed. "
+    "Lower bound: the largest that a kind of canaries of an audit has shown, each with 95 % "
+    "confidence by itself, over all rounds and tasks of the audited run."
+)
+HEAD = (
+    "epsilon",
+    "n",
+    "average accuracy",
+    "forgetting",
+    "worst client",
+    "of the way",
+    "spent",
+    "lower bound",
+)
+
+
+def markdown(budgets: Budgets) -> str:
+    """Return the whole page."""
+    lines = [f"# Budgets of {budgets.experiment}", ""]
+    lines += [f"{budgets.finished} of {budgets.wanted} runs done. {EXPLANATION}", ""]
+    for method in dict.fromkeys(point.method for point in budgets.points):
+        points = [point for point in budgets.points if point.method == method]
+        lines += [f"## {method}", "", *_table(points), ""]
+    lines += ["## The sweep itself", "", sweep_text(budgets.sweep)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(points: list[Point]) -> Iterator[str]:
+    yield from head(*HEAD)
+    longest = max(points, key=lambda point: point.zero_shot.n)
+    zero = longest.zero_shot
+    yield row("0 (zero-shot)", str(zero.n), _percent(zero), *[DASH] * (len(HEAD) - 3))
+    for point in points:
+        yield row(
+            "inf (no privacy)" if point.epsilon == "inf" else point.epsilon,
+            str(point.average_accuracy.n),
+            _percent(point.average_accuracy),
+            _percent(point.forgetting),
+            _percent(point.worst_client),
+            _percent(point.of_the_way, " %"),
+            _spent(point),
+            _shown(point),
+        )
+
+
+def _spent(point: Point) -> str:
+    if point.spent is None or point.delta is None:
+        return DASH
+    seeded = ", simulation only" if point.simulation_only else ""
+    over = extent(point.disjoint_tasks)
+    return f"{point.spent:.3g} at delta = {point.delta:.2g} per {point.unit}, {over}{seeded}"
+
+
+def _shown(point: Point) -> str:
+    if point.lower_bound is None:
+        return DASH
+    unit = f" per {point.unit}" if point.unit else ""
+    return f"≥ {point.lower_bound:.2f} at delta = {point.lower_bound_delta:.2g}{unit}"
+
+
+def sweep_text(sweep: Sweep) -> str:
+    """What the choice of a budget would cost, if it were made on real data."""
+    if not sweep.runs:
+        return "No private run has finished: there is nothing to compose."
+    if sweep.epsilon is None or sweep.delta is None:
+        whole = f"The {sweep.runs} private runs have no common ledger to compose."
+    else:
+        whole = (
+            f"Every run is a release of its own. On the same real data the {sweep.runs} private "
+            f"runs of this sweep would together spend epsilon = {sweep.epsilon:.3g} at delta = "
+            f"{sweep.delta:.2g} per {sweep.unit}, composed over all rounds, tasks, seeds, methods "
+            f"and budgets, for {_whose(sweep)}."
+        )
+    if sweep.without_privacy:
+        whole += (
+            f" The {sweep.without_privacy} runs without privacy protect nothing: with them, no "
+            "epsilon holds at all."
+        )
+    return f"{whole} So choose a budget on public data."
+
+
+def _whose(sweep: Sweep) -> str:
+    if sweep.unit == "client":
+        return "a client that may be in every run"
+    return f"a {sweep.unit} that lies in every run at the client that spent most"
+
+
+def _percent(found: Mean | None, unit: str = "") -> str:
+    if found is None:
+        return DASH
+    width = "" if found.half_width is None else f" ± {100 * found.half_width:.1f}"
+    return f"{100 * found.mean:.1f}{width}{unit}"

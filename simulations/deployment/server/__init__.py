@@ -1,0 +1,1 @@
+"""The server's folder and commands: what its administrator runs."""

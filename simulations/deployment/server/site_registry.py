@@ -1,0 +1,86 @@
+"""The sites that may sign in: names, and the keys that go with them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from client.site_file import NAME
+from deal_core.errors import UserError
+from simulations.deployment.flower_home import CONNECTION
+from simulations.deployment.server.folder import ServerFolder
+from simulations.deployment.site_keys import read_public_key
+
+
+def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
+    """Name to ``key`` (the public line), ``node`` (Flower's id) and ``since``, in the order in
+    which they were added.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
+    try:
+        sites: dict[str, dict[str, Any]] = json.loads(folder.sites.read_text(encoding="utf-8"))
+        return sites
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.sites}: cannot be read ({error}); restore your backup") from None
+
+
+def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
+    """Let the holder of a key sign in as ``name``; return the lines to print.
+
+    Raises:
+        UserError: a name or key that is taken or none, or the server is not running.
+    """
+    settings = folder.settings()
+    if not NAME.fullmatch(name):
+        raise UserError(f"'{name}': a site's name has letters, digits, '.', '_' and '-', up to 64")
+    key, sites = read_public_key(key_file), registered(folder)
+    if name in sites:
+        raise UserError(
+            f"'{name}' is registered already; for a new key first deal server remove-site {name}"
+        )
+    for other, site in sites.items():
+        if site["key"] == key:
+            raise UserError(f"{key_file}: this key is that of '{other}'; every site has its own")
+    answer = folder.flower.ask(
+        "supernode", "register", str(key_file.resolve()), CONNECTION, "--name", name
+    )
+    sites[name] = {"key": key, "node": str(answer["node-id"]), "since": time.time()}
+    _write(folder.sites, sites)
+    folder.events.write("site_added", site=name, **sites[name])
+    where = f"{settings.hosts[0]}:{settings.port}"
+    return [
+        f"registered '{name}' ({len(sites)} in all)",
+        f"next: the site runs deal site check and deal site start (server {where}); "
+        "when all are there, deal submit EXPERIMENT",
+    ]
+
+
+def remove_site(folder: ServerFolder, name: str) -> list[str]:
+    """Let nobody sign in as ``name`` any more; return the lines to print.
+
+    Raises:
+        UserError: no such site, or the server is not running.
+    """
+    folder.settings()
+    sites = registered(folder)
+    if name not in sites:
+        raise UserError(f"'{name}' is not registered; known: {', '.join(sites) or 'none'}")
+    folder.flower.ask("supernode", "unregister", sites[name]["node"], CONNECTION)
+    removed = sites.pop(name)
+    _write(folder.sites, sites)
+    folder.events.write("site_removed", site=name, **removed)
+    return [
+        f"removed '{name}': its key is refused from now on",
+        f"next: for a new key, deal server add-site {name} KEY.pub (the name keeps its place in "
+        "runs that are continued)",
+    ]
+
+
+def _write(path: Path, sites: dict[str, dict[str, Any]]) -> None:
+    beside = path.with_suffix(".writing")
+    beside.write_text(json.dumps(sites, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)

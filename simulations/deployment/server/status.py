@@ -1,0 +1,147 @@
+"""``deal status``: sites, last seen, task and round, quarantines, bytes, ε."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.lock import held
+from server.spending import Spending, extent
+from simulations.deployment.flower_home import CONNECTION
+from simulations.deployment.server.folder import ServerFolder
+from simulations.deployment.server.run_state import RunState, SiteState, state_of
+from simulations.deployment.server.site_registry import registered
+from simulations.deployment.server.submit import run_folder, starts
+from simulations.output.console import say
+
+
+def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> None:
+    """Print where the run and its sites stand; the latest run when ``name`` is empty.
+
+    Raises:
+        UserError: no such run, or this is no server's folder.
+    """
+    folder.settings()
+    sites, fault = connected(folder)
+    if not name and not any(folder.runs.glob("*")):
+        _print_sites(console, sites, {}, fault)
+        console.print("no run yet; next: deal submit EXPERIMENT")
+        return
+    run = run_folder(folder, name)
+    state = state_of(run)
+    if state.phase == "running" and not held(RunFolder(run).writing):
+        state.phase = "stopped"
+        state.reason = "its process has ended without a word: the server was killed or restarted"
+    elif state.phase == "starting" and not fault:
+        _as_flower_sees_it(folder, state, [start["run"] for start in starts(run)])
+    if as_json:
+        told = {"run": run.name, **asdict(state), "connected": sites}
+        print(json.dumps(told, indent=1, default=Spending.model_dump))
+        return
+    for line in described(run.name, state):
+        say(console, line)
+    _print_sites(console, sites, state.sites, fault, state.unit)
+    say(console, next_step(run.name, state))
+
+
+def connected(folder: ServerFolder) -> tuple[dict[str, str], str]:
+    """Site to what the server knows of its connection (``online``, ``offline``, ...); and why
+    it is not known, if the server does not answer."""
+    known = registered(folder)
+    try:
+        nodes = folder.flower.ask("supernode", "list", CONNECTION)["nodes"]
+    except UserError as error:
+        return dict.fromkeys(known, "unknown"), str(error)
+    by_node = {str(node["node-id"]): str(node["status"]) for node in nodes}
+    return {name: by_node.get(site["node"], "unregistered") for name, site in known.items()}, ""
+
+
+def described(name: str, state: RunState) -> list[str]:
+    """The run in a few lines."""
+    lines = [f"run {name}: {state.phase}{f' ({state.reason})' if state.reason else ''}"]
+    if state.planned:
+        working = ", ".join(state.working)
+        lines.append(
+            f"round {state.rounds} of {state.planned} finished; stage {state.stage + 1}, "
+            f"task {working or '-'} of {', '.join(state.tasks)}"
+        )
+        lines.append(
+            f"sent per site {state.bytes_up / 1e6:.2f} MB, received {state.bytes_down / 1e6:.2f} MB"
+        )
+    if state.quarantined:
+        lines.append(f"left out of the last round: {', '.join(state.quarantined)}")
+    if state.accuracy:
+        shown = ", ".join(f"{task} {value:.1%}" for task, value in state.accuracy.items())
+        lines.append(f"accuracy: {shown}")
+    return lines
+
+
+def next_step(name: str, state: RunState) -> str:
+    """What the administrator can do now."""
+    if state.phase == "finished":
+        return "next: the adapter and results.json are in the run's folder"
+    if state.phase == "stopped":
+        return f"next: deal submit --resume {name}"
+    return f"next: wait; deal stop {name} ends it and keeps its checkpoint"
+
+
+def _as_flower_sees_it(folder: ServerFolder, state: RunState, numbers: list[str]) -> None:
+    """A run that ended before its first event is not starting any more."""
+    if not numbers:
+        return
+    try:
+        runs = folder.flower.ask("list", CONNECTION, "--run-id", numbers[-1])["runs"]
+    except UserError:
+        return
+    found = str(runs[0]["status"]) if runs else "unknown"
+    if found.startswith("finished"):
+        state.phase = "stopped"
+        state.reason = f"Flower says '{found}'; superlink.log in the server's folder has more"
+
+
+def _print_sites(
+    console: Console,
+    sites: Mapping[str, str],
+    seen: Mapping[str, SiteState],
+    fault: str,
+    unit: str = "",
+) -> None:
+    table = Table()
+    for column in ("site", "connection", "last reply", "task", "rounds", "faults", "last fault"):
+        table.add_column(column)
+    private = any(site.spent is not None for site in seen.values())
+    if private:
+        table.add_column(f"ε per {unit} so far")
+    for name in [*seen, *(name for name in sites if name not in seen)]:
+        site = seen.get(name, SiteState())
+        row: list[Any] = [name, sites.get(name, "not registered"), _ago(site.last_seen), site.task]
+        row += [str(site.rounds), str(site.faults), site.last_fault]
+        if private:
+            row.append(_cost(site.spent))
+        table.add_row(*row)
+    console.print(table)
+    if fault:
+        say(console, f"connections unknown: {fault}")
+
+
+def _cost(spent: Spending | None) -> str:
+    if spent is None:
+        return ""
+    seeded = ", simulation only" if spent.simulation_only else ""
+    over = extent(spent.disjoint_tasks)
+    return f"{spent.epsilon:.2f} at δ {spent.delta:.2g}, {over}{seeded}"
+
+
+def _ago(moment: float) -> str:
+    if not moment:
+        return "never"
+    seconds = max(0, round(time.time() - moment))
+    return f"{seconds} s ago" if seconds < 120 else f"{seconds // 60} min ago"

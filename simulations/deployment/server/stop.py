@@ -1,0 +1,26 @@
+"""``deal stop``: end a run; its checkpoint stays."""
+
+from __future__ import annotations
+
+from simulations.deployment.flower_home import CONNECTION
+from simulations.deployment.server.folder import ServerFolder
+from simulations.deployment.server.submit import run_folder, starts
+
+
+def stop(folder: ServerFolder, name: str) -> list[str]:
+    """Ask the SuperLink to end the run; return the lines to print.
+
+    Raises:
+        UserError: no such run, or the server does not answer.
+    """
+    folder.settings()
+    run = run_folder(folder, name)
+    begun = starts(run)
+    if not begun:
+        return [f"{run.name} was never started; its folder is {run}"]
+    folder.flower.ask("stop", begun[-1]["run"], CONNECTION)
+    folder.events.write("run_stopped", run=run.name, flower=begun[-1]["run"])
+    return [
+        f"stopped {run.name}; the checkpoint after its last step stands",
+        f"next: deal submit --resume {run.name} --dir {folder.path} goes on from there",
+    ]

@@ -1,0 +1,199 @@
+"""``deal submit``: an experiment becomes a run of the federation."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.site_file import NAME
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
+from deal_core.data.sites import SitesSource
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.lock import alone
+from simulations.deployment.flower_home import CONNECTION
+from simulations.deployment.server.folder import ServerFolder
+from simulations.deployment.server.site_registry import registered
+from simulations.engines.flower import app_folder
+from simulations.output.toml import toml_lines
+from simulations.run.experiment import Request, load_experiment
+from simulations.run.run_folder import check_folder, record, recorded
+
+STARTS = "starts.jsonl"
+"""In the run folder: Flower's id of the run, one line for each time that it was started."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The arguments of ``deal submit``.
+
+    Attributes:
+        experiment: a TOML file, or a shipped name; empty with ``resume``.
+        resume: name of a run to be continued.
+        overrides: ``table.key=value``.
+    """
+
+    experiment: str = ""
+    resume: str = ""
+    overrides: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+def submit(folder: ServerFolder, submission: Submission) -> list[str]:
+    """Start the run; return the lines to print.
+
+    Raises:
+        UserError: bad input (nothing has started), or the server does not answer.
+    """
+    folder.settings()
+    sites = list(registered(folder))
+    if submission.resume:
+        experiment = continued(folder, submission.resume, sites)
+    else:
+        experiment = begun(folder, submission, sites)
+    check(experiment)
+    run = RunFolder(Path(experiment.run.out))
+    with alone(run.launching):
+        check_folder(experiment)
+        if submission.resume:
+            _nobody_writes(run.path)
+        record(experiment)
+        number = _start(folder, experiment, run.path)
+    name = run.path.name
+    return [
+        f"{'continued' if submission.resume else 'started'} {name} with "
+        f"{len(experiment.federation.sites)} sites (Flower's run {number})",
+        f"results go to {run.path}",
+        f"next: deal status {name} --dir {folder.path}; end it with deal stop {name}",
+    ]
+
+
+def begun(folder: ServerFolder, submission: Submission, sites: list[str]) -> Experiment:
+    """The experiment of a new run, with a name that no run had before.
+
+    Raises:
+        UserError: a file that cannot be read, or nobody to work with.
+    """
+    stem = Path(submission.experiment).stem
+    request = Request(
+        submission.experiment,
+        "unnamed",
+        submission.overrides,
+        submission.seed,
+        "deployment",
+    )
+    experiment = load_experiment(request)
+    name = f"{stem}-seed{experiment.run.seed}-{secrets.token_hex(3)}"
+    if not NAME.fullmatch(name):
+        raise UserError(f"{submission.experiment}: rename it to letters, digits, '-' and '_'")
+    chosen = experiment.federation.sites or tuple(sites)
+    _known(chosen, sites)
+    return _at(experiment, str(folder.runs / name), chosen)
+
+
+def continued(folder: ServerFolder, name: str, sites: list[str]) -> Experiment:
+    """The experiment of a run that is there.
+
+    Raises:
+        UserError: no such run.
+    """
+    path = run_folder(folder, name)
+    before = recorded(path)
+    chosen = before.federation.sites
+    _known(chosen, sites)
+    experiment = _at(before, str(path), chosen)
+    return experiment.model_copy(update={"run": experiment.run.model_copy(update={"resume": True})})
+
+
+def run_folder(folder: ServerFolder, name: str) -> Path:
+    """The folder of a run; an empty name: of the latest.
+
+    Raises:
+        UserError: no such run, or none at all.
+    """
+    runs = [path for path in folder.runs.glob("*") if path.is_dir()]
+    if not runs:
+        raise UserError(f"{folder.runs}: no run yet; start one with deal submit EXPERIMENT")
+    if not name:
+        return max(runs, key=lambda path: path.stat().st_mtime)
+    found = {path.name: path for path in runs}
+    if Path(name).name not in found:
+        raise UserError(f"no run '{name}'; there are: {', '.join(sorted(found))}")
+    return found[Path(name).name]
+
+
+def check(experiment: Experiment) -> None:
+    """What can be known without the sites' data.
+
+    Raises:
+        UserError: one line with the place and the cure.
+    """
+    if experiment.data.source != "sites":
+        raise UserError(
+            f"data.source is '{experiment.data.source}'; a run with sites has data.source = "
+            '"sites" and [data.labels] with TASK = ["label", ...]'
+        )
+    if experiment.privacy.noise == "seeded":
+        raise UserError(
+            "privacy.noise is 'seeded': whoever knows the seed can take the noise off, so it "
+            "protects nobody; leave it out, or set it to 'secure'"
+        )
+    from deal_core.models import adapter_shapes
+    from server.plan import make_plan
+    from simulations.run.preflight import check_names
+
+    tasks = SitesSource(experiment.data).task_names()
+    check_names(experiment)
+    clients = [str(number) for number in range(experiment.federation.clients)]
+    make_plan(experiment, tasks, clients)
+    adapter_shapes(experiment.model, experiment.adapter)
+
+
+def starts(run: Path) -> list[dict[str, Any]]:
+    """Every start of a run: ``run`` (Flower's id) and ``time``."""
+    try:
+        lines = (run / STARTS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def _known(chosen: tuple[str, ...], sites: list[str]) -> None:
+    missing = [name for name in chosen if name not in sites]
+    if missing:
+        raise UserError(
+            f"site '{missing[0]}' is not registered; deal server add-site {missing[0]} KEY.pub"
+        )
+    if not chosen:
+        raise UserError("no site is registered; deal server add-site NAME KEY.pub")
+
+
+def _at(experiment: Experiment, out: str, sites: tuple[str, ...]) -> Experiment:
+    run = experiment.run.model_copy(update={"out": out, "engine": "deployment"})
+    federation = experiment.federation.model_copy(update={"sites": sites, "clients": len(sites)})
+    data = experiment.data.model_copy(update={"path": "", "files": {}, "hub": {}})
+    return experiment.model_copy(update={"run": run, "federation": federation, "data": data})
+
+
+def _nobody_writes(run: Path) -> None:
+    """Raise where the run that should go on has not ended."""
+    with alone(RunFolder(run).writing):
+        pass
+
+
+def _start(folder: ServerFolder, experiment: Experiment, run: Path) -> str:
+    """Start it with ``flwr run``; return Flower's id of it."""
+    config = run / "run-config.toml"
+    config.write_text(toml_lines(flatten(experiment)), encoding="utf-8")
+    answer = folder.flower.ask("run", str(app_folder()), CONNECTION, "--run-config", str(config))
+    number = str(answer["run-id"])
+    with (run / STARTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"run": number, "time": time.time()}) + "\n")
+    sites = list(experiment.federation.sites)
+    folder.events.write("run_submitted", run=run.name, flower=number, sites=sites)
+    return number

@@ -1,0 +1,1 @@
+"""The site's folder, its commands, and the gate before Flower's programs."""

@@ -1,0 +1,217 @@
+"""``deal site check``: look at everything that can go wrong at a site, before it does."""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+
+from client.egress import FIELDS
+from client.site_file import SiteFile, read_site, site_files
+from deal_core.config.experiment import DataConfig, Experiment
+from deal_core.data.files import FilesSource
+from deal_core.data.source import TaskData
+from deal_core.errors import UserError
+from deal_core.privacy.policy import figures_allowed, metrics_allowed
+from simulations.deployment.secret_files import check_secret
+from simulations.deployment.site.allowed_apps import allowed_apps
+from simulations.deployment.site.labels import agreed_labels, compare_labels, declared_labels
+from simulations.deployment.site.own_app import own_digest
+
+CONNECT_SECONDS = 10.0
+MOST_SKEW = 10.0
+"""Seconds between two clocks: signatures of sign-in carry the time, and Flower refuses old ones."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found.
+
+    Attributes:
+        lines: what is as it should be.
+        problems: one line each: what is wrong, where, and the cure.
+    """
+
+    lines: list[str]
+    problems: list[str]
+
+
+def check_site(folder: Path, experiment: Experiment | None = None, offline: bool = False) -> Report:
+    """Check keys, data, connection and clock.
+
+    Args:
+        folder: of ``deal site init``.
+        experiment: its tasks and labels are compared with the site's; the data are read under them.
+        offline: leave connection and clock out.
+
+    Raises:
+        UserError: ``site.toml`` cannot be used at all.
+    """
+    site = read_site(folder / "site.toml")
+    report = Report([f"site '{site.site.name}', state in {site.site.state}"], [])
+    agreed = agreed_labels(experiment) if experiment else {}
+    checks: list[Callable[[], Iterator[str]]] = [
+        lambda: check_keys(site),
+        lambda: check_state(site),
+        lambda: check_app(folder, site),
+        lambda: compare_labels(site, agreed) if experiment else declared_labels(site),
+    ]
+    if not offline:
+        checks.append(lambda: check_connection(site))
+    for check in checks:
+        _note(check, report)
+    labels = agreed if experiment else site.data.labels
+    check_data(site_files(site.data).model_copy(update={"labels": labels}), report)
+    report.lines.extend(what_leaves(site))
+    return report
+
+
+def check_keys(site: SiteFile) -> Iterator[str]:
+    """The private key is there and private, and so is the authority's certificate."""
+    check_secret(Path(site.server.key))
+    yield f"key {site.server.key}: private"
+    try:
+        ssl.create_default_context(cafile=site.server.certificate)
+    except (OSError, ssl.SSLError):
+        raise UserError(
+            f"{site.server.certificate}: no certificate; get ca.crt from the server's administrator"
+        ) from None
+
+
+def check_state(site: SiteFile) -> Iterator[str]:
+    """The state folder can be written."""
+    state = Path(site.site.state)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        probe = state / ".check"
+        probe.write_text("x")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{state}: cannot be written ({error.strerror}); see site.state") from None
+    yield f"state folder {state}: can be written"
+
+
+def check_app(folder: Path, site: SiteFile) -> Iterator[str]:
+    """The app of this checkout, which the server sends where it has the same version, may run."""
+    digest, allowed = own_digest(), allowed_apps(site).digests
+    if allowed is None:
+        yield f"app of this checkout: {digest}; without [apps] in site.toml every app may run"
+    elif digest in allowed:
+        yield f"app of this checkout: {digest}, allowed (of {len(allowed)})"
+    else:
+        raise UserError(
+            f"app of this checkout: {digest} is not in [apps] of site.toml, so it is refused; "
+            f"deal site allow-app {folder} adds it"
+        )
+
+
+def check_data(config: DataConfig, report: Report) -> None:
+    """Read every task; one line for each, and one for each fault."""
+    source = FilesSource(config)
+    try:
+        names = source.task_names()
+    except UserError as error:
+        report.problems.append(str(error))
+        return
+    for name in names:
+        _note(lambda name=name: iter(described(source.load(name))), report)  # type: ignore[misc]
+    known = config.labels
+    for name in set(names) - set(known) if known else ():
+        report.lines.append(f"task '{name}': a folder, but no task agreed on; it stays out")
+    for name in known:
+        if name not in names:
+            report.lines.append(f"task '{name}': no folder, so this site sits it out")
+    if known and not set(known) & set(names):
+        report.problems.append(
+            f"{config.path}: no folder is named like a task of the experiment "
+            f"({', '.join(known)}); rename the folders"
+        )
+
+
+def described(task: TaskData) -> list[str]:
+    """Counts of a task; they are printed here and sent nowhere."""
+    counts = Counter(example.label for example in task.train)
+    listed = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
+    return [f"task '{task.name}': {len(task.train)} train, {len(task.test)} test; train: {listed}"]
+
+
+def check_connection(site: SiteFile) -> Iterator[str]:
+    """The server answers, is the one that the certificate vouches for, and its clock agrees."""
+    host, _, port = site.server.address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"server.address '{site.server.address}': write it as HOST:PORT")
+    if not Path(site.server.certificate).is_file():
+        return
+    context = ssl.create_default_context(cafile=site.server.certificate)
+    connection = HTTPSConnection(
+        host.strip("[]"), int(port), timeout=CONNECT_SECONDS, context=context
+    )
+    try:
+        before = time.time()
+        connection.request("GET", "/")
+        date = connection.getresponse().getheader("Date")
+        middle = (before + time.time()) / 2
+    except ssl.SSLCertVerificationError as error:
+        raise UserError(
+            f"{site.server.address}: not the server that {site.server.certificate} vouches for "
+            f"({error.verify_message}); compare ca.crt with the server's administrator"
+        ) from None
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"{site.server.address}: no connection ({error}); check address, firewall, and whether "
+            "the server runs"
+        ) from None
+    finally:
+        connection.close()
+    yield f"server {site.server.address}: reached, certificate valid"
+    if date:
+        yield from check_clock(parsedate_to_datetime(date).timestamp() + 0.5 - middle)
+
+
+def check_clock(skew: float) -> Iterator[str]:
+    """Seconds by which the server's clock is ahead."""
+    if abs(skew) > MOST_SKEW:
+        word = "behind" if skew > 0 else "ahead of"
+        raise UserError(
+            f"the clock here is {abs(skew):.0f} s {word} the server's; sign-in would be refused: "
+            "set both by NTP"
+        )
+    yield "clock: agrees with the server's"
+
+
+def what_leaves(site: SiteFile) -> list[str]:
+    """Everything that a reply may hold under the site's policy."""
+    policy = site.policy
+    protected = policy is not None and policy.demanded == "record"
+    noised = ", clipped, noised and charged to the ledger" if protected else ""
+    ordinary = dict.fromkeys(("num_examples", "loss", "seconds"), 0.0)
+    figures = ["num_examples"] if protected else list(figures_allowed(ordinary, policy))
+    if policy is not None and (protected or not policy.counts):
+        figures[figures.index("num_examples")] = "num_examples (always 1)"
+    private = ["simulation_only"]
+    private += ["noise_floor"] if policy is None or policy.counts else []
+    if policy is None or policy.spending:
+        private += ["epsilon", "delta"]
+        private += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
+    counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
+    own = counts[metrics_allowed("clear", policy)]
+    return [
+        f"would leave: LoRA factors of {', '.join(site.models)}{noised}",
+        f"would leave with them: {', '.join(figures)}; in a run with differential privacy also "
+        f"{', '.join(private)}",
+        f"right answers (correct, examples) for each task: {own}",
+        f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "
+        "of an error",
+    ]
+
+
+def _note(check: Callable[[], Iterator[str]], report: Report) -> None:
+    try:
+        report.lines.extend(check())
+    except UserError as error:
+        report.problems.append(str(error))

@@ -1,0 +1,163 @@
+"""``deal site init``: a key pair, and a ``site.toml`` that says what the site lends."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from client.site_file import NAME
+from deal_core.data.tables import READERS
+from deal_core.errors import UserError
+from simulations.deployment.secret_files import write_secret
+from simulations.deployment.service_units import service_unit
+from simulations.deployment.site.own_app import own_digest
+from simulations.deployment.site_keys import make_key_pair
+from simulations.output.toml import toml_value
+
+SITE_TOML = """\
+# What this site lends to the federation, and under which limits. The server can change nothing
+# of it: it names tasks and labels, never a path or a column.
+
+[site]
+name = {name}            # as the server registers it
+state = "state"          # ledger, log, what lasts; back it up
+
+[server]
+address = {address}      # host:port, from the server's administrator
+certificate = "ca.crt"   # from the server's administrator, by a way you trust
+key = "site.key"         # made here, never leaves
+
+[data]
+path = {data}            # one folder per task, with train and test as JSONL, CSV or Parquet
+text_column = {text}
+label_column = {label}
+# pair_column = "answer"        # a second text column
+# id_column = "patient"         # whose record it is, where policy.disjoint_tasks is declared
+# [data.files.TASK]             # a task whose files have other columns or label values
+# text_column = "question"
+# label_text = {{ "1" = "Surgery", "2" = "Radiology" }}
+
+{labels}
+[compute]
+device = "auto"          # auto, cpu, cuda, cuda:N
+threads = 0              # 0: as the experiment asks
+keep_seconds = 900       # the model stays in memory so long after a request; 0: not at all
+
+[models]                 # base models that this site accepts; "" or the folder where one lies
+"embedded:minilm" = ""
+
+[policy]                 # limits that no experiment can widen (deal_core/privacy/policy.py)
+mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
+                         # updates leave as the experiment asks, also unprotected
+max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one protects less
+metrics = "none"         # counts of right answers stay; "noised": they leave with noise, and are
+                         # charged; "clear": they leave as they are, unprotected
+counts = false           # true: the exact number of training records may leave
+spending = true          # false: epsilon and delta of the ledger stay here as well
+
+[apps]                   # the code that the server may run here; nothing of another is unpacked
+allowed = [
+    {app},
+]                        # by SHA-256: this one is of the version installed here. After an upgrade:
+                         # deal site allow-app
+"""
+LABELS = """\
+[data.labels]            # every task that this site takes part in, and its labels, as agreed on
+{lines}"""
+NO_LABELS = """\
+# Without [data.labels] the site takes part in no task. Add every task that it does take part in,
+# with its labels, as the consortium has agreed on; deal site check --experiment prints the lines.
+# [data.labels]
+# TASK = ["label", "other label"]
+"""
+
+
+@dataclass(frozen=True)
+class SiteRequest:
+    """The arguments of ``deal site init``; ``labels`` are those of the agreed experiment."""
+
+    folder: Path
+    data: Path
+    name: str
+    address: str = "SERVER:9443"
+    certificate: Path | None = None
+    text_column: str = "text"
+    label_column: str = "label"
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def init_site(request: SiteRequest) -> list[str]:
+    """Fill the folder; return the lines to print.
+
+    Raises:
+        UserError: a site is there already, a name that is none, no such data, or the folder
+            cannot be written.
+    """
+    folder = request.folder
+    if not NAME.fullmatch(request.name):
+        raise UserError(f"--name {request.name}: use letters, digits, '.', '_' and '-', up to 64")
+    if not request.data.is_dir():
+        raise UserError(f"--data {request.data}: no such folder; give the folder of the tasks")
+    if (folder / "site.toml").exists():
+        raise UserError(f"{folder}: holds a site already; choose another folder, or edit site.toml")
+    if request.certificate is not None and not request.certificate.is_file():
+        raise UserError(f"--certificate {request.certificate}: no such file")
+    app = own_digest()
+    try:
+        (folder / "state").mkdir(parents=True, exist_ok=True)  # the unit lets nothing else change
+        folder.chmod(0o700)
+        pair = make_key_pair(request.name)
+        write_secret(folder / "site.key", pair.private)
+        (folder / "site.pub").write_bytes(pair.public)
+        if request.certificate is not None:
+            shutil.copyfile(request.certificate, folder / "ca.crt")
+        data = request.data.resolve()
+        unit = site_unit(folder, data)
+        (folder / "deal-site.service").write_text(unit, encoding="utf-8")
+        (folder / "site.toml").write_text(_toml(request, data, app), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    return _next(request)
+
+
+def _toml(request: SiteRequest, data: Path, app: str) -> str:
+    return SITE_TOML.format(
+        name=toml_value(request.name),
+        address=toml_value(request.address),
+        data=toml_value(str(data)),
+        text=toml_value(request.text_column),
+        label=toml_value(request.label_column),
+        labels=LABELS.format(lines=label_lines(request.labels)) if request.labels else NO_LABELS,
+        app=toml_value(app),
+    )
+
+
+def label_lines(labels: Mapping[str, Sequence[str]]) -> str:
+    """Lines of ``[data.labels]``."""
+    return "".join(f"{toml_value(task)} = {toml_value(own)}\n" for task, own in labels.items())
+
+
+def _next(request: SiteRequest) -> list[str]:
+    folder = request.folder
+    suffixes = ", ".join(READERS)
+    labels = "" if request.labels else ", and [data.labels], without which no task is worked on"
+    lines = [
+        f"made {folder}: site.toml, site.key (private, stays here), site.pub, deal-site.service",
+        "next:",
+        f"  1. look through {folder / 'site.toml'} (columns, limits{labels}; data files are "
+        f"{suffixes})",
+        f"  2. send {folder / 'site.pub'} to the server's administrator, and compare it by phone",
+    ]
+    if request.certificate is None:
+        lines.append(f"  3. put the server's ca.crt into {folder}, its address into site.toml")
+    return [*lines, f"  then: deal site check {folder}, and deal site start {folder}"]
+
+
+def site_unit(folder: Path, data: Path) -> str:
+    """A systemd unit that keeps a site running. What it runs can read the data, and write the state
+    folder; it can change neither ``site.toml`` with limits and list of apps, nor the keys, nor
+    anything else of this machine's."""
+    what, state = "Federated DEAL: site", folder / "state"
+    return service_unit(what, "deal-site", "site start", folder, (data, folder), state)

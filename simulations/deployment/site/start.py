@@ -1,0 +1,111 @@
+"""``deal site start``: keep Flower's SuperNode running, with the site's key and list of apps."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from client.site_file import SiteFile, read_site
+from deal_core.errors import UserError
+from simulations.deployment.flower_home import FlowerHome
+from simulations.deployment.secret_files import check_secret
+from simulations.deployment.site.allowed_apps import allowed_apps
+from simulations.deployment.supervise import supervise
+
+IN_USE = "Failed to activate SuperNode"
+UNKNOWN = "CERTIFICATE_VERIFY_FAILED"
+HANDSHAKE = "SSL/TLS handshake error detected"
+"""A connection that broke in the middle of a handshake, a proxy that was restarted: Flower's
+SuperNode stops working after it, and does not end."""
+CONNECTED = "SuperNode ID:"
+AFTERLIFE_SECONDS = 90.0
+"""How long after a crash the server may still believe that the site is connected: two missed
+heartbeats, and something."""
+RETRY_SECONDS = 5.0
+REASONS = {
+    UNKNOWN: "the server is not the one that ca.crt vouches for; compare it "
+    "with the server's administrator",
+    IN_USE: "the server does not know this key, or another process serves "
+    "with it; let its administrator run deal server add-site",
+    "terminated gracefully": "the server has refused a signature: the key is not registered any "
+    "more, or the clocks differ; deal site check compares them",
+}
+"""What Flower writes when it gives up, and what that means."""
+
+
+def start_site(folder: Path) -> int:
+    """Run the SuperNode until it is stopped; return its exit code.
+
+    Raises:
+        UserError: ``site.toml`` is wrong, a key is unsafe, the site runs already, or the server
+            refuses it.
+    """
+    site = read_site(folder / "site.toml")
+    check_secret(Path(site.server.key))
+    if not Path(site.server.certificate).is_file():
+        raise UserError(
+            f"{site.server.certificate}: not there; it is the ca.crt of the server's administrator"
+        )
+    state = Path(site.site.state)
+    state.mkdir(parents=True, exist_ok=True)
+    home = FlowerHome(state / "flower")
+    command = supernode_command(folder)
+    return _keep_going(site, command, home, state / "supernode.log", state / "site.pid")
+
+
+def _keep_going(site: SiteFile, command: list[str], home: FlowerHome, log: Path, pid: Path) -> int:
+    """Run the SuperNode, again where what has ended it will pass."""
+    was_in = pid.exists()  # whoever ended in order has taken it away
+    give_up = time.monotonic() + (AFTERLIFE_SECONDS if was_in else 0.0)
+    while True:
+        start = log.stat().st_size if log.exists() else 0
+        if supervise(command, home, log, pid, HANDSHAKE) == 0:
+            return 0
+        said = log.read_bytes()[start:].decode("utf-8", "replace")
+        if CONNECTED in said:
+            was_in, give_up = True, time.monotonic() + AFTERLIFE_SECONDS
+        passes = HANDSHAKE in said and was_in and UNKNOWN not in said
+        if not passes and (IN_USE not in said or time.monotonic() > give_up):
+            raise UserError(f"{site.server.address}: {why(said)} (log: {log})")
+        what = "no TLS with the server" if passes else "the server holds the connection from before"
+        print(f"{what}; trying again", flush=True)
+        time.sleep(RETRY_SECONDS)
+
+
+def why(said: str) -> str:
+    """The reason that Flower gave, in its own log."""
+    for sign, reason in REASONS.items():
+        if sign in said:
+            return reason
+    return "Flower's SuperNode has ended"
+
+
+def starting_lines(folder: Path, site: SiteFile) -> list[str]:
+    """What is about to run, and where to look."""
+    return [
+        f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it",
+        apps_line(site),
+        f"its log: {Path(site.site.state) / 'log.jsonl'}; Flower's: supernode.log beside it",
+        f"next: nothing; to look at data and connection: deal site check {folder}",
+    ]
+
+
+def apps_line(site: SiteFile) -> str:
+    """How many apps may run; a warning where every app may."""
+    digests = allowed_apps(site).digests
+    if digests is None:
+        return (
+            "warning: site.toml has no [apps], so whatever app the server sends runs here; "
+            "deal site allow-app DIR names the one of this checkout"
+        )
+    if not digests:
+        return "warning: no app is allowed, so every request is refused; deal site allow-app DIR"
+    return f"apps that may run here: {', '.join(sorted(digests))}"
+
+
+def supernode_command(folder: Path) -> list[str]:
+    """This project's own start of Flower's SuperNode. ``-P``: nothing is imported from its working
+    directory, which apps can write."""
+    module = "simulations.deployment.site.supernode"
+    return [sys.executable, "-P", "-m", module, str(folder / "site.toml")]

@@ -1,0 +1,155 @@
+"""Processes that answer the clients' requests side by side, each with a base model of its own."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import parent_process
+from threading import Lock, Thread
+
+from flwr.app import Context, Message
+
+from simulations.engines import forkserver
+from simulations.engines.flower_identity import become
+from simulations.engines.workers import Workers
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request on its way: ``outcome`` will hold the reply, or what went wrong."""
+
+    request: Message
+    context: Context
+    outcome: Future[Message]
+
+
+class WorkerPool:
+    """A client's requests go to the same worker, which has its texts and its teacher at hand,
+    unless another one has nothing left to do. Who answers changes no number.
+
+    A worker that ends before its time ends the pool: whatever waits, or is asked later, gets
+    :class:`~concurrent.futures.BrokenExecutor`.
+    """
+
+    def __init__(self, executors: list[ProcessPoolExecutor]) -> None:
+        self._executors = executors
+        self._queues: list[deque[Job]] = [deque() for _ in executors]
+        self._idle = set(range(len(executors)))
+        self._open = True
+        self._broken: BrokenExecutor | None = None
+        self._lock = Lock()
+
+    def submit(self, client: int, request: Message, context: Context) -> Future[Message]:
+        """Queue a request; return its reply to come."""
+        job = Job(request, context, Future())
+        with self._lock:
+            self._queues[client % len(self._queues)].append(job)
+        self._feed()
+        return job.outcome
+
+    def close(self) -> None:
+        """Start nothing more: what waits will not be answered."""
+        with self._lock:
+            self._open = False
+
+    def _feed(self) -> None:
+        """Give every idle worker its next request, or the last one of the longest queue."""
+        started = self._start()
+        for running, worker, job in started:  # outside the lock: it may be done already
+            running.add_done_callback(partial(self._finished, worker, job))
+        if self._broken is not None:
+            self._fail(self._broken)
+
+    def _start(self) -> list[tuple[Future[Message], int, Job]]:
+        started = []
+        with self._lock:
+            own_work_first = sorted(self._idle, key=lambda worker: not self._queues[worker])
+            for worker in own_work_first:
+                own, longest = self._queues[worker], max(self._queues, key=len)
+                if not longest or not self._open or self._broken:
+                    break
+                job = own.popleft() if own else longest.pop()
+                try:
+                    running = self._executors[worker].submit(answer, job.request, job.context)
+                except BrokenExecutor as fault:
+                    self._broken = fault
+                    own.append(job)  # to be told with all that wait
+                    break
+                self._idle.remove(worker)
+                started.append((running, worker, job))
+        return started
+
+    def _finished(self, worker: int, job: Job, running: Future[Message]) -> None:
+        if running.cancelled():
+            return
+        fault = running.exception()
+        with self._lock:
+            if isinstance(fault, BrokenExecutor):
+                self._broken = fault
+            else:
+                self._idle.add(worker)
+        if fault is None:
+            job.outcome.set_result(running.result())
+        else:
+            job.outcome.set_exception(fault)
+        self._feed()
+
+    def _fail(self, fault: BrokenExecutor) -> None:
+        """Tell everybody who waits."""
+        with self._lock:
+            waiting = [job for queue in self._queues for job in queue]
+            for queue in self._queues:
+                queue.clear()
+        for job in waiting:
+            job.outcome.set_exception(fault)
+
+
+@contextmanager
+def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerPool | None]:
+    """Start workers that answer for the nodes of the run, and stop them at the end; one worker
+    is no gain over this process, so there is none."""
+    if workers.count == 1:
+        yield None
+        return
+    context = forkserver.start()
+    with ExitStack() as stack:
+        executors = [
+            ProcessPoolExecutor(1, context, prepare, (run_id, node_id))
+            for _ in range(workers.count)
+        ]
+        for executor in executors:
+            stack.callback(executor.shutdown, wait=True, cancel_futures=True)
+        # In threads, where no signal arrives: a start that is torn apart leaves a worker that
+        # complains on its own.
+        starter = stack.enter_context(ThreadPoolExecutor(len(executors)))
+        for executor in executors:
+            starter.submit(executor.submit, os.getpid)
+        pool = WorkerPool(executors)
+        stack.callback(pool.close)  # first: a worker that ends its request must not get another
+        yield pool
+
+
+def prepare(run_id: int, node_id: int) -> None:
+    """In a new worker: end with the parent, and be allowed to answer."""
+    Thread(target=end_with_parent, daemon=True).start()
+    become(run_id, node_id)
+
+
+def end_with_parent() -> None:
+    """A parent that was killed could not stop its workers."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def answer(request: Message, context: Context) -> Message:
+    """In a worker: what the client says."""
+    from client.app import app
+
+    return app(request, context)

@@ -1,0 +1,140 @@
+"""``deal ledger``: a site's book of private releases, read, checked, and certified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.certificate import certificate, check_certificate, composed_over
+from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError, composed
+from simulations.output.console import say
+
+
+def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
+    """Print what was spent, a row for each task of a run.
+
+    Raises:
+        UserError: no ledger in the folder, or one that cannot be trusted; tasks in parallel, but
+            some were not compared.
+    """
+    ledger = _ledger(folder)
+    entries = _checked(ledger)
+    if disjoint_tasks:
+        ledger.require_declared([entry.event for entry in entries])
+    table = Table(title="Private releases", title_justify="left")
+    for name in ("run", "task", "releases", "steps", "rate", "noise multiplier", "clipping bound"):
+        table.add_column(name)
+    table.add_column("epsilon, alone")
+    for (run, task, _), part in groupby(entries, _row_of):
+        table.add_row(run, task or "(all)", *_figures(part))
+    console.print(table)
+    for line in _summary(entries, disjoint_tasks):
+        say(console, line)
+
+
+def verify(folder: str, certificate_file: str, console: Console) -> None:
+    """Check the ledger's chain, or a certificate, and whether the ledger still is what it says.
+
+    Raises:
+        UserError: something does not hold.
+    """
+    if folder:
+        entries = _checked(_ledger(folder))
+        console.print(f"ledger: {len(entries)} entries, the chain holds", highlight=False)
+    if not certificate_file:
+        return
+    said = check_certificate(_read_json(Path(certificate_file)))
+    console.print(f"certificate: signature good, {said['entries']} entries", highlight=False)
+    if folder and (said["entries"] > len(entries) or _head(entries, said) != said["head"]):
+        raise UserError(f"{certificate_file}: is not of the ledger in {folder}")
+
+
+def export(folder: str, out: str, console: Console, disjoint_tasks: bool) -> None:
+    """Write a signed certificate.
+
+    Raises:
+        UserError: no ledger in the folder, nothing in it, or one that cannot be trusted.
+    """
+    ledger = _ledger(folder)
+    _checked(ledger)
+    signed = certificate(ledger, disjoint_tasks)
+    Path(out).write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
+    console.print(f"{out}: {signed['statement']['entries']} entries, signed", highlight=False)
+
+
+def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
+    if not entries:
+        return ["nothing was spent"]
+    events = [entry.event for entry in entries]
+    protected = [event for event in events if event.protected]
+    unprotected, lines = len(events) - len(protected), []
+    if protected:
+        delta = min(event.delta for event in protected)
+        epsilon = composed(protected, delta, disjoint_tasks)
+        over = composed_over(disjoint_tasks, unprotected)
+        unit = protected[0].unit
+        lines.append(f"epsilon {epsilon:.4g} at delta = {delta:.3g} per {unit}, over {over}")
+        lines.append("against everybody but the keeper of this ledger")
+    elif unprotected:
+        lines.append(f"{unprotected} releases left without protection: no epsilon holds for them")
+    if any(event.simulation_only for event in events):
+        lines.append("simulation only: some noise came from a seed, so nothing is guaranteed")
+    return lines
+
+
+def _row_of(entry: Entry) -> tuple[str, str, str]:
+    """Releases of one row of the table: those of a task in a run, by one mechanism if none
+    protects them."""
+    event = entry.event
+    return event.run, event.task, "" if event.protected else event.mechanism
+
+
+def _figures(part: Iterable[Entry]) -> list[str]:
+    events = [entry.event for entry in part]
+    first, delta = events[0], min(event.delta for event in events)
+    if not first.protected:
+        return [str(len(events)), "", "", f"none ({first.mechanism})", "", "no bound"]
+    return [
+        str(len(events)),
+        str(sum(event.steps for event in events)),
+        f"{first.sample_rate:.4g}",
+        f"{first.noise_multiplier:.4g}",
+        f"{first.max_grad_norm:g}",
+        f"{composed(events, delta):.3g}",
+    ]
+
+
+def _head(entries: list[Entry], said: dict[str, int]) -> str:
+    return entries[said["entries"] - 1].hash
+
+
+def _ledger(folder: str) -> Ledger:
+    if not (Path(folder) / FILE).exists():
+        raise UserError(
+            f"{folder}: no {FILE} here; name a site's state directory (in a simulation: "
+            "RUN/sites/CLIENT)"
+        )
+    return Ledger(Path(folder))
+
+
+def _checked(ledger: Ledger) -> list[Entry]:
+    try:
+        return ledger.entries()
+    except LedgerError as error:
+        raise UserError(f"the ledger cannot be trusted: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is no certificate")
+    return found

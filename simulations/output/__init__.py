@@ -1,0 +1,1 @@
+"""Text for people: console, files, Markdown, TOML; nothing that computes."""

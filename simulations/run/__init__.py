@@ -1,0 +1,1 @@
+"""One run on this machine: from what was typed to the summary; engines are elsewhere."""

@@ -1,0 +1,104 @@
+"""Every error in the input shows before anything starts."""
+
+from __future__ import annotations
+
+from deal_core.aggregation import make_rule
+from deal_core.config.experiment import Experiment
+from deal_core.data import open_source, partition
+from deal_core.data.public import read_public
+from deal_core.errors import UserError, choose
+from deal_core.methods import RULES, make_method
+from deal_core.models import adapter_shapes
+from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.wire.adapter_record import codec_named
+from server.plan import make_plan
+from simulations.engines.faults import FAULTS
+
+
+def preflight(experiment: Experiment) -> None:
+    """Look up every name, read and divide every task once, build the model without weights.
+
+    Raises:
+        UserError: one line with the place and the cure.
+    """
+    check_names(experiment)
+    check_data(experiment)
+    check_public(experiment)
+    adapter_shapes(experiment.model, experiment.adapter)
+
+
+def check_names(experiment: Experiment) -> None:
+    """Look up every name, and check what must go together; cheap.
+
+    Raises:
+        UserError: one line with the place and the cure.
+    """
+    make_method(experiment.method, experiment.adapter)
+    check_aggregation(experiment)
+    codec_named(experiment.wire.dtype)
+    make_mechanism(experiment)
+    check_faults(experiment)
+
+
+def check_aggregation(experiment: Experiment) -> None:
+    """Build the rule; clients of their own ranks need one that can mix them, and a method may
+    need one that it can work with.
+
+    Raises:
+        UserError: unknown names, or ranks that the rule or the adapter does not allow.
+    """
+    rule = make_rule(experiment.aggregation)
+    method, name = experiment.method.name, experiment.aggregation.rule
+    if name not in RULES.get(method, {name}):
+        raise UserError(
+            f"aggregation.rule '{name}' does not go with method.name '{method}'; "
+            f"use {', '.join(sorted(RULES[method]))}"
+        )
+    own, rank = experiment.adapter.client_ranks, experiment.adapter.rank
+    if own and not rule.mixed_ranks:
+        raise UserError(
+            f"adapter.client_ranks: aggregation.rule '{experiment.aggregation.rule}' cannot mix "
+            "ranks; use flexlora, flexlora-truncated or flora"
+        )
+    if any(not 1 <= each <= rank for each in own):
+        raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
+
+
+def check_faults(experiment: Experiment) -> None:
+    """Misbehaving clients exist in the engine ``inprocess`` alone.
+
+    Raises:
+        UserError: unknown kind, or another engine.
+    """
+    choose("faults.kind", experiment.faults.kind, FAULTS)
+    if experiment.faults.clients and experiment.run.engine != "inprocess":
+        raise UserError("faults.clients: only the engine 'inprocess' has misbehaving clients")
+
+
+def check_public(experiment: Experiment) -> None:
+    """Read the public texts, where a phase of the method asks for some.
+
+    Raises:
+        UserError: see :func:`deal_core.data.public.read_public`.
+    """
+    for phase in make_method(experiment.method, experiment.adapter).phases:
+        if phase.public_path:
+            read_public(phase.public_path, experiment.data)
+
+
+def check_data(experiment: Experiment) -> None:
+    """Plan who works on which task, read every task and divide it among the clients.
+
+    Raises:
+        UserError: see :mod:`deal_core.data` and :func:`server.plan.make_plan`.
+    """
+    source = open_source(experiment.data)
+    clients = [str(number) for number in range(experiment.federation.clients)]
+    make_plan(experiment, source.task_names(), clients)
+    for name in source.task_names():
+        partition(
+            source.load(name),
+            experiment.data.partition,
+            experiment.federation.clients,
+            experiment.run.seed,
+        )

@@ -1,0 +1,118 @@
+"""The run folder before a run: may it be used, and with which settings was it started."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import parse_experiment, read_toml
+from deal_core.config.later_keys import completed
+from deal_core.config.run_config import WHERE, Value, flatten, leaves
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.lock import alone
+from simulations.output.toml import toml_lines
+
+RECORD = "experiment.toml"
+"""The whole experiment, beside the results; it can be run again as it is."""
+
+PRECISION, AUTO = "train.precision", "auto"
+"""The key whose default leaves it to the machine."""
+
+
+def check_folder(experiment: Experiment) -> None:
+    """Check that the run folder is free, or, to resume, that it holds the same experiment.
+
+    Raises:
+        UserError: it holds a run already; there is nothing to resume; the settings differ.
+    """
+    folder = RunFolder(Path(experiment.run.out))
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.path}: is a file; choose another --out")
+    if not experiment.run.resume:
+        if folder.checkpoint.exists() or folder.results.exists():
+            raise UserError(
+                f"{folder.path}: already holds a run; continue it with --resume, "
+                "or choose another --out"
+            )
+        return
+    if not folder.checkpoint.exists():
+        raise UserError(f"{folder.path}: holds no checkpoint to resume; start without --resume")
+    before = recorded(folder.path)
+    check_same(experiment, before, "--resume", "use that, or another --out")
+
+
+@contextmanager
+def claimed(experiment: Experiment) -> Iterator[None]:
+    """Make the run folder and write the experiment into it; within the block it is ours.
+
+    Raises:
+        UserError: another process writes it, or has meanwhile; it cannot be written.
+    """
+    with alone(RunFolder(Path(experiment.run.out)).launching):
+        check_folder(experiment)
+        record(experiment)
+        yield
+
+
+def record(experiment: Experiment) -> None:
+    """Make the run folder and write the experiment into it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    folder = RunFolder(Path(experiment.run.out))
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if not experiment.run.resume:
+            # Events of a start that never came to a checkpoint belong to no run.
+            folder.metrics.unlink(missing_ok=True)
+            (folder.path / RECORD).write_text(_as_toml(experiment), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder.path}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+
+
+def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) -> None:
+    """Check that a run folder holds the experiment that is wanted in it. Where precision is left
+    to the machine, that of the machine it was started on stands.
+
+    Raises:
+        UserError: the first key that differs and matters, with both values, and the ``cure``.
+    """
+    there = flatten(before)
+    asked = {k: v for k, v in flatten(wanted).items() if k not in WHERE}
+    for key in differing(asked, there):
+        raise UserError(
+            f"{where}: '{key}' is {json.dumps(asked[key])}, but the run in {wanted.run.out} was "
+            f"started with {json.dumps(there[key])}; {cure}"
+        )
+
+
+def differing(wanted: Mapping[str, Value], before: Mapping[str, Value]) -> list[str]:
+    """The settings that are wanted otherwise than they were; where precision is left to the
+    machine, that of any machine stands."""
+    return [
+        key
+        for key, value in wanted.items()
+        if value != before[key] and (key, value) != (PRECISION, AUTO)
+    ]
+
+
+def recorded(folder: Path) -> Experiment:
+    """The experiment that a run folder was started with.
+
+    Raises:
+        UserError: there is no record, or none that can be read.
+    """
+    path = folder / RECORD
+    return parse_experiment(completed(read_toml(path)), str(path))
+
+
+def _as_toml(experiment: Experiment) -> str:
+    """Dotted keys with real lists and tables: a file that reads back as the experiment."""
+    return toml_lines(leaves(experiment) | {"run.resume": False})

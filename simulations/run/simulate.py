@@ -1,0 +1,78 @@
+"""One experiment from its name to its report."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import choose
+from server.folder import RunFolder
+from simulations.engines.interrupt import stoppable
+from simulations.engines.registry import ENGINES
+from simulations.output.console import say
+from simulations.run.experiment import Request, load_experiment
+from simulations.run.live_view import progress_view
+from simulations.run.run_folder import check_folder, claimed
+
+STOPPED = 130
+"""Exit code of a run that was interrupted."""
+
+
+def simulate(request: Request, console: Console) -> int:
+    """Run the experiment, show it, report it; return the exit code.
+
+    Raises:
+        UserError: bad input (nothing has started), or a run that cannot go on.
+    """
+    experiment = load_experiment(request)
+    try:
+        with stoppable():
+            _run(experiment, request, console)
+    except KeyboardInterrupt:
+        for line in stopped_lines(request, experiment):
+            say(console, line)
+        return STOPPED
+    from simulations.run.summary import print_report
+
+    print_report(console, Path(experiment.run.out))
+    return 0
+
+
+def _run(experiment: Experiment, request: Request, console: Console) -> None:
+    check_folder(experiment)
+    with console.status("checking the experiment and its data"):
+        engine = choose("run.engine", experiment.run.engine, ENGINES)
+        engine.warm_up(experiment)
+        # Imports torch: after the quick checks.
+        from simulations.run.preflight import preflight
+
+        preflight(experiment)
+    view = progress_view(console, Path(request.experiment).stem)
+    with claimed(experiment), view as listener:
+        engine.run(experiment, listener)
+
+
+def stopped_lines(request: Request, experiment: Experiment) -> list[str]:
+    """Say what is left of an interrupted run, and how to go on."""
+    folder = RunFolder(Path(experiment.run.out))
+    if not folder.checkpoint.exists():
+        return ["stopped before the first checkpoint; start again with the same command"]
+    return [
+        f"stopped; the checkpoint is in {folder.path}; continue with",
+        f"  {shlex.join(resume_command(request, experiment))}",
+    ]
+
+
+def resume_command(request: Request, experiment: Experiment) -> list[str]:
+    """The command that continues the run, with every setting it was given."""
+    command = ["deal", "simulate", request.experiment, "--out", experiment.run.out]
+    for override in request.overrides:
+        command += ["--set", override]
+    if request.seed is not None:
+        command += ["--seed", str(request.seed)]
+    if request.engine is not None:
+        command += ["--engine", request.engine]
+    return [*command, "--resume"]

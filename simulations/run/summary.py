@@ -1,0 +1,146 @@
+"""The end of a run on one screen: the accuracy matrix, the measures, where the files lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deal_core.methods import KEEP_TEXTS
+from deal_core.metrics import in_turn, spans
+from server.folder import RunFolder
+from server.results import Privacy, Results, read_results
+from server.spending import extent
+from simulations.output.console import say
+from simulations.run.live_view import duration, signed
+
+LARGE_DELTA = 1e-3
+"""Above it a run's report warns."""
+
+
+def print_report(console: Console, folder: Path) -> None:
+    """Read ``results.json`` of a run folder and print it.
+
+    Raises:
+        UserError: there is none, or it is not valid.
+    """
+    results = read_results(folder)
+    if results.accuracy_matrix:
+        console.print(matrix_table(results))
+    lines = [*measures(results), ("results", str(RunFolder(folder).results))]
+    for name, value in lines:
+        say(console, f"{name:<20}{value}")
+
+
+def matrix_table(results: Results) -> Table:
+    """Return R: one row per stage, one column per task, in per cent; bold: just learnt by its last
+    learner; dim: not begun by anyone."""
+    table = Table(title="Accuracy in %", title_justify="left")
+    table.add_column("learnt so far")
+    for number in range(1, len(results.tasks) + 1):
+        table.add_column(f"task {number}", justify="right")
+    table.add_row("nothing (zero-shot)", *(_cell(results.zero_shot[t]) for t in results.tasks))
+    stages = [list(stage.work) for stage in results.stages]
+    begun, learnt = spans(results.tasks, stages)
+    for i, row in enumerate(results.accuracy_matrix):
+        cells = [_cell(value, _style(i, begun[j], learnt[j])) for j, value in enumerate(row)]
+        table.add_row(Text(_title(i, results.tasks, stages)), *cells)
+    return table
+
+
+def _title(row: int, tasks: list[str], stages: list[list[str]]) -> str:
+    """``+ task 2 skin``, or ``+ stage 2: 1 heart, 3 eye`` where stages are not tasks in turn."""
+    if stages == [tasks] and len(tasks) > 1:
+        return "+ all tasks at once"
+    worked = ", ".join(f"{tasks.index(task) + 1} {task}" for task in stages[row])
+    return f"+ task {worked}" if in_turn(tasks, stages) else f"+ stage {row + 1}: {worked}"
+
+
+def _style(row: int, begun: int, learnt: int) -> str:
+    if row == learnt:
+        return "bold"
+    return "dim" if row < begun else ""
+
+
+def _cell(share: float, style: str = "") -> Text:
+    return Text(f"{100 * share:.1f}", style=style)
+
+
+def measures(results: Results) -> list[tuple[str, str]]:
+    """Return name and text of every measure."""
+    rows = [
+        *_accuracy(results),
+        ("worst client", _worst_client(results)),
+        ("sent per client", f"{_size(sum(results.wire.bytes_up))} in the whole run"),
+        ("received per client", f"{_size(sum(results.wire.bytes_down))} in the whole run"),
+        ("time", duration(results.seconds.get("total", 0.0))),
+        ("privacy", privacy_text(results.privacy)),
+        ("warning", large_delta(results.privacy)),
+        ("kept texts", _kept_texts(results)),
+        ("versions", ", ".join(f"{name} {v}" for name, v in results.versions.items())),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def _accuracy(results: Results) -> list[tuple[str, str]]:
+    average, zero_shot = results.average_accuracy, list(results.zero_shot.values())
+    backward, forward = results.backward_transfer, results.forward_transfer
+    if average is None or backward is None or forward is None or results.forgetting is None:
+        return [("accuracy", "not known: clients keep their counts of right answers")]
+    return [
+        ("average accuracy", f"{100 * average:.1f} %"),
+        ("zero-shot accuracy", f"{100 * sum(zero_shot) / len(zero_shot):.1f} %"),
+        ("backward transfer", f"{signed(backward)} points"),
+        ("forward transfer", f"{signed(forward)} points"),
+        ("forgetting", f"{100 * results.forgetting:.1f} points"),
+    ]
+
+
+def privacy_text(privacy: Privacy) -> str:
+    """Say what is guaranteed. An epsilon without delta and unit means nothing: not shown."""
+    if privacy.mechanism == "none":
+        return "none (no text leaves its client, but updates carry no formal guarantee)"
+    if not privacy.epsilon or privacy.delta is None or privacy.unit is None:
+        return f"{privacy.mechanism}; no guarantee recorded"
+    largest = max(privacy.epsilon.values())
+    return (
+        f"{privacy.mechanism}: epsilon <= {largest:.3g} at delta = {privacy.delta:.3g} "
+        f"per {privacy.unit}, over {extent(privacy.disjoint_tasks)} (largest over clients); "
+        f"{privacy.assumes}"
+        + ("; simulation only: the noise came from a seed" if privacy.simulation_only else "")
+    )
+
+
+def large_delta(privacy: Privacy) -> str:
+    """A warning where the chance that an epsilon says nothing is not small; empty: it is."""
+    if privacy.delta is None or privacy.delta <= LARGE_DELTA:
+        return ""
+    return (
+        f"delta = {privacy.delta:.3g} is large: of one in {1 / privacy.delta:.0f} {privacy.unit}s "
+        "everything may be told; set privacy.target_delta"
+    )
+
+
+def _kept_texts(results: Results) -> str:
+    method = results.config.method.name
+    return f"of earlier tasks, at each client, by {method}" if method in KEEP_TEXTS else ""
+
+
+def _worst_client(results: Results) -> str:
+    averages = {
+        client: own.average_accuracy
+        for client, own in results.per_client.items()
+        if own.average_accuracy is not None
+    }
+    if not averages:
+        return ""
+    worst = min(averages, key=lambda client: averages[client])
+    return f"{100 * averages[worst]:.1f} % (client {worst})"
+
+
+def _size(count: float) -> str:
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,75 @@
+"""Bounds: one experiment rewritten into ordinary ones, and what these say together.
+
+All train by plain cross-entropy (``sequential``), with the rounds, clients and optimiser of the
+experiment. The fourth bound, zero-shot, is in the results of every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deal_core.config.experiment import Experiment, StreamConfig
+from deal_core.config.method import MethodConfig
+from server.results import Results
+from simulations.study.outcome import Outcome, outcome, pooled_own, together
+
+Parts = dict[str, Experiment]
+"""Name of a part to its experiment."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How a bound is measured.
+
+    Attributes:
+        parts: an experiment, and the tasks of its stream, to ordinary experiments.
+        combine: the results of the parts, in their order, to one outcome.
+        ordered: whether the order of the tasks changes it.
+    """
+
+    parts: Callable[[Experiment, Sequence[str]], Parts]
+    combine: Callable[[Sequence[Results]], Outcome]
+    ordered: bool
+
+
+def _joint(experiment: Experiment, tasks: Sequence[str]) -> Parts:
+    """All tasks at once: what there is to learn if nothing can be forgotten."""
+    return {"": _plain(experiment).model_copy(update={"stream": StreamConfig(schedule="joint")})}
+
+
+def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
+    """A federation, and a model, for each task alone; whose order leaves it out does not train."""
+    plain, orders = _plain(experiment), experiment.stream.orders
+
+    def alone(task: str) -> Experiment:
+        own = {k: tuple(each for each in order if each == task) for k, order in orders.items()}
+        return _changed(_changed(plain, "data", tasks=(task,)), "stream", orders=own)
+
+    return {task: alone(task) for task in tasks}
+
+
+def _local_only(experiment: Experiment, tasks: Sequence[str]) -> Parts:
+    """Each client alone through the stream: what it has without the others, and without a robust
+    step, which has nobody to compare it with."""
+    plain = _changed(_plain(experiment), "aggregation", robust="none")
+    alone = range(experiment.federation.clients)
+    return {f"client-{k}": _changed(plain, "federation", participants=(k,)) for k in alone}
+
+
+def _plain(experiment: Experiment) -> Experiment:
+    return experiment.model_copy(update={"method": MethodConfig(name="sequential")})
+
+
+def _changed(experiment: Experiment, table: str, **keys: Any) -> Experiment:
+    changed = getattr(experiment, table).model_copy(update=keys)
+    return experiment.model_copy(update={table: changed})
+
+
+BOUNDS: Mapping[str, Bound] = {
+    "joint": Bound(_joint, lambda results: outcome(results[0]), ordered=False),
+    "per-task": Bound(_per_task, together, ordered=False),
+    "local-only": Bound(_local_only, pooled_own, ordered=True),
+}
+"""``bound`` of a study's arm to how it is measured."""

@@ -1,0 +1,246 @@
+"""``deal study``: work off a grid of runs, and keep its tables up to date."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from simulations.engines.interrupt import stoppable
+from simulations.output.console import say
+from simulations.output.files import write_texts
+from simulations.run.simulate import STOPPED
+from simulations.study.grid import Cell, chosen, default_settings, grid
+from simulations.study.results import STUDY_JSON, CellResult, StudyResults, collect, kept
+from simulations.study.runs import standing, work_off
+from simulations.study.study_file import Study, load_study
+from simulations.study.tables import markdown
+
+INPUTS = {"data", "stream", "federation", "model", "adapter"}
+"""Tables of an experiment that say what is read and built."""
+FAILED = 1
+"""Exit code of a study in which a run failed."""
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """The arguments of ``deal study``.
+
+    Attributes:
+        study: a shipped name or the path of a TOML file.
+        out: folder of the study; empty: ``runs/study-NAME``.
+        overrides: ``table.key=value``, for all cells.
+        seeds, arms, settings: what is run now, separated by commas; empty: all.
+        jobs: runs at a time; 0: as many as there are cores for.
+        report: only read what is there, and run nothing.
+    """
+
+    study: str
+    out: str = ""
+    overrides: tuple[str, ...] = ()
+    seeds: str = ""
+    arms: str = ""
+    settings: str = ""
+    jobs: int = 0
+    report: bool = False
+
+
+def run_study(request: StudyRequest, console: Console) -> int:
+    """Run what is left of a study; return the exit code.
+
+    Raises:
+        UserError: bad input, or a folder with other settings; nothing has started.
+    """
+    study = load_study(request.study)
+    out = Path(request.out or f"runs/study-{study.name}").expanduser().resolve()
+    cells = grid(study, out, request.overrides)
+    part = names(request.arms), names(request.settings)
+    wanted = chosen(cells, numbers(request.seeds), *part)
+    left = remaining(cells, wanted)
+    before = kept(out, study.name, cells)
+    left = {run: left[run] for run in left if run.partition("/")[0] not in before}
+    work = bool(left) and not request.report
+    if work:
+        check_left(left, console)
+
+    def renew() -> None:
+        write(study, out, cells, before)
+
+    renew()
+    failures: dict[str, str] | None = {}
+    if work:
+        failures = run_left(left, out, request.jobs, command(request), renew, console)
+    if failures is None:
+        return STOPPED
+    say(console, f"tables in {out / 'study.md'}, figures in {out / STUDY_JSON}")
+    for name, why in failures.items():
+        say(console, f"failed: {name}: {why}")
+    return FAILED if failures else 0
+
+
+def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experiment]:
+    """Name to every run of the wanted cells that has not finished.
+
+    Raises:
+        UserError: a folder, of any cell, holds a run with other settings.
+    """
+    left = {}
+    now = {cell.name for cell in wanted}
+    for cell in cells:
+        for part, experiment in cell.runs.items():
+            if standing(experiment) != "finished" and cell.name in now:
+                left[f"{cell.name}/{part}".rstrip("/")] = experiment
+    return left
+
+
+def check_left(left: dict[str, Experiment], console: Console) -> None:
+    """Every error in the input shows before anything starts: all names and public texts, and what
+    cells differ in of data and model, once each."""
+    with console.status("checking the study and its data"):
+        from simulations.run.preflight import check_names, check_public, preflight
+
+        for experiment in left.values():
+            check_names(experiment)
+            check_public(experiment)
+            check_counts(experiment)
+        inputs = {
+            (each.model_dump_json(include=INPUTS), each.run.seed): each for each in left.values()
+        }
+        for experiment in inputs.values():
+            preflight(experiment)
+
+
+def check_counts(experiment: Experiment) -> None:
+    """A study compares accuracies.
+
+    Raises:
+        UserError: the clients keep theirs.
+    """
+    if experiment.privacy.metrics == "none":
+        raise UserError(
+            'privacy.metrics = "none": without counts there is no accuracy to compare; '
+            'use "clear" or "noised"'
+        )
+
+
+def run_left(
+    left: dict[str, Experiment],
+    out: Path,
+    jobs: int,
+    again: Sequence[str],
+    renew: Callable[[], None],
+    console: Console,
+) -> dict[str, str] | None:
+    """Run what is left; return run and reason of every failure. None: it was interrupted.
+
+    Args:
+        left: name to run; none of them finished.
+        out: where they lie, for people.
+        jobs: runs at a time; 0: as many as there are cores for.
+        again: the command that continues.
+        renew: called after every run that finished; writes the tables.
+        console: for progress.
+    """
+    failures: dict[str, str] = {}
+    done: list[str] = []
+    working: list[str] = []
+    jobs = jobs or fitting(list(left.values()), os.cpu_count() or 1)
+    say(console, f"{len(left)} runs left, {jobs} at a time, in {out}")
+    with console.status("starting") as status:
+
+        def show() -> None:
+            waiting = len(left) - len(done) - len(working)
+            status.update(f"{len(done)} done, {waiting} waiting; at work: {', '.join(working)}")
+
+        def started(name: str) -> None:
+            working.append(name)
+            show()
+
+        def ended(name: str, why: str) -> None:
+            working.remove(name)
+            done.append(name)
+            show()
+            if why:
+                failures[name] = why
+            else:
+                renew()
+            how = f"failed: {why}" if why else "finished"
+            say(console, f"{len(done)}/{len(left)} {name} {how}")
+
+        try:
+            with stoppable():
+                work_off(left, jobs, started, ended)
+        except KeyboardInterrupt:
+            say(console, f"stopped; {len(done)} of {len(left)} runs ended; continue with")
+            say(console, f"  {shlex.join(again)}")
+            return None
+    return failures
+
+
+def write(study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, CellResult]) -> None:
+    """Write ``study.json`` and ``study.md`` of what has finished, now or ``before``. A cell that is
+    no longer in the study stays in the file, which may be all that is left of it.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    results = StudyResults(
+        study=study.name,
+        description=study.file.description,
+        wanted=len(cells),
+        defaults=default_settings(),
+        cells=collect(cells, before),
+    )
+    asked = {cell.name for cell in cells}
+    gone = [cell for name, cell in before.items() if name not in asked]
+    everything = results.model_copy(update={"cells": [*results.cells, *gone]})
+    texts = {
+        STUDY_JSON: everything.model_dump_json(indent=1) + "\n",
+        "study.md": markdown(study, results),
+    }
+    write_texts(out, texts)
+
+
+def fitting(runs: Sequence[Experiment], cores: int) -> int:
+    """Runs at a time for which there are cores."""
+    widest = max(run.run.threads * run.run.workers for run in runs)
+    return max(1, cores // widest)
+
+
+def command(request: StudyRequest) -> list[str]:
+    """The command again: it goes on where it was stopped."""
+    words = ["deal", "study", request.study]
+    for option, value in (
+        ("--out", request.out),
+        ("--seeds", request.seeds),
+        ("--arms", request.arms),
+        ("--settings", request.settings),
+        ("--jobs", str(request.jobs or "")),
+    ):
+        words += [option, value] if value else []
+    for override in request.overrides:
+        words += ["--set", override]
+    return words
+
+
+def numbers(text: str) -> list[int]:
+    """Read ``0,1,2``.
+
+    Raises:
+        UserError: something in it is no number.
+    """
+    try:
+        return [int(word) for word in names(text)]
+    except ValueError:
+        raise UserError(f"--seeds {text}: write whole numbers, e.g. --seeds 0,1") from None
+
+
+def names(text: str) -> list[str]:
+    """Read ``a,b``."""
+    return [word.strip() for word in text.split(",") if word.strip()]

@@ -1,0 +1,185 @@
+"""From a study to its cells, and from a cell to the ordinary runs that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import apply_overrides, merged, parse_experiment, read_toml
+from deal_core.config.run_config import WHERE, Value, flatten
+from deal_core.data import open_source
+from deal_core.errors import UserError, choose
+from server.results import Results
+from simulations.run.experiment import find_experiment, with_absolute_paths
+from simulations.study.bounds import BOUNDS
+from simulations.study.outcome import Outcome, outcome
+from simulations.study.study_file import Study
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm under one setting, with one order and one seed.
+
+    Attributes:
+        order, setting: empty where the study names none.
+        runs: name of a part (empty: there is one) to its complete experiment; ``run.out`` is
+            a folder of its own.
+    """
+
+    arm: str
+    order: str
+    setting: str
+    seed: int
+    bound: str
+    runs: Mapping[str, Experiment]
+
+    @property
+    def name(self) -> str:
+        """``arm.order.setting.seedN``, without what the study does not name."""
+        return cell_name(self.arm, self.order, self.setting, self.seed)
+
+    def outcome(self, results: Sequence[Results]) -> Outcome:
+        """What the results of all runs, in their order, say together."""
+        return BOUNDS[self.bound].combine(results) if self.bound else outcome(results[0])
+
+
+def settings_of(experiment: Experiment) -> dict[str, Value]:
+    """All that decides what a run finds, by flat key: not where its data and results lie, nor how
+    many threads it has."""
+    free = {*WHERE, "data.path"}
+    return {key: value for key, value in flatten(experiment).items() if key not in free}
+
+
+def precise(experiment: Experiment) -> Experiment:
+    """A precision that is left to the machine is that of this one."""
+    from deal_core.models.loading import best_device
+    from deal_core.training.precision import compute_dtype
+
+    dtype = str(
+        compute_dtype(experiment.train, best_device(), experiment.privacy.mechanism)
+    ).removeprefix("torch.")
+    train = experiment.train.model_copy(update={"precision": dtype})
+    return experiment.model_copy(update={"train": train})
+
+
+def default_settings() -> dict[str, Value]:
+    """Of an experiment that sets nothing."""
+    return settings_of(Experiment())
+
+
+def cell_name(arm: str, order: str, setting: str, seed: int) -> str:
+    """``arm.order.setting.seedN``, without what is empty."""
+    return ".".join(part for part in (arm, order, setting, f"seed{seed}") if part)
+
+
+def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
+    """Return all cells, seed after seed: complete comparisons come early.
+
+    Args:
+        study: what to compare.
+        out: folder of the study; the runs lie below ``out/cells``.
+        overrides: ``table.key=value``, for all cells, over everything else.
+
+    Raises:
+        UserError: an experiment that is not valid; the message names the table of the study.
+    """
+    return [_cell(study, out, overrides, *place) for place in _places(study)]
+
+
+def chosen(
+    cells: Sequence[Cell], seeds: Sequence[int], arms: Sequence[str], settings: Sequence[str] = ()
+) -> list[Cell]:
+    """The cells of these seeds, arms and settings; empty: of all.
+
+    Raises:
+        UserError: the study has no such seed, arm or setting.
+    """
+    for arm in arms:
+        choose("arm", arm, {cell.arm: None for cell in cells})
+    named = {cell.setting: None for cell in cells if cell.setting}
+    if settings and not named:
+        raise UserError("--settings: the study has none; leave it out")
+    for setting in settings:
+        choose("setting", setting, named)
+    known = sorted({cell.seed for cell in cells})
+    for seed in seeds:
+        if seed not in known:
+            raise UserError(f"--seeds: the study has no seed {seed}; its seeds are {known}")
+    found = [
+        cell
+        for cell in cells
+        if (not seeds or cell.seed in seeds)
+        and (not arms or cell.arm in arms)
+        and (not settings or cell.setting in settings)
+    ]
+    if not found:
+        has = {arm: sorted({c.seed for c in cells if c.arm == arm}) for arm in arms}
+        raise UserError(f"--seeds and --arms have no cell in common; seeds of these arms: {has}")
+    return found
+
+
+def _places(study: Study) -> Iterator[tuple[str, str, str, int]]:
+    """Arm, order, setting and seed of every cell."""
+    file = study.file
+    orders, settings = list(file.orders) or [""], list(file.settings) or [""]
+    own = [seed for arm in file.arms.values() for seed in arm.seeds]
+    for seed in dict.fromkeys((*file.seeds, *own)):
+        for order in orders:
+            for setting in settings:
+                for name, arm in file.arms.items():
+                    repeats = order != orders[0] and arm.bound and not BOUNDS[arm.bound].ordered
+                    if seed in (arm.seeds or file.seeds) and not repeats:
+                        yield name, order, setting, seed
+
+
+def _cell(
+    study: Study, out: Path, overrides: Sequence[str], arm: str, order: str, setting: str, seed: int
+) -> Cell:
+    base = _experiment(study, overrides, arm, order, setting)
+    bound = study.file.arms[arm].bound
+    tasks = open_source(base.data).task_names()
+    parts = BOUNDS[bound].parts(base, tasks) if bound else {"": base}
+    cell = Cell(arm, order, setting, seed, bound, {})
+    runs = {
+        name: _settled(part, out / "cells" / cell.name / name, seed) for name, part in parts.items()
+    }
+    return Cell(arm, order, setting, seed, bound, runs)
+
+
+def _experiment(
+    study: Study, overrides: Sequence[str], arm: str, order: str, setting: str
+) -> Experiment:
+    """Base, ``[set]``, order, setting, arm, ``--set``: the later one holds. Checked after each,
+    so that a fault is blamed on the table that has it."""
+    file = study.file
+    base = file.experiment
+    path = find_experiment(str(study.path.parent / base) if base.endswith(".toml") else base)
+    tables = read_toml(path)
+    parse_experiment(tables, str(path))
+    layers: list[tuple[str, Mapping[str, Any]]] = [("[set]", file.set)]
+    if order:
+        layers.append((f"[orders.{order}]", {"data": {"tasks": list(file.orders[order].tasks)}}))
+    if setting:
+        layers.append((f"[settings.{setting}]", file.settings[setting]))
+    layers.append((f"[arms.{arm}.set]", file.arms[arm].set))
+    for where, layer in layers:
+        tables = merged(tables, layer)
+        parse_experiment(tables, f"{study.path}: {where}")
+    return parse_experiment(apply_overrides(tables, overrides), "--set")
+
+
+def _settled(experiment: Experiment, folder: Path, seed: int) -> Experiment:
+    """A run of one process with one thread, unless the study asks for more; in its folder."""
+    run = experiment.run.model_copy(
+        update={
+            "seed": seed,
+            "threads": experiment.run.threads or 1,
+            "workers": experiment.run.workers or 1,
+            "out": str(folder),
+            "resume": False,
+        }
+    )
+    return with_absolute_paths(experiment.model_copy(update={"run": run}))

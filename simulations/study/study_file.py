@@ -1,0 +1,131 @@
+"""The study file: a grid of arms, seeds, task orders and settings over one experiment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from deal_core.config.file import parse_tables, read_toml
+from deal_core.config.table import Table
+from deal_core.errors import UserError, choose
+from simulations.run.experiment import find_file
+from simulations.run.shipped import shipped_studies
+from simulations.study.bounds import BOUNDS
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""Of an arm, an order or a setting: it becomes part of a folder's name."""
+
+
+class Arm(Table):
+    """One line of the tables: a method with its settings, or a bound."""
+
+    label: str = ""
+    """In the tables; empty: the arm's name."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Tables of an experiment, as in its file."""
+    bound: str = ""
+    """``joint``, ``per-task`` or ``local-only``: plain fine-tuning under other conditions."""
+    seeds: tuple[int, ...] = ()
+    """Empty: those of the study."""
+    reference: bool = False
+    """No contestant: compared with the others, but never the best baseline, the baseline or the
+    candidate (a bound is not even compared)."""
+    note: str = ""
+    """Behind the label, e.g. ``not private``."""
+
+    @property
+    def contestant(self) -> bool:
+        """May others be compared with it?"""
+        return not (self.bound or self.reference)
+
+
+class Order(Table):
+    """One order of the tasks."""
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+
+
+class StudyFile(Table):
+    """``[set]`` and ``[settings.NAME]`` hold tables of an experiment, as in its file."""
+
+    description: str = ""
+    experiment: str = "quickstart"
+    """A shipped name, or a path (relative to the study file)."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """What all cells have in common."""
+    seeds: tuple[int, ...] = (0,)
+    arms: dict[str, Arm] = Field(default_factory=dict)
+    orders: dict[str, Order] = Field(default_factory=dict)
+    """Empty: the experiment's own order alone."""
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Every arm is run under each; where both set a key, the arm's value holds."""
+    baseline: str = ""
+    """An arm that every other one is compared with."""
+    candidate: str = ""
+    """The arm that is being judged: never itself the best baseline."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file and where it lies."""
+
+    name: str
+    path: Path
+    file: StudyFile
+
+    def label(self, arm: str) -> str:
+        """Of an arm, with its marks."""
+        own = self.file.arms[arm]
+        marks = [mark for mark in ("bound" if own.bound else "", own.note) if mark]
+        return (own.label or arm) + (f" ({', '.join(marks)})" if marks else "")
+
+
+def load_study(name: str) -> Study:
+    """Find, read and check a study.
+
+    Raises:
+        UserError: unknown study, unreadable file, unknown key, wrong type, or names that do not
+            fit together.
+    """
+    path = find_file("study", name, shipped_studies())
+    file = parse_tables(StudyFile, read_toml(path), str(path))
+    _check_names(file, path)
+    _check_seeds(file, path)
+    for arm in file.arms.values():
+        if arm.bound:
+            choose("bound", arm.bound, BOUNDS)
+    for role in (file.baseline, file.candidate):
+        if role:
+            choose("arm", role, file.arms)
+            if not file.arms[role].contestant:
+                raise UserError(
+                    f"{path}: arm '{role}' is a bound or a reference, so it cannot be the "
+                    "baseline or the candidate; name another arm"
+                )
+    return Study(path.stem, path, file)
+
+
+def _check_names(file: StudyFile, path: Path) -> None:
+    if not file.arms:
+        raise UserError(f"{path}: has no arm; add a table [arms.NAME]")
+    for kind, names in (("arms", file.arms), ("orders", file.orders), ("settings", file.settings)):
+        for name in names:
+            if not NAME.fullmatch(name):
+                raise UserError(
+                    f"{path}: [{kind}.\"{name}\"]: a name is letters, digits, '-' and '_'; "
+                    "put the rest into its label"
+                )
+
+
+def _check_seeds(file: StudyFile, path: Path) -> None:
+    lists: Iterable[tuple[int, ...]] = (file.seeds, *(arm.seeds for arm in file.arms.values()))
+    for seeds in lists:
+        if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
+            raise UserError(f"{path}: seeds {list(seeds)} must be different and not negative")
+    if not file.seeds:
+        raise UserError(f"{path}: seeds is empty; name one at least")

@@ -1,0 +1,127 @@
+"""Who turns the model around, or leaps, is left out; all others stay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deal_core.aggregation import (
+    AGGREGATION_RULES,
+    BOTH,
+    LORA_A,
+    LORA_B,
+    ClientUpdate,
+    make_rule,
+)
+from deal_core.aggregation.direction import LONGEST, direction, inner
+from deal_core.aggregation.robust import RoundStart
+from deal_core.config.experiment import AggregationConfig
+from deal_core.lora.adapter import Adapter, LoraFactors
+from tests.deal_core.aggregation.updates import (
+    SHAPES,
+    adapter,
+    delta,
+    delta_of,
+    dense,
+    moved_to,
+    replies,
+    skewed,
+    spoiled,
+    turned,
+    zeroed,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_inner_products_equal_the_dense_ones():
+    generator = torch.Generator().manual_seed(13)
+    one, other = adapter(generator), adapter(generator, rank=5, scaling=0.5)
+    expected = sum(float((dense(one, n) * dense(other, n)).sum()) for n in SHAPES)
+    assert inner(one, other) == pytest.approx(expected, rel=1e-12)
+    assert inner(one, one) == pytest.approx(float(delta_of(one).square().sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("trained", [BOTH, frozenset({LORA_B}), frozenset({LORA_A})])
+@pytest.mark.parametrize("seed", range(5))
+def test_turned_updates_of_skewed_clients_are_left_out_and_all_others_stay(trained, seed):
+    generator = torch.Generator().manual_seed(seed)
+    before = adapter(generator)
+    start, honest = RoundStart(before, trained), skewed(before, trained, generator)
+    assert direction(honest, start).excluded == ()
+    bad = [turned(u, trained) if k in (2, 7) else u for k, u in enumerate(honest)]
+    assert direction(bad, start).excluded == ("c2", "c7")
+    # no reference among the clients themselves: honest ones oppose each other
+    moves = [delta_of(u.adapter) - delta_of(before) for u in honest[:2]]
+    assert torch.cosine_similarity(*moves, dim=0) < -0.3
+
+
+@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
+@pytest.mark.parametrize("server_round", [1, 2])
+def test_two_turned_of_ten_leave_the_mean_of_the_eight_others(rule, server_round):
+    generator = torch.Generator().manual_seed(14)
+    before = adapter(generator)
+    made = make_rule(AggregationConfig(rule=rule, robust="direction"))
+    trained = made.trained(server_round)
+    honest = replies(before, trained, generator, 10, size=0.0)
+    near = [moved_to(u, before, 0.3) for u in honest]
+    bad = [turned(u, trained) if k in (2, 7) else u for k, u in enumerate(near)]
+    aggregation = made.begin(before, server_round)
+    for update in bad:
+        aggregation.add(update)
+    result = aggregation.finish()
+    assert result.excluded == ("c2", "c7")
+    target = delta_of(near[0].adapter)
+    assert (delta(result) - target).norm() < 1e-5 * target.norm()
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_who_leaps_more_than_four_medians_is_left_out(new):
+    generator = torch.Generator().manual_seed(15)
+    before = adapter(generator)
+    start = zeroed(before) if new else before
+    honest = skewed(start, BOTH, generator)
+    lengths = [(delta_of(u.adapter) - delta_of(start)).norm() for u in honest]
+    assert max(lengths) < LONGEST * torch.stack(lengths).median()
+    assert direction(honest, RoundStart(start, BOTH)).excluded == ()
+    bad = [spoiled(u, "scaled") if k in (2, 7) else u for k, u in enumerate(honest)]
+    survivors = direction(bad, RoundStart(start, BOTH))
+    assert survivors.excluded == ("c2", "c7")
+    others = [u for k, u in enumerate(honest) if k not in (2, 7)]
+    assert all(a is b for a, b in zip(survivors.updates, others, strict=True))
+
+
+def test_a_start_that_tells_nothing_excludes_nobody():
+    """A new adapter is no reference, nor is a start that half of the clients turn away from."""
+    generator = torch.Generator().manual_seed(16)
+    before = adapter(generator)
+    honest = skewed(before, BOTH, generator)
+    bad = [turned(u, BOTH) if k < 5 else u for k, u in enumerate(honest)]
+    assert direction(bad, RoundStart(before, BOTH)).excluded == ()
+    assert direction(bad[1:], RoundStart(before, BOTH)).excluded == ("c1", "c2", "c3", "c4")
+    assert direction(bad[1:], RoundStart(zeroed(before), BOTH)).excluded == ()
+
+
+def test_the_last_verdict_stands_where_the_start_tells_nothing_and_nowhere_else():
+    generator = torch.Generator().manual_seed(18)
+    before = adapter(generator)
+    new = zeroed(before)
+    updates = skewed(before, BOTH, generator)
+    known = frozenset({"c2", "c7", "gone"})
+    assert direction(updates, RoundStart(new, BOTH, known)).excluded == ("c2", "c7")
+    assert direction(updates, RoundStart(before, BOTH, known)).excluded == ()
+    crowd = frozenset(f"c{k}" for k in range(5))
+    assert direction(updates, RoundStart(new, BOTH, crowd)).excluded == ()
+
+
+def test_direction_takes_mixed_ranks():
+    generator = torch.Generator().manual_seed(17)
+    before = adapter(generator, rank=6)
+    aggregation = make_rule(AggregationConfig(rule="flexlora", robust="direction")).begin(before, 1)
+    for k, rank in enumerate((2, 4, 6, 4, 2)):
+        layers = {
+            n: LoraFactors(f.A[:rank], (-1 if k == 1 else 1) * f.B[:, :rank])
+            for n, f in before.layers.items()
+        }
+        aggregation.add(ClientUpdate(f"c{k}", Adapter(layers, before.scaling), 1.0))
+    assert aggregation.finish().excluded == ("c1",)

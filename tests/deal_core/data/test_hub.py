@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deal_core.config.experiment import DataConfig, HubTask, PartitionConfig
+from deal_core.data import Example, TaskData, open_source
+from deal_core.errors import UserError
+
+ROWS = [
+    {"q": "book a flight", "more": "to Rome", "intent": 0, "site": "north"},
+    {"q": "pay a bill", "more": "today", "intent": 1, "site": "south"},
+]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that load_dataset reads as a data set; its cache lies beside it."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "intents"
+    folder.mkdir()
+    for split, rows in (("train", ROWS), ("test", ROWS[:1])):
+        write(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_class_labels(folder: Path, test_label: int = 1) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"q": Value("string"), "intent": ClassLabel(names=["travel", "money"])})
+    for split, label in (("train", 0), ("test", test_label)):
+        (folder / f"{split}.jsonl").unlink()
+        rows = Dataset.from_dict({"q": ["book a flight"], "intent": [label]}, features=features)
+        rows.to_parquet(folder / f"{split}.parquet")
+
+
+def config(folder: Path, spec: dict[str, Any] | None = None, **keys: Any) -> DataConfig:
+    default = {"path": str(folder), "text_column": "q", "label_column": "intent"}
+    task = HubTask(**{**default, **(spec or {})})
+    return DataConfig(source="hub", hub={"intents": task}, **keys)
+
+
+def load(data: DataConfig, task: str = "intents") -> TaskData:
+    return open_source(data).load(task)
+
+
+def error_of(data: DataConfig, task: str = "intents") -> str:
+    with pytest.raises(UserError) as caught:
+        load(data, task)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_label_text_names_the_labels_in_its_order(hub: Path) -> None:
+    task = load(config(hub, {"label_text": {"1": "money", "0": "travel"}}))
+    assert task.labels == ("money", "travel")
+    assert task.train == (Example("book a flight", "travel"), Example("pay a bill", "money"))
+    assert task.test == (Example("book a flight", "travel"),)
+
+
+def test_without_names_labels_are_the_values_as_text(hub: Path) -> None:
+    assert load(config(hub)).labels == ("0", "1")
+
+
+def test_columns_default_to_those_of_the_data_table(hub: Path) -> None:
+    plain = {"text_column": "", "label_column": "", "pair_column": "more"}
+    task = load(config(hub, plain, text_column="q", label_column="site"))
+    assert task.train[0] == Example("book a flight\nto Rome", "north")
+
+
+def test_class_labels_give_their_names_and_the_whole_label_space(hub: Path) -> None:
+    write_class_labels(hub)
+    task = load(config(hub))
+    assert task.labels == ("travel", "money")
+    assert task.train == (Example("book a flight", "travel"),)
+    assert task.test == (Example("book a flight", "money"),)
+
+
+def test_withheld_test_labels_are_an_error(hub: Path) -> None:
+    write_class_labels(hub, test_label=-1)
+    problem = "split test), row 1: label '-1' has no text (known: 0, 1)"
+    assert problem in error_of(config(hub))
+
+
+def test_groups(hub: Path) -> None:
+    task = load(config(hub, partition=PartitionConfig(kind="column", column="site")))
+    assert task.groups == ("north", "south")
+    assert task.test[0].group == "north"
+
+
+def test_splits_can_be_slices(hub: Path) -> None:
+    task = load(config(hub, {"train_split": "train[:1]", "test_split": "train[:1]"}))
+    assert len(task.train) == len(task.test) == 1
+
+
+def test_task_names(hub: Path) -> None:
+    assert open_source(config(hub)).task_names() == ("intents",)
+    with pytest.raises(UserError, match=r"table \[data.hub.TASK\]"):
+        open_source(DataConfig(source="hub")).task_names()
+    assert "did you mean 'intents'" in error_of(config(hub), "intent")
+    with pytest.raises(UserError, match="did you mean 'intents'"):
+        open_source(config(hub, tasks=("intent",))).task_names()
+
+
+def test_progress_bars_are_as_before(hub: Path) -> None:
+    import datasets
+
+    before = datasets.is_progress_bar_enabled()
+    load(config(hub))
+    assert datasets.is_progress_bar_enabled() == before
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ({"path": "no/such-folder"}, "(no/such-folder, split train): cannot be loaded"),
+        ({"train_split": "training"}, "split training): cannot be loaded"),
+        ({"config": "other"}, "/other, split train): cannot be loaded"),
+        ({"text_column": "p"}, "no column 'p'; the columns are: q, more, intent, site"),
+        ({"label_column": "intents"}, "no column 'intents'"),
+        ({"pair_column": "mor"}, "did you mean 'more'?"),
+        ({"label_text": {"0": "travel"}}, "row 2: label '1' has no text (known: 0)"),
+        ({"train_split": "train[:1]", "test_split": "train"}, "no training example has the label"),
+        ({"test_split": "train[:0]"}, "corresponds to no data"),
+    ],
+)
+def test_bad_configuration_is_one_line(hub: Path, spec: dict[str, Any], problem: str) -> None:
+    message = error_of(config(hub, spec))
+    assert message.startswith("data.hub.intents (")
+    assert problem in message
+
+
+def test_empty_text_names_the_row(hub: Path) -> None:
+    write(hub / "train.jsonl", [*ROWS, {**ROWS[0], "q": None}])
+    assert "split train), row 3: column 'q' is empty" in error_of(config(hub))

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from deal_core.config.experiment import DataConfig
+from deal_core.data import SOURCES, TaskData, open_source
+from deal_core.data.medmcqa import CAP, TASKS
+from deal_core.data.sampling import stratified
+from deal_core.errors import UserError
+
+SIZES = {
+    "basic-science": (1259, 312),
+    "laboratory": (1317, 327),
+    "medicine": (1179, 293),
+    "surgery": (1185, 295),
+    "head-and-neck": (779, 194),
+}
+SPLIT = "d4480ec46aef78e07a2a0c7411c0e204874a30b85027a6557911ccfcfe584698"
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[TaskData]:
+    source = open_source(DataConfig())
+    return [source.load(name) for name in source.task_names()]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_opens_without_reading_and_checks_its_tasks(name: str) -> None:
+    source = open_source(DataConfig(source=name, tasks=("no-such-task",)))
+    with pytest.raises(UserError):
+        source.task_names()
+
+
+def test_unknown_source_names_the_known_ones() -> None:
+    known = r"known: files, hub, medmcqa, site, sites; did you mean 'medmcqa'"
+    with pytest.raises(UserError, match=known):
+        open_source(DataConfig(source="medmcq"))
+
+
+def test_import_is_light() -> None:
+    heavy = "{'torch', 'datasets', 'pandas', 'pyarrow', 'flwr_datasets'}"
+    code = f"import sys, deal_core.data; sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sizes(tasks: list[TaskData]) -> None:
+    assert {task.name: (len(task.train), len(task.test)) for task in tasks} == SIZES
+
+
+def test_labels_are_disjoint_and_each_has_examples(tasks: list[TaskData]) -> None:
+    labels = [label for task in tasks for label in task.labels]
+    assert len(labels) == len(set(labels)) == 18
+    for task in tasks:
+        assert 3 <= len(task.labels) <= 4
+        assert task.labels == TASKS[task.name] == tuple(sorted(task.labels))
+        train = Counter(example.label for example in task.train)
+        test = Counter(example.label for example in task.test)
+        assert set(train) == set(test) == set(task.labels)
+        for label in task.labels:
+            total = train[label] + test[label]
+            assert 60 <= total <= CAP
+            assert test[label] == total // 5
+
+
+def test_no_text_occurs_twice(tasks: list[TaskData]) -> None:
+    texts = [example.text for task in tasks for example in task.train + task.test]
+    squeezed = [" ".join(text.lower().split()) for text in texts]
+    assert len(set(squeezed)) == len(texts)
+
+
+def test_texts_are_clean(tasks: list[TaskData]) -> None:
+    for task in tasks:
+        for example in task.train + task.test:
+            question, options = example.text.split("\n")
+            assert question == " ".join(question.split()) != ""
+            assert options.startswith("A. ")
+            assert example.group == ""
+
+
+def test_split_is_fixed(tasks: list[TaskData]) -> None:
+    digest = hashlib.sha256()
+    for task in tasks:
+        for split in (task.train, task.test):
+            for example in split:
+                digest.update(f"{task.name}\t{example.label}\t{example.text}\n".encode())
+    assert digest.hexdigest() == SPLIT
+
+
+def test_tasks_are_chosen_and_ordered_by_config() -> None:
+    source = open_source(DataConfig(tasks=("surgery", "laboratory")))
+    assert source.task_names() == ("surgery", "laboratory")
+    with pytest.raises(UserError, match=r"unknown task 'surgry'.*did you mean 'surgery'"):
+        open_source(DataConfig(tasks=("surgry",))).task_names()
+    with pytest.raises(UserError, match=r"unknown task 'surgry'.*did you mean 'surgery'"):
+        source.load("surgry")
+    with pytest.raises(UserError, match="names 'surgery' twice"):
+        open_source(DataConfig(tasks=("surgery", "surgery"))).task_names()
+
+
+def test_limits_keep_the_share_of_each_label(tasks: list[TaskData]) -> None:
+    whole = tasks[3]
+    part = open_source(DataConfig(max_train=200, max_test=4)).load(whole.name)
+    assert (len(part.train), len(part.test)) == (200, 4)
+    assert {example.label for example in part.test} == set(whole.labels)
+    full, kept = (Counter(e.label for e in task.train) for task in (whole, part))
+    for label in whole.labels:
+        assert abs(kept[label] - full[label] * 200 / len(whole.train)) <= 2
+    order = {example: index for index, example in enumerate(whole.train)}
+    assert [order[example] for example in part.train] == sorted(order[e] for e in part.train)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 779), (779, 779), (10_000, 779), (1, 1), (2, 2)])
+def test_extreme_limits(tasks: list[TaskData], limit: int, kept: int) -> None:
+    assert len(stratified(tasks[4].train, limit)) == kept

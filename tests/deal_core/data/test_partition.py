@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deal_core.config.experiment import PartitionConfig
+from deal_core.data import PARTITIONERS, Example, TaskData, partition
+from deal_core.errors import UserError
+
+SETTINGS = settings(max_examples=25, deadline=None)
+
+
+def make_task(train: list[int], test: list[int], name: str = "task", groups: int = 8) -> TaskData:
+    """A task with this many training and test examples of each label."""
+    labels = tuple(f"label {number}" for number in range(len(train)))
+
+    def examples(split: str, counts: list[int]) -> tuple[Example, ...]:
+        return tuple(
+            Example(f"{split} {label} {number}", label, f"site {number % groups}")
+            for label, count in zip(labels, counts, strict=True)
+            for number in range(count)
+        )
+
+    sites = tuple(f"site {number}" for number in range(groups))
+    return TaskData(name, labels, examples("train", train), examples("test", test), sites)
+
+
+def skew(parts: list[TaskData]) -> float:
+    """Mean total-variation distance between a client's labels and everyone's (0-1)."""
+    whole = Counter(example.label for part in parts for example in part.train)
+    total = sum(whole.values())
+    distances = []
+    for part in parts:
+        own = Counter(example.label for example in part.train)
+        if part.train:
+            gaps = [abs(own[x] / len(part.train) - whole[x] / total) for x in part.labels]
+            distances.append(sum(gaps) / 2)
+    return sum(distances) / len(distances)
+
+
+@pytest.mark.parametrize("kind", PARTITIONERS)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    clients=st.integers(1, 8),
+    alpha=st.floats(0.001, 1000),
+    seed=st.integers(0, 2**40),
+)
+@SETTINGS
+def test_every_example_goes_to_exactly_one_client(
+    kind: str, counts: list[int], clients: int, alpha: float, seed: int
+) -> None:
+    task = make_task([count + 8 for count in counts], counts)
+    config = PartitionConfig(kind=kind, alpha=alpha, labels_per_client=6)
+    parts = partition(task, config, clients, seed)
+    assert len(parts) == clients
+    assert Counter(e for part in parts for e in part.train) == Counter(task.train)
+    assert Counter(e for part in parts for e in part.test) == Counter(task.test)
+    assert all((part.name, part.labels) == (task.name, task.labels) for part in parts)
+    assert parts == partition(task, config, clients, seed)
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "pathological"])
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=2, max_size=5),
+    clients=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+@SETTINGS
+def test_test_labels_follow_the_training_labels(
+    kind: str, counts: list[int], clients: int, seed: int
+) -> None:
+    task = make_task([30] * len(counts), counts)
+    config = PartitionConfig(kind=kind, labels_per_client=5)
+    for part in partition(task, config, clients, seed):
+        train = Counter(example.label for example in part.train)
+        test = Counter(example.label for example in part.test)
+        for label, count in zip(task.labels, counts, strict=True):
+            assert abs(test[label] - count * train[label] / 30) < 1
+
+
+def test_iid_parts_are_equal_and_alike() -> None:
+    parts = partition(make_task([300, 300], [30, 30]), PartitionConfig(kind="iid"), 4, 0)
+    assert [len(part.train) for part in parts] == [150] * 4
+    assert skew(parts) < 0.1
+
+
+def test_dirichlet_skew_grows_as_alpha_falls() -> None:
+    task = make_task([150] * 4, [20] * 4)
+    skews = [
+        sum(skew(partition(task, PartitionConfig(alpha=alpha), 4, seed)) for seed in range(8)) / 8
+        for alpha in (100.0, 1.0, 0.05)
+    ]
+    assert skews == sorted(skews)
+    assert skews[0] < 0.1
+    assert skews[2] > 0.5
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_dirichlet_leaves_every_client_some_examples_where_it_can(seed: int) -> None:
+    parts = partition(make_task([200] * 3, [20] * 3), PartitionConfig(alpha=0.5), 4, seed)
+    assert min(len(part.train) for part in parts) >= 8
+
+
+def test_dirichlet_with_extreme_skew_leaves_clients_without_examples() -> None:
+    parts = partition(make_task([50], [10]), PartitionConfig(alpha=1e-4), 5, 0)
+    assert sorted(len(part.train) for part in parts) == [0, 0, 0, 0, 50]
+    assert sorted(len(part.test) for part in parts) == [0, 0, 0, 0, 10]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pathological_clients_hold_exactly_so_many_labels(seed: int) -> None:
+    task = make_task([40] * 6, [4] * 6)
+    parts = partition(task, PartitionConfig(kind="pathological", labels_per_client=2), 4, seed)
+    assert [len({e.label for e in part.train}) for part in parts] == [2] * 4
+    assert all({e.label for e in p.test} <= {e.label for e in p.train} for p in parts)
+
+
+def test_pathological_that_would_lose_labels_is_an_error() -> None:
+    config = PartitionConfig(kind="pathological", labels_per_client=1)
+    with pytest.raises(UserError, match=r"set data\.partition\.labels_per_client to 3 or more"):
+        partition(make_task([9] * 5, [2] * 5), config, 2, 0)
+
+
+def test_column_gives_each_group_to_one_client_in_every_task() -> None:
+    config = PartitionConfig(kind="column", column="site")
+    whole = partition(make_task([16, 16], [8, 8]), config, 4, 0)
+    # This task lacks the sites from 3 on: the others keep their clients.
+    part = partition(make_task([3, 3], [3, 3]), config, 4, 1)
+    for parts in (whole, part):
+        for client, own in enumerate(parts):
+            sites = {f"site {client}", f"site {client + 4}"}
+            assert {example.group for example in own.train + own.test} <= sites
+    assert (part[3].train, part[3].test) == ((), ())
+
+
+def test_column_without_enough_groups_is_an_error() -> None:
+    config = PartitionConfig(kind="column", column="site")
+    with pytest.raises(
+        UserError, match=r"has 2 values for 3 clients; set federation\.clients to 2"
+    ):
+        partition(make_task([9], [3], groups=2), config, 3, 0)
+    bare = TaskData("t", ("a",), (Example("x", "a"),), (Example("y", "a"),))
+    with pytest.raises(UserError, match="needs a data source with such a column"):
+        partition(bare, config, 1, 0)
+
+
+@pytest.mark.parametrize("kind", PARTITIONERS)
+def test_more_clients_than_examples_is_an_error(kind: str) -> None:
+    with pytest.raises(UserError, match="2 training examples for 3 clients"):
+        partition(make_task([1, 1], [1, 1]), PartitionConfig(kind=kind), 3, 0)
+
+
+def test_unknown_kind_names_the_known_ones() -> None:
+    with pytest.raises(UserError, match="known: column, dirichlet, iid, pathological"):
+        partition(make_task([4], [4]), PartitionConfig(kind="dirichlett"), 2, 0)
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "pathological"])
+def test_seed_and_task_name_change_the_division(kind: str) -> None:
+    config = PartitionConfig(kind=kind)
+
+    def texts(name: str, seed: int) -> list[list[str]]:
+        task = make_task([50] * 3, [9] * 3, name)
+        return [[e.text for e in part.train] for part in partition(task, config, 3, seed)]
+
+    assert texts("task", 0) != texts("task", 1)
+    assert texts("task", 0) != texts("other", 0)
+
+
+PRINT_DIGEST = """
+import hashlib
+from deal_core.config.experiment import PartitionConfig
+from deal_core.data import PARTITIONERS, Example, TaskData, partition
+examples = tuple(Example(f"text {i}", f"label {i % 3}", f"site {i % 5}") for i in range(90))
+task = TaskData("task", ("label 0", "label 1", "label 2"), examples, examples[:30])
+for kind in PARTITIONERS:
+    parts = partition(task, PartitionConfig(kind=kind), 4, 7)
+    print(kind, hashlib.sha256(repr(parts).encode()).hexdigest())
+"""
+
+
+def test_equal_seeds_give_equal_partitions_in_every_process() -> None:
+    def run(hash_seed: str) -> str:
+        env = {"PYTHONHASHSEED": hash_seed, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", PRINT_DIGEST], env=env, check=True, capture_output=True
+        )
+        assert done.stderr == b""
+        return done.stdout.decode()
+
+    first = run("1")
+    assert first == run("2")
+    assert len(first.splitlines()) == len(PARTITIONERS)

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from deal_core.config.experiment import ModelConfig, TrainConfig
+from deal_core.config.method import MethodConfig
+from deal_core.data import Example
+from deal_core.lora.adapter import compress, fresh_adapter, zero_adapter
+from deal_core.lora.attach import CURRENT, read
+from deal_core.lora.state import State
+from deal_core.methods import METHODS, LocalTask, make_method
+from deal_core.methods.shared.distilled import Distilled
+from deal_core.models import adapter_shapes, load_model
+from deal_core.randomness import seeded
+from deal_core.training.cache import Memory
+from deal_core.training.loop import count_correct, load_state, train
+
+LABELS = ("red", "blue_green", "green")
+EXAMPLES = [
+    Example("a b", "red"),
+    Example("c c c c d", "blue_green"),
+    Example("d", "green"),
+    Example("a b a b a b", "red"),
+]
+
+
+@pytest.fixture
+def model(causal_folder, small_adapter):
+    config = ModelConfig(family="causal-lm", name=str(causal_folder))
+    return load_model(config, small_adapter, 32)
+
+
+def ids_of(folder, text: str) -> list[int]:
+    return AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
+
+
+def answer_ids(folder, label: str) -> list[int]:
+    return ids_of(folder, " " + label.replace("_", " "))
+
+
+def plain_log_likelihoods(folder, prompt, answer) -> torch.Tensor:
+    """One sequence at a time through the bare model: the obvious slow way."""
+    bare = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        logits = bare(torch.tensor([[*prompt, *answer]])).logits[0]
+    rows = logits[len(prompt) - 1 : len(prompt) + len(answer) - 1]
+    return -cross_entropy(rows, torch.tensor(answer), reduction="none")
+
+
+def test_scores_are_length_normalised_log_likelihoods(model, causal_folder):
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        scores = model.scores(batch, LABELS)
+    for i, item in enumerate(batch):
+        for j, label in enumerate(LABELS):
+            answer = answer_ids(causal_folder, label)
+            assert len(answer) == len(label.split("_"))
+            expected = plain_log_likelihoods(causal_folder, item.tokens, answer).mean()
+            torch.testing.assert_close(scores[i, j], expected, rtol=0, atol=1e-5)
+
+
+def test_small_scoring_passes_change_nothing(model, monkeypatch):
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        whole = model.scores(batch, LABELS)
+        monkeypatch.setattr("deal_core.models.causal.SCORING_TOKENS", 1)
+        parts = model.scores(batch, LABELS)
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
+
+
+def test_example_loss_is_the_mean_over_its_own_answer_tokens(model, causal_folder):
+    """Independent of batch-mates: what per-example privacy will need."""
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        losses = model.learn(batch, LABELS, ()).example_losses
+    for item, loss in zip(batch, losses, strict=True):
+        answer = answer_ids(causal_folder, LABELS[item.target])
+        expected = -plain_log_likelihoods(causal_folder, item.tokens, answer).mean()
+        torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
+
+
+def test_distillation_rows_are_answer_tokens(model, causal_folder):
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        assert model.learn(batch, LABELS, ()).distillation_logits.numel() == 0
+        learnt = model.learn(batch, LABELS, (("red",),))
+    assert learnt.rows == [len(answer_ids(causal_folder, e.label)) for e in EXAMPLES]
+    assert learnt.distillation_logits.shape[0] == sum(learnt.rows)
+
+
+def test_a_long_text_never_pushes_the_question_out(model, causal_folder):
+    short, long = model.encode([Example("a", "red"), Example("a " * 500, "red")], LABELS)
+    tail = ids_of(causal_folder, "\nAnswer:")
+    assert long.tokens[-len(tail) :] == short.tokens[-len(tail) :] == tuple(tail)
+    assert len(long.tokens) - len(short.tokens) == 31
+
+
+def test_what_is_merged_into_frozen_weights_acts_as_what_is_not(
+    model, causal_folder, small_adapter, random_adapter
+):
+    """The retained adapter is added to the weights, the current one computed beside them."""
+    shapes = adapter_shapes(ModelConfig(family="causal-lm", name=str(causal_folder)), small_adapter)
+    learnt = random_adapter(shapes, 4, 2.0, 5)
+    nothing = zero_adapter(shapes, 4, 2.0)
+    batch, found = model.encode(EXAMPLES, LABELS), []
+    for state in (
+        State(nothing, zero_adapter(shapes, 6)),
+        State(learnt, zero_adapter(shapes, 6)),
+        State(nothing, compress(learnt, 6)),
+    ):
+        load_state(model, state)
+        with torch.no_grad():
+            found.append(model.scores(batch, LABELS))
+    base, beside, merged = found
+    torch.testing.assert_close(beside, merged, rtol=0, atol=1e-4)
+    assert (merged - base).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("causal_folder", "name"),
+    [*(("llama", name) for name in METHODS), ("gpt2", "deal")],
+    indirect=["causal_folder"],
+)
+def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
+    model, causal_folder, small_adapter, name
+):
+    config = ModelConfig(family="causal-lm", name=str(causal_folder))
+    shapes = adapter_shapes(config, small_adapter)
+    assert shapes == read(model.module).shapes
+    method = make_method(MethodConfig(name=name), small_adapter)
+    start = method.begin_task(
+        State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")
+    )
+    retained = fresh_adapter(zero_adapter(shapes, 6), 6, 1.0, seeded(1))
+    state = State(start.current, retained)
+    load_state(model, state)
+    batch = model.encode(EXAMPLES, LABELS)
+    task = LocalTask(LABELS, (("a",),))
+    objective = method.objective(model, state, task, batch, Memory())
+    everything = range(len(batch))
+    with torch.no_grad():
+        before = float(objective.example_losses(everything).mean())
+    frozen = {
+        n: p.detach().clone() for n, p in model.module.named_parameters() if f".{CURRENT}." not in n
+    }
+    settings = TrainConfig(learning_rate=1e-2, batch_size=2)
+    both = frozenset({"lora_A", "lora_B"})
+    report = train(model, objective, batch, both, 20, settings, seeded(0, "train"))
+    with torch.no_grad():
+        after = float(objective.example_losses(everything).mean())
+    assert report.steps == 40
+    assert after < before - 0.1
+    for n, p in model.module.named_parameters():
+        if f".{CURRENT}." not in n:
+            assert torch.equal(p, frozen[n]), n
+    assert count_correct(model, batch, LABELS) >= 2
+
+
+@pytest.mark.parametrize("seen", [(), (("a",), ("b", "c"))])
+def test_words_are_one_choice_of_full_weight_and_none_of_tasks_to_come(
+    model, causal_folder, small_adapter, seen
+):
+    shapes = read(model.module).shapes
+    tables = {"distillation": {"weight": 0.6, "ahead": 0.5}}
+    method = make_method(MethodConfig.model_validate(tables), small_adapter)
+    state = method.begin_task(
+        State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")
+    )
+    load_state(model, state)
+    batch = model.encode(EXAMPLES, LABELS)
+    task = LocalTask(LABELS, seen, ahead=lambda: (("d", "e"),))
+    objective = method.objective(model, state, task, batch, Memory())
+    assert isinstance(objective, Distilled) == bool(seen)
+    assert objective.log_prior is None
+    with pytest.raises(ValueError, match="labels have no prior"):
+        model.learn(batch, LABELS, (), torch.zeros(3))
+    if isinstance(objective, Distilled):
+        assert list(objective.weights) == [0.6]
+        assert objective.example_losses(range(len(batch))).isfinite().all()

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoTokenizer
+
+from deal_core.config.experiment import AdapterConfig, ModelConfig
+from deal_core.data import Example
+from deal_core.data.assets import asset_folder
+from deal_core.errors import UserError
+from deal_core.lora.adapter import Adapter, LoraFactors, fresh_adapter, zero_adapter
+from deal_core.lora.arrays import to_arrays
+from deal_core.lora.attach import CURRENT, at_task_start, base_only, read, set_trainable
+from deal_core.lora.state import State
+from deal_core.models import FAMILIES, load_model
+from deal_core.training.loop import load_state
+
+LABELS = ("Anatomy", "Social_Preventive Medicine", "Surgery")
+EXAMPLES = [
+    Example("Which nerve supplies the diaphragm?", "Anatomy"),
+    Example("Best suture for bowel anastomosis", "Surgery"),
+    Example("A vaccine is given to the whole village at birth, in order to", LABELS[1]),
+]
+
+
+def random_state(shapes, rank=8, retained_rank=16, scaling=2.0, seed=0) -> State:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(r: int, s: float) -> Adapter:
+        return Adapter(
+            {
+                name: LoraFactors(
+                    torch.randn(r, d_in, generator=generator) * 0.05,
+                    torch.randn(d_out, r, generator=generator) * 0.05,
+                )
+                for name, (d_out, d_in) in shapes.items()
+            },
+            s,
+        )
+
+    return State(draw(rank, scaling), draw(retained_rank, 1.0), draw(3, 1.0))
+
+
+def bare_minilm():
+    return AutoModel.from_pretrained(str(asset_folder("minilm"))).eval()
+
+
+def cosines(model) -> torch.Tensor:
+    """Scores of the examples by ``model``, of labels by the base model: each text alone."""
+    tokenizer, base = AutoTokenizer.from_pretrained(str(asset_folder("minilm"))), bare_minilm()
+
+    def embed(module, text: str) -> torch.Tensor:
+        with torch.no_grad():
+            states = module(**tokenizer(text, return_tensors="pt")).last_hidden_state
+        return normalize(states.mean(1), dim=1)[0]
+
+    texts = torch.stack([embed(model, example.text) for example in EXAMPLES])
+    names = torch.stack([embed(base, label.replace("_", " ")) for label in LABELS])
+    return 20.0 * texts @ names.T
+
+
+@pytest.fixture
+def clean(minilm, shapes):
+    load_state(minilm, State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)))
+    return minilm
+
+
+def test_shapes_are_known_without_weights(shapes, minilm):
+    assert shapes == read(minilm.module).shapes
+    assert len(shapes) == 12  # q and v of 6 layers
+    assert set(shapes.values()) == {(384, 384)}
+
+
+def test_zero_shot_scores_are_the_base_models_cosines(clean):
+    batch = clean.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        found = clean.scores(batch, LABELS)
+    torch.testing.assert_close(found, cosines(bare_minilm()), rtol=0, atol=1e-4)
+
+
+def test_many_labels_at_once_have_the_scores_of_each_alone(clean, monkeypatch):
+    labels = [f"{word} {number}" for word in ("skin", "heart failure") for number in range(9)]
+    other = load_model(ModelConfig(), AdapterConfig(), 128)  # has embedded no label yet
+    batch = clean.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        alone = clean.scores(batch, labels)
+        other.scores(batch, LABELS)  # another matrix is the latest
+        monkeypatch.setattr("deal_core.models.encoder.FEW_LABELS", 3)
+        monkeypatch.setattr("deal_core.models.encoder.LABELS_PER_PASS", 8)
+        together = other.scores(batch, labels)
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+def test_batching_does_not_change_a_score(clean):
+    batch = clean.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        together = clean.scores(batch, LABELS)
+        alone = torch.cat([clean.scores([item], LABELS) for item in batch])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+def test_learn_gives_each_example_its_own_cross_entropy(clean):
+    batch = clean.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        learnt = clean.learn(batch, LABELS, [["Dental", "Skin"], ["Skin"]])
+        scores = clean.scores(batch, [*LABELS, "Dental", "Skin", "Skin"])
+    expected = [-scores[i, :3].log_softmax(0)[item.target] for i, item in enumerate(batch)]
+    torch.testing.assert_close(learnt.example_losses, torch.stack(expected))
+    torch.testing.assert_close(learnt.distillation_logits, scores[:, 3:])
+    assert learnt.spaces == [2, 1]
+
+
+def test_the_state_acts_as_one_sum_on_the_frozen_weights(minilm, shapes):
+    """Merged retained adapter and residual, unmerged current one: equal to all merged."""
+    state = random_state(shapes)
+    load_state(minilm, state)
+    merged = bare_minilm()
+    for name in shapes:
+        weight = merged.get_submodule(name).weight.data
+        for part in state.parts():
+            weight += part.scaling * part.layers[name].B @ part.layers[name].A
+    batch = minilm.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        ours = minilm.scores(batch, LABELS)
+    torch.testing.assert_close(ours, cosines(merged), rtol=0, atol=1e-3)
+
+
+def test_the_start_of_the_task_is_the_retained_model_alone(minilm, shapes):
+    state = random_state(shapes)
+    batch = minilm.encode(EXAMPLES, LABELS)
+    load_state(minilm, State(zero_adapter(shapes, 8, 2.0), state.retained))
+    with torch.no_grad():
+        start = minilm.scores(batch, LABELS)
+        load_state(minilm, state)
+        changed = minilm.scores(batch, LABELS)
+        with at_task_start(minilm.module):
+            inside = minilm.scores(batch, LABELS)
+        after = minilm.scores(batch, LABELS)
+    torch.testing.assert_close(inside, start, rtol=0, atol=1e-5)
+    torch.testing.assert_close(after, changed)
+    assert (changed - start).abs().max() > 0.1
+
+
+def test_base_only_is_zero_shot(clean, shapes):
+    batch = clean.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        zero_shot = clean.scores(batch, LABELS)
+        load_state(clean, random_state(shapes))
+        with base_only(clean.module):
+            inside = clean.scores(batch, LABELS)
+    torch.testing.assert_close(inside, zero_shot, rtol=0, atol=1e-5)
+
+
+def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, shapes):
+    load_state(minilm, random_state(shapes))
+    for factors in (frozenset({"lora_B"}), frozenset({"lora_A"}), frozenset({"lora_A", "lora_B"})):
+        chosen = set_trainable(minilm.module, factors)
+        assert len(chosen) == 12 * len(factors)
+        minilm.learn(minilm.encode(EXAMPLES, LABELS), LABELS, ()).example_losses.mean().backward()
+        for name, parameter in minilm.module.named_parameters():
+            expected = any(f".{factor}.{CURRENT}." in name for factor in factors)
+            assert (parameter.grad is not None and bool(parameter.grad.any())) == expected, name
+            parameter.grad = None
+
+
+def test_write_read_round_trip_with_another_rank(minilm, shapes):
+    fresh = fresh_adapter(zero_adapter(shapes, 1), 5, 3.0, torch.Generator().manual_seed(1))
+    load_state(minilm, State(fresh, random_state(shapes, retained_rank=7).retained))
+    back = read(minilm.module)
+    assert back.scaling == 3.0
+    assert all(torch.equal(back.layers[n].A, fresh.layers[n].A) for n in shapes)
+
+
+def test_arrays_load_in_plain_peft(shapes):
+    """Keys and scaling are PEFT's own: no converter is needed."""
+    adapter = random_state(shapes).current
+    base = AutoModel.from_pretrained(str(asset_folder("minilm")))
+    plain = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
+    from peft import set_peft_model_state_dict
+
+    tensors = {key: torch.from_numpy(value) for key, value in to_arrays(adapter).items()}
+    outcome = set_peft_model_state_dict(plain, tensors)
+    assert not outcome.unexpected_keys
+    layer = plain.base_model.model.encoder.layer[0].attention.self.query
+    f = adapter.layers["encoder.layer.0.attention.self.query"]
+    torch.testing.assert_close(layer.get_delta_weight("default"), 2.0 * f.B @ f.A)
+
+
+def test_user_errors_are_one_line():
+    with pytest.raises(UserError, match="did you mean 'minilm'"):
+        load_model(ModelConfig(name="embedded:minilmm"), AdapterConfig(), 32)
+    with pytest.raises(UserError, match=r"unknown model\.family"):
+        load_model(ModelConfig(family="encoder"), AdapterConfig(), 32)
+    with pytest.raises(UserError, match="target_modules"):
+        load_model(ModelConfig(), AdapterConfig(target_modules=("nope",)), 32)
+
+
+def test_every_family_has_all_its_parts():
+    for family in FAMILIES.values():
+        assert callable(family.load)
+        assert callable(family.skeleton)

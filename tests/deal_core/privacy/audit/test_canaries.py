@@ -1,0 +1,161 @@
+"""Canaries: what they add to a step, and what their scores tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from deal_core.data import Example, TaskData
+from deal_core.errors import UserError
+from deal_core.lora.attach import learning_factors, set_trainable
+from deal_core.methods.shared.plain import Plain
+from deal_core.models.interface import Encoded
+from deal_core.privacy.audit.canaries import GradientCanaries, fair_coins
+from deal_core.privacy.audit.planted import likelihood_ratio
+from deal_core.privacy.audit.planted_objective import PlantedObjective
+from deal_core.privacy.audit.text_canaries import TextCanaries
+from deal_core.training.nonprivate_gradients import mean_gradient
+from deal_core.training.per_sample import clipped_gradients
+
+RECORDS = [Encoded((101, 2540, 102), 0), Encoded((101, 3096, 2003, 2009, 102), 1)]
+LABELS = ("heart", "skin")
+
+
+@pytest.fixture(params=[{"lora_B"}, {"lora_A", "lora_B"}])
+def factors(minilm, request):
+    set_trainable(minilm.module, frozenset(request.param))
+    yield learning_factors(minilm.module)
+    for weight in minilm.module.parameters():
+        weight.grad = None
+
+
+def planted(minilm, canaries, length=50.0) -> PlantedObjective:
+    return PlantedObjective(
+        Plain(minilm, LABELS, RECORDS), minilm.module, len(RECORDS), canaries, length
+    )
+
+
+def taken(factors) -> dict[str, torch.Tensor]:
+    """All gradients; forgets them."""
+    gradients = {name: factor.grad.clone() for name, factor in factors.items()}
+    for factor in factors.values():
+        factor.grad = None
+    return gradients
+
+
+def test_directions_have_norm_one_and_share_no_entry(factors):
+    canaries = GradientCanaries(1000, 0)
+    entries = canaries.entries(factors)
+    assert len(np.unique(entries.places)) == 2000
+    again = canaries.entries(dict(reversed(factors.items())))
+    assert np.array_equal(again.places, entries.places)
+    for number in (0, 17, 999):
+        flat = torch.cat([p.flatten() for p in canaries.direction(number, factors).values()])
+        assert float(flat.norm()) == pytest.approx(1.0)
+        assert float(flat.sum()) == 0.0
+    other = GradientCanaries(1000, 0, repeat=1)
+    assert not np.array_equal(other.entries(factors).places, entries.places)
+    assert not np.array_equal(other.included, canaries.included)
+
+
+def test_noise_that_layers_of_a_shape_share_is_not_seen(factors):
+    """Their two entries are at one place of two layers of one shape: equal parts cancel."""
+    shared = {shape: torch.randn(shape) for shape in {f.shape for f in factors.values()}}
+    alike = {name: shared[f.shape] for name, f in factors.items()}
+    scores = GradientCanaries(1000, 0).scores(alike)
+    assert np.abs(scores).max() == 0.0
+
+
+def test_more_canaries_than_room_are_refused_in_one_line(factors):
+    room = sum(factor.numel() for factor in factors.values()) // 2
+    with pytest.raises(UserError, match=f"room for {room} gradient canaries") as caught:
+        GradientCanaries(room + 1, 0).entries(factors)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_canary_has_its_direction_for_gradient_and_is_clipped_like_a_record(minilm, factors):
+    canaries = GradientCanaries(12, 1)
+    objective = planted(minilm, canaries)
+    batch = [3, 0, 5, 1, *range(6, 14)]  # in any order
+    norms = clipped_gradients(minilm.module, objective, [batch[:5], batch[5:]], 0.5)
+    together = taken(factors)
+    there = np.array([p >= 2 and canaries.included[p - 2] for p in batch])
+    away = np.array([p >= 2 and not canaries.included[p - 2] for p in batch])
+    assert np.allclose(norms.numpy()[there], 50.0, rtol=1e-5)
+    assert not norms.numpy()[away].any()
+    clipped_gradients(minilm.module, objective.inner, [[0, 1]], 0.5)
+    expected = taken(factors)
+    for number in (p - 2 for p in batch if p >= 2):
+        for name, part in canaries.direction(number, factors).items():
+            expected[name] += 0.5 * part * float(canaries.included[number])
+    for name in factors:
+        torch.testing.assert_close(together[name], expected[name], rtol=1e-4, atol=1e-5)
+    assert all(layer.copies is None for layer in minilm.module.adapted_layers.values())
+
+
+def test_a_pass_of_canaries_alone_that_are_all_away_adds_nothing(minilm, factors):
+    canaries = GradientCanaries(12, 1)
+    away = [2 + int(k) for k in np.flatnonzero(~canaries.included)]
+    clipped_gradients(minilm.module, planted(minilm, canaries), [away], 0.5)
+    assert not any(gradient.any() for gradient in taken(factors).values())
+
+
+def test_without_a_mechanism_it_is_one_of_the_mean(minilm, factors):
+    canaries = GradientCanaries(12, 1)
+    number = int(np.flatnonzero(canaries.included)[0])
+    data = [*RECORDS, *([RECORDS[0]] * 12)]
+    mean_gradient(planted(minilm, canaries), data, [0, 2 + number], 2048)
+    together = taken(factors)
+    mean_gradient(planted(minilm, canaries), data, [0], 2048)
+    alone = taken(factors)
+    for name, part in canaries.direction(number, factors).items():
+        expected = (alone[name] + 50 * part) / 2
+        torch.testing.assert_close(together[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_tell_who_was_there_and_nothing_else_does(factors):
+    canaries = GradientCanaries(60, 3)
+    change = {name: 1e-3 * torch.randn(f.shape) for name, f in factors.items()}
+    for k in np.flatnonzero(canaries.included):
+        for name, part in canaries.direction(int(k), factors).items():
+            change[name] += part
+    scores = canaries.scores(change)
+    assert scores[canaries.included].min() > scores[~canaries.included].max() + 0.9
+
+
+def test_the_likelihood_ratio_is_that_of_the_two_densities():
+    x, q, sigma = np.array([-2.0, 0.0, 1.5, 4.0]), 0.3, 0.8
+
+    def density(at):
+        return np.exp(-((x - at) ** 2) / (2 * sigma**2))
+
+    expected = np.log((1 - q) + q * density(1.0) / density(0.0))
+    assert np.allclose(likelihood_ratio(x, q, sigma), expected)
+    assert np.isfinite(likelihood_ratio(100 * x, q, sigma)).all()
+    assert np.allclose(likelihood_ratio(x, 1.0, sigma), (x - 0.5) / sigma**2)
+
+
+def test_coins_are_fair_and_depend_on_the_seed_alone():
+    assert fair_coins(10_000, 0).mean() == pytest.approx(0.5, abs=0.02)
+    assert np.array_equal(fair_coins(50, 7, "a"), fair_coins(50, 7, "a"))
+    assert not np.array_equal(fair_coins(50, 7, "a"), fair_coins(50, 7, "b"))
+
+
+def test_text_canaries_are_there_or_not_as_the_coin_says():
+    train = tuple(Example(f"text {i}", "ab"[i % 2]) for i in range(40))
+    shares = [TaskData("t", ("a", "b"), train, ()), TaskData("t", ("a", "b"), train, ())]
+    canaries = TextCanaries(client=1, count=100, seed=0)
+    planted = canaries.planted(shares[1])
+    assert len(planted.canaries) == 20  # half of the site's
+    assert {e.text for e in planted.canaries} | {e.text for e in planted.others} == {
+        e.text for e in train
+    }
+    changed = canaries.prepare(shares)
+    assert changed[0] == shares[0]
+    texts = {e.text for e in changed[1].train}
+    for example, included in zip(planted.canaries, planted.included, strict=True):
+        assert (example.text in texts) == included
+    own = {e.text: e.label for e in train}
+    moved = sum(e.label != own[e.text] for e in planted.canaries)
+    assert 4 <= moved <= 16  # random, not the other label

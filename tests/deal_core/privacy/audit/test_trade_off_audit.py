@@ -1,0 +1,124 @@
+"""The p-value under a trade-off curve: against a solver, and against mechanisms that are exact."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import linprog
+
+from deal_core.privacy.accounting.composition import Spent, privacy_curve
+from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value, least_refuted
+from deal_core.privacy.audit.guesses import CHOICES, Guesses, guess
+from deal_core.privacy.audit.trade_off_audit import p_value
+from deal_core.privacy.audit.tradeoff import EPSILONS, trade_off, trade_off_of
+
+
+def solved(m: int, r: int, c: int, epsilons, deltas) -> float:
+    """The largest ``P(C >= c)`` by a linear program: every inequality, every line of the curve."""
+    i = np.arange(r + 1)
+    rows, limits = [], []
+    for t in range(1, r + 1):
+        left = np.where(i >= t, i / m, 0)
+        right = np.where(i >= t - 1, (r - i) / m, 0)
+        for epsilon, delta in zip(epsilons, deltas, strict=True):
+            rows.append(left - np.exp(epsilon) * right)
+            limits.append(delta)
+            rows.append(left - np.exp(-epsilon) * right)  # epsilon below zero
+            limits.append(1 - np.exp(-epsilon) * (1 - delta))
+    found = linprog(
+        -(i >= c).astype(float), rows, limits, np.ones((1, r + 1)), [1.0], bounds=(0, 1)
+    )
+    assert found.success
+    return -found.fun
+
+
+@pytest.mark.parametrize("spent", [Spent(1.0, 2.0, 1), Spent(0.2, 0.8, 5)])
+@pytest.mark.parametrize(("m", "r"), [(6, 6), (12, 5), (25, 20)])
+def test_it_is_what_a_solver_finds(spent, m, r):
+    chosen = EPSILONS[:: len(EPSILONS) // 12]
+    epsilons, deltas = privacy_curve([spent], chosen, 1e-5)
+    curve = trade_off_of(epsilons, deltas)
+    for c in range(r // 2, r + 1):
+        expected = solved(m, r, c, epsilons, deltas)
+        assert 0 <= p_value(m, r, c, curve) - expected + 1e-7 < 1e-3
+
+
+def gaussian(sigma: float, m: int, rng) -> tuple[Guesses, ...]:
+    coins = rng.random(m) < 0.5
+    return guess(coins + sigma * rng.normal(size=m), coins)
+
+
+@pytest.mark.parametrize("sigma", [0.6, 3.7])
+def test_of_an_exact_mechanism_it_is_seldom_small(sigma):
+    """Never below alpha more often than alpha, for any choice of guesses; the single best choice
+    of every audit is not looked at here."""
+    rng = np.random.default_rng(5)
+    curve = trade_off([Spent(1.0, sigma, 1)])
+    trials = 300
+    drawn = [gaussian(sigma, 300, rng) for _ in range(trials)]
+    for choice in range(len(CHOICES)):
+        known = {g: p_value(g.canaries, g.guesses, g.correct, curve) for d in drawn for g in d}
+        p = np.array([known[d[choice]] for d in drawn])
+        for alpha in (0.05, 0.2, 0.5):
+            assert (p <= alpha).sum() <= stats.binom.ppf(0.999, trials, alpha)
+
+
+def leaky(m: int, r: int, leak: float, rng) -> Guesses:
+    """With probability ``leak`` all is told, otherwise nothing: (0, leak)-private."""
+    right = r if rng.random() < leak else int(rng.binomial(r, 0.5))
+    return Guesses(m, r, right)
+
+
+def test_a_mechanism_that_seldom_tells_all_is_not_refuted_by_one_run():
+    """What one run cannot tell from a leak: the p-value is as large as the leak, not smaller."""
+    curve = trade_off_of(np.array([0.0]), np.array([0.1]))
+    assert p_value(500, 500, 500, curve) >= 0.1
+    rng = np.random.default_rng(0)
+    p = [
+        p_value(g.canaries, g.guesses, g.correct, curve)
+        for g in (leaky(500, 500, 0.1, rng) for _ in range(300))
+    ]
+    assert np.mean(np.array(p) <= 0.1) <= stats.binom.ppf(0.999, 300, 0.1) / 300
+
+
+def test_it_moves_with_the_guesses_and_with_the_noise():
+    curve = trade_off([Spent(1.0, 1.0, 1)])
+    falling = [p_value(200, 100, c, curve) for c in range(0, 101, 5)]
+    assert all(a >= b for a, b in pairwise(falling))
+    assert falling[0] == 1.0
+    by_noise = [p_value(200, 100, 90, trade_off([Spent(1.0, s, 1)])) for s in (0.4, 0.8, 1.6)]
+    assert by_noise == sorted(by_noise, reverse=True)
+
+
+def test_impossible_counts_are_refused():
+    curve = trade_off([Spent(1.0, 1.0, 1)])
+    with pytest.raises(ValueError, match="right of 11 guesses"):
+        p_value(10, 11, 5, curve)
+
+
+def repetitions(sigma: float, real: float, count: int, rng) -> list[Repetition]:
+    spent = (Spent(1.0, sigma, 1),)
+    return [Repetition(spent, gaussian(real * sigma, 1000, rng)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("sigma", [0.6, 3.73])  # epsilon 8 and 1 at delta 1e-5
+def test_repetitions_refute_half_the_noise_and_bound_it(sigma):
+    rng = np.random.default_rng(2)
+    weak = repetitions(sigma, 0.5, 6, rng)
+    assert claim_p_value(weak) < 0.01
+    least = least_refuted(weak, 1e-5)
+    assert 0.5 < least.scale < 1
+    honest = repetitions(sigma, 1.0, 6, rng)
+    assert claim_p_value(honest) > 0.05
+    assert least_refuted(honest, 1e-5).scale > 1
+
+
+def test_an_honest_mechanism_is_refuted_in_at_most_one_of_twenty_audits():
+    """Over all choices and repetitions: what the command's verdict rests on."""
+    rng = np.random.default_rng(3)
+    trials = 150
+    refuted = sum(claim_p_value(repetitions(1.0, 1.0, 4, rng)) < 0.05 for _ in range(trials))
+    assert refuted <= stats.binom.ppf(0.999, trials, 0.05)

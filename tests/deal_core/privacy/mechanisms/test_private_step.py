@@ -1,0 +1,289 @@
+"""A step under the mechanism ``record``: clipping, noise, Poisson samples, guards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.lora.attach import read, set_trainable, write
+from deal_core.lora.packing import packs
+from deal_core.methods.shared.plain import Plain
+from deal_core.models import load_model
+from deal_core.models.encoder import EncoderLabels
+from deal_core.models.interface import Encoded
+from deal_core.privacy.interface import RecordId
+from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora
+from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.mechanisms.private_gradients import BELOW, PrivateGradients
+from deal_core.randomness import seeded
+from deal_core.training.loop import descend
+from deal_core.training.per_sample import clipped_gradients
+from tests.deal_core.privacy.mechanisms.silence import Silence
+
+LABELS = ["red", "green", "blue"]
+BOTH = frozenset({"lora_A", "lora_B"})
+ENCODER_TOKENS = ((101, 2540, 102), (101, 3096, 2003, 2009, 102), (101, 2146, 2966, 3160, 102))
+CAUSAL_TOKENS = ((1, 3, 4), (1, 5, 6, 7, 8), (1, 9, 10, 11))
+
+
+@pytest.fixture(scope="module", params=["encoder", "llama", "gpt2"])
+def case(request, random_adapter, make_causal, tmp_path_factory):
+    """A model with something in both factors, and three examples."""
+    if request.param == "encoder":
+        config, tokens = ModelConfig(), ENCODER_TOKENS
+    else:
+        folder = make_causal(tmp_path_factory.mktemp(request.param), request.param)
+        config, tokens = ModelConfig(family="causal-lm", name=str(folder)), CAUSAL_TOKENS
+    model = load_model(config, AdapterConfig(), 32, torch.float32)
+    data = [Encoded(ids, i) for i, ids in enumerate(tokens)]
+    write(model.module, random_adapter(read(model.module).shapes, 8, 0.01, seed=5))
+    return model, data
+
+
+def gradients(data, noise, **changes) -> PrivateGradients:
+    given = {
+        "sample_rate": 0.5,
+        "noise_multiplier": 1.3,
+        "max_grad_norm": 0.7,
+        "steps": 3,
+        "expected_batch": 4,
+        "tokens_per_pass": 2048,
+    }
+    ids = [RecordId("task", row) for row in range(len(data))]
+    return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
+
+
+def taken(parameters) -> torch.Tensor:
+    row = torch.cat([p.grad.flatten().double() for p in parameters])
+    for p in parameters:
+        p.grad = None
+    return row
+
+
+def one_by_one(objective, parameters, count):
+    rows = []
+    for i in range(count):
+        objective.example_losses([i]).sum().backward()
+        rows.append(taken(parameters))
+    return rows
+
+
+@pytest.mark.parametrize("trained", [{"lora_B"}, {"lora_A", "lora_B"}])
+def test_without_noise_it_is_the_clipped_sum_of_a_loop_over_the_expected_batch(case, trained):
+    model, data = case
+    parameters = set_trainable(model.module, frozenset(trained))
+    objective = Plain(model, LABELS, data)
+    rows = one_by_one(objective, parameters, 3)
+    bound = float(torch.stack(rows).norm(dim=1).median())
+    quiet = gradients(data, Silence(), max_grad_norm=bound, expected_batch=4)
+    quiet.accumulate(model.module, objective, [0, 1, 2])
+    expected = sum(row * min(1.0, BELOW * bound / float(row.norm())) for row in rows) / 4
+    ours = taken(parameters)
+    assert float((ours - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e4, 1e8])
+def test_a_record_moves_the_sum_by_at_most_the_bound(case, scale):
+    """Neighbours: with record 2 and without, the empty batch included; exact, no tolerance."""
+    model, data = case
+    parameters = set_trainable(model.module, BOTH)
+    plain = Plain(model, LABELS, data)
+
+    class Loud:
+        def example_losses(self, batch):
+            factor = torch.tensor([scale if i == 2 else 1.0 for i in batch])
+            return plain.example_losses(batch) * factor
+
+    quiet = gradients(data, Silence(), max_grad_norm=0.5, expected_batch=1)
+    sums = {}
+    for batch in [(), (2,), (0,), (0, 2)]:
+        quiet.accumulate(model.module, Loud(), list(batch))
+        sums[batch] = taken(parameters)
+    assert not sums[()].any()
+    assert float(sums[(2,)].norm()) <= 0.5
+    assert float((sums[(0, 2)] - sums[(0,)]).norm()) <= 0.5 * (1 + 1e-6)
+
+
+def test_among_many_a_record_still_moves_the_sum_by_at_most_the_bound(minilm, random_adapter):
+    """What rounding one gradient owes to its batch-mates fits between bound and clipping."""
+    model = minilm
+    before = read(model.module)
+    write(model.module, random_adapter(before.shapes, 8, 0.01, seed=5))
+    words = ["ward", "fever", "a longer note about the night", "pain", "no change since Monday"]
+    texts = [f"{words[n % 5]} {words[n % 3]} {n}" for n in range(32)]
+    data = [Encoded(tuple(ids), n % 3) for n, ids in enumerate(model.tokens(texts))]
+    parameters = set_trainable(model.module, frozenset({"lora_B"}))
+    quiet = gradients(data, Silence(), max_grad_norm=1e-2, expected_batch=1, sample_rate=1.0)
+    objective = Plain(model, LABELS, data)
+    quiet.accumulate(model.module, objective, list(range(32)))
+    whole = taken(parameters)
+    for left_out in range(0, 32, 5):
+        quiet.accumulate(model.module, objective, [i for i in range(32) if i != left_out])
+        assert float((whole - taken(parameters)).norm()) <= 1e-2
+    write(model.module, before)
+
+
+def test_a_long_text_does_not_pad_the_short_ones_of_its_batch(case, monkeypatch):
+    model, data = case
+    parameters = set_trainable(model.module, BOTH)
+    long = Encoded((*data[0].tokens, *data[0].tokens[1:2] * 90), 2)
+    batch = [*data[:2], long]
+    passes = []
+
+    def watched(module, objective, parts, bound):
+        passes.extend(parts)
+        clipped_gradients(module, objective, parts, bound)
+
+    monkeypatch.setattr("deal_core.privacy.mechanisms.private_gradients.clipped_gradients", watched)
+    quiet = gradients(batch, Silence())
+    quiet.accumulate(model.module, Plain(model, LABELS, batch), [0, 1, 2])
+    taken(parameters)
+    # the encoder packs; the others pad
+    assert passes == ([[0, 1, 2]] if packs(model.module) else [[0, 1], [2]])
+    assert packs(model.module) == isinstance(model, EncoderLabels)
+
+
+@pytest.mark.parametrize("batch", [[], [0, 1, 2]])
+@pytest.mark.parametrize("make", [SecureNoise, lambda: SeededNoise(seeded("noise"))])
+def test_the_released_sum_has_noise_of_the_multiplier_times_the_bound(case, batch, make):
+    model, data = case
+    parameters = set_trainable(model.module, BOTH)
+    objective = Plain(model, LABELS, data)
+    quiet = gradients(data, Silence())
+    quiet.accumulate(model.module, objective, batch)
+    signal = taken(parameters) * quiet.expected_batch
+    loud = gradients(data, make())
+    drawn = []
+    while sum(map(len, drawn)) < 200_000:
+        loud.accumulate(model.module, objective, batch)
+        drawn.append(taken(parameters) * loud.expected_batch - signal)
+    noise = torch.cat(drawn)
+    assert float(noise.std()) == pytest.approx(1.3 * 0.7, rel=0.01)
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
+
+
+def test_batches_are_poisson_samples_of_a_number_known_before():
+    data = [Encoded((1,) * (n % 7 + 1), 0) for n in range(200)]
+    drawn = list(gradients(data, SecureNoise(), sample_rate=0.05, steps=2000).batches())
+    assert len(drawn) == 2000
+    sizes = torch.tensor([len(batch) for batch in drawn], dtype=torch.float64)
+    assert float(sizes.mean()) == pytest.approx(10.0, rel=0.05)
+    assert float(sizes.var()) == pytest.approx(200 * 0.05 * 0.95, rel=0.2)
+    counts = torch.zeros(200)
+    for batch in drawn:
+        assert len(set(batch)) == len(batch)
+        counts[batch] += 1
+    assert float(counts.min()) > 50  # of 100 expected: everybody's turn comes
+    rare = gradients(data[:3], SecureNoise(), sample_rate=0.05, steps=200)
+    assert any(not batch for batch in rare.batches())
+
+
+def test_the_penalty_comes_after_the_noise_and_is_not_clipped(case):
+    model, data = case
+    set_trainable(model.module, BOTH)
+    seen = []
+
+    class Pulled(Plain):
+        def penalty(self):
+            factors = require_plain_lora(self.model.module)
+            seen.append(all(f.grad is not None for f in factors))
+            return 1000 * sum(f.sum() for f in factors)
+
+    source = gradients(data, Silence(), max_grad_norm=1e-3, steps=1)
+    before = read(model.module)
+    rate = TrainConfig(learning_rate=1e-3)
+    descend(model, Pulled(model, LABELS, data), source, BOTH, rate)
+    after = read(model.module)
+    assert seen == [True]
+    for name, factors in after.layers.items():  # Adam's first step: the sign of a gradient of 1000
+        moved = factors.B - before.layers[name].B
+        torch.testing.assert_close(moved, torch.full_like(moved, -1e-3), rtol=1e-3, atol=1e-6)
+    write(model.module, before)
+
+
+def test_what_learns_beside_lora_is_refused(case):
+    model, data = case
+    set_trainable(model.module, BOTH)
+    stray = next(p for p in model.module.parameters() if not p.requires_grad and p.dim() == 1)
+    stray.requires_grad_(True)
+    try:
+        with pytest.raises(UnsafeModel, match="no plain LoRA"):
+            gradients(data, Silence()).accumulate(model.module, Plain(model, LABELS, data), [0])
+    finally:
+        stray.requires_grad_(False)
+
+
+def test_a_lora_layer_of_another_kind_is_refused(case):
+    model, _ = case
+    set_trainable(model.module, BOTH)
+    layer = next(iter(model.module.adapted_layers.values()))
+    ours = layer.forward
+    layer.forward = lambda x: x
+    try:
+        with pytest.raises(UnsafeModel, match="no plain LoRA layer"):
+            require_plain_lora(model.module)
+    finally:
+        layer.forward = ours
+
+
+def test_a_loss_that_reads_the_weights_themselves_is_refused(case):
+    model, data = case
+    parameters = set_trainable(model.module, BOTH)
+    plain = Plain(model, LABELS, data)
+
+    class Reads:
+        def example_losses(self, batch):
+            return plain.example_losses(batch) + parameters[0].sum()
+
+    with pytest.raises(ValueError, match="factor itself"):
+        gradients(data, Silence()).accumulate(model.module, Reads(), [0, 1])
+    for parameter in parameters:
+        parameter.grad = None
+
+
+@pytest.mark.parametrize(("batch", "reason"), [([1, 1], "twice"), ([0, 1, 2], "larger than")])
+def test_a_batch_that_is_no_sample_of_the_rate_is_refused(case, batch, reason):
+    model, data = case
+    set_trainable(model.module, BOTH)
+    rare = gradients(data, Silence(), sample_rate=1e-6)
+    with pytest.raises(UnsafeModel, match=reason):
+        rare.accumulate(model.module, Plain(model, LABELS, data), batch)
+
+
+def test_gradients_from_before_are_not_let_through(case):
+    model, data = case
+    parameters = set_trainable(model.module, BOTH)
+    parameters[0].grad = torch.ones_like(parameters[0])
+    with pytest.raises(ValueError, match="before those of the batch"):
+        gradients(data, Silence()).accumulate(model.module, Plain(model, LABELS, data), [0])
+    parameters[0].grad = None
+
+
+def test_a_step_that_moves_nothing_is_noticed(case):
+    model, data = case
+    before = read(model.module)
+    source = gradients(data, SecureNoise(), steps=1)
+    objective = Plain(model, LABELS, data)
+    with pytest.raises(UnsafeModel, match="changed nothing"):
+        descend(model, objective, source, BOTH, TrainConfig(learning_rate=1e-30))
+    write(model.module, before)
+    source = gradients(data, SecureNoise(), steps=1)
+    assert descend(model, objective, source, BOTH, TrainConfig()).loss == 0.0  # stays unknown
+    write(model.module, before)
+
+
+def test_an_adapter_that_is_not_read_back_whole_is_noticed(case, monkeypatch):
+    model, data = case
+    source = gradients(data, SecureNoise())
+    source.finished(model, LABELS, data)
+    half = read(model.module)
+    layers = {n: replace(f, B=f.B / 2) for n, f in half.layers.items()}
+    monkeypatch.setattr(
+        "deal_core.privacy.mechanisms.guards.read", lambda module: replace(half, layers=layers)
+    )
+    with pytest.raises(UnsafeModel, match="not the model"):
+        source.finished(model, LABELS, data)
+    write(model.module, half)

@@ -1,0 +1,364 @@
+"""Mechanism ``record``: what becomes of a site's budget; no model is needed to keep it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.models.interface import Encoded
+from deal_core.privacy.accounting.ledger import Ledger, composed
+from deal_core.privacy.interface import Ask, RecordId, Refusal, Site, Trained
+from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.record import packed, unpacked
+from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.policy import Policy, default_delta
+from deal_core.randomness import seeded
+
+BOTH = frozenset({"lora_A", "lora_B"})
+TASKS = [f"task{n}" for n in range(5)]
+RECORDS = {"task0": 225, "task1": 150, "task2": 300, "task3": 40, "task4": 500}
+
+
+def experiment(*overrides: str):
+    given = (
+        "privacy.mechanism=record",
+        "privacy.target_epsilon=3.0",
+        "federation.rounds=10",
+        "train.batch_size=32",
+        *overrides,
+    )
+    return parse_experiment(apply_overrides({}, given), "test")
+
+
+class Maker:
+    """Trains nothing; says whether it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[PrivateGradients] = []
+
+    def __call__(self, source) -> Trained:
+        self.seen.append(source)
+        return Trained({"w": np.full((2, 2), len(self.seen), np.float32)}, {"num_examples": 99})
+
+
+def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Ask:
+    return Ask(
+        request=request or f"{task} {server_round}",
+        client="0",
+        task=task,
+        phase="learn",
+        stage=int(task[-1]),
+        server_round=server_round,
+        data=[Encoded((1, 2), 0)] * records[task],
+        record_ids=[RecordId(task, row) for row in range(records[task])],
+        records=lambda: records,
+        site_records=lambda: sum(records.values()),
+        ids=lambda: [f"{task} {n}" for n in range(records[task])],
+        learning_rate=2e-3,
+        generator=seeded("order"),
+    )
+
+
+@pytest.fixture
+def site(tmp_path) -> Site:
+    return Site(lambda: Ledger(tmp_path), None, simulated=False)
+
+
+def test_a_whole_run_spends_its_budget_and_not_more(site):
+    """epsilon = 3 over 10 rounds and 5 tasks; a budget solved for each round would spend 10."""
+    mechanism, make = make_mechanism(experiment()), Maker()
+    told = [
+        mechanism.release(ask(task, n), site, make).figures["epsilon"]
+        for task in TASKS
+        for n in range(1, 11)
+    ]
+    delta = default_delta(sum(RECORDS.values()))
+    spent = composed(site.ledger().events(), delta)
+    assert 2.99 < spent <= 3.0
+    assert told[-1] == spent
+    assert told == sorted(told)
+    assert len({source.noise_multiplier for source in make.seen}) == 1
+    assert all(source.sample_rate == min(1, 32 / len(source.data)) for source in make.seen)
+    assert all(source.expected_batch == 32 for source in make.seen)
+    assert all(source.steps == math.ceil(1 / source.sample_rate) for source in make.seen)
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(ask("task4", 11), site, make)
+    assert refusal.value.code == "budget-spent"
+    assert len(make.seen) == 50  # refused before anything was trained
+
+
+def test_distillation_on_private_data_is_planned_and_on_public_data_free():
+    def multiplier(*overrides):
+        mechanism = make_mechanism(experiment(*overrides))
+        return mechanism._solve(
+            [], RECORDS, sum(RECORDS.values()), Site(lambda: None, None, False)
+        ).noise_multiplier
+
+    alone = multiplier()
+    private = multiplier("method.consolidation.data=private", "method.consolidation.rounds=5")
+    public = multiplier("method.consolidation.data=public", "method.consolidation.public_path=x")
+    assert private > 1.1 * alone
+    assert public == alone
+
+
+def test_the_past_of_the_ledger_counts(site):
+    first, make = make_mechanism(experiment("federation.rounds=2")), Maker()
+    for n in (1, 2):
+        first.release(ask("task0", n), site, make)
+    second = make_mechanism(experiment("federation.rounds=2", "run.seed=1"))
+    for task in TASKS:
+        for n in (1, 2):
+            second.release(ask(task, n, request=f"second {task} {n}"), site, make)
+    assert make.seen[-1].noise_multiplier > make.seen[0].noise_multiplier
+    assert composed(site.ledger().events(), default_delta(sum(RECORDS.values()))) <= 3.0
+    smaller = make_mechanism(experiment("privacy.target_epsilon=1.0"))
+    with pytest.raises(Refusal) as refusal:
+        smaller.release(ask("task0", 1, request="third"), site, make)
+    assert refusal.value.code == "budget-spent"
+
+
+def test_a_message_that_arrives_twice_is_charged_once_and_answered_the_same(site):
+    mechanism, make = make_mechanism(experiment()), Maker()
+    one = mechanism.release(ask("task0", 1), site, make)
+    two = make_mechanism(experiment()).release(ask("task0", 1), site, make)  # another process
+    assert packed(one) == packed(two)
+    assert len(make.seen) == len(site.ledger().events()) == 1
+
+
+def test_a_crash_before_the_charge_costs_nothing_and_releases_nothing(site):
+    mechanism = make_mechanism(experiment())
+
+    def crash(source) -> Trained:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mechanism.release(ask("task0", 1), site, crash)
+    assert site.ledger().events() == []
+    assert site.ledger().answer("task0 1") is None
+    mechanism.release(ask("task0", 1), site, Maker())
+    assert len(site.ledger().events()) == 1
+
+
+def test_the_charge_stands_before_the_answer_leaves(site, monkeypatch):
+    """If the ledger cannot write, nothing leaves."""
+    monkeypatch.setattr(
+        Ledger, "charge", lambda *a: (_ for _ in ()).throw(OSError("no space left"))
+    )
+    with pytest.raises(OSError, match="space"):
+        make_mechanism(experiment()).release(ask("task0", 1), site, Maker())
+
+
+def test_only_public_figures_go_with_an_update(site):
+    figures = make_mechanism(experiment()).release(ask("task0", 1), site, Maker()).figures
+    assert figures.keys() == {
+        *("num_examples", "epsilon", "delta", "simulation_only", "noise_floor"),
+    }
+    assert figures["num_examples"] == 1.0  # not 225
+
+
+def test_a_site_without_records_of_a_task_answers_like_others(site):
+    records = {**RECORDS, "task1": 0}
+    make = Maker()
+    made = make_mechanism(experiment()).release(ask("task1", 1, records), site, make)
+    assert made.figures["num_examples"] == 1.0
+    assert [list(batch) for batch in make.seen[0].batches()] == [[]] * make.seen[0].steps
+
+
+@pytest.mark.parametrize("noise", ["auto", "seeded", "secure"])
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_real_site_never_seeds(site, noise, simulated):
+    make, place = Maker(), replace(site, simulated=simulated)
+    mechanism = make_mechanism(experiment(f"privacy.noise={noise}"))
+    figures = mechanism.release(ask("task0", 1), place, make).figures
+    seeds = simulated and noise != "secure"
+    assert isinstance(make.seen[0].noise, SeededNoise if seeds else SecureNoise)
+    assert figures["simulation_only"] == float(seeds)
+    assert site.ledger().events()[0].simulation_only == seeds
+
+
+def test_a_policy_only_tightens(site):
+    tight = replace(site, policy=Policy(max_epsilon=1.0, max_delta=1e-5))
+    mechanism = make_mechanism(experiment())
+    plan = mechanism._solve([], RECORDS, sum(RECORDS.values()), tight)
+    assert (plan.epsilon, plan.delta) == (1.0, 1e-5)
+    loose = mechanism._solve(
+        [], RECORDS, sum(RECORDS.values()), replace(site, policy=Policy(max_epsilon=50.0))
+    )
+    assert (loose.epsilon, loose.delta) == (3.0, default_delta(sum(RECORDS.values())))
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(ask("task0", 1), replace(site, policy=Policy(max_grad_norm=0.1)), Maker())
+    assert refusal.value.code == "policy"
+
+
+def test_an_answer_is_kept_to_the_bit():
+    arrays = {
+        "a": np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32),
+        "q": np.arange(6, dtype=np.int8).reshape(2, 3),
+        "h": np.array([[1, 65535]], np.uint16),
+    }
+    back = unpacked(packed(Trained(arrays, {"epsilon": 1 / 3})))
+    assert back.figures == {"epsilon": 1 / 3}
+    assert back.arrays.keys() == arrays.keys()
+    for key, value in arrays.items():
+        assert back.arrays[key].dtype == value.dtype
+        np.testing.assert_array_equal(back.arrays[key], value)
+
+
+@pytest.mark.parametrize("method", ["ewc", "replay"])
+def test_methods_that_read_earlier_records_are_refused(method):
+    from deal_core.errors import UserError
+
+    with pytest.raises(UserError, match=method):
+        make_mechanism(experiment(f"method.name={method}"))
+
+
+@pytest.mark.parametrize(
+    "override", ["train.precision=bfloat16", "stream.schedule=joint", "method.logit_adjustment=1.0"]
+)
+def test_what_would_make_records_depend_on_each_other_is_refused(override):
+    from deal_core.errors import UserError
+
+    with pytest.raises(UserError, match=r'privacy.mechanism = "record"'):
+        make_mechanism(experiment(override))
+
+
+def test_one_factor_a_round_unless_told_otherwise():
+    one, both = make_mechanism(experiment()), make_mechanism(experiment("privacy.factors=both"))
+    assert one.trained(BOTH) == {"lora_B"}
+    assert one.trained(frozenset({"lora_A"})) == {"lora_A"}  # the rule's own choice
+    assert both.trained(BOTH) == BOTH
+
+
+def count(mechanism, site, stage: int, make) -> dict:
+    asked = replace(ask("task0", 0), task="", phase="evaluate", stage=stage, request=f"e{stage}")
+    return mechanism.count(asked, site, make)
+
+
+def test_noised_counts_are_planned_charged_and_told_once(site):
+    mechanism, make = make_mechanism(experiment("privacy.metrics=noised")), Maker()
+    asked = []
+
+    def counted():
+        asked.append(1)
+        return {"correct": [50] * 5, "examples": [90, 0, 90, 90, 90]}
+
+    for stage, task in enumerate(TASKS):
+        for n in range(1, 11):
+            mechanism.release(ask(task, n), site, make)
+        if stage == 0:
+            count(mechanism, site, -1, counted)
+        counts = count(mechanism, site, stage, counted)
+        assert counts == count(mechanism, site, stage, counted)
+        assert all(0 <= c <= n for c, n in zip(counts["correct"], counts["examples"], strict=True))
+        assert all(n >= 1 for n in counts["examples"])
+    events = site.ledger().events()
+    assert len(asked) == sum(event.mechanism == "counts" for event in events) == 6
+    assert 2.99 < composed(events, events[0].delta) <= 3.0
+    with pytest.raises(Refusal) as refusal:
+        count(mechanism, site, 5, counted)
+    assert refusal.value.code == "withheld"
+    assert len(asked) == 6
+
+
+def test_noise_on_counts_has_the_size_that_is_charged():
+    from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
+
+    counts = {"correct": [10**6] * 50_000, "examples": [10**7] * 50_000}
+    loud = noised_counts(counts, 10.0, SecureNoise())
+    both = np.array([*loud["correct"], *loud["examples"]], float)
+    both -= np.repeat([10**6, 10**7], 50_000)
+    assert both.std() == pytest.approx(10.0 * sensitivity(50_000), rel=0.01)
+
+
+def test_without_a_mechanism_noised_counts_do_not_leave(site):
+    mechanism = make_mechanism(
+        parse_experiment(apply_overrides({}, ["privacy.metrics=noised"]), "test")
+    )
+    with pytest.raises(Refusal) as refusal:
+        count(mechanism, site, 0, dict)
+    assert refusal.value.code == "withheld"
+
+
+def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
+    parallel = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    mechanism, make, alike = make_mechanism(experiment()), Maker(), dict.fromkeys(TASKS, 225)
+    for task in ("task0", "task1"):
+        for n in range(1, 11):
+            mechanism.release(ask(task, n, alike), parallel, make)
+    sequential = mechanism._solve([], alike, sum(alike.values()), site).noise_multiplier
+    assert make.seen[0].noise_multiplier < 0.8 * sequential
+    events, delta = site.ledger().events(), default_delta(5 * 225)
+    assert composed(events, delta, disjoint_tasks=True) <= 3.0 < composed(events, delta)
+    shared = replace(ask("task2", 1, alike), ids=lambda: ["new", "task0 7"])
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(shared, parallel, make)
+    assert refusal.value.code == "policy"
+    assert len(make.seen) == 20
+
+
+def test_no_experiment_can_declare_a_real_sites_tasks_disjoint(site):
+    mechanism = make_mechanism(experiment("privacy.disjoint_tasks=true"))
+    sequential = make_mechanism(experiment())._solve([], RECORDS, sum(RECORDS.values()), site)
+    for policy in (None, Policy(metrics="clear")):
+        real = replace(site, policy=policy, simulated=False)
+        assert mechanism._solve([], RECORDS, sum(RECORDS.values()), real) == sequential
+    simulated = mechanism._solve(
+        [], RECORDS, sum(RECORDS.values()), replace(site, policy=None, simulated=True)
+    )
+    assert simulated.disjoint_tasks
+    assert simulated.noise_multiplier < sequential.noise_multiplier
+
+
+def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
+    """An earlier run had declared nothing: its records may be in any task."""
+    make = Maker()
+    make_mechanism(experiment("run.seed=1", "privacy.target_epsilon=1.0")).release(
+        ask("task0", 1), site, make
+    )
+    declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    later = make_mechanism(experiment("privacy.metrics=noised"))
+    with pytest.raises(Refusal, match="nobody has checked") as refusal:
+        later.release(ask("task1", 1), declared, make)
+    assert refusal.value.code == "policy"
+    noised = replace(declared, policy=Policy(disjoint_tasks=True, metrics="noised"))
+    with pytest.raises(Refusal, match="nobody has checked"):
+        count(later, noised, 0, dict)
+    assert len(site.ledger().events()) == 1
+    assert len(make.seen) == 1
+
+
+def test_who_takes_the_declaration_back_tells_what_all_tasks_cost(site):
+    declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    mechanism, make = make_mechanism(experiment()), Maker()
+    first = mechanism.release(ask("task0", 1), declared, make).figures
+    assert first["disjoint_tasks"] == 1.0
+    second = mechanism.release(
+        ask("task1", 1), replace(site, policy=Policy(metrics="clear")), make
+    ).figures
+    assert "disjoint_tasks" not in second
+    assert second["epsilon"] == composed(site.ledger().events(), second["delta"])
+
+
+def test_a_policy_that_tightens_during_a_run_holds_at_once(site):
+    mechanism, make = make_mechanism(experiment()), Maker()
+    for n in range(1, 6):
+        mechanism.release(ask("task0", n), site, make)
+    spent = composed(site.ledger().events(), default_delta(sum(RECORDS.values())))
+    tighter = replace(site, policy=Policy(max_epsilon=spent))
+    with pytest.raises(Refusal) as refusal:
+        mechanism.release(ask("task0", 6), tighter, make)
+    assert refusal.value.code == "budget-spent"
+    assert len(make.seen) == 5
+
+
+def test_fewer_records_than_a_batch_are_all_in_every_batch_and_the_divisor_stays(site):
+    make, records = Maker(), {"task0": 10, "task1": 500}
+    make_mechanism(experiment()).release(ask("task0", 1, records), site, make)
+    source = make.seen[0]
+    assert [len(batch) for batch in source.batches()] == [10]
+    assert (source.sample_rate, source.expected_batch) == (1.0, 32)

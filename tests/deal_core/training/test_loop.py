@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config.method import MethodConfig
+from deal_core.data import Example
+from deal_core.lora.adapter import zero_adapter
+from deal_core.lora.attach import at_task_start, lora_layers, merge, set_trainable, write
+from deal_core.lora.state import State
+from deal_core.methods import LocalTask, make_method
+from deal_core.models import load_model
+from deal_core.randomness import seeded
+from deal_core.training.cache import Memory
+from deal_core.training.loop import accumulate, load_state
+from deal_core.training.precision import compute_dtype
+from deal_core.training.teacher import make_teacher
+
+LABELS = ("Anatomy", "Surgery")
+DATA = [
+    Example("The phrenic nerve supplies the diaphragm", "Anatomy"),
+    Example("Laparoscopic removal of the appendix", "Surgery"),
+    Example("Bones", "Anatomy"),
+    Example("A suture for the bowel that is absorbed after two weeks or so", "Surgery"),
+]
+
+
+def random_state(shapes, random_adapter, residual: bool) -> State:
+    small = [random_adapter(shapes, r, 0.003, seed) for r, seed in ((8, 0), (16, 1), (3, 2))]
+    return State(small[0], small[1], small[2] if residual else None)
+
+
+def gradients(model) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in model.module.parameters() if p.requires_grad]
+
+
+def test_cutting_a_batch_into_passes_changes_only_rounding(minilm, shapes, random_adapter):
+    state = random_state(shapes, random_adapter, residual=False)
+    method = make_method(MethodConfig(), AdapterConfig())
+    data = minilm.encode(DATA, LABELS)
+    found = []
+    for tokens in (10_000, 1):
+        load_state(minilm, state)
+        set_trainable(minilm.module, frozenset({"lora_A", "lora_B"}))
+        task = LocalTask(LABELS, (("Dental", "Skin"),))
+        objective = method.objective(minilm, state, task, data, Memory())
+        loss = accumulate(objective, data, range(4), tokens)
+        found.append((loss, gradients(minilm)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for whole, cut in zip(found[0][1], found[1][1], strict=True):
+        assert (whole - cut).norm() < 1e-3 * whole.norm() + 1e-7
+
+
+def test_merging_again_and_again_drifts_nowhere(minilm, shapes, random_adapter):
+    state = random_state(shapes, random_adapter, residual=True)
+    layer = next(iter(lora_layers(minilm.module).values()))
+    base = layer.weights.base.clone()
+    load_state(minilm, state)
+    once = layer.base_layer.weight.clone()
+    for _ in range(5):
+        load_state(minilm, State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)))
+        assert torch.equal(layer.base_layer.weight, base)
+        load_state(minilm, state)
+    assert torch.equal(layer.base_layer.weight, once)
+    merge(minilm.module, zero_adapter(shapes, 16), None)
+
+
+def test_what_is_merged_already_is_not_merged_again(minilm, shapes, random_adapter, monkeypatch):
+    first, second = (random_state(shapes, random_adapter, residual=r) for r in (True, False))
+    layer = next(iter(lora_layers(minilm.module).values()))
+    load_state(minilm, first)
+    place, weight = layer.base_layer.weight.data_ptr(), layer.base_layer.weight.data.clone()
+    load_state(minilm, State(second.current, first.retained, first.residual))
+    assert layer.base_layer.weight.data_ptr() == place
+    load_state(minilm, State(first.current, first.retained))  # the residual is gone
+    assert not torch.equal(layer.base_layer.weight, weight)
+    load_state(minilm, first)
+    assert torch.equal(layer.base_layer.weight, weight)
+    load_state(minilm, State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)))
+
+
+def test_adapters_of_another_model_are_refused(minilm, shapes):
+    with pytest.raises(ValueError, match="other layers"):
+        write(minilm.module, zero_adapter({"elsewhere": (4, 4)}, 2))
+    with pytest.raises(ValueError, match="other layers"):
+        merge(minilm.module, zero_adapter({"elsewhere": (4, 4)}, 2), None)
+    load_state(minilm, State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)))
+
+
+@pytest.mark.parametrize("limit", [2**25, 1])
+def test_the_teacher_is_the_start_of_the_task_cached_or_not(
+    minilm, shapes, random_adapter, monkeypatch, limit
+):
+    monkeypatch.setattr("deal_core.training.teacher.CACHED_FLOATS", limit)
+    state = random_state(shapes, random_adapter, residual=True)
+    data = minilm.encode(DATA, LABELS)
+    seen = ("Dental", "Skin")
+    load_state(minilm, State(zero_adapter(shapes, 8, 2.0), state.retained))
+    with torch.no_grad():
+        expected = minilm.scores(data, seen)
+    load_state(minilm, state)
+    teacher = make_teacher(minilm, data, LABELS, (seen,))
+    answers = torch.cat(teacher([2, 0]))
+    torch.testing.assert_close(answers, expected[[2, 0]], rtol=0, atol=1e-4)
+
+
+def test_the_teacher_is_asked_once_for_all_rounds_and_again_when_its_basis_changes(
+    minilm, shapes, random_adapter, monkeypatch
+):
+    asked = []
+    real = make_teacher
+    monkeypatch.setattr(
+        "deal_core.methods.shared.distilled.make_teacher",
+        lambda *args: asked.append(1) or real(*args),
+    )
+    method = make_method(MethodConfig(), AdapterConfig())
+    state = random_state(shapes, random_adapter, residual=False)
+    load_state(minilm, state)
+    data, memory = minilm.encode(DATA, LABELS), Memory()
+    task = LocalTask(LABELS, (("Dental",),))
+    for _ in range(3):
+        method.objective(minilm, state, task, data, memory)
+    assert len(asked) == 1
+    other = State(state.current, random_adapter(shapes, 16, 0.003, 9))
+    method.objective(minilm, other, task, data, memory)
+    method.objective(minilm, other, LocalTask(LABELS, (("Dental", "Skin"),)), data, memory)
+    assert len(asked) == 3
+
+
+def test_bfloat16_answers_as_float32_does(shapes, random_adapter, minilm):
+    """Same answers up to rounding; the adapter itself stays float32."""
+    state = random_state(shapes, random_adapter, residual=True)
+    half = load_model(ModelConfig(), AdapterConfig(), 64, torch.bfloat16)
+    data = minilm.encode(DATA, LABELS)
+    scores = []
+    for model in (minilm, half):
+        load_state(model, state)
+        with torch.no_grad(), at_task_start(model.module):
+            scores.append(model.scores(data, LABELS))
+    assert scores[1].dtype == torch.float32
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=0.25)  # of 20
+
+
+def test_precision_is_what_is_asked_for():
+    cpu = torch.device("cpu")
+    assert compute_dtype(TrainConfig(precision="float32"), cpu) == torch.float32
+    assert compute_dtype(TrainConfig(precision="bfloat16"), cpu) == torch.bfloat16
+    able = torch.cpu.get_capabilities()
+    fast = able.get("amx_bf16") or able.get("avx512_bf16")
+    expected = torch.bfloat16 if fast else torch.float32
+    assert compute_dtype(TrainConfig(), cpu) == expected
+    # the rounding of bfloat16 depends on batch-mates by more than clipping leaves room for
+    assert compute_dtype(TrainConfig(), cpu, "record") == torch.float32
+
+
+def test_equal_seeds_train_equally(minilm, shapes, random_adapter):
+    from deal_core.training.loop import train
+
+    results = []
+    for _ in range(2):
+        state = random_state(shapes, random_adapter, residual=False)
+        load_state(minilm, state)
+        data = minilm.encode(DATA, LABELS)
+        objective = make_method(MethodConfig(), AdapterConfig()).objective(
+            minilm, state, LocalTask(LABELS, (("Skin",),)), data, Memory()
+        )
+        both = frozenset({"lora_A", "lora_B"})
+        results.append(train(minilm, objective, data, both, 2, TrainConfig(), seeded(1)))
+    assert results[0] == results[1]

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from deal_core.aggregation import AGGREGATION_RULES
+from simulations import cli
+from simulations.bench.aggregation import LINEAR, Sizes, cells
+from simulations.bench.exactness import SETTINGS
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys):
+    """Call ``deal bench …``; returns what it prints."""
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["deal", "bench", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_every_rule_is_measured_and_the_ratios_fit(bench, tmp_path):
+    path = tmp_path / "bench.json"
+    printed = bench("aggregation", "--quick", "--out", str(path))
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["rule"] for row in rows] == list(AGGREGATION_RULES)
+    for row in rows:
+        assert row["rule"] in printed
+        assert 0 < row["seconds_rule"] < row["seconds_checked"]
+        assert row["ratio"] == pytest.approx(row["seconds_rule"] / row["seconds_flower"])
+        assert row["ratio_checked"] == pytest.approx(
+            row["seconds_checked"] / row["seconds_decoded"]
+        )
+    sent = {row["rule"]: row["client_bytes"] for row in rows}
+    assert sent["ffa"] * 2 == sent["fedit"]
+    assert sent["fedit"] >= 12 * 2 * 8 * 384 * 4
+
+
+def test_a_thousand_clients_for_linear_rules_only():
+    large = {cell.rule for cell in cells(Sizes()) if cell.clients == 1000}
+    assert large == set(LINEAR)
+
+
+def test_exact_rules_are_exact_and_the_baseline_is_not(bench):
+    header, _, *lines = bench("exactness").strip().splitlines()
+    assert all(setting.name in header for setting in SETTINGS)
+    cells_of = {}
+    for line in lines:
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        cells_of[name.strip("`")] = [float(cell) for cell in cells if cell != "–"]
+    assert list(cells_of) == list(AGGREGATION_RULES)
+    for name, errors in cells_of.items():
+        if name in ("fedit", "flexlora-truncated"):
+            assert min(errors) > 1e-5
+            assert max(errors) > 0.05
+        else:
+            assert max(errors) < 1e-5
+    assert {len(errors) for errors in cells_of.values()} == {4, 5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("step", "deal bfloat16"),
+        ("memory", "the default"),
+        ("engine", "inprocess"),
+        ("scale", "exponent"),
+        ("privacy", "Cost of a private step"),
+    ],
+)
+def test_every_bench_runs_in_its_smallest_size(bench, tmp_path, name, line):
+    assert line in bench(name, "--quick", "--out", str(tmp_path / "out"))
+    assert any(tmp_path.rglob("*"))

@@ -1,0 +1,225 @@
+"""``deal budgets``: one small grid by the real command, its tables, and what they say."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from deal_core.config.experiment import RunConfig
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.ledger import Ledger, composed
+from deal_core.privacy.audit.guesses import CHOICES, Guesses
+from deal_core.privacy.audit.one_run_audit import lower_bound
+from server.results import read_results
+from simulations.audit.command import AuditRequest, run_audit
+from simulations.audit.found import Found, Outcome, Steps, Training
+from simulations.budgets.budget_study import budgets_study
+from simulations.budgets.command import BudgetsRequest, run_budgets
+from simulations.budgets.plot import figure_of
+from simulations.budgets.results import Budgets, Sweep
+from simulations.budgets.tables import markdown, sweep_text
+from simulations.run.epsilons import epsilons, named, with_budget
+from simulations.run.experiment import Request, load_experiment
+from simulations.study.grid import grid
+
+SMALL = (
+    'data.tasks=["laboratory", "surgery"]',
+    "data.max_train=16",
+    "data.max_test=16",
+    "federation.clients=2",
+    "federation.rounds=1",
+    "train.max_length=16",
+)
+
+
+SHOWN = lower_bound([[Guesses(400, 400, 256)] * len(CHOICES)] * 2, 1e-5).epsilon
+"""What the audit below shows."""
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def trained(training: Training, listener) -> Found:
+    """As if it had been trained."""
+    private = training.experiment.privacy.mechanism != "none"
+    right = 200 if training.kind == "texts" else 256
+    outcome = Outcome(canaries=400, guesses=400, correct=right)
+    return Found(
+        kind=training.kind,
+        client=0,
+        canaries=400,
+        records=0,
+        seed=0,
+        repeat=training.repeat,
+        mechanism=training.experiment.privacy.mechanism,
+        unit=training.experiment.privacy.mechanism if private else None,
+        simulation_only=private,
+        claimed=training.experiment.privacy.target_epsilon if private else None,
+        delta=1e-5,
+        spent=[Steps(sample_rate=1.0, noise_multiplier=0.6, steps=1)] if private else [],
+        outcomes=[outcome] * len(CHOICES),
+    )
+
+
+def audit_in(folder, *overrides: str) -> str:
+    """What ``deal audit`` leaves, but for the trainings."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulations.audit.command.carry_out", trained)
+        request = AuditRequest("quickstart", "8", str(folder), (*SMALL, *overrides), repetitions=2)
+        assert run_audit(request, console()) == 0
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("budgets")
+    audit = audit_in(folder / "audit")
+    out = str(folder / "out")
+    request = BudgetsRequest("quickstart", "8,inf", "sequential", 1, out, SMALL, audit, 2)
+    code = run_budgets(request, console())
+    budgets = Budgets.model_validate_json((folder / "out" / "budgets.json").read_text())
+    return folder / "out", request, code, budgets
+
+
+def test_a_point_for_every_budget(done):
+    _, _, code, budgets = done
+    assert code == 0
+    assert [(p.method, p.epsilon) for p in budgets.points] == [
+        ("sequential", "8"),
+        ("sequential", "inf"),
+    ]
+    private, free = budgets.points
+    assert 7.5 < private.spent <= 8.0
+    assert private.delta > 0
+    assert (private.unit, private.simulation_only) == ("record", True)
+    assert (private.lower_bound, private.lower_bound_delta) == (SHOWN, 1e-5)
+    assert (free.spent, free.delta, free.unit, free.lower_bound) == (None, None, None, None)
+
+
+def test_the_sweep_composes_the_ledgers_of_its_private_runs(done):
+    out, _, _, budgets = done
+    run = out / "cells" / "eps-8.sequential.seed0"
+    privacy = read_results(run).privacy
+    most = max(privacy.epsilon, key=lambda client: privacy.epsilon[client])
+    events = Ledger(run / "sites" / most).events()
+    assert budgets.sweep.epsilon == pytest.approx(composed(events, budgets.sweep.delta))
+    assert (budgets.sweep.runs, budgets.sweep.without_privacy) == (1, 1)
+
+
+def test_no_epsilon_without_what_it_means(done):
+    text = (done[0] / "budgets.md").read_text()
+    line = next(line for line in text.splitlines() if line.startswith("| 8 "))
+    shown = f"≥ {SHOWN:.2f} at delta = 1e-05 per record"
+    for part in ("at delta", "per record", "simulation only", shown):
+        assert part in line
+    sweep = text.split("## The sweep itself")[1]
+    for part in ("epsilon = ", "at delta", "per record", "composed over", "no epsilon holds"):
+        assert part in sweep
+
+
+def test_the_sweep_says_whom_its_epsilon_protects():
+    for unit, whom in (("record", "a record that lies in every run"), ("client", "for a client")):
+        sweep = Sweep(runs=3, epsilon=9.5, delta=1e-5, unit=unit, without_privacy=0)
+        text = sweep_text(sweep)
+        for part in ("epsilon = 9.5", "delta = 1e-05", f"per {unit}", "composed over", whom):
+            assert part in text
+
+
+def test_the_plot_shows_the_bound_beside_the_claim(done):
+    assert (done[0] / "budgets.png").read_bytes().startswith(b"\x89PNG")
+    figure = figure_of(done[3])
+    assert len(figure.axes) == 4
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[-1].lines}
+    assert lines == {
+        "claimed": [[8.0, 8.0]],
+        "lower bound (95 %), delta = 1e-05": [[8.0, SHOWN]],
+    }
+    for part in ("delta", "per record", "over all rounds and tasks", "simulation only"):
+        assert part in figure.get_suptitle()
+    points = [p.model_copy(update={"disjoint_tasks": True}) for p in done[3].points]
+    parallel = done[3].model_copy(update={"points": points})
+    for said in (figure_of(parallel).get_suptitle(), markdown(parallel)):
+        assert "all rounds, a record being in one task, simulation only" in said.replace(";", ",")
+
+
+def test_an_audit_of_another_unit_is_refused(tmp_path):
+    """Bounds on whole clients say nothing of records."""
+    audit = audit_in(tmp_path / "audit", "privacy.mechanism=client")
+    request = BudgetsRequest("quickstart", out=str(tmp_path / "out"), audit=audit)
+    with pytest.raises(UserError, match="each a client, but the budgets are of a record"):
+        run_budgets(request, console())
+    assert not (tmp_path / "out").exists()
+
+
+def test_again_nothing_is_left_and_a_further_budget_starts_alone(done):
+    out, request, _, _ = done
+    stamps = {p: p.stat().st_mtime_ns for p in out.glob("cells/*/results.json")}
+    assert len(stamps) == 2
+    screen = console()
+    assert run_budgets(request, screen) == 0
+    assert "runs left" not in screen.file.getvalue()
+    assert {p: p.stat().st_mtime_ns for p in out.glob("cells/*/results.json")} == stamps
+    more = BudgetsRequest(**{**vars(request), "epsilon": "2,8,inf", "report": True})
+    assert run_budgets(more, screen) == 0
+    told = json.loads((out / "budgets.json").read_text())
+    assert (told["wanted"], told["finished"]) == (3, 2)
+    other = replace(request, overrides=(*SMALL, "train.learning_rate=0.5"), report=True)
+    with pytest.raises(UserError, match=r"'train\.learning_rate' is 0\.5, but the run in"):
+        run_budgets(other, screen)
+
+
+def test_budgets_are_read_or_refused_in_one_line():
+    assert epsilons("8,inf, 0.5") == [0.5, 8.0, float("inf")]
+    assert [named(e) for e in epsilons("8,inf,0.5")] == ["0.5", "8", "inf"]
+    for bad in ("", "0,1", "-1", "nan", "a", "1,1"):
+        with pytest.raises(UserError, match="--epsilon") as caught:
+            epsilons(bad)
+        assert "\n" not in str(caught.value)
+
+
+def test_runs_without_privacy_may_have_settings_of_their_own(tmp_path):
+    base, free = load_experiment(Request("private")), load_experiment(Request("quickstart"))
+    study = budgets_study("private", base, [1.0, 8.0, math.inf], ["deal", "lwf"], 1, free)
+    alone = RunConfig()
+    for cell in grid(study, tmp_path, ("train.max_length=16",)):
+        like = {
+            "eps-1": with_budget(base, 1.0),
+            "eps-8": with_budget(base, 8.0),
+            "eps-inf": free.model_copy(update={"description": base.description}),
+        }[cell.arm]
+        assert cell.runs[""].model_copy(update={"run": alone}) == like.model_copy(
+            update={
+                "run": alone,
+                "method": like.method.model_copy(update={"name": cell.setting}),
+                "train": like.train.model_copy(update={"max_length": 16}),
+            }
+        )
+
+
+def test_bad_input_is_refused_before_anything_starts(tmp_path):
+    out = str(tmp_path / "out")
+    other = tmp_path / "other.toml"
+    other.write_text('[federation]\nclients = 4\n[method]\nname = "lwf"\n')
+    elsewhere = tmp_path / "elsewhere.toml"
+    elsewhere.write_text("[federation]\nparticipants = [1]\n")
+    for wrong, told in (
+        ({"method": "dael"}, "unknown method 'dael'"),
+        ({"method": "deal,deal"}, "twice"),
+        ({"audit": str(tmp_path)}, "no audit in it"),
+        ({"free": "quikstart"}, "did you mean 'quickstart'"),
+        (
+            {"overrides": ("federation.clients=3",), "free": str(elsewhere)},
+            r"--without-privacy: federation.participants differs",
+        ),
+        ({"free": str(other)}, "its method is lwf, the experiment's is deal"),
+        ({"free": "per-client"}, r"--without-privacy: \[stream\] is another one"),
+    ):
+        with pytest.raises(UserError, match=told):
+            run_budgets(BudgetsRequest("quickstart", out=out, **wrong), console())
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
+from deal_core.config.run_config import flatten, from_run_config
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.results import read_results
+from simulations.engines import flower as flower_engine
+from simulations.engines.flower import (
+    LOG,
+    Outcome,
+    RunFailed,
+    Tail,
+    app_folder,
+    as_run_by,
+    parse_outcome,
+    reason,
+    resources,
+    run_flower,
+)
+from simulations.engines.flower_sandbox import flower_sandbox, members, stop_all
+from simulations.engines.registry import ENGINES
+from simulations.engines.workers import Workers
+from simulations.output.toml import toml_lines
+from simulations.run.experiment import Request, load_experiment
+
+
+def ignore(event: dict[str, Any]) -> None:
+    pass
+
+
+def test_the_tail_skips_what_was_there_and_waits_for_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "old"}\n')
+    tail = Tail.from_end(path)
+    assert list(tail.new()) == []
+    with path.open("a") as file:
+        file.write('{"event": "a"}\n{"eve')
+        file.flush()
+        assert list(tail.new()) == [{"event": "a"}]
+        file.write('nt": "b"}\n')
+    assert list(tail.new()) == [{"event": "b"}]
+    assert list(Tail.from_end(tmp_path / "missing").new()) == []
+
+
+def test_the_outcome_comes_from_flower_and_not_from_an_exit_code() -> None:
+    run = {"status": "finished:failed", "status-details": "it broke"}
+    assert parse_outcome(json.dumps({"runs": [run]})) == Outcome("finished:failed", "it broke")
+    for text in ("", "no json", '{"runs": []}', '{"success": false}'):
+        assert parse_outcome(text) == Outcome("unknown")
+
+
+def test_the_servers_own_reason_comes_first_and_fits_on_a_line() -> None:
+    outcome = Outcome("finished:failed", "Simulation failed\nlong")
+    stopped = {"event": "run_stopped", "reason": "UserError: quorum not met"}
+    assert reason(stopped, outcome) == "quorum not met"
+    early = reason({"event": "nothing"}, outcome)
+    assert (
+        early == "the run ended as 'finished:failed' after the event 'nothing': Simulation failed"
+    )
+
+
+def test_flower_gets_room_for_exactly_the_workers() -> None:
+    four = Experiment(federation=FederationConfig(clients=4))
+    assert resources(four, Workers(count=3, threads=2, gpus=0.0)) == {
+        "num-supernodes": 4,
+        "client-resources-num-cpus": 2,
+        "init-args-num-cpus": 6,
+    }
+    assert resources(four, Workers(2, 1, 0.5))["client-resources-num-gpus"] == 0.5
+
+
+def test_the_workers_train_with_their_share_of_the_threads() -> None:
+    four = Experiment(federation=FederationConfig(clients=4), run=RunConfig(workers=2))
+    settled = as_run_by(Workers(2, 5, 0.0), four)
+    assert settled.run.threads == 5
+    assert settled.model_copy(update={"run": four.run}) == four
+
+
+def test_the_run_config_file_reads_back_as_the_experiment(tmp_path: Path) -> None:
+    from flwr.common.config import parse_config_args
+
+    overrides = (
+        'data.hub={"t" = {path = "p", label_text = {"1" = "ja \\"nein\\" \\u007f ☃"}}}',
+        "train.learning_rate=1e-5",
+    )
+    experiment = load_experiment(Request("clinc10", overrides=overrides))
+    path = tmp_path / "run-config.toml"
+    path.write_text(toml_lines(flatten(experiment)), encoding="utf-8")
+    assert from_run_config(parse_config_args([str(path)])) == experiment
+
+
+def test_without_a_checkout_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        flower_engine, "__file__", str(tmp_path / "simulations" / "engines" / "x.py")
+    )
+    with pytest.raises(UserError, match=r"no pyproject.toml; the engine 'flower' needs a checkout"):
+        app_folder()
+
+
+def test_only_what_was_started_with_the_home_is_stopped(tmp_path: Path) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    environment = {**os.environ, "FLWR_HOME": str(tmp_path)}
+    mine = subprocess.Popen(sleep, env=environment, start_new_session=True)
+    other = subprocess.Popen(sleep, env={**os.environ, "FLWR_HOME": str(tmp_path / "other")})
+    try:
+        assert [process.pid for process in members(tmp_path)] == [mine.pid]
+        stop_all(tmp_path)
+        mine.wait(timeout=5)
+        assert members(tmp_path) == []
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_sandbox_is_private_empty_and_leaves_nothing(tmp_path: Path) -> None:
+    log = tmp_path / LOG
+    with flower_sandbox(log) as sandbox:
+        assert list(sandbox.working_directory.iterdir()) == []
+        assert members(sandbox.home)
+        listed = sandbox.command("list", "--format", "json")
+        assert json.loads(listed.stdout)["runs"] == []
+        for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
+            assert sandbox.environment[name] == "0"
+    assert not members(sandbox.home)
+    assert not sandbox.home.exists()
+
+
+FAILING_SERVER = """
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+app = ServerApp()
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    raise RuntimeError("no luck")
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_in_flower_fails_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_experiment: Callable[..., Experiment]
+) -> None:
+    app = tmp_path / "app"
+    (app / "tiny").mkdir(parents=True)
+    (app / "tiny" / "server.py").write_text(FAILING_SERVER)
+    (app / "tiny" / "client.py").write_text(
+        "from flwr.clientapp import ClientApp\napp = ClientApp()\n"
+    )
+    (app / "tiny" / "__init__.py").touch()
+    (app / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
+        '[project]\nname = "tiny"\nversion = "1.0.0"\nlicense = "MIT"\ndependencies = []\n'
+        '[tool.flwr.app]\npublisher = "deal"\n'
+        '[tool.flwr.app.components]\nserverapp = "tiny.server:app"\nclientapp = "tiny.client:app"\n'
+        f"[tool.flwr.app.config]\n{toml_lines(flatten(Experiment()))}"
+    )
+    monkeypatch.setattr(flower_engine, "app_folder", lambda: app)
+    experiment = make_experiment(f'run.out="{tmp_path}"')
+    with pytest.raises(RunFailed, match=r"'finished:failed'.*no luck.*flower.log"):
+        run_flower(experiment, ignore)
+    assert "no luck" in (tmp_path / LOG).read_text()
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(app) in str(p.info["cmdline"])]
+    assert left == []
+
+
+OWN_ORDERS = (
+    "stream.schedule=per-client",
+    'stream.orders={0=["surgery", "laboratory"], 1=["surgery"]}',
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [(), OWN_ORDERS], ids=["synchronous", "per-client"])
+def test_both_engines_give_the_same_numbers(
+    tmp_path: Path, make_experiment: Callable[..., Experiment], stream: tuple[str, ...]
+) -> None:
+    adapters, matrices, events = [], [], []
+    for name, engine in ENGINES.items():
+        out = tmp_path / name
+        out.mkdir()
+        seen: list[str] = []
+        engine.run(
+            make_experiment(f'run.out="{out}"', "federation.rounds=1", *stream),
+            lambda event, seen=seen: seen.append(event["event"]),  # type: ignore[misc]
+        )
+        events.append(seen)
+        results = read_results(out)
+        matrices.append([list(results.zero_shot.values()), *results.accuracy_matrix])
+        files = sorted(RunFolder(out).adapter.rglob("*.safetensors"))
+        adapters.append({k: v for file in files for k, v in load_file(file).items()})
+    assert matrices[0] == matrices[1]
+    assert sorted(events[0]) == sorted(events[1])
+    assert adapters[0].keys() == adapters[1].keys() != set()
+    for key, value in adapters[0].items():
+        np.testing.assert_allclose(value, adapters[1][key], atol=1e-4)

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from concurrent.futures import BrokenExecutor, Future
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from deal_core.errors import UserError
+from server.results import read_results
+from simulations.engines.inprocess import run_inprocess
+from simulations.engines.worker_pool import WorkerPool
+
+
+class Line:
+    """An executor that works when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: deque[tuple[str, Future]] = deque()
+
+    def submit(self, function, request, context) -> Future:
+        future: Future = Future()
+        self.jobs.append((request, future))
+        return future
+
+    def finish(self) -> str:
+        request, future = self.jobs.popleft()
+        future.set_result(f"reply to {request}")
+        return request
+
+
+def test_a_client_keeps_its_worker_and_idle_workers_help_out():
+    lines = [Line(), Line()]
+    pool = WorkerPool(lines)
+    outcomes = [pool.submit(0, f"a{i}", None) for i in range(4)]
+    assert [len(line.jobs) for line in lines] == [1, 1]  # one of its own, one to help
+    assert lines[0].finish() == "a0"
+    assert lines[0].finish() == "a2"  # its own first
+    assert lines[1].finish() == "a1"
+    assert lines[1].jobs == deque()
+    assert lines[0].finish() == "a3"
+    assert [o.result() for o in outcomes] == [f"reply to a{i}" for i in range(4)]
+    late = pool.submit(1, "b", None)
+    assert lines[1].finish() == "b"
+    assert late.done()
+
+
+def test_a_request_that_is_answered_at_once_does_not_block():
+    class AtOnce(Line):
+        def submit(self, function, request, context) -> Future:
+            future = super().submit(function, request, context)
+            self.finish()
+            return future
+
+    pool = WorkerPool([AtOnce()])
+    assert [pool.submit(0, i, None).result() for i in "ab"] == ["reply to a", "reply to b"]
+
+
+def test_a_fault_is_the_callers():
+    line = Line()
+    outcome = WorkerPool([line]).submit(0, "a", None)
+    line.jobs.popleft()[1].set_exception(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        outcome.result()
+
+
+class Mortal(Line):
+    """An executor whose process may be gone."""
+
+    gone = False
+
+    def submit(self, function, request, context) -> Future:
+        if self.gone:
+            raise BrokenExecutor("gone")
+        return super().submit(function, request, context)
+
+
+def test_a_worker_that_ends_while_others_work_ends_everything_that_waits():
+    lines = [Mortal(), Mortal()]
+    pool = WorkerPool(lines)
+    outcomes = [pool.submit(0, i, None) for i in "abcd"]  # d goes to the second worker
+    lines[1].gone = True
+    lines[1].jobs.popleft()[1].set_exception(BrokenExecutor("gone"))
+    for waiting in (outcomes[1], outcomes[2], outcomes[3]):
+        with pytest.raises(BrokenExecutor):
+            waiting.result(timeout=1)
+    assert lines[0].finish() == "a"
+    assert outcomes[0].result(timeout=1) == "reply to a"
+    assert not lines[0].jobs
+    with pytest.raises(BrokenExecutor):
+        pool.submit(0, "e", None).result(timeout=1)
+
+
+def test_a_worker_that_ends_while_idle_is_found_by_the_next_request():
+    lines = [Mortal(), Mortal()]
+    pool = WorkerPool(lines)
+    lines[0].gone = True
+    with pytest.raises(BrokenExecutor):
+        pool.submit(0, "a", None).result(timeout=1)
+
+
+def test_after_a_fault_what_waits_is_started():
+    line = Line()
+    pool = WorkerPool([line])
+    faulty, next_one = pool.submit(0, "a", None), pool.submit(0, "b", None)
+    line.jobs.popleft()[1].set_exception(ValueError("no"))
+    assert faulty.exception() is not None
+    assert line.finish() == "b"
+    assert next_one.result(timeout=1) == "reply to b"
+
+
+def test_a_closed_pool_starts_nothing_more():
+    line = Line()
+    pool = WorkerPool([line])
+    pool.submit(0, "a", None)
+    waiting = pool.submit(0, "b", None)
+    pool.close()
+    line.jobs.popleft()[1].set_result("reply to a")
+    assert not line.jobs
+    assert not waiting.done()
+
+
+@pytest.fixture(scope="module")
+def runs(make_experiment, tmp_path_factory) -> tuple[Path, Path]:
+    """The same experiment in this process and in two workers."""
+    folders = []
+    for workers in (1, 2):
+        folder = tmp_path_factory.mktemp(f"workers{workers}")
+        overrides = (f"run.workers={workers}", f'run.out="{folder}"', "federation.clients=3")
+        run_inprocess(make_experiment(*overrides, 'wire.dtype="int8"'), lambda event: None)
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+def test_workers_give_the_very_numbers_of_one_process(runs):
+    """int8 with error feedback: the clients' stores travel between the workers too."""
+    alone, together = map(read_results, runs)
+    assert alone.accuracy_matrix == together.accuracy_matrix
+    assert alone.per_client == together.per_client
+    files = [sorted((run / "adapter").rglob("*.safetensors")) for run in runs]
+    for first, second in zip(*files, strict=True):
+        a, b = load_file(first), load_file(second)
+        assert a.keys() == b.keys() != set()
+        assert all((a[key] == b[key]).all() for key in a)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from deal_core.config.file import apply_overrides, parse_experiment
+from simulations.engines.inprocess import run_inprocess
+
+if __name__ == "__main__":
+    tables = apply_overrides({}, sys.argv[2:])
+    experiment = parse_experiment(tables, "test")
+    run_inprocess(experiment, lambda event: print(event["event"], flush=True))
+"""
+
+
+def start_run(folder: Path, *overrides: str) -> subprocess.Popen:
+    script = folder / "run.py"
+    script.write_text(RUN)
+    settings = ["data.max_train=400", "data.max_test=20", "federation.clients=2", "run.workers=2"]
+    return subprocess.Popen(
+        [sys.executable, str(script), "x", *settings, f'run.out="{folder}"', *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def wait_for(run: subprocess.Popen, event: str) -> None:
+    assert run.stdout is not None
+    for line in run.stdout:
+        if line.strip() == event:
+            return
+    raise AssertionError(f"no {event}: {run.stderr.read() if run.stderr else ''}")
+
+
+def workers_of(run: subprocess.Popen) -> list[psutil.Process]:
+    """The forked ones: children of the fork server."""
+    found = psutil.Process(run.pid).children(recursive=True)
+    return [p for p in found if p.ppid() != run.pid]
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    with start_run(tmp_path) as run:
+        wait_for(run, "round_started")
+        workers = workers_of(run)
+        assert len(workers) == 2
+        run.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == []
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_killed_worker_stops_the_run_with_a_way_on(tmp_path, killed):
+    with start_run(tmp_path) as run:
+        wait_for(run, "round_started")
+        for worker in workers_of(run)[:killed]:
+            worker.send_signal(signal.SIGKILL)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert UserError.__name__ in errors
+    assert "continue with --resume" in errors
+
+
+POOL = """
+from simulations.engines.interrupt import stoppable
+from simulations.engines.worker_pool import worker_pool
+from simulations.engines.workers import Workers
+
+if __name__ == "__main__":
+    with stoppable(), worker_pool(Workers(2, 1, 0), 1, 1) as pool:
+        print("waiting", flush=True)
+        pool.submit(0, None, None).result()
+"""
+
+
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)],
+)
+def test_a_signal_while_workers_start_leaves_one_traceback(tmp_path, send, number):
+    """A terminal sends Ctrl-C to the whole group, workers and their imports included."""
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as run:
+        wait_for(run, "waiting")
+        time.sleep(0.5)  # the fork server imports for seconds
+        send(run.pid, number)
+        _, errors = run.communicate(timeout=60)
+    assert errors.count("Traceback") == 1, errors
+    assert errors.rstrip().endswith("KeyboardInterrupt")

@@ -1,0 +1,111 @@
+"""Every method through the real apps: a whole run, and one that is stopped and resumed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deal_core.config.experiment import Experiment
+from deal_core.methods import METHODS
+from deal_core.wire.instruction import Instruction
+from server.results import read_results
+from simulations.engines.inprocess import run_inprocess
+from tests.registered import register
+from tests.simulations.runs import at, gain, learnt_adapter, same
+
+STEPS = 4
+"""The second task's first round has just ended: what a method keeps is in use."""
+
+
+@pytest.fixture(scope="module")
+def whole_run(make_experiment, tmp_path_factory):
+    """One run a method; two of three clients a round, so some come first in a second round."""
+    finished: dict[str, tuple[Experiment, Path]] = {}
+
+    def run(name: str) -> tuple[Experiment, Path]:
+        if name not in finished:
+            experiment = make_experiment(
+                f"method.name={name}",
+                "federation.clients=3",
+                "federation.clients_per_round=2",
+                'data.partition.kind="iid"',
+                "data.max_test=9",
+            )
+            folder = tmp_path_factory.mktemp(name)
+            run_inprocess(at(experiment, folder), lambda event: None)
+            finished[name] = experiment, folder
+        return finished[name]
+
+    return run
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, tmp_path, name):
+    experiment, folder = whole_run(name)
+    assert len(read_results(folder).accuracy_matrix) == 2
+    ended = 0
+
+    def interrupt(event: dict) -> None:
+        nonlocal ended
+        ended += event["event"] in {"round_finished", "stage_finished"}
+        if ended == STEPS and event["event"] == "client_finished":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_inprocess(at(experiment, tmp_path), interrupt)
+    assert not (tmp_path / "results.json").exists()
+    run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
+    assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, monkeypatch, name):
+    """Their evaluations are carried along by training requests; one method begins its tasks with
+    another model than it ended the last with, and has to be asked before."""
+    experiment, folder = whole_run(name)
+    register(monkeypatch)
+    carried: list[bool] = []
+    read = Instruction.evaluation
+    monkeypatch.setattr(Instruction, "evaluation", lambda i: carried.append(True) or read(i))
+    run_inprocess(at(experiment, tmp_path), lambda event: None)
+    assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
+    assert len(carried) == (2 if name == "deal-reference" else 4)  # two clients a round
+    simulated, sites = read_results(folder), read_results(tmp_path)
+    assert sites.accuracy_matrix == simulated.accuracy_matrix
+    assert sites.per_client == simulated.per_client
+
+
+def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
+    """What a client of another run kept there is not added to what is kept now."""
+    experiment, folder = whole_run("ewc")
+    for client in range(3):
+        site = tmp_path / "sites" / str(client)
+        site.mkdir(parents=True)
+        kept = next((folder / "sites").glob("*/task-1.safetensors"))
+        shutil.copy(kept, site / "task-1.safetensors")
+    run_inprocess(at(experiment, tmp_path), lambda event: None)
+    assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "sequential"])
+def test_a_method_is_more_than_its_name(whole_run, name):
+    assert not same(learnt_adapter(whole_run(name)[1]), learnt_adapter(whole_run("sequential")[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("lwf", "aggregation.rule=fedex"),  # a residual beside the start
+        ("lwf", "wire.dtype=int8"),  # the start and what takes it back, each rounded
+        ("ewc", "aggregation.rule=alternating"),
+        ("olora", "aggregation.rule=flora"),
+    ],
+)
+def test_a_method_goes_with_other_rules_and_wires(make_experiment, tmp_path, name, setting):
+    run_inprocess(at(make_experiment(f"method.name={name}", setting), tmp_path), lambda event: None)
+    results = read_results(tmp_path)
+    assert gain(results) > 0
+    assert all(np.isfinite(value).all() for value in learnt_adapter(tmp_path).values())

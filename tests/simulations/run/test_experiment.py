@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import parse_experiment, read_toml
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from simulations.run.experiment import Request, find_experiment, load_experiment
+from simulations.run.preflight import preflight
+from simulations.run.run_folder import RECORD, check_folder, record, recorded
+from simulations.run.shipped import descriptions, shipped_experiments
+
+
+@pytest.fixture(autouse=True)
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def started(request: Request) -> Experiment:
+    """A run folder as it is after the first checkpoint."""
+    experiment = load_experiment(request)
+    record(experiment)
+    RunFolder(Path(experiment.run.out)).checkpoint.touch()
+    return experiment
+
+
+def test_the_run_folder_is_named_after_experiment_and_seed_and_is_absolute(tmp_path: Path) -> None:
+    assert load_experiment(Request("quickstart")).run.out == str(tmp_path / "runs/quickstart-seed0")
+    seeded = load_experiment(Request("quickstart", seed=3))
+    assert (seeded.run.seed, Path(seeded.run.out).name) == (3, "quickstart-seed3")
+    by_set = load_experiment(Request("quickstart", overrides=("run.seed=4",)))
+    assert Path(by_set.run.out).name == "quickstart-seed4"
+    assert load_experiment(Request("quickstart", out="x")).run.out == str(tmp_path / "x")
+
+
+def test_arguments_beat_overrides_beat_the_file(tmp_path: Path) -> None:
+    Path("own.toml").write_text("[adapter]\nrank = 4\n[run]\nseed = 1\nengine = 'flower'\n")
+    experiment = load_experiment(
+        Request("own.toml", overrides=("adapter.rank=5", "run.seed=2"), seed=3, engine="inprocess")
+    )
+    assert experiment.adapter.rank == 5
+    assert (experiment.run.seed, experiment.run.engine) == (3, "inprocess")
+
+
+def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    public = ("method.consolidation.data=public", "method.consolidation.public_path=texts.txt")
+    overrides = ("data.source=files", "data.path=../data", "model.name=model", *public)
+    experiment = load_experiment(Request("quickstart", overrides=overrides))
+    assert experiment.method.consolidation.public_path == str(tmp_path / "texts.txt")
+    assert experiment.data.path == str(tmp_path.parent / "data")
+    assert experiment.model.name == str(tmp_path / "model")
+    assert load_experiment(Request("quickstart")).model.name == "embedded:minilm"
+
+
+def test_an_unknown_experiment_names_the_nearest_and_the_known() -> None:
+    with pytest.raises(UserError, match=r"clinc10.*quickstart; did you mean 'quickstart'"):
+        find_experiment("quikstart")
+
+
+def test_a_fault_in_the_file_is_blamed_on_the_file_and_one_in_set_on_set() -> None:
+    Path("own.toml").write_text("[adapter]\nrnk = 4\n")
+    with pytest.raises(UserError, match=r"own.toml: unknown key 'adapter.rnk'.*'rank'"):
+        load_experiment(Request("own.toml", overrides=("run.seed=1",)))
+    with pytest.raises(UserError, match=r"^--set: key 'adapter.rank'"):
+        load_experiment(Request("quickstart", overrides=("adapter.rank=x",)))
+
+
+def test_every_shipped_experiment_parses_and_says_what_it_is_for() -> None:
+    assert {"quickstart", "clinc10"} <= set(shipped_experiments())
+    for name, path in shipped_experiments().items():
+        experiment = parse_experiment(read_toml(path), name)
+        assert experiment.description == descriptions(shipped_experiments())[name] != ""
+        assert f"deal simulate {name}" in path.read_text().splitlines()[0]
+
+
+def test_the_record_reads_back_as_the_experiment() -> None:
+    request = Request(
+        "clinc10", overrides=('data.hub={"a b" = {path = "x", text_column = "é\\"☃"}}',)
+    )
+    experiment = started(request)
+    path = Path(experiment.run.out) / RECORD
+    assert parse_experiment(read_toml(path), "record") == experiment
+
+
+def test_a_folder_that_holds_a_run_is_refused_with_the_cure() -> None:
+    started(Request("quickstart"))
+    with pytest.raises(
+        UserError, match=r"quickstart-seed0: already holds a run; .*--resume.*--out"
+    ):
+        check_folder(load_experiment(Request("quickstart")))
+
+
+def test_a_start_that_came_to_no_checkpoint_does_not_block_the_next() -> None:
+    experiment = load_experiment(Request("quickstart"))
+    record(experiment)
+    folder = RunFolder(Path(experiment.run.out))
+    folder.metrics.write_text('{"event": "run_stopped"}\n')
+    check_folder(experiment)
+    record(experiment)
+    assert not folder.metrics.exists()
+
+
+def test_resume_needs_a_checkpoint() -> None:
+    with pytest.raises(UserError, match="no checkpoint to resume; start without --resume"):
+        check_folder(load_experiment(Request("quickstart", resume=True)))
+
+
+def test_resume_with_other_settings_names_the_first_that_differs() -> None:
+    started(Request("quickstart"))
+    other = Request("quickstart", overrides=("adapter.rank=4", "train.batch_size=2"), resume=True)
+    with pytest.raises(UserError, match=r"'adapter.rank' is 4, but .* started with 8"):
+        check_folder(load_experiment(other))
+
+
+def test_a_run_from_before_a_setting_did_what_was_done_then() -> None:
+    folder = Path(started(Request("quickstart")).run.out)
+    path = folder / RECORD
+    lines = path.read_text().splitlines()
+    older = [line for line in lines if "ahead" not in line]
+    assert len(older) == len(lines) - 1
+    path.write_text("\n".join(older))
+    assert recorded(folder).method.distillation.ahead == 0.0
+    with pytest.raises(UserError, match=r"'method.distillation.ahead' is 0.25, .* with 0.0"):
+        check_folder(load_experiment(Request("quickstart", resume=True)))
+
+
+def test_resume_may_change_engine_and_threads_and_keeps_the_record() -> None:
+    first = started(Request("quickstart"))
+    text = (Path(first.run.out) / RECORD).read_text()
+    again = Request("quickstart", overrides=("run.threads=1",), engine="flower", resume=True)
+    experiment = load_experiment(again)
+    check_folder(experiment)
+    record(experiment)
+    assert (Path(first.run.out) / RECORD).read_text() == text
+
+
+def test_out_that_is_a_file_is_refused() -> None:
+    Path("taken").touch()
+    with pytest.raises(UserError, match=r"taken: is a file; choose another --out"):
+        check_folder(load_experiment(Request("quickstart", out="taken")))
+    with pytest.raises(UserError, match=r"cannot be written .*; choose another --out"):
+        record(load_experiment(Request("quickstart", out="taken/below")))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method.name=deel", r"unknown method.name 'deel'.*did you mean 'deal'"),
+        ("aggregation.rule=fedix", r"unknown aggregation rule 'fedix'.*fedit"),
+        ("model.family=decoder", r"unknown model.family 'decoder'.*encoder-labels"),
+        ("data.source=disk", r"unknown data.source 'disk'.*files"),
+        ("data.partition.kind=idd", r"unknown data.partition.kind 'idd'.*'iid'"),
+        ('data.tasks=["surgry"]', r"unknown task 'surgry'.*did you mean 'surgery'"),
+        ("federation.clients=100000", r"training examples for 100000 clients"),
+    ],
+)
+def test_preflight_finds_what_would_fail_later(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        preflight(load_experiment(Request("quickstart", overrides=(override,))))
+
+
+def test_a_method_says_which_rules_it_cannot_work_with() -> None:
+    pair = ("method.name=ewc", "aggregation.rule=flora")
+    with pytest.raises(UserError, match=r"'flora' .* 'ewc'; use alternating, fedit, ffa$"):
+        preflight(load_experiment(Request("quickstart", overrides=pair)))

@@ -1,0 +1,89 @@
+"""The switches of the method in whole runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from server.results import read_results
+from simulations.engines.inprocess import run_inprocess
+from tests.simulations.runs import gain
+
+
+@pytest.fixture
+def run_with(make_experiment, tmp_path):
+    def run(name, *overrides):
+        folder = tmp_path / name
+        run_inprocess(make_experiment(f'run.out="{folder}"', *overrides), lambda event: None)
+        return folder
+
+    return run
+
+
+def model_update(folder) -> torch.Tensor:
+    """``dW`` of every layer, in one vector."""
+    arrays = load_file(folder / "adapter" / "adapter_model.safetensors")
+    keys = sorted(key for key in arrays if "lora_A" in key)
+    pairs = [(arrays[key.replace("lora_A", "lora_B")], arrays[key]) for key in keys]
+    return torch.cat([torch.from_numpy(B @ A).flatten() for B, A in pairs])
+
+
+SWITCHES = [
+    ("method.update.enabled=true", "method.update.lambda1=1.0"),
+    ("method.logit_adjustment=0.5",),
+    ("method.fresh_adapter=false",),
+    ("method.warm_rank=4",),
+    ("method.distillation.weight=0.0",),
+    ("method.distillation.ahead=0.0",),
+    ("method.distillation.temperature=4.0",),
+    ("method.retention.enabled=false",),
+]
+"""Each changes what clients learn, or what the server keeps of it."""
+
+
+LATER_SWITCHES = [
+    ("method.distillation.spaces=merged",),
+    ('method.retention.filter="wiener"', "adapter.retained_rank=12"),
+    ("adapter.retained_rank=12",),
+]
+"""Those that show with a third task: there is something to merge, and to leave out."""
+TWO, THREE = ["laboratory", "surgery"], ["laboratory", "surgery", "medicine"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "switches"), [(TWO, SWITCHES), (THREE, LATER_SWITCHES)], ids=["two", "three"]
+)
+def test_every_switch_reaches_the_run(run_with, tasks, switches):
+    """A switch that a run drops on its way leaves the very same model."""
+    short = (f"data.tasks={json.dumps(tasks)}", "data.max_train=16", "data.max_test=4")
+    short += ("federation.rounds=1", "federation.local_epochs=2")
+    found = {(): model_update(run_with("none", *short))}
+    for number, switch in enumerate(switches):
+        found[switch] = model_update(run_with(f"switch{number}", *short, *switch))
+    for switch, update in found.items():
+        for other, its in found.items():
+            assert switch == other or not torch.equal(update, its), (switch, other)
+
+
+OFF = "method.retention.enabled=false"
+
+
+def test_without_retention_and_distillation_deal_is_sequential(run_with):
+    """Up to rounding: what clients see of the task's start is put in and taken off again."""
+    plain = run_with("plain", "method.name=sequential")
+    off = run_with("off", OFF, "method.distillation.weight=0.0", "method.distillation.ahead=0.0")
+    expected, found = model_update(plain), model_update(off)
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
+def test_without_retention_an_exact_rule_stays_exact(run_with):
+    """The rule puts the task beside the adapter, in a lossy format, and the penalty is on."""
+    folder = run_with(
+        "off", OFF, "aggregation.rule=fedex", "wire.dtype=int8", "method.update.enabled=true"
+    )
+    results = read_results(folder)
+    assert max(results.aggregation_error) < 1e-5
+    assert gain(results) > 0

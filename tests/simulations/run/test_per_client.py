@@ -1,0 +1,270 @@
+"""Clients with tasks and orders of their own, through the real apps."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client import local_update as work
+from client.app import make_app
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
+from deal_core.data import open_source, partition
+from deal_core.errors import UserError
+from deal_core.methods import METHODS, LocalTask
+from deal_core.wire.instruction import Instruction, read_instruction
+from server.results import read_results
+from server.run import run
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
+from simulations.run.preflight import check_data
+from tests.simulations.runs import learnt_adapter, same
+
+ORDERS = (
+    'stream.orders={0=["laboratory", "surgery", "medicine"], 1=["surgery"], '
+    '2=["medicine", "laboratory"]}'
+)
+
+
+def per_client(make_experiment, folder: Path, *overrides: str) -> Experiment:
+    """Three clients, a round a task; a stage of two rounds and one of one."""
+    return make_experiment(
+        f'run.out="{folder}"',
+        'data.tasks=["laboratory", "surgery", "medicine"]',
+        "data.max_train=24",
+        "data.max_test=12",
+        "federation.clients=3",
+        "federation.rounds=1",
+        "stream.schedule=per-client",
+        "stream.consolidate_every=2",
+        ORDERS,
+        *overrides,
+    )
+
+
+@pytest.fixture
+def own_orders(make_experiment, tmp_path):
+    return partial(per_client, make_experiment, tmp_path)
+
+
+Asked = dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]
+"""Client to its task, what it knows others had met, and its own past."""
+
+L, S, M = "laboratory", "surgery", "medicine"
+PLANNED: dict[tuple[int, int], Asked] = {
+    (0, 1): {"0": (L, (), ()), "1": (S, (), ()), "2": (M, (), ())},
+    (0, 2): {"0": (S, (), (L,)), "2": (L, (), (M,))},  # 1 is through; nothing is retained yet
+    (1, 1): {"0": (M, (L, S), (L, S))},
+}
+
+
+CONSOLIDATING = (
+    "method.name=deal",
+    "method.consolidation.data=private",
+    "method.consolidation.rounds=1",
+    "adapter.retained_rank=4",
+)
+
+
+class Spy(InProcessGrid):
+    """Notes what is asked of whom."""
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        self.asked: list[tuple[str, str, Instruction]] = getattr(self, "asked", [])
+        for message in messages:
+            if "instruction" in message.content.config_records:
+                instruction = read_instruction(dict(message.content["instruction"]))
+                client = str(message.metadata.dst_node_id - FIRST_CLIENT_NODE)
+                self.asked.append((client, message.metadata.message_type, instruction))
+        return super().push_messages(messages)
+
+
+def test_a_task_is_told_what_comes_and_a_client_reads_its_labels(
+    make_experiment, tmp_path, monkeypatch
+):
+    """Synchronous: what comes is what nobody works on until the task has ended."""
+    own = ("stream.schedule=synchronous", "stream.orders={}", "stream.consolidate_every=0")
+    experiment = per_client(make_experiment, tmp_path, *own)
+    learnt: list[LocalTask] = []
+
+    def spied(*args) -> LocalTask:
+        learnt.append(LocalTask(*args))
+        return learnt[-1]
+
+    monkeypatch.setattr(work, "LocalTask", spied)
+    run_inprocess(experiment, lambda event: None)
+    labels = {name: open_source(experiment.data).load(name).labels for name in (L, S, M)}
+    expected = [(labels[S], labels[M]), (labels[M],), ()]
+    assert [task.ahead() for task in learnt] == [ahead for ahead in expected for _ in range(3)]
+
+
+def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, monkeypatch):
+    experiment = own_orders("method.name=replay")
+    learnt: list[LocalTask] = []
+
+    def spied(*args) -> LocalTask:
+        learnt.append(LocalTask(*args))
+        return learnt[-1]
+
+    monkeypatch.setattr(work, "LocalTask", spied)
+    grid = Spy(make_app(), flatten(experiment), 3)
+    events: list[dict] = []
+    with assume_identity(1, 1):
+        run(grid, experiment, events.append)
+
+    found: dict[tuple[int, int], Asked] = {}
+    for client, kind, asked in grid.asked:
+        if kind == "train":
+            place = found.setdefault((asked.stage, asked.server_round), {})
+            place[client] = asked.task, asked.seen, asked.past
+    assert found == PLANNED
+
+    data = {name: open_source(experiment.data).load(name) for name in (L, S, M)}
+    shares = {n: partition(d, experiment.data.partition, 3, 0) for n, d in data.items()}
+    finished = [event for event in events if event["event"] == "client_finished"]
+    work_done = [(c, *what) for place in PLANNED.values() for c, what in place.items()]
+    for (client, task, seen, past), event, local in zip(work_done, finished, learnt, strict=True):
+        assert (event["client"], event["task"]) == (client, task)
+        assert event["num_examples"] == len(shares[task][int(client)].train)
+        assert tuple(local.labels) == data[task].labels
+        assert local.seen == tuple(tuple(data[name].labels) for name in seen)
+        assert local.ahead() == ()  # somebody works on each before the first stage has ended
+        own = local.past.shares if local.past else []
+        assert [tuple(share().labels) for share in own] == [data[name].labels for name in past]
+        if own:  # the model at the start of the stage knows all of them, or none yet
+            assert local.past.known == (2 if seen else 0)
+        counts = [len(shares[name][int(client)].train) for name in past]
+        assert [len(share().data) for share in own] == counts
+
+    evaluations = [(c, a.tasks) for c, kind, a in grid.asked if kind == "evaluate"]
+    assert evaluations == [(client, (L, S, M)) for _ in range(3) for client in "012"]
+    results = read_results(tmp_path)
+    assert [(stage.rounds, stage.work) for stage in results.stages] == [
+        (2, {L: ["0", "2"], S: ["0", "1"], M: ["2"]}),
+        (1, {M: ["0"]}),
+    ]
+    assert np.array(results.accuracy_matrix).shape == (2, 3)
+    assert all(len(own.accuracy_matrix) == 2 for own in results.per_client.values())
+
+
+def tiny(name: str) -> list[str]:
+    # Several steps a round: ewc holds nothing at the first, where it stands at the start.
+    overrides = [f"method.name={name}", "data.max_train=12", "data.max_test=6"]
+    overrides.append("federation.local_epochs=2")
+    if name == "deal":
+        overrides.append('wire.dtype="int8"')  # what is lost outlives a change of task
+    return overrides
+
+
+@pytest.fixture(scope="module")
+def whole_run(make_experiment, tmp_path_factory):
+    """One run a method."""
+    finished: dict[str, Path] = {}
+
+    def run_of(name: str) -> Path:
+        if name not in finished:
+            folder = finished[name] = tmp_path_factory.mktemp(name)
+            run_inprocess(per_client(make_experiment, folder, *tiny(name)), lambda event: None)
+        return finished[name]
+
+    return run_of
+
+
+def same_ends(one: Path, two: Path) -> bool:
+    return same(learnt_adapter(one), learnt_adapter(two))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_through_stages_of_several_tasks(whole_run, name):
+    folder = whole_run(name)
+    assert all(np.isfinite(value).all() for value in learnt_adapter(folder).values())
+    assert all(value.any() for value in learnt_adapter(folder).values())
+    assert same_ends(folder, whole_run("sequential")) == (name == "sequential")
+
+
+@pytest.mark.parametrize("name", ["deal", "ewc"])
+def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(own_orders, whole_run, name):
+    """And equal seeds give equal runs; these two keep something at the client."""
+    place = None
+
+    def interrupt(event: dict) -> None:
+        nonlocal place
+        if event["event"] == "round_started":
+            place = event["stage"], event["server_round"]
+        if event["event"] == "client_finished" and place == (0, 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_inprocess(own_orders(*tiny(name)), interrupt)
+    folder = Path(own_orders().run.out)
+    assert not (folder / "results.json").exists()
+    run_inprocess(own_orders(*tiny(name), "run.resume=true"), lambda event: None)
+    assert same_ends(folder, whole_run(name))
+    assert read_results(folder).per_client == read_results(whole_run(name)).per_client
+
+
+def test_a_round_takes_its_clients_from_those_that_work(own_orders):
+    """Two of three a round; where fewer work, all of them."""
+    events: list[dict] = []
+    few = own_orders(*tiny("sequential"), "federation.clients_per_round=2")
+    run_inprocess(few, events.append)
+    asked: dict[tuple[int, int], dict[str, str]] = {}
+    for event in events:
+        if event["event"] == "client_finished" and event["phase"] == "learn":
+            place = event["stage"], event["server_round"]
+            asked.setdefault(place, {})[str(event["client"])] = event["task"]
+    assert len(asked[0, 1]) == 2
+    assert asked[0, 1].items() <= {"0": L, "1": S, "2": M}.items()
+    assert asked[0, 2] == {"0": S, "2": L}
+    assert asked[1, 1] == {"0": M}
+
+
+def test_a_task_that_nobody_meets_shows_before_anything_starts(own_orders):
+    experiment = own_orders('stream.orders={0=["surgery"], 1=["surgery"], 2=[]}')
+    with pytest.raises(UserError, match="no client meets the task 'laboratory'"):
+        check_data(experiment)
+
+
+def test_a_client_that_trains_alone_idles_where_it_is_through(own_orders, tmp_path):
+    """Rounds of the others are skipped, and what it learnt is still evaluated."""
+    events: list[dict] = []
+    alone = own_orders(*tiny("sequential"), "federation.participants=[1]")
+    run_inprocess(alone, events.append)
+    rounds = [
+        (event["event"], event["stage"], event["server_round"])
+        for event in events
+        if event["event"] in ("round_finished", "round_skipped")
+    ]
+    assert rounds == [("round_finished", 0, 1), ("round_skipped", 0, 2), ("round_skipped", 1, 1)]
+    results = read_results(tmp_path)
+    assert len(results.accuracy_matrix) == 2
+    assert results.accuracy_matrix[0] == results.accuracy_matrix[1]
+    assert len(results.wire.bytes_up) == 1
+
+
+def test_too_few_clients_for_a_robust_step_is_one_line(own_orders):
+    experiment = own_orders(*tiny("sequential"), "aggregation.robust=multi-krum")
+    with pytest.raises(UserError, match="round 1 of stage 0: multi-Krum: 1 bad of 3 clients"):
+        run_inprocess(experiment, lambda event: None)
+
+
+def test_clients_distil_what_all_have_taught_the_model_by_the_end_of_the_stage(own_orders):
+    """The teacher of the second phase knows what the others learnt in this very stage."""
+    experiment = own_orders(*tiny("sequential"), *CONSOLIDATING)
+    grid = Spy(make_app(), flatten(experiment), 3)
+    with assume_identity(1, 1):
+        run(grid, experiment)
+    asked = {
+        (a.stage, a.server_round, client): (a.task, a.seen)
+        for client, kind, a in grid.asked
+        if kind == "train" and a.phase == "consolidate"
+    }
+    assert asked == {
+        (0, 3, "0"): (S, (L, M)),
+        (0, 3, "2"): (L, (S, M)),
+        (1, 2, "0"): (M, (L, S)),
+    }

@@ -1,0 +1,222 @@
+"""Runs under differential privacy: the real apps, the site's own ledgers, what leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, Message
+from safetensors.numpy import load_file
+
+from client.app import make_app
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
+from deal_core.errors import UserError
+from deal_core.models import adapter_shapes
+from deal_core.privacy.accounting.ledger import Budget, Ledger, composed
+from server.checkpoint import load_checkpoint
+from server.results import read_results
+from server.run import run
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import InProcessGrid, Interceptor, run_inprocess
+from simulations.run.live_view import plain_lines
+from simulations.run.summary import privacy_text
+
+PRIVATE = ("privacy.mechanism=record", "train.precision=float32", "train.batch_size=8")
+
+
+def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:
+    changed = experiment.run.model_copy(update={"out": str(folder), **run_keys})
+    return experiment.model_copy(update={"run": changed})
+
+
+def with_replies(experiment: Experiment, see: Interceptor) -> list[dict]:
+    events: list[dict] = []
+    grid = InProcessGrid(make_app(), flatten(experiment), experiment.federation.clients)
+    grid.interceptor = see
+    with assume_identity(1, 1):
+        run(grid, experiment, events.append)
+    return events
+
+
+@pytest.fixture(scope="module")
+def finished(make_experiment, tmp_path_factory):
+    """One private run; every field that left a client, and every event."""
+    folder = tmp_path_factory.mktemp("private")
+    fields: set[str] = set()
+
+    def see(reply: Message) -> Message:
+        for name, record in reply.content.items():
+            for key, value in record.items():
+                fields.add(f"{name}.{'*' if isinstance(value, Array) else key}")
+        return reply
+
+    experiment = make_experiment(*PRIVATE)
+    events = with_replies(at(experiment, folder), see)
+    return experiment, folder, events, fields
+
+
+def test_distillation_on_private_texts_is_charged_like_learning(make_experiment, tmp_path):
+    """Rounds of consolidation go through the same mechanism, and the plan has counted them."""
+    experiment = make_experiment(
+        *PRIVATE,
+        "federation.rounds=1",
+        "method.consolidation.data=private",
+        "method.consolidation.rounds=2",
+        "adapter.retained_rank=4",  # so that the second task leaves something to be distilled
+    )
+    events = with_replies(at(experiment, tmp_path), lambda reply: reply)
+    sent = [
+        (event["phase"], event["client"]) for event in events if event["event"] == "client_finished"
+    ]
+    for client in "01":
+        held = Ledger(tmp_path / "sites" / client).events()
+        phases = [event.phase for event in held]
+        assert phases == [phase for phase, name in sent if name == client]
+        assert {"learn", "consolidate"} <= set(phases)
+        assert all(event.noise_multiplier > 0 and event.steps > 0 for event in held)
+        assert 0 < composed(held, held[0].delta) <= 8.0
+
+
+def test_the_floor_counts_the_noise_of_rounds_that_train_lora_b(make_experiment, tmp_path):
+    """``alternating`` trains ``lora_A`` in its second round."""
+
+    def variance(rule: str) -> float:
+        experiment = make_experiment(*PRIVATE, f"aggregation.rule={rule}", "federation.rounds=2")
+        with_replies(at(experiment, tmp_path / rule), lambda reply: reply)
+        shapes = adapter_shapes(experiment.model, experiment.adapter)
+        path = tmp_path / rule / "checkpoint.safetensors"
+        return load_checkpoint(path, shapes).history.noise_variance
+
+    every_round = variance("ffa")
+    assert every_round > 0
+    assert variance("alternating") == pytest.approx(every_round / 2)
+
+
+def test_the_results_say_what_the_ledgers_hold(finished):
+    _, folder, _, _ = finished
+    privacy = read_results(folder).privacy
+    assert (privacy.mechanism, privacy.unit) == ("record", "record")
+    assert privacy.simulation_only
+    assert privacy.epsilon.keys() == {"0", "1"}
+    for client, told in privacy.epsilon.items():
+        events = Ledger(folder / "sites" / client).events()
+        assert len(events) == 4  # 2 tasks, 2 rounds
+        assert told == composed(events, events[0].delta)
+        assert 7.9 < told <= 8.0
+        assert privacy.delta >= events[0].delta
+
+
+def test_epsilon_is_never_shown_without_what_it_means(finished):
+    _, folder, events, _ = finished
+    text = privacy_text(read_results(folder).privacy)
+    for part in ("epsilon", "delta", "per record", "all rounds and tasks", "simulation only"):
+        assert part in text
+    from simulations.run.progress import Progress
+
+    state, lines = Progress(), []
+    for event in events:
+        state = state.update(event)
+        lines += plain_lines(event, state)
+    shown = [line for line in lines if "epsilon" in line]
+    assert len(shown) == 4
+    for line in shown:
+        for part in ("delta", "per record", "all rounds and tasks", "simulation only"):
+            assert part in line
+
+
+def test_simulated_clients_may_declare_disjoint_tasks(finished, make_experiment, tmp_path):
+    """Less noise for the same budget, and everything that shows epsilon says what it is of."""
+    first = Ledger(finished[1] / "sites" / "0").events()[0]
+    experiment = make_experiment(*PRIVATE, "privacy.disjoint_tasks=true")
+    events = with_replies(at(experiment, tmp_path), lambda reply: reply)
+    privacy = read_results(tmp_path).privacy
+    assert privacy.disjoint_tasks
+    for client, told in privacy.epsilon.items():
+        held = Ledger(tmp_path / "sites" / client).events()
+        assert told == composed(held, held[0].delta, disjoint_tasks=True)
+        assert told <= 8.0 < composed(held, held[0].delta)
+    assert max(privacy.epsilon.values()) > 7.9
+    assert Ledger(tmp_path / "sites" / "0").events()[0].noise_multiplier < first.noise_multiplier
+    assert "all rounds, a record being in one task" in privacy_text(privacy)
+    from simulations.run.progress import Progress
+
+    state, shown = Progress(), []
+    for event in events:
+        state = state.update(event)
+        shown += [line for line in plain_lines(event, state) if "epsilon" in line]
+    assert len(shown) == 4
+    assert all("all rounds, a record being in one task so far" in line for line in shown)
+
+
+def test_only_what_is_charged_or_allowed_leaves(finished):
+    """Counts of right answers: because the experiment says so (``privacy.metrics``)."""
+    _, _, events, fields = finished
+    assert fields == {
+        "site.client",
+        "status.code",
+        "status.stage",
+        "status.phase",
+        "status.server_round",
+        "lora.*",
+        "metrics.num_examples",
+        "metrics.epsilon",
+        "metrics.delta",
+        "metrics.simulation_only",
+        "metrics.noise_floor",
+        "metrics.correct",
+        "metrics.examples",
+    }
+    weights = {e["num_examples"] for e in events if e["event"] == "client_finished"}
+    assert weights == {1.0}
+
+
+def test_equal_seeds_equal_private_runs(finished, tmp_path):
+    experiment, folder, _, _ = finished
+    run_inprocess(at(experiment, tmp_path), lambda event: None)
+    one = load_file(folder / "adapter" / "adapter_model.safetensors")
+    two = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_stopped_after_the_charge_and_resumed_spends_what_it_would_have(finished, tmp_path):
+    """The update was charged, the answer was lost with the server: it is sent again, for free."""
+    experiment, folder, _, _ = finished
+
+    def stop(event: dict) -> None:
+        if event["event"] == "client_finished" and event["server_round"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_inprocess(at(experiment, tmp_path), stop)
+    assert len(Ledger(tmp_path / "sites" / "0").events()) == 2
+    run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
+    assert read_results(tmp_path).privacy == read_results(folder).privacy
+    for client in "01":
+        assert len(Ledger(tmp_path / "sites" / client).events()) == 4
+
+
+def test_a_site_whose_budget_is_spent_takes_no_part_and_the_others_go_on(finished, tmp_path):
+    experiment, folder, _, _ = finished
+    spent = Ledger(tmp_path / "sites" / "1")
+    past = Ledger(folder / "sites" / "1").events()
+    for number, event in enumerate([*past, past[0]]):
+        spent.charge(event, Budget(100.0, event.delta), f"earlier {number}", b"")
+    events: list[dict] = []
+    run_inprocess(at(experiment, tmp_path), events.append)
+    idle = [e for e in events if e["event"] == "client_idle"]
+    assert {(e["client"], e["code"]) for e in idle} == {("1", "budget-spent")}
+    assert len(idle) == 4
+    finished_by = {e["client"] for e in events if e["event"] == "client_finished"}
+    assert finished_by == {"0"}
+    assert read_results(tmp_path).privacy.epsilon.keys() == {"0"}
+    assert len(spent.events()) == 5
+
+
+@pytest.mark.parametrize("method", ["ewc", "replay"])
+def test_what_cannot_be_protected_is_refused_before_anything_starts(make_experiment, method):
+    from simulations.run.preflight import check_names
+
+    with pytest.raises(UserError, match=f"does not go with method.name '{method}'"):
+        check_names(make_experiment(*PRIVATE, f"method.name={method}"))

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.results import ClientResult, Privacy, Results, Stage, Wire, write_results
+from simulations.run.live_view import signed
+from simulations.run.summary import large_delta, matrix_table, measures, print_report, privacy_text
+
+
+def results(**changes: Any) -> Results:
+    fields: dict[str, Any] = {
+        "config": Experiment(),
+        "engine": "inprocess",
+        "seed": 0,
+        "tasks": ["heart", "skin"],
+        "stages": [Stage(rounds=2, work={"heart": ["0"]}), Stage(rounds=2, work={"skin": ["0"]})],
+        "accuracy_matrix": [[0.8, 0.25], [0.6, 0.9]],
+        "zero_shot": {"heart": 0.2, "skin": 0.3},
+        "average_accuracy": 0.75,
+        "backward_transfer": -0.2,
+        "forward_transfer": -0.05,
+        "forgetting": 0.2,
+        "per_client": {
+            "0": client(0.9),
+            "1": client(0.6),
+            "2": client(None),
+        },
+        "privacy": Privacy(mechanism="none"),
+        "wire": Wire(bytes_up=[1000.0, 2000.0], bytes_down=[2.5e6, 2.5e6]),
+        "aggregation_error": [0.1, 0.2],
+        "seconds": {"total": 130.0},
+        "peak_rss_bytes": 1,
+        "versions": {"flwr": "1.42.0"},
+    }
+    return Results(**{**fields, **changes})
+
+
+def client(average: float | None) -> ClientResult:
+    return ClientResult(accuracy_matrix=[], average_accuracy=average, test_examples=[])
+
+
+def test_the_report_has_the_matrix_the_measures_and_the_place(tmp_path: Path) -> None:
+    write_results(RunFolder(tmp_path).results, results())
+    output = io.StringIO()
+    print_report(Console(file=output, width=80), tmp_path)
+    lines = [" ".join(line.replace("│", " ").split()) for line in output.getvalue().splitlines()]
+    assert "nothing (zero-shot) 20.0 30.0" in lines
+    assert "+ task 1 heart 80.0 25.0" in lines
+    assert "+ task 2 skin 60.0 90.0" in lines
+    assert "average accuracy 75.0 %" in lines
+    assert f"results {tmp_path / 'results.json'}" in lines
+
+
+def test_a_stage_is_named_with_its_tasks_where_clients_have_their_own() -> None:
+    stages = [
+        Stage(rounds=2, work={"heart": ["0"], "skin": ["1"]}),
+        Stage(rounds=1, work={"skin": ["0"]}),
+    ]
+    table = matrix_table(results(stages=stages))
+    assert [str(cell) for cell in table.columns[0].cells] == [
+        "nothing (zero-shot)",
+        "+ stage 1: 1 heart, 2 skin",
+        "+ stage 2: 2 skin",
+    ]
+    styles = [[cell.style for cell in column.cells][1:] for column in table.columns[1:]]
+    assert styles == [["bold", ""], ["", "bold"]]  # just learnt; nothing is still to come
+
+
+def test_what_is_still_to_come_is_dim() -> None:
+    styles = [[c.style for c in column.cells][1:] for column in matrix_table(results()).columns[1:]]
+    assert styles == [["bold", ""], ["dim", "bold"]]
+
+
+def test_the_measures_are_those_of_the_file() -> None:
+    shown = dict(measures(results()))
+    assert shown["zero-shot accuracy"] == "25.0 %"
+    assert shown["backward transfer"] == "-20.0 points"
+    assert shown["forward transfer"] == "-5.0 points"
+    assert shown["forgetting"] == "20.0 points"
+    assert shown["worst client"] == "60.0 % (client 1)"
+    assert shown["sent per client"] == "3.0 kB in the whole run"
+    assert shown["received per client"] == "5.0 MB in the whole run"
+    assert shown["time"] == "2 min 10 s"
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus() -> None:
+    assert signed(-0.0002) == "+0.0"
+    assert signed(-0.0006) == "-0.1"
+
+
+def test_no_mechanism_is_said_to_be_none() -> None:
+    assert privacy_text(Privacy(mechanism="none")).startswith("none")
+
+
+def test_an_epsilon_is_never_shown_without_delta_and_unit() -> None:
+    spent = {"0": 1.5, "1": 2.25}
+    whole = Privacy(mechanism="record", unit="record", delta=1e-5, epsilon=spent)
+    assert "epsilon <= 2.25 at delta = 1e-05 per record" in privacy_text(whole)
+    for part in ({"delta": None}, {"unit": None}, {"epsilon": {}}):
+        assert "epsilon" not in privacy_text(whole.model_copy(update=part))
+
+
+def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has not finished"):
+        print_report(Console(file=io.StringIO()), tmp_path)
+
+
+def test_a_method_that_keeps_texts_is_marked() -> None:
+    """Keeping them is no private method's way: a reference."""
+    replay = Experiment.model_validate({"method": {"name": "replay"}})
+    marked = dict(measures(results(config=replay)))
+    assert marked["kept texts"] == "of earlier tasks, at each client, by replay"
+    assert "kept texts" not in dict(measures(results()))
+
+
+def test_a_large_delta_is_warned_of():
+    told = Privacy(mechanism="record", unit="record", delta=0.1, epsilon={"0": 1.0})
+    assert "of one in 10 records everything may be told" in large_delta(told)
+    assert large_delta(told.model_copy(update={"delta": 1e-3})) == ""
+    assert large_delta(Privacy(mechanism="none")) == ""

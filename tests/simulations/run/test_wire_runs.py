@@ -1,0 +1,113 @@
+"""Rules and wire formats in whole runs: bytes as sent, exactness as measured, resume."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from deal_core.errors import UserError
+from deal_core.models import adapter_shapes
+from server.checkpoint import load_checkpoint
+from server.results import read_results
+from simulations.engines.inprocess import run_inprocess
+from simulations.run.preflight import preflight
+from tests.simulations.runs import gain
+
+
+@pytest.fixture
+def run_with(make_experiment, tmp_path):
+    def run(*overrides, name="run", listener=lambda event: None):
+        folder = tmp_path / name
+        experiment = make_experiment(f'run.out="{folder}"', *overrides)
+        run_inprocess(experiment, listener)
+        return experiment, folder
+
+    return run
+
+
+def adapter_of(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+LAYERS, WIDTH, RANK, RETAINED = 12, 384, 8, 64
+
+
+def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_with):
+    _, exact = run_with("aggregation.rule=fedit", name="exact")
+    _, small = run_with("aggregation.rule=alternating", "wire.dtype=int8", name="small")
+    wide, narrow = read_results(exact).wire, read_results(small).wire
+    header = 128  # numpy's own, one for each array
+    factor = WIDTH * RANK
+    assert wide.bytes_up == [LAYERS * 2 * (4 * factor + header)] * 4
+    assert narrow.bytes_up == [LAYERS * (factor + 4 * RANK + 2 * header)] * 4
+    down = LAYERS * 2 * (4 * factor + header) + LAYERS * 2 * (4 * WIDTH * RETAINED + header)
+    assert wide.bytes_down == [down] * 4
+    spent = [u + d for u, d in zip(narrow.bytes_up, narrow.bytes_down, strict=True)]
+    assert max(spent) < 0.25 * (wide.bytes_up[0] + wide.bytes_down[0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_lossy_format_keeps_server_and_clients_together(run_with, dtype):
+    """Server and clients go on from the same numbers, so exact rules stay exact."""
+    _, folder = run_with("aggregation.rule=alternating", f"wire.dtype={dtype}")
+    results = read_results(folder)
+    assert max(results.aggregation_error) < 1e-5
+    assert gain(results) > 0
+
+
+def test_resume_finds_the_error_feedback_again(run_with):
+    """With ffa the basis stays, so what int8 lost in one round is made good in the next."""
+    settings = ("aggregation.rule=ffa", "wire.dtype=int8", "federation.rounds=3")
+    _, whole = run_with(*settings, name="whole")
+    seen = 0
+
+    def interrupt(event):
+        nonlocal seen
+        seen += event["event"] == "client_finished"
+        if seen == 5 and event["event"] == "client_finished":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_with(*settings, name="parts", listener=interrupt)
+    _, parts = run_with(*settings, "run.resume=true", name="parts")
+    one, two = adapter_of(whole), adapter_of(parts)
+    assert all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def test_fedex_is_exact_and_the_model_does_not_grow(run_with):
+    """The residual lives within a task, and is compressed at its end."""
+    experiment, folder = run_with("aggregation.rule=fedex")
+    results = read_results(folder)
+    assert max(results.aggregation_error) < 1e-5
+    # the second round of a task carries the residual of the first, the first carries none
+    down = results.wire.bytes_down
+    assert down[1] > down[0]
+    assert down[2] == down[0]
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    state = load_checkpoint(folder / "checkpoint.safetensors", shapes).state
+    assert state.retained.rank == RETAINED
+    assert state.residual is None
+
+
+def test_fedit_is_not_exact_and_says_so(run_with):
+    _, folder = run_with("aggregation.rule=fedit", 'data.partition.kind="iid"')
+    assert max(read_results(folder).aggregation_error) > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["flexlora", "flora"])
+def test_clients_of_their_own_ranks(run_with, rule):
+    _, folder = run_with(f"aggregation.rule={rule}", "adapter.client_ranks=[2, 8]")
+    results = read_results(folder)
+    assert max(results.aggregation_error) < 1e-5
+    per_rank = [LAYERS * 2 * (4 * WIDTH * rank + 128) for rank in (2, 8)]
+    assert results.wire.bytes_up == [sum(per_rank) / 2] * 4
+
+
+def test_ranks_that_cannot_be_are_refused_before_anything_starts(make_experiment):
+    with pytest.raises(UserError, match="cannot mix ranks"):
+        preflight(make_experiment("adapter.client_ranks=[2, 8]"))
+    with pytest.raises(UserError, match="from 1 to"):
+        preflight(make_experiment("adapter.client_ranks=[16]", "aggregation.rule=flexlora"))
+    with pytest.raises(UserError, match=r"wire\.dtype"):
+        preflight(make_experiment("wire.dtype=int4"))

@@ -1,0 +1,161 @@
+"""The bounds as real runs, small."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from client.local_update import Desk, local_update
+from client.resources import Workbench
+from client.state import FeedbackStore
+from deal_core.config.experiment import Experiment
+from deal_core.data import TaskData, open_source
+from deal_core.errors import UserError
+from deal_core.lora.state import State
+from deal_core.methods import make_method
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.interface import Site
+from deal_core.randomness import seeded
+from deal_core.wire.instruction import Instruction
+from server.federation import start_state
+from server.plan import make_plan
+from server.results import Results, read_results
+from simulations.engines.inprocess import run_inprocess
+from simulations.study.bounds import BOUNDS
+from simulations.study.outcome import outcome
+from tests.simulations.runs import at
+
+TASKS = ("laboratory", "surgery")
+ALL_AT_ONCE = Instruction(
+    task=TASKS[0], stage=0, server_round=1, tasks=TASKS, rank=8, retained_rank=16
+)
+
+
+def run_parts(bound: str, experiment: Experiment, tasks, folder: Path) -> list[Results]:
+    results = []
+    for name, part in BOUNDS[bound].parts(experiment, tasks).items():
+        run_inprocess(at(part, folder / name), lambda event: None)
+        results.append(read_results(folder / name))
+    return results
+
+
+def test_each_task_alone_is_with_one_task_the_ordinary_run(make_experiment, tmp_path):
+    experiment = make_experiment(
+        'data.tasks=["surgery"]', "method.name=sequential", "data.max_train=16"
+    )
+    run_inprocess(at(experiment, tmp_path / "ordinary"), lambda event: None)
+    ordinary = outcome(read_results(tmp_path / "ordinary"))
+    parts = run_parts("per-task", experiment, ("surgery",), tmp_path / "bound")
+    bound = BOUNDS["per-task"].combine(parts)
+    assert bound.accuracy_matrix == ordinary.accuracy_matrix
+    assert bound.average_accuracy == ordinary.average_accuracy
+    assert bound.zero_shot == ordinary.zero_shot
+    assert bound.worst_client == ordinary.worst_client
+    assert (bound.bytes_up, bound.bytes_down) == (ordinary.bytes_up, ordinary.bytes_down)
+
+
+def test_alone_only_one_client_trains_and_all_evaluate(make_experiment, tmp_path):
+    experiment = make_experiment("federation.rounds=1", "data.max_train=16")
+    parts = run_parts("local-only", experiment, TASKS, tmp_path)
+    for k in range(2):
+        lines = (tmp_path / f"client-{k}" / "metrics.jsonl").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        assert {e["client"] for e in events if e["event"] == "client_finished"} == {str(k)}
+        assert set(parts[k].per_client) == {"0", "1"}
+    found = BOUNDS["local-only"].combine(parts)
+    counts = [
+        (round((own.accuracy_matrix[-1][j] or 0) * own.test_examples[j]), own.test_examples[j])
+        for j in range(2)
+        for own in (parts[0].per_client["0"], parts[1].per_client["1"])
+    ]
+    first, second = counts[:2], counts[2:]
+    pooled = [sum(c for c, _ in pair) / sum(n for _, n in pair) for pair in (first, second)]
+    assert found.average_accuracy == pytest.approx(sum(pooled) / 2)
+
+
+def test_joint_is_one_row_after_the_rounds_of_one_task(make_experiment, tmp_path):
+    experiment = make_experiment("train.learning_rate=4e-3")
+    (results,) = run_parts("joint", experiment, TASKS, tmp_path)
+    assert len(results.accuracy_matrix) == 1
+    assert len(results.wire.bytes_up) == 2  # the rounds of one task, whatever their number
+    gained = [
+        after - results.zero_shot[task]
+        for task, after in zip(TASKS, results.accuracy_matrix[0], strict=True)
+    ]
+    assert sum(gained) > 0
+
+
+def start_of_task(bench: Workbench) -> State:
+    method = make_method(bench.experiment.method, bench.experiment.adapter)
+    return method.begin_task(start_state(bench.experiment, bench.shapes), seeded(0))
+
+
+def desk(client: int, folder: Path) -> Desk:
+    return Desk(client, FeedbackStore(folder), Site(lambda: Ledger(folder), None, simulated=True))
+
+
+def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
+    make_experiment, tmp_path, monkeypatch
+):
+    bench = Workbench(
+        make_experiment(
+            "stream.schedule=joint",
+            "method.name=sequential",
+            "federation.local_epochs=2",
+            "train.batch_size=8",
+        )
+    )
+    seen: Counter = Counter()
+    real = type(bench.model).learn
+
+    def learn(model, batch, labels, earlier):
+        seen.update((example, tuple(labels)) for example in batch)
+        return real(model, batch, labels, earlier)
+
+    monkeypatch.setattr(type(bench.model), "learn", learn)
+    shares = [bench.task(task, 1) for task in TASKS]
+    begun = start_of_task(bench)
+    update = local_update(bench, desk(1, tmp_path), begun, ALL_AT_ONCE, "")
+    own = Counter((example, share.labels) for share in shares for example in share.train)
+    assert seen == Counter({pair: count * 2 for pair, count in own.items()})
+    assert update.figures["num_examples"] == sum(own.values()) > 0
+
+
+def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_experiment, tmp_path):
+    def without_the_first(shares: list[TaskData]) -> list[TaskData]:
+        first, *others = shares
+        return [replace(first, train=()) if first.name == TASKS[0] else first, *others]
+
+    config = make_experiment("stream.schedule=joint", "method.name=sequential")
+    bench = Workbench(config, prepare=without_the_first)
+    first, second = (bench.task(task, 0) for task in TASKS)
+    assert not first.train
+    begun = start_of_task(bench)
+    update = local_update(bench, desk(0, tmp_path), begun, ALL_AT_ONCE, "")
+    assert update.figures["num_examples"] == len(second.train)
+
+
+def test_participants_must_be_clients(make_experiment):
+    with pytest.raises(UserError, match=r"participants names client 2, but the clients are 0 to 1"):
+        make_experiment("federation.participants=[0, 2]")
+
+
+def test_bounds_of_clients_with_their_own_orders_are_runs(make_experiment):
+    """A task alone is learnt by those that meet it; alone, nobody is compared with others."""
+    experiment = make_experiment(
+        "stream.schedule=per-client",
+        'stream.orders={0=["laboratory", "surgery"], 1=["surgery"]}',
+        "aggregation.robust=multi-krum",
+    )
+    parts = BOUNDS["per-task"].parts(experiment, TASKS)
+    work = {
+        task: make_plan(part, open_source(part.data).task_names(), ("0", "1")).work(0)
+        for task, part in parts.items()
+    }
+    assert work == {"laboratory": {"laboratory": ["0"]}, "surgery": {"surgery": ["0", "1"]}}
+    alone = BOUNDS["local-only"].parts(experiment, TASKS)
+    assert {part.aggregation.robust for part in alone.values()} == {"none"}

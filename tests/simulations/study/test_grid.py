@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import simulations
+from deal_core.config.file import merged, parse_experiment, read_toml
+from deal_core.errors import UserError
+from simulations.run.shipped import descriptions, shipped_experiments, shipped_studies
+from simulations.study.grid import Cell, chosen, grid
+from simulations.study.results import StudyResults
+from simulations.study.study_file import Study, load_study
+
+STUDY = """
+description = "test"
+seeds = [3, 1]
+[set]
+adapter.rank = 4
+train.batch_size = 2
+[arms.one]
+set.method.name = "sequential"
+[arms.two]
+set.adapter.rank = 5
+seeds = [1, 7]
+[arms.all-at-once]
+bound = "joint"
+[orders.forth]
+tasks = ["laboratory", "surgery"]
+[orders.back]
+tasks = ["surgery", "laboratory"]
+[settings.small]
+data.train_share = 0.5
+adapter.rank = 3
+"""
+
+
+def study(tmp_path: Path, text: str = STUDY) -> Study:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return load_study(str(path))
+
+
+def cells(tmp_path: Path, text: str = STUDY, *overrides: str) -> list[Cell]:
+    return grid(study(tmp_path, text), tmp_path / "out", overrides)
+
+
+def clinc_tasks() -> tuple[str, ...]:
+    path = shipped_experiments()["clinc10"]
+    return parse_experiment(read_toml(path), "clinc10").data.tasks
+
+
+def test_cells_come_seed_after_seed_in_the_order_of_the_file(tmp_path: Path) -> None:
+    assert [cell.name for cell in cells(tmp_path)] == [
+        "one.forth.small.seed3",
+        "all-at-once.forth.small.seed3",  # a bound that knows no order runs in the first alone
+        "one.back.small.seed3",
+        "one.forth.small.seed1",
+        "two.forth.small.seed1",
+        "all-at-once.forth.small.seed1",
+        "one.back.small.seed1",
+        "two.back.small.seed1",
+        "two.forth.small.seed7",
+        "two.back.small.seed7",
+    ]
+
+
+def test_the_later_table_holds_and_set_over_all(tmp_path: Path) -> None:
+    by_name = {cell.name: cell.runs[""] for cell in cells(tmp_path)}
+    one, two = by_name["one.back.small.seed1"], by_name["two.back.small.seed1"]
+    assert (one.adapter.rank, two.adapter.rank) == (3, 5)  # [set] < setting < arm
+    assert one.data.tasks == ("surgery", "laboratory")
+    assert one.federation.clients == 4  # the quickstart's
+    assert (one.run.seed, one.run.threads, one.run.workers) == (1, 1, 1)
+    assert one.run.out == str(tmp_path / "out/cells/one.back.small.seed1")
+    forced = cells(tmp_path, STUDY, "adapter.rank=9", "run.threads=2")
+    assert {cell.runs[""].adapter.rank for cell in forced} == {9}
+    assert {cell.runs[""].run.threads for cell in forced} == {2}
+
+
+def test_tables_are_merged_and_not_changed() -> None:
+    tables = {"a": {"x": 1, "y": {"z": 2}}, "b": [1]}
+    assert merged(tables, {"a": {"y": {"z": 3}}, "b": [2], "c": 4}) == {
+        "a": {"x": 1, "y": {"z": 3}},
+        "b": [2],
+        "c": 4,
+    }
+    assert tables == {"a": {"x": 1, "y": {"z": 2}}, "b": [1]}
+
+
+def test_bounds_are_ordinary_experiments(tmp_path: Path) -> None:
+    text = """
+    [set]
+    method.name = "deal"
+    data.tasks = ["laboratory", "surgery"]
+    federation.clients = 3
+    [arms.joint]
+    bound = "joint"
+    [arms.tasks]
+    bound = "per-task"
+    [arms.sites]
+    bound = "local-only"
+    """
+    joint, tasks, sites = (cell.runs for cell in cells(tmp_path, text))
+    assert {run.method.name for runs in (joint, tasks, sites) for run in runs.values()} == {
+        "sequential"
+    }
+    assert joint[""].stream.schedule == "joint"
+    assert {name: run.data.tasks for name, run in tasks.items()} == {
+        "laboratory": ("laboratory",),
+        "surgery": ("surgery",),
+    }
+    assert [run.federation.participants for run in sites.values()] == [(0,), (1,), (2,)]
+    folders = [run.run.out for runs in (joint, tasks, sites) for run in runs.values()]
+    assert len(set(folders)) == 6
+
+
+def test_a_part_of_the_grid(tmp_path: Path) -> None:
+    whole = cells(tmp_path)
+    assert chosen(whole, (), ()) == whole
+    assert {c.name for c in chosen(whole, (1,), ("two",))} == {
+        "two.forth.small.seed1",
+        "two.back.small.seed1",
+    }
+    with pytest.raises(UserError, match=r"unknown arm 'tow'.*did you mean 'two'"):
+        chosen(whole, (), ("tow",))
+    large = replace(whole[0], setting="large")
+    assert chosen([*whole, large], (), (), ("large",)) == [large]
+    with pytest.raises(UserError, match=r"unknown setting 'smal'.*did you mean 'small'"):
+        chosen(whole, (), (), ("smal",))
+    with pytest.raises(UserError, match=r"no seed 2; its seeds are \[1, 3, 7\]"):
+        chosen(whole, (2,), ())
+    with pytest.raises(
+        UserError, match=r"no cell in common; seeds of these arms: {'two': \[1, 7\]}"
+    ):
+        chosen(whole, (3,), ("two",))
+    with pytest.raises(UserError, match="--settings: the study has none; leave it out"):
+        chosen([replace(cell, setting="") for cell in whole], (), (), ("small",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[arm.a]\n", r"mine.toml: unknown key 'arm'; did you mean 'arms'\?"),
+        ("[arms.a]\nlable = 'x'\n", r"unknown key 'arms.a.lable'; did you mean 'label'\?"),
+        ("[arms.a]\nset.adapter.rnk = 4\n", r"mine.toml: \[arms.a.set\]: .*'adapter.rnk'.*'rank'"),
+        ("[arms.a]\n[set]\nadapter.rnk = 4\n", r"mine.toml: \[set\]: unknown key 'adapter.rnk'"),
+        ("[arms.a]\n[settings.s]\nrun.seed = -1\n", r"mine.toml: \[settings.s\]: key 'run.seed'"),
+        ("seeds = [1, 1]\n[arms.a]\n", r"seeds \[1, 1\] must be different"),
+        ("seeds = []\n[arms.a]\n", "seeds is empty"),
+        ("[arms]\n", "has no arm"),
+        ("arms = 3\n", "key 'arms' should be"),
+        ('[arms."a.b"]\n', r"\[arms.\"a.b\"\]: a name is letters"),
+        ("[arms.a]\nbound = 'jiont'\n", "unknown bound 'jiont'; known: joint, local-only, per-"),
+        ("candidate = 'b'\n[arms.a]\n", "unknown arm 'b'"),
+        ("baseline = 'a'\n[arms.a]\nbound = 'joint'\n", "'a' is a bound or a reference"),
+        ("experiment = 'quikstart'\n[arms.a]\n", "did you mean 'quickstart'"),
+        ("experiment = 'own.toml'\n[arms.a]\n", "own.toml: no such file"),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        cells(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_experiment_of_its_own_lies_beside_the_study(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("[adapter]\nrank = 7\n")
+    (cell,) = cells(tmp_path, "experiment = 'own.toml'\n[arms.a]\n")
+    assert cell.runs[""].adapter.rank == 7
+
+
+@pytest.mark.parametrize("name", shipped_studies())
+def test_every_shipped_study_is_a_grid_of_valid_experiments(tmp_path: Path, name: str) -> None:
+    study = load_study(name)
+    assert descriptions(shipped_studies())[name] == study.file.description != ""
+    assert f"deal study {name}" in study.path.read_text().splitlines()[0]
+    for task in {*study.file.set.get("data", {}).get("tasks", ()), *clinc_tasks()}:
+        (tmp_path / task).mkdir()
+    found = grid(study, tmp_path / "out", (f"data.path={tmp_path}",))
+    assert len({cell.name for cell in found}) == len(found)
+    folders = [run.run.out for cell in found for run in cell.runs.values()]
+    assert len(set(folders)) == len(folders)
+
+
+def test_tuning_never_sees_the_second_half_of_clinc10() -> None:
+    tasks = load_study("tuning").file.set["data"]["tasks"]
+    assert tuple(tasks) == clinc_tasks()[:5]
+
+
+def test_tuning_tries_the_same_for_every_method() -> None:
+    settings = load_study("tuning").file.settings
+    tried = {
+        (s["train"]["learning_rate"], s["federation"]["local_epochs"]) for s in settings.values()
+    }
+    alike = {(1e-3, 1), (2e-3, 1), (4e-3, 1), (2e-3, 2), (4e-3, 2)}
+    assert tried == alike | {(5e-4, 1), (8e-3, 1), (2e-3, 3)}
+    arms = load_study("tuning").file.arms.values()
+    assert not any({"train", "federation"} & arm.set.keys() for arm in arms)
+
+
+def test_the_search_was_run_alike() -> None:
+    """What the other studies use was chosen among the same settings for every method."""
+    path = Path(simulations.__file__).parent / "results" / "tuning" / "study.json"
+    found = StudyResults.model_validate_json(path.read_text())
+    tried: dict[str, set[str]] = {}
+    for cell in found.cells:
+        tried.setdefault(cell.arm, set()).add(cell.setting)
+    alike = {f"lr{rate}-epochs1" for rate in ("1e-3", "2e-3", "4e-3")}
+    alike |= {"lr2e-3-epochs2", "lr4e-3-epochs2"}
+    for arm in ("sequential", "lwf", "lwf-merged", "ewc100", "olora", "deal-reference", "deal"):
+        assert tried[arm] >= alike, arm

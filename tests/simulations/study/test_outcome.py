@@ -1,0 +1,101 @@
+"""What several runs say together, against counts made by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from deal_core.config.experiment import Experiment, StreamConfig
+from deal_core.errors import UserError
+from server.checkpoint import History
+from server.plan import make_plan
+from server.results import Results, make_results
+from simulations.study.outcome import outcome, pooled_own, together
+
+Counts = dict[str, list[list[int]]]
+
+
+def run(tasks: list[str], *evaluations: Counts, seconds: float = 1.0, peak: int = 1) -> Results:
+    history = History(
+        evaluations=evaluations,
+        bytes_up=(10.0, 20.0),
+        bytes_down=(5.0,),
+        seconds={"train": seconds},
+        peak_rss_bytes=peak,
+    )
+    at_once = len(evaluations) - 1 < len(tasks)
+    schedule = StreamConfig(schedule="joint" if at_once else "synchronous")
+    experiment = Experiment(stream=schedule)
+    return make_results(experiment, make_plan(experiment, tasks, list(evaluations[0])), history)
+
+
+START = {"0": [[1, 10], [0, 10]], "1": [[2, 10], [10, 10]]}
+
+
+def test_of_one_run_it_is_what_the_run_says() -> None:
+    first = {"0": [[8, 10], [1, 10]], "1": [[8, 10], [1, 10]]}
+    last = {"0": [[4, 10], [7, 10]], "1": [[8, 10], [9, 10]]}
+    results = run(["a", "b"], START, first, last)
+    found = outcome(results)
+    assert found.accuracy_matrix == results.accuracy_matrix
+    assert found.average_accuracy == results.average_accuracy == pytest.approx(0.7)
+    assert found.learning_accuracy == pytest.approx((0.8 + 0.8) / 2)
+    assert found.backward_transfer == results.backward_transfer == pytest.approx(-0.2)
+    assert found.forward_transfer == results.forward_transfer == pytest.approx(0.1 - 0.5)
+    assert found.worst_client == pytest.approx((0.4 + 0.7) / 2)
+    assert (found.bytes_up, found.bytes_down, found.seconds) == (30.0, 5.0, 1.0)
+
+
+def test_tasks_learnt_at_once_have_no_transfer() -> None:
+    found = outcome(run(["a", "b"], START, {"0": [[4, 10], [7, 10]], "1": [[8, 10], [9, 10]]}))
+    assert found.average_accuracy == found.learning_accuracy == pytest.approx(0.7)
+    assert found.backward_transfer is found.forward_transfer is found.forgetting is None
+
+
+def test_each_task_alone_side_by_side() -> None:
+    one = run(["a"], {"0": [[1, 10]], "1": [[1, 10]]}, {"0": [[9, 10]], "1": [[5, 10]]}, peak=7)
+    two = run(["b"], {"0": [[3, 10]], "1": [[0, 0]]}, {"0": [[6, 10]], "1": [[0, 0]]}, seconds=2.0)
+    found = together([one, two])
+    assert found.tasks == ["a", "b"]
+    assert found.accuracy_matrix == [[0.7, 0.6]]
+    assert found.zero_shot == {"a": 0.1, "b": 0.3}
+    assert found.average_accuracy == pytest.approx(0.65)
+    assert found.worst_client == pytest.approx(0.5)  # client 1 has tests of task a alone
+    assert (found.seconds, found.peak_rss_bytes, found.bytes_up) == (3.0, 7, 60.0)
+    assert found.forgetting is None
+
+
+def test_each_client_alone_is_judged_on_its_own_tests_every_example_once() -> None:
+    first = {"0": [[9, 10], [0, 0]], "1": [[1, 30], [3, 10]]}
+    last = {"0": [[7, 10], [0, 0]], "1": [[2, 30], [5, 10]]}
+    zero = run(["a", "b"], START, first, last)
+    first = {"0": [[0, 10], [0, 0]], "1": [[24, 30], [2, 10]]}
+    last = {"0": [[1, 10], [0, 0]], "1": [[21, 30], [8, 10]]}
+    one = run(["a", "b"], START, first, last)
+    found = pooled_own([zero, one])
+    assert found.accuracy_matrix == [
+        pytest.approx([(9 + 24) / 40, 2 / 10]),
+        pytest.approx([(7 + 21) / 40, 8 / 10]),
+    ]
+    assert found.average_accuracy == pytest.approx((28 / 40 + 0.8) / 2)
+    assert found.backward_transfer == pytest.approx(28 / 40 - 33 / 40)
+    assert found.worst_client == pytest.approx(min(0.7, (0.7 + 0.8) / 2))
+    everybody = [(9 / 40 + 5 / 10) / 2, (22 / 40 + 8 / 10) / 2]
+    assert found.on_all_tests == pytest.approx(sum(everybody) / 2)
+    assert (found.bytes_up, found.bytes_down) == (30.0, 5.0)  # of each client
+
+
+@pytest.mark.parametrize("combine", [together, pooled_own, lambda parts: outcome(parts[0])])
+def test_runs_without_counts_are_refused_in_one_line(combine) -> None:
+    results = run(["a"], START, START).model_copy(update={"accuracy_matrix": []})
+    with pytest.raises(UserError, match=r"its clients kept their counts.*remove that folder"):
+        combine([results, results])
+
+
+def test_counts_that_did_not_arrive_are_no_wrong_answers() -> None:
+    last = {"0": [[7, 10], [6, 10]], "1": [[2, 10], [5, 10]]}
+    whole = run(["a", "b"], START, last, last)
+    lost = run(["a", "b"], START, {"0": last["0"]}, last)  # client 1 was silent once
+    assert pooled_own([whole, lost]).accuracy_matrix == [
+        pytest.approx([0.7, 0.6]),
+        pytest.approx([0.45, 0.55]),
+    ]

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import simulations
+from simulations.run.shipped import shipped_studies
+from simulations.study.grid import grid
+from simulations.study.outcome import Outcome
+from simulations.study.results import CellResult, StudyResults
+from simulations.study.study_file import Study, StudyFile, load_study
+from simulations.study.tables import (
+    age_table,
+    arms_table,
+    best_baseline,
+    markdown,
+    significance,
+)
+
+STUDY = """
+description = "What is compared"
+seeds = [0, 1]
+candidate = "deal"
+[arms.weak]
+[arms.good]
+label = "Good | old"
+[arms.deal]
+label = "DEAL"
+[arms.replay]
+reference = true
+note = "not private"
+[arms.joint]
+bound = "joint"
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    path = tmp_path / "mine.toml"
+    path.write_text(STUDY)
+    return load_study(str(path))
+
+
+def cell(
+    arm: str,
+    seed: int,
+    matrix: list[list[float]],
+    setting: str = "",
+    order: str = "",
+    zero_shot: tuple[float, float] = (0.1, 0.3),
+) -> CellResult:
+    in_turn = len(matrix) > 1
+    found = Outcome(
+        tasks=["a", "b"],
+        accuracy_matrix=matrix,
+        begun=[0, int(in_turn)],
+        learnt=[0, int(in_turn)],
+        zero_shot=dict(zip("ab", zero_shot, strict=True)),
+        average_accuracy=sum(matrix[-1]) / 2,
+        learning_accuracy=(matrix[0][0] + matrix[-1][1]) / 2,
+        backward_transfer=matrix[1][0] - matrix[0][0] if in_turn else None,
+        forward_transfer=matrix[0][1] - 0.3 if in_turn else None,
+        forgetting=matrix[0][0] - matrix[1][0] if in_turn else None,
+        worst_client=0.5,
+        seconds=65.0,
+        peak_rss_bytes=800_000_000,
+        bytes_up=1.5e6,
+        bytes_down=3e6,
+    )
+    bound = "joint" if arm == "joint" else ""
+    place = {"arm": arm, "order": order, "setting": setting, "seed": seed}
+    return CellResult.model_validate({**place, "bound": bound, "settings": {}, "outcome": found})
+
+
+CELLS = [
+    cell("weak", 0, [[0.8, 0.3], [0.4, 0.8]]),
+    cell("good", 0, [[0.8, 0.3], [0.6, 0.8]]),
+    cell("deal", 0, [[0.8, 0.3], [0.7, 0.8]]),
+    cell("replay", 0, [[0.8, 0.3], [0.8, 0.9]]),
+    cell("joint", 0, [[0.9, 0.9]]),
+    cell("weak", 1, [[0.9, 0.3], [0.5, 0.8]]),
+    cell("good", 1, [[0.9, 0.3], [0.7, 0.8]]),
+    cell("deal", 1, [[0.9, 0.3], [0.84, 0.8]]),
+]
+
+
+def rows(lines: list[str]) -> dict[str, list[str]]:
+    """First cell of every row of a table to the others."""
+    split = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines if "|" in line]
+    return {first: others for first, *others in split[2:]}
+
+
+def test_arms_have_means_intervals_and_marks(study: Study) -> None:
+    table = rows(list(arms_table(study, CELLS)))
+    # 0.75 and 0.82: standard error 0.035, t(0.975, 1) = 12.706
+    assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "-8.0 ± 25.4"]
+    assert table["replay (not private)"][:3] == ["1", "85.0", "+0.0"]  # one cell: no interval
+    assert table["joint (bound)"] == ["1", "90.0", "–", "–", "–", "90.0", "50.0"]
+    assert table["zero-shot (bound)"][:2] == ["2", "20.0 ± 0.0"]
+    assert list(table)[1:] == [
+        "weak",
+        "Good \\| old",
+        "DEAL",
+        "replay (not private)",
+        "joint (bound)",
+    ]
+
+
+def test_zero_shot_that_differs_within_a_seed_is_shown_and_said(study: Study) -> None:
+    """Whatever the order of the cells: the last one of a seed stands for no other."""
+    matrix = [[0.8, 0.3], [0.4, 0.8]]
+    cells = [
+        cell("weak", 0, matrix),
+        cell("good", 0, matrix, zero_shot=(0.1, 0.34)),
+        cell("deal", 0, matrix),
+        cell("weak", 1, matrix),
+    ]
+    for ordered in (cells, cells[::-1]):
+        lines = list(arms_table(study, ordered))
+        # 20, 22 and 20: standard error 0.667, t(0.975, 2) = 4.303
+        assert rows(lines)["zero-shot (bound)"][:2] == ["3", "20.7 ± 2.9"]
+        (line,) = [line for line in lines if "disagree" in line]
+        assert "Seed 0: 20.0 (2 cells), 22.0 (1 cell), on a single task 4.0 points apart." in line
+        assert "seed 1" not in line
+    assert not [line for line in arms_table(study, CELLS) if "disagree" in line]
+
+
+def test_zero_shot_of_another_precision_or_with_equal_means_is_told_apart(study: Study) -> None:
+    matrix = [[0.8, 0.3], [0.4, 0.8]]
+    other = {"": {"train.precision": "float32"}}
+    exact = cell("good", 0, matrix, zero_shot=(0.12, 0.28), order="A")
+    cells = [
+        cell("weak", 0, matrix, order="A"),
+        exact.model_copy(update={"settings": other}),
+    ]
+    lines = list(arms_table(study, cells))
+    assert rows(lines)["zero-shot (bound)"][:2] == ["2", "20.0 ± 0.0"]
+    (line,) = [line for line in lines if "disagree" in line]
+    assert "Seed 0, order A: 20.0 (1 cell, auto), 20.0 (1 cell, float32), on a single" in line
+
+
+@pytest.mark.parametrize("name", sorted(shipped_studies()))
+def test_shipped_tables_show_what_the_shipped_results_hold(name: str, tmp_path: Path) -> None:
+    folder = Path(simulations.__file__).parent / "results" / name
+    study = load_study(name)
+    stored = StudyResults.model_validate_json((folder / "study.json").read_text())
+    for task in stored.cells[0].outcome.tasks:  # a grid asks for the names of the tasks alone
+        (tmp_path / task).mkdir()
+    asked = [c.name for c in grid(study, folder, (f"data.path={tmp_path}",))]
+    found = {c.name: c for c in stored.cells}
+    cells = [found[cell] for cell in asked if cell in found]
+    text = markdown(study, stored.model_copy(update={"cells": cells}))
+    assert (folder / "study.md").read_text() == text
+
+
+def test_arms_that_nothing_tells_apart_are_named(study: Study) -> None:
+    good = [c for c in CELLS if c.arm == "good"]
+    twins = [cell("replay", c.seed, c.outcome.accuracy_matrix) for c in good]
+    others = [c for c in CELLS if c.arm != "replay"]
+
+    def named(cells: list[CellResult]) -> list[str]:
+        return [line for line in arms_table(study, cells) if "no difference" in line]
+
+    (line,) = named([*others, *twins])
+    assert line.startswith(
+        "The same accuracies in the same cells: Good | old, replay (not private)."
+    )
+    assert not named(CELLS)
+    assert not named([*others, twins[0]])  # the same as far as it goes, but it goes less far
+    assert not named([*others, twins[0], cell("replay", 1, [[0.9, 0.3], [0.7, 0.81]])])
+
+
+def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) -> None:
+    table = "\n".join(significance(study, CELLS))
+    assert "have in common, is Good" in table
+    assert "| replay (not private) | DEAL | 1 | +10.0 | – |" in table
+    assert "| DEAL | replay" not in table
+    assert "joint" not in table
+    assert best_baseline(study, {"weak": {0: 0.9}, "deal": {0: 0.95}, "good": {0: 0.8}}) == "weak"
+    assert best_baseline(study, {"deal": {0: 0.9}}) == "deal"
+    # on the seed that both have, weak is ahead; its hard seed 1 is no fault of its own
+    unequal = {"weak": {0: 0.9, 1: 0.5}, "good": {0: 0.8}, "deal": {0: 0.95, 1: 0.6}}
+    assert best_baseline(study, unequal) == "weak"
+
+
+def test_differences_are_paired_by_seed(study: Study) -> None:
+    found = [line for line in significance(study, CELLS) if line.startswith("| DEAL | Good")]
+    # 0.75 - 0.70 and 0.82 - 0.75: 6 points, standard error 1, t(0.975, 1) = 12.706
+    assert found == ["| DEAL | Good \\| old | 2 | +6.0 ± 12.7 | 0.105 |"]
+    one_seed = [line for line in significance(study, CELLS[:3]) if line.startswith("| weak | DEAL")]
+    assert one_seed == ["| weak | DEAL | 1 | -15.0 | – |"]
+    assert list(significance(study, CELLS[:1])) == ["One arm alone: nothing to compare."]
+
+
+def test_runs_of_different_precision_are_no_pair(study: Study) -> None:
+    other = {"": {"train.precision": "bfloat16"}}
+    changed = [c.model_copy(update={"settings": other}) if c.seed else c for c in CELLS]
+    assert rows(list(significance(study, changed)))["DEAL"][1] == "2"
+    mixed = [c.model_copy(update={"settings": other}) if c is CELLS[-1] else c for c in CELLS]
+    assert rows(list(significance(study, mixed)))["DEAL"][1] == "1"
+
+
+def test_forgetting_by_age(study: Study) -> None:
+    table = rows(list(age_table(study, CELLS)))
+    assert table["DEAL"] == ["82.5", "77.0"]  # R[j][j]: 80, 80, 90, 80; R[j+1][j]: 70, 84
+    assert "joint (bound)" not in table
+
+
+def test_curves_show_every_task_after_every_later_one(study: Study) -> None:
+    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=CELLS)
+    text = markdown(study, results)
+    assert "8 of 10 cells done" in text
+    assert "What is compared" in text
+    curve = text[text.index("### DEAL") :].splitlines()[2:6]
+    assert curve == [
+        "| accuracy on | after 1 | after 2 |",
+        "|---|---:|---:|",
+        "| 1 a | 85.0 | 77.0 |",
+        "| 2 b |  | 80.0 |",
+    ]
+    assert "| DEAL | 1 min 5 s | 800 MB | 1.5 MB | 3.0 MB |" in text
+
+
+def test_every_table_has_as_many_cells_in_every_row(study: Study) -> None:
+    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=CELLS)
+    width = 0
+    for line in markdown(study, results).splitlines():
+        count = line.replace("\\|", "").count("|")
+        assert count in (0, width) or width == 0, line
+        width = count
+
+
+def test_settings_have_an_overview_and_every_arm_its_best(study: Study) -> None:
+    file = StudyFile.model_validate({**study.file.model_dump(), "settings": {"s1": {}, "s2": {}}})
+    tuned = Study(study.name, study.path, file)
+    cells = [
+        cell("weak", 0, [[0.8, 0.3], [0.4, 0.8]], "s1"),
+        cell("weak", 0, [[0.8, 0.3], [0.5, 0.9]], "s2"),
+        cell("deal", 0, [[0.8, 0.3], [0.9, 0.9]], "s1"),
+    ]
+    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=cells)
+    text = markdown(tuned, results)
+    assert "| weak | 60.0 | 70.0 |\n| DEAL | 90.0 | – |" in text
+    assert "| weak | s2 | 70.0 | 1 | 2 |\n| DEAL | s1 | 90.0 | 1 | 1 |" in text
+    assert text.index("## Setting s1") < text.index("## Setting s2")
+    # within a setting, only its own cells
+    assert "DEAL" not in text[text.index("## Setting s2") :]
+
+
+def test_nothing_finished_yet_is_a_page_too(study: Study) -> None:
+    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=[])
+    assert "0 of 10 cells done" in markdown(study, results)
+
+
+def test_orders_are_pairs_of_their_own_and_have_curves_of_their_own(study: Study) -> None:
+    cells = [
+        cell("good", 0, [[0.8, 0.3], [0.4, 0.8]], order="forth"),
+        cell("good", 0, [[0.8, 0.3], [0.5, 0.8]], order="back"),
+        cell("deal", 0, [[0.8, 0.3], [0.6, 0.8]], order="back"),
+    ]
+    found = [line for line in significance(study, cells) if line.startswith("| DEAL | Good")]
+    assert found == ["| DEAL | Good \\| old | 1 | +5.0 | – |"]
+    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=cells)
+    text = markdown(study, results)
+    assert "### Good | old, order forth" in text
+    assert "### DEAL, order back" in text
+    assert "### DEAL, order forth" not in text

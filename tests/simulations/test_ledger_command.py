@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import stat
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.certificate import KEY
+from deal_core.privacy.accounting.ledger import Budget, Event, Ledger, composed
+from simulations.cli import app
+
+EVENT = Event(
+    run="a run",
+    task="surgery",
+    phase="learn",
+    stage=0,
+    server_round=1,
+    mechanism="record",
+    unit="record",
+    sample_rate=0.1,
+    noise_multiplier=1.5,
+    steps=10,
+    max_grad_norm=1.0,
+    delta=1e-4,
+    simulation_only=True,
+)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    ledger = Ledger(tmp_path / "site")
+    for n, task in enumerate(["surgery", "surgery", "skin"]):
+        event = replace(EVENT, task=task, server_round=n)
+        ledger.charge(event, Budget(100.0, 1e-4), f"r{n}", b"x")
+    return ledger
+
+
+def call(*words: object) -> str:
+    """The output of ``deal ledger WORDS``; a user's error is raised."""
+    result = CliRunner().invoke(app, ["ledger", *map(str, words)])
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def exported(ledger, tmp_path) -> dict:
+    call("export", ledger.folder, "--out", tmp_path / "c.json")
+    return json.loads((tmp_path / "c.json").read_text())
+
+
+def test_show_says_what_epsilon_means(ledger):
+    text = call("show", ledger.folder)
+    total = composed(ledger.events(), 1e-4)
+    for part in ("surgery", "skin", f"epsilon {total:.4g} at delta", "per record", "simulation"):
+        assert part in text
+
+
+def test_a_certificate_holds_the_ledger_and_its_signature_is_good(ledger, tmp_path):
+    statement = exported(ledger, tmp_path)["statement"]
+    assert statement["epsilon"] == composed(ledger.events(), 1e-4)
+    assert statement["unit"] == ["record"]
+    assert [e["task"] for e in statement["events"]] == ["surgery", "surgery", "skin"]
+    assert "signature good" in call("verify", "--certificate", tmp_path / "c.json")
+    assert "chain holds" in call("verify", ledger.folder, "--certificate", tmp_path / "c.json")
+    assert stat.S_IMODE((ledger.folder / KEY).stat().st_mode) == 0o600
+
+
+def test_all_certificates_of_a_site_have_one_key_and_stay_true_as_the_ledger_grows(
+    ledger, tmp_path
+):
+    first = exported(ledger, tmp_path)
+    ledger.charge(EVENT, Budget(100.0, 1e-4), "later", b"x")
+    assert "chain holds" in call("verify", ledger.folder, "--certificate", tmp_path / "c.json")
+    assert exported(ledger, tmp_path)["public_key"] == first["public_key"]
+
+
+@pytest.mark.parametrize("change", [("epsilon", 0.1), ("delta", 1e-9), ("events", [])])
+def test_a_changed_statement_is_refused(ledger, tmp_path, change):
+    signed = exported(ledger, tmp_path)
+    signed["statement"][change[0]] = change[1]
+    (tmp_path / "c.json").write_text(json.dumps(signed))
+    with pytest.raises(UserError, match="signature"):
+        call("verify", "--certificate", tmp_path / "c.json")
+
+
+def test_a_site_that_signs_a_smaller_epsilon_is_found_out(ledger, tmp_path, monkeypatch):
+    monkeypatch.setattr("deal_core.privacy.accounting.certificate.composed", lambda *a: 0.5)
+    exported(ledger, tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="not what its events cost"):
+        call("verify", "--certificate", tmp_path / "c.json")
+
+
+def test_a_certificate_of_another_ledger_is_refused(ledger, tmp_path):
+    exported(ledger, tmp_path)
+    other = Ledger(tmp_path / "other")
+    for n in range(3):
+        other.charge(EVENT, Budget(100.0, 1e-4), f"r{n}", b"x")
+    with pytest.raises(UserError, match="not of the ledger"):
+        call("verify", other.folder, "--certificate", tmp_path / "c.json")
+
+
+def test_what_is_no_ledger_or_certificate_is_one_line(tmp_path):
+    for words in (("show", tmp_path), ("export", tmp_path), ("verify", tmp_path), ("verify",)):
+        with pytest.raises(UserError):
+            call(*words)
+    (tmp_path / "c.json").write_text("[]")
+    with pytest.raises(UserError, match="no certificate"):
+        call("verify", "--certificate", tmp_path / "c.json")
+    assert not (tmp_path / "ledger.sqlite").exists()
+
+
+def test_a_tampered_ledger_is_not_certified(ledger, tmp_path):
+    import sqlite3
+
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("DROP TRIGGER events_DELETE")
+        db.execute("DELETE FROM events WHERE seq = 3")
+    for words in (("show",), ("verify",), ("export", "--out", tmp_path / "c.json")):
+        with pytest.raises(UserError, match="cannot be trusted"):
+            call(words[0], ledger.folder, *words[1:])
+    assert not (tmp_path / "c.json").exists()
