@@ -20,7 +20,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import resident_worker as worker
-from client.context import Here, choose_device, file_of, here, log_of
+from client.context import RequestContext, choose_device, file_of, here, log_of
 from client.egress import check_reply
 from client.reply_cache import UpdateStore
 from client.site import site_of
@@ -30,9 +30,9 @@ from client.status_reply import STATUS, status_reply
 from deal_core.lora.payload import PayloadError
 
 if TYPE_CHECKING:
-    from client.local_update import Desk
+    from client.local_update import ClientContext
     from client.resources import Workbench
-    from deal_core.privacy.interface import Counts, Site, Trained
+    from deal_core.privacy.interface import Counts, LocalUpdate, Site
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
@@ -43,9 +43,9 @@ TOLD = ("task", "stage", "phase", "server_round")
 FAULTS = frozenset({"failed", "refused"})
 """Codes of what went wrong; the others are a client's own refusals."""
 
-SiteOf = Callable[[Here], "Site"]
+SiteOf = Callable[[RequestContext], "Site"]
 """What a privacy mechanism must know of a client."""
-WorkbenchOf = Callable[[Context, Here], "Workbench"]
+WorkbenchOf = Callable[[Context, RequestContext], "Workbench"]
 """Finds the workbench for a request."""
 
 
@@ -59,10 +59,10 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     app = ClientApp()
     bench_for = find_bench or bench_of
 
-    def desk_of(place: Here) -> Desk:
-        from client.local_update import Desk
+    def client_context_of(place: RequestContext) -> ClientContext:
+        from client.local_update import ClientContext
 
-        return Desk(place.client, FeedbackStore(place.folder), find_site(place))
+        return ClientContext(place.client, FeedbackStore(place.folder), find_site(place))
 
     @app.query("hello")
     @guarded
@@ -82,17 +82,22 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
 
         state, instruction = wire.read_request(message, bench)
         run = place.run_name(bench.experiment)
-        desk, name = desk_of(place), wire.request_name(message, instruction, run)
+        client_context, name = (
+            client_context_of(place),
+            wire.request_name(message, instruction, run),
+        )
 
         def count() -> Counts:
             asked = instruction.evaluation()
             evaluation = wire.request_name(message, asked, run)
-            return work.local_evaluation(bench, desk, state, asked, evaluation)
+            return work.local_evaluation(bench, client_context, state, asked, evaluation)
 
-        def learn() -> Trained:
-            return work.local_update(bench, desk, state, instruction, name)
+        def learn() -> LocalUpdate:
+            return work.local_update(bench, client_context, state, instruction, name)
 
-        counts = beside(message, context, count) if instruction.counted else None
+        counts = (
+            counts_or_error(message, context, count) if instruction.piggybacked_evaluation else None
+        )
         if place.site is None:
             update = learn()
         else:
@@ -113,13 +118,13 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)
         name = wire.request_name(message, instruction, place.run_name(bench.experiment))
-        counts = work.local_evaluation(bench, desk_of(place), state, instruction, name)
+        counts = work.local_evaluation(bench, client_context_of(place), state, instruction, name)
         return wire.evaluation_reply(message, counts)
 
     return app
 
 
-def bench_of(context: Context, place: Here) -> Workbench:
+def bench_of(context: Context, place: RequestContext) -> Workbench:
     """The workbench of the run's experiment, made with the first request that needs it."""
     settings = context.run_config.items()
     asked = frozenset(item for item in settings if item[0] not in NOT_FOR_CLIENTS)
@@ -137,7 +142,7 @@ def _workbench(settings: frozenset[tuple[str, bool | int | float | str]], site: 
         choose_device(decided)
     from client.resources import Workbench
 
-    experiment = Here(0, Path(), decided).experiment(dict(settings))
+    experiment = RequestContext(0, Path(), decided).experiment(dict(settings))
     if decided is None:
         return Workbench(experiment)
     book = SiteLog(Path(decided.site.state))
@@ -158,7 +163,7 @@ def kept_warm(handler: Handler) -> Handler:
         try:
             reply = worker.ask(site, message, context)
         except Exception as error:  # outside the handler's own guard: it must not get to Flower
-            noted(message, context, error)
+            log_fault(message, context, error)
             reply = None
         return handler(message, context) if reply is None else reply
 
@@ -171,13 +176,13 @@ def guarded(handler: Handler) -> Handler:
     def answer(message: Message, context: Context) -> Message:
         started = time.monotonic()
         own = log_of(context)
-        asked = told(message)
+        asked = log_fields(message)
         if own is not None:
             own.write("arrived", **asked)
         try:
             reply = check_reply(handler(message, context), message)
         except Exception as error:
-            return status_reply(message, noted(message, context, error))
+            return status_reply(message, log_fault(message, context, error))
         if own is not None:
             code = str(reply.content.config_records[STATUS]["code"])
             own.write("answered", code=code, seconds=time.monotonic() - started, **asked)
@@ -186,20 +191,22 @@ def guarded(handler: Handler) -> Handler:
     return answer
 
 
-def beside(message: Message, context: Context, count: Callable[[], Counts]) -> tuple[str, Counts]:
+def counts_or_error(
+    message: Message, context: Context, count: Callable[[], Counts]
+) -> tuple[str, Counts]:
     """The counts that a training request asks for as well, and a code: whatever becomes of them,
     the client trains."""
     try:
         return "ok", count()
     except Exception as error:
-        return noted(message, context, error), {}
+        return log_fault(message, context, error), {}
 
 
-def noted(message: Message, context: Context, error: Exception) -> str:
+def log_fault(message: Message, context: Context, error: Exception) -> str:
     """The code of a fault, which is all that leaves; the log here has the rest."""
     code, own = code_of(error), log_of(context)
     if own is not None:
-        own.fault(f"request_{code}", error, **told(message))
+        own.fault(f"request_{code}", error, **log_fields(message))
     elif code in FAULTS:
         log.error("request answered with '%s'", code, exc_info=error)
     else:  # by the client's own rules: nothing went wrong, and the run's own output says so
@@ -216,7 +223,7 @@ def code_of(error: Exception) -> str:
     return error.code if isinstance(error, Refusal) else "failed"
 
 
-def told(message: Message) -> dict[str, Any]:
+def log_fields(message: Message) -> dict[str, Any]:
     """What a request is about, for the site's log."""
     records = message.content.config_records if message.has_content() else {}
     instruction: Mapping[str, Any] = records.get("instruction", {})

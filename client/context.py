@@ -19,7 +19,7 @@ from deal_core.privacy.accounting.run_name import run_name
 
 
 @dataclass(frozen=True)
-class Here:
+class RequestContext:
     """One client.
 
     Attributes:
@@ -47,7 +47,7 @@ class Here:
         return settings if self.site is None else f"{settings} {self.folder.name}"
 
 
-def here(context: Context) -> Here:
+def here(context: Context) -> RequestContext:
     """Tell which client this is.
 
     Raises:
@@ -57,17 +57,17 @@ def here(context: Context) -> Here:
     if NODE_KEY in context.node_config:
         return _at_site(read_site(Path(str(context.node_config[NODE_KEY]))), context, out)
     client = int(context.node_config["partition-id"])
-    return Here(client, Path(out or f"deal-run-{context.run_id}") / "sites" / str(client))
+    return RequestContext(client, Path(out or f"deal-run-{context.run_id}") / "sites" / str(client))
 
 
-def _at_site(site: SiteFile, context: Context, out: str) -> Here:
+def _at_site(site: SiteFile, context: Context, out: str) -> RequestContext:
     name, sites = site.site.name, json.loads(str(context.run_config["federation.sites"]))
     if name not in sites:
         raise UserError(f"the run is for {', '.join(sites)}, and this site is '{name}'")
     run = Path(out).name
     if not NAME.fullmatch(run):  # a name from outside, about to become a folder
         raise UserError(f"the name of the run, {run[:80]!r}, is none")
-    return Here(sites.index(name), Path(site.site.state) / "runs" / run, site)
+    return RequestContext(sites.index(name), Path(site.site.state) / "runs" / run, site)
 
 
 def file_of(context: Context) -> SiteFile | None:

@@ -16,22 +16,22 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.attach import read, set_trainable
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Past, Phase, Share
-from deal_core.privacy.interface import Ask, Counts, Mechanism, Refusal, Site, Trained
+from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory
+from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.privacy.policy import require_adapter, require_mechanism
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.distillation import merged
 from deal_core.training.gradients import Gradients
-from deal_core.training.loop import count_correct, descend, load_state
+from deal_core.training.loop import count_correct, load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
 from deal_core.wire.codec import Encoded
 from deal_core.wire.instruction import Instruction
 
 
 @dataclass(frozen=True)
-class Desk:
+class ClientContext:
     """Whose work it is: the number of the ``client``, the ``store`` of what its code lost, and
     what the privacy mechanism must know of its ``site``."""
 
@@ -41,8 +41,12 @@ class Desk:
 
 
 def local_update(
-    bench: Workbench, desk: Desk, state: State, instruction: Instruction, request: str
-) -> Trained:
+    bench: Workbench,
+    client_context: ClientContext,
+    state: State,
+    instruction: Instruction,
+    request: str,
+) -> LocalUpdate:
     """Train the current adapter as the phase wants it, on the client's share of the task, or of all
     tasks that are to be learnt at once; as the privacy mechanism allows it.
 
@@ -53,35 +57,41 @@ def local_update(
         Refusal: the client has no data for it, no budget, or a policy against it.
     """
     config, phase = bench.experiment, bench.phase(instruction.phase)
-    require_policy(config, desk.site)
-    check_training(instruction, bench, desk.site.policy)
+    require_policy(config, client_context.site)
+    check_training(instruction, bench, client_context.site.policy)
     seen = _spaces(bench, instruction.seen)
-    ahead = partial(_spaces, bench, instruction.ahead)
-    data = _data(bench, desk.client, instruction.task, phase, seen)
-    together = [_share(bench, task, desk.client) for task in instruction.tasks]
+    future = partial(_spaces, bench, instruction.future)
+    data = _data(bench, client_context.client, instruction.task, phase, seen)
+    joint_tasks = [_share(bench, task, client_context.client) for task in instruction.tasks]
     where = instruction.stage, instruction.server_round
-    ask = Ask(
+    ask = UpdateRequest(
         request=f"{instruction.phase} {request}",
-        client=str(desk.client),
+        client=str(client_context.client),
         task=instruction.task,
         phase=instruction.phase,
         stage=instruction.stage,
         server_round=instruction.server_round,
-        data=[e for share in together for e in share.data] if together else data.train,
+        data=[e for share in joint_tasks for e in share.data] if joint_tasks else data.train,
         record_ids=data.record_ids,
-        records=lambda: bench.records(desk.client),
-        site_records=lambda: bench.site_records(desk.client),
-        ids=lambda: bench.ids(instruction.task, desk.client),
+        records=lambda: bench.records(client_context.client),
+        site_records=lambda: bench.site_records(client_context.client),
+        ids=lambda: bench.ids(instruction.task, client_context.client),
         learning_rate=phase.learning_rate or config.train.learning_rate,
-        generator=seeded(config.run.seed, "train", desk.client, *where),
+        generator=seeded(config.run.seed, "train", client_context.client, *where),
     )
 
-    def make(gradients: Gradients) -> Trained:
-        task = LocalTask(data.labels, seen, *_kept(bench, desk, instruction), together, ahead)
-        memory = data.memory if phase.public_path else bench.learning(desk.client, instruction.task)
-        return _trained(bench, desk, state, instruction, task, memory, gradients)
+    def make(gradients: Gradients) -> LocalUpdate:
+        task = LocalTask(
+            data.labels, seen, *_kept(bench, client_context, instruction), joint_tasks, future
+        )
+        cache = (
+            data.cache
+            if phase.public_path
+            else bench.learning(client_context.client, instruction.task)
+        )
+        return _trained(bench, client_context, state, instruction, task, cache, gradients)
 
-    return _mechanism(bench, phase).release(ask, desk.site, make)
+    return _mechanism(bench, phase).release(ask, client_context.site, make)
 
 
 def _mechanism(bench: Workbench, phase: Phase) -> Mechanism:
@@ -95,27 +105,29 @@ def _spaces(bench: Workbench, tasks: Sequence[str]) -> tuple[tuple[str, ...], ..
     return tuple(bench.labels(task) for task in tasks)
 
 
-def _kept(bench: Workbench, desk: Desk, instruction: Instruction) -> tuple[Past | None, RoundStore]:
+def _kept(
+    bench: Workbench, client_context: ClientContext, instruction: Instruction
+) -> tuple[TaskHistory | None, RoundStore]:
     """What the client has of earlier tasks, and of earlier rounds."""
-    folder = desk.store.folder
+    folder = client_context.store.folder
     public = bench.phase(instruction.phase).public_path
     protected = public or bench.mechanism.unit is not None
     past_tasks = () if protected else instruction.past  # whose records no charge would name
-    shares = [partial(_share, bench, task, desk.client) for task in past_tasks]
+    shares = [partial(_share, bench, task, client_context.client) for task in past_tasks]
     known = sum(1 for _ in takewhile(set(instruction.seen).__contains__, past_tasks))
-    past = Past(shares, TaskStore(folder), known) if shares else None
+    past = TaskHistory(shares, TaskStore(folder), known) if shares else None
     return past, RoundStore(folder, instruction.stage, instruction.server_round)
 
 
 def _trained(
     bench: Workbench,
-    desk: Desk,
+    client_context: ClientContext,
     state: State,
     instruction: Instruction,
     task: LocalTask,
-    memory: Memory,
+    cache: Cache,
     gradients: Gradients,
-) -> Trained:
+) -> LocalUpdate:
     """The one local training, and its update as it travels; the mechanism says with ``gradients``
     which data are read."""
     started = time.monotonic()
@@ -124,22 +136,24 @@ def _trained(
     load_state(bench.model, state)
     _rehearse(bench, state, phase, task, trained, gradients)
     rate = phase.learning_rate or config.train.learning_rate
-    report = descend(
+    report = run_local_steps(
         bench.model,
-        phase.objective(bench.model, state, task, gradients.data, memory),
+        phase.objective(bench.model, state, task, gradients.data, cache),
         gradients,
         trained,
         config.train.model_copy(update={"learning_rate": rate}),
     )
     gradients.finished(bench.model, task.labels, probes)
     adapter = read(bench.model.module)
-    encoded = _encode(bench, desk.client, adapter, state.current, instruction, desk.store)
+    encoded = _encode(
+        bench, client_context.client, adapter, state.current, instruction, client_context.store
+    )
     figures = {
         "num_examples": len(gradients.data),
         "loss": report.loss,
         "seconds": time.monotonic() - started,
     }
-    return Trained(encoded, figures)
+    return LocalUpdate(encoded, figures)
 
 
 def _rehearse(
@@ -155,9 +169,9 @@ def _rehearse(
     if bench.mechanism.unit is None:
         return
     probes = bench.probes(tuple(task.labels))
-    alone = replace(task, past=None, carried=None)
+    alone = replace(task, past=None, round_state=None)
     set_trainable(bench.model.module, trained)
-    objective = phase.objective(bench.model, state, alone, probes, Memory())
+    objective = phase.objective(bench.model, state, alone, probes, Cache())
     gradients.rehearse(bench.model.module, objective, len(probes))
 
 
@@ -183,10 +197,10 @@ def _data(
     return bench.public(phase.public_path, merged((*seen, bench.labels(task))))
 
 
-def _share(bench: Workbench, task: str, client: int) -> Share:
+def _share(bench: Workbench, task: str, client: int) -> TaskDataset:
     """The client's own training data of a task; of an earlier one, read when a method asks."""
     data = bench.task(task, client)
-    return Share(data.labels, data.train)
+    return TaskDataset(data.labels, data.train)
 
 
 def _encode(
@@ -211,7 +225,11 @@ def _encode(
 
 
 def local_evaluation(
-    bench: Workbench, desk: Desk, state: State, instruction: Instruction, request: str
+    bench: Workbench,
+    client_context: ClientContext,
+    state: State,
+    instruction: Instruction,
+    request: str,
 ) -> Counts:
     """Return ``correct`` and ``examples`` on the client's test share of every task asked for, as
     the privacy mechanism lets them go.
@@ -222,29 +240,31 @@ def local_evaluation(
     check_tasks(instruction, bench)
 
     def make() -> Counts:
-        shares = [bench.task(task, desk.client) for task in instruction.tasks]
+        shares = [bench.task(task, client_context.client) for task in instruction.tasks]
         return {
             "correct": [_correct(bench, share, state) for share in shares],
             "examples": [len(share.test) for share in shares],
         }
 
-    ask = Ask(
+    ask = UpdateRequest(
         request=f"evaluate {request}",
-        client=str(desk.client),
+        client=str(client_context.client),
         task="",
         phase="evaluate",
         stage=instruction.stage,
         server_round=instruction.server_round,
         data=(),
         record_ids=(),
-        records=lambda: bench.records(desk.client),
-        site_records=lambda: bench.site_records(desk.client),
+        records=lambda: bench.records(client_context.client),
+        site_records=lambda: bench.site_records(client_context.client),
         ids=lambda: (),
         learning_rate=0.0,
-        generator=seeded(bench.experiment.run.seed, "evaluate", desk.client, instruction.stage),
+        generator=seeded(
+            bench.experiment.run.seed, "evaluate", client_context.client, instruction.stage
+        ),
         evaluated=len(instruction.tasks),
     )
-    return bench.mechanism.count(ask, desk.site, make)
+    return bench.mechanism.count(ask, client_context.site, make)
 
 
 def _correct(bench: Workbench, share: ClientTask, state: State) -> int:
@@ -254,5 +274,5 @@ def _correct(bench: Workbench, share: ClientTask, state: State) -> int:
         load_state(bench.model, state)
         return count_correct(bench.model, share.test, share.labels)
 
-    correct: int = share.memory.once("correct", state, count) if share.test else 0
+    correct: int = share.cache.get_or_compute("correct", state, count) if share.test else 0
     return correct

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deal_core.privacy.interface import Trained
+    from deal_core.privacy.interface import LocalUpdate
     from deal_core.wire.instruction import Instruction
 
 KEPT = 2
@@ -31,7 +31,9 @@ class UpdateStore:
 
     folder: Path
 
-    def once(self, request: str, instruction: Instruction, make: Callable[[], Trained]) -> Trained:
+    def once(
+        self, request: str, instruction: Instruction, make: Callable[[], LocalUpdate]
+    ) -> LocalUpdate:
         """Return the answer to ``request``: the one that is kept, or what ``make`` gives, which
         is on disk before it is returned.
 
@@ -54,7 +56,7 @@ class UpdateStore:
             old.unlink()
 
 
-def _write(path: Path, asked: str, update: Trained) -> None:
+def _write(path: Path, asked: str, update: LocalUpdate) -> None:
     import numpy as np
     from safetensors.numpy import save
 
@@ -69,11 +71,11 @@ def _write(path: Path, asked: str, update: Trained) -> None:
     beside.replace(path)
 
 
-def _read(path: Path, asked: str) -> Trained | None:
+def _read(path: Path, asked: str) -> LocalUpdate | None:
     """What is kept for just this request; a file that cannot be read counts as none."""
     from safetensors import SafetensorError, safe_open
 
-    from deal_core.privacy.interface import Trained
+    from deal_core.privacy.interface import LocalUpdate
 
     try:
         with safe_open(str(path), framework="numpy") as file:
@@ -83,4 +85,4 @@ def _read(path: Path, asked: str) -> Trained | None:
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-    return Trained(arrays, json.loads(meta["figures"]))
+    return LocalUpdate(arrays, json.loads(meta["figures"]))

@@ -22,9 +22,9 @@ def check_tasks(instruction: Instruction, bench: Workbench) -> None:
     named = (
         *instruction.tasks,
         *instruction.seen,
-        *instruction.ahead,
+        *instruction.future,
         *instruction.past,
-        *instruction.counted,
+        *instruction.piggybacked_evaluation,
     )
     own = (instruction.task,) if instruction.task else ()
     for task in (*own, *named):

@@ -27,7 +27,7 @@ from deal_core.models.loading import best_device
 from deal_core.privacy.interface import MakeMechanism, Mechanism, RecordId
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.training.allocator import keep_memory
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.precision import compute_dtype
 
 
@@ -38,7 +38,7 @@ class ClientTask:
     labels: tuple[str, ...]
     train: Sequence[Encoded]
     test: Sequence[Encoded]
-    memory: Memory
+    cache: Cache
     record_ids: Sequence[RecordId] = ()
     """Which record each training example is."""
 
@@ -82,12 +82,12 @@ class Workbench:
         self._make_mechanism = mechanism
         self._prepare = prepare
         self._on_left_out = on_left_out
-        self.latest = Memory()
+        self.latest = Cache()
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
         self._public: dict[tuple[str, tuple[str, ...]], ClientTask] = {}
-        self._learning = Memory()
-        self._probes = Memory()
+        self._learning = Cache()
+        self._probes = Cache()
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -148,7 +148,7 @@ class Workbench:
     def probes(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
         """Constant texts, tokenised, under the first of the labels."""
         examples = [Example(text, labels[0]) for text in PROBE_TEXTS]
-        encoded: Sequence[Encoded] = self._probes.once(
+        encoded: Sequence[Encoded] = self._probes.get_or_compute(
             "probes", labels, lambda: self.model.encode(examples, labels)
         )
         return encoded
@@ -162,16 +162,16 @@ class Workbench:
                 share.labels,
                 encode(share.train, share.labels),
                 encode(share.test, share.labels),
-                Memory(),
+                Cache(),
                 [RecordId(task, row) for row in range(len(share.train))],
             )
         return self._tasks[task, client]
 
-    def learning(self, client: int, task: str) -> Memory:
+    def learning(self, client: int, task: str) -> Cache:
         """For what a client works out while it learns a task; that of the task before is dropped:
         a teacher's answers are as large as its vocabulary."""
-        memory: Memory = self._learning.once(str(client), task, Memory)
-        return memory
+        cache: Cache = self._learning.get_or_compute(str(client), task, Cache)
+        return cache
 
     def public(self, path: str, labels: tuple[str, ...]) -> ClientTask:
         """The unlabelled texts that every client has, tokenised once. Where a model needs an
@@ -185,7 +185,7 @@ class Workbench:
             self.model.tokens.prepare(texts, self._cache)
             given = [Example(text, labels[i % len(labels)]) for i, text in enumerate(texts)]
             train = self.model.encode(given, labels)
-            self._public = {(path, labels): ClientTask(labels, train, (), Memory())}
+            self._public = {(path, labels): ClientTask(labels, train, (), Cache())}
         return self._public[path, labels]
 
     @property

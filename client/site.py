@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from client.context import Here
+    from client.context import RequestContext
     from deal_core.privacy.interface import Site
 
 
-def site_of(place: Here) -> Site:
+def site_of(place: RequestContext) -> Site:
     """The site behind a request. An institution's ledger outlives all runs, and lies in its state
     folder; a simulated client's lies in its folder of the run."""
     from deal_core.privacy.accounting.ledger import Ledger

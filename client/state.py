@@ -65,7 +65,7 @@ class FeedbackStore:
 
 @dataclass(frozen=True)
 class TaskStore:
-    """What a method keeps at the client from task to task (:class:`deal_core.methods.Kept`).
+    """What a method keeps at the client from task to task (:class:`deal_core.methods.TaskMemory`).
 
     Attributes:
         folder: the site's own; made when first needed.
@@ -73,7 +73,9 @@ class TaskStore:
 
     folder: Path
 
-    def once(self, tasks: int, basis: str, make: Callable[[int, Tensors], Tensors]) -> Tensors:
+    def get_or_compute(
+        self, tasks: int, basis: str, make: Callable[[int, Tensors], Tensors]
+    ) -> Tensors:
         """Return what is kept of so many tasks; at first made from what fewer have left. That
         stays as well, so a request that is repeated finds it."""
         path = self._path(tasks)
@@ -95,7 +97,7 @@ class TaskStore:
 
 @dataclass(frozen=True)
 class RoundStore:
-    """What a method carries from round to round (:class:`deal_core.methods.Carried`).
+    """What a method carries from round to round (:class:`deal_core.methods.RoundState`).
 
     Attributes:
         folder: the site's own; made when first needed.

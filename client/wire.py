@@ -13,7 +13,7 @@ from client.status_reply import STATUS
 from deal_core.lora.adapter import Adapter, split, zero_adapter
 from deal_core.lora.payload import COUNTS, DISTILLED, LORA, PayloadError, Template
 from deal_core.lora.state import State
-from deal_core.privacy.interface import Counts, Trained
+from deal_core.privacy.interface import Counts, LocalUpdate
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction
 
@@ -33,13 +33,17 @@ def read_request(message: Message, bench: Workbench) -> tuple[State, Instruction
         raise PayloadError("a record of another kind than expected")
     instruction = read_instruction(dict(content.config_records[RECORD]))
     bench.phase(instruction.phase)
-    rows = instruction.retained_rank, instruction.residual_rank, instruction.apart
+    rows = (
+        instruction.retained_rank,
+        instruction.residual_rank,
+        instruction.num_reference_directions,
+    )
     received = [_raw(content.array_records[name]) for name in (LORA, DISTILLED)]
 
     def decode() -> State:
         return _state(content, bench, instruction)
 
-    state: State = bench.latest.once("state", (instruction.rank, rows, received), decode)
+    state: State = bench.latest.get_or_compute("state", (instruction.rank, rows, received), decode)
     return state, instruction
 
 
@@ -74,8 +78,8 @@ def _state(content: RecordDict, bench: Workbench, instruction: Instruction) -> S
     rank = held + instruction.residual_rank
     distilled = _adapter(content.array_records[DISTILLED], bench, rank, 1.0)
     if not instruction.residual_rank:
-        return State(current, distilled, None, instruction.apart)
-    return State(current, *split(distilled, held), instruction.apart)
+        return State(current, distilled, None, instruction.num_reference_directions)
+    return State(current, *split(distilled, held), instruction.num_reference_directions)
 
 
 def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -> Adapter:
@@ -88,7 +92,7 @@ def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -
 
 def update_reply(
     message: Message,
-    update: Trained,
+    update: LocalUpdate,
     instruction: Instruction,
     counted: tuple[str, Counts] | None = None,
 ) -> Message:

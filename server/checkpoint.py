@@ -124,7 +124,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "rank": str(state.current.rank),
         "retained_rank": str(state.retained.rank),
         "residual_rank": str(state.residual.rank if state.residual is not None else 0),
-        "apart": str(state.apart),
+        "num_reference_directions": str(state.num_reference_directions),
     }
     meta["sha256"] = _digest(tensors, meta)
     beside = path.with_suffix(".writing")
@@ -195,7 +195,7 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
         rank = int(meta["residual_rank"])
         residual = _part(tensors, RESIDUAL, Template(shapes, rank), 1.0) if rank else None
         history = History.model_validate_json(meta["history"])
-        state = State(current, retained, residual, int(meta["apart"]))
+        state = State(current, retained, residual, int(meta["num_reference_directions"]))
         return Checkpoint(position=int(meta["position"]), state=state, history=history)
     except UserError:
         raise

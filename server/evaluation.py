@@ -30,7 +30,7 @@ ALIKE = 1e-5
 
 
 @dataclass
-class Tally:
+class EvaluationReplies:
     """What an evaluation has brought so far.
 
     Attributes:
@@ -61,7 +61,7 @@ class Evaluation:
         asked = self.request(step, state)
         everyone = dict.fromkeys(self.exchange.roster.clients, asked)
         sent = self.exchange.ask(state, asked, everyone)
-        tally = Tally()
+        tally = EvaluationReplies()
         for reply in self.exchange.replies(step, sent):
             self.hear(step, reply, sent, tally)
         history = self.finish(step, sent, tally, history)
@@ -72,12 +72,12 @@ class Evaluation:
         common = self.exchange.instruction(step, state)
         return common.model_copy(update={"tasks": self.tasks})
 
-    def hear(self, step: Step, reply: Reply, sent: Dispatch, tally: Tally) -> None:
+    def hear(self, step: Step, reply: Reply, sent: Dispatch, tally: EvaluationReplies) -> None:
         """Take the counts of a reply, to an evaluation request or to one that carries it."""
         instruction = sent.instructions[reply.client]
         try:
             counts = self._read(reply, instruction)
-        except wire.Idle as reason:
+        except wire.ClientSkipped as reason:
             tally.withheld.add(reply.client)
             self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
         except PayloadError as fault:
@@ -98,7 +98,9 @@ class Evaluation:
             return wire.read_counts_beside(message, len(self.tasks))
         return wire.read_counts(message, len(self.tasks))
 
-    def finish(self, step: Step, sent: Dispatch, tally: Tally, history: History) -> History:
+    def finish(
+        self, step: Step, sent: Dispatch, tally: EvaluationReplies, history: History
+    ) -> History:
         """Add the evaluation of the state that was ``sent`` to the history.
 
         A registered site that was sent the request and is silent is asked once more: until two

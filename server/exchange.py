@@ -44,7 +44,7 @@ class Exchange:
             rank=state.current.rank,
             retained_rank=state.retained.rank,
             residual_rank=state.residual.rank if state.residual is not None else 0,
-            apart=state.apart,
+            num_reference_directions=state.num_reference_directions,
         )
 
     def ask(

@@ -30,7 +30,7 @@ from deal_core.lora.state import State
 from deal_core.methods import Method, Phase, make_method, phases_of
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
 from deal_core.privacy.mechanisms.registry import make_mechanism
-from deal_core.privacy.mechanisms.server_side import AsSent, Place, ServerSide
+from deal_core.privacy.mechanisms.server_side import NoServerNoise, RoundContext, ServerSide
 from deal_core.randomness import seeded
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import LEARN, Instruction
@@ -39,7 +39,7 @@ from server.checkpoint import Checkpoint, History
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, same_model
 from server.exchange import Exchange
-from server.gathering import Gathered, Gathering, limits_of
+from server.gathering import Gathering, RoundReplies, limits_of
 from server.plan import Plan
 from server.schedule import Step
 from server.spending import Spending
@@ -92,18 +92,18 @@ class Federation:
         """Lay out what the rounds of the phase train."""
 
         def begun() -> State:
-            return phases_of(self._denoising(state, history))[step.phase].begin(state)
+            return phases_of(self._denoising(state, history))[step.phase].setup(state)
 
         return self._moved_on(step, state, begun), history
 
     def _round(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """One round: sample, send, collect, aggregate."""
-        carried = None
+        piggybacked_evaluation = None
         if step.server_round == 1:
-            state, history, carried = self._begin_stage(step, state, history.quiet())
+            state, history, piggybacked_evaluation = self._begin_stage(step, state, history.quiet())
         started = time.monotonic()
         eligible = self.plan.working(step.stage, step.server_round)
-        if not eligible or not self._phase(step).due(state):
+        if not eligible or not self._phase(step).should_run(state):
             self.exchange.event("round_skipped", step)
             return state, history
         side, working = self._side(step), self._sample(step)
@@ -111,27 +111,27 @@ class Federation:
         tasks = sorted(set(working.values()), key=self.plan.tasks.index)
         self.exchange.event("round_started", step, clients=len(working), tasks=tasks)
         trained = make_mechanism(self.experiment).trained(rule.trained(step.server_round))
-        sent = self._ask(step, state, working, trained, carried)
+        sent = self._ask(step, state, working, trained, piggybacked_evaluation)
         state = sent.state
-        place = Place(step.phase, step.stage, step.server_round, len(eligible))
+        place = RoundContext(step.phase, step.stage, step.server_round, len(eligible))
         with threads(1):
             aggregation = side.begin(rule, state.current, trained, place)
-        gathered = self._gather(step, sent, aggregation, carried)
-        if carried is not None:
-            history = self.evaluation.finish(carried, sent, gathered.tally, history)
+        gathered = self._gather(step, sent, aggregation, piggybacked_evaluation)
+        if piggybacked_evaluation is not None:
+            history = self.evaluation.finish(piggybacked_evaluation, sent, gathered.tally, history)
         self.exchange.require_quorum(len(gathered.sizes), len(working) - gathered.idle, step)
         aggregate = None
         if gathered.sizes or side.releases_noise:
             all_there = len(gathered.sizes) == len(working)
             state, aggregate = self._absorbed(step, state, aggregation, all_there)
-        return state, self._told(step, trained, sent, gathered, aggregate, started, history)
+        return state, self._record_round(step, trained, sent, gathered, aggregate, started, history)
 
-    def _told(
+    def _record_round(
         self,
         step: Step,
         trained: frozenset[str],
         sent: Dispatch,
-        gathered: Gathered,
+        gathered: RoundReplies,
         aggregate: Aggregate | None,
         started: float,
         history: History,
@@ -165,9 +165,9 @@ class Federation:
         """The state that the stage begins with; and the step before, where what it left has still
         to be evaluated and the round's requests can carry that along."""
         begun = self._begun(step, state)
-        if not self._owed(step, history):
+        if not self._evaluation_pending(step, history):
             return begun, history, None
-        works = self.plan.working(step.stage, 1) and self._phase(step).due(begun)
+        works = self.plan.working(step.stage, 1) and self._phase(step).should_run(begun)
         before = Step("end-stage", step.stage - 1) if step.stage else Step("zero-shot", -1)
         if works and same_model(begun, state):
             return begun, history, before
@@ -179,7 +179,7 @@ class Federation:
         generator = seeded(self.experiment.run.seed, "begin", step.stage)
         return self._moved_on(step, state, lambda: self._method().begin_task(state, generator))
 
-    def _owed(self, step: Step, history: History) -> bool:
+    def _evaluation_pending(self, step: Step, history: History) -> bool:
         """Whether what the stage begins with has not been evaluated: before each stage there are
         more evaluations than its number, zero-shot included. Simulated clients evaluate the start
         by itself."""
@@ -197,17 +197,19 @@ class Federation:
         state: State,
         working: dict[str, str],
         trained: frozenset[str],
-        carried: Step | None,
+        piggybacked_evaluation: Step | None,
     ) -> Dispatch:
-        """The round's requests; of the evaluation that is ``carried`` along as well."""
+        """The round's requests; and of ``piggybacked_evaluation``, which goes along."""
         asked = self.exchange.instruction(step, state).model_copy(
             update={"trained": tuple(sorted(trained))}
         )
         instructions = self._training(step, working, state, asked)
-        if carried is None:
+        if piggybacked_evaluation is None:
             quorum = self.experiment.federation.quorum
             return self.exchange.ask(state, asked, instructions, quorum)
-        return self.exchange.ask(state, asked, self._carrying(carried, state, instructions))
+        return self.exchange.ask(
+            state, asked, self._carrying(piggybacked_evaluation, state, instructions)
+        )
 
     def _carrying(
         self, end: Step, state: State, instructions: dict[str, Instruction]
@@ -216,8 +218,10 @@ class Federation:
         alone = self.evaluation.request(end, state)
         asked = dict.fromkeys(self.exchange.roster.clients, alone)
         for name, instruction in instructions.items():
-            counted = alone.tasks if instruction.rank == state.current.rank else ()
-            asked[name] = instruction.model_copy(update={"counted": counted})
+            piggybacked_evaluation = alone.tasks if instruction.rank == state.current.rank else ()
+            asked[name] = instruction.model_copy(
+                update={"piggybacked_evaluation": piggybacked_evaluation}
+            )
         return asked
 
     def _absorbed(
@@ -232,7 +236,7 @@ class Federation:
         try:
             with threads(1):
                 aggregate = finished(aggregation)
-                return finite(absorbed(state, aggregate)), aggregate
+                return finite(fold_residual(state, aggregate)), aggregate
         except UserError:
             raise
         except TooFewUpdates as fault:
@@ -248,12 +252,18 @@ class Federation:
         return state, None
 
     def _gather(
-        self, step: Step, sent: Dispatch, aggregation: Aggregation, carried: Step | None
-    ) -> Gathered:
+        self,
+        step: Step,
+        sent: Dispatch,
+        aggregation: Aggregation,
+        piggybacked_evaluation: Step | None,
+    ) -> RoundReplies:
         public = bool(self._phase(step).public_path)
         limits = limits_of(self.experiment, public, self._side(step).releases_noise)
         alike = self.experiment.privacy.mechanism != "none" and not public
-        gathering = Gathering(self.exchange, self.evaluation, step, carried, limits, alike)
+        gathering = Gathering(
+            self.exchange, self.evaluation, step, piggybacked_evaluation, limits, alike
+        )
         return gathering.run(sent, aggregation)
 
     def _moved_on(self, step: Step, state: State, change: Callable[[], State]) -> State:
@@ -309,15 +319,15 @@ class Federation:
     ) -> dict[str, Instruction]:
         """What each client is asked: its own task, and what it may know of the others."""
         met = self.plan.met(step.stage, step.server_round)
-        ahead = self.plan.ahead(step.stage)
+        future = self.plan.future(step.stage)
         ranks = self._ranks(step, state)
         return {
             name: common.model_copy(
                 update={
                     "task": task,
-                    "tasks": self.plan.tasks if self.plan.together else (),
+                    "tasks": self.plan.tasks if self.plan.joint_tasks else (),
                     "seen": tuple(other for other in met if other != task),
-                    "ahead": ahead,
+                    "future": future,
                     "past": self.plan.past(name, step.stage, step.server_round),
                     "rank": ranks[name],
                 }
@@ -341,10 +351,10 @@ class Federation:
 
     def _side(self, step: Step) -> ServerSide:
         """The mechanism's, unless the round learns from texts that are nobody's."""
-        return AsSent(self.experiment) if self._phase(step).public_path else self.side
+        return NoServerNoise(self.experiment) if self._phase(step).public_path else self.side
 
 
-def absorbed(state: State, aggregate: Aggregate) -> State:
+def fold_residual(state: State, aggregate: Aggregate) -> State:
     """The state after a round: what the current adapter cannot hold joins the residual, whose rank
     stays below the layers' own."""
     gained = [part for part in (state.residual, aggregate.residual) if part is not None]

@@ -20,7 +20,7 @@ from deal_core.lora.payload import PayloadError
 from deal_core.training.threads import threads
 from server import wire
 from server.dispatch import Dispatch
-from server.evaluation import Evaluation, Tally
+from server.evaluation import Evaluation, EvaluationReplies
 from server.exchange import Exchange, answered
 from server.rounds import Reply
 from server.schedule import Step
@@ -33,7 +33,7 @@ LARGEST_NOISED_CHANGE = 1e6
 
 
 @dataclass
-class Gathered:
+class RoundReplies:
     """What the replies of a round have brought, beside their updates.
 
     Attributes:
@@ -46,13 +46,13 @@ class Gathered:
     sizes: dict[str, int] = field(default_factory=dict)
     spent: dict[str, Spending] = field(default_factory=dict)
     idle: int = 0
-    tally: Tally = field(default_factory=Tally)
+    tally: EvaluationReplies = field(default_factory=EvaluationReplies)
 
 
 @dataclass(frozen=True)
 class Gathering:
     """Gives every update that may count to the aggregation, and every count to the evaluation that
-    was ``carried`` along. A bad reply costs its sender the round, and nobody else.
+    went along. A bad reply costs its sender the round, and nobody else.
 
     Attributes:
         carried: the step whose evaluation the requests carry; None: none.
@@ -63,16 +63,16 @@ class Gathering:
     exchange: Exchange
     evaluation: Evaluation
     step: Step
-    carried: Step | None
+    piggybacked_evaluation: Step | None
     limits: Limits
     alike: bool
 
-    def run(self, sent: Dispatch, aggregation: Aggregation) -> Gathered:
+    def run(self, sent: Dispatch, aggregation: Aggregation) -> RoundReplies:
         """Take the replies as they come."""
-        gathered, screen, arrived = Gathered(), Screen(self.limits), dict[str, int]()
+        gathered, screen, arrived = RoundReplies(), Screen(self.limits), dict[str, int]()
         for reply in self.exchange.replies(self.step, sent):
-            if self.carried is not None:
-                self.evaluation.hear(self.carried, reply, sent, gathered.tally)
+            if self.piggybacked_evaluation is not None:
+                self.evaluation.hear(self.piggybacked_evaluation, reply, sent, gathered.tally)
             if sent.instructions[reply.client].task:
                 verdicts = self._hear(reply, sent, screen, gathered, arrived)
                 self._admit(verdicts, aggregation, gathered, arrived)
@@ -86,7 +86,7 @@ class Gathering:
         reply: Reply,
         sent: Dispatch,
         screen: Screen,
-        gathered: Gathered,
+        gathered: RoundReplies,
         arrived: dict[str, int],
     ) -> Sequence[Verdict]:
         """Check a reply by itself; return the updates that can be judged beside others now."""
@@ -102,7 +102,7 @@ class Gathering:
                     update, reader.before, self.exchange.experiment.aggregation.norm_bound
                 )
                 verdicts = screen.add(update, reader.before)
-        except wire.Idle as reason:
+        except wire.ClientSkipped as reason:
             gathered.idle += 1
             self.exchange.event("client_idle", self.step, client=client, code=reason.code)
             return ()
@@ -121,7 +121,7 @@ class Gathering:
         self,
         verdicts: Sequence[Verdict],
         aggregation: Aggregation,
-        gathered: Gathered,
+        gathered: RoundReplies,
         arrived: dict[str, int],
     ) -> None:
         """Add who is let in; who is not is named, though its reply was in order by itself."""

@@ -12,7 +12,7 @@ from deal_core.errors import UserError
 
 
 @contextmanager
-def alone(lock: Path) -> Iterator[None]:
+def exclusive_lock(lock: Path) -> Iterator[None]:
     """Make the folder of ``lock``; within the block no other process holds the lock.
 
     The kernel lets go of it when the process ends, however it ends; the empty file stays.

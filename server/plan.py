@@ -44,13 +44,13 @@ class Plan:
     orders: Mapping[str, Order]
     rounds: int
     every: int
-    together: bool = False
+    joint_tasks: bool = False
     trainers: frozenset[str] = frozenset()
 
     @cached_property
     def stages(self) -> list[int]:
         """Rounds of each stage: the client with the most tasks decides how many there are."""
-        total = self.rounds if self.together else self.rounds * self._longest
+        total = self.rounds if self.joint_tasks else self.rounds * self._longest
         return [min(self.every, total - start) for start in range(0, total, self.every)]
 
     def working(self, stage: int, server_round: int) -> dict[str, str]:
@@ -71,15 +71,15 @@ class Plan:
         met = {task for order in set(self._trained.values()) for task in order[:begun]}
         return tuple(task for task in self.tasks if task in met)
 
-    def ahead(self, stage: int) -> Order:
+    def future(self, stage: int) -> Order:
         """What no client works on until the stage has ended, in the stream's order."""
-        known = self.tasks if self.together else self.met(stage, self.stages[stage] + 1)
+        known = self.tasks if self.joint_tasks else self.met(stage, self.stages[stage] + 1)
         return tuple(task for task in self.tasks if task not in known)
 
     def work(self, stage: int) -> dict[str, list[str]]:
         """Task, in the stream's order, to the clients whose turn it is in some round of a stage."""
         first = self._turn(stage, 1)
-        last = len(self.tasks) if self.together else self._turn(stage, self.stages[stage])
+        last = len(self.tasks) if self.joint_tasks else self._turn(stage, self.stages[stage])
         clients: dict[str, list[str]] = {task: [] for task in self.tasks}
         for name, order in self.orders.items():
             for task in order[first : last + 1]:
@@ -117,9 +117,9 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
     stream, rounds = experiment.stream, experiment.federation.rounds
     trainers = frozenset(map(str, experiment.federation.participants))
     if stream.schedule != "per-client":
-        together = stream.schedule == "joint"
+        joint_tasks = stream.schedule == "joint"
         orders = dict.fromkeys(clients, tuple(tasks))
-        return Plan(tuple(tasks), orders, rounds, rounds, together, trainers)
+        return Plan(tuple(tasks), orders, rounds, rounds, joint_tasks, trainers)
     for name, order in stream.orders.items():
         _check_order(name, order, tasks, clients)
     seed = experiment.run.seed

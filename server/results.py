@@ -8,11 +8,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
-from deal_core.config.later_keys import completed
 from deal_core.errors import UserError
 from deal_core.privacy.mechanisms.registry import assumes, make_mechanism
 from server.checkpoint import History
@@ -120,12 +119,6 @@ class Results(Strict):
     seconds: dict[str, float]
     peak_rss_bytes: int
     versions: dict[str, str]
-
-    @field_validator("config", mode="before")
-    @classmethod
-    def _of_then(cls, config: object) -> object:
-        """What the run did, where its file is older than a setting."""
-        return completed(config) if isinstance(config, Mapping) else config
 
 
 def make_results(experiment: Experiment, plan: Plan, history: History) -> Results:

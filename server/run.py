@@ -20,7 +20,7 @@ from server.exchange import Exchange
 from server.export import export_adapter
 from server.federation import Federation, start_state
 from server.folder import RunFolder
-from server.lock import alone
+from server.lock import exclusive_lock
 from server.plan import Plan, make_plan
 from server.results import Results, make_results, write_results
 from server.roster import find_roster
@@ -41,7 +41,7 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
     """
     folder = RunFolder(Path(experiment.run.out))
     events = EventLog(folder.metrics, listener)
-    with alone(folder.writing):
+    with exclusive_lock(folder.writing):
         try:
             return _run(grid, experiment, folder, events)
         except BaseException as error:
@@ -58,7 +58,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     roster = find_roster(grid, experiment.federation)
     plan = make_plan(experiment, tasks, roster.clients)
     # Before all tasks at once there is nothing that a further phase could consolidate them with.
-    steps = schedule(plan.stages, () if plan.together else method.phases)
+    steps = schedule(plan.stages, () if plan.joint_tasks else method.phases)
     rounds = sum(step.kind == "round" for step in steps)
     side = make_server_side(experiment, rounds, Ledger(folder.path / "privacy"))
     federation = Federation(Exchange(grid, experiment, roster, events), plan, side)

@@ -35,7 +35,7 @@ OPTIONAL = frozenset({"loss", "seconds"}) | Spending.model_fields.keys()
 """Figures that a client may keep to itself, or does not have."""
 
 
-class Idle(Exception):
+class ClientSkipped(Exception):
     """The client takes no part: it has no data, no budget, or rules against it. Not a fault.
 
     Attributes:
@@ -72,7 +72,7 @@ def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
         retained, residual = split(retained, state.retained.rank)
     return Outgoing(
         {name: as_record(encoded) for name, (_, encoded) in sent.items()},
-        State(arrived[LORA], retained, residual, state.apart),
+        State(arrived[LORA], retained, residual, state.num_reference_directions),
     )
 
 
@@ -99,7 +99,7 @@ def read_update(
         Idle: the client takes no part.
     """
     _require_part(message, NO_PART)
-    beside = frozenset({COUNTS} if instruction.counted else ())
+    beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
     content = _contents(message, {"status", LORA, "metrics"}, beside)
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
@@ -141,7 +141,7 @@ def read_counts_beside(message: Message, tasks: int) -> list[list[int]] | None:
     records = message.content.config_records
     code = str(records[COUNTS].get("code", ""))
     if code in NO_COUNTS:
-        raise Idle(code)
+        raise ClientSkipped(code)
     _require_ok(code)
     return _counts(_fields(records, COUNTS, {"code", *COUNTED}), tasks)
 
@@ -184,7 +184,7 @@ def _require_ok(code: str) -> None:
 def _require_part(message: Message, idle: frozenset[str]) -> None:
     code = status(message)
     if code in idle:
-        raise Idle(code)
+        raise ClientSkipped(code)
 
 
 def _fields(

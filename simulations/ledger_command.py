@@ -13,7 +13,7 @@ from rich.table import Table
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import certificate, check_certificate, composed_over
 from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError, composed
-from simulations.output.console import say
+from simulations.output.console import print_line
 
 
 def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
@@ -35,7 +35,7 @@ def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
         table.add_row(run, task or "(all)", *_figures(part))
     console.print(table)
     for line in _summary(entries, disjoint_tasks):
-        say(console, line)
+        print_line(console, line)
 
 
 def verify(folder: str, certificate_file: str, console: Console) -> None:

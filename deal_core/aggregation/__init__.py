@@ -18,8 +18,8 @@ from collections.abc import Callable
 from functools import partial
 
 from deal_core.aggregation.alternating import Alternating
+from deal_core.aggregation.cosine_norm import cosine_norm
 from deal_core.aggregation.delta import weight_delta
-from deal_core.aggregation.direction import direction
 from deal_core.aggregation.fedex import FedEx
 from deal_core.aggregation.fedit import FedIt
 from deal_core.aggregation.fedsvd import FedSvd
@@ -95,10 +95,10 @@ ROBUST_RULES: dict[str, Robust] = {
         base, partial(trimmed_mean, fraction=config.trim_fraction)
     ),
     "multi-krum": lambda config, base, distrusted: RobustRule(
-        base, partial(multi_krum, byzantine=config.byzantine), any_rank=True
+        base, partial(multi_krum, num_malicious=config.num_malicious), any_rank=True
     ),
-    "direction": lambda config, base, distrusted: RobustRule(
-        base, direction, any_rank=True, distrusted=distrusted
+    "cosine-norm": lambda config, base, distrusted: RobustRule(
+        base, cosine_norm, any_rank=True, distrusted=distrusted
     ),
 }
 """Name to what wraps a rule."""

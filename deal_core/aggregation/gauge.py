@@ -18,7 +18,7 @@ CARRY_EVERY = 64
 
 
 @dataclass(frozen=True)
-class Reading:
+class AggregationError:
     """Relative Frobenius error over all layers, the norm of the ideal, and how it was found."""
 
     error: float
@@ -73,7 +73,7 @@ class ErrorGauge:
                 self._sketch.add(each, coefficient)
             self._kept = []
 
-    def read(self, *result: Adapter | None) -> Reading:
+    def read(self, *result: Adapter | None) -> AggregationError:
         """Return the error of the sum of the given adapters (None is skipped; at least one).
 
         0 when both the result and the ideal are zero; infinite when only the ideal is.
@@ -88,7 +88,7 @@ class ErrorGauge:
             gap, size = self._exact(given)
         else:
             gap, size = self._sketch.squares(given, self._weight)
-        return Reading(_ratio(gap, size), math.sqrt(size), self._sketch is not None)
+        return AggregationError(_ratio(gap, size), math.sqrt(size), self._sketch is not None)
 
     def _exact(self, result: Sequence[tuple[float, Adapter]]) -> tuple[float, float]:
         ideal = [(coefficient / self._weight, each) for coefficient, each in self._kept]

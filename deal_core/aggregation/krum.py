@@ -15,7 +15,7 @@ BLOCK_ROWS = 512
 
 
 def multi_krum(
-    updates: Sequence[ClientUpdate], start: RoundStart, byzantine: int, keep: int = 0
+    updates: Sequence[ClientUpdate], start: RoundStart, num_malicious: int, keep: int = 0
 ) -> Survivors:
     """Keep the ``K - f`` updates of the lowest score, with their weights.
 
@@ -29,23 +29,23 @@ def multi_krum(
     Args:
         updates: all updates of the round.
         start: says which factors are trained in the round.
-        byzantine: ``f``, the number of bad clients to withstand.
+        num_malicious: ``f``, the number of bad clients to withstand.
         keep: how many to keep (1: Krum); 0: ``K - f``.
 
     Raises:
         TooFewUpdates: fewer than ``f + 3`` clients: no neighbour would be left to compare with.
     """
     count = len(updates)
-    neighbours = count - byzantine - 2
+    neighbours = count - num_malicious - 2
     if neighbours < 1:
         raise TooFewUpdates(
-            f"multi-Krum: {byzantine} bad of {count} clients; at least f + 3 needed"
+            f"multi-Krum: {num_malicious} bad of {count} clients; at least f + 3 needed"
         )
     distances = squared_distances([update.adapter for update in updates], start.trained)
     others = distances.masked_fill(torch.eye(count, dtype=torch.bool), torch.inf)
     scores = others.sort(dim=1).values[:, :neighbours].sum(dim=1).tolist()
     order = sorted(range(count), key=lambda i: (float(f"{scores[i]:.9e}"), updates[i].client))
-    kept = set(order[: keep or count - byzantine])
+    kept = set(order[: keep or count - num_malicious])
     return Survivors(
         tuple(update for i, update in enumerate(updates) if i in kept),
         tuple(update.client for i, update in enumerate(updates) if i not in kept),

@@ -2,7 +2,7 @@
 
 A robust step turns the updates of a round into the ones that the rule beneath gets to see:
 coordinate median and trimmed mean make one update of all, multi-Krum
-(:mod:`deal_core.aggregation.krum`) and :mod:`deal_core.aggregation.direction` pick some. All need
+(:mod:`deal_core.aggregation.krum`) and :mod:`deal_core.aggregation.cosine_norm` pick some. All need
 every update of the round in memory.
 """
 

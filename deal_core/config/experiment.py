@@ -214,10 +214,10 @@ class AggregationConfig(Table):
     round; what is cut is reported as ``lost``; 0: no cap, nothing is cut."""
     robust: str = "none"
     """Protection against bad updates, before the rule: ``none``, ``median``,
-    ``trimmed-mean``, ``multi-krum`` or ``direction``."""
+    ``trimmed-mean``, ``multi-krum`` or ``cosine-norm``."""
     trim_fraction: float = Field(0.2, ge=0, lt=0.5)
     """Share of the clients cut at each end of every coordinate, rounded up (trimmed-mean)."""
-    byzantine: int = Field(1, ge=0)
+    num_malicious: int = Field(1, ge=0)
     """Bad clients that a round must withstand (multi-krum)."""
 
 
@@ -261,7 +261,7 @@ class PrivacyConfig(Table):
     metrics: Literal["none", "noised", "clear"] = "clear"
     """Counts of right answers on test records, which are no part of the training's guarantee:
     they leave in the ``clear``, ``noised`` (and charged), or not at all."""
-    counts_noise: float = Field(10.0, gt=0)
+    metrics_noise: float = Field(10.0, gt=0)
     """Noise multiplier of ``noised`` counts; of one evaluation of all tasks."""
 
 
@@ -276,7 +276,7 @@ class TrainConfig(Table):
     """Of the frozen model and its activations; auto: bfloat16 where the hardware multiplies it
     fast (CUDA, processors with AMX or AVX-512 BF16), float32 elsewhere. Adapters are always
     float32."""
-    tokens_per_pass: int = Field(2048, ge=1)
+    tokens_per_microbatch: int = Field(2048, ge=1)
     """Tokens, padding included, in one pass of a training batch: bounds memory, not the step."""
     weight_decay: float = Field(0.0, ge=0)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from deal_core.config.experiment import Experiment
+from deal_core.config.renamed import RENAMED
 from deal_core.config.table import Table
 from deal_core.errors import UserError, nearest
 
@@ -46,6 +47,8 @@ def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
     problem = error.errors()[0]
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
+    if problem["type"] == "extra_forbidden" and key in RENAMED:
+        return f"key '{key}' is now '{RENAMED[key]}'; rename it"
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest(location[-1], _known_keys(schema, location[:-1]))}"
     if problem["type"] == "value_error":  # a model's own: keys that do not go together

@@ -63,13 +63,13 @@ class DistillationConfig(Table):
 
     weight: float = Field(1.0, ge=0)
     """Of what earlier tasks choose between; 0 switches that off."""
-    ahead: float = Field(0.25, ge=0)
-    """Weight of what tasks to come will choose between (deal): the experiment names their labels,
-    and what the model can do untaught is kept as well, from the first task on. 0: off."""
+    future_weight: float = Field(0.25, ge=0)
+    """Weight of what future tasks will choose between (deal): the experiment names their labels,
+    and what the model can do without training is kept as well, from the first task on. 0: off."""
     temperature: float = Field(2.0, gt=0)
-    spaces: Literal["tasks", "merged"] = "tasks"
+    softmax: Literal["per-task", "joint"] = "per-task"
     """What the teacher chooses between: the labels of each task, as they are told apart when that
-    task is tested (the mean over tasks), or of all earlier ones, and of all to come, at once. A
+    task is tested (the mean over tasks), or of all earlier ones, and of all future ones, at once. A
     causal model's teacher chooses words, with ``weight`` where there is an earlier task."""
 
 
@@ -158,10 +158,10 @@ class MethodConfig(Table):
     name: str = "deal"
     """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``,
     ``deal-reference``."""
-    fresh_adapter: bool = True
+    orthogonal_init: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
-    warm_rank: int = Field(0, ge=0)
+    warm_start_rank: int = Field(0, ge=0)
     """So many directions of a task's new adapter, at most all, are the strongest retained ones,
     which go on learning; the others are fresh. Where tasks have few steps this learns more; it
     forgets more, since what was retained moves (deal with retention; the first task is the

@@ -69,7 +69,7 @@ def zero_adapter(shapes: Shapes, rank: int, scaling: float = 1.0) -> Adapter:
     )
 
 
-def fresh_adapter(
+def orthogonal_init(
     retained: Adapter, rank: int, scaling: float, generator: torch.Generator
 ) -> Adapter:
     """Return a new current adapter that starts outside what is retained.
@@ -105,7 +105,7 @@ def with_live_rows(adapter: Adapter, taken: Adapter, generator: torch.Generator)
     """Return the same update, with a fresh row of ``lora_A`` in the place of every zero one.
 
     Where both factors of a direction are zero neither ever gets a gradient. Fresh rows are as in
-    :func:`fresh_adapter`, outside ``taken`` and the adapter's own rows.
+    :func:`orthogonal_init`, outside ``taken`` and the adapter's own rows.
 
     Args:
         adapter: its ``lora_B`` is zero where its ``lora_A`` is.
@@ -199,7 +199,7 @@ def rescaled(adapter: Adapter, scaling: float) -> Adapter:
     return Adapter(layers, scaling)
 
 
-def taught(adapter: Adapter) -> bool:
+def is_nonzero(adapter: Adapter) -> bool:
     """Whether the adapter changes the model at all."""
     return any(bool(factors.B.any()) for factors in adapter.layers.values())
 

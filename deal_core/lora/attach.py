@@ -123,9 +123,11 @@ def write(model: nn.Module, adapter: Adapter) -> None:
         layer.scaling[CURRENT] = adapter.scaling
 
 
-def merge(model: nn.Module, retained: Adapter, residual: Adapter | None, apart: int = 0) -> None:
+def merge(
+    model: nn.Module, retained: Adapter, residual: Adapter | None, num_reference_directions: int = 0
+) -> None:
     """Put ``base``, ``base + retained`` and ``base + retained + residual`` in place; the last
-    without the first ``apart`` directions of ``retained``.
+    without the first ``num_reference_directions`` directions of ``retained``.
 
     The sums are made from the weights as they were loaded, so nothing drifts however often
     this is called; for the adapters of the last call they are in place already.
@@ -134,17 +136,23 @@ def merge(model: nn.Module, retained: Adapter, residual: Adapter | None, apart: 
         ValueError: an adapter's layers are not the model's.
     """
     before = model.__dict__.pop("merged", (None, None, 0))
-    if before[0] is not retained or before[1] is not residual or before[2] != apart:
-        _merge(model, retained, residual, apart)
-    model.merged = (retained, residual, apart)  # type: ignore[assignment]
+    if (
+        before[0] is not retained
+        or before[1] is not residual
+        or before[2] != num_reference_directions
+    ):
+        _merge(model, retained, residual, num_reference_directions)
+    model.merged = (retained, residual, num_reference_directions)  # type: ignore[assignment]
 
 
-def _merge(model: nn.Module, retained: Adapter, residual: Adapter | None, apart: int) -> None:
+def _merge(
+    model: nn.Module, retained: Adapter, residual: Adapter | None, num_reference_directions: int
+) -> None:
     for layer, factors in _matched(model, retained):
         start = _plus(layer, layer.weights.base, factors, retained.scaling)
         layer.weights = Weights(layer.weights.base, start, start)
-    if residual is not None or apart:
-        kept = split(retained, apart)[1]
+    if residual is not None or num_reference_directions:
+        kept = split(retained, num_reference_directions)[1]
         # Summed before anything is rounded to the weight's type: the two may cancel.
         both = stack([kept] if residual is None else [kept, residual])
         for layer, factors in _matched(model, both):

@@ -24,18 +24,22 @@ class State:
     current: Adapter
     retained: Adapter
     residual: Adapter | None = None
-    apart: int = 0
+    num_reference_directions: int = 0
 
     def parts(self) -> list[Adapter]:
         """All adapters of the model now; their sum is the whole update of the base model."""
-        kept = split(self.retained, self.apart)[1] if self.apart else self.retained
+        kept = (
+            split(self.retained, self.num_reference_directions)[1]
+            if self.num_reference_directions
+            else self.retained
+        )
         return [a for a in (kept, self.residual, self.current) if a is not None and a.rank]
 
-    def beside(self) -> Adapter | None:
+    def delta_since_task_start(self) -> Adapter | None:
         """What is changed since the start of the task, ``current`` left out (scaling 1)."""
         changes = [] if self.residual is None else [self.residual]
-        if self.apart:
-            gone = split(self.retained, self.apart)[0]
+        if self.num_reference_directions:
+            gone = split(self.retained, self.num_reference_directions)[0]
             layers = {n: LoraFactors(f.A, -f.B) for n, f in gone.layers.items()}
             changes.append(Adapter(layers, gone.scaling))
         return stack(changes) if changes else None

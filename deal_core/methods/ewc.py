@@ -33,16 +33,16 @@ from deal_core.config.method import MethodConfig
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.attach import merge, set_trainable, write
 from deal_core.lora.state import State
-from deal_core.methods.interface import LocalTask, Past, Phase, Share, Tensors
+from deal_core.methods.interface import LocalTask, Phase, TaskDataset, TaskHistory, Tensors
 from deal_core.methods.shared.continued import continued
 from deal_core.methods.shared.named_factors import named, parameters
 from deal_core.methods.shared.penalised import Penalised
 from deal_core.methods.shared.plain import Plain, plain
-from deal_core.methods.shared.task_start import hold_start, release_start, start_of
+from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start, start_of
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
 from deal_core.training.batching import within_budget
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 from deal_core.training.per_sample import squared_gradients
 
@@ -61,11 +61,11 @@ class Ewc:
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; its start is ``theta*``."""
-        return hold_start(continued(state, self.adapter, generator))
+        return snapshot_task_start(continued(state, self.adapter, generator))
 
     def end_task(self, state: State) -> State:
         """Keep the adapter, and ``theta*`` no longer."""
-        return release_start(state)
+        return drop_task_start(state)
 
     def objective(
         self,
@@ -73,7 +73,7 @@ class Ewc:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: Memory,
+        cache: Cache,
     ) -> Objective:
         """``CE + weight / 2 * sum F (theta - theta*)^2``; plain while ``theta*`` knows no task of
         the client."""
@@ -100,27 +100,27 @@ def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float)
     return weight / 2 * torch.stack(terms).sum()
 
 
-def importance(model: LanguageModel, state: State, past: Past) -> Tensors:
+def importance(model: LanguageModel, state: State, past: TaskHistory) -> Tensors:
     """The running sum of Fisher diagonals over the client's earlier tasks that ``theta*`` knows,
     each a mean over the examples of the task. The model is left as it was found."""
 
     def measured(before: int, total: Tensors) -> Tensors:
         start = start_of(state)
-        merge(model.module, start.retained, start.residual, start.apart)
+        merge(model.module, start.retained, start.residual, start.num_reference_directions)
         write(model.module, start.current)
         for share in past.shares[before : past.known]:
             gained = fisher_diagonal(model, share(), basis)
             total = {key: value + total.get(key, 0.0) for key, value in gained.items()}
-        merge(model.module, state.retained, state.residual, state.apart)
+        merge(model.module, state.retained, state.residual, state.num_reference_directions)
         write(model.module, state.current)
         return total
 
     basis = fingerprint(state.retained)
-    kept = past.kept.once(past.known, basis, measured)
+    kept = past.kept.get_or_compute(past.known, basis, measured)
     return {key: value.to(model.device) for key, value in kept.items()}
 
 
-def fisher_diagonal(model: LanguageModel, share: Share, seed: str) -> Tensors:
+def fisher_diagonal(model: LanguageModel, share: TaskDataset, seed: str) -> Tensors:
     """``mean_x E_{y ~ p(y | x)} (d loss(x, y) / d theta)^2``, one draw of ``y`` for every ``x``.
 
     Returns:
@@ -138,7 +138,7 @@ def fisher_diagonal(model: LanguageModel, share: Share, seed: str) -> Tensors:
 
 def drawn_labels(
     model: LanguageModel,
-    share: Share,
+    share: TaskDataset,
     passes: Sequence[Sequence[int]],
     generator: torch.Generator,
 ) -> list[Encoded]:

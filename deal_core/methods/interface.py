@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 from deal_core.wire.instruction import LEARN
 
@@ -19,17 +19,19 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Share:
+class TaskDataset:
     """A client's own training data of one task, and the task's public label space."""
 
     labels: Sequence[str]
     data: Sequence[Encoded]
 
 
-class Kept(Protocol):
+class TaskMemory(Protocol):
     """What a client keeps from task to task, on its own disk; it never leaves."""
 
-    def once(self, tasks: int, basis: str, make: Callable[[int, Tensors], Tensors]) -> Tensors:
+    def get_or_compute(
+        self, tasks: int, basis: str, make: Callable[[int, Tensors], Tensors]
+    ) -> Tensors:
         """Return what is kept of the client's first ``tasks`` tasks and ``basis`` (equal when all
         it depends on is).
 
@@ -39,7 +41,7 @@ class Kept(Protocol):
 
 
 @dataclass(frozen=True)
-class Past:
+class TaskHistory:
     """What a client still has of the tasks that it worked on itself before the one at hand.
 
     Attributes:
@@ -49,12 +51,12 @@ class Past:
             client ended the others within the stage.
     """
 
-    shares: Sequence[Callable[[], Share]]
-    kept: Kept
+    shares: Sequence[Callable[[], TaskDataset]]
+    kept: TaskMemory
     known: int
 
 
-class Carried(Protocol):
+class RoundState(Protocol):
     """What a client carries from round to round of a task, on its own disk; it never leaves."""
 
     def load(self, basis: str) -> Tensors:
@@ -82,14 +84,14 @@ class LocalTask:
 
     labels: Sequence[str]
     seen: Sequence[Sequence[str]]
-    past: Past | None = None
-    carried: Carried | None = None
-    together: Sequence[Share] = ()
-    ahead: Callable[[], Sequence[Sequence[str]]] = tuple
+    past: TaskHistory | None = None
+    round_state: RoundState | None = None
+    joint_tasks: Sequence[TaskDataset] = ()
+    future: Callable[[], Sequence[Sequence[str]]] = tuple
 
 
 MakeObjective = Callable[
-    [LanguageModel, State, LocalTask, Sequence[Encoded], Memory],
+    [LanguageModel, State, LocalTask, Sequence[Encoded], Cache],
     Objective,
 ]
 
@@ -113,8 +115,8 @@ class Phase:
     name: str
     rounds: int
     objective: MakeObjective
-    begin: Callable[[State], State]
-    due: Callable[[State], bool]
+    setup: Callable[[State], State]
+    should_run: Callable[[State], bool]
     learning_rate: float = 0.0
     rule: str = ""
     public_path: str = ""
@@ -146,6 +148,6 @@ class Method(Protocol):
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: Memory,
+        cache: Cache,
     ) -> Objective:
         """Client, once a round: ``model`` holds ``state`` already."""

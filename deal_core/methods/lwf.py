@@ -19,9 +19,9 @@ from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, Phase
 from deal_core.methods.shared.continued import continued
 from deal_core.methods.shared.distilled import distilled
-from deal_core.methods.shared.task_start import hold_start, release_start
+from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 
 
@@ -35,11 +35,11 @@ class Lwf:
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Keep the adapter; its start is the teacher."""
-        return hold_start(continued(state, self.adapter, generator))
+        return snapshot_task_start(continued(state, self.adapter, generator))
 
     def end_task(self, state: State) -> State:
         """Keep the adapter, and the teacher no longer."""
-        return release_start(state)
+        return drop_task_start(state)
 
     def objective(
         self,
@@ -47,10 +47,10 @@ class Lwf:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: Memory,
+        cache: Cache,
     ) -> Objective:
         """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
-        return distilled(model, state, task, data, memory, self.distillation, ahead=0.0)
+        return distilled(model, state, task, data, cache, self.distillation, future=0.0)
 
 
 def make_lwf(method: MethodConfig, adapter: AdapterConfig) -> Lwf:

@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.lora.adapter import Adapter, LoraFactors, fresh_adapter, stack, zero_adapter
+from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, stack, zero_adapter
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, Phase
 from deal_core.methods.shared.penalised import Penalised
 from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 
 
@@ -44,7 +44,7 @@ class OLora:
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Start a fresh current adapter outside the row space of the earlier ones."""
         scaling = self.adapter.lora_alpha / self.adapter.rank
-        current = fresh_adapter(state.retained, self.adapter.rank, scaling, generator)
+        current = orthogonal_init(state.retained, self.adapter.rank, scaling, generator)
         return State(current, state.retained)
 
     def end_task(self, state: State) -> State:
@@ -58,7 +58,7 @@ class OLora:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: Memory,
+        cache: Cache,
     ) -> Objective:
         """``CE + weight * ||A_earlier A^T||_F^2``."""
         learning = plain(model, task, data)

@@ -23,13 +23,13 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig, ReplayConfig
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.state import State
-from deal_core.methods.interface import LocalTask, Past, Phase, Share
+from deal_core.methods.interface import LocalTask, Phase, TaskDataset, TaskHistory
 from deal_core.methods.shared.continued import continued
 from deal_core.methods.shared.mixed import Placed, losses_by_task
 from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 
 
@@ -55,7 +55,7 @@ class Replay:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: Memory,
+        cache: Cache,
     ) -> Objective:
         """``CE(new) + weight * CE(old)``; plain in the first task, or where nothing is kept."""
         learning = plain(model, task, data)
@@ -96,7 +96,7 @@ class Replayed:
         """Nothing beside the data."""
 
 
-def kept_examples(past: Past, share: float) -> list[Placed]:
+def kept_examples(past: TaskHistory, share: float) -> list[Placed]:
     """A part of every earlier task's examples, rounded up, the same in all later tasks."""
     kept: list[Placed] = []
     for position, task in enumerate(past.shares):
@@ -104,7 +104,7 @@ def kept_examples(past: Past, share: float) -> list[Placed]:
     return kept
 
 
-def _sample(task: Share, share: float, position: int) -> list[Encoded]:
+def _sample(task: TaskDataset, share: float, position: int) -> list[Encoded]:
     count = math.ceil(share * len(task.data))
     order = torch.randperm(len(task.data), generator=seeded("kept", position))
     return [task.data[i] for i in order[:count].tolist()]

@@ -14,7 +14,7 @@ from deal_core.methods.interface import LocalTask, Phase
 from deal_core.methods.shared.continued import continued
 from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 
 
@@ -39,7 +39,7 @@ class Sequential:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: Memory,
+        cache: Cache,
     ) -> Objective:
         """Cross-entropy."""
         return plain(model, task, data)

@@ -14,7 +14,7 @@ from deal_core.errors import choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import causal_skeleton, load_causal
 from deal_core.models.encoder import encoder_skeleton, load_encoder
-from deal_core.models.interface import Encoded, LanguageModel, Learnt
+from deal_core.models.interface import Encoded, ForwardOutput, LanguageModel
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ __all__ = [
     "FAMILIES",
     "Encoded",
     "Family",
+    "ForwardOutput",
     "LanguageModel",
-    "Learnt",
     "adapter_shapes",
     "load_model",
 ]

@@ -19,7 +19,7 @@ from deal_core.data import Example
 from deal_core.data.tokens import TokenCache, tokeniser_name
 from deal_core.lora.attach import attach
 from deal_core.models.attention import register_attention
-from deal_core.models.interface import Encoded, Learnt
+from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.loading import best_device, pretrained
 
 SCORING_TOKENS = 8192
@@ -29,7 +29,7 @@ SCORING_TOKENS = 8192
 class CausalLM:
     """Any Hugging Face decoder-only model."""
 
-    tells_apart = False
+    has_label_logits = False
 
     def __init__(
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
@@ -59,13 +59,13 @@ class CausalLM:
             for ids, example in zip(texts, examples, strict=True)
         ]
 
-    def learn(
+    def forward_train(
         self,
         batch: Sequence[Encoded],
         labels: Sequence[str],
         seen: Sequence[Sequence[str]],
         log_prior: Tensor | None = None,
-    ) -> Learnt:
+    ) -> ForwardOutput:
         """Losses on the answer's tokens; distillation is over the vocabulary at those tokens,
         so ``seen`` only decides whether there is anything to distil.
 
@@ -79,7 +79,7 @@ class CausalLM:
         token_losses = cross_entropy(logits, targets, reduction="none")
         losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
         kept = logits if seen else logits[:, :0]
-        return Learnt(losses, kept, counts, [kept.shape[1]])
+        return ForwardOutput(losses, kept, counts, [kept.shape[1]])
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""

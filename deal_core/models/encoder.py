@@ -23,7 +23,7 @@ from deal_core.lora.attach import attach, base_only, lora_layers
 from deal_core.lora.packing import Packing, packed, packing_of, packs
 from deal_core.models.attention import NAME as ATTENTION
 from deal_core.models.attention import register_attention
-from deal_core.models.interface import Encoded, Learnt
+from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.loading import best_device, pretrained
 
 FEW_LABELS = 256
@@ -33,7 +33,7 @@ LABELS_PER_PASS = 64
 class EncoderLabels:
     """Any Hugging Face encoder with mean pooling over the real tokens."""
 
-    tells_apart = True
+    has_label_logits = True
 
     def __init__(
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
@@ -64,13 +64,13 @@ class EncoderLabels:
             for tokens, example in zip(ids, examples, strict=True)
         ]
 
-    def learn(
+    def forward_train(
         self,
         batch: Sequence[Encoded],
         labels: Sequence[str],
         seen: Sequence[Sequence[str]],
         log_prior: Tensor | None = None,
-    ) -> Learnt:
+    ) -> ForwardOutput:
         """One forward; cross-entropy over ``labels``, logits over the spaces of ``seen``."""
         scores = self.scores(batch, [*labels, *chain.from_iterable(seen)])
         targets = torch.tensor([item.target for item in batch], device=self.device)
@@ -79,7 +79,7 @@ class EncoderLabels:
             own = own + log_prior
         losses = cross_entropy(own, targets, reduction="none")
         spaces = [len(space) for space in seen]
-        return Learnt(losses, scores[:, len(labels) :], [1] * len(batch), spaces)
+        return ForwardOutput(losses, scores[:, len(labels) :], [1] * len(batch), spaces)
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return scaled cosines, ``(batch, labels)``, float32."""

@@ -28,7 +28,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Learnt:
+class ForwardOutput:
     """What one forward pass gives the local objective.
 
     Attributes:
@@ -59,7 +59,7 @@ class LanguageModel(Protocol):
         """Where the module lives."""
 
     @property
-    def tells_apart(self) -> bool:
+    def has_label_logits(self) -> bool:
         """Whether losses and distillation are over the labels that are asked about; otherwise they
         are over one space, whatever is asked (a causal model's vocabulary)."""
 
@@ -70,13 +70,13 @@ class LanguageModel(Protocol):
     def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
         """Tokenise once. Raises ``ValueError`` when an example's label is not in ``labels``."""
 
-    def learn(
+    def forward_train(
         self,
         batch: Sequence[Encoded],
         labels: Sequence[str],
         seen: Sequence[Sequence[str]],
         log_prior: Tensor | None = None,
-    ) -> Learnt:
+    ) -> ForwardOutput:
         """Forward for training: losses over ``labels``, distillation over each space of ``seen``;
         a label may be in several.
 

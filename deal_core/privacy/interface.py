@@ -33,7 +33,7 @@ Counts = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Trained:
+class LocalUpdate:
     """What one local training made.
 
     Attributes:
@@ -68,7 +68,7 @@ class RecordId(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ask:
+class UpdateRequest:
     """One round as a mechanism sees it.
 
     Attributes:
@@ -115,7 +115,9 @@ class Mechanism(Protocol):
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
         """Server: which of the factors that the aggregation rule would train learn in a round."""
 
-    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+    def release(
+        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
+    ) -> LocalUpdate:
         """Client: let ``make`` train with the gradients that the mechanism allows; return what
         may leave.
 
@@ -123,7 +125,7 @@ class Mechanism(Protocol):
             Refusal: before anything is trained.
         """
 
-    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """Client: counts of right answers on test records, as experiment and policy let them go.
 
         Raises:

@@ -41,7 +41,7 @@ class Policy(Table):
     (and charged), or in the ``clear``."""
     spending: bool = True
     """Whether it may leave what the site's ledger composes to: epsilon and its delta."""
-    counts: bool = False
+    share_num_examples: bool = False
     """Whether the number of training records may leave."""
     disjoint_tasks: bool = False
     """The site declares that no record occurs in two tasks; it is checked on the records' ids.
@@ -64,7 +64,7 @@ class Policy(Table):
 
 
 @dataclass(frozen=True)
-class Terms:
+class EffectivePolicy:
     """What holds in a run: the experiment's wishes within the site's limits."""
 
     epsilon: float
@@ -79,7 +79,7 @@ def default_delta(records: int) -> float:
     return 10.0 ** math.floor(math.log10(0.99 / max(records, 2) ** 1.1))
 
 
-def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Terms:
+def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> EffectivePolicy:
     """Tighten the experiment's wishes to the site's limits.
 
     Args:
@@ -89,7 +89,7 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Terms:
     Raises:
         UserError: what is asked cannot be narrowed to the policy.
     """
-    limits = policy or Policy(metrics="clear", counts=True)
+    limits = policy or Policy(metrics="clear", share_num_examples=True)
     bound, low, high = privacy.max_grad_norm, limits.min_grad_norm, limits.max_grad_norm
     if bound < low or (high and bound > high):
         raise UserError(
@@ -97,7 +97,7 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Terms:
             f"{high or float('inf'):g}; change the experiment, or policy.max_grad_norm"
         )
     largest = default_delta(records)
-    return Terms(
+    return EffectivePolicy(
         epsilon=min(privacy.target_epsilon, limits.max_epsilon or privacy.target_epsilon),
         delta=min(privacy.target_delta or largest, limits.max_delta or largest),
         max_grad_norm=bound,
@@ -152,7 +152,7 @@ def figures_allowed(figures: Mapping[str, float], policy: Policy | None) -> dict
     weighs the same and keeps its time to itself; the loss is a metric."""
     if policy is None:
         return dict(figures)
-    withheld = set() if policy.counts else {"seconds"}
+    withheld = set() if policy.share_num_examples else {"seconds"}
     withheld |= set() if policy.metrics == "clear" else {"loss"}
     allowed = {name: value for name, value in figures.items() if name not in withheld}
-    return allowed if policy.counts else {**allowed, "num_examples": 1.0}
+    return allowed if policy.share_num_examples else {**allowed, "num_examples": 1.0}

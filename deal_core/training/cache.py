@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Memory:
+class Cache:
     """In this process only: a restarted one computes it again."""
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[object, Any]] = {}
 
-    def once(self, name: str, basis: object, make: Callable[[], Any]) -> Any:
+    def get_or_compute(self, name: str, basis: object, make: Callable[[], Any]) -> Any:
         """Return what ``make`` gave for this ``basis`` (equal when all it depends on is); what
         it gave for the basis before is forgotten."""
         kept = self._kept.get(name)

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from deal_core.models import Learnt
+from deal_core.models import ForwardOutput
 
 
 def distillation_losses(
-    student: Learnt, teacher: Tensor, temperature: float, weights: Sequence[float] = ()
+    student: ForwardOutput, teacher: Tensor, temperature: float, weights: Sequence[float] = ()
 ) -> Tensor:
     """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, a value per example: the
     weighted sum over the spaces in which a choice is made; without weights their mean.

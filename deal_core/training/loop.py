@@ -16,7 +16,7 @@ from deal_core.training.batching import evaluation_batches
 from deal_core.training.gradients import Gradients
 from deal_core.training.nonprivate_gradients import NonPrivateGradients, mean_gradient
 from deal_core.training.objective import Objective
-from deal_core.training.parametrization import learner_of
+from deal_core.training.parametrization import parametrization_of
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainReport:
 
 def load_state(model: LanguageModel, state: State) -> None:
     """Put the current adapter into the model, and everything else into its frozen weights."""
-    merge(model.module, state.retained, state.residual, state.apart)
+    merge(model.module, state.retained, state.residual, state.num_reference_directions)
     write(model.module, state.current)
 
 
@@ -51,10 +51,10 @@ def train(
         generator: orders the examples; the only randomness.
     """
     gradients = NonPrivateGradients(data, epochs, config, generator)
-    return descend(model, objective, gradients, trained, config)
+    return run_local_steps(model, objective, gradients, trained, config)
 
 
-def descend(
+def run_local_steps(
     model: LanguageModel,
     objective: Objective,
     gradients: Gradients,
@@ -73,20 +73,23 @@ def descend(
         trained: which factors learn in this round, of ``{"lora_A", "lora_B"}``.
         config: learning rate, weight decay.
     """
-    learner = learner_of(objective, model.module, trained)
+    parametrization = parametrization_of(objective, model.module, trained)
     optimizer = torch.optim.AdamW(
-        learner.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        parametrization.parameters,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
     )
     losses: list[float] = []
     for batch in gradients.batches():
         loss = gradients.accumulate(model.module, objective, batch)
         losses.append(loss + penalise(objective))
-        learner.before_step()
+        parametrization.before_step()
         optimizer.step()
-        learner.after_step()
+        parametrization.after_step()
         optimizer.zero_grad(set_to_none=True)
         gradients.stepped(model.module)
-    learner.finish()
+    parametrization.finish()
     return TrainReport(len(losses), sum(losses) / len(losses) if losses else 0.0)
 
 

@@ -40,7 +40,7 @@ class NonPrivateGradients:
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
         """As :func:`mean_gradient`."""
-        return mean_gradient(objective, self.data, batch, self.config.tokens_per_pass)
+        return mean_gradient(objective, self.data, batch, self.config.tokens_per_microbatch)
 
     def stepped(self, module: nn.Module) -> None:
         """A step may change nothing."""

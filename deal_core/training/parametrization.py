@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deal_core.lora.attach import set_trainable
 
 
-class Learner(Protocol):
+class Parametrization(Protocol):
     """Follows the optimiser through one local training."""
 
     @property
@@ -29,14 +29,14 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Reparametrised(Protocol):
+class Reparametrized(Protocol):
     """An objective whose factors are made from parameters of its own.
 
     All that data says reaches them through the factors' gradients, so whatever is done to those
     (clipping, noise) is done before.
     """
 
-    def learner(self, module: nn.Module, trained: frozenset[str]) -> Learner:
+    def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
         """For a model that holds the factors of the round.
 
         Args:
@@ -61,9 +61,11 @@ class Factors:
         """They stand in the model."""
 
 
-def learner_of(objective: object, module: nn.Module, trained: frozenset[str]) -> Learner:
+def parametrization_of(
+    objective: object, module: nn.Module, trained: frozenset[str]
+) -> Parametrization:
     """What an objective wants moved; exactly the ``trained`` factors get a gradient."""
     factors = set_trainable(module, trained)
-    if isinstance(objective, Reparametrised):
-        return objective.learner(module, trained)
+    if isinstance(objective, Reparametrized):
+        return objective.parametrization(module, trained)
     return Factors(factors)

@@ -29,7 +29,7 @@ def make_teacher(
 
     def ask(batch: Sequence[int]) -> list[Tensor]:
         with at_task_start(model.module):
-            learnt = model.learn([data[i] for i in batch], labels, seen)
+            learnt = model.forward_train([data[i] for i in batch], labels, seen)
         answers = list(torch.split(learnt.distillation_logits, list(learnt.rows)))
         # An example that gives no number must not change what is answered about the others.
         if len(batch) > 1 and not bool(learnt.distillation_logits.isfinite().all()):

@@ -13,7 +13,7 @@ LEARN = "learn"
 """The first phase of every task."""
 RECORD = "instruction"
 """Name of the record that carries it."""
-NAMES = ("tasks", "seen", "ahead", "past", "counted", "trained")
+NAMES = ("tasks", "seen", "future", "past", "piggybacked_evaluation", "trained")
 """Fields that are lists of names."""
 
 
@@ -44,16 +44,16 @@ class Instruction(BaseModel):
     """What the round is for: one of the method's phases."""
     tasks: tuple[str, ...] = ()
     seen: tuple[str, ...] = ()
-    ahead: tuple[str, ...] = ()
+    future: tuple[str, ...] = ()
     past: tuple[str, ...] = ()
-    counted: tuple[str, ...] = ()
+    piggybacked_evaluation: tuple[str, ...] = ()
     trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")
     rank: int = Field(ge=1)
     retained_rank: int = Field(ge=1)
     residual_rank: int = Field(0, ge=0)
     """Rows of the distilled record after the first ``retained_rank`` belong to this stage."""
-    apart: int = Field(0, ge=0)
-    """The first rows of the distilled record that only show the start (see ``State.apart``)."""
+    num_reference_directions: int = Field(0, ge=0)
+    """First rows of the distilled record that only show the start of the task (see ``State``)."""
 
     @model_validator(mode="after")
     def _each_name_once(self) -> Self:
@@ -66,7 +66,7 @@ class Instruction(BaseModel):
 
     @model_validator(mode="after")
     def _apart_of_what_is_there(self) -> Self:
-        if self.apart > self.retained_rank:
+        if self.num_reference_directions > self.retained_rank:
             raise ValueError("more rows apart than there are")
         return self
 
@@ -76,11 +76,11 @@ class Instruction(BaseModel):
             task="",
             stage=self.stage - 1,
             server_round=0,
-            tasks=self.counted,
+            tasks=self.piggybacked_evaluation,
             rank=self.rank,
             retained_rank=self.retained_rank,
             residual_rank=self.residual_rank,
-            apart=self.apart,
+            num_reference_directions=self.num_reference_directions,
         )
 
     def to_config(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.canary_clients import CanaryClients
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.mechanisms.registry import make_mechanism
-from deal_core.privacy.mechanisms.server_side import Place, ServerSide, make_server_side
+from deal_core.privacy.mechanisms.server_side import RoundContext, ServerSide, make_server_side
 from server.events import Listener
 from server.plan import make_plan
 from server.schedule import Step, schedule
@@ -72,11 +72,11 @@ def _server_side(experiment: Experiment, folder: Path) -> ServerSide:
     return make_server_side(experiment, rounds, Ledger(folder / "privacy"))
 
 
-def _private_rounds(experiment: Experiment, clients: int) -> list[Place]:
+def _private_rounds(experiment: Experiment, clients: int) -> list[RoundContext]:
     """The rounds of a run that learn from clients' data."""
     phases = phases_of(make_method(experiment.method, experiment.adapter))
     return [
-        Place(step.phase, step.stage, step.server_round, clients)
+        RoundContext(step.phase, step.stage, step.server_round, clients)
         for step in _steps(experiment)
         if step.kind == "round" and not phases[step.phase].public_path
     ]

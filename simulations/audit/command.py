@@ -17,7 +17,7 @@ from simulations.audit.judged import judged
 from simulations.audit.run import carry_out, known
 from simulations.audit.tables import Audit, Cell, markdown
 from simulations.engines.interrupt import stoppable
-from simulations.output.console import say
+from simulations.output.console import print_line
 from simulations.output.files import write_texts
 from simulations.run.epsilons import epsilons, named, with_budget
 from simulations.run.experiment import Request, load_experiment
@@ -82,14 +82,14 @@ def run_audit(request: AuditRequest, console: Console) -> int:
         with stoppable():
             found = [_carried_out(training, console) for training in trainings]
     except KeyboardInterrupt:
-        say(console, f"stopped; continue with: {shlex.join(command(request))}")
+        print_line(console, f"stopped; continue with: {shlex.join(command(request))}")
         return STOPPED
     with console.status("judging"):
         audit = Audit(experiment=Path(request.experiment).stem, cells=_cells(request, found))
     page = markdown(audit)
     write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": page})
-    say(console, page)
-    say(console, f"figures in {out / 'audit.json'}, table in {out / 'audit.md'}")
+    print_line(console, page)
+    print_line(console, f"figures in {out / 'audit.json'}, table in {out / 'audit.md'}")
     refuted = any(each.refuted for cell in audit.cells for each in cell.attacks)
     return REFUTED if refuted else 0
 
@@ -187,7 +187,7 @@ def _carried_out(training: Training, console: Console) -> Found:
     if before is not None:
         return before
     name = RunFolder(training.folder).path.name
-    say(console, f"training {name}")
+    print_line(console, f"training {name}")
     with progress_view(console, name) as listener:
         return carry_out(training, listener)
 

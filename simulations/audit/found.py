@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from deal_core.config.experiment import Experiment
-from deal_core.privacy.accounting.composition import Spent, merged
+from deal_core.privacy.accounting.composition import DpEvent, merged
 from deal_core.privacy.accounting.ledger import Event
 from deal_core.privacy.audit.claim_audit import Repetition
 from deal_core.privacy.audit.guesses import Guesses
@@ -54,7 +54,7 @@ class Outcome(Strict):
 
 
 class Steps(Strict):
-    """As :class:`deal_core.privacy.accounting.composition.Spent`: what the ledger holds."""
+    """As :class:`deal_core.privacy.accounting.composition.DpEvent`: what the ledger holds."""
 
     sample_rate: float
     noise_multiplier: float
@@ -94,7 +94,7 @@ class Found(Strict):
     @property
     def repetition(self) -> Repetition:
         """For the tests of the claim."""
-        spent = tuple(Spent(**each.model_dump()) for each in self.spent)
+        spent = tuple(DpEvent(**each.model_dump()) for each in self.spent)
         return Repetition(spent, tuple(Guesses(**each.model_dump()) for each in self.outcomes))
 
 

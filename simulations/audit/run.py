@@ -28,7 +28,7 @@ from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.membership import membership
 from deal_core.privacy.audit.planted import plant
 from deal_core.privacy.audit.text_canaries import Scores, TextCanaries, learnt_scores
-from deal_core.privacy.interface import Ask
+from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.instruction import LEARN
 from server.events import Listener
@@ -101,7 +101,7 @@ class TextWitness:
     members: list[Scores] = field(default_factory=list)
     others: list[Scores] = field(default_factory=list)
 
-    def model(self, ask: Ask, model: LanguageModel, labels: Sequence[str]) -> None:
+    def model(self, ask: UpdateRequest, model: LanguageModel, labels: Sequence[str]) -> None:
         """Score, where the task is over."""
         if ask.phase != LEARN or ask.server_round != self.last:
             return

@@ -11,7 +11,7 @@ class Measures:
 
     Attributes:
         layers: one frozen product per adapted layer, and plain attention on short texts.
-        passes: a batch is cut into passes of ``train.tokens_per_pass``.
+        passes: a batch is cut into passes of ``train.tokens_per_microbatch``.
         allocator: freed blocks and few compiled kernels are kept.
     """
 

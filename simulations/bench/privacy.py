@@ -57,14 +57,14 @@ class PrivacyWork:
         """One epoch over the next examples, on average or exactly."""
         from deal_core.config.experiment import TrainConfig
         from deal_core.methods.shared.plain import Plain
-        from deal_core.training.loop import descend
+        from deal_core.training.loop import run_local_steps
 
         data = self._turn.next()
         config = TrainConfig(batch_size=self._case.workload.batch_size)
         source = self._source(data, config)
         counted = Counted(source)
         objective = Plain(self._model, self._labels, data)
-        descend(self._model, objective, counted, self._case.factors, config)
+        run_local_steps(self._model, objective, counted, self._case.factors, config)
         return {"work": max(1, counted.examples)}
 
     def report(self) -> Mapping[str, float]:
@@ -88,7 +88,7 @@ class PrivacyWork:
             max_grad_norm=1.0,
             steps=len(data) // config.batch_size,
             expected_batch=config.batch_size,
-            tokens_per_pass=config.tokens_per_pass,
+            tokens_per_microbatch=config.tokens_per_microbatch,
             noise=SecureNoise(),
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
-from deal_core.lora.adapter import fresh_adapter, zero_adapter
+from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.attach import lora_layers, read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import Encoded, LanguageModel, load_model
@@ -33,8 +33,8 @@ class DealWork:
         if measures.allocator:
             keep_memory()
         config = TrainConfig(batch_size=workload.batch_size)
-        passes = config.tokens_per_pass if measures.passes else WHOLE
-        self._config = config.model_copy(update={"tokens_per_pass": passes})
+        passes = config.tokens_per_microbatch if measures.passes else WHOLE
+        self._config = config.model_copy(update={"tokens_per_microbatch": passes})
         self._model = new_model(getattr(torch, measures.precision))
         if not measures.layers:
             as_loaded(self._model)
@@ -65,7 +65,7 @@ def new_model(dtype: torch.dtype) -> LanguageModel:
     """The embedded encoder with a fresh adapter."""
     model = load_model(ModelConfig(), AdapterConfig(), MAX_LENGTH, dtype)
     before = read(model.module)
-    fresh = fresh_adapter(
+    fresh = orthogonal_init(
         zero_adapter(before.shapes, 1), before.rank, before.scaling, seeded(0, "bench")
     )
     write(model.module, fresh)
@@ -92,7 +92,7 @@ def train_privately(
     parameters = set_trainable(model.module, BOTH)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, fused=True)
     for batch in training_batches(data, config.batch_size, generator):
-        parts = within_budget(data, batch, config.tokens_per_pass)
+        parts = within_budget(data, batch, config.tokens_per_microbatch)
         clipped_gradients(model.module, objective, parts, MAX_GRAD_NORM)
         for parameter in parameters:
             assert parameter.grad is not None

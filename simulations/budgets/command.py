@@ -12,7 +12,7 @@ from simulations.budgets.budget_study import budgets_study
 from simulations.budgets.plot import draw
 from simulations.budgets.results import Budgets, check_unit, collect, read_audit
 from simulations.budgets.tables import markdown
-from simulations.output.console import say
+from simulations.output.console import print_line
 from simulations.output.files import write_texts
 from simulations.run.epsilons import epsilons, with_budget
 from simulations.run.experiment import Request, load_experiment
@@ -78,10 +78,12 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     if failures is None:
         return STOPPED
     page = out / "budgets.md"
-    say(console, page.read_text(encoding="utf-8"))
-    say(console, f"table in {page}, figures in {out / 'budgets.json'}, {out / 'budgets.png'}")
+    print_line(console, page.read_text(encoding="utf-8"))
+    print_line(
+        console, f"table in {page}, figures in {out / 'budgets.json'}, {out / 'budgets.png'}"
+    )
     for name, why in failures.items():
-        say(console, f"failed: {name}: {why}")
+        print_line(console, f"failed: {name}: {why}")
     return FAILED if failures else 0
 
 

@@ -17,7 +17,7 @@ Folder = Annotated[str, typer.Argument(metavar="DIR", help="The folder of deal s
 SiteFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of deal site init.")]
 
 
-def say(lines: Iterable[str]) -> None:
+def print_line(lines: Iterable[str]) -> None:
     """Print lines at once: a service manager reads them from a pipe."""
     for line in lines:
         print(line, flush=True)
@@ -38,7 +38,7 @@ def server_init(
     from simulations.deployment.server.init import init_server
 
     settings = ServerSettings(hosts=tuple(host), port=port, superlink_port=superlink_port)
-    say(init_server(server_folder(folder), settings))
+    print_line(init_server(server_folder(folder), settings))
 
 
 @server.command("start")
@@ -48,7 +48,7 @@ def server_start(folder: Folder = ".") -> None:
     from simulations.deployment.server.start import start_server, starting_lines
 
     where = server_folder(folder)
-    say(starting_lines(where, where.settings()))
+    print_line(starting_lines(where, where.settings()))
     raise typer.Exit(start_server(where))
 
 
@@ -58,7 +58,7 @@ def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
     from simulations.deployment.server.folder import server_folder
     from simulations.deployment.server.site_registry import add_site
 
-    say(add_site(server_folder(folder), name, key))
+    print_line(add_site(server_folder(folder), name, key))
 
 
 @server.command("remove-site")
@@ -67,7 +67,7 @@ def server_remove_site(name: str, folder: ServerDir = ".") -> None:
     from simulations.deployment.server.folder import server_folder
     from simulations.deployment.server.site_registry import remove_site
 
-    say(remove_site(server_folder(folder), name))
+    print_line(remove_site(server_folder(folder), name))
 
 
 @site.command("init")
@@ -93,7 +93,9 @@ def site_init(
     where = folder.expanduser().resolve()
     labels = agreed_labels(load_experiment(Request(experiment))) if experiment else {}
     columns = (text_column, label_column)
-    say(init_site(SiteRequest(where, data, name, server_address, certificate, *columns, labels)))
+    print_line(
+        init_site(SiteRequest(where, data, name, server_address, certificate, *columns, labels))
+    )
 
 
 @site.command("allow-app")
@@ -106,7 +108,7 @@ def site_allow_app(
     """Let an app run here: that of this checkout, or the one of the SHA-256."""
     from simulations.deployment.site.allow_app import allow_app
 
-    say(allow_app(folder.expanduser().resolve(), digest))
+    print_line(allow_app(folder.expanduser().resolve(), digest))
 
 
 @site.command("check")
@@ -121,12 +123,12 @@ def site_check(
 
     asked = load_experiment(Request(experiment)) if experiment else None
     report = check_site(folder.expanduser().resolve(), asked, offline)
-    say([f"ok     {line}" for line in report.lines])
-    say([f"wrong  {line}" for line in report.problems])
+    print_line([f"ok     {line}" for line in report.lines])
+    print_line([f"wrong  {line}" for line in report.problems])
     if report.problems:
-        say([f"next: mend what is wrong ({len(report.problems)}), and check again"])
+        print_line([f"next: mend what is wrong ({len(report.problems)}), and check again"])
         raise typer.Exit(2)
-    say([f"next: deal site start {folder}"])
+    print_line([f"next: deal site start {folder}"])
 
 
 @site.command("start")
@@ -136,7 +138,7 @@ def site_start(folder: SiteFolder = Path(".")) -> None:
     from simulations.deployment.site.start import start_site, starting_lines
 
     where = folder.expanduser().resolve()
-    say(starting_lines(where, read_site(where / "site.toml")))
+    print_line(starting_lines(where, read_site(where / "site.toml")))
     raise typer.Exit(start_site(where))
 
 
@@ -157,7 +159,7 @@ def submit(
     if bool(experiment) == bool(resume):
         raise UserError("deal submit: give an experiment, or --resume RUN, and not both")
     submission = Submission(experiment, resume, tuple(overrides or ()), seed)
-    say(submit(server_folder(folder), submission))
+    print_line(submit(server_folder(folder), submission))
 
 
 def status(
@@ -180,7 +182,7 @@ def stop(run: str, folder: ServerDir = ".") -> None:
     from simulations.deployment.server.folder import server_folder
     from simulations.deployment.server.stop import stop
 
-    say(stop(server_folder(folder), run))
+    print_line(stop(server_folder(folder), run))
 
 
 def add_to(app: typer.Typer) -> None:

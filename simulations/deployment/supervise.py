@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from deal_core.errors import UserError
-from server.lock import alone, held
+from server.lock import exclusive_lock, held
 from simulations.deployment.flower_home import FlowerHome
 from simulations.engines.flower_sandbox import stop_all
 
@@ -46,7 +46,7 @@ def supervise(
     lock = pid.with_suffix(".lock")
     if held(lock):
         raise UserError(f"{pid.parent}: runs already; end that process first (its id: {pid})")
-    with alone(lock), log.open("ab") as output:
+    with exclusive_lock(lock), log.open("ab") as output:
         start = output.tell()
         process = subprocess.Popen(
             list(command),

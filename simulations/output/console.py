@@ -5,6 +5,6 @@ from __future__ import annotations
 from rich.console import Console
 
 
-def say(console: Console, line: str) -> None:
+def print_line(console: Console, line: str) -> None:
     """Print it."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)

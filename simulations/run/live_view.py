@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from server.spending import extent
-from simulations.output.console import say
+from simulations.output.console import print_line
 from simulations.run.progress import PHASES, Event, Progress
 
 IDLE = {
@@ -34,7 +34,7 @@ def progress_view(console: Console, name: str) -> Iterator[Callable[[Event], Non
         nonlocal state
         state = state.update(event)
         for line in plain_lines(event, state):
-            say(console, line)
+            print_line(console, line)
 
     if not console.is_terminal:
         yield plain

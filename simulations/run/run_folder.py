@@ -9,11 +9,10 @@ from pathlib import Path
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
-from deal_core.config.later_keys import completed
 from deal_core.config.run_config import WHERE, Value, flatten, leaves
 from deal_core.errors import UserError
 from server.folder import RunFolder
-from server.lock import alone
+from server.lock import exclusive_lock
 from simulations.output.toml import toml_lines
 
 RECORD = "experiment.toml"
@@ -52,7 +51,7 @@ def claimed(experiment: Experiment) -> Iterator[None]:
     Raises:
         UserError: another process writes it, or has meanwhile; it cannot be written.
     """
-    with alone(RunFolder(Path(experiment.run.out)).launching):
+    with exclusive_lock(RunFolder(Path(experiment.run.out)).launching):
         check_folder(experiment)
         record(experiment)
         yield
@@ -110,7 +109,7 @@ def recorded(folder: Path) -> Experiment:
         UserError: there is no record, or none that can be read.
     """
     path = folder / RECORD
-    return parse_experiment(completed(read_toml(path)), str(path))
+    return parse_experiment(read_toml(path), str(path))
 
 
 def _as_toml(experiment: Experiment) -> str:

@@ -12,7 +12,7 @@ from deal_core.errors import choose
 from server.folder import RunFolder
 from simulations.engines.interrupt import stoppable
 from simulations.engines.registry import ENGINES
-from simulations.output.console import say
+from simulations.output.console import print_line
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.live_view import progress_view
 from simulations.run.run_folder import check_folder, claimed
@@ -33,7 +33,7 @@ def simulate(request: Request, console: Console) -> int:
             _run(experiment, request, console)
     except KeyboardInterrupt:
         for line in stopped_lines(request, experiment):
-            say(console, line)
+            print_line(console, line)
         return STOPPED
     from simulations.run.summary import print_report
 

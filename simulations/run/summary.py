@@ -13,7 +13,7 @@ from deal_core.metrics import in_turn, spans
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
 from server.spending import extent
-from simulations.output.console import say
+from simulations.output.console import print_line
 from simulations.run.live_view import duration, signed
 
 LARGE_DELTA = 1e-3
@@ -31,7 +31,7 @@ def print_report(console: Console, folder: Path) -> None:
         console.print(matrix_table(results))
     lines = [*measures(results), ("results", str(RunFolder(folder).results))]
     for name, value in lines:
-        say(console, f"{name:<20}{value}")
+        print_line(console, f"{name:<20}{value}")
 
 
 def matrix_table(results: Results) -> Table:

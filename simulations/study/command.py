@@ -13,12 +13,12 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from simulations.engines.interrupt import stoppable
-from simulations.output.console import say
+from simulations.output.console import print_line
 from simulations.output.files import write_texts
 from simulations.run.simulate import STOPPED
 from simulations.study.grid import Cell, chosen, default_settings, grid
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults, collect, kept
-from simulations.study.runs import standing, work_off
+from simulations.study.runs import run_all, run_status
 from simulations.study.study_file import Study, load_study
 from simulations.study.tables import markdown
 
@@ -78,9 +78,9 @@ def run_study(request: StudyRequest, console: Console) -> int:
         failures = run_left(left, out, request.jobs, command(request), renew, console)
     if failures is None:
         return STOPPED
-    say(console, f"tables in {out / 'study.md'}, figures in {out / STUDY_JSON}")
+    print_line(console, f"tables in {out / 'study.md'}, figures in {out / STUDY_JSON}")
     for name, why in failures.items():
-        say(console, f"failed: {name}: {why}")
+        print_line(console, f"failed: {name}: {why}")
     return FAILED if failures else 0
 
 
@@ -94,7 +94,7 @@ def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experi
     now = {cell.name for cell in wanted}
     for cell in cells:
         for part, experiment in cell.runs.items():
-            if standing(experiment) != "finished" and cell.name in now:
+            if run_status(experiment) != "finished" and cell.name in now:
                 left[f"{cell.name}/{part}".rstrip("/")] = experiment
     return left
 
@@ -151,7 +151,7 @@ def run_left(
     done: list[str] = []
     working: list[str] = []
     jobs = jobs or fitting(list(left.values()), os.cpu_count() or 1)
-    say(console, f"{len(left)} runs left, {jobs} at a time, in {out}")
+    print_line(console, f"{len(left)} runs left, {jobs} at a time, in {out}")
     with console.status("starting") as status:
 
         def show() -> None:
@@ -171,14 +171,14 @@ def run_left(
             else:
                 renew()
             how = f"failed: {why}" if why else "finished"
-            say(console, f"{len(done)}/{len(left)} {name} {how}")
+            print_line(console, f"{len(done)}/{len(left)} {name} {how}")
 
         try:
             with stoppable():
-                work_off(left, jobs, started, ended)
+                run_all(left, jobs, started, ended)
         except KeyboardInterrupt:
-            say(console, f"stopped; {len(done)} of {len(left)} runs ended; continue with")
-            say(console, f"  {shlex.join(again)}")
+            print_line(console, f"stopped; {len(done)} of {len(left)} runs ended; continue with")
+            print_line(console, f"  {shlex.join(again)}")
             return None
     return failures
 

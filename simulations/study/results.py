@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from deal_core.config.later_keys import BEFORE
 from deal_core.config.run_config import Value
 from deal_core.errors import UserError
 from server.folder import RunFolder
@@ -82,7 +81,7 @@ def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResul
         ) from None
     if results.study != study:
         raise UserError(f"{path}: holds the study {results.study}; choose another --out")
-    usual = {**default_settings(), **BEFORE, **results.defaults}
+    usual = {**default_settings(), **results.defaults}
     before = {cell.name: cell for cell in results.cells}
     for cell in cells:
         if cell.name in before:

@@ -29,7 +29,7 @@ PATIENCE_SECONDS = 30.0
 Standing = Literal["new", "started", "finished"]
 
 
-def standing(experiment: Experiment) -> Standing:
+def run_status(experiment: Experiment) -> Standing:
     """Look into the folder of a run.
 
     Raises:
@@ -46,7 +46,7 @@ def standing(experiment: Experiment) -> Standing:
     return "new"
 
 
-def work_off(
+def run_all(
     runs: Mapping[str, Experiment],
     jobs: int,
     on_start: Callable[[str], None],
@@ -85,7 +85,7 @@ def start(experiment: Experiment) -> subprocess.Popen[bytes]:
     """Start ``deal simulate`` on the experiment: this very code, in a process of its own that
     Ctrl-C at the terminal does not reach; a run that was stopped continues."""
     folder = Path(experiment.run.out)
-    resume = standing(experiment) == "started"
+    resume = run_status(experiment) == "started"
     run = experiment.run.model_copy(update={"resume": resume})
     wanted = experiment if resume else precise(experiment)
     with claimed(wanted.model_copy(update={"run": run})):

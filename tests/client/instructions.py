@@ -37,13 +37,13 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "server_round": st.integers(0, 3),
     "tasks": lists,
     "seen": lists,
-    "ahead": lists,
+    "future": lists,
     "past": lists,
-    "counted": lists,
+    "piggybacked_evaluation": lists,
     "trained": st.sampled_from([["lora_A"], ["lora_A", "lora_B"], ["head"]]),
     "rank": st.sampled_from([4, 64, 10**9]),
     "residual_rank": st.integers(1, 2),
-    "apart": st.sampled_from([4, 8, 9]),
+    "num_reference_directions": st.sampled_from([4, 8, 9]),
 }
 CONFIG: dict[str, tuple[str, ...]] = {
     "privacy.mechanism": ("none", "record", "client"),
@@ -70,7 +70,7 @@ POLICIES = {
     "noised": 'mechanism = "record"\nmax_epsilon = 2.0\nmetrics = "noised"\n',
     "disjoint": 'mechanism = "record"\nmax_epsilon = 1.0\ndisjoint_tasks = true\n',
     "client": 'mechanism = "client"\nmax_epsilon = 300.0\n',
-    "open": 'metrics = "clear"\ncounts = true\n',
+    "open": 'metrics = "clear"\nshare_num_examples = true\n',
 }
 HONEST = {
     "client": ("privacy.mechanism=client", "privacy.trusted_server=false"),

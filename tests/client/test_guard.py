@@ -133,7 +133,7 @@ REFUSED: dict[str, Spoil] = {
     "a request for another record": instructed(reply="dataset"),
     "unknown phase": instructed(phase="send texts"),
     "phase of another method": instructed(phase="consolidate"),
-    "more apart than there is": instructed(apart=65),
+    "more apart than there is": instructed(num_reference_directions=65),
     "no round": instructed(server_round=None),
     "round as text": instructed(server_round="one"),
     "no task": instructed(task=None),
@@ -191,7 +191,7 @@ def test_counts_that_cannot_be_made_do_not_keep_a_client_from_training(ask, monk
     def broken(*given: object) -> None:
         raise KeyError("patient 17")
 
-    counting = instructed(counted=["surgery", "laboratory"])
+    counting = instructed(piggybacked_evaluation=["surgery", "laboratory"])
     sound = ask(counting).content
     assert dict(sound["counts"]).keys() == {"code", "correct", "examples"}
     assert len(sound["counts"]["examples"]) == 2

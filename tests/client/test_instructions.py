@@ -24,7 +24,7 @@ from deal_core.lora.attach import learning_factors
 from deal_core.privacy.accounting.ledger import Event, composed
 from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import record as record_mechanism
-from deal_core.privacy.mechanisms.client import NoisedUpdate, WaryClient
+from deal_core.privacy.mechanisms.client import LocalDPClient, NoisedUpdate
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.none import NoMechanism, PublicTexts
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
@@ -66,7 +66,7 @@ def watch() -> Iterator[Seen]:
     """The site's mechanisms, as they are, with a witness."""
     seen = Seen()
     with pytest.MonkeyPatch.context() as patch:
-        for mechanism in (RecordMechanism, WaryClient, NoMechanism, PublicTexts):
+        for mechanism in (RecordMechanism, LocalDPClient, NoMechanism, PublicTexts):
             patch.setattr(mechanism, "release", _watched(mechanism.release, seen))
         patch.setattr(PrivateGradients, "accumulate", _summed(PrivateGradients.accumulate, seen))
         patch.setattr(record_mechanism, "SecureNoise", HalfSilent)
@@ -148,7 +148,7 @@ def check(
     assert SECRET not in str(reply.content)
     update_left = "lora" in reply.content.array_records
     by_public = any(isinstance(m, PublicTexts) for m in seen.mechanisms)
-    demanded = {"client": WaryClient, "open": object}.get(case.policy, RecordMechanism)
+    demanded = {"client": LocalDPClient, "open": object}.get(case.policy, RecordMechanism)
     for mechanism, source in zip(seen.mechanisms, seen.sources, strict=False):
         if isinstance(mechanism, PublicTexts):
             assert len(source.data) == len(PUBLIC)
@@ -156,7 +156,7 @@ def check(
         assert isinstance(mechanism, demanded)
         if demanded is RecordMechanism:
             check_source(site, case, source)
-        elif demanded is WaryClient:
+        elif demanded is LocalDPClient:
             assert isinstance(source, NoisedUpdate)
     counts = counts_in(reply)
     charged = [event for event in new if event.phase != "evaluate"]

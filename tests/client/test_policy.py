@@ -148,7 +148,7 @@ def test_a_site_may_keep_what_it_has_spent_to_itself(small, tmp_path):
 
 
 def test_the_noise_floor_which_tells_the_number_of_records_leaves_where_that_may(small, tmp_path):
-    policy = Policy(mechanism="record", counts=True)
+    policy = Policy(mechanism="record", share_num_examples=True)
     left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
     assert left.keys() == ALWAYS.keys() | UPDATE.keys() | {"metrics.noise_floor"}
 
@@ -163,7 +163,7 @@ def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():
 POLICIES: dict[str, tuple[Policy | None, str]] = {
     "no policy": (None, "none"),
     "strict": (Policy(min_records=1), "none"),
-    "open": (Policy(metrics="clear", counts=True, min_records=1), "none"),
+    "open": (Policy(metrics="clear", share_num_examples=True, min_records=1), "none"),
     "private": (Policy(mechanism="record"), "record"),
     "disjoint": (Policy(mechanism="record", disjoint_tasks=True), "record"),
     "noised counts": (Policy(mechanism="record", metrics="noised", spending=False), "record"),
@@ -243,5 +243,8 @@ def test_figures_leave_one_by_one():
     figures = {"num_examples": 225, "loss": 0.5, "seconds": 3.0}
     assert figures_allowed(figures, None) == figures
     assert figures_allowed(figures, Policy()) == {"num_examples": 1.0}
-    assert figures_allowed(figures, Policy(counts=True)) == {"num_examples": 225, "seconds": 3.0}
+    assert figures_allowed(figures, Policy(share_num_examples=True)) == {
+        "num_examples": 225,
+        "seconds": 3.0,
+    }
     assert figures_allowed(figures, Policy(metrics="clear")) == {"num_examples": 1.0, "loss": 0.5}

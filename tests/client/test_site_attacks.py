@@ -241,7 +241,7 @@ def test_counts_of_a_task_are_told_once_a_charge(tmp_path, tasks):
     evaluate = {"task": "", "stage": -1, "server_round": 0}
     reply = site.answer(experiment, {**evaluate, "tasks": tasks}, kind="evaluate")
     assert code(reply) == "refused"
-    assert code(site.answer(experiment, {"counted": tasks})) == "refused"
+    assert code(site.answer(experiment, {"piggybacked_evaluation": tasks})) == "refused"
     assert site.events == []
 
 

@@ -21,7 +21,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
-from deal_core.privacy.interface import Trained
+from deal_core.privacy.interface import LocalUpdate
 from deal_core.wire.instruction import Instruction
 from simulations.engines.flower_identity import assume_identity
 
@@ -252,9 +252,9 @@ def test_a_request_that_expires_in_the_process_that_stays_is_not_begun_anew(
     assert dict(reply.content.config_records["status"]) == {"code": "failed"}
 
 
-def update(value: float) -> Trained:
+def update(value: float) -> LocalUpdate:
     figures = {"num_examples": 4, "loss": 0.5, "seconds": 1.25}
-    return Trained({"w": np.full((2, 3), value, np.float32)}, figures)
+    return LocalUpdate({"w": np.full((2, 3), value, np.float32)}, figures)
 
 
 def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path: Path) -> None:
@@ -289,6 +289,10 @@ def test_only_the_last_answers_are_kept(tmp_path: Path) -> None:
 
 
 def test_site_toml_names_its_faults(site_file: Path) -> None:
+    site_file.write_text(TOML + "counts = true\n")
+    renamed = "key 'policy.counts' is now 'policy.share_num_examples'; rename it"
+    with pytest.raises(UserError, match=renamed):
+        read_site(site_file)
     site_file.write_text(TOML + "max_epsilo = 1\n")
     with pytest.raises(UserError, match=r"unknown key 'policy.max_epsilo'; did you mean 'max_eps"):
         read_site(site_file)

@@ -53,31 +53,31 @@ def adding(number: float):
 
 def test_what_is_kept_of_a_task_grows_from_the_latest_before_it(tmp_path):
     store = TaskStore(tmp_path / "site")
-    assert store.once(1, "one", adding(1.0))["from"] == 0
-    third = store.once(3, "three", adding(10.0))
+    assert store.get_or_compute(1, "one", adding(1.0))["from"] == 0
+    third = store.get_or_compute(3, "three", adding(10.0))
     assert third["from"] == 1
     assert third["sum"] == 11.0
 
 
 def test_a_repeated_request_finds_what_is_kept_and_another_run_makes_its_own(tmp_path):
-    TaskStore(tmp_path).once(1, "one", adding(1.0))
-    TaskStore(tmp_path).once(2, "two", adding(10.0))
-    assert TaskStore(tmp_path).once(2, "two", adding(5.0))["sum"] == 11.0
-    assert TaskStore(tmp_path).once(2, "another start", adding(5.0))["sum"] == 6.0
-    assert TaskStore(tmp_path).once(1, "another start", adding(7.0))["sum"] == 7.0
+    TaskStore(tmp_path).get_or_compute(1, "one", adding(1.0))
+    TaskStore(tmp_path).get_or_compute(2, "two", adding(10.0))
+    assert TaskStore(tmp_path).get_or_compute(2, "two", adding(5.0))["sum"] == 11.0
+    assert TaskStore(tmp_path).get_or_compute(2, "another start", adding(5.0))["sum"] == 6.0
+    assert TaskStore(tmp_path).get_or_compute(1, "another start", adding(7.0))["sum"] == 7.0
 
 
 def test_the_folder_of_tasks_does_not_grow(tmp_path):
     for task in range(1, 6):
-        TaskStore(tmp_path).once(task, "basis", adding(1.0))
+        TaskStore(tmp_path).get_or_compute(task, "basis", adding(1.0))
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_run_does_not_begin_with_what_another_left(tmp_path):
     forget(tmp_path)
-    TaskStore(tmp_path).once(1, "one", adding(1.0))
+    TaskStore(tmp_path).get_or_compute(1, "one", adding(1.0))
     forget(tmp_path)
-    assert TaskStore(tmp_path).once(2, "two", adding(10.0))["sum"] == 10.0
+    assert TaskStore(tmp_path).get_or_compute(2, "two", adding(10.0))["sum"] == 10.0
     RoundStore(tmp_path, 1, 1).save("basis", {"sum": torch.ones(1)})
     forget(tmp_path)
     assert RoundStore(tmp_path, 1, 2).load("basis") == {}

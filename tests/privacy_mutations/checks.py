@@ -23,14 +23,14 @@ from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.interface import Ask, RecordId, Refusal, Site, Trained
+from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms import noise as noise_module
 from deal_core.privacy.mechanisms import private_gradients
 from deal_core.privacy.mechanisms.counts import noised_counts
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.randomness import seeded
-from deal_core.training.loop import descend
+from deal_core.training.loop import run_local_steps
 from deal_core.training.per_sample import clipped_gradients
 from tests.deal_core.privacy.mechanisms.silence import Silence
 
@@ -57,7 +57,7 @@ def source(data: Sequence[Encoded], noise: object, **changes: object) -> Private
         "max_grad_norm": 0.7,
         "steps": 40,
         "expected_batch": 12,
-        "tokens_per_pass": 2048,
+        "tokens_per_microbatch": 2048,
     }
     ids = [RecordId("task", row) for row in range(len(data))]
     return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
@@ -92,7 +92,9 @@ def check_rate_of_every_step(model: LanguageModel) -> None:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(private_gradients, "clipped_gradients", counted)
-            descend(model, Plain(model, LABELS, gradients.data), gradients, B_ONLY, TrainConfig())
+            run_local_steps(
+                model, Plain(model, LABELS, gradients.data), gradients, B_ONLY, TrainConfig()
+            )
         sizes.append(taken)
     drawn = np.array(sizes, float)
     assert drawn.shape == (4, 40)
@@ -210,9 +212,9 @@ def experiment(*overrides: str):
     return parse_experiment(apply_overrides({}, [*given, *overrides]), "test")
 
 
-def asked(task: str, server_round: int, records: int | None = None) -> Ask:
+def asked(task: str, server_round: int, records: int | None = None) -> UpdateRequest:
     count = TASKS[task] if records is None else records
-    return Ask(
+    return UpdateRequest(
         request=f"{task} {server_round}",
         client="0",
         task=task,
@@ -233,8 +235,8 @@ def site_in(folder: Path) -> Site:
     return Site(lambda: Ledger(folder), None, simulated=False)
 
 
-def made(gradients) -> Trained:
-    return Trained({"w": np.zeros((2, 2), np.float32)}, {"num_examples": 99, "loss": 0.5})
+def made(gradients) -> LocalUpdate:
+    return LocalUpdate({"w": np.zeros((2, 2), np.float32)}, {"num_examples": 99, "loss": 0.5})
 
 
 def check_ledger(model: LanguageModel, folder: Path) -> None:
@@ -244,7 +246,7 @@ def check_ledger(model: LanguageModel, folder: Path) -> None:
     mechanism, site = make_mechanism(experiment()), site_in(folder)
     sources: list[PrivateGradients] = []
 
-    def make(gradients) -> Trained:
+    def make(gradients) -> LocalUpdate:
         sources.append(gradients)
         return made(gradients)
 
@@ -277,7 +279,7 @@ def check_charge_comes_first(model: LanguageModel, folder: Path) -> None:
         with pytest.raises(OSError, match="no space"):
             make_mechanism(experiment()).release(asked("task0", 1), site, made)
 
-    def fails(gradients) -> Trained:
+    def fails(gradients) -> LocalUpdate:
         if len(gradients.data):
             raise RuntimeError("a record that cannot be trained on")
         return made(gradients)
@@ -329,7 +331,7 @@ def check_whole_client(model: LanguageModel) -> None:
             multiplier = gradients.scale / 0.5
             gradients.noise = noise_module.SecureNoise()
             objective = Plain(model, LABELS, gradients.data)
-            descend(model, objective, gradients, B_ONLY, config.train)
+            run_local_steps(model, objective, gradients, B_ONLY, config.train)
             gradients.finished(model, LABELS, data[:1])
             return made(gradients)
 

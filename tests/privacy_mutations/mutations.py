@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from deal_core.privacy.accounting.composition import Spent
+from deal_core.privacy.accounting.composition import DpEvent
 from deal_core.privacy.accounting.ledger import Event
 from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import counts as counts_module
@@ -19,7 +19,7 @@ from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import RecordMechanism
 from deal_core.randomness import seeded
-from deal_core.training import per_sample as per_example
+from deal_core.training import per_sample as per_sample
 from tests.privacy_mutations import checks
 
 Patch = pytest.MonkeyPatch
@@ -67,14 +67,14 @@ def sampled_by_shuffling(patch: Patch) -> None:
 
 def _clip(patch: Patch, factors_of) -> None:
     def one_pass(module, objective, part, bound):
-        pairs = per_example._example_gradients(module, objective, part)
-        norms = per_example._norms(pairs)
+        pairs = per_sample._example_gradients(module, objective, part)
+        norms = per_sample._norms(pairs)
         for weight, copy in pairs:
             total = torch.einsum("n,nij->ij", factors_of(norms, copy, bound), copy.grad)
             weight.grad = total if weight.grad is None else weight.grad + total
         return norms
 
-    patch.setattr(per_example, "_one_pass", one_pass)
+    patch.setattr(per_sample, "_one_pass", one_pass)
 
 
 def clipping_off(patch: Patch) -> None:
@@ -204,7 +204,7 @@ def sampling_counted_twice(patch: Patch) -> None:
     patch.setattr(
         Event,
         "spent",
-        property(lambda e: Spent(e.sample_rate**2, e.noise_multiplier, e.steps)),
+        property(lambda e: DpEvent(e.sample_rate**2, e.noise_multiplier, e.steps)),
     )
 
 

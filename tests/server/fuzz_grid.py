@@ -14,9 +14,9 @@ from flwr.clientapp import ClientApp
 from client import wire
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
-from deal_core.privacy.interface import Trained
+from deal_core.privacy.interface import LocalUpdate
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.wire.adapter_record import pack_update
 from server.checkpoint import load_checkpoint
 from server.folder import RunFolder
@@ -33,7 +33,7 @@ def tiny_app(
     """Clients that read and write as the real ones do, learn noise in between, and say that they
     have so many examples."""
     app = ClientApp()
-    bench = SimpleNamespace(experiment=experiment, shapes=shapes, latest=Memory(), phase=str)
+    bench = SimpleNamespace(experiment=experiment, shapes=shapes, latest=Cache(), phase=str)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -50,8 +50,14 @@ def tiny_app(
         dtype = experiment.wire.dtype
         figures = {"num_examples": weigh(number), "loss": 0.5, "seconds": 0.1}
         encoded, _ = pack_update(adapter, state.current, dtype, trained, {}, generator)
-        counted = ("ok", counts(len(instruction.counted))) if instruction.counted else None
-        return wire.update_reply(message, Trained(encoded, figures), instruction, counted)
+        piggybacked_evaluation = (
+            ("ok", counts(len(instruction.piggybacked_evaluation)))
+            if instruction.piggybacked_evaluation
+            else None
+        )
+        return wire.update_reply(
+            message, LocalUpdate(encoded, figures), instruction, piggybacked_evaluation
+        )
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

@@ -42,7 +42,7 @@ def test_round_trip_to_the_last_bit(tmp_path, checkpoint):
     back = load_checkpoint(path, SHAPES)
     assert back.position == 4
     assert back.history == checkpoint.history
-    assert back.state.apart == 2
+    assert back.state.num_reference_directions == 2
     assert len(back.state.parts()) == len(checkpoint.state.parts())
     for one, two in zip(back.state.parts(), checkpoint.state.parts(), strict=True):
         assert one.scaling == two.scaling

@@ -98,8 +98,10 @@ class Listed(InProcessGrid):
 
 
 def asked_of(message: Message) -> str:
-    counted = "counted" in message.content.config_records.get("instruction", {})
-    return message.metadata.message_type + " and count" * counted
+    piggybacked_evaluation = "piggybacked_evaluation" in message.content.config_records.get(
+        "instruction", {}
+    )
+    return message.metadata.message_type + " and count" * piggybacked_evaluation
 
 
 def run_with(
@@ -250,7 +252,7 @@ def test_an_evaluation_has_one_name_whether_it_is_asked_alone_or_carried_along(t
     training = exchange.instruction(Step("round", 4, 1), state).model_copy(
         update={"task": "surgery", "seen": ("laboratory",), "trained": ("lora_B",)}
     )
-    carrying = training.model_copy(update={"counted": evaluation.tasks})
+    carrying = training.model_copy(update={"piggybacked_evaluation": evaluation.tasks})
     with assume_identity(1, 1):
         first = exchange.ask(state, training, {"0": carrying})
         second = exchange.ask_again(first, {"0": alone})
@@ -258,6 +260,8 @@ def test_an_evaluation_has_one_name_whether_it_is_asked_alone_or_carried_along(t
     for sent in (first, second):
         message = sent.requests["0"]
         read = read_instruction(dict(message.content.config_records["instruction"]))
-        names.add(request_name(message, read.evaluation() if read.counted else read, "run"))
+        names.add(
+            request_name(message, read.evaluation() if read.piggybacked_evaluation else read, "run")
+        )
     assert len(names) == 1
     assert request_name(first.requests["0"], carrying, "run") not in names

@@ -244,7 +244,7 @@ def test_a_client_that_leaves_too_few_for_the_robust_step_costs_one_round(tmp_pa
     config = experiment(
         tmp_path,
         model,
-        aggregation={"robust": "multi-krum", "byzantine": CLIENTS - 3},
+        aggregation={"robust": "multi-krum", "num_malicious": CLIENTS - 3},
         federation={"rounds": 3},
     )
 
@@ -262,7 +262,7 @@ def test_a_client_that_leaves_too_few_for_the_robust_step_costs_one_round(tmp_pa
 
 def test_where_all_are_there_and_still_too_few_the_user_is_told(tmp_path, model):
     config = experiment(
-        tmp_path, model, aggregation={"robust": "multi-krum", "byzantine": CLIENTS - 2}
+        tmp_path, model, aggregation={"robust": "multi-krum", "num_malicious": CLIENTS - 2}
     )
     with pytest.raises(UserError, match=r"multi-Krum.*another aggregation\.robust"):
         played(config, lambda number, client: None)

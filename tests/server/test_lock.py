@@ -8,7 +8,7 @@ import pytest
 
 from deal_core.errors import UserError
 from server.folder import RunFolder
-from server.lock import alone
+from server.lock import exclusive_lock
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -35,16 +35,16 @@ def test_one_process_alone_writes_and_a_dead_one_is_in_nobodys_way(tmp_path: Pat
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=r"run: another process is writing.*--out$"):
-            alone(lock).__enter__()
+            exclusive_lock(lock).__enter__()
         other.kill()
     assert lock.exists()
-    with alone(lock):
+    with exclusive_lock(lock):
         pass
-    with alone(lock):
+    with exclusive_lock(lock):
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(UserError, match=r"taken/run: cannot be written .*; choose another --out"):
-        alone(RunFolder(tmp_path / "taken" / "run").writing).__enter__()
+        exclusive_lock(RunFolder(tmp_path / "taken" / "run").writing).__enter__()

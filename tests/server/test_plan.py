@@ -56,7 +56,7 @@ def test_the_plan_is_what_each_client_does_round_after_round(plan):
         met = {task for tasks in done.values() for task in tasks}
         further = plan.met(stage, rounds + 1)
         assert further == tuple(task for task in plan.tasks if task in met)
-        assert plan.ahead(stage) == tuple(task for task in plan.tasks if task not in met)
+        assert plan.future(stage) == tuple(task for task in plan.tasks if task not in met)
         assert {task: set(names) for task, names in plan.work(stage).items()} == worked
         assert list(plan.work(stage)) == [task for task in plan.tasks if task in worked]
     assert not any(left.values())  # all rounds of all tasks were worked
@@ -64,18 +64,18 @@ def test_the_plan_is_what_each_client_does_round_after_round(plan):
 
 @pytest.mark.parametrize("every", [0, 2])
 def test_the_synchronous_schedule_is_the_plan_in_which_all_have_the_same_order(every):
-    together = planned(schedule="synchronous")
-    assert together == planned(orders=dict.fromkeys(CLIENTS, TASKS), consolidate_every=every)
-    assert together.stages == [2, 2, 2, 2]
+    joint_tasks = planned(schedule="synchronous")
+    assert joint_tasks == planned(orders=dict.fromkeys(CLIENTS, TASKS), consolidate_every=every)
+    assert joint_tasks.stages == [2, 2, 2, 2]
     for stage, task in enumerate(TASKS):
-        assert together.working(stage, 1) == together.working(stage, 2)
-        assert together.working(stage, 2) == dict.fromkeys(CLIENTS, task)
-        assert together.met(stage) == together.past("1", stage, 2) == TASKS[:stage]
-        assert together.work(stage) == {task: list(CLIENTS)}
-        assert together.ahead(stage) == TASKS[stage + 1 :]
+        assert joint_tasks.working(stage, 1) == joint_tasks.working(stage, 2)
+        assert joint_tasks.working(stage, 2) == dict.fromkeys(CLIENTS, task)
+        assert joint_tasks.met(stage) == joint_tasks.past("1", stage, 2) == TASKS[:stage]
+        assert joint_tasks.work(stage) == {task: list(CLIENTS)}
+        assert joint_tasks.future(stage) == TASKS[stage + 1 :]
     rounds = [Step("round", 0, 1), Step("zero-shot", -1), Step("round", 0, 2), Step("end-stage", 0)]
-    assert schedule(together.stages)[:4] == rounds
-    assert len(schedule(together.stages)) == 1 + 4 * 3
+    assert schedule(joint_tasks.stages)[:4] == rounds
+    assert len(schedule(joint_tasks.stages)) == 1 + 4 * 3
 
 
 def test_who_does_not_train_keeps_the_clock_and_teaches_nothing():
@@ -137,4 +137,4 @@ def test_a_plan_that_cannot_be_is_one_line(orders, problem):
 
 
 def test_where_all_is_learnt_at_once_nothing_is_to_come():
-    assert planned(schedule="joint").ahead(0) == ()
+    assert planned(schedule="joint").future(0) == ()

@@ -68,8 +68,8 @@ def test_a_file_from_before_a_setting_says_what_was_done_then(tmp_path):
     data = json.loads(results.model_dump_json())
     del data["config"]["method"]["distillation"]["ahead"]
     (tmp_path / "results.json").write_text(json.dumps(data))
-    assert results.config.method.distillation.ahead == 0.25
-    assert read_results(tmp_path).config.method.distillation.ahead == 0.0
+    assert results.config.method.distillation.future_weight == 0.25
+    assert read_results(tmp_path).config.method.distillation.future_weight == 0.0
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 2, "extra": 2}'])

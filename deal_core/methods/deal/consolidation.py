@@ -14,7 +14,7 @@ layer down where learning has ``retained_rank + rank``.
 
 **Privacy.** On private texts the student's update is a release like that of any round of learning:
 under differential privacy it must be clipped, noised and charged. On public texts, and in
-``due``, ``begin`` and ``consolidated``, no private data is read.
+``should_run``, ``begin`` and ``consolidated``, no private data is read.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from deal_core.methods.deal.filter_learning import diagonal_student, make_filter
 from deal_core.methods.deal.retention import retain
 from deal_core.methods.interface import LocalTask, Phase
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.distillation import distillation_losses, merged
 from deal_core.training.objective import Objective
 from deal_core.training.teacher import Teacher, make_teacher
@@ -58,7 +58,7 @@ class Consolidation:
     adapter: AdapterConfig
     method: MethodConfig
 
-    def begin(self, state: State) -> State:
+    def setup(self, state: State) -> State:
         """Server: the student as current adapter, the teacher apart."""
         everything = stack(state.parts())
         rank = self.adapter.retained_rank
@@ -69,7 +69,7 @@ class Consolidation:
             student = rescaled(retain(everything, rank, self.method.retention), scaling)
         return State(student, everything, None, everything.rank)
 
-    def due(self, state: State) -> bool:
+    def should_run(self, state: State) -> bool:
         """Server: whether the student differs from its teacher at all."""
         return relative_difference(stack(state.parts()), state.retained) > NEGLIGIBLE
 
@@ -79,20 +79,20 @@ class Consolidation:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: Memory,
+        cache: Cache,
     ) -> Objective:
         """``KL(teacher || student)`` over the labels of all tasks so far."""
         config = self.method.consolidation
         everything = (merged((*task.seen, task.labels)),)
-        teacher: Teacher = memory.once(
+        teacher: Teacher = cache.get_or_compute(
             "teacher",
             f"{fingerprint(state.retained)} {everything}",
             lambda: make_teacher(model, data, task.labels, everything),
         )
-        taught = Taught(model, task.labels, everything, data, teacher, config.temperature)
+        is_nonzero = Taught(model, task.labels, everything, data, teacher, config.temperature)
         if self.method.retention.filter != LEARNED:
-            return taught
-        return make_filter_learning(taught, model, state, self.method)
+            return is_nonzero
+        return make_filter_learning(is_nonzero, model, state, self.method)
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class Taught:
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """``T^2 KL(teacher || student)``, ``(batch,)``."""
         items = [self.data[i] for i in batch]
-        learnt = self.model.learn(items, self.labels, self.everything)
-        opinions = torch.cat(self.teacher(batch))
-        return distillation_losses(learnt, opinions, self.temperature)
+        learnt = self.model.forward_train(items, self.labels, self.everything)
+        teacher_logits = torch.cat(self.teacher(batch))
+        return distillation_losses(learnt, teacher_logits, self.temperature)
 
     def penalty(self) -> None:
         """Nothing beside the data."""
@@ -143,8 +143,8 @@ def consolidation_phases(adapter: AdapterConfig, method: MethodConfig) -> tuple[
             name=CONSOLIDATE,
             rounds=config.rounds,
             objective=stage.objective,
-            begin=stage.begin,
-            due=stage.due,
+            setup=stage.setup,
+            should_run=stage.should_run,
             learning_rate=config.learning_rate,
             rule="ffa" if method.retention.filter == LEARNED else "",
             public_path=config.public_path if config.data == "public" else "",

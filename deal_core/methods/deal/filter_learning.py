@@ -34,7 +34,7 @@ from deal_core.methods.deal.retention import (
 )
 from deal_core.models import LanguageModel
 from deal_core.training.objective import Objective
-from deal_core.training.parametrization import Learner
+from deal_core.training.parametrization import Parametrization
 
 POORLY_SEEN = 1e-3
 """Combinations of gains that change the filter less than this part of the strongest stay at their
@@ -160,7 +160,7 @@ class FilterLearning:
             + config.lambda2 * root_power(changed.square(), config.b).mean()
         )
 
-    def learner(self, module: nn.Module, trained: frozenset[str]) -> Learner:
+    def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
         """Moves gains and centres, where ``lora_B`` learns."""
         pairs = [(self.weights[name], each) for name, each in self.filters.items()]
         return FilterLearner(pairs if "lora_B" in trained else [])

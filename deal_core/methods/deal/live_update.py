@@ -14,7 +14,7 @@ from deal_core.lora.state import State
 
 def beside_current(state: State, device: torch.device) -> dict[str, LoraFactors]:
     """Return layer name to factors of what changed beside the current adapter, scaling included."""
-    beside = state.beside()
+    beside = state.delta_since_task_start()
     if beside is None:
         return {}
     return {n: LoraFactors(f.A.to(device), f.B.to(device)) for n, f in beside.layers.items()}

@@ -1,10 +1,11 @@
 """The method: fresh adapter, controlled update, distillation while learning, retention.
 
 Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
-complement of what is retained (``warm_rank`` of the strongest retained directions may go on in it
-instead); clients learn it while they distil the model as it was at the start of the task, and pay
-for interference with what is retained; at the end both adapters are stacked, filtered, and the best
-part of fixed rank is retained, by the server alone or with rounds of distillation from the stack.
+complement of what is retained (``warm_start_rank`` of the strongest retained directions may go on
+in it instead); clients learn it while they distil the model as it was at the start of the task, and
+pay for interference with what is retained; at the end both adapters are stacked, filtered, and the
+best part of fixed rank is retained, by the server alone or with rounds of distillation from the
+stack.
 The size of the model does not grow with the number of tasks. Every part has a switch.
 """
 
@@ -21,12 +22,12 @@ from deal_core.config.method import MethodConfig
 from deal_core.errors import UserError, choose
 from deal_core.lora.adapter import (
     fingerprint,
-    fresh_adapter,
+    is_nonzero,
+    orthogonal_init,
     rescaled,
     side_by_side,
     split,
     stack,
-    taught,
     with_live_rows,
     zero_adapter,
 )
@@ -39,9 +40,9 @@ from deal_core.methods.interface import LocalTask, Phase
 from deal_core.methods.shared.continued import continued
 from deal_core.methods.shared.distilled import distilled
 from deal_core.methods.shared.penalised import Penalised
-from deal_core.methods.shared.task_start import hold_start, release_start
+from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.label_prior import log_shares
 from deal_core.training.objective import Objective
 
@@ -59,32 +60,32 @@ class Deal:
         """Start a fresh current adapter, outside the retained directions unless told not to; the
         strongest of them may go on in it. Without retention, go on with the one that is there."""
         if not self.method.retention.enabled:
-            return hold_start(continued(state, self.adapter, generator))
+            return snapshot_task_start(continued(state, self.adapter, generator))
         nothing = zero_adapter(state.retained.shapes, 1)
-        avoided = state.retained if self.method.fresh_adapter else nothing
+        avoided = state.retained if self.method.orthogonal_init else nothing
         rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
         warm = self._warm(state)
-        fresh = fresh_adapter(avoided, rank - warm, scaling, generator)
+        fresh = orthogonal_init(avoided, rank - warm, scaling, generator)
         if not warm:
             return State(fresh, state.retained)
         strongest = rescaled(split(state.retained, warm)[0], scaling)
         current = with_live_rows(side_by_side(strongest, fresh), avoided, generator)
-        return State(current, state.retained, None, apart=warm)
+        return State(current, state.retained, None, num_reference_directions=warm)
 
     def _warm(self, state: State) -> int:
         """How many retained directions go on in the current adapter. None where clients have ranks
         of their own: one that has room for fewer would lose what was learnt before."""
-        if self.adapter.client_ranks or not taught(state.retained):
+        if self.adapter.client_ranks or not is_nonzero(state.retained):
             return 0
-        return min(self.method.warm_rank, self.adapter.rank, state.retained.rank)
+        return min(self.method.warm_start_rank, self.adapter.rank, state.retained.rank)
 
     def end_task(self, state: State) -> State:
         """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes
         the filter (exact while everything learnt so far fits, and no noise floor is given); after
         rounds of consolidation, keep what they have made of it."""
         if not self.method.retention.enabled:
-            return release_start(state)
-        if self.phases and state.apart:  # laid out, with the teacher apart
+            return drop_task_start(state)
+        if self.phases and state.num_reference_directions:  # laid out, with the teacher apart
             return consolidated(state, self.adapter)
         everything = stack(state.parts())
         retained = retain(everything, self.adapter.retained_rank, self.method.retention)
@@ -97,18 +98,18 @@ class Deal:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: Memory,
+        cache: Cache,
     ) -> Objective:
         """``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
-        ``ahead`` times the same over labels to come, and the penalty of the controlled update; CE
-        over logits that the client's label shares may adjust."""
+        ``future_weight`` times the same over labels of future tasks, and the penalty of the
+        controlled update; CE over logits that the client's label shares may adjust."""
         config = self.method.distillation
         log_prior = self._log_prior(model, task, data)
-        losses = distilled(model, state, task, data, memory, config, config.ahead, log_prior)
+        losses = distilled(model, state, task, data, cache, config, config.future_weight, log_prior)
         if not self.method.update.enabled:
             return losses
         device = next(model.module.parameters()).device
-        anchors: dict[str, Anchor] = memory.once(
+        anchors: dict[str, Anchor] = cache.get_or_compute(
             "anchors", fingerprint(state.retained), lambda: make_anchors(state.retained, device)
         )
         beside = beside_current(state, device)
@@ -125,7 +126,7 @@ class Deal:
         """What the client's label shares explain by themselves; None where that is switched off,
         and where a loss is over no one set of labels (words, or several tasks at once)."""
         strength = self.method.logit_adjustment
-        if not strength or task.together or not model.tells_apart:
+        if not strength or task.joint_tasks or not model.has_label_logits:
             return None
         return strength * log_shares(data, len(task.labels)).to(model.device)
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.methods.deal_reference.factor_map import FactorMap
-from deal_core.methods.interface import Carried, Tensors
+from deal_core.methods.interface import RoundState, Tensors
 from deal_core.methods.shared.named_factors import parameters
 from deal_core.training.objective import Objective
-from deal_core.training.parametrization import Learner
+from deal_core.training.parametrization import Parametrization
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Mapped:
     objective: Objective
     maps: Mapping[str, FactorMap]
     price: Callable[[Sequence[FactorMap]], Tensor]
-    carried: Carried | None
+    round_state: RoundState | None
     basis: str
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
@@ -41,7 +41,7 @@ class Mapped:
         learning = [m for m in self.maps.values() if m.gate.gains.requires_grad]
         return self.price(learning) if learning else None
 
-    def learner(self, module: nn.Module, trained: frozenset[str]) -> Learner:
+    def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
         """Moves the maps of the ``trained`` factors; what they were is kept when it has done so."""
         keys = [key for key in self.maps if key.rsplit(".", 1)[1] in trained]
         factors = parameters(module)
@@ -50,8 +50,8 @@ class Mapped:
         )
 
     def _keep(self) -> None:
-        if self.carried is not None:
-            self.carried.save(self.basis, flat(self.maps))
+        if self.round_state is not None:
+            self.round_state.save(self.basis, flat(self.maps))
 
 
 class MapLearner:
@@ -89,10 +89,10 @@ class MapLearner:
 
 
 def carried_maps(
-    fresh: Mapping[str, FactorMap], carried: Carried | None, basis: str, device: torch.device
+    fresh: Mapping[str, FactorMap], round_state: RoundState | None, basis: str, device: torch.device
 ) -> dict[str, FactorMap]:
     """The maps as the client's latest round of the task left them; fresh ones where none did."""
-    kept = carried.load(basis) if carried is not None else {}
+    kept = round_state.load(basis) if round_state is not None else {}
     return {key: m.at(_of(key, kept), device) for key, m in fresh.items()}
 
 

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import DealReferenceConfig, MethodConfig
-from deal_core.lora.adapter import Adapter, fingerprint, taught
+from deal_core.lora.adapter import Adapter, fingerprint, is_nonzero
 from deal_core.lora.state import State
 from deal_core.methods.deal_reference.factor_map import FactorMap, fresh_map
 from deal_core.methods.deal_reference.mapped import Mapped, carried_maps
@@ -50,10 +50,10 @@ from deal_core.methods.interface import LocalTask, Phase
 from deal_core.methods.shared.continued import continued
 from deal_core.methods.shared.named_factors import named, unnamed
 from deal_core.methods.shared.plain import plain
-from deal_core.methods.shared.task_start import hold_start, release_start, start_of
+from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start, start_of
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 
 CPU = torch.device("cpu")
@@ -69,15 +69,15 @@ class DealReference:
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Hold the factors as they are; the current ones are what fresh maps make of them."""
-        held = hold_start(continued(state, self.adapter, generator))
-        if not taught(held.current):
+        held = snapshot_task_start(continued(state, self.adapter, generator))
+        if not is_nonzero(held.current):
             return held
         made = {k: m.factor() for k, m in fresh_maps(held.current, self.config).items()}
         return replace(held, current=unnamed(made, held.current))
 
     def end_task(self, state: State) -> State:
         """Keep the adapter, and its start no longer."""
-        return release_start(state)
+        return drop_task_start(state)
 
     def objective(
         self,
@@ -85,17 +85,17 @@ class DealReference:
         state: State,
         task: LocalTask,
         data: Sequence[Encoded],
-        memory: Memory,
+        cache: Cache,
     ) -> Objective:
         """``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``; plain in the first task."""
         losses = plain(model, task, data)
         start = start_of(state).current
-        if not taught(start):
+        if not is_nonzero(start):
             return losses
         fresh = fresh_maps(start, self.config)
         basis = fingerprint(state.retained)
-        maps = carried_maps(fresh, task.carried, basis, model.device)
-        return Mapped(losses, maps, self._price, task.carried, basis)
+        maps = carried_maps(fresh, task.round_state, basis, model.device)
+        return Mapped(losses, maps, self._price, task.round_state, basis)
 
     def _price(self, maps: Sequence[FactorMap]) -> Tensor:
         return penalty(maps, self.config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from deal_core.config.experiment import AdapterConfig
-from deal_core.lora.adapter import fresh_adapter, zero_adapter
+from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.state import State
 
 
@@ -15,5 +15,5 @@ def continued(state: State, config: AdapterConfig, generator: torch.Generator) -
     if any(bool(factors.A.any()) for factors in state.current.layers.values()):
         return state
     scaling = config.lora_alpha / config.rank
-    current = fresh_adapter(state.retained, config.rank, scaling, generator)
+    current = orthogonal_init(state.retained, config.rank, scaling, generator)
     return State(current, zero_adapter(state.retained.shapes, 1), state.residual)

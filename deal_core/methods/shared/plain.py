@@ -18,10 +18,10 @@ def plain(
 ) -> Objective:
     """Cross-entropy, whether the client learns one task or several at once; these without
     ``log_prior``."""
-    if not task.together:
+    if not task.joint_tasks:
         return Plain(model, task.labels, data, log_prior)
-    examples = [(n, example) for n, share in enumerate(task.together) for example in share.data]
-    return Mixed(model, [share.labels for share in task.together], examples)
+    examples = [(n, example) for n, share in enumerate(task.joint_tasks) for example in share.data]
+    return Mixed(model, [share.labels for share in task.joint_tasks], examples)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Plain:
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """Cross-entropy per example, ``(batch,)``."""
         items = [self.data[i] for i in batch]
-        return self.model.learn(items, self.labels, (), self.log_prior).example_losses
+        return self.model.forward_train(items, self.labels, (), self.log_prior).example_losses
 
     def penalty(self) -> None:
         """Nothing beside the data."""

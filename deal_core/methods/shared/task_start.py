@@ -2,9 +2,9 @@
 
 Everywhere ``base + retained`` is the model at the start of the task. A method that trains one
 adapter on and on has it in the current adapter, which moves. So the start is copied into the
-retained adapter for the length of the task, and the state says that the copy stands ``apart``:
-it is there to be seen, and no part of the model. Every client of every round then knows the
-start, whenever it first takes part, and nothing but adapters travels.
+retained adapter for the length of the task, and the state counts its directions
+(``num_reference_directions``): they are there to be seen, and no part of the model. Every client of
+every round then knows the start, whenever it first takes part, and nothing but adapters travels.
 
 The start has the very factors of the adapter, which ``ewc`` compares; behind them stands what
 exact rules found no room for in earlier tasks, which *is* part of the model.
@@ -18,7 +18,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors, split, stack, zero_adap
 from deal_core.lora.state import State
 
 
-def hold_start(state: State) -> State:
+def snapshot_task_start(state: State) -> State:
     """Server, at the start of a task: the same model, whose start is ``base + retained``.
 
     Args:
@@ -29,8 +29,8 @@ def hold_start(state: State) -> State:
     return State(current, start, None, current.rank)
 
 
-def release_start(state: State) -> State:
-    """Server, at the end of the task: undo :func:`hold_start`, to the bit.
+def drop_task_start(state: State) -> State:
+    """Server, at the end of the task: undo :func:`snapshot_task_start`, to the bit.
 
     What exact rules found no room for, in this task and before, is the residual again.
     """
@@ -41,6 +41,6 @@ def release_start(state: State) -> State:
 
 def start_of(state: State) -> State:
     """The state at the start of the task, at any time during it."""
-    held, scaling = split(state.retained, state.apart)[0], state.current.scaling
+    held, scaling = split(state.retained, state.num_reference_directions)[0], state.current.scaling
     layers = {n: LoraFactors(f.A, f.B / scaling) for n, f in held.layers.items()}
     return replace(state, current=Adapter(layers, scaling), residual=None)

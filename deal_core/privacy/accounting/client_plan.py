@@ -54,7 +54,7 @@ def client_plan(
         largest_delta: whatever the experiment asks, unless the policy names another.
 
     Raises:
-        NoiseMultiplier: the ledger's past leaves nothing, or nothing that could be learnt with.
+        NoFeasibleNoise: the ledger's past leaves nothing, or nothing that could be learnt with.
     """
 
     def solve(past: Sequence[Event]) -> str:

@@ -41,7 +41,7 @@ SMALLEST_DELTA = 1e-10
 
 
 @dataclass(frozen=True)
-class Spent:
+class DpEvent:
     """Steps of one Gaussian mechanism on Poisson samples.
 
     Attributes:
@@ -59,7 +59,7 @@ class Spent:
             raise ValueError(f"no such mechanism: {self}")
 
 
-def epsilon_of(spent: Iterable[Spent], delta: float) -> float:
+def epsilon_of(spent: Iterable[DpEvent], delta: float) -> float:
     """The epsilon that all of it together costs at ``delta``; 0 for nothing.
 
     Neighbours differ by one record that is there or not. The order plays no part. What is
@@ -73,16 +73,16 @@ def epsilon_of(spent: Iterable[Spent], delta: float) -> float:
     return _epsilon(merged(spent), delta)
 
 
-def merged(spent: Iterable[Spent]) -> tuple[Spent, ...]:
+def merged(spent: Iterable[DpEvent]) -> tuple[DpEvent, ...]:
     """Equal mechanisms together, in a fixed order."""
     steps: dict[tuple[float, float], int] = {}
     for each in spent:
         key = each.sample_rate, each.noise_multiplier
         steps[key] = steps.get(key, 0) + each.steps
-    return tuple(Spent(q, sigma, n) for (q, sigma), n in sorted(steps.items()))
+    return tuple(DpEvent(q, sigma, n) for (q, sigma), n in sorted(steps.items()))
 
 
-def renyi(spent: Sequence[Spent]) -> Array:
+def renyi(spent: Sequence[DpEvent]) -> Array:
     """Renyi divergence of the whole at :data:`ORDERS`: of a batch with the record from one
     without it, which is the larger direction."""
     total = np.zeros(len(ORDERS))
@@ -91,7 +91,7 @@ def renyi(spent: Sequence[Spent]) -> Array:
     return total
 
 
-def renyi_epsilon(spent: Sequence[Spent], delta: float) -> float:
+def renyi_epsilon(spent: Sequence[DpEvent], delta: float) -> float:
     """An upper bound on epsilon that is quick and coarse."""
     return float(np.min(renyi(spent) + math.log(1 / delta) / (ORDERS - 1)))
 
@@ -112,14 +112,14 @@ def _renyi_at(q: float, sigma: float, order: int) -> float:
 
 
 @lru_cache(maxsize=4096)
-def _epsilon(spent: tuple[Spent, ...], delta: float) -> float:
+def _epsilon(spent: tuple[DpEvent, ...], delta: float) -> float:
     if not spent:
         return 0.0
     width, points = _grid(spent, delta)
     return max(_one_direction(spent, delta, width, points, removed) for removed in (True, False))
 
 
-def _grid(spent: tuple[Spent, ...], delta: float) -> tuple[float, int]:
+def _grid(spent: tuple[DpEvent, ...], delta: float) -> tuple[float, int]:
     """Distance of the points, and their number: both tails beyond have at most ``CUT * delta``."""
     divergences = renyi(spent)
     reach = float(np.min(divergences + math.log(1 / (CUT * delta)) / (ORDERS - 1)))
@@ -129,7 +129,7 @@ def _grid(spent: tuple[Spent, ...], delta: float) -> tuple[float, int]:
     return 2 * reach / (points - 2), points
 
 
-def privacy_curve(spent: Iterable[Spent], epsilons: Array, delta: float) -> tuple[Array, Array]:
+def privacy_curve(spent: Iterable[DpEvent], epsilons: Array, delta: float) -> tuple[Array, Array]:
     """The delta of all of it together at several epsilons, not at one alone.
 
     Args:
@@ -164,14 +164,14 @@ def _deltas(masses: Array, beyond: float, width: float) -> Array:
 
 
 def _one_direction(
-    spent: tuple[Spent, ...], delta: float, width: float, points: int, removed: bool
+    spent: tuple[DpEvent, ...], delta: float, width: float, points: int, removed: bool
 ) -> float:
     high, lost = _composed(spent, width, points, removed)
     return _solve(high, width, delta - CUT * delta + math.expm1(lost))
 
 
 def _composed(
-    spent: tuple[Spent, ...], width: float, points: int, removed: bool
+    spent: tuple[DpEvent, ...], width: float, points: int, removed: bool
 ) -> tuple[Array, float]:
     """Masses of the whole's privacy loss at ``k * width``, ``k >= 0``, and the logarithm of what
     is not beyond every point."""
@@ -186,7 +186,7 @@ def _composed(
     return composed[: points // 2], lost
 
 
-def _losses(each: Spent, width: float, points: int, removed: bool) -> tuple[Array, float]:
+def _losses(each: DpEvent, width: float, points: int, removed: bool) -> tuple[Array, float]:
     """One step's privacy loss: masses at ``k * width`` (index modulo ``points``), and what is
     beyond every point."""
     half = (points - 2) // 2
@@ -206,7 +206,7 @@ def _losses(each: Spent, width: float, points: int, removed: bool) -> tuple[Arra
     return np.roll(at_edges, -half), float(beyond)
 
 
-def _cell_masses(each: Spent, edges: Array) -> tuple[Array, Array]:
+def _cell_masses(each: DpEvent, edges: Array) -> tuple[Array, Array]:
     """Mass between losses ``-inf, edges..., inf`` under the distribution with the record and
     under that without it."""
     q, sigma = each.sample_rate, each.noise_multiplier

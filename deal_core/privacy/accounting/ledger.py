@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.composition import Spent, epsilon_of
+from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
 
 FILE = "ledger.sqlite"
 KEPT_ANSWERS = 8
@@ -71,7 +71,7 @@ class Event:
         mechanism: ``record``, or ``counts`` for evaluation counts with noise.
         unit: what a neighbour differs by: ``record``.
         sample_rate, noise_multiplier, steps: see
-            :class:`~deal_core.privacy.accounting.composition.Spent`.
+            :class:`~deal_core.privacy.accounting.composition.DpEvent`.
         max_grad_norm: clipping bound; for the ledger's reader, it costs nothing.
         delta: at which the budget was checked.
         simulation_only: the noise came from a seed: nothing is guaranteed.
@@ -98,13 +98,13 @@ class Event:
         return self.noise_multiplier > 0
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> DpEvent:
         """What it costs.
 
         Raises:
             ValueError: of an unprotected release; no epsilon is large enough.
         """
-        return Spent(self.sample_rate, self.noise_multiplier, self.steps)
+        return DpEvent(self.sample_rate, self.noise_multiplier, self.steps)
 
 
 Place = tuple[str, str, int, int]

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deal_core.config.experiment import Experiment
 from deal_core.methods import Phase
-from deal_core.privacy.accounting.composition import Spent
+from deal_core.privacy.accounting.composition import DpEvent
 
 NARROWEST = 1e-4
 """Relative width of the interval that a multiplier is known to."""
@@ -23,7 +23,7 @@ LEAST_NOISE, MOST_NOISE = 0.1, 64.0
 would only do harm."""
 
 
-class Work(BaseModel):
+class ReleaseSchedule(BaseModel):
     """What one task takes.
 
     Attributes:
@@ -42,18 +42,18 @@ class Work(BaseModel):
     sample_rate: float
     steps: int
 
-    def spent(self, noise_multiplier: float) -> Spent:
+    def spent(self, noise_multiplier: float) -> DpEvent:
         """By all rounds."""
-        return Spent(self.sample_rate, noise_multiplier, self.rounds * self.steps)
+        return DpEvent(self.sample_rate, noise_multiplier, self.rounds * self.steps)
 
 
-class NoiseMultiplier(Exception):
+class NoFeasibleNoise(Exception):
     """No multiplier that is of use makes it fit."""
 
 
 def planned_work(
     experiment: Experiment, phases: Sequence[Phase], records: Mapping[str, int]
-) -> list[Work]:
+) -> list[ReleaseSchedule]:
     """What a client may be asked to do, at most.
 
     A client that is not sampled, or has fewer tasks than there are, will spend less.
@@ -72,7 +72,7 @@ def planned_work(
         by_task = [(task, learning + private * stages) for task in records]
     rates = sample_rates(experiment, records)
     return [
-        Work(
+        ReleaseSchedule(
             task=task,
             records=records[task],
             rounds=rounds,
@@ -113,13 +113,13 @@ def solve_noise_multiplier(epsilon_with: Callable[[float], float], target_epsilo
         target_epsilon: at the same delta.
 
     Raises:
-        NoiseMultiplier: the past leaves nothing, or nothing that could be learnt with.
+        NoFeasibleNoise: the past leaves nothing, or nothing that could be learnt with.
     """
     low, high = LEAST_NOISE, 1.0
     while epsilon_with(high) > target_epsilon:
         low, high = high, 2 * high
         if high > MOST_NOISE:
-            raise NoiseMultiplier
+            raise NoFeasibleNoise
     while high / low > 1 + NARROWEST:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if epsilon_with(middle) <= target_epsilon else (middle, high)

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.privacy.accounting.composition import Spent, merged
+from deal_core.privacy.accounting.composition import DpEvent, merged
 from deal_core.privacy.audit.guesses import ALL, Guesses, guess
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, over_choices
 from deal_core.privacy.audit.planted import likelihood_ratio
@@ -50,7 +50,7 @@ class Power:
     accuracy: float
 
 
-def audit_power(spent: Sequence[Spent], canaries: int, repetitions: int, seed: int) -> Power:
+def audit_power(spent: Sequence[DpEvent], canaries: int, repetitions: int, seed: int) -> Power:
     """Play audits of a mechanism with less and less noise, until enough of them notice.
 
     Args:
@@ -88,7 +88,7 @@ class _Pool:
 
 
 def _scores(
-    spent: Sequence[Spent], scale: float, there: bool, rng: np.random.Generator
+    spent: Sequence[DpEvent], scale: float, there: bool, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """As :class:`~deal_core.privacy.audit.planted.NoisedSteps` gives them, with so much of the
     noise."""

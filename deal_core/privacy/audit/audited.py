@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import nn
 
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.interface import Ask, Counts, Mechanism, Site, Trained
+from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Site, UpdateRequest
 from deal_core.training.gradients import Gradients, Probes
 from deal_core.training.objective import Objective
 
@@ -21,7 +21,7 @@ from deal_core.training.objective import Objective
 class Witness(Protocol):
     """Sees every model of the audited site."""
 
-    def model(self, ask: Ask, model: LanguageModel, labels: Sequence[str]) -> None:
+    def model(self, ask: UpdateRequest, model: LanguageModel, labels: Sequence[str]) -> None:
         """The model of the site after a local training; may score, must not change it."""
 
 
@@ -35,7 +35,7 @@ class Witnessed:
     """
 
     inner: Gradients
-    ask: Ask
+    ask: UpdateRequest
     witness: Witness
 
     @property
@@ -85,7 +85,9 @@ class Audited:
         """As it is."""
         return self.inner.trained(factors)
 
-    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+    def release(
+        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
+    ) -> LocalUpdate:
         """As it is, before the witness.
 
         Raises:
@@ -95,6 +97,6 @@ class Audited:
             ask, site, lambda gradients: make(Witnessed(gradients, ask, self.witness))
         )
 
-    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """As it is."""
         return self.inner.count(ask, site, make)

@@ -22,7 +22,7 @@ from deal_core.lora.adapter import Adapter
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted import FAR, likelihood_ratio
 from deal_core.privacy.mechanisms.clipped_mean import factors_of, moved
-from deal_core.privacy.mechanisms.server_side import CentralNoise, Place, ServerSide
+from deal_core.privacy.mechanisms.server_side import CentralDP, RoundContext, ServerSide
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class CanaryClients:
         side: ServerSide,
         before: Adapter,
         trained: Callable[[int], frozenset[str]],
-        rounds: Sequence[Place],
+        rounds: Sequence[RoundContext],
     ) -> NDArray[np.float64]:
         """Play a run; return how much every canary looks as if it had been there, ``(count,)``: as
         :class:`~deal_core.privacy.audit.planted.NoisedSteps` has it, or, without noise, how far the
@@ -63,7 +63,7 @@ class CanaryClients:
         return scores
 
     def _round(
-        self, side: ServerSide, before: Adapter, trained: frozenset[str], place: Place
+        self, side: ServerSide, before: Adapter, trained: frozenset[str], place: RoundContext
     ) -> Adapter:
         """One round of those that are in, and drawn; whatever rule follows the sum, the plain mean
         shows as much."""
@@ -79,8 +79,8 @@ class CanaryClients:
         return aggregation.finish().current
 
 
-def _told(along: NDArray[np.float64], side: ServerSide, place: Place) -> NDArray[np.float64]:
-    if not isinstance(side, CentralNoise):
+def _told(along: NDArray[np.float64], side: ServerSide, place: RoundContext) -> NDArray[np.float64]:
+    if not isinstance(side, CentralDP):
         return along
     expected = side.sample_rate * place.eligible
     return likelihood_ratio(expected * along, side.sample_rate, side.plan.noise_multiplier)

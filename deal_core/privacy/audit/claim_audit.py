@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from deal_core.privacy.accounting.composition import Spent, epsilon_of, merged
+from deal_core.privacy.accounting.composition import DpEvent, epsilon_of, merged
 from deal_core.privacy.audit.guesses import Guesses
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, over_choices
 from deal_core.privacy.audit.trade_off_audit import p_value
@@ -33,7 +33,7 @@ class Repetition:
         outcomes: of the guesses, one for every choice of how many.
     """
 
-    spent: tuple[Spent, ...]
+    spent: tuple[DpEvent, ...]
     outcomes: tuple[Guesses, ...]
 
 
@@ -75,7 +75,7 @@ def least_refuted(repetitions: Sequence[Repetition], delta: float) -> LeastRefut
     return LeastRefuted(high, least, delta)
 
 
-def scaled(spent: Sequence[Spent], scale: float) -> tuple[Spent, ...]:
+def scaled(spent: Sequence[DpEvent], scale: float) -> tuple[DpEvent, ...]:
     """The same with so many times the noise."""
     return tuple(replace(e, noise_multiplier=scale * e.noise_multiplier) for e in spent)
 
@@ -90,5 +90,5 @@ def _p_values(repetition: Repetition, scale: float) -> list[float]:
 
 
 @lru_cache(maxsize=64)
-def _curve(spent: tuple[Spent, ...]) -> TradeOff:
+def _curve(spent: tuple[DpEvent, ...]) -> TradeOff:
     return trade_off(spent)

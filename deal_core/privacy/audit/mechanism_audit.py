@@ -21,11 +21,11 @@ from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, LowerBound, lower_bound
 from deal_core.privacy.audit.planted import Scores, plant
-from deal_core.privacy.interface import Ask, Mechanism, RecordId, Site, Trained
+from deal_core.privacy.interface import LocalUpdate, Mechanism, RecordId, Site, UpdateRequest
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Gradients
-from deal_core.training.loop import descend
+from deal_core.training.loop import run_local_steps
 from deal_core.wire.instruction import LEARN
 
 TASK = "audited"
@@ -128,19 +128,19 @@ def _trained(
     site = Site(ledger=lambda: ledger, policy=None, simulated=True)
     trained = mechanism.trained(frozenset({"lora_A", "lora_B"}))
 
-    def make(gradients: Gradients) -> Trained:
+    def make(gradients: Gradients) -> LocalUpdate:
         objective = Plain(records.model, records.labels, gradients.data)
-        descend(records.model, objective, gradients, trained, experiment.train)
+        run_local_steps(records.model, objective, gradients, trained, experiment.train)
         gradients.finished(records.model, records.labels, records.data[:2])
-        return Trained({}, {})
+        return LocalUpdate({}, {})
 
     for server_round in range(1, experiment.federation.rounds + 1):
         planted.release(_ask(experiment, records, server_round), site, make)
     return planted.seen.total
 
 
-def _ask(experiment: Experiment, records: Records, server_round: int) -> Ask:
-    return Ask(
+def _ask(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:
+    return UpdateRequest(
         request=f"audit {server_round}",
         client="0",
         task=TASK,

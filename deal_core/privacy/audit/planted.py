@@ -20,7 +20,14 @@ from deal_core.lora.attach import learning_factors
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted_objective import PlantedObjective
-from deal_core.privacy.interface import Ask, Counts, Mechanism, RecordId, Site, Trained
+from deal_core.privacy.interface import (
+    Counts,
+    LocalUpdate,
+    Mechanism,
+    RecordId,
+    Site,
+    UpdateRequest,
+)
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.training.gradients import Gradients, Probes
 from deal_core.training.objective import Objective
@@ -181,7 +188,9 @@ class Planted:
         """As it is."""
         return self.inner.trained(factors)
 
-    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+    def release(
+        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
+    ) -> LocalUpdate:
         """As it is, with the canaries for further records.
 
         Raises:
@@ -198,12 +207,12 @@ class Planted:
             ids=lambda: [*ask.ids(), *(f"canary {k}" for k in range(count))],
         )
 
-        def watched(gradients: Gradients) -> Trained:
+        def watched(gradients: Gradients) -> LocalUpdate:
             return make(Watched(gradients, records, self.canaries, self.length, self.seen))
 
         return self.inner.release(more, site, watched)
 
-    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """As it is."""
         return self.inner.count(ask, site, make)
 

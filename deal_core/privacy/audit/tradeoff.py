@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.privacy.accounting.composition import Spent, privacy_curve
+from deal_core.privacy.accounting.composition import DpEvent, privacy_curve
 
 Array = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class TradeOff:
         return np.where(found > 1, np.maximum(found, inside), inside)
 
 
-def trade_off(spent: Iterable[Spent]) -> TradeOff:
+def trade_off(spent: Iterable[DpEvent]) -> TradeOff:
     """The curve of everything that was spent together, in either direction (a record added, a
     record removed)."""
     return trade_off_of(*privacy_curve(spent, EPSILONS, FINEST))

@@ -23,8 +23,8 @@ from deal_core.lora.attach import learning_factors
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.accounting.client_plan import UNIT, client_event, client_plan, client_rounds
 from deal_core.privacy.accounting.ledger import BudgetSpent, composed
-from deal_core.privacy.accounting.plan import NoiseMultiplier
-from deal_core.privacy.interface import Ask, Counts, Mechanism, Refusal, Site, Trained
+from deal_core.privacy.accounting.plan import NoFeasibleNoise
+from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.clipped_mean import clipped, noised
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected
@@ -48,7 +48,7 @@ def one_factor(experiment: Experiment, factors: frozenset[str]) -> frozenset[str
 
 
 @dataclass(frozen=True)
-class TrustingClient:
+class CentralDPClient:
     """Leaves clipping and noise to the server."""
 
     experiment: Experiment
@@ -58,7 +58,9 @@ class TrustingClient:
         """As :func:`one_factor`."""
         return one_factor(self.experiment, factors)
 
-    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+    def release(
+        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
+    ) -> LocalUpdate:
         """Train, and let go the update alone: what else describes the data would be in no sum.
 
         Raises:
@@ -76,9 +78,9 @@ class TrustingClient:
         epochs = config.federation.local_epochs
         made = make(NonPrivateGradients(ask.data, epochs, config.train, ask.generator))
         note_unprotected(config, ask, site, "trusted-server")
-        return Trained(made.arrays, {"num_examples": 1.0})
+        return LocalUpdate(made.arrays, {"num_examples": 1.0})
 
-    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """As without a mechanism.
 
         Raises:
@@ -141,7 +143,7 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class WaryClient:
+class LocalDPClient:
     """Adds the noise itself."""
 
     experiment: Experiment
@@ -151,7 +153,9 @@ class WaryClient:
         """As :func:`one_factor`."""
         return one_factor(self.experiment, factors)
 
-    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+    def release(
+        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
+    ) -> LocalUpdate:
         """Plan, check the budget, train, clip, add noise, charge, and only then let go.
 
         Raises:
@@ -191,14 +195,14 @@ class WaryClient:
             if site.policy is None or site.policy.spending:
                 epsilon = composed([*ledger.events(), event], plan.delta)
                 figures |= {"epsilon": epsilon, "delta": plan.delta}
-            answer = packed(Trained(arrays, figures))
+            answer = packed(LocalUpdate(arrays, figures))
             budget = plan.budget(site.policy)
             return unpacked(ledger.charge(event, budget, ask.request, answer))
-        except (BudgetSpent, NoiseMultiplier) as spent:
+        except (BudgetSpent, NoFeasibleNoise) as spent:
             reason = str(spent) or "the ledger's past leaves nothing"
             raise Refusal("budget-spent", reason) from None
 
-    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """As without a mechanism.
 
         Raises:
@@ -209,7 +213,7 @@ class WaryClient:
     def _scale(self, noise_multiplier: float) -> float:
         return noise_multiplier * NEIGHBOURS * self.experiment.privacy.max_update_norm
 
-    def _gradients(self, ask: Ask, noise_multiplier: float, seeds: bool) -> NoisedUpdate:
+    def _gradients(self, ask: UpdateRequest, noise_multiplier: float, seeds: bool) -> NoisedUpdate:
         config = self.experiment
         where = ask.client, ask.phase, ask.stage, ask.server_round
         noise = SeededNoise(seeded(config.run.seed, "privacy", *where)) if seeds else SecureNoise()
@@ -223,5 +227,5 @@ class WaryClient:
 def make_client(experiment: Experiment) -> Mechanism:
     """Build from the experiment."""
     if experiment.privacy.trusted_server:
-        return TrustingClient(experiment)
-    return WaryClient(experiment)
+        return CentralDPClient(experiment)
+    return LocalDPClient(experiment)

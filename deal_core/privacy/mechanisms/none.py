@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from deal_core.config.experiment import Experiment
 from deal_core.privacy.accounting.ledger import unprotected_event
 from deal_core.privacy.accounting.run_name import run_name
-from deal_core.privacy.interface import Ask, Counts, Refusal, Site, Trained
+from deal_core.privacy.interface import Counts, LocalUpdate, Refusal, Site, UpdateRequest
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
 from deal_core.training.gradients import Gradients
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
@@ -26,14 +26,16 @@ class PublicTexts:
         """Those of the rule."""
         return factors
 
-    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+    def release(
+        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
+    ) -> LocalUpdate:
         """Train on the texts, and let the update go."""
         config = self.experiment
         epochs = config.federation.local_epochs
         made = make(NonPrivateGradients(ask.data, epochs, config.train, ask.generator))
         return replace(made, figures=figures_allowed(made.figures, site.policy))
 
-    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """Raise :class:`Refusal`: nobody's texts have no right answers."""
         raise Refusal("withheld", "public texts have no answers to count")
 
@@ -49,7 +51,9 @@ class NoMechanism:
         """Those of the rule."""
         return factors
 
-    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+    def release(
+        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
+    ) -> LocalUpdate:
         """Train, and let go what the site's policy lets go; a site notes that it did so.
 
         Raises:
@@ -65,7 +69,7 @@ class NoMechanism:
         note_unprotected(self.experiment, ask, site, "none")
         return replace(made, figures=figures_allowed(made.figures, site.policy))
 
-    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """In the clear, or not at all: there is no ledger that noise could be charged to."""
         if metrics_allowed(self.experiment.privacy.metrics, site.policy) != "clear":
             raise Refusal("withheld", "counts of right answers do not leave this site")
@@ -73,7 +77,7 @@ class NoMechanism:
 
 
 def clear_counts(
-    experiment: Experiment, ask: Ask, site: Site, make: Callable[[], Counts]
+    experiment: Experiment, ask: UpdateRequest, site: Site, make: Callable[[], Counts]
 ) -> Counts:
     """Counts as they are; a site notes that they have left."""
     counts = make()
@@ -81,7 +85,9 @@ def clear_counts(
     return counts
 
 
-def note_unprotected(experiment: Experiment, ask: Ask, site: Site, mechanism: str) -> None:
+def note_unprotected(
+    experiment: Experiment, ask: UpdateRequest, site: Site, mechanism: str
+) -> None:
     """Write into a real site's ledger that something has left without protection: of its records
     no epsilon holds."""
     if site.simulated:

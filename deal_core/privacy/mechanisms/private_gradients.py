@@ -48,7 +48,7 @@ class PrivateGradients:
         max_grad_norm: clipping bound.
         steps: known before anything is drawn.
         expected_batch: what the noisy sum is divided by; public.
-        tokens_per_pass: bounds memory, not the step.
+        tokens_per_microbatch: bounds memory, not the step.
         noise: of samples and gradients.
     """
 
@@ -59,7 +59,7 @@ class PrivateGradients:
     max_grad_norm: float
     steps: int
     expected_batch: float
-    tokens_per_pass: int
+    tokens_per_microbatch: int
     noise: NoiseSource
     _before: list[Tensor] = field(default_factory=list)
     _taken: int = 0
@@ -99,7 +99,7 @@ class PrivateGradients:
             raise ValueError("gradients are there before those of the batch")
         if self._taken == 0:
             self._before = [factor.detach().clone() for factor in factors]
-        parts = sampled_passes(module, self.data, batch, self.tokens_per_pass)
+        parts = sampled_passes(module, self.data, batch, self.tokens_per_microbatch)
         clipped_gradients(module, objective, parts, BELOW * self.max_grad_norm)
         scale = self.noise_multiplier * self.max_grad_norm
         for factor in factors:

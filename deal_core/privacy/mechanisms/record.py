@@ -26,14 +26,14 @@ from deal_core.errors import UserError
 from deal_core.methods import make_method
 from deal_core.privacy.accounting.ledger import Budget, BudgetSpent, Event, composed
 from deal_core.privacy.accounting.plan import (
-    NoiseMultiplier,
-    Work,
+    NoFeasibleNoise,
+    ReleaseSchedule,
     evaluations,
     planned_work,
     solve_noise_multiplier,
 )
 from deal_core.privacy.accounting.run_name import run_name
-from deal_core.privacy.interface import Ask, Counts, Refusal, Site, Trained
+from deal_core.privacy.interface import Counts, LocalUpdate, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
@@ -66,7 +66,7 @@ class Plan(BaseModel):
     delta: float
     disjoint_tasks: bool
     max_grad_norm: float
-    work: tuple[Work, ...]
+    work: tuple[ReleaseSchedule, ...]
 
     def records(self, task: str) -> int:
         """Number of the task's records that the plan was made for."""
@@ -95,7 +95,9 @@ class RecordMechanism:
         both = self.experiment.privacy.factors == "both" or len(factors) == 1
         return factors if both else factors & {"lora_B"}
 
-    def release(self, ask: Ask, site: Site, make: Callable[[Gradients], Trained]) -> Trained:
+    def release(
+        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
+    ) -> LocalUpdate:
         """Plan, check the budget, train, charge, and only then let the update go.
 
         Raises:
@@ -113,26 +115,30 @@ class RecordMechanism:
             event = self._event(ask, site, plan)
             require_planned(ask.record_ids, len(ask.data), ask.task, plan.records(ask.task))
             ledger.require(event, budget)
-        except (BudgetSpent, NoiseMultiplier) as spent:
+        except (BudgetSpent, NoFeasibleNoise) as spent:
             reason = str(spent) or "the ledger's past leaves nothing"
             raise Refusal("budget-spent", reason) from None
         except (UserError, UnsafeModel) as error:
             raise Refusal("policy", str(error)) from None
         arrays = total(make, self._gradients(ask, site, event), self._blank(ask, site, event))
-        answer = packed(Trained(arrays, self._figures(ask, site, plan, event)))
+        answer = packed(LocalUpdate(arrays, self._figures(ask, site, plan, event)))
         try:
             return unpacked(ledger.charge(event, budget, ask.request, answer))
         except BudgetSpent as spent:
             raise Refusal("budget-spent", str(spent)) from None
 
-    def _figures(self, ask: Ask, site: Site, plan: Plan, event: Event) -> dict[str, float]:
+    def _figures(
+        self, ask: UpdateRequest, site: Site, plan: Plan, event: Event
+    ) -> dict[str, float]:
         """What goes with an update: of rates, noise and steps, not of data."""
         figures = {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
             "simulation_only": float(event.simulation_only),
         }
         policy = site.policy
-        if policy is None or policy.counts:  # the number of steps tells that of the records
+        if (
+            policy is None or policy.share_num_examples
+        ):  # the number of steps tells that of the records
             figures |= {"noise_floor": entry_noise(event.steps, ask.learning_rate)}
         if policy is None or policy.spending:
             disjoint = plan.budget(policy).disjoint_tasks
@@ -141,7 +147,7 @@ class RecordMechanism:
             figures |= {"disjoint_tasks": 1.0} if disjoint else {}
         return figures
 
-    def count(self, ask: Ask, site: Site, make: Callable[[], Counts]) -> Counts:
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """In the clear, with noise that is charged like an update, or not at all.
 
         Raises:
@@ -162,12 +168,12 @@ class RecordMechanism:
                 ledger.require(event, budget)
                 answer = self._noised_counts(ask, event, make)
                 kept = ledger.charge(event, budget, ask.request, answer)
-            except (BudgetSpent, NoiseMultiplier, UserError) as reason:
+            except (BudgetSpent, NoFeasibleNoise, UserError) as reason:
                 raise Refusal("withheld", str(reason)) from None
         counts: Counts = json.loads(kept)
         return counts
 
-    def _noised_counts(self, ask: Ask, event: Event, make: Callable[[], Counts]) -> bytes:
+    def _noised_counts(self, ask: UpdateRequest, event: Event, make: Callable[[], Counts]) -> bytes:
         """The answer that is charged; where counting fails, counts of nothing: that it does tells
         of data."""
         noise = self._noise(ask) if event.simulation_only else SecureNoise()
@@ -178,7 +184,7 @@ class RecordMechanism:
             counts = dict.fromkeys(("correct", "examples"), [0] * ask.evaluated)
         return json.dumps(dict(noised_counts(counts, event.noise_multiplier, noise))).encode()
 
-    def _plan(self, ask: Ask, site: Site) -> Plan:
+    def _plan(self, ask: UpdateRequest, site: Site) -> Plan:
         """The run's plan as the ledger has it; made with the first round."""
         text = site.ledger().plan(
             self._run,
@@ -217,7 +223,9 @@ class RecordMechanism:
             work=tuple(work),
         )
 
-    def _planned(self, work: Work, noise_multiplier: float, delta: float, bound: float) -> Event:
+    def _planned(
+        self, work: ReleaseSchedule, noise_multiplier: float, delta: float, bound: float
+    ) -> Event:
         """All rounds of a task as one event."""
         return Event(
             run=self._run,
@@ -237,10 +245,10 @@ class RecordMechanism:
 
     def _planned_counts(self, evaluations: int, delta: float) -> Event:
         """All evaluations as one event."""
-        work = Work(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
-        return self._planned(work, self.experiment.privacy.counts_noise, delta, sensitivity(1))
+        work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
+        return self._planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1))
 
-    def _event(self, ask: Ask, site: Site, plan: Plan) -> Event:
+    def _event(self, ask: UpdateRequest, site: Site, plan: Plan) -> Event:
         """This round.
 
         Raises:
@@ -265,7 +273,7 @@ class RecordMechanism:
             simulation_only=self._seeds(site),
         )
 
-    def _counting(self, ask: Ask, site: Site, plan: Plan) -> Event:
+    def _counting(self, ask: UpdateRequest, site: Site, plan: Plan) -> Event:
         """One evaluation of the tasks that are asked for."""
         return Event(
             run=self._run,
@@ -276,14 +284,14 @@ class RecordMechanism:
             mechanism="counts",
             unit=UNIT,
             sample_rate=1.0,
-            noise_multiplier=self.experiment.privacy.counts_noise,
+            noise_multiplier=self.experiment.privacy.metrics_noise,
             steps=1,
             max_grad_norm=sensitivity(ask.evaluated),
             delta=plan.delta,
             simulation_only=self._seeds(site),
         )
 
-    def _gradients(self, ask: Ask, site: Site, event: Event) -> PrivateGradients:
+    def _gradients(self, ask: UpdateRequest, site: Site, event: Event) -> PrivateGradients:
         config = self.experiment
         expected = config.train.batch_size
         if config.privacy.sample_rate:
@@ -297,18 +305,18 @@ class RecordMechanism:
             max_grad_norm=event.max_grad_norm,
             steps=event.steps,
             expected_batch=expected,
-            tokens_per_pass=config.train.tokens_per_pass,
+            tokens_per_microbatch=config.train.tokens_per_microbatch,
             noise=noise,
         )
 
-    def _blank(self, ask: Ask, site: Site, event: Event) -> PrivateGradients:
+    def _blank(self, ask: UpdateRequest, site: Site, event: Event) -> PrivateGradients:
         """The same steps on no record: noise alone."""
         return replace(self._gradients(ask, site, event), data=(), record_ids=())
 
     def _seeds(self, site: Site) -> bool:
         return site.simulated and self.experiment.privacy.noise != "secure"
 
-    def _noise(self, ask: Ask) -> SeededNoise:
+    def _noise(self, ask: UpdateRequest) -> SeededNoise:
         where = ask.client, ask.phase, ask.stage, ask.server_round
         return SeededNoise(seeded(self.experiment.run.seed, "privacy", *where))
 
@@ -318,7 +326,7 @@ class RecordMechanism:
 
 
 def total(
-    make: Callable[[Gradients], Trained], gradients: Gradients, blank: Gradients
+    make: Callable[[Gradients], LocalUpdate], gradients: Gradients, blank: Gradients
 ) -> Mapping[str, NDArray[Any]]:
     """The arrays that ``make`` gives, whatever the data are: where it fails on them, those of
     ``blank``, which reads none. So an answer never tells whether something has failed; the log here
@@ -334,17 +342,17 @@ def total(
         return make(blank).arrays
 
 
-def packed(made: Trained) -> bytes:
+def packed(made: LocalUpdate) -> bytes:
     """As bytes that a ledger keeps."""
     arrays = {key: np.ascontiguousarray(value) for key, value in made.arrays.items()}
     return save(arrays, {"figures": json.dumps(dict(made.figures))})
 
 
-def unpacked(answer: bytes) -> Trained:
+def unpacked(answer: bytes) -> LocalUpdate:
     """Undo :func:`packed`."""
     length = int.from_bytes(answer[:8], "little")
     header = json.loads(answer[8 : 8 + length])
-    return Trained(load(answer), json.loads(header["__metadata__"]["figures"]))
+    return LocalUpdate(load(answer), json.loads(header["__metadata__"]["figures"]))
 
 
 def make_record(experiment: Experiment) -> RecordMechanism:

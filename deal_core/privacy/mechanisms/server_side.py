@@ -29,7 +29,7 @@ from deal_core.errors import UserError, choose
 from deal_core.lora.adapter import Adapter
 from deal_core.privacy.accounting.client_plan import ClientPlan, client_event, client_plan
 from deal_core.privacy.accounting.ledger import BudgetSpent, Ledger, composed
-from deal_core.privacy.accounting.plan import NoiseMultiplier
+from deal_core.privacy.accounting.plan import NoFeasibleNoise
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, moved
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
@@ -37,7 +37,7 @@ from deal_core.randomness import seeded
 
 
 @dataclass(frozen=True)
-class Place:
+class RoundContext:
     """Where in the run a round is, and how many clients had a task in it."""
 
     phase: str
@@ -61,7 +61,7 @@ class ServerSide(Protocol):
         """Who of those that have a task takes part, in their order."""
 
     def begin(
-        self, rule: AggregationRule, before: Adapter, trained: frozenset[str], place: Place
+        self, rule: AggregationRule, before: Adapter, trained: frozenset[str], place: RoundContext
     ) -> Aggregation:
         """Start a round.
 
@@ -77,7 +77,7 @@ class ServerSide(Protocol):
 
 
 @dataclass(frozen=True)
-class AsSent:
+class NoServerNoise:
     """The server averages what it is sent."""
 
     experiment: Experiment
@@ -91,7 +91,7 @@ class AsSent:
         return [names[i] for i in sorted(order)]
 
     def begin(
-        self, rule: AggregationRule, before: Adapter, trained: frozenset[str], place: Place
+        self, rule: AggregationRule, before: Adapter, trained: frozenset[str], place: RoundContext
     ) -> Aggregation:
         """The rule's own."""
         return rule.begin(before, place.server_round)
@@ -102,7 +102,7 @@ class AsSent:
 
 
 @dataclass(frozen=True)
-class CentralNoise:
+class CentralDP:
     """The server clips, adds noise and accounts.
 
     Attributes:
@@ -129,7 +129,7 @@ class CentralNoise:
         """
         try:
             return client_plan(self.experiment, self.ledger, self.rounds, self.sample_rate)
-        except NoiseMultiplier:
+        except NoFeasibleNoise:
             raise UserError(
                 f"privacy.target_epsilon = {self.experiment.privacy.target_epsilon:g} leaves "
                 f"nothing to learn with in {self.rounds} rounds; raise it, or take fewer rounds"
@@ -141,7 +141,7 @@ class CentralNoise:
         return [name for name, taken in zip(names, drawn.tolist(), strict=True) if taken]
 
     def begin(
-        self, rule: AggregationRule, before: Adapter, trained: frozenset[str], place: Place
+        self, rule: AggregationRule, before: Adapter, trained: frozenset[str], place: RoundContext
     ) -> Aggregation:
         """A round that releases one noisy mean."""
         return NoisyRound(self, rule, before, trained, place)
@@ -159,7 +159,7 @@ class CentralNoise:
         }
         return dict.fromkeys(clients, figures)
 
-    def released(self, clipped_sum: ClippedSum, place: Place) -> dict[str, np.ndarray]:
+    def released(self, clipped_sum: ClippedSum, place: RoundContext) -> dict[str, np.ndarray]:
         """The noisy mean of a round, charged before it is known: asked for again, it is the same.
 
         Raises:
@@ -208,11 +208,11 @@ class NoisyRound:
 
     def __init__(
         self,
-        side: CentralNoise,
+        side: CentralDP,
         rule: AggregationRule,
         before: Adapter,
         trained: frozenset[str],
-        place: Place,
+        place: RoundContext,
     ) -> None:
         self._side, self._rule, self._before, self._place = side, rule, before, place
         self._sum = ClippedSum(before, trained, side.experiment.privacy.max_update_norm)
@@ -242,13 +242,13 @@ MakeServerSide = Callable[[Experiment, int, Ledger], ServerSide]
 
 
 def _as_sent(experiment: Experiment, rounds: int, ledger: Ledger) -> ServerSide:
-    return AsSent(experiment)
+    return NoServerNoise(experiment)
 
 
 def _client(experiment: Experiment, rounds: int, ledger: Ledger) -> ServerSide:
     if not experiment.privacy.trusted_server:
-        return AsSent(experiment)
-    return CentralNoise(experiment, rounds, ledger)
+        return NoServerNoise(experiment)
+    return CentralDP(experiment, rounds, ledger)
 
 
 SERVER_SIDES: Mapping[str, MakeServerSide] = {

@@ -20,7 +20,7 @@ from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.run_state import RunState, SiteState, state_of
 from simulations.deployment.server.site_registry import registered
 from simulations.deployment.server.submit import run_folder, starts
-from simulations.output.console import say
+from simulations.output.console import print_line
 
 
 def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> None:
@@ -47,9 +47,9 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         print(json.dumps(told, indent=1, default=Spending.model_dump))
         return
     for line in described(run.name, state):
-        say(console, line)
+        print_line(console, line)
     _print_sites(console, sites, state.sites, fault, state.unit)
-    say(console, next_step(run.name, state))
+    print_line(console, next_step(run.name, state))
 
 
 def connected(folder: ServerFolder) -> tuple[dict[str, str], str]:
@@ -129,7 +129,7 @@ def _print_sites(
         table.add_row(*row)
     console.print(table)
     if fault:
-        say(console, f"connections unknown: {fault}")
+        print_line(console, f"connections unknown: {fault}")
 
 
 def _cost(spent: Spending | None) -> str:

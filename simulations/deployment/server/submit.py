@@ -15,7 +15,7 @@ from deal_core.config.run_config import flatten
 from deal_core.data.sites import SitesSource
 from deal_core.errors import UserError
 from server.folder import RunFolder
-from server.lock import alone
+from server.lock import exclusive_lock
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.site_registry import registered
@@ -58,7 +58,7 @@ def submit(folder: ServerFolder, submission: Submission) -> list[str]:
         experiment = begun(folder, submission, sites)
     check(experiment)
     run = RunFolder(Path(experiment.run.out))
-    with alone(run.launching):
+    with exclusive_lock(run.launching):
         check_folder(experiment)
         if submission.resume:
             _nobody_writes(run.path)
@@ -182,7 +182,7 @@ def _at(experiment: Experiment, out: str, sites: tuple[str, ...]) -> Experiment:
 
 def _nobody_writes(run: Path) -> None:
     """Raise where the run that should go on has not ended."""
-    with alone(RunFolder(run).writing):
+    with exclusive_lock(RunFolder(run).writing):
         pass
 
 

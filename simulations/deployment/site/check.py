@@ -191,10 +191,10 @@ def what_leaves(site: SiteFile) -> list[str]:
     noised = ", clipped, noised and charged to the ledger" if protected else ""
     ordinary = dict.fromkeys(("num_examples", "loss", "seconds"), 0.0)
     figures = ["num_examples"] if protected else list(figures_allowed(ordinary, policy))
-    if policy is not None and (protected or not policy.counts):
+    if policy is not None and (protected or not policy.share_num_examples):
         figures[figures.index("num_examples")] = "num_examples (always 1)"
     private = ["simulation_only"]
-    private += ["noise_floor"] if policy is None or policy.counts else []
+    private += ["noise_floor"] if policy is None or policy.share_num_examples else []
     if policy is None or policy.spending:
         private += ["epsilon", "delta"]
         private += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []

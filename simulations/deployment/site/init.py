@@ -54,7 +54,7 @@ mechanism = "record"     # differential privacy for each record; without this an
 max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one protects less
 metrics = "none"         # counts of right answers stay; "noised": they leave with noise, and are
                          # charged; "clear": they leave as they are, unprotected
-counts = false           # true: the exact number of training records may leave
+share_num_examples = false  # true: the exact number of training records may leave
 spending = true          # false: epsilon and delta of the ledger stay here as well
 
 [apps]                   # the code that the server may run here; nothing of another is unpacked

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deal_core.aggregation.gauge import ErrorGauge, Reading
+from deal_core.aggregation.gauge import AggregationError, ErrorGauge
 from deal_core.lora.adapter import Adapter, LoraFactors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,7 +42,7 @@ def dense_error(updates, results, shapes):
     return math.sqrt(gap / size), math.sqrt(size)
 
 
-def read(updates, results, shapes, **limits) -> Reading:
+def read(updates, results, shapes, **limits) -> AggregationError:
     gauge = ErrorGauge(shapes, **limits)
     for each, weight in updates:
         gauge.add(each, weight)

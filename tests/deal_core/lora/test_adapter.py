@@ -12,7 +12,7 @@ from deal_core.lora.adapter import (
     Adapter,
     LoraFactors,
     compress,
-    fresh_adapter,
+    orthogonal_init,
     relative_difference,
     spectrum,
     split,
@@ -87,7 +87,7 @@ def test_spectrum_is_deterministic_in_sign(drawn):
 
 def test_fresh_adapter_is_orthonormal_scaled_and_outside_what_is_retained(drawn):
     retained = drawn(5, 1.0, 4)
-    fresh = fresh_adapter(retained, 6, 2.0, torch.Generator().manual_seed(0))
+    fresh = orthogonal_init(retained, 6, 2.0, torch.Generator().manual_seed(0))
     for name, f in fresh.layers.items():
         assert not f.B.any()
         torch.testing.assert_close(f.A @ f.A.T, torch.eye(6) / 3.0, rtol=0, atol=1e-6)
@@ -99,7 +99,7 @@ def test_fresh_adapter_is_orthonormal_scaled_and_outside_what_is_retained(drawn)
 def test_fresh_adapter_depends_on_the_generator_alone():
     nothing = zero_adapter(SHAPES, 4)
     first, same, other = (
-        fresh_adapter(nothing, 3, 1.0, torch.Generator().manual_seed(s)) for s in (7, 7, 8)
+        orthogonal_init(nothing, 3, 1.0, torch.Generator().manual_seed(s)) for s in (7, 7, 8)
     )
     assert torch.equal(first.layers["first"].A, same.layers["first"].A)
     assert not torch.equal(first.layers["first"].A, other.layers["first"].A)
@@ -107,7 +107,7 @@ def test_fresh_adapter_depends_on_the_generator_alone():
 
 def test_fresh_adapter_says_when_there_is_no_room(drawn):
     with pytest.raises(UserError, match="no room for 6 new directions: 12 of"):
-        fresh_adapter(drawn(12, 1.0, 5), 6, 1.0, torch.Generator())
+        orthogonal_init(drawn(12, 1.0, 5), 6, 1.0, torch.Generator())
 
 
 def test_split_undoes_stack(drawn):

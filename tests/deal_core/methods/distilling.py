@@ -15,7 +15,7 @@ from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Method
 from deal_core.models import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
 
 LABELS = ("Anatomy", "Surgery")
@@ -47,14 +47,18 @@ def first_task(
     begun = method.begin_task(empty, seeded(0))
     load_state(minilm, empty)
     with torch.no_grad():
-        opinions = minilm.scores(data, SEEN)
+        teacher_logits = minilm.scores(data, SEEN)
     moved = replace(begun, current=learnt_adapter(random_adapter, shapes, 4))
     load_state(minilm, moved)
-    task = LocalTask(LABELS, (), ahead=lambda: (SEEN,))
-    objective = method.objective(minilm, moved, task, data, Memory())
+    task = LocalTask(LABELS, (), future=lambda: (SEEN,))
+    objective = method.objective(minilm, moved, task, data, Cache())
     with torch.no_grad():
         losses = objective.example_losses(range(len(data)))
-        return losses, minilm.scores(data, LABELS), divergences(minilm.scores(data, SEEN), opinions)
+        return (
+            losses,
+            minilm.scores(data, LABELS),
+            divergences(minilm.scores(data, SEEN), teacher_logits),
+        )
 
 
 def divergences(student: Tensor, teacher: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
 from tests.deal_core.methods.distilling import (
     DATA,
@@ -36,11 +36,15 @@ AHEAD = (("Eye", "Ear"), LABELS[::-1], SEEN, ("Ear", "Eye"), ("Bone", "Eye"))
 @pytest.mark.parametrize(
     ("tables", "seen", "choices"),
     [
-        ({"ahead": 0.5}, (SEEN,), {SEEN: 1.0, ("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
-        ({"ahead": 0.5, "spaces": "merged"}, (SEEN,), {SEEN: 1.0, ("Eye", "Ear", "Bone"): 0.5}),
-        ({"ahead": 0.5, "weight": 0.0}, (SEEN,), {("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
-        ({"ahead": 0.0}, (SEEN,), {SEEN: 1.0}),
-        ({"ahead": 3.0}, (), {("Eye", "Ear"): 1.0, SEEN: 1.0, ("Bone", "Eye"): 1.0}),
+        ({"future": 0.5}, (SEEN,), {SEEN: 1.0, ("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
+        (
+            {"future_weight": 0.5, "softmax": "joint"},
+            (SEEN,),
+            {SEEN: 1.0, ("Eye", "Ear", "Bone"): 0.5},
+        ),
+        ({"future": 0.5, "weight": 0.0}, (SEEN,), {("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
+        ({"future": 0.0}, (SEEN,), {SEEN: 1.0}),
+        ({"future": 3.0}, (), {("Eye", "Ear"): 1.0, SEEN: 1.0, ("Bone", "Eye"): 1.0}),
     ],
 )
 def test_what_tasks_to_come_choose_between_weighs_as_told_but_for_what_is_known(
@@ -51,13 +55,13 @@ def test_what_tasks_to_come_choose_between_weighs_as_told_but_for_what_is_known(
     state = built.begin_task(after_one_task, seeded(0))
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
-    task = LocalTask(LABELS, seen, ahead=lambda: AHEAD)
-    objective = built.objective(minilm, state, task, data, Memory())
+    task = LocalTask(LABELS, seen, future=lambda: AHEAD)
+    objective = built.objective(minilm, state, task, data, Cache())
     assert dict(zip(objective.spaces, objective.weights, strict=True)) == choices
 
 
 def test_in_the_first_task_the_base_model_speaks_for_tasks_to_come(minilm, shapes, random_adapter):
-    tables = {"distillation": {"ahead": 0.7}}
+    tables = {"distillation": {"future": 0.7}}
     built = make_method(MethodConfig.model_validate(tables), AdapterConfig())
     data = minilm.encode(DATA, LABELS)
     losses, scores, divergence = first_task(minilm, built, shapes, random_adapter, data)

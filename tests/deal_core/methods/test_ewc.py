@@ -12,13 +12,13 @@ from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter
 from deal_core.lora.attach import read, set_trainable
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Past, Share, make_method
+from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
 from deal_core.methods.ewc import anchored, drawn_labels, fisher_diagonal
 from deal_core.methods.shared.named_factors import named, parameters
-from deal_core.methods.shared.task_start import hold_start
+from deal_core.methods.shared.task_start import snapshot_task_start
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state, train
 
 LABELS = ("Anatomy", "Surgery")
@@ -36,14 +36,14 @@ OLD = [
 BOTH = frozenset({"lora_A", "lora_B"})
 
 
-class Kept:
+class TaskMemory:
     """In memory; remembers from which task each was made."""
 
     def __init__(self) -> None:
         self.made: dict[int, dict[str, torch.Tensor]] = {}
         self.bases: dict[int, str] = {}
 
-    def once(self, tasks, basis, make):
+    def get_or_compute(self, tasks, basis, make):
         if self.bases.get(tasks) != basis:
             before = max((n for n in self.made if n < tasks), default=0)
             self.made[tasks] = make(before, self.made.get(before, {}))
@@ -61,7 +61,7 @@ def learnt_adapter(random_adapter, shapes, seed: int) -> Adapter:
 def second_task(shapes, random_adapter) -> State:
     """Some round of a task: the current adapter has moved since its start."""
     before = State(learnt_adapter(random_adapter, shapes, 3), zero_adapter(shapes, 16))
-    held = hold_start(before)
+    held = snapshot_task_start(before)
     return replace(held, current=learnt_adapter(random_adapter, shapes, 4))
 
 
@@ -91,7 +91,7 @@ def one_by_one(minilm, data, labels) -> dict[str, torch.Tensor]:
 
 def test_the_fisher_diagonal_is_that_of_a_loop_over_examples(minilm, start):
     load_state(minilm, start)
-    share = Share(EARLIER, minilm.encode(OLD, EARLIER))
+    share = TaskDataset(EARLIER, minilm.encode(OLD, EARLIER))
     found = fisher_diagonal(minilm, share, "seed")
     lengths = [len(item.tokens) for item in share.data]
     ordered = sorted(range(4), key=lambda i: lengths[i])
@@ -103,7 +103,7 @@ def test_the_fisher_diagonal_is_that_of_a_loop_over_examples(minilm, start):
 def test_labels_are_drawn_from_what_the_model_expects(minilm, start):
     load_state(minilm, start)
     item = minilm.encode(OLD, EARLIER)[1]
-    share = Share(EARLIER, [item] * 400)
+    share = TaskDataset(EARLIER, [item] * 400)
     parts = [list(range(i, i + 50)) for i in range(0, 400, 50)]
     drawn = drawn_labels(minilm, share, parts, seeded("labels"))
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_labels_are_drawn_from_what_the_model_expects(minilm, start):
 
 def test_without_data_nothing_is_important(minilm, start):
     load_state(minilm, start)
-    found = fisher_diagonal(minilm, Share(EARLIER, []), "seed")
+    found = fisher_diagonal(minilm, TaskDataset(EARLIER, []), "seed")
     assert all(value.shape == p.shape for value, p in pairs(found, parameters(minilm.module)))
     assert not any(value.any() for value in found.values())
 
@@ -147,18 +147,18 @@ def test_the_penalty_and_its_gradient_are_the_formula(minilm, start, second_task
 def objective(minilm, state, kept, shares, weight=1000.0, known=None):
     method = MethodConfig.model_validate({"name": "ewc", "ewc": {"weight": weight}})
     known = len(shares) if known is None else known
-    past = Past([lambda share=share: share for share in shares], kept, known)
+    past = TaskHistory([lambda share=share: share for share in shares], kept, known)
     task = LocalTask(LABELS, (EARLIER,), past)
     data = minilm.encode(DATA, LABELS)
     built = make_method(method, AdapterConfig())
-    return built.objective(minilm, state, task, data, Memory()), data
+    return built.objective(minilm, state, task, data, Cache()), data
 
 
 def test_it_is_measured_at_the_start_of_the_task_in_any_round(minilm, start, second_task):
     """A client that first takes part in a later round measures what others did in the first; and
     the model is left as it was found."""
-    share = Share(EARLIER, minilm.encode(OLD, EARLIER))
-    first, later = Kept(), Kept()
+    share = TaskDataset(EARLIER, minilm.encode(OLD, EARLIER))
+    first, later = TaskMemory(), TaskMemory()
     begun = replace(second_task, current=start.current)
     for state, kept in ((begun, first), (second_task, later)):
         load_state(minilm, state)
@@ -174,15 +174,15 @@ def test_it_is_measured_at_the_start_of_the_task_in_any_round(minilm, start, sec
 
 def test_the_sum_runs_over_tasks_and_a_missed_one_is_measured_late(minilm, second_task):
     shares = [
-        Share(EARLIER, minilm.encode(OLD, EARLIER)),
-        Share(LABELS, minilm.encode(DATA, LABELS)),
+        TaskDataset(EARLIER, minilm.encode(OLD, EARLIER)),
+        TaskDataset(LABELS, minilm.encode(DATA, LABELS)),
     ]
     load_state(minilm, second_task)
-    kept, late = Kept(), Kept()
+    kept, late = TaskMemory(), TaskMemory()
     objective(minilm, second_task, kept, shares[:1])
     objective(minilm, second_task, kept, shares)
-    alone = Kept()
-    objective(minilm, second_task, alone, [Share(EARLIER, []), shares[1]])
+    alone = TaskMemory()
+    objective(minilm, second_task, alone, [TaskDataset(EARLIER, []), shares[1]])
     close(kept.made[2], {k: v + alone.made[2][k] for k, v in kept.made[1].items()}, 1e-5)
     objective(minilm, second_task, late, shares)
     close(late.made[2], kept.made[2], 1e-5)
@@ -191,11 +191,11 @@ def test_the_sum_runs_over_tasks_and_a_missed_one_is_measured_late(minilm, secon
 def test_what_was_learnt_since_the_start_is_not_held_to_it(minilm, second_task):
     """Of a task that ended within the stage the start knows nothing; it is measured afterwards."""
     shares = [
-        Share(EARLIER, minilm.encode(OLD, EARLIER)),
-        Share(LABELS, minilm.encode(DATA, LABELS)),
+        TaskDataset(EARLIER, minilm.encode(OLD, EARLIER)),
+        TaskDataset(LABELS, minilm.encode(DATA, LABELS)),
     ]
     load_state(minilm, second_task)
-    within, apart = Kept(), Kept()
+    within, apart = TaskMemory(), TaskMemory()
     built, _ = objective(minilm, second_task, within, shares[:1], known=0)
     assert built.penalty() is None
     assert not within.made
@@ -209,8 +209,8 @@ def test_what_was_learnt_since_the_start_is_not_held_to_it(minilm, second_task):
 
 def after_training(minilm, state: State, weight: float) -> Adapter:
     load_state(minilm, state)
-    share = Share(EARLIER, minilm.encode(OLD, EARLIER))
-    built, data = objective(minilm, state, Kept(), [share], weight)
+    share = TaskDataset(EARLIER, minilm.encode(OLD, EARLIER))
+    built, data = objective(minilm, state, TaskMemory(), [share], weight)
     train(minilm, built, data, BOTH, 6, TrainConfig(), seeded(1))
     return read(minilm.module)
 
@@ -227,5 +227,5 @@ def test_a_weight_holds_and_a_huge_one_freezes(minilm, start, second_task):
 def test_the_first_task_is_plain(minilm, second_task):
     method = make_method(MethodConfig(name="ewc"), AdapterConfig())
     data = [Encoded((101, 102), 0)]
-    built = method.objective(minilm, second_task, LocalTask(LABELS, ()), data, Memory())
+    built = method.objective(minilm, second_task, LocalTask(LABELS, ()), data, Cache())
     assert built.penalty() is None

@@ -12,10 +12,10 @@ from deal_core.lora.adapter import Adapter, relative_difference, stack, zero_ada
 from deal_core.lora.attach import lora_layers, read
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
-from deal_core.methods.shared.task_start import hold_start, release_start, start_of
+from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start, start_of
 from deal_core.models import load_model
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state, train
 from tests.deal_core.methods.distilling import (
     DATA,
@@ -44,10 +44,10 @@ def test_the_start_is_held_and_released_to_the_bit(random_adapter, residual_rank
     shapes = {"first": (40, 50), "second": (60, 40)}
     gained = random_adapter(shapes, residual_rank, 1.0, 2) if residual_rank else None
     state = State(random_adapter(shapes, 4, 2.0, 1), zero_adapter(shapes, 1), gained)
-    held = hold_start(state)
+    held = snapshot_task_start(state)
     assert relative_difference(stack(held.parts()), stack(state.parts())) < 1e-6
     assert relative_difference(held.retained, stack(state.parts())) < 1e-6
-    back = release_start(held)
+    back = drop_task_start(held)
     assert all(torch.equal(a, b) for a, b in zip(bits(back), bits(state), strict=True))
 
 
@@ -58,14 +58,14 @@ def test_what_an_exact_rule_leaves_over_is_kept(random_adapter):
     state = State(
         random_adapter(shapes, 4, 2.0, 1), zero_adapter(shapes, 6), random_adapter(shapes, 3, 1, 2)
     )
-    held = hold_start(state)
+    held = snapshot_task_start(state)
     moved = State(
         random_adapter(shapes, 4, 2.0, 3),
         held.retained,
         random_adapter(shapes, 2, 1.0, 4),
-        held.apart,
+        held.num_reference_directions,
     )
-    released = release_start(moved)
+    released = drop_task_start(moved)
     assert released.residual.rank == 5
     assert relative_difference(stack(released.parts()), stack(moved.parts())) < 1e-6
     began = start_of(moved)
@@ -74,28 +74,28 @@ def test_what_an_exact_rule_leaves_over_is_kept(random_adapter):
 
 
 @pytest.mark.parametrize(
-    ("spaces", "asked"),
-    [("tasks", (("Dental", "Skin"), ("Eye",))), ("merged", (("Dental", "Skin", "Eye"),))],
+    ("softmax", "asked"),
+    [("per-task", (("Dental", "Skin"), ("Eye",))), ("joint", (("Dental", "Skin", "Eye"),))],
 )
 def test_the_teacher_is_asked_task_by_task_or_about_all_at_once(
-    minilm, one_task_learnt, spaces, asked
+    minilm, one_task_learnt, softmax, asked
 ):
-    tables = {"name": "lwf", "distillation": {"spaces": spaces}}
+    tables = {"name": "lwf", "distillation": {"softmax": softmax}}
     built = make_method(MethodConfig.model_validate(tables), AdapterConfig())
     state = built.begin_task(one_task_learnt, seeded(0))
     load_state(minilm, state)
     seen = (("Dental", "Skin"), ("Eye",))
     data = minilm.encode(DATA, LABELS)
     to_come = (("Ear",),)  # none of its business
-    task = LocalTask(LABELS, seen, ahead=lambda: to_come)
-    objective = built.objective(minilm, state, task, data, Memory())
+    task = LocalTask(LABELS, seen, future=lambda: to_come)
+    objective = built.objective(minilm, state, task, data, Cache())
     assert objective.spaces == list(asked)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_while_the_start_is_held_the_adapter_learns_on_the_base_model(one_task_learnt, dtype):
     model = load_model(ModelConfig(), AdapterConfig(), 32, dtype)
-    load_state(model, hold_start(one_task_learnt))
+    load_state(model, snapshot_task_start(one_task_learnt))
     for layer in lora_layers(model.module).values():
         base, now = layer.weights.base.float(), layer.weights.now.float()
         assert not torch.equal(layer.weights.start, layer.weights.base)
@@ -111,15 +111,15 @@ def test_the_objective_is_the_formula_with_the_start_as_teacher_in_any_round(
     data = minilm.encode(DATA, LABELS)
     load_state(minilm, one_task_learnt)
     with torch.no_grad():
-        opinions = minilm.scores(data, SEEN)
+        teacher_logits = minilm.scores(data, SEEN)
     later = replace(begun, current=learnt_adapter(random_adapter, shapes, 4))
     load_state(minilm, later)
-    objective = built.objective(minilm, later, LocalTask(LABELS, (SEEN,)), data, Memory())
+    objective = built.objective(minilm, later, LocalTask(LABELS, (SEEN,)), data, Cache())
     with torch.no_grad():
         losses = objective.example_losses(range(3))
         load_state(minilm, State(later.current, one_task_learnt.retained))
         new, old = minilm.scores(data, LABELS), minilm.scores(data, SEEN)
-    divergence = divergences(old, opinions)
+    divergence = divergences(old, teacher_logits)
     expected = expected_losses(data, new, divergence, 1.0)
     assert (divergence > 1e-3).all()
     torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)
@@ -133,7 +133,7 @@ def after_training(minilm, method: MethodConfig, learnt: State) -> tuple[Adapter
     data = minilm.encode(DATA, LABELS)
     with torch.no_grad():
         start = minilm.scores(data, SEEN)
-    objective = built.objective(minilm, state, LocalTask(LABELS, (SEEN,)), data, Memory())
+    objective = built.objective(minilm, state, LocalTask(LABELS, (SEEN,)), data, Cache())
     train(minilm, objective, data, BOTH, 4, TrainConfig(), seeded(1))
     with torch.no_grad():
         now = minilm.scores(data, SEEN)

@@ -20,10 +20,10 @@ from deal_core.lora.adapter import (
 )
 from deal_core.lora.attach import at_task_start, read
 from deal_core.lora.state import State
-from deal_core.methods import METHODS, LocalTask, Method, Past, Share, make_method
+from deal_core.methods import METHODS, LocalTask, Method, TaskDataset, TaskHistory, make_method
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state, train
 from deal_core.training.objective import Objective
 
@@ -57,9 +57,9 @@ def deal(**keys: object) -> MethodConfig:
 ONE_ADAPTER = deal(retention={"enabled": False})
 SWITCHED = {
     **{name: MethodConfig(name=name) for name in METHODS},
-    "plain draws": deal(fresh_adapter=False),
-    "fresh": deal(warm_rank=0),
-    "warm": deal(warm_rank=3),
+    "plain draws": deal(orthogonal_init=False),
+    "fresh": deal(warm_start_rank=0),
+    "warm": deal(warm_start_rank=3),
     "wiener": deal(retention={"filter": "wiener"}),
     "one adapter": ONE_ADAPTER,
 }
@@ -95,7 +95,7 @@ def test_a_task_in_which_nothing_was_learnt_changes_nothing(switches):
 
 def test_deal_retains_exactly_while_it_fits():
     """Rank 4 fits into 6; with a second task of rank 4 the best 6 of 8 are kept."""
-    method = make_method(deal(warm_rank=0), CONFIG)
+    method = make_method(deal(warm_start_rank=0), CONFIG)
     one = learnt(method.begin_task(start(), seeded(0)), 1)
     kept = method.end_task(one)
     assert relative_difference(kept.retained, one.current) < 1e-6
@@ -106,7 +106,7 @@ def test_deal_retains_exactly_while_it_fits():
 
 
 def test_a_fresh_adapter_starts_outside_of_what_is_retained():
-    method = make_method(deal(warm_rank=0), CONFIG)
+    method = make_method(deal(warm_start_rank=0), CONFIG)
     state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
     fresh = method.begin_task(state, seeded(1)).current
     for name, f in fresh.layers.items():
@@ -117,11 +117,11 @@ def test_a_fresh_adapter_starts_outside_of_what_is_retained():
 def test_the_strongest_retained_directions_go_on_in_a_warm_adapter():
     """Nothing is lost or counted twice, the start is in sight, and the other directions are fresh;
     in the first task all are."""
-    method = make_method(deal(warm_rank=3), CONFIG)
+    method = make_method(deal(warm_start_rank=3), CONFIG)
     first = method.begin_task(start(), seeded(0))
     cold = make_method(MethodConfig(), CONFIG).begin_task(start(), seeded(0))
     assert relative_difference(first.current, cold.current) == 0.0
-    assert first.apart == 0
+    assert first.num_reference_directions == 0
     kept = method.end_task(learnt(first, 1))
     warm = method.begin_task(kept, seeded(1))
     assert relative_difference(stack(warm.parts()), kept.retained) < 1e-6
@@ -131,7 +131,7 @@ def test_the_strongest_retained_directions_go_on_in_a_warm_adapter():
         torch.testing.assert_close(2.0 * f.B[:, :3] @ f.A[:3], strongest.B[:, :3] @ strongest.A[:3])
         assert not f.B[:, 3:].any()
         assert (f.A[3:].double() @ strongest.A.double().T).abs().max() < 1e-5
-    all_of_it, at_most = (make_method(deal(warm_rank=n), CONFIG) for n in (4, 400))
+    all_of_it, at_most = (make_method(deal(warm_start_rank=n), CONFIG) for n in (4, 400))
     one, same = all_of_it.begin_task(kept, seeded(1)), at_most.begin_task(kept, seeded(1))
     assert relative_difference(one.current, same.current) < 1e-12
     assert relative_difference(one.current, compress(kept.retained, 4)) < 1e-6
@@ -139,7 +139,9 @@ def test_the_strongest_retained_directions_go_on_in_a_warm_adapter():
 
 def test_the_filter_works_on_a_warm_adapter_as_well():
     """A noise floor above everything leaves nothing."""
-    method = make_method(deal(warm_rank=3, retention={"filter": "wiener", "noise": 1e6}), CONFIG)
+    method = make_method(
+        deal(warm_start_rank=3, retention={"filter": "wiener", "noise": 1e6}), CONFIG
+    )
     kept = make_method(deal(), CONFIG).end_task(learnt(method.begin_task(start(), seeded(0)), 1))
     warm = learnt(method.begin_task(kept, seeded(1)), 2)
     assert all(not f.B.any() for f in method.end_task(warm).retained.layers.values())
@@ -147,7 +149,7 @@ def test_the_filter_works_on_a_warm_adapter_as_well():
 
 def test_a_layer_of_which_the_filter_left_nothing_can_learn_again():
     """Where both factors of a direction are zero neither ever gets a gradient."""
-    method = make_method(deal(warm_rank=3), CONFIG)
+    method = make_method(deal(warm_start_rank=3), CONFIG)
     kept = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1)).retained
     dead = {"first": slice(0, 6), "second": slice(2, 6)}  # all, and all but two
     layers = {n: LoraFactors(f.A.clone(), f.B.clone()) for n, f in kept.layers.items()}
@@ -187,7 +189,9 @@ def test_deal_consolidates_the_residual_too():
 
 def test_without_the_switch_a_fresh_adapter_ignores_what_is_retained():
     """The first task is the same, and nothing learnt is lost; later directions differ."""
-    both = [make_method(deal(fresh_adapter=on, warm_rank=0), CONFIG) for on in (True, False)]
+    both = [
+        make_method(deal(orthogonal_init=on, warm_start_rank=0), CONFIG) for on in (True, False)
+    ]
     first, plain = (method.begin_task(start(), seeded(0)) for method in both)
     assert all(torch.equal(f.A, plain.current.layers[n].A) for n, f in first.current.layers.items())
     kept = both[1].end_task(learnt(plain, 1))
@@ -214,13 +218,13 @@ def test_without_retention_every_task_trains_the_same_adapter():
     method = make_method(ONE_ADAPTER, CONFIG)
     state = method.begin_task(start(), seeded(0))
     for task in range(3):
-        taught = learnt(state, task)
-        state = method.end_task(taught)
-        assert state.current is taught.current
+        is_nonzero = learnt(state, task)
+        state = method.end_task(is_nonzero)
+        assert state.current is is_nonzero.current
         assert not any(f.B.any() for f in state.retained.layers.values())
         assert state.residual is None
         state = method.begin_task(state, seeded(task + 1))
-        assert state.current is taught.current
+        assert state.current is is_nonzero.current
 
 
 def test_without_retention_clients_see_where_the_task_started():
@@ -272,7 +276,7 @@ def trained(
     minilm,
     method: MethodConfig,
     seen: tuple[tuple[str, ...], ...],
-    ahead: tuple[tuple[str, ...], ...] = (),
+    future: tuple[tuple[str, ...], ...] = (),
 ) -> tuple[float, torch.Tensor]:
     """Loss over the steps, and a factor after training, from one and the same start."""
     shapes = adapter_shapes(ModelConfig(), AdapterConfig())
@@ -284,7 +288,7 @@ def trained(
     report = train(
         minilm,
         built.objective(
-            minilm, state, LocalTask(LABELS, seen, ahead=lambda: ahead), data, Memory()
+            minilm, state, LocalTask(LABELS, seen, future=lambda: future), data, Cache()
         ),
         data,
         frozenset({"lora_A", "lora_B"}),
@@ -307,9 +311,9 @@ def test_distillation_reaches_the_gradients(minilm):
     assert torch.equal(without, switched_off)
     assert not torch.equal(without, with_past)
     assert not torch.equal(with_past, hotter)
-    ahead = MethodConfig.model_validate({"distillation": {"ahead": 0.5}})
-    _, with_future = trained(minilm, ahead, (), (("Dental", "Skin"),))
-    blind = MethodConfig.model_validate({"distillation": {"ahead": 0.0}})
+    future = MethodConfig.model_validate({"distillation": {"future": 0.5}})
+    _, with_future = trained(minilm, future, (), (("Dental", "Skin"),))
+    blind = MethodConfig.model_validate({"distillation": {"future": 0.0}})
     _, not_looking = trained(minilm, blind, (), (("Dental", "Skin"),))
     assert torch.equal(without, not_looking)
     assert not torch.equal(without, with_future)
@@ -320,12 +324,12 @@ def test_without_retention_the_teacher_is_the_adapter_as_the_task_began(minilm):
     shapes = adapter_shapes(ModelConfig(), AdapterConfig())
     method = make_method(ONE_ADAPTER, AdapterConfig())
     empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
-    taught = method.end_task(small(learnt(method.begin_task(empty, seeded(0)), 1)))
+    is_nonzero = method.end_task(small(learnt(method.begin_task(empty, seeded(0)), 1)))
     data = minilm.encode(DATA, LABELS)
-    load_state(minilm, taught)
+    load_state(minilm, is_nonzero)
     with torch.no_grad():
         expected = minilm.scores(data, LABELS)
-    begun = method.begin_task(taught, seeded(1))
+    begun = method.begin_task(is_nonzero, seeded(1))
     moved = small(learnt(begun, 2))
     for state, moves in ((begun, False), (moved, True)):
         load_state(minilm, state)
@@ -344,7 +348,7 @@ def small(state: State) -> State:
 
 
 class NothingKept:
-    def once(self, tasks, basis, make):
+    def get_or_compute(self, tasks, basis, make):
         return make(0, {})
 
 
@@ -363,13 +367,13 @@ def second_task(minilm, name: str) -> tuple[Objective, list[Encoded]]:
         State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)), seeded(0)
     )
     small = {n: LoraFactors(f.A, f.B / 100) for n, f in learnt(state, 1).current.layers.items()}
-    taught = replace(state, current=Adapter(small, 2.0))
-    state = built.begin_task(built.end_task(taught), seeded(1))
+    is_nonzero = replace(state, current=Adapter(small, 2.0))
+    state = built.begin_task(built.end_task(is_nonzero), seeded(1))
     load_state(minilm, state)
-    share = Share(OLD_LABELS, minilm.encode(OLD, OLD_LABELS))
-    task = LocalTask(LABELS, (OLD_LABELS,), Past([lambda: share], NothingKept(), 1))
+    share = TaskDataset(OLD_LABELS, minilm.encode(OLD, OLD_LABELS))
+    task = LocalTask(LABELS, (OLD_LABELS,), TaskHistory([lambda: share], NothingKept(), 1))
     data = minilm.encode(DATA, LABELS)
-    return built.objective(minilm, state, task, data, Memory()), data
+    return built.objective(minilm, state, task, data, Cache()), data
 
 
 @pytest.mark.parametrize("name", METHODS)

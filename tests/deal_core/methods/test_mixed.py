@@ -9,10 +9,10 @@ from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import METHODS, LocalTask, Share, make_method
+from deal_core.methods import METHODS, LocalTask, TaskDataset, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
 
 SPACES = [("Heart", "Lung", "Eye"), ("Dental", "Skin")]
@@ -23,9 +23,9 @@ EXAMPLES = [
 
 
 @pytest.fixture(scope="module")
-def shares(minilm) -> list[Share]:
+def shares(minilm) -> list[TaskDataset]:
     pairs = zip(SPACES, EXAMPLES, strict=True)
-    return [Share(labels, minilm.encode(examples, labels)) for labels, examples in pairs]
+    return [TaskDataset(labels, minilm.encode(examples, labels)) for labels, examples in pairs]
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -37,8 +37,8 @@ def test_tasks_learnt_at_once_are_a_first_task_in_every_method(minilm, shares, n
     state = method.begin_task(empty, seeded(0))
     load_state(minilm, state)
     data = [example for share in shares for example in share.data]
-    task = LocalTask(shares[0].labels, (), together=shares)
-    objective = method.objective(minilm, state, task, data, Memory())
+    task = LocalTask(shares[0].labels, (), joint_tasks=shares)
+    objective = method.objective(minilm, state, task, data, Cache())
     order = [3, 0, 2, 1]
     with torch.no_grad():
         found = objective.example_losses(order)

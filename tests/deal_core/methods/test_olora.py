@@ -6,14 +6,14 @@ import torch
 from deal_core.config.experiment import AdapterConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
-from deal_core.lora.adapter import Adapter, LoraFactors, fresh_adapter, relative_difference, stack
+from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, relative_difference, stack
 from deal_core.lora.adapter import zero_adapter as zeros
 from deal_core.lora.attach import CURRENT, lora_layers, read, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
 from deal_core.methods.olora import in_use, overlap
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state, train
 
 LABELS = ("Anatomy", "Surgery")
@@ -60,7 +60,7 @@ def test_the_penalty_and_its_gradient_are_those_of_the_dense_formula(minilm, sec
 
 
 def test_orthogonal_rows_cost_nothing(minilm, shapes, second_task):
-    fresh = fresh_adapter(second_task.retained, 8, 2.0, seeded(0))
+    fresh = orthogonal_init(second_task.retained, 8, 2.0, seeded(0))
     with torch.no_grad():
         load_state(minilm, State(fresh, second_task.retained))
         assert float(overlap(minilm.module, rows(second_task), 1.0)) < 1e-9
@@ -80,7 +80,7 @@ def after_training(minilm, state: State, weight: float) -> tuple[Adapter, float]
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
     objective = make_method(method, AdapterConfig()).objective(
-        minilm, state, LocalTask(LABELS, (("Skin",),)), data, Memory()
+        minilm, state, LocalTask(LABELS, (("Skin",),)), data, Cache()
     )
     train(minilm, objective, data, BOTH, 40, TrainConfig(), seeded(1))
     with torch.no_grad():
@@ -100,17 +100,17 @@ def test_every_task_is_kept_whole_and_the_model_grows_by_its_rank(random_adapter
     shapes = {"first": (40, 50), "second": (60, 40)}
     config = AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)
     method = make_method(MethodConfig(name="olora"), config)
-    state, taught = State(zeros(shapes, 4, 2.0), zeros(shapes, 6)), []
+    state, is_nonzero = State(zeros(shapes, 4, 2.0), zeros(shapes, 6)), []
     for task in range(4):
         state = method.begin_task(state, seeded(task))
         drawn = random_adapter(shapes, 4, 2.0, task)
         layers = {n: LoraFactors(f.A, drawn.layers[n].B) for n, f in state.current.layers.items()}
-        taught.append(Adapter(layers, 2.0))
-        state = method.end_task(State(taught[-1], state.retained, state.residual))
+        is_nonzero.append(Adapter(layers, 2.0))
+        state = method.end_task(State(is_nonzero[-1], state.retained, state.residual))
         assert state.retained.rank == 4 * (task + 1)
-        assert relative_difference(state.retained, stack(taught)) < 1e-6
+        assert relative_difference(state.retained, stack(is_nonzero)) < 1e-6
     for name, f in state.retained.layers.items():
-        assert torch.equal(f.A, torch.cat([one.layers[name].A for one in taught]))
+        assert torch.equal(f.A, torch.cat([one.layers[name].A for one in is_nonzero]))
 
 
 def test_directions_that_change_nothing_are_left_out(random_adapter):

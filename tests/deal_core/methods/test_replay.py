@@ -12,12 +12,12 @@ from deal_core.data import Example
 from deal_core.lora.adapter import relative_difference, zero_adapter
 from deal_core.lora.attach import read
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Past, Share, make_method
+from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
 from deal_core.methods.replay import kept_examples, paired
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state, train
 
 LABELS = ("Anatomy", "Surgery")
@@ -34,12 +34,12 @@ OLD = [
 BOTH = frozenset({"lora_A", "lora_B"})
 
 
-def past(shares) -> Past:
-    return Past([lambda share=share: share for share in shares], None, len(shares))
+def past(shares) -> TaskHistory:
+    return TaskHistory([lambda share=share: share for share in shares], None, len(shares))
 
 
-def numbered(count: int, first: int = 0) -> Share:
-    return Share(("a",), [Encoded((first + i,), 0) for i in range(count)])
+def numbered(count: int, first: int = 0) -> TaskDataset:
+    return TaskDataset(("a",), [Encoded((first + i,), 0) for i in range(count)])
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def start() -> State:
 
 
 @pytest.fixture(scope="module")
-def old_shares(minilm) -> list[Share]:
-    return [Share(labels, minilm.encode(examples, labels)) for labels, examples in OLD]
+def old_shares(minilm) -> list[TaskDataset]:
+    return [TaskDataset(labels, minilm.encode(examples, labels)) for labels, examples in OLD]
 
 
 def objective(minilm, state, shares, **settings):
@@ -59,7 +59,7 @@ def objective(minilm, state, shares, **settings):
     task = LocalTask(LABELS, (FIRST, SECOND), past(shares))
     data = minilm.encode(DATA, LABELS)
     built = make_method(method, AdapterConfig())
-    return built.objective(minilm, state, task, data, Memory()), data
+    return built.objective(minilm, state, task, data, Cache()), data
 
 
 def test_losses_are_those_of_single_examples_each_in_its_own_label_space(minilm, start, old_shares):
@@ -103,14 +103,14 @@ def trained(minilm, state, shares, **settings):
     config = TrainConfig(batch_size=2)
     report = train(minilm, built, data, BOTH, 6, config, seeded(1))
     with torch.no_grad():
-        old = [minilm.learn(s.data, s.labels, ()).example_losses.mean() for s in shares]
+        old = [minilm.forward_train(s.data, s.labels, ()).example_losses.mean() for s in shares]
     return report, read(minilm.module), float(sum(old))
 
 
 def test_equal_steps_and_what_is_old_is_learnt_too(minilm, start, old_shares):
     """Old labels that the base model would never give: only practice lowers their loss."""
     odd = [Encoded(item.tokens, 1) for item in old_shares[0].data]
-    old_shares = [Share(FIRST, odd), old_shares[1]]
+    old_shares = [TaskDataset(FIRST, odd), old_shares[1]]
     plain, free, loss_free = trained(minilm, start, old_shares, weight=0.0)
     replayed, held, loss_held = trained(minilm, start, old_shares, share=1.0)
     _, other, _ = trained(minilm, start, old_shares, share=0.5)
@@ -123,13 +123,13 @@ def test_equal_steps_and_what_is_old_is_learnt_too(minilm, start, old_shares):
 
 
 def test_without_anything_old_it_is_plain(minilm, start):
-    for shares, settings in (([Share(FIRST, [])], {}), ([numbered(3)], {"share": 0.0})):
+    for shares, settings in (([TaskDataset(FIRST, [])], {}), ([numbered(3)], {"share": 0.0})):
         built, _ = objective(minilm, start, shares, **settings)
         assert type(built).__name__ == "Plain"
 
 
 def test_partners_change_with_the_round(minilm, start, random_adapter, old_shares):
-    many = [Share(FIRST, old_shares[0].data * 20)]
+    many = [TaskDataset(FIRST, old_shares[0].data * 20)]
     later = State(random_adapter(start.current.shapes, 8, 2.0, 1), start.retained)
     first, _ = objective(minilm, start, old_shares, share=1.0)
     again, _ = objective(minilm, start, old_shares, share=1.0)

@@ -8,14 +8,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deal_core.config.experiment import ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
-from deal_core.lora.adapter import compress, fresh_adapter, zero_adapter
+from deal_core.lora.adapter import compress, orthogonal_init, zero_adapter
 from deal_core.lora.attach import CURRENT, read
 from deal_core.lora.state import State
 from deal_core.methods import METHODS, LocalTask, make_method
 from deal_core.methods.shared.distilled import Distilled
 from deal_core.models import adapter_shapes, load_model
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import count_correct, load_state, train
 
 LABELS = ("red", "blue_green", "green")
@@ -75,7 +75,7 @@ def test_example_loss_is_the_mean_over_its_own_answer_tokens(model, causal_folde
     """Independent of batch-mates: what per-example privacy will need."""
     batch = model.encode(EXAMPLES, LABELS)
     with torch.no_grad():
-        losses = model.learn(batch, LABELS, ()).example_losses
+        losses = model.forward_train(batch, LABELS, ()).example_losses
     for item, loss in zip(batch, losses, strict=True):
         answer = answer_ids(causal_folder, LABELS[item.target])
         expected = -plain_log_likelihoods(causal_folder, item.tokens, answer).mean()
@@ -85,8 +85,8 @@ def test_example_loss_is_the_mean_over_its_own_answer_tokens(model, causal_folde
 def test_distillation_rows_are_answer_tokens(model, causal_folder):
     batch = model.encode(EXAMPLES, LABELS)
     with torch.no_grad():
-        assert model.learn(batch, LABELS, ()).distillation_logits.numel() == 0
-        learnt = model.learn(batch, LABELS, (("red",),))
+        assert model.forward_train(batch, LABELS, ()).distillation_logits.numel() == 0
+        learnt = model.forward_train(batch, LABELS, (("red",),))
     assert learnt.rows == [len(answer_ids(causal_folder, e.label)) for e in EXAMPLES]
     assert learnt.distillation_logits.shape[0] == sum(learnt.rows)
 
@@ -134,12 +134,12 @@ def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
     start = method.begin_task(
         State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")
     )
-    retained = fresh_adapter(zero_adapter(shapes, 6), 6, 1.0, seeded(1))
+    retained = orthogonal_init(zero_adapter(shapes, 6), 6, 1.0, seeded(1))
     state = State(start.current, retained)
     load_state(model, state)
     batch = model.encode(EXAMPLES, LABELS)
     task = LocalTask(LABELS, (("a",),))
-    objective = method.objective(model, state, task, batch, Memory())
+    objective = method.objective(model, state, task, batch, Cache())
     everything = range(len(batch))
     with torch.no_grad():
         before = float(objective.example_losses(everything).mean())
@@ -164,19 +164,19 @@ def test_words_are_one_choice_of_full_weight_and_none_of_tasks_to_come(
     model, causal_folder, small_adapter, seen
 ):
     shapes = read(model.module).shapes
-    tables = {"distillation": {"weight": 0.6, "ahead": 0.5}}
+    tables = {"distillation": {"weight": 0.6, "future": 0.5}}
     method = make_method(MethodConfig.model_validate(tables), small_adapter)
     state = method.begin_task(
         State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")
     )
     load_state(model, state)
     batch = model.encode(EXAMPLES, LABELS)
-    task = LocalTask(LABELS, seen, ahead=lambda: (("d", "e"),))
-    objective = method.objective(model, state, task, batch, Memory())
+    task = LocalTask(LABELS, seen, future=lambda: (("d", "e"),))
+    objective = method.objective(model, state, task, batch, Cache())
     assert isinstance(objective, Distilled) == bool(seen)
     assert objective.log_prior is None
     with pytest.raises(ValueError, match="labels have no prior"):
-        model.learn(batch, LABELS, (), torch.zeros(3))
+        model.forward_train(batch, LABELS, (), torch.zeros(3))
     if isinstance(objective, Distilled):
         assert list(objective.weights) == [0.6]
         assert objective.example_losses(range(len(batch))).isfinite().all()

@@ -10,7 +10,7 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.data.assets import asset_folder
 from deal_core.errors import UserError
-from deal_core.lora.adapter import Adapter, LoraFactors, fresh_adapter, zero_adapter
+from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, zero_adapter
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.attach import CURRENT, at_task_start, base_only, read, set_trainable
 from deal_core.lora.state import State
@@ -104,7 +104,7 @@ def test_batching_does_not_change_a_score(clean):
 def test_learn_gives_each_example_its_own_cross_entropy(clean):
     batch = clean.encode(EXAMPLES, LABELS)
     with torch.no_grad():
-        learnt = clean.learn(batch, LABELS, [["Dental", "Skin"], ["Skin"]])
+        learnt = clean.forward_train(batch, LABELS, [["Dental", "Skin"], ["Skin"]])
         scores = clean.scores(batch, [*LABELS, "Dental", "Skin", "Skin"])
     expected = [-scores[i, :3].log_softmax(0)[item.target] for i, item in enumerate(batch)]
     torch.testing.assert_close(learnt.example_losses, torch.stack(expected))
@@ -158,7 +158,9 @@ def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, sh
     for factors in (frozenset({"lora_B"}), frozenset({"lora_A"}), frozenset({"lora_A", "lora_B"})):
         chosen = set_trainable(minilm.module, factors)
         assert len(chosen) == 12 * len(factors)
-        minilm.learn(minilm.encode(EXAMPLES, LABELS), LABELS, ()).example_losses.mean().backward()
+        minilm.forward_train(
+            minilm.encode(EXAMPLES, LABELS), LABELS, ()
+        ).example_losses.mean().backward()
         for name, parameter in minilm.module.named_parameters():
             expected = any(f".{factor}.{CURRENT}." in name for factor in factors)
             assert (parameter.grad is not None and bool(parameter.grad.any())) == expected, name
@@ -166,7 +168,7 @@ def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, sh
 
 
 def test_write_read_round_trip_with_another_rank(minilm, shapes):
-    fresh = fresh_adapter(zero_adapter(shapes, 1), 5, 3.0, torch.Generator().manual_seed(1))
+    fresh = orthogonal_init(zero_adapter(shapes, 1), 5, 3.0, torch.Generator().manual_seed(1))
     load_state(minilm, State(fresh, random_state(shapes, retained_rank=7).retained))
     back = read(minilm.module)
     assert back.scaling == 3.0

@@ -133,7 +133,7 @@ def private_sum(module, parameters, bound) -> torch.Tensor:
         max_grad_norm=bound / BELOW,
         steps=1,
         expected_batch=1.0,
-        tokens_per_pass=2048,
+        tokens_per_microbatch=2048,
         noise=Silence(),
     )
     step.accumulate(module, Answering(module), [0, 1, 2])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deal_core.models import Learnt
+from deal_core.models import ForwardOutput
 from deal_core.training.distillation import distillation_losses, merged
 
 
@@ -11,8 +11,10 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def student_of(logits: torch.Tensor, rows: list[int], spaces: list[int] | None = None) -> Learnt:
-    return Learnt(torch.zeros(len(rows)), logits, rows, spaces or [logits.shape[1]])
+def student_of(
+    logits: torch.Tensor, rows: list[int], spaces: list[int] | None = None
+) -> ForwardOutput:
+    return ForwardOutput(torch.zeros(len(rows)), logits, rows, spaces or [logits.shape[1]])
 
 
 def plain(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

@@ -22,11 +22,11 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.attach import read
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Share, make_method
+from deal_core.methods import LocalTask, TaskDataset, make_method
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.label_prior import log_shares
 from deal_core.training.loop import load_state, train
 from tests.deal_core.methods.distilling import DATA, LABELS, SEEN, expected_losses, first_task
@@ -51,7 +51,7 @@ def losses(minilm, empty, strength, task, data, **tables):
     built = deal(strength, **tables)
     state = built.begin_task(empty, seeded(0))
     load_state(minilm, state)
-    objective = built.objective(minilm, state, task, data, Memory())
+    objective = built.objective(minilm, state, task, data, Cache())
     with torch.no_grad():
         return objective.example_losses(range(len(data)))
 
@@ -100,7 +100,7 @@ def test_where_single_records_are_protected_it_is_refused():
 
 def test_several_tasks_at_once_have_no_shares(minilm, empty):
     data = minilm.encode(DATA, LABELS)
-    both = replace(TASK, together=(Share(LABELS, data), Share(SEEN, ())))
+    both = replace(TASK, joint_tasks=(TaskDataset(LABELS, data), TaskDataset(SEEN, ())))
     plain = losses(minilm, empty, 0.0, both, data)
     assert torch.equal(losses(minilm, empty, 1.0, both, data), plain)
 
@@ -112,7 +112,7 @@ def test_the_adjustment_reaches_the_gradients(minilm, empty):
         built = deal(strength)
         state = built.begin_task(empty, seeded(0))
         load_state(minilm, state)
-        objective = built.objective(minilm, state, TASK, data, Memory())
+        objective = built.objective(minilm, state, TASK, data, Cache())
         both = frozenset({"lora_A", "lora_B"})
         train(minilm, objective, data, both, 2, TrainConfig(), seeded(0, "train"))
         return next(iter(read(minilm.module).layers.values())).B
@@ -127,6 +127,6 @@ def test_only_deal_adjusts(minilm, empty):
         state = built.begin_task(empty, seeded(0))
         load_state(minilm, state)
         with torch.no_grad():
-            found = built.objective(minilm, state, TASK, data, Memory()).example_losses(range(3))
+            found = built.objective(minilm, state, TASK, data, Cache()).example_losses(range(3))
             expected = cross_entropy(minilm.scores(data, LABELS), TARGETS, reduction="none")
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
 from deal_core.models import load_model
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import accumulate, load_state
 from deal_core.training.precision import compute_dtype
 from deal_core.training.teacher import make_teacher
@@ -44,7 +44,7 @@ def test_cutting_a_batch_into_passes_changes_only_rounding(minilm, shapes, rando
         load_state(minilm, state)
         set_trainable(minilm.module, frozenset({"lora_A", "lora_B"}))
         task = LocalTask(LABELS, (("Dental", "Skin"),))
-        objective = method.objective(minilm, state, task, data, Memory())
+        objective = method.objective(minilm, state, task, data, Cache())
         loss = accumulate(objective, data, range(4), tokens)
         found.append((loss, gradients(minilm)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
@@ -57,12 +57,12 @@ def test_merging_again_and_again_drifts_nowhere(minilm, shapes, random_adapter):
     layer = next(iter(lora_layers(minilm.module).values()))
     base = layer.weights.base.clone()
     load_state(minilm, state)
-    once = layer.base_layer.weight.clone()
+    get_or_compute = layer.base_layer.weight.clone()
     for _ in range(5):
         load_state(minilm, State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)))
         assert torch.equal(layer.base_layer.weight, base)
         load_state(minilm, state)
-    assert torch.equal(layer.base_layer.weight, once)
+    assert torch.equal(layer.base_layer.weight, get_or_compute)
     merge(minilm.module, zero_adapter(shapes, 16), None)
 
 
@@ -117,14 +117,14 @@ def test_the_teacher_is_asked_once_for_all_rounds_and_again_when_its_basis_chang
     method = make_method(MethodConfig(), AdapterConfig())
     state = random_state(shapes, random_adapter, residual=False)
     load_state(minilm, state)
-    data, memory = minilm.encode(DATA, LABELS), Memory()
+    data, cache = minilm.encode(DATA, LABELS), Cache()
     task = LocalTask(LABELS, (("Dental",),))
     for _ in range(3):
-        method.objective(minilm, state, task, data, memory)
+        method.objective(minilm, state, task, data, cache)
     assert len(asked) == 1
     other = State(state.current, random_adapter(shapes, 16, 0.003, 9))
-    method.objective(minilm, other, task, data, memory)
-    method.objective(minilm, other, LocalTask(LABELS, (("Dental", "Skin"),)), data, memory)
+    method.objective(minilm, other, task, data, cache)
+    method.objective(minilm, other, LocalTask(LABELS, (("Dental", "Skin"),)), data, cache)
     assert len(asked) == 3
 
 
@@ -163,7 +163,7 @@ def test_equal_seeds_train_equally(minilm, shapes, random_adapter):
         load_state(minilm, state)
         data = minilm.encode(DATA, LABELS)
         objective = make_method(MethodConfig(), AdapterConfig()).objective(
-            minilm, state, LocalTask(LABELS, (("Skin",),)), data, Memory()
+            minilm, state, LocalTask(LABELS, (("Skin",),)), data, Cache()
         )
         both = frozenset({"lora_A", "lora_B"})
         results.append(train(minilm, objective, data, both, 2, TrainConfig(), seeded(1)))

@@ -11,7 +11,7 @@ from deal_core.privacy.accounting.ledger import Ledger, composed
 from deal_core.privacy.audit.claim_audit import claim_p_value
 from deal_core.privacy.mechanisms import clipped_mean
 from deal_core.privacy.mechanisms.noise import SeededNoise
-from deal_core.privacy.mechanisms.server_side import CentralNoise
+from deal_core.privacy.mechanisms.server_side import CentralDP
 from simulations.audit.found import Training
 from simulations.audit.judged import Judged, judged
 from simulations.audit.run import carry_out, known
@@ -98,7 +98,7 @@ def test_half_the_noise_is_caught(make_experiment, tmp_path, monkeypatch):
 
 
 def test_everybody_drawn_in_every_round_is_caught(make_experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(CentralNoise, "sample", lambda self, names, *where: list(names))
+    monkeypatch.setattr(CentralDP, "sample", lambda self, names, *where: list(names))
     whats = [
         replace(training(make_experiment, tmp_path / str(k), EIGHTH, f"run.seed={k}"), repeat=k)
         for k in range(3)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deal_core.privacy.accounting.composition import Spent, epsilon_of
+from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
 from deal_core.privacy.audit.audit_power import audit_power
 from deal_core.privacy.audit.guesses import guess
 from simulations.audit.command import AuditRequest
 from simulations.audit.found import Found, Outcome, Steps, outcomes_of
 from simulations.audit.judged import Judged, judged
 
-EPSILON_1, EPSILON_8 = Spent(1.0, 3.73, 1), Spent(1.0, 0.6, 1)
+EPSILON_1, EPSILON_8 = DpEvent(1.0, 3.73, 1), DpEvent(1.0, 0.6, 1)
 """One step on all records, at delta 1e-5."""
 
 
-def found(spent: Spent | None, scale: float, repeat: int, kind="gradients") -> Found:
+def found(spent: DpEvent | None, scale: float, repeat: int, kind="gradients") -> Found:
     """One training of a Gaussian mechanism with so much of the noise that it claims."""
     rng = np.random.default_rng(repeat)
     coins = rng.random(1000) < 0.5
@@ -42,7 +42,7 @@ def found(spent: Spent | None, scale: float, repeat: int, kind="gradients") -> F
     )
 
 
-def attack(spent: Spent | None, scale: float, count: int = 4, kind="gradients") -> Judged:
+def attack(spent: DpEvent | None, scale: float, count: int = 4, kind="gradients") -> Judged:
     return judged([found(spent, scale, k, kind) for k in range(count)])
 
 
@@ -55,7 +55,7 @@ def test_too_little_noise_is_refuted_and_told_how_much(spent, scale):
     assert (
         weak.claimed
         < weak.least_refuted.epsilon
-        < epsilon_of([Spent(1.0, scale * spent.noise_multiplier, 1)], 1e-5)
+        < epsilon_of([DpEvent(1.0, scale * spent.noise_multiplier, 1)], 1e-5)
     )
     assert not honest.refuted
     assert honest.least_refuted.scale > 1

@@ -51,7 +51,7 @@ def test_the_trainers_model_is_the_one_that_deal_trains(minilm):
     targets = torch.tensor([target for _, target in loaded.train])
     assert ids.shape == (4, 24)
     with torch.no_grad():
-        ours = minilm.learn(batch, loaded.labels, ())
+        ours = minilm.forward_train(batch, loaded.labels, ())
         out = theirs(ids, torch.ones_like(ids), targets)
     torch.testing.assert_close(
         out["logits"], minilm.scores(batch, loaded.labels).detach(), rtol=0, atol=1e-4

@@ -61,7 +61,7 @@ def done(*arguments: str, prefix: Sequence[str] = ()) -> str:
     return result.stdout
 
 
-OPEN = 'metrics = "clear"\ncounts = true\nmin_records = 1\n'
+OPEN = 'metrics = "clear"\nshare_num_examples = true\nmin_records = 1\n'
 """A policy under which a site trains without differential privacy, and says how well."""
 
 

@@ -141,7 +141,7 @@ def test_a_new_site_has_the_safe_policy_and_allows_the_app_of_this_checkout(
     assert site.policy is not None
     policy = site.policy
     assert (policy.mechanism, policy.max_epsilon, policy.metrics) == ("record", 8.0, "none")
-    assert (policy.counts, policy.spending) == (False, True)
+    assert (policy.share_num_examples, policy.spending) == (False, True)
     assert site.apps is not None
     assert site.apps.allowed == (own_digest(),)
     assert site.data.labels == labels

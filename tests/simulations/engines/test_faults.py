@@ -88,7 +88,7 @@ def test_who_turns_the_model_around_is_named_and_stays_out_at_the_start_of_the_n
         tmp_path,
         'faults.kind="sign-flipped"',
         "faults.clients=[1]",
-        'aggregation.robust="direction"',
+        'aggregation.robust="cosine-norm"',
         'data.tasks=["surgery", "laboratory"]',
         "federation.rounds=2",
     )

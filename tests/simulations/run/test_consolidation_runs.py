@@ -110,7 +110,7 @@ def test_learned_gains_travel_as_lora_b_and_average_exactly(run_with):
     "settings",
     [
         ("aggregation.rule=flora", "adapter.client_ranks=[2, 8]"),
-        ("aggregation.rule=fedex", "aggregation.robust=direction", "wire.dtype=int8"),
+        ("aggregation.rule=fedex", "aggregation.robust=cosine-norm", "wire.dtype=int8"),
     ],
 )
 def test_exact_rules_and_clients_of_their_own_ranks(run_with, settings):

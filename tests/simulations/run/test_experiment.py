@@ -123,8 +123,10 @@ def test_a_run_from_before_a_setting_did_what_was_done_then() -> None:
     older = [line for line in lines if "ahead" not in line]
     assert len(older) == len(lines) - 1
     path.write_text("\n".join(older))
-    assert recorded(folder).method.distillation.ahead == 0.0
-    with pytest.raises(UserError, match=r"'method.distillation.ahead' is 0.25, .* with 0.0"):
+    assert recorded(folder).method.distillation.future_weight == 0.0
+    with pytest.raises(
+        UserError, match=r"'method.distillation.future_weight' is 0.25, .* with 0.0"
+    ):
         check_folder(load_experiment(Request("quickstart", resume=True)))
 
 

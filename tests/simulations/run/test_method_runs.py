@@ -34,10 +34,10 @@ def model_update(folder) -> torch.Tensor:
 SWITCHES = [
     ("method.update.enabled=true", "method.update.lambda1=1.0"),
     ("method.logit_adjustment=0.5",),
-    ("method.fresh_adapter=false",),
-    ("method.warm_rank=4",),
+    ("method.orthogonal_init=false",),
+    ("method.warm_start_rank=4",),
     ("method.distillation.weight=0.0",),
-    ("method.distillation.ahead=0.0",),
+    ("method.distillation.future_weight=0.0",),
     ("method.distillation.temperature=4.0",),
     ("method.retention.enabled=false",),
 ]
@@ -45,7 +45,7 @@ SWITCHES = [
 
 
 LATER_SWITCHES = [
-    ("method.distillation.spaces=merged",),
+    ("method.distillation.softmax=joint",),
     ('method.retention.filter="wiener"', "adapter.retained_rank=12"),
     ("adapter.retained_rank=12",),
 ]
@@ -74,7 +74,9 @@ OFF = "method.retention.enabled=false"
 def test_without_retention_and_distillation_deal_is_sequential(run_with):
     """Up to rounding: what clients see of the task's start is put in and taken off again."""
     plain = run_with("plain", "method.name=sequential")
-    off = run_with("off", OFF, "method.distillation.weight=0.0", "method.distillation.ahead=0.0")
+    off = run_with(
+        "off", OFF, "method.distillation.weight=0.0", "method.distillation.future_weight=0.0"
+    )
     expected, found = model_update(plain), model_update(off)
     assert (found - expected).norm() < 0.01 * expected.norm()
 

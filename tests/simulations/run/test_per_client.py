@@ -99,7 +99,7 @@ def test_a_task_is_told_what_comes_and_a_client_reads_its_labels(
     run_inprocess(experiment, lambda event: None)
     labels = {name: open_source(experiment.data).load(name).labels for name in (L, S, M)}
     expected = [(labels[S], labels[M]), (labels[M],), ()]
-    assert [task.ahead() for task in learnt] == [ahead for ahead in expected for _ in range(3)]
+    assert [task.future() for task in learnt] == [future for future in expected for _ in range(3)]
 
 
 def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, 
         assert event["num_examples"] == len(shares[task][int(client)].train)
         assert tuple(local.labels) == data[task].labels
         assert local.seen == tuple(tuple(data[name].labels) for name in seen)
-        assert local.ahead() == ()  # somebody works on each before the first stage has ended
+        assert local.future() == ()  # somebody works on each before the first stage has ended
         own = local.past.shares if local.past else []
         assert [tuple(share().labels) for share in own] == [data[name].labels for name in past]
         if own:  # the model at the start of the stage knows all of them, or none yet

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.local_update import Desk, local_update
+from client.local_update import ClientContext, local_update
 from client.resources import Workbench
 from client.state import FeedbackStore
 from deal_core.config.experiment import Experiment
@@ -94,8 +94,10 @@ def start_of_task(bench: Workbench) -> State:
     return method.begin_task(start_state(bench.experiment, bench.shapes), seeded(0))
 
 
-def desk(client: int, folder: Path) -> Desk:
-    return Desk(client, FeedbackStore(folder), Site(lambda: Ledger(folder), None, simulated=True))
+def desk(client: int, folder: Path) -> ClientContext:
+    return ClientContext(
+        client, FeedbackStore(folder), Site(lambda: Ledger(folder), None, simulated=True)
+    )
 
 
 def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
@@ -110,7 +112,7 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
         )
     )
     seen: Counter = Counter()
-    real = type(bench.model).learn
+    real = type(bench.model).forward_train
 
     def learn(model, batch, labels, earlier):
         seen.update((example, tuple(labels)) for example in batch)

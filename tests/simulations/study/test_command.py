@@ -184,15 +184,15 @@ def test_the_figures_alone_carry_the_study_on(
     # a setting that did not exist yet was its default, or what was done before it came; a default
     # that was another one matters
     older = json.loads(figures)
-    del older["defaults"]["method.warm_rank"]
+    del older["defaults"]["method.warm_start_rank"]
     (tmp_path / "study.json").write_text(json.dumps(older))
     assert run_study(elsewhere, console()) == 0
-    older["defaults"]["method.warm_rank"] = 1
+    older["defaults"]["method.warm_start_rank"] = 1
     (tmp_path / "study.json").write_text(json.dumps(older))
-    with pytest.raises(UserError, match=r"'method\.warm_rank' is 0, but the cell .* with 1"):
+    with pytest.raises(UserError, match=r"'method\.warm_start_rank' is 0, but the cell .* with 1"):
         run_study(elsewhere, console())
     older = json.loads(figures)
-    del older["defaults"]["method.distillation.ahead"]
+    del older["defaults"]["method.distillation.future_weight"]
     (tmp_path / "study.json").write_text(json.dumps(older))
     with pytest.raises(UserError, match=r"'method\.distillation\.ahead' is 0\.25, .* with 0\.0"):
         run_study(elsewhere, console())
@@ -207,8 +207,12 @@ def test_what_the_study_no_longer_has_stays_in_the_file_and_in_no_table(
     """It may be all that is left of those runs."""
     request = done[0]
     figures = json.loads((Path(request.out) / "study.json").read_text())
-    figures["defaults"]["method.warm_rank"] = 1  # then; of what is still asked for, it was set
-    next(c for c in figures["cells"] if c["arm"] == "deal")["settings"][""]["method.warm_rank"] = 0
+    figures["defaults"]["method.warm_start_rank"] = (
+        1  # then; of what is still asked for, it was set
+    )
+    next(c for c in figures["cells"] if c["arm"] == "deal")["settings"][""][
+        "method.warm_start_rank"
+    ] = 0
     (tmp_path / "study.json").write_text(json.dumps(figures))
     text = STUDY.replace('[arms.sequential]\nset.method.name = "sequential"\n', "")
     (tmp_path / "mine.toml").write_text(text)
@@ -216,8 +220,8 @@ def test_what_the_study_no_longer_has_stays_in_the_file_and_in_no_table(
     assert run_study(fewer, console()) == 0
     results = StudyResults.model_validate_json((tmp_path / "study.json").read_text())
     assert [cell.arm for cell in results.cells] == ["deal", "sequential"]
-    assert results.defaults["method.warm_rank"] == 0
-    assert [cell.settings[""].get("method.warm_rank") for cell in results.cells] == [None, 1]
+    assert results.defaults["method.warm_start_rank"] == 0
+    assert [cell.settings[""].get("method.warm_start_rank") for cell in results.cells] == [None, 1]
     page = (tmp_path / "study.md").read_text()
     assert "1 of 2 cells done" in page
     assert "sequential" not in page

@@ -19,7 +19,7 @@ from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Phase, make_method
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import accumulate, load_state, train
 
 SHAPES = {"first": (40, 50), "second": (60, 40)}
@@ -54,7 +54,7 @@ def end_of_learning(random_adapter) -> State:
 @pytest.mark.parametrize("name", ["identity", "wiener", "learned"])
 def test_the_student_starts_from_what_the_server_alone_would_keep(end_of_learning, name):
     phase = phase_of(consolidating(name), SMALL)
-    begun = phase.begin(end_of_learning)
+    begun = phase.setup(end_of_learning)
     whole = stack(end_of_learning.parts())
     start = name if name != "learned" else "wiener"
     retention = consolidating(start).retention.model_copy(update={"filter": start})
@@ -62,10 +62,14 @@ def test_the_student_starts_from_what_the_server_alone_would_keep(end_of_learnin
     assert (begun.current.rank, begun.current.scaling) == (6, 1.5)
     assert relative_difference(stack(begun.parts()), alone.retained) < 1e-6
     assert relative_difference(begun.retained, whole) < 1e-6
-    assert begun.apart == begun.retained.rank == 12
+    assert begun.num_reference_directions == begun.retained.rank == 12
     ended = make_method(consolidating(name), SMALL).end_task(begun)
     assert relative_difference(ended.retained, alone.retained) < 1e-6
-    assert (ended.current.rank, ended.current.scaling, ended.apart) == (4, 2.25, 0)
+    assert (ended.current.rank, ended.current.scaling, ended.num_reference_directions) == (
+        4,
+        2.25,
+        0,
+    )
     assert not any(f.B.any() for f in ended.current.layers.values())
 
 
@@ -81,7 +85,7 @@ def test_what_a_rule_puts_beside_the_student_is_kept_as_far_as_it_fits(
     end_of_learning, random_adapter
 ):
     method = make_method(consolidating(), SMALL)
-    begun = method.phases[0].begin(end_of_learning)
+    begun = method.phases[0].setup(end_of_learning)
     beside = random_adapter(SHAPES, 3, 1.0, 4)
     fresh = zero_adapter(SHAPES, 6, 1.5)  # as flora leaves it
     ended = method.end_task(replace(begun, current=fresh, residual=beside))
@@ -92,18 +96,18 @@ def test_what_a_rule_puts_beside_the_student_is_kept_as_far_as_it_fits(
 
 def test_a_round_is_due_only_where_something_was_cut(end_of_learning, random_adapter):
     phase = phase_of(consolidating(), SMALL)
-    assert phase.due(phase.begin(end_of_learning))
+    assert phase.should_run(phase.setup(end_of_learning))
     little = State(random_adapter(SHAPES, 4, 2.25, 1), zero_adapter(SHAPES, 6))
-    fits = phase.begin(little)
-    assert not phase.due(fits)
-    assert phase.due(replace(fits, residual=random_adapter(SHAPES, 1, 1e-3, 5)))
+    fits = phase.setup(little)
+    assert not phase.should_run(fits)
+    assert phase.should_run(replace(fits, residual=random_adapter(SHAPES, 1, 1e-3, 5)))
     filtered = phase_of(consolidating("wiener"), SMALL)
-    filtered_begun = filtered.begin(
+    filtered_begun = filtered.setup(
         State(random_adapter(SHAPES, 4, 0.01, 1), zero_adapter(SHAPES, 6))
     )
-    assert filtered.due(filtered_begun)
+    assert filtered.should_run(filtered_begun)
     nothing = State(zero_adapter(SHAPES, 4, 2.25), zero_adapter(SHAPES, 6))
-    assert not phase.due(phase.begin(nothing))
+    assert not phase.should_run(phase.setup(nothing))
 
 
 def test_parts_that_need_each_other_are_named():
@@ -140,7 +144,7 @@ def learnt(random_adapter) -> State:
     return State(falling(8, 2.0, 1), falling(4, 1.0, 2))
 
 
-def opinions(minilm, state: State, task, temperature: float) -> torch.Tensor:
+def teacher_logits(minilm, state: State, task, temperature: float) -> torch.Tensor:
     """What the model of a state says over the labels of all tasks."""
     labels, data = task
     load_state(minilm, state)
@@ -151,8 +155,8 @@ def opinions(minilm, state: State, task, temperature: float) -> torch.Tensor:
 def divergence(minilm, state: State, task, temperature: float = 2.0) -> float:
     """The mean loss by its formula, from nothing but scores of whole models."""
     everything = State(zero_adapter(state.current.shapes, 1), state.retained)
-    teacher = opinions(minilm, everything, task, temperature)
-    student = opinions(minilm, state, task, temperature)
+    teacher = teacher_logits(minilm, everything, task, temperature)
+    student = teacher_logits(minilm, state, task, temperature)
     return float(temperature**2 * (teacher * (teacher.log() - student.log())).sum(1).mean())
 
 
@@ -160,12 +164,12 @@ def objective_at(minilm, begun: State, task, method: MethodConfig, adapter: Adap
     labels, data = task
     load_state(minilm, begun)
     local = LocalTask(labels, (SEEN,))
-    return phase_of(method, adapter).objective(minilm, begun, local, data, Memory())
+    return phase_of(method, adapter).objective(minilm, begun, local, data, Cache())
 
 
 def test_the_loss_is_the_formula_over_the_labels_of_all_tasks(minilm, learnt, task):
     method = consolidating(temperature=3.0)
-    begun = phase_of(method, REAL).begin(learnt)
+    begun = phase_of(method, REAL).setup(learnt)
     objective = objective_at(minilm, begun, task, method, REAL)
     with torch.no_grad():
         loss = float(objective.example_losses(range(len(task[1]))).mean())
@@ -190,7 +194,7 @@ def test_a_student_that_holds_everything_has_nothing_to_learn(minilm, learnt, ta
     wide, method = REAL.model_copy(update={"retained_rank": 12}), consolidating()
     sizes = {}
     for name, config in (("cut", REAL), ("whole", wide)):
-        begun = phase_of(method, config).begin(learnt)
+        begun = phase_of(method, config).setup(learnt)
         objective = objective_at(minilm, begun, task, method, config)
         with torch.no_grad():
             loss = float(objective.example_losses(range(16)).mean())
@@ -202,7 +206,7 @@ def test_a_student_that_holds_everything_has_nothing_to_learn(minilm, learnt, ta
 def after_training(minilm, learnt, task, method: MethodConfig, rate: float = 1e-3) -> State:
     """The state after three epochs of one client."""
     phase = phase_of(method, REAL)
-    begun = phase.begin(learnt)
+    begun = phase.setup(learnt)
     objective = objective_at(minilm, begun, task, method, REAL)
     trained = frozenset({"lora_B"}) if phase.rule == "ffa" else BOTH
     config = TrainConfig(learning_rate=rate)
@@ -215,7 +219,7 @@ def after_training(minilm, learnt, task, method: MethodConfig, rate: float = 1e-
 )
 def test_clients_lower_the_divergence_on_their_data(minilm, learnt, task, name, rate, left):
     method = consolidating(name)
-    before = phase_of(method, REAL).begin(learnt)
+    before = phase_of(method, REAL).setup(learnt)
     after = after_training(minilm, learnt, task, method, rate)
     assert divergence(minilm, after, task) < left * divergence(minilm, before, task)
     kept = make_method(method, REAL).end_task(after)
@@ -230,7 +234,7 @@ def test_clients_lower_the_divergence_on_their_data(minilm, learnt, task, name, 
 
 def test_a_learned_filter_only_scales_directions(minilm, learnt, task):
     method = consolidating("learned")
-    before = phase_of(method, REAL).begin(learnt)
+    before = phase_of(method, REAL).setup(learnt)
     after = after_training(minilm, learnt, task, method, 3e-2)
     changed = 0
     for name, f in after.current.layers.items():
@@ -267,7 +271,7 @@ def test_every_key_changes_the_numbers(minilm, learnt, task):
 def test_a_heavy_penalty_holds_the_filter(minilm, learnt, task):
     """What the anchor is for: the gains stay where they started."""
     few = task[0], task[1][:8]
-    start = phase_of(consolidating("learned"), REAL).begin(learnt).current
+    start = phase_of(consolidating("learned"), REAL).setup(learnt).current
     moves = [
         relative_difference(
             after_training(

@@ -22,7 +22,7 @@ from deal_core.methods.deal.controlled_update import (
 from deal_core.methods.shared.penalised import Penalised
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import accumulate, load_state, train
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
@@ -167,7 +167,7 @@ def trained(minilm, state: State, update: dict[str, object], epochs: int) -> Ada
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
     objective = make_method(method, AdapterConfig()).objective(
-        minilm, state, LocalTask(LABELS, (SEEN,)), data, Memory()
+        minilm, state, LocalTask(LABELS, (SEEN,)), data, Cache()
     )
     train(minilm, objective, data, BOTH, epochs, TrainConfig(), seeded(0, "train"))
     return read(minilm.module)
@@ -216,12 +216,12 @@ def test_every_key_of_the_penalty_changes_the_numbers(minilm, second_task):
         assert not any(torch.equal(first, other) for other in found[:i])
 
 
-def objective_of(minilm, state: State, memory: Memory) -> tuple[Penalised, list]:
+def objective_of(minilm, state: State, cache: Cache) -> tuple[Penalised, list]:
     method = MethodConfig.model_validate({"update": {"enabled": True, "lambda1": 100.0}})
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
     objective = make_method(method, AdapterConfig()).objective(
-        minilm, state, LocalTask(LABELS, (SEEN,)), data, memory
+        minilm, state, LocalTask(LABELS, (SEEN,)), data, cache
     )
     return objective, data
 
@@ -236,7 +236,7 @@ def moved(state: State, random_adapter) -> State:
 def test_the_penalty_counts_once_a_step_however_the_batch_is_cut(
     minilm, second_task, random_adapter
 ):
-    objective, data = objective_of(minilm, moved(second_task, random_adapter), Memory())
+    objective, data = objective_of(minilm, moved(second_task, random_adapter), Cache())
     price = float(objective.penalty().detach())
     assert price > 0.01
     results = []
@@ -260,9 +260,7 @@ def test_the_price_is_that_of_the_live_factors_and_the_residual(
     state = moved(second_task, random_adapter)
     rest = random_adapter(state.current.shapes, 3, 0.01, 8)
     for residual in (None, rest):
-        objective, _ = objective_of(
-            minilm, State(state.current, state.retained, residual), Memory()
-        )
+        objective, _ = objective_of(minilm, State(state.current, state.retained, residual), Cache())
         expected = []
         anchors = make_anchors(state.retained, CPU)
         for name, f in state.current.layers.items():
@@ -281,14 +279,14 @@ def test_the_price_is_that_of_the_live_factors_and_the_residual(
 def test_what_goes_on_from_earlier_tasks_is_no_update_until_it_moves(minilm, second_task):
     """The strongest retained directions start the current adapter: the price is that of the change
     since."""
-    method = make_method(MethodConfig(warm_rank=8), AdapterConfig())
+    method = make_method(MethodConfig(warm_start_rank=8), AdapterConfig())
     warm = method.begin_task(second_task, seeded(0, "begin"))
-    assert warm.apart == 8
-    objective, _ = objective_of(minilm, warm, Memory())
+    assert warm.num_reference_directions == 8
+    objective, _ = objective_of(minilm, warm, Cache())
     assert float(objective.penalty().detach()) < 1e-4
     layers = {n: LoraFactors(f.A, 1.1 * f.B) for n, f in warm.current.layers.items()}
     objective, _ = objective_of(
-        minilm, replace(warm, current=Adapter(layers, warm.current.scaling)), Memory()
+        minilm, replace(warm, current=Adapter(layers, warm.current.scaling)), Cache()
     )
     expected, anchors = [], make_anchors(warm.retained, CPU)
     for name, f in warm.current.layers.items():
@@ -305,10 +303,10 @@ def test_the_retained_directions_are_found_once_a_task(minilm, second_task, monk
         "deal_core.methods.deal.method.make_anchors",
         lambda *args: made.append(1) or make_anchors(*args),
     )
-    memory = Memory()
+    cache = Cache()
     for _ in range(3):
-        objective_of(minilm, second_task, memory)
+        objective_of(minilm, second_task, cache)
     assert len(made) == 1
     halved = {n: LoraFactors(f.A, f.B / 2) for n, f in second_task.retained.layers.items()}
-    objective_of(minilm, State(second_task.current, Adapter(halved)), memory)
+    objective_of(minilm, State(second_task.current, Adapter(halved)), cache)
     assert len(made) == 2

@@ -20,9 +20,9 @@ from deal_core.methods.deal_reference.method import fresh_maps, penalty
 from deal_core.methods.shared.named_factors import named, parameters
 from deal_core.methods.shared.task_start import start_of
 from deal_core.randomness import seeded
-from deal_core.training.cache import Memory
+from deal_core.training.cache import Cache
 from deal_core.training.loop import accumulate, load_state, train
-from deal_core.training.parametrization import learner_of
+from deal_core.training.parametrization import parametrization_of
 
 LABELS = ("Anatomy", "Surgery")
 DATA = [
@@ -59,10 +59,10 @@ def begun(shapes) -> State:
     return made().begin_task(before, seeded(0))
 
 
-def objective(minilm, state: State, carried=None, **keys: float) -> Mapped:
+def objective(minilm, state: State, round_state=None, **keys: float) -> Mapped:
     load_state(minilm, state)
-    task = LocalTask(LABELS, (("Dental",),), None, carried)
-    found = made(**keys).objective(minilm, state, task, data(minilm), Memory())
+    task = LocalTask(LABELS, (("Dental",),), None, round_state)
+    found = made(**keys).objective(minilm, state, task, data(minilm), Cache())
     assert isinstance(found, Mapped)
     return found
 
@@ -71,9 +71,11 @@ def data(minilm):
     return minilm.encode(DATA, LABELS)
 
 
-def one_round(minilm, state: State, carried=None, epochs=1, trained=BOTH, **keys: float) -> State:
+def one_round(
+    minilm, state: State, round_state=None, epochs=1, trained=BOTH, **keys: float
+) -> State:
     """The state that an average over one client is."""
-    built = objective(minilm, state, carried, **keys)
+    built = objective(minilm, state, round_state, **keys)
     config = TrainConfig(batch_size=2)
     train(minilm, built, data(minilm), trained, epochs, config, seeded("train"))
     return replace(state, current=read(minilm.module))
@@ -83,7 +85,7 @@ def test_the_first_task_is_plain_and_a_later_one_begins_with_drawn_maps(minilm, 
     method, empty = made(), State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
     first = method.begin_task(empty, seeded(0))
     load_state(minilm, first)
-    plain = method.objective(minilm, first, LocalTask(LABELS, ()), data(minilm), Memory())
+    plain = method.objective(minilm, first, LocalTask(LABELS, ()), data(minilm), Cache())
     assert plain.penalty() is None
     assert not isinstance(plain, Mapped)
     before = spread(shapes, 1)
@@ -156,11 +158,11 @@ def test_gradients_reach_every_part_of_gate_and_mlp(minilm, begun, weights):
     """Through the factors, in passes, as through all at once; and nothing else learns."""
     built = objective(minilm, begun, **weights)
     expected = end_to_end(minilm, built)
-    learner = learner_of(built, minilm.module, BOTH)
+    parametrization = parametrization_of(built, minilm.module, BOTH)
     accumulate(built, data(minilm), [0, 1, 2], 20)  # a pass an example
-    learner.before_step()
+    parametrization.before_step()
     found = taken(built)
-    assert len(found) == len(learner.parameters) == 7 * 2 * 12
+    assert len(found) == len(parametrization.parameters) == 7 * 2 * 12
     for key, gradient in expected.items():
         assert gradient.any(), key
         assert (found[key] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-9, key

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from deal_core.privacy.accounting.composition import Spent, epsilon_of, merged, renyi_epsilon
+from deal_core.privacy.accounting.composition import DpEvent, epsilon_of, merged, renyi_epsilon
 
 DELTA = 1e-5
 MIXED = [(0.064, 1.0, 160), (0.128, 1.0, 80), (0.08, 1.0, 130), (0.05, 1.0, 200), (0.06, 1.0, 170)]
@@ -33,8 +33,8 @@ GOOGLE = [
 """
 
 
-def spent(events) -> list[Spent]:
-    return [Spent(*event) for event in events]
+def spent(events) -> list[DpEvent]:
+    return [DpEvent(*event) for event in events]
 
 
 @pytest.mark.parametrize(("events", "expected"), GOOGLE)
@@ -65,7 +65,7 @@ def test_without_sampling_it_is_the_closed_form_of_one_gaussian(multiplier, step
         return upper - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu) - delta
 
     expected = brentq(excess, 0, 100)
-    ours = epsilon_of([Spent(1.0, multiplier, steps)], delta)
+    ours = epsilon_of([DpEvent(1.0, multiplier, steps)], delta)
     assert expected <= ours * (1 + 1e-9)
     assert ours == pytest.approx(expected, rel=0.003)
 
@@ -76,18 +76,18 @@ def test_never_above_the_bound_by_renyi_divergence(events):
 
 
 def test_grows_with_everything_that_is_spent_and_falls_with_noise():
-    base = epsilon_of([Spent(0.1, 1.0, 50)], DELTA)
-    assert epsilon_of([Spent(0.1, 1.0, 51)], DELTA) > base
-    assert epsilon_of([Spent(0.11, 1.0, 50)], DELTA) > base
-    assert epsilon_of([Spent(0.1, 1.05, 50)], DELTA) < base
-    assert epsilon_of([Spent(0.1, 1.0, 50)], DELTA / 10) > base
-    assert epsilon_of([Spent(0.1, 1.0, 50), Spent(0.01, 4.0, 1)], DELTA) >= base
+    base = epsilon_of([DpEvent(0.1, 1.0, 50)], DELTA)
+    assert epsilon_of([DpEvent(0.1, 1.0, 51)], DELTA) > base
+    assert epsilon_of([DpEvent(0.11, 1.0, 50)], DELTA) > base
+    assert epsilon_of([DpEvent(0.1, 1.05, 50)], DELTA) < base
+    assert epsilon_of([DpEvent(0.1, 1.0, 50)], DELTA / 10) > base
+    assert epsilon_of([DpEvent(0.1, 1.0, 50), DpEvent(0.01, 4.0, 1)], DELTA) >= base
     assert epsilon_of([], DELTA) == 0.0
 
 
 def test_order_and_cutting_play_no_part():
-    whole = [Spent(0.1, 1.0, 50), Spent(0.2, 2.0, 10)]
-    cut = [Spent(0.2, 2.0, 4), Spent(0.1, 1.0, 50), Spent(0.2, 2.0, 6)]
+    whole = [DpEvent(0.1, 1.0, 50), DpEvent(0.2, 2.0, 10)]
+    cut = [DpEvent(0.2, 2.0, 4), DpEvent(0.1, 1.0, 50), DpEvent(0.2, 2.0, 6)]
     assert merged(whole) == merged(cut)
     assert epsilon_of(whole, DELTA) == epsilon_of(cut, DELTA)
 
@@ -95,10 +95,10 @@ def test_order_and_cutting_play_no_part():
 @pytest.mark.parametrize("delta", [0.0, 1.0, 1e-12])
 def test_a_delta_that_means_nothing_is_refused(delta):
     with pytest.raises(ValueError, match="delta"):
-        epsilon_of([Spent(0.1, 1.0, 1)], delta)
+        epsilon_of([DpEvent(0.1, 1.0, 1)], delta)
 
 
 @pytest.mark.parametrize("fault", [(0.0, 1.0, 1), (1.1, 1.0, 1), (0.1, 0.0, 1), (0.1, 1.0, 0)])
 def test_what_is_no_mechanism_is_refused(fault):
     with pytest.raises(ValueError, match="no such mechanism"):
-        Spent(*fault)
+        DpEvent(*fault)

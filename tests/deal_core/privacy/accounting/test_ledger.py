@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.composition import Spent, epsilon_of
+from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
 from deal_core.privacy.accounting.ledger import (
     KEPT_ANSWERS,
     Budget,
@@ -53,7 +53,7 @@ def test_events_outlive_the_process_and_compose(ledger):
         assert ledger.charge(replace(EVENT, server_round=n), WIDE, f"r{n}", b"a") == b"a"
     again = Ledger(ledger.folder)
     assert [e.server_round for e in again.events()] == [0, 1, 2]
-    assert composed(again.events(), 1e-4) == epsilon_of([Spent(0.1, 1.5, 30)], 1e-4)
+    assert composed(again.events(), 1e-4) == epsilon_of([DpEvent(0.1, 1.5, 30)], 1e-4)
 
 
 def test_the_same_request_is_charged_once_and_answered_with_the_same(ledger):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deal_core.privacy.accounting.composition import Spent
+from deal_core.privacy.accounting.composition import DpEvent
 from deal_core.privacy.audit.audit_power import audit_power
 from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value
 from deal_core.privacy.audit.guesses import guess
 
-EPSILON_1, EPSILON_8 = Spent(1.0, 3.73, 1), Spent(1.0, 0.6, 1)
+EPSILON_1, EPSILON_8 = DpEvent(1.0, 3.73, 1), DpEvent(1.0, 0.6, 1)
 """One step on all records, at delta 1e-5."""
 
 
-def noticed(spent: Spent, scale: float, canaries: int, repetitions: int, audits: int) -> float:
+def noticed(spent: DpEvent, scale: float, canaries: int, repetitions: int, audits: int) -> float:
     """Share of audits of a mechanism of its own that refute the claim."""
     rng = np.random.default_rng(1)
 

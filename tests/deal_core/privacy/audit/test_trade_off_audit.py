@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import linprog
 
-from deal_core.privacy.accounting.composition import Spent, privacy_curve
+from deal_core.privacy.accounting.composition import DpEvent, privacy_curve
 from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value, least_refuted
 from deal_core.privacy.audit.guesses import CHOICES, Guesses, guess
 from deal_core.privacy.audit.trade_off_audit import p_value
@@ -35,7 +35,7 @@ def solved(m: int, r: int, c: int, epsilons, deltas) -> float:
     return -found.fun
 
 
-@pytest.mark.parametrize("spent", [Spent(1.0, 2.0, 1), Spent(0.2, 0.8, 5)])
+@pytest.mark.parametrize("spent", [DpEvent(1.0, 2.0, 1), DpEvent(0.2, 0.8, 5)])
 @pytest.mark.parametrize(("m", "r"), [(6, 6), (12, 5), (25, 20)])
 def test_it_is_what_a_solver_finds(spent, m, r):
     chosen = EPSILONS[:: len(EPSILONS) // 12]
@@ -56,7 +56,7 @@ def test_of_an_exact_mechanism_it_is_seldom_small(sigma):
     """Never below alpha more often than alpha, for any choice of guesses; the single best choice
     of every audit is not looked at here."""
     rng = np.random.default_rng(5)
-    curve = trade_off([Spent(1.0, sigma, 1)])
+    curve = trade_off([DpEvent(1.0, sigma, 1)])
     trials = 300
     drawn = [gaussian(sigma, 300, rng) for _ in range(trials)]
     for choice in range(len(CHOICES)):
@@ -85,22 +85,22 @@ def test_a_mechanism_that_seldom_tells_all_is_not_refuted_by_one_run():
 
 
 def test_it_moves_with_the_guesses_and_with_the_noise():
-    curve = trade_off([Spent(1.0, 1.0, 1)])
+    curve = trade_off([DpEvent(1.0, 1.0, 1)])
     falling = [p_value(200, 100, c, curve) for c in range(0, 101, 5)]
     assert all(a >= b for a, b in pairwise(falling))
     assert falling[0] == 1.0
-    by_noise = [p_value(200, 100, 90, trade_off([Spent(1.0, s, 1)])) for s in (0.4, 0.8, 1.6)]
+    by_noise = [p_value(200, 100, 90, trade_off([DpEvent(1.0, s, 1)])) for s in (0.4, 0.8, 1.6)]
     assert by_noise == sorted(by_noise, reverse=True)
 
 
 def test_impossible_counts_are_refused():
-    curve = trade_off([Spent(1.0, 1.0, 1)])
+    curve = trade_off([DpEvent(1.0, 1.0, 1)])
     with pytest.raises(ValueError, match="right of 11 guesses"):
         p_value(10, 11, 5, curve)
 
 
 def repetitions(sigma: float, real: float, count: int, rng) -> list[Repetition]:
-    spent = (Spent(1.0, sigma, 1),)
+    spent = (DpEvent(1.0, sigma, 1),)
     return [Repetition(spent, gaussian(real * sigma, 1000, rng)) for _ in range(count)]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from deal_core.privacy.accounting.composition import Spent, epsilon_of, privacy_curve
+from deal_core.privacy.accounting.composition import DpEvent, epsilon_of, privacy_curve
 from deal_core.privacy.audit.tradeoff import EPSILONS, trade_off, trade_off_of
 
 FALSE_ALARMS = np.linspace(0.001, 0.999, 200)
@@ -15,7 +15,7 @@ FALSE_ALARMS = np.linspace(0.001, 0.999, 200)
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 4.0])
 def test_of_a_gaussian_mechanism(sigma):
     found = norm.sf(norm.isf(FALSE_ALARMS) - 1 / sigma)
-    ours = trade_off([Spent(1.0, sigma, 1)]).least_false_alarms(found)
+    ours = trade_off([DpEvent(1.0, sigma, 1)]).least_false_alarms(found)
     assert (ours <= FALSE_ALARMS + 1e-9).all()  # never asks for more than is so
     assert np.abs(ours - FALSE_ALARMS).max() < 1e-3
 
@@ -26,7 +26,7 @@ def test_of_one_sampled_step_it_is_that_of_either_direction():
     thresholds = np.linspace(-4, 5, 400)
     away, there = norm.sf(thresholds / sigma), norm.sf((thresholds - 1) / sigma)
     mixed = (1 - q) * away + q * there
-    curve = trade_off([Spent(q, sigma, 1)])
+    curve = trade_off([DpEvent(q, sigma, 1)])
     assert (curve.least_false_alarms(mixed) <= away + 1e-9).all()
     assert (curve.least_false_alarms(1 - away) <= 1 - mixed + 1e-9).all()
     # the better direction is reached
@@ -34,7 +34,7 @@ def test_of_one_sampled_step_it_is_that_of_either_direction():
 
 
 def test_it_is_made_of_the_accountants_own_pairs():
-    spent = [Spent(0.1, 1.1, 40), Spent(1.0, 9.0, 2)]
+    spent = [DpEvent(0.1, 1.1, 40), DpEvent(1.0, 9.0, 2)]
     epsilons, deltas = privacy_curve(spent, EPSILONS, 1e-5)
     for wanted in (0.3, 1.0, 3.0):
         k = int(np.searchsorted(epsilons, wanted))
@@ -52,5 +52,5 @@ def test_of_pure_privacy_and_of_a_leak():
 
 
 def test_what_is_too_little_noise_for_the_grid_promises_nothing():
-    curve = trade_off([Spent(0.05, 0.02, 200)])
+    curve = trade_off([DpEvent(0.05, 0.02, 200)])
     assert not curve.least_false_alarms(np.array([0.0, 0.5, 0.99])).any()

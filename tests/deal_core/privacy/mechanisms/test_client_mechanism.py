@@ -16,16 +16,16 @@ from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.client_plan import client_event
 from deal_core.privacy.accounting.ledger import Budget, Ledger
-from deal_core.privacy.interface import Ask, RecordId, Refusal, Site
-from deal_core.privacy.mechanisms.client import TrustingClient, WaryClient, make_client
+from deal_core.privacy.interface import RecordId, Refusal, Site, UpdateRequest
+from deal_core.privacy.mechanisms.client import CentralDPClient, LocalDPClient, make_client
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, clipped, factors_of
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.registry import MECHANISMS, make_mechanism
 from deal_core.privacy.mechanisms.server_side import (
     SERVER_SIDES,
-    AsSent,
-    CentralNoise,
-    Place,
+    CentralDP,
+    NoServerNoise,
+    RoundContext,
     make_server_side,
 )
 from deal_core.privacy.policy import Policy
@@ -118,9 +118,9 @@ def side(make_experiment, tmp_path):
     return make_server_side(make_experiment(*CLIENT), 6, Ledger(tmp_path))
 
 
-def played(side: CentralNoise, server_round: int, updates: list[Adapter]) -> torch.Tensor:
+def played(side: CentralDP, server_round: int, updates: list[Adapter]) -> torch.Tensor:
     rule = make_rule(AggregationConfig(rule="fedit"))
-    round_ = side.begin(rule, start(), B, Place("learn", 0, server_round, 40))
+    round_ = side.begin(rule, start(), B, RoundContext("learn", 0, server_round, 40))
     for k, each in enumerate(updates):
         round_.add(ClientUpdate(str(k), each, weight=1.0 + k))
     current = round_.finish().current
@@ -131,7 +131,7 @@ def test_the_denominator_is_fixed_and_weights_are_uniform(side):
     """By the same noise: two updates of three, the third having dropped out, are divided by the
     ten that were expected."""
     noise_alone = played(side, 1, [])
-    fresh = CentralNoise(side.experiment, side.rounds, Ledger(side.ledger.folder / "other"))
+    fresh = CentralDP(side.experiment, side.rounds, Ledger(side.ledger.folder / "other"))
     two = played(fresh, 1, [update(seed=1), update(seed=2)])
     expected = total(update(seed=1), update(seed=2)) / 10
     assert torch.allclose(two - noise_alone, expected, atol=1e-6)
@@ -196,13 +196,13 @@ def test_who_trusts_the_server_leaves_the_noise_to_it(make_experiment, tmp_path)
     trusting, wary = (
         make_experiment(*CLIENT, f"privacy.trusted_server={word}") for word in ("true", "false")
     )
-    assert isinstance(make_client(trusting), TrustingClient)
-    assert isinstance(make_client(wary), WaryClient)
-    assert isinstance(make_server_side(wary, 6, Ledger(tmp_path)), AsSent)
+    assert isinstance(make_client(trusting), CentralDPClient)
+    assert isinstance(make_client(wary), LocalDPClient)
+    assert isinstance(make_server_side(wary, 6, Ledger(tmp_path)), NoServerNoise)
 
 
-def asked(records: int = 8) -> Ask:
-    return Ask(
+def asked(records: int = 8) -> UpdateRequest:
+    return UpdateRequest(
         request="r",
         client="0",
         task="t",

@@ -7,7 +7,7 @@ import torch
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
-from deal_core.lora.adapter import fresh_adapter, spectrum, zero_adapter
+from deal_core.lora.adapter import orthogonal_init, spectrum, zero_adapter
 from deal_core.lora.attach import read, write
 from deal_core.methods.deal.retention import retain
 from deal_core.methods.shared.plain import Plain
@@ -21,7 +21,7 @@ from deal_core.privacy.mechanisms.noise_floor import (
 )
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.randomness import seeded
-from deal_core.training.loop import descend
+from deal_core.training.loop import run_local_steps
 
 B_ONLY = frozenset({"lora_B"})
 CLIENTS, ROUNDS, STEPS = 3, 2, 5
@@ -32,7 +32,7 @@ def noise_alone():
     """The mean update of clients without data, over rounds: the mechanism as it is, no signal."""
     model = load_model(ModelConfig(), AdapterConfig(), 32, torch.float32)
     shapes = read(model.module).shapes
-    current = fresh_adapter(zero_adapter(shapes, 16), 8, 2.0, seeded("fresh"))
+    current = orthogonal_init(zero_adapter(shapes, 16), 8, 2.0, seeded("fresh"))
     for server_round in range(ROUNDS):
         moved = []
         for client in range(CLIENTS):
@@ -45,10 +45,10 @@ def noise_alone():
                 max_grad_norm=0.3,
                 steps=STEPS,
                 expected_batch=16,
-                tokens_per_pass=2048,
+                tokens_per_microbatch=2048,
                 noise=SeededNoise(seeded("floor", server_round, client)),
             )
-            descend(model, Plain(model, ["a"], []), source, B_ONLY, TrainConfig())
+            run_local_steps(model, Plain(model, ["a"], []), source, B_ONLY, TrainConfig())
             moved.append(read(model.module))
         layers = {
             name: type(factors)(

@@ -19,7 +19,7 @@ from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import BELOW, PrivateGradients
 from deal_core.randomness import seeded
-from deal_core.training.loop import descend
+from deal_core.training.loop import run_local_steps
 from deal_core.training.per_sample import clipped_gradients
 from tests.deal_core.privacy.mechanisms.silence import Silence
 
@@ -50,7 +50,7 @@ def gradients(data, noise, **changes) -> PrivateGradients:
         "max_grad_norm": 0.7,
         "steps": 3,
         "expected_batch": 4,
-        "tokens_per_pass": 2048,
+        "tokens_per_microbatch": 2048,
     }
     ids = [RecordId("task", row) for row in range(len(data))]
     return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
@@ -195,7 +195,7 @@ def test_the_penalty_comes_after_the_noise_and_is_not_clipped(case):
     source = gradients(data, Silence(), max_grad_norm=1e-3, steps=1)
     before = read(model.module)
     rate = TrainConfig(learning_rate=1e-3)
-    descend(model, Pulled(model, LABELS, data), source, BOTH, rate)
+    run_local_steps(model, Pulled(model, LABELS, data), source, BOTH, rate)
     after = read(model.module)
     assert seen == [True]
     for name, factors in after.layers.items():  # Adam's first step: the sign of a gradient of 1000
@@ -268,10 +268,12 @@ def test_a_step_that_moves_nothing_is_noticed(case):
     source = gradients(data, SecureNoise(), steps=1)
     objective = Plain(model, LABELS, data)
     with pytest.raises(UnsafeModel, match="changed nothing"):
-        descend(model, objective, source, BOTH, TrainConfig(learning_rate=1e-30))
+        run_local_steps(model, objective, source, BOTH, TrainConfig(learning_rate=1e-30))
     write(model.module, before)
     source = gradients(data, SecureNoise(), steps=1)
-    assert descend(model, objective, source, BOTH, TrainConfig()).loss == 0.0  # stays unknown
+    assert (
+        run_local_steps(model, objective, source, BOTH, TrainConfig()).loss == 0.0
+    )  # stays unknown
     write(model.module, before)
 
 

@@ -11,7 +11,7 @@ import pytest
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger, composed
-from deal_core.privacy.interface import Ask, RecordId, Refusal, Site, Trained
+from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import packed, unpacked
@@ -41,13 +41,13 @@ class Maker:
     def __init__(self) -> None:
         self.seen: list[PrivateGradients] = []
 
-    def __call__(self, source) -> Trained:
+    def __call__(self, source) -> LocalUpdate:
         self.seen.append(source)
-        return Trained({"w": np.full((2, 2), len(self.seen), np.float32)}, {"num_examples": 99})
+        return LocalUpdate({"w": np.full((2, 2), len(self.seen), np.float32)}, {"num_examples": 99})
 
 
-def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Ask:
-    return Ask(
+def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> UpdateRequest:
+    return UpdateRequest(
         request=request or f"{task} {server_round}",
         client="0",
         task=task,
@@ -133,7 +133,7 @@ def test_a_message_that_arrives_twice_is_charged_once_and_answered_the_same(site
 def test_a_crash_before_the_charge_costs_nothing_and_releases_nothing(site):
     mechanism = make_mechanism(experiment())
 
-    def crash(source) -> Trained:
+    def crash(source) -> LocalUpdate:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -201,7 +201,7 @@ def test_an_answer_is_kept_to_the_bit():
         "q": np.arange(6, dtype=np.int8).reshape(2, 3),
         "h": np.array([[1, 65535]], np.uint16),
     }
-    back = unpacked(packed(Trained(arrays, {"epsilon": 1 / 3})))
+    back = unpacked(packed(LocalUpdate(arrays, {"epsilon": 1 / 3})))
     assert back.figures == {"epsilon": 1 / 3}
     assert back.arrays.keys() == arrays.keys()
     for key, value in arrays.items():

@@ -13,7 +13,7 @@ from deal_core.aggregation import (
     ClientUpdate,
     make_rule,
 )
-from deal_core.aggregation.direction import LONGEST, direction, inner
+from deal_core.aggregation.cosine_norm import LONGEST, cosine_norm, inner
 from deal_core.aggregation.robust import RoundStart
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
@@ -48,9 +48,9 @@ def test_turned_updates_of_skewed_clients_are_left_out_and_all_others_stay(train
     generator = torch.Generator().manual_seed(seed)
     before = adapter(generator)
     start, honest = RoundStart(before, trained), skewed(before, trained, generator)
-    assert direction(honest, start).excluded == ()
+    assert cosine_norm(honest, start).excluded == ()
     bad = [turned(u, trained) if k in (2, 7) else u for k, u in enumerate(honest)]
-    assert direction(bad, start).excluded == ("c2", "c7")
+    assert cosine_norm(bad, start).excluded == ("c2", "c7")
     # no reference among the clients themselves: honest ones oppose each other
     moves = [delta_of(u.adapter) - delta_of(before) for u in honest[:2]]
     assert torch.cosine_similarity(*moves, dim=0) < -0.3
@@ -61,7 +61,7 @@ def test_turned_updates_of_skewed_clients_are_left_out_and_all_others_stay(train
 def test_two_turned_of_ten_leave_the_mean_of_the_eight_others(rule, server_round):
     generator = torch.Generator().manual_seed(14)
     before = adapter(generator)
-    made = make_rule(AggregationConfig(rule=rule, robust="direction"))
+    made = make_rule(AggregationConfig(rule=rule, robust="cosine-norm"))
     trained = made.trained(server_round)
     honest = replies(before, trained, generator, 10, size=0.0)
     near = [moved_to(u, before, 0.3) for u in honest]
@@ -83,9 +83,9 @@ def test_who_leaps_more_than_four_medians_is_left_out(new):
     honest = skewed(start, BOTH, generator)
     lengths = [(delta_of(u.adapter) - delta_of(start)).norm() for u in honest]
     assert max(lengths) < LONGEST * torch.stack(lengths).median()
-    assert direction(honest, RoundStart(start, BOTH)).excluded == ()
+    assert cosine_norm(honest, RoundStart(start, BOTH)).excluded == ()
     bad = [spoiled(u, "scaled") if k in (2, 7) else u for k, u in enumerate(honest)]
-    survivors = direction(bad, RoundStart(start, BOTH))
+    survivors = cosine_norm(bad, RoundStart(start, BOTH))
     assert survivors.excluded == ("c2", "c7")
     others = [u for k, u in enumerate(honest) if k not in (2, 7)]
     assert all(a is b for a, b in zip(survivors.updates, others, strict=True))
@@ -97,9 +97,9 @@ def test_a_start_that_tells_nothing_excludes_nobody():
     before = adapter(generator)
     honest = skewed(before, BOTH, generator)
     bad = [turned(u, BOTH) if k < 5 else u for k, u in enumerate(honest)]
-    assert direction(bad, RoundStart(before, BOTH)).excluded == ()
-    assert direction(bad[1:], RoundStart(before, BOTH)).excluded == ("c1", "c2", "c3", "c4")
-    assert direction(bad[1:], RoundStart(zeroed(before), BOTH)).excluded == ()
+    assert cosine_norm(bad, RoundStart(before, BOTH)).excluded == ()
+    assert cosine_norm(bad[1:], RoundStart(before, BOTH)).excluded == ("c1", "c2", "c3", "c4")
+    assert cosine_norm(bad[1:], RoundStart(zeroed(before), BOTH)).excluded == ()
 
 
 def test_the_last_verdict_stands_where_the_start_tells_nothing_and_nowhere_else():
@@ -108,16 +108,18 @@ def test_the_last_verdict_stands_where_the_start_tells_nothing_and_nowhere_else(
     new = zeroed(before)
     updates = skewed(before, BOTH, generator)
     known = frozenset({"c2", "c7", "gone"})
-    assert direction(updates, RoundStart(new, BOTH, known)).excluded == ("c2", "c7")
-    assert direction(updates, RoundStart(before, BOTH, known)).excluded == ()
+    assert cosine_norm(updates, RoundStart(new, BOTH, known)).excluded == ("c2", "c7")
+    assert cosine_norm(updates, RoundStart(before, BOTH, known)).excluded == ()
     crowd = frozenset(f"c{k}" for k in range(5))
-    assert direction(updates, RoundStart(new, BOTH, crowd)).excluded == ()
+    assert cosine_norm(updates, RoundStart(new, BOTH, crowd)).excluded == ()
 
 
-def test_direction_takes_mixed_ranks():
+def test_cosine_norm_takes_mixed_ranks():
     generator = torch.Generator().manual_seed(17)
     before = adapter(generator, rank=6)
-    aggregation = make_rule(AggregationConfig(rule="flexlora", robust="direction")).begin(before, 1)
+    aggregation = make_rule(AggregationConfig(rule="flexlora", robust="cosine-norm")).begin(
+        before, 1
+    )
     for k, rank in enumerate((2, 4, 6, 4, 2)):
         layers = {
             n: LoraFactors(f.A[:rank], (-1 if k == 1 else 1) * f.B[:, :rank])

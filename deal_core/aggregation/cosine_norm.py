@@ -1,4 +1,4 @@
-"""Direction: leave out the clients that turn the model around, or leap."""
+"""Leave out clients whose model has a negative cosine to the round's start, and norm outliers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LONGEST = 4.0
 """Largest change, in medians over the clients of the round; honest skewed ones reach 2.6."""
 
 
-def direction(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
+def cosine_norm(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
     """Keep, as they came, the updates that agree with the round's start and stay near it.
 
     **Turned**: ``<s_i B_i A_i, s B A> < 0`` over all layers, the client's product points away
