@@ -17,7 +17,15 @@ from deal_core.lora.adapter import Adapter
 from deal_core.lora.attach import read, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory
-from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Refusal, Site, UpdateRequest
+from deal_core.privacy.interface import (
+    Counts,
+    LocalUpdate,
+    Mechanism,
+    Refusal,
+    Site,
+    UpdateRequest,
+    release,
+)
 from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.privacy.policy import require_adapter, require_mechanism
 from deal_core.randomness import seeded
@@ -80,7 +88,7 @@ def local_update(
         generator=seeded(config.run.seed, "train", client_context.client, *where),
     )
 
-    def make(gradients: Gradients) -> LocalUpdate:
+    def train(gradients: Gradients) -> LocalUpdate:
         task = LocalTask(
             data.labels, seen, *_kept(bench, client_context, instruction), joint_tasks, future
         )
@@ -89,9 +97,9 @@ def local_update(
             if phase.public_path
             else bench.learning(client_context.client, instruction.task)
         )
-        return _trained(bench, client_context, state, instruction, task, cache, gradients)
+        return _train(bench, client_context, state, instruction, task, cache, gradients)
 
-    return _mechanism(bench, phase).release(ask, client_context.site, make)
+    return release(_mechanism(bench, phase), ask, client_context.site, train)
 
 
 def _mechanism(bench: Workbench, phase: Phase) -> Mechanism:
@@ -119,7 +127,7 @@ def _kept(
     return past, RoundStore(folder, instruction.stage, instruction.server_round)
 
 
-def _trained(
+def _train(
     bench: Workbench,
     client_context: ClientContext,
     state: State,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +15,8 @@ from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.policy import Policy
 from deal_core.training.gradients import Gradients
+
+log = logging.getLogger(__name__)
 
 
 class Refusal(Exception):
@@ -101,6 +104,22 @@ class UpdateRequest:
     evaluated: int = 0
 
 
+@dataclass(frozen=True)
+class Permit:
+    """Leave to train for one request; given, or refused, before any record is read.
+
+    Attributes:
+        gradients: what the training gets its steps from.
+        release: of what was trained; charges it, and returns what may leave.
+        noise_only: gradients that read no record, for a training that has failed: where they are
+            given, an answer must not tell that it has.
+    """
+
+    gradients: Gradients
+    release: Callable[[LocalUpdate], LocalUpdate]
+    noise_only: Gradients | None = None
+
+
 class Mechanism(Protocol):
     """One mechanism for one experiment.
 
@@ -115,17 +134,14 @@ class Mechanism(Protocol):
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
         """Server: which of the factors that the aggregation rule would train learn in a round."""
 
-    def release(
-        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
-    ) -> LocalUpdate:
-        """Client: let ``make`` train with the gradients that the mechanism allows; return what
-        may leave.
+    def permit(self, request: UpdateRequest, site: Site) -> Permit | LocalUpdate:
+        """Client: return leave to train, or the update that the same request was answered with.
 
         Raises:
-            Refusal: before anything is trained.
+            Refusal: the site takes no part.
         """
 
-    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
+    def count(self, request: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """Client: counts of right answers on test records, as experiment and policy let them go.
 
         Raises:
@@ -134,3 +150,36 @@ class Mechanism(Protocol):
 
 
 MakeMechanism = Callable[[Experiment], Mechanism]
+
+
+def release(
+    mechanism: Mechanism,
+    request: UpdateRequest,
+    site: Site,
+    train: Callable[[Gradients], LocalUpdate],
+) -> LocalUpdate:
+    """Ask for leave, train, and return what may leave; it is charged before.
+
+    Args:
+        train: one local training with these gradients, on their data alone.
+
+    Raises:
+        Refusal: the site takes no part, or its budget is spent.
+        Exception: ``train`` fails without any record as well: none has to do with it.
+    """
+    permit = mechanism.permit(request, site)
+    if isinstance(permit, LocalUpdate):
+        return permit
+    return permit.release(_trained(train, permit))
+
+
+def _trained(train: Callable[[Gradients], LocalUpdate], permit: Permit) -> LocalUpdate:
+    """The update; where a private training fails on its records, that of noise alone. So an answer
+    never tells whether something has failed; the log here does."""
+    try:
+        return train(permit.gradients)
+    except Exception:
+        if permit.noise_only is None:
+            raise
+        log.exception("a private training has failed; noise alone leaves")
+        return train(permit.noise_only)

@@ -19,6 +19,7 @@ from flwr.app import Message
 from hypothesis import HealthCheck, given, settings
 
 import client.app
+from client import local_update
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
 from deal_core.privacy.accounting.ledger import Event, composed
@@ -26,7 +27,7 @@ from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import record as record_mechanism
 from deal_core.privacy.mechanisms.client import LocalDPClient, NoisedUpdate
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.none import NoMechanism, PublicTexts
+from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import RecordMechanism
 from deal_core.randomness import seeded
@@ -66,8 +67,7 @@ def watch() -> Iterator[Seen]:
     """The site's mechanisms, as they are, with a witness."""
     seen = Seen()
     with pytest.MonkeyPatch.context() as patch:
-        for mechanism in (RecordMechanism, LocalDPClient, NoMechanism, PublicTexts):
-            patch.setattr(mechanism, "release", _watched(mechanism.release, seen))
+        patch.setattr(local_update, "release", _watched(local_update.release, seen))
         patch.setattr(PrivateGradients, "accumulate", _summed(PrivateGradients.accumulate, seen))
         patch.setattr(record_mechanism, "SecureNoise", HalfSilent)
         patch.setattr(client_mechanism, "SecureNoise", HalfSilent)
@@ -77,14 +77,14 @@ def watch() -> Iterator[Seen]:
 
 
 def _watched(original, seen: Seen):
-    def release(self, ask, site, make):
-        seen.mechanisms.append(self)
+    def release(mechanism, request, site, train):
+        seen.mechanisms.append(mechanism)
 
-        def making(gradients):
+        def training(gradients):
             seen.sources.append(gradients)
-            return make(gradients)
+            return train(gradients)
 
-        return original(self, ask, site, making)
+        return original(mechanism, request, site, training)
 
     return release
 

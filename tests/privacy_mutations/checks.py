@@ -23,7 +23,7 @@ from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest
+from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest, release
 from deal_core.privacy.mechanisms import noise as noise_module
 from deal_core.privacy.mechanisms import private_gradients
 from deal_core.privacy.mechanisms.counts import noised_counts
@@ -252,7 +252,7 @@ def check_ledger(model: LanguageModel, folder: Path) -> None:
 
     for task in TASKS:
         for server_round in range(1, 5):
-            figures = mechanism.release(asked(task, server_round), site, make).figures
+            figures = release(mechanism, asked(task, server_round), site, make).figures
             assert figures["num_examples"] == 1.0
             assert "loss" not in figures
     events = site.ledger().events()
@@ -267,7 +267,7 @@ def check_ledger(model: LanguageModel, folder: Path) -> None:
         other.history.append((event.noise_multiplier, event.sample_rate, event.steps))
     assert other.get_epsilon(events[0].delta) <= 3.0 * 1.01
     with pytest.raises(Refusal):
-        mechanism.release(asked("task2", 5), site, make)
+        release(mechanism, asked("task2", 5), site, make)
     assert len(site.ledger().events()) == 12
 
 
@@ -277,7 +277,7 @@ def check_charge_comes_first(model: LanguageModel, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ledger, "charge", _no_space)
         with pytest.raises(OSError, match="no space"):
-            make_mechanism(experiment()).release(asked("task0", 1), site, made)
+            release(make_mechanism(experiment()), asked("task0", 1), site, made)
 
     def fails(gradients) -> LocalUpdate:
         if len(gradients.data):
@@ -285,7 +285,7 @@ def check_charge_comes_first(model: LanguageModel, folder: Path) -> None:
         return made(gradients)
 
     try:
-        left = make_mechanism(experiment()).release(asked("task0", 2), site, fails)
+        left = release(make_mechanism(experiment()), asked("task0", 2), site, fails)
     except RuntimeError:
         pytest.fail("the answer tells that something has failed")
     assert left.figures["num_examples"] == 1.0
@@ -299,14 +299,14 @@ def _no_space(*given: object) -> bytes:
 def check_planned_records(model: LanguageModel, folder: Path) -> None:
     """Other records than the planned ones are not read."""
     mechanism, site = make_mechanism(experiment()), site_in(folder)
-    mechanism.release(asked("task0", 1), site, made)
+    release(mechanism, asked("task0", 1), site, made)
     honest = asked("task0", 2)
     twice = replace(honest, record_ids=[honest.record_ids[0]] * len(honest.record_ids))
     more = asked("task0", 2, records=400)
     foreign = replace(honest, record_ids=[RecordId("task1", row) for row in range(225)])
     for ask in (twice, more, foreign):
         with pytest.raises(Refusal):
-            mechanism.release(ask, site, made)
+            release(mechanism, ask, site, made)
 
 
 def check_whole_client(model: LanguageModel) -> None:
@@ -336,7 +336,7 @@ def check_whole_client(model: LanguageModel) -> None:
             return made(gradients)
 
         with _folder() as folder:
-            make_client(config).release(ask, site_in(folder), make)
+            release(make_client(config), ask, site_in(folder), make)
             (event,) = Ledger(folder).events()
         after = learning(model)
         changes.append(torch.cat([(after[n].detach() - before[n]).flatten() for n in before]))

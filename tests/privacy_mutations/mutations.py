@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from deal_core.privacy import interface
 from deal_core.privacy.accounting.composition import DpEvent
 from deal_core.privacy.accounting.ledger import Event
 from deal_core.privacy.mechanisms import client as client_mechanism
@@ -19,7 +20,7 @@ from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import RecordMechanism
 from deal_core.randomness import seeded
-from deal_core.training import per_sample as per_sample
+from deal_core.training import per_sample
 from tests.privacy_mutations import checks
 
 Patch = pytest.MonkeyPatch
@@ -220,7 +221,7 @@ def the_loss_leaves(patch: Patch) -> None:
 
 
 def a_failed_training_says_so(patch: Patch) -> None:
-    patch.setattr(record, "total", lambda make, gradients, blank: make(gradients).arrays)
+    patch.setattr(interface, "_trained", lambda train, permit: train(permit.gradients))
 
 
 def what_was_planned_is_not_looked_at(patch: Patch) -> None:
@@ -234,15 +235,13 @@ def seeded_noise_at_a_real_site(patch: Patch) -> None:
 def charged_after_it_has_left(patch: Patch) -> None:
     """The answer does not wait for the ledger."""
 
-    def release(self, ask, site, make):
-        plan = self._plan(ask, site)
-        event = self._event(ask, site, plan)
-        answer = record.packed(make(self._gradients(ask, site, event)))
+    def charged(self, update, ask, site, plan, event):
+        answer = record.packed(update)
         with suppress(OSError):  # it will be written later
             site.ledger().charge(event, plan.budget(None), ask.request, answer)
         return record.unpacked(answer)
 
-    patch.setattr(RecordMechanism, "release", release)
+    patch.setattr(RecordMechanism, "_charged", charged)
 
 
 MUTATIONS = [

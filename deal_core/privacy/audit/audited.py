@@ -7,15 +7,21 @@ simulation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import nn
 
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Site, UpdateRequest
+from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Permit, Site, UpdateRequest
 from deal_core.training.gradients import Gradients, Probes
 from deal_core.training.objective import Objective
+
+
+def watched(permit: Permit, watch: Callable[[Gradients], Gradients]) -> Permit:
+    """The permit, with all of its gradients under observation."""
+    noise_only = None if permit.noise_only is None else watch(permit.noise_only)
+    return replace(permit, gradients=watch(permit.gradients), noise_only=noise_only)
 
 
 class Witness(Protocol):
@@ -85,17 +91,16 @@ class Audited:
         """As it is."""
         return self.inner.trained(factors)
 
-    def release(
-        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
-    ) -> LocalUpdate:
+    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
         """As it is, before the witness.
 
         Raises:
             Refusal: as it is.
         """
-        return self.inner.release(
-            ask, site, lambda gradients: make(Witnessed(gradients, ask, self.witness))
-        )
+        permit = self.inner.permit(ask, site)
+        if isinstance(permit, LocalUpdate):
+            return permit
+        return watched(permit, lambda gradients: Witnessed(gradients, ask, self.witness))
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """As it is."""

@@ -21,7 +21,14 @@ from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, LowerBound, lower_bound
 from deal_core.privacy.audit.planted import Scores, plant
-from deal_core.privacy.interface import LocalUpdate, Mechanism, RecordId, Site, UpdateRequest
+from deal_core.privacy.interface import (
+    LocalUpdate,
+    Mechanism,
+    RecordId,
+    Site,
+    UpdateRequest,
+    release,
+)
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Gradients
@@ -135,7 +142,7 @@ def _trained(
         return LocalUpdate({}, {})
 
     for server_round in range(1, experiment.federation.rounds + 1):
-        planted.release(_ask(experiment, records, server_round), site, make)
+        release(planted, _ask(experiment, records, server_round), site, make)
     return planted.seen.total
 
 

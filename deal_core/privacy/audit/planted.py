@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from deal_core.lora.attach import learning_factors
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.audit.audited import watched
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.interface import (
     Counts,
     LocalUpdate,
     Mechanism,
+    Permit,
     RecordId,
     Site,
     UpdateRequest,
@@ -188,9 +190,7 @@ class Planted:
         """As it is."""
         return self.inner.trained(factors)
 
-    def release(
-        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
-    ) -> LocalUpdate:
+    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
         """As it is, with the canaries for further records.
 
         Raises:
@@ -207,10 +207,11 @@ class Planted:
             ids=lambda: [*ask.ids(), *(f"canary {k}" for k in range(count))],
         )
 
-        def watched(gradients: Gradients) -> LocalUpdate:
-            return make(Watched(gradients, records, self.canaries, self.length, self.seen))
+        def watch(gradients: Gradients) -> Gradients:
+            return Watched(gradients, records, self.canaries, self.length, self.seen)
 
-        return self.inner.release(more, site, watched)
+        permit = self.inner.permit(more, site)
+        return permit if isinstance(permit, LocalUpdate) else watched(permit, watch)
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """As it is."""

@@ -12,7 +12,8 @@ the server knows who answered. Adversary: everybody else, the server included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,16 +22,30 @@ from torch import Tensor, nn
 from deal_core.config.experiment import Experiment
 from deal_core.lora.attach import learning_factors
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.accounting.client_plan import UNIT, client_event, client_plan, client_rounds
-from deal_core.privacy.accounting.ledger import BudgetSpent, composed
+from deal_core.privacy.accounting.client_plan import (
+    UNIT,
+    ClientPlan,
+    client_event,
+    client_plan,
+    client_rounds,
+)
+from deal_core.privacy.accounting.ledger import BudgetSpent, Event, composed
 from deal_core.privacy.accounting.plan import NoFeasibleNoise
-from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Refusal, Site, UpdateRequest
+from deal_core.privacy.interface import (
+    Counts,
+    LocalUpdate,
+    Mechanism,
+    Permit,
+    Refusal,
+    Site,
+    UpdateRequest,
+)
 from deal_core.privacy.mechanisms.clipped_mean import clipped, noised
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected
-from deal_core.privacy.mechanisms.record import packed, total, unpacked
+from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected, ordinary_gradients
+from deal_core.privacy.mechanisms.record import packed, unpacked
 from deal_core.randomness import seeded
-from deal_core.training.gradients import Gradients, Probes
+from deal_core.training.gradients import Probes
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
 from deal_core.training.objective import Objective
 
@@ -58,10 +73,8 @@ class CentralDPClient:
         """As :func:`one_factor`."""
         return one_factor(self.experiment, factors)
 
-    def release(
-        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
-    ) -> LocalUpdate:
-        """Train, and let go the update alone: what else describes the data would be in no sum.
+    def permit(self, ask: UpdateRequest, site: Site) -> Permit:
+        """Let the update go alone: what else describes the data would be in no sum.
 
         Raises:
             Refusal: there is nothing to learn from, or the site's policy has limits whose keeping
@@ -74,11 +87,14 @@ class CentralDPClient:
             raise Refusal("policy", "the site's policy does not trust the server with an update")
         if not ask.data:
             raise Refusal("no-data", f"no example of task '{ask.task}'")
-        config = self.experiment
-        epochs = config.federation.local_epochs
-        made = make(NonPrivateGradients(ask.data, epochs, config.train, ask.generator))
-        note_unprotected(config, ask, site, "trusted-server")
-        return LocalUpdate(made.arrays, {"num_examples": 1.0})
+        return Permit(
+            gradients=ordinary_gradients(self.experiment, ask),
+            release=lambda update: self._noted(update, ask, site),
+        )
+
+    def _noted(self, update: LocalUpdate, ask: UpdateRequest, site: Site) -> LocalUpdate:
+        note_unprotected(self.experiment, ask, site, "trusted-server")
+        return LocalUpdate(update.arrays, {"num_examples": 1.0})
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """As without a mechanism.
@@ -153,10 +169,8 @@ class LocalDPClient:
         """As :func:`one_factor`."""
         return one_factor(self.experiment, factors)
 
-    def release(
-        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
-    ) -> LocalUpdate:
-        """Plan, check the budget, train, clip, add noise, charge, and only then let go.
+    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
+        """Plan, and check the budget; the update is clipped, noised and charged before it leaves.
 
         Raises:
             Refusal: the budget is spent, or earlier releases have hidden less than the client.
@@ -167,40 +181,47 @@ class LocalDPClient:
             return unpacked(kept)
         if any(event.unit != UNIT for event in ledger.events()):
             raise Refusal("policy", "the ledger holds releases that hide records, not the client")
-        seeds = site.simulated and self.experiment.privacy.noise != "secure"
-        place = ask.task, ask.phase, ask.stage, ask.server_round
-        try:
-            rounds = client_rounds(self.experiment, list(ask.records()))
-            largest = 1.0 if site.simulated else LARGEST_DELTA
-            plan = client_plan(self.experiment, ledger, rounds, 1.0, site.policy, largest)
-            event = client_event(
-                self.experiment,
-                1.0,
-                plan.noise_multiplier,
-                plan.delta,
-                place=place,
-                simulation_only=seeds,
-            )
+        with refusing_when_spent():
+            plan = self._plan(ask, site)
+            event = self._event(ask, site, plan)
             ledger.require(event, plan.budget(site.policy))
-            arrays = total(
-                make,
-                self._gradients(ask, plan.noise_multiplier, seeds),
-                self._gradients(replace(ask, data=()), plan.noise_multiplier, seeds),
-            )
-            figures = {
-                "num_examples": 1.0,  # every client weighs the same
-                "simulation_only": float(seeds),
-                "noise_floor": self._scale(plan.noise_multiplier),
-            }
-            if site.policy is None or site.policy.spending:
-                epsilon = composed([*ledger.events(), event], plan.delta)
-                figures |= {"epsilon": epsilon, "delta": plan.delta}
-            answer = packed(LocalUpdate(arrays, figures))
+        return Permit(
+            gradients=self._gradients(ask, site, plan),
+            release=lambda update: self._charged(update, ask, site, plan, event),
+            noise_only=self._gradients(replace(ask, data=()), site, plan),
+        )
+
+    def _charged(
+        self, update: LocalUpdate, ask: UpdateRequest, site: Site, plan: ClientPlan, event: Event
+    ) -> LocalUpdate:
+        """The update as it may leave, in the ledger with its charge."""
+        figures = {
+            "num_examples": 1.0,  # every client weighs the same
+            "simulation_only": float(event.simulation_only),
+            "noise_floor": self._scale(plan),
+        }
+        if site.policy is None or site.policy.spending:
+            epsilon = composed([*site.ledger().events(), event], plan.delta)
+            figures |= {"epsilon": epsilon, "delta": plan.delta}
+        answer = packed(LocalUpdate(update.arrays, figures))
+        with refusing_when_spent():
             budget = plan.budget(site.policy)
-            return unpacked(ledger.charge(event, budget, ask.request, answer))
-        except (BudgetSpent, NoFeasibleNoise) as spent:
-            reason = str(spent) or "the ledger's past leaves nothing"
-            raise Refusal("budget-spent", reason) from None
+            return unpacked(site.ledger().charge(event, budget, ask.request, answer))
+
+    def _plan(self, ask: UpdateRequest, site: Site) -> ClientPlan:
+        rounds = client_rounds(self.experiment, list(ask.records()))
+        largest = 1.0 if site.simulated else LARGEST_DELTA
+        return client_plan(self.experiment, site.ledger(), rounds, 1.0, site.policy, largest)
+
+    def _event(self, ask: UpdateRequest, site: Site, plan: ClientPlan) -> Event:
+        return client_event(
+            self.experiment,
+            1.0,
+            plan.noise_multiplier,
+            plan.delta,
+            place=(ask.task, ask.phase, ask.stage, ask.server_round),
+            simulation_only=self._seeds(site),
+        )
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """As without a mechanism.
@@ -210,18 +231,29 @@ class LocalDPClient:
         """
         return NoMechanism(self.experiment).count(ask, site, make)
 
-    def _scale(self, noise_multiplier: float) -> float:
-        return noise_multiplier * NEIGHBOURS * self.experiment.privacy.max_update_norm
+    def _seeds(self, site: Site) -> bool:
+        return site.simulated and self.experiment.privacy.noise != "secure"
 
-    def _gradients(self, ask: UpdateRequest, noise_multiplier: float, seeds: bool) -> NoisedUpdate:
+    def _scale(self, plan: ClientPlan) -> float:
+        return plan.noise_multiplier * NEIGHBOURS * self.experiment.privacy.max_update_norm
+
+    def _gradients(self, ask: UpdateRequest, site: Site, plan: ClientPlan) -> NoisedUpdate:
         config = self.experiment
         where = ask.client, ask.phase, ask.stage, ask.server_round
+        seeds = self._seeds(site)
         noise = SeededNoise(seeded(config.run.seed, "privacy", *where)) if seeds else SecureNoise()
-        inner = NonPrivateGradients(
-            ask.data, config.federation.local_epochs, config.train, ask.generator
-        )
-        scale = self._scale(noise_multiplier)
-        return NoisedUpdate(inner, config.privacy.max_update_norm, scale, noise)
+        inner = ordinary_gradients(config, ask)
+        return NoisedUpdate(inner, config.privacy.max_update_norm, self._scale(plan), noise)
+
+
+@contextmanager
+def refusing_when_spent() -> Iterator[None]:
+    """Refuse where the ledger has no room left."""
+    try:
+        yield
+    except (BudgetSpent, NoFeasibleNoise) as spent:
+        reason = str(spent) or "the ledger's past leaves nothing"
+        raise Refusal("budget-spent", reason) from None
 
 
 def make_client(experiment: Experiment) -> Mechanism:

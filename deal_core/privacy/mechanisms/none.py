@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from deal_core.config.experiment import Experiment
 from deal_core.privacy.accounting.ledger import unprotected_event
 from deal_core.privacy.accounting.run_name import run_name
-from deal_core.privacy.interface import Counts, LocalUpdate, Refusal, Site, UpdateRequest
+from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
-from deal_core.training.gradients import Gradients
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
 
 
@@ -26,14 +25,14 @@ class PublicTexts:
         """Those of the rule."""
         return factors
 
-    def release(
-        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
-    ) -> LocalUpdate:
+    def permit(self, ask: UpdateRequest, site: Site) -> Permit:
         """Train on the texts, and let the update go."""
-        config = self.experiment
-        epochs = config.federation.local_epochs
-        made = make(NonPrivateGradients(ask.data, epochs, config.train, ask.generator))
-        return replace(made, figures=figures_allowed(made.figures, site.policy))
+        return Permit(
+            gradients=ordinary_gradients(self.experiment, ask),
+            release=lambda update: replace(
+                update, figures=figures_allowed(update.figures, site.policy)
+            ),
+        )
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """Raise :class:`Refusal`: nobody's texts have no right answers."""
@@ -51,10 +50,8 @@ class NoMechanism:
         """Those of the rule."""
         return factors
 
-    def release(
-        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
-    ) -> LocalUpdate:
-        """Train, and let go what the site's policy lets go; a site notes that it did so.
+    def permit(self, ask: UpdateRequest, site: Site) -> Permit:
+        """Let go what the site's policy lets go; a site notes that it did so.
 
         Raises:
             Refusal: there is nothing to learn from, or fewer records than the policy lets go
@@ -63,17 +60,26 @@ class NoMechanism:
         least = max(1, site.policy.min_records if site.policy is not None else 1)
         if len(ask.data) < least:
             raise Refusal("no-data", f"fewer than {least} records of task '{ask.task}'")
-        config = self.experiment
-        epochs = config.federation.local_epochs
-        made = make(NonPrivateGradients(ask.data, epochs, config.train, ask.generator))
+        return Permit(
+            gradients=ordinary_gradients(self.experiment, ask),
+            release=lambda update: self._noted(update, ask, site),
+        )
+
+    def _noted(self, update: LocalUpdate, ask: UpdateRequest, site: Site) -> LocalUpdate:
         note_unprotected(self.experiment, ask, site, "none")
-        return replace(made, figures=figures_allowed(made.figures, site.policy))
+        return replace(update, figures=figures_allowed(update.figures, site.policy))
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """In the clear, or not at all: there is no ledger that noise could be charged to."""
         if metrics_allowed(self.experiment.privacy.metrics, site.policy) != "clear":
             raise Refusal("withheld", "counts of right answers do not leave this site")
         return clear_counts(self.experiment, ask, site, make)
+
+
+def ordinary_gradients(experiment: Experiment, ask: UpdateRequest) -> NonPrivateGradients:
+    """Gradients without protection, for the epochs of the experiment."""
+    epochs = experiment.federation.local_epochs
+    return NonPrivateGradients(ask.data, epochs, experiment.train, ask.generator)
 
 
 def clear_counts(

@@ -14,10 +14,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load, save
 
@@ -33,7 +31,7 @@ from deal_core.privacy.accounting.plan import (
     solve_noise_multiplier,
 )
 from deal_core.privacy.accounting.run_name import run_name
-from deal_core.privacy.interface import Counts, LocalUpdate, Refusal, Site, UpdateRequest
+from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
@@ -42,7 +40,6 @@ from deal_core.privacy.mechanisms.none import clear_counts
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.policy import Policy, metrics_allowed, terms
 from deal_core.randomness import seeded
-from deal_core.training.gradients import Gradients
 
 UNIT = "record"
 log = logging.getLogger(__name__)
@@ -95,10 +92,8 @@ class RecordMechanism:
         both = self.experiment.privacy.factors == "both" or len(factors) == 1
         return factors if both else factors & {"lora_B"}
 
-    def release(
-        self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
-    ) -> LocalUpdate:
-        """Plan, check the budget, train, charge, and only then let the update go.
+    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
+        """Plan, and check the budget; the update is charged before it may leave.
 
         Raises:
             Refusal: the site's policy does not allow it, or its budget is spent.
@@ -120,10 +115,20 @@ class RecordMechanism:
             raise Refusal("budget-spent", reason) from None
         except (UserError, UnsafeModel) as error:
             raise Refusal("policy", str(error)) from None
-        arrays = total(make, self._gradients(ask, site, event), self._blank(ask, site, event))
-        answer = packed(LocalUpdate(arrays, self._figures(ask, site, plan, event)))
+        return Permit(
+            gradients=self._gradients(ask, site, event),
+            release=lambda update: self._charged(update, ask, site, plan, event),
+            noise_only=self._noise_only(ask, site, event),
+        )
+
+    def _charged(
+        self, update: LocalUpdate, ask: UpdateRequest, site: Site, plan: Plan, event: Event
+    ) -> LocalUpdate:
+        """The update as it may leave, in the ledger with its charge."""
+        answer = packed(LocalUpdate(update.arrays, self._figures(ask, site, plan, event)))
+        budget = plan.budget(site.policy)
         try:
-            return unpacked(ledger.charge(event, budget, ask.request, answer))
+            return unpacked(site.ledger().charge(event, budget, ask.request, answer))
         except BudgetSpent as spent:
             raise Refusal("budget-spent", str(spent)) from None
 
@@ -136,9 +141,7 @@ class RecordMechanism:
             "simulation_only": float(event.simulation_only),
         }
         policy = site.policy
-        if (
-            policy is None or policy.share_num_examples
-        ):  # the number of steps tells that of the records
+        if policy is None or policy.share_num_examples:  # the steps tell the number of records
             figures |= {"noise_floor": entry_noise(event.steps, ask.learning_rate)}
         if policy is None or policy.spending:
             disjoint = plan.budget(policy).disjoint_tasks
@@ -309,7 +312,7 @@ class RecordMechanism:
             noise=noise,
         )
 
-    def _blank(self, ask: UpdateRequest, site: Site, event: Event) -> PrivateGradients:
+    def _noise_only(self, ask: UpdateRequest, site: Site, event: Event) -> PrivateGradients:
         """The same steps on no record: noise alone."""
         return replace(self._gradients(ask, site, event), data=(), record_ids=())
 
@@ -323,23 +326,6 @@ class RecordMechanism:
     @cached_property
     def _run(self) -> str:
         return run_name(self.experiment)
-
-
-def total(
-    make: Callable[[Gradients], LocalUpdate], gradients: Gradients, blank: Gradients
-) -> Mapping[str, NDArray[Any]]:
-    """The arrays that ``make`` gives, whatever the data are: where it fails on them, those of
-    ``blank``, which reads none. So an answer never tells whether something has failed; the log here
-    does.
-
-    Raises:
-        Exception: it fails without data as well: no record has to do with it.
-    """
-    try:
-        return make(gradients).arrays
-    except Exception:
-        log.exception("a private training has failed; noise alone leaves")
-        return make(blank).arrays
 
 
 def packed(made: LocalUpdate) -> bytes:

@@ -16,7 +16,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.client_plan import client_event
 from deal_core.privacy.accounting.ledger import Budget, Ledger
-from deal_core.privacy.interface import RecordId, Refusal, Site, UpdateRequest
+from deal_core.privacy.interface import RecordId, Refusal, Site, UpdateRequest, release
 from deal_core.privacy.mechanisms.client import CentralDPClient, LocalDPClient, make_client
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, clipped, factors_of
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
@@ -226,7 +226,7 @@ def never(gradients):
 def test_a_site_with_limits_of_its_own_trusts_no_server(make_experiment, tmp_path):
     site = Site(lambda: Ledger(tmp_path), Policy(max_epsilon=2.0), simulated=True)
     with pytest.raises(Refusal) as caught:
-        make_client(make_experiment(*CLIENT)).release(asked(), site, never)
+        release(make_client(make_experiment(*CLIENT)), asked(), site, never)
     assert caught.value.code == "policy"
 
 
@@ -236,7 +236,7 @@ def test_what_has_hidden_records_alone_hid_no_client(make_experiment, tmp_path, 
     ledger.charge(replace(event, unit="record"), Budget(50.0, 1e-4), "earlier", b"")
     wary = make_experiment(*CLIENT, "privacy.trusted_server=false")
     with pytest.raises(Refusal) as caught:
-        make_client(wary).release(asked(), Site(lambda: ledger, None, simulated=True), never)
+        release(make_client(wary), asked(), Site(lambda: ledger, None, simulated=True), never)
     assert caught.value.code == "policy"
     assert len(ledger.events()) == 1
 
@@ -247,7 +247,7 @@ def test_a_client_whose_budget_is_spent_is_refused_before_it_trains(make_experim
     spent = client_event(wary, 1.0, 0.5, 1e-4)
     ledger.charge(spent, Budget(50.0, 1e-4), "earlier", b"")
     with pytest.raises(Refusal) as caught:
-        make_client(wary).release(asked(), Site(lambda: ledger, None, simulated=True), never)
+        release(make_client(wary), asked(), Site(lambda: ledger, None, simulated=True), never)
     assert caught.value.code == "budget-spent"
 
 

@@ -11,7 +11,7 @@ import pytest
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger, composed
-from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest
+from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest, release
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import packed, unpacked
@@ -73,7 +73,7 @@ def test_a_whole_run_spends_its_budget_and_not_more(site):
     """epsilon = 3 over 10 rounds and 5 tasks; a budget solved for each round would spend 10."""
     mechanism, make = make_mechanism(experiment()), Maker()
     told = [
-        mechanism.release(ask(task, n), site, make).figures["epsilon"]
+        release(mechanism, ask(task, n), site, make).figures["epsilon"]
         for task in TASKS
         for n in range(1, 11)
     ]
@@ -87,7 +87,7 @@ def test_a_whole_run_spends_its_budget_and_not_more(site):
     assert all(source.expected_batch == 32 for source in make.seen)
     assert all(source.steps == math.ceil(1 / source.sample_rate) for source in make.seen)
     with pytest.raises(Refusal) as refusal:
-        mechanism.release(ask("task4", 11), site, make)
+        release(mechanism, ask("task4", 11), site, make)
     assert refusal.value.code == "budget-spent"
     assert len(make.seen) == 50  # refused before anything was trained
 
@@ -109,23 +109,23 @@ def test_distillation_on_private_data_is_planned_and_on_public_data_free():
 def test_the_past_of_the_ledger_counts(site):
     first, make = make_mechanism(experiment("federation.rounds=2")), Maker()
     for n in (1, 2):
-        first.release(ask("task0", n), site, make)
+        release(first, ask("task0", n), site, make)
     second = make_mechanism(experiment("federation.rounds=2", "run.seed=1"))
     for task in TASKS:
         for n in (1, 2):
-            second.release(ask(task, n, request=f"second {task} {n}"), site, make)
+            release(second, ask(task, n, request=f"second {task} {n}"), site, make)
     assert make.seen[-1].noise_multiplier > make.seen[0].noise_multiplier
     assert composed(site.ledger().events(), default_delta(sum(RECORDS.values()))) <= 3.0
     smaller = make_mechanism(experiment("privacy.target_epsilon=1.0"))
     with pytest.raises(Refusal) as refusal:
-        smaller.release(ask("task0", 1, request="third"), site, make)
+        release(smaller, ask("task0", 1, request="third"), site, make)
     assert refusal.value.code == "budget-spent"
 
 
 def test_a_message_that_arrives_twice_is_charged_once_and_answered_the_same(site):
     mechanism, make = make_mechanism(experiment()), Maker()
-    one = mechanism.release(ask("task0", 1), site, make)
-    two = make_mechanism(experiment()).release(ask("task0", 1), site, make)  # another process
+    one = release(mechanism, ask("task0", 1), site, make)
+    two = release(make_mechanism(experiment()), ask("task0", 1), site, make)  # another process
     assert packed(one) == packed(two)
     assert len(make.seen) == len(site.ledger().events()) == 1
 
@@ -137,10 +137,10 @@ def test_a_crash_before_the_charge_costs_nothing_and_releases_nothing(site):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        mechanism.release(ask("task0", 1), site, crash)
+        release(mechanism, ask("task0", 1), site, crash)
     assert site.ledger().events() == []
     assert site.ledger().answer("task0 1") is None
-    mechanism.release(ask("task0", 1), site, Maker())
+    release(mechanism, ask("task0", 1), site, Maker())
     assert len(site.ledger().events()) == 1
 
 
@@ -150,11 +150,11 @@ def test_the_charge_stands_before_the_answer_leaves(site, monkeypatch):
         Ledger, "charge", lambda *a: (_ for _ in ()).throw(OSError("no space left"))
     )
     with pytest.raises(OSError, match="space"):
-        make_mechanism(experiment()).release(ask("task0", 1), site, Maker())
+        release(make_mechanism(experiment()), ask("task0", 1), site, Maker())
 
 
 def test_only_public_figures_go_with_an_update(site):
-    figures = make_mechanism(experiment()).release(ask("task0", 1), site, Maker()).figures
+    figures = release(make_mechanism(experiment()), ask("task0", 1), site, Maker()).figures
     assert figures.keys() == {
         *("num_examples", "epsilon", "delta", "simulation_only", "noise_floor"),
     }
@@ -164,7 +164,7 @@ def test_only_public_figures_go_with_an_update(site):
 def test_a_site_without_records_of_a_task_answers_like_others(site):
     records = {**RECORDS, "task1": 0}
     make = Maker()
-    made = make_mechanism(experiment()).release(ask("task1", 1, records), site, make)
+    made = release(make_mechanism(experiment()), ask("task1", 1, records), site, make)
     assert made.figures["num_examples"] == 1.0
     assert [list(batch) for batch in make.seen[0].batches()] == [[]] * make.seen[0].steps
 
@@ -174,7 +174,7 @@ def test_a_site_without_records_of_a_task_answers_like_others(site):
 def test_a_real_site_never_seeds(site, noise, simulated):
     make, place = Maker(), replace(site, simulated=simulated)
     mechanism = make_mechanism(experiment(f"privacy.noise={noise}"))
-    figures = mechanism.release(ask("task0", 1), place, make).figures
+    figures = release(mechanism, ask("task0", 1), place, make).figures
     seeds = simulated and noise != "secure"
     assert isinstance(make.seen[0].noise, SeededNoise if seeds else SecureNoise)
     assert figures["simulation_only"] == float(seeds)
@@ -191,7 +191,9 @@ def test_a_policy_only_tightens(site):
     )
     assert (loose.epsilon, loose.delta) == (3.0, default_delta(sum(RECORDS.values())))
     with pytest.raises(Refusal) as refusal:
-        mechanism.release(ask("task0", 1), replace(site, policy=Policy(max_grad_norm=0.1)), Maker())
+        release(
+            mechanism, ask("task0", 1), replace(site, policy=Policy(max_grad_norm=0.1)), Maker()
+        )
     assert refusal.value.code == "policy"
 
 
@@ -249,7 +251,7 @@ def test_noised_counts_are_planned_charged_and_told_once(site):
 
     for stage, task in enumerate(TASKS):
         for n in range(1, 11):
-            mechanism.release(ask(task, n), site, make)
+            release(mechanism, ask(task, n), site, make)
         if stage == 0:
             count(mechanism, site, -1, counted)
         counts = count(mechanism, site, stage, counted)
@@ -289,14 +291,14 @@ def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
     mechanism, make, alike = make_mechanism(experiment()), Maker(), dict.fromkeys(TASKS, 225)
     for task in ("task0", "task1"):
         for n in range(1, 11):
-            mechanism.release(ask(task, n, alike), parallel, make)
+            release(mechanism, ask(task, n, alike), parallel, make)
     sequential = mechanism._solve([], alike, sum(alike.values()), site).noise_multiplier
     assert make.seen[0].noise_multiplier < 0.8 * sequential
     events, delta = site.ledger().events(), default_delta(5 * 225)
     assert composed(events, delta, disjoint_tasks=True) <= 3.0 < composed(events, delta)
     shared = replace(ask("task2", 1, alike), ids=lambda: ["new", "task0 7"])
     with pytest.raises(Refusal) as refusal:
-        mechanism.release(shared, parallel, make)
+        release(mechanism, shared, parallel, make)
     assert refusal.value.code == "policy"
     assert len(make.seen) == 20
 
@@ -317,13 +319,16 @@ def test_no_experiment_can_declare_a_real_sites_tasks_disjoint(site):
 def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
     """An earlier run had declared nothing: its records may be in any task."""
     make = Maker()
-    make_mechanism(experiment("run.seed=1", "privacy.target_epsilon=1.0")).release(
-        ask("task0", 1), site, make
+    release(
+        make_mechanism(experiment("run.seed=1", "privacy.target_epsilon=1.0")),
+        ask("task0", 1),
+        site,
+        make,
     )
     declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
     later = make_mechanism(experiment("privacy.metrics=noised"))
     with pytest.raises(Refusal, match="nobody has checked") as refusal:
-        later.release(ask("task1", 1), declared, make)
+        release(later, ask("task1", 1), declared, make)
     assert refusal.value.code == "policy"
     noised = replace(declared, policy=Policy(disjoint_tasks=True, metrics="noised"))
     with pytest.raises(Refusal, match="nobody has checked"):
@@ -335,10 +340,10 @@ def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
 def test_who_takes_the_declaration_back_tells_what_all_tasks_cost(site):
     declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
     mechanism, make = make_mechanism(experiment()), Maker()
-    first = mechanism.release(ask("task0", 1), declared, make).figures
+    first = release(mechanism, ask("task0", 1), declared, make).figures
     assert first["disjoint_tasks"] == 1.0
-    second = mechanism.release(
-        ask("task1", 1), replace(site, policy=Policy(metrics="clear")), make
+    second = release(
+        mechanism, ask("task1", 1), replace(site, policy=Policy(metrics="clear")), make
     ).figures
     assert "disjoint_tasks" not in second
     assert second["epsilon"] == composed(site.ledger().events(), second["delta"])
@@ -347,18 +352,18 @@ def test_who_takes_the_declaration_back_tells_what_all_tasks_cost(site):
 def test_a_policy_that_tightens_during_a_run_holds_at_once(site):
     mechanism, make = make_mechanism(experiment()), Maker()
     for n in range(1, 6):
-        mechanism.release(ask("task0", n), site, make)
+        release(mechanism, ask("task0", n), site, make)
     spent = composed(site.ledger().events(), default_delta(sum(RECORDS.values())))
     tighter = replace(site, policy=Policy(max_epsilon=spent))
     with pytest.raises(Refusal) as refusal:
-        mechanism.release(ask("task0", 6), tighter, make)
+        release(mechanism, ask("task0", 6), tighter, make)
     assert refusal.value.code == "budget-spent"
     assert len(make.seen) == 5
 
 
 def test_fewer_records_than_a_batch_are_all_in_every_batch_and_the_divisor_stays(site):
     make, records = Maker(), {"task0": 10, "task1": 500}
-    make_mechanism(experiment()).release(ask("task0", 1, records), site, make)
+    release(make_mechanism(experiment()), ask("task0", 1, records), site, make)
     source = make.seen[0]
     assert [len(batch) for batch in source.batches()] == [10]
     assert (source.sample_rate, source.expected_batch) == (1.0, 32)
