@@ -25,7 +25,7 @@ from deal_core.methods import Phase, make_method, phases_of
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.privacy.interface import MakeMechanism, Mechanism, RecordId
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.training.allocator import keep_memory
 from deal_core.training.cache import Cache
 from deal_core.training.precision import compute_dtype
@@ -95,7 +95,7 @@ class Workbench:
         config = self.experiment
         torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
         keep_memory()
-        dtype = compute_dtype(config.train, best_device(), config.privacy.mechanism)
+        dtype = compute_dtype(config.train, best_device(), mechanism_of(config).needs_float32)
         return load_model(config.model, config.adapter, config.train.max_length, dtype)
 
     @cached_property

@@ -260,7 +260,7 @@ class Federation:
     ) -> RoundReplies:
         public = bool(self._phase(step).public_path)
         limits = limits_of(self.experiment, public, self._side(step).releases_noise)
-        alike = self.experiment.privacy.mechanism != "none" and not public
+        alike = make_mechanism(self.experiment).unit is not None and not public
         gathering = Gathering(
             self.exchange, self.evaluation, step, piggybacked_evaluation, limits, alike
         )

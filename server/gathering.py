@@ -17,6 +17,7 @@ from deal_core.aggregation import (
 )
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
+from deal_core.privacy.mechanisms.registry import mechanism_of
 from deal_core.training.threads import threads
 from server import wire
 from server.dispatch import Dispatch
@@ -158,7 +159,7 @@ def limits_of(experiment: Experiment, public: bool, clips: bool) -> Limits:
     """
     if clips:
         return UNLIMITED
-    noised = experiment.privacy.mechanism == "client" and not public
+    noised = mechanism_of(experiment).noises_updates and not public
     config = experiment.aggregation
     return Limits(
         config.relative_norm_bound,

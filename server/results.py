@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.mechanisms.registry import assumes, make_mechanism
+from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from server.checkpoint import History
 from server.plan import Plan
 
@@ -156,7 +156,7 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
     return Privacy(
         mechanism=experiment.privacy.mechanism,
         unit=mechanism.unit,
-        assumes=assumes(experiment.privacy),
+        assumes=mechanism_of(experiment).assumes(experiment.privacy),
         delta=max((each.delta for each in spent.values()), default=None),
         epsilon={client: spent[client].epsilon for client in sorted(spent, key=int)},
         disjoint_tasks=any(each.disjoint_tasks for each in spent.values()),

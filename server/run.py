@@ -12,8 +12,7 @@ from deal_core.data import open_source
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.mechanisms.registry import make_mechanism
-from deal_core.privacy.mechanisms.server_side import make_server_side
+from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.exchange import Exchange

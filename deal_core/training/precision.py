@@ -8,16 +8,16 @@ from deal_core.config.experiment import TrainConfig
 
 
 def compute_dtype(
-    config: TrainConfig, device: torch.device, mechanism: str = "none"
+    config: TrainConfig, device: torch.device, needs_float32: bool = False
 ) -> torch.dtype:
     """Return bfloat16 where asked, or where ``auto`` finds hardware that multiplies it fast.
 
     The frozen weights and the activations take this type; adapters, their optimiser, losses
-    and whatever is compared or aggregated stay float32. Where single records are protected
+    and whatever is compared or aggregated stay float32. Where a privacy mechanism needs it
     ``auto`` is float32: in bfloat16 the rounding of a gradient depends on the examples beside it
     by a hundredth of the clipping bound, which no noise accounts for.
     """
-    if config.precision == "auto" and mechanism == "record":
+    if config.precision == "auto" and needs_float32:
         return torch.float32
     if config.precision == "auto":
         return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32

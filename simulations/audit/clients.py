@@ -20,8 +20,8 @@ from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.canary_clients import CanaryClients
 from deal_core.privacy.audit.guesses import guess
-from deal_core.privacy.mechanisms.registry import make_mechanism
-from deal_core.privacy.mechanisms.server_side import RoundContext, ServerSide, make_server_side
+from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side
+from deal_core.privacy.mechanisms.server_side import RoundContext, ServerSide
 from server.events import Listener
 from server.plan import make_plan
 from server.schedule import Step, schedule

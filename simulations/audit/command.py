@@ -10,7 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
-from deal_core.errors import UserError, choose
+from deal_core.errors import UserError
+from deal_core.privacy.mechanisms.definition import Attacked
+from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.folder import RunFolder
 from simulations.audit.found import Found, Kind, Training
 from simulations.audit.judged import judged
@@ -30,12 +32,12 @@ REFUTED = 1
 DELTA = 1e-5
 """Where the experiment names none: canaries can refute nothing at a delta of 1 / canaries."""
 
-KINDS_OF: Mapping[str, tuple[Kind, ...]] = {
-    "none": ("gradients", "texts"),
-    "record": ("gradients", "texts"),
-    "client": ("clients",),
+KINDS_OF: Mapping[Attacked, tuple[Kind, ...]] = {
+    "updates": ("gradients", "texts"),
+    "steps": ("gradients", "texts"),
+    "clients": ("clients",),
 }
-"""The experiment's ``privacy.mechanism`` to the kinds of canaries that attack it."""
+"""What canaries are planted in, to their kinds."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def planned(request: AuditRequest, out: Path) -> list[Training]:
     return [
         _training(request, base, epsilon, kind, repeat, out)
         for epsilon in epsilons(request.epsilon)
-        for kind in KINDS_OF[base.privacy.mechanism]
+        for kind in KINDS_OF[mechanism_of(base).attacked]
         for repeat in range(_repetitions(request, kind))
     ]
 
@@ -174,7 +176,7 @@ def _check(request: AuditRequest, base: Experiment) -> None:
             "an audit's canaries are in every task, but privacy.disjoint_tasks says that no record "
             "is in two; --set privacy.disjoint_tasks=false"
         )
-    kinds = choose("privacy.mechanism for an audit", base.privacy.mechanism, KINDS_OF)
+    kinds = KINDS_OF[mechanism_of(base).attacked]
     if "clients" in kinds and not base.privacy.trusted_server:
         raise UserError(
             "an audit of whole clients is of the server's noise, but privacy.trusted_server is "

@@ -29,7 +29,7 @@ from deal_core.privacy.audit.membership import membership
 from deal_core.privacy.audit.planted import plant
 from deal_core.privacy.audit.text_canaries import Scores, TextCanaries, learnt_scores
 from deal_core.privacy.interface import UpdateRequest
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.wire.instruction import LEARN
 from server.events import Listener
 from server.results import Results
@@ -120,8 +120,12 @@ def _gradients(training: Training, listener: Listener) -> Found:
     """Gradient canaries, seen in every noised step, or, without a mechanism, in every update."""
     canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
     config = beside_canaries(training)
-    name = config.privacy.mechanism
-    planted = plant(name, make_mechanism(config), canaries, config.privacy.max_grad_norm)
+    planted = plant(
+        mechanism_of(config).attacked,
+        make_mechanism(config),
+        canaries,
+        config.privacy.max_grad_norm,
+    )
     bench = Workbench(config, lambda same: planted, lambda shares: few(shares, training.records))
     results = _run(config, bench, listener)
     return _found(training, results, planted.seen.total, canaries.included, None)

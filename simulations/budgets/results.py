@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import fmean
 
 from deal_core.config.experiment import Experiment
-from deal_core.errors import UserError, choose
+from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Event, Ledger, composed
-from deal_core.privacy.mechanisms.registry import MECHANISMS
+from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.results import Privacy, Results, Strict, read_results
 from simulations.audit.found import Bound
 from simulations.audit.tables import Audit
@@ -134,8 +134,7 @@ def check_unit(audit: Audit, private: Experiment) -> None:
     Raises:
         UserError: its canaries were of another unit.
     """
-    mechanism = choose("privacy.mechanism", private.privacy.mechanism, MECHANISMS)
-    unit = mechanism(private).unit
+    unit = mechanism_of(private).client(private).unit
     units = {found.unit for cell in audit.cells for found in cell.trainings}
     for other in units - {None, unit}:
         raise UserError(

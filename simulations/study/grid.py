@@ -56,11 +56,11 @@ def settings_of(experiment: Experiment) -> dict[str, Value]:
 def precise(experiment: Experiment) -> Experiment:
     """A precision that is left to the machine is that of this one."""
     from deal_core.models.loading import best_device
+    from deal_core.privacy.mechanisms.registry import mechanism_of
     from deal_core.training.precision import compute_dtype
 
-    dtype = str(
-        compute_dtype(experiment.train, best_device(), experiment.privacy.mechanism)
-    ).removeprefix("torch.")
+    exact = mechanism_of(experiment).needs_float32
+    dtype = str(compute_dtype(experiment.train, best_device(), exact)).removeprefix("torch.")
     train = experiment.train.model_copy(update={"precision": dtype})
     return experiment.model_copy(update={"train": train})
 

@@ -21,8 +21,9 @@ from deal_core.aggregation.fedit import FedIt
 from deal_core.lora.adapter import Adapter
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted import FAR, likelihood_ratio
+from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.clipped_mean import factors_of, moved
-from deal_core.privacy.mechanisms.server_side import CentralDP, RoundContext, ServerSide
+from deal_core.privacy.mechanisms.server_side import RoundContext, ServerSide
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from deal_core.privacy.interface import (
     UpdateRequest,
     release,
 )
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Gradients
 from deal_core.training.loop import run_local_steps
@@ -131,7 +131,7 @@ def _trained(
 ) -> Scores:
     """All rounds of one repetition; return how the canaries look, ``(count,)``."""
     privacy = experiment.privacy
-    planted = plant(privacy.mechanism, mechanism, canaries, privacy.max_grad_norm)
+    planted = plant(mechanism_of(experiment).attacked, mechanism, canaries, privacy.max_grad_norm)
     site = Site(ledger=lambda: ledger, policy=None, simulated=True)
     trained = mechanism.trained(frozenset({"lora_A", "lora_B"}))
 

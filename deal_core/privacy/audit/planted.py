@@ -30,6 +30,7 @@ from deal_core.privacy.interface import (
     Site,
     UpdateRequest,
 )
+from deal_core.privacy.mechanisms.definition import Attacked
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.training.gradients import Gradients, Probes
 from deal_core.training.objective import Objective
@@ -218,19 +219,21 @@ class Planted:
         return self.inner.count(ask, site, make)
 
 
-SEEN: Mapping[str, Callable[[GradientCanaries, Scores], Seen]] = {
-    "none": Updates,
-    "record": NoisedSteps,
+SEEN: Mapping[Attacked, Callable[[GradientCanaries, Scores], Seen]] = {
+    "updates": Updates,
+    "steps": NoisedSteps,
 }
-"""``privacy.mechanism`` to what is looked at."""
+"""What canaries are planted in, to what is looked at."""
 
 
-def plant(name: str, inner: Mechanism, canaries: GradientCanaries, bound: float) -> Planted:
+def plant(
+    attacked: Attacked, inner: Mechanism, canaries: GradientCanaries, bound: float
+) -> Planted:
     """Plant canaries in a mechanism.
 
     Args:
-        name: of the mechanism, ``none`` or ``record``.
+        attacked: what of the mechanism is.
         bound: of a record's gradient.
     """
-    seen = SEEN[name](canaries, np.zeros(canaries.count))
+    seen = SEEN[attacked](canaries, np.zeros(canaries.count))
     return Planted(inner, canaries, seen, FAR * bound)

@@ -1,8 +1,8 @@
-"""Mechanism ``client``, at the client: a whole client is hidden, whatever its records are.
+"""Mechanism ``client``: a whole client is hidden, whatever its records are.
 
 With a trusted server (``privacy.trusted_server``) a client trains as without a mechanism and sends
 its update alone: the server clips, adds noise and accounts
-(:mod:`deal_core.privacy.mechanisms.server_side`). Adversary: everybody but the server.
+(:mod:`deal_core.privacy.mechanisms.central_dp`). Adversary: everybody but the server.
 
 Without, the client clips its own update and adds noise before it leaves. Neighbours are any two
 data sets of the client: its clipped update moves by at most twice the bound, and the noise is in
@@ -19,7 +19,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, PrivacyConfig
+from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.accounting.client_plan import (
@@ -29,7 +30,7 @@ from deal_core.privacy.accounting.client_plan import (
     client_plan,
     client_rounds,
 )
-from deal_core.privacy.accounting.ledger import BudgetSpent, Event, composed
+from deal_core.privacy.accounting.ledger import BudgetSpent, Event, Ledger, composed
 from deal_core.privacy.accounting.plan import NoFeasibleNoise
 from deal_core.privacy.interface import (
     Counts,
@@ -40,10 +41,14 @@ from deal_core.privacy.interface import (
     Site,
     UpdateRequest,
 )
+from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.clipped_mean import clipped, noised
+from deal_core.privacy.mechanisms.definition import MechanismDefinition, nobody_trusted
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected, ordinary_gradients
+from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
 from deal_core.privacy.mechanisms.record import packed, unpacked
+from deal_core.privacy.mechanisms.server_side import ServerSide, no_server_noise
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Probes
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
@@ -261,3 +266,48 @@ def make_client(experiment: Experiment) -> Mechanism:
     if experiment.privacy.trusted_server:
         return CentralDPClient(experiment)
     return LocalDPClient(experiment)
+
+
+def make_client_server(experiment: Experiment, rounds: int, ledger: Ledger) -> ServerSide:
+    """Build the server's part: the noise where it is trusted, nothing where it is not."""
+    if experiment.privacy.trusted_server:
+        return CentralDP(experiment, rounds, ledger)
+    return no_server_noise(experiment, rounds, ledger)
+
+
+def check_clients_protected(experiment: Experiment) -> None:
+    """Check that one sum can hold all updates, and that nothing looks at single ones. Whatever a
+    client does is inside its update.
+
+    Raises:
+        UserError: it cannot, or something does.
+    """
+    check_one_task_at_a_time(experiment)
+    if not experiment.privacy.trusted_server:
+        return
+    where = 'privacy.mechanism = "client"'
+    if experiment.aggregation.robust != "none":
+        raise UserError(
+            f"{where} does not go with aggregation.robust '{experiment.aggregation.robust}': the "
+            "server may look at no single update; set it to none"
+        )
+    if experiment.adapter.client_ranks:
+        raise UserError(
+            f"{where} sums updates of one shape; leave adapter.client_ranks empty, or set "
+            "privacy.trusted_server to false"
+        )
+
+
+def trusted_server(privacy: PrivacyConfig) -> str:
+    """Return whom an epsilon of the mechanism takes to be honest."""
+    return "the server is honest" if privacy.trusted_server else nobody_trusted(privacy)
+
+
+CLIENT = MechanismDefinition(
+    client=make_client,
+    attacked="clients",
+    server=make_client_server,
+    check=check_clients_protected,
+    assumes=trusted_server,
+    noises_updates=True,
+)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.privacy.accounting.ledger import unprotected_event
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
+from deal_core.privacy.mechanisms.definition import MechanismDefinition
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
 
@@ -102,6 +103,9 @@ def note_unprotected(
     site.ledger().note(unprotected_event(run_name(experiment), mechanism, place))
 
 
-def make_none(experiment: Experiment) -> NoMechanism:
-    """Build from the experiment."""
-    return NoMechanism(experiment)
+def nobody(privacy: PrivacyConfig) -> str:
+    """Return nothing: there is no epsilon that assumes anything."""
+    return ""
+
+
+NONE = MechanismDefinition(client=NoMechanism, attacked="updates", assumes=nobody)

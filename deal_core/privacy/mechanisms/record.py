@@ -33,10 +33,12 @@ from deal_core.privacy.accounting.plan import (
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
+from deal_core.privacy.mechanisms.definition import MechanismDefinition
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.noise_floor import entry_noise
 from deal_core.privacy.mechanisms.none import clear_counts
+from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.policy import Policy, metrics_allowed, terms
 from deal_core.randomness import seeded
@@ -341,6 +343,46 @@ def unpacked(answer: bytes) -> LocalUpdate:
     return LocalUpdate(load(answer), json.loads(header["__metadata__"]["figures"]))
 
 
-def make_record(experiment: Experiment) -> RecordMechanism:
-    """Build from the experiment."""
-    return RecordMechanism(experiment)
+UNPROTECTED: Mapping[str, str] = {
+    "ewc": "Fisher information of earlier records goes into every update unclipped",
+    "replay": "earlier texts are trained on beside the batch",
+}
+"""Methods whose updates tell of records that are not in the batch, and how."""
+
+
+def check_records_protected(experiment: Experiment) -> None:
+    """Check that nothing but the records of a batch reaches an update.
+
+    Raises:
+        UserError: the experiment has a part that reads others.
+    """
+    where, method = f'privacy.mechanism = "{experiment.privacy.mechanism}"', experiment.method.name
+    if method in UNPROTECTED:
+        raise UserError(
+            f"{where} does not go with method.name '{method}': {UNPROTECTED[method]}; use "
+            "deal, lwf, olora or sequential"
+        )
+    if method == "deal-reference" and experiment.privacy.factors == "one":
+        raise UserError(
+            f"{where} trains one factor a round, method.name '{method}' needs both; set "
+            'privacy.factors to "both", or choose another method'
+        )
+    if experiment.method.logit_adjustment:
+        raise UserError(
+            f"{where} protects single records, and method.logit_adjustment reads the labels of all "
+            "of a site's; set it to 0"
+        )
+    if experiment.train.precision == "bfloat16":
+        raise UserError(
+            f'{where} does not go with train.precision = "bfloat16", in which the rounding of a '
+            'record\'s gradient depends on other records; set it to "auto" or "float32"'
+        )
+    check_one_task_at_a_time(experiment)
+
+
+RECORD = MechanismDefinition(
+    client=RecordMechanism,
+    attacked="steps",
+    check=check_records_protected,
+    needs_float32=True,
+)

@@ -151,7 +151,7 @@ def test_precision_is_what_is_asked_for():
     expected = torch.bfloat16 if fast else torch.float32
     assert compute_dtype(TrainConfig(), cpu) == expected
     # the rounding of bfloat16 depends on batch-mates by more than clipping leaves room for
-    assert compute_dtype(TrainConfig(), cpu, "record") == torch.float32
+    assert compute_dtype(TrainConfig(), cpu, needs_float32=True) == torch.float32
 
 
 def test_equal_seeds_train_equally(minilm, shapes, random_adapter):

@@ -10,8 +10,8 @@ import torch
 from deal_core.privacy.accounting.ledger import Ledger, composed
 from deal_core.privacy.audit.claim_audit import claim_p_value
 from deal_core.privacy.mechanisms import clipped_mean
+from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.noise import SeededNoise
-from deal_core.privacy.mechanisms.server_side import CentralDP
 from simulations.audit.found import Training
 from simulations.audit.judged import Judged, judged
 from simulations.audit.run import carry_out, known

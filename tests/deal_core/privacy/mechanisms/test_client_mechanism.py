@@ -17,17 +17,12 @@ from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.client_plan import client_event
 from deal_core.privacy.accounting.ledger import Budget, Ledger
 from deal_core.privacy.interface import RecordId, Refusal, Site, UpdateRequest, release
+from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.client import CentralDPClient, LocalDPClient, make_client
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, clipped, factors_of
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.registry import MECHANISMS, make_mechanism
-from deal_core.privacy.mechanisms.server_side import (
-    SERVER_SIDES,
-    CentralDP,
-    NoServerNoise,
-    RoundContext,
-    make_server_side,
-)
+from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side
+from deal_core.privacy.mechanisms.server_side import NoServerNoise, RoundContext
 from deal_core.privacy.policy import Policy
 from deal_core.randomness import seeded
 
@@ -186,10 +181,6 @@ def test_noise_is_secure_unless_a_seed_is_asked_for(make_experiment, tmp_path):
     fresh = make_server_side(experiment, 6, Ledger(tmp_path / "other"))
     assert not torch.allclose(first, played(fresh, 1, []))
     assert not side.ledger.events()[0].simulation_only
-
-
-def test_every_mechanism_has_both_parts():
-    assert MECHANISMS.keys() == SERVER_SIDES.keys()
 
 
 def test_who_trusts_the_server_leaves_the_noise_to_it(make_experiment, tmp_path):
