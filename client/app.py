@@ -21,6 +21,7 @@ from flwr.clientapp import ClientApp
 
 from client import resident_worker as worker
 from client.context import RequestContext, choose_device, file_of, here, log_of
+from client.distilled_store import DistilledMissing, DistilledStore
 from client.egress import check_reply
 from client.reply_cache import UpdateStore
 from client.site import site_of
@@ -80,7 +81,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         from client import local_update as work
         from client import wire
 
-        state, instruction = wire.read_request(message, bench)
+        state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
         run = place.run_name(bench.experiment)
         client_context, name = (
             client_context_of(place),
@@ -113,7 +114,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         from client import local_update as work
         from client import wire
 
-        state, instruction = wire.read_request(message, bench)
+        state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
         # Asked of every client, once, before a second stage. A site has a folder for each run.
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)
@@ -218,6 +219,8 @@ def code_of(error: Exception) -> str:
     """The fixed word for a fault, or for a site's own refusal (a policy, a budget, no data)."""
     if isinstance(error, PayloadError):
         return "refused"
+    if isinstance(error, DistilledMissing):
+        return "resend"
     from deal_core.privacy.interface import Refusal
 
     return error.code if isinstance(error, Refusal) else "failed"

@@ -41,7 +41,9 @@ FIELDS: dict[str, dict[str, str]] = {
 SCALE = ".scale"
 """Ending of a key for the scales of a factor in a lossy format."""
 
-CODES = frozenset({"ok", "no-data", "refused", "failed", "budget-spent", "policy", "withheld"})
+CODES = frozenset(
+    {"ok", "no-data", "refused", "failed", "budget-spent", "policy", "resend", "withheld"}
+)
 
 
 def adapter_keys(request: Message) -> frozenset[str]:

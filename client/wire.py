@@ -4,47 +4,70 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from client.distilled_store import DistilledStore
 from client.resources import Workbench
 from client.status_reply import STATUS
-from deal_core.lora.adapter import Adapter, split, zero_adapter
-from deal_core.lora.payload import COUNTS, DISTILLED, LORA, PayloadError, Template
+from deal_core.lora.adapter import Adapter, padded, zero_adapter
+from deal_core.lora.payload import COUNTS, DISTILLED, LORA, RESIDUAL, PayloadError, Template
 from deal_core.lora.state import State
 from deal_core.privacy.interface import Counts, LocalUpdate
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction
+from deal_core.wire.record_digest import record_digest
 
 METRICS = "metrics"
 
 
-def read_request(message: Message, bench: Workbench) -> tuple[State, Instruction]:
+def read_request(
+    message: Message, bench: Workbench, store: DistilledStore
+) -> tuple[State, Instruction]:
     """Check and decode a server's request.
+
+    Args:
+        store: has the retained adapter that the client was sent last.
 
     Raises:
         PayloadError: a record too many or too few, or anything in one that is not expected.
+        DistilledMissing: the request relies on a retained adapter that is not in the store.
     """
     content = message.content
-    if set(content) != {LORA, DISTILLED, RECORD}:
-        raise PayloadError(f"records {sorted(content)}, expected lora, distilled, instruction")
-    if RECORD not in content.config_records or len(content.array_records) != 2:
-        raise PayloadError("a record of another kind than expected")
+    if RECORD not in content.config_records:
+        raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
     bench.phase(instruction.phase)
-    rows = (
+    wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
+    arrays = dict(content.array_records)
+    if set(content) - {RECORD} != set(arrays) or set(arrays) - {DISTILLED} != wanted:
+        raise PayloadError(f"records {sorted(content)}, expected {sorted(wanted)} and instruction")
+    sent = arrays.get(DISTILLED)
+    if sent is None:
+        arrays[DISTILLED] = store.load(instruction.distilled)
+    elif record_digest(sent) != instruction.distilled:
+        raise PayloadError("distilled: not what the instruction names")
+    basis = instruction.distilled, instruction.distilled_rank, *_ranks(instruction)
+    others = [_raw(arrays[name]) for name in sorted(wanted)]
+
+    def decode() -> State:
+        return _state(arrays, bench, instruction)
+
+    state: State = bench.latest.get_or_compute("state", (basis, others), decode)
+    if sent is not None:
+        store.save(sent)
+    return state, instruction
+
+
+def _ranks(instruction: Instruction) -> tuple[int, ...]:
+    return (
+        instruction.rank,
         instruction.retained_rank,
         instruction.residual_rank,
         instruction.num_reference_directions,
     )
-    received = [_raw(content.array_records[name]) for name in (LORA, DISTILLED)]
-
-    def decode() -> State:
-        return _state(content, bench, instruction)
-
-    state: State = bench.latest.get_or_compute("state", (instruction.rank, rows, received), decode)
-    return state, instruction
 
 
 def request_name(message: Message, instruction: Instruction, run: str) -> str:
@@ -59,10 +82,9 @@ def request_name(message: Message, instruction: Instruction, run: str) -> str:
     hashed = hashlib.blake2b(digest_size=32)
     hashed.update(json.dumps(run).encode())
     hashed.update(json.dumps(instruction.to_config(), sort_keys=True).encode())
-    for name in (LORA, DISTILLED):
-        for key, array in sorted(message.content.array_records[name].items()):
-            hashed.update(f"{name} {key} {array.dtype} {array.shape}".encode())
-            hashed.update(array.data)
+    for name, record in sorted(message.content.array_records.items()):
+        if name != DISTILLED:  # the instruction names it
+            hashed.update(f"{name} {record_digest(record)} ".encode())
     return hashed.hexdigest()
 
 
@@ -71,15 +93,14 @@ def _raw(record: ArrayRecord) -> dict[str, tuple[object, ...]]:
     return {key: (a.dtype, a.shape, a.stype, a.data) for key, a in record.items()}
 
 
-def _state(content: RecordDict, bench: Workbench, instruction: Instruction) -> State:
+def _state(arrays: Mapping[str, ArrayRecord], bench: Workbench, instruction: Instruction) -> State:
     scaling = bench.experiment.adapter.lora_alpha / instruction.rank
-    current = _adapter(content.array_records[LORA], bench, instruction.rank, scaling)
-    held = instruction.retained_rank
-    rank = held + instruction.residual_rank
-    distilled = _adapter(content.array_records[DISTILLED], bench, rank, 1.0)
-    if not instruction.residual_rank:
-        return State(current, distilled, None, instruction.num_reference_directions)
-    return State(current, *split(distilled, held), instruction.num_reference_directions)
+    current = _adapter(arrays[LORA], bench, instruction.rank, scaling)
+    distilled = _adapter(arrays[DISTILLED], bench, instruction.distilled_rank, 1.0)
+    retained, residual = padded(distilled, instruction.retained_rank), None
+    if instruction.residual_rank:
+        residual = _adapter(arrays[RESIDUAL], bench, instruction.residual_rank, 1.0)
+    return State(current, retained, residual, instruction.num_reference_directions)
 
 
 def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -> Adapter:

@@ -34,6 +34,7 @@ class History(BaseModel):
         evaluations: one per evaluation, zero-shot first: client to ``[correct, examples]``
             per task.
         bytes_up, bytes_down, aggregation_error: one number a round.
+        evaluation_bytes_down: one number for each evaluation that no round has carried.
         seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all starts of the run.
         peak_rss_bytes: largest over the starts.
         distrusted: clients that a robust rule left out when it last had an update of theirs.
@@ -47,6 +48,7 @@ class History(BaseModel):
     evaluations: tuple[dict[str, list[list[int]]], ...] = ()
     bytes_up: tuple[float, ...] = ()
     bytes_down: tuple[float, ...] = ()
+    evaluation_bytes_down: tuple[float, ...] = ()
     aggregation_error: tuple[float, ...] = ()
     seconds: dict[str, float] = {}
     peak_rss_bytes: int = 0
@@ -75,7 +77,7 @@ class History(BaseModel):
         return self.model_copy(update={"distrusted": tuple(sorted(distrusted))})
 
     def after_round(self, figures: Mapping[str, float]) -> History:
-        """Append one round's figures (``bytes_up``, ``bytes_down``, ``aggregation_error``)."""
+        """Append one round's, or one evaluation's, figures: see the attributes of these names."""
         appended = {name: (*getattr(self, name), value) for name, value in figures.items()}
         return self.model_copy(update=appended)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 
-from flwr.app import ArrayRecord, Message, MessageType
+from flwr.app import Message, MessageType
 
 from deal_core.aggregation import starting_adapter
 from deal_core.config.experiment import Experiment
+from deal_core.lora.payload import DISTILLED, LORA
 from deal_core.lora.state import State
 from deal_core.randomness import seeded
 from deal_core.wire.adapter_record import UpdateReader
 from deal_core.wire.instruction import Instruction
 from server import wire
+from server.wire import Outgoing
 
 
 @dataclass(frozen=True)
@@ -25,31 +28,51 @@ class Dispatch:
         readers: client name to what reads its update, and knows the current adapter as that
             client decodes it.
         state: the server's state as a client of full rank decodes it.
-        records: that state as it travels.
+        nodes: client name to node id.
+        sent: rank of the current adapter to the state on its way.
+        deadline: seconds.
+        resent: messages to clients that turned out to lack the retained adapter.
     """
 
     requests: dict[str, Message]
     instructions: dict[str, Instruction]
     readers: dict[str, UpdateReader]
     state: State
-    records: dict[str, ArrayRecord]
+    nodes: dict[str, int]
+    sent: dict[int, Outgoing]
+    deadline: float
+    resent: list[Message] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """Of the retained adapter that all are asked with."""
+        return self.sent[self.state.current.rank].digest
+
+    @property
+    def bytes_down(self) -> float:
+        """What a client is sent, mean over the clients that are asked."""
+        messages = (*self.requests.values(), *self.resent)
+        sizes = [wire.payload_bytes(message.content) for message in messages]
+        return sum(sizes) / max(1, len(self.requests))
+
+    def whole(self, name: str) -> Message:
+        """The request to a client with everything in it."""
+        return _request(self.sent, self.instructions[name], self.nodes[name], self.deadline)
 
     def again(
-        self, nodes: dict[str, int], instructions: dict[str, Instruction], deadline: float
+        self,
+        nodes: dict[str, int],
+        instructions: dict[str, Instruction],
+        holding: Mapping[str, str],
     ) -> Dispatch:
         """Ask something else of clients of full rank, with the same state to the byte.
 
         Args:
             nodes: client name to node id, of those who are connected.
             instructions: for whom is asked.
-            deadline: seconds.
+            holding: client name to the digest of the retained adapter that it has.
         """
-        requests = {
-            name: wire.request(self.records, asked, nodes[name], kind_of(asked), deadline)
-            for name, asked in instructions.items()
-            if name in nodes
-        }
-        return replace(self, requests=requests, instructions=instructions)
+        return _dispatch(self, nodes, instructions, holding)
 
 
 def dispatch(
@@ -58,6 +81,7 @@ def dispatch(
     state: State,
     common: Instruction,
     instructions: dict[str, Instruction],
+    holding: Mapping[str, str],
 ) -> Dispatch:
     """Pack the state once for every rank that is needed, and address it to each client.
 
@@ -67,11 +91,11 @@ def dispatch(
         state: what all are sent.
         common: what is the same for all, of one round.
         instructions: for whom is asked; each with the client's own rank.
+        holding: client name to the digest of the retained adapter that it has, and is not sent.
     """
     dtype = experiment.wire.dtype
     ranks = {name: instruction.rank for name, instruction in instructions.items()}
-    kinds = {name: kind_of(instruction) for name, instruction in instructions.items()}
-    trains = MessageType.TRAIN in kinds.values()
+    trains = MessageType.TRAIN in map(kind_of, instructions.values())
     kind = MessageType.TRAIN if trains else MessageType.EVALUATE
     where = (experiment.run.seed, "downlink", kind, common.stage, common.server_round)
     full = wire.outgoing(state, dtype, seeded(*where))
@@ -79,20 +103,50 @@ def dispatch(
     for rank in sorted(set(ranks.values()) - sent.keys()):
         scaling = experiment.adapter.lora_alpha / rank
         current = starting_adapter(full.state.current, rank, scaling)
-        own = replace(state, current=current)
-        sent[rank] = wire.outgoing(own, dtype, seeded(*where))
-    deadline = experiment.federation.deadline_seconds
-    requests = {
-        name: wire.request(
-            sent[ranks[name]].records, instruction, nodes[name], kinds[name], deadline
-        )
-        for name, instruction in instructions.items()
-        if name in nodes
-    }
+        packed = wire.outgoing(replace(state, current=current), dtype, seeded(*where))
+        sent[rank] = replace(full, records={**full.records, LORA: packed.records[LORA]})
+        sent[rank] = replace(sent[rank], state=replace(full.state, current=packed.state.current))
     trained = frozenset(common.trained)
     by_rank = {rank: UpdateReader(o.state.current, dtype, trained) for rank, o in sent.items()}
     readers = {name: by_rank[rank] for name, rank in ranks.items()}
-    return Dispatch(requests, instructions, readers, full.state, full.records)
+    deadline = experiment.federation.deadline_seconds
+    blank = Dispatch({}, {}, readers, full.state, {}, sent, deadline)
+    return _dispatch(blank, nodes, instructions, holding)
+
+
+def _dispatch(
+    common: Dispatch,
+    nodes: dict[str, int],
+    instructions: dict[str, Instruction],
+    holding: Mapping[str, str],
+) -> Dispatch:
+    """The requests for these instructions; what a client has is left out."""
+    full = common.sent[common.state.current.rank]
+    asked = {name: full.named_in(each) for name, each in instructions.items()}
+    requests = {
+        name: _request(
+            common.sent,
+            instruction,
+            nodes[name],
+            common.deadline,
+            leave_out={DISTILLED} if holding.get(name) == common.digest else frozenset(),
+        )
+        for name, instruction in asked.items()
+        if name in nodes
+    }
+    return replace(common, requests=requests, instructions=asked, nodes=nodes, resent=[])
+
+
+def _request(
+    sent: Mapping[int, Outgoing],
+    instruction: Instruction,
+    node: int,
+    deadline: float,
+    leave_out: Set[str] = frozenset(),
+) -> Message:
+    records = sent[instruction.rank].records
+    kept = {name: record for name, record in records.items() if name not in leave_out}
+    return wire.request(kept, instruction, node, kind_of(instruction), deadline)
 
 
 def kind_of(instruction: Instruction) -> str:

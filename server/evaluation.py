@@ -65,6 +65,7 @@ class Evaluation:
         for reply in self.exchange.replies(step, sent):
             self.hear(step, reply, sent, tally)
         history = self.finish(step, sent, tally, history)
+        history = history.after_round({"evaluation_bytes_down": sent.bytes_down})
         return sent.state, history.after("evaluate", time.monotonic() - started)
 
     def request(self, step: Step, state: State) -> Instruction:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -14,6 +15,7 @@ from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import Instruction
+from server import wire
 from server.dispatch import Dispatch, dispatch
 from server.events import EventLog
 from server.roster import Roster
@@ -27,12 +29,15 @@ class Exchange:
 
     Attributes:
         roster: the clients of the run.
+        holding: client name to the digest of the retained adapter that it has, as far as this
+            process knows: who is not in it is sent the adapter.
     """
 
     grid: Grid
     experiment: Experiment
     roster: Roster
     events: EventLog
+    holding: dict[str, str] = field(default_factory=dict)
 
     def instruction(self, step: Step, state: State) -> Instruction:
         """What is the same for all clients."""
@@ -57,12 +62,12 @@ class Exchange:
         """Requests to those who are connected, once a ``share`` of them is, or patience ends."""
         nodes = self.roster.present(set(instructions), share * len(instructions))
         with threads(1):
-            return dispatch(self.experiment, nodes, state, common, instructions)
+            return dispatch(self.experiment, nodes, state, common, instructions, self.holding)
 
     def ask_again(self, sent: Dispatch, instructions: dict[str, Instruction]) -> Dispatch:
         """Something else about the very state that was ``sent``, to clients of full rank."""
         nodes = self.roster.present(set(instructions), len(instructions))
-        return sent.again(nodes, instructions, self.experiment.federation.deadline_seconds)
+        return sent.again(nodes, instructions, self.holding)
 
     def replies(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
         """One reply per client, the absent first; whatever comes beyond that is named and
@@ -70,11 +75,33 @@ class Exchange:
         for name in sent.instructions:
             if name not in sent.requests:
                 yield Reply(name, None, "not connected")
-        deadline = self.experiment.federation.deadline_seconds
-        for reply in collect(self.grid, sent.requests, deadline):
+        for reply in self._collected(step, sent):
             if reply.dropped:
                 self.event("reply_dropped", step, client=reply.client, reason=reply.fault)
             else:
+                yield reply
+
+    def _collected(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
+        """The replies as they come; who lacks the retained adapter is sent it, once, and has the
+        rest of the time."""
+        started, lacking = time.monotonic(), dict[str, Message]()
+        for reply in collect(self.grid, sent.requests, sent.deadline):
+            holds = wire.holds_distilled(reply.message)
+            if holds:
+                self.holding[reply.client] = sent.digest
+            elif not reply.dropped:
+                self.holding.pop(reply.client, None)
+            if holds is False and not reply.dropped:
+                self.event("resent", step, client=reply.client)
+                lacking[reply.client] = sent.whole(reply.client)
+            else:
+                yield reply
+        if lacking:
+            sent.resent.extend(lacking.values())
+            left = max(0.0, sent.deadline - (time.monotonic() - started))
+            for reply in collect(self.grid, lacking, left):
+                if wire.holds_distilled(reply.message):
+                    self.holding[reply.client] = sent.digest
                 yield reply
 
     def require_quorum(self, valid: int, asked: int, step: Step) -> None:

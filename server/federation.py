@@ -34,7 +34,6 @@ from deal_core.privacy.mechanisms.server_side import NoServerNoise, RoundContext
 from deal_core.randomness import seeded
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import LEARN, Instruction
-from server import wire
 from server.checkpoint import Checkpoint, History
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, same_model
@@ -138,11 +137,10 @@ class Federation:
     ) -> History:
         """The round's figures, for the log and the history."""
         sizes = gathered.sizes
-        down = sum(wire.payload_bytes(message.content) for message in sent.requests.values())
         figures = {
             "aggregation_error": aggregate.error if aggregate else 0.0,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
-            "bytes_down": down / max(1, len(sent.requests)),
+            "bytes_down": sent.bytes_down,
         }
         excluded = aggregate.excluded if aggregate else ()
         charged = self._side(step).spent(list(self.exchange.roster.clients))

@@ -85,10 +85,17 @@ class Privacy(Strict):
 
 
 class Wire(Strict):
-    """Payload bytes per round, mean per client."""
+    """Payload bytes, mean per client: one number a round; and one for each evaluation that had
+    messages of its own (in deployment, rounds carry them)."""
 
     bytes_up: list[float]
     bytes_down: list[float]
+    evaluation_bytes_down: list[float] = []
+
+    @property
+    def received(self) -> float:
+        """Bytes that a client has received in the whole run."""
+        return sum(self.bytes_down) + sum(self.evaluation_bytes_down)
 
 
 class Results(Strict):
@@ -143,7 +150,11 @@ def make_results(experiment: Experiment, plan: Plan, history: History) -> Result
         forgetting=metrics.forgetting(matrix, learnt) if matrix else None,
         per_client=_per_client(history, len(tasks)),
         privacy=_privacy(experiment, history),
-        wire=Wire(bytes_up=list(history.bytes_up), bytes_down=list(history.bytes_down)),
+        wire=Wire(
+            bytes_up=list(history.bytes_up),
+            bytes_down=list(history.bytes_down),
+            evaluation_bytes_down=list(history.evaluation_bytes_down),
+        ),
         aggregation_error=list(history.aggregation_error),
         seconds={"total": sum(history.seconds.values()), **history.seconds},
         peak_rss_bytes=history.peak_rss_bytes,

@@ -12,12 +12,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from deal_core.aggregation import ClientUpdate
-from deal_core.lora.adapter import split, stack
-from deal_core.lora.payload import COUNTS, DISTILLED, LORA, PayloadError
+from deal_core.lora.adapter import live_rank, padded, split
+from deal_core.lora.payload import COUNTS, DISTILLED, LORA, RESIDUAL, PayloadError
 from deal_core.lora.state import State
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import Encoded
 from deal_core.wire.instruction import RECORD, Instruction
+from deal_core.wire.record_digest import record_digest
 from server.spending import Spending, spending_in
 
 F = TypeVar("F")
@@ -31,6 +32,9 @@ MOST_EXAMPLES = 10_000_000
 NO_PART = frozenset({"no-data", "budget-spent", "policy"})
 NO_COUNTS = frozenset({"withheld"})
 """Codes by which a client takes no part in a round, or an evaluation: not a fault."""
+LACKS_DISTILLED = "resend"
+HAS_DISTILLED = frozenset({"ok"}) | NO_PART | NO_COUNTS
+"""What the code of a reply tells of the retained adapter, which is sent once."""
 OPTIONAL = frozenset({"loss", "seconds"}) | Spending.model_fields.keys()
 """Figures that a client may keep to itself, or does not have."""
 
@@ -54,25 +58,36 @@ class Outgoing:
     Attributes:
         records: what travels.
         state: as the clients decode it; after a lossy format the server goes on from this.
+        distilled_rank: rows of the record ``distilled``; the others of the retained adapter are 0.
+        digest: of the record ``distilled``.
     """
 
     records: dict[str, ArrayRecord]
     state: State
+    distilled_rank: int
+    digest: str
+
+    def named_in(self, instruction: Instruction) -> Instruction:
+        """Return the instruction with the retained adapter that goes with it."""
+        named = {"distilled": self.digest, "distilled_rank": self.distilled_rank}
+        return instruction.model_copy(update=named)
 
 
 def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
-    """Pack a state; the retained and the residual adapter travel as one distilled record."""
-    held = [state.retained] if state.residual is None else [state.retained, state.residual]
-    distilled = stack(held)
-    sent = {LORA: (state.current, pack(state.current, dtype, generator))}
-    sent[DISTILLED] = (distilled, pack(distilled, dtype, generator))
-    arrived = {name: unpack(encoded, dtype, like) for name, (like, encoded) in sent.items()}
-    retained, residual = arrived[DISTILLED], None
+    """Pack a state. Rows of the retained adapter that are zero do not travel."""
+    rank = live_rank(state.retained)
+    sent = {LORA: state.current, DISTILLED: split(state.retained, rank)[0]}
     if state.residual is not None:
-        retained, residual = split(retained, state.retained.rank)
+        sent[RESIDUAL] = state.residual
+    packed = {name: pack(adapter, dtype, generator) for name, adapter in sent.items()}
+    arrived = {name: unpack(encoded, dtype, sent[name]) for name, encoded in packed.items()}
+    records = {name: as_record(encoded) for name, encoded in packed.items()}
+    retained = padded(arrived[DISTILLED], state.retained.rank)
     return Outgoing(
-        {name: as_record(encoded) for name, (_, encoded) in sent.items()},
-        State(arrived[LORA], retained, residual, state.num_reference_directions),
+        records,
+        State(arrived[LORA], retained, arrived.get(RESIDUAL), state.num_reference_directions),
+        rank,
+        record_digest(records[DISTILLED]),
     )
 
 
@@ -83,7 +98,11 @@ def request(
     message_type: str,
     deadline: float,
 ) -> Message:
-    """Build a request; it is valid until the deadline, so that nobody works on a stale one."""
+    """Build a request; it is valid until the deadline, so that nobody works on a stale one.
+
+    Args:
+        records: what the client is sent; without ``distilled`` where it has that.
+    """
     content = RecordDict({**records, RECORD: ConfigRecord(instruction.to_config())})
     return Message(content, node, message_type, ttl=deadline)
 
@@ -114,6 +133,16 @@ def read_update(
     adapter = reader.read(content.array_records[LORA])
     measured = {name: _number(value) for name, value in figures.items()}
     return ClientUpdate(client, adapter, weight), measured, _spent(measured)
+
+
+def holds_distilled(message: Message | None) -> bool | None:
+    """Return whether the sender of a reply has the retained adapter that it was asked with; None
+    where the reply does not tell."""
+    try:
+        code = status(message) if message is not None else ""
+    except PayloadError:
+        return None
+    return False if code == LACKS_DISTILLED else (True if code in HAS_DISTILLED else None)
 
 
 def read_counts(message: Message, tasks: int) -> list[list[int]]:

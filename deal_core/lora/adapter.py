@@ -183,6 +183,23 @@ def split(adapter: Adapter, rank: int) -> tuple[Adapter, Adapter]:
     )
 
 
+def live_rank(adapter: Adapter) -> int:
+    """Return the number of rows up to the last one that is not zero in every layer; at least 1."""
+    live = torch.zeros(adapter.rank, dtype=torch.bool)
+    for factors in adapter.layers.values():
+        live |= (factors.A != 0).any(dim=1).cpu() | (factors.B != 0).any(dim=0).cpu()
+    rows = live.nonzero()
+    return int(rows[-1]) + 1 if len(rows) else 1
+
+
+def padded(adapter: Adapter, rank: int) -> Adapter:
+    """Return the adapter with rows of zero up to ``rank``."""
+    if adapter.rank == rank:
+        return adapter
+    more = zero_adapter(adapter.shapes, rank - adapter.rank, adapter.scaling)
+    return side_by_side(adapter, more)
+
+
 def side_by_side(first: Adapter, second: Adapter) -> Adapter:
     """Return one adapter with the directions of both, of whose scaling there is one."""
     layers = {

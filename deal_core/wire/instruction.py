@@ -29,10 +29,10 @@ class Instruction(BaseModel):
             the first).
         seen: other tasks that some client had met before the stage, in the stream's order; in
             phases after learning, those of the stage as well.
-        ahead: tasks that no client works on before the stage has ended.
+        future: tasks that no client works on before the stage has ended.
         past: tasks that this client worked on before this one, in its own order.
-        counted: in a training request, tasks on which the model is evaluated as it arrives: what
-            an evaluation request at the end of the stage before would have asked.
+        piggybacked_evaluation: in a training request, tasks on which the model is evaluated as it
+            arrives: what an evaluation request at the end of the stage before would have asked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,7 +51,11 @@ class Instruction(BaseModel):
     rank: int = Field(ge=1)
     retained_rank: int = Field(ge=1)
     residual_rank: int = Field(0, ge=0)
-    """Rows of the distilled record after the first ``retained_rank`` belong to this stage."""
+    """Rows of the record ``residual``; 0: there is none."""
+    distilled: str = Field("", pattern="^([0-9a-f]{64})?$")
+    """Digest of the record ``distilled``, which is left out where the client has it."""
+    distilled_rank: int = Field(1, ge=1)
+    """Rows of that record; those up to ``retained_rank`` that are not sent are zero."""
     num_reference_directions: int = Field(0, ge=0)
     """First rows of the distilled record that only show the start of the task (see ``State``)."""
 
@@ -65,9 +69,11 @@ class Instruction(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _apart_of_what_is_there(self) -> Self:
+    def _no_more_than_is_retained(self) -> Self:
         if self.num_reference_directions > self.retained_rank:
-            raise ValueError("more rows apart than there are")
+            raise ValueError("more reference directions than there are")
+        if self.distilled_rank > self.retained_rank:
+            raise ValueError("more rows than are retained")
         return self
 
     def evaluation(self) -> Instruction:
@@ -80,6 +86,8 @@ class Instruction(BaseModel):
             rank=self.rank,
             retained_rank=self.retained_rank,
             residual_rank=self.residual_rank,
+            distilled=self.distilled,
+            distilled_rank=self.distilled_rank,
             num_reference_directions=self.num_reference_directions,
         )
 

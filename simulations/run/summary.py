@@ -74,7 +74,7 @@ def measures(results: Results) -> list[tuple[str, str]]:
         *_accuracy(results),
         ("worst client", _worst_client(results)),
         ("sent per client", f"{_size(sum(results.wire.bytes_up))} in the whole run"),
-        ("received per client", f"{_size(sum(results.wire.bytes_down))} in the whole run"),
+        ("received per client", f"{_size(results.wire.received)} in the whole run"),
         ("time", duration(results.seconds.get("total", 0.0))),
         ("privacy", privacy_text(results.privacy)),
         ("warning", large_delta(results.privacy)),

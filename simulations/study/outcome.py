@@ -130,5 +130,5 @@ def _measured(
         seconds=sum(part.seconds.get("total", 0.0) for part in parts),
         peak_rss_bytes=max(part.peak_rss_bytes for part in parts),
         bytes_up=sum(sum(part.wire.bytes_up) for part in parts),
-        bytes_down=sum(sum(part.wire.bytes_down) for part in parts),
+        bytes_down=sum(part.wire.received for part in parts),
     )

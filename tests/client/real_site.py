@@ -102,7 +102,7 @@ class RealSite:
         config = {**flatten(experiment), "run.out": f"/srv/runs/{run}"}
         node = {NODE_KEY: str(self.folder / "site.toml"), INSIDE: True}
         with assume_identity(7, 1):
-            message = request(sent.records, asking(state), 1, kind, 600.0)
+            message = request(sent.records, sent.named_in(asking(state)), 1, kind, 600.0)
             record = message.content.config_records["instruction"]
             for key, value in instruction.items():
                 record[key] = value

@@ -17,6 +17,7 @@ from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
+from deal_core.wire.record_digest import record_digest
 from server.federation import start_state
 from server.wire import outgoing, request
 from simulations.engines.flower_identity import assume_identity
@@ -49,7 +50,7 @@ def ask(experiment, state, tmp_path_factory):
     grid = InProcessGrid(make_app(), config, experiment.federation.clients)
     sent = outgoing(state, "float32", seeded("down"))
 
-    def send(spoil: Spoil, message_type: str = "train") -> Message:
+    def send(spoil: Spoil, message_type: str = "train", renamed: bool = True) -> Message:
         learn = message_type == "train"
         instruction = Instruction(
             task="surgery",
@@ -61,12 +62,21 @@ def ask(experiment, state, tmp_path_factory):
             retained_rank=state.retained.rank,
         )
         with assume_identity(1, 1):
-            message = request(sent.records, instruction, FIRST_CLIENT_NODE, message_type, 600.0)
+            asked = sent.named_in(instruction)
+            message = request(sent.records, asked, FIRST_CLIENT_NODE, message_type, 600.0)
             message.content = RecordDict({n: _copied(r) for n, r in message.content.items()})
             spoil(message.content)
+            if renamed:
+                _rename(message.content)
             return next(iter(grid.send_and_receive([message])))
 
     return send
+
+
+def _rename(content: RecordDict) -> None:
+    """A server that spoils the retained adapter can name it rightly."""
+    if "distilled" in content.array_records and "instruction" in content.config_records:
+        content["instruction"]["distilled"] = record_digest(content.array_records["distilled"])
 
 
 def _copied(record):
@@ -113,7 +123,6 @@ REFUSED: dict[str, Spoil] = {
     "extra text": added("code", ConfigRecord({"run": "print(data)"})),
     "extra arrays": added("base", ArrayRecord({"w": Array(np.zeros((2, 2), np.float32))})),
     "extra figures": added("metrics", MetricRecord({"x": 1.0})),
-    "no distilled record": lambda content: content.pop("distilled") and None,
     "no instruction": lambda content: content.pop("instruction") and None,
     "instruction of another kind": added("instruction", MetricRecord({"rank": 8})),
     "adapter of another kind": added("lora", ConfigRecord({"x": 1})),
@@ -178,6 +187,28 @@ def test_a_spoilt_request_is_refused_also_after_a_good_one(ask):
 
     for spoil, code in ((good, "ok"), (one_value, "refused"), (good, "ok")):
         assert ask(spoil).content.config_records["status"]["code"] == code
+
+
+def test_a_retained_adapter_of_another_name_is_refused(ask):
+    spoil = array("distilled", lambda a: a + 1.0)
+    assert ask(spoil, renamed=False).content["status"]["code"] == "refused"
+    assert ask(spoil).content["status"]["code"] == "ok"
+
+
+def test_who_lacks_the_retained_adapter_says_so_and_who_has_it_needs_no_second_one(ask):
+    def left_out(content: RecordDict) -> None:
+        del content["distilled"]
+
+    def unknown(content: RecordDict) -> None:
+        left_out(content)
+        content["instruction"]["distilled"] = "0" * 64
+
+    assert ask(lambda content: None).content["status"]["code"] == "ok"
+    assert ask(left_out).content["status"]["code"] == "ok"
+    reply = ask(unknown)
+    assert {name: dict(record) for name, record in reply.content.items()} == {
+        "status": {"code": "resend"}
+    }
 
 
 def test_the_same_request_unspoilt_is_answered(ask):

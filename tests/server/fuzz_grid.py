@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import wire
+from client.distilled_store import DistilledStore
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.privacy.interface import LocalUpdate
@@ -35,6 +36,9 @@ def tiny_app(
     app = ClientApp()
     bench = SimpleNamespace(experiment=experiment, shapes=shapes, latest=Cache(), phase=str)
 
+    def store(number: int) -> DistilledStore:
+        return DistilledStore(Path(experiment.run.out) / "sites" / str(number))
+
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
         site = ConfigRecord({"client": int(context.node_config["partition-id"])})
@@ -42,8 +46,8 @@ def tiny_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        state, instruction = wire.read_request(message, bench)
         number = int(context.node_config["partition-id"])
+        state, instruction = wire.read_request(message, bench, store(number))
         generator = seeded("noise", number, instruction.stage, instruction.server_round)
         trained = frozenset(instruction.trained)
         adapter = nudged(state.current, trained, generator)
@@ -61,7 +65,8 @@ def tiny_app(
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        _, instruction = wire.read_request(message, bench)
+        number = int(context.node_config["partition-id"])
+        _, instruction = wire.read_request(message, bench, store(number))
         return wire.evaluation_reply(message, counts(len(instruction.tasks)))
 
     return app

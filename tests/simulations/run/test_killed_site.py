@@ -124,7 +124,7 @@ def ask(experiment: Experiment, server_round: int) -> Message:
     )
     sent = outgoing(state, "float32", seeded("down"))
     with assume_identity(7, 1):
-        return request(sent.records, instruction, 1, "train", 600.0)
+        return request(sent.records, sent.named_in(instruction), 1, "train", 600.0)
 
 
 def context(experiment: Experiment, site: Path) -> Context:
