@@ -6,11 +6,13 @@ A client that lacks it, because its folder is gone or was damaged, says so and i
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord
 
+from deal_core.whole_file import write_whole
 from deal_core.wire.record_digest import record_digest
 
 NAME = "distilled.safetensors"
@@ -52,14 +54,9 @@ class DistilledStore:
         """Keep a record in the place of the one before. A disk that is full costs the bytes of
         another message, and no answer."""
         import numpy as np
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         headers = {key: (a.dtype, list(a.shape), a.stype) for key, a in record.items()}
         raw = {key: np.frombuffer(a.data, np.uint8) for key, a in record.items()}
-        beside = self.folder / f"{NAME}.writing"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(raw, beside, {"headers": json.dumps(headers)})
-            beside.replace(self.folder / NAME)
-        except OSError:
-            beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            write_whole(self.folder / NAME, save(raw, {"headers": json.dumps(headers)}))

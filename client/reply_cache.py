@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deal_core.whole_file import write_whole
+
 if TYPE_CHECKING:
     from deal_core.privacy.interface import LocalUpdate
     from deal_core.wire.instruction import Instruction
@@ -60,15 +62,9 @@ def _write(path: Path, asked: str, update: LocalUpdate) -> None:
     import numpy as np
     from safetensors.numpy import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.ascontiguousarray(value) for key, value in update.arrays.items()}
     figures = json.dumps(dict(update.figures))
-    beside = path.with_suffix(".writing")
-    with beside.open("wb") as file:
-        file.write(save(arrays, {"asked": asked, "figures": figures}))
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_whole(path, save(arrays, {"asked": asked, "figures": figures}))
 
 
 def _read(path: Path, asked: str) -> LocalUpdate | None:

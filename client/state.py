@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from deal_core.whole_file import write_whole
+
 if TYPE_CHECKING:
     from deal_core.methods import Tensors
 
@@ -46,14 +48,11 @@ class FeedbackStore:
 
     def save(self, stage: int, server_round: int, basis: str, lost: Arrays) -> None:
         """Keep what this round lost; the rounds before the last are dropped."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self._path(stage, server_round)
-        beside = path.with_suffix(".writing")
         arrays = {key: np.ascontiguousarray(value) for key, value in lost.items()}
-        save_file(arrays, beside, {"basis": basis})
-        beside.replace(path)
+        write_whole(path, save(arrays, {"basis": basis}))
         keep = {path, self._path(stage, server_round - 1)}
         for old in self.folder.glob("feedback-*.safetensors"):
             if old not in keep:
@@ -141,12 +140,9 @@ def forget(folder: Path) -> None:
 
 def _write(path: Path, tensors: Tensors, basis: str) -> None:
     """Make the folder; a kill leaves the old file or the new one."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".writing")
-    save_file(tensors, beside, {"basis": basis})
-    beside.replace(path)
+    write_whole(path, save(tensors, {"basis": basis}))
 
 
 def _read(path: Path, basis: str | None = None) -> Tensors | None:

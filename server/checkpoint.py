@@ -20,6 +20,7 @@ from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import DISTILLED, LORA, Template
 from deal_core.lora.state import State
 from deal_core.privacy.mechanisms.noise_floor import round_variance
+from deal_core.whole_file import written_beside
 from server.spending import Spending
 
 VERSION = 4
@@ -129,14 +130,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "num_reference_directions": str(state.num_reference_directions),
     }
     meta["sha256"] = _digest(tensors, meta)
-    beside = path.with_suffix(".writing")
     try:
-        with beside.open("wb") as file:
-            file.write(save(tensors, meta))
-            file.flush()
-            os.fsync(file.fileno())
-        _keep(path)
-        beside.replace(path)
+        with written_beside(path) as beside:
+            beside.write_bytes(save(tensors, meta))
+            _keep(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); the checkpoint before it stands: make "

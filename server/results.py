@@ -14,6 +14,7 @@ from deal_core import metrics
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
+from deal_core.whole_file import write_whole
 from server.checkpoint import History
 from server.plan import Plan
 
@@ -210,9 +211,7 @@ def write_results(path: Path, results: Results) -> None:
     """Write atomically; what is written has been read back and validated first."""
     text = results.model_dump_json(indent=1)
     Results.model_validate_json(text)
-    beside = path.with_suffix(".writing")
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, text + "\n")
 
 
 def read_results(folder: Path) -> Results:

@@ -19,7 +19,6 @@ from functools import partial
 
 from deal_core.aggregation.alternating import Alternating
 from deal_core.aggregation.cosine_norm import cosine_norm
-from deal_core.aggregation.delta import weight_delta
 from deal_core.aggregation.fedex import FedEx
 from deal_core.aggregation.fedit import FedIt
 from deal_core.aggregation.fedsvd import FedSvd
@@ -28,7 +27,7 @@ from deal_core.aggregation.finite import NUMERICAL, finished, one_line, require_
 from deal_core.aggregation.flexlora import FlexLora
 from deal_core.aggregation.flora import Flora
 from deal_core.aggregation.krum import multi_krum
-from deal_core.aggregation.norm_bound import change_norms, clip_to, refuse_beyond
+from deal_core.aggregation.norm_bound import change_norms, refuse_beyond
 from deal_core.aggregation.robust import RobustRule, median, trimmed_mean
 from deal_core.aggregation.rule import (
     BOTH,
@@ -64,14 +63,12 @@ __all__ = [
     "TooFewUpdates",
     "Verdict",
     "change_norms",
-    "clip_to",
     "finished",
     "make_rule",
     "one_line",
     "refuse_beyond",
     "require_finite",
     "starting_adapter",
-    "weight_delta",
 ]
 
 AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {

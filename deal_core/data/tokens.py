@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from deal_core.whole_file import written_beside
+
 Ids = list[int]
 Tokenise = Callable[[list[str]], list[Ids]]
 
@@ -95,15 +97,11 @@ def _write(path: Path, ids: list[Ids]) -> None:
     import pyarrow as pa
 
     table = pa.table({"ids": pa.array(ids, pa.list_(pa.int32()))})
-    beside = path.with_suffix(f".{os.getpid()}.writing")
-    try:
+    with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (
-            os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file,
+            written_beside(path, 0o600) as beside,
+            beside.open("wb") as file,
             pa.ipc.new_file(file, table.schema) as writer,
         ):
             writer.write_table(table)
-        beside.replace(path)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink()

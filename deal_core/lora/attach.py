@@ -200,13 +200,18 @@ def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Paramete
 
 
 def learning_factors(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Name (layer and factor) to every factor that learns."""
-    factors = {
+    """Return ``LAYER.lora_A`` and ``LAYER.lora_B`` to every factor that learns."""
+    return {name: factor for name, factor in factors_in(module).items() if factor.requires_grad}
+
+
+def factors_in(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the same for all factors of the current adapter, in the order of
+    :func:`set_trainable`."""
+    return {
         f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
         for name, layer in lora_layers(module).items()
         for factor in ("lora_A", "lora_B")
     }
-    return {name: weight for name, weight in factors.items() if weight.requires_grad}
 
 
 @contextmanager

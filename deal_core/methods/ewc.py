@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.lora.adapter import fingerprint
-from deal_core.lora.attach import merge, set_trainable, write
+from deal_core.lora.attach import factors_in, merge, set_trainable, write
 from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, Phase, TaskDataset, TaskHistory, Tensors
 from deal_core.methods.shared.continued import continued
-from deal_core.methods.shared.named_factors import named, parameters
+from deal_core.methods.shared.named_factors import named
 from deal_core.methods.shared.penalised import Penalised
 from deal_core.methods.shared.plain import Plain, plain
 from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start, start_of
@@ -95,7 +95,7 @@ def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float)
         anchor: key to ``theta*``.
         weight: 0 leaves the adapter free; a huge one freezes every entry that ever mattered.
     """
-    learning = {key: p for key, p in parameters(module).items() if p.requires_grad}
+    learning = {key: p for key, p in factors_in(module).items() if p.requires_grad}
     terms = [(fisher[key] * (p - anchor[key]).square()).sum() for key, p in learning.items()]
     return weight / 2 * torch.stack(terms).sum()
 
@@ -133,7 +133,7 @@ def fisher_diagonal(model: LanguageModel, share: TaskDataset, seed: str) -> Tens
     objective = Plain(model, share.labels, expected)
     sums = squared_gradients(model.module, objective, passes)
     count = max(1, len(share.data))
-    return {k: s.cpu() / count for k, s in zip(parameters(model.module), sums, strict=True)}
+    return {k: s.cpu() / count for k, s in zip(factors_in(model.module), sums, strict=True)}
 
 
 def drawn_labels(

@@ -14,7 +14,7 @@ from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
 from deal_core.training.batching import evaluation_batches
 from deal_core.training.gradients import Gradients
-from deal_core.training.nonprivate_gradients import NonPrivateGradients, mean_gradient
+from deal_core.training.nonprivate_gradients import NonPrivateGradients
 from deal_core.training.objective import Objective
 from deal_core.training.parametrization import parametrization_of
 
@@ -91,13 +91,6 @@ def run_local_steps(
         gradients.stepped(model.module)
     parametrization.finish()
     return TrainReport(len(losses), sum(losses) / len(losses) if losses else 0.0)
-
-
-def accumulate(
-    objective: Objective, data: Sequence[Encoded], batch: Sequence[int], tokens: int
-) -> float:
-    """Add the ordinary gradient of one batch and of the penalty; return the loss of both."""
-    return mean_gradient(objective, data, batch, tokens) + penalise(objective)
 
 
 def penalise(objective: Objective) -> float:

@@ -13,12 +13,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from deal_core.lora.attach import CURRENT, lora_layers
+from deal_core.lora.attach import CURRENT, learning_factors, lora_layers
 from deal_core.training.objective import Objective
 
 
 def clipped_gradients(
-    module: nn.Module, objective: Objective, parts: Sequence[Sequence[int]], max_grad_norm: float
+    module: nn.Module,
+    objective: Objective,
+    microbatches: Sequence[Sequence[int]],
+    max_grad_norm: float,
 ) -> Tensor:
     """Add ``sum_i g_i min(1, C / ||g_i||)`` to the gradient of every trainable factor.
 
@@ -30,7 +33,7 @@ def clipped_gradients(
         module: holds the adapter; factors that do not require a gradient get none.
         objective: whose losses of single examples are differentiated; its penalty is not part
             of it (a penalty reads no data: its gradient is added after the noise).
-        parts: the batch, in passes; an empty batch adds nothing.
+        microbatches: the batch, cut up; an empty batch adds nothing.
         max_grad_norm: ``C``, over all factors of all layers together (flat clipping). A
             gradient that is not finite counts as zero.
 
@@ -44,7 +47,11 @@ def clipped_gradients(
 
     Source: Abadi et al., CCS 2016, algorithm 1.
     """
-    norms = [_one_pass(module, objective, part, max_grad_norm) for part in parts if part]
+    norms = [
+        _one_microbatch(module, objective, microbatch, max_grad_norm)
+        for microbatch in microbatches
+        if microbatch
+    ]
     return torch.cat(norms) if norms else torch.empty(0)
 
 
@@ -52,23 +59,25 @@ class SharedFactor(ValueError):
     """A loss reads a factor itself, not its example's copy: there is no gradient per example."""
 
 
-def _one_pass(
-    module: nn.Module, objective: Objective, part: Sequence[int], max_grad_norm: float
+def _one_microbatch(
+    module: nn.Module, objective: Objective, microbatch: Sequence[int], max_grad_norm: float
 ) -> Tensor:
-    """Norms of a pass, ``(len(part),)``; NaN for an example that failed alone."""
+    """Norms of a microbatch, ``(len(microbatch),)``; NaN for an example that failed alone."""
     try:
-        pairs = _example_gradients(module, objective, part)
+        pairs = _example_gradients(module, objective, microbatch)
         norms = _norms(pairs)
     except SharedFactor:
         raise
     except Exception:
-        if len(part) == 1:
+        if len(microbatch) == 1:
             return torch.full((1,), torch.nan)
-        norms = torch.full((len(part),), torch.nan)
+        norms = torch.full((len(microbatch),), torch.nan)
     if not norms.isfinite().all():
-        if len(part) == 1:
+        if len(microbatch) == 1:
             return norms
-        alone = [_one_pass(module, objective, [example], max_grad_norm) for example in part]
+        alone = [
+            _one_microbatch(module, objective, [example], max_grad_norm) for example in microbatch
+        ]
         return torch.cat(alone)
     factors = (max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
     for weight, copy in pairs:
@@ -79,15 +88,15 @@ def _one_pass(
 
 
 def _example_gradients(
-    module: nn.Module, objective: Objective, part: Sequence[int]
+    module: nn.Module, objective: Objective, microbatch: Sequence[int]
 ) -> list[tuple[nn.Parameter, Tensor]]:
     """The trainable factors, each with its copies that have their examples' gradients."""
-    with _copies(module, len(part)) as pairs:
+    with _copies(module, len(microbatch)) as pairs:
         before = [weight.grad for weight, _ in pairs]
         for weight, _ in pairs:
             weight.grad = None
         try:
-            objective.example_losses(part).sum().backward()  # type: ignore[no-untyped-call]
+            objective.example_losses(microbatch).sum().backward()  # type: ignore[no-untyped-call]
             if any(weight.grad is not None for weight, _ in pairs):
                 raise SharedFactor("a loss reads a factor itself: no gradient per example")
         finally:
@@ -103,7 +112,7 @@ def _norms(pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> Tensor:
 
 
 def squared_gradients(
-    module: nn.Module, objective: Objective, parts: Sequence[Sequence[int]]
+    module: nn.Module, objective: Objective, microbatches: Sequence[Sequence[int]]
 ) -> list[Tensor]:
     """Return ``sum_i g_i^2``, entry by entry, for every trainable factor in the order of
     :func:`~deal_core.lora.attach.set_trainable`; nothing is clipped, and no gradient is left
@@ -112,14 +121,12 @@ def squared_gradients(
     Args:
         module: holds the adapter.
         objective: whose losses of single examples are differentiated.
-        parts: the examples, in passes.
+        microbatches: the examples, cut up.
     """
-    layers = lora_layers(module).values()
-    factors = [f[CURRENT].weight for layer in layers for f in (layer.lora_A, layer.lora_B)]
-    sums = [torch.zeros_like(factor) for factor in factors if factor.requires_grad]
-    for part in parts:
-        with _copies(module, len(part)) as pairs:
-            objective.example_losses(part).sum().backward()  # type: ignore[no-untyped-call]
+    sums = [torch.zeros_like(factor) for factor in learning_factors(module).values()]
+    for microbatch in microbatches:
+        with _copies(module, len(microbatch)) as pairs:
+            objective.example_losses(microbatch).sum().backward()  # type: ignore[no-untyped-call]
         for total, (_, copy) in zip(sums, pairs, strict=True):
             if copy.grad is not None:
                 total += copy.grad.square().sum(dim=0)

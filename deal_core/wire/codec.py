@@ -153,11 +153,6 @@ def check_header(key: str, dtype: str, shape: Sequence[int], want: Header) -> No
         raise PayloadError(f"{key}: shape {tuple(shape)}, expected {want.shape}")
 
 
-def wire_bytes(encoded: Mapping[str, NDArray[Any]]) -> int:
-    """Return the bytes of the arrays themselves, without names and framing."""
-    return sum(array.nbytes for array in encoded.values())
-
-
 def encode_with_feedback(
     codec: Codec,
     arrays: Mapping[str, NDArray[np.float32]],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deal_core.whole_file import written_beside
 from simulations.budgets.budget_study import budgets_study
 from simulations.budgets.plot import draw
 from simulations.budgets.results import Budgets, check_unit, collect, read_audit
@@ -99,9 +100,8 @@ def write(out: Path, budgets: Budgets) -> None:
     }
     write_texts(out, texts)
     if budgets.points:
-        beside = out / "budgets.writing.png"
-        draw(beside, budgets)
-        beside.replace(out / "budgets.png")
+        with written_beside(out / "budgets.png") as beside:
+            draw(beside, budgets)
 
 
 def command(request: BudgetsRequest) -> Sequence[str]:

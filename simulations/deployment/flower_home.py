@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deal_core.errors import UserError
+from simulations.engines.flower_environment import flower_environment
 from simulations.engines.flower_sandbox import program
 from simulations.output.toml import toml_lines
 
@@ -38,16 +38,8 @@ class FlowerHome:
         """For every program of Flower's; this checkout comes first among what it imports, but for
         an app, which Flower puts before it."""
         code = str(Path(__file__).resolve().parents[2])
-        return {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")])),
-            "FLWR_HOME": str(self.path),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        }
+        paths = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
+        return {**flower_environment(self.path), "PYTHONPATH": paths}
 
     def connect(self, address: str, certificate: Path) -> None:
         """Write the connection that ``flwr`` uses."""

@@ -8,7 +8,6 @@ their environment: they leave their process group.
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from deal_core.errors import UserError
+from simulations.engines.flower_environment import flower_environment
 from simulations.engines.interrupt import uninterrupted
 
 CONNECTION = "deal"
@@ -124,15 +124,7 @@ def flower_sandbox(log: Path) -> Iterator[Sandbox]:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    environment = {
-        **os.environ,
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }
+    environment = flower_environment(home)
     # Somebody else's Ray cluster must not be joined, and its folder not be filled.
     environment.pop("RAY_ADDRESS", None)
     if len(str(home)) <= LONGEST_RAY_FOLDER:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deal_core.errors import UserError
+from deal_core.whole_file import write_whole
 
 
 def write_texts(out: Path, texts: Mapping[str, str]) -> None:
@@ -15,11 +16,8 @@ def write_texts(out: Path, texts: Mapping[str, str]) -> None:
         UserError: the folder cannot be written.
     """
     try:
-        out.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            beside = out / f"{name}.writing"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(out / name)
+            write_whole(out / name, text)
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written ({error.strerror}); choose another --out"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deal_core.lora.attach import factors_in
 from deal_core.methods.deal_reference.factor_map import FactorMap
 from deal_core.methods.interface import RoundState, Tensors
-from deal_core.methods.shared.named_factors import parameters
 from deal_core.training.objective import Objective
 from deal_core.training.parametrization import Parametrization
 
@@ -44,7 +44,7 @@ class Mapped:
     def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
         """Moves the maps of the ``trained`` factors; what they were is kept when it has done so."""
         keys = [key for key in self.maps if key.rsplit(".", 1)[1] in trained]
-        factors = parameters(module)
+        factors = factors_in(module)
         return MapLearner(
             [factors[key] for key in keys], [self.maps[key] for key in keys], self._keep
         )

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from deal_core.lora.adapter import Adapter, LoraFactors
-from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.methods.interface import Tensors
-
-
-def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Those of the current adapter in the model, in the order of
-    :func:`~deal_core.lora.attach.set_trainable`."""
-    return {
-        f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
-        for name, layer in lora_layers(module).items()
-        for factor in ("lora_A", "lora_B")
-    }
 
 
 def named(adapter: Adapter, device: torch.device) -> Tensors:

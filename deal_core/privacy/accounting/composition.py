@@ -91,11 +91,6 @@ def renyi(spent: Sequence[DpEvent]) -> Array:
     return total
 
 
-def renyi_epsilon(spent: Sequence[DpEvent], delta: float) -> float:
-    """An upper bound on epsilon that is quick and coarse."""
-    return float(np.min(renyi(spent) + math.log(1 / delta) / (ORDERS - 1)))
-
-
 @lru_cache(maxsize=1024)
 def _renyi(q: float, sigma: float) -> Array:
     """Of one step, at :data:`ORDERS`."""

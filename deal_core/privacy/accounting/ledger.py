@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -30,6 +29,7 @@ from typing import Any
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
+from deal_core.whole_file import write_whole
 
 FILE = "ledger.sqlite"
 KEPT_ANSWERS = 8
@@ -327,12 +327,7 @@ class Ledger:
         with self._transaction() as db:
             last = "SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1"
             seq, sealed = db.execute(last).fetchone()
-            beside = self.head.with_name(f"{self.head.name}.{os.getpid()}.writing")
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(json.dumps({"seq": seq, "hash": sealed}))
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self.head)
+            write_whole(self.head, json.dumps({"seq": seq, "hash": sealed}))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

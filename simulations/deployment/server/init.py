@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from deal_core.errors import UserError
 from simulations.deployment.secret_files import write_secret
@@ -81,11 +80,6 @@ def next_steps(folder: ServerFolder, settings: ServerSettings) -> list[str]:
         f"  4. for each key that comes back: deal server add-site NAME KEY.pub --dir {folder.path}",
         f"  keep {folder.authority_key.name} offline: it is needed for a new certificate only",
     ]
-
-
-def default_folder() -> str:
-    """Where commands look for the server."""
-    return str(Path.cwd())
 
 
 def server_unit(folder: ServerFolder) -> str:

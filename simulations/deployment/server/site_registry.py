@@ -9,6 +9,7 @@ from typing import Any
 
 from client.site_file import NAME
 from deal_core.errors import UserError
+from deal_core.whole_file import write_whole
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.site_keys import read_public_key
@@ -81,6 +82,4 @@ def remove_site(folder: ServerFolder, name: str) -> list[str]:
 
 
 def _write(path: Path, sites: dict[str, dict[str, Any]]) -> None:
-    beside = path.with_suffix(".writing")
-    beside.write_text(json.dumps(sites, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_whole(path, json.dumps(sites, indent=1) + "\n")

@@ -8,6 +8,7 @@ from pathlib import Path
 from client.site_file import SiteFile, read_site
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.errors import UserError
+from deal_core.whole_file import written_beside
 from simulations.deployment.site.own_app import own_digest
 
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -59,16 +60,14 @@ def with_apps(text: str, digests: tuple[str, ...]) -> str:
 
 def _replace(path: Path, digests: tuple[str, ...]) -> None:
     """Write the list, after a check that the file then says this, and all else as before."""
-    beside = path.with_suffix(".writing")
-    beside.write_text(with_apps(path.read_text(encoding="utf-8"), digests), encoding="utf-8")
-    if not _same_but_apps(path, beside, digests):
-        beside.unlink()
-        raise UserError(
-            f"{path}: [apps] is written in a way that this command does not change; put "
-            f'"{digests[-1]}" into allowed = [...] by hand'
-        )
-    beside.chmod(path.stat().st_mode & 0o777)
-    beside.replace(path)
+    with written_beside(path) as beside:
+        beside.write_text(with_apps(path.read_text(encoding="utf-8"), digests), encoding="utf-8")
+        if not _same_but_apps(path, beside, digests):
+            raise UserError(
+                f"{path}: [apps] is written in a way that this command does not change; put "
+                f'"{digests[-1]}" into allowed = [...] by hand'
+            )
+        beside.chmod(path.stat().st_mode & 0o777)
 
 
 def _same_but_apps(path: Path, beside: Path, digests: tuple[str, ...]) -> bool:

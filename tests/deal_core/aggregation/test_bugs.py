@@ -12,9 +12,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from deal_core.aggregation import ClientUpdate, make_rule, weight_delta
+from deal_core.aggregation import ClientUpdate, make_rule
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors, spectrum
+from tests.deal_core.aggregation.dense import weight_delta
 
 WIDTH, RANK, ALPHA = 32, 4, 8.0
 SCALING = ALPHA / RANK

@@ -19,12 +19,12 @@ from deal_core.aggregation import (
     ClientUpdate,
     make_rule,
     starting_adapter,
-    weight_delta,
 )
 from deal_core.aggregation.flexlora import FlexLora
 from deal_core.config.experiment import AggregationConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors
+from tests.deal_core.aggregation.dense import weight_delta
 
 EXACT = ("ffa", "alternating", "fedsvd", "flora", "fedex", "flexlora")
 MIXED = ("flora", "flexlora")

@@ -20,12 +20,12 @@ from deal_core.aggregation import (
     ROBUST_RULES,
     ClientUpdate,
     make_rule,
-    weight_delta,
 )
 from deal_core.aggregation.krum import multi_krum, squared_distances
 from deal_core.aggregation.robust import RoundStart, median, trimmed_mean
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
+from tests.deal_core.aggregation.dense import weight_delta
 from tests.deal_core.aggregation.updates import (
     SHAPES,
     adapter,

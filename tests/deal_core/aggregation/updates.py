@@ -9,10 +9,10 @@ from deal_core.aggregation import (
     LORA_B,
     ClientUpdate,
     make_rule,
-    weight_delta,
 )
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
+from tests.deal_core.aggregation.dense import weight_delta
 
 SHAPES = {"q": (10, 12), "v": (9, 9)}
 

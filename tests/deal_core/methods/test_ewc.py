@@ -10,11 +10,11 @@ from deal_core.config.experiment import AdapterConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter
-from deal_core.lora.attach import read, set_trainable
+from deal_core.lora.attach import factors_in, read, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
 from deal_core.methods.ewc import anchored, drawn_labels, fisher_diagonal
-from deal_core.methods.shared.named_factors import named, parameters
+from deal_core.methods.shared.named_factors import named
 from deal_core.methods.shared.task_start import snapshot_task_start
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
@@ -79,11 +79,11 @@ def close(found, expected, rtol=1e-3) -> None:
 def one_by_one(minilm, data, labels) -> dict[str, torch.Tensor]:
     """Mean of squared gradients of single examples, through ordinary backward passes."""
     set_trainable(minilm.module, BOTH)
-    total = {key: torch.zeros_like(p) for key, p in parameters(minilm.module).items()}
+    total = {key: torch.zeros_like(p) for key, p in factors_in(minilm.module).items()}
     for item in data:
         scores = minilm.scores([item], labels)
         cross_entropy(scores, torch.tensor([item.target])).backward()
-        for key, p in parameters(minilm.module).items():
+        for key, p in factors_in(minilm.module).items():
             total[key] += p.grad.square() / len(data)
             p.grad = None
     return total
@@ -97,7 +97,7 @@ def test_the_fisher_diagonal_is_that_of_a_loop_over_examples(minilm, start):
     ordered = sorted(range(4), key=lambda i: lengths[i])
     drawn = drawn_labels(minilm, share, [ordered], seeded("fisher", "seed"))
     close(found, one_by_one(minilm, drawn, EARLIER))
-    assert all(p.grad is None for p in parameters(minilm.module).values())
+    assert all(p.grad is None for p in factors_in(minilm.module).values())
 
 
 def test_labels_are_drawn_from_what_the_model_expects(minilm, start):
@@ -116,7 +116,7 @@ def test_labels_are_drawn_from_what_the_model_expects(minilm, start):
 def test_without_data_nothing_is_important(minilm, start):
     load_state(minilm, start)
     found = fisher_diagonal(minilm, TaskDataset(EARLIER, []), "seed")
-    assert all(value.shape == p.shape for value, p in pairs(found, parameters(minilm.module)))
+    assert all(value.shape == p.shape for value, p in pairs(found, factors_in(minilm.module)))
     assert not any(value.any() for value in found.values())
 
 
@@ -134,7 +134,7 @@ def test_the_penalty_and_its_gradient_are_the_formula(minilm, start, second_task
     found = anchored(minilm.module, fisher, anchor, 3.0)
     found.backward()
     now, expected = named(second_task.current, minilm.device), 0.0
-    for key, p in parameters(minilm.module).items():
+    for key, p in factors_in(minilm.module).items():
         if key.rsplit(".", 1)[1] in trained:
             expected += float((1.5 * fisher[key] * (now[key] - anchor[key]) ** 2).sum())
             gradient = 3.0 * fisher[key] * (now[key] - anchor[key])

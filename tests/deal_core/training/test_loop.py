@@ -13,9 +13,10 @@ from deal_core.methods import LocalTask, make_method
 from deal_core.models import load_model
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
-from deal_core.training.loop import accumulate, load_state
+from deal_core.training.loop import load_state
 from deal_core.training.precision import compute_dtype
 from deal_core.training.teacher import make_teacher
+from tests.deal_core.training.accumulated import accumulate
 
 LABELS = ("Anatomy", "Surgery")
 DATA = [

@@ -20,7 +20,8 @@ from deal_core.methods import LocalTask, Phase, make_method
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
-from deal_core.training.loop import accumulate, load_state, train
+from deal_core.training.loop import load_state, train
+from tests.deal_core.training.accumulated import accumulate
 
 SHAPES = {"first": (40, 50), "second": (60, 40)}
 SMALL = AdapterConfig(rank=4, retained_rank=6, lora_alpha=9.0)

@@ -23,7 +23,8 @@ from deal_core.methods.shared.penalised import Penalised
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
-from deal_core.training.loop import accumulate, load_state, train
+from deal_core.training.loop import load_state, train
+from tests.deal_core.training.accumulated import accumulate
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 BOTH = frozenset({"lora_A", "lora_B"})

@@ -11,18 +11,19 @@ from deal_core.config.experiment import AdapterConfig, TrainConfig
 from deal_core.config.method import DealReferenceConfig, MethodConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
-from deal_core.lora.attach import lora_layers, read
+from deal_core.lora.attach import factors_in, lora_layers, read
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
 from deal_core.methods.deal_reference.factor_map import fresh_map
 from deal_core.methods.deal_reference.mapped import Mapped, flat
 from deal_core.methods.deal_reference.method import fresh_maps, penalty
-from deal_core.methods.shared.named_factors import named, parameters
+from deal_core.methods.shared.named_factors import named
 from deal_core.methods.shared.task_start import start_of
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
-from deal_core.training.loop import accumulate, load_state, train
+from deal_core.training.loop import load_state, train
 from deal_core.training.parametrization import parametrization_of
+from tests.deal_core.training.accumulated import accumulate
 
 LABELS = ("Anatomy", "Surgery")
 DATA = [
@@ -166,7 +167,7 @@ def test_gradients_reach_every_part_of_gate_and_mlp(minilm, begun, weights):
     for key, gradient in expected.items():
         assert gradient.any(), key
         assert (found[key] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-9, key
-    assert all(p.grad is None for p in parameters(minilm.module).values())
+    assert all(p.grad is None for p in factors_in(minilm.module).values())
 
 
 def test_behind_a_closed_gate_only_the_last_bias_learns(minilm, shapes):

@@ -1,4 +1,4 @@
-"""The dense change of a base weight: for merging, export and tests only."""
+"""The dense change of a base weight: what rules are compared with."""
 
 from __future__ import annotations
 

@@ -1,0 +1,40 @@
+"""Files that are there whole, or as they were before: written beside, flushed, renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write_whole(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+    """Replace a file in one step; its folder is made where it is missing. After a kill, or a loss
+    of power, there is the old file or the new one.
+
+    Args:
+        data: all of it; text is written as UTF-8.
+        mode: permissions of a new file, within the process' own mask.
+
+    Raises:
+        OSError: it cannot be written; the old one stands.
+    """
+    with written_beside(path, mode) as beside, beside.open("wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextmanager
+def written_beside(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """Give a path to write to, which takes the place of ``path`` at the end of the block; nothing
+    is left of it where the block fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.stem}.{os.getpid()}.writing{path.suffix}")
+    os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))
+    try:
+        yield beside
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
