@@ -1,4 +1,4 @@
-"""Continual-learning methods. A method is a file and a line here."""
+"""Continual-learning methods; a method is a file and a line in ``METHODS``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model families behind one narrow interface. A family is a file and a line here."""
+"""Model families behind one narrow interface; a family is a file and a line in ``FAMILIES``."""
 
 from __future__ import annotations
 
