@@ -23,7 +23,8 @@ def cosine_norm(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors
     what all clients agreed on in earlier rounds, which nobody can sway in this one. Among each
     other skewed clients are no reference: honest ones oppose each other (cosines of their
     changes down to -0.7, the mean over others around 0), while against the start the smallest
-    cosine of an honest client was 0.3 (RESULTS, "Misbehaving clients"). Where the start tells
+    cosine of an honest client was 0.3 (docs/lab-log.md, "Misbehaving
+    clients"). Where the start tells
     nothing (zero, in the first round of a task; or half of the clients turn away from it, so it
     is the start that was wrong) the last verdict on a client stands.
 
@@ -36,9 +37,10 @@ def cosine_norm(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors
     as beneath. Less than half of the clients are left out for either reason, so one at least
     stays. Linear in the number of clients, any rank, whatever the order.
 
-    Sources: Cao et al., NDSS 2021, arXiv 2012.13995 (FLTrust: a negative cosine gets trust 0);
-    Sun et al. 2019, arXiv 1911.07963 (bound on the norm); Karimireddy et al., ICML 2021, arXiv
-    2012.10333 (who is judged by one round alone can hide in its noise: use history).
+    Sources: docs/method.md (M26); Cao et al., NDSS 2021, arXiv 2012.13995 (FLTrust: a negative
+    cosine gets trust 0); Sun et al. 2019, arXiv 1911.07963 (bound on the norm); Karimireddy et al.,
+    ICML 2021, arXiv 2012.10333 (who is judged by one round alone can hide in its noise: use
+    history).
     """
     left_out = _turned(updates, start) | _leapt(updates, start.before)
     kept = tuple(update for update in updates if update.client not in left_out)

@@ -77,8 +77,8 @@ def orthogonal_init(
     ``B = 0``; the rows of ``A`` are orthonormal, lie in the orthogonal complement of the
     row space of the retained ``A``, and are scaled to the expected norm ``1/sqrt(3)`` of a
     row under PEFT's Kaiming initialisation. With a retained adapter of zeros this is an
-    orthogonal LoRA initialisation. Source: METHOD, "One task", step 1 (O-LoRA's constraint
-    met at the start, not by a penalty).
+    orthogonal LoRA initialisation. Source: docs/method.md (M4): O-LoRA's
+    constraint met at the start, not by a penalty.
 
     Args:
         retained: all earlier tasks; its rank may be anything, zeros included.

@@ -1,6 +1,6 @@
 """Baseline ``ewc``: one adapter, held where it matters to the client's earlier tasks.
 
-As ``sequential``, plus ``weight / 2 * sum F (theta - theta*)^2`` over the adapter's factors:
+As ``sequential``, plus ``weight / 2 * sum F (theta - theta*)^2`` over the adapter's factors (M20):
 ``theta*`` is the global adapter at the start of the task, ``F`` the diagonal Fisher information
 of the earlier tasks. Source: Kirkpatrick et al., PNAS 2017, arXiv 1612.00796; one running sum and
 the latest ``theta*`` instead of a term per task: Schwarz et al., ICML 2018, arXiv 1805.06370

@@ -74,12 +74,12 @@ class LocalTask:
         labels: the task's public label space.
         seen: label spaces of the other tasks that some client had met before the stage (in phases
             after learning, those of the stage as well), in the stream's order.
-        ahead: label spaces of the stream's tasks that no client works on before the stage has
+        future: label spaces of the stream's tasks that no client works on before the stage has
             ended; read when called.
         past: what the client has of its own earlier tasks; None in its first.
-        carried: what it has of earlier rounds; None where nothing can be kept.
-        together: where several tasks are learnt at once, the client's share of each, in the order
-            of its data; ``labels`` are then those of the first. Empty: there is one task.
+        round_state: what it has of earlier rounds; None where nothing can be kept.
+        joint_tasks: where several tasks are learnt at once, the client's share of each, in the
+            order of its data; ``labels`` are then those of the first. Empty: there is one task.
     """
 
     labels: Sequence[str]
@@ -104,8 +104,8 @@ class Phase:
         name: in instructions and events.
         rounds: per task.
         objective: client, once a round: as :meth:`Method.objective`.
-        begin: server, before the first round; the adapter that is trained is ``current``.
-        due: server, before every round: False leaves it out.
+        setup: server, before the first round; the adapter that is trained is ``current``.
+        should_run: server, before every round: False leaves it out.
         learning_rate: 0: ``train.learning_rate``.
         rule: aggregation rule; empty: ``aggregation.rule``.
         public_path: a file of unlabelled texts that takes the place of the client's own data;

@@ -2,8 +2,8 @@
 
 As ``sequential``, the same adapter of the same rank, plus distillation of the outputs for
 earlier tasks, on the current task's inputs, from the model as it was at the start of the task.
-With ``method.distillation.weight = 0`` it is ``sequential``. Source: Li & Hoiem, ECCV 2016,
-arXiv 1606.09282.
+With ``method.distillation.weight = 0`` it is ``sequential``. Source: docs/method.md (M16) without
+labels of future tasks; Li & Hoiem, ECCV 2016, arXiv 1606.09282.
 """
 
 from __future__ import annotations

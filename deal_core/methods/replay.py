@@ -4,9 +4,9 @@
 baseline for methods that keep none.
 
 As ``sequential``, and every new example of a batch brings one old example along, with the label
-space of its own task: ``CE(new) + weight * CE(old)``. So a round has the steps of any other method
-(each of them twice as dear), and new and old examples have equal parts whatever the number of
-tasks. Source: experience replay (Robins 1995; Rolnick et al., NeurIPS 2019, arXiv 1811.11682);
+space of its own task: ``CE(new) + weight * CE(old)`` (M22). So a round has the steps of any other
+method (each of them twice as dear), and new and old examples have equal parts whatever the number
+of tasks. Source: experience replay (Robins 1995; Rolnick et al., NeurIPS 2019, arXiv 1811.11682);
 Chaudhry et al. 2019, arXiv 1902.10486, draw a batch of new and as many old examples, as here.
 """
 

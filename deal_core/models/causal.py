@@ -1,7 +1,7 @@
 """Family ``causal-lm``: a prompt with the options, the answer's tokens, a likelihood per label.
 
 Training lowers the mean negative log-likelihood of the answer's own tokens, per example.
-Scoring is the length-normalised log-likelihood of each label as the answer.
+Scoring is the length-normalised log-likelihood of each label as the answer: docs/method.md (M3).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Family ``encoder-labels``: text and label names meet in one embedding space.
 
-``score(text, label) = logit_scale * cos(pool(model(text)), pool(base(label)))``. The label
+``score(text, label) = logit_scale * cos(pool(model(text)), pool(base(label)))`` (M2). The label
 side is the frozen base model without adapters, so all tasks share one label space, there is
 no head that grows, and accuracy before any training (zero-shot) is a fair start.
 """

@@ -42,7 +42,7 @@ def train(
     config: TrainConfig,
     generator: torch.Generator,
 ) -> TrainReport:
-    """Run ``epochs`` of AdamW on ordinary gradients; see :func:`descend`.
+    """Run ``epochs`` of AdamW on ordinary gradients; see :func:`run_local_steps`.
 
     Args:
         data: the client's tokenised examples; may be empty, then nothing happens.

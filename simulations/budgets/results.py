@@ -35,8 +35,8 @@ class Point(Strict):
 
     Attributes:
         epsilon: the budget; ``inf``: without privacy.
-        of_the_way: from zero-shot to the same seeds without privacy; None: they are not there, or
-            learn nothing.
+        of_the_way: share of the gain retained (M37), against the same seeds without privacy; None:
+            they are not there, or learn nothing.
         spent: largest epsilon of a client's ledger in any seed, over all rounds and tasks, at
             ``delta`` per ``unit``; None: without privacy.
         disjoint_tasks: what was spent is that of a record in a single task.

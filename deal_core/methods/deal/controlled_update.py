@@ -1,6 +1,6 @@
 """Controlled update: what a change of the model costs, by what it does to retained directions.
 
-Source: METHOD, "Controlled (adaptive) update". The penalty reads no data.
+Source: docs/method.md (M14), (M15). The penalty reads no data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Learned gains: the retention filter's gains and centres, trained by distillation.
 
-Source: METHOD, "Wavelet-kernel retention", ``gains = "learned"``; DEAL, arXiv 2509.18942, eqs. 9
-and 12. The student of a layer is ``U diag(rho S) V^T`` of the stack ``M = U S V^T``, with ``U`` and
+Source: docs/method.md (M10), (M13), ``filter = "learned"``; DEAL, arXiv 2509.18942, eqs. 9 and 12.
+The student of a layer is ``U diag(rho S) V^T`` of the stack ``M = U S V^T``, with ``U`` and
 ``V`` fixed: ``lora_A = V^T`` is frozen, and ``lora_B = U diag(rho S) / s = M V diag(rho) / s``. So
 what travels is an ordinary ``lora_B``, the mean over clients has the mean ``rho``, and a client
 finds ``rho`` again by projecting what it received on the columns of ``M V``.

@@ -27,7 +27,7 @@ def plain(
 @dataclass(frozen=True)
 class Plain:
     """Attributes: the model, the task's ``labels``, the client's ``data``, and the ``log_prior``
-    of the labels (see :meth:`~deal_core.models.LanguageModel.learn`)."""
+    of the labels (see :meth:`~deal_core.models.LanguageModel.forward_train`)."""
 
     model: LanguageModel
     labels: Sequence[str]
