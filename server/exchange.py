@@ -65,8 +65,8 @@ class Exchange:
         return sent.again(nodes, instructions, self.experiment.federation.deadline_seconds)
 
     def replies(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
-        """One reply per client, the absent first; whatever comes beyond that is named and
-        dropped."""
+        """Yield one reply per client, the absent first; whatever comes beyond that is named in the
+        log and dropped."""
         for name in sent.instructions:
             if name not in sent.requests:
                 yield Reply(name, None, "not connected")

@@ -96,7 +96,7 @@ def read_update(
     Raises:
         PayloadError: an error code, another record, a wrong round, or anything that
             ``reader`` refuses.
-        Idle: the client takes no part.
+        ClientSkipped: the client takes no part.
     """
     _require_part(message, NO_PART)
     beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
@@ -121,7 +121,7 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
 
     Raises:
         PayloadError: an error code, or counts that cannot be.
-        Idle: the client keeps them to itself.
+        ClientSkipped: the client keeps them to itself.
     """
     _require_part(message, NO_COUNTS)
     content = _contents(message, {"status", "metrics"})
@@ -134,7 +134,7 @@ def read_counts_beside(message: Message, tasks: int) -> list[list[int]] | None:
 
     Raises:
         PayloadError: counts that cannot be.
-        Idle: the client keeps them to itself.
+        ClientSkipped: the client keeps them to itself.
     """
     if not message.has_content() or COUNTS not in message.content.config_records:
         return None

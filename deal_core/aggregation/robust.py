@@ -81,7 +81,7 @@ class RobustRule:
         return self.base.mixed_ranks and self.any_rank
 
     def trained(self, server_round: int) -> frozenset[str]:
-        """As the rule beneath."""
+        """Return the factors that the rule beneath lets learn."""
         return self.base.trained(server_round)
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:

@@ -87,6 +87,10 @@ def _dirichlet(task: TaskData, config: PartitionConfig, clients: int, seed: int)
     A draw that leaves a client fewer than ``MIN_EXAMPLES`` (less when a quarter of an
     equal part is less) is drawn again, ten times at most. Where alpha is too small for
     that, the first draw stands, and clients may hold nothing of this task.
+
+    Raises:
+        ValueError: the library cannot divide the task at all.
+        AssertionError: never; a draw without a minimum stands.
     """
     from flwr_datasets.partitioner import DirichletPartitioner
 
@@ -112,6 +116,9 @@ def _pathological(task: TaskData, config: PartitionConfig, clients: int, seed: i
     """Few labels per client: shuffled labels dealt in turn, a label's holders share evenly.
 
     Own dealing, because the library's leaves out the labels that no client drew.
+
+    Raises:
+        UserError: so few labels a client leave some label without a holder.
     """
     indices = by_label(task.train)
     held = min(config.labels_per_client, len(indices))

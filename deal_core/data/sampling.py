@@ -12,7 +12,8 @@ class Labelled(Protocol):
     """Anything with a label."""
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """The label by which examples are counted."""
 
 
 L = TypeVar("L", bound=Labelled)

@@ -109,6 +109,8 @@ def with_live_rows(adapter: Adapter, taken: Adapter, generator: torch.Generator)
 
     Args:
         adapter: its ``lora_B`` is zero where its ``lora_A`` is.
+        taken: whose row space fresh rows avoid.
+        generator: draws the fresh rows.
     """
     layers = {}
     for name, factors in adapter.layers.items():

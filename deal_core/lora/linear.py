@@ -34,7 +34,10 @@ class AdaptedLinear(torch.autograd.Function):
         scaling: float,
         packing: Packing | None = None,
     ) -> Tensor:
-        """x ``(..., d_in)``, weight ``(d_out, d_in)``, A ``(r, d_in)``, B ``(d_out, r)``."""
+        """Return ``x W^T + scaling (x A^T) B^T + bias``, ``(..., d_out)``.
+
+        ``x`` is ``(..., d_in)``, weight ``(d_out, d_in)``, A ``(r, d_in)``, B ``(d_out, r)``.
+        """
         rows = x.reshape(-1, x.shape[-1])
         A = _one(lora_A).to(x.dtype)
         B = (scaling * _one(lora_B)).to(x.dtype)

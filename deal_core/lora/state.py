@@ -1,4 +1,4 @@
-"""The global model beyond the frozen base: the adapters whose sum it is."""
+"""The global model beyond the frozen base: the adapters whose sum it is (docs/method.md, M1)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class State:
             the start of the task.
         residual: what this task changes beside ``current`` (scaling 1): what an exact
             aggregation rule found no room for; None where there is none.
-        apart: so many leading directions of ``retained`` show the model at the start of the
-            task, and are no part of the model now: a teacher travels, but only once.
+        num_reference_directions: so many leading directions of ``retained`` show the model at the
+            start of the task, and are no part of the model now: a teacher travels, but only once.
     """
 
     current: Adapter

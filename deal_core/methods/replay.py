@@ -93,7 +93,7 @@ class Replayed:
         return new + self.weight * old
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""
 
 
 def kept_examples(past: TaskHistory, share: float) -> list[Placed]:

@@ -83,6 +83,7 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Effect
     """Tighten the experiment's wishes to the site's limits.
 
     Args:
+        privacy: what the experiment asks.
         policy: None: the site has none.
         records: of the site, over all tasks.
 

@@ -55,6 +55,8 @@ class Gradients(Protocol):
         """The last step is done.
 
         Args:
+            model: holds the adapter as it will be released.
+            labels: of the task.
             probes: constant texts on which the model may be looked at.
 
         Raises:

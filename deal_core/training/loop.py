@@ -45,7 +45,10 @@ def train(
     """Run ``epochs`` of AdamW on ordinary gradients; see :func:`run_local_steps`.
 
     Args:
+        model: holds the adapters of the round (see :func:`load_state`).
+        objective: what is minimised.
         data: the client's tokenised examples; may be empty, then nothing happens.
+        trained: which factors learn in this round, of ``{"lora_A", "lora_B"}``.
         epochs: passes over the data.
         config: learning rate, batch size, tokens in one pass.
         generator: orders the examples; the only randomness.
@@ -64,7 +67,7 @@ def run_local_steps(
     """Run AdamW on the current adapter, in place (or on what the objective makes it from).
 
     What reads no data, penalty and weight decay, comes after what the gradients' source has done
-    to those of the data.
+    to those of the data. Source: docs/method.md (M5).
 
     Args:
         model: holds the adapters of the round (see :func:`load_state`).

@@ -43,7 +43,7 @@ class NonPrivateGradients:
         return mean_gradient(objective, self.data, batch, self.config.tokens_per_microbatch)
 
     def stepped(self, module: nn.Module) -> None:
-        """A step may change nothing."""
+        """Do nothing: without a promise there is nothing to check."""
 
     def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """Nothing to check."""

@@ -52,13 +52,13 @@ class Factors:
     parameters: Sequence[Tensor]
 
     def before_step(self) -> None:
-        """They have their gradients."""
+        """Do nothing: the factors have their gradients already."""
 
     def after_step(self) -> None:
-        """They have moved."""
+        """Do nothing: the optimiser has moved the factors themselves."""
 
     def finish(self) -> None:
-        """They stand in the model."""
+        """Do nothing: the factors stand in the model."""
 
 
 def parametrization_of(

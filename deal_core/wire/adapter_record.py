@@ -173,9 +173,12 @@ def decode_checked(
 def checked_arrays(
     record: Mapping[str, WireArray], expected: Mapping[str, Header]
 ) -> dict[str, NDArray[Any]]:
-    """:func:`decode_checked` for headers that are known already.
+    """Return the arrays of a record, as :func:`decode_checked`, for headers that are known already.
 
     Nothing that is expected has three axes, so of a shape with more the rest is not looked at.
+
+    Raises:
+        PayloadError: other keys, types, shapes or bytes than expected.
     """
     check_keys(record.keys(), expected.keys())
     entries = dict(record.items())  # Flower's record looks up slowly
@@ -190,6 +193,9 @@ def _values(key: str, data: bytes, header: Header) -> NDArray[Any]:
     """A view of an array's values: the bytes must be, to the last one, numpy's for the header.
 
     Nothing is parsed and nothing copied, so a message cannot make the reader do anything.
+
+    Raises:
+        PayloadError: they are not.
     """
     start = _npy_header(header.dtype, header.shape)
     if len(data) != len(start) + header.nbytes or not data.startswith(start):

@@ -29,10 +29,10 @@ class Instruction(BaseModel):
             the first).
         seen: other tasks that some client had met before the stage, in the stream's order; in
             phases after learning, those of the stage as well.
-        ahead: tasks that no client works on before the stage has ended.
+        future: tasks that no client works on before the stage has ended.
         past: tasks that this client worked on before this one, in its own order.
-        counted: in a training request, tasks on which the model is evaluated as it arrives: what
-            an evaluation request at the end of the stage before would have asked.
+        piggybacked_evaluation: in a training request, tasks on which the model is evaluated as it
+            arrives: what an evaluation request at the end of the stage before would have asked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +57,7 @@ class Instruction(BaseModel):
 
     @model_validator(mode="after")
     def _each_name_once(self) -> Self:
-        """A task named twice would be read twice: its records would count twice."""
+        """Refuse a task that is named twice: its records would be read, and count, twice."""
         for field in NAMES:
             names = getattr(self, field)
             if len(set(names)) != len(names):

@@ -129,6 +129,7 @@ def check_unit(audit: Audit, private: Experiment) -> None:
     """Check that an audit attacked what a study protects.
 
     Args:
+        audit: with the unit of its canaries.
         private: the study's experiment under some budget; methods may differ from its own.
 
     Raises:

@@ -95,7 +95,7 @@ def program(name: str) -> str:
 
 @contextmanager
 def flower_sandbox(log: Path) -> Iterator[Sandbox]:
-    """Start a SuperLink, and stop it with all it started when the block ends.
+    """Yield a SuperLink that was started here; it is stopped, with all it started, at the end.
 
     Args:
         log: receives what the SuperLink prints.

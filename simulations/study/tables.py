@@ -47,8 +47,8 @@ def markdown(study: Study, results: StudyResults) -> str:
 
 
 def precisions(results: StudyResults) -> Iterator[str]:
-    """In what the frozen model computed, and the seeds: pairs with a seed in common should have
-    the precision in common, too."""
+    """Yield in what the frozen model computed, and the seeds: pairs with a seed in common should
+    have the precision in common, too."""
     seeds: dict[Value, set[int]] = {}
     for cell in results.cells:
         for run in cell.settings.values():
@@ -152,8 +152,8 @@ def _measure(cells: Sequence[CellResult], name: str) -> str:
 
 
 def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Paired differences of every arm that is no bound to the best baseline, the named baseline and
-    the candidate. A reference is compared, and is never the best baseline."""
+    """Yield paired differences of every arm that is no bound to the best baseline, the named
+    baseline and the candidate. A reference is compared, and is never the best baseline."""
     arms = study.file.arms
     accuracy = {
         arm: {pair(c): c.outcome.average_accuracy for c in own}
@@ -193,8 +193,8 @@ def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> s
 
 
 def age_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Accuracy on a task when it has just been learnt, and one, two, ... tasks later: means over
-    tasks (the older, the fewer) and cells."""
+    """Yield accuracy on a task when it has just been learnt, and one, two, ... tasks later: means
+    over tasks (the older, the fewer) and cells."""
     streams = [cell for cell in cells if len(cell.outcome.accuracy_matrix) > 1]
     if not streams:
         yield "No arm has learnt one task after another."

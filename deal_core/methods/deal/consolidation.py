@@ -120,7 +120,7 @@ class Taught:
         return distillation_losses(learnt, teacher_logits, self.temperature)
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""
 
 
 def consolidated(state: State, adapter: AdapterConfig) -> State:

@@ -196,8 +196,10 @@ def make_filter_learning(
     """Find the filter of every layer again from student and teacher.
 
     Args:
+        objective: distillation from the stack.
         model: holds ``state``.
         state: the student current, the teacher (scaling 1) retained.
+        method: retention (kernels, rank) and consolidation (weights and powers of (M13)).
     """
     filters = {
         name: LayerFilter(

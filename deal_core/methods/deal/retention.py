@@ -94,7 +94,10 @@ def kernel_mean(x: Tensor, centres: Tensor, tau: float, gains: Tensor) -> Tensor
     goes to 0, ``rho_k`` goes to the gain of the nearest centre; as it grows, to the mean gain.
 
     Args:
-        x: ``(k,)``. centres, gains: ``(J,)``. tau: positive.
+        x: singular values in units of ``S_1``, ``(k,)``.
+        centres: of the kernels, ``(J,)``.
+        tau: their width, positive.
+        gains: of the kernels, ``(J,)``.
     """
     phi = heat_kernels(x, centres, tau)
     return (phi * gains).sum(dim=1) / phi.sum(dim=1)

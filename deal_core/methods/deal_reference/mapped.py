@@ -23,7 +23,7 @@ class Mapped:
         objective: on the data; without a penalty of its own.
         maps: key of a factor to its map, as the round begins.
         price: of the maps that learn, added once a step.
-        carried: keeps the maps for the client's next round, under ``basis``.
+        round_state: keeps the maps for the client's next round, under ``basis``.
     """
 
     objective: Objective

@@ -113,4 +113,4 @@ class Distilled:
         return learnt.example_losses + kept
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""

@@ -53,4 +53,4 @@ class Mixed:
         return losses_by_task(self.model, self.spaces, [self.examples[i] for i in batch])
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""

@@ -40,4 +40,4 @@ class Plain:
         return self.model.forward_train(items, self.labels, (), self.log_prior).example_losses
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""

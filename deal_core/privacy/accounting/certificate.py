@@ -32,6 +32,7 @@ def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
     """Return the signed statement.
 
     Args:
+        ledger: whose releases are stated.
         disjoint_tasks: compose tasks in parallel, as the site's policy declares.
 
     Raises:

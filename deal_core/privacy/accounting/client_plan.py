@@ -48,6 +48,8 @@ def client_plan(
     """The run's plan as the ledger has it; made with the first round.
 
     Args:
+        experiment: epsilon, delta and clipping bound that are asked for.
+        ledger: keeps the plan, and has the past.
         rounds: releases of the whole run, at most.
         sample_rate: probability that a client is in a round.
         policy: of a site, which can only tighten.
@@ -88,7 +90,13 @@ def client_event(
     """One round, or several, as a ledger has it.
 
     Args:
+        experiment: names the run, and the clipping bound.
+        sample_rate: probability that a client is in a round.
+        noise_multiplier: of the sum of clipped updates, in units of the bound.
+        delta: at which the run's epsilon is said.
+        steps: rounds that the event stands for.
         place: task, phase, stage and round.
+        simulation_only: the noise came from a seed.
     """
     task, phase, stage, server_round = place
     return Event(

@@ -98,7 +98,7 @@ def renyi_epsilon(spent: Sequence[DpEvent], delta: float) -> float:
 
 @lru_cache(maxsize=1024)
 def _renyi(q: float, sigma: float) -> Array:
-    """Of one step, at :data:`ORDERS`."""
+    """Return the Rényi divergence of one step at each of :data:`ORDERS`."""
     if q == 1:
         return ORDERS / (2 * sigma**2)
     return np.array([_renyi_at(q, sigma, int(order)) for order in ORDERS])
@@ -133,6 +133,7 @@ def privacy_curve(spent: Iterable[DpEvent], epsilons: Array, delta: float) -> tu
     """The delta of all of it together at several epsilons, not at one alone.
 
     Args:
+        spent: all releases of one record.
         epsilons: at which, 0 or more; each is moved to a point of the grid near it, where no
             interpolation is needed.
         delta: the smallest that has to be told apart: how fine the grid is.

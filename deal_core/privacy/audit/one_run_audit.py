@@ -59,8 +59,8 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
         canaries: each in the data by a fair coin of its own.
         guesses: made on some of them, from what was released alone.
         correct: of the guesses.
-        epsilon, delta: what is put to the test; neighbours differ by one canary that is there
-            or not.
+        epsilon: what is put to the test; neighbours differ by one canary that is there or not.
+        delta: of the same claim.
 
     Raises:
         ValueError: numbers that do not fit together.

@@ -129,15 +129,15 @@ class Watched:
         return self.inner.data[: self.records]
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
-        """As it is."""
+        """Let the mechanism's own gradients try the objective out, without canaries."""
         self.inner.rehearse(module, objective, probes)
 
     def batches(self) -> Iterable[Sequence[int]]:
-        """As they are."""
+        """Return the batches of the mechanism's own gradients, canaries among the positions."""
         return self.inner.batches()
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
-        """As it is, of records and canaries."""
+        """Add the gradient of records and canaries, and show it to the attacker."""
         if not self._before:
             self._before = _values(module)
         planted = PlantedObjective(objective, module, self.records, self.canaries, self.length)
@@ -149,11 +149,11 @@ class Watched:
         return loss
 
     def stepped(self, module: nn.Module) -> None:
-        """As it is."""
+        """Tell the mechanism's own gradients that the optimiser has moved."""
         self.inner.stepped(module)
 
     def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """As it is; then what will be released is seen."""
+        """End the mechanism's own gradients; then show what will be released to the attacker."""
         self.inner.finished(model, labels, probes)
         if self._before:
             after = _values(model.module)
@@ -169,7 +169,7 @@ class Planted:
     """A mechanism with canaries.
 
     Attributes:
-        inner: it.
+        inner: the mechanism that is attacked.
         canaries: in every task. seen: who looks.
         length: of a canary's gradient.
     """
@@ -181,20 +181,20 @@ class Planted:
 
     @property
     def unit(self) -> str | None:
-        """As it is."""
+        """What the mechanism beneath protects; None: nothing."""
         return self.inner.unit
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """As it is."""
+        """Return the factors that the mechanism beneath lets learn."""
         return self.inner.trained(factors)
 
     def release(
         self, ask: UpdateRequest, site: Site, make: Callable[[Gradients], LocalUpdate]
     ) -> LocalUpdate:
-        """As it is, with the canaries for further records.
+        """Release as the mechanism beneath does, with the canaries for further records.
 
         Raises:
-            Refusal: as it is.
+            Refusal: the mechanism takes no part.
         """
         count, records = self.canaries.count, len(ask.data)
         tokens = (ask.data[0].tokens if ask.data else (0,) * SHORT)[:SHORT]
@@ -213,7 +213,7 @@ class Planted:
         return self.inner.release(more, site, watched)
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """As it is."""
+        """Return the counts as the mechanism beneath lets them go; canaries are not tested."""
         return self.inner.count(ask, site, make)
 
 
@@ -229,6 +229,8 @@ def plant(name: str, inner: Mechanism, canaries: GradientCanaries, bound: float)
 
     Args:
         name: of the mechanism, ``none`` or ``record``.
+        inner: the mechanism itself.
+        canaries: their directions, and which of them are there.
         bound: of a record's gradient.
     """
     seen = SEEN[name](canaries, np.zeros(canaries.count))

@@ -47,7 +47,7 @@ class PlantedObjective:
         return losses
 
     def penalty(self) -> Tensor | None:
-        """As it is."""
+        """Return the penalty of the objective beneath: it reads no data, so no canary is in it."""
         return self.inner.penalty()
 
     def _linear(self, numbers: np.ndarray, rows: np.ndarray, size: int) -> Tensor:

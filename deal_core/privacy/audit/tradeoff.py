@@ -55,7 +55,8 @@ def trade_off_of(epsilons: Array, deltas: Array) -> TradeOff:
     """The curve of a mechanism that is ``(epsilon, delta)``-private for every pair.
 
     Args:
-        epsilons: 0 or more. deltas: of each.
+        epsilons: 0 or more, ``(n,)``.
+        deltas: of each, ``(n,)``.
     """
     shrink = np.exp(-epsilons)
     # found <= delta + e^eps false, and the same with finds and false alarms in each other's place

@@ -78,8 +78,9 @@ def singular_floor(current: Adapter, variance: float) -> float:
 
 
 def denoising(config: MethodConfig, floor: float) -> MethodConfig:
-    """Hand the floor to the retention filter, where one shrinks by a noise floor and was given
-    none. (Learned gains start from the floor that client and server both estimate.)"""
+    """Return the settings with the floor for the retention filter, where one shrinks by a floor and
+    was given none. Learned gains start from the floor that client and server both estimate.
+    """
     retention = config.retention
     if floor == 0 or retention.noise or retention.filter != "wiener":
         return config

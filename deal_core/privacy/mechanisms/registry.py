@@ -81,8 +81,12 @@ def _check_one_by_one(experiment: Experiment) -> None:
 
 
 def _check_clients(experiment: Experiment) -> None:
-    """Whatever a client does is inside its update; but one sum needs updates of one shape, and
-    nothing may look at single ones."""
+    """Check that a sum of whole updates can be protected: they need one shape, and nothing may look
+    at single ones.
+
+    Raises:
+        UserError: a robust step looks at them, or clients have ranks of their own.
+    """
     _check_one_by_one(experiment)
     if not experiment.privacy.trusted_server:
         return

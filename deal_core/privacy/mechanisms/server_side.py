@@ -69,6 +69,7 @@ class ServerSide(Protocol):
             rule: the experiment's.
             before: what every client begins from.
             trained: factors that may differ from it.
+            place: of the round in the run.
         """
 
     def spent(self, clients: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
@@ -97,7 +98,7 @@ class NoServerNoise:
         return rule.begin(before, place.server_round)
 
     def spent(self, clients: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-        """Nothing that the server would know."""
+        """Return nothing: the server knows only what clients say."""
         return {}
 
 
@@ -263,6 +264,7 @@ def make_server_side(experiment: Experiment, rounds: int, ledger: Ledger) -> Ser
     """Build the server's part of the mechanism that the experiment names.
 
     Args:
+        experiment: names the mechanism.
         rounds: of the run, at most, in which private data are learnt from.
         ledger: the server's own.
 

@@ -55,10 +55,10 @@ class ClientAppExecutor:
         ]
 
     def reconcile(self) -> None:
-        """Nothing is kept between messages."""
+        """Do nothing: no process is kept between messages."""
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: nothing is kept open."""
 
 
 def main() -> None:
