@@ -21,7 +21,8 @@ Matrix = Sequence[Sequence[float]]
 
 
 def spans(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> tuple[list[int], list[int]]:
-    """``begun`` and ``learnt`` of each task, from the tasks that are worked on in each stage.
+    """Return ``begun`` and ``learnt`` of each task, from the tasks that are worked on in each
+    stage.
 
     Raises:
         ValueError: a task is in no stage.
@@ -31,7 +32,7 @@ def spans(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> tuple[list
 
 
 def in_turn(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> bool:
-    """Whether stage ``i`` is task ``i`` and nothing else."""
+    """Return whether stage ``i`` is task ``i`` and nothing else."""
     return [list(worked) for worked in stages] == [[task] for task in tasks]
 
 

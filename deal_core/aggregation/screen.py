@@ -187,7 +187,7 @@ def measured(adapter: Adapter, before: Adapter, entry: float) -> Lengths:
 
 
 def _alike(adapter: Adapter) -> Iterator[list[str]]:
-    """Names of layers that can be computed on at once: of one shape, and not too many."""
+    """Yield names of layers that can be computed on at once: of one shape, and not too many."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name, shape in adapter.shapes.items():
         groups.setdefault(shape, []).append(name)

@@ -107,7 +107,7 @@ def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def merged(tables: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """``tables`` with the values of ``layer`` over them, table by table."""
+    """Return ``tables`` with the values of ``layer`` over them, table by table."""
     result: dict[str, Any] = json.loads(json.dumps(tables))
     for key, value in layer.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)

@@ -143,7 +143,7 @@ def _pathological(task: TaskData, config: PartitionConfig, clients: int, seed: i
 
 
 def _column(task: TaskData, _config: PartitionConfig, clients: int, _seed: int) -> Owners:
-    """One group per client, in the groups' order; more groups than clients take turns."""
+    """Return one group per client, in the groups' order; more groups than clients take turns."""
     return _by_group(task, task.train, clients)
 
 

@@ -202,7 +202,7 @@ def rescaled(adapter: Adapter, scaling: float) -> Adapter:
 
 
 def is_nonzero(adapter: Adapter) -> bool:
-    """Whether the adapter changes the model at all."""
+    """Return whether the adapter changes the model at all."""
     return any(bool(factors.B.any()) for factors in adapter.layers.values())
 
 
@@ -285,7 +285,7 @@ def relative_difference(first: Adapter, second: Adapter) -> float:
 
 
 def fingerprint(adapter: Adapter) -> str:
-    """A name for these values; equal adapters have equal names."""
+    """Return a name for these values; equal adapters have equal names."""
     hashed = hashlib.sha256(str(adapter.scaling).encode())
     for name in sorted(adapter.layers):
         factors = adapter.layers[name]

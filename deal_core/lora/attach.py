@@ -161,7 +161,8 @@ def _merge(
 
 
 def _plus(layer: Any, weight: Tensor, factors: LoraFactors, scaling: float) -> Tensor:
-    """``weight + s B A`` in the weight's type and layout; the same tensor where B is zero."""
+    """Return ``weight + s B A`` in the weight's type and layout; the same tensor where B is
+    zero."""
     if not factors.B.any():
         return weight
     A, B = factors.A.to(weight.device), factors.B.to(weight.device)
@@ -200,7 +201,7 @@ def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Paramete
 
 
 def learning_factors(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Name (layer and factor) to every factor that learns."""
+    """Return name (layer and factor) to every factor that learns."""
     factors = {
         f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
         for name, layer in lora_layers(module).items()

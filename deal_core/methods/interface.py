@@ -60,7 +60,8 @@ class RoundState(Protocol):
     """What a client carries from round to round of a task, on its own disk; it never leaves."""
 
     def load(self, basis: str) -> Tensors:
-        """What its latest round before this one left, for an equal ``basis``; empty if nothing."""
+        """Return what its latest round before this one left, for an equal ``basis``; empty if
+        nothing."""
 
     def save(self, basis: str, tensors: Tensors) -> None:
         """Leave this for a later round of the task."""
@@ -123,7 +124,8 @@ class Phase:
 
 
 def phases_of(method: Method, rounds: int = 0) -> dict[str, Phase]:
-    """All phases of a task by name, in order: ``rounds`` of learning, then the method's own."""
+    """Return all phases of a task by name, in order: ``rounds`` of learning, then the method's
+    own."""
     learn = Phase(LEARN, rounds, method.objective, lambda state: state, lambda state: True)
     return {phase.name: phase for phase in (learn, *method.phases)}
 

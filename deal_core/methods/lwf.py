@@ -49,7 +49,8 @@ class Lwf:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
+        """Return ``CE + weight * KL(model at the start of the task || model)`` over earlier
+        labels."""
         return distilled(model, state, task, data, cache, self.distillation, future=0.0)
 
 

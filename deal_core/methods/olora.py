@@ -60,7 +60,7 @@ class OLora:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE + weight * ||A_earlier A^T||_F^2``."""
+        """Return ``CE + weight * ||A_earlier A^T||_F^2``."""
         learning = plain(model, task, data)
         if self.weight == 0:
             return learning

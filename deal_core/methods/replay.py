@@ -57,7 +57,8 @@ class Replay:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE(new) + weight * CE(old)``; plain in the first task, or where nothing is kept."""
+        """Return ``CE(new) + weight * CE(old)``; plain in the first task, or where nothing is
+        kept."""
         learning = plain(model, task, data)
         if task.past is None or self.config.weight == 0:
             return learning
@@ -87,7 +88,7 @@ class Replayed:
     weight: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """``CE(new) + weight * CE(old)``, ``(batch,)``."""
+        """Return ``CE(new) + weight * CE(old)``, ``(batch,)``."""
         new = self.learning.example_losses(batch)
         old = losses_by_task(self.model, self.labels, [self.partners[i] for i in batch])
         return new + self.weight * old
@@ -97,7 +98,7 @@ class Replayed:
 
 
 def kept_examples(past: TaskHistory, share: float) -> list[Placed]:
-    """A part of every earlier task's examples, rounded up, the same in all later tasks."""
+    """Return a part of every earlier task's examples, rounded up, the same in all later tasks."""
     kept: list[Placed] = []
     for position, task in enumerate(past.shares):
         kept += [(position, example) for example in _sample(task(), share, position)]

@@ -66,8 +66,8 @@ class CausalLM:
         seen: Sequence[Sequence[str]],
         log_prior: Tensor | None = None,
     ) -> ForwardOutput:
-        """Losses on the answer's tokens; distillation is over the vocabulary at those tokens,
-        so ``seen`` only decides whether there is anything to distil.
+        """Return losses on the answer's tokens; distillation is over the vocabulary at those
+        tokens, so ``seen`` only decides whether there is anything to distil.
 
         Raises:
             ValueError: ``log_prior`` is given.
@@ -98,7 +98,8 @@ class CausalLM:
     def _answer_logits(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """Logits ``(answer tokens of all, vocabulary)``, their targets, tokens per example."""
+        """Return logits ``(answer tokens of all, vocabulary)``, their targets, tokens per
+        example."""
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         longest = max(len(row) for row in rows)
         kept = max(len(answer) for answer in answers) + 1

@@ -47,12 +47,12 @@ def distillation_losses(
 
 
 def mean_per_example(values: Tensor, rows: Sequence[int]) -> Tensor:
-    """``(sum of rows,)`` to ``(examples,)``."""
+    """Return the mean over each example's rows: ``(sum of rows,)`` to ``(examples,)``."""
     if len(rows) == values.shape[0]:
         return values
     return torch.stack([part.mean() for part in torch.split(values, list(rows))])
 
 
 def merged(spaces: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """All labels as one space, each once."""
+    """Return all labels as one space, each once."""
     return tuple(dict.fromkeys(chain.from_iterable(spaces)))

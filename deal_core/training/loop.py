@@ -123,8 +123,8 @@ def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequenc
 
 
 def _scores(model: LanguageModel, items: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
-    """``(items, labels)``. Where an example gives no number each is asked about alone, so that the
-    answers to the others do not depend on it."""
+    """Return ``(items, labels)``. Where an example gives no number each is asked about alone, so
+    that the answers to the others do not depend on it."""
     with torch.no_grad():
         scores = model.scores(items, labels)
         if bool(scores.isfinite().all()):

@@ -31,7 +31,7 @@ class NonPrivateGradients:
     generator: torch.Generator
 
     def batches(self) -> Iterator[list[int]]:
-        """``epochs`` passes over the data."""
+        """Yield ``epochs`` passes over the data."""
         for _ in range(self.epochs):
             yield from training_batches(self.data, self.config.batch_size, self.generator)
 

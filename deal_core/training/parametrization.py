@@ -64,7 +64,7 @@ class Factors:
 def parametrization_of(
     objective: object, module: nn.Module, trained: frozenset[str]
 ) -> Parametrization:
-    """What an objective wants moved; exactly the ``trained`` factors get a gradient."""
+    """Return what an objective wants moved; exactly the ``trained`` factors get a gradient."""
     factors = set_trainable(module, trained)
     if isinstance(objective, Reparametrized):
         return objective.parametrization(module, trained)

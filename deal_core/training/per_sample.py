@@ -81,7 +81,7 @@ def _one_pass(
 def _example_gradients(
     module: nn.Module, objective: Objective, part: Sequence[int]
 ) -> list[tuple[nn.Parameter, Tensor]]:
-    """The trainable factors, each with its copies that have their examples' gradients."""
+    """Return the trainable factors, each with its copies that have their examples' gradients."""
     with _copies(module, len(part)) as pairs:
         before = [weight.grad for weight, _ in pairs]
         for weight, _ in pairs:
@@ -97,7 +97,7 @@ def _example_gradients(
 
 
 def _norms(pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> Tensor:
-    """``||g_i||`` over all factors, ``(examples,)``."""
+    """Return ``||g_i||`` over all factors, ``(examples,)``."""
     gradients = [copy.grad for _, copy in pairs if copy.grad is not None]
     return torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
 

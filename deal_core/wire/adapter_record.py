@@ -148,7 +148,8 @@ class UpdateReader:
         return self._adapter(parts)
 
     def _adapter(self, parts: Mapping[str, Tensor]) -> Adapter:
-        """``before`` with the decoded factors; the others stay the same objects, uncopied."""
+        """Return ``before`` with the decoded factors; the others stay the same objects,
+        uncopied."""
         layers = {
             name: LoraFactors(
                 parts.get(f"{PREFIX}{name}.lora_A.weight", start.A),
@@ -190,7 +191,8 @@ def checked_arrays(
 
 
 def _values(key: str, data: bytes, header: Header) -> NDArray[Any]:
-    """A view of an array's values: the bytes must be, to the last one, numpy's for the header.
+    """Return a view of an array's values: the bytes must be, to the last one, numpy's for the
+    header.
 
     Nothing is parsed and nothing copied, so a message cannot make the reader do anything.
 
@@ -205,7 +207,7 @@ def _values(key: str, data: bytes, header: Header) -> NDArray[Any]:
 
 @lru_cache(maxsize=256)
 def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """What ``numpy.save`` writes before the values."""
+    """Return what ``numpy.save`` writes before the values."""
     buffer = BytesIO()
     np.save(buffer, np.empty(shape, dtype), allow_pickle=False)
     return buffer.getvalue()[: -int(np.dtype(dtype).itemsize * np.prod(shape))]

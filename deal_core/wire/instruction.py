@@ -71,7 +71,7 @@ class Instruction(BaseModel):
         return self
 
     def evaluation(self) -> Instruction:
-        """The evaluation request that this training request carries along."""
+        """Return the evaluation request that this training request carries along."""
         return Instruction(
             task="",
             stage=self.stage - 1,

@@ -110,7 +110,7 @@ def collect(
 
 
 def read_audit(folder: str) -> Audit | None:
-    """The audit in a folder; None: no folder is named.
+    """Return the audit in a folder; None: no folder is named.
 
     Raises:
         UserError: there is none, or it is not valid.
@@ -214,8 +214,8 @@ def _sweep(done: Sequence[Cell]) -> Sweep:
 
 
 def _largest_ledger(cell: Cell) -> list[Event]:
-    """Events of the client that spent most in a run, or of the server, where that keeps the book;
-    empty: there is none."""
+    """Return events of the client that spent most in a run, or of the server, where that keeps the
+    book; empty: there is none."""
     folder = Path(next(iter(cell.runs.values())).run.out)
     privacy = _results(cell).privacy
     books = [Ledger(folder / "privacy")]

@@ -169,7 +169,7 @@ def _healthy(port: int) -> bool:
 
 
 def members(home: Path) -> list[psutil.Process]:
-    """All processes that were started with this ``FLWR_HOME``."""
+    """Return all processes that were started with this ``FLWR_HOME``."""
     found = []
     for process in psutil.process_iter():
         try:

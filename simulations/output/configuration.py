@@ -79,7 +79,7 @@ def configuration_page() -> str:
 
 
 def _section(model: type[Table], name: str) -> Iterator[str]:
-    """The table ``name`` with its keys, then the tables in it; the outermost has no name."""
+    """Yield the table ``name`` with its keys, then the tables in it; the outermost has no name."""
     if name:
         yield f"### `[{name}]`\n"
         yield plain_markdown(inspect.cleandoc(model.__doc__ or "")) + "\n"
@@ -106,7 +106,7 @@ def _row(key: str, field: FieldInfo, kind: Any, text: str) -> str:
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
-    """The type of a field, and whether the field may be left out altogether."""
+    """Return the type of a field, and whether the field may be left out altogether."""
     if isinstance(annotation, UnionType):
         (kind,) = (each for each in get_args(annotation) if each is not NoneType)
         return kind, True
@@ -114,13 +114,13 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
 
 
 def _table_in(kind: Any) -> type[Table] | None:
-    """The model of a table, or of each of a table of named tables; None for a value."""
+    """Return the model of a table, or of each of a table of named tables; None for a value."""
     kind = get_args(kind)[1] if get_origin(kind) is dict else kind
     return kind if isinstance(kind, type) and issubclass(kind, Table) else None
 
 
 def _kind(kind: Any) -> str:
-    """The type in words."""
+    """Return the type in words."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " or ".join(f"`{toml_value(value)}`" for value in arguments)
@@ -134,7 +134,7 @@ def _kind(kind: Any) -> str:
 
 
 def _bounds(constraints: Any) -> Iterator[str]:
-    """The limits of a value in words."""
+    """Yield the limits of a value in words."""
     for constraint in constraints:
         for name, form in BOUNDS.items():
             if (limit := getattr(constraint, name, None)) is not None:

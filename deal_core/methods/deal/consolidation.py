@@ -113,7 +113,7 @@ class Taught:
     temperature: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """``T^2 KL(teacher || student)``, ``(batch,)``."""
+        """Return ``T^2 KL(teacher || student)``, ``(batch,)``."""
         items = [self.data[i] for i in batch]
         learnt = self.model.forward_train(items, self.labels, self.everything)
         teacher_logits = torch.cat(self.teacher(batch))
@@ -130,7 +130,7 @@ def consolidated(state: State, adapter: AdapterConfig) -> State:
 
 
 def consolidation_phases(adapter: AdapterConfig, method: MethodConfig) -> tuple[Phase, ...]:
-    """The phase, where the experiment wants it.
+    """Return the phase, where the experiment wants it.
 
     Learned gains scale columns of ``lora_B`` and leave ``lora_A`` alone, so that its mean is
     exact whatever the rule of the rounds of learning: these rounds aggregate as ``ffa``.

@@ -94,7 +94,7 @@ class LayerFilter:
         return phi / phi.sum(dim=1, keepdim=True)
 
     def rho(self) -> Tensor:
-        """The filter now, ``(k,)``, in [0, 1] and non-decreasing in ``S``.
+        """Return the filter now, ``(k,)``, in [0, 1] and non-decreasing in ``S``.
 
         The gradient passes by these bounds: where one holds ``rho``, its gain can still return.
         """
@@ -125,7 +125,7 @@ class LayerFilter:
             self.centres.clamp_(0.0, 1.0)
 
     def lora_B(self) -> Tensor:
-        """What the model has for ``lora_B``, ``(d_out, rank)``, float32."""
+        """Return what the model has for ``lora_B``, ``(d_out, rank)``, float32."""
         return pad(self.columns * self.rho().detach(), (0, self._missing)).float()
 
 
@@ -146,12 +146,13 @@ class FilterLearning:
     config: ConsolidationConfig
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Those of the objective, ``(batch,)``."""
+        """Return the losses of the objective on the data, ``(batch,)``."""
         return self.objective.example_losses(batch)
 
     def penalty(self) -> Tensor:
-        """``lambda1 mean|theta1 - theta1_0|^a + lambda2 mean|theta2|^b``: ``theta1`` are gains and
-        centres, ``theta2`` the change of the spectrum; means over all layers. It reads no data."""
+        """Return ``lambda1 mean|theta1 - theta1_0|^a + lambda2 mean|theta2|^b``: ``theta1`` are
+        gains and centres, ``theta2`` the change of the spectrum; means over all layers. It reads no
+        data."""
         filters, config = self.filters.values(), self.config
         kept = torch.cat([each.retention_change() for each in filters])
         changed = torch.cat([each.spectrum_change() for each in filters])

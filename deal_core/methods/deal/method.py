@@ -73,8 +73,8 @@ class Deal:
         return State(current, state.retained, None, num_reference_directions=warm)
 
     def _warm(self, state: State) -> int:
-        """How many retained directions go on in the current adapter. None where clients have ranks
-        of their own: one that has room for fewer would lose what was learnt before."""
+        """Return how many retained directions go on in the current adapter. None where clients have
+        ranks of their own: one that has room for fewer would lose what was learnt before."""
         if self.adapter.client_ranks or not is_nonzero(state.retained):
             return 0
         return min(self.method.warm_start_rank, self.adapter.rank, state.retained.rank)
@@ -100,7 +100,7 @@ class Deal:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
+        """Return ``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
         ``future_weight`` times the same over labels of future tasks, and the penalty of the
         controlled update; CE over logits that the client's label shares may adjust."""
         config = self.method.distillation
@@ -123,8 +123,8 @@ class Deal:
     def _log_prior(
         self, model: LanguageModel, task: LocalTask, data: Sequence[Encoded]
     ) -> Tensor | None:
-        """What the client's label shares explain by themselves; None where that is switched off,
-        and where a loss is over no one set of labels (words, or several tasks at once)."""
+        """Return what the client's label shares explain by themselves; None where that is switched
+        off, and where a loss is over no one set of labels (words, or several tasks at once)."""
         strength = self.method.logit_adjustment
         if not strength or task.joint_tasks or not model.has_label_logits:
             return None

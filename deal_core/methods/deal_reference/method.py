@@ -87,7 +87,8 @@ class DealReference:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``; plain in the first task."""
+        """Return ``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``; plain in the first
+        task."""
         losses = plain(model, task, data)
         start = start_of(state).current
         if not is_nonzero(start):
@@ -111,7 +112,7 @@ def fresh_maps(start: Adapter, config: DealReferenceConfig) -> Mapping[str, Fact
 
 
 def penalty(maps: Sequence[FactorMap], config: DealReferenceConfig) -> Tensor:
-    """``lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b`` over all maps, all entries."""
+    """Return ``lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b`` over all maps, all entries."""
     retaining = [t.abs().pow(config.a).sum() for m in maps for t in m.retaining()]
     updating = [t.abs().pow(config.b).sum() for m in maps for t in m.updating()]
     first, second = torch.stack(retaining).sum(), torch.stack(updating).sum()

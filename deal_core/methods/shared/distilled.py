@@ -65,7 +65,7 @@ def distilled(
 def _choices(
     task: LocalTask, config: DistillationConfig, future: float
 ) -> list[tuple[Sequence[str], float]]:
-    """What the teacher chooses between, earlier tasks first, and what each choice weighs.
+    """Return what the teacher chooses between, earlier tasks first, and what each choice weighs.
 
     A task to come that has the labels of one that is known, in any order, is none: those are being
     learnt.
@@ -105,7 +105,7 @@ class Distilled:
     log_prior: Tensor | None = None
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """``CE + sum of weight * KL``, ``(batch,)``."""
+        """Return ``CE + sum of weight * KL``, ``(batch,)``."""
         items = [self.data[i] for i in batch]
         learnt = self.model.forward_train(items, self.labels, self.spaces, self.log_prior)
         teacher_logits = torch.cat(self.teacher(batch))

@@ -11,7 +11,7 @@ from deal_core.methods.interface import Tensors
 
 
 def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Those of the current adapter in the model, in the order of
+    """Return the factors of the current adapter in the model, in the order of
     :func:`~deal_core.lora.attach.set_trainable`."""
     return {
         f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
@@ -21,7 +21,7 @@ def parameters(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def named(adapter: Adapter, device: torch.device) -> Tensors:
-    """Those of an adapter, its scaling left out."""
+    """Return the factors of an adapter on a device, its scaling left out."""
     tensors = {}
     for name, factors in adapter.layers.items():
         tensors[f"{name}.lora_A"] = factors.A.to(device)

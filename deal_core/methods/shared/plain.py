@@ -35,7 +35,7 @@ class Plain:
     log_prior: Tensor | None = None
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Cross-entropy per example, ``(batch,)``."""
+        """Return cross-entropy per example, ``(batch,)``."""
         items = [self.data[i] for i in batch]
         return self.model.forward_train(items, self.labels, (), self.log_prior).example_losses
 

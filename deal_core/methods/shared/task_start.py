@@ -40,7 +40,7 @@ def drop_task_start(state: State) -> State:
 
 
 def start_of(state: State) -> State:
-    """The state at the start of the task, at any time during it."""
+    """Return the state at the start of the task, at any time during it."""
     held, scaling = split(state.retained, state.num_reference_directions)[0], state.current.scaling
     layers = {n: LoraFactors(f.A, f.B / scaling) for n, f in held.layers.items()}
     return replace(state, current=Adapter(layers, scaling), residual=None)

@@ -31,8 +31,8 @@ class ClientPlan(BaseModel):
     delta: float
 
     def budget(self, policy: Policy | None) -> Budget:
-        """What every charge is checked against: a client is in all tasks, and a site's policy may
-        have become tighter since."""
+        """Return what every charge is checked against: a client is in all tasks, and a site's
+        policy may have become tighter since."""
         epsilon = min(self.epsilon, (policy.max_epsilon if policy else 0.0) or self.epsilon)
         return Budget(epsilon, min(self.delta, (policy.max_delta if policy else 0.0) or self.delta))
 
@@ -45,7 +45,7 @@ def client_plan(
     policy: Policy | None = None,
     largest_delta: float = 1.0,
 ) -> ClientPlan:
-    """The run's plan as the ledger has it; made with the first round.
+    """Return the run's plan as the ledger has it; made with the first round.
 
     Args:
         experiment: epsilon, delta and clipping bound that are asked for.
@@ -87,7 +87,7 @@ def client_event(
     place: tuple[str, str, int, int] = ("", "", 0, 0),
     simulation_only: bool = False,
 ) -> Event:
-    """One round, or several, as a ledger has it.
+    """Return one round, or several, as a ledger has it.
 
     Args:
         experiment: names the run, and the clipping bound.

@@ -60,7 +60,7 @@ class DpEvent:
 
 
 def epsilon_of(spent: Iterable[DpEvent], delta: float) -> float:
-    """The epsilon that all of it together costs at ``delta``; 0 for nothing.
+    """Return the epsilon that all of it together costs at ``delta``; 0 for nothing.
 
     Neighbours differ by one record that is there or not. The order plays no part. What is
     composed is the plan's: rates and multipliers do not depend on what was released.
@@ -92,7 +92,7 @@ def renyi(spent: Sequence[DpEvent]) -> Array:
 
 
 def renyi_epsilon(spent: Sequence[DpEvent], delta: float) -> float:
-    """An upper bound on epsilon that is quick and coarse."""
+    """Return an upper bound on epsilon that is quick and coarse."""
     return float(np.min(renyi(spent) + math.log(1 / delta) / (ORDERS - 1)))
 
 
@@ -130,7 +130,7 @@ def _grid(spent: tuple[DpEvent, ...], delta: float) -> tuple[float, int]:
 
 
 def privacy_curve(spent: Iterable[DpEvent], epsilons: Array, delta: float) -> tuple[Array, Array]:
-    """The delta of all of it together at several epsilons, not at one alone.
+    """Return the delta of all of it together at several epsilons, not at one alone.
 
     Args:
         spent: all releases of one record.
@@ -156,7 +156,8 @@ def privacy_curve(spent: Iterable[DpEvent], epsilons: Array, delta: float) -> tu
 
 
 def _deltas(masses: Array, beyond: float, width: float) -> Array:
-    """``sum_t masses(t) (1 - e^(epsilon - t))+`` at every point; what is beyond counts whole."""
+    """Return ``sum_t masses(t) (1 - e^(epsilon - t))+`` at every point; what is beyond counts
+    whole."""
     losses = width * np.arange(len(masses))
     above = np.cumsum(masses[::-1])[::-1]
     scaled = np.cumsum((masses * np.exp(-losses))[::-1])[::-1]
@@ -188,8 +189,8 @@ def _composed(
 
 
 def _losses(each: DpEvent, width: float, points: int, removed: bool) -> tuple[Array, float]:
-    """One step's privacy loss: masses at ``k * width`` (index modulo ``points``), and what is
-    beyond every point."""
+    """Return one step's privacy loss: masses at ``k * width`` (index modulo ``points``), and what
+    is beyond every point."""
     half = (points - 2) // 2
     edges: Array = width * np.arange(-half, half + 1, dtype=np.float64)
     mixed, plain = _cell_masses(each, edges)
@@ -227,7 +228,7 @@ def _between(bounds: Array) -> Array:
 
 
 def _solve(masses: Array, width: float, delta: float) -> float:
-    """The smallest epsilon >= 0 with ``sum_t masses(t) (1 - e^(epsilon - t))+ <= delta``."""
+    """Return the smallest epsilon >= 0 with ``sum_t masses(t) (1 - e^(epsilon - t))+ <= delta``."""
     if delta <= 0:
         return math.inf
     losses = width * np.arange(len(masses))

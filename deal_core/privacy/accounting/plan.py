@@ -54,7 +54,7 @@ class NoFeasibleNoise(Exception):
 def planned_work(
     experiment: Experiment, phases: Sequence[Phase], records: Mapping[str, int]
 ) -> list[ReleaseSchedule]:
-    """What a client may be asked to do, at most.
+    """Return what a client may be asked to do, at most.
 
     A client that is not sampled, or has fewer tasks than there are, will spend less.
 

@@ -97,7 +97,7 @@ class Updates:
 
 
 def likelihood_ratio(along: Scores, sample_rate: float, noise_multiplier: float) -> Scores:
-    """``log(1 - q + q exp((x - 1/2) / sigma^2))``: of a step of DP-SGD with a canary that is
+    """Return ``log(1 - q + q exp((x - 1/2) / sigma^2))``: of a step of DP-SGD with a canary that is
     sampled with probability q and has norm 1, against one without; ``x`` is the noised sum along
     it, in units of the bound."""
     out = math.log1p(-sample_rate) if sample_rate < 1 else -math.inf

@@ -47,7 +47,7 @@ class ClientAppExecutor:
         return LaunchResult.accepted()
 
     def command(self, spec: ExecutionSpec) -> list[str]:
-        """The process for one message."""
+        """Return the process for one message."""
         return [
             *(sys.executable, "-P", "-m", "simulations.deployment.site.clientapp", self.allowed),
             *("--insecure", "--runtime-api-address", spec.runtime_api_address),
