@@ -16,7 +16,7 @@ LONGEST = 4.0
 
 
 def cosine_norm(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
-    """Keep, as they came, the updates that agree with the round's start and stay near it.
+    """Return the updates, as they came, that agree with the round's start and stay near it.
 
     **Turned**: ``<s_i B_i A_i, s B A> < 0`` over all layers, the client's product points away
     from the one it was sent. The reference is FLTrust's root of trust without a root data set:

@@ -90,7 +90,7 @@ class Screen:
         self._waiting = bool(limits.relative or limits.weight_cap)
 
     def add(self, update: ClientUpdate, before: Adapter) -> list[Verdict]:
-        """Take one update; return those that can be judged now, in the order they came.
+        """Return the updates that can be judged now, this one taken in, in the order they came.
 
         Args:
             update: one that fits the round (layers, shapes, scaling), each client's once.

@@ -82,7 +82,7 @@ def _iid(task: TaskData, _config: PartitionConfig, clients: int, seed: int) -> O
 
 
 def _dirichlet(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
-    """Each label divided by a draw from Dirichlet(alpha).
+    """Return positions by client: each label divided by a draw from Dirichlet(alpha).
 
     A draw that leaves a client fewer than ``MIN_EXAMPLES`` (less when a quarter of an
     equal part is less) is drawn again, ten times at most. Where alpha is too small for
@@ -113,7 +113,7 @@ def _dirichlet(task: TaskData, config: PartitionConfig, clients: int, seed: int)
 
 
 def _pathological(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
-    """Few labels per client: shuffled labels dealt in turn, a label's holders share evenly.
+    """Return positions by client: shuffled labels dealt in turn, a label's holders share evenly.
 
     Own dealing, because the library's leaves out the labels that no client drew.
 

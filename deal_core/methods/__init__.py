@@ -50,7 +50,7 @@ KEEP_TEXTS = frozenset({"replay"})
 
 
 def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
-    """Build the method that the experiment names.
+    """Return the method that the experiment names.
 
     Raises:
         UserError: unknown ``method.name``.

@@ -45,7 +45,7 @@ class CausalLM:
         )
 
     def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
-        """Tokenise prompts; only the text is cut, so that the prompt with its options,
+        """Return tokenised prompts; only the text is cut, so that the prompt with its options,
         whatever the length of the text, ends in ``Answer:``."""
         index = {label: position for position, label in enumerate(labels)}
         options = ", ".join(_words(label) for label in labels)
@@ -141,7 +141,7 @@ def _words(label: str) -> str:
 def load_causal(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
 ) -> CausalLM:
-    """Load base model and tokeniser.
+    """Return the model, base and tokeniser loaded.
 
     Raises:
         UserError: the model cannot be loaded.

@@ -42,7 +42,7 @@ def train(
     config: TrainConfig,
     generator: torch.Generator,
 ) -> TrainReport:
-    """Run ``epochs`` of AdamW on ordinary gradients; see :func:`run_local_steps`.
+    """Return the report of ``epochs`` of AdamW on ordinary gradients: :func:`run_local_steps`.
 
     Args:
         model: holds the adapters of the round (see :func:`load_state`).
@@ -64,7 +64,7 @@ def run_local_steps(
     trained: frozenset[str],
     config: TrainConfig,
 ) -> TrainReport:
-    """Run AdamW on the current adapter, in place (or on what the objective makes it from).
+    """Return the report of AdamW on the current adapter, in place (or on what it is made from).
 
     What reads no data, penalty and weight decay, comes after what the gradients' source has done
     to those of the data. Source: docs/method.md (M5).

@@ -52,7 +52,7 @@ class NonPrivateGradients:
 def mean_gradient(
     objective: Objective, data: Sequence[Encoded], batch: Sequence[int], tokens: int
 ) -> float:
-    """Add the gradient of the batch's mean loss, pass by pass; return that loss.
+    """Return the batch's mean loss, after its gradient was added pass by pass.
 
     The sum over passes is the gradient of the mean over the batch: cutting changes memory and
     rounding, not the step.

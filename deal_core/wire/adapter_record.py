@@ -50,7 +50,8 @@ def pack(adapter: Adapter, dtype: str, generator: torch.Generator) -> Encoded:
 
 
 def unpack(encoded: Mapping[str, NDArray[Any]], dtype: str, like: Adapter) -> Adapter:
-    """Undo :func:`pack`; ``like`` has the expected layers, rank and scaling.
+    """Return the adapter that :func:`pack` packed; ``like`` has the expected layers, rank and
+    scaling.
 
     Raises:
         PayloadError: anything that is not expected.
@@ -163,7 +164,7 @@ class UpdateReader:
 def decode_checked(
     record: Mapping[str, WireArray], dtype: str, template: Template, trained: frozenset[str]
 ) -> dict[str, NDArray[Any]]:
-    """Refuse a record by names, types, shapes and sizes; only then turn bytes into arrays.
+    """Return the arrays of a record, after a check of names, types, shapes and sizes.
 
     Raises:
         PayloadError: names the key and the fault, never a value.

@@ -94,7 +94,7 @@ class Instruction(BaseModel):
 
 
 def read_instruction(config: Mapping[str, Any]) -> Instruction:
-    """Undo ``to_config``.
+    """Return the instruction that ``to_config`` made plain.
 
     Raises:
         PayloadError: a field is missing, unknown or of the wrong type.

@@ -194,7 +194,7 @@ class FilterLearner:
 def make_filter_learning(
     objective: Objective, model: LanguageModel, state: State, method: MethodConfig
 ) -> FilterLearning:
-    """Find the filter of every layer again from student and teacher.
+    """Return the objective that learns gains: the filter of every layer, from student and teacher.
 
     Args:
         objective: distillation from the stack.

@@ -57,8 +57,9 @@ class Deal:
     phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
-        """Start a fresh current adapter, outside the retained directions unless told not to; the
-        strongest of them may go on in it. Without retention, go on with the one that is there."""
+        """Return a state with a fresh current adapter, outside the retained directions unless told
+        not to (M4); the strongest of them may go on in it. Without retention the adapter that is
+        there goes on."""
         if not self.method.retention.enabled:
             return snapshot_task_start(continued(state, self.adapter, generator))
         nothing = zero_adapter(state.retained.shapes, 1)
@@ -80,9 +81,9 @@ class Deal:
         return min(self.method.warm_start_rank, self.adapter.rank, state.retained.rank)
 
     def end_task(self, state: State) -> State:
-        """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes
-        the filter (exact while everything learnt so far fits, and no noise floor is given); after
-        rounds of consolidation, keep what they have made of it."""
+        """Return a state that retains, of both adapters stacked, the best part of rank
+        ``retained_rank`` of what passes the filter (exact while everything learnt so far fits, and
+        no noise floor is given); after rounds of consolidation, what they have made of it."""
         if not self.method.retention.enabled:
             return drop_task_start(state)
         if self.phases and state.num_reference_directions:  # laid out, with the teacher apart
@@ -132,7 +133,7 @@ class Deal:
 
 
 def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
-    """Build from the experiment.
+    """Return the method of an experiment.
 
     Raises:
         UserError: unknown filter, or parts that need each other.

@@ -67,8 +67,8 @@ class FactorMap:
 
 
 def fresh_map(start: Tensor, kernels: int, generator: torch.Generator) -> FactorMap:
-    """As a task begins: an open gate, a drawn MLP. The MLP is no identity, and what ``start``
-    knew is gone until it is learned again.
+    """Return the map that a task begins with: an open gate, a drawn MLP. The MLP is no identity,
+    and what ``start`` knew is gone until it is learned again.
 
     Args:
         start: ``Y``, a factor in PEFT's layout; the MLP works on its columns.

@@ -103,8 +103,9 @@ class DealReference:
 
 
 def fresh_maps(start: Adapter, config: DealReferenceConfig) -> Mapping[str, FactorMap]:
-    """Key of a factor (:mod:`~deal_core.methods.shared.named_factors`) to its map as a task begins;
-    on the CPU, so that server and clients make the same."""
+    """Return the map of each factor as a task begins, by the factor's key
+    (:mod:`~deal_core.methods.shared.named_factors`); on the CPU, so that server and clients make
+    the same."""
     return {
         key: fresh_map(factor, config.kernels, seeded("factor map", config.seed, key))
         for key, factor in named(start, CPU).items()

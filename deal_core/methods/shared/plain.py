@@ -16,8 +16,7 @@ from deal_core.training.objective import Objective
 def plain(
     model: LanguageModel, task: LocalTask, data: Sequence[Encoded], log_prior: Tensor | None = None
 ) -> Objective:
-    """Cross-entropy, whether the client learns one task or several at once; these without
-    ``log_prior``."""
+    """Return cross-entropy on one task, or on several at once; these without ``log_prior``."""
     if not task.joint_tasks:
         return Plain(model, task.labels, data, log_prior)
     examples = [(n, example) for n, share in enumerate(task.joint_tasks) for example in share.data]

@@ -19,7 +19,7 @@ from deal_core.lora.state import State
 
 
 def snapshot_task_start(state: State) -> State:
-    """Server, at the start of a task: the same model, whose start is ``base + retained``.
+    """Return (server, at the start of a task) the same model, whose start is ``base + retained``.
 
     Args:
         state: its retained adapter is zero.
@@ -30,7 +30,7 @@ def snapshot_task_start(state: State) -> State:
 
 
 def drop_task_start(state: State) -> State:
-    """Server, at the end of the task: undo :func:`snapshot_task_start`, to the bit.
+    """Return (server, at the end of the task) the state before :func:`snapshot_task_start`.
 
     What exact rules found no room for, in this task and before, is the residual again.
     """
