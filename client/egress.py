@@ -64,6 +64,7 @@ def check_reply(reply: Message, request: Message) -> Message:
     """Return the reply if every record and field of it may leave.
 
     Args:
+        reply: what a handler made.
         request: what it answers; an update has the keys of its adapter and no others.
 
     Raises:

@@ -59,6 +59,10 @@ def local_update(
     tasks that are to be learnt at once; as the privacy mechanism allows it.
 
     Args:
+        bench: model, method and tokenised data of this process.
+        client_context: whose data they are.
+        state: the adapters as they arrived.
+        instruction: task, phase and factors to train.
         request: a name for the request, to answer it twice with the same.
 
     Raises:

@@ -33,7 +33,7 @@ from deal_core.training.precision import compute_dtype
 
 @dataclass(frozen=True)
 class ClientTask:
-    """One client's share of one task, tokenised; ``memory`` is for what follows from it."""
+    """One client's share of one task, tokenised; ``cache`` is for what follows from it."""
 
     labels: tuple[str, ...]
     train: Sequence[Encoded]

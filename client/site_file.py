@@ -48,9 +48,13 @@ class SiteData(Table):
     """The site's own files: ``path/TASK/{train,test}.{jsonl,csv,parquet}``."""
 
     path: str
+    """Folder that holds one folder per task; relative to ``site.toml``."""
     text_column: str = "text"
+    """Column of the text."""
     pair_column: str = ""
+    """Second text column, joined to the first; empty: none."""
     label_column: str = "label"
+    """Column of the label."""
     id_column: str = ""
     """Column of the records' ids, by which ``policy.disjoint_tasks`` is checked; empty: the texts
     are."""

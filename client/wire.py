@@ -29,6 +29,8 @@ def read_request(
     """Check and decode a server's request.
 
     Args:
+        message: the request.
+        bench: what adapters must fit.
         store: has the retained adapter that the client was sent last.
 
     Raises:

@@ -23,7 +23,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def choose(kind: str, name: str, known: Mapping[str, T]) -> T:
-    """Look ``name`` up in a seam's dict.
+    """Return what a registry has under ``name``.
 
     Raises:
         UserError: the name is unknown; the message lists the known ones.

@@ -2,7 +2,8 @@
 
 ``R[i][j]`` is the accuracy (0 to 1) on task ``j`` after stage ``i``, for all ``j``, tasks still to
 come included; a stage ends with a consolidation. ``zero_shot[j]`` is the accuracy before any
-training. Source: METHOD, "Measures" (Lopez-Paz & Ranzato 2017; Chaudhry et al. 2018).
+training. Source: docs/method.md (M32) to (M36), after Lopez-Paz & Ranzato 2017 and Chaudhry et
+al. 2018.
 
 Where all clients learn one task a stage, task ``i`` in stage ``i``, these are the measures of the
 literature. Where clients have orders of their own a task has no one moment: ``begun[j]`` is the
@@ -20,7 +21,8 @@ Matrix = Sequence[Sequence[float]]
 
 
 def spans(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> tuple[list[int], list[int]]:
-    """``begun`` and ``learnt`` of each task, from the tasks that are worked on in each stage.
+    """Return ``begun`` and ``learnt`` of each task, from the tasks that are worked on in each
+    stage.
 
     Raises:
         ValueError: a task is in no stage.
@@ -30,24 +32,24 @@ def spans(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> tuple[list
 
 
 def in_turn(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> bool:
-    """Whether stage ``i`` is task ``i`` and nothing else."""
+    """Return whether stage ``i`` is task ``i`` and nothing else."""
     return [list(worked) for worked in stages] == [[task] for task in tasks]
 
 
 def average_accuracy(matrix: Matrix) -> float:
-    """Mean accuracy over all tasks after the last stage."""
+    """Return the mean accuracy over all tasks after the last stage (M32)."""
     return fmean(matrix[-1])
 
 
 def learning_accuracy(matrix: Matrix, learnt: Sequence[int]) -> float:
-    """Mean of ``R[learnt[j]][j]``: accuracy on every task just after it was learnt (Riemer et al.
-    2019)."""
+    """Return the mean of ``R[learnt[j]][j]`` (M33): accuracy on every task just after it was learnt
+    (Riemer et al. 2019)."""
     return fmean(matrix[i][j] for j, i in enumerate(learnt))
 
 
 def backward_transfer(matrix: Matrix, learnt: Sequence[int]) -> float:
-    """Mean of ``R[last][j] - R[learnt[j]][j]`` over the tasks learnt before the last stage;
-    negative means forgetting.
+    """Return the mean of ``R[last][j] - R[learnt[j]][j]`` over the tasks learnt before the last
+    stage (M34); negative means forgetting.
 
     0 where there are none: there is nothing to forget.
     """
@@ -56,7 +58,8 @@ def backward_transfer(matrix: Matrix, learnt: Sequence[int]) -> float:
 
 
 def forward_transfer(matrix: Matrix, zero_shot: Sequence[float], begun: Sequence[int]) -> float:
-    """Mean of ``R[begun[j] - 1][j] - zero_shot[j]`` over the tasks begun after the first stage.
+    """Return the mean of ``R[begun[j] - 1][j] - zero_shot[j]`` over the tasks begun after the first
+    stage (M35).
 
     What other tasks did for one not yet trained; negative means that they hurt it. 0 where all
     tasks begin in the first stage.
@@ -65,8 +68,8 @@ def forward_transfer(matrix: Matrix, zero_shot: Sequence[float], begun: Sequence
 
 
 def forgetting(matrix: Matrix, learnt: Sequence[int]) -> float:
-    """Mean of ``max_i R[i][j] - R[last][j]`` over the tasks learnt before the last stage; never
-    negative."""
+    """Return the mean of ``max_i R[i][j] - R[last][j]`` over the tasks learnt before the last stage
+    (M36); never negative."""
     last = len(matrix) - 1
     earlier = [j for j, i in enumerate(learnt) if i < last]
     return _mean([max(row[j] for row in matrix) - matrix[last][j] for j in earlier])

@@ -13,6 +13,7 @@ def write_whole(path: Path, data: bytes | str, mode: int = 0o644) -> None:
     of power, there is the old file or the new one.
 
     Args:
+        path: of the file.
         data: all of it; text is written as UTF-8.
         mode: permissions of a new file, within the process' own mask.
 
@@ -26,7 +27,11 @@ def write_whole(path: Path, data: bytes | str, mode: int = 0o644) -> None:
 @contextmanager
 def written_beside(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Give a path to write to, which takes the place of ``path`` at the end of the block; nothing
-    is left of it where the block fails."""
+    is left of it where the block fails.
+
+    Yields:
+        A path in the same folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.stem}.{os.getpid()}.writing{path.suffix}")
     os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))

@@ -151,7 +151,7 @@ def _keep(path: Path) -> None:
 
 
 def _digest(tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> str:
-    """Of everything that the file says."""
+    """Return the SHA-256 of everything that the file says."""
     hashed = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
     for key in sorted(tensors):
         hashed.update(f"{key} {tensors[key].dtype} {tensors[key].shape}".encode())
@@ -179,7 +179,7 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
 
     Raises:
         UserError: missing, damaged, of another version, or made for another model.
-    """
+    """  # noqa: DOC501 (a ValueError within becomes a UserError)
     try:
         with safe_open(str(path), framework="numpy") as file:
             meta = file.metadata() or {}

@@ -70,8 +70,8 @@ class Exchange:
         return sent.again(nodes, instructions, self.holding)
 
     def replies(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
-        """One reply per client, the absent first; whatever comes beyond that is named and
-        dropped."""
+        """Yield one reply per client, the absent first; whatever comes beyond that is named in the
+        log and dropped."""
         for name in sent.instructions:
             if name not in sent.requests:
                 yield Reply(name, None, "not connected")
@@ -83,7 +83,11 @@ class Exchange:
 
     def _collected(self, step: Step, sent: Dispatch) -> Iterator[Reply]:
         """The replies as they come; who lacks the retained adapter is sent it, once, and has the
-        rest of the time."""
+        rest of the time.
+
+        Yields:
+            One reply per client that was asked, and what comes beyond that.
+        """
         started, lacking = time.monotonic(), dict[str, Message]()
         for reply in collect(self.grid, sent.requests, sent.deadline):
             holds = wire.holds_distilled(reply.message)

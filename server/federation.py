@@ -58,7 +58,7 @@ class Federation:
 
     @property
     def experiment(self) -> Experiment:
-        """Of the run."""
+        """The experiment of the run."""
         return self.exchange.experiment
 
     @property
@@ -383,7 +383,7 @@ def told(fault: Exception) -> str:
 
 
 def start_state(experiment: Experiment, shapes: Shapes) -> State:
-    """Nothing learnt, nothing retained."""
+    """Return the state of a run before its first step: all adapters zero."""
     adapter = experiment.adapter
     current = zero_adapter(shapes, adapter.rank, adapter.lora_alpha / adapter.rank)
     return State(current, zero_adapter(shapes, adapter.retained_rank))

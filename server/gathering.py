@@ -56,7 +56,7 @@ class Gathering:
     went along. A bad reply costs its sender the round, and nobody else.
 
     Attributes:
-        carried: the step whose evaluation the requests carry; None: none.
+        piggybacked_evaluation: the step whose evaluation the requests carry; None: none.
         limits: of one client's part.
         alike: every client weighs 1.
     """

@@ -36,7 +36,7 @@ class Plan:
         rounds: per task.
         every: rounds of learning per stage; the last stage may have fewer. Rounds of further phases
             come after them, with the clients and tasks of the last one.
-        together: every task is worked on in every round.
+        joint_tasks: every task is worked on in every round.
         trainers: clients that train, whatever their order says of the others; empty: all.
     """
 

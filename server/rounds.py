@@ -31,7 +31,7 @@ class Reply:
 def collect(
     grid: Grid, requests: Mapping[str, Message], deadline_seconds: float
 ) -> Iterator[Reply]:
-    """Push one request per client and yield each reply as it arrives.
+    """Yield each reply as it arrives, after a request was pushed to every client.
 
     The deadline ends the wait for those that are silent. What is there when the server looks is
     taken: a machine that was suspended, or computes all clients itself, loses nobody by it.

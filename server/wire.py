@@ -102,6 +102,10 @@ def request(
 
     Args:
         records: what the client is sent; without ``distilled`` where it has that.
+        instruction: what it is asked.
+        node: its number in Flower.
+        message_type: Flower's name for the kind of request.
+        deadline: seconds.
     """
     content = RecordDict({**records, RECORD: ConfigRecord(instruction.to_config())})
     return Message(content, node, message_type, ttl=deadline)
@@ -115,7 +119,7 @@ def read_update(
     Raises:
         PayloadError: an error code, another record, a wrong round, or anything that
             ``reader`` refuses.
-        Idle: the client takes no part.
+        ClientSkipped: the client takes no part.
     """
     _require_part(message, NO_PART)
     beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
@@ -150,7 +154,7 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
 
     Raises:
         PayloadError: an error code, or counts that cannot be.
-        Idle: the client keeps them to itself.
+        ClientSkipped: the client keeps them to itself.
     """
     _require_part(message, NO_COUNTS)
     content = _contents(message, {"status", "metrics"})
@@ -163,7 +167,7 @@ def read_counts_beside(message: Message, tasks: int) -> list[list[int]] | None:
 
     Raises:
         PayloadError: counts that cannot be.
-        Idle: the client keeps them to itself.
+        ClientSkipped: the client keeps them to itself.
     """
     if not message.has_content() or COUNTS not in message.content.config_records:
         return None

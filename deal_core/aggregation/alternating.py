@@ -23,7 +23,7 @@ class Alternating:
         return False
 
     def trained(self, server_round: int) -> frozenset[str]:
-        """``lora_B`` in odd rounds, ``lora_A`` in even ones."""
+        """Return ``lora_B`` in odd rounds, ``lora_A`` in even ones."""
         return frozenset({LORA_B if server_round % 2 else LORA_A})
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:

@@ -16,14 +16,15 @@ LONGEST = 4.0
 
 
 def cosine_norm(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
-    """Keep, as they came, the updates that agree with the round's start and stay near it.
+    """Return the updates, as they came, that agree with the round's start and stay near it.
 
     **Turned**: ``<s_i B_i A_i, s B A> < 0`` over all layers, the client's product points away
     from the one it was sent. The reference is FLTrust's root of trust without a root data set:
     what all clients agreed on in earlier rounds, which nobody can sway in this one. Among each
     other skewed clients are no reference: honest ones oppose each other (cosines of their
     changes down to -0.7, the mean over others around 0), while against the start the smallest
-    cosine of an honest client was 0.3 (RESULTS, "Misbehaving clients"). Where the start tells
+    cosine of an honest client was 0.3 (docs/lab-log.md, "Misbehaving
+    clients"). Where the start tells
     nothing (zero, in the first round of a task; or half of the clients turn away from it, so it
     is the start that was wrong) the last verdict on a client stands.
 
@@ -36,9 +37,10 @@ def cosine_norm(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors
     as beneath. Less than half of the clients are left out for either reason, so one at least
     stays. Linear in the number of clients, any rank, whatever the order.
 
-    Sources: Cao et al., NDSS 2021, arXiv 2012.13995 (FLTrust: a negative cosine gets trust 0);
-    Sun et al. 2019, arXiv 1911.07963 (bound on the norm); Karimireddy et al., ICML 2021, arXiv
-    2012.10333 (who is judged by one round alone can hide in its noise: use history).
+    Sources: docs/method.md (M26); Cao et al., NDSS 2021, arXiv 2012.13995 (FLTrust: a negative
+    cosine gets trust 0); Sun et al. 2019, arXiv 1911.07963 (bound on the norm); Karimireddy et al.,
+    ICML 2021, arXiv 2012.10333 (who is judged by one round alone can hide in its noise: use
+    history).
     """
     left_out = _turned(updates, start) | _leapt(updates, start.before)
     kept = tuple(update for update in updates if update.client not in left_out)

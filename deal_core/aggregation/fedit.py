@@ -23,7 +23,7 @@ class FedIt:
     The error is the covariance of the drifts,
     ``sum_i p_i B_i A_i - B A = sum_i p_i (B_i - B)(A_i - A)``, of rank up to ``(K - 1) r``: zero
     for equal clients, growing with local steps, learning rate and heterogeneity. Linear, in
-    constant memory. Source: Zhang et al., ICASSP 2024 (Shepherd).
+    constant memory. Source: docs/method.md (M25); Zhang et al., ICASSP 2024 (Shepherd).
     """
 
     @property
@@ -32,7 +32,7 @@ class FedIt:
         return False
 
     def trained(self, server_round: int) -> frozenset[str]:
-        """Both factors in every round."""
+        """Return both factors in every round."""
         return BOTH
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:

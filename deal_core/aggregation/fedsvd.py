@@ -27,7 +27,7 @@ class FedSvd:
         return False
 
     def trained(self, server_round: int) -> frozenset[str]:
-        """``lora_B`` in every round."""
+        """Return ``lora_B`` in every round."""
         return frozenset({LORA_B})
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:

@@ -37,7 +37,7 @@ class FlexLora:
         return True
 
     def trained(self, server_round: int) -> frozenset[str]:
-        """Both factors in every round."""
+        """Return both factors in every round."""
         return BOTH
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:

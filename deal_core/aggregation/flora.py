@@ -33,7 +33,7 @@ class Flora:
         return True
 
     def trained(self, server_round: int) -> frozenset[str]:
-        """Both factors in every round."""
+        """Return both factors in every round."""
         return BOTH
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:

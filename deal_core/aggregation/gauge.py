@@ -1,4 +1,7 @@
-"""The error gauge: how far an aggregate is from the ideal ``sum_i p_i s_i B_i A_i``."""
+"""The error gauge: how far an aggregate is from the ideal ``sum_i p_i s_i B_i A_i``.
+
+Source: docs/method.md (M23), (M24).
+"""
 
 from __future__ import annotations
 

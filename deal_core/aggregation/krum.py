@@ -17,7 +17,7 @@ BLOCK_ROWS = 512
 def multi_krum(
     updates: Sequence[ClientUpdate], start: RoundStart, num_malicious: int, keep: int = 0
 ) -> Survivors:
-    """Keep the ``K - f`` updates of the lowest score, with their weights.
+    """Return the ``K - f`` updates of the lowest score, with their weights.
 
     Score of client ``i``: the sum of its squared distances to its ``K - f - 2`` nearest
     neighbours. Distances are between the trained factors when one factor is common to all,

@@ -33,7 +33,11 @@ class ProductRound:
         self._weight += update.weight
 
     def finish(self) -> Aggregate:
-        """See :class:`~deal_core.aggregation.rule.Aggregation`."""
+        """Return what the rule makes of the sums.
+
+        Raises:
+            ValueError: no update was added.
+        """
         if self._weight == 0.0:
             raise ValueError("no client update to aggregate")
         return self._finish(self)

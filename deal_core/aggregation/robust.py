@@ -81,7 +81,7 @@ class RobustRule:
         return self.base.mixed_ranks and self.any_rank
 
     def trained(self, server_round: int) -> frozenset[str]:
-        """As the rule beneath."""
+        """Return the factors that the rule beneath lets learn."""
         return self.base.trained(server_round)
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:
@@ -120,7 +120,7 @@ class _Round:
 
 
 def median(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
-    """Replace all updates by their coordinate median (mean of the middle two for even K).
+    """Return one update for all: their coordinate median (mean of the middle two for even K).
 
     Weights are ignored: a bad client must not buy influence. Withstands fewer than half bad
     clients. Where both factors are trained the median is taken of each factor, and its
@@ -131,7 +131,7 @@ def median(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
 
 
 def trimmed_mean(updates: Sequence[ClientUpdate], start: RoundStart, fraction: float) -> Survivors:
-    """Replace all updates by the mean of each coordinate without its extremes.
+    """Return one update for all: the mean of each coordinate without its extremes.
 
     ``ceil(fraction * K)`` values are cut at each end; 0 is the plain, unweighted mean; towards
     0.5 it is the median. Rounded up, unlike Flower's FedTrimmedAvg, where 20 % of 4 clients cut

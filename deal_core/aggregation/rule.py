@@ -1,9 +1,10 @@
 """What an aggregation rule is: client updates in, one adapter (and what it cannot hold) out.
 
-Notation (METHOD): client ``i`` sends ``A_i`` (``r_i x d_in``) and ``B_i`` (``d_out x r_i``) of
-every adapted layer, with scaling ``s_i = lora_alpha / r_i`` and a weight; ``p_i`` are the
-weights divided by their sum. The ideal update of a layer, which every rule is measured
-against, is ``sum_i p_i s_i B_i A_i``. Tensors are float32, on the CPU.
+Notation (docs/method.md, section 7): client ``i`` sends ``A_i`` (``r_i x d_in``) and ``B_i``
+(``d_out x r_i``) of every adapted layer, with scaling ``s_i = lora_alpha / r_i`` and a weight;
+``p_i`` are the weights divided by their sum. The ideal update of a layer, which every rule is
+measured against, is ``sum_i p_i s_i B_i A_i`` (M23); the error is (M24). Tensors are float32, on
+the CPU.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Screen:
         self._waiting = bool(limits.relative or limits.weight_cap)
 
     def add(self, update: ClientUpdate, before: Adapter) -> list[Verdict]:
-        """Take one update; return those that can be judged now, in the order they came.
+        """Return the updates that can be judged now, this one taken in, in the order they came.
 
         Args:
             update: one that fits the round (layers, shapes, scaling), each client's once.
@@ -187,7 +187,7 @@ def measured(adapter: Adapter, before: Adapter, entry: float) -> Lengths:
 
 
 def _alike(adapter: Adapter) -> Iterator[list[str]]:
-    """Names of layers that can be computed on at once: of one shape, and not too many."""
+    """Yield names of layers that can be computed on at once: of one shape, and not too many."""
     groups: dict[tuple[int, int], list[str]] = {}
     for name, shape in adapter.shapes.items():
         groups.setdefault(shape, []).append(name)

@@ -77,12 +77,17 @@ class HubTask(Table):
     """One task read with ``datasets.load_dataset``."""
 
     path: str
+    """First argument of ``load_dataset``: a name on the hub, or a folder."""
     config: str = ""
+    """Second argument of ``load_dataset``; empty: the data set has one configuration."""
     train_split: str = "train"
+    """Split that clients train on."""
     test_split: str = "test"
+    """Split that accuracy is counted on."""
     text_column: str = ""
     """Empty: ``data.text_column``."""
     pair_column: str = ""
+    """Empty: ``data.pair_column``."""
     label_column: str = ""
     """Empty: ``data.label_column``."""
     label_text: dict[str, str] = Field(default_factory=dict)
@@ -103,9 +108,11 @@ class DataConfig(Table):
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
     text_column: str = "text"
+    """Column of the text (files, hub)."""
     pair_column: str = ""
     """Second text column, joined to the first; empty: none."""
     label_column: str = "label"
+    """Column of the label (files, hub)."""
     id_column: str = ""
     """Whose record it is (a patient's number): what is compared where a site declares that no
     record is in two tasks; empty: the text itself."""
@@ -165,6 +172,7 @@ class FederationConfig(Table):
     rounds: int = Field(2, ge=1)
     """Rounds per task."""
     local_epochs: int = Field(1, ge=1)
+    """Passes of a client over its data of the task in each round."""
     quorum: float = Field(0.5, gt=0, le=1)
     """Share of the sampled clients whose valid reply a round needs."""
     deadline_seconds: float = Field(3600.0, gt=0)
@@ -201,6 +209,9 @@ class AggregationConfig(Table):
     """How client updates become one adapter."""
 
     rule: str = "fedit"
+    """``fedit`` (mean of each factor, inexact); ``ffa``, ``alternating`` or ``fedsvd`` (one factor
+    a round, exact); ``flora``, ``fedex`` or ``flexlora`` (both factors, exact); or
+    ``flexlora-truncated`` (inexact)."""
     norm_bound: float = Field(0.0, ge=0)
     """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
     relative_norm_bound: float = Field(20.0, ge=0)
@@ -269,7 +280,9 @@ class TrainConfig(Table):
     """The local optimiser."""
 
     learning_rate: float = Field(2e-3, gt=0)
+    """Of AdamW, constant; its state starts anew in every round."""
     batch_size: int = Field(16, ge=1)
+    """Examples in a step."""
     max_length: int = Field(128, ge=8)
     """Tokens kept of a text."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -279,6 +292,7 @@ class TrainConfig(Table):
     tokens_per_microbatch: int = Field(2048, ge=1)
     """Tokens, padding included, in one pass of a training batch: bounds memory, not the step."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW, decoupled from the gradient."""
 
 
 class FaultsConfig(Table):
@@ -294,6 +308,8 @@ class RunConfig(Table):
     """The run itself."""
 
     seed: int = Field(0, ge=0)
+    """Draws the division of the data, the clients of a round, initial adapters and the order of
+    examples; the noise of a privacy mechanism in simulations alone."""
     engine: str = "inprocess"
     """``inprocess`` or ``flower``; ``deployment`` is what ``deal submit`` sets."""
     threads: int = Field(0, ge=0)
@@ -311,6 +327,7 @@ class Experiment(Table):
     """A whole experiment; ``Experiment()`` runs on what is embedded."""
 
     description: str = ""
+    """One line for people: `deal ls` shows it, nothing else reads it."""
     model: ModelConfig = ModelConfig()
     adapter: AdapterConfig = AdapterConfig()
     data: DataConfig = DataConfig()

@@ -20,7 +20,7 @@ T = TypeVar("T", bound=Table)
 
 
 def parse_experiment(tables: Mapping[str, Any], where: str) -> Experiment:
-    """Check nested tables and return the experiment.
+    """Return the experiment of nested tables, checked.
 
     Raises:
         UserError: as :func:`parse_tables`.
@@ -29,7 +29,7 @@ def parse_experiment(tables: Mapping[str, Any], where: str) -> Experiment:
 
 
 def parse_tables(schema: type[T], tables: Mapping[str, Any], where: str) -> T:
-    """Check nested tables against a schema.
+    """Return nested tables as the model of their schema, checked.
 
     Raises:
         UserError: an unknown key (with the nearest known one) or a wrong type; the
@@ -68,7 +68,7 @@ def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
+    """Return the tables of a TOML file.
 
     Raises:
         UserError: the file is missing, unreadable or no TOML; the message names the line.
@@ -107,7 +107,7 @@ def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[st
 
 
 def merged(tables: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
-    """``tables`` with the values of ``layer`` over them, table by table."""
+    """Return ``tables`` with the values of ``layer`` over them, table by table."""
     result: dict[str, Any] = json.loads(json.dumps(tables))
     for key, value in layer.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)

@@ -41,6 +41,7 @@ class UpdateConfig(Table):
     it gained nothing where it was measured."""
 
     enabled: bool = False
+    """Whether the penalty is added to the loss."""
     lambda1: float = Field(0.01, ge=0)
     """Weight of interference with retained directions, relative to their strength."""
     lambda2: float = Field(0.001, ge=0)
@@ -67,6 +68,8 @@ class DistillationConfig(Table):
     """Weight of what future tasks will choose between (deal): the experiment names their labels,
     and what the model can do without training is kept as well, from the first task on. 0: off."""
     temperature: float = Field(2.0, gt=0)
+    """Divides the logits of teacher and student: large makes their answers alike, and small ones
+    count more."""
     softmax: Literal["per-task", "joint"] = "per-task"
     """What the teacher chooses between: the labels of each task, as they are told apart when that
     task is tested (the mean over tasks), or of all earlier ones, and of all future ones, at once. A
@@ -84,6 +87,7 @@ class ConsolidationConfig(Table):
     rounds: int = Field(2, ge=1)
     """Rounds per task, after those of ``federation.rounds``."""
     temperature: float = Field(2.0, gt=0)
+    """As ``method.distillation.temperature``, in these rounds."""
     learning_rate: float = Field(3e-4, gt=0)
     """Of the retained adapter, which starts near its goal: large steps lead away from it. Learned
     gains, numbers from 0 to 1, want thirty times as much."""

@@ -45,7 +45,7 @@ def flatten(experiment: Experiment) -> dict[str, Value]:
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
-    """Undo :func:`flatten`; the one parser of Flower's run config.
+    """Return the experiment that :func:`flatten` made flat; the one parser of Flower's run config.
 
     Raises:
         UserError: as :func:`parse_experiment`.

@@ -1,4 +1,4 @@
-"""Data: sources of tasks, and the division of a task among clients."""
+"""Sources of tasks, and the division of a task among clients; no adapter, no training."""
 
 from __future__ import annotations
 

@@ -39,6 +39,6 @@ def each_by_itself(examples: Sequence[Example], task: str, share: float) -> tupl
 
 
 def _place(example: Example, task: str) -> float:
-    """A number in [0, 1) that depends on the record alone."""
+    """Return a number in [0, 1) that depends on the record alone."""
     named = "\0".join((task, example.id, example.label, example.text))
     return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8], "big") / 2**64

@@ -82,11 +82,15 @@ def _iid(task: TaskData, _config: PartitionConfig, clients: int, seed: int) -> O
 
 
 def _dirichlet(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
-    """Each label divided by a draw from Dirichlet(alpha).
+    """Return positions by client: each label divided by a draw from Dirichlet(alpha).
 
     A draw that leaves a client fewer than ``MIN_EXAMPLES`` (less when a quarter of an
     equal part is less) is drawn again, ten times at most. Where alpha is too small for
     that, the first draw stands, and clients may hold nothing of this task.
+
+    Raises:
+        ValueError: the library cannot divide the task at all.
+        AssertionError: never; a draw without a minimum stands.
     """
     from flwr_datasets.partitioner import DirichletPartitioner
 
@@ -109,9 +113,12 @@ def _dirichlet(task: TaskData, config: PartitionConfig, clients: int, seed: int)
 
 
 def _pathological(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
-    """Few labels per client: shuffled labels dealt in turn, a label's holders share evenly.
+    """Return positions by client: shuffled labels dealt in turn, a label's holders share evenly.
 
     Own dealing, because the library's leaves out the labels that no client drew.
+
+    Raises:
+        UserError: so few labels a client leave some label without a holder.
     """
     indices = by_label(task.train)
     held = min(config.labels_per_client, len(indices))
@@ -136,7 +143,7 @@ def _pathological(task: TaskData, config: PartitionConfig, clients: int, seed: i
 
 
 def _column(task: TaskData, _config: PartitionConfig, clients: int, _seed: int) -> Owners:
-    """One group per client, in the groups' order; more groups than clients take turns."""
+    """Return one group per client, in the groups' order; more groups than clients take turns."""
     return _by_group(task, task.train, clients)
 
 

@@ -12,7 +12,8 @@ class Labelled(Protocol):
     """Anything with a label."""
 
     @property
-    def label(self) -> str: ...
+    def label(self) -> str:
+        """The label by which examples are counted."""
 
 
 L = TypeVar("L", bound=Labelled)
@@ -27,7 +28,7 @@ def by_label(examples: Sequence[Labelled]) -> dict[str, list[int]]:
 
 
 def largest_remainder(weights: Sequence[int], total: int, ties: random.Random) -> list[int]:
-    """Split ``total`` into integers in proportion to ``weights``; they sum to ``total``.
+    """Return integers in proportion to ``weights`` that sum to ``total``.
 
     Equal remainders are served in an order drawn from ``ties``. Weights of zero get
     nothing, unless all are zero: then all count the same.

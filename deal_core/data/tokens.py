@@ -55,13 +55,13 @@ class TokenCache:
         self._known.update(zip(wanted, ids, strict=True))
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        """The ids of each text; what was not prepared is made now."""
+        """Return the ids of each text; what was not prepared is made now."""
         self.prepare(texts, None)
         return [self._known[text] for text in texts]
 
 
 def tokeniser_name(tokenizer: Any, *settings: object) -> str:
-    """A digest of a fast tokenizer and whatever else decides about ids; empty for others."""
+    """Return a digest of a fast tokenizer and whatever else decides about ids; empty for others."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return ""

@@ -77,8 +77,8 @@ def orthogonal_init(
     ``B = 0``; the rows of ``A`` are orthonormal, lie in the orthogonal complement of the
     row space of the retained ``A``, and are scaled to the expected norm ``1/sqrt(3)`` of a
     row under PEFT's Kaiming initialisation. With a retained adapter of zeros this is an
-    orthogonal LoRA initialisation. Source: METHOD, "One task", step 1 (O-LoRA's constraint
-    met at the start, not by a penalty).
+    orthogonal LoRA initialisation. Source: docs/method.md (M4): O-LoRA's
+    constraint met at the start, not by a penalty.
 
     Args:
         retained: all earlier tasks; its rank may be anything, zeros included.
@@ -109,6 +109,8 @@ def with_live_rows(adapter: Adapter, taken: Adapter, generator: torch.Generator)
 
     Args:
         adapter: its ``lora_B`` is zero where its ``lora_A`` is.
+        taken: whose row space fresh rows avoid.
+        generator: draws the fresh rows.
     """
     layers = {}
     for name, factors in adapter.layers.items():
@@ -217,7 +219,7 @@ def rescaled(adapter: Adapter, scaling: float) -> Adapter:
 
 
 def is_nonzero(adapter: Adapter) -> bool:
-    """Whether the adapter changes the model at all."""
+    """Return whether the adapter changes the model at all."""
     return any(bool(factors.B.any()) for factors in adapter.layers.values())
 
 
@@ -300,7 +302,7 @@ def relative_difference(first: Adapter, second: Adapter) -> float:
 
 
 def fingerprint(adapter: Adapter) -> str:
-    """A name for these values; equal adapters have equal names."""
+    """Return a name for these values; equal adapters have equal names."""
     hashed = hashlib.sha256(str(adapter.scaling).encode())
     for name in sorted(adapter.layers):
         factors = adapter.layers[name]

@@ -24,7 +24,7 @@ def to_arrays(adapter: Adapter) -> Arrays:
 def from_arrays(
     arrays: Mapping[str, NDArray[np.generic]], template: Template, scaling: float
 ) -> Adapter:
-    """Check every array and return the adapter.
+    """Return the adapter of arrays under PEFT's keys, every one checked.
 
     Raises:
         PayloadError: a key too many or too few, a wrong dtype or shape, a value that is

@@ -46,7 +46,7 @@ class Weights:
 
 
 def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
-    """Freeze ``base`` (where it will stay: device and dtype) and add a current adapter, zero.
+    """Return ``base``, frozen (where it will stay: device and dtype), with a current adapter, zero.
 
     Raises:
         UserError: ``adapter.target_modules`` names no linear layer of the model.
@@ -161,7 +161,8 @@ def _merge(
 
 
 def _plus(layer: Any, weight: Tensor, factors: LoraFactors, scaling: float) -> Tensor:
-    """``weight + s B A`` in the weight's type and layout; the same tensor where B is zero."""
+    """Return ``weight + s B A`` in the weight's type and layout; the same tensor where B is
+    zero."""
     if not factors.B.any():
         return weight
     A, B = factors.A.to(weight.device), factors.B.to(weight.device)
@@ -183,7 +184,7 @@ def _assign(parameter: Tensor, value: Tensor) -> None:
 
 
 def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Parameter]:
-    """Let exactly these factors of the current adapter learn; return their parameters.
+    """Return the parameters of these factors of the current adapter; exactly they learn from now.
 
     Args:
         model: a model made by :func:`attach`.

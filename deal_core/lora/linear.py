@@ -34,7 +34,10 @@ class AdaptedLinear(torch.autograd.Function):
         scaling: float,
         packing: Packing | None = None,
     ) -> Tensor:
-        """x ``(..., d_in)``, weight ``(d_out, d_in)``, A ``(r, d_in)``, B ``(d_out, r)``."""
+        """Return ``x W^T + scaling (x A^T) B^T + bias``, ``(..., d_out)``.
+
+        ``x`` is ``(..., d_in)``, weight ``(d_out, d_in)``, A ``(r, d_in)``, B ``(d_out, r)``.
+        """
         rows = x.reshape(-1, x.shape[-1])
         A = _one(lora_A).to(x.dtype)
         B = (scaling * _one(lora_B)).to(x.dtype)
@@ -67,12 +70,12 @@ class AdaptedLinear(torch.autograd.Function):
 
 
 def _one(factor: Tensor) -> Tensor:
-    """The factor itself, where it comes once for every example."""
+    """Return the factor itself, where it comes once for every example."""
     return factor if factor.dim() == 2 else factor[0]
 
 
 def _copies(factor: Tensor, x: Tensor, packing: Packing | None) -> int | None:
-    """How many examples a factor comes for; None: it comes once for all.
+    """Return how many examples a factor comes for; None: it comes once for all.
 
     Raises:
         ValueError: x does not have as many rows, so nobody knows which are an example's.
@@ -91,7 +94,7 @@ def _copies(factor: Tensor, x: Tensor, packing: Packing | None) -> int | None:
 
 
 def _outer(left: Tensor, right: Tensor, examples: int | None, packing: Packing | None) -> Tensor:
-    """``left^T right``, over all rows, or over the rows of each example."""
+    """Return ``left^T right``, over all rows, or over the rows of each example."""
     if examples is None:
         return left.T @ right
     if packing is not None:
@@ -102,7 +105,7 @@ def _outer(left: Tensor, right: Tensor, examples: int | None, packing: Packing |
 
 
 def frozen_weight(layer: Any) -> Tensor:
-    """The layer's frozen weight as ``(d_out, d_in)``; Conv1D stores its transpose."""
+    """Return the layer's frozen weight as ``(d_out, d_in)``; Conv1D stores its transpose."""
     weight: Tensor = layer.base_layer.weight
     return weight.T if layer.fan_in_fan_out else weight
 

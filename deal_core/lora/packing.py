@@ -75,8 +75,8 @@ def _alike(lengths: Sequence[int]) -> bool:
 
 
 def packs(module: nn.Module) -> bool:
-    """Whether the model packs: a BERT, which takes positions, on a processor, with our attention
-    (:mod:`deal_core.models.attention`)."""
+    """Return whether the model packs: a BERT, which takes positions, on a processor, with our
+    attention (:mod:`deal_core.models.attention`)."""
     return bool(module.__dict__.get("packs_texts", False))
 
 

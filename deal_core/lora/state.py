@@ -1,4 +1,4 @@
-"""The global model beyond the frozen base: the adapters whose sum it is."""
+"""The global model beyond the frozen base: the adapters whose sum it is (docs/method.md, M1)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class State:
             the start of the task.
         residual: what this task changes beside ``current`` (scaling 1): what an exact
             aggregation rule found no room for; None where there is none.
-        apart: so many leading directions of ``retained`` show the model at the start of the
-            task, and are no part of the model now: a teacher travels, but only once.
+        num_reference_directions: so many leading directions of ``retained`` show the model at the
+            start of the task, and are no part of the model now: a teacher travels, but only once.
     """
 
     current: Adapter
@@ -27,7 +27,7 @@ class State:
     num_reference_directions: int = 0
 
     def parts(self) -> list[Adapter]:
-        """All adapters of the model now; their sum is the whole update of the base model."""
+        """Return all adapters of the model now; their sum is the whole update of the base model."""
         kept = (
             split(self.retained, self.num_reference_directions)[1]
             if self.num_reference_directions
@@ -36,7 +36,7 @@ class State:
         return [a for a in (kept, self.residual, self.current) if a is not None and a.rank]
 
     def delta_since_task_start(self) -> Adapter | None:
-        """What is changed since the start of the task, ``current`` left out (scaling 1)."""
+        """Return what is changed since the start of the task, ``current`` left out (scaling 1)."""
         changes = [] if self.residual is None else [self.residual]
         if self.num_reference_directions:
             gone = split(self.retained, self.num_reference_directions)[0]

@@ -1,4 +1,4 @@
-"""Continual-learning methods. A method is a file and a line here."""
+"""Continual-learning methods; a method is a file and a line in ``METHODS``."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ KEEP_TEXTS = frozenset({"replay"})
 
 
 def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
-    """Build the method that the experiment names.
+    """Return the method that the experiment names.
 
     Raises:
         UserError: unknown ``method.name``.

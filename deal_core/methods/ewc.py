@@ -1,6 +1,6 @@
 """Baseline ``ewc``: one adapter, held where it matters to the client's earlier tasks.
 
-As ``sequential``, plus ``weight / 2 * sum F (theta - theta*)^2`` over the adapter's factors:
+As ``sequential``, plus ``weight / 2 * sum F (theta - theta*)^2`` over the adapter's factors (M20):
 ``theta*`` is the global adapter at the start of the task, ``F`` the diagonal Fisher information
 of the earlier tasks. Source: Kirkpatrick et al., PNAS 2017, arXiv 1612.00796; one running sum and
 the latest ``theta*`` instead of a term per task: Schwarz et al., ICML 2018, arXiv 1805.06370
@@ -75,8 +75,8 @@ class Ewc:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE + weight / 2 * sum F (theta - theta*)^2``; plain while ``theta*`` knows no task of
-        the client."""
+        """Return ``CE + weight / 2 * sum F (theta - theta*)^2``; plain while ``theta*`` knows no
+        task of the client."""
         learning = plain(model, task, data)
         if self.weight == 0 or task.past is None or not task.past.known:
             return learning
@@ -86,7 +86,7 @@ class Ewc:
 
 
 def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float) -> Tensor:
-    """``weight / 2 * sum F (theta - theta*)^2`` over the factors that learn.
+    """Return ``weight / 2 * sum F (theta - theta*)^2`` over the factors that learn.
 
     Args:
         module: holds ``theta``, the current adapter.
@@ -101,8 +101,8 @@ def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float)
 
 
 def importance(model: LanguageModel, state: State, past: TaskHistory) -> Tensors:
-    """The running sum of Fisher diagonals over the client's earlier tasks that ``theta*`` knows,
-    each a mean over the examples of the task. The model is left as it was found."""
+    """Return the running sum of Fisher diagonals over the client's earlier tasks that ``theta*``
+    knows, each a mean over the examples of the task. The model is left as it was found."""
 
     def measured(before: int, total: Tensors) -> Tensors:
         start = start_of(state)
@@ -121,7 +121,8 @@ def importance(model: LanguageModel, state: State, past: TaskHistory) -> Tensors
 
 
 def fisher_diagonal(model: LanguageModel, share: TaskDataset, seed: str) -> Tensors:
-    """``mean_x E_{y ~ p(y | x)} (d loss(x, y) / d theta)^2``, one draw of ``y`` for every ``x``.
+    """Return ``mean_x E_{y ~ p(y | x)} (d loss(x, y) / d theta)^2``, one draw of ``y`` for every
+    ``x``.
 
     Returns:
         Key of a factor to its diagonal, of the factor's shape; zeros where there is no data.
@@ -142,7 +143,7 @@ def drawn_labels(
     passes: Sequence[Sequence[int]],
     generator: torch.Generator,
 ) -> list[Encoded]:
-    """The examples, each with a label drawn from the model's own distribution."""
+    """Return the examples, each with a label drawn from the model's own distribution."""
     relabelled = list(share.data)
     for part in passes:
         items = [share.data[i] for i in part]

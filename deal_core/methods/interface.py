@@ -60,7 +60,8 @@ class RoundState(Protocol):
     """What a client carries from round to round of a task, on its own disk; it never leaves."""
 
     def load(self, basis: str) -> Tensors:
-        """What its latest round before this one left, for an equal ``basis``; empty if nothing."""
+        """Return what its latest round before this one left, for an equal ``basis``; empty if
+        nothing."""
 
     def save(self, basis: str, tensors: Tensors) -> None:
         """Leave this for a later round of the task."""
@@ -74,12 +75,12 @@ class LocalTask:
         labels: the task's public label space.
         seen: label spaces of the other tasks that some client had met before the stage (in phases
             after learning, those of the stage as well), in the stream's order.
-        ahead: label spaces of the stream's tasks that no client works on before the stage has
+        future: label spaces of the stream's tasks that no client works on before the stage has
             ended; read when called.
         past: what the client has of its own earlier tasks; None in its first.
-        carried: what it has of earlier rounds; None where nothing can be kept.
-        together: where several tasks are learnt at once, the client's share of each, in the order
-            of its data; ``labels`` are then those of the first. Empty: there is one task.
+        round_state: what it has of earlier rounds; None where nothing can be kept.
+        joint_tasks: where several tasks are learnt at once, the client's share of each, in the
+            order of its data; ``labels`` are then those of the first. Empty: there is one task.
     """
 
     labels: Sequence[str]
@@ -104,8 +105,8 @@ class Phase:
         name: in instructions and events.
         rounds: per task.
         objective: client, once a round: as :meth:`Method.objective`.
-        begin: server, before the first round; the adapter that is trained is ``current``.
-        due: server, before every round: False leaves it out.
+        setup: server, before the first round; the adapter that is trained is ``current``.
+        should_run: server, before every round: False leaves it out.
         learning_rate: 0: ``train.learning_rate``.
         rule: aggregation rule; empty: ``aggregation.rule``.
         public_path: a file of unlabelled texts that takes the place of the client's own data;
@@ -123,7 +124,8 @@ class Phase:
 
 
 def phases_of(method: Method, rounds: int = 0) -> dict[str, Phase]:
-    """All phases of a task by name, in order: ``rounds`` of learning, then the method's own."""
+    """Return all phases of a task by name, in order: ``rounds`` of learning, then the method's
+    own."""
     learn = Phase(LEARN, rounds, method.objective, lambda state: state, lambda state: True)
     return {phase.name: phase for phase in (learn, *method.phases)}
 

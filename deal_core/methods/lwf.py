@@ -2,8 +2,8 @@
 
 As ``sequential``, the same adapter of the same rank, plus distillation of the outputs for
 earlier tasks, on the current task's inputs, from the model as it was at the start of the task.
-With ``method.distillation.weight = 0`` it is ``sequential``. Source: Li & Hoiem, ECCV 2016,
-arXiv 1606.09282.
+With ``method.distillation.weight = 0`` it is ``sequential``. Source: docs/method.md (M16) without
+labels of future tasks; Li & Hoiem, ECCV 2016, arXiv 1606.09282.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Lwf:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels."""
+        """Return ``CE + weight * KL(model at the start of the task || model)`` over earlier
+        labels."""
         return distilled(model, state, task, data, cache, self.distillation, future=0.0)
 
 

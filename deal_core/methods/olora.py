@@ -2,9 +2,9 @@
 
 Every task learns a new adapter; those of earlier tasks are frozen, and their sum is the model at
 the start of the task. A penalty pulls the new ``A`` to rows that are orthogonal to every earlier
-``A``. Source: Wang et al., Findings of EMNLP 2023, arXiv 2310.14152. The overlap is squared; the
-authors' code sums absolute values, whose gradient does not vanish with the overlap: under Adam it
-shakes rows that are orthogonal already.
+``A``. Source: docs/method.md (M21); Wang et al., Findings of EMNLP 2023, arXiv 2310.14152. The
+overlap is squared; the authors' code sums absolute values, whose gradient does not vanish with the
+overlap: under Adam it shakes rows that are orthogonal already.
 
 As in the paper, all adapters are kept as they were learnt, stacked in the retained one, so the
 model grows by ``adapter.rank`` a task: the only method here that does. ``adapter.retained_rank``
@@ -60,7 +60,7 @@ class OLora:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE + weight * ||A_earlier A^T||_F^2``."""
+        """Return ``CE + weight * ||A_earlier A^T||_F^2``."""
         learning = plain(model, task, data)
         if self.weight == 0:
             return learning
@@ -69,7 +69,7 @@ class OLora:
 
 
 def overlap(module: nn.Module, earlier: dict[str, Tensor], weight: float) -> Tensor | None:
-    """``weight * sum_layers ||A_earlier A^T||_F^2``; None in a round that leaves A alone.
+    """Return ``weight * sum_layers ||A_earlier A^T||_F^2``; None in a round that leaves A alone.
 
     Args:
         module: holds the current adapter.

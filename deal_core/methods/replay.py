@@ -4,9 +4,9 @@
 baseline for methods that keep none.
 
 As ``sequential``, and every new example of a batch brings one old example along, with the label
-space of its own task: ``CE(new) + weight * CE(old)``. So a round has the steps of any other method
-(each of them twice as dear), and new and old examples have equal parts whatever the number of
-tasks. Source: experience replay (Robins 1995; Rolnick et al., NeurIPS 2019, arXiv 1811.11682);
+space of its own task: ``CE(new) + weight * CE(old)`` (M22). So a round has the steps of any other
+method (each of them twice as dear), and new and old examples have equal parts whatever the number
+of tasks. Source: experience replay (Robins 1995; Rolnick et al., NeurIPS 2019, arXiv 1811.11682);
 Chaudhry et al. 2019, arXiv 1902.10486, draw a batch of new and as many old examples, as here.
 """
 
@@ -57,7 +57,8 @@ class Replay:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE(new) + weight * CE(old)``; plain in the first task, or where nothing is kept."""
+        """Return ``CE(new) + weight * CE(old)``; plain in the first task, or where nothing is
+        kept."""
         learning = plain(model, task, data)
         if task.past is None or self.config.weight == 0:
             return learning
@@ -87,17 +88,17 @@ class Replayed:
     weight: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """``CE(new) + weight * CE(old)``, ``(batch,)``."""
+        """Return ``CE(new) + weight * CE(old)``, ``(batch,)``."""
         new = self.learning.example_losses(batch)
         old = losses_by_task(self.model, self.labels, [self.partners[i] for i in batch])
         return new + self.weight * old
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""
 
 
 def kept_examples(past: TaskHistory, share: float) -> list[Placed]:
-    """A part of every earlier task's examples, rounded up, the same in all later tasks."""
+    """Return a part of every earlier task's examples, rounded up, the same in all later tasks."""
     kept: list[Placed] = []
     for position, task in enumerate(past.shares):
         kept += [(position, example) for example in _sample(task(), share, position)]

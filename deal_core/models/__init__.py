@@ -1,4 +1,4 @@
-"""Model families behind one narrow interface. A family is a file and a line here."""
+"""Model families behind one narrow interface; a family is a file and a line in ``FAMILIES``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FAMILIES: Mapping[str, Family] = {
 def load_model(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype = torch.float32
 ) -> LanguageModel:
-    """Load ``model`` with a zero adapter on the best device, its frozen weights in ``dtype``.
+    """Return ``model`` with a zero adapter on the best device, its frozen weights in ``dtype``.
 
     Raises:
         UserError: unknown family or name, missing or altered weights.

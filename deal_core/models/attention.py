@@ -39,10 +39,10 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query ``(batch, heads, queries, width)``, key and value
-    likewise, mask boolean ``(batch, 1, queries or 1, keys)``; returns ``(batch, queries, heads,
-    width)``. Whatever is not short and plain goes to transformers' own. Option ``packing``: the
-    batch is one row of texts that do not see each other."""
+    """Return attention as transformers asks for it: query ``(batch, heads, queries, width)``, key
+    and value likewise, mask boolean ``(batch, 1, queries or 1, keys)``; the result is
+    ``(batch, queries, heads, width)``. Whatever is not short and plain goes to transformers' own.
+    Option ``packing``: the batch is one row of texts that do not see each other."""
     packing = options.pop("packing", None)
     if packing is not None:
         options |= {"dropout": dropout, "scaling": scaling}

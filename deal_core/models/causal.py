@@ -1,7 +1,7 @@
 """Family ``causal-lm``: a prompt with the options, the answer's tokens, a likelihood per label.
 
 Training lowers the mean negative log-likelihood of the answer's own tokens, per example.
-Scoring is the length-normalised log-likelihood of each label as the answer.
+Scoring is the length-normalised log-likelihood of each label as the answer: docs/method.md (M3).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CausalLM:
         )
 
     def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
-        """Tokenise prompts; only the text is cut, so that the prompt with its options,
+        """Return tokenised prompts; only the text is cut, so that the prompt with its options,
         whatever the length of the text, ends in ``Answer:``."""
         index = {label: position for position, label in enumerate(labels)}
         options = ", ".join(_words(label) for label in labels)
@@ -66,8 +66,8 @@ class CausalLM:
         seen: Sequence[Sequence[str]],
         log_prior: Tensor | None = None,
     ) -> ForwardOutput:
-        """Losses on the answer's tokens; distillation is over the vocabulary at those tokens,
-        so ``seen`` only decides whether there is anything to distil.
+        """Return losses on the answer's tokens; distillation is over the vocabulary at those
+        tokens, so ``seen`` only decides whether there is anything to distil.
 
         Raises:
             ValueError: ``log_prior`` is given.
@@ -98,7 +98,8 @@ class CausalLM:
     def _answer_logits(
         self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """Logits ``(answer tokens of all, vocabulary)``, their targets, tokens per example."""
+        """Return logits ``(answer tokens of all, vocabulary)``, their targets, tokens per
+        example."""
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         longest = max(len(row) for row in rows)
         kept = max(len(answer) for answer in answers) + 1
@@ -140,7 +141,7 @@ def _words(label: str) -> str:
 def load_causal(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
 ) -> CausalLM:
-    """Load base model and tokeniser.
+    """Return the model, base and tokeniser loaded.
 
     Raises:
         UserError: the model cannot be loaded.

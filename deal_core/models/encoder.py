@@ -1,6 +1,6 @@
 """Family ``encoder-labels``: text and label names meet in one embedding space.
 
-``score(text, label) = logit_scale * cos(pool(model(text)), pool(base(label)))``. The label
+``score(text, label) = logit_scale * cos(pool(model(text)), pool(base(label)))`` (M2). The label
 side is the frozen base model without adapters, so all tasks share one label space, there is
 no head that grows, and accuracy before any training (zero-shot) is a fair start.
 """
@@ -111,8 +111,8 @@ class EncoderLabels:
         return normalize(torch.stack(pooled), dim=1)
 
     def _labels(self, labels: Sequence[str]) -> Tensor:
-        """Frozen unit vectors of the label names, ``(labels, hidden)``; each made once, and the
-        matrix asked for last is kept."""
+        """Return frozen unit vectors of the label names, ``(labels, hidden)``; each made once, and
+        the matrix asked for last is kept."""
         wanted = tuple(labels)
         if self._label_matrix[0] != wanted:
             missing = [label for label in dict.fromkeys(labels) if label not in self._label_cache]
@@ -129,8 +129,9 @@ class EncoderLabels:
 
 
 def _passes(words: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Label names that are embedded together: each alone, so that its vector is the same to the
-    bit whatever it is asked with; many at once in passes of equal length, for speed."""
+    """Return positions of label names that are embedded together: each alone, so that its vector is
+    the same to the bit whatever it is asked with; many at once in passes of equal length, for
+    speed."""
     if len(words) <= FEW_LABELS:
         return [[i] for i in range(len(words))]
     alike: dict[int, list[int]] = {}
@@ -146,7 +147,7 @@ def _passes(words: Sequence[Sequence[int]]) -> list[list[int]]:
 def load_encoder(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
 ) -> EncoderLabels:
-    """Load base model and tokeniser.
+    """Return the model, base and tokeniser loaded.
 
     Raises:
         UserError: the model cannot be loaded.

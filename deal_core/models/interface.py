@@ -81,6 +81,9 @@ class LanguageModel(Protocol):
         a label may be in several.
 
         Args:
+            batch: examples that were encoded with ``labels``.
+            labels: of the task.
+            seen: label spaces of other tasks, earlier or future.
             log_prior: added to the scores of ``labels`` in the losses alone, ``(labels,)``, where
                 the module lives. Only for a model that tells spaces apart: others have no score of
                 a label.

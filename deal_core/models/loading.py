@@ -27,7 +27,7 @@ class Source:
 
 
 def locate(name: str) -> Source:
-    """Resolve ``model.name``; an embedded model's hash is checked.
+    """Return where ``model.name`` lies; an embedded model's hash is checked.
 
     Raises:
         UserError: unknown embedded name, or the asset wheel is missing or altered.
@@ -47,7 +47,7 @@ def locate(name: str) -> Source:
 
 
 def pretrained(loader: Any, name: str, **options: Any) -> Any:
-    """Call ``loader.from_pretrained`` quietly.
+    """Return what ``loader.from_pretrained`` loads, quietly.
 
     Args:
         loader: a class of transformers (``AutoModel``, ``AutoTokenizer``, ``AutoConfig``).

@@ -1,0 +1,1 @@
+"""What protects a record or a client, what that costs, and attacks on it; no training loop."""

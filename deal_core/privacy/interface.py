@@ -161,6 +161,9 @@ def release(
     """Ask for leave, train, and return what may leave; it is charged before.
 
     Args:
+        mechanism: of the experiment, at a client.
+        request: what is asked.
+        site: whose it is.
         train: one local training with these gradients, on their data alone.
 
     Raises:

@@ -74,8 +74,8 @@ class EffectivePolicy:
 
 
 def default_delta(records: int) -> float:
-    """The largest power of ten below ``1 / n^1.1``: that one of so many records is given away
-    whole must stay unlikely; and delta is told, so it must not tell ``n``."""
+    """Return the largest power of ten below ``1 / n^1.1``: that one of so many records is given
+    away whole must stay unlikely; and delta is told, so it must not tell ``n``."""
     return 10.0 ** math.floor(math.log10(0.99 / max(records, 2) ** 1.1))
 
 
@@ -83,6 +83,7 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Effect
     """Tighten the experiment's wishes to the site's limits.
 
     Args:
+        privacy: what the experiment asks.
         policy: None: the site has none.
         records: of the site, over all tasks.
 
@@ -142,14 +143,14 @@ def require_adapter(adapter: AdapterConfig, policy: Policy | None) -> None:
 
 
 def metrics_allowed(asked: Metrics, policy: Policy | None) -> Metrics:
-    """The stricter of what the experiment asks and what the site allows."""
+    """Return the stricter of what the experiment asks and what the site allows."""
     allowed = policy.metrics if policy is not None else "clear"
     return min(asked, allowed, key=STRICTEST_FIRST.index)
 
 
 def figures_allowed(figures: Mapping[str, float], policy: Policy | None) -> dict[str, float]:
-    """What of an unprotected update's figures may leave. Without leave to send counts every client
-    weighs the same and keeps its time to itself; the loss is a metric."""
+    """Return what of an unprotected update's figures may leave. Without leave to send counts every
+    client weighs the same and keeps its time to itself; the loss is a metric."""
     if policy is None:
         return dict(figures)
     withheld = set() if policy.share_num_examples else {"seconds"}

@@ -44,8 +44,8 @@ def evaluation_batches(data: Sequence[Encoded]) -> list[list[int]]:
 def sampled_passes(
     module: nn.Module, data: Sequence[Encoded], batch: Sequence[int], tokens: int
 ) -> list[list[int]]:
-    """Cut a batch that was drawn without regard to length, and is sorted by it: a model that packs
-    wastes nothing on padding."""
+    """Return passes of a batch that was drawn without regard to length, sorted by it: a model that
+    packs wastes nothing on padding."""
     if packs(module):
         return within_budget(data, batch, tokens, padded=False)
     return within_budget(data, batch, tokens, SAMPLED_WASTE)
@@ -58,7 +58,7 @@ def within_budget(
     waste: int | None = None,
     padded: bool = True,
 ) -> list[list[int]]:
-    """Cut a batch into passes, at least one example each; in the order given.
+    """Return the passes of a batch, at least one example each, in the order given.
 
     Args:
         data: the examples.

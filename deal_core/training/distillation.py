@@ -29,8 +29,8 @@ def distillation_losses(
         ``(examples,)``; 0 where there are no classes, or where both agree. What the logits of
         one space have in common is free.
 
-    Source: Hinton et al. 2015 (T^2 keeps the gradient's size); Li & Hoiem 2016 (LwF: each earlier
-    task has a softmax of its own).
+    Source: docs/method.md (M16) to (M19); Hinton et al. 2015 (T^2 keeps the gradient's size); Li &
+    Hoiem 2016 (LwF: each earlier task has a softmax of its own).
     """
     logits, spaces = student.distillation_logits, list(student.spaces)
     divergence = torch.zeros(logits.shape[0], device=logits.device)
@@ -47,12 +47,12 @@ def distillation_losses(
 
 
 def mean_per_example(values: Tensor, rows: Sequence[int]) -> Tensor:
-    """``(sum of rows,)`` to ``(examples,)``."""
+    """Return the mean over each example's rows: ``(sum of rows,)`` to ``(examples,)``."""
     if len(rows) == values.shape[0]:
         return values
     return torch.stack([part.mean() for part in torch.split(values, list(rows))])
 
 
 def merged(spaces: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """All labels as one space, each once."""
+    """Return all labels as one space, each once."""
     return tuple(dict.fromkeys(chain.from_iterable(spaces)))

@@ -27,7 +27,7 @@ class Gradients(Protocol):
         """The examples that may be read."""
 
     def batches(self) -> Iterable[Sequence[int]]:
-        """Positions in the client's data, a batch a step."""
+        """Return batches of positions in the client's data, one for each step."""
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
         """Take the gradient of an objective over so many constant texts, and drop it: a model that
@@ -55,6 +55,8 @@ class Gradients(Protocol):
         """The last step is done.
 
         Args:
+            model: holds the adapter as it will be released.
+            labels: of the task.
             probes: constant texts on which the model may be looked at.
 
         Raises:

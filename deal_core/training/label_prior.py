@@ -21,8 +21,8 @@ def log_shares(data: Sequence[Encoded], labels: int) -> Tensor:
         data: the client's examples; none: all labels are equal, and nothing changes.
         labels: ``K``; the 1 for each (Laplace) keeps a label that does not occur finite.
 
-    Source: Menon et al., ICLR 2021, arXiv 2007.07314 (logit-adjusted loss); Zhang et al., ICML
-    2022, arXiv 2209.00189 (calibrated by each client's own labels).
+    Source: docs/method.md (M7); Menon et al., ICLR 2021, arXiv 2007.07314 (logit-adjusted loss);
+    Zhang et al., ICML 2022, arXiv 2209.00189 (calibrated by each client's own labels).
     """
     targets = torch.tensor([example.target for example in data], dtype=torch.long)
     counts = torch.bincount(targets, minlength=labels) + 1.0

@@ -42,10 +42,13 @@ def train(
     config: TrainConfig,
     generator: torch.Generator,
 ) -> TrainReport:
-    """Run ``epochs`` of AdamW on ordinary gradients; see :func:`descend`.
+    """Return the report of ``epochs`` of AdamW on ordinary gradients: :func:`run_local_steps`.
 
     Args:
+        model: holds the adapters of the round (see :func:`load_state`).
+        objective: what is minimised.
         data: the client's tokenised examples; may be empty, then nothing happens.
+        trained: which factors learn in this round, of ``{"lora_A", "lora_B"}``.
         epochs: passes over the data.
         config: learning rate, batch size, tokens in one pass.
         generator: orders the examples; the only randomness.
@@ -61,10 +64,10 @@ def run_local_steps(
     trained: frozenset[str],
     config: TrainConfig,
 ) -> TrainReport:
-    """Run AdamW on the current adapter, in place (or on what the objective makes it from).
+    """Return the report of AdamW on the current adapter, in place (or on what it is made from).
 
     What reads no data, penalty and weight decay, comes after what the gradients' source has done
-    to those of the data.
+    to those of the data. Source: docs/method.md (M5).
 
     Args:
         model: holds the adapters of the round (see :func:`load_state`).
@@ -113,8 +116,8 @@ def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequenc
 
 
 def _scores(model: LanguageModel, items: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
-    """``(items, labels)``. Where an example gives no number each is asked about alone, so that the
-    answers to the others do not depend on it."""
+    """Return ``(items, labels)``. Where an example gives no number each is asked about alone, so
+    that the answers to the others do not depend on it."""
     with torch.no_grad():
         scores = model.scores(items, labels)
         if bool(scores.isfinite().all()):

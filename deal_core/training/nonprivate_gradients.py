@@ -31,7 +31,7 @@ class NonPrivateGradients:
     generator: torch.Generator
 
     def batches(self) -> Iterator[list[int]]:
-        """``epochs`` passes over the data."""
+        """Yield ``epochs`` passes over the data."""
         for _ in range(self.epochs):
             yield from training_batches(self.data, self.config.batch_size, self.generator)
 
@@ -43,7 +43,7 @@ class NonPrivateGradients:
         return mean_gradient(objective, self.data, batch, self.config.tokens_per_microbatch)
 
     def stepped(self, module: nn.Module) -> None:
-        """A step may change nothing."""
+        """Do nothing: without a promise there is nothing to check."""
 
     def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """Nothing to check."""
@@ -52,7 +52,7 @@ class NonPrivateGradients:
 def mean_gradient(
     objective: Objective, data: Sequence[Encoded], batch: Sequence[int], tokens: int
 ) -> float:
-    """Add the gradient of the batch's mean loss, pass by pass; return that loss.
+    """Return the batch's mean loss, after its gradient was added pass by pass.
 
     The sum over passes is the gradient of the mean over the batch: cutting changes memory and
     rounding, not the step.

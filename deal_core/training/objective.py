@@ -12,9 +12,9 @@ class Objective(Protocol):
     """What one client minimises in one round."""
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Losses of these examples (positions in the client's data), ``(batch,)``, each
+        """Return losses of these examples (positions in the client's data), ``(batch,)``, each
         independent of its batch-mates; their mean over the batch is minimised."""
 
     def penalty(self) -> Tensor | None:
-        """A term that reads none of the task's data, added once a step; None where there is
+        """Return a term that reads none of the task's data, added once a step; None where there is
         none."""

@@ -52,19 +52,19 @@ class Factors:
     parameters: Sequence[Tensor]
 
     def before_step(self) -> None:
-        """They have their gradients."""
+        """Do nothing: the factors have their gradients already."""
 
     def after_step(self) -> None:
-        """They have moved."""
+        """Do nothing: the optimiser has moved the factors themselves."""
 
     def finish(self) -> None:
-        """They stand in the model."""
+        """Do nothing: the factors stand in the model."""
 
 
 def parametrization_of(
     objective: object, module: nn.Module, trained: frozenset[str]
 ) -> Parametrization:
-    """What an objective wants moved; exactly the ``trained`` factors get a gradient."""
+    """Return what an objective wants moved; exactly the ``trained`` factors get a gradient."""
     factors = set_trainable(module, trained)
     if isinstance(objective, Reparametrized):
         return objective.parametrization(module, trained)

@@ -37,13 +37,13 @@ def clipped_gradients(
         max_grad_norm: ``C``, over all factors of all layers together (flat clipping). A
             gradient that is not finite counts as zero.
 
-    Raises:
-        ValueError: a loss reaches a factor by another way than its example's copy, so that what
-            comes that way would not be clipped.
-
     Returns:
         ``||g_i||`` before clipping, ``(examples,)``; private, for tests and tuning on public
         data alone.
+
+    Raises:
+        ValueError: a loss reaches a factor by another way than its example's copy, so that what
+            comes that way would not be clipped.
 
     Source: Abadi et al., CCS 2016, algorithm 1.
     """
@@ -106,7 +106,7 @@ def _example_gradients(
 
 
 def _norms(pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> Tensor:
-    """``||g_i||`` over all factors, ``(examples,)``."""
+    """Return ``||g_i||`` over all factors, ``(examples,)``."""
     gradients = [copy.grad for _, copy in pairs if copy.grad is not None]
     return torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
 
@@ -135,8 +135,8 @@ def squared_gradients(
 
 @contextmanager
 def _copies(module: nn.Module, examples: int) -> Iterator[list[tuple[nn.Parameter, Tensor]]]:
-    """Within the block every layer works with a copy of its factors for each example; yields
-    the trainable factors with their copies."""
+    """Yield the trainable factors with their copies, while every layer works with a copy of its
+    factors for each example."""
     pairs: list[tuple[nn.Parameter, Tensor]] = []
     layers = list(lora_layers(module).values())
     for layer in layers:

@@ -25,8 +25,8 @@ def compute_dtype(
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """CUDA from Ampere on; on processors tile units (AMX) or dot products (AVX-512 BF16), without
-    which it is slower."""
+    """Return whether the hardware multiplies bfloat16 fast: CUDA from Ampere on; on processors tile
+    units (AMX) or dot products (AVX-512 BF16), without which it is slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities() if device.type == "cpu" else {}

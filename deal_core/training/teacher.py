@@ -24,8 +24,9 @@ def make_teacher(
     labels: Sequence[str],
     seen: Sequence[Sequence[str]],
 ) -> Teacher:
-    """Ask the teacher once about all examples, in batches without gradients, where the answers
-    fit into memory; over a large vocabulary they do not, and it is asked again each time."""
+    """Return the teacher, asked once about all examples, in batches without gradients, where the
+    answers fit into memory; over a large vocabulary they do not, and it is asked again each
+    time."""
 
     def ask(batch: Sequence[int]) -> list[Tensor]:
         with at_task_start(model.module):

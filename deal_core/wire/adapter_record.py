@@ -50,7 +50,8 @@ def pack(adapter: Adapter, dtype: str, generator: torch.Generator) -> Encoded:
 
 
 def unpack(encoded: Mapping[str, NDArray[Any]], dtype: str, like: Adapter) -> Adapter:
-    """Undo :func:`pack`; ``like`` has the expected layers, rank and scaling.
+    """Return the adapter that :func:`pack` packed; ``like`` has the expected layers, rank and
+    scaling.
 
     Raises:
         PayloadError: anything that is not expected.
@@ -148,7 +149,8 @@ class UpdateReader:
         return self._adapter(parts)
 
     def _adapter(self, parts: Mapping[str, Tensor]) -> Adapter:
-        """``before`` with the decoded factors; the others stay the same objects, uncopied."""
+        """Return ``before`` with the decoded factors; the others stay the same objects,
+        uncopied."""
         layers = {
             name: LoraFactors(
                 parts.get(f"{PREFIX}{name}.lora_A.weight", start.A),
@@ -162,7 +164,7 @@ class UpdateReader:
 def decode_checked(
     record: Mapping[str, WireArray], dtype: str, template: Template, trained: frozenset[str]
 ) -> dict[str, NDArray[Any]]:
-    """Refuse a record by names, types, shapes and sizes; only then turn bytes into arrays.
+    """Return the arrays of a record, after a check of names, types, shapes and sizes.
 
     Raises:
         PayloadError: names the key and the fault, never a value.
@@ -173,9 +175,12 @@ def decode_checked(
 def checked_arrays(
     record: Mapping[str, WireArray], expected: Mapping[str, Header]
 ) -> dict[str, NDArray[Any]]:
-    """:func:`decode_checked` for headers that are known already.
+    """Return the arrays of a record, as :func:`decode_checked`, for headers that are known already.
 
     Nothing that is expected has three axes, so of a shape with more the rest is not looked at.
+
+    Raises:
+        PayloadError: other keys, types, shapes or bytes than expected.
     """
     check_keys(record.keys(), expected.keys())
     entries = dict(record.items())  # Flower's record looks up slowly
@@ -187,9 +192,13 @@ def checked_arrays(
 
 
 def _values(key: str, data: bytes, header: Header) -> NDArray[Any]:
-    """A view of an array's values: the bytes must be, to the last one, numpy's for the header.
+    """Return a view of an array's values: the bytes must be, to the last one, numpy's for the
+    header.
 
     Nothing is parsed and nothing copied, so a message cannot make the reader do anything.
+
+    Raises:
+        PayloadError: they are not.
     """
     start = _npy_header(header.dtype, header.shape)
     if len(data) != len(start) + header.nbytes or not data.startswith(start):
@@ -199,7 +208,7 @@ def _values(key: str, data: bytes, header: Header) -> NDArray[Any]:
 
 @lru_cache(maxsize=256)
 def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """What ``numpy.save`` writes before the values."""
+    """Return what ``numpy.save`` writes before the values."""
     buffer = BytesIO()
     np.save(buffer, np.empty(shape, dtype), allow_pickle=False)
     return buffer.getvalue()[: -int(np.dtype(dtype).itemsize * np.prod(shape))]

@@ -83,7 +83,7 @@ def encode(
 def decode(
     codec: Codec, encoded: Mapping[str, NDArray[Any]], template: Template, trained: frozenset[str]
 ) -> Arrays:
-    """Check everything, then return the float32 tensors of the trained factors.
+    """Return the float32 tensors of the trained factors, after a check of everything.
 
     Args:
         codec: the agreed format; a message does not choose its own.
@@ -159,7 +159,7 @@ def encode_with_feedback(
     residual: Mapping[str, NDArray[np.float32]],
     generator: torch.Generator,
 ) -> tuple[Encoded, Arrays]:
-    """Encode ``arrays + residual`` and return it with what the code lost this time.
+    """Return ``arrays + residual``, encoded, and what the code lost this time.
 
     The caller keeps the residual and passes it in again: then the sum of all decoded
     messages differs from the sum of all arrays by the last residual only, so the average
@@ -227,7 +227,7 @@ def _int8_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
 
 
 def _int8_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
-    """Round ``x / scale`` down or up with the probability that makes it right on average.
+    """Return ``x / scale`` rounded down or up with the probability that is right on average.
 
     What was decoded is encoded again to the bit, whatever is drawn: codes times a scale of 17
     bits are exact, so the steps are whole, and the largest is ``LEVELS`` again.
@@ -241,7 +241,7 @@ def _int8_encode(key: str, array: NDArray[np.float32], generator: torch.Generato
 
 
 def _shortened(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The same values, cut to 17 significant bits: less by 2^-16 of them at most."""
+    """Return the same values, cut to 17 significant bits: less by 2^-16 of them at most."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return (bits & np.uint32(0xFFFFFF80)).view(np.float32)
 

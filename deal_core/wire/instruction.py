@@ -61,7 +61,7 @@ class Instruction(BaseModel):
 
     @model_validator(mode="after")
     def _each_name_once(self) -> Self:
-        """A task named twice would be read twice: its records would count twice."""
+        """Refuse a task that is named twice: its records would be read, and count, twice."""
         for field in NAMES:
             names = getattr(self, field)
             if len(set(names)) != len(names):
@@ -77,7 +77,7 @@ class Instruction(BaseModel):
         return self
 
     def evaluation(self) -> Instruction:
-        """The evaluation request that this training request carries along."""
+        """Return the evaluation request that this training request carries along."""
         return Instruction(
             task="",
             stage=self.stage - 1,
@@ -102,7 +102,7 @@ class Instruction(BaseModel):
 
 
 def read_instruction(config: Mapping[str, Any]) -> Instruction:
-    """Undo ``to_config``.
+    """Return the instruction that ``to_config`` made plain.
 
     Raises:
         PayloadError: a field is missing, unknown or of the wrong type.

@@ -64,7 +64,7 @@ def canary_clients(training: Training, listener: Listener) -> Found:
 
 
 def _server_side(experiment: Experiment, folder: Path) -> ServerSide:
-    """The mechanism at the server as a run has it, with its ledger in ``folder``."""
+    """Return the mechanism at the server as a run has it, with its ledger in ``folder``."""
     rounds = sum(step.kind == "round" for step in _steps(experiment))
     if experiment.privacy.mechanism == "none":  # everybody is in the mean: nothing is hidden
         everybody = experiment.federation.model_copy(update={"clients_per_round": 0})
@@ -73,7 +73,7 @@ def _server_side(experiment: Experiment, folder: Path) -> ServerSide:
 
 
 def _private_rounds(experiment: Experiment, clients: int) -> list[RoundContext]:
-    """The rounds of a run that learn from clients' data."""
+    """Return the rounds of a run that learn from clients' data."""
     phases = phases_of(make_method(experiment.method, experiment.adapter))
     return [
         RoundContext(step.phase, step.stage, step.server_round, clients)

@@ -97,7 +97,7 @@ def run_audit(request: AuditRequest, console: Console) -> int:
 
 
 def planned(request: AuditRequest, out: Path) -> list[Training]:
-    """All trainings: every budget, with every kind of canaries.
+    """Return all trainings: every budget, with every kind of canaries.
 
     Raises:
         UserError: bad input.
@@ -138,7 +138,7 @@ def _training(
 def _settled(
     base: Experiment, epsilon: float, folder: Path, client: int, repeat: int
 ) -> Experiment:
-    """One site alone, in this process, and every update as it was made."""
+    """Return one site alone, in this process, and every update as it was made."""
     config = with_budget(base, epsilon)
     delta = config.privacy.target_delta or DELTA
     privacy = config.privacy.model_copy(update={"target_delta": delta})
@@ -207,7 +207,7 @@ def _cells(request: AuditRequest, found: Sequence[Found]) -> list[Cell]:
 
 
 def command(request: AuditRequest) -> list[str]:
-    """The command again: it goes on where it was stopped."""
+    """Return the command again: it goes on where it was stopped."""
     words = ["deal", "audit", request.experiment]
     numbers = ("client", "canaries", "text_canaries", "seed", "repetitions", "records")
     for field in ("epsilon", "out", *numbers):

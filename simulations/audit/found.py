@@ -99,12 +99,12 @@ class Found(Strict):
 
 
 def steps_of(events: Sequence[Event]) -> list[Steps]:
-    """What events cost, equal ones together."""
+    """Return what events cost, equal ones together."""
     return [Steps(**asdict(each)) for each in merged(event.spent for event in events)]
 
 
 def outcomes_of(guesses: Sequence[Guesses]) -> list[Outcome]:
-    """As they are written."""
+    """Return the guesses as the file of an audit holds them."""
     return [Outcome(**asdict(each)) for each in guesses]
 
 

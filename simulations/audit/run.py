@@ -45,7 +45,7 @@ FOUND = "audit.json"
 
 
 def known(training: Training) -> Found | None:
-    """What the folder already holds; None: the training has not ended.
+    """Return what the folder already holds; None: the training has not ended.
 
     Raises:
         UserError: of other settings.
@@ -132,8 +132,8 @@ def _gradients(training: Training, listener: Listener) -> Found:
 
 
 def beside_canaries(training: Training) -> Experiment:
-    """The experiment with the sampling rate that its site has without canaries: they are many, and
-    would make a batch of a given size a small part of the records."""
+    """Return the experiment with the sampling rate that its site has without canaries: they are
+    many, and would make a batch of a given size a small part of the records."""
     config = training.experiment
     if config.privacy.mechanism == "none" or config.privacy.sample_rate:
         return config
@@ -223,7 +223,7 @@ def _found(
 
 
 def share_of(experiment: Experiment, task: str, client: int) -> TaskData:
-    """A client's share of a task as it is."""
+    """Return a client's share of a task as it is."""
     data = open_source(experiment.data).load(task)
     clients = experiment.federation.clients
     return partition(data, experiment.data.partition, clients, experiment.run.seed)[client]

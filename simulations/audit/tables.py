@@ -50,7 +50,7 @@ class Cell(Strict):
 
     @property
     def trainings(self) -> list[Found]:
-        """Of all attacks."""
+        """The trainings of all attacks."""
         return [found for each in self.attacks for found in each.trainings]
 
 

@@ -47,12 +47,12 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """Both from decoded arrays."""
+        """Time of the rule over Flower's, both from decoded arrays."""
         return self.measured.times.rule / self.measured.times.flower
 
     @property
     def ratio_checked(self) -> float:
-        """Both from bytes."""
+        """Time with checks over time without, both from bytes."""
         return self.measured.times.checked / self.measured.times.decoded
 
     def as_json(self) -> dict[str, Any]:

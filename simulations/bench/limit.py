@@ -30,7 +30,7 @@ class ProductWork:
         return {"work": max(rates), "seconds": 1.0}
 
     def report(self) -> Mapping[str, float]:
-        """Nothing more."""
+        """Return no figure beside the rate."""
         return {}
 
     def _rate(self, x: torch.Tensor, weight: torch.Tensor) -> float:

@@ -68,7 +68,7 @@ class PrivacyWork:
         return {"work": max(1, counted.examples)}
 
     def report(self) -> Mapping[str, float]:
-        """Nothing beside the time."""
+        """Return no figure beside the time."""
         return {}
 
     def _source(self, data: Sequence[Any], config: Any) -> Any:
@@ -100,7 +100,7 @@ class Counted:
         self._source, self.examples = source, 0
 
     def batches(self) -> Any:
-        """Those of the source."""
+        """Yield the batches of the source, and count their examples."""
         for batch in self._source.batches():
             self.examples += len(batch)
             yield batch

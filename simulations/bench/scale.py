@@ -77,7 +77,7 @@ def measured(run: Run) -> Iterator[Point]:
 
 
 def points(run: Run, events: Sequence[dict[str, Any]], start: float, peak: int) -> Iterator[Point]:
-    """One point for the run; where tasks grow, one for each task but the first (which has
+    """Yield one point for the run; where tasks grow, one for each task but the first (which has
     nothing to keep)."""
     rounds = [event for event in events if event["event"] == "round_finished"]
     if run.x is not None:

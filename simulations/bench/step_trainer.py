@@ -69,9 +69,11 @@ class Stopwatch(TrainerCallback):
     after is not counted."""
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Start the clock."""
         self.started = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Read the clock: the last step's reading stands."""
         self.seconds = time.perf_counter() - self.started
 
 
@@ -161,7 +163,7 @@ class OpacusWork:
         return {"work": len(data)}
 
     def report(self) -> Mapping[str, float]:
-        """Nothing more."""
+        """Return no figure beside the time."""
         return {}
 
 

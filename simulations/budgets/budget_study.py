@@ -76,7 +76,7 @@ def _arm(base: Experiment, epsilon: float, without: Mapping[str, Any]) -> Arm:
 
 
 def _tables(free: Experiment, base: Experiment) -> dict[str, Any]:
-    """All of ``free`` but its method, which is the setting's.
+    """Return all of ``free`` but its method, which is the setting's.
 
     Raises:
         UserError: its accuracy could not be compared.

@@ -105,7 +105,7 @@ def write(out: Path, budgets: Budgets) -> None:
 
 
 def command(request: BudgetsRequest) -> Sequence[str]:
-    """The command again: it goes on where it was stopped."""
+    """Return the command again: it goes on where it was stopped."""
     words = ["deal", "budgets", request.experiment, "--epsilon", request.epsilon]
     words += ["--seeds", str(request.seeds)]
     for option, value in (

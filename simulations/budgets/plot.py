@@ -24,8 +24,8 @@ def draw(path: Path, budgets: Budgets) -> None:
 
 
 def figure_of(budgets: Budgets) -> Any:
-    """Means with 95 % intervals, lines at zero-shot and without privacy, and, where an audit was
-    run, its lower bound beside what was claimed."""
+    """Return means with 95 % intervals, lines at zero-shot and without privacy, and, where an audit
+    was run, its lower bound beside what was claimed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -35,8 +35,8 @@ class Point(Strict):
 
     Attributes:
         epsilon: the budget; ``inf``: without privacy.
-        of_the_way: from zero-shot to the same seeds without privacy; None: they are not there, or
-            learn nothing.
+        of_the_way: share of the gain retained (M37), against the same seeds without privacy; None:
+            they are not there, or learn nothing.
         spent: largest epsilon of a client's ledger in any seed, over all rounds and tasks, at
             ``delta`` per ``unit``; None: without privacy.
         disjoint_tasks: what was spent is that of a record in a single task.
@@ -110,7 +110,7 @@ def collect(
 
 
 def read_audit(folder: str) -> Audit | None:
-    """The audit in a folder; None: no folder is named.
+    """Return the audit in a folder; None: no folder is named.
 
     Raises:
         UserError: there is none, or it is not valid.
@@ -129,6 +129,7 @@ def check_unit(audit: Audit, private: Experiment) -> None:
     """Check that an audit attacked what a study protects.
 
     Args:
+        audit: with the unit of its canaries.
         private: the study's experiment under some budget; methods may differ from its own.
 
     Raises:
@@ -212,8 +213,8 @@ def _sweep(done: Sequence[Cell]) -> Sweep:
 
 
 def _largest_ledger(cell: Cell) -> list[Event]:
-    """Events of the client that spent most in a run, or of the server, where that keeps the book;
-    empty: there is none."""
+    """Return events of the client that spent most in a run, or of the server, where that keeps the
+    book; empty: there is none."""
     folder = Path(next(iter(cell.runs.values())).run.out)
     privacy = _results(cell).privacy
     books = [Ledger(folder / "privacy")]

@@ -73,7 +73,7 @@ def _shown(point: Point) -> str:
 
 
 def sweep_text(sweep: Sweep) -> str:
-    """What the choice of a budget would cost, if it were made on real data."""
+    """Return what the choice of a budget would cost, if it were made on real data."""
     if not sweep.runs:
         return "No private run has finished: there is nothing to compose."
     if sweep.epsilon is None or sweep.delta is None:

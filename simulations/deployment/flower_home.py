@@ -83,7 +83,7 @@ class FlowerHome:
 
 
 def _json_in(text: str) -> dict[str, Any]:
-    """The JSON object in an output that may have lines before it."""
+    """Return the JSON object in an output that may have lines before it."""
     start = text.find("{")
     try:
         found = json.loads(text[start:]) if start >= 0 else {}

@@ -88,7 +88,7 @@ def _quoted(value: Path | str) -> str:
 
 
 def _argument(value: Path | str) -> str:
-    """The same in a command line, where variables are put in."""
+    """Return the same in a command line, where variables are put in."""
     return _quoted(value).replace("$", "$$")
 
 

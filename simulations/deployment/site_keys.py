@@ -14,7 +14,7 @@ from deal_core.errors import UserError
 
 @dataclass(frozen=True)
 class KeyPair:
-    """Both halves, as files hold them."""
+    """A private key and its public half, as the bytes of their files."""
 
     private: bytes
     public: bytes

@@ -24,7 +24,7 @@ FAULTS: Mapping[str, Spoil] = {
 
 
 def touched(kind: str, keys: Sequence[str]) -> list[str]:
-    """The arrays a fault acts on: all of them, except that a sign is flipped on one factor
+    """Return the arrays a fault acts on: all of them, except that a sign is flipped on one factor
     alone (flipped on both, the product would be the good one again)."""
     factor = [key for key in keys if "lora_B" in key]
     return factor if kind == "sign-flipped" and factor else list(keys)

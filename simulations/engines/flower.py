@@ -82,7 +82,7 @@ def run_flower(experiment: Experiment, listener: Listener) -> None:
 
 
 def app_folder() -> Path:
-    """The checkout this package lies in: ``flwr run`` builds the app from it.
+    """Return the checkout this package lies in: ``flwr run`` builds the app from it.
 
     Raises:
         UserError: the package is installed without its checkout.

@@ -95,7 +95,7 @@ def program(name: str) -> str:
 
 @contextmanager
 def flower_sandbox(log: Path) -> Iterator[Sandbox]:
-    """Start a SuperLink, and stop it with all it started when the block ends.
+    """Yield a SuperLink that was started here; it is stopped, with all it started, at the end.
 
     Args:
         log: receives what the SuperLink prints.
@@ -161,7 +161,7 @@ def _healthy(port: int) -> bool:
 
 
 def members(home: Path) -> list[psutil.Process]:
-    """All processes that were started with this ``FLWR_HOME``."""
+    """Return all processes that were started with this ``FLWR_HOME``."""
     found = []
     for process in psutil.process_iter():
         try:

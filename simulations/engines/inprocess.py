@@ -85,7 +85,7 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """All simulated clients are always connected."""
+        """Return the ids of all simulated clients: they are always connected."""
         return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -139,7 +139,8 @@ class InProcessGrid(Grid):
         return Message(rebuild(reply.content), reply_to=request)
 
     def _context(self, node: int) -> Context:
-        """A client's own context, made with its first request: who is never asked costs nothing.
+        """Return a client's own context, made with its first request: who is never asked costs
+        nothing.
 
         Raises:
             KeyError: no such client.

@@ -29,8 +29,9 @@ def uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within the block both signals wait for its end, for whoever handles them outside. (Ignored
-    or blocked they would be so in every process that is started in it.)"""
+    """Let both signals wait for the end of the block, for whoever handles them outside. Ignored or
+    blocked they would be so in every process that is started in it.
+    """
     came: list[int] = []
     try:
         with _handled(lambda number, frame: came.append(number), SIGNALS):

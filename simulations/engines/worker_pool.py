@@ -111,8 +111,8 @@ class WorkerPool:
 
 @contextmanager
 def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerPool | None]:
-    """Start workers that answer for the nodes of the run, and stop them at the end; one worker
-    is no gain over this process, so there is none."""
+    """Yield started workers that answer for the nodes of the run, and stop them at the end; one
+    worker is no gain over this process, so there is none."""
     if workers.count == 1:
         yield None
         return

@@ -48,6 +48,6 @@ def this_machine(experiment: Experiment) -> Workers:
 
 
 def as_run_by(workers: Workers, experiment: Experiment) -> Experiment:
-    """The experiment with the thread count settled: a client sees no other worker."""
+    """Return the experiment with the thread count settled: a client sees no other worker."""
     run = experiment.run.model_copy(update={"threads": workers.threads})
     return experiment.model_copy(update={"run": run})

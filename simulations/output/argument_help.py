@@ -27,6 +27,6 @@ def with_argument_help(command: click.Command) -> click.Command:
 
 
 def _declared(hint: Any) -> str | None:
-    """The text in an ``Annotated`` type, where there is one."""
+    """Return the text in an ``Annotated`` type, where there is one."""
     infos = (extra for extra in get_args(hint)[1:] if isinstance(extra, ArgumentInfo))
     return next((info.help for info in infos), None)

@@ -9,11 +9,11 @@ DASH = "–"
 
 
 def head(*names: str) -> Iterator[str]:
-    """The two lines that a table begins with."""
+    """Yield the two lines that a table begins with."""
     yield row(*names)
     yield "|---|" + "---:|" * (len(names) - 1)
 
 
 def row(*values: str) -> str:
-    """One line."""
+    """Return one line of a table; a bar within a value is escaped."""
     return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"

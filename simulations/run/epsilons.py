@@ -33,7 +33,8 @@ def named(epsilon: float) -> str:
 
 
 def with_budget(experiment: Experiment, epsilon: float) -> Experiment:
-    """The experiment under this budget, by its own mechanism, or ``record`` where it has none."""
+    """Return the experiment under this budget, by its own mechanism, or ``record`` where it has
+    none."""
     own = experiment.privacy.mechanism
     private = "record" if own == "none" else own
     changes: dict[str, object] = {"mechanism": "none"}

@@ -129,7 +129,7 @@ def _quality(state: Progress) -> str:
 
 
 def spent(state: Progress) -> list[str]:
-    """What privacy has cost: an epsilon is never without its delta, unit and extent."""
+    """Return what privacy has cost: an epsilon is never without its delta, unit and extent."""
     if state.epsilon is None or not state.unit:
         return []
     seeded = ", simulation only" if state.simulation_only else ""

@@ -177,7 +177,7 @@ def _client_finished(state: Progress, event: Event) -> Progress:
 
 
 def _charged(state: Progress, event: Event) -> Progress:
-    """What a client, or the server for all, says that privacy has cost."""
+    """Return what a client, or the server for all, says that privacy has cost."""
     if "epsilon" not in event:
         return state
     spent = max(state.epsilon or 0.0, event["epsilon"])

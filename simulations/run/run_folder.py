@@ -93,7 +93,7 @@ def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) ->
 
 
 def differing(wanted: Mapping[str, Value], before: Mapping[str, Value]) -> list[str]:
-    """The settings that are wanted otherwise than they were; where precision is left to the
+    """Return the settings that are wanted otherwise than they were; where precision is left to the
     machine, that of any machine stands."""
     return [
         key
@@ -103,7 +103,7 @@ def differing(wanted: Mapping[str, Value], before: Mapping[str, Value]) -> list[
 
 
 def recorded(folder: Path) -> Experiment:
-    """The experiment that a run folder was started with.
+    """Return the experiment that a run folder was started with.
 
     Raises:
         UserError: there is no record, or none that can be read.

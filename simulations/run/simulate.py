@@ -67,7 +67,7 @@ def stopped_lines(request: Request, experiment: Experiment) -> list[str]:
 
 
 def resume_command(request: Request, experiment: Experiment) -> list[str]:
-    """The command that continues the run, with every setting it was given."""
+    """Return the command that continues the run, with every setting it was given."""
     command = ["deal", "simulate", request.experiment, "--out", experiment.run.out]
     for override in request.overrides:
         command += ["--set", override]

@@ -51,7 +51,8 @@ def matrix_table(results: Results) -> Table:
 
 
 def _title(row: int, tasks: list[str], stages: list[list[str]]) -> str:
-    """``+ task 2 skin``, or ``+ stage 2: 1 heart, 3 eye`` where stages are not tasks in turn."""
+    """Return ``+ task 2 skin``, or ``+ stage 2: 1 heart, 3 eye`` where stages are not tasks in
+    turn."""
     if stages == [tasks] and len(tasks) > 1:
         return "+ all tasks at once"
     worked = ", ".join(f"{tasks.index(task) + 1} {task}" for task in stages[row])
@@ -114,7 +115,7 @@ def privacy_text(privacy: Privacy) -> str:
 
 
 def large_delta(privacy: Privacy) -> str:
-    """A warning where the chance that an epsilon says nothing is not small; empty: it is."""
+    """Return a warning where the chance that an epsilon says nothing is not small; empty: it is."""
     if privacy.delta is None or privacy.delta <= LARGE_DELTA:
         return ""
     return (

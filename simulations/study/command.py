@@ -214,7 +214,7 @@ def fitting(runs: Sequence[Experiment], cores: int) -> int:
 
 
 def command(request: StudyRequest) -> list[str]:
-    """The command again: it goes on where it was stopped."""
+    """Return the command again: it goes on where it was stopped."""
     words = ["deal", "study", request.study]
     for option, value in (
         ("--out", request.out),

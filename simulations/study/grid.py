@@ -42,13 +42,13 @@ class Cell:
         return cell_name(self.arm, self.order, self.setting, self.seed)
 
     def outcome(self, results: Sequence[Results]) -> Outcome:
-        """What the results of all runs, in their order, say together."""
+        """Return what the results of all runs, in their order, say together."""
         return BOUNDS[self.bound].combine(results) if self.bound else outcome(results[0])
 
 
 def settings_of(experiment: Experiment) -> dict[str, Value]:
-    """All that decides what a run finds, by flat key: not where its data and results lie, nor how
-    many threads it has."""
+    """Return all that decides what a run finds, by flat key: not where its data and results lie,
+    nor how many threads it has."""
     free = {*WHERE, "data.path"}
     return {key: value for key, value in flatten(experiment).items() if key not in free}
 
@@ -71,7 +71,7 @@ def default_settings() -> dict[str, Value]:
 
 
 def cell_name(arm: str, order: str, setting: str, seed: int) -> str:
-    """``arm.order.setting.seedN``, without what is empty."""
+    """Return ``arm.order.setting.seedN``, without what is empty."""
     return ".".join(part for part in (arm, order, setting, f"seed{seed}") if part)
 
 
@@ -92,7 +92,7 @@ def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
 def chosen(
     cells: Sequence[Cell], seeds: Sequence[int], arms: Sequence[str], settings: Sequence[str] = ()
 ) -> list[Cell]:
-    """The cells of these seeds, arms and settings; empty: of all.
+    """Return the cells of these seeds, arms and settings; empty: of all.
 
     Raises:
         UserError: the study has no such seed, arm or setting.

@@ -44,7 +44,7 @@ class Outcome(Strict):
 
 
 def outcome(results: Results) -> Outcome:
-    """Of an ordinary run."""
+    """Return what an ordinary run has measured."""
     _require_counts([results])
     own = {name: client.average_accuracy for name, client in results.per_client.items()}
     return _measured(

@@ -90,13 +90,14 @@ def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResul
 
 
 def _of_today(cell: CellResult, usual: Mapping[str, Value]) -> CellResult:
-    """A cell whose settings were written against other defaults, ``usual``."""
+    """Return a cell whose settings were written against other defaults, ``usual``."""
     settings = {part: unusual({**usual, **own}) for part, own in cell.settings.items()}
     return cell.model_copy(update={"settings": settings})
 
 
 def unusual(settings: Mapping[str, Value]) -> dict[str, Value]:
-    """What a run set otherwise than today's defaults. A key that there is no longer stays."""
+    """Return what a run set otherwise than today's defaults. A key that there is no longer
+    stays."""
     usual = default_settings()
     return {key: value for key, value in settings.items() if value != usual.get(key)}
 

@@ -1,4 +1,7 @@
-"""Means with intervals, and paired differences: Student's t, 95 %."""
+"""Means with intervals, and paired differences: Student's t, 95 %.
+
+Source: docs/method.md (M38).
+"""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Study:
     file: StudyFile
 
     def label(self, arm: str) -> str:
-        """Of an arm, with its marks."""
+        """Return the label of an arm, with its marks."""
         own = self.file.arms[arm]
         marks = [mark for mark in ("bound" if own.bound else "", own.note) if mark]
         return (own.label or arm) + (f" ({', '.join(marks)})" if marks else "")

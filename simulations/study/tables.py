@@ -47,8 +47,8 @@ def markdown(study: Study, results: StudyResults) -> str:
 
 
 def precisions(results: StudyResults) -> Iterator[str]:
-    """In what the frozen model computed, and the seeds: pairs with a seed in common should have
-    the precision in common, too."""
+    """Yield in what the frozen model computed, and the seeds: pairs with a seed in common should
+    have the precision in common, too."""
     seeds: dict[Value, set[int]] = {}
     for cell in results.cells:
         for run in cell.settings.values():
@@ -70,7 +70,7 @@ def _section(study: Study, setting: str, cells: Sequence[CellResult]) -> Iterato
 
 
 def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Every arm's measures; first what the model knew before anything was learnt."""
+    """Yield every arm's measures; first what the model knew before anything was learnt."""
     yield from head("arm", "n", *MEASURES)
     starts = zero_shots(cells)
     start = estimate([fmean(values) for own in starts.values() for values, _ in own])
@@ -102,8 +102,8 @@ cells."""
 
 
 def zero_shots(cells: Sequence[CellResult]) -> ZeroShots:
-    """What the cells of every seed and order found before anything was learnt. They have the same
-    texts and the same model, so a second value is due to rounding (docs/studies.md)."""
+    """Return what the cells of every seed and order found before anything was learnt. They have the
+    same texts and the same model, so a second value is due to rounding (docs/studies.md)."""
     found: ZeroShots = {}
     for cell in cells:
         # A bound of several runs is summed otherwise: its last bits are no disagreement.
@@ -113,7 +113,7 @@ def zero_shots(cells: Sequence[CellResult]) -> ZeroShots:
 
 
 def disagreement(starts: ZeroShots) -> str:
-    """The line on the seeds whose cells do not all have the same accuracies."""
+    """Return the line on the seeds whose cells do not all have the same accuracies."""
     several = {place: own for place, own in starts.items() if len(own) > 1}
     mixed = len({precision for own in several.values() for _, precision in own}) > 1
     parts = []
@@ -134,7 +134,8 @@ def disagreement(starts: ZeroShots) -> str:
 
 
 def equally_accurate(study: Study, cells: Sequence[CellResult]) -> Iterator[list[str]]:
-    """Labels of arms with the same cells, to the digit: a switch among them switched nothing."""
+    """Yield labels of arms with the same cells, to the digit: a switch among them switched
+    nothing."""
     alike: dict[str, list[str]] = {}
     for arm, own in by_arm(study, cells).items():
         found = sorted((c.seed, c.order, c.outcome.accuracy_matrix) for c in own)
@@ -152,8 +153,8 @@ def _measure(cells: Sequence[CellResult], name: str) -> str:
 
 
 def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Paired differences of every arm that is no bound to the best baseline, the named baseline and
-    the candidate. A reference is compared, and is never the best baseline."""
+    """Yield paired differences of every arm that is no bound to the best baseline, the named
+    baseline and the candidate. A reference is compared, and is never the best baseline."""
     arms = study.file.arms
     accuracy = {
         arm: {pair(c): c.outcome.average_accuracy for c in own}
@@ -181,8 +182,8 @@ def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
 
 
 def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> str:
-    """The arm of the highest mean average accuracy, the candidate aside (unless it is alone), over
-    the cells that all of them have; over their own where they have none in common."""
+    """Return the arm of the highest mean average accuracy, the candidate aside (unless it is
+    alone), over the cells that all of them have; over their own where they have none in common."""
     others = [arm for arm in accuracy if arm != study.file.candidate] or list(accuracy)
     shared = set.intersection(*(set(accuracy[arm]) for arm in others)) if others else set()
 
@@ -193,8 +194,8 @@ def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> s
 
 
 def age_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Accuracy on a task when it has just been learnt, and one, two, ... tasks later: means over
-    tasks (the older, the fewer) and cells."""
+    """Yield accuracy on a task when it has just been learnt, and one, two, ... tasks later: means
+    over tasks (the older, the fewer) and cells."""
     streams = [cell for cell in cells if len(cell.outcome.accuracy_matrix) > 1]
     if not streams:
         yield "No arm has learnt one task after another."
@@ -233,7 +234,8 @@ def curves(study: Study, cells: Sequence[CellResult], level: str) -> Iterator[st
 
 
 def cost_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Means per cell, and the largest peak; what runs beside it on the machine is in the time."""
+    """Yield means per cell, and the largest peak; what runs beside it on the machine is in the
+    time."""
     yield from head("arm", "time", "peak memory", "sent per client", "received per client")
     for arm, own in by_arm(study, cells).items():
         outcomes = [cell.outcome for cell in own]
@@ -278,7 +280,7 @@ def by_arm(study: Study, cells: Sequence[CellResult]) -> dict[str, list[CellResu
 
 
 def pair(cell: CellResult) -> Hashable:
-    """What two cells must have in common to be a pair."""
+    """Return what two cells must have in common to be a pair."""
     return (cell.seed, cell.order, cell.precision)
 
 

@@ -1,20 +1,21 @@
 """Consolidation: clients distil all that was learnt into the retained adapter.
 
-Source: METHOD, "One task", step 3. After the rounds of learning the server stacks everything
-learnt so far. The stack is the teacher, ``base + retained``, and stands apart; its filtered best
-part of rank ``retained_rank`` is the student, the current adapter of these rounds, with scaling
-``lora_alpha / retained_rank`` like any current adapter. Clients lower ``KL(teacher || student)``
-over the labels of all tasks so far, and the server aggregates the student's factors as it
-aggregates any others: by the same rule (what that trains, is trained here too; what it finds no
-room for stands beside the student, and the best part of both is kept at the end), behind the same
-robust steps, guard and wire format. Clients of their own ranks train the whole student.
+Source: docs/method.md, section 2.3: (M8), (M9), (M19). After the rounds of learning the server
+stacks everything learnt so far. The stack is the teacher, ``base + retained``, and stands apart;
+its filtered best part of rank ``retained_rank`` is the student, the current adapter of these
+rounds, with scaling ``lora_alpha / retained_rank`` like any current adapter. Clients lower
+``KL(teacher || student)`` over the labels of all tasks so far, and the server aggregates the
+student's factors as it aggregates any others: by the same rule (what that trains, is trained here
+too; what it finds no room for stands beside the student, and the best part of both is kept at the
+end), behind the same robust steps, guard and wire format. Clients of their own ranks train the
+whole student.
 
 The stack travels down once, whole, and the student up: at most ``2 retained_rank + rank`` rows a
 layer down where learning has ``retained_rank + rank``.
 
 **Privacy.** On private texts the student's update is a release like that of any round of learning:
 under differential privacy it must be clipped, noised and charged. On public texts, and in
-``should_run``, ``begin`` and ``consolidated``, no private data is read.
+``should_run``, ``setup`` and ``consolidated``, no private data is read.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class Consolidation:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``KL(teacher || student)`` over the labels of all tasks so far."""
+        """Return ``KL(teacher || student)`` over the labels of all tasks so far (M19)."""
         config = self.method.consolidation
         everything = (merged((*task.seen, task.labels)),)
         teacher: Teacher = cache.get_or_compute(
@@ -112,14 +113,14 @@ class Taught:
     temperature: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """``T^2 KL(teacher || student)``, ``(batch,)``."""
+        """Return ``T^2 KL(teacher || student)``, ``(batch,)``."""
         items = [self.data[i] for i in batch]
         learnt = self.model.forward_train(items, self.labels, self.everything)
         teacher_logits = torch.cat(self.teacher(batch))
         return distillation_losses(learnt, teacher_logits, self.temperature)
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""
 
 
 def consolidated(state: State, adapter: AdapterConfig) -> State:
@@ -129,7 +130,7 @@ def consolidated(state: State, adapter: AdapterConfig) -> State:
 
 
 def consolidation_phases(adapter: AdapterConfig, method: MethodConfig) -> tuple[Phase, ...]:
-    """The phase, where the experiment wants it.
+    """Return the phase, where the experiment wants it.
 
     Learned gains scale columns of ``lora_B`` and leave ``lora_A`` alone, so that its mean is
     exact whatever the rule of the rounds of learning: these rounds aggregate as ``ffa``.

@@ -1,6 +1,6 @@
 """Controlled update: what a change of the model costs, by what it does to retained directions.
 
-Source: METHOD, "Controlled (adaptive) update". The penalty reads no data.
+Source: docs/method.md (M14), (M15). The penalty reads no data.
 """
 
 from __future__ import annotations
@@ -46,13 +46,14 @@ def make_anchors(retained: Adapter, device: torch.device) -> dict[str, Anchor]:
 def update_penalty(
     updates: Mapping[str, LoraFactors], anchors: Mapping[str, Anchor], config: UpdateConfig
 ) -> Tensor:
-    """Return the mean over layers of :func:`layer_penalty`, a scalar.
+    """Return the mean over layers of :func:`layer_penalty`, a scalar (M15).
 
     The mean, not the sum: the weights then mean the same for a model of any depth.
 
     Args:
         updates: layer name to the factors of ``Delta = B A``, scaling included.
-        anchors: the same layers.
+        anchors: layer name to what is retained there; the same layers.
+        config: weights and powers.
     """
     costs = [layer_penalty(update, anchors[name], config) for name, update in updates.items()]
     return torch.stack(costs).mean()
@@ -61,11 +62,10 @@ def update_penalty(
 def layer_penalty(update: LoraFactors, anchor: Anchor, config: UpdateConfig) -> Tensor:
     """Return ``lambda1 sum_k w_k iota_k^a + lambda2 ||Delta (I - V V^T)||_F^b``, a scalar.
 
-    ``iota_k = (||Delta v_k||^2 + ||u_k^T Delta||^2)^(1/2) / sigma_k`` is the interference with
-    retained direction ``k`` relative to its strength (1: as large as what is retained), ``w_k =
-    sigma_k / sum sigma``. Where nothing is retained, the second term is all. Cost
-    ``O((d_out + d_in) r (r + k))``; differentiable in both factors, with gradient 0 at
-    ``Delta = 0``.
+    ``iota_k = (||Delta v_k||^2 + ||u_k^T Delta||^2)^(1/2) / sigma_k`` is the interference (M14)
+    with retained direction ``k`` relative to its strength (1: as large as what is retained), ``w_k
+    = sigma_k / sum sigma``. Where nothing is retained, the second term is all. Cost ``O((d_out +
+    d_in) r (r + k))``; differentiable in both factors, with gradient 0 at ``Delta = 0``.
     """
     along = update.A @ anchor.V
     entering = (update.B @ along).square().sum(dim=0)

@@ -1,7 +1,7 @@
 """Learned gains: the retention filter's gains and centres, trained by distillation.
 
-Source: METHOD, "Wavelet-kernel retention", ``gains = "learned"``; DEAL, arXiv 2509.18942, eqs. 9
-and 12. The student of a layer is ``U diag(rho S) V^T`` of the stack ``M = U S V^T``, with ``U`` and
+Source: docs/method.md (M10), (M13), ``filter = "learned"``; DEAL, arXiv 2509.18942, eqs. 9 and 12.
+The student of a layer is ``U diag(rho S) V^T`` of the stack ``M = U S V^T``, with ``U`` and
 ``V`` fixed: ``lora_A = V^T`` is frozen, and ``lora_B = U diag(rho S) / s = M V diag(rho) / s``. So
 what travels is an ordinary ``lora_B``, the mean over clients has the mean ``rho``, and a client
 finds ``rho`` again by projecting what it received on the columns of ``M V``.
@@ -94,7 +94,7 @@ class LayerFilter:
         return phi / phi.sum(dim=1, keepdim=True)
 
     def rho(self) -> Tensor:
-        """The filter now, ``(k,)``, in [0, 1] and non-decreasing in ``S``.
+        """Return the filter now, ``(k,)``, in [0, 1] and non-decreasing in ``S``.
 
         The gradient passes by these bounds: where one holds ``rho``, its gain can still return.
         """
@@ -125,7 +125,7 @@ class LayerFilter:
             self.centres.clamp_(0.0, 1.0)
 
     def lora_B(self) -> Tensor:
-        """What the model has for ``lora_B``, ``(d_out, rank)``, float32."""
+        """Return what the model has for ``lora_B``, ``(d_out, rank)``, float32."""
         return pad(self.columns * self.rho().detach(), (0, self._missing)).float()
 
 
@@ -146,12 +146,13 @@ class FilterLearning:
     config: ConsolidationConfig
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Those of the objective, ``(batch,)``."""
+        """Return the losses of the objective on the data, ``(batch,)``."""
         return self.objective.example_losses(batch)
 
     def penalty(self) -> Tensor:
-        """``lambda1 mean|theta1 - theta1_0|^a + lambda2 mean|theta2|^b``: ``theta1`` are gains and
-        centres, ``theta2`` the change of the spectrum; means over all layers. It reads no data."""
+        """Return ``lambda1 mean|theta1 - theta1_0|^a + lambda2 mean|theta2|^b``: ``theta1`` are
+        gains and centres, ``theta2`` the change of the spectrum; means over all layers. It reads no
+        data."""
         filters, config = self.filters.values(), self.config
         kept = torch.cat([each.retention_change() for each in filters])
         changed = torch.cat([each.spectrum_change() for each in filters])
@@ -193,11 +194,13 @@ class FilterLearner:
 def make_filter_learning(
     objective: Objective, model: LanguageModel, state: State, method: MethodConfig
 ) -> FilterLearning:
-    """Find the filter of every layer again from student and teacher.
+    """Return the objective that learns gains: the filter of every layer, from student and teacher.
 
     Args:
+        objective: distillation from the stack.
         model: holds ``state``.
         state: the student current, the teacher (scaling 1) retained.
+        method: retention (kernels, rank) and consolidation (weights and powers of (M13)).
     """
     filters = {
         name: LayerFilter(

@@ -1,12 +1,12 @@
 """The method: fresh adapter, controlled update, distillation while learning, retention.
 
-Source: METHOD, "One task". A task starts with a fresh current adapter in the orthogonal
-complement of what is retained (``warm_start_rank`` of the strongest retained directions may go on
-in it instead); clients learn it while they distil the model as it was at the start of the task, and
-pay for interference with what is retained; at the end both adapters are stacked, filtered, and the
-best part of fixed rank is retained, by the server alone or with rounds of distillation from the
-stack.
-The size of the model does not grow with the number of tasks. Every part has a switch.
+Source: docs/method.md (M4) to (M9), (M15), (M16). A task starts with a fresh current adapter in the
+orthogonal complement of what is retained (``warm_start_rank`` of the strongest retained directions
+may go on in it instead); clients learn it while they distil the model as it was at the start of the
+task, and pay for interference with what is retained; at the end both adapters are stacked,
+filtered, and the best part of fixed rank is retained, by the server alone or with rounds of
+distillation from the stack. The size of the model does not grow with the number of tasks. Every
+part has a switch.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class Deal:
     phases: tuple[Phase, ...] = ()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
-        """Start a fresh current adapter, outside the retained directions unless told not to; the
-        strongest of them may go on in it. Without retention, go on with the one that is there."""
+        """Return a state with a fresh current adapter, outside the retained directions unless told
+        not to (M4); the strongest of them may go on in it. Without retention the adapter that is
+        there goes on."""
         if not self.method.retention.enabled:
             return snapshot_task_start(continued(state, self.adapter, generator))
         nothing = zero_adapter(state.retained.shapes, 1)
@@ -73,16 +74,16 @@ class Deal:
         return State(current, state.retained, None, num_reference_directions=warm)
 
     def _warm(self, state: State) -> int:
-        """How many retained directions go on in the current adapter. None where clients have ranks
-        of their own: one that has room for fewer would lose what was learnt before."""
+        """Return how many retained directions go on in the current adapter. None where clients have
+        ranks of their own: one that has room for fewer would lose what was learnt before."""
         if self.adapter.client_ranks or not is_nonzero(state.retained):
             return 0
         return min(self.method.warm_start_rank, self.adapter.rank, state.retained.rank)
 
     def end_task(self, state: State) -> State:
-        """Stack both adapters and keep the best part of rank ``retained_rank`` of what passes
-        the filter (exact while everything learnt so far fits, and no noise floor is given); after
-        rounds of consolidation, keep what they have made of it."""
+        """Return a state that retains, of both adapters stacked, the best part of rank
+        ``retained_rank`` of what passes the filter (exact while everything learnt so far fits, and
+        no noise floor is given); after rounds of consolidation, what they have made of it."""
         if not self.method.retention.enabled:
             return drop_task_start(state)
         if self.phases and state.num_reference_directions:  # laid out, with the teacher apart
@@ -100,7 +101,7 @@ class Deal:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
+        """Return ``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
         ``future_weight`` times the same over labels of future tasks, and the penalty of the
         controlled update; CE over logits that the client's label shares may adjust."""
         config = self.method.distillation
@@ -123,8 +124,8 @@ class Deal:
     def _log_prior(
         self, model: LanguageModel, task: LocalTask, data: Sequence[Encoded]
     ) -> Tensor | None:
-        """What the client's label shares explain by themselves; None where that is switched off,
-        and where a loss is over no one set of labels (words, or several tasks at once)."""
+        """Return what the client's label shares explain by themselves; None where that is switched
+        off, and where a loss is over no one set of labels (words, or several tasks at once)."""
         strength = self.method.logit_adjustment
         if not strength or task.joint_tasks or not model.has_label_logits:
             return None
@@ -132,7 +133,7 @@ class Deal:
 
 
 def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
-    """Build from the experiment.
+    """Return the method of an experiment.
 
     Raises:
         UserError: unknown filter, or parts that need each other.

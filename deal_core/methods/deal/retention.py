@@ -2,7 +2,8 @@
 
 Large singular values hold what tasks taught, small ones what is redundant or noise. The filter
 is a sum of heat kernels over the spectrum, each with a gain: few numbers, whatever the size of
-a layer. Source: METHOD, "Wavelet-kernel retention"; DEAL, arXiv 2509.18942, eqs. 7 to 9.
+a layer. Source: docs/method.md (M8) to (M12); DEAL, arXiv 2509.18942, eqs. 7
+to 9.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def filtered_spectra(adapter: Adapter, rank: int, config: RetentionConfig) -> di
 
 
 def filtered(parts: Spectrum, noise: float, config: RetentionConfig) -> Spectrum:
-    """Return the spectrum with ``S'_k = rho_k S_k``.
+    """Return the spectrum with ``S'_k = rho_k S_k`` (M9).
 
     ``rho`` does not decrease with ``S``, so ``S'`` still descends and its leading part is the
     best. Directions that are numerically zero are dropped.
@@ -85,7 +86,7 @@ def start_kernels(S: Tensor, noise: float, config: RetentionConfig) -> Kernels:
 
 
 def kernel_mean(x: Tensor, centres: Tensor, tau: float, gains: Tensor) -> Tensor:
-    """Return ``rho_k = sum_j phi_j(x_k) g_j / sum_j phi_j(x_k)``, ``(k,)``.
+    """Return ``rho_k = sum_j phi_j(x_k) g_j / sum_j phi_j(x_k)``, ``(k,)`` (M10).
 
     ``phi_j(x) = exp(-(x - c_j)^2 / 2 tau^2)``. All kernels have one width: then the share of
     the larger centres grows with ``x``, and ``rho`` does not decrease where ``g`` does not
@@ -93,7 +94,10 @@ def kernel_mean(x: Tensor, centres: Tensor, tau: float, gains: Tensor) -> Tensor
     goes to 0, ``rho_k`` goes to the gain of the nearest centre; as it grows, to the mean gain.
 
     Args:
-        x: ``(k,)``. centres, gains: ``(J,)``. tau: positive.
+        x: singular values in units of ``S_1``, ``(k,)``.
+        centres: of the kernels, ``(J,)``.
+        tau: their width, positive.
+        gains: of the kernels, ``(J,)``.
     """
     phi = heat_kernels(x, centres, tau)
     return (phi * gains).sum(dim=1) / phi.sum(dim=1)
@@ -107,7 +111,7 @@ def heat_kernels(x: Tensor, centres: Tensor, tau: float) -> Tensor:
 
 
 def bulk_noise(S: Tensor, rank: int) -> float:
-    """Return the noise floor ``sigma_D`` of a layer: the median of ``S`` beyond ``rank``.
+    """Return the noise floor ``sigma_D`` of a layer: the median of ``S`` beyond ``rank`` (M12).
 
     Gavish and Donoho ("The optimal hard threshold for singular values is 4/sqrt(3)", 2014) take
     the median of all singular values, most of which are noise, and divide it by the median of
@@ -132,12 +136,12 @@ def bulk_noise(S: Tensor, rank: int) -> float:
 
 
 def identity_gains(levels: Tensor, noise: float) -> Tensor:
-    """1 everywhere: plain truncation."""
+    """Return gains of 1 everywhere, ``(J,)``: plain truncation."""
     return torch.ones_like(levels)
 
 
 def wiener_gains(levels: Tensor, noise: float) -> Tensor:
-    """``max(0, 1 - (sigma_D / level)^2)`` for positive ``levels = c_j S_1``, ``(J,)``.
+    """Return ``max(0, 1 - (sigma_D / level)^2)`` for positive ``levels = c_j S_1``, ``(J,)`` (M11).
 
     The shrinkage of the paper's eq. 7; for few directions in a large layer it is also the best
     one in the Frobenius norm (Gavish and Donoho, "Optimal shrinkage of singular values", 2017,

@@ -29,15 +29,15 @@ class FactorMap:
     mlp: MatrixMlp
 
     def factor(self) -> Tensor:
-        """``Y'``, of the shape of ``Y``, with gradient to what learns."""
+        """Return ``Y'``, of the shape of ``Y``, with gradient to what learns."""
         return self.mlp((self.U * self.gate(self.s)) @ self.Vh)
 
     def retaining(self) -> list[Tensor]:
-        """The paper's ``theta_1``: what the gate has learned."""
+        """Return the paper's ``theta_1``: what the gate has learned."""
         return [getattr(self.gate, field.name) for field in fields(self.gate)]
 
     def updating(self) -> list[Tensor]:
-        """The paper's ``theta_2``: what the MLP has learned."""
+        """Return the paper's ``theta_2``: what the MLP has learned."""
         return [getattr(self.mlp, field.name) for field in fields(self.mlp)]
 
     def named(self) -> dict[str, Tensor]:
@@ -49,7 +49,8 @@ class FactorMap:
         }
 
     def at(self, values: Mapping[str, Tensor], device: torch.device) -> FactorMap:
-        """The same map with these values (see :meth:`named`) where there are any, on ``device``."""
+        """Return the same map with these values (see :meth:`named`) where there are any, on
+        ``device``."""
 
         def own(part: str, learned: Gate | MatrixMlp) -> dict[str, Tensor]:
             names = [field.name for field in fields(learned)]
@@ -66,8 +67,8 @@ class FactorMap:
 
 
 def fresh_map(start: Tensor, kernels: int, generator: torch.Generator) -> FactorMap:
-    """As a task begins: an open gate, a drawn MLP. The MLP is no identity, and what ``start``
-    knew is gone until it is learned again.
+    """Return the map that a task begins with: an open gate, a drawn MLP. The MLP is no identity,
+    and what ``start`` knew is gone until it is learned again.
 
     Args:
         start: ``Y``, a factor in PEFT's layout; the MLP works on its columns.

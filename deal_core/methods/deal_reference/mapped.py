@@ -23,7 +23,7 @@ class Mapped:
         objective: on the data; without a penalty of its own.
         maps: key of a factor to its map, as the round begins.
         price: of the maps that learn, added once a step.
-        carried: keeps the maps for the client's next round, under ``basis``.
+        round_state: keeps the maps for the client's next round, under ``basis``.
     """
 
     objective: Objective
@@ -33,11 +33,11 @@ class Mapped:
     basis: str
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Those of the objective, ``(batch,)``."""
+        """Return the losses of the objective on the data, ``(batch,)``."""
         return self.objective.example_losses(batch)
 
     def penalty(self) -> Tensor | None:
-        """The price of the maps that learn."""
+        """Return the price of the maps that learn."""
         learning = [m for m in self.maps.values() if m.gate.gains.requires_grad]
         return self.price(learning) if learning else None
 
@@ -91,13 +91,14 @@ class MapLearner:
 def carried_maps(
     fresh: Mapping[str, FactorMap], round_state: RoundState | None, basis: str, device: torch.device
 ) -> dict[str, FactorMap]:
-    """The maps as the client's latest round of the task left them; fresh ones where none did."""
+    """Return the maps as the client's latest round of the task left them; fresh ones where none
+    did."""
     kept = round_state.load(basis) if round_state is not None else {}
     return {key: m.at(_of(key, kept), device) for key, m in fresh.items()}
 
 
 def flat(maps: Mapping[str, FactorMap]) -> Tensors:
-    """All that the maps have learned, on the CPU."""
+    """Return all that the maps have learned, on the CPU."""
     return {
         f"{key}/{name}": value.detach().cpu()
         for key, m in maps.items()

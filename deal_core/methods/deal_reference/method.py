@@ -87,7 +87,8 @@ class DealReference:
         data: Sequence[Encoded],
         cache: Cache,
     ) -> Objective:
-        """``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``; plain in the first task."""
+        """Return ``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``; plain in the first
+        task."""
         losses = plain(model, task, data)
         start = start_of(state).current
         if not is_nonzero(start):
@@ -102,8 +103,9 @@ class DealReference:
 
 
 def fresh_maps(start: Adapter, config: DealReferenceConfig) -> Mapping[str, FactorMap]:
-    """Key of a factor (:mod:`~deal_core.methods.shared.named_factors`) to its map as a task begins;
-    on the CPU, so that server and clients make the same."""
+    """Return the map of each factor as a task begins, by the factor's key
+    (:mod:`~deal_core.methods.shared.named_factors`); on the CPU, so that server and clients make
+    the same."""
     return {
         key: fresh_map(factor, config.kernels, seeded("factor map", config.seed, key))
         for key, factor in named(start, CPU).items()
@@ -111,7 +113,7 @@ def fresh_maps(start: Adapter, config: DealReferenceConfig) -> Mapping[str, Fact
 
 
 def penalty(maps: Sequence[FactorMap], config: DealReferenceConfig) -> Tensor:
-    """``lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b`` over all maps, all entries."""
+    """Return ``lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b`` over all maps, all entries."""
     retaining = [t.abs().pow(config.a).sum() for m in maps for t in m.retaining()]
     updating = [t.abs().pow(config.b).sum() for m in maps for t in m.updating()]
     first, second = torch.stack(retaining).sum(), torch.stack(updating).sum()

@@ -29,7 +29,7 @@ class Gate:
     gains: Tensor
 
     def __call__(self, s: Tensor) -> Tensor:
-        """Singular values ``(directions,)`` behind the gate.
+        """Return the singular values behind the gate, ``(directions,)``.
 
         A flat spectrum, or one far above its own range, passes as zeros; gains of 0 let nothing
         through.
@@ -40,8 +40,8 @@ class Gate:
 
 
 def open_gate(s: Tensor, kernels: int) -> Gate:
-    """As a task begins: centres spread evenly over the spectrum ``s``, widths ``j / kernels`` of
-    its range, gains 1."""
+    """Return the gate that a task begins with: centres spread evenly over the spectrum ``s``,
+    widths ``j / kernels`` of its range, gains 1."""
     lowest, reach = s.min(), s.max() - s.min()
     steps = torch.arange(1, kernels + 1, dtype=s.dtype) / kernels
     return Gate(

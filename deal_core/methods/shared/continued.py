@@ -10,8 +10,8 @@ from deal_core.lora.state import State
 
 
 def continued(state: State, config: AdapterConfig, generator: torch.Generator) -> State:
-    """Keep the state; draw the adapter before the first task. Nothing is retained, and next to
-    nothing travels for it."""
+    """Return the same state; before the first task one with a drawn adapter. Nothing is retained,
+    and next to nothing travels for it."""
     if any(bool(factors.A.any()) for factors in state.current.layers.values()):
         return state
     scaling = config.lora_alpha / config.rank

@@ -1,4 +1,7 @@
-"""The objective that keeps a teacher's opinions: the model as it was at the start of the task."""
+"""Cross-entropy plus distillation from the model as it was at the start of the task.
+
+Source: docs/method.md (M6), (M16) to (M18).
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,20 @@ def distilled(
     future: float,
     log_prior: Tensor | None = None,
 ) -> Objective:
-    """``CE + weight * KL(model at the start of the task || model)`` over the labels of each earlier
-    task, or of all of them, and ``ahead`` times the same over those of tasks to come; plain
-    cross-entropy where there is neither. A model that does not tell spaces apart has one opinion,
-    of earlier tasks and with ``weight``, and none of tasks to come.
+    """Return the objective (M6): cross-entropy and distillation over labels of other tasks.
 
-    The start of the task is ``base + retained``; its answers are kept in ``memory``. The
-    ``log_prior`` of the task's labels goes to the cross-entropy.
+    Where there is no other task, or the weights are 0, it is plain cross-entropy. A model without
+    label logits distils words, with ``config.weight``, where there is an earlier task.
+
+    Args:
+        model: holds ``state`` already.
+        state: the start of the task is ``base + retained``.
+        task: its labels, and those of earlier and of future tasks.
+        data: the client's tokenised examples.
+        cache: keeps the teacher's answers while ``retained`` and the labels stay the same.
+        config: weight of earlier labels, temperature, softmax.
+        future: weight of labels of future tasks; 0: none.
+        log_prior: added to the logits of ``task.labels`` in the cross-entropy, ``(labels,)``.
     """
     choices = _choices(task, config, future if model.has_label_logits else 0.0)
     if not choices:
@@ -55,7 +65,7 @@ def distilled(
 def _choices(
     task: LocalTask, config: DistillationConfig, future: float
 ) -> list[tuple[Sequence[str], float]]:
-    """What the teacher chooses between, earlier tasks first, and what each choice weighs.
+    """Return what the teacher chooses between, earlier tasks first, and what each choice weighs.
 
     A task to come that has the labels of one that is known, in any order, is none: those are being
     learnt.
@@ -95,7 +105,7 @@ class Distilled:
     log_prior: Tensor | None = None
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """``CE + sum of weight * KL``, ``(batch,)``."""
+        """Return ``CE + sum of weight * KL``, ``(batch,)``."""
         items = [self.data[i] for i in batch]
         learnt = self.model.forward_train(items, self.labels, self.spaces, self.log_prior)
         teacher_logits = torch.cat(self.teacher(batch))
@@ -103,4 +113,4 @@ class Distilled:
         return learnt.example_losses + kept
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""

@@ -17,7 +17,7 @@ Placed = tuple[int, Encoded]
 def losses_by_task(
     model: LanguageModel, spaces: Sequence[Sequence[str]], examples: Sequence[Placed]
 ) -> Tensor:
-    """Cross-entropy of every example over the labels of its task, ``(examples,)``.
+    """Return cross-entropy of every example over the labels of its task, ``(examples,)``.
 
     Args:
         model: one forward pass for each task that occurs.
@@ -49,8 +49,8 @@ class Mixed:
     examples: Sequence[Placed]
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Cross-entropy per example, ``(batch,)``."""
+        """Return cross-entropy per example, ``(batch,)``."""
         return losses_by_task(self.model, self.spaces, [self.examples[i] for i in batch])
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""

@@ -9,7 +9,7 @@ from deal_core.methods.interface import Tensors
 
 
 def named(adapter: Adapter, device: torch.device) -> Tensors:
-    """Those of an adapter, its scaling left out."""
+    """Return the factors of an adapter on a device, its scaling left out."""
     tensors = {}
     for name, factors in adapter.layers.items():
         tensors[f"{name}.lora_A"] = factors.A.to(device)

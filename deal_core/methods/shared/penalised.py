@@ -20,10 +20,11 @@ class Penalised:
     term: Callable[[], Tensor | None]
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Those of the objective, ``(batch,)``."""
+        """Return the losses of the objective on the data, ``(batch,)``."""
         return self.objective.example_losses(batch)
 
     def penalty(self) -> Tensor | None:
-        """The objective's own and the term."""
+        """Return the sum of the objective's own penalty and the term; None where there is
+        neither."""
         parts = [part for part in (self.objective.penalty(), self.term()) if part is not None]
         return torch.stack(parts).sum() if parts else None

@@ -16,8 +16,7 @@ from deal_core.training.objective import Objective
 def plain(
     model: LanguageModel, task: LocalTask, data: Sequence[Encoded], log_prior: Tensor | None = None
 ) -> Objective:
-    """Cross-entropy, whether the client learns one task or several at once; these without
-    ``log_prior``."""
+    """Return cross-entropy on one task, or on several at once; these without ``log_prior``."""
     if not task.joint_tasks:
         return Plain(model, task.labels, data, log_prior)
     examples = [(n, example) for n, share in enumerate(task.joint_tasks) for example in share.data]
@@ -27,7 +26,7 @@ def plain(
 @dataclass(frozen=True)
 class Plain:
     """Attributes: the model, the task's ``labels``, the client's ``data``, and the ``log_prior``
-    of the labels (see :meth:`~deal_core.models.LanguageModel.learn`)."""
+    of the labels (see :meth:`~deal_core.models.LanguageModel.forward_train`)."""
 
     model: LanguageModel
     labels: Sequence[str]
@@ -35,9 +34,9 @@ class Plain:
     log_prior: Tensor | None = None
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Cross-entropy per example, ``(batch,)``."""
+        """Return cross-entropy per example, ``(batch,)``."""
         items = [self.data[i] for i in batch]
         return self.model.forward_train(items, self.labels, (), self.log_prior).example_losses
 
     def penalty(self) -> None:
-        """Nothing beside the data."""
+        """Return None: there is no term beside the data."""

@@ -19,7 +19,7 @@ from deal_core.lora.state import State
 
 
 def snapshot_task_start(state: State) -> State:
-    """Server, at the start of a task: the same model, whose start is ``base + retained``.
+    """Return (server, at the start of a task) the same model, whose start is ``base + retained``.
 
     Args:
         state: its retained adapter is zero.
@@ -30,7 +30,7 @@ def snapshot_task_start(state: State) -> State:
 
 
 def drop_task_start(state: State) -> State:
-    """Server, at the end of the task: undo :func:`snapshot_task_start`, to the bit.
+    """Return (server, at the end of the task) the state before :func:`snapshot_task_start`.
 
     What exact rules found no room for, in this task and before, is the residual again.
     """
@@ -40,7 +40,7 @@ def drop_task_start(state: State) -> State:
 
 
 def start_of(state: State) -> State:
-    """The state at the start of the task, at any time during it."""
+    """Return the state at the start of the task, at any time during it."""
     held, scaling = split(state.retained, state.num_reference_directions)[0], state.current.scaling
     layers = {n: LoraFactors(f.A, f.B / scaling) for n, f in held.layers.items()}
     return replace(state, current=Adapter(layers, scaling), residual=None)

@@ -32,6 +32,7 @@ def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
     """Return the signed statement.
 
     Args:
+        ledger: whose releases are stated.
         disjoint_tasks: compose tasks in parallel, as the site's policy declares.
 
     Raises:
@@ -108,7 +109,7 @@ def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
 
 
 def composed_over(disjoint_tasks: bool, unprotected: int) -> str:
-    """What an epsilon of a ledger is of, in words; and of what it is not."""
+    """Return what an epsilon of a ledger is of, in words; and of what it is not."""
     over = (
         "all protected releases of the ledger; tasks in parallel, as the site declares their "
         "records disjoint"
@@ -123,7 +124,8 @@ def composed_over(disjoint_tasks: bool, unprotected: int) -> str:
 
 
 def _figures(events: Sequence[Event], disjoint_tasks: bool) -> dict[str, Any]:
-    """``epsilon`` and ``delta`` of what is protected (None: nothing is), and how much is not."""
+    """Return ``epsilon`` and ``delta`` of what is protected (None: nothing is), and how much is
+    not."""
     protected = [event for event in events if event.protected]
     delta = min((event.delta for event in protected), default=None)
     epsilon = None if delta is None else composed(protected, delta, disjoint_tasks)
@@ -131,7 +133,7 @@ def _figures(events: Sequence[Event], disjoint_tasks: bool) -> dict[str, Any]:
 
 
 def _site_key(folder: Path) -> Ed25519PrivateKey:
-    """The site's key; made, readable by its owner alone, when there is none."""
+    """Return the site's key; made, readable by its owner alone, when there is none."""
     path = folder / KEY
     if not path.exists():
         made = Ed25519PrivateKey.generate().private_bytes_raw()

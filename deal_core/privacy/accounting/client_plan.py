@@ -31,8 +31,8 @@ class ClientPlan(BaseModel):
     delta: float
 
     def budget(self, policy: Policy | None) -> Budget:
-        """What every charge is checked against: a client is in all tasks, and a site's policy may
-        have become tighter since."""
+        """Return what every charge is checked against: a client is in all tasks, and a site's
+        policy may have become tighter since."""
         epsilon = min(self.epsilon, (policy.max_epsilon if policy else 0.0) or self.epsilon)
         return Budget(epsilon, min(self.delta, (policy.max_delta if policy else 0.0) or self.delta))
 
@@ -45,9 +45,11 @@ def client_plan(
     policy: Policy | None = None,
     largest_delta: float = 1.0,
 ) -> ClientPlan:
-    """The run's plan as the ledger has it; made with the first round.
+    """Return the run's plan as the ledger has it; made with the first round.
 
     Args:
+        experiment: epsilon, delta and clipping bound that are asked for.
+        ledger: keeps the plan, and has the past.
         rounds: releases of the whole run, at most.
         sample_rate: probability that a client is in a round.
         policy: of a site, which can only tighten.
@@ -85,10 +87,16 @@ def client_event(
     place: tuple[str, str, int, int] = ("", "", 0, 0),
     simulation_only: bool = False,
 ) -> Event:
-    """One round, or several, as a ledger has it.
+    """Return one round, or several, as a ledger has it.
 
     Args:
+        experiment: names the run, and the clipping bound.
+        sample_rate: probability that a client is in a round.
+        noise_multiplier: of the sum of clipped updates, in units of the bound.
+        delta: at which the run's epsilon is said.
+        steps: rounds that the event stands for.
         place: task, phase, stage and round.
+        simulation_only: the noise came from a seed.
     """
     task, phase, stage, server_round = place
     return Event(

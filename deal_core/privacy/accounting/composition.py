@@ -60,7 +60,7 @@ class DpEvent:
 
 
 def epsilon_of(spent: Iterable[DpEvent], delta: float) -> float:
-    """The epsilon that all of it together costs at ``delta``; 0 for nothing.
+    """Return the epsilon that all of it together costs at ``delta``; 0 for nothing.
 
     Neighbours differ by one record that is there or not. The order plays no part. What is
     composed is the plan's: rates and multipliers do not depend on what was released.
@@ -93,7 +93,7 @@ def renyi(spent: Sequence[DpEvent]) -> Array:
 
 @lru_cache(maxsize=1024)
 def _renyi(q: float, sigma: float) -> Array:
-    """Of one step, at :data:`ORDERS`."""
+    """Return the Rényi divergence of one step at each of :data:`ORDERS`."""
     if q == 1:
         return ORDERS / (2 * sigma**2)
     return np.array([_renyi_at(q, sigma, int(order)) for order in ORDERS])
@@ -125,9 +125,10 @@ def _grid(spent: tuple[DpEvent, ...], delta: float) -> tuple[float, int]:
 
 
 def privacy_curve(spent: Iterable[DpEvent], epsilons: Array, delta: float) -> tuple[Array, Array]:
-    """The delta of all of it together at several epsilons, not at one alone.
+    """Return the delta of all of it together at several epsilons, not at one alone.
 
     Args:
+        spent: all releases of one record.
         epsilons: at which, 0 or more; each is moved to a point of the grid near it, where no
             interpolation is needed.
         delta: the smallest that has to be told apart: how fine the grid is.
@@ -150,7 +151,8 @@ def privacy_curve(spent: Iterable[DpEvent], epsilons: Array, delta: float) -> tu
 
 
 def _deltas(masses: Array, beyond: float, width: float) -> Array:
-    """``sum_t masses(t) (1 - e^(epsilon - t))+`` at every point; what is beyond counts whole."""
+    """Return ``sum_t masses(t) (1 - e^(epsilon - t))+`` at every point; what is beyond counts
+    whole."""
     losses = width * np.arange(len(masses))
     above = np.cumsum(masses[::-1])[::-1]
     scaled = np.cumsum((masses * np.exp(-losses))[::-1])[::-1]
@@ -182,8 +184,8 @@ def _composed(
 
 
 def _losses(each: DpEvent, width: float, points: int, removed: bool) -> tuple[Array, float]:
-    """One step's privacy loss: masses at ``k * width`` (index modulo ``points``), and what is
-    beyond every point."""
+    """Return one step's privacy loss: masses at ``k * width`` (index modulo ``points``), and what
+    is beyond every point."""
     half = (points - 2) // 2
     edges: Array = width * np.arange(-half, half + 1, dtype=np.float64)
     mixed, plain = _cell_masses(each, edges)
@@ -221,7 +223,7 @@ def _between(bounds: Array) -> Array:
 
 
 def _solve(masses: Array, width: float, delta: float) -> float:
-    """The smallest epsilon >= 0 with ``sum_t masses(t) (1 - e^(epsilon - t))+ <= delta``."""
+    """Return the smallest epsilon >= 0 with ``sum_t masses(t) (1 - e^(epsilon - t))+ <= delta``."""
     if delta <= 0:
         return math.inf
     losses = width * np.arange(len(masses))

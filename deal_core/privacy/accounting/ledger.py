@@ -112,7 +112,7 @@ Place = tuple[str, str, int, int]
 
 
 def unprotected_event(run: str, mechanism: str, place: Place) -> Event:
-    """A release that no mechanism has protected, as a ledger notes it.
+    """Return a release that no mechanism has protected, as a ledger notes it.
 
     Args:
         run: name of the experiment.
@@ -159,8 +159,8 @@ class Budget:
 
 
 def composed(events: Sequence[Event], delta: float, disjoint_tasks: bool = False) -> float:
-    """The epsilon of all protected events together: of one record, whatever tasks it is in, or,
-    with ``disjoint_tasks``, of one that is in a single task. It is void for records of which
+    """Return the epsilon of all protected events together: of one record, whatever tasks it is in,
+    or, with ``disjoint_tasks``, of one that is in a single task. It is void for records of which
     something has left unprotected (:attr:`Event.protected`)."""
     events = [event for event in events if event.protected]
     if not disjoint_tasks:
@@ -186,7 +186,7 @@ class Ledger:
         return self.folder / "ledger.head"
 
     def entries(self) -> list[Entry]:
-        """All entries, after a check of the whole chain.
+        """Return all entries, after a check of the whole chain.
 
         Raises:
             LedgerError: an entry was changed, or is gone.
@@ -199,13 +199,14 @@ class Ledger:
         return [entry.event for entry in self.entries()]
 
     def answer(self, request: str) -> bytes | None:
-        """What was answered to this request, if it is kept."""
+        """Return what was answered to this request, if it is kept."""
         with self._open() as db:
             row = db.execute("SELECT body FROM answers WHERE request = ?", (request,)).fetchone()
         return None if row is None else bytes(row[0])
 
     def plan(self, run: str, make: Callable[[Sequence[Event]], str]) -> str:
-        """The plan of a run: made once, from the events before it, then the same for ever."""
+        """Return the plan of a run: made once, from the events before it, then the same for
+        ever."""
         with self._transaction() as db:
             row = db.execute("SELECT body FROM plans WHERE run = ?", (run,)).fetchone()
             if row is not None:

@@ -43,7 +43,7 @@ class ReleaseSchedule(BaseModel):
     steps: int
 
     def spent(self, noise_multiplier: float) -> DpEvent:
-        """By all rounds."""
+        """Return what all rounds of the task spend together."""
         return DpEvent(self.sample_rate, noise_multiplier, self.rounds * self.steps)
 
 
@@ -54,11 +54,12 @@ class NoFeasibleNoise(Exception):
 def planned_work(
     experiment: Experiment, phases: Sequence[Phase], records: Mapping[str, int]
 ) -> list[ReleaseSchedule]:
-    """What a client may be asked to do, at most.
+    """Return what a client may be asked to do, at most.
 
     A client that is not sampled, or has fewer tasks than there are, will spend less.
 
     Args:
+        experiment: rounds, epochs, batch size and sample rate.
         phases: of the method, beside learning.
         records: task to the number of the client's own records, all tasks of the stream; none is
             a number like others.

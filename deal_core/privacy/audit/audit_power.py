@@ -55,6 +55,8 @@ def audit_power(spent: Sequence[DpEvent], canaries: int, repetitions: int, seed:
 
     Args:
         spent: what the ledger claims.
+        canaries: in each repetition.
+        repetitions: of the training.
         seed: of all that is drawn.
     """
     claim = merged(spent)

@@ -38,6 +38,7 @@ class Witnessed:
     Attributes:
         inner: the mechanism's.
         ask: the round.
+        witness: sees the model at the end.
     """
 
     inner: Gradients
@@ -46,27 +47,27 @@ class Witnessed:
 
     @property
     def data(self) -> Sequence[Encoded]:
-        """As it is."""
+        """The examples that the mechanism lets be read."""
         return self.inner.data
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
-        """As it is."""
+        """Let the mechanism's own gradients try the objective out."""
         self.inner.rehearse(module, objective, probes)
 
     def batches(self) -> Iterable[Sequence[int]]:
-        """As they are."""
+        """Return the batches of the mechanism's own gradients."""
         return self.inner.batches()
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
-        """As it is."""
+        """Add the gradient of the mechanism; return its loss."""
         return self.inner.accumulate(module, objective, batch)
 
     def stepped(self, module: nn.Module) -> None:
-        """As it is."""
+        """Tell the mechanism's own gradients that the optimiser has moved."""
         self.inner.stepped(module)
 
     def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """As it is; then the witness sees what will be released."""
+        """End the mechanism's own gradients; then show the witness what will be released."""
         self.inner.finished(model, labels, probes)
         self.witness.model(self.ask, model, labels)
 
@@ -76,7 +77,8 @@ class Audited:
     """A mechanism with a witness.
 
     Attributes:
-        inner: it.
+        inner: the mechanism under audit.
+        witness: sees every model that the site hands over.
     """
 
     inner: Mechanism
@@ -84,18 +86,18 @@ class Audited:
 
     @property
     def unit(self) -> str | None:
-        """As it is."""
+        """What the mechanism protects; None: nothing."""
         return self.inner.unit
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """As it is."""
+        """Return the factors that the mechanism lets learn."""
         return self.inner.trained(factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """As it is, before the witness.
+        """Give leave as the mechanism does; the witness sees what is trained.
 
         Raises:
-            Refusal: as it is.
+            Refusal: the mechanism takes no part.
         """
         permit = self.inner.permit(ask, site)
         if isinstance(permit, LocalUpdate):
@@ -103,5 +105,5 @@ class Audited:
         return watched(permit, lambda gradients: Witnessed(gradients, ask, self.witness))
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """As it is."""
+        """Return the counts as the mechanism lets them go."""
         return self.inner.count(ask, site, make)

@@ -59,7 +59,8 @@ class GradientCanaries:
         return fair_coins(self.count, self.seed, self.repeat)
 
     def entries(self, like: Mapping[str, Tensor]) -> Entries:
-        """The directions over all factors in ``like`` together; equal for equal names and shapes.
+        """Return the directions over all factors in ``like`` together; equal for equal names and
+        shapes.
 
         Raises:
             UserError: there are more canaries than pairs of entries.
@@ -67,7 +68,7 @@ class GradientCanaries:
         return _entries(self.count, self.seed, self.repeat, shapes_of(like))
 
     def direction(self, number: int, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One of them, dense, of norm 1."""
+        """Return one of them, dense, of norm 1."""
         entries = self.entries(like)
         flat = torch.zeros(sum(part.numel() for part in like.values()))
         first, second = entries.places[number].tolist()
@@ -80,7 +81,7 @@ class GradientCanaries:
         }
 
     def scores(self, like: Mapping[str, Tensor]) -> NDArray[np.float64]:
-        """``(count,)``: how far what is given goes along every direction."""
+        """Return ``(count,)``: how far what is given goes along every direction."""
         entries = self.entries(like)
         flat = np.concatenate([like[name].detach().cpu().numpy().ravel() for name in sorted(like)])
         pairs = flat[entries.places].astype(np.float64)
@@ -89,7 +90,7 @@ class GradientCanaries:
 
 
 def shapes_of(like: Mapping[str, Tensor]) -> Shapes:
-    """Names and shapes, in order."""
+    """Return names and shapes, in order."""
     return tuple((name, tuple(like[name].shape)) for name in sorted(like))
 
 
@@ -108,8 +109,8 @@ def _entries(count: int, seed: int, repeat: int, shapes: Shapes) -> Entries:
 
 
 def _pairs(shapes: Shapes) -> NDArray[np.int64]:
-    """``(pairs, 2)``: every entry in one pair at most; layer beside layer of the same shape, and
-    the last of an odd number with itself."""
+    """Return ``(pairs, 2)``: every entry in one pair at most; layer beside layer of the same shape,
+    and the last of an odd number with itself."""
     starts: dict[tuple[int, ...], list[int]] = {}
     begin = 0
     for _, shape in shapes:
@@ -127,7 +128,7 @@ def _pairs(shapes: Shapes) -> NDArray[np.int64]:
 
 
 def fair_coins(count: int, *seed: int | str) -> NDArray[np.bool_]:
-    """``(count,)`` fair coins that depend on the seed alone."""
+    """Return ``(count,)`` fair coins that depend on the seed alone."""
     coins: NDArray[np.bool_] = (
         torch.rand(count, generator=seeded("coins", *seed), dtype=torch.float64).numpy() < 0.5
     )

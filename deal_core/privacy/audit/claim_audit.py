@@ -58,7 +58,7 @@ def claim_p_value(repetitions: Sequence[Repetition]) -> float:
 
 
 def least_refuted(repetitions: Sequence[Repetition], delta: float) -> LeastRefuted | None:
-    """The least noise that is refuted; None: not even the most is."""
+    """Return the least noise that is refuted; None: not even the most is."""
 
     def refuted(scale: float) -> bool:
         return _scaled(repetitions, scale) < 1 - CONFIDENCE
@@ -76,7 +76,7 @@ def least_refuted(repetitions: Sequence[Repetition], delta: float) -> LeastRefut
 
 
 def scaled(spent: Sequence[DpEvent], scale: float) -> tuple[DpEvent, ...]:
-    """The same with so many times the noise."""
+    """Return the same with so many times the noise."""
     return tuple(replace(e, noise_multiplier=scale * e.noise_multiplier) for e in spent)
 
 

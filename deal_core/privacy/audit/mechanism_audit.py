@@ -87,10 +87,12 @@ def audit_mechanism(
         experiment: rounds, training, and what is claimed: ``privacy.mechanism`` is ``record``;
             ``privacy.sample_rate`` and ``privacy.target_delta`` should be set, since both depend
             on the number of records otherwise, canaries included.
+        records: the real ones, beside which the canaries lie.
         folder: gets a ledger for each repetition; empty.
         make: builds the mechanism, weakened or not.
-        canaries, repetitions: see :mod:`deal_core.privacy.audit.audit_power` for what they can
-            notice.
+        canaries: in each repetition; :mod:`deal_core.privacy.audit.audit_power` says what so many
+            can notice.
+        repetitions: trainings, each with canaries of its own.
         seed: of the canaries.
 
     Raises:

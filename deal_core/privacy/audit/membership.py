@@ -50,7 +50,8 @@ def membership(
     """Judge scores that are higher where a record looks as if it had been trained on.
 
     Args:
-        members: ``(n,)``. others: ``(k,)``, of records that were not there.
+        members: ``(n,)``, of records that were trained on.
+        others: ``(k,)``, of records that were not there.
         seed: of the resampling, of members and of others by themselves.
         resamples: behind an interval.
 

@@ -59,8 +59,8 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
         canaries: each in the data by a fair coin of its own.
         guesses: made on some of them, from what was released alone.
         correct: of the guesses.
-        epsilon, delta: what is put to the test; neighbours differ by one canary that is there
-            or not.
+        epsilon: what is put to the test; neighbours differ by one canary that is there or not.
+        delta: of the same claim.
 
     Raises:
         ValueError: numbers that do not fit together.
@@ -82,7 +82,7 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
 
 
 def over_choices(p_values: Sequence[Sequence[float]]) -> float:
-    """The p-value of all repetitions together, over all choices of how many to guess.
+    """Return the p-value of all repetitions together, over all choices of how many to guess.
 
     Args:
         p_values: of each repetition, one for every choice, in the same order.
@@ -92,8 +92,8 @@ def over_choices(p_values: Sequence[Sequence[float]]) -> float:
 
 
 def refuted_epsilon(choice: Sequence[Guesses], delta: float, error: float) -> float:
-    """The largest epsilon whose p-value over all repetitions of one choice is below ``error``; 0
-    where none is."""
+    """Return the largest epsilon whose p-value over all repetitions of one choice is below
+    ``error``; 0 where none is."""
 
     def refuted(epsilon: float) -> bool:
         each = [p_value(g.canaries, g.guesses, g.correct, epsilon, delta) for g in choice]
@@ -115,7 +115,7 @@ def refuted_epsilon(choice: Sequence[Guesses], delta: float, error: float) -> fl
 def lower_bound(
     repetitions: Sequence[Sequence[Guesses]], delta: float, confidence: float = CONFIDENCE
 ) -> LowerBound:
-    """The lower bound from one or more repetitions.
+    """Return the lower bound from one or more repetitions.
 
     Args:
         repetitions: of each, the outcome of every choice, in the same order.

@@ -100,7 +100,7 @@ class Updates:
 
 
 def likelihood_ratio(along: Scores, sample_rate: float, noise_multiplier: float) -> Scores:
-    """``log(1 - q + q exp((x - 1/2) / sigma^2))``: of a step of DP-SGD with a canary that is
+    """Return ``log(1 - q + q exp((x - 1/2) / sigma^2))``: of a step of DP-SGD with a canary that is
     sampled with probability q and has norm 1, against one without; ``x`` is the noised sum along
     it, in units of the bound."""
     out = math.log1p(-sample_rate) if sample_rate < 1 else -math.inf
@@ -132,15 +132,15 @@ class Watched:
         return self.inner.data[: self.records]
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
-        """As it is."""
+        """Let the mechanism's own gradients try the objective out, without canaries."""
         self.inner.rehearse(module, objective, probes)
 
     def batches(self) -> Iterable[Sequence[int]]:
-        """As they are."""
+        """Return the batches of the mechanism's own gradients, canaries among the positions."""
         return self.inner.batches()
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
-        """As it is, of records and canaries."""
+        """Add the gradient of records and canaries, and show it to the attacker."""
         if not self._before:
             self._before = _values(module)
         planted = PlantedObjective(objective, module, self.records, self.canaries, self.length)
@@ -152,11 +152,11 @@ class Watched:
         return loss
 
     def stepped(self, module: nn.Module) -> None:
-        """As it is."""
+        """Tell the mechanism's own gradients that the optimiser has moved."""
         self.inner.stepped(module)
 
     def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """As it is; then what will be released is seen."""
+        """End the mechanism's own gradients; then show what will be released to the attacker."""
         self.inner.finished(model, labels, probes)
         if self._before:
             after = _values(model.module)
@@ -172,7 +172,7 @@ class Planted:
     """A mechanism with canaries.
 
     Attributes:
-        inner: it.
+        inner: the mechanism that is attacked.
         canaries: in every task. seen: who looks.
         length: of a canary's gradient.
     """
@@ -184,18 +184,18 @@ class Planted:
 
     @property
     def unit(self) -> str | None:
-        """As it is."""
+        """What the mechanism beneath protects; None: nothing."""
         return self.inner.unit
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """As it is."""
+        """Return the factors that the mechanism beneath lets learn."""
         return self.inner.trained(factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """As it is, with the canaries for further records.
+        """Give leave as the mechanism beneath does, with the canaries for further records.
 
         Raises:
-            Refusal: as it is.
+            Refusal: the mechanism takes no part.
         """
         count, records = self.canaries.count, len(ask.data)
         tokens = (ask.data[0].tokens if ask.data else (0,) * SHORT)[:SHORT]
@@ -215,7 +215,7 @@ class Planted:
         return permit if isinstance(permit, LocalUpdate) else watched(permit, watch)
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """As it is."""
+        """Return the counts as the mechanism beneath lets them go; canaries are not tested."""
         return self.inner.count(ask, site, make)
 
 
@@ -233,6 +233,8 @@ def plant(
 
     Args:
         attacked: what of the mechanism is.
+        inner: the mechanism itself.
+        canaries: their directions, and which of them are there.
         bound: of a record's gradient.
     """
     seen = SEEN[attacked](canaries, np.zeros(canaries.count))

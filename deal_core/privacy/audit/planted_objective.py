@@ -33,7 +33,7 @@ class PlantedObjective:
     length: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Losses of records and canaries, ``(batch,)``, in their order."""
+        """Return losses of records and canaries, ``(batch,)``, in their order."""
         rows = [row for row, position in enumerate(batch) if position < self.records]
         planted = [row for row, position in enumerate(batch) if position >= self.records]
         losses = torch.zeros(len(batch), device=next(self.module.parameters()).device)
@@ -47,7 +47,7 @@ class PlantedObjective:
         return losses
 
     def penalty(self) -> Tensor | None:
-        """As it is."""
+        """Return the penalty of the objective beneath: it reads no data, so no canary is in it."""
         return self.inner.penalty()
 
     def _linear(self, numbers: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
@@ -76,7 +76,7 @@ def _index(values: Sequence[int] | np.ndarray, like: Tensor) -> Tensor:
 
 
 def _as_used(module: nn.Module, name: str) -> Tensor:
-    """A factor as the layer works with it: once for every example, or once for all."""
+    """Return a factor as the layer works with it: once for every example, or once for all."""
     layer_name, _, factor = name.rpartition(".")
     layer = lora_layers(module)[layer_name]
     copies: tuple[Tensor, Tensor] | None = getattr(layer, "copies", None)

@@ -18,8 +18,8 @@ from scipy.stats import beta, binom
 
 
 def combined(p_values: Sequence[float]) -> float:
-    """The p-value of all; each alone is at most ``x`` with probability at most ``x``, whatever the
-    others are.
+    """Return the p-value of all; each alone is at most ``x`` with probability at most ``x``,
+    whatever the others are.
 
     Raises:
         ValueError: there is none.

@@ -64,7 +64,8 @@ class TextCanaries:
         )
 
     def prepare(self, shares: list[TaskData]) -> list[TaskData]:
-        """The clients' shares with the canaries whose coin says so, and without the others."""
+        """Return the clients' shares with the canaries whose coin says so, and without the
+        others."""
         own = self.planted(shares[self.client])
         there = [e for e, kept in zip(own.canaries, own.included, strict=True) if kept]
         changed = replace(shares[self.client], train=(*own.others, *there))

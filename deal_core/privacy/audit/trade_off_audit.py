@@ -36,6 +36,7 @@ def p_value(canaries: int, guesses: int, correct: int, curve: TradeOff) -> float
         canaries: each in the data by a fair coin of its own.
         guesses: made on some of them, from what was released alone.
         correct: of the guesses.
+        curve: of the claim that is put to the test.
 
     Raises:
         ValueError: numbers that do not fit together.

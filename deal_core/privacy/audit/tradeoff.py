@@ -39,23 +39,24 @@ class TradeOff:
     false_alarms: Array
 
     def least_false_alarms(self, found: Array) -> Array:
-        """The least rate of false alarms of a test that finds so much; beyond 1: beyond 1, so
-        that what is impossible stays so."""
+        """Return the least rate of false alarms of a test that finds so much; beyond 1: beyond 1,
+        so that what is impossible stays so."""
         inside = np.interp(found, self.found, self.false_alarms)
         return np.where(found > 1, np.maximum(found, inside), inside)
 
 
 def trade_off(spent: Iterable[DpEvent]) -> TradeOff:
-    """The curve of everything that was spent together, in either direction (a record added, a
-    record removed)."""
+    """Return the curve of everything that was spent together, in either direction (a record added,
+    a record removed)."""
     return trade_off_of(*privacy_curve(spent, EPSILONS, FINEST))
 
 
 def trade_off_of(epsilons: Array, deltas: Array) -> TradeOff:
-    """The curve of a mechanism that is ``(epsilon, delta)``-private for every pair.
+    """Return the curve of a mechanism that is ``(epsilon, delta)``-private for every pair.
 
     Args:
-        epsilons: 0 or more. deltas: of each.
+        epsilons: 0 or more, ``(n,)``.
+        deltas: of each, ``(n,)``.
     """
     shrink = np.exp(-epsilons)
     # found <= delta + e^eps false, and the same with finds and false alarms in each other's place

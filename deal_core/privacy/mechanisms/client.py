@@ -75,7 +75,7 @@ class CentralDPClient:
     unit: str = UNIT
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """As :func:`one_factor`."""
+        """Return the factors of :func:`one_factor`."""
         return one_factor(self.experiment, factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit:
@@ -132,21 +132,21 @@ class NoisedUpdate:
         return self.inner.data
 
     def batches(self) -> Iterable[Sequence[int]]:
-        """As they are."""
+        """Return the batches of ordinary training."""
         return self.inner.batches()
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
         """The whole update is clipped, however it was made."""
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
-        """As it is; the loss stays unknown."""
+        """Add the ordinary gradient; return 0, since the loss must stay unknown."""
         if not self._before:
             self._before = _values(module)
         self.inner.accumulate(module, objective, batch)
         return 0.0
 
     def stepped(self, module: nn.Module) -> None:
-        """A step may change nothing."""
+        """Do nothing: a step may leave the factors as they are."""
 
     def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """Clip, add noise, and put the result in the place of what was learnt."""
@@ -171,7 +171,7 @@ class LocalDPClient:
     unit: str = UNIT
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """As :func:`one_factor`."""
+        """Return the factors of :func:`one_factor`."""
         return one_factor(self.experiment, factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:

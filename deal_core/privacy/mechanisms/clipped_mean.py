@@ -3,8 +3,8 @@
 The sum is divided by a number that was fixed before anybody answered: who drops out, or sends
 nothing of use, counts as zero. So a client, whatever it sends, moves the sum by at most the bound.
 
-Source: McMahan et al., "Learning differentially private recurrent language models", ICLR 2018
-(fixed denominator, flat clipping).
+Source: docs/method.md (M28); McMahan et al., "Learning differentially private recurrent language
+models", ICLR 2018 (fixed denominator, flat clipping).
 """
 
 from __future__ import annotations

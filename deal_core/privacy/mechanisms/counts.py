@@ -25,7 +25,9 @@ def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -
     that it does not show which tasks a site has.
 
     Args:
+        counts: right answers and examples, an entry a task.
         noise_multiplier: standard deviation of the noise in units of :func:`sensitivity`.
+        noise: where it comes from.
     """
     scale = noise_multiplier * sensitivity(len(counts["correct"]))
     loud = {

@@ -58,6 +58,7 @@ def require_sampled(
     Args:
         batch: positions in the data.
         record_ids: which record each position holds.
+        sample_rate: probability of a record, as it is charged.
 
     Raises:
         UnsafeModel: a record is in it twice, and would count twice; or it is larger than such a
@@ -100,8 +101,10 @@ def require_same_answers(model: LanguageModel, probes: Probes, labels: Sequence[
     """Check that the adapter, read and put back, is the model that was trained.
 
     Args:
+        model: holds the adapter.
         probes: constant texts: what is found on them tells nothing of a record that the noised
             update does not.
+        labels: that are scored.
 
     Raises:
         UnsafeModel: scores differ.

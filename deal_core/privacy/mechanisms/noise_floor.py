@@ -9,6 +9,8 @@ The mean over clients has the mean variance divided by their number; rounds, eac
 of its own, add up. A ``d_out x r`` matrix of such entries has singular values near
 ``sd sqrt(d_out)`` (its rank is small beside the layer), and the product with ``A`` those times the
 size of ``A``'s.
+
+Source: docs/method.md (M29) to (M31).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ ENTRIES = 20_000
 
 @lru_cache(maxsize=256)
 def entry_noise(steps: int, learning_rate: float) -> float:
-    """Standard deviation of an entry after so many steps of AdamW on noise alone.
+    """Return the standard deviation of an entry after so many steps of AdamW on noise alone (M29).
 
     Args:
         steps: of one round.
@@ -51,7 +53,8 @@ def _at_rate_one(steps: int) -> float:
 
 
 def round_variance(floors: Sequence[float]) -> float:
-    """Variance of an entry of the mean of clients whose entries have these standard deviations.
+    """Return the variance of an entry of the mean of clients whose entries have these standard
+    deviations: a round's part of (M30).
 
     Clients say what theirs is, so the middle one speaks for all: less than half of them can do
     no more than choose among what the others say.
@@ -60,8 +63,8 @@ def round_variance(floors: Sequence[float]) -> float:
 
 
 def singular_floor(current: Adapter, variance: float) -> float:
-    """Singular values that noise of this variance in ``lora_B`` gives the update of a layer, mean
-    over layers.
+    """Return the singular values that noise of this variance in ``lora_B`` gives the update of a
+    layer, mean over layers (M31).
 
     Args:
         current: the adapter at the end of the task: its ``lora_A`` did not learn.
@@ -75,8 +78,9 @@ def singular_floor(current: Adapter, variance: float) -> float:
 
 
 def denoising(config: MethodConfig, floor: float) -> MethodConfig:
-    """Hand the floor to the retention filter, where one shrinks by a noise floor and was given
-    none. (Learned gains start from the floor that client and server both estimate.)"""
+    """Return the settings with the floor for the retention filter, where one shrinks by a floor and
+    was given none. Learned gains start from the floor that client and server both estimate.
+    """
     retention = config.retention
     if floor == 0 or retention.noise or retention.filter != "wiener":
         return config

@@ -23,7 +23,7 @@ class PublicTexts:
     unit: str | None = None
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """Those of the rule."""
+        """Return the factors of the rule."""
         return factors
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit:
@@ -48,7 +48,7 @@ class NoMechanism:
     unit: str | None = None
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """Those of the rule."""
+        """Return the factors of the rule."""
         return factors
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit:

@@ -7,7 +7,7 @@ expected batch size, whatever size the batch has. A step on an empty batch is no
 data (the objective's penalty, weight decay, the optimiser, maps that make factors) comes after the
 noise and costs nothing.
 
-Source: Abadi et al., CCS 2016, algorithm 1.
+Source: docs/method.md (M27); Abadi et al., CCS 2016, algorithm 1.
 """
 
 from __future__ import annotations

@@ -331,7 +331,7 @@ class RecordMechanism:
 
 
 def packed(made: LocalUpdate) -> bytes:
-    """As bytes that a ledger keeps."""
+    """Return an update as bytes that a ledger keeps."""
     arrays = {key: np.ascontiguousarray(value) for key, value in made.arrays.items()}
     return save(arrays, {"figures": json.dumps(dict(made.figures))})
 

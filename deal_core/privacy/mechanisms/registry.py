@@ -43,6 +43,7 @@ def make_server_side(experiment: Experiment, rounds: int, ledger: Ledger) -> Ser
     """Build the server's part.
 
     Args:
+        experiment: names the mechanism.
         rounds: of the run, at most, in which private data are learnt from.
         ledger: the server's own.
 

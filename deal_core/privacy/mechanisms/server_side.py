@@ -49,6 +49,7 @@ class ServerSide(Protocol):
             rule: the experiment's.
             before: what every client begins from.
             trained: factors that may differ from it.
+            place: of the round in the run.
         """
 
     def spent(self, clients: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
@@ -77,7 +78,7 @@ class NoServerNoise:
         return rule.begin(before, place.server_round)
 
     def spent(self, clients: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-        """Nothing that the server would know."""
+        """Return nothing: the server knows only what clients say."""
         return {}
 
 

@@ -109,5 +109,5 @@ class ServerFolder:
 
 
 def server_folder(path: str) -> ServerFolder:
-    """The folder at ``path``, absolute."""
+    """Return the folder at ``path``, absolute."""
     return ServerFolder(Path(path).expanduser().resolve())

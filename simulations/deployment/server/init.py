@@ -68,7 +68,7 @@ def _write_keys(folder: ServerFolder, hosts: Sequence[str]) -> None:
 
 
 def next_steps(folder: ServerFolder, settings: ServerSettings) -> list[str]:
-    """What the administrator does now."""
+    """Return what the administrator does now."""
     where = f"{settings.hosts[0]}:{settings.port}"
     return [
         f"made {folder.path}: certificates for {', '.join(settings.hosts)}, server.toml, "
@@ -83,7 +83,8 @@ def next_steps(folder: ServerFolder, settings: ServerSettings) -> list[str]:
 
 
 def server_unit(folder: ServerFolder) -> str:
-    """A systemd unit that keeps the server running; it cannot change its settings and keys."""
+    """Return a systemd unit that keeps the server running; it cannot change its settings and
+    keys."""
     fixed = (folder.settings_file, folder.authority, folder.certificate, folder.key)
     what = "Federated DEAL: server"
     return service_unit(what, "deal-server", "server start", folder.path, fixed, folder.path)

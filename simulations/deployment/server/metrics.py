@@ -25,7 +25,7 @@ class RunFigures(Collector):
         self._runs = runs
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """One family per figure."""
+        """Yield one family per figure."""
         folders = sorted(self._runs.glob("*"), key=lambda p: p.stat().st_mtime)[-LATEST:]
         states = {folder.name: state_of(folder) for folder in folders if folder.is_dir()}
         yield from _of_runs(states)

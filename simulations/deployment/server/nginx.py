@@ -40,7 +40,7 @@ server {{
 
 
 def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
-    """A server block for nginx."""
+    """Return a server block for nginx."""
     return NGINX.format(
         port=settings.port,
         names=" ".join(settings.hosts),
@@ -52,7 +52,7 @@ def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
 
 
 def _nginx(path: Path) -> str:
-    """One word of nginx's, whatever a path contains but ``$``, which nginx cannot quote.
+    """Return one word of nginx's, whatever a path contains but ``$``, which nginx cannot quote.
 
     Raises:
         UserError: the path has one.

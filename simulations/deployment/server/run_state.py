@@ -74,7 +74,7 @@ class RunState:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The complete lines of ``metrics.jsonl``; none where there is no file yet."""
+    """Return the complete lines of ``metrics.jsonl``; none where there is no file yet."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -100,7 +100,7 @@ def run_state(events: Iterable[Event]) -> RunState:
 
 
 def state_of(run: Path) -> RunState:
-    """The state of a run folder. ``finished`` is a run whose results are there and valid."""
+    """Return the state of a run folder. ``finished`` is a run whose results are there and valid."""
     folder = RunFolder(run)
     state = run_state(read_events(folder.metrics))
     if state.phase == "finished":

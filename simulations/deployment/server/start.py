@@ -28,7 +28,7 @@ def start_server(folder: ServerFolder) -> int:
 
 
 def starting_lines(folder: ServerFolder, settings: ServerSettings) -> list[str]:
-    """What is about to run, and what to do next."""
+    """Return what is about to run, and what to do next."""
     lines = [
         f"SuperLink on {LOCAL}:{settings.superlink_port}, log in {folder.log}; Ctrl-C ends it",
         f"next: deal server add-site NAME KEY.pub --dir {folder.path}, then deal submit EXPERIMENT",

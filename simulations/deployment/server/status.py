@@ -65,7 +65,7 @@ def connected(folder: ServerFolder) -> tuple[dict[str, str], str]:
 
 
 def described(name: str, state: RunState) -> list[str]:
-    """The run in a few lines."""
+    """Return the run in a few lines."""
     lines = [f"run {name}: {state.phase}{f' ({state.reason})' if state.reason else ''}"]
     if state.planned:
         working = ", ".join(state.working)
@@ -85,7 +85,7 @@ def described(name: str, state: RunState) -> list[str]:
 
 
 def next_step(name: str, state: RunState) -> str:
-    """What the administrator can do now."""
+    """Return what the administrator can do now."""
     if state.phase == "finished":
         return "next: the adapter and results.json are in the run's folder"
     if state.phase == "stopped":

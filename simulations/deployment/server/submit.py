@@ -74,7 +74,7 @@ def submit(folder: ServerFolder, submission: Submission) -> list[str]:
 
 
 def begun(folder: ServerFolder, submission: Submission, sites: list[str]) -> Experiment:
-    """The experiment of a new run, with a name that no run had before.
+    """Return the experiment of a new run, with a name that no run had before.
 
     Raises:
         UserError: a file that cannot be read, or nobody to work with.
@@ -97,7 +97,7 @@ def begun(folder: ServerFolder, submission: Submission, sites: list[str]) -> Exp
 
 
 def continued(folder: ServerFolder, name: str, sites: list[str]) -> Experiment:
-    """The experiment of a run that is there.
+    """Return the experiment of a run that is there.
 
     Raises:
         UserError: no such run.
@@ -111,7 +111,7 @@ def continued(folder: ServerFolder, name: str, sites: list[str]) -> Experiment:
 
 
 def run_folder(folder: ServerFolder, name: str) -> Path:
-    """The folder of a run; an empty name: of the latest.
+    """Return the folder of a run; an empty name: of the latest.
 
     Raises:
         UserError: no such run, or none at all.
@@ -155,7 +155,7 @@ def check(experiment: Experiment) -> None:
 
 
 def starts(run: Path) -> list[dict[str, Any]]:
-    """Every start of a run: ``run`` (Flower's id) and ``time``."""
+    """Return every start of a run: ``run`` (Flower's id) and ``time``."""
     try:
         lines = (run / STARTS).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:

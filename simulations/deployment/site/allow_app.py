@@ -44,7 +44,7 @@ def allow_app(folder: Path, digest: str = "") -> list[str]:
 
 
 def with_apps(text: str, digests: tuple[str, ...]) -> str:
-    """The text of a ``site.toml`` with another list of apps."""
+    """Return the text of a ``site.toml`` with another list of apps."""
     entry = "[" + "".join(f'\n    "{digest}",' for digest in digests) + "\n]"
     header = HEADER.search(text)
     if header is None:

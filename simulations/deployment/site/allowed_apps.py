@@ -32,7 +32,7 @@ class AllowedApps:
     digests: frozenset[str] | None
 
     def permit(self, content: bytes) -> bool:
-        """Whether an app may run."""
+        """Return whether an app may run."""
         return self.digests is None or digest_of(content) in self.digests
 
     def require(self, content: bytes) -> None:
@@ -41,23 +41,23 @@ class AllowedApps:
             raise AppNotAllowed(digest_of(content))
 
     def word(self) -> str:
-        """The list as one argument of a program."""
+        """Return the list as one argument of a program."""
         return ANY if self.digests is None else ",".join(sorted(self.digests))
 
 
 def digest_of(content: bytes) -> str:
-    """The SHA-256 of an app's bytes, as hexadecimal digits."""
+    """Return the SHA-256 of an app's bytes, as hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def from_word(word: str) -> AllowedApps:
-    """The list that :meth:`AllowedApps.word` has written."""
+    """Return the list that :meth:`AllowedApps.word` has written."""
     return AllowedApps(None if word == ANY else frozenset(filter(None, word.split(","))))
 
 
 def allowed_apps(site: SiteFile) -> AllowedApps:
-    """What ``[apps]`` of ``site.toml`` says. Without that table a site with a policy runs none:
-    only code that it knows keeps to a policy."""
+    """Return what ``[apps]`` of ``site.toml`` says. Without that table a site with a policy runs
+    none: only code that it knows keeps to a policy."""
     if site.apps is not None:
         return AllowedApps(frozenset(site.apps.allowed))
     return AllowedApps(None if site.policy is None else frozenset())

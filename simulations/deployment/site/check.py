@@ -72,7 +72,11 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
 
 
 def check_keys(site: SiteFile) -> Iterator[str]:
-    """The private key is there and private, and so is the authority's certificate."""
+    """Yield what was found of the private key and of the authority's certificate.
+
+    Raises:
+        UserError: one is missing, or the key is readable for others.
+    """
     check_secret(Path(site.server.key))
     yield f"key {site.server.key}: private"
     try:
@@ -84,7 +88,11 @@ def check_keys(site: SiteFile) -> Iterator[str]:
 
 
 def check_state(site: SiteFile) -> Iterator[str]:
-    """The state folder can be written."""
+    """Yield that the state folder can be written.
+
+    Raises:
+        UserError: it cannot.
+    """
     state = Path(site.site.state)
     try:
         state.mkdir(parents=True, exist_ok=True)
@@ -97,7 +105,12 @@ def check_state(site: SiteFile) -> Iterator[str]:
 
 
 def check_app(folder: Path, site: SiteFile) -> Iterator[str]:
-    """The app of this checkout, which the server sends where it has the same version, may run."""
+    """Yield the digest of this checkout's app, which the server sends where it has the same
+    version.
+
+    Raises:
+        UserError: it may not run here.
+    """
     digest, allowed = own_digest(), allowed_apps(site).digests
     if allowed is None:
         yield f"app of this checkout: {digest}; without [apps] in site.toml every app may run"
@@ -141,7 +154,11 @@ def described(task: TaskData) -> list[str]:
 
 
 def check_connection(site: SiteFile) -> Iterator[str]:
-    """The server answers, is the one that the certificate vouches for, and its clock agrees."""
+    """Yield that the server answers, is the one that the certificate vouches for, and its clock.
+
+    Raises:
+        UserError: no connection, another server, or a clock that is too far off.
+    """
     host, _, port = site.server.address.rpartition(":")
     if not host or not port.isdigit():
         raise UserError(f"server.address '{site.server.address}': write it as HOST:PORT")
@@ -174,7 +191,14 @@ def check_connection(site: SiteFile) -> Iterator[str]:
 
 
 def check_clock(skew: float) -> Iterator[str]:
-    """Seconds by which the server's clock is ahead."""
+    """Yield that the clocks agree.
+
+    Args:
+        skew: seconds by which the server's clock is ahead.
+
+    Raises:
+        UserError: they differ by more than ``MOST_SKEW``.
+    """
     if abs(skew) > MOST_SKEW:
         word = "behind" if skew > 0 else "ahead of"
         raise UserError(

@@ -135,7 +135,7 @@ def _toml(request: SiteRequest, data: Path, app: str) -> str:
 
 
 def label_lines(labels: Mapping[str, Sequence[str]]) -> str:
-    """Lines of ``[data.labels]``."""
+    """Return lines of ``[data.labels]``."""
     return "".join(f"{toml_value(task)} = {toml_value(own)}\n" for task, own in labels.items())
 
 
@@ -156,8 +156,8 @@ def _next(request: SiteRequest) -> list[str]:
 
 
 def site_unit(folder: Path, data: Path) -> str:
-    """A systemd unit that keeps a site running. What it runs can read the data, and write the state
-    folder; it can change neither ``site.toml`` with limits and list of apps, nor the keys, nor
-    anything else of this machine's."""
+    """Return a systemd unit that keeps a site running. What it runs can read the data, and write
+    the state folder; it can change neither ``site.toml`` with limits and list of apps, nor the
+    keys, nor anything else of this machine's."""
     what, state = "Federated DEAL: site", folder / "state"
     return service_unit(what, "deal-site", "site start", folder, (data, folder), state)

@@ -37,5 +37,5 @@ def app_files(folder: Path) -> dict[str, Path]:
 
 
 def own_digest() -> str:
-    """The SHA-256 of :func:`own_app`."""
+    """Return the SHA-256 of :func:`own_app`."""
     return digest_of(own_app())

@@ -74,7 +74,7 @@ def _keep_going(site: SiteFile, command: list[str], home: FlowerHome, log: Path,
 
 
 def why(said: str) -> str:
-    """The reason that Flower gave, in its own log."""
+    """Return the reason that Flower gave, in its own log."""
     for sign, reason in REASONS.items():
         if sign in said:
             return reason
@@ -82,7 +82,7 @@ def why(said: str) -> str:
 
 
 def starting_lines(folder: Path, site: SiteFile) -> list[str]:
-    """What is about to run, and where to look."""
+    """Return what is about to run, and where to look."""
     return [
         f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it",
         apps_line(site),
@@ -92,7 +92,7 @@ def starting_lines(folder: Path, site: SiteFile) -> list[str]:
 
 
 def apps_line(site: SiteFile) -> str:
-    """How many apps may run; a warning where every app may."""
+    """Return how many apps may run; a warning where every app may."""
     digests = allowed_apps(site).digests
     if digests is None:
         return (

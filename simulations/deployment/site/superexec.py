@@ -47,7 +47,7 @@ class ClientAppExecutor:
         return LaunchResult.accepted()
 
     def command(self, spec: ExecutionSpec) -> list[str]:
-        """The process for one message."""
+        """Return the process for one message."""
         return [
             *(sys.executable, "-P", "-m", "simulations.deployment.site.clientapp", self.allowed),
             *("--insecure", "--runtime-api-address", spec.runtime_api_address),
@@ -55,10 +55,10 @@ class ClientAppExecutor:
         ]
 
     def reconcile(self) -> None:
-        """Nothing is kept between messages."""
+        """Do nothing: no process is kept between messages."""
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: nothing is kept open."""
 
 
 def main() -> None:

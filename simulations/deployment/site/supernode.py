@@ -107,8 +107,8 @@ def supernode_arguments(path: Path, site: SiteFile, port: int, secret: Path) -> 
 
 
 def superexec_command(allowed: AllowedApps, port: int, secret: Path) -> list[str]:
-    """The program that starts a process for every message. ``-P``: nothing is imported from its
-    working directory, which apps can write."""
+    """Return the program that starts a process for every message. ``-P``: nothing is imported from
+    its working directory, which apps can write."""
     return [
         *(sys.executable, "-P", "-m", "simulations.deployment.site.superexec", allowed.word()),
         *("--insecure", "--runtime-api-address", f"{LOCAL}:{port}"),
@@ -117,8 +117,8 @@ def superexec_command(allowed: AllowedApps, port: int, secret: Path) -> list[str
 
 
 def new_secret(home: Path) -> Path:
-    """A file that lets the process that starts apps, and nobody else on this machine, take tasks
-    from the SuperNode."""
+    """Return a file that lets the process that starts apps, and nobody else on this machine, take
+    tasks from the SuperNode."""
     secret = home / SECRET
     secret.unlink(missing_ok=True)
     write_secret(secret, secrets.token_hex(32).encode())

@@ -1,0 +1,90 @@
+"""The configuration reference is up to date, and says something of every key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from client.site_file import SiteFile
+from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES
+from deal_core.config.experiment import (
+    AggregationConfig,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    PartitionConfig,
+    PrivacyConfig,
+    WireConfig,
+)
+from deal_core.config.method import MethodConfig
+from deal_core.config.run_config import flatten
+from deal_core.config.table import Table
+from deal_core.data import PARTITIONERS, SOURCES
+from deal_core.methods import METHODS
+from deal_core.models import FAMILIES
+from deal_core.privacy.mechanisms.registry import MECHANISMS
+from deal_core.wire.codec import CODECS
+from simulations.output.configuration import attribute_docstrings, configuration_page
+
+PAGE = Path(__file__).parents[3] / "docs/configuration.md"
+
+
+def tables_of(model: type[Table]) -> Iterator[type[Table]]:
+    """The model, and those of all tables in it."""
+    yield model
+    for field in model.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, Table):
+                yield from tables_of(kind)
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == configuration_page(), (
+        "run: python -m simulations.output.configuration > docs/configuration.md"
+    )
+
+
+def test_every_key_of_an_experiment_is_there() -> None:
+    section = configuration_page().split("## Experiment\n")[1].split("\n## site.toml")[0]
+    keys, table = set(), ""
+    for line in section.splitlines():
+        if line.startswith("### `["):
+            table = line.removeprefix("### `[").removesuffix("]`") + "."
+        elif line.startswith("| `"):
+            keys.add(table + line.split("`")[1])
+    assert {key for key in keys if ".TASK." not in key} == set(flatten(Experiment()))
+
+
+@pytest.mark.parametrize(
+    "model", sorted({*tables_of(Experiment), *tables_of(SiteFile)}, key=lambda m: m.__name__)
+)
+def test_every_key_has_a_docstring(model: type[Table]) -> None:
+    values = {
+        name
+        for name, field in model.model_fields.items()
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, Table))
+    }
+    assert values - attribute_docstrings(model).keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "names"),
+    [
+        (MethodConfig, "name", METHODS),
+        (AggregationConfig, "rule", AGGREGATION_RULES),
+        (AggregationConfig, "robust", ROBUST_RULES),
+        (PrivacyConfig, "mechanism", MECHANISMS),
+        (ModelConfig, "family", FAMILIES),
+        (DataConfig, "source", SOURCES.keys() - {"site"}),  # what site.toml itself makes of sites
+        (PartitionConfig, "kind", PARTITIONERS),
+        (WireConfig, "dtype", CODECS),
+    ],
+)
+def test_a_choice_names_all_that_is_registered(
+    model: type[Table], key: str, names: Iterable[str]
+) -> None:
+    text = attribute_docstrings(model)[key]
+    assert [name for name in names if f"`{name}`" not in text] == []

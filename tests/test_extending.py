@@ -1,0 +1,174 @@
+"""The examples of docs/extending.md work: taken from the page, registered as it says, and run."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from deal_core.aggregation import AGGREGATION_RULES, LORA_B, ClientUpdate, finished, make_rule
+from deal_core.config.experiment import AggregationConfig
+from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference
+from server.results import Results, read_results
+from simulations.engines.inprocess import run_inprocess
+from tests.simulations.runs import at, gain, learnt_adapter
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A section's blocks: the new file, and the lines of registries."""
+
+    file: str
+    code: str
+    lines: tuple[tuple[str, str, str], ...]
+    """Module, name of its dict, and the line that joins it."""
+
+
+def example(title: str) -> Example:
+    section = PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
+    (file, code), *registered = re.findall(r"```python\n# ([^\n]+)\n(.*?)```", section, re.DOTALL)
+    lines = []
+    for where, line in registered:
+        path, name = where.split(": ")
+        module = path.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        lines.append((module, name, line))
+    return Example(file, code, tuple(lines))
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """``added(title)``: import the section's file from the page, and add its lines."""
+
+    def add(title: str) -> ModuleType:
+        one = example(title)
+        assert not (ROOT / one.file).exists()  # else the page is no longer an example
+        module = ModuleType(one.file.removesuffix(".py").replace("/", "."))
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        exec(compile(one.code, f"docs/extending.md: {one.file}", "exec"), module.__dict__)
+        for where, name, line in one.lines:
+            registry = importlib.import_module(where)
+            entries = eval(f"{{{line}}}", {**registry.__dict__, **module.__dict__})
+            for key, value in entries.items():
+                monkeypatch.setitem(getattr(registry, name), key, value)
+        return module
+
+    return add
+
+
+@pytest.fixture
+def results(make_experiment, tmp_path) -> Callable[..., tuple[Results, dict[str, np.ndarray]]]:
+    """``results(*overrides)``: of a whole run through the real apps, and its adapter."""
+
+    def run(*overrides: str) -> tuple[Results, dict[str, np.ndarray]]:
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        run_inprocess(at(make_experiment(*overrides), folder), lambda event: None)
+        return read_results(folder), learnt_adapter(folder)
+
+    return run
+
+
+def test_a_method(added, results, monkeypatch):
+    module = added("A method")
+    learnt, near = results("method.name=fedprox")
+    assert gain(learnt) > 0
+    _, free = results("method.name=sequential")
+    monkeypatch.setattr(module, "MU", 0.0)
+    _, same = results("method.name=fedprox")
+    lengths = [
+        sum(float(np.square(value).sum()) for key, value in adapter.items() if "lora_B" in key)
+        for adapter in (near, free, same)
+    ]
+    assert lengths[0] < lengths[1]  # lora_B starts at 0: the term keeps it small
+    assert lengths[2] == lengths[1]
+
+
+def test_an_aggregation_rule(added, random_adapter):
+    added("An aggregation rule")
+    before = random_adapter({"q": (6, 5), "v": (4, 5)}, 2, 2.0, 0)
+    others = [random_adapter({"q": (6, 5), "v": (4, 5)}, 2, 2.0, seed) for seed in (1, 2)]
+    rule = make_rule(AggregationConfig(rule="half-way"))
+    assert rule.trained(1) == {LORA_B}
+    aggregation = rule.begin(before, 1)
+    for name, weight, other in zip("ab", (1.0, 3.0), others, strict=True):
+        layers = {n: LoraFactors(before.layers[n].A, f.B) for n, f in other.layers.items()}
+        aggregation.add(ClientUpdate(name, Adapter(layers, 2.0), weight))
+    result = finished(aggregation)
+    mean = {
+        n: LoraFactors(f.A, 0.25 * others[0].layers[n].B + 0.75 * others[1].layers[n].B)
+        for n, f in before.layers.items()
+    }
+    for name, start in before.layers.items():
+        expected = (start.B + mean[name].B) / 2
+        assert torch.allclose(result.current.layers[name].B, expected, atol=1e-6)
+        assert torch.equal(result.current.layers[name].A, start.A)
+    error = relative_difference(result.current, Adapter(mean, 2.0))
+    assert result.residual is None
+    assert result.error == pytest.approx(error, rel=1e-5)
+    assert "half-way" in AGGREGATION_RULES
+
+
+def test_a_model_family(added, results):
+    added("A model family")
+    prefixed, _ = results("model.family=query-encoder")
+    plain, _ = results()
+    assert prefixed.zero_shot != plain.zero_shot  # the prefix is seen
+    assert gain(prefixed) > 0
+
+
+COLOURS = {"warm": ("red", "orange"), "cold": ("blue", "green")}
+
+
+def test_a_data_source(added, results, tmp_path):
+    added("A data source")
+    root = tmp_path / "data"
+    for task, labels in COLOURS.items():
+        for split, count in (("train", 12), ("test", 4)):
+            for label in labels:
+                folder = root / task / split / label
+                folder.mkdir(parents=True)
+                for number in range(count):
+                    text = f"{split} note {number}: the door was painted {label} last year"
+                    (folder / f"{number}.txt").write_text(text, encoding="utf-8")
+    learnt, _ = results(
+        "data.source=text-folders", f'data.path="{root}"', 'data.tasks=["warm", "cold"]'
+    )
+    assert learnt.tasks == ["warm", "cold"]
+    assert learnt.average_accuracy == 1.0  # the label stands in the text
+
+
+def test_a_privacy_mechanism(added, results):
+    added("A privacy mechanism")
+    setting = (
+        "privacy.mechanism=capped",
+        "method.name=sequential",
+        "aggregation.rule=ffa",
+        'data.tasks=["surgery"]',
+        "federation.rounds=1",
+        "adapter.lora_alpha=8",  # scaling 1: the exported lora_B is the clients' mean change
+    )
+    lengths = []
+    for bound in (1e-3, 1e3):
+        _, adapter = results(*setting, f"privacy.max_update_norm={bound}")
+        parts = [np.square(value).sum() for key, value in adapter.items() if "lora_B" in key]
+        lengths.append(float(np.sqrt(sum(parts))))
+    assert 0 < lengths[0] <= 1e-3 * 1.001
+    assert lengths[1] > 0.01
+
+
+@pytest.mark.parametrize("title", re.findall(r"^## (An? .+)$", PAGE, re.MULTILINE))
+def test_an_example_joins_registries_that_exist(title: str) -> None:
+    lines = example(title).lines
+    assert len(lines) == 1  # a new file, and a line in one other
+    for module, name, _ in lines:
+        assert isinstance(getattr(importlib.import_module(module), name), dict)
