@@ -20,7 +20,7 @@ from server import wire
 from server.checkpoint import History
 from server.dispatch import Dispatch
 from server.exchange import Exchange, answered
-from server.rounds import Reply
+from server.reply_collection import Reply
 from server.schedule import Step
 
 Counts = list[list[int]]

@@ -18,8 +18,8 @@ from deal_core.wire.instruction import Instruction
 from server import wire
 from server.dispatch import Dispatch, dispatch
 from server.events import EventLog
+from server.reply_collection import Reply, collect
 from server.roster import Roster
-from server.rounds import Reply, collect
 from server.schedule import Step
 
 

@@ -23,7 +23,7 @@ from server import wire
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, EvaluationReplies
 from server.exchange import Exchange, answered
-from server.rounds import Reply
+from server.reply_collection import Reply
 from server.schedule import Step
 from server.spending import Spending
 

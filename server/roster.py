@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from deal_core.config.experiment import FederationConfig
 from deal_core.errors import UserError
-from server.rounds import POLL_SECONDS, find_clients
+from server.reply_collection import POLL_SECONDS, find_clients
 
 
 @dataclass(frozen=True)

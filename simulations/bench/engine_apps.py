@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from server.rounds import collect
+from server.reply_collection import collect
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
 

@@ -21,7 +21,8 @@ from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import read_instruction
-from server import roster, rounds, wire
+from server import reply_collection as rounds
+from server import roster, wire
 from server.evaluation import Evaluation
 from server.exchange import Exchange
 from server.federation import start_state

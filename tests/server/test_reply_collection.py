@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from server import rounds
+from server import reply_collection as rounds
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 

@@ -1,0 +1,204 @@
+"""One round, from top to bottom: ask, collect, check, aggregate, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deal_core.aggregation import (
+    LORA_B,
+    NUMERICAL,
+    Aggregate,
+    Aggregation,
+    AggregationRule,
+    TooFewUpdates,
+    finished,
+    make_rule,
+)
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from deal_core.lora.state import State
+from deal_core.methods import Phase
+from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.mechanisms.server_side import RoundContext, ServerSide
+from deal_core.training.threads import threads
+from deal_core.wire.instruction import LEARN
+from server.checkpoint import History
+from server.dispatch import Dispatch
+from server.evaluation import Evaluation
+from server.exchange import Exchange
+from server.gathering import Gathering, RoundReplies, limits_of
+from server.plan import Plan
+from server.round_requests import carrying, training_requests
+from server.schedule import Step
+from server.spending import Spending
+from server.state_change import finite, fold_residual, reason_of
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a run.
+
+    Attributes:
+        exchange: with the clients.
+        evaluation: on all tasks, which requests may carry along.
+        plan: who works on what.
+        phase: of the method, to which the round belongs.
+        side: what the privacy mechanism does at the server in it.
+        step: which round it is.
+    """
+
+    exchange: Exchange
+    evaluation: Evaluation
+    plan: Plan
+    phase: Phase
+    side: ServerSide
+    step: Step
+
+    @property
+    def experiment(self) -> Experiment:
+        """Of the run."""
+        return self.exchange.experiment
+
+    def run(
+        self, state: State, history: History, piggybacked: Step | None
+    ) -> tuple[State, History]:
+        """Play the round; return the state and the history after it.
+
+        Args:
+            state: what the round begins from.
+            history: of the run so far.
+            piggybacked: the step whose evaluation goes along with the requests; None: none.
+
+        Raises:
+            UserError: too few valid replies.
+        """
+        started, step = time.monotonic(), self.step
+        eligible = self.plan.working(step.stage, step.server_round)
+        if not eligible or not self.phase.should_run(state):
+            self.exchange.event("round_skipped", step)
+            return state, history
+        rule, clients = self._rule(history), self._sample(eligible)
+        trained = make_mechanism(self.experiment).trained(rule.trained(step.server_round))
+        tasks = sorted(set(clients.values()), key=self.plan.tasks.index)
+        self.exchange.event("round_started", step, clients=len(clients), tasks=tasks)
+        sent = self._ask(state, clients, trained, piggybacked)
+        place = RoundContext(step.phase, step.stage, step.server_round, len(eligible))
+        with threads(1):
+            aggregation = self.side.begin(rule, sent.state.current, trained, place)
+        replies = self._collect(sent, aggregation, piggybacked)
+        if piggybacked is not None:
+            history = self.evaluation.finish(piggybacked, sent, replies.tally, history)
+        self.exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
+        state, aggregate = sent.state, None
+        if replies.sizes or self.side.releases_noise:
+            complete = len(replies.sizes) == len(clients)
+            state, aggregate = self._aggregate(state, aggregation, complete)
+        learnt = step.phase == LEARN and LORA_B in trained
+        return state, self._record(sent, replies, aggregate, learnt, started, history)
+
+    def _rule(self, history: History) -> AggregationRule:
+        """The experiment's, unless the phase needs another; inside its robust step."""
+        config = self.experiment.aggregation
+        own = config.model_copy(update={"rule": self.phase.rule or config.rule})
+        return make_rule(own, frozenset(history.distrusted))
+
+    def _sample(self, eligible: Mapping[str, str]) -> dict[str, str]:
+        """Clients of the round and their tasks."""
+        names = [name for name in self.exchange.roster.clients if name in eligible]
+        drawn = self.side.sample(names, self.step.stage, self.step.server_round)
+        return {name: eligible[name] for name in drawn}
+
+    def _ask(
+        self,
+        state: State,
+        clients: Mapping[str, str],
+        trained: frozenset[str],
+        piggybacked: Step | None,
+    ) -> Dispatch:
+        """The round's requests; and those of the evaluation that goes along."""
+        common = self.exchange.instruction(self.step, state).model_copy(
+            update={"trained": tuple(sorted(trained))}
+        )
+        roster = self.exchange.roster.clients
+        ranks = self.experiment.adapter.client_ranks if self.step.phase == LEARN else ()
+        requests = training_requests(self.plan, self.step, clients, common, roster, ranks)
+        if piggybacked is None:
+            quorum = self.experiment.federation.quorum
+            return self.exchange.ask(state, common, requests, quorum)
+        counting = self.evaluation.request(piggybacked, state)
+        return self.exchange.ask(state, common, carrying(counting, requests, roster))
+
+    def _collect(
+        self, sent: Dispatch, aggregation: Aggregation, piggybacked: Step | None
+    ) -> RoundReplies:
+        """The replies, each checked by itself and beside the others; those that hold are in the
+        aggregation."""
+        public = bool(self.phase.public_path)
+        limits = limits_of(self.experiment, public, self.side.releases_noise)
+        alike = make_mechanism(self.experiment).unit is not None and not public
+        gathering = Gathering(self.exchange, self.evaluation, self.step, piggybacked, limits, alike)
+        return gathering.run(sent, aggregation)
+
+    def _aggregate(
+        self, state: State, aggregation: Aggregation, complete: bool
+    ) -> tuple[State, Aggregate | None]:
+        """The state after the round, and its aggregate; the state before it and None where the
+        numbers fail: they cost the round, and never the run.
+
+        Raises:
+            UserError: too few updates for the robust step, though all gave one.
+        """
+        try:
+            with threads(1):
+                aggregate = finished(aggregation)
+                return finite(fold_residual(state, aggregate)), aggregate
+        except UserError:
+            raise
+        except TooFewUpdates as fault:
+            if complete:
+                raise UserError(
+                    f"{self.step.kind} {self.step.server_round} of stage {self.step.stage}: "
+                    f"{fault}; let more clients take part, or start again with another "
+                    "aggregation.robust"
+                ) from None
+            reason = str(fault)
+        except NUMERICAL as fault:
+            reason = reason_of(fault)
+        self.exchange.event("round_lost", self.step, reason=reason)
+        return state, None
+
+    def _record(
+        self,
+        sent: Dispatch,
+        replies: RoundReplies,
+        aggregate: Aggregate | None,
+        learnt: bool,
+        started: float,
+        history: History,
+    ) -> History:
+        """The round's figures, for the log and the history. ``learnt``: the noise of its updates is
+        in ``lora_B``."""
+        sizes = replies.sizes
+        figures = {
+            "aggregation_error": aggregate.error if aggregate else 0.0,
+            "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
+            "bytes_down": sent.bytes_down,
+        }
+        excluded = aggregate.excluded if aggregate else ()
+        charged = self.side.spent(list(self.exchange.roster.clients))
+        spent = next(iter(charged.values()), {})  # the same for all
+        seconds = time.monotonic() - started
+        counts = {"clients": len(sizes), "excluded": list(excluded)}
+        self.exchange.event(
+            "round_finished", self.step, seconds=seconds, **counts, **figures, **spent
+        )
+        by_server = {name: Spending.model_validate(each) for name, each in charged.items()}
+        history = history.charged({**replies.spent, **by_server})
+        if aggregate is not None:
+            history = history.judged(sizes.keys(), excluded)
+            if learnt:
+                own = {name: each for name, each in replies.spent.items() if name in sizes}
+                history = history.noised({**own, **by_server}, len(sizes))
+        return history.after_round(figures).after("train", seconds)

@@ -1,0 +1,39 @@
+"""From one state of the run to the next: the residual joins it, and all of it must be finite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deal_core.aggregation import Aggregate, AggregationError, one_line, require_finite
+from deal_core.lora.adapter import compress, stack
+from deal_core.lora.state import State
+
+
+def fold_residual(state: State, aggregate: Aggregate) -> State:
+    """The state after a round: what the current adapter cannot hold joins the residual, whose rank
+    stays below the layers' own."""
+    gained = [part for part in (state.residual, aggregate.residual) if part is not None]
+    if not gained:
+        return replace(state, current=aggregate.current)
+    residual = stack(gained)
+    full = max(min(shape) for shape in residual.shapes.values())
+    if residual.rank > full:
+        residual = compress(residual, full)
+    return replace(state, current=aggregate.current, residual=residual)
+
+
+def finite(state: State) -> State:
+    """The state itself.
+
+    Raises:
+        AggregationError: some number of it is not finite.
+    """
+    require_finite("the current adapter", state.current)
+    require_finite("the retained adapter", state.retained)
+    require_finite("the residual", state.residual)
+    return state
+
+
+def reason_of(fault: Exception) -> str:
+    """Return what failed, for the log."""
+    return str(fault) if isinstance(fault, AggregationError) else one_line(fault)
