@@ -30,7 +30,7 @@ from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.privacy.policy import require_adapter, require_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
-from deal_core.training.distillation import merged
+from deal_core.training.distillation import joint_labels
 from deal_core.training.gradients import Gradients
 from deal_core.training.loop import count_correct, load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
@@ -206,7 +206,7 @@ def _data(
     """The client's share of the task, or the public texts under all labels so far."""
     if not phase.public_path:
         return bench.task(task, client)
-    return bench.public(phase.public_path, merged((*seen, bench.labels(task))))
+    return bench.public(phase.public_path, joint_labels((*seen, bench.labels(task))))
 
 
 def _share(bench: Workbench, task: str, client: int) -> TaskDataset:

@@ -8,8 +8,9 @@ al. 2018.
 Where all clients learn one task a stage, task ``i`` in stage ``i``, these are the measures of the
 literature. Where clients have orders of their own a task has no one moment: ``begun[j]`` is the
 stage in which its first learner starts, ``learnt[j]`` the one in which its last learner ends. The
-row ``R[learnt[j]]`` stands for "just learnt", the row before ``begun[j]`` for "before anyone learnt
-it". Both are ``[0, 1, ..., T - 1]`` in the first case.
+row ``R[learnt[j]]`` has its learning accuracy (Riemer et al., ICLR 2019), the row before
+``begun[j]`` what was known before anyone learnt it. Both are ``[0, 1, ..., T - 1]`` in the first
+case.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Event = dict[str, Any]
-Listener = Callable[[Event], None]
+RunEvent = dict[str, Any]
+Listener = Callable[[RunEvent], None]
 
 
 @dataclass(frozen=True)

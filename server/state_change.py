@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deal_core.aggregation import Aggregate, AggregationError, one_line, require_finite
+from deal_core.aggregation import Aggregate, AggregationFailed, one_line, require_finite
 from deal_core.lora.adapter import compress, stack
 from deal_core.lora.state import State
 
@@ -26,7 +26,7 @@ def finite(state: State) -> State:
     """The state itself.
 
     Raises:
-        AggregationError: some number of it is not finite.
+        AggregationFailed: some number of it is not finite.
     """
     require_finite("the current adapter", state.current)
     require_finite("the retained adapter", state.retained)
@@ -36,4 +36,4 @@ def finite(state: State) -> State:
 
 def reason_of(fault: Exception) -> str:
     """Return what failed, for the log."""
-    return str(fault) if isinstance(fault, AggregationError) else one_line(fault)
+    return str(fault) if isinstance(fault, AggregationFailed) else one_line(fault)

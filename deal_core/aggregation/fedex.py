@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from deal_core.aggregation.aggregation_error import ErrorMeter
 from deal_core.aggregation.fedit import BothMeans
-from deal_core.aggregation.gauge import ErrorGauge
 from deal_core.aggregation.rule import BOTH, Aggregate, Aggregation, ClientUpdate, check_update
 from deal_core.aggregation.running import ProductSum
 from deal_core.aggregation.split import residual_of
@@ -53,7 +53,7 @@ class _Round:
     def __init__(self, before: Adapter, rank_cap: int) -> None:
         self._before, self._rank_cap = before, rank_cap
         self._means = BothMeans(before)
-        self._gauge = ErrorGauge(before.shapes)
+        self._error_meter = ErrorMeter(before.shapes)
         self._products = ProductSum(before.shapes)
         self._weight = 0.0
 
@@ -61,7 +61,7 @@ class _Round:
         check_update(update, self._before, BOTH, mixed_ranks=False)
         self._products.add(self._drift(update.adapter.layers), update.weight)
         self._means.add(update)
-        self._gauge.add(update.adapter, update.weight)
+        self._error_meter.add(update.adapter, update.weight)
         self._weight += update.weight
 
     def finish(self) -> Aggregate:
@@ -70,7 +70,7 @@ class _Round:
         spectra = {name: self._products.spectrum(name, total) for name in self._before.layers}
         residual = residual_of(spectra, self._rank_cap)
         current = self._means.rounded()
-        reading = self._gauge.read(current, residual.adapter)
+        reading = self._error_meter.read(current, residual.adapter)
         lost = reading.share(residual.cut)
         return Aggregate(current, residual.adapter, reading.error, lost, reading.estimated)
 

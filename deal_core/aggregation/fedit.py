@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deal_core.aggregation.gauge import ErrorGauge
+from deal_core.aggregation.aggregation_error import ErrorMeter
 from deal_core.aggregation.rule import (
     BOTH,
     Aggregate,
@@ -44,16 +44,16 @@ class _Round:
     def __init__(self, before: Adapter) -> None:
         self._before = before
         self._means = BothMeans(before)
-        self._gauge = ErrorGauge(before.shapes)
+        self._error_meter = ErrorMeter(before.shapes)
 
     def add(self, update: ClientUpdate) -> None:
         check_update(update, self._before, BOTH, mixed_ranks=False)
         self._means.add(update)
-        self._gauge.add(update.adapter, update.weight)
+        self._error_meter.add(update.adapter, update.weight)
 
     def finish(self) -> Aggregate:
         current = self._means.rounded()
-        reading = self._gauge.read(current)
+        reading = self._error_meter.read(current)
         return Aggregate(current, None, reading.error, 0.0, reading.estimated)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from deal_core.aggregation.rule import Aggregate, Aggregation, AggregationError
+from deal_core.aggregation.rule import Aggregate, Aggregation, AggregationFailed
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 
@@ -17,19 +17,19 @@ def finished(aggregation: Aggregation) -> Aggregate:
     """Return the aggregate of a round, every number of it finite.
 
     Raises:
-        AggregationError: it could not be computed, or is not finite.
+        AggregationFailed: it could not be computed, or is not finite.
         UserError: what the rule says to the user, as it is.
     """
     try:
         aggregate = aggregation.finish()
-    except (AggregationError, UserError):
+    except (AggregationFailed, UserError):
         raise
     except NUMERICAL as fault:
-        raise AggregationError(one_line(fault)) from fault
+        raise AggregationFailed(one_line(fault)) from fault
     require_finite("the new adapter", aggregate.current)
     require_finite("its residual", aggregate.residual)
     if not (math.isfinite(aggregate.error) and math.isfinite(aggregate.lost)):
-        raise AggregationError("the aggregation error is not finite")
+        raise AggregationFailed("the aggregation error is not finite")
     return aggregate
 
 
@@ -37,13 +37,13 @@ def require_finite(what: str, adapter: Adapter | None) -> None:
     """Check every number of an adapter; None has none.
 
     Raises:
-        AggregationError: names ``what``, and the layer.
+        AggregationFailed: names ``what``, and the layer.
     """
     if adapter is None:
         return
     for name, factors in adapter.layers.items():
         if not (factors.A.isfinite().all() and factors.B.isfinite().all()):
-            raise AggregationError(f"{what} is not finite ({name})")
+            raise AggregationFailed(f"{what} is not finite ({name})")
 
 
 def one_line(fault: Exception) -> str:

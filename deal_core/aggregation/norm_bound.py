@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from deal_core.aggregation.gauge import square_norm
+from deal_core.aggregation.aggregation_error import square_norm
 from deal_core.aggregation.rule import ClientUpdate
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.payload import PayloadError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deal_core.aggregation.gauge import ErrorGauge
+from deal_core.aggregation.aggregation_error import ErrorMeter
 from deal_core.aggregation.rule import BOTH, Aggregate, ClientUpdate, check_update
 from deal_core.aggregation.running import ProductSum
 from deal_core.lora.adapter import Adapter, Spectrum
@@ -22,14 +22,14 @@ class ProductRound:
         self.before = before
         self._finish = finish
         self._products = ProductSum(before.shapes)
-        self._gauge = ErrorGauge(before.shapes)
+        self._error_meter = ErrorMeter(before.shapes)
         self._weight = 0.0
 
     def add(self, update: ClientUpdate) -> None:
         """See :class:`~deal_core.aggregation.rule.Aggregation`."""
         check_update(update, self.before, BOTH, mixed_ranks=True)
         self._products.add(update.adapter.layers, update.weight * update.adapter.scaling)
-        self._gauge.add(update.adapter, update.weight)
+        self._error_meter.add(update.adapter, update.weight)
         self._weight += update.weight
 
     def finish(self) -> Aggregate:
@@ -48,5 +48,5 @@ class ProductRound:
 
     def measured(self, current: Adapter, residual: Adapter | None, cut: float) -> Aggregate:
         """Return the aggregate with its error; ``cut`` is the norm of what was left out."""
-        reading = self._gauge.read(current, residual)
+        reading = self._error_meter.read(current, residual)
         return Aggregate(current, residual, reading.error, reading.share(cut), reading.estimated)

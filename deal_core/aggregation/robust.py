@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deal_core.aggregation.gauge import ErrorGauge
+from deal_core.aggregation.aggregation_error import ErrorMeter
 from deal_core.aggregation.rule import (
     LORA_A,
     LORA_B,
@@ -104,17 +104,17 @@ class _Round:
         if not self._updates:
             raise ValueError("no client update to aggregate")
         survivors = self._rule.step(self._updates, self._start)
-        gauge = ErrorGauge(self._start.before.shapes)
+        meter = ErrorMeter(self._start.before.shapes)
         for update in self._updates:
-            gauge.add(update.adapter, update.weight)
+            meter.add(update.adapter, update.weight)
         for update in survivors.updates:
             self._base.add(update)
         result = self._base.finish()
-        reading = gauge.read(result.current, result.residual)
+        error = meter.read(result.current, result.residual)
         return replace(
             result,
-            error=reading.error,
-            estimated=reading.estimated or result.estimated,
+            error=error.error,
+            estimated=error.estimated or result.estimated,
             excluded=survivors.excluded,
         )
 

@@ -23,11 +23,11 @@ LORA_B = "lora_B"
 BOTH = frozenset({LORA_A, LORA_B})
 
 
-class AggregationError(ValueError):
+class AggregationFailed(ValueError):
     """An update, or a whole round, that is of no use: one line, without a value of anybody's."""
 
 
-class TooFewUpdates(AggregationError):
+class TooFewUpdates(AggregationFailed):
     """A robust step needs more updates than the round has."""
 
 

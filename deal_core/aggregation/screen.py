@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deal_core.aggregation.rule import AggregationError, ClientUpdate
+from deal_core.aggregation.rule import AggregationFailed, ClientUpdate
 from deal_core.lora.adapter import Adapter
 
 HELD = 32
@@ -97,7 +97,7 @@ class Screen:
             before: what that client began from.
 
         Raises:
-            AggregationError: an entry moved too far, or to nowhere. Nothing is kept.
+            AggregationFailed: an entry moved too far, or to nowhere. Nothing is kept.
         """
         if self._limits == UNLIMITED:
             return [Verdict(update)]
@@ -166,7 +166,7 @@ def measured(adapter: Adapter, before: Adapter, entry: float) -> Lengths:
     long products, from the Gram matrices of the two stacks. Layers of one shape go together.
 
     Raises:
-        AggregationError: an entry of a factor changed by more than ``entry``, or is not finite.
+        AggregationFailed: an entry of a factor changed by more than ``entry``, or is not finite.
     """
     factors = product = 0.0
     for names in _alike(before):
@@ -178,7 +178,7 @@ def measured(adapter: Adapter, before: Adapter, entry: float) -> Lengths:
             beyond = ~(moved.abs().amax(dim=(1, 2)) <= entry)  # where it is NaN as well
             if beyond.any():
                 name = names[int(beyond.int().argmax())]
-                raise AggregationError(f"{name}: an entry changed by more than {entry:g}")
+                raise AggregationFailed(f"{name}: an entry changed by more than {entry:g}")
             factors += float(torch.linalg.vector_norm(moved, dtype=torch.float64)) ** 2
         left, right = torch.cat([moved_b, old_b], dim=2), torch.cat([new_a, moved_a], dim=1)
         of_left, of_right = left.mT @ left, right @ right.mT

@@ -106,12 +106,12 @@ def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[st
     return result
 
 
-def merged(tables: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+def overlaid(tables: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``tables`` with the values of ``layer`` over them, table by table."""
     result: dict[str, Any] = json.loads(json.dumps(tables))
     for key, value in layer.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
+        result[key] = overlaid(result[key], value) if both else value
     return result
 
 

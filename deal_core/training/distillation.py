@@ -53,6 +53,6 @@ def mean_per_example(values: Tensor, rows: Sequence[int]) -> Tensor:
     return torch.stack([part.mean() for part in torch.split(values, list(rows))])
 
 
-def merged(spaces: Iterable[Sequence[str]]) -> tuple[str, ...]:
+def joint_labels(spaces: Iterable[Sequence[str]]) -> tuple[str, ...]:
     """Return all labels as one space, each once."""
     return tuple(dict.fromkeys(chain.from_iterable(spaces)))

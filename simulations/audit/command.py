@@ -17,7 +17,7 @@ from server.folder import RunFolder
 from simulations.audit.found import Found, Kind, Training
 from simulations.audit.judged import judged
 from simulations.audit.run import carry_out, known
-from simulations.audit.tables import Audit, Cell, markdown
+from simulations.audit.tables import Audit, AuditedCell, markdown
 from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line
 from simulations.output.files import write_texts
@@ -194,7 +194,7 @@ def _carried_out(training: Training, console: Console) -> Found:
         return carry_out(training, listener)
 
 
-def _cells(request: AuditRequest, found: Sequence[Found]) -> list[Cell]:
+def _cells(request: AuditRequest, found: Sequence[Found]) -> list[AuditedCell]:
     budgets = epsilons(request.epsilon)
     per_budget = len(found) // len(budgets)
     cells = []
@@ -202,7 +202,7 @@ def _cells(request: AuditRequest, found: Sequence[Found]) -> list[Cell]:
         own = found[i * per_budget : (i + 1) * per_budget]
         kinds = dict.fromkeys(each.kind for each in own)
         attacks = [judged([each for each in own if each.kind == kind]) for kind in kinds]
-        cells.append(Cell(epsilon=named(epsilon), attacks=attacks))
+        cells.append(AuditedCell(epsilon=named(epsilon), attacks=attacks))
     return cells
 
 

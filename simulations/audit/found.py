@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from deal_core.config.experiment import Experiment
-from deal_core.privacy.accounting.composition import DpEvent, merged
-from deal_core.privacy.accounting.ledger import Event
+from deal_core.privacy.accounting.composition import DpEvent, with_steps_added
+from deal_core.privacy.accounting.ledger import LedgerEvent
 from deal_core.privacy.audit.claim_audit import Repetition
 from deal_core.privacy.audit.guesses import Guesses
 from server.results import Strict
@@ -98,9 +98,9 @@ class Found(Strict):
         return Repetition(spent, tuple(Guesses(**each.model_dump()) for each in self.outcomes))
 
 
-def steps_of(events: Sequence[Event]) -> list[Steps]:
+def steps_of(events: Sequence[LedgerEvent]) -> list[Steps]:
     """Return what events cost, equal ones together."""
-    return [Steps(**asdict(each)) for each in merged(event.spent for event in events)]
+    return [Steps(**asdict(each)) for each in with_steps_added(event.spent for event in events)]
 
 
 def outcomes_of(guesses: Sequence[Guesses]) -> list[Outcome]:

@@ -37,7 +37,7 @@ HONEST: Mapping[str, str] = {
 """Unit of privacy to whom a claim assumes honest."""
 
 
-class Cell(Strict):
+class AuditedCell(Strict):
     """One budget: what it was asked to be, and what its attacks have shown."""
 
     epsilon: str
@@ -59,7 +59,7 @@ class Audit(Strict):
 
     schema_version: int = 2
     experiment: str
-    cells: list[Cell]
+    cells: list[AuditedCell]
 
 
 def markdown(audit: Audit) -> str:

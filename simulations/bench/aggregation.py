@@ -16,7 +16,7 @@ from rich.table import Table
 
 from deal_core.aggregation import AGGREGATION_RULES
 from simulations.bench.machine import machine
-from simulations.bench.measure import Cell, Measured, flower_peak, measure
+from simulations.bench.measure import Measured, RuleCase, flower_peak, measure
 
 LINEAR = ("fedit", "ffa", "alternating", "fedsvd")
 """Rules in constant memory; the others hold what is sent, and are measured to 100 clients."""
@@ -41,7 +41,7 @@ QUICK = Sizes((10,), (8,), (384,))
 class Row:
     """One line of the result; ratios are rule over Flower, peaks above a round of one client."""
 
-    cell: Cell
+    cell: RuleCase
     measured: Measured
     flower_peak_bytes: int | None
 
@@ -85,10 +85,10 @@ def bench(sizes: Sizes, console: Console, out: str = "") -> None:
         Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
-def cells(sizes: Sizes) -> list[Cell]:
+def cells(sizes: Sizes) -> list[RuleCase]:
     """Every rule in every size it is measured in, the small ones first."""
     return [
-        Cell(rule, clients, rank, width, LAYERS)
+        RuleCase(rule, clients, rank, width, LAYERS)
         for width in sizes.widths
         for rank in sizes.ranks
         for clients in sizes.clients
@@ -97,7 +97,7 @@ def cells(sizes: Sizes) -> list[Cell]:
     ]
 
 
-def rows_of(work: Sequence[Cell]) -> Iterator[Row]:
+def rows_of(work: Sequence[RuleCase]) -> Iterator[Row]:
     """Measure one cell after the other; what Flower holds depends on sizes alone."""
     peaks: dict[tuple[int, int], int | None] = {}
     for cell in work:
@@ -108,7 +108,7 @@ def rows_of(work: Sequence[Cell]) -> Iterator[Row]:
         yield Row(cell, measured, peaks[sent])
 
 
-def alone(function: Callable[[Cell], Any], cell: Cell) -> Any:
+def alone(function: Callable[[RuleCase], Any], cell: RuleCase) -> Any:
     """Call it in a process that has done nothing else: peaks of memory do not go down again."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["simulations.bench.measure"])

@@ -21,7 +21,7 @@ ENGINES = ("inprocess", "flower")
 
 
 @dataclass(frozen=True)
-class Cell:
+class EngineCase:
     """One federation on one engine.
 
     Attributes:
@@ -44,7 +44,7 @@ class Row:
     """Seconds of every round, the part of them that clients spent training (None: trivial or
     side by side), and peak memory of all processes."""
 
-    cell: Cell
+    cell: EngineCase
     seconds: tuple[float, ...]
     training_share: float | None
     peak_bytes: int
@@ -69,14 +69,14 @@ class Sizes:
 QUICK = Sizes((3,), (), 100_000, 2, 1)
 
 
-def cells(sizes: Sizes) -> Iterator[Cell]:
+def cells(sizes: Sizes) -> Iterator[EngineCase]:
     """Pairs of engines, the small federations first."""
     for clients in sizes.trivial:
         for engine in ENGINES:
-            yield Cell(engine, "trivial", clients, clients, sizes.rounds, sizes.size)
+            yield EngineCase(engine, "trivial", clients, clients, sizes.rounds, sizes.size)
     for clients, sampled in sizes.real:
         for engine in ENGINES:
-            yield Cell(engine, "real", clients, sampled, 2)
+            yield EngineCase(engine, "real", clients, sampled, 2)
 
 
 def bench(sizes: Sizes, console: Console, out: str = "") -> None:
@@ -96,7 +96,7 @@ def bench(sizes: Sizes, console: Console, out: str = "") -> None:
     )
 
 
-def measured(cell: Cell) -> Row:
+def measured(cell: EngineCase) -> Row:
     """Run a cell in processes of its own."""
     with tempfile.TemporaryDirectory() as folder:
         log, out = Path(folder) / "log", Path(folder) / "out"
@@ -110,7 +110,7 @@ def measured(cell: Cell) -> Row:
         return Row(cell, seconds, share, peak)
 
 
-def real_command(cell: Cell, out: Path) -> list[str]:
+def real_command(cell: EngineCase, out: Path) -> list[str]:
     """One task of the embedded data, at least 8 questions a client, one worker."""
     settings = {
         "run.engine": cell.engine,

@@ -29,7 +29,7 @@ REPEAT_BELOW_SECONDS = 2.5
 
 
 @dataclass(frozen=True)
-class Cell:
+class RuleCase:
     """What is measured: a rule, or Flower's memory where ``rule`` names whose arrays it gets."""
 
     rule: str
@@ -76,7 +76,7 @@ class Federation:
     pool: Sequence[ArrayRecord]
 
 
-def measure(cell: Cell) -> Measured:
+def measure(cell: RuleCase) -> Measured:
     """Measure one cell; call it in a fresh process.
 
     Rule, FedAvg, rule, FedAvg, …: what disturbs one disturbs the other.
@@ -96,7 +96,7 @@ def measure(cell: Cell) -> Measured:
     return Measured(Times(rule, checked, plain, decoded, len(passes)), client_bytes, peak)
 
 
-def flower_peak(cell: Cell) -> int | None:
+def flower_peak(cell: RuleCase) -> int | None:
     """Peak memory of FedAvg, which holds every reply, above a round of one client."""
     torch.set_num_threads(1)
     pool = make_federation(cell).pool
@@ -111,7 +111,7 @@ def flower_peak(cell: Cell) -> int | None:
     return above(peak_resident(), alone)
 
 
-def make_federation(cell: Cell) -> Federation:
+def make_federation(cell: RuleCase) -> Federation:
     """Random updates of ``layers`` square layers, and the rule."""
     generator = seeded("bench", cell.clients, cell.rank, cell.width)
     rule = make_rule(AggregationConfig(rule=cell.rule))
@@ -156,7 +156,7 @@ def peak_resident(process: int | str = "self") -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
-def _random(cell: Cell, generator: torch.Generator) -> Adapter:
+def _random(cell: RuleCase, generator: torch.Generator) -> Adapter:
     size = cell.rank, cell.width
     layers = {
         f"layer{i}": LoraFactors(

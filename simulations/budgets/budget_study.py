@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import merged
+from deal_core.config.file import overlaid
 from deal_core.errors import UserError, choose
 from deal_core.methods import METHODS
 from simulations.run.epsilons import named, with_budget
@@ -72,7 +72,7 @@ def _arm(base: Experiment, epsilon: float, without: Mapping[str, Any]) -> Arm:
     privacy = with_budget(base, epsilon).privacy
     changed = {"mechanism": privacy.mechanism, "target_epsilon": privacy.target_epsilon}
     own = {} if math.isfinite(epsilon) else without
-    return Arm(label=f"epsilon = {named(epsilon)}", set=merged(own, {"privacy": changed}))
+    return Arm(label=f"epsilon = {named(epsilon)}", set=overlaid(own, {"privacy": changed}))
 
 
 def _tables(free: Experiment, base: Experiment) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger import Event, Ledger, composed
+from deal_core.privacy.accounting.ledger import Ledger, LedgerEvent, composed
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.results import Privacy, Results, Strict, read_results
 from simulations.audit.found import Bound
@@ -35,8 +35,8 @@ class Point(Strict):
 
     Attributes:
         epsilon: the budget; ``inf``: without privacy.
-        of_the_way: share of the gain retained (M37), against the same seeds without privacy; None:
-            they are not there, or learn nothing.
+        gain_retained: share of the gain retained (M37), against the same seeds without privacy;
+            None: they are not there, or learn nothing.
         spent: largest epsilon of a client's ledger in any seed, over all rounds and tasks, at
             ``delta`` per ``unit``; None: without privacy.
         disjoint_tasks: what was spent is that of a record in a single task.
@@ -51,7 +51,7 @@ class Point(Strict):
     average_accuracy: Mean
     forgetting: Mean | None
     worst_client: Mean | None
-    of_the_way: Mean | None
+    gain_retained: Mean | None
     spent: float | None
     delta: float | None
     unit: str | None
@@ -177,7 +177,7 @@ def _point(
         average_accuracy=_required([o.average_accuracy for o in outcomes]),
         forgetting=_mean([o.forgetting for o in outcomes]),
         worst_client=_mean([o.worst_client for o in outcomes]),
-        of_the_way=_mean(ways),
+        gain_retained=_mean(ways),
         spent=max(spent, default=None),
         delta=_largest_delta(privacy),
         unit=privacy[0].unit,
@@ -212,7 +212,7 @@ def _sweep(done: Sequence[Cell]) -> Sweep:
     )
 
 
-def _largest_ledger(cell: Cell) -> list[Event]:
+def _largest_ledger(cell: Cell) -> list[LedgerEvent]:
     """Return events of the client that spent most in a run, or of the server, where that keeps the
     book; empty: there is none."""
     folder = Path(next(iter(cell.runs.values())).run.out)

@@ -22,7 +22,7 @@ HEAD = (
     "average accuracy",
     "forgetting",
     "worst client",
-    "of the way",
+    "gain retained",
     "spent",
     "lower bound",
 )
@@ -51,7 +51,7 @@ def _table(points: list[Point]) -> Iterator[str]:
             _percent(point.average_accuracy),
             _percent(point.forgetting),
             _percent(point.worst_client),
-            _percent(point.of_the_way, " %"),
+            _percent(point.gain_retained, " %"),
             _spent(point),
             _shown(point),
         )

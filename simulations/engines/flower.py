@@ -16,7 +16,7 @@ from typing import Any
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
-from server.events import Event, Listener
+from server.events import Listener, RunEvent
 from server.folder import RunFolder
 from simulations.engines.flower_sandbox import CONNECTION, Sandbox, flower_sandbox, program
 from simulations.engines.workers import Workers, as_run_by, this_machine
@@ -43,7 +43,7 @@ class Tail:
         """Skip what is there: a resumed run appends."""
         return cls(path, path.stat().st_size if path.exists() else 0)
 
-    def new(self) -> Iterator[Event]:
+    def new(self) -> Iterator[RunEvent]:
         """Yield the complete lines since the last call."""
         if not self.path.exists():
             return
@@ -67,7 +67,7 @@ def run_flower(experiment: Experiment, listener: Listener) -> None:
     folder = RunFolder(Path(experiment.run.out))
     log = folder.path / LOG
     tail = Tail.from_end(folder.metrics)
-    last: Event = {"event": "nothing"}
+    last: RunEvent = {"event": "nothing"}
     with flower_sandbox(log) as sandbox:
         process = sandbox.start(run_command(sandbox, app, experiment), log)
         alive = True
@@ -147,7 +147,7 @@ def parse_outcome(text: str) -> Outcome:
         return Outcome("unknown")
 
 
-def reason(last: Event, outcome: Outcome) -> str:
+def reason(last: RunEvent, outcome: Outcome) -> str:
     """Return why a run failed, on one line; what the server itself said comes first."""
     if last["event"] == "run_stopped":
         return str(last["reason"]).removeprefix("UserError: ").partition("\n")[0]

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from server.spending import extent
 from simulations.output.console import print_line
-from simulations.run.progress import PHASES, Event, Progress
+from simulations.run.progress import PHASES, Progress, RunEvent
 
 IDLE = {
     "no-data": "no example of the task",
@@ -26,11 +26,11 @@ IDLE = {
 
 
 @contextmanager
-def progress_view(console: Console, name: str) -> Iterator[Callable[[Event], None]]:
+def progress_view(console: Console, name: str) -> Iterator[Callable[[RunEvent], None]]:
     """Show the run while the block lasts; yields what takes the events."""
     state = Progress()
 
-    def plain(event: Event) -> None:
+    def plain(event: RunEvent) -> None:
         nonlocal state
         state = state.update(event)
         for line in plain_lines(event, state):
@@ -43,7 +43,7 @@ def progress_view(console: Console, name: str) -> Iterator[Callable[[Event], Non
     def render() -> RenderableType:
         return live_view(name, state, time.time())
 
-    def listen(event: Event) -> None:
+    def listen(event: RunEvent) -> None:
         nonlocal state
         state = state.update(event)
         if event["event"] in ("client_failed", "round_lost", "step_lost", "weight_cut"):
@@ -53,7 +53,7 @@ def progress_view(console: Console, name: str) -> Iterator[Callable[[Event], Non
         yield listen
 
 
-def plain_lines(event: Event, state: Progress) -> list[str]:
+def plain_lines(event: RunEvent, state: Progress) -> list[str]:
     """Return what to print for an event, ``state`` being the state after it."""
     kind = event["event"]
     if kind == "run_started":

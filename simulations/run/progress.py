@@ -9,7 +9,7 @@ from typing import Any
 
 from deal_core.metrics import in_turn, spans
 
-Event = Mapping[str, Any]
+RunEvent = Mapping[str, Any]
 
 PHASES: Mapping[str, str] = {"learn": "training", "consolidate": "consolidating"}
 """A round's phase in words; that of another method is its own word."""
@@ -115,7 +115,7 @@ class Progress:
         since = max(0.0, now - self.updated)
         return max(0.0, self.per_round * (self.total - self.done) - since)
 
-    def update(self, event: Event) -> Progress:
+    def update(self, event: RunEvent) -> Progress:
         """Return the state after one more event; unknown events change nothing."""
         after = _HANDLERS.get(event["event"], _unknown)(self, event)
         after = replace(after, updated=event["time"])
@@ -124,11 +124,11 @@ class Progress:
         return after
 
 
-def _unknown(state: Progress, event: Event) -> Progress:
+def _unknown(state: Progress, event: RunEvent) -> Progress:
     return state
 
 
-def _run_started(state: Progress, event: Event) -> Progress:
+def _run_started(state: Progress, event: RunEvent) -> Progress:
     done = event["done_rounds"]
     stages = tuple(Stage(stage["rounds"], tuple(stage["tasks"])) for stage in event["stages"])
     ends = accumulate(stage.rounds for stage in stages)
@@ -144,7 +144,7 @@ def _run_started(state: Progress, event: Event) -> Progress:
     )
 
 
-def _evaluated(state: Progress, event: Event) -> Progress:
+def _evaluated(state: Progress, event: RunEvent) -> Progress:
     accuracy = dict(event["accuracy"])
     if event["stage"] < 0:
         mean = sum(accuracy.values()) / len(accuracy) if accuracy else None
@@ -152,7 +152,7 @@ def _evaluated(state: Progress, event: Event) -> Progress:
     return replace(state, accuracy=accuracy, evaluated=event["stage"] + 1)
 
 
-def _round_started(state: Progress, event: Event) -> Progress:
+def _round_started(state: Progress, event: RunEvent) -> Progress:
     return replace(
         state,
         phase=PHASES.get(event["phase"], str(event["phase"])),
@@ -166,7 +166,7 @@ def _round_started(state: Progress, event: Event) -> Progress:
     )
 
 
-def _client_finished(state: Progress, event: Event) -> Progress:
+def _client_finished(state: Progress, event: RunEvent) -> Progress:
     answered = state.answered + 1
     mean = event.get("loss")
     if state.loss is not None and mean is not None:
@@ -176,7 +176,7 @@ def _client_finished(state: Progress, event: Event) -> Progress:
     )
 
 
-def _charged(state: Progress, event: Event) -> Progress:
+def _charged(state: Progress, event: RunEvent) -> Progress:
     """Return what a client, or the server for all, says that privacy has cost."""
     if "epsilon" not in event:
         return state
@@ -191,12 +191,12 @@ def _charged(state: Progress, event: Event) -> Progress:
     )
 
 
-def _client_failed(state: Progress, event: Event) -> Progress:
+def _client_failed(state: Progress, event: RunEvent) -> Progress:
     failure = (str(event["client"]), str(event["reason"]))
     return replace(state, failures=(*state.failures, failure))
 
 
-def _round_finished(state: Progress, event: Event) -> Progress:
+def _round_finished(state: Progress, event: RunEvent) -> Progress:
     return replace(
         _charged(_round_skipped(state, event), event),
         done_here=state.done_here + 1,
@@ -205,7 +205,7 @@ def _round_finished(state: Progress, event: Event) -> Progress:
     )
 
 
-def _round_skipped(state: Progress, event: Event) -> Progress:
+def _round_skipped(state: Progress, event: RunEvent) -> Progress:
     last = event["server_round"] == state.stages[event["stage"]].rounds
     after = "ending the stage" if last else "between rounds"
     return replace(
@@ -217,15 +217,15 @@ def _round_skipped(state: Progress, event: Event) -> Progress:
     )
 
 
-def _stage_finished(state: Progress, event: Event) -> Progress:
+def _stage_finished(state: Progress, event: RunEvent) -> Progress:
     return replace(state, phase="stage finished", evaluated=event["stage"] + 1)
 
 
-def _run_finished(state: Progress, event: Event) -> Progress:
+def _run_finished(state: Progress, event: RunEvent) -> Progress:
     return replace(state, phase="finished")
 
 
-def _run_stopped(state: Progress, event: Event) -> Progress:
+def _run_stopped(state: Progress, event: RunEvent) -> Progress:
     return replace(state, phase="stopped")
 
 

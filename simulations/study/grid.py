@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import apply_overrides, merged, parse_experiment, read_toml
+from deal_core.config.file import apply_overrides, overlaid, parse_experiment, read_toml
 from deal_core.config.run_config import WHERE, Value, flatten
 from deal_core.data import open_source
 from deal_core.errors import UserError, choose
@@ -166,7 +166,7 @@ def _experiment(
         layers.append((f"[settings.{setting}]", file.settings[setting]))
     layers.append((f"[arms.{arm}.set]", file.arms[arm].set))
     for where, layer in layers:
-        tables = merged(tables, layer)
+        tables = overlaid(tables, layer)
         parse_experiment(tables, f"{study.path}: {where}")
     return parse_experiment(apply_overrides(tables, overrides), "--set")
 

@@ -21,7 +21,7 @@ MEASURES: dict[str, Measure] = {
     "backward transfer": lambda o: o.backward_transfer,
     "forward transfer": lambda o: o.forward_transfer,
     "forgetting": lambda o: o.forgetting,
-    "just learnt": lambda o: o.learning_accuracy,
+    "learning accuracy": lambda o: o.learning_accuracy,
     "worst client": lambda o: o.worst_client,
 }
 """Column to figure."""

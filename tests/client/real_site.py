@@ -23,7 +23,7 @@ from deal_core.config.run_config import flatten
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.ledger import Event, Ledger
+from deal_core.privacy.accounting.ledger import Ledger, LedgerEvent
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.federation import start_state
@@ -79,7 +79,7 @@ class RealSite:
         return Ledger(self.folder / "state")
 
     @property
-    def events(self) -> list[Event]:
+    def events(self) -> list[LedgerEvent]:
         """What it holds."""
         return self.ledger.events()
 

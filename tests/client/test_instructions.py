@@ -22,7 +22,7 @@ import client.app
 from client import local_update
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
-from deal_core.privacy.accounting.ledger import Event, composed
+from deal_core.privacy.accounting.ledger import LedgerEvent, composed
 from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import record as record_mechanism
 from deal_core.privacy.mechanisms.client import LocalDPClient, NoisedUpdate
@@ -125,7 +125,7 @@ LABELS_OF = {
 }
 
 
-def ask(site: RealSite, case: Bent, seen: Seen) -> tuple[Message, Seen, list[Event]]:
+def ask(site: RealSite, case: Bent, seen: Seen) -> tuple[Message, Seen, list[LedgerEvent]]:
     """Send it; what left, what happened inside, and what was written into the ledger."""
     seen.mechanisms, seen.sources, seen.first_sum = [], [], None
     before = len(site.events)
@@ -140,7 +140,7 @@ def check(
     case: Bent,
     reply: Message,
     seen: Seen,
-    new: list[Event],
+    new: list[LedgerEvent],
     earlier: Sequence[Message],
 ) -> None:
     """What the policy promises, after ``earlier`` replies of the site."""

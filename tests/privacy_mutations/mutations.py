@@ -12,7 +12,7 @@ import torch
 
 from deal_core.privacy import interface
 from deal_core.privacy.accounting.composition import DpEvent
-from deal_core.privacy.accounting.ledger import Event
+from deal_core.privacy.accounting.ledger import LedgerEvent
 from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import counts as counts_module
 from deal_core.privacy.mechanisms import private_gradients, record
@@ -203,7 +203,7 @@ def every_round_planned_by_itself(patch: Patch) -> None:
 
 def sampling_counted_twice(patch: Patch) -> None:
     patch.setattr(
-        Event,
+        LedgerEvent,
         "spent",
         property(lambda e: DpEvent(e.sample_rate**2, e.noise_multiplier, e.steps)),
     )

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import KEY
-from deal_core.privacy.accounting.ledger import Budget, Event, Ledger, composed
+from deal_core.privacy.accounting.ledger import Budget, Ledger, LedgerEvent, composed
 from simulations.cli import app
 
-EVENT = Event(
+EVENT = LedgerEvent(
     run="a run",
     task="surgery",
     phase="learn",

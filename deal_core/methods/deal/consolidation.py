@@ -42,7 +42,7 @@ from deal_core.methods.deal.retention import retain
 from deal_core.methods.interface import LocalTask, Phase
 from deal_core.models import Encoded, LanguageModel
 from deal_core.training.cache import Cache
-from deal_core.training.distillation import distillation_losses, merged
+from deal_core.training.distillation import distillation_losses, joint_labels
 from deal_core.training.objective import Objective
 from deal_core.training.teacher import Teacher, make_teacher
 
@@ -84,7 +84,7 @@ class Consolidation:
     ) -> Objective:
         """Return ``KL(teacher || student)`` over the labels of all tasks so far (M19)."""
         config = self.method.consolidation
-        everything = (merged((*task.seen, task.labels)),)
+        everything = (joint_labels((*task.seen, task.labels)),)
         teacher: Teacher = cache.get_or_compute(
             "teacher",
             f"{fingerprint(state.retained)} {everything}",

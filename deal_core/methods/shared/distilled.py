@@ -18,7 +18,7 @@ from deal_core.methods.interface import LocalTask
 from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, LanguageModel
 from deal_core.training.cache import Cache
-from deal_core.training.distillation import distillation_losses, merged
+from deal_core.training.distillation import distillation_losses, joint_labels
 from deal_core.training.objective import Objective
 from deal_core.training.teacher import Teacher, make_teacher
 
@@ -74,7 +74,7 @@ def _choices(
     choices: list[tuple[Sequence[str], float]] = []
     for group, weight in ((task.seen, config.weight), (to_come, future)):
         if group and weight:
-            spaces = group if config.softmax == "per-task" else [merged(group)]
+            spaces = group if config.softmax == "per-task" else [joint_labels(group)]
             choices += [(space, weight / len(spaces)) for space in spaces]
     return choices
 

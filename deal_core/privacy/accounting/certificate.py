@@ -20,7 +20,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger import Entry, Event, Ledger, composed
+from deal_core.privacy.accounting.ledger import Entry, Ledger, LedgerEvent, composed
 
 KEY = "ledger.key"
 VERSION = 2
@@ -77,7 +77,7 @@ def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:
 def _check_figures(statement: Mapping[str, Any]) -> None:
     try:
         placed = [{k: v for k, v in e.items() if k not in PLACE} for e in statement["events"]]
-        told = _figures([Event(**fields) for fields in placed], statement["disjoint_tasks"])
+        told = _figures([LedgerEvent(**fields) for fields in placed], statement["disjoint_tasks"])
         said = {name: statement[name] for name in told}
         difference = abs((told["epsilon"] or 0.0) - (said["epsilon"] or 0.0))
     except (KeyError, TypeError, ValueError) as error:
@@ -123,7 +123,7 @@ def composed_over(disjoint_tasks: bool, unprotected: int) -> str:
     )
 
 
-def _figures(events: Sequence[Event], disjoint_tasks: bool) -> dict[str, Any]:
+def _figures(events: Sequence[LedgerEvent], disjoint_tasks: bool) -> dict[str, Any]:
     """Return ``epsilon`` and ``delta`` of what is protected (None: nothing is), and how much is
     not."""
     protected = [event for event in events if event.protected]

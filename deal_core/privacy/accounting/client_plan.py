@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from deal_core.config.experiment import Experiment
 from deal_core.methods import make_method
-from deal_core.privacy.accounting.ledger import Budget, Event, Ledger, composed
+from deal_core.privacy.accounting.ledger import Budget, Ledger, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import planned_work, solve_noise_multiplier
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.policy import Policy, default_delta
@@ -59,7 +59,7 @@ def client_plan(
         NoFeasibleNoise: the ledger's past leaves nothing, or nothing that could be learnt with.
     """
 
-    def solve(past: Sequence[Event]) -> str:
+    def solve(past: Sequence[LedgerEvent]) -> str:
         privacy = experiment.privacy
         wanted = privacy.target_delta or default_delta(experiment.federation.clients)
         delta = min(wanted, (policy.max_delta if policy else 0.0) or largest_delta)
@@ -86,7 +86,7 @@ def client_event(
     steps: int = 1,
     place: tuple[str, str, int, int] = ("", "", 0, 0),
     simulation_only: bool = False,
-) -> Event:
+) -> LedgerEvent:
     """Return one round, or several, as a ledger has it.
 
     Args:
@@ -99,7 +99,7 @@ def client_event(
         simulation_only: the noise came from a seed.
     """
     task, phase, stage, server_round = place
-    return Event(
+    return LedgerEvent(
         run=run_name(experiment),
         task=task,
         phase=phase,

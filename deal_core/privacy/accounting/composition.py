@@ -70,10 +70,10 @@ def epsilon_of(spent: Iterable[DpEvent], delta: float) -> float:
     """
     if not SMALLEST_DELTA <= delta < 1:
         raise ValueError(f"delta must be from {SMALLEST_DELTA:g} to 1, but is {delta:g}")
-    return _epsilon(merged(spent), delta)
+    return _epsilon(with_steps_added(spent), delta)
 
 
-def merged(spent: Iterable[DpEvent]) -> tuple[DpEvent, ...]:
+def with_steps_added(spent: Iterable[DpEvent]) -> tuple[DpEvent, ...]:
     """Equal mechanisms together, in a fixed order."""
     steps: dict[tuple[float, float], int] = {}
     for each in spent:
@@ -137,7 +137,7 @@ def privacy_curve(spent: Iterable[DpEvent], epsilons: Array, delta: float) -> tu
         The epsilons that were used, rising, and the delta of each, the larger of the two
         directions; an upper bound. Where the numbers leave the range of the grid, delta is 1.
     """
-    together = merged(spent)
+    together = with_steps_added(spent)
     with np.errstate(over="ignore", invalid="ignore"):
         width, points = _grid(together, delta)
         last = min(points // 2 - 1, int(LARGEST_LOSS / width))

@@ -62,7 +62,7 @@ class BudgetSpent(Exception):
 
 
 @dataclass(frozen=True)
-class Event:
+class LedgerEvent:
     """One private release.
 
     Attributes:
@@ -111,7 +111,7 @@ Place = tuple[str, str, int, int]
 """Task, phase, stage and round."""
 
 
-def unprotected_event(run: str, mechanism: str, place: Place) -> Event:
+def unprotected_event(run: str, mechanism: str, place: Place) -> LedgerEvent:
     """Return a release that no mechanism has protected, as a ledger notes it.
 
     Args:
@@ -121,7 +121,7 @@ def unprotected_event(run: str, mechanism: str, place: Place) -> Event:
         place: where in the run.
     """
     task, phase, stage, server_round = place
-    return Event(
+    return LedgerEvent(
         run=run,
         task=task,
         phase=phase,
@@ -145,7 +145,7 @@ class Entry:
 
     seq: int
     time: str
-    event: Event
+    event: LedgerEvent
     hash: str
 
 
@@ -158,10 +158,10 @@ class Budget:
     disjoint_tasks: bool = False
 
 
-def composed(events: Sequence[Event], delta: float, disjoint_tasks: bool = False) -> float:
+def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool = False) -> float:
     """Return the epsilon of all protected events together: of one record, whatever tasks it is in,
     or, with ``disjoint_tasks``, of one that is in a single task. It is void for records of which
-    something has left unprotected (:attr:`Event.protected`)."""
+    something has left unprotected (:attr:`LedgerEvent.protected`)."""
     events = [event for event in events if event.protected]
     if not disjoint_tasks:
         return epsilon_of((event.spent for event in events), delta)
@@ -194,7 +194,7 @@ class Ledger:
         with self._open() as db:
             return self._entries(db)
 
-    def events(self) -> list[Event]:
+    def events(self) -> list[LedgerEvent]:
         """As :meth:`entries`, without seals."""
         return [entry.event for entry in self.entries()]
 
@@ -204,7 +204,7 @@ class Ledger:
             row = db.execute("SELECT body FROM answers WHERE request = ?", (request,)).fetchone()
         return None if row is None else bytes(row[0])
 
-    def plan(self, run: str, make: Callable[[Sequence[Event]], str]) -> str:
+    def plan(self, run: str, make: Callable[[Sequence[LedgerEvent]], str]) -> str:
         """Return the plan of a run: made once, from the events before it, then the same for
         ever."""
         with self._transaction() as db:
@@ -215,7 +215,7 @@ class Ledger:
             db.execute("INSERT INTO plans VALUES (?, ?)", (run, body))
             return body
 
-    def require(self, event: Event, budget: Budget) -> None:
+    def require(self, event: LedgerEvent, budget: Budget) -> None:
         """Check, before anything is trained, that there is budget for one more event.
 
         Raises:
@@ -227,7 +227,7 @@ class Ledger:
             self.require_declared(events)
         _require(events, budget)
 
-    def charge(self, event: Event, budget: Budget, request: str, answer: bytes) -> bytes:
+    def charge(self, event: LedgerEvent, budget: Budget, request: str, answer: bytes) -> bytes:
         """Write the event and its answer, durably; return the answer that may now leave: that of
         an earlier charge for the same request, if there was one.
 
@@ -247,7 +247,7 @@ class Ledger:
         self._write_head()
         return answer
 
-    def note(self, event: Event) -> None:
+    def note(self, event: LedgerEvent) -> None:
         """Write an unprotected release, durably; there is no budget that it could fit.
 
         Raises:
@@ -278,7 +278,7 @@ class Ledger:
                 if row is None:
                     db.execute("INSERT INTO members VALUES (?, ?)", (one, task))
 
-    def require_declared(self, events: Sequence[Event]) -> None:
+    def require_declared(self, events: Sequence[LedgerEvent]) -> None:
         """Check that the records of every task of these events have been compared with the
         others': only then can tasks compose in parallel.
 
@@ -303,7 +303,7 @@ class Ledger:
             fields = json.loads(body)
             if fields.pop("seq") != seq:
                 raise LedgerError(f"{self.path}: entry {seq} stands in another place")
-            entries.append(Entry(seq, fields.pop("time"), Event(**fields), sealed))
+            entries.append(Entry(seq, fields.pop("time"), LedgerEvent(**fields), sealed))
         self._check_head(entries)
         return entries
 
@@ -364,7 +364,7 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {triggers} COMMIT;")
 
 
-def _append(db: sqlite3.Connection, entries: Sequence[Entry], event: Event) -> int:
+def _append(db: sqlite3.Connection, entries: Sequence[Entry], event: LedgerEvent) -> int:
     """Seal an event on to the chain; return its number."""
     seq = len(entries) + 1
     body = _body(seq, event)
@@ -373,7 +373,7 @@ def _append(db: sqlite3.Connection, entries: Sequence[Entry], event: Event) -> i
     return seq
 
 
-def _require(events: Sequence[Event], budget: Budget) -> None:
+def _require(events: Sequence[LedgerEvent], budget: Budget) -> None:
     epsilon = composed(events, budget.delta, budget.disjoint_tasks)
     if epsilon > budget.epsilon * (1 + ROUNDING):
         raise BudgetSpent(
@@ -383,7 +383,7 @@ def _require(events: Sequence[Event], budget: Budget) -> None:
         )
 
 
-def _body(seq: int, event: Event) -> str:
+def _body(seq: int, event: LedgerEvent) -> str:
     fields: dict[str, Any] = asdict(event)
     fields |= {"seq": seq, "time": datetime.now(UTC).isoformat(timespec="seconds")}
     return json.dumps(fields, sort_keys=True)

@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.privacy.accounting.composition import DpEvent, merged
+from deal_core.privacy.accounting.composition import DpEvent, with_steps_added
 from deal_core.privacy.audit.guesses import ALL, Guesses, guess
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, over_choices
 from deal_core.privacy.audit.planted import likelihood_ratio
@@ -59,7 +59,7 @@ def audit_power(spent: Sequence[DpEvent], canaries: int, repetitions: int, seed:
         repetitions: of the training.
         seed: of all that is drawn.
     """
-    claim = merged(spent)
+    claim = with_steps_added(spent)
     curve = trade_off(claim)
     rng = np.random.default_rng(seed)
     honest = _Pool(*(_scores(claim, 1.0, there, rng) for there in (False, True)))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from deal_core.privacy.accounting.composition import DpEvent, epsilon_of, merged
+from deal_core.privacy.accounting.composition import DpEvent, epsilon_of, with_steps_added
 from deal_core.privacy.audit.guesses import Guesses
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, over_choices
 from deal_core.privacy.audit.trade_off_audit import p_value
@@ -85,7 +85,7 @@ def _scaled(repetitions: Sequence[Repetition], scale: float) -> float:
 
 
 def _p_values(repetition: Repetition, scale: float) -> list[float]:
-    curve = _curve(merged(scaled(repetition.spent, scale)))
+    curve = _curve(with_steps_added(scaled(repetition.spent, scale)))
     return [p_value(g.canaries, g.guesses, g.correct, curve) for g in repetition.outcomes]
 
 

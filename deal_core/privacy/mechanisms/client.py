@@ -30,7 +30,7 @@ from deal_core.privacy.accounting.client_plan import (
     client_plan,
     client_rounds,
 )
-from deal_core.privacy.accounting.ledger import BudgetSpent, Event, Ledger, composed
+from deal_core.privacy.accounting.ledger import BudgetSpent, Ledger, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import NoFeasibleNoise
 from deal_core.privacy.interface import (
     Counts,
@@ -197,7 +197,12 @@ class LocalDPClient:
         )
 
     def _charged(
-        self, update: LocalUpdate, ask: UpdateRequest, site: Site, plan: ClientPlan, event: Event
+        self,
+        update: LocalUpdate,
+        ask: UpdateRequest,
+        site: Site,
+        plan: ClientPlan,
+        event: LedgerEvent,
     ) -> LocalUpdate:
         """The update as it may leave, in the ledger with its charge."""
         figures = {
@@ -218,7 +223,7 @@ class LocalDPClient:
         largest = 1.0 if site.simulated else LARGEST_DELTA
         return client_plan(self.experiment, site.ledger(), rounds, 1.0, site.policy, largest)
 
-    def _event(self, ask: UpdateRequest, site: Site, plan: ClientPlan) -> Event:
+    def _event(self, ask: UpdateRequest, site: Site, plan: ClientPlan) -> LedgerEvent:
         return client_event(
             self.experiment,
             1.0,

@@ -22,7 +22,7 @@ from safetensors.numpy import load, save
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.methods import make_method
-from deal_core.privacy.accounting.ledger import Budget, BudgetSpent, Event, composed
+from deal_core.privacy.accounting.ledger import Budget, BudgetSpent, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import (
     NoFeasibleNoise,
     ReleaseSchedule,
@@ -47,7 +47,7 @@ UNIT = "record"
 log = logging.getLogger(__name__)
 
 
-class Plan(BaseModel):
+class PrivacyPlan(BaseModel):
     """What a site will do in a run; decided once, and kept in its ledger.
 
     Attributes:
@@ -124,7 +124,12 @@ class RecordMechanism:
         )
 
     def _charged(
-        self, update: LocalUpdate, ask: UpdateRequest, site: Site, plan: Plan, event: Event
+        self,
+        update: LocalUpdate,
+        ask: UpdateRequest,
+        site: Site,
+        plan: PrivacyPlan,
+        event: LedgerEvent,
     ) -> LocalUpdate:
         """The update as it may leave, in the ledger with its charge."""
         answer = packed(LocalUpdate(update.arrays, self._figures(ask, site, plan, event)))
@@ -135,7 +140,7 @@ class RecordMechanism:
             raise Refusal("budget-spent", str(spent)) from None
 
     def _figures(
-        self, ask: UpdateRequest, site: Site, plan: Plan, event: Event
+        self, ask: UpdateRequest, site: Site, plan: PrivacyPlan, event: LedgerEvent
     ) -> dict[str, float]:
         """What goes with an update: of rates, noise and steps, not of data."""
         figures = {
@@ -178,7 +183,9 @@ class RecordMechanism:
         counts: Counts = json.loads(kept)
         return counts
 
-    def _noised_counts(self, ask: UpdateRequest, event: Event, make: Callable[[], Counts]) -> bytes:
+    def _noised_counts(
+        self, ask: UpdateRequest, event: LedgerEvent, make: Callable[[], Counts]
+    ) -> bytes:
         """The answer that is charged; where counting fails, counts of nothing: that it does tells
         of data."""
         noise = self._noise(ask) if event.simulation_only else SecureNoise()
@@ -189,7 +196,7 @@ class RecordMechanism:
             counts = dict.fromkeys(("correct", "examples"), [0] * ask.evaluated)
         return json.dumps(dict(noised_counts(counts, event.noise_multiplier, noise))).encode()
 
-    def _plan(self, ask: UpdateRequest, site: Site) -> Plan:
+    def _plan(self, ask: UpdateRequest, site: Site) -> PrivacyPlan:
         """The run's plan as the ledger has it; made with the first round."""
         text = site.ledger().plan(
             self._run,
@@ -197,11 +204,11 @@ class RecordMechanism:
                 past, ask.records(), ask.site_records(), site
             ).model_dump_json(),
         )
-        return Plan.model_validate_json(text)
+        return PrivacyPlan.model_validate_json(text)
 
     def _solve(
-        self, past: Sequence[Event], records: Mapping[str, int], site_records: int, site: Site
-    ) -> Plan:
+        self, past: Sequence[LedgerEvent], records: Mapping[str, int], site_records: int, site: Site
+    ) -> PrivacyPlan:
         config = self.experiment
         agreed = terms(config.privacy, site.policy, site_records)
         asked = site.simulated and config.privacy.disjoint_tasks
@@ -219,7 +226,7 @@ class RecordMechanism:
             planned += [self._planned_counts(counts, agreed.delta)] if counts else []
             return composed([*past, *planned], agreed.delta, disjoint)
 
-        return Plan(
+        return PrivacyPlan(
             noise_multiplier=solve_noise_multiplier(epsilon_with, agreed.epsilon),
             epsilon=agreed.epsilon,
             delta=agreed.delta,
@@ -230,9 +237,9 @@ class RecordMechanism:
 
     def _planned(
         self, work: ReleaseSchedule, noise_multiplier: float, delta: float, bound: float
-    ) -> Event:
+    ) -> LedgerEvent:
         """All rounds of a task as one event."""
-        return Event(
+        return LedgerEvent(
             run=self._run,
             task=work.task,
             phase="",
@@ -248,12 +255,12 @@ class RecordMechanism:
             simulation_only=False,
         )
 
-    def _planned_counts(self, evaluations: int, delta: float) -> Event:
+    def _planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
         """All evaluations as one event."""
         work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
         return self._planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1))
 
-    def _event(self, ask: UpdateRequest, site: Site, plan: Plan) -> Event:
+    def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
         """This round.
 
         Raises:
@@ -262,7 +269,7 @@ class RecordMechanism:
         work = next((w for w in plan.work if w.task == ask.task), None)
         if work is None:
             raise UserError(f"task '{ask.task}' is not in the plan of this run")
-        return Event(
+        return LedgerEvent(
             run=self._run,
             task=ask.task,
             phase=ask.phase,
@@ -278,9 +285,9 @@ class RecordMechanism:
             simulation_only=self._seeds(site),
         )
 
-    def _counting(self, ask: UpdateRequest, site: Site, plan: Plan) -> Event:
+    def _counting(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
         """One evaluation of the tasks that are asked for."""
-        return Event(
+        return LedgerEvent(
             run=self._run,
             task="",
             phase=ask.phase,
@@ -296,7 +303,7 @@ class RecordMechanism:
             simulation_only=self._seeds(site),
         )
 
-    def _gradients(self, ask: UpdateRequest, site: Site, event: Event) -> PrivateGradients:
+    def _gradients(self, ask: UpdateRequest, site: Site, event: LedgerEvent) -> PrivateGradients:
         config = self.experiment
         expected = config.train.batch_size
         if config.privacy.sample_rate:
@@ -314,7 +321,7 @@ class RecordMechanism:
             noise=noise,
         )
 
-    def _noise_only(self, ask: UpdateRequest, site: Site, event: Event) -> PrivateGradients:
+    def _noise_only(self, ask: UpdateRequest, site: Site, event: LedgerEvent) -> PrivateGradients:
         """The same steps on no record: noise alone."""
         return replace(self._gradients(ask, site, event), data=(), record_ids=())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.errors import UserError
-from server.events import Event
+from server.events import RunEvent
 from server.folder import RunFolder
 from server.results import read_results
 from server.spending import Spending, spending_in
@@ -73,7 +73,7 @@ class RunState:
     sites: dict[str, SiteState] = field(default_factory=dict)
 
 
-def read_events(path: Path) -> list[Event]:
+def read_events(path: Path) -> list[RunEvent]:
     """Return the complete lines of ``metrics.jsonl``; none where there is no file yet."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -82,7 +82,7 @@ def read_events(path: Path) -> list[Event]:
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def run_state(events: Iterable[Event]) -> RunState:
+def run_state(events: Iterable[RunEvent]) -> RunState:
     """Fold the events into a state; sites go by their names."""
     state, names = RunState(), list[str]()
     for event in events:
@@ -111,7 +111,7 @@ def state_of(run: Path) -> RunState:
     return state
 
 
-def _begin(state: RunState, event: Event, names: list[str]) -> None:
+def _begin(state: RunState, event: RunEvent, names: list[str]) -> None:
     state.phase, state.reason = "running", ""
     state.tasks, state.unit = list(event["tasks"]), str(event.get("unit") or "")
     state.planned = sum(stage["rounds"] for stage in event["stages"])
@@ -120,7 +120,7 @@ def _begin(state: RunState, event: Event, names: list[str]) -> None:
         state.sites.setdefault(name, SiteState())
 
 
-def _heard(state: RunState, name: str, event: Event) -> None:
+def _heard(state: RunState, name: str, event: RunEvent) -> None:
     site = state.sites.setdefault(name, SiteState())
     if event["event"] != "client_finished":
         site.faults += 1
@@ -133,7 +133,7 @@ def _heard(state: RunState, name: str, event: Event) -> None:
     site.spent = _spending(event) or site.spent
 
 
-def _spending(event: Event) -> Spending | None:
+def _spending(event: RunEvent) -> Spending | None:
     """None too where an event says what cannot be, as older servers let clients do."""
     try:
         return spending_in(event)
@@ -141,7 +141,7 @@ def _spending(event: Event) -> Spending | None:
         return None
 
 
-def _told(state: RunState, event: Event, names: list[str]) -> None:
+def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
     kind: str = event["event"]
     if kind == "round_started":
         state.stage, state.server_round = event["stage"], event["server_round"]

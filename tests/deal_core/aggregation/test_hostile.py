@@ -13,7 +13,7 @@ from deal_core.aggregation import (
     LORA_A,
     LORA_B,
     ROBUST_RULES,
-    AggregationError,
+    AggregationFailed,
     ClientUpdate,
     Limits,
     Screen,
@@ -104,7 +104,7 @@ def screened(updates, before):
     for update in updates:
         try:
             verdicts += screen.add(update, before)
-        except AggregationError:
+        except AggregationFailed:
             continue
     return [v.update for v in (*verdicts, *screen.judged()) if not v.fault]
 
@@ -119,7 +119,7 @@ def test_without_a_screen_a_round_is_finite_or_fails_by_name(rule, robust):
             aggregation.add(update)
         try:
             result = finished(aggregation)
-        except AggregationError:
+        except AggregationFailed:
             assert kind in REFUSED
             continue
         require_finite(kind, result.current)
@@ -215,5 +215,5 @@ def test_an_aggregate_that_is_not_finite_is_none(part, value):
         def finish(self):
             return good
 
-    with pytest.raises(AggregationError, match=r"not finite \(v\)"):
+    with pytest.raises(AggregationFailed, match=r"not finite \(v\)"):
         finished(Round())  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deal_core.aggregation import LORA_A, LORA_B, ClientUpdate, make_rule
-from deal_core.aggregation.gauge import EXACT_CLIENTS
+from deal_core.aggregation.aggregation_error import EXACT_CLIENTS
 from deal_core.aggregation.running import FactorMean, ProductSum, one_vector
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
@@ -72,7 +72,7 @@ def test_linear_rules_hold_as_much_after_1000_clients_as_after_200(name):
         held[k] = held_bytes(aggregation)
     one_client = held_bytes(before)
     assert max(held.values()) == max(held[k] for k in range(1, 201))
-    # twice one client for the float64 sums; fedit's gauge keeps EXACT_CLIENTS, then a sketch
+    # twice one client for the float64 sums; fedit's error meter keeps EXACT_CLIENTS, then a sketch
     kept = EXACT_CLIENTS * one_client if name == "fedit" else 0
     sketch = 16 * 16 * sum(d_out + d_in for d_out, d_in in SHAPES.values())
     assert max(held.values()) <= 4 * one_client + kept + sketch

@@ -13,7 +13,7 @@ from deal_core.aggregation import (
     BOTH,
     LORA_B,
     UNLIMITED,
-    AggregationError,
+    AggregationFailed,
     ClientUpdate,
     Limits,
     Screen,
@@ -127,7 +127,7 @@ def test_an_entry_beyond_all_reason_is_refused_whoever_else_is_there(start, valu
     layers = {n: LoraFactors(f.A.clone(), f.B.clone()) for n, f in start.layers.items()}
     getattr(layers["v"], factor)[1, 2] += value
     screen = Screen(Limits(20.0, 50.0, 100.0))
-    with pytest.raises(AggregationError, match="v: an entry changed by more than 100"):
+    with pytest.raises(AggregationFailed, match="v: an entry changed by more than 100"):
         screen.add(ClientUpdate("eve", Adapter(layers, start.scaling), 1.0), start)
     assert screen.judged() == []
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from deal_core.models import ForwardOutput
-from deal_core.training.distillation import distillation_losses, merged
+from deal_core.training.distillation import distillation_losses, joint_labels
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -60,7 +60,7 @@ def test_what_a_space_has_in_common_is_free_but_not_between_spaces_that_are_merg
 
 
 def test_merged_spaces_name_each_label_once_in_order():
-    assert merged((("yes", "no"), ("no", "maybe"))) == ("yes", "no", "maybe")
+    assert joint_labels((("yes", "no"), ("no", "maybe"))) == ("yes", "no", "maybe")
 
 
 def test_zero_when_both_agree_up_to_a_constant():

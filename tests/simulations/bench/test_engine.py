@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.bench.engine import Cell, Row, of_events, table
+from simulations.bench.engine import EngineCase, Row, of_events, table
 from simulations.bench.engine_apps import on_inprocess
 from simulations.bench.peak_memory import run_watched
 
@@ -44,7 +44,7 @@ def test_what_clients_do_is_told_from_what_the_engine_does(tmp_path: Path):
 
 def test_engines_are_compared_pair_by_pair():
     def row(engine: str, *seconds: float) -> Row:
-        return Row(Cell(engine, "trivial", 10, 10, 3, 100), seconds, None, 10**8)
+        return Row(EngineCase(engine, "trivial", 10, 10, 3, 100), seconds, None, 10**8)
 
     drawn = table([row("inprocess", 9, 1, 3), row("flower", 90, 8, 8)])
     cells = [next(iter(column.cells)) for column in drawn.columns]

@@ -71,7 +71,7 @@ def test_a_stage_is_named_with_its_tasks_where_clients_have_their_own() -> None:
         "+ stage 2: 2 skin",
     ]
     styles = [[cell.style for cell in column.cells][1:] for column in table.columns[1:]]
-    assert styles == [["bold", ""], ["", "bold"]]  # just learnt; nothing is still to come
+    assert styles == [["bold", ""], ["", "bold"]]  # learning accuracy; nothing is still to come
 
 
 def test_what_is_still_to_come_is_dim() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import simulations
-from deal_core.config.file import merged, parse_experiment, read_toml
+from deal_core.config.file import overlaid, parse_experiment, read_toml
 from deal_core.errors import UserError
 from simulations.run.shipped import descriptions, shipped_experiments, shipped_studies
 from simulations.study.grid import Cell, chosen, grid
@@ -81,7 +81,7 @@ def test_the_later_table_holds_and_set_over_all(tmp_path: Path) -> None:
 
 def test_tables_are_merged_and_not_changed() -> None:
     tables = {"a": {"x": 1, "y": {"z": 2}}, "b": [1]}
-    assert merged(tables, {"a": {"y": {"z": 3}}, "b": [2], "c": 4}) == {
+    assert overlaid(tables, {"a": {"y": {"z": 3}}, "b": [2], "c": 4}) == {
         "a": {"x": 1, "y": {"z": 3}},
         "b": [2],
         "c": 4,

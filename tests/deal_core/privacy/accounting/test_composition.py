@@ -9,7 +9,13 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from deal_core.privacy.accounting.composition import ORDERS, DpEvent, epsilon_of, merged, renyi
+from deal_core.privacy.accounting.composition import (
+    ORDERS,
+    DpEvent,
+    epsilon_of,
+    renyi,
+    with_steps_added,
+)
 
 DELTA = 1e-5
 MIXED = [(0.064, 1.0, 160), (0.128, 1.0, 80), (0.08, 1.0, 130), (0.05, 1.0, 200), (0.06, 1.0, 170)]
@@ -89,7 +95,7 @@ def test_grows_with_everything_that_is_spent_and_falls_with_noise():
 def test_order_and_cutting_play_no_part():
     whole = [DpEvent(0.1, 1.0, 50), DpEvent(0.2, 2.0, 10)]
     cut = [DpEvent(0.2, 2.0, 4), DpEvent(0.1, 1.0, 50), DpEvent(0.2, 2.0, 6)]
-    assert merged(whole) == merged(cut)
+    assert with_steps_added(whole) == with_steps_added(cut)
     assert epsilon_of(whole, DELTA) == epsilon_of(cut, DELTA)
 
 

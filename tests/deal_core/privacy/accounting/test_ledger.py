@@ -18,14 +18,14 @@ from deal_core.privacy.accounting.ledger import (
     KEPT_ANSWERS,
     Budget,
     BudgetSpent,
-    Event,
     Ledger,
     LedgerError,
+    LedgerEvent,
     composed,
     unprotected_event,
 )
 
-EVENT = Event(
+EVENT = LedgerEvent(
     run="run",
     task="surgery",
     phase="learn",

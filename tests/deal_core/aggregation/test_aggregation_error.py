@@ -1,4 +1,4 @@
-"""The error gauge equals the dense error; its sketch keeps the stated tolerance."""
+"""The aggregation error equals the dense error; its sketch keeps the stated tolerance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deal_core.aggregation.gauge import AggregationError, ErrorGauge
+from deal_core.aggregation.aggregation_error import AggregationError, ErrorMeter
 from deal_core.lora.adapter import Adapter, LoraFactors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,15 +43,15 @@ def dense_error(updates, results, shapes):
 
 
 def read(updates, results, shapes, **limits) -> AggregationError:
-    gauge = ErrorGauge(shapes, **limits)
+    meter = ErrorMeter(shapes, **limits)
     for each, weight in updates:
-        gauge.add(each, weight)
-    return gauge.read(*results)
+        meter.add(each, weight)
+    return meter.read(*results)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 8), st.integers(1, 20))
-def test_exact_gauge_equals_the_dense_error(seed, clients, rank, side):
+def test_exact_error_equals_the_dense_error(seed, clients, rank, side):
     generator = torch.Generator().manual_seed(seed)
     shapes = {"q": (side, side + 3), "v": (2 * side, side)}
     weights = (0.1 + torch.rand(clients, generator=generator)).tolist()
@@ -121,7 +121,7 @@ def test_nothing_and_zero():
     zero = Adapter({"q": LoraFactors(torch.zeros(2, 5), torch.zeros(4, 2))}, 1.0)
     one = Adapter({"q": LoraFactors(torch.ones(2, 5), torch.ones(4, 2))}, 1.0)
     with pytest.raises(ValueError, match="no client update"):
-        ErrorGauge(shapes).read(one)
+        ErrorMeter(shapes).read(one)
     assert read([(zero, 1.0)], [zero], shapes).error == 0.0
     assert read([(zero, 1.0)], [one], shapes).error == math.inf
     assert read([(one, 1.0)], [zero], shapes).error == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""The error gauge: how far an aggregate is from the ideal ``sum_i p_i s_i B_i A_i``.
+"""The aggregation error: how far an aggregate is from the ideal ``sum_i p_i s_i B_i A_i``.
 
 Source: docs/method.md (M23), (M24).
 """
@@ -33,7 +33,7 @@ class AggregationError:
         return _ratio(norm**2, self.ideal_norm**2)
 
 
-class ErrorGauge:
+class ErrorMeter:
     """Watches the updates of a round go by and measures the result against their ideal sum.
 
     **Exact** while the ranks of all clients together stay within ``rows`` (512) and there are
@@ -44,7 +44,7 @@ class ErrorGauge:
     :class:`Sketch` ``Y = sum_i w_i s_i B_i (A_i G)``: ``||(result - ideal) G||^2`` is an unbiased
     estimate of the squared norm. Over ``L`` layers its relative standard deviation is at most
     ``sqrt(2 / 16) = 35 %`` (everything in one direction of one layer), that of the norm half
-    of it, and in practice ``1/sqrt(L)`` of that. ``G`` is public: a gauge, not a defence.
+    of it, and in practice ``1/sqrt(L)`` of that. ``G`` is public: it measures, and defends nothing.
     Source: Halko, Martinsson, Tropp, SIAM Review 2011, section 4.3.
 
     Args:
