@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deal_core.errors import UserError
-from deal_core.lora.adapter import relative_difference, stack
+from deal_core.lora.adapter import is_nonzero, relative_difference, stack, zero_adapter
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
 from deal_core.wire.instruction import Instruction
@@ -58,15 +58,17 @@ class Evaluation:
     def run(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Ask everybody; return the state as the clients decode it."""
         started = time.monotonic()
-        asked = self.request(step, state)
+        shown = without_zeros(state)
+        asked = self.request(step, shown)
         everyone = dict.fromkeys(self.exchange.roster.clients, asked)
-        sent = self.exchange.ask(state, asked, everyone)
+        sent = self.exchange.ask(shown, asked, everyone)
         tally = EvaluationReplies()
         for reply in self.exchange.replies(step, sent):
             self.hear(step, reply, sent, tally)
         history = self.finish(step, sent, tally, history)
         history = history.after_round({"evaluation_bytes_down": sent.bytes_down})
-        return sent.state, history.after("evaluate", time.monotonic() - started)
+        state = sent.state if shown is state else replace(sent.state, current=state.current)
+        return state, history.after("evaluate", time.monotonic() - started)
 
     def request(self, step: Step, state: State) -> Instruction:
         """What every client is asked about the model that a step ends with."""
@@ -143,6 +145,13 @@ def pooled(
             raise UserError(f"task '{task}' has no test example at any client; add some")
         accuracy[task] = sum(rows[j][0] for rows in counts.values()) / examples
     return accuracy
+
+
+def without_zeros(state: State) -> State:
+    """Return the state, with one row in the place of a current adapter that changes nothing."""
+    if is_nonzero(state.current):
+        return state
+    return replace(state, current=zero_adapter(state.current.shapes, 1))
 
 
 def same_model(first: State, second: State) -> bool:
