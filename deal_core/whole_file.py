@@ -33,7 +33,7 @@ def written_beside(path: Path, mode: int = 0o644) -> Iterator[Path]:
         A path in the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.stem}.{os.getpid()}.writing{path.suffix}")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.writing")
     os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode))
     try:
         yield beside

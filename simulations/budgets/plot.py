@@ -20,7 +20,7 @@ INKS = ("#1f4e79", "#c0504d", "#4f8f4f", "#7f5f9f", "#b8860b", "#444444")
 
 def draw(path: Path, budgets: Budgets) -> None:
     """Write a PNG: see :func:`figure_of`."""
-    figure_of(budgets).savefig(path, dpi=110)
+    figure_of(budgets).savefig(path, dpi=110, format="png")
 
 
 def figure_of(budgets: Budgets) -> Any:

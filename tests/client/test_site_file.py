@@ -305,7 +305,7 @@ def test_site_toml_names_its_faults(site_file: Path) -> None:
 
 
 def test_an_answer_that_cannot_be_kept_is_not_given(tmp_path: Path) -> None:
-    (tmp_path / "update-0-1.writing").symlink_to("/dev/full")
+    (tmp_path / f"update-0-1.safetensors.{os.getpid()}.writing").symlink_to("/dev/full")
     place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
     with pytest.raises(OSError, match="No space left on device"):
         UpdateStore(tmp_path).once("request 1", place, lambda: update(1))

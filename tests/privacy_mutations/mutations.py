@@ -67,7 +67,7 @@ def sampled_by_shuffling(patch: Patch) -> None:
 
 
 def _clip(patch: Patch, factors_of) -> None:
-    def one_pass(module, objective, part, bound):
+    def one_microbatch(module, objective, part, bound):
         pairs = per_sample._example_gradients(module, objective, part)
         norms = per_sample._norms(pairs)
         for weight, copy in pairs:
@@ -75,7 +75,7 @@ def _clip(patch: Patch, factors_of) -> None:
             weight.grad = total if weight.grad is None else weight.grad + total
         return norms
 
-    patch.setattr(per_sample, "_one_pass", one_pass)
+    patch.setattr(per_sample, "_one_microbatch", one_microbatch)
 
 
 def clipping_off(patch: Patch) -> None:

@@ -130,7 +130,7 @@ def test_one_wrong_bit_is_found_and_the_checkpoint_before_it_is_used(tmp_path, c
 def test_a_full_disk_is_one_line_and_the_old_checkpoint_stands(tmp_path, checkpoint):
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, checkpoint)
-    path.with_suffix(".writing").symlink_to("/dev/full")
+    path.with_name(f"{path.name}.{os.getpid()}.writing").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"No space left on device.*make room.*--resume"):
         save_checkpoint(path, checkpoint.model_copy(update={"position": 9}))
     assert load_checkpoint(path, SHAPES).position == 4

@@ -63,15 +63,6 @@ def test_file_round_trip_and_schema(tmp_path):
     }
 
 
-def test_a_file_from_before_a_setting_says_what_was_done_then(tmp_path):
-    results = make_results(Experiment(), IN_TURN, HISTORY)
-    data = json.loads(results.model_dump_json())
-    del data["config"]["method"]["distillation"]["ahead"]
-    (tmp_path / "results.json").write_text(json.dumps(data))
-    assert results.config.method.distillation.future_weight == 0.25
-    assert read_results(tmp_path).config.method.distillation.future_weight == 0.0
-
-
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 2, "extra": 2}'])
 def test_a_broken_file_is_one_line(tmp_path, text):
     (tmp_path / "results.json").write_text(text)

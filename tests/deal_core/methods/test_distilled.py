@@ -36,15 +36,19 @@ AHEAD = (("Eye", "Ear"), LABELS[::-1], SEEN, ("Ear", "Eye"), ("Bone", "Eye"))
 @pytest.mark.parametrize(
     ("tables", "seen", "choices"),
     [
-        ({"future": 0.5}, (SEEN,), {SEEN: 1.0, ("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
+        ({"future_weight": 0.5}, (SEEN,), {SEEN: 1.0, ("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
         (
             {"future_weight": 0.5, "softmax": "joint"},
             (SEEN,),
             {SEEN: 1.0, ("Eye", "Ear", "Bone"): 0.5},
         ),
-        ({"future": 0.5, "weight": 0.0}, (SEEN,), {("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
-        ({"future": 0.0}, (SEEN,), {SEEN: 1.0}),
-        ({"future": 3.0}, (), {("Eye", "Ear"): 1.0, SEEN: 1.0, ("Bone", "Eye"): 1.0}),
+        (
+            {"future_weight": 0.5, "weight": 0.0},
+            (SEEN,),
+            {("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25},
+        ),
+        ({"future_weight": 0.0}, (SEEN,), {SEEN: 1.0}),
+        ({"future_weight": 3.0}, (), {("Eye", "Ear"): 1.0, SEEN: 1.0, ("Bone", "Eye"): 1.0}),
     ],
 )
 def test_what_tasks_to_come_choose_between_weighs_as_told_but_for_what_is_known(
@@ -61,7 +65,7 @@ def test_what_tasks_to_come_choose_between_weighs_as_told_but_for_what_is_known(
 
 
 def test_in_the_first_task_the_base_model_speaks_for_tasks_to_come(minilm, shapes, random_adapter):
-    tables = {"distillation": {"future": 0.7}}
+    tables = {"distillation": {"future_weight": 0.7}}
     built = make_method(MethodConfig.model_validate(tables), AdapterConfig())
     data = minilm.encode(DATA, LABELS)
     losses, scores, divergence = first_task(minilm, built, shapes, random_adapter, data)

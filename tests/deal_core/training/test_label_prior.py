@@ -74,7 +74,7 @@ def test_the_loss_is_cross_entropy_over_adjusted_scores(minilm, empty, strength)
 
 
 def test_what_a_teacher_thinks_is_adjusted_by_nothing(minilm, empty, random_adapter):
-    built = deal(2.0, distillation={"ahead": 0.5})
+    built = deal(2.0, distillation={"future_weight": 0.5})
     data, shapes = minilm.encode(DATA, LABELS), empty.current.shapes
     found, scores, divergence = first_task(minilm, built, shapes, random_adapter, data)
     assert (4.0 * divergence > 1e-3).all()

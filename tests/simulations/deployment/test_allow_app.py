@@ -40,7 +40,7 @@ def test_an_app_is_added_once_and_comments_stay(folder: Path) -> None:
     kept = path.read_text().splitlines()
     assert [line.split("#")[1] for line in kept if "#" in line] == comments
     assert path.stat().st_mode & 0o777 == 0o640
-    assert not path.with_suffix(".writing").exists()
+    assert not list(path.parent.glob("*.writing"))
 
 
 @pytest.mark.parametrize("table", ["", "[apps]\n", "[apps]\nallowed = []\n", TABLE])
@@ -73,7 +73,7 @@ def test_a_file_that_it_does_not_understand_is_left_alone(folder: Path) -> None:
     with pytest.raises(UserError, match="by hand"):
         allow_app(folder)
     assert path.read_bytes() == before
-    assert not path.with_suffix(".writing").exists()
+    assert not list(path.parent.glob("*.writing"))
 
 
 def test_a_hash_in_the_file_that_is_none_is_one_line(folder: Path) -> None:

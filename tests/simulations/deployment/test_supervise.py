@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.errors import UserError
-from server.lock import alone
+from server.lock import exclusive_lock
 from simulations.deployment import supervise as module
 from simulations.deployment.flower_home import FlowerHome
 from simulations.deployment.site.start import HANDSHAKE, IN_USE, why
@@ -51,7 +51,7 @@ def test_one_that_hangs_after_its_last_word_is_ended(
 
 def test_nobody_runs_it_twice(tmp_path: Path) -> None:
     with (
-        alone(tmp_path / "it.lock"),
+        exclusive_lock(tmp_path / "it.lock"),
         pytest.raises(UserError, match=r"runs already; end that process first"),
     ):
         run(tmp_path, "true")

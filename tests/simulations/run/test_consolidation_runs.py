@@ -69,8 +69,14 @@ def test_rounds_are_named_counted_and_weighed(run_with):
     up, down = results.wire.bytes_up, results.wire.bytes_down
     headers = 128 * 2 * LAYERS
     assert up == [bytes_of(0, RANK) + headers] * 4  # the student's factors and no others
-    # the whole stack once (16 directions), and the student
-    assert down == [bytes_of(8, RANK) + 2 * headers] * 2 + [bytes_of(16, 8) + 2 * headers] * 2
+    # a row of zeros; nothing; the whole stack once (16 directions); the student
+    alone = bytes_of(0, RANK) + headers
+    assert down == [
+        alone + bytes_of(1, 0) + headers,
+        alone,
+        alone + bytes_of(16, 0) + headers,
+        alone,
+    ]
     started = next(e for e in events(folder) if e["event"] == "run_started")
     assert [stage["rounds"] for stage in started["stages"]] == [3, 3]
 

@@ -10,7 +10,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from simulations.run.experiment import Request, find_experiment, load_experiment
 from simulations.run.preflight import preflight
-from simulations.run.run_folder import RECORD, check_folder, record, recorded
+from simulations.run.run_folder import RECORD, check_folder, record
 from simulations.run.shipped import descriptions, shipped_experiments
 
 
@@ -114,20 +114,6 @@ def test_resume_with_other_settings_names_the_first_that_differs() -> None:
     other = Request("quickstart", overrides=("adapter.rank=4", "train.batch_size=2"), resume=True)
     with pytest.raises(UserError, match=r"'adapter.rank' is 4, but .* started with 8"):
         check_folder(load_experiment(other))
-
-
-def test_a_run_from_before_a_setting_did_what_was_done_then() -> None:
-    folder = Path(started(Request("quickstart")).run.out)
-    path = folder / RECORD
-    lines = path.read_text().splitlines()
-    older = [line for line in lines if "ahead" not in line]
-    assert len(older) == len(lines) - 1
-    path.write_text("\n".join(older))
-    assert recorded(folder).method.distillation.future_weight == 0.0
-    with pytest.raises(
-        UserError, match=r"'method.distillation.future_weight' is 0.25, .* with 0.0"
-    ):
-        check_folder(load_experiment(Request("quickstart", resume=True)))
 
 
 def test_resume_may_change_engine_and_threads_and_keeps_the_record() -> None:

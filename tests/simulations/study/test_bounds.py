@@ -118,7 +118,7 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
         seen.update((example, tuple(labels)) for example in batch)
         return real(model, batch, labels, earlier)
 
-    monkeypatch.setattr(type(bench.model), "learn", learn)
+    monkeypatch.setattr(type(bench.model), "forward_train", learn)
     shares = [bench.task(task, 1) for task in TASKS]
     begun = start_of_task(bench)
     update = local_update(bench, desk(1, tmp_path), begun, ALL_AT_ONCE, "")
