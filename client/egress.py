@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from deal_core.lora.payload import COUNTS, LORA, PREFIX, PayloadError
 
 RIGHT = "right answers per task, for the accuracy matrix"
+RIGHT_ALL = "right answers among all labels seen so far, per task, for the same"
 TESTS = "test examples per task, for the accuracy matrix"
 FIELDS: dict[str, dict[str, str]] = {
     "status": {
@@ -29,11 +30,13 @@ FIELDS: dict[str, dict[str, str]] = {
         "noise_floor": "spread of the noise alone: of steps and learning rate, not of data",
         "simulation_only": "whether the noise came from a seed, so that nothing is guaranteed",
         "correct": RIGHT,
+        "correct_all": RIGHT_ALL,
         "examples": TESTS,
     },
     COUNTS: {
         "code": "whether the counts leave: a fixed word",
         "correct": RIGHT,
+        "correct_all": RIGHT_ALL,
         "examples": TESTS,
     },
 }

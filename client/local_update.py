@@ -17,16 +17,19 @@ from deal_core.lora.adapter import Adapter
 from deal_core.lora.attach import read, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory
+from deal_core.models import has_label_logits
 from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.privacy.policy import require_adapter, require_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.distillation import merged
+from deal_core.training.evaluation import answer_space, by_name, count_both, count_correct
 from deal_core.training.gradients import Gradients
-from deal_core.training.loop import count_correct, load_state, run_local_steps
+from deal_core.training.loop import load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
 from deal_core.wire.codec import Encoded
+from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 from deal_core.wire.instruction import Instruction
 
 
@@ -231,20 +234,30 @@ def local_evaluation(
     instruction: Instruction,
     request: str,
 ) -> Counts:
-    """Return ``correct`` and ``examples`` on the client's test share of every task asked for, as
-    the privacy mechanism lets them go.
+    """Return ``correct``, ``examples`` and, where the model scores all labels at once,
+    ``correct_all`` on the client's test share of every task asked for, as the privacy mechanism
+    lets them go.
 
     Raises:
         Refusal: they do not leave the site.
     """
     check_tasks(instruction, bench)
 
+    all_labels = has_label_logits(bench.experiment.model)
+
     def make() -> Counts:
-        shares = [bench.task(task, client_context.client) for task in instruction.tasks]
-        return {
-            "correct": [_correct(bench, share, state) for share in shares],
-            "examples": [len(share.test) for share in shares],
+        shares = {task: bench.task(task, client_context.client) for task in instruction.tasks}
+        right = [
+            _right(bench, task, share, state, instruction.learnt if all_labels else None)
+            for task, share in shares.items()
+        ]
+        counts = {
+            CORRECT: [own for own, _ in right],
+            EXAMPLES: [len(share.test) for share in shares.values()],
         }
+        return (
+            {**counts, CORRECT_ALL: [among_all for _, among_all in right]} if all_labels else counts
+        )
 
     ask = UpdateRequest(
         request=f"evaluate {request}",
@@ -263,16 +276,28 @@ def local_evaluation(
             bench.experiment.run.seed, "evaluate", client_context.client, instruction.stage
         ),
         evaluated=len(instruction.tasks),
+        counted=count_names(all_labels),
     )
     return bench.mechanism.count(ask, client_context.site, make)
 
 
-def _correct(bench: Workbench, share: ClientTask, state: State) -> int:
-    """Right answers; not counted again while the model is what it was."""
+def _right(
+    bench: Workbench, task: str, share: ClientTask, state: State, learnt: Sequence[str] | None
+) -> tuple[int, int]:
+    """Right answers among the task's own labels, and among those of all tasks ``learnt`` as well
+    (None: not asked about); not counted again while nothing that they depend on has changed."""
 
-    def count() -> int:
+    def count() -> tuple[int, int]:
         load_state(bench.model, state)
-        return count_correct(bench.model, share.test, share.labels)
+        if learnt is None:
+            return count_correct(bench.model, share.test, share.labels), 0
+        spaces = {name: bench.labels(name) for name in learnt}
+        shared = bench.experiment.stream.shared_labels
+        space = answer_space(task, share.labels, spaces, shared)
+        score = by_name(bench.model, [label for _, label in space.columns])
+        return count_both(score, share.test, space)
 
-    correct: int = share.cache.get_or_compute("correct", state, count) if share.test else 0
-    return correct
+    if not share.test:
+        return 0, 0
+    right: tuple[int, int] = share.cache.get_or_compute("right", (state, learnt), count)
+    return right

@@ -32,7 +32,7 @@ class History(BaseModel):
 
     Attributes:
         evaluations: one per evaluation, zero-shot first: client to ``[correct, examples]``
-            per task.
+            per task, or ``[correct, examples, correct_all]`` (:mod:`deal_core.wire.counts`).
         bytes_up, bytes_down, aggregation_error: one number a round.
         seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all starts of the run.
         peak_rss_bytes: largest over the starts.

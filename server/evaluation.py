@@ -8,13 +8,15 @@ before along, and clients that do not train in that round are asked in the same 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deal_core.errors import UserError
 from deal_core.lora.adapter import relative_difference, stack
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
+from deal_core.models import has_label_logits
+from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import Instruction
 from server import wire
 from server.checkpoint import History
@@ -24,7 +26,7 @@ from server.rounds import Reply
 from server.schedule import Step
 
 Counts = list[list[int]]
-"""``[correct, examples]`` per task."""
+"""``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
 ALIKE = 1e-5
 """Relative difference of two updates below which they are the same model, rounding aside."""
 
@@ -50,10 +52,12 @@ class Evaluation:
 
     Attributes:
         tasks: of the stream, in its order.
+        learnt: number of a stage to the tasks that some client has worked on when it has ended.
     """
 
     exchange: Exchange
     tasks: tuple[str, ...]
+    learnt: Callable[[int], tuple[str, ...]]
 
     def run(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Ask everybody; return the state as the clients decode it."""
@@ -70,7 +74,7 @@ class Evaluation:
     def request(self, step: Step, state: State) -> Instruction:
         """What every client is asked about the model that a step ends with."""
         common = self.exchange.instruction(step, state)
-        return common.model_copy(update={"tasks": self.tasks})
+        return common.model_copy(update={"tasks": self.tasks, "learnt": self.learnt(step.stage)})
 
     def hear(self, step: Step, reply: Reply, sent: Dispatch, tally: EvaluationReplies) -> None:
         """Take the counts of a reply, to an evaluation request or to one that carries it."""
@@ -94,9 +98,10 @@ class Evaluation:
 
     def _read(self, reply: Reply, instruction: Instruction) -> Counts | None:
         message = answered(reply)
+        names = count_names(has_label_logits(self.exchange.experiment.model))
         if instruction.task:
-            return wire.read_counts_beside(message, len(self.tasks))
-        return wire.read_counts(message, len(self.tasks))
+            return wire.read_counts_beside(message, len(self.tasks), names)
+        return wire.read_counts(message, len(self.tasks), names)
 
     def finish(
         self, step: Step, sent: Dispatch, tally: EvaluationReplies, history: History
@@ -120,7 +125,8 @@ class Evaluation:
         self.exchange.require_quorum(len(tally.counts), telling, step)
         counts = {name: tally.counts[name] for name in roster.clients if name in tally.counts}
         accuracy = pooled(counts, self.tasks, bool(tally.withheld))
-        self.exchange.event("evaluated", step, accuracy=accuracy)
+        among_all = pooled_among_all(counts, self.tasks)
+        self.exchange.event("evaluated", step, accuracy=accuracy, class_incremental=among_all)
         return history.model_copy(update={"evaluations": (*history.evaluations, counts)})
 
 
@@ -142,6 +148,17 @@ def pooled(
             raise UserError(f"task '{task}' has no test example at any client; add some")
         accuracy[task] = sum(rows[j][0] for rows in counts.values()) / examples
     return accuracy
+
+
+def pooled_among_all(counts: Mapping[str, Counts], tasks: Sequence[str]) -> dict[str, float]:
+    """The same among all labels seen so far; of the tasks of which that was counted."""
+    known = {}
+    for j, task in enumerate(tasks):
+        rows = [counts[client][j] for client in counts if len(counts[client][j]) > 2]
+        examples = sum(row[1] for row in rows)
+        if examples:
+            known[task] = sum(row[2] for row in rows) / examples
+    return known
 
 
 def same_model(first: State, second: State) -> bool:

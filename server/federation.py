@@ -65,7 +65,7 @@ class Federation:
     @property
     def evaluation(self) -> Evaluation:
         """On all tasks of the plan."""
-        return Evaluation(self.exchange, self.plan.tasks)
+        return Evaluation(self.exchange, self.plan.tasks, self.plan.learnt)
 
     def run_step(self, step: Step, checkpoint: Checkpoint) -> Checkpoint:
         """Return the checkpoint after ``step``.
@@ -220,7 +220,10 @@ class Federation:
         for name, instruction in instructions.items():
             piggybacked_evaluation = alone.tasks if instruction.rank == state.current.rank else ()
             asked[name] = instruction.model_copy(
-                update={"piggybacked_evaluation": piggybacked_evaluation}
+                update={
+                    "piggybacked_evaluation": piggybacked_evaluation,
+                    "learnt": alone.learnt if piggybacked_evaluation else (),
+                }
             )
         return asked
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,13 +17,12 @@ from deal_core.lora.payload import COUNTS, DISTILLED, LORA, PayloadError
 from deal_core.lora.state import State
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import Encoded
+from deal_core.wire.counts import EXAMPLES
 from deal_core.wire.instruction import RECORD, Instruction
 from server.spending import Spending, spending_in
 
 F = TypeVar("F")
 PLACE = ("stage", "phase", "server_round")
-COUNTED = {"correct", "examples"}
-"""Of tasks, in the order of the request."""
 MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
 
@@ -116,8 +115,11 @@ def read_update(
     return ClientUpdate(client, adapter, weight), measured, _spent(measured)
 
 
-def read_counts(message: Message, tasks: int) -> list[list[int]]:
-    """Return ``[correct, examples]`` per task.
+def read_counts(message: Message, tasks: int, names: Sequence[str]) -> list[list[int]]:
+    """Return the counts of ``names`` per task, in the order of the request.
+
+    Args:
+        names: see :func:`~deal_core.wire.counts.count_names`.
 
     Raises:
         PayloadError: an error code, or counts that cannot be.
@@ -126,10 +128,12 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
     _require_part(message, NO_COUNTS)
     content = _contents(message, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
-    return _counts(_fields(content.metric_records, "metrics", COUNTED), tasks)
+    return _counts(_fields(content.metric_records, "metrics", set(names)), tasks, names)
 
 
-def read_counts_beside(message: Message, tasks: int) -> list[list[int]] | None:
+def read_counts_beside(
+    message: Message, tasks: int, names: Sequence[str]
+) -> list[list[int]] | None:
     """Return the same of a reply to a training request; None where it has none.
 
     Raises:
@@ -143,15 +147,16 @@ def read_counts_beside(message: Message, tasks: int) -> list[list[int]] | None:
     if code in NO_COUNTS:
         raise ClientSkipped(code)
     _require_ok(code)
-    return _counts(_fields(records, COUNTS, {"code", *COUNTED}), tasks)
+    return _counts(_fields(records, COUNTS, {"code", *names}), tasks, names)
 
 
-def _counts(figures: Mapping[str, object], tasks: int) -> list[list[int]]:
-    correct, examples = _whole(figures["correct"], tasks), _whole(figures["examples"], tasks)
-    counts = [[c, n] for c, n in zip(correct, examples, strict=True)]
-    if any(not 0 <= c <= n <= MOST_EXAMPLES for c, n in counts):
-        raise PayloadError("counts out of bounds")
-    return counts
+def _counts(figures: Mapping[str, object], tasks: int, names: Sequence[str]) -> list[list[int]]:
+    columns = {name: _whole(figures[name], tasks) for name in names}
+    for values in columns.values():
+        pairs = zip(values, columns[EXAMPLES], strict=True)
+        if any(not 0 <= c <= n <= MOST_EXAMPLES for c, n in pairs):
+            raise PayloadError("counts out of bounds")
+    return [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 def status(message: Message) -> str:

@@ -25,16 +25,18 @@ class Family:
         load: model, adapter, ``max_length``, type of the frozen weights -> a ready model.
         skeleton: model -> the base module on the meta device, no weights read.
         task_type: PEFT's name of the family.
+        has_label_logits: of its models (:class:`LanguageModel`).
     """
 
     load: Callable[[ModelConfig, AdapterConfig, int, torch.dtype], LanguageModel]
     skeleton: Callable[[ModelConfig], Any]
     task_type: TaskType
+    has_label_logits: bool
 
 
 FAMILIES: Mapping[str, Family] = {
-    "encoder-labels": Family(load_encoder, encoder_skeleton, TaskType.FEATURE_EXTRACTION),
-    "causal-lm": Family(load_causal, causal_skeleton, TaskType.CAUSAL_LM),
+    "encoder-labels": Family(load_encoder, encoder_skeleton, TaskType.FEATURE_EXTRACTION, True),
+    "causal-lm": Family(load_causal, causal_skeleton, TaskType.CAUSAL_LM, False),
 }
 
 
@@ -62,6 +64,16 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
     }
 
 
+def has_label_logits(model: ModelConfig) -> bool:
+    """Return whether one forward pass scores any number of labels, so that accuracy among all
+    labels seen costs nothing more; no weights are read.
+
+    Raises:
+        UserError: unknown family.
+    """
+    return choose("model.family", model.family, FAMILIES).has_label_logits
+
+
 __all__ = [
     "FAMILIES",
     "Encoded",
@@ -69,5 +81,6 @@ __all__ = [
     "ForwardOutput",
     "LanguageModel",
     "adapter_shapes",
+    "has_label_logits",
     "load_model",
 ]

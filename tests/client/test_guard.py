@@ -193,7 +193,7 @@ def test_counts_that_cannot_be_made_do_not_keep_a_client_from_training(ask, monk
 
     counting = instructed(piggybacked_evaluation=["surgery", "laboratory"])
     sound = ask(counting).content
-    assert dict(sound["counts"]).keys() == {"code", "correct", "examples"}
+    assert dict(sound["counts"]).keys() == {"code", "correct", "correct_all", "examples"}
     assert len(sound["counts"]["examples"]) == 2
     monkeypatch.setattr(work, "local_evaluation", broken)
     reply = ask(counting).content

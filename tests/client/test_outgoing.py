@@ -92,9 +92,11 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.simulation_only",
         "metrics.noise_floor",
         "metrics.correct",
+        "metrics.correct_all",
         "metrics.examples",
         "counts.code",
         "counts.correct",
+        "counts.correct_all",
         "counts.examples",
     }
     for fields in FIELDS.values():

@@ -47,6 +47,7 @@ UPDATE = {
 }
 COUNTS = {
     "metrics.correct": "the policy lets counts of right answers go",
+    "metrics.correct_all": "the same",
     "metrics.examples": "the policy lets counts of right answers go",
 }
 OPEN = {
@@ -128,8 +129,8 @@ def test_noise_on_counts_is_charged_once_however_they_are_asked_for(small, tmp_p
     sent(two, tmp_path / "simulated", policy)
     register(monkeypatch)
     left, _ = sent(two, tmp_path / "sites", policy)
-    assert {"counts.correct", "counts.examples"} <= left.keys()
-    monkeypatch.setattr(wire, "read_counts_beside", lambda message, tasks: None)
+    assert {"counts.correct", "counts.correct_all", "counts.examples"} <= left.keys()
+    monkeypatch.setattr(wire, "read_counts_beside", lambda message, tasks, names: None)
     sent(two, tmp_path / "again", policy)
     matrices, charged = set(), set()
     for name in ("simulated", "sites", "again"):
@@ -183,7 +184,7 @@ def test_a_site_is_told_before_what_leaves_it_then(small, tmp_path, name):
     said = "\n".join(what_leaves(site))
     left, _ = sent(small(f"privacy.mechanism={mechanism}"), tmp_path, policy)
     figures = {place.split(".")[1] for place in left if not place.startswith(("site", "lora"))}
-    counted = {"correct", "examples"} & figures
+    counted = {"correct", "correct_all", "examples"} & figures
     assert figures <= set(re.findall(r"\w+", said))
     assert ("disjoint_tasks" in figures) == ("disjoint_tasks" in said) == (name == "disjoint")
     assert ("stay here" in said) == (not counted)

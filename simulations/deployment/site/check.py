@@ -204,7 +204,7 @@ def what_leaves(site: SiteFile) -> list[str]:
         f"would leave: LoRA factors of {', '.join(site.models)}{noised}",
         f"would leave with them: {', '.join(figures)}; in a run with differential privacy also "
         f"{', '.join(private)}",
-        f"right answers (correct, examples) for each task: {own}",
+        f"right answers (correct, correct_all, examples) for each task: {own}",
         f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "
         "of an error",
     ]
