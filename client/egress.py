@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
-from deal_core.lora.payload import COUNTS, LORA, PREFIX, PayloadError
+from deal_core.lora.payload import COUNTS, LORA, PREFIX, SUMS, PayloadError
 
 RIGHT = "right answers per task, for the accuracy matrix"
 RIGHT_ALL = "right answers among all labels seen so far, per task, for the same"
@@ -41,6 +41,15 @@ FIELDS: dict[str, dict[str, str]] = {
     },
 }
 """Record, field, and why it may leave a client. Adapters: see :func:`adapter_keys`."""
+SUM_FIELDS = {
+    "count": "how many embeddings a sum has, for each label: class means",
+    "sum": "sum of embeddings for each label: class means",
+    "gram": "sum of outer products of embeddings: the covariance that classes share",
+    "gradient": "gradient of a softmax regression, summed over records: its next step",
+}
+"""Of statistics, for each task of the request (``PLACE.NAME``), and why they may leave."""
+LARGEST_SUM = 2**26
+"""Bytes of one array of them: the Gram matrix of embeddings of 4096 entries."""
 SCALE = ".scale"
 """Ending of a key for the scales of a factor in a lossy format."""
 
@@ -54,6 +63,14 @@ def adapter_keys(request: Message) -> frozenset[str]:
     sent = content.array_records.get(LORA, ArrayRecord())
     names = {key.removesuffix(SCALE) for key in sent if is_factor(key.removesuffix(SCALE))}
     return frozenset(names | {name + SCALE for name in names})
+
+
+def sum_keys(request: Message) -> frozenset[str]:
+    """The keys that statistics may have: those of the tasks that were asked about."""
+    records = request.content.config_records if request.has_content() else {}
+    tasks = records.get("instruction", {}).get("tasks", ())
+    places = max(1, len(tasks)) if isinstance(tasks, list) else 1
+    return frozenset(f"{place}.{name}" for place in range(places) for name in SUM_FIELDS)
 
 
 def is_factor(key: str) -> bool:
@@ -74,6 +91,10 @@ def check_reply(reply: Message, request: Message) -> Message:
         if name == LORA and name in reply.content.array_records:
             known = adapter_keys(request)
             foreign = [key for key in record if key not in known]
+        elif name == SUMS and name in reply.content.array_records:
+            known = sum_keys(request)
+            large = [key for key, array in record.items() if len(array.data) > LARGEST_SUM]
+            foreign = [key for key in record if key not in known] + large
         elif name in FIELDS and name not in reply.content.array_records:
             foreign = [key for key in record if key not in FIELDS[name]]
         else:

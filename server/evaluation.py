@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from deal_core.errors import UserError
 from deal_core.lora.adapter import relative_difference, stack
 from deal_core.lora.payload import PayloadError
@@ -163,4 +165,8 @@ def pooled_among_all(counts: Mapping[str, Counts], tasks: Sequence[str]) -> dict
 
 def same_model(first: State, second: State) -> bool:
     """Whether two states answer alike, however they are laid out."""
+    if first.heads.keys() != second.heads.keys():
+        return False
+    if any(not torch.equal(head, second.heads[task]) for task, head in first.heads.items()):
+        return False
     return relative_difference(stack(first.parts()), stack(second.parts())) < ALIKE

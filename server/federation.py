@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
 
 import psutil
 
@@ -24,10 +26,12 @@ from deal_core.aggregation import (
     require_finite,
 )
 from deal_core.config.experiment import Experiment
+from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, compress, stack, zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import Method, Phase, make_method, phases_of
+from deal_core.methods import Method, Phase, Statistics, make_method, phases_of
+from deal_core.models import embedding_size
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.mechanisms.server_side import NoServerNoise, RoundContext, ServerSide
@@ -43,6 +47,7 @@ from server.gathering import Gathering, RoundReplies, limits_of
 from server.plan import Plan
 from server.schedule import Step
 from server.spending import Spending
+from server.statistics import SumsGathering, SumsReplies, totals
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,14 @@ class Federation:
             state, history, piggybacked_evaluation = self._begin_stage(step, state, history.quiet())
         started = time.monotonic()
         eligible = self.plan.working(step.stage, step.server_round)
-        if not eligible or not self._phase(step).should_run(state):
+        phase = self._phase(step)
+        if not eligible or not phase.should_run(state):
             self.exchange.event("round_skipped", step)
             return state, history
+        if phase.statistics is not None:
+            return self._statistics_round(
+                step, state, history, phase.statistics, piggybacked_evaluation
+            )
         side, working = self._side(step), self._sample(step)
         rule = self._rule(step, history)
         tasks = sorted(set(working.values()), key=self.plan.tasks.index)
@@ -125,6 +135,78 @@ class Federation:
             all_there = len(gathered.sizes) == len(working)
             state, aggregate = self._absorbed(step, state, aggregation, all_there)
         return state, self._record_round(step, trained, sent, gathered, aggregate, started, history)
+
+    def _statistics_round(
+        self,
+        step: Step,
+        state: State,
+        history: History,
+        statistics: Statistics,
+        piggybacked_evaluation: Step | None,
+    ) -> tuple[State, History]:
+        """One round of sums: sample among those that have not given theirs, send, collect, add."""
+        started = time.monotonic()
+        working = self._sample(step, history.collected if statistics.once else {})
+        if not working:
+            self.exchange.event("round_skipped", step)
+            if piggybacked_evaluation is None:
+                return state, history
+            return self.evaluation.run(piggybacked_evaluation, state, history)
+        tasks = sorted(set(working.values()), key=self.plan.tasks.index)
+        self.exchange.event("round_started", step, clients=len(working), tasks=tasks)
+        sent = self._ask(step, state, working, frozenset(), piggybacked_evaluation)
+        state = sent.state
+        size = embedding_size(self.experiment.model)
+        gathering = SumsGathering(
+            self.exchange,
+            self.evaluation,
+            step,
+            piggybacked_evaluation,
+            statistics,
+            self._label_counts,
+            size,
+        )
+        gathered = gathering.run(sent)
+        if piggybacked_evaluation is not None:
+            history = self.evaluation.finish(piggybacked_evaluation, sent, gathered.tally, history)
+        self.exchange.require_quorum(len(gathered.sizes), len(working) - gathered.idle, step)
+        state, history = self._added(step, state, history, statistics, gathered, working)
+        replies = RoundReplies(sizes=gathered.sizes)
+        return state, self._record_round(step, frozenset(), sent, replies, None, started, history)
+
+    def _added(
+        self,
+        step: Step,
+        state: State,
+        history: History,
+        statistics: Statistics,
+        gathered: SumsReplies,
+        working: dict[str, str],
+    ) -> tuple[State, History]:
+        """The state with the sums of a round; the one before where the numbers fail."""
+        cap = self.experiment.aggregation.weight_cap
+        try:
+            with threads(1):
+                added = totals(gathered, self.exchange.roster.clients, cap)
+                state = finite(statistics.absorb(state, added))
+        except NUMERICAL as fault:
+            self.exchange.event("round_lost", step, reason=told(fault))
+            return state, history
+        if not statistics.once:
+            return state, history
+        done: dict[str, list[str]] = {}
+        for client in (*gathered.sizes, *gathered.without_data):
+            done.setdefault(working[client], []).append(client)
+        return state, history.collecting(done)
+
+    @cached_property
+    def _label_counts(self) -> dict[str, int]:
+        """Task to the number of its labels, which are public."""
+        data = self.experiment.data
+        source = open_source(data)
+        return {
+            task: len(data.labels.get(task) or source.load(task).labels) for task in self.plan.tasks
+        }
 
     def _record_round(
         self,
@@ -340,14 +422,21 @@ class Federation:
 
     def _ranks(self, step: Step, state: State) -> dict[str, int]:
         """Rank of the adapter that each client trains: its own where it learns."""
-        own = self.experiment.adapter.client_ranks if step.phase == LEARN else ()
+        learns = step.phase == LEARN and self._phase(step).statistics is None
+        own = self.experiment.adapter.client_ranks if learns else ()
         ranks = own or (state.current.rank,)
         names = self.exchange.roster.clients
         return {name: ranks[number % len(ranks)] for number, name in enumerate(names)}
 
-    def _sample(self, step: Step) -> dict[str, str]:
-        """Clients of a round and their tasks."""
-        working = self.plan.working(step.stage, step.server_round)
+    def _sample(
+        self, step: Step, without: Mapping[str, Collection[str]] = MappingProxyType({})
+    ) -> dict[str, str]:
+        """Clients of a round and their tasks, ``without`` some of each task."""
+        working = {
+            name: task
+            for name, task in self.plan.working(step.stage, step.server_round).items()
+            if name not in without.get(task, ())
+        }
         names = [name for name in self.exchange.roster.clients if name in working]
         drawn = self._side(step).sample(names, step.stage, step.server_round)
         return {name: working[name] for name in drawn}
@@ -379,6 +468,9 @@ def finite(state: State) -> State:
     require_finite("the current adapter", state.current)
     require_finite("the retained adapter", state.retained)
     require_finite("the residual", state.residual)
+    for name, part in (("a head", state.heads), ("a sum", state.sums)):
+        if any(not bool(value.isfinite().all()) for value in part.values()):
+            raise AggregationError(f"{name} is not finite")
     return state
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import Tensor
 
 from deal_core.aggregation import ClientUpdate
 from deal_core.lora.adapter import split, stack
-from deal_core.lora.payload import COUNTS, DISTILLED, LORA, PayloadError
+from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, SUMS, PayloadError
 from deal_core.lora.state import State
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import Encoded
 from deal_core.wire.counts import EXAMPLES
 from deal_core.wire.instruction import RECORD, Instruction
+from deal_core.wire.sums import Shapes, pack_heads, read_sums
 from server.spending import Spending, spending_in
 
 F = TypeVar("F")
@@ -60,7 +62,8 @@ class Outgoing:
 
 
 def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
-    """Pack a state; the retained and the residual adapter travel as one distilled record."""
+    """Pack a state; the retained and the residual adapter travel as one distilled record, label
+    heads as they are."""
     held = [state.retained] if state.residual is None else [state.retained, state.residual]
     distilled = stack(held)
     sent = {LORA: (state.current, pack(state.current, dtype, generator))}
@@ -69,10 +72,11 @@ def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
     retained, residual = arrived[DISTILLED], None
     if state.residual is not None:
         retained, residual = split(retained, state.retained.rank)
-    return Outgoing(
-        {name: as_record(encoded) for name, (_, encoded) in sent.items()},
-        State(arrived[LORA], retained, residual, state.num_reference_directions),
-    )
+    records = {name: as_record(encoded) for name, (_, encoded) in sent.items()}
+    if state.heads:
+        records[HEADS] = as_record(pack_heads(state.heads))
+    known = replace(state, current=arrived[LORA], retained=retained, residual=residual)
+    return Outgoing(records, known)
 
 
 def request(
@@ -97,22 +101,45 @@ def read_update(
             ``reader`` refuses.
         Idle: the client takes no part.
     """
+    record, measured = _answer(message, instruction, LORA)
+    adapter = reader.read(record)
+    update = ClientUpdate(client, adapter, measured["num_examples"])
+    return update, measured, _spent(measured)
+
+
+def read_statistics(
+    message: Message, shapes: Sequence[Shapes], instruction: Instruction
+) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
+    """Check and decode the sums of the tasks that were asked about, and their figures.
+
+    Args:
+        shapes: of each task, name to shape.
+
+    Raises:
+        PayloadError: an error code, another record, a wrong round, or what is not expected.
+        Idle: the client takes no part.
+    """
+    record, measured = _answer(message, instruction, SUMS)
+    return read_sums(record, shapes), measured
+
+
+def _answer(
+    message: Message, instruction: Instruction, name: str
+) -> tuple[ArrayRecord, dict[str, float]]:
+    """The record that answers a training request, not decoded yet, and the figures beside it."""
     _require_part(message, NO_PART)
     beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
-    content = _contents(message, {"status", LORA, "metrics"}, beside)
+    content = _contents(message, {"status", name, "metrics"}, beside)
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
         if answered[key] != getattr(instruction, key):
             raise PayloadError(f"answers another {key}")
-    if LORA not in content.array_records:
+    if name not in content.array_records:
         raise PayloadError("a record of another kind than expected")
     figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
-    weight = _number(figures.get("num_examples"))
-    if not 1 <= weight <= MOST_EXAMPLES:
+    if not 1 <= _number(figures.get("num_examples")) <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
-    adapter = reader.read(content.array_records[LORA])
-    measured = {name: _number(value) for name, value in figures.items()}
-    return ClientUpdate(client, adapter, weight), measured, _spent(measured)
+    return content.array_records[name], {key: _number(value) for key, value in figures.items()}
 
 
 def read_counts(message: Message, tasks: int, names: Sequence[str]) -> list[list[int]]:

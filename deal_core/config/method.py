@@ -130,6 +130,25 @@ class ReplayConfig(Table):
     """Of an old example's loss beside that of a new one."""
 
 
+class PrototypeConfig(Table):
+    """Labels answered by their class means of the frozen model's embeddings (prototype)."""
+
+    covariance: Literal["none", "shared"] = "shared"
+    """``none``: the nearest class mean; ``shared``: the nearest in the metric of one covariance
+    within classes, over all tasks so far (linear discriminant analysis)."""
+    ridge: float = Field(0.3, ge=1e-4)
+    """Added to the shared covariance, in units of its mean eigenvalue."""
+
+
+class LinearProbeConfig(Table):
+    """Softmax regression for each task on the frozen model's embeddings (linear-probe)."""
+
+    rounds: int = Field(30, ge=1)
+    """Rounds of exact gradients per task, after the one in which the sums are taken."""
+    ridge: float = Field(3e-4, gt=0)
+    """Weight of half the squared norm of weights and biases beside the mean cross-entropy."""
+
+
 class DealReferenceConfig(Table):
     """The paper's method as its authors' second code release reads it (deal-reference)."""
 
@@ -157,7 +176,7 @@ class MethodConfig(Table):
 
     name: str = "deal"
     """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``,
-    ``deal-reference``."""
+    ``deal-reference``; without training, ``prototype``, ``linear-probe``."""
     orthogonal_init: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
@@ -179,3 +198,5 @@ class MethodConfig(Table):
     olora: OLoraConfig = OLoraConfig()
     replay: ReplayConfig = ReplayConfig()
     deal_reference: DealReferenceConfig = DealReferenceConfig()
+    prototype: PrototypeConfig = PrototypeConfig()
+    linear_probe: LinearProbeConfig = LinearProbeConfig()

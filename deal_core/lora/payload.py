@@ -24,6 +24,10 @@ DISTILLED = "distilled"
 """Record of the retained adapter."""
 COUNTS = "counts"
 """Record of the counts that a reply to a training request carries along."""
+HEADS = "heads"
+"""Record of the label heads that a client answers with: a task each."""
+SUMS = "sums"
+"""Record of a client's statistics, in the place of an update."""
 PREFIX = "base_model.model."
 
 Arrays = dict[str, NDArray[np.float32]]

@@ -15,14 +15,19 @@ from deal_core.methods.interface import (
     Method,
     Phase,
     RoundState,
+    Statistics,
     TaskDataset,
     TaskHistory,
     TaskMemory,
     Tensors,
+    phases_after,
     phases_of,
+    takes_statistics,
 )
+from deal_core.methods.linear_probe import make_linear_probe
 from deal_core.methods.lwf import make_lwf
 from deal_core.methods.olora import make_olora
+from deal_core.methods.prototype import make_prototype
 from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
 
@@ -30,8 +35,10 @@ METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
     "deal-reference": make_deal_reference,
     "ewc": make_ewc,
+    "linear-probe": make_linear_probe,
     "lwf": make_lwf,
     "olora": make_olora,
+    "prototype": make_prototype,
     "replay": make_replay,
     "sequential": make_sequential,
 }
@@ -66,10 +73,13 @@ __all__ = [
     "Method",
     "Phase",
     "RoundState",
+    "Statistics",
     "TaskDataset",
     "TaskHistory",
     "TaskMemory",
     "Tensors",
     "make_method",
+    "phases_after",
     "phases_of",
+    "takes_statistics",
 ]

@@ -12,6 +12,8 @@ from torch import Tensor
 from deal_core.models import Encoded, LanguageModel
 from deal_core.training.batching import evaluation_batches
 
+NO_ANSWER = -1e12
+"""Score of a label that cannot be the answer."""
 Scorer = Callable[[Sequence[Encoded]], Tensor]
 """Examples to scores, ``(examples, columns)``."""
 
@@ -82,6 +84,20 @@ def by_name(model: LanguageModel, labels: Sequence[str]) -> Scorer:
     names = list(dict.fromkeys(labels))
     places = torch.tensor([names.index(label) for label in labels])
     return lambda items: model.scores(items, names).cpu()[:, places]
+
+
+def by_head(model: LanguageModel, space: AnswerSpace, heads: Mapping[str, Tensor]) -> Scorer:
+    """Score labels by the heads of their tasks, a column each of the ``space``. A task without a
+    head gives no answer."""
+    size = model.embedding_size
+    place = {column: n for n, column in enumerate(space.columns)}
+    rows = torch.zeros(len(space.columns), size + 1, dtype=torch.float64)
+    rows[:, size] = NO_ANSWER
+    for task, head in heads.items():
+        labels = [column for column in space.columns if column[0] == task]
+        for row, column in zip(head, labels, strict=False):
+            rows[place[column]] = row.double()
+    return lambda items: model.embed(items).cpu().double() @ rows[:, :size].T + rows[:, size]
 
 
 def finite_scores(score: Scorer, items: Sequence[Encoded]) -> Tensor:

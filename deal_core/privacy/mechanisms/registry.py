@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError, choose
+from deal_core.methods import make_method, takes_statistics
 from deal_core.privacy.interface import MakeMechanism, Mechanism
 from deal_core.privacy.mechanisms.client import make_client
 from deal_core.privacy.mechanisms.none import make_none
@@ -34,6 +35,8 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
     """
     name = experiment.privacy.mechanism
     mechanism = choose("privacy.mechanism", name, MECHANISMS)(experiment)
+    if mechanism.unit is not None:
+        _check_no_sums(experiment)
     if name in CHECKS:
         CHECKS[name](experiment)
     return mechanism
@@ -44,6 +47,16 @@ def assumes(privacy: PrivacyConfig) -> str:
     if privacy.mechanism == "client" and privacy.trusted_server:
         return "the server is honest"
     return "" if privacy.mechanism == "none" else "nobody outside the client is trusted"
+
+
+def _check_no_sums(experiment: Experiment) -> None:
+    """Sums of embeddings have no noise."""
+    if takes_statistics(make_method(experiment.method, experiment.adapter)):
+        raise UserError(
+            f'privacy.mechanism = "{experiment.privacy.mechanism}" does not go with method.name '
+            f"'{experiment.method.name}': its sums of embeddings leave without noise; use deal, "
+            "lwf, olora or sequential"
+        )
 
 
 def _check_protected(experiment: Experiment) -> None:
