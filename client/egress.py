@@ -93,7 +93,8 @@ def check_reply(reply: Message, request: Message) -> Message:
             foreign = [key for key in record if key not in known]
         elif name == SUMS and name in reply.content.array_records:
             known = sum_keys(request)
-            large = [key for key, array in record.items() if len(array.data) > LARGEST_SUM]
+            arrays = reply.content.array_records[SUMS]
+            large = [key for key, array in arrays.items() if len(array.data) > LARGEST_SUM]
             foreign = [key for key in record if key not in known] + large
         elif name in FIELDS and name not in reply.content.array_records:
             foreign = [key for key in record if key not in FIELDS[name]]

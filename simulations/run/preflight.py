@@ -74,8 +74,7 @@ def check_statistics(experiment: Experiment) -> None:
     method = make_method(experiment.method, experiment.adapter)
     if not takes_statistics(method):
         return
-    name, stream = experiment.method.name, experiment.stream
-    robust = experiment.aggregation.robust
+    name, robust = experiment.method.name, experiment.aggregation.robust
     if not embedding_size(experiment.model):
         raise UserError(
             f"method.name '{name}' is made of a text's embeddings, and model.family "
@@ -87,12 +86,10 @@ def check_statistics(experiment: Experiment) -> None:
             "sums; set it to none"
         )
     again = any(not (each.statistics and each.statistics.once) for each in method.phases)
-    own = stream.schedule == "per-client"
-    if own and (again or stream.consolidate_every not in (0, experiment.federation.rounds)):
-        cure = "method.name" if again else "stream.consolidate_every (to 0)"
+    if again and experiment.stream.schedule == "per-client":
         raise UserError(
             f"method.name '{name}' needs all clients of a task in one stage; set stream.schedule "
-            f'to "synchronous", or change {cure}'
+            'to "synchronous", or choose another method'
         )
 
 

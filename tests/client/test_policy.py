@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Array, Message
 
 from client.app import make_app
+from client.local_update import require_sums
 from client.site import site_of
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.interface import Refusal, Site
+from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import (
     Policy,
     default_delta,
@@ -219,6 +223,33 @@ def test_a_policy_without_mechanism_still_keeps_counts_and_loss(small, tmp_path)
     left, _ = sent(small(), tmp_path, Policy(min_records=1))
     assert left.keys() == ALWAYS.keys() | OPEN.keys()
     assert left["metrics.num_examples"] == {"1.0"}
+
+
+def test_sums_leave_a_site_only_where_its_policy_says_so(small, tmp_path):
+    method = "method.name=prototype"
+    left, events = sent(small(method), tmp_path / "kept", Policy(min_records=1, metrics="clear"))
+    assert not [place for place in left if place.startswith("sums")]
+    assert {e["code"] for e in events if e["event"] == "client_idle"} == {"policy"}
+    told = Policy(min_records=1, metrics="clear", share_sums=True)
+    left, _ = sent(small(method), tmp_path / "told", told)
+    assert left.keys() == ALWAYS.keys() | COUNTS.keys() | {"sums.*", "metrics.num_examples"}
+    assert left["metrics.num_examples"] == {"1.0"}
+    few = Policy(min_records=1000, metrics="clear", share_sums=True)
+    left, events = sent(small(method), tmp_path / "few", few)
+    assert {e["code"] for e in events if e["event"] == "client_idle"} == {"no-data"}
+
+
+def test_under_a_mechanism_no_sums_leave_whatever_is_asked(small):
+    """Neither is such a run begun, nor would a client take part in it."""
+    for mechanism in ("record", "client"):
+        for name in ("prototype", "linear-probe"):
+            config = small(f"privacy.mechanism={mechanism}", f"method.name={name}")
+            with pytest.raises(UserError, match="leave without noise"):
+                make_mechanism(config)
+        protected = SimpleNamespace(unit=mechanism)
+        with pytest.raises(Refusal) as refusal:
+            require_sums(protected, Site(lambda: None, None, simulated=True))
+        assert refusal.value.code == "policy"
 
 
 @pytest.mark.parametrize("mechanism", ["none", "client"])
