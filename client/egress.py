@@ -5,7 +5,7 @@ Every field has its reason. What is not listed does not leave, whoever put it th
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from deal_core.lora.payload import COUNTS, LORA, PREFIX, SUMS, PayloadError
 
@@ -48,6 +48,7 @@ SUM_FIELDS = {
     "gradient": "gradient of a softmax regression, summed over records: its next step",
 }
 """Of statistics, for each task of the request (``PLACE.NAME``), and why they may leave."""
+INSTRUCTION = "instruction"
 LARGEST_SUM = 2**26
 """Bytes of one array of them: the Gram matrix of embeddings of 4096 entries."""
 SCALE = ".scale"
@@ -67,8 +68,9 @@ def adapter_keys(request: Message) -> frozenset[str]:
 
 def sum_keys(request: Message) -> frozenset[str]:
     """The keys that statistics may have: those of the tasks that were asked about."""
-    records = request.content.config_records if request.has_content() else {}
-    tasks = records.get("instruction", {}).get("tasks", ())
+    content = request.content if request.has_content() else RecordDict()
+    instruction = content.config_records.get(INSTRUCTION, ConfigRecord())
+    tasks = instruction.get("tasks")
     places = max(1, len(tasks)) if isinstance(tasks, list) else 1
     return frozenset(f"{place}.{name}" for place in range(places) for name in SUM_FIELDS)
 
