@@ -17,9 +17,9 @@ from client.state import FeedbackStore, RoundStore, TaskStore, digest
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, fingerprint
-from deal_core.lora.attach import read, set_trainable
+from deal_core.lora.attach import at_task_start, read, set_trainable
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Phase, Statistics, TaskDataset, TaskHistory
+from deal_core.methods import EmbeddedTask, LocalTask, Phase, Statistics, TaskDataset, TaskHistory
 from deal_core.models import has_label_logits
 from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.none import PublicTexts
@@ -181,10 +181,13 @@ def _summed(
     shares = [bench.task(task, client_context.client) for task in tasks]
     parts = [
         statistics.collect(
-            _embeddings(bench, share, state),
-            torch.tensor([item.target for item in share.train], dtype=torch.long),
-            len(share.labels),
-            state.heads.get(task),
+            EmbeddedTask(
+                _embeddings(bench, share, state),
+                partial(_start_embeddings, bench, share, state),
+                torch.tensor([item.target for item in share.train], dtype=torch.long),
+                len(share.labels),
+                state.heads.get(task),
+            )
         )
         for task, share in zip(tasks, shares, strict=True)
     ]
@@ -203,6 +206,13 @@ def _embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
     basis = [fingerprint(part) for part in state.parts()]
     found: Tensor = share.cache.get_or_compute("embeddings", basis, make)
     return found
+
+
+def _start_embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
+    """The same of the model at the start of the task."""
+    load_state(bench.model, state)
+    with at_task_start(bench.model.module):
+        return embeddings(bench.model, share.train)
 
 
 def _rehearse(

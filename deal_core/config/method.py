@@ -131,8 +131,15 @@ class ReplayConfig(Table):
 
 
 class PrototypeConfig(Table):
-    """Labels answered by their class means of the frozen model's embeddings (prototype)."""
+    """Labels answered by their class means of embeddings (prototype; deal, where enabled)."""
 
+    enabled: bool = False
+    """Whether ``deal`` answers with class means and a shared covariance of the adapted model, taken
+    in one more round at the end of a task."""
+    drift_ridge: float = Field(0.1, ge=0)
+    """How strongly the map that lets earlier class means follow the drift of features is shrunk
+    towards the identity, in units of the mean eigenvalue of the second moment; 0: they stay where
+    they were (deal)."""
     covariance: Literal["none", "shared"] = "shared"
     """``none``: the nearest class mean; ``shared``: the nearest in the metric of one covariance
     within classes, over all tasks so far (linear discriminant analysis)."""

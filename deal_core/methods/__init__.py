@@ -11,6 +11,7 @@ from deal_core.methods.deal.method import make_deal
 from deal_core.methods.deal_reference.method import make_deal_reference
 from deal_core.methods.ewc import make_ewc
 from deal_core.methods.interface import (
+    EmbeddedTask,
     LocalTask,
     Method,
     Phase,
@@ -69,6 +70,7 @@ __all__ = [
     "KEEP_TEXTS",
     "METHODS",
     "RULES",
+    "EmbeddedTask",
     "LocalTask",
     "Method",
     "Phase",

@@ -97,6 +97,25 @@ MakeObjective = Callable[
 
 
 @dataclass(frozen=True)
+class EmbeddedTask:
+    """A client's records of a task as its statistics see them.
+
+    Attributes:
+        embeddings: unit vectors of the model now, ``(examples, size)``, float32.
+        start: the same of the model at the start of the task, when called.
+        targets: labels, ``(examples,)``.
+        labels: how many there are.
+        head: the task's; None where it has none yet.
+    """
+
+    embeddings: Tensor
+    start: Callable[[], Tensor]
+    targets: Tensor
+    labels: int
+    head: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Statistics:
     """What a phase adds up over clients instead of training: sums are exact however the data are
     divided. All tensors are float64, of one task.
@@ -104,8 +123,7 @@ class Statistics:
     Attributes:
         shapes: numbers of labels and of entries of an embedding -> name to shape of what a client
             gives; a name has a reason to leave in ``client.egress``.
-        collect: client: embeddings ``(examples, size)``, targets ``(examples,)``, number of labels
-            and the task's head, None where there is none yet -> its sums.
+        collect: client: its records of a task -> their sums.
         check: server: the sums of one client; :class:`~deal_core.lora.payload.PayloadError` for
             what no data can give.
         absorb: server: the state, and task to the sums over clients -> the state after the round.
@@ -114,7 +132,7 @@ class Statistics:
     """
 
     shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
-    collect: Callable[[Tensor, Tensor, int, Tensor | None], Tensors]
+    collect: Callable[[EmbeddedTask], Tensors]
     check: Callable[[Tensors], None]
     absorb: Callable[[State, Mapping[str, Tensors]], State]
     once: bool

@@ -21,7 +21,7 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.methods.interface import Phase, Statistics, Tensors
+from deal_core.methods.interface import EmbeddedTask, Phase, Statistics, Tensors
 from deal_core.methods.shared import class_sums
 from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, TOLERANCE
 from deal_core.methods.shared.frozen import Frozen, no_objective
@@ -36,14 +36,14 @@ def shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
     return {COUNT: (1,), GRADIENT: (labels, size + 1)}
 
 
-def collect(embeddings: Tensor, targets: Tensor, labels: int, head: Tensor | None) -> Tensors:
-    """Return the sum over examples of the gradient of the cross-entropy at ``head``.
+def collect(task: EmbeddedTask) -> Tensors:
+    """Return the sum over examples of the gradient of the cross-entropy at the task's head.
 
     Returns:
         ``count`` ``(1,)``, ``gradient`` ``(labels, size + 1)``, float64.
     """
-    x = with_one(embeddings.double())
-    weights = torch.zeros(labels, x.shape[1]) if head is None else head
+    x, targets = with_one(task.embeddings.double()), task.targets
+    weights = torch.zeros(task.labels, x.shape[1]) if task.head is None else task.head
     error = torch.softmax(x @ weights.double().T, dim=1)
     error[torch.arange(len(targets)), targets] -= 1.0
     return {COUNT: torch.tensor([float(len(targets))]).double(), GRADIENT: error.T @ x}

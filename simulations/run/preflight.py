@@ -11,6 +11,7 @@ from deal_core.methods import RULES, make_method, takes_statistics
 from deal_core.models import adapter_shapes, embedding_size
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
+from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
 from simulations.engines.faults import FAULTS
 
@@ -85,8 +86,8 @@ def check_statistics(experiment: Experiment) -> None:
             f"aggregation.robust '{robust}' judges adapters, and method.name '{name}' adds up "
             "sums; set it to none"
         )
-    again = any(not (each.statistics and each.statistics.once) for each in method.phases)
-    if again and experiment.stream.schedule == "per-client":
+    later = any(each.statistics and each.name != LEARN for each in method.phases)
+    if later and experiment.stream.schedule == "per-client":
         raise UserError(
             f"method.name '{name}' needs all clients of a task in one stage; set stream.schedule "
             'to "synchronous", or choose another method'

@@ -21,7 +21,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.data import open_source
 from deal_core.lora.payload import SUMS
-from deal_core.methods import make_method, phases_of
+from deal_core.methods import EmbeddedTask, make_method, phases_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.randomness import seeded
@@ -99,7 +99,9 @@ def summing_app(config: Experiment) -> ClientApp:
         x = normalize(torch.randn(20 + number, SIZE, generator=generator), dim=1)
         y = torch.randint(len(labels[task]), (len(x),), generator=generator)
         statistics = phases[instruction.phase].statistics
-        sums = statistics.collect(x, y, len(labels[task]), state.heads.get(task))
+        sums = statistics.collect(
+            EmbeddedTask(x, lambda: x, y, len(labels[task]), state.heads.get(task))
+        )
         update = LocalUpdate(pack_sums([sums]), {"num_examples": len(x), "seconds": 0.1})
         return wire.update_reply(message, update, instruction, None, SUMS)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deal_core.lora.payload import PayloadError
-from deal_core.methods.interface import Tensors
+from deal_core.methods.interface import EmbeddedTask, Tensors
 
 COUNT, SUM, GRAM = "count", "sum", "gram"
 TOLERANCE = 1e-4
@@ -25,26 +25,31 @@ def shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
     return {COUNT: (labels,), SUM: (labels, size), GRAM: (size * (size + 1) // 2,)}
 
 
-def collect(embeddings: Tensor, targets: Tensor, labels: int, head: Tensor | None) -> Tensors:
-    """Return the sums of unit vectors ``(examples, size)``; the ``head`` is not needed.
+def collect(task: EmbeddedTask) -> Tensors:
+    """Return the sums of the embeddings of the model now.
 
     Returns:
         ``count`` ``(labels,)``, ``sum`` ``(labels, size)``, ``gram`` ``(size (size + 1) / 2,)``:
         ``sum_x x x^T``, rows of its upper triangle. float64.
     """
-    x = embeddings.double()
-    total = torch.zeros(labels, x.shape[1], dtype=torch.float64).index_add_(0, targets, x)
-    count = torch.bincount(targets, minlength=labels).double()
-    rows, columns = torch.triu_indices(x.shape[1], x.shape[1])
-    return {COUNT: count, SUM: total, GRAM: (x.T @ x)[rows, columns]}
+    x = task.embeddings.double()
+    total = torch.zeros(task.labels, x.shape[1], dtype=torch.float64)
+    count = torch.bincount(task.targets, minlength=task.labels).double()
+    return {COUNT: count, SUM: total.index_add_(0, task.targets, x), GRAM: triangle(x.T @ x)}
 
 
-def symmetric(triangle: Tensor, size: int) -> Tensor:
+def triangle(matrix: Tensor) -> Tensor:
+    """Return the upper triangle of a symmetric matrix, row after row."""
+    rows, columns = torch.triu_indices(*matrix.shape)
+    return matrix[rows, columns]
+
+
+def symmetric(values: Tensor, size: int) -> Tensor:
     """Return the ``(size, size)`` matrix of which the upper triangle was sent."""
     rows, columns = torch.triu_indices(size, size)
-    matrix = torch.zeros(size, size, dtype=triangle.dtype)
-    matrix[rows, columns] = triangle
-    matrix[columns, rows] = triangle
+    matrix = torch.zeros(size, size, dtype=values.dtype)
+    matrix[rows, columns] = values
+    matrix[columns, rows] = values
     return matrix
 
 

@@ -14,10 +14,10 @@ from deal_core.config.method import MethodConfig, PrototypeConfig
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.methods import Statistics, make_method, takes_statistics
+from deal_core.methods import EmbeddedTask, Statistics, make_method, takes_statistics
 from deal_core.methods import linear_probe as probe
-from deal_core.methods.prototype import ABSENT
 from deal_core.methods.shared import class_sums
+from deal_core.methods.shared.prototypes import ABSENT
 from deal_core.randomness import seeded
 
 SIZE, LABELS = 12, 4
@@ -50,6 +50,11 @@ def divided(x: Tensor, y: Tensor, how: str) -> list[Data]:
 SPLITS = ("one client", "a label each", "one record and the rest", "at random")
 
 
+def embedded(x: Tensor, y: Tensor, head: Tensor | None = None) -> EmbeddedTask:
+    """Records of a model that is what it was at the start of the task."""
+    return EmbeddedTask(x, lambda: x, y, LABELS, head)
+
+
 def method_with(**keys: object):
     return make_method(MethodConfig.model_validate(keys), AdapterConfig())
 
@@ -63,7 +68,7 @@ def one_round(state: State, statistics: Statistics, tasks: dict[str, list[Data]]
     totals = {}
     for task, clients in tasks.items():
         for x, y in clients:
-            sums = statistics.collect(x, y, LABELS, state.heads.get(task))
+            sums = statistics.collect(embedded(x, y, state.heads.get(task)))
             expected = statistics.shapes(LABELS, SIZE)
             assert {name: tuple(value.shape) for name, value in sums.items()} == dict(expected)
             statistics.check(sums)
@@ -209,7 +214,7 @@ def test_nothing_that_is_zero_travels_at_a_larger_rank_than_one():
 def good(kind: str) -> dict[str, Tensor]:
     x, y = data(7)
     collect = class_sums.collect if kind == "sums" else probe.collect
-    return collect(x, y, LABELS, None)
+    return collect(embedded(x, y))
 
 
 def times(name: str, factor: float):
@@ -278,7 +283,7 @@ def test_sums_that_no_data_can_have_are_refused(kind):
 def test_what_passes_the_check_makes_finite_heads():
     """All examples equal: there is no scatter at all."""
     x = normalize(torch.ones(9, SIZE), dim=1)
-    sums = class_sums.collect(x, torch.zeros(9, dtype=torch.long), LABELS, None)
+    sums = class_sums.collect(embedded(x, torch.zeros(9, dtype=torch.long)))
     class_sums.check(sums)
     statistics = statistics_of(method_with(name="prototype"), "learn")
     state = statistics.absorb(start(), {"skin": sums})
