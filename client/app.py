@@ -28,7 +28,7 @@ from client.site import site_of
 from client.site_log import SiteLog
 from client.state import FeedbackStore, forget
 from client.status_reply import STATUS, status_reply
-from deal_core.lora.payload import PayloadError
+from deal_core.lora.payload import LORA, SUMS, PayloadError
 
 if TYPE_CHECKING:
     from client.local_update import ClientContext
@@ -103,7 +103,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
             update = learn()
         else:
             update = UpdateStore(place.folder).once(name, instruction, learn)
-        return wire.update_reply(message, update, instruction, counts)
+        record = SUMS if bench.phase(instruction.phase).statistics is not None else LORA
+        return wire.update_reply(message, update, instruction, counts, record)
 
     @app.evaluate()
     @kept_warm

@@ -5,11 +5,12 @@ Every field has its reason. What is not listed does not leave, whoever put it th
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
-from deal_core.lora.payload import COUNTS, LORA, PREFIX, PayloadError
+from deal_core.lora.payload import COUNTS, LORA, PREFIX, SUMS, PayloadError
 
 RIGHT = "right answers per task, for the accuracy matrix"
+RIGHT_ALL = "right answers among all labels seen so far, per task, for the same"
 TESTS = "test examples per task, for the accuracy matrix"
 FIELDS: dict[str, dict[str, str]] = {
     "status": {
@@ -29,15 +30,29 @@ FIELDS: dict[str, dict[str, str]] = {
         "noise_floor": "spread of the noise alone: of steps and learning rate, not of data",
         "simulation_only": "whether the noise came from a seed, so that nothing is guaranteed",
         "correct": RIGHT,
+        "correct_all": RIGHT_ALL,
         "examples": TESTS,
     },
     COUNTS: {
         "code": "whether the counts leave: a fixed word",
         "correct": RIGHT,
+        "correct_all": RIGHT_ALL,
         "examples": TESTS,
     },
 }
 """Record, field, and why it may leave a client. Adapters: see :func:`adapter_keys`."""
+SUM_FIELDS = {
+    "count": "how many embeddings a sum has, for each label: class means",
+    "sum": "sum of embeddings for each label: class means",
+    "gram": "sum of outer products of embeddings: the covariance that classes share",
+    "start_gram": "the same of the model at the start of the task: how features drift",
+    "cross": "products of embeddings at start and end of a task: how features drift",
+    "gradient": "gradient of a softmax regression, summed over records: its next step",
+}
+"""Of statistics, for each task of the request (``PLACE.NAME``), and why they may leave."""
+INSTRUCTION = "instruction"
+LARGEST_SUM = 2**26
+"""Bytes of one array of them: the Gram matrix of embeddings of 4096 entries."""
 SCALE = ".scale"
 """Ending of a key for the scales of a factor in a lossy format."""
 
@@ -53,6 +68,15 @@ def adapter_keys(request: Message) -> frozenset[str]:
     sent = content.array_records.get(LORA, ArrayRecord())
     names = {key.removesuffix(SCALE) for key in sent if is_factor(key.removesuffix(SCALE))}
     return frozenset(names | {name + SCALE for name in names})
+
+
+def sum_keys(request: Message) -> frozenset[str]:
+    """The keys that statistics may have: those of the tasks that were asked about."""
+    content = request.content if request.has_content() else RecordDict()
+    instruction = content.config_records.get(INSTRUCTION, ConfigRecord())
+    tasks = instruction.get("tasks")
+    places = max(1, len(tasks)) if isinstance(tasks, list) else 1
+    return frozenset(f"{place}.{name}" for place in range(places) for name in SUM_FIELDS)
 
 
 def is_factor(key: str) -> bool:
@@ -74,6 +98,11 @@ def check_reply(reply: Message, request: Message) -> Message:
         if name == LORA and name in reply.content.array_records:
             known = adapter_keys(request)
             foreign = [key for key in record if key not in known]
+        elif name == SUMS and name in reply.content.array_records:
+            known = sum_keys(request)
+            arrays = reply.content.array_records[SUMS]
+            large = [key for key, array in arrays.items() if len(array.data) > LARGEST_SUM]
+            foreign = [key for key in record if key not in known] + large
         elif name in FIELDS and name not in reply.content.array_records:
             foreign = [key for key in record if key not in FIELDS[name]]
         else:

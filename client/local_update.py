@@ -8,15 +8,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 
+import torch
+from torch import Tensor
+
 from client.request_check import check_tasks, check_training
 from client.resources import ClientTask, Workbench
 from client.state import FeedbackStore, RoundStore, TaskStore, digest
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.lora.adapter import Adapter
-from deal_core.lora.attach import read, set_trainable
+from deal_core.lora.adapter import Adapter, fingerprint
+from deal_core.lora.attach import at_task_start, read, set_trainable
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory
+from deal_core.methods import EmbeddedTask, LocalTask, Phase, Statistics, TaskDataset, TaskHistory
+from deal_core.models import has_label_logits
 from deal_core.privacy.interface import (
     Counts,
     LocalUpdate,
@@ -31,11 +35,15 @@ from deal_core.privacy.policy import require_adapter, require_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.distillation import joint_labels
+from deal_core.training.embedding import embeddings
+from deal_core.training.evaluation import answer_space, by_head, by_name, count_both, count_correct
 from deal_core.training.gradients import Gradients
-from deal_core.training.loop import count_correct, load_state, run_local_steps
+from deal_core.training.loop import load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
 from deal_core.wire.codec import Encoded
+from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 from deal_core.wire.instruction import Instruction
+from deal_core.wire.sums import pack_sums
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,8 @@ def local_update(
     """
     config, phase = bench.experiment, bench.phase(instruction.phase)
     require_policy(config, client_context.site)
+    if phase.statistics is not None:
+        require_sums(bench.mechanism, client_context.site)
     check_training(instruction, bench, client_context.site.policy)
     seen = _spaces(bench, instruction.seen)
     future = partial(_spaces, bench, instruction.future)
@@ -93,6 +103,8 @@ def local_update(
     )
 
     def train(gradients: Gradients) -> LocalUpdate:
+        if phase.statistics is not None:
+            return _summed(bench, client_context, state, instruction, phase.statistics)
         task = LocalTask(
             data.labels, seen, *_kept(bench, client_context, instruction), joint_tasks, future
         )
@@ -168,6 +180,53 @@ def _train(
     return LocalUpdate(encoded, figures)
 
 
+def _summed(
+    bench: Workbench,
+    client_context: ClientContext,
+    state: State,
+    instruction: Instruction,
+    statistics: Statistics,
+) -> LocalUpdate:
+    """The sums over the client's records of every task that it is asked about."""
+    started = time.monotonic()
+    tasks = instruction.tasks or (instruction.task,)
+    shares = [bench.task(task, client_context.client) for task in tasks]
+    parts = [
+        statistics.collect(
+            EmbeddedTask(
+                _embeddings(bench, share, state),
+                partial(_start_embeddings, bench, share, state),
+                torch.tensor([item.target for item in share.train], dtype=torch.long),
+                len(share.labels),
+                state.heads.get(task),
+            )
+        )
+        for task, share in zip(tasks, shares, strict=True)
+    ]
+    examples = sum(len(share.train) for share in shares)
+    figures = {"num_examples": examples, "seconds": time.monotonic() - started}
+    return LocalUpdate(pack_sums(parts), figures)
+
+
+def _embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
+    """Of the training texts; not made again while the model is what it was."""
+
+    def make() -> Tensor:
+        load_state(bench.model, state)
+        return embeddings(bench.model, share.train)
+
+    basis = [fingerprint(part) for part in state.parts()]
+    found: Tensor = share.cache.get_or_compute("embeddings", basis, make)
+    return found
+
+
+def _start_embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
+    """The same of the model at the start of the task."""
+    load_state(bench.model, state)
+    with at_task_start(bench.model.module):
+        return embeddings(bench.model, share.train)
+
+
 def _rehearse(
     bench: Workbench,
     state: State,
@@ -198,6 +257,18 @@ def require_policy(config: Experiment, site: Site) -> None:
         require_adapter(config.adapter, site.policy)
     except UserError as error:
         raise Refusal("policy", str(error)) from None
+
+
+def require_sums(mechanism: Mechanism, site: Site) -> None:
+    """Check that sums over single records may leave: they carry no noise.
+
+    Raises:
+        Refusal: a mechanism protects the records, or the site's policy keeps sums.
+    """
+    if mechanism.unit is not None:
+        raise Refusal("policy", "sums of embeddings have no noise: no mechanism protects them")
+    if site.policy is not None and not site.policy.share_sums:
+        raise Refusal("policy", "the site's policy keeps sums of embeddings (policy.share_sums)")
 
 
 def _data(
@@ -243,20 +314,30 @@ def local_evaluation(
     instruction: Instruction,
     request: str,
 ) -> Counts:
-    """Return ``correct`` and ``examples`` on the client's test share of every task asked for, as
-    the privacy mechanism lets them go.
+    """Return ``correct``, ``examples`` and, where the model scores all labels at once,
+    ``correct_all`` on the client's test share of every task asked for, as the privacy mechanism
+    lets them go.
 
     Raises:
         Refusal: they do not leave the site.
     """
     check_tasks(instruction, bench)
 
+    all_labels = has_label_logits(bench.experiment.model)
+
     def make() -> Counts:
-        shares = [bench.task(task, client_context.client) for task in instruction.tasks]
-        return {
-            "correct": [_correct(bench, share, state) for share in shares],
-            "examples": [len(share.test) for share in shares],
+        shares = {task: bench.task(task, client_context.client) for task in instruction.tasks}
+        right = [
+            _right(bench, task, share, state, instruction.learnt if all_labels else None)
+            for task, share in shares.items()
+        ]
+        counts = {
+            CORRECT: [own for own, _ in right],
+            EXAMPLES: [len(share.test) for share in shares.values()],
         }
+        return (
+            {**counts, CORRECT_ALL: [among_all for _, among_all in right]} if all_labels else counts
+        )
 
     ask = UpdateRequest(
         request=f"evaluate {request}",
@@ -275,16 +356,31 @@ def local_evaluation(
             bench.experiment.run.seed, "evaluate", client_context.client, instruction.stage
         ),
         evaluated=len(instruction.tasks),
+        counted=count_names(all_labels),
     )
     return bench.mechanism.count(ask, client_context.site, make)
 
 
-def _correct(bench: Workbench, share: ClientTask, state: State) -> int:
-    """Right answers; not counted again while the model is what it was."""
+def _right(
+    bench: Workbench, task: str, share: ClientTask, state: State, learnt: Sequence[str] | None
+) -> tuple[int, int]:
+    """Right answers among the task's own labels, and among those of all tasks ``learnt`` as well
+    (None: not asked about); not counted again while nothing that they depend on has changed."""
 
-    def count() -> int:
+    def count() -> tuple[int, int]:
         load_state(bench.model, state)
-        return count_correct(bench.model, share.test, share.labels)
+        if learnt is None:
+            return count_correct(bench.model, share.test, share.labels), 0
+        spaces = {name: bench.labels(name) for name in learnt}
+        shared = bench.experiment.stream.shared_labels
+        space = answer_space(task, share.labels, spaces, shared)
+        if task in state.heads:
+            score = by_head(bench.model, space, state.heads)
+        else:
+            score = by_name(bench.model, [label for _, label in space.columns])
+        return count_both(score, share.test, space)
 
-    correct: int = share.cache.get_or_compute("correct", state, count) if share.test else 0
-    return correct
+    if not share.test:
+        return 0, 0
+    right: tuple[int, int] = share.cache.get_or_compute("right", (state, learnt), count)
+    return right

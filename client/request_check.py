@@ -25,6 +25,7 @@ def check_tasks(instruction: Instruction, bench: Workbench) -> None:
         *instruction.future,
         *instruction.past,
         *instruction.piggybacked_evaluation,
+        *instruction.learnt,
     )
     own = (instruction.task,) if instruction.task else ()
     for task in (*own, *named):

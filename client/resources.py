@@ -21,7 +21,7 @@ from deal_core.data.public import read_public
 from deal_core.data.tokens import cache_folder
 from deal_core.lora.attach import read
 from deal_core.lora.payload import PayloadError
-from deal_core.methods import Phase, make_method, phases_of
+from deal_core.methods import Phase, make_method, phases_of, takes_statistics
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.privacy.interface import MakeMechanism, Mechanism, RecordId
@@ -116,6 +116,11 @@ class Workbench:
         if name not in self._phases:
             raise PayloadError(f"instruction: no phase {name[:40]!r}")
         return self._phases[name]
+
+    @cached_property
+    def uses_heads(self) -> bool:
+        """Whether the experiment's method answers with label heads."""
+        return takes_statistics(make_method(self.experiment.method, self.experiment.adapter))
 
     @cached_property
     def mechanism(self) -> Mechanism:

@@ -8,17 +8,27 @@ from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
 
 from client.distilled_store import DistilledStore
 from client.resources import Workbench
 from client.status_reply import STATUS
 from deal_core.lora.adapter import Adapter, padded, zero_adapter
-from deal_core.lora.payload import COUNTS, DISTILLED, LORA, RESIDUAL, PayloadError, Template
+from deal_core.lora.payload import (
+    COUNTS,
+    DISTILLED,
+    HEADS,
+    LORA,
+    RESIDUAL,
+    PayloadError,
+    Template,
+)
 from deal_core.lora.state import State
 from deal_core.privacy.interface import Counts, LocalUpdate
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction
 from deal_core.wire.record_digest import record_digest
+from deal_core.wire.sums import read_heads
 
 METRICS = "metrics"
 
@@ -42,8 +52,9 @@ def read_request(
         raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
     bench.phase(instruction.phase)
-    wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
     arrays = dict(content.array_records)
+    wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
+    wanted |= {HEADS} & set(arrays) if bench.uses_heads else set()
     if set(content) - {RECORD} != set(arrays) or set(arrays) - {DISTILLED} != wanted:
         raise PayloadError(f"records {sorted(content)}, expected {sorted(wanted)} and instruction")
     sent = arrays.get(DISTILLED)
@@ -102,7 +113,16 @@ def _state(arrays: Mapping[str, ArrayRecord], bench: Workbench, instruction: Ins
     retained, residual = padded(distilled, instruction.retained_rank), None
     if instruction.residual_rank:
         residual = _adapter(arrays[RESIDUAL], bench, instruction.residual_rank, 1.0)
-    return State(current, retained, residual, instruction.num_reference_directions)
+    heads = _heads(arrays[HEADS], bench) if HEADS in arrays else {}
+    return State(current, retained, residual, instruction.num_reference_directions, heads)
+
+
+def _heads(record: ArrayRecord, bench: Workbench) -> dict[str, Tensor]:
+    """Label heads of tasks of the run, and of no others."""
+    if not set(record) <= set(bench.tasks):
+        raise PayloadError("heads: a task that is not of this run")
+    size = bench.model.embedding_size
+    return read_heads(record, {task: (len(bench.labels(task)), size + 1) for task in record})
 
 
 def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -> Adapter:
@@ -118,9 +138,11 @@ def update_reply(
     update: LocalUpdate,
     instruction: Instruction,
     counted: tuple[str, Counts] | None = None,
+    record: str = LORA,
 ) -> Message:
-    """A local update: the trained factors, which request it answers, its figures; and, where
-    they were asked for, a code and the counts of the model that arrived."""
+    """A local update: the trained factors (or sums, in another ``record``), which request it
+    answers, its figures; and, where they were asked for, a code and the counts of the model that
+    arrived."""
     status = ConfigRecord(
         {
             "code": "ok",
@@ -131,7 +153,7 @@ def update_reply(
     )
     metrics = MetricRecord(dict(update.figures))
     arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.arrays.items()}
-    content = RecordDict({STATUS: status, LORA: ArrayRecord(arrays), METRICS: metrics})
+    content = RecordDict({STATUS: status, record: ArrayRecord(arrays), METRICS: metrics})
     if counted is not None:
         code, counts = counted
         told = {name: list(values) for name, values in counts.items()}

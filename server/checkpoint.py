@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from torch import Tensor
 
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
-from deal_core.lora.payload import DISTILLED, LORA, Template
+from deal_core.lora.payload import DISTILLED, HEADS, LORA, SUMS, Template
 from deal_core.lora.state import State
 from deal_core.privacy.mechanisms.noise_floor import round_variance
 from deal_core.whole_file import written_beside
@@ -33,13 +35,14 @@ class History(BaseModel):
 
     Attributes:
         evaluations: one per evaluation, zero-shot first: client to ``[correct, examples]``
-            per task.
+            per task, or ``[correct, examples, correct_all]`` (:mod:`deal_core.wire.counts`).
         bytes_up, bytes_down, aggregation_error: one number a round.
         evaluation_bytes_down: one number for each evaluation that no round has carried.
         seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all starts of the run.
         peak_rss_bytes: largest over the starts.
         distrusted: clients that a robust rule left out when it last had an update of theirs.
         spent: client to what its privacy has cost, all rounds and tasks together.
+        collected: task to the clients whose sums are in the state.
         noise_variance: of an entry of ``lora_B``, from the noise of those of this stage's rounds
             that trained it.
     """
@@ -56,6 +59,7 @@ class History(BaseModel):
     distrusted: tuple[str, ...] = ()
     spent: dict[str, Spending] = {}
     noise_variance: float = 0.0
+    collected: dict[str, tuple[str, ...]] = {}
 
     def charged(self, spent: Mapping[str, Spending]) -> History:
         """Replace what the clients of a round had spent before."""
@@ -71,6 +75,13 @@ class History(BaseModel):
         floors = [each.noise_floor for each in spent.values() if each.noise_floor]
         added = round_variance(floors + [0.0] * (clients - len(floors)))
         return self.model_copy(update={"noise_variance": self.noise_variance + added})
+
+    def collecting(self, clients: Mapping[str, Sequence[str]]) -> History:
+        """Add clients by the task that they have given their sums of."""
+        collected = dict(self.collected)
+        for task, names in clients.items():
+            collected[task] = (*collected.get(task, ()), *names)
+        return self.model_copy(update={"collected": collected})
 
     def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
         """Replace what is known of the clients of a round by its verdict."""
@@ -119,6 +130,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         for part, adapter in parts.items()
         for key, value in to_arrays(adapter).items()
     }
+    for part, extra in ((HEADS, state.heads), (SUMS, state.sums)):
+        tensors |= {f"{part}/{key}": np.ascontiguousarray(t.numpy()) for key, t in extra.items()}
     meta = {
         "version": str(VERSION),
         "position": str(checkpoint.position),
@@ -194,7 +207,9 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
         rank = int(meta["residual_rank"])
         residual = _part(tensors, RESIDUAL, Template(shapes, rank), 1.0) if rank else None
         history = History.model_validate_json(meta["history"])
-        state = State(current, retained, residual, int(meta["num_reference_directions"]))
+        heads, sums = _named(tensors, HEADS), _named(tensors, SUMS)
+        reference = int(meta["num_reference_directions"])
+        state = State(current, retained, residual, reference, heads, sums)
         return Checkpoint(position=int(meta["position"]), state=state, history=history)
     except UserError:
         raise
@@ -202,6 +217,15 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
         raise UserError(f"{path}: no checkpoint to resume from; start without --resume") from None
     except (SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path}: damaged checkpoint ({error}); start without --resume") from None
+
+
+def _named(tensors: Mapping[str, np.ndarray], part: str) -> dict[str, Tensor]:
+    prefix = part + "/"
+    return {
+        key.removeprefix(prefix): torch.from_numpy(value.copy())
+        for key, value in tensors.items()
+        if key.startswith(prefix)
+    }
 
 
 def _part(

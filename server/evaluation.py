@@ -8,13 +8,17 @@ before along, and clients that do not train in that round are asked in the same 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+
+import torch
 
 from deal_core.errors import UserError
 from deal_core.lora.adapter import is_nonzero, relative_difference, stack, zero_adapter
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
+from deal_core.models import has_label_logits
+from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import Instruction
 from server import wire
 from server.checkpoint import History
@@ -24,7 +28,7 @@ from server.reply_collection import Reply
 from server.schedule import Step
 
 Counts = list[list[int]]
-"""``[correct, examples]`` per task."""
+"""``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
 ALIKE = 1e-5
 """Relative difference of two updates below which they are the same model, rounding aside."""
 
@@ -50,10 +54,12 @@ class Evaluation:
 
     Attributes:
         tasks: of the stream, in its order.
+        learnt: number of a stage to the tasks that some client has worked on when it has ended.
     """
 
     exchange: Exchange
     tasks: tuple[str, ...]
+    learnt: Callable[[int], tuple[str, ...]]
 
     def run(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Ask everybody; return the state as the clients decode it."""
@@ -73,7 +79,7 @@ class Evaluation:
     def request(self, step: Step, state: State) -> Instruction:
         """What every client is asked about the model that a step ends with."""
         common = self.exchange.instruction(step, state)
-        return common.model_copy(update={"tasks": self.tasks})
+        return common.model_copy(update={"tasks": self.tasks, "learnt": self.learnt(step.stage)})
 
     def hear(self, step: Step, reply: Reply, sent: Dispatch, tally: EvaluationReplies) -> None:
         """Take the counts of a reply, to an evaluation request or to one that carries it."""
@@ -97,9 +103,10 @@ class Evaluation:
 
     def _read(self, reply: Reply, instruction: Instruction) -> Counts | None:
         message = answered(reply)
+        names = count_names(has_label_logits(self.exchange.experiment.model))
         if instruction.task:
-            return wire.read_counts_beside(message, len(self.tasks))
-        return wire.read_counts(message, len(self.tasks))
+            return wire.read_counts_beside(message, len(self.tasks), names)
+        return wire.read_counts(message, len(self.tasks), names)
 
     def finish(
         self, step: Step, sent: Dispatch, tally: EvaluationReplies, history: History
@@ -123,7 +130,8 @@ class Evaluation:
         self.exchange.require_quorum(len(tally.counts), telling, step)
         counts = {name: tally.counts[name] for name in roster.clients if name in tally.counts}
         accuracy = pooled(counts, self.tasks, bool(tally.withheld))
-        self.exchange.event("evaluated", step, accuracy=accuracy)
+        among_all = pooled_among_all(counts, self.tasks)
+        self.exchange.event("evaluated", step, accuracy=accuracy, class_incremental=among_all)
         return history.model_copy(update={"evaluations": (*history.evaluations, counts)})
 
 
@@ -147,6 +155,17 @@ def pooled(
     return accuracy
 
 
+def pooled_among_all(counts: Mapping[str, Counts], tasks: Sequence[str]) -> dict[str, float]:
+    """Return the same among all labels seen so far; of the tasks of which that was counted."""
+    known = {}
+    for j, task in enumerate(tasks):
+        rows = [counts[client][j] for client in counts if len(counts[client][j]) > 2]
+        examples = sum(row[1] for row in rows)
+        if examples:
+            known[task] = sum(row[2] for row in rows) / examples
+    return known
+
+
 def without_zeros(state: State) -> State:
     """Return the state, with one row in the place of a current adapter that changes nothing."""
     if is_nonzero(state.current):
@@ -156,4 +175,8 @@ def without_zeros(state: State) -> State:
 
 def same_model(first: State, second: State) -> bool:
     """Whether two states answer alike, however they are laid out."""
+    if first.heads.keys() != second.heads.keys():
+        return False
+    if any(not torch.equal(head, second.heads[task]) for task, head in first.heads.items()):
+        return False
     return relative_difference(stack(first.parts()), stack(second.parts())) < ALIKE

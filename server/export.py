@@ -15,7 +15,9 @@ from deal_core.lora.state import State
 
 
 def export_adapter(folder: Path, state: State, experiment: Experiment) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json``.
+    """Write ``adapter_model.safetensors`` and ``adapter_config.json``; and, where labels have
+    heads, ``heads.safetensors``: a row of weights and a bias for each label of a task, in the
+    task's order.
 
     All parts are stacked, so one PEFT adapter of the summed rank gives
     exactly the global model. A hub or folder name goes into the config as the base model; an
@@ -25,6 +27,9 @@ def export_adapter(folder: Path, state: State, experiment: Experiment) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.ascontiguousarray(value) for key, value in to_arrays(merged).items()}
     save_file(arrays, folder / "adapter_model.safetensors", {"format": "pt"})
+    if state.heads:
+        heads = {task: np.ascontiguousarray(head.numpy()) for task, head in state.heads.items()}
+        save_file(heads, folder / "heads.safetensors", {"format": "pt"})
     config = LoraConfig(
         r=merged.rank,
         lora_alpha=merged.rank,

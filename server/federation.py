@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.config.experiment import Experiment
+from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, zero_adapter
 from deal_core.lora.state import State
@@ -24,6 +26,7 @@ from server.process_memory import peak_rss_bytes
 from server.round import Round
 from server.schedule import Step
 from server.state_change import finite, reason_of
+from server.statistics_round import StatisticsRound
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Federation:
     @property
     def evaluation(self) -> Evaluation:
         """On all tasks of the plan."""
-        return Evaluation(self.exchange, self.plan.tasks)
+        return Evaluation(self.exchange, self.plan.tasks, self.plan.learnt)
 
     def run_step(self, step: Step, checkpoint: Checkpoint) -> Checkpoint:
         """Return the checkpoint after ``step``.
@@ -86,7 +89,19 @@ class Federation:
         # A round that learns from texts that are nobody's has nothing to protect.
         side = NoServerNoise(self.experiment) if phase.public_path else self.side
         one = Round(self.exchange, self.evaluation, self.plan, phase, side, step)
-        return one.run(state, history, piggybacked)
+        if phase.statistics is None:
+            return one.run(state, history, piggybacked)
+        sums = StatisticsRound(one, phase.statistics, self._label_counts)
+        return sums.run(state, history, piggybacked)
+
+    @cached_property
+    def _label_counts(self) -> dict[str, int]:
+        """Task to the number of its labels, which are public."""
+        data = self.experiment.data
+        source = open_source(data)
+        return {
+            task: len(data.labels.get(task) or source.load(task).labels) for task in self.plan.tasks
+        }
 
     def _begin_stage(
         self, step: Step, state: State, history: History

@@ -76,6 +76,12 @@ class Plan:
         known = self.tasks if self.joint_tasks else self.met(stage, self.stages[stage] + 1)
         return tuple(task for task in self.tasks if task not in known)
 
+    def learnt(self, stage: int) -> Order:
+        """What some client has worked on when a stage has ended, in the stream's order; nothing
+        before the first (-1)."""
+        future = self.tasks if stage < 0 else self.future(stage)
+        return tuple(task for task in self.tasks if task not in future)
+
     def work(self, stage: int) -> dict[str, list[str]]:
         """Task, in the stream's order, to the clients whose turn it is in some round of a stage."""
         first = self._turn(stage, 1)

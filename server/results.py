@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,9 @@ from server.plan import Plan
 
 SCHEMA: Literal[2] = 2
 """Version of ``results.json``; 1 had no stages."""
+
+RIGHT, EXAMPLES, RIGHT_ALL = 0, 1, 2
+"""Places in the counts of a task (:class:`~server.checkpoint.History`)."""
 
 Accuracy = float | None
 """0 to 1; None where a client has no test example of a task."""
@@ -99,13 +102,30 @@ class Wire(Strict):
         return sum(self.bytes_down) + sum(self.evaluation_bytes_down)
 
 
+class ClassIncremental(Strict):
+    """The measures among all labels seen so far: row ``i``, column ``j`` of the matrix is accuracy
+    on task ``j`` after stage ``i`` among the labels of all tasks learnt by then and of task ``j``
+    itself (docs/method.md, (M39)). Before the first stage these are its own, so that zero-shot
+    accuracy is that of the results. ``per_client`` as there."""
+
+    accuracy_matrix: list[list[float]]
+    zero_shot: dict[str, float]
+    average_accuracy: float = Field(ge=0, le=1)
+    backward_transfer: float
+    forward_transfer: float
+    forgetting: float = Field(ge=0, le=1)
+    per_client: dict[str, ClientResult]
+
+
 class Results(Strict):
-    """``results.json``; accuracies are 0 to 1.
+    """``results.json``; accuracies are 0 to 1, among the labels of the test example's own task.
 
     Attributes:
         stages: the plan; the accuracy matrix has one row per stage. It is empty, as is
             ``zero_shot``, and its measures are None, where clients kept their counts of right
             answers to themselves and too few were left to know all of it.
+        class_incremental: the same among all labels seen so far; None where that is not known, or
+            the model family does not score all labels in one pass (and in files from before).
     """
 
     schema_version: Literal[2] = SCHEMA
@@ -121,6 +141,7 @@ class Results(Strict):
     forward_transfer: float | None
     forgetting: float | None = Field(ge=0, le=1)
     per_client: dict[str, ClientResult]
+    class_incremental: ClassIncremental | None = None
     privacy: Privacy
     wire: Wire
     aggregation_error: list[float]
@@ -134,22 +155,15 @@ def make_results(experiment: Experiment, plan: Plan, history: History) -> Result
     tasks = list(plan.tasks)
     stages = [Stage(rounds=n, work=plan.work(i)) for i, n in enumerate(plan.stages)]
     begun, learnt = metrics.spans(tasks, [stage.work for stage in stages])
-    rows = [_accuracies(evaluation, len(tasks)) for evaluation in history.evaluations]
-    known = [row for row in rows if row is not None]
-    zero_shot, matrix = (known[0], known[1:]) if len(known) == len(rows) else ([], [])
+    own, among_all = (_measured(history, tasks, begun, learnt, n) for n in (RIGHT, RIGHT_ALL))
     return Results(
         config=experiment,
         engine=experiment.run.engine,
         seed=experiment.run.seed,
         tasks=tasks,
         stages=stages,
-        accuracy_matrix=matrix,
-        zero_shot=dict(zip(tasks, zero_shot, strict=False)),
-        average_accuracy=metrics.average_accuracy(matrix) if matrix else None,
-        backward_transfer=metrics.backward_transfer(matrix, learnt) if matrix else None,
-        forward_transfer=metrics.forward_transfer(matrix, zero_shot, begun) if matrix else None,
-        forgetting=metrics.forgetting(matrix, learnt) if matrix else None,
-        per_client=_per_client(history, len(tasks)),
+        **own,
+        class_incremental=ClassIncremental(**among_all) if among_all["accuracy_matrix"] else None,
         privacy=_privacy(experiment, history),
         wire=Wire(
             bytes_up=list(history.bytes_up),
@@ -177,34 +191,59 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
     )
 
 
-def _accuracies(evaluation: Mapping[str, list[list[int]]], tasks: int) -> list[float] | None:
+def _measured(
+    history: History, tasks: list[str], begun: list[int], learnt: list[int], right: int
+) -> dict[str, Any]:
+    """The measures of one protocol, by field; ``right``: which of the counts are right answers."""
+    rows = [_accuracies(evaluation, len(tasks), right) for evaluation in history.evaluations]
+    known = [row for row in rows if row is not None]
+    zero_shot, matrix = (known[0], known[1:]) if len(known) == len(rows) else ([], [])
+    return {
+        "accuracy_matrix": matrix,
+        "zero_shot": dict(zip(tasks, zero_shot, strict=False)),
+        "average_accuracy": metrics.average_accuracy(matrix) if matrix else None,
+        "backward_transfer": metrics.backward_transfer(matrix, learnt) if matrix else None,
+        "forward_transfer": metrics.forward_transfer(matrix, zero_shot, begun) if matrix else None,
+        "forgetting": metrics.forgetting(matrix, learnt) if matrix else None,
+        "per_client": _per_client(history, len(tasks), right),
+    }
+
+
+def _accuracies(
+    evaluation: Mapping[str, list[list[int]]], tasks: int, right: int
+) -> list[float] | None:
     """Pooled over clients: every test example counts once. None: of some task nobody told any."""
     row = []
     for j in range(tasks):
-        correct = sum(counts[j][0] for counts in evaluation.values())
-        examples = sum(counts[j][1] for counts in evaluation.values())
+        told = [counts[j] for counts in evaluation.values() if len(counts[j]) > right]
+        examples = sum(counts[EXAMPLES] for counts in told)
         if not examples:
             return None
-        row.append(correct / examples)
+        row.append(sum(counts[right] for counts in told) / examples)
     return row
 
 
-def _per_client(history: History, tasks: int) -> dict[str, ClientResult]:
+def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientResult]:
     last = history.evaluations[-1]
     unknown = [[0, 0]] * tasks
     results = {}
     for client in sorted(last, key=int):
         matrix = [
-            [correct / examples if examples else None for correct, examples in counts]
-            for counts in (row.get(client, unknown) for row in history.evaluations[1:])
+            [_share(counts, right) for counts in row.get(client, unknown)]
+            for row in history.evaluations[1:]
         ]
         known = [value for value in matrix[-1] if value is not None]
         results[client] = ClientResult(
             accuracy_matrix=matrix,
             average_accuracy=sum(known) / len(known) if known else None,
-            test_examples=[examples for _, examples in last[client]],
+            test_examples=[counts[EXAMPLES] for counts in last[client]],
         )
     return results
+
+
+def _share(counts: Sequence[int], right: int) -> Accuracy:
+    known = len(counts) > right and counts[EXAMPLES]
+    return counts[right] / counts[EXAMPLES] if known else None
 
 
 def write_results(path: Path, results: Results) -> None:

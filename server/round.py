@@ -79,11 +79,11 @@ class Round:
         if not eligible or not self.phase.should_run(state):
             self.exchange.event("round_skipped", step)
             return state, history
-        rule, clients = self._rule(history), self._sample(eligible)
+        rule, clients = self._rule(history), self.sample(eligible)
         trained = make_mechanism(self.experiment).trained(rule.trained(step.server_round))
         tasks = sorted(set(clients.values()), key=self.plan.tasks.index)
         self.exchange.event("round_started", step, clients=len(clients), tasks=tasks)
-        sent = self._ask(state, clients, trained, piggybacked)
+        sent = self.ask(state, clients, trained, piggybacked)
         place = RoundContext(step.phase, step.stage, step.server_round, len(eligible))
         with threads(1):
             aggregation = self.side.begin(rule, sent.state.current, trained, place)
@@ -96,7 +96,7 @@ class Round:
             complete = len(replies.sizes) == len(clients)
             state, aggregate = self._aggregate(state, aggregation, complete)
         learnt = step.phase == LEARN and LORA_B in trained
-        return state, self._record(sent, replies, aggregate, learnt, started, history)
+        return state, self.record(sent, replies, aggregate, learnt, started, history)
 
     def _rule(self, history: History) -> AggregationRule:
         """The experiment's, unless the phase needs another; inside its robust step."""
@@ -104,25 +104,38 @@ class Round:
         own = config.model_copy(update={"rule": self.phase.rule or config.rule})
         return make_rule(own, frozenset(history.distrusted))
 
-    def _sample(self, eligible: Mapping[str, str]) -> dict[str, str]:
-        """Clients of the round and their tasks."""
+    def sample(self, eligible: Mapping[str, str]) -> dict[str, str]:
+        """Return the clients of the round and their tasks.
+
+        Args:
+            eligible: client name to its task, of those that have one.
+        """
         names = [name for name in self.exchange.roster.clients if name in eligible]
         drawn = self.side.sample(names, self.step.stage, self.step.server_round)
         return {name: eligible[name] for name in drawn}
 
-    def _ask(
+    def ask(
         self,
         state: State,
         clients: Mapping[str, str],
         trained: frozenset[str],
         piggybacked: Step | None,
     ) -> Dispatch:
-        """The round's requests; and those of the evaluation that goes along."""
+        """Send nothing yet; return the round's requests, and those of the evaluation that goes
+        along.
+
+        Args:
+            state: what all are sent.
+            clients: client name to its task.
+            trained: factors that learn.
+            piggybacked: the step whose evaluation goes along; None: none.
+        """
         common = self.exchange.instruction(self.step, state).model_copy(
             update={"trained": tuple(sorted(trained))}
         )
         roster = self.exchange.roster.clients
-        ranks = self.experiment.adapter.client_ranks if self.step.phase == LEARN else ()
+        learns = self.step.phase == LEARN and self.phase.statistics is None
+        ranks = self.experiment.adapter.client_ranks if learns else ()
         requests = training_requests(self.plan, self.step, clients, common, roster, ranks)
         if piggybacked is None:
             quorum = self.experiment.federation.quorum
@@ -169,7 +182,7 @@ class Round:
         self.exchange.event("round_lost", self.step, reason=reason)
         return state, None
 
-    def _record(
+    def record(
         self,
         sent: Dispatch,
         replies: RoundReplies,
@@ -178,8 +191,16 @@ class Round:
         started: float,
         history: History,
     ) -> History:
-        """The round's figures, for the log and the history. ``learnt``: the noise of its updates is
-        in ``lora_B``."""
+        """Log the round's figures; return the history with them.
+
+        Args:
+            sent: the requests.
+            replies: what counts of the answers.
+            aggregate: None: nothing was aggregated.
+            learnt: whether the noise of the updates is in ``lora_B``.
+            started: when the round did, monotonic seconds.
+            history: of the run so far.
+        """
         sizes = replies.sizes
         figures = {
             "aggregation_error": aggregate.error if aggregate else 0.0,

@@ -60,5 +60,8 @@ def carrying(
     asked = dict.fromkeys(roster, counting)
     for name, instruction in requests.items():
         tasks = counting.tasks if instruction.rank == counting.rank else ()
-        asked[name] = instruction.model_copy(update={"piggybacked_evaluation": tasks})
+        learnt = counting.learnt if tasks else ()
+        asked[name] = instruction.model_copy(
+            update={"piggybacked_evaluation": tasks, "learnt": learnt}
+        )
     return asked

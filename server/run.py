@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
-from deal_core.methods import make_method
+from deal_core.methods import make_method, phases_after
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side
@@ -56,8 +56,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     checkpoint = _start(experiment, folder, shapes, events)
     roster = find_roster(grid, experiment.federation)
     plan = make_plan(experiment, tasks, roster.clients)
-    # Before all tasks at once there is nothing that a further phase could consolidate them with.
-    steps = schedule(plan.stages, () if plan.joint_tasks else method.phases)
+    steps = schedule(plan.stages, phases_after(method, plan.joint_tasks))
     rounds = sum(step.kind == "round" for step in steps)
     side = make_server_side(experiment, rounds, Ledger(folder.path / "privacy"))
     federation = Federation(Exchange(grid, experiment, roster, events), plan, side)

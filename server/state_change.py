@@ -31,6 +31,9 @@ def finite(state: State) -> State:
     require_finite("the current adapter", state.current)
     require_finite("the retained adapter", state.retained)
     require_finite("the residual", state.residual)
+    for name, part in (("a head", state.heads), ("a sum", state.sums)):
+        if any(not bool(value.isfinite().all()) for value in part.values()):
+            raise AggregationFailed(f"{name} is not finite")
     return state
 
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from torch import Tensor
 
 from deal_core.aggregation import ClientUpdate
 from deal_core.lora.adapter import live_rank, padded, split
-from deal_core.lora.payload import COUNTS, DISTILLED, LORA, RESIDUAL, PayloadError
+from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, SUMS, PayloadError
 from deal_core.lora.state import State
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import Encoded
+from deal_core.wire.counts import EXAMPLES
 from deal_core.wire.instruction import RECORD, Instruction
 from deal_core.wire.record_digest import record_digest
+from deal_core.wire.sums import Shapes, pack_heads, read_sums
 from server.spending import Spending, spending_in
 
 F = TypeVar("F")
 PLACE = ("stage", "phase", "server_round")
-COUNTED = {"correct", "examples"}
-"""Of tasks, in the order of the request."""
 MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
 
@@ -74,7 +75,8 @@ class Outgoing:
 
 
 def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
-    """Pack a state. Rows of the retained adapter that are zero do not travel."""
+    """Pack a state, label heads as they are. Rows of the retained adapter that are zero do not
+    travel."""
     rank = live_rank(state.retained)
     sent = {LORA: state.current, DISTILLED: split(state.retained, rank)[0]}
     if state.residual is not None:
@@ -82,13 +84,15 @@ def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
     packed = {name: pack(adapter, dtype, generator) for name, adapter in sent.items()}
     arrived = {name: unpack(encoded, dtype, sent[name]) for name, encoded in packed.items()}
     records = {name: as_record(encoded) for name, encoded in packed.items()}
-    retained = padded(arrived[DISTILLED], state.retained.rank)
-    return Outgoing(
-        records,
-        State(arrived[LORA], retained, arrived.get(RESIDUAL), state.num_reference_directions),
-        rank,
-        record_digest(records[DISTILLED]),
+    if state.heads:
+        records[HEADS] = as_record(pack_heads(state.heads))
+    decoded = replace(
+        state,
+        current=arrived[LORA],
+        retained=padded(arrived[DISTILLED], state.retained.rank),
+        residual=arrived.get(RESIDUAL),
     )
+    return Outgoing(records, decoded, rank, record_digest(records[DISTILLED]))
 
 
 def request(
@@ -121,22 +125,47 @@ def read_update(
             ``reader`` refuses.
         ClientSkipped: the client takes no part.
     """
+    record, measured = _answer(message, instruction, LORA)
+    adapter = reader.read(record)
+    update = ClientUpdate(client, adapter, measured["num_examples"])
+    return update, measured, _spent(measured)
+
+
+def read_statistics(
+    message: Message, shapes: Sequence[Shapes], instruction: Instruction
+) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
+    """Check and decode the sums of the tasks that were asked about, and their figures.
+
+    Args:
+        message: the reply.
+        shapes: of each task, name to shape.
+        instruction: what was asked.
+
+    Raises:
+        PayloadError: an error code, another record, a wrong round, or what is not expected.
+        Idle: the client takes no part.
+    """
+    record, measured = _answer(message, instruction, SUMS)
+    return read_sums(record, shapes), measured
+
+
+def _answer(
+    message: Message, instruction: Instruction, name: str
+) -> tuple[ArrayRecord, dict[str, float]]:
+    """The record that answers a training request, not decoded yet, and the figures beside it."""
     _require_part(message, NO_PART)
     beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
-    content = _contents(message, {"status", LORA, "metrics"}, beside)
+    content = _contents(message, {"status", name, "metrics"}, beside)
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
         if answered[key] != getattr(instruction, key):
             raise PayloadError(f"answers another {key}")
-    if LORA not in content.array_records:
+    if name not in content.array_records:
         raise PayloadError("a record of another kind than expected")
     figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
-    weight = _number(figures.get("num_examples"))
-    if not 1 <= weight <= MOST_EXAMPLES:
+    if not 1 <= _number(figures.get("num_examples")) <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
-    adapter = reader.read(content.array_records[LORA])
-    measured = {name: _number(value) for name, value in figures.items()}
-    return ClientUpdate(client, adapter, weight), measured, _spent(measured)
+    return content.array_records[name], {key: _number(value) for key, value in figures.items()}
 
 
 def holds_distilled(message: Message | None) -> bool | None:
@@ -149,8 +178,13 @@ def holds_distilled(message: Message | None) -> bool | None:
     return False if code == LACKS_DISTILLED else (True if code in HAS_DISTILLED else None)
 
 
-def read_counts(message: Message, tasks: int) -> list[list[int]]:
-    """Return ``[correct, examples]`` per task.
+def read_counts(message: Message, tasks: int, names: Sequence[str]) -> list[list[int]]:
+    """Return the counts of ``names`` per task, in the order of the request.
+
+    Args:
+        message: the reply.
+        tasks: number of them.
+        names: see :func:`~deal_core.wire.counts.count_names`.
 
     Raises:
         PayloadError: an error code, or counts that cannot be.
@@ -159,10 +193,12 @@ def read_counts(message: Message, tasks: int) -> list[list[int]]:
     _require_part(message, NO_COUNTS)
     content = _contents(message, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
-    return _counts(_fields(content.metric_records, "metrics", COUNTED), tasks)
+    return _counts(_fields(content.metric_records, "metrics", set(names)), tasks, names)
 
 
-def read_counts_beside(message: Message, tasks: int) -> list[list[int]] | None:
+def read_counts_beside(
+    message: Message, tasks: int, names: Sequence[str]
+) -> list[list[int]] | None:
     """Return the same of a reply to a training request; None where it has none.
 
     Raises:
@@ -176,15 +212,16 @@ def read_counts_beside(message: Message, tasks: int) -> list[list[int]] | None:
     if code in NO_COUNTS:
         raise ClientSkipped(code)
     _require_ok(code)
-    return _counts(_fields(records, COUNTS, {"code", *COUNTED}), tasks)
+    return _counts(_fields(records, COUNTS, {"code", *names}), tasks, names)
 
 
-def _counts(figures: Mapping[str, object], tasks: int) -> list[list[int]]:
-    correct, examples = _whole(figures["correct"], tasks), _whole(figures["examples"], tasks)
-    counts = [[c, n] for c, n in zip(correct, examples, strict=True)]
-    if any(not 0 <= c <= n <= MOST_EXAMPLES for c, n in counts):
-        raise PayloadError("counts out of bounds")
-    return counts
+def _counts(figures: Mapping[str, object], tasks: int, names: Sequence[str]) -> list[list[int]]:
+    columns = {name: _whole(figures[name], tasks) for name in names}
+    for values in columns.values():
+        pairs = zip(values, columns[EXAMPLES], strict=True)
+        if any(not 0 <= c <= n <= MOST_EXAMPLES for c, n in pairs):
+            raise PayloadError("counts out of bounds")
+    return [list(row) for row in zip(*columns.values(), strict=True)]
 
 
 def status(message: Message) -> str:

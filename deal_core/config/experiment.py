@@ -145,6 +145,9 @@ class StreamConfig(Table):
     tasks_per_client: int = Field(0, ge=0)
     """Tasks that a client meets, drawn with their order by the seed; 0, or more than there are:
     all."""
+    shared_labels: bool = True
+    """Whether labels of equal name in two tasks are one class, or two, where the answer is chosen
+    among all labels seen so far (class-incremental accuracy)."""
     orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Number of a client (from 0) to its tasks in their order, instead of a draw; an empty list:
     it only evaluates."""

@@ -134,6 +134,32 @@ class ReplayConfig(Table):
     """Of an old example's loss beside that of a new one."""
 
 
+class PrototypeConfig(Table):
+    """Labels answered by their class means of embeddings (prototype; deal, where enabled)."""
+
+    enabled: bool = False
+    """Whether ``deal`` answers with class means and a shared covariance of the adapted model, taken
+    in one more round at the end of a task."""
+    drift_ridge: float = Field(0.1, ge=0)
+    """How strongly the map that lets earlier class means follow the drift of features is shrunk
+    towards the identity, in units of the mean eigenvalue of the second moment; 0: they stay where
+    they were (deal)."""
+    covariance: Literal["none", "shared"] = "shared"
+    """``none``: the nearest class mean; ``shared``: the nearest in the metric of one covariance
+    within classes, over all tasks so far (linear discriminant analysis)."""
+    ridge: float = Field(0.3, ge=1e-4)
+    """Added to the shared covariance, in units of its mean eigenvalue."""
+
+
+class LinearProbeConfig(Table):
+    """Softmax regression for each task on the frozen model's embeddings (linear-probe)."""
+
+    rounds: int = Field(30, ge=1)
+    """Rounds of exact gradients per task, after the one in which the sums are taken."""
+    ridge: float = Field(3e-4, gt=0)
+    """Weight of half the squared norm of weights and biases beside the mean cross-entropy."""
+
+
 class DealReferenceConfig(Table):
     """The paper's method as its authors' second code release reads it (deal-reference)."""
 
@@ -161,7 +187,7 @@ class MethodConfig(Table):
 
     name: str = "deal"
     """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``,
-    ``deal-reference``."""
+    ``deal-reference``; without training, ``prototype``, ``linear-probe``."""
     orthogonal_init: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
@@ -183,3 +209,5 @@ class MethodConfig(Table):
     olora: OLoraConfig = OLoraConfig()
     replay: ReplayConfig = ReplayConfig()
     deal_reference: DealReferenceConfig = DealReferenceConfig()
+    prototype: PrototypeConfig = PrototypeConfig()
+    linear_probe: LinearProbeConfig = LinearProbeConfig()

@@ -26,6 +26,10 @@ RESIDUAL = "residual"
 """Record of what an exact aggregation rule found no room for; left out where there is nothing."""
 COUNTS = "counts"
 """Record of the counts that a reply to a training request carries along."""
+HEADS = "heads"
+"""Record of the label heads that a client answers with: a task each."""
+SUMS = "sums"
+"""Record of a client's statistics, in the place of an update."""
 PREFIX = "base_model.model."
 
 Arrays = dict[str, NDArray[np.float32]]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from deal_core.lora.adapter import Adapter, LoraFactors, split, stack
 
@@ -19,12 +22,19 @@ class State:
             aggregation rule found no room for; None where there is none.
         num_reference_directions: so many leading directions of ``retained`` show the model at the
             start of the task, and are no part of the model now: a teacher travels, but only once.
+        heads: task to its label head, ``(labels, size + 1)``, float32: a row of weights on the
+            unit embedding and a bias for each label. A task without one is answered by the names
+            of its labels.
+        sums: what clients' statistics add up to so far, float64, by names of the method's own; it
+            stays at the server.
     """
 
     current: Adapter
     retained: Adapter
     residual: Adapter | None = None
     num_reference_directions: int = 0
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    sums: Mapping[str, Tensor] = field(default_factory=dict)
 
     def parts(self) -> list[Adapter]:
         """Return all adapters of the model now; their sum is the whole update of the base model."""

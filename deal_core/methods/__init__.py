@@ -11,18 +11,24 @@ from deal_core.methods.deal.method import make_deal
 from deal_core.methods.deal_reference.method import make_deal_reference
 from deal_core.methods.ewc import make_ewc
 from deal_core.methods.interface import (
+    EmbeddedTask,
     LocalTask,
     Method,
     Phase,
     RoundState,
+    Statistics,
     TaskDataset,
     TaskHistory,
     TaskMemory,
     Tensors,
+    phases_after,
     phases_of,
+    takes_statistics,
 )
+from deal_core.methods.linear_probe import make_linear_probe
 from deal_core.methods.lwf import make_lwf
 from deal_core.methods.olora import make_olora
+from deal_core.methods.prototype import make_prototype
 from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
 
@@ -30,8 +36,10 @@ METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
     "deal-reference": make_deal_reference,
     "ewc": make_ewc,
+    "linear-probe": make_linear_probe,
     "lwf": make_lwf,
     "olora": make_olora,
+    "prototype": make_prototype,
     "replay": make_replay,
     "sequential": make_sequential,
 }
@@ -62,14 +70,18 @@ __all__ = [
     "KEEP_TEXTS",
     "METHODS",
     "RULES",
+    "EmbeddedTask",
     "LocalTask",
     "Method",
     "Phase",
     "RoundState",
+    "Statistics",
     "TaskDataset",
     "TaskHistory",
     "TaskMemory",
     "Tensors",
     "make_method",
+    "phases_after",
     "phases_of",
+    "takes_statistics",
 ]

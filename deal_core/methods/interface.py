@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,8 +98,51 @@ MakeObjective = Callable[
 
 
 @dataclass(frozen=True)
+class EmbeddedTask:
+    """A client's records of a task as its statistics see them.
+
+    Attributes:
+        embeddings: unit vectors of the model now, ``(examples, size)``, float32.
+        start: the same of the model at the start of the task, when called.
+        targets: labels, ``(examples,)``.
+        labels: how many there are.
+        head: the task's; None where it has none yet.
+    """
+
+    embeddings: Tensor
+    start: Callable[[], Tensor]
+    targets: Tensor
+    labels: int
+    head: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a phase adds up over clients instead of training: sums are exact however the data are
+    divided. All tensors are float64, of one task.
+
+    Attributes:
+        shapes: numbers of labels and of entries of an embedding -> name to shape of what a client
+            gives; a name has a reason to leave in ``client.egress``.
+        collect: client: its records of a task -> their sums.
+        check: server: the sums of one client; :class:`~deal_core.lora.payload.PayloadError` for
+            what no data can give.
+        absorb: server: the state, and task to the sums over clients -> the state after the round.
+        once: each client gives its sums of a task once in a run, in its first round on it;
+            otherwise in every round.
+    """
+
+    shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
+    collect: Callable[[EmbeddedTask], Tensors]
+    check: Callable[[Tensors], None]
+    absorb: Callable[[State, Mapping[str, Tensors]], State]
+    once: bool
+
+
+@dataclass(frozen=True)
 class Phase:
-    """Rounds of a task in which clients minimise one objective over what the server lays out.
+    """Rounds of a task in which clients minimise one objective over what the server lays out, or
+    add up statistics.
 
     Attributes:
         name: in instructions and events.
@@ -111,6 +154,7 @@ class Phase:
         rule: aggregation rule; empty: ``aggregation.rule``.
         public_path: a file of unlabelled texts that takes the place of the client's own data;
             empty: its own data of the task.
+        statistics: what is added up; then nothing is trained. None: the objective is minimised.
     """
 
     name: str
@@ -121,21 +165,36 @@ class Phase:
     learning_rate: float = 0.0
     rule: str = ""
     public_path: str = ""
+    statistics: Statistics | None = None
 
 
 def phases_of(method: Method, rounds: int = 0) -> dict[str, Phase]:
     """Return all phases of a task by name, in order: ``rounds`` of learning, then the method's
-    own."""
+    own. One that a method calls ``learn`` takes the place of ordinary learning, with its rounds."""
     learn = Phase(LEARN, rounds, method.objective, lambda state: state, lambda state: True)
     return {phase.name: phase for phase in (learn, *method.phases)}
 
 
+def phases_after(method: Method, joint_tasks: bool) -> list[Phase]:
+    """Return the phases that follow the rounds of learning. Before all tasks at once there is
+    nothing that could be consolidated with them: then those of statistics alone."""
+    phases = [phase for phase in method.phases if phase.name != LEARN]
+    return [phase for phase in phases if phase.statistics is not None or not joint_tasks]
+
+
+def takes_statistics(method: Method) -> bool:
+    """Whether clients send sums over their records."""
+    return any(phase.statistics is not None for phase in method.phases)
+
+
 class Method(Protocol):
-    """A method reads no data on the server and sends nothing but adapters from a client."""
+    """A method reads no data on the server, and sends nothing but adapters, or the sums that it
+    declares, from a client."""
 
     @property
     def phases(self) -> Sequence[Phase]:
-        """What follows the rounds of learning in every task, in order."""
+        """What follows the rounds of learning in every task, in order; and what takes their place,
+        where one is called ``learn``."""
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Server, before the first round of a stage (which is a task where all clients work on

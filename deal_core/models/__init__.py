@@ -13,7 +13,7 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import causal_skeleton, load_causal
-from deal_core.models.encoder import encoder_skeleton, load_encoder
+from deal_core.models.encoder import encoder_size, encoder_skeleton, load_encoder
 from deal_core.models.interface import Encoded, ForwardOutput, LanguageModel
 
 
@@ -25,16 +25,22 @@ class Family:
         load: model, adapter, ``max_length``, type of the frozen weights -> a ready model.
         skeleton: model -> the base module on the meta device, no weights read.
         task_type: PEFT's name of the family.
+        has_label_logits: of its models (:class:`LanguageModel`).
+        embedding_size: model -> the same of its models.
     """
 
     load: Callable[[ModelConfig, AdapterConfig, int, torch.dtype], LanguageModel]
     skeleton: Callable[[ModelConfig], Any]
     task_type: TaskType
+    has_label_logits: bool
+    embedding_size: Callable[[ModelConfig], int]
 
 
 FAMILIES: Mapping[str, Family] = {
-    "encoder-labels": Family(load_encoder, encoder_skeleton, TaskType.FEATURE_EXTRACTION),
-    "causal-lm": Family(load_causal, causal_skeleton, TaskType.CAUSAL_LM),
+    "encoder-labels": Family(
+        load_encoder, encoder_skeleton, TaskType.FEATURE_EXTRACTION, True, encoder_size
+    ),
+    "causal-lm": Family(load_causal, causal_skeleton, TaskType.CAUSAL_LM, False, lambda model: 0),
 }
 
 
@@ -62,6 +68,25 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
     }
 
 
+def has_label_logits(model: ModelConfig) -> bool:
+    """Return whether one forward pass scores any number of labels, so that accuracy among all
+    labels seen costs nothing more; no weights are read.
+
+    Raises:
+        UserError: unknown family.
+    """
+    return choose("model.family", model.family, FAMILIES).has_label_logits
+
+
+def embedding_size(model: ModelConfig) -> int:
+    """Return the length of a text's embedding, 0 where the family has none; no weights are read.
+
+    Raises:
+        UserError: unknown family or name.
+    """
+    return choose("model.family", model.family, FAMILIES).embedding_size(model)
+
+
 __all__ = [
     "FAMILIES",
     "Encoded",
@@ -69,5 +94,7 @@ __all__ = [
     "ForwardOutput",
     "LanguageModel",
     "adapter_shapes",
+    "embedding_size",
+    "has_label_logits",
     "load_model",
 ]

@@ -30,6 +30,7 @@ class CausalLM:
     """Any Hugging Face decoder-only model."""
 
     has_label_logits = False
+    embedding_size = 0
 
     def __init__(
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
@@ -80,6 +81,10 @@ class CausalLM:
         losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
         kept = logits if seen else logits[:, :0]
         return ForwardOutput(losses, kept, counts, [kept.shape[1]])
+
+    def embed(self, batch: Sequence[Encoded]) -> Tensor:
+        """Raise ``ValueError``: there is no embedding of a text."""
+        raise ValueError("a causal model has no embedding of a text")
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""

@@ -46,6 +46,7 @@ class EncoderLabels:
             and base.config.model_type == "bert"
             and base.config._attn_implementation == ATTENTION
         )
+        self.embedding_size: int = base.config.hidden_size
         self._tokenizer = tokenizer
         self._scale = model.logit_scale
         self.tokens = TokenCache(
@@ -83,7 +84,11 @@ class EncoderLabels:
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return scaled cosines, ``(batch, labels)``, float32."""
-        return self._scale * self._embed([item.tokens for item in batch]) @ self._labels(labels).T
+        return self._scale * self.embed(batch) @ self._labels(labels).T
+
+    def embed(self, batch: Sequence[Encoded]) -> Tensor:
+        """Unit vectors of the texts, ``(batch, hidden)``, float32."""
+        return self._embed([item.tokens for item in batch])
 
     def _embed(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
         """Unit vectors of mean-pooled token states, ``(batch, hidden)``, float32."""
@@ -156,6 +161,14 @@ def load_encoder(
 
     base = pretrained(AutoModel, model.name, dtype=dtype, attn_implementation=register_attention())
     return EncoderLabels(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
+
+
+def encoder_size(model: ModelConfig) -> int:
+    """Return the length of a text's embedding; no weights are read."""
+    from transformers import AutoConfig
+
+    size: int = pretrained(AutoConfig, model.name).hidden_size
+    return size
 
 
 def encoder_skeleton(model: ModelConfig) -> Any:

@@ -64,6 +64,10 @@ class LanguageModel(Protocol):
         are over one space, whatever is asked (a causal model's vocabulary)."""
 
     @property
+    def embedding_size(self) -> int:
+        """Length of a text's embedding; 0: the family has none."""
+
+    @property
     def tokens(self) -> TokenCache:
         """Token ids of texts."""
 
@@ -87,6 +91,13 @@ class LanguageModel(Protocol):
             log_prior: added to the scores of ``labels`` in the losses alone, ``(labels,)``, where
                 the module lives. Only for a model that tells spaces apart: others have no score of
                 a label.
+        """
+
+    def embed(self, batch: Sequence[Encoded]) -> Tensor:
+        """Return the texts' embeddings, unit vectors ``(batch, embedding_size)``, float32.
+
+        Raises:
+            ValueError: the family has none.
         """
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:

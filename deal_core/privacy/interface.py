@@ -32,7 +32,8 @@ class Refusal(Exception):
 
 
 Counts = Mapping[str, Sequence[int]]
-"""``correct`` and ``examples``: an entry a task."""
+"""``correct``, ``examples`` and, where the model scores all labels at once, ``correct_all``: an
+entry a task each (:mod:`deal_core.wire.counts`)."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ class UpdateRequest:
         ids: whose the client's own records of the task are.
         generator: orders ordinary batches.
         evaluated: number of tasks whose test records are counted; 0: none are.
+        counted: names of the counts that are taken on them.
     """
 
     request: str
@@ -102,6 +104,7 @@ class UpdateRequest:
     learning_rate: float
     generator: torch.Generator
     evaluated: int = 0
+    counted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,9 @@ class Policy(Table):
     """Whether it may leave what the site's ledger composes to: epsilon and its delta."""
     share_num_examples: bool = False
     """Whether the number of training records may leave."""
+    share_sums: bool = False
+    """Whether unprotected sums may leave, as the methods ``prototype`` and ``linear-probe`` need
+    them: where a label has few records, a sum of embeddings is nearly a record's."""
     disjoint_tasks: bool = False
     """The site declares that no record occurs in two tasks; it is checked on the records' ids.
     Then tasks compose in parallel: a record's epsilon is the largest of one task."""

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from deal_core.config.experiment import TrainConfig
 from deal_core.lora.attach import merge, write
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.batching import evaluation_batches
 from deal_core.training.gradients import Gradients
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
 from deal_core.training.objective import Objective
@@ -103,23 +101,3 @@ def penalise(objective: Objective) -> float:
         return 0.0
     penalty.backward()  # type: ignore[no-untyped-call]
     return float(penalty.detach())
-
-
-def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> int:
-    """Return how many examples the model answers rightly, among ``labels``."""
-    correct = 0
-    for batch in evaluation_batches(data):
-        items = [data[i] for i in batch]
-        answers = _scores(model, items, labels).argmax(dim=1).cpu()
-        correct += int((answers == torch.tensor([item.target for item in items])).sum())
-    return correct
-
-
-def _scores(model: LanguageModel, items: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
-    """Return ``(items, labels)``. Where an example gives no number each is asked about alone, so
-    that the answers to the others do not depend on it."""
-    with torch.no_grad():
-        scores = model.scores(items, labels)
-        if bool(scores.isfinite().all()):
-            return scores
-        return torch.cat([model.scores([item], labels) for item in items])

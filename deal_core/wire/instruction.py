@@ -13,7 +13,7 @@ LEARN = "learn"
 """The first phase of every task."""
 RECORD = "instruction"
 """Name of the record that carries it."""
-NAMES = ("tasks", "seen", "future", "past", "piggybacked_evaluation", "trained")
+NAMES = ("tasks", "seen", "future", "past", "piggybacked_evaluation", "learnt", "trained")
 """Fields that are lists of names."""
 
 
@@ -33,6 +33,8 @@ class Instruction(BaseModel):
         past: tasks that this client worked on before this one, in its own order.
         piggybacked_evaluation: in a training request, tasks on which the model is evaluated as it
             arrives: what an evaluation request at the end of the stage before would have asked.
+        learnt: tasks that some client had worked on when the model that is evaluated was made, in
+            the stream's order: class-incremental accuracy is among their labels as well.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +49,7 @@ class Instruction(BaseModel):
     future: tuple[str, ...] = ()
     past: tuple[str, ...] = ()
     piggybacked_evaluation: tuple[str, ...] = ()
+    learnt: tuple[str, ...] = ()
     trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")
     rank: int = Field(ge=1)
     retained_rank: int = Field(ge=1)
@@ -83,6 +86,7 @@ class Instruction(BaseModel):
             stage=self.stage - 1,
             server_round=0,
             tasks=self.piggybacked_evaluation,
+            learnt=self.learnt,
             rank=self.rank,
             retained_rank=self.retained_rank,
             residual_rank=self.residual_rank,

@@ -14,7 +14,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.lora.adapter import zero_adapter
 from deal_core.methods import make_method
-from deal_core.methods.interface import phases_of
+from deal_core.methods.interface import phases_after, phases_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.canaries import GradientCanaries
@@ -84,4 +84,5 @@ def _private_rounds(experiment: Experiment, clients: int) -> list[RoundContext]:
 
 def _steps(experiment: Experiment) -> list[Step]:
     plan = make_plan(experiment, open_source(experiment.data).task_names(), ["a client"])
-    return schedule(plan.stages, make_method(experiment.method, experiment.adapter).phases)
+    method = make_method(experiment.method, experiment.adapter)
+    return schedule(plan.stages, phases_after(method, plan.joint_tasks))

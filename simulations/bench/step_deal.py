@@ -15,7 +15,8 @@ from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.randomness import seeded
 from deal_core.training.allocator import keep_memory
 from deal_core.training.batching import training_batches, within_budget
-from deal_core.training.loop import count_correct, train
+from deal_core.training.evaluation import count_correct
+from deal_core.training.loop import train
 from deal_core.training.per_sample import clipped_gradients
 from simulations.bench.measures import Measures
 from simulations.bench.workloads import MAX_LENGTH, Turn, Workload, texts

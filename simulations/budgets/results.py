@@ -34,6 +34,7 @@ class Point(Strict):
     """One method under one budget; accuracies are 0 to 1.
 
     Attributes:
+        class_incremental: average accuracy among all labels seen so far; None: not known.
         epsilon: the budget; ``inf``: without privacy.
         gain_retained: share of the gain retained (M37), against the same seeds without privacy;
             None: they are not there, or learn nothing.
@@ -49,6 +50,7 @@ class Point(Strict):
     seeds: list[int]
     zero_shot: Mean
     average_accuracy: Mean
+    class_incremental: Mean | None = None
     forgetting: Mean | None
     worst_client: Mean | None
     gain_retained: Mean | None
@@ -175,6 +177,7 @@ def _point(
         seeds=list(results),
         zero_shot=_required([fmean(o.zero_shot.values()) for o in outcomes]),
         average_accuracy=_required([o.average_accuracy for o in outcomes]),
+        class_incremental=_mean([o.among_all_labels for o in outcomes]),
         forgetting=_mean([o.forgetting for o in outcomes]),
         worst_client=_mean([o.worst_client for o in outcomes]),
         gain_retained=_mean(ways),

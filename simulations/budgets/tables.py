@@ -16,10 +16,15 @@ EXPLANATION = (
     "Lower bound: the largest that a kind of canaries of an audit has shown, each with 95 % "
     "confidence by itself, over all rounds and tasks of the audited run."
 )
+ALL_LABELS = "all labels"
+ALL_LABELS_EXPLAINED = (
+    " All labels: average accuracy among the labels of all tasks, the task not told."
+)
 HEAD = (
     "epsilon",
     "n",
     "average accuracy",
+    ALL_LABELS,
     "forgetting",
     "worst client",
     "gain retained",
@@ -30,25 +35,29 @@ HEAD = (
 
 def markdown(budgets: Budgets) -> str:
     """Return the whole page."""
+    known = any(point.class_incremental is not None for point in budgets.points)
+    more = ALL_LABELS_EXPLAINED if known else ""
     lines = [f"# Budgets of {budgets.experiment}", ""]
-    lines += [f"{budgets.finished} of {budgets.wanted} runs done. {EXPLANATION}", ""]
+    lines += [f"{budgets.finished} of {budgets.wanted} runs done. {EXPLANATION}{more}", ""]
     for method in dict.fromkeys(point.method for point in budgets.points):
         points = [point for point in budgets.points if point.method == method]
-        lines += [f"## {method}", "", *_table(points), ""]
+        lines += [f"## {method}", "", *_table(points, known), ""]
     lines += ["## The sweep itself", "", sweep_text(budgets.sweep)]
     return "\n".join(lines) + "\n"
 
 
-def _table(points: list[Point]) -> Iterator[str]:
-    yield from head(*HEAD)
+def _table(points: list[Point], among_all: bool) -> Iterator[str]:
+    names = [name for name in HEAD if among_all or name != ALL_LABELS]
+    yield from head(*names)
     longest = max(points, key=lambda point: point.zero_shot.n)
     zero = longest.zero_shot
-    yield row("0 (zero-shot)", str(zero.n), _percent(zero), *[DASH] * (len(HEAD) - 3))
+    yield row("0 (zero-shot)", str(zero.n), _percent(zero), *[DASH] * (len(names) - 3))
     for point in points:
         yield row(
             "inf (no privacy)" if point.epsilon == "inf" else point.epsilon,
             str(point.average_accuracy.n),
             _percent(point.average_accuracy),
+            *([_percent(point.class_incremental)] if among_all else []),
             _percent(point.forgetting),
             _percent(point.worst_client),
             _percent(point.gain_retained, " %"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deal_core.config.experiment import FaultsConfig
 from deal_core.errors import choose
-from deal_core.lora.payload import LORA
+from deal_core.lora.payload import LORA, SUMS
 
 Spoil = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -40,10 +40,11 @@ def spoiler(faults: FaultsConfig, first_client_node: int) -> Callable[[Message],
     nodes = {first_client_node + client for client in faults.clients}
 
     def pass_on(reply: Message) -> Message:
-        if reply.metadata.src_node_id in nodes and LORA in reply.content:
-            record = reply.content.array_records[LORA]
+        records = reply.content.array_records if reply.has_content() else {}
+        for name in {LORA, SUMS} & records.keys() if reply.metadata.src_node_id in nodes else ():
+            record = records[name]
             for key in touched(faults.kind, list(record)):
-                if record[key].dtype == "float32":
+                if record[key].dtype in ("float32", "float64"):
                     record[key] = Array(spoil(record[key].numpy()))
         return reply
 

@@ -73,7 +73,7 @@ def plain_lines(event: RunEvent, state: Progress) -> list[str]:
         return [f"zero-shot accuracy {percent(state.zero_shot)}"]
     if kind == "evaluated":
         known = f"{len(state.learnt)} of {len(state.tasks)} tasks"
-        return [f"{known} learnt, accuracy so far {percent(state.accuracy_so_far)}"]
+        return [f"{known} learnt, accuracy so far {_so_far(state)}"]
     return []
 
 
@@ -117,7 +117,7 @@ def _quality(state: Progress) -> str:
     parts = []
     if state.accuracy_so_far is not None:
         known = f"{len(state.learnt)} of {len(state.tasks)} tasks learnt"
-        parts.append(f"accuracy so far {percent(state.accuracy_so_far)} ({known})")
+        parts.append(f"accuracy so far {_so_far(state)} ({known})")
     if state.zero_shot is not None:
         parts.append(f"zero-shot {percent(state.zero_shot)}")
     if state.aggregation_error is not None:
@@ -126,6 +126,13 @@ def _quality(state: Progress) -> str:
         parts.append(f"{len(state.failures)} clients left out")
     parts += spent(state)
     return " · ".join(parts)
+
+
+def _so_far(state: Progress) -> str:
+    """In both protocols, where both are known."""
+    among_all = state.among_all_so_far
+    more = "" if among_all is None else f", {percent(among_all)} among all labels"
+    return percent(state.accuracy_so_far) + more
 
 
 def spent(state: Progress) -> list[str]:

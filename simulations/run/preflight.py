@@ -7,10 +7,11 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, partition
 from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
-from deal_core.methods import RULES, make_method
-from deal_core.models import adapter_shapes
+from deal_core.methods import RULES, make_method, takes_statistics
+from deal_core.models import adapter_shapes, embedding_size
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
+from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
 from simulations.engines.faults import FAULTS
 
@@ -37,6 +38,7 @@ def check_names(experiment: Experiment) -> None:
     check_aggregation(experiment)
     codec_named(experiment.wire.dtype)
     make_mechanism(experiment)
+    check_statistics(experiment)
     check_faults(experiment)
 
 
@@ -62,6 +64,34 @@ def check_aggregation(experiment: Experiment) -> None:
         )
     if any(not 1 <= each <= rank for each in own):
         raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
+
+
+def check_statistics(experiment: Experiment) -> None:
+    """A method whose clients send sums needs embeddings, and sums of which each client is in once.
+
+    Raises:
+        UserError: a model, a robust step or a schedule that it does not go with.
+    """
+    method = make_method(experiment.method, experiment.adapter)
+    if not takes_statistics(method):
+        return
+    name, robust = experiment.method.name, experiment.aggregation.robust
+    if not embedding_size(experiment.model):
+        raise UserError(
+            f"method.name '{name}' is made of a text's embeddings, and model.family "
+            f"'{experiment.model.family}' has none; use encoder-labels"
+        )
+    if robust != "none":
+        raise UserError(
+            f"aggregation.robust '{robust}' judges adapters, and method.name '{name}' adds up "
+            "sums; set it to none"
+        )
+    later = any(each.statistics and each.name != LEARN for each in method.phases)
+    if later and experiment.stream.schedule == "per-client":
+        raise UserError(
+            f"method.name '{name}' needs all clients of a task in one stage; set stream.schedule "
+            'to "synchronous", or choose another method'
+        )
 
 
 def check_faults(experiment: Experiment) -> None:

@@ -38,6 +38,7 @@ class Progress:
         client: the last one that answered.
         failures: client and reason, in the current round or evaluation.
         accuracy: task to accuracy (0 to 1) at the last evaluation.
+        among_all: the same among all labels seen so far; empty: not known.
         zero_shot: mean over tasks before anything was learnt.
         started, updated: time of the start and of the last event.
         per_round: mean seconds a round took since this start, evaluations included; 0: unknown.
@@ -61,6 +62,7 @@ class Progress:
     loss: float | None = None
     failures: tuple[tuple[str, str], ...] = ()
     accuracy: Mapping[str, float] = field(default_factory=dict)
+    among_all: Mapping[str, float] = field(default_factory=dict)
     zero_shot: float | None = None
     aggregation_error: float | None = None
     round_seconds: float = 0.0
@@ -101,7 +103,15 @@ class Progress:
     @property
     def accuracy_so_far(self) -> float | None:
         """Mean over the tasks learnt, at the last evaluation; None before there is one."""
-        known = [self.accuracy[name] for name in self.learnt if name in self.accuracy]
+        return self._mean_learnt(self.accuracy)
+
+    @property
+    def among_all_so_far(self) -> float | None:
+        """The same among all labels seen so far; None where that is not known."""
+        return self._mean_learnt(self.among_all)
+
+    def _mean_learnt(self, accuracy: Mapping[str, float]) -> float | None:
+        known = [accuracy[name] for name in self.learnt if name in accuracy]
         return sum(known) / len(known) if known else None
 
     @property
@@ -149,7 +159,8 @@ def _evaluated(state: Progress, event: RunEvent) -> Progress:
     if event["stage"] < 0:
         mean = sum(accuracy.values()) / len(accuracy) if accuracy else None
         return replace(state, accuracy=accuracy, zero_shot=mean)
-    return replace(state, accuracy=accuracy, evaluated=event["stage"] + 1)
+    among_all = dict(event.get("class_incremental") or {})
+    return replace(state, accuracy=accuracy, among_all=among_all, evaluated=event["stage"] + 1)
 
 
 def _round_started(state: Progress, event: RunEvent) -> Progress:

@@ -29,22 +29,32 @@ def print_report(console: Console, folder: Path) -> None:
     results = read_results(folder)
     if results.accuracy_matrix:
         console.print(matrix_table(results))
+    if results.class_incremental is not None:
+        console.print(matrix_table(results, among_all=True))
     lines = [*measures(results), ("results", str(RunFolder(folder).results))]
     for name, value in lines:
         print_line(console, f"{name:<20}{value}")
 
 
-def matrix_table(results: Results) -> Table:
+def matrix_table(results: Results, among_all: bool = False) -> Table:
     """Return R: one row per stage, one column per task, in per cent; bold: just learnt by its last
-    learner; dim: not begun by anyone."""
-    table = Table(title="Accuracy in %", title_justify="left")
+    learner; dim: not begun by anyone.
+
+    Args:
+        results: of the run.
+        among_all: among all labels seen so far, where that is known.
+    """
+    found = results.class_incremental if among_all else None
+    shown = results if found is None else found
+    among = "" if found is None else ", among all labels seen so far"
+    table = Table(title=f"Accuracy in %{among}", title_justify="left")
     table.add_column("learnt so far")
     for number in range(1, len(results.tasks) + 1):
         table.add_column(f"task {number}", justify="right")
-    table.add_row("nothing (zero-shot)", *(_cell(results.zero_shot[t]) for t in results.tasks))
+    table.add_row("nothing (zero-shot)", *(_cell(shown.zero_shot[t]) for t in results.tasks))
     stages = [list(stage.work) for stage in results.stages]
     begun, learnt = spans(results.tasks, stages)
-    for i, row in enumerate(results.accuracy_matrix):
+    for i, row in enumerate(shown.accuracy_matrix):
         cells = [_cell(value, _style(i, begun[j], learnt[j])) for j, value in enumerate(row)]
         table.add_row(Text(_title(i, results.tasks, stages)), *cells)
     return table
@@ -92,11 +102,22 @@ def _accuracy(results: Results) -> list[tuple[str, str]]:
         return [("accuracy", "not known: clients keep their counts of right answers")]
     return [
         ("average accuracy", f"{100 * average:.1f} %"),
+        ("among all labels", _among_all(results)),
         ("zero-shot accuracy", f"{100 * sum(zero_shot) / len(zero_shot):.1f} %"),
         ("backward transfer", f"{signed(backward)} points"),
         ("forward transfer", f"{signed(forward)} points"),
         ("forgetting", f"{100 * results.forgetting:.1f} points"),
     ]
+
+
+def _among_all(results: Results) -> str:
+    found = results.class_incremental
+    if found is None:
+        return ""
+    return (
+        f"{100 * found.average_accuracy:.1f} %, backward transfer "
+        f"{signed(found.backward_transfer)} points"
+    )
 
 
 def privacy_text(privacy: Privacy) -> str:

@@ -10,6 +10,15 @@ from deal_core.errors import UserError
 from server.results import ClientResult, Results, Strict
 
 
+class AmongAll(Strict):
+    """The measures of the same name among all labels seen so far."""
+
+    accuracy_matrix: list[list[float]]
+    average_accuracy: float
+    backward_transfer: float | None
+    forgetting: float | None
+
+
 class Outcome(Strict):
     """Accuracies are 0 to 1.
 
@@ -20,6 +29,8 @@ class Outcome(Strict):
             (:mod:`deal_core.metrics`).
         learning_accuracy: on every task just after it was learnt, mean.
         worst_client: smallest of the clients' own average accuracies; None: no client has tests.
+        class_incremental: among all labels seen so far; None where no model has seen those of all
+            tasks, or that was not counted.
         on_all_tests: of models that know one client each, on everybody's tests (local-only).
         seconds, bytes_up, bytes_down: of the whole cell; bytes are means per client.
         peak_rss_bytes: largest of the cell's processes.
@@ -36,20 +47,29 @@ class Outcome(Strict):
     forward_transfer: float | None
     forgetting: float | None
     worst_client: float | None
+    class_incremental: AmongAll | None = None
     on_all_tests: float | None = None
     seconds: float
     peak_rss_bytes: int
     bytes_up: float
     bytes_down: float
 
+    @property
+    def among_all_labels(self) -> float | None:
+        """Average accuracy among all labels seen so far."""
+        found = self.class_incremental
+        return None if found is None else found.average_accuracy
+
 
 def outcome(results: Results) -> Outcome:
     """Return what an ordinary run has measured."""
     _require_counts([results])
     own = {name: client.average_accuracy for name, client in results.per_client.items()}
-    return _measured(
+    measured = _measured(
         [results], results.tasks, results.accuracy_matrix, results.zero_shot, list(own.values())
     )
+    found = results.class_incremental
+    return _with(measured, None if found is None else found.accuracy_matrix)
 
 
 def together(parts: Sequence[Results]) -> Outcome:
@@ -76,15 +96,34 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
     _require_counts(parts)
     mine = [part.per_client[str(k)] for k, part in enumerate(parts)]
     tasks = parts[0].tasks
-    matrix = [
-        [_pooled(mine, i, j) for j in range(len(tasks))]
-        for i in range(len(parts[0].accuracy_matrix))
-    ]
+    matrix = _pooled_matrix(mine)
     own = [client.average_accuracy for client in mine]
     measured = _measured(parts, tasks, matrix, parts[0].zero_shot, own)
     everywhere = fmean(p.average_accuracy for p in parts if p.average_accuracy is not None)
     means = {key: getattr(measured, key) / len(parts) for key in ("bytes_up", "bytes_down")}
-    return measured.model_copy(update={"on_all_tests": everywhere, **means})
+    found = [part.class_incremental for part in parts]
+    among_all = [each.per_client[str(k)] for k, each in enumerate(found) if each is not None]
+    whole = _with(measured, _pooled_matrix(among_all) if len(among_all) == len(parts) else None)
+    return whole.model_copy(update={"on_all_tests": everywhere, **means})
+
+
+def _with(measured: Outcome, among_all: list[list[float]] | None) -> Outcome:
+    """The outcome with the measures of a second matrix."""
+    if among_all is None:
+        return measured
+    rows = len(among_all) > 1
+    found = AmongAll(
+        accuracy_matrix=among_all,
+        average_accuracy=metrics.average_accuracy(among_all),
+        backward_transfer=metrics.backward_transfer(among_all, measured.learnt) if rows else None,
+        forgetting=metrics.forgetting(among_all, measured.learnt) if rows else None,
+    )
+    return measured.model_copy(update={"class_incremental": found})
+
+
+def _pooled_matrix(clients: Sequence[ClientResult]) -> list[list[float]]:
+    rows, tasks = len(clients[0].accuracy_matrix), len(clients[0].test_examples)
+    return [[_pooled(clients, i, j) for j in range(tasks)] for i in range(rows)]
 
 
 def _pooled(clients: Sequence[ClientResult], row: int, task: int) -> float:

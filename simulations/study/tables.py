@@ -16,8 +16,15 @@ from simulations.study.statistics import Estimate, estimate, paired_difference
 from simulations.study.study_file import Study
 
 Measure = Callable[[Outcome], float | None]
+ALL_LABELS = "all labels"
+ALL_LABELS_EXPLAINED = (
+    " All labels: average accuracy among the labels of all tasks, the task not told; all else is "
+    "among those of the task."
+)
+"""Only where some cell has counted that: older results have not."""
 MEASURES: dict[str, Measure] = {
     "average accuracy": lambda o: o.average_accuracy,
+    ALL_LABELS: lambda o: o.among_all_labels,
     "backward transfer": lambda o: o.backward_transfer,
     "forward transfer": lambda o: o.forward_transfer,
     "forgetting": lambda o: o.forgetting,
@@ -33,8 +40,9 @@ EXPLANATION = (
 
 def markdown(study: Study, results: StudyResults) -> str:
     """Return the whole page."""
+    more = ALL_LABELS_EXPLAINED if ALL_LABELS in measures_of(results.cells) else ""
     lines = [f"# Study {study.name}", "", study.file.description, ""]
-    lines += [f"{len(results.cells)} of {results.wanted} cells done. {EXPLANATION}", ""]
+    lines += [f"{len(results.cells)} of {results.wanted} cells done. {EXPLANATION}{more}", ""]
     lines += [*precisions(results), ""]
     settings = list(study.file.settings)
     if len(settings) > 1:
@@ -71,12 +79,13 @@ def _section(study: Study, setting: str, cells: Sequence[CellResult]) -> Iterato
 
 def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
     """Yield every arm's measures; first what the model knew before anything was learnt."""
-    yield from head("arm", "n", *MEASURES)
+    names = measures_of(cells)
+    yield from head("arm", "n", *names)
     starts = zero_shots(cells)
     start = estimate([fmean(values) for own in starts.values() for values, _ in own])
-    yield row("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(MEASURES) - 1))
+    yield row("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(names) - 1))
     for arm, own in by_arm(study, cells).items():
-        yield row(study.label(arm), str(len(own)), *(_measure(own, m) for m in MEASURES))
+        yield row(study.label(arm), str(len(own)), *(_measure(own, m) for m in names))
     if any(len(own) > 1 for own in starts.values()):
         yield ""
         yield disagreement(starts)
@@ -94,6 +103,12 @@ def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
             f"The same accuracies in the same cells: {', '.join(group)}. To accuracy, what their "
             "settings differ in made no difference."
         )
+
+
+def measures_of(cells: Sequence[CellResult]) -> list[str]:
+    """The measures that some cell has: all but, in older results, that among all labels."""
+    known = any(cell.outcome.class_incremental is not None for cell in cells)
+    return [name for name in MEASURES if known or name != ALL_LABELS]
 
 
 ZeroShots = dict[tuple[int, str], Counter[tuple[tuple[float, ...], Value]]]

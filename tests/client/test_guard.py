@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client import local_update as work
@@ -224,7 +226,7 @@ def test_counts_that_cannot_be_made_do_not_keep_a_client_from_training(ask, monk
 
     counting = instructed(piggybacked_evaluation=["surgery", "laboratory"])
     sound = ask(counting).content
-    assert dict(sound["counts"]).keys() == {"code", "correct", "examples"}
+    assert dict(sound["counts"]).keys() == {"code", "correct", "correct_all", "examples"}
     assert len(sound["counts"]["examples"]) == 2
     monkeypatch.setattr(work, "local_evaluation", broken)
     reply = ask(counting).content
@@ -232,3 +234,61 @@ def test_counts_that_cannot_be_made_do_not_keep_a_client_from_training(ask, monk
     assert reply["status"]["code"] == "ok"
     assert set(reply) == {"status", "lora", "metrics", "counts"}
     assert "patient 17" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def ask_probe(experiment, state, tmp_path_factory):
+    """Send the app of a run with label heads a request that has some, spoilt on its way."""
+    own = experiment.run.model_copy(update={"out": str(tmp_path_factory.mktemp("probe"))})
+    method = experiment.method.model_copy(update={"name": "linear-probe"})
+    config = flatten(experiment.model_copy(update={"run": own, "method": method}))
+    grid = InProcessGrid(make_app(), config, experiment.federation.clients)
+    heads = {"laboratory": torch.zeros(4, 385), "surgery": torch.ones(4, 385)}
+    sent = outgoing(replace(state, heads=heads), "float32", seeded("down"))
+
+    def send(spoil: Spoil, **fields: object) -> Message:
+        asked = {"task": "surgery", "stage": 0, "server_round": 3, "phase": "probe", **fields}
+        ranks = {"rank": state.current.rank, "retained_rank": state.retained.rank}
+        with assume_identity(1, 1):
+            instruction = sent.named_in(Instruction(**asked, **ranks))
+            message = request(sent.records, instruction, FIRST_CLIENT_NODE, "train", 600.0)
+            message.content = RecordDict({n: _copied(r) for n, r in message.content.items()})
+            spoil(message.content)
+            return next(iter(grid.send_and_receive([message])))
+
+    return send
+
+
+HEADS: dict[str, Spoil] = {
+    "a label more": array("heads", lambda a: np.concatenate([a, a[:1]])),
+    "an entry less": array("heads", lambda a: a[:, 1:]),
+    "float64": array("heads", lambda a: a.astype(np.float64)),
+    "NaN": array("heads", lambda a: np.full_like(a, np.nan)),
+    "out of bounds": array("heads", lambda a: np.full_like(a, 1e20)),
+    "of a task of another run": lambda content: content["heads"].__setitem__(
+        "gossip", content["heads"]["surgery"]
+    ),
+    "of another kind": added("heads", ConfigRecord({"surgery": "x"})),
+    "extra arrays": added("base", ArrayRecord({"w": Array(np.zeros((2, 2), np.float32))})),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_that_do_not_fit_are_refused(ask_probe, kind):
+    reply = ask_probe(HEADS[kind])
+    assert {name: dict(record) for name, record in reply.content.items()} == {
+        "status": {"code": "refused"}
+    }
+
+
+def test_good_heads_are_answered_with_sums_and_nothing_else(ask_probe):
+    reply = ask_probe(lambda content: None)
+    assert set(reply.content) == {"status", "sums", "metrics"}
+    assert set(reply.content["sums"]) == {"0.count", "0.gradient"}
+    first = ask_probe(lambda content: None, phase="learn")
+    assert set(first.content["sums"]) == {"0.count", "0.sum", "0.gram"}
+
+
+def test_heads_for_a_method_that_has_none_are_refused(ask):
+    head = ArrayRecord({"surgery": Array(np.zeros((4, 385), np.float32))})
+    assert dict(ask(added("heads", head)).content["status"]) == {"code": "refused"}

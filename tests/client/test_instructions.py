@@ -204,7 +204,7 @@ def counts_in(reply: Message) -> list[list[int]]:
     metrics = reply.content.metric_records.get("metrics", {})
     beside = reply.content.config_records.get("counts", {})
     found = metrics if "correct" in metrics else beside
-    return [list(found[name]) for name in ("correct", "examples") if name in found]
+    return [list(found[name]) for name in ("correct", "correct_all", "examples") if name in found]
 
 
 def values(reply: Message) -> dict[str, bytes]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client.egress import FIELDS, check_reply
+from client.egress import FIELDS, SUM_FIELDS, check_reply
 from deal_core.lora.payload import PayloadError
 from simulations.engines.flower_identity import assume_identity
 
@@ -75,6 +75,43 @@ def test_no_text_leaves_inside_a_key(said):
     assert check_reply(lossy, request_with(KEY)) is lossy
 
 
+def sums_with(*keys: str, tasks: tuple[str, ...] = (), size: int = 4) -> tuple[Message, Message]:
+    """A reply with arrays of these names, and the request it answers."""
+    array = Array(np.zeros(size))
+    reply = reply_with(sums=ArrayRecord(dict.fromkeys(keys, array)))
+    del reply.content["lora"]
+    instruction = {"task": "a", **({"tasks": list(tasks)} if tasks else {})}
+    with assume_identity(1, 1):
+        request = Message(RecordDict({"instruction": ConfigRecord(instruction)}), 2, "train")
+    return reply, request
+
+
+def test_sums_may_leave_by_their_names():
+    for keys in (("0.count", "0.sum", "0.gram"), ("0.count", "0.gradient")):
+        reply, request = sums_with(*keys)
+        assert check_reply(reply, request) is reply
+    reply, request = sums_with("0.count", "1.count", tasks=("a", "b"))
+    assert check_reply(reply, request) is reply
+
+
+@pytest.mark.parametrize(
+    "key", ["count", "0.texts", "1.count", "-1.count", "0.count.x", "patient 17"]
+)
+def test_sums_of_another_name_or_task_do_not_leave(key):
+    with pytest.raises(PayloadError, match="may not leave this client"):
+        check_reply(*sums_with("0.count", key))
+
+
+def test_sums_that_are_larger_than_any_embedding_makes_them_do_not_leave():
+    with pytest.raises(PayloadError, match="may not leave this client"):
+        check_reply(*sums_with("0.gram", size=2**23 + 1))
+
+
+def test_every_field_of_a_sum_has_its_reason():
+    assert SUM_FIELDS.keys() == {"count", "sum", "gram", "start_gram", "cross", "gradient"}
+    assert all(len(reason.split()) >= 3 for reason in SUM_FIELDS.values())
+
+
 def test_every_field_that_may_leave_has_its_reason():
     """The list itself: a field that is added here must be added with a reason there."""
     assert {f"{record}.{field}" for record, fields in FIELDS.items() for field in fields} == {
@@ -92,9 +129,11 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.simulation_only",
         "metrics.noise_floor",
         "metrics.correct",
+        "metrics.correct_all",
         "metrics.examples",
         "counts.code",
         "counts.correct",
+        "counts.correct_all",
         "counts.examples",
     }
     for fields in FIELDS.values():

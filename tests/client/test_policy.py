@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Array, Message
 
 from client.app import make_app
+from client.local_update import require_sums
 from client.site import site_of
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.interface import Refusal, Site
+from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import (
     Policy,
     default_delta,
@@ -47,6 +51,7 @@ UPDATE = {
 }
 COUNTS = {
     "metrics.correct": "the policy lets counts of right answers go",
+    "metrics.correct_all": "the same",
     "metrics.examples": "the policy lets counts of right answers go",
 }
 OPEN = {
@@ -128,8 +133,8 @@ def test_noise_on_counts_is_charged_once_however_they_are_asked_for(small, tmp_p
     sent(two, tmp_path / "simulated", policy)
     register(monkeypatch)
     left, _ = sent(two, tmp_path / "sites", policy)
-    assert {"counts.correct", "counts.examples"} <= left.keys()
-    monkeypatch.setattr(wire, "read_counts_beside", lambda message, tasks: None)
+    assert {"counts.correct", "counts.correct_all", "counts.examples"} <= left.keys()
+    monkeypatch.setattr(wire, "read_counts_beside", lambda message, tasks, names: None)
     sent(two, tmp_path / "again", policy)
     matrices, charged = set(), set()
     for name in ("simulated", "sites", "again"):
@@ -183,7 +188,7 @@ def test_a_site_is_told_before_what_leaves_it_then(small, tmp_path, name):
     said = "\n".join(what_leaves(site))
     left, _ = sent(small(f"privacy.mechanism={mechanism}"), tmp_path, policy)
     figures = {place.split(".")[1] for place in left if not place.startswith(("site", "lora"))}
-    counted = {"correct", "examples"} & figures
+    counted = {"correct", "correct_all", "examples"} & figures
     assert figures <= set(re.findall(r"\w+", said))
     assert ("disjoint_tasks" in figures) == ("disjoint_tasks" in said) == (name == "disjoint")
     assert ("stay here" in said) == (not counted)
@@ -218,6 +223,33 @@ def test_a_policy_without_mechanism_still_keeps_counts_and_loss(small, tmp_path)
     left, _ = sent(small(), tmp_path, Policy(min_records=1))
     assert left.keys() == ALWAYS.keys() | OPEN.keys()
     assert left["metrics.num_examples"] == {"1.0"}
+
+
+def test_sums_leave_a_site_only_where_its_policy_says_so(small, tmp_path):
+    method = "method.name=prototype"
+    left, events = sent(small(method), tmp_path / "kept", Policy(min_records=1, metrics="clear"))
+    assert not [place for place in left if place.startswith("sums")]
+    assert {e["code"] for e in events if e["event"] == "client_idle"} == {"policy"}
+    told = Policy(min_records=1, metrics="clear", share_sums=True)
+    left, _ = sent(small(method), tmp_path / "told", told)
+    assert left.keys() == ALWAYS.keys() | COUNTS.keys() | {"sums.*", "metrics.num_examples"}
+    assert left["metrics.num_examples"] == {"1.0"}
+    few = Policy(min_records=1000, metrics="clear", share_sums=True)
+    left, events = sent(small(method), tmp_path / "few", few)
+    assert {e["code"] for e in events if e["event"] == "client_idle"} == {"no-data"}
+
+
+def test_under_a_mechanism_no_sums_leave_whatever_is_asked(small):
+    """Neither is such a run begun, nor would a client take part in it."""
+    for mechanism in ("record", "client"):
+        for name in ("prototype", "linear-probe"):
+            config = small(f"privacy.mechanism={mechanism}", f"method.name={name}")
+            with pytest.raises(UserError, match="leave without noise"):
+                make_mechanism(config)
+        protected = SimpleNamespace(unit=mechanism)
+        with pytest.raises(Refusal) as refusal:
+            require_sums(protected, Site(lambda: None, None, simulated=True))
+        assert refusal.value.code == "policy"
 
 
 @pytest.mark.parametrize("mechanism", ["none", "client"])

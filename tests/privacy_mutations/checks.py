@@ -195,13 +195,18 @@ def check_key(model: LanguageModel) -> None:
 
 
 def check_counts(model: LanguageModel) -> None:
-    """Noise on counts is that of a record in every one of the tasks."""
+    """Noise on counts is that of a record in every one of the tasks, and in each of the counts."""
     tasks = 20_000
-    counts = {"correct": [10**6] * tasks, "examples": [10**7] * tasks}
-    loud = noised_counts(counts, 3.0, noise_module.SecureNoise())
-    error = np.array([*loud["correct"], *loud["examples"]], float)
-    error -= np.repeat([10**6, 10**7], tasks)
-    assert abs(error.std() / (3.0 * math.sqrt(2 * tasks)) - 1) < 0.03
+    counts = {
+        "correct": [10**6] * tasks,
+        "examples": [10**7] * tasks,
+        "correct_all": [10**6] * tasks,
+    }
+    for names in (("correct", "examples"), ("correct", "examples", "correct_all")):
+        given = {name: counts[name] for name in names}
+        loud = noised_counts(given, 3.0, noise_module.SecureNoise())
+        error = np.concatenate([np.array(loud[n], float) - counts[n] for n in names])
+        assert abs(error.std() / (3.0 * math.sqrt(len(names) * tasks)) - 1) < 0.03
 
 
 TASKS = {"task0": 225, "task1": 150, "task2": 40}

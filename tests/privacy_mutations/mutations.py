@@ -210,7 +210,11 @@ def sampling_counted_twice(patch: Patch) -> None:
 
 
 def counts_as_if_in_one_task(patch: Patch) -> None:
-    patch.setattr(counts_module, "sensitivity", lambda tasks: 2**0.5)
+    patch.setattr(counts_module, "sensitivity", lambda tasks, counts: counts**0.5)
+
+
+def counts_as_if_there_were_two(patch: Patch) -> None:
+    patch.setattr(counts_module, "sensitivity", lambda tasks, counts: (2 * tasks) ** 0.5)
 
 
 def the_loss_leaves(patch: Patch) -> None:
@@ -289,6 +293,7 @@ MUTATIONS = [
     Mutation("the loss leaves", the_loss_leaves, checks.check_ledger),
     Mutation("seeded noise at a real site", seeded_noise_at_a_real_site, checks.check_ledger),
     Mutation("counts: noise for one task", counts_as_if_in_one_task, checks.check_counts),
+    Mutation("counts: noise for two of three", counts_as_if_there_were_two, checks.check_counts),
     Mutation(
         "a failed training says so", a_failed_training_says_so, checks.check_charge_comes_first
     ),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,22 @@ def test_round_trip_to_the_last_bit(tmp_path, checkpoint):
         for name in SHAPES:
             assert torch.equal(one.layers[name].A, two.layers[name].A)
             assert torch.equal(one.layers[name].B, two.layers[name].B)
+
+
+def test_label_heads_and_sums_come_back_too(tmp_path, checkpoint):
+    heads = {"eye / ear": torch.arange(6.0).view(2, 3)}
+    sums = {"gram": torch.tensor([0.1, 1e-300], dtype=torch.float64), "n/eye / ear": torch.ones(1)}
+    state = replace(checkpoint.state, heads=heads, sums=sums)
+    history = checkpoint.history.collecting({"eye": ["0"]}).collecting({"eye": ["2"]})
+    changed = Checkpoint(position=5, state=state, history=history)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", changed)
+    back = load_checkpoint(tmp_path / "checkpoint.safetensors", SHAPES)
+    assert back.history.collected == {"eye": ("0", "2")}
+    for kept, found in ((heads, back.state.heads), (sums, back.state.sums)):
+        assert kept.keys() == found.keys()
+        for key, value in kept.items():
+            assert found[key].dtype == value.dtype
+            assert torch.equal(found[key], value)
 
 
 def test_noise_is_that_of_a_stage_and_of_those_who_speak_of_it():

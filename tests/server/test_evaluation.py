@@ -20,6 +20,7 @@ from deal_core.lora.payload import PayloadError
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
+from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import read_instruction
 from server import reply_collection as rounds
 from server import roster, wire
@@ -210,6 +211,9 @@ SPOILT: dict[str, dict[str, Any]] = {
     "fractions": {"correct": [0.5, 0.5]},
     "below zero": {"correct": [-1, 1]},
     "more than there are": {"examples": [0, 0]},
+    "more among all labels": {"correct_all": [3, 1]},
+    "below zero among all labels": {"correct_all": [-1, 1]},
+    "a task more among all labels": {"correct_all": [1, 1, 1]},
     "a task more": {"correct": [1, 1, 1], "examples": [2, 2, 2]},
     "beyond belief": {"examples": [10**9, 2]},
     "a field more": {"labels": ["surgery"]},
@@ -223,7 +227,7 @@ def test_spoilt_counts_beside_an_update_are_refused(kind):
     with assume_identity(1, 1):
         message = Message(RecordDict({"counts": record}), 2, "train")
     with pytest.raises(PayloadError) as refusal:
-        wire.read_counts_beside(message, 2)
+        wire.read_counts_beside(message, 2, count_names(all_labels=True))
     assert "patient" not in str(refusal.value)
 
 
@@ -248,12 +252,16 @@ def test_an_evaluation_has_one_name_whether_it_is_asked_alone_or_carried_along(t
         start_state(experiment, shapes), seeded("begin")
     )
     exchange = Exchange(None, experiment, roster.Roster(("0",), lambda: {"0": 2}), None)
-    evaluation = Evaluation(exchange, ("laboratory", "surgery"))
+    evaluation = Evaluation(
+        exchange, ("laboratory", "surgery"), lambda stage: ("laboratory", "surgery")[:stage]
+    )
     alone = evaluation.request(Step("end-stage", 3), state)
     training = exchange.instruction(Step("round", 4, 1), state).model_copy(
         update={"task": "surgery", "seen": ("laboratory",), "trained": ("lora_B",)}
     )
-    carrying = training.model_copy(update={"piggybacked_evaluation": evaluation.tasks})
+    carrying = training.model_copy(
+        update={"piggybacked_evaluation": evaluation.tasks, "learnt": alone.learnt}
+    )
     with assume_identity(1, 1):
         first = exchange.ask(state, training, {"0": carrying})
         second = exchange.ask_again(first, {"0": alone})

@@ -44,6 +44,53 @@ def test_measures_follow_from_the_counts():
     assert results.per_client["1"].average_accuracy == pytest.approx((1.0 + 0.75) / 2)
 
 
+BOTH = History(
+    evaluations=(
+        {"0": [[1, 2, 1], [0, 0, 0]], "1": [[1, 2, 1], [2, 4, 2]]},
+        {"0": [[2, 2, 2], [0, 0, 0]], "1": [[2, 2, 2], [1, 4, 0]]},
+        {"0": [[1, 2, 0], [0, 0, 0]], "1": [[2, 2, 1], [3, 4, 2]]},
+    ),
+)
+
+
+def test_measures_among_all_labels_stand_beside_those_among_a_tasks_own():
+    both = make_results(Experiment(), IN_TURN, BOTH)
+    one = make_results(Experiment(), IN_TURN, HISTORY)
+    assert one.class_incremental is None
+    assert both.accuracy_matrix == one.accuracy_matrix
+    assert both.per_client == one.per_client
+    among_all = both.class_incremental
+    assert among_all.accuracy_matrix == [[1.0, 0.0], [0.25, 0.5]]
+    assert among_all.zero_shot == both.zero_shot
+    assert among_all.average_accuracy == 0.375
+    assert among_all.backward_transfer == among_all.forgetting * -1 == -0.75
+    assert among_all.forward_transfer == -0.5
+    first = among_all.per_client["0"]
+    assert first.accuracy_matrix == [[1.0, None], [0.0, None]]
+    assert first.average_accuracy == 0.0
+    assert first.test_examples == [2, 0]
+
+
+def test_a_client_that_has_not_counted_among_all_labels_is_left_out_of_those_alone():
+    """Its counts are from before there were two protocols, say."""
+    rows = [{"0": [[2, 4, 1]], "1": [[4, 4]]}] * 2
+    results = make_results(
+        Experiment(),
+        Plan(("a",), {"0": ("a",), "1": ("a",)}, 1, 1),
+        History(evaluations=tuple(rows)),
+    )
+    assert results.accuracy_matrix == [[0.75]]
+    assert results.class_incremental.accuracy_matrix == [[0.25]]
+    assert results.class_incremental.per_client["1"].accuracy_matrix == [[None]]
+
+
+def test_results_from_before_the_second_protocol_can_be_read(tmp_path):
+    data = json.loads(make_results(Experiment(), IN_TURN, HISTORY).model_dump_json())
+    del data["class_incremental"]
+    (tmp_path / "results.json").write_text(json.dumps(data))
+    assert read_results(tmp_path).class_incremental is None
+
+
 def test_no_privacy_means_no_epsilon():
     privacy = make_results(Experiment(), IN_TURN, HISTORY).privacy
     assert privacy.mechanism == "none"
@@ -59,7 +106,7 @@ def test_file_round_trip_and_schema(tmp_path):
         *("config", "engine", "seed", "tasks", "stages", "accuracy_matrix", "zero_shot"),
         *("average_accuracy", "backward_transfer", "forward_transfer", "forgetting"),
         *("per_client", "privacy", "wire", "aggregation_error", "seconds"),
-        *("peak_rss_bytes", "versions", "schema_version"),
+        *("peak_rss_bytes", "versions", "schema_version", "class_incremental"),
     }
 
 

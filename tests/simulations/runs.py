@@ -19,8 +19,10 @@ def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:
 
 
 def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:
-    """The factors that a run exported."""
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
+    """The factors that a run exported, and the heads of labels where it has some."""
+    factors = load_file(folder / "adapter" / "adapter_model.safetensors")
+    heads = folder / "adapter" / "heads.safetensors"
+    return {**factors, **(load_file(heads) if heads.exists() else {})}
 
 
 def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:

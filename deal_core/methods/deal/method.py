@@ -12,7 +12,7 @@ part has a switch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from deal_core.lora.adapter import (
     zero_adapter,
 )
 from deal_core.lora.state import State
+from deal_core.methods.deal.analytic_head import prototype_phases
 from deal_core.methods.deal.consolidation import LEARNED, consolidated, consolidation_phases
 from deal_core.methods.deal.controlled_update import Anchor, make_anchors, update_penalty
 from deal_core.methods.deal.live_update import beside_current, live_update
@@ -50,7 +51,7 @@ from deal_core.training.objective import Objective
 @dataclass(frozen=True)
 class Deal:
     """Attributes: ``adapter`` (ranks, alpha) and ``method`` (switches) of the experiment;
-    ``phases``: consolidation by distillation, if it is on."""
+    ``phases``: consolidation by distillation and the analytic head, if they are on."""
 
     adapter: AdapterConfig
     method: MethodConfig
@@ -68,10 +69,10 @@ class Deal:
         warm = self._warm(state)
         fresh = orthogonal_init(avoided, rank - warm, scaling, generator)
         if not warm:
-            return State(fresh, state.retained)
+            return replace(state, current=fresh, residual=None, num_reference_directions=0)
         strongest = rescaled(split(state.retained, warm)[0], scaling)
         current = with_live_rows(side_by_side(strongest, fresh), avoided, generator)
-        return State(current, state.retained, None, num_reference_directions=warm)
+        return replace(state, current=current, residual=None, num_reference_directions=warm)
 
     def _warm(self, state: State) -> int:
         """Return how many retained directions go on in the current adapter. None where clients have
@@ -86,12 +87,15 @@ class Deal:
         no noise floor is given); after rounds of consolidation, what they have made of it."""
         if not self.method.retention.enabled:
             return drop_task_start(state)
-        if self.phases and state.num_reference_directions:  # laid out, with the teacher apart
+        distilling = self.method.consolidation.data != "none"
+        if distilling and state.num_reference_directions:  # laid out, with the teacher apart
             return consolidated(state, self.adapter)
         everything = stack(state.parts())
         retained = retain(everything, self.adapter.retained_rank, self.method.retention)
         current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
-        return State(current, retained)
+        return replace(
+            state, current=current, retained=retained, residual=None, num_reference_directions=0
+        )
 
     def objective(
         self,
@@ -150,4 +154,10 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
             f'method.consolidation.data = "{method.consolidation.data}" distils into the retained '
             'adapter: set method.retention.enabled to true, or data to "none"'
         )
-    return Deal(adapter, method, consolidation_phases(adapter, method))
+    if consolidating and method.prototype.enabled:
+        raise UserError(
+            "method.prototype.enabled compares the model with that at the start of the task, which "
+            'rounds of consolidation replace: set method.consolidation.data to "none"'
+        )
+    phases = consolidation_phases(adapter, method) + prototype_phases(method.prototype)
+    return Deal(adapter, method, phases)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from deal_core.config.experiment import AdapterConfig
@@ -16,4 +18,5 @@ def continued(state: State, config: AdapterConfig, generator: torch.Generator) -
         return state
     scaling = config.lora_alpha / config.rank
     current = orthogonal_init(state.retained, config.rank, scaling, generator)
-    return State(current, zero_adapter(state.retained.shapes, 1), state.residual)
+    nothing = zero_adapter(state.retained.shapes, 1)
+    return replace(state, current=current, retained=nothing, num_reference_directions=0)

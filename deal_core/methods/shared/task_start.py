@@ -26,7 +26,7 @@ def snapshot_task_start(state: State) -> State:
     """
     current = state.current
     start = stack([current] if state.residual is None else [current, state.residual])
-    return State(current, start, None, current.rank)
+    return replace(state, retained=start, residual=None, num_reference_directions=current.rank)
 
 
 def drop_task_start(state: State) -> State:
@@ -36,7 +36,12 @@ def drop_task_start(state: State) -> State:
     """
     left = state.parts()[:-1]
     nothing = zero_adapter(state.current.shapes, 1)
-    return State(state.current, nothing, stack(left) if left else None)
+    return replace(
+        state,
+        retained=nothing,
+        residual=stack(left) if left else None,
+        num_reference_directions=0,
+    )
 
 
 def start_of(state: State) -> State:

@@ -1,8 +1,9 @@
 """Counts of right answers with noise: what one test record changes is hidden, and charged.
 
-One record, added or removed, changes a task's number of right answers and its number of examples by
-at most 1 each, in every task that it is in: the vector of the counts of ``k`` tasks by at most
-``sqrt(2 k)``. What is made of the noisy numbers to look like counts again is post-processing.
+One record, added or removed, changes a task's number of right answers among its own labels, that
+among all labels seen so far, and its number of examples by at most 1 each, in every task that it is
+in: the vector of ``m`` counts of ``k`` tasks by at most ``sqrt(m k)``. What is made of the noisy
+numbers to look like counts again is post-processing.
 """
 
 from __future__ import annotations
@@ -13,28 +14,32 @@ import torch
 
 from deal_core.privacy.interface import Counts
 from deal_core.privacy.mechanisms.noise import NoiseSource
+from deal_core.wire.counts import EXAMPLES
 
 
-def sensitivity(tasks: int) -> float:
-    """How far one record moves the counts of so many tasks, which may all have it."""
-    return math.sqrt(2 * tasks)
+def sensitivity(tasks: int, counts: int) -> float:
+    """How far one record moves so many ``counts`` of so many tasks, which may all have it."""
+    return math.sqrt(counts * tasks)
 
 
 def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -> Counts:
-    """Return whole numbers with ``0 <= correct <= examples`` and at least one example a task, so
-    that it does not show which tasks a site has.
+    """Return whole numbers, none of right answers above that of examples, and at least one example
+    a task, so that it does not show which tasks a site has.
 
     Args:
         counts: right answers and examples, an entry a task.
         noise_multiplier: standard deviation of the noise in units of :func:`sensitivity`.
         noise: where it comes from.
     """
-    scale = noise_multiplier * sensitivity(len(counts["correct"]))
+    scale = noise_multiplier * sensitivity(len(counts[EXAMPLES]), len(counts))
     loud = {
         name: torch.tensor(counts[name], dtype=torch.float64)
         + scale * noise.normal(torch.Size([len(counts[name])]))
-        for name in ("correct", "examples")
+        for name in counts
     }
-    examples = [max(1, round(n)) for n in loud["examples"].tolist()]
-    pairs = zip(loud["correct"].tolist(), examples, strict=True)
-    return {"correct": [min(max(0, round(c)), n) for c, n in pairs], "examples": examples}
+    examples = [max(1, round(n)) for n in loud.pop(EXAMPLES).tolist()]
+    right = {
+        name: [min(max(0, round(c)), n) for c, n in zip(values.tolist(), examples, strict=True)]
+        for name, values in loud.items()
+    }
+    return {**right, EXAMPLES: examples}

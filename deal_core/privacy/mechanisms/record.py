@@ -193,7 +193,7 @@ class RecordMechanism:
             counts = make()
         except Exception:
             log.exception("counts could not be made; noise alone leaves")
-            counts = dict.fromkeys(("correct", "examples"), [0] * ask.evaluated)
+            counts = dict.fromkeys(ask.counted, [0] * ask.evaluated)
         return json.dumps(dict(noised_counts(counts, event.noise_multiplier, noise))).encode()
 
     def _plan(self, ask: UpdateRequest, site: Site) -> PrivacyPlan:
@@ -258,7 +258,7 @@ class RecordMechanism:
     def _planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
         """All evaluations as one event."""
         work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
-        return self._planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1))
+        return self._planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1, 1))
 
     def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
         """This round.
@@ -298,7 +298,7 @@ class RecordMechanism:
             sample_rate=1.0,
             noise_multiplier=self.experiment.privacy.metrics_noise,
             steps=1,
-            max_grad_norm=sensitivity(ask.evaluated),
+            max_grad_norm=sensitivity(ask.evaluated, len(ask.counted)),
             delta=plan.delta,
             simulation_only=self._seeds(site),
         )

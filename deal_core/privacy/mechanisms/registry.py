@@ -10,6 +10,7 @@ from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Mechanism
 from deal_core.privacy.mechanisms.client import CLIENT
 from deal_core.privacy.mechanisms.definition import MechanismDefinition
+from deal_core.privacy.mechanisms.no_sums import check_no_sums
 from deal_core.privacy.mechanisms.none import NONE
 from deal_core.privacy.mechanisms.record import RECORD
 from deal_core.privacy.mechanisms.server_side import ServerSide
@@ -35,6 +36,8 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
     """
     definition = mechanism_of(experiment)
     mechanism = definition.client(experiment)
+    if mechanism.unit is not None:
+        check_no_sums(experiment)
     definition.check(experiment)
     return mechanism
 

@@ -51,13 +51,21 @@ def _of_runs(states: dict[str, RunState]) -> Iterator[GaugeMetricFamily]:
         "deal_run_phase", "1 for the phase it is in", labels=["run", "phase"]
     )
     accuracy = GaugeMetricFamily("deal_run_accuracy", "0 to 1", labels=["run", "task"])
+    among_all = GaugeMetricFamily(
+        "deal_run_accuracy_among_all",
+        "0 to 1, among all labels seen so far",
+        labels=["run", "task"],
+    )
     for run, state in states.items():
         for phase in PHASES:
             phases.add_metric([run, phase], float(state.phase == phase))
         for task, share in state.accuracy.items():
             accuracy.add_metric([run, task], share)
+        for task, share in state.among_all.items():
+            among_all.add_metric([run, task], share)
     yield phases
     yield accuracy
+    yield among_all
 
 
 def _of_sites(states: dict[str, RunState]) -> Iterator[GaugeMetricFamily]:

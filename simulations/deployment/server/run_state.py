@@ -53,6 +53,7 @@ class RunState:
         quarantined: sites left out in the last round, by a check or a robust rule.
         bytes_up, bytes_down: of the whole run, mean per site.
         accuracy: task to 0-1, as last evaluated.
+        among_all: the same among all labels seen so far; empty: not known.
         unit: of privacy: what an epsilon protects; empty: nothing is protected.
     """
 
@@ -68,6 +69,7 @@ class RunState:
     bytes_up: float = 0.0
     bytes_down: float = 0.0
     accuracy: dict[str, float] = field(default_factory=dict)
+    among_all: dict[str, float] = field(default_factory=dict)
     unit: str = ""
     last_event: float = 0.0
     sites: dict[str, SiteState] = field(default_factory=dict)
@@ -157,6 +159,7 @@ def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
         state.rounds += 1
     elif kind == "evaluated":
         state.accuracy = dict(event["accuracy"])
+        state.among_all = dict(event.get("class_incremental") or {})
     elif kind == "run_finished":
         state.phase = "finished"
     elif kind == "run_stopped":

@@ -81,6 +81,9 @@ def described(name: str, state: RunState) -> list[str]:
     if state.accuracy:
         shown = ", ".join(f"{task} {value:.1%}" for task, value in state.accuracy.items())
         lines.append(f"accuracy: {shown}")
+    if state.among_all:
+        shown = ", ".join(f"{task} {value:.1%}" for task, value in state.among_all.items())
+        lines.append(f"accuracy among all labels seen so far: {shown}")
     return lines
 
 

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
-from client.egress import FIELDS
+from client.egress import FIELDS, SUM_FIELDS
 from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.experiment import DataConfig, Experiment
 from deal_core.data.files import FilesSource
@@ -222,13 +222,16 @@ def what_leaves(site: SiteFile) -> list[str]:
     if policy is None or policy.spending:
         private += ["epsilon", "delta"]
         private += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
+    summed = "as they are" if policy is None or policy.share_sums else "none leaves"
     counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
     own = counts[metrics_allowed("clear", policy)]
     return [
         f"would leave: LoRA factors of {', '.join(site.models)}{noised}",
         f"would leave with them: {', '.join(figures)}; in a run with differential privacy also "
         f"{', '.join(private)}",
-        f"right answers (correct, examples) for each task: {own}",
+        f"right answers (correct, correct_all, examples) for each task: {own}",
+        f"sums of embeddings for each label ({', '.join(SUM_FIELDS)}), where a method is made of "
+        f"them: {summed}",
         f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "
         "of an error",
     ]

@@ -16,7 +16,8 @@ from deal_core.methods.shared.distilled import Distilled
 from deal_core.models import adapter_shapes, load_model
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
-from deal_core.training.loop import count_correct, load_state, train
+from deal_core.training.evaluation import count_correct
+from deal_core.training.loop import load_state, train
 
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [

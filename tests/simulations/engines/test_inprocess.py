@@ -67,6 +67,18 @@ def test_a_run_learns_and_leaves_valid_results(finished):
     assert logged == events
 
 
+def test_among_all_labels_seen_so_far_nobody_is_right_more_often(finished):
+    results = read_results(finished[1])
+    among_all = results.class_incremental
+    own, every = np.array(results.accuracy_matrix), np.array(among_all.accuracy_matrix)
+    assert every.shape == own.shape
+    assert (every <= own).all()
+    assert every[0, 0] == own[0, 0]  # task 1 alone is learnt: there are no other labels
+    assert (every < own).any()
+    assert among_all.zero_shot == results.zero_shot
+    assert among_all.per_client.keys() == results.per_client.keys()
+
+
 def test_the_update_of_two_clients_is_their_weighted_mean(finished, tmp_path):
     """Catch what the clients send in the first round, average it by hand."""
     experiment, _, _ = finished
@@ -128,6 +140,7 @@ def test_nothing_but_adapters_and_figures_leaves_a_client(finished, tmp_path):
         "metrics.loss: float",
         "metrics.seconds: float",
         "metrics.correct: list",
+        "metrics.correct_all: list",
         "metrics.examples: list",
     }
 

@@ -16,6 +16,10 @@ from simulations.engines.inprocess import run_inprocess
 from tests.registered import register
 from tests.simulations.runs import at, gain, learnt_adapter, same
 
+RUNS = {
+    **{name: (f"method.name={name}",) for name in METHODS},
+    "deal with prototypes": ("method.name=deal", "method.prototype.enabled=true"),
+}
 STEPS = 4
 """The second task's first round has just ended: what a method keeps is in use."""
 
@@ -28,7 +32,7 @@ def whole_run(make_experiment, tmp_path_factory):
     def run(name: str) -> tuple[Experiment, Path]:
         if name not in finished:
             experiment = make_experiment(
-                f"method.name={name}",
+                *RUNS[name],
                 "federation.clients=3",
                 "federation.clients_per_round=2",
                 'data.partition.kind="iid"',
@@ -42,7 +46,7 @@ def whole_run(make_experiment, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, tmp_path, name):
     experiment, folder = whole_run(name)
     assert len(read_results(folder).accuracy_matrix) == 2
@@ -61,7 +65,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", RUNS)
 def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, monkeypatch, name):
     """Their evaluations are carried along by training requests; one method begins its tasks with
     another model than it ended the last with, and has to be asked before."""
@@ -90,7 +94,7 @@ def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "sequential"])
+@pytest.mark.parametrize("name", [name for name in RUNS if name != "sequential"])
 def test_a_method_is_more_than_its_name(whole_run, name):
     assert not same(learnt_adapter(whole_run(name)[1]), learnt_adapter(whole_run("sequential")[1]))
 

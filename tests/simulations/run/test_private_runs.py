@@ -166,6 +166,7 @@ def test_only_what_is_charged_or_allowed_leaves(finished):
         "metrics.simulation_only",
         "metrics.noise_floor",
         "metrics.correct",
+        "metrics.correct_all",
         "metrics.examples",
     }
     weights = {e["num_examples"] for e in events if e["event"] == "client_finished"}

@@ -7,7 +7,7 @@ import pytest
 import simulations
 from simulations.run.shipped import shipped_studies
 from simulations.study.grid import grid
-from simulations.study.outcome import Outcome
+from simulations.study.outcome import AmongAll, Outcome
 from simulations.study.results import CellResult, StudyResults
 from simulations.study.study_file import Study, StudyFile, load_study
 from simulations.study.tables import (
@@ -105,6 +105,22 @@ def test_arms_have_means_intervals_and_marks(study: Study) -> None:
         "replay (not private)",
         "joint (bound)",
     ]
+
+
+def test_accuracy_among_all_labels_stands_beside_where_it_is_known(study: Study) -> None:
+    found = AmongAll(
+        accuracy_matrix=[[0.8, 0.0], [0.1, 0.3]],
+        average_accuracy=0.2,
+        backward_transfer=-0.7,
+        forgetting=0.7,
+    )
+    told = [
+        c.model_copy(update={"outcome": c.outcome.model_copy(update={"class_incremental": found})})
+        for c in CELLS[:1]
+    ]
+    table = rows(list(arms_table(study, [*told, *CELLS[1:]])))
+    assert table["weak"][:3] == ["2", "62.5 ± 31.8", "20.0"]
+    assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "–"]
 
 
 def test_zero_shot_that_differs_within_a_seed_is_shown_and_said(study: Study) -> None:

@@ -18,6 +18,7 @@ from deal_core.privacy.mechanisms.record import packed, unpacked
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import Policy, default_delta
 from deal_core.randomness import seeded
+from deal_core.wire.counts import count_names
 
 BOTH = frozenset({"lora_A", "lora_B"})
 TASKS = [f"task{n}" for n in range(5)]
@@ -238,6 +239,7 @@ def test_one_factor_a_round_unless_told_otherwise():
 
 def count(mechanism, site, stage: int, make) -> dict:
     asked = replace(ask("task0", 0), task="", phase="evaluate", stage=stage, request=f"e{stage}")
+    asked = replace(asked, evaluated=5, counted=count_names(all_labels=True))
     return mechanism.count(asked, site, make)
 
 
@@ -247,7 +249,7 @@ def test_noised_counts_are_planned_charged_and_told_once(site):
 
     def counted():
         asked.append(1)
-        return {"correct": [50] * 5, "examples": [90, 0, 90, 90, 90]}
+        return {"correct": [50] * 5, "examples": [90, 0, 90, 90, 90], "correct_all": [40] * 5}
 
     for stage, task in enumerate(TASKS):
         for n in range(1, 11):
@@ -256,7 +258,8 @@ def test_noised_counts_are_planned_charged_and_told_once(site):
             count(mechanism, site, -1, counted)
         counts = count(mechanism, site, stage, counted)
         assert counts == count(mechanism, site, stage, counted)
-        assert all(0 <= c <= n for c, n in zip(counts["correct"], counts["examples"], strict=True))
+        for name in ("correct", "correct_all"):
+            assert all(0 <= c <= n for c, n in zip(counts[name], counts["examples"], strict=True))
         assert all(n >= 1 for n in counts["examples"])
     events = site.ledger().events()
     assert len(asked) == sum(event.mechanism == "counts" for event in events) == 6
@@ -270,11 +273,12 @@ def test_noised_counts_are_planned_charged_and_told_once(site):
 def test_noise_on_counts_has_the_size_that_is_charged():
     from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
 
-    counts = {"correct": [10**6] * 50_000, "examples": [10**7] * 50_000}
+    counts = {name: [10**6] * 50_000 for name in ("correct", "correct_all")}
+    counts["examples"] = [10**8] * 50_000
     loud = noised_counts(counts, 10.0, SecureNoise())
-    both = np.array([*loud["correct"], *loud["examples"]], float)
-    both -= np.repeat([10**6, 10**7], 50_000)
-    assert both.std() == pytest.approx(10.0 * sensitivity(50_000), rel=0.01)
+    error = np.concatenate([np.array(loud[name], float) - counts[name] for name in counts])
+    assert error.std() == pytest.approx(10.0 * sensitivity(50_000, 3), rel=0.01)
+    assert sensitivity(50_000, 3) == pytest.approx(150_000**0.5)
 
 
 def test_without_a_mechanism_noised_counts_do_not_leave(site):

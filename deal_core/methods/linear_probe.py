@@ -1,0 +1,148 @@
+"""Baseline ``linear-probe``: softmax regression for each task on the frozen model's embeddings.
+
+Every client sends its sums of the task once (:mod:`deal_core.methods.shared.class_sums`), then the
+exact gradient sum over all its records in every round. The server takes an accelerated step in the
+metric of a fixed bound on the Hessian: (M41), (M42) of docs/method.md. However the data are
+divided the steps are those of one machine. Sources: Boehning 1992 (the bound); Nesterov 1983;
+O'Donoghue & Candes 2015 (restart).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import MethodConfig
+from deal_core.lora.payload import PayloadError
+from deal_core.lora.state import State
+from deal_core.methods.interface import EmbeddedTask, Phase, Statistics, Tensors
+from deal_core.methods.shared import class_sums
+from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, TOLERANCE
+from deal_core.methods.shared.frozen import Frozen, no_objective
+from deal_core.wire.instruction import LEARN
+
+GRADIENT = "gradient"
+WEIGHTS, MOMENTUM = "weights", "momentum"
+
+
+def shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
+    """Name to shape of what a client sends in a round of gradients."""
+    return {COUNT: (1,), GRADIENT: (labels, size + 1)}
+
+
+def collect(task: EmbeddedTask) -> Tensors:
+    """Return the sum over examples of the gradient of the cross-entropy at the task's head.
+
+    Returns:
+        ``count`` ``(1,)``, ``gradient`` ``(labels, size + 1)``, float64.
+    """
+    x, targets = with_one(task.embeddings.double()), task.targets
+    weights = torch.zeros(task.labels, x.shape[1]) if task.head is None else task.head
+    error = torch.softmax(x @ weights.double().T, dim=1)
+    error[torch.arange(len(targets)), targets] -= 1.0
+    return {COUNT: torch.tensor([float(len(targets))]).double(), GRADIENT: error.T @ x}
+
+
+def with_one(x: Tensor) -> Tensor:
+    """Return the rows with a 1 behind them, which the bias is multiplied with."""
+    return torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+
+
+def check(sums: Tensors) -> None:
+    """Check that unit vectors can have this gradient.
+
+    Raises:
+        PayloadError: a count that is none, a gradient that is too long, or errors of labels that do
+            not cancel.
+    """
+    n, gradient = class_sums.require_counts(sums[COUNT]), sums[GRADIENT]
+    if bool((gradient.norm(dim=1) > math.sqrt(2.0) * n * (1 + TOLERANCE)).any()):
+        raise PayloadError("gradient: longer than so many unit vectors can make it")
+    if float(gradient.sum(dim=0).abs().max()) > TOLERANCE * n:
+        raise PayloadError("gradient: its rows do not cancel")
+
+
+def absorb_sums(state: State, totals: Mapping[str, Tensors]) -> State:
+    """Server: add the sums of a round; a new task starts from a head of zeros."""
+    sums, heads = dict(state.sums), dict(state.heads)
+    for task, total in totals.items():
+        for name, value in total.items():
+            key = f"{name}/{task}"
+            sums[key] = sums[key] + value if key in sums else value
+        labels, size = total[SUM].shape
+        sums.setdefault(f"{WEIGHTS}/{task}", torch.zeros(labels, size + 1, dtype=torch.float64))
+        sums.setdefault(f"{MOMENTUM}/{task}", torch.ones(1, dtype=torch.float64))
+        heads.setdefault(task, torch.zeros(labels, size + 1))
+    return replace(state, sums=sums, heads=heads)
+
+
+def absorb_gradient(state: State, totals: Mapping[str, Tensors], ridge: float) -> State:
+    """Return the state after one step of every task that gradients have come of; at the server. The
+    head is where the next gradient is taken. Without the task's sums there is no metric, and no
+    step."""
+    sums, heads = dict(state.sums), dict(state.heads)
+    for task, total in totals.items():
+        if task not in heads:
+            continue
+        point = heads[task].double()
+        gradient = total[GRADIENT] / total[COUNT] + ridge * point
+        weights, momentum = sums[f"{WEIGHTS}/{task}"], float(sums[f"{MOMENTUM}/{task}"])
+        after = point - torch.linalg.solve(bound(sums, task, ridge), gradient.T).T
+        if float((gradient * (after - weights)).sum()) > 0:  # uphill: the momentum is dropped
+            momentum = 1.0
+        following = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
+        ahead = after + (momentum - 1.0) / following * (after - weights)
+        sums[f"{WEIGHTS}/{task}"] = after
+        sums[f"{MOMENTUM}/{task}"] = torch.tensor([following], dtype=torch.float64)
+        heads[task] = ahead.float()
+    return replace(state, sums=sums, heads=heads)
+
+
+def bound(sums: Mapping[str, Tensor], task: str, ridge: float) -> Tensor:
+    """Return the bound on a label's block of the Hessian, ``(size + 1, size + 1)``: half the second
+    moment of the embeddings with a 1 behind them, and the ridge."""
+    total = sums[f"{SUM}/{task}"].sum(dim=0)
+    n, size = sums[f"{COUNT}/{task}"].sum(), len(total)
+    moment = torch.empty(size + 1, size + 1, dtype=torch.float64)
+    moment[:size, :size] = class_sums.symmetric(sums[f"{GRAM}/{task}"], size)
+    moment[size, :size] = moment[:size, size] = total
+    moment[size, size] = n
+    return 0.5 * moment / n + ridge * torch.eye(size + 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class LinearProbe(Frozen):
+    """Heads of zeros that rounds of exact gradients train."""
+
+    def end_task(self, state: State) -> State:
+        """The heads are what was reached, not where the next gradient would be taken."""
+        heads = {task: state.sums[f"{WEIGHTS}/{task}"].float() for task in state.heads}
+        return replace(state, heads=heads)
+
+
+def make_linear_probe(method: MethodConfig, adapter: AdapterConfig) -> LinearProbe:
+    """Build from the experiment."""
+    config = method.linear_probe
+    first = Statistics(class_sums.shapes, class_sums.collect, class_sums.check, absorb_sums, True)
+    further = Statistics(shapes, collect, check, partial(_absorb, ridge=config.ridge), False)
+    learn = Phase(LEARN, 0, no_objective, _keep, _always, statistics=first)
+    probe = Phase("probe", config.rounds, no_objective, _keep, _always, statistics=further)
+    return LinearProbe(adapter, (learn, probe))
+
+
+def _absorb(state: State, totals: Mapping[str, Tensors], ridge: float) -> State:
+    return absorb_gradient(state, totals, ridge)
+
+
+def _keep(state: State) -> State:
+    return state
+
+
+def _always(state: State) -> bool:
+    return True

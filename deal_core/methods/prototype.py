@@ -1,0 +1,33 @@
+"""Baseline ``prototype``: class means of the frozen model's embeddings, and nothing trained.
+
+Every client sends the sums of its records of a task once; the server adds them up. A label's score
+is that of linear discriminant analysis with equal priors: (M40) of docs/method.md. With
+``covariance = "none"`` it is the nearest class mean. Sources: Mensink et al. 2013 (nearest class
+mean); Janson et al. 2022, Panos et al. 2023 (in continual learning, the latter with a shared
+covariance).
+"""
+
+from __future__ import annotations
+
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import MethodConfig
+from deal_core.methods.interface import Phase, Statistics
+from deal_core.methods.shared.class_sums import check, collect, shapes
+from deal_core.methods.shared.frozen import Frozen, no_objective
+from deal_core.methods.shared.prototypes import absorb
+from deal_core.wire.instruction import LEARN
+
+
+def make_prototype(method: MethodConfig, adapter: AdapterConfig) -> Frozen:
+    """Build from the experiment."""
+    statistics = Statistics(
+        shapes=shapes,
+        collect=collect,
+        check=check,
+        absorb=lambda state, totals: absorb(state, totals, method.prototype),
+        once=True,
+    )
+    learn = Phase(
+        LEARN, 0, no_objective, lambda state: state, lambda state: True, statistics=statistics
+    )
+    return Frozen(adapter, (learn,))

@@ -1,0 +1,56 @@
+"""Label heads from class sums: nearest class mean, or linear discriminant analysis with one
+covariance within classes. Source: docs/method.md, (M40)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from deal_core.config.method import PrototypeConfig
+from deal_core.lora.state import State
+from deal_core.methods.interface import Tensors
+from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, scatter, symmetric
+
+SMALLEST = 1e-6
+"""Mean eigenvalue that a covariance is taken to have at least: of equal texts it is 0."""
+ABSENT = -1e9
+"""Bias of a label that no client has shown: it is never the answer."""
+
+
+def absorb(state: State, totals: Mapping[str, Tensors], config: PrototypeConfig) -> State:
+    """Server: add the sums of a round, and make all heads anew: the covariance is shared."""
+    sums = dict(state.sums)
+    for task, total in totals.items():
+        for key, name in ((f"{COUNT}/{task}", COUNT), (f"{SUM}/{task}", SUM), (GRAM, GRAM)):
+            sums[key] = sums[key] + total[name] if key in sums else total[name]
+    return replace(state, sums=sums, heads=heads(sums, config))
+
+
+def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tensor]:
+    """Return task to its head, ``(labels, size + 1)``, float32: (M40).
+
+    Args:
+        sums: ``count/TASK`` ``(labels,)`` and ``sum/TASK`` ``(labels, size)`` of each task, and
+            ``gram`` of all, its upper triangle.
+        config: which covariance, and its ridge.
+    """
+    prefix = f"{COUNT}/"
+    tasks = [key.removeprefix(prefix) for key in sums if key.startswith(prefix)]
+    count = torch.cat([sums[f"{COUNT}/{task}"] for task in tasks])
+    total = torch.cat([sums[f"{SUM}/{task}"] for task in tasks])
+    means = total / count.clamp(min=1.0)[:, None]
+    weights = means
+    if config.covariance == "shared":
+        size = total.shape[1]
+        within = scatter(count, total, symmetric(sums[GRAM], size)) / count.sum()
+        mean_eigenvalue = (within.trace() / size).clamp(min=SMALLEST)
+        within += config.ridge * mean_eigenvalue * torch.eye(size, dtype=within.dtype)
+        weights = torch.linalg.solve(within, means.T).T
+    bias = -0.5 * (weights * means).sum(dim=1)
+    bias[count == 0] = ABSENT
+    rows = torch.cat([weights, bias[:, None]], dim=1).float()
+    sizes = [len(sums[f"{COUNT}/{task}"]) for task in tasks]
+    return dict(zip(tasks, torch.split(rows, sizes), strict=True))

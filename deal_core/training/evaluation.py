@@ -1,0 +1,111 @@
+"""Right answers on test examples, in two protocols from one score matrix: among the labels of the
+example's task, and among the labels of all tasks learnt so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deal_core.models import Encoded, LanguageModel
+from deal_core.training.batching import evaluation_batches
+
+NO_ANSWER = -1e12
+"""Score of a label that cannot be the answer."""
+Scorer = Callable[[Sequence[Encoded]], Tensor]
+"""Examples to scores, ``(examples, columns)``."""
+
+
+@dataclass(frozen=True)
+class AnswerSpace:
+    """The labels that the test examples of a task are judged among, a column each.
+
+    Attributes:
+        columns: task and label of each.
+        own: columns of the task's own labels, in its order.
+        classes: of each column its class; several columns may be one class.
+    """
+
+    columns: tuple[tuple[str, str], ...]
+    own: tuple[int, ...]
+    classes: tuple[int, ...]
+
+
+def answer_space(
+    task: str, own: Sequence[str], learnt: Mapping[str, Sequence[str]], shared_labels: bool
+) -> AnswerSpace:
+    """Return the columns of all tasks ``learnt`` and of the ``task``, each task once. Source:
+    docs/method.md, (M39).
+
+    Args:
+        task: that of the examples.
+        own: its labels.
+        learnt: tasks learnt so far, in the stream's order, to their labels.
+        shared_labels: labels of equal name in two tasks are one class.
+    """
+    spaces = dict(learnt) if task in learnt else {**learnt, task: own}
+    columns = tuple((name, label) for name, labels in spaces.items() for label in labels)
+    keys = [label if shared_labels else (name, label) for name, label in columns]
+    number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
+    place = {column: position for position, column in enumerate(columns)}
+    return AnswerSpace(
+        columns, tuple(place[task, label] for label in own), tuple(number[key] for key in keys)
+    )
+
+
+def count_both(score: Scorer, data: Sequence[Encoded], space: AnswerSpace) -> tuple[int, int]:
+    """Return how many examples are answered rightly among the task's own labels, and among all of
+    the ``space``. Of equal scores the first column's wins.
+
+    Args:
+        score: gives the columns of the space.
+        data: targets are positions in the task's own labels.
+        space: the answers among which is chosen.
+    """
+    own, classes = torch.tensor(space.own), torch.tensor(space.classes)
+    right = right_all = 0
+    for batch in evaluation_batches(data):
+        items = [data[i] for i in batch]
+        scores = finite_scores(score, items).cpu()
+        targets = torch.tensor([item.target for item in items])
+        right += int((scores[:, own].argmax(dim=1) == targets).sum())
+        right_all += int((classes[scores.argmax(dim=1)] == classes[own[targets]]).sum())
+    return right, right_all
+
+
+def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> int:
+    """Return how many examples the model answers rightly, among ``labels``."""
+    return count_both(by_name(model, labels), data, answer_space("", labels, {}, True))[0]
+
+
+def by_name(model: LanguageModel, labels: Sequence[str]) -> Scorer:
+    """Score labels by their names, a column each; equal names have equal scores to the bit."""
+    names = list(dict.fromkeys(labels))
+    places = torch.tensor([names.index(label) for label in labels])
+    return lambda items: model.scores(items, names).cpu()[:, places]
+
+
+def by_head(model: LanguageModel, space: AnswerSpace, heads: Mapping[str, Tensor]) -> Scorer:
+    """Return scores of labels by the heads of their tasks, a column each of the ``space``. A task
+    without a head gives no answer."""
+    size = model.embedding_size
+    place = {column: n for n, column in enumerate(space.columns)}
+    rows = torch.zeros(len(space.columns), size + 1, dtype=torch.float64)
+    rows[:, size] = NO_ANSWER
+    for task, head in heads.items():
+        labels = [column for column in space.columns if column[0] == task]
+        for row, column in zip(head, labels, strict=False):
+            rows[place[column]] = row.double()
+    return lambda items: model.embed(items).cpu().double() @ rows[:, :size].T + rows[:, size]
+
+
+def finite_scores(score: Scorer, items: Sequence[Encoded]) -> Tensor:
+    """Return ``(items, columns)``. Where an example gives no number each is asked about alone, so
+    that the answers to the others do not depend on it."""
+    with torch.no_grad():
+        scores = score(items)
+        if bool(scores.isfinite().all()):
+            return scores
+        return torch.cat([score([item]) for item in items])

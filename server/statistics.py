@@ -1,0 +1,131 @@
+"""Rounds of statistics: which clients' sums count, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from deal_core.aggregation import NUMERICAL, one_line
+from deal_core.methods import Statistics, Tensors
+from deal_core.training.threads import threads
+from deal_core.wire.instruction import Instruction
+from server import wire
+from server.dispatch import Dispatch
+from server.evaluation import Evaluation, EvaluationReplies
+from server.exchange import Exchange, answered
+from server.reply_collection import Reply
+from server.schedule import Step
+
+
+@dataclass
+class SumsReplies:
+    """What the replies of a round have brought.
+
+    Attributes:
+        sums: task to client to its sums, of the valid replies.
+        examples: number of each valid client's records, as it says.
+        sizes: bytes of each valid reply.
+        without_data: clients that have no record of their task.
+        idle: how many clients took no part.
+        tally: of the evaluation that the requests carried along.
+    """
+
+    sums: dict[str, dict[str, Tensors]] = field(default_factory=dict)
+    examples: dict[str, float] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    without_data: list[str] = field(default_factory=list)
+    idle: int = 0
+    tally: EvaluationReplies = field(default_factory=EvaluationReplies)
+
+
+@dataclass(frozen=True)
+class SumsGathering:
+    """Checks the replies of a round of statistics. A bad one costs its sender the round, and nobody
+    else.
+
+    Attributes:
+        piggybacked_evaluation: the step whose evaluation the requests carry; None: none.
+        labels: task to the number of its labels.
+        size: entries of an embedding.
+    """
+
+    exchange: Exchange
+    evaluation: Evaluation
+    step: Step
+    piggybacked_evaluation: Step | None
+    statistics: Statistics
+    labels: Mapping[str, int]
+    size: int
+
+    def run(self, sent: Dispatch) -> SumsReplies:
+        """Take the replies as they come."""
+        gathered = SumsReplies()
+        for reply in self.exchange.replies(self.step, sent):
+            if self.piggybacked_evaluation is not None:
+                self.evaluation.hear(self.piggybacked_evaluation, reply, sent, gathered.tally)
+            instruction = sent.instructions[reply.client]
+            if instruction.task:
+                self._hear(reply, instruction, gathered)
+        return gathered
+
+    def _hear(self, reply: Reply, instruction: Instruction, gathered: SumsReplies) -> None:
+        client, tasks = reply.client, instruction.tasks or (instruction.task,)
+        try:
+            message = answered(reply)
+            shapes = [self.statistics.shapes(self.labels[task], self.size) for task in tasks]
+            parts, figures = wire.read_statistics(message, shapes, instruction)
+            with threads(1):
+                for part in parts:
+                    self._check(part, len(parts))
+        except wire.ClientSkipped as reason:
+            gathered.idle += 1
+            if reason.code == "no-data":
+                gathered.without_data.append(client)
+            self.exchange.event("client_idle", self.step, client=client, code=reason.code)
+        except NUMERICAL as fault:
+            why = str(fault) if isinstance(fault, ValueError) else one_line(fault)
+            self.exchange.event("client_failed", self.step, client=client, reason=why[:400])
+        else:
+            for task, part in zip(tasks, parts, strict=True):
+                if float(part["count"].sum()):
+                    gathered.sums.setdefault(task, {})[client] = part
+            gathered.examples[client] = sum(float(part["count"].sum()) for part in parts)
+            gathered.sizes[client] = wire.payload_bytes(message.content)
+            self.exchange.event(
+                "client_finished", self.step, client=client, task=instruction.task, **figures
+            )
+
+    def _check(self, part: Tensors, parts: int) -> None:
+        """Of several tasks a client may have no record of some."""
+        empty = parts > 1 and not any(bool(value.any()) for value in part.values())
+        if not empty:
+            self.statistics.check(part)
+
+
+def totals(gathered: SumsReplies, clients: Sequence[str], weight_cap: float) -> dict[str, Tensors]:
+    """Return task to the sums over clients, added in the order of ``clients``, so that no last bit
+    depends on who was first.
+
+    Args:
+        gathered: the valid replies.
+        clients: all of the run.
+        weight_cap: a client with more records than so many medians of the others is scaled down to
+            that; 0: none is.
+    """
+    factors = {client: _factor(client, gathered.examples, weight_cap) for client in clients}
+    added: dict[str, Tensors] = {}
+    for task, own in gathered.sums.items():
+        for client in clients:
+            for name, value in own.get(client, {}).items():
+                part = value if factors[client] == 1.0 else factors[client] * value
+                total = added.setdefault(task, {})
+                total[name] = total[name] + part if name in total else part
+    return added
+
+
+def _factor(client: str, examples: Mapping[str, float], weight_cap: float) -> float:
+    others = [n for name, n in examples.items() if name != client]
+    if not weight_cap or client not in examples or not others:
+        return 1.0
+    return min(1.0, weight_cap * median(others) / examples[client])

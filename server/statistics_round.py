@@ -1,0 +1,91 @@
+"""One round of sums: ask those that have not given theirs, collect, check, add, record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from deal_core.aggregation import NUMERICAL
+from deal_core.lora.state import State
+from deal_core.methods import Statistics
+from deal_core.models import embedding_size
+from deal_core.training.threads import threads
+from server.checkpoint import History
+from server.gathering import RoundReplies
+from server.round import Round
+from server.schedule import Step
+from server.state_change import finite, reason_of
+from server.statistics import SumsGathering, SumsReplies, totals
+
+
+@dataclass(frozen=True)
+class StatisticsRound:
+    """One round in which clients train nothing.
+
+    Attributes:
+        round: what it shares with a round of training: whom and how it asks, what it records.
+        statistics: what clients sum up, and what becomes of it.
+        labels: task to the number of its labels.
+    """
+
+    round: Round
+    statistics: Statistics
+    labels: Mapping[str, int]
+
+    def run(
+        self, state: State, history: History, piggybacked: Step | None
+    ) -> tuple[State, History]:
+        """Play the round; return the state and the history after it.
+
+        Args:
+            state: what the round begins from.
+            history: of the run so far.
+            piggybacked: the step whose evaluation goes along with the requests; None: none.
+
+        Raises:
+            UserError: too few valid replies.
+        """
+        started, one = time.monotonic(), self.round
+        exchange, step = one.exchange, one.step
+        eligible = one.plan.working(step.stage, step.server_round)
+        given = history.collected if self.statistics.once else {}
+        clients = one.sample({n: t for n, t in eligible.items() if n not in given.get(t, ())})
+        if not clients or not one.phase.should_run(state):
+            exchange.event("round_skipped", step)
+            if piggybacked is None:
+                return state, history
+            return one.evaluation.run(piggybacked, state, history)
+        tasks = sorted(set(clients.values()), key=one.plan.tasks.index)
+        exchange.event("round_started", step, clients=len(clients), tasks=tasks)
+        sent = one.ask(state, clients, frozenset(), piggybacked)
+        size = embedding_size(one.experiment.model)
+        replies = SumsGathering(
+            exchange, one.evaluation, step, piggybacked, self.statistics, self.labels, size
+        ).run(sent)
+        if piggybacked is not None:
+            history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
+        exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
+        state, history = self._add(sent.state, history, replies, clients)
+        received = RoundReplies(sizes=replies.sizes)
+        return state, one.record(sent, received, None, False, started, history)
+
+    def _add(
+        self, state: State, history: History, replies: SumsReplies, clients: Mapping[str, str]
+    ) -> tuple[State, History]:
+        """The state with the sums of the round; the one before where the numbers fail."""
+        one = self.round
+        cap = one.experiment.aggregation.weight_cap
+        try:
+            with threads(1):
+                added = totals(replies, one.exchange.roster.clients, cap)
+                state = finite(self.statistics.absorb(state, added))
+        except NUMERICAL as fault:
+            one.exchange.event("round_lost", one.step, reason=reason_of(fault))
+            return state, history
+        if not self.statistics.once:
+            return state, history
+        done: dict[str, list[str]] = {}
+        for client in (*replies.sizes, *replies.without_data):
+            done.setdefault(clients[client], []).append(client)
+        return state, history.collecting(done)

@@ -1,0 +1,59 @@
+"""Two protocols from one score matrix, against answers found by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deal_core.models import Encoded
+from deal_core.training.evaluation import answer_space, count_both
+
+LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
+
+
+def examples(*targets: int) -> list[Encoded]:
+    """Each has one token: its place."""
+    return [Encoded((place,), target) for place, target in enumerate(targets)]
+
+
+def scorer(rows: list[list[float]]):
+    """A row for each example, by its token."""
+    return lambda items: torch.tensor([rows[item.tokens[0]] for item in items])
+
+
+def test_a_task_that_is_not_learnt_yet_adds_its_own_labels():
+    space = answer_space("eye", ("red", "blind"), LEARNT, shared_labels=True)
+    assert space.columns[-2:] == (("eye", "red"), ("eye", "blind"))
+    assert space.own == (4, 5)
+    assert answer_space("skin", LEARNT["skin"], LEARNT, True).own == (2, 3)
+    assert answer_space("eye", ("red", "blind"), {}, True).own == (0, 1)
+
+
+def test_right_among_its_own_labels_may_be_wrong_among_all():
+    space = answer_space("skin", LEARNT["skin"], LEARNT, shared_labels=False)
+    rows = [
+        [0.0, 0.0, 0.9, 0.1],  # right in both
+        [0.0, 1.0, 0.9, 0.1],  # another task's label is better
+        [0.0, 0.0, 0.9, 0.1],  # wrong in both
+    ]
+    assert count_both(scorer(rows), examples(0, 0, 1), space) == (2, 1)
+
+
+@pytest.mark.parametrize(("shared", "expected"), [(True, (1, 1)), (False, (1, 0))])
+def test_labels_of_equal_name_are_one_class_or_two(shared, expected):
+    """The best column is that of the same word in another task."""
+    space = answer_space("skin", LEARNT["skin"], LEARNT, shared)
+    assert count_both(scorer([[0.9, 0.0, 0.1, 0.8]]), examples(1), space) == expected
+
+
+def test_of_equal_scores_the_first_column_wins():
+    space = answer_space("skin", LEARNT["skin"], LEARNT, shared_labels=False)
+    assert count_both(scorer([[0.5, 0.1, 0.1, 0.5]]), examples(1), space) == (1, 0)
+    own = answer_space("heart", LEARNT["heart"], LEARNT, shared_labels=False)
+    assert count_both(scorer([[0.5, 0.1, 0.1, 0.5]]), examples(0), own) == (1, 1)
+
+
+def test_before_anything_is_learnt_both_protocols_are_the_same():
+    space = answer_space("heart", LEARNT["heart"], {}, shared_labels=True)
+    rows = [[0.2, 0.1], [0.2, 0.1], [0.0, 0.3]]
+    assert count_both(scorer(rows), examples(0, 1, 1), space) == (2, 2)
