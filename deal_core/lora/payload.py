@@ -1,4 +1,5 @@
-"""What may leave a client and what may reach it: LoRA and distilled parameters, nothing else.
+"""What may leave a client and what may reach it: LoRA and distilled parameters; and, for
+methods that are made of them, sums over records and label heads. Nothing else.
 
 Both sides use the same names and the same checks. A tensor is known by PEFT's key
 (``base_model.model.LAYER.lora_A.weight``), so a saved adapter loads in plain PEFT.

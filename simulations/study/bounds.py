@@ -36,7 +36,8 @@ class Bound:
 
 def _joint(experiment: Experiment, tasks: Sequence[str]) -> Parts:
     """All tasks at once: what there is to learn if nothing can be forgotten."""
-    return {"": _plain(experiment).model_copy(update={"stream": StreamConfig(schedule="joint")})}
+    stream = StreamConfig(schedule="joint", shared_labels=experiment.stream.shared_labels)
+    return {"": _plain(experiment).model_copy(update={"stream": stream})}
 
 
 def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:

@@ -25,6 +25,7 @@ from server.results import read_results
 from server.run import run
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid, Interceptor, run_inprocess
+from simulations.run.preflight import check_names
 from tests.simulations.runs import at, gain, learnt_adapter, same
 
 
@@ -345,3 +346,25 @@ def test_the_exported_adapter_gives_the_global_model_in_plain_peft(finished):
         f = whole.layers[name]
         torch.testing.assert_close(delta, f.B @ f.A, rtol=0, atol=1e-5)
         assert delta.abs().max() > 0
+
+
+def test_a_causal_model_counts_among_the_labels_of_a_task_alone(
+    make_experiment, make_causal, tmp_path
+):
+    """All labels would cost it a pass each: nothing else is sent, and nothing is claimed."""
+    folder = make_causal(tmp_path / "model", "llama")
+    experiment = make_experiment(
+        "model.family=causal-lm",
+        f'model.name="{folder}"',
+        "federation.rounds=1",
+        "data.max_train=8",
+        "data.max_test=8",
+    )
+    run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
+    results = read_results(tmp_path / "run")
+    assert results.class_incremental is None
+    assert np.array(results.accuracy_matrix).shape == (2, 2)
+    for name in ("prototype", "linear-probe"):
+        method = experiment.method.model_copy(update={"name": name})
+        with pytest.raises(UserError, match="has none; use encoder-labels"):
+            check_names(experiment.model_copy(update={"method": method}))

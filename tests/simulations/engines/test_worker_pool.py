@@ -127,22 +127,29 @@ def test_a_closed_pool_starts_nothing_more():
     assert not waiting.done()
 
 
-@pytest.fixture(scope="module")
-def runs(make_experiment, tmp_path_factory) -> tuple[Path, Path]:
+KINDS = {
+    "int8": ('wire.dtype="int8"',),
+    "sums": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
+}
+"""With error feedback, whose stores travel between the workers too; and heads from sums."""
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def runs(request, make_experiment, tmp_path_factory) -> tuple[Path, Path]:
     """The same experiment in this process and in two workers."""
     folders = []
     for workers in (1, 2):
         folder = tmp_path_factory.mktemp(f"workers{workers}")
         overrides = (f"run.workers={workers}", f'run.out="{folder}"', "federation.clients=3")
-        run_inprocess(make_experiment(*overrides, 'wire.dtype="int8"'), lambda event: None)
+        run_inprocess(make_experiment(*overrides, *KINDS[request.param]), lambda event: None)
         folders.append(folder)
     return folders[0], folders[1]
 
 
 def test_workers_give_the_very_numbers_of_one_process(runs):
-    """int8 with error feedback: the clients' stores travel between the workers too."""
     alone, together = map(read_results, runs)
     assert alone.accuracy_matrix == together.accuracy_matrix
+    assert alone.class_incremental == together.class_incremental
     assert alone.per_client == together.per_client
     files = [sorted((run / "adapter").rglob("*.safetensors")) for run in runs]
     for first, second in zip(*files, strict=True):

@@ -79,6 +79,7 @@ def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, 
     assert len(carried) == (2 if name == "deal-reference" else 4)  # two clients a round
     simulated, sites = read_results(folder), read_results(tmp_path)
     assert sites.accuracy_matrix == simulated.accuracy_matrix
+    assert sites.class_incremental == simulated.class_incremental
     assert sites.per_client == simulated.per_client
 
 
