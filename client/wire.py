@@ -54,7 +54,8 @@ def read_request(
     bench.phase(instruction.phase)
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
-    wanted |= {HEADS} & set(arrays) if bench.uses_heads else set()
+    if HEADS in arrays and bench.uses_heads:
+        wanted.add(HEADS)
     if set(content) - {RECORD} != set(arrays) or set(arrays) - {DISTILLED} != wanted:
         raise PayloadError(f"records {sorted(content)}, expected {sorted(wanted)} and instruction")
     sent = arrays.get(DISTILLED)
