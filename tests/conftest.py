@@ -19,7 +19,7 @@ SHORT = [
     "data.max_test=32",
     "federation.clients=2",
     "federation.rounds=2",
-    "train.max_length=32",
+    "train.max_length=16",
     "run.threads=1",
     "run.workers=1",
 ]
