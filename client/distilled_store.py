@@ -43,7 +43,7 @@ class DistilledStore:
                     key: Array(dtype, tuple(shape), stype, file.get_tensor(key).tobytes())
                     for key, (dtype, shape, stype) in headers.items()
                 }
-        except (OSError, SafetensorError, ValueError, KeyError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
             raise DistilledMissing("no retained adapter is kept here") from None
         record = ArrayRecord(arrays)
         if record_digest(record) != digest:

@@ -85,6 +85,8 @@ def local_update(
     future = partial(_spaces, bench, instruction.future)
     data = _data(bench, client_context.client, instruction.task, phase, seen)
     joint_tasks = [_share(bench, task, client_context.client) for task in instruction.tasks]
+    if phase.statistics is not None:
+        require_enough_of_each(joint_tasks, client_context.site)
     where = instruction.stage, instruction.server_round
     ask = UpdateRequest(
         request=f"{instruction.phase} {request}",
@@ -269,6 +271,18 @@ def require_sums(mechanism: Mechanism, site: Site) -> None:
         raise Refusal("policy", "sums of embeddings have no noise: no mechanism protects them")
     if site.policy is not None and not site.policy.share_sums:
         raise Refusal("policy", "the site's policy keeps sums of embeddings (policy.share_sums)")
+
+
+def require_enough_of_each(tasks: Sequence[TaskDataset], site: Site) -> None:
+    """Check that no sums are of fewer records than the policy lets go: of several tasks each has
+    its own.
+
+    Raises:
+        Refusal: one has fewer, and some.
+    """
+    least = site.policy.min_records if site.policy is not None else 0
+    if any(0 < len(task.data) < least for task in tasks):
+        raise Refusal("no-data", f"fewer than {least} records of one of the tasks")
 
 
 def _data(

@@ -110,12 +110,25 @@ def _raw(record: ArrayRecord) -> dict[str, tuple[object, ...]]:
 def _state(arrays: Mapping[str, ArrayRecord], bench: Workbench, instruction: Instruction) -> State:
     scaling = bench.experiment.adapter.lora_alpha / instruction.rank
     current = _adapter(arrays[LORA], bench, instruction.rank, scaling)
+    _require_room(instruction, bench)
     distilled = _adapter(arrays[DISTILLED], bench, instruction.distilled_rank, 1.0)
     retained, residual = padded(distilled, instruction.retained_rank), None
     if instruction.residual_rank:
         residual = _adapter(arrays[RESIDUAL], bench, instruction.residual_rank, 1.0)
     heads = _heads(arrays[HEADS], bench) if HEADS in arrays else {}
     return State(current, retained, residual, instruction.num_reference_directions, heads)
+
+
+def _require_room(instruction: Instruction, bench: Workbench) -> None:
+    """Rows that are not sent cost the sender nothing: there are no more than a run has.
+
+    Raises:
+        PayloadError: there are.
+    """
+    adapter = bench.experiment.adapter
+    most = max(2 * adapter.retained_rank + adapter.rank, instruction.distilled_rank)
+    if instruction.retained_rank > most:
+        raise PayloadError(f"instruction: more than {most} retained rows")
 
 
 def _heads(record: ArrayRecord, bench: Workbench) -> dict[str, Tensor]:

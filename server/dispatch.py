@@ -55,9 +55,9 @@ class Dispatch:
         sizes = [wire.payload_bytes(message.content) for message in messages]
         return sum(sizes) / max(1, len(self.requests))
 
-    def whole(self, name: str) -> Message:
-        """The request to a client with everything in it."""
-        return _request(self.sent, self.instructions[name], self.nodes[name], self.deadline)
+    def whole(self, name: str, deadline: float) -> Message:
+        """Return the request to a client with everything in it, valid for so many seconds."""
+        return _request(self.sent, self.instructions[name], self.nodes[name], deadline)
 
     def again(
         self,

@@ -88,7 +88,7 @@ class Exchange:
         Yields:
             One reply per client that was asked, and what comes beyond that.
         """
-        started, lacking = time.monotonic(), dict[str, Message]()
+        started, lacking = time.monotonic(), list[str]()
         for reply in collect(self.grid, sent.requests, sent.deadline):
             holds = wire.holds_distilled(reply.message)
             if holds:
@@ -97,13 +97,16 @@ class Exchange:
                 self.holding.pop(reply.client, None)
             if holds is False and not reply.dropped:
                 self.event("resent", step, client=reply.client)
-                lacking[reply.client] = sent.whole(reply.client)
+                lacking.append(reply.client)
             else:
                 yield reply
-        if lacking:
-            sent.resent.extend(lacking.values())
-            left = max(0.0, sent.deadline - (time.monotonic() - started))
-            for reply in collect(self.grid, lacking, left):
+        left = sent.deadline - (time.monotonic() - started)
+        if left <= 0:  # whoever trained now would be charged for what nobody takes
+            yield from (Reply(name, None, "no time left to send it again") for name in lacking)
+        elif lacking:
+            again = {name: sent.whole(name, left) for name in lacking}
+            sent.resent.extend(again.values())
+            for reply in collect(self.grid, again, left):
                 if wire.holds_distilled(reply.message):
                     self.holding[reply.client] = sent.digest
                 yield reply

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from deal_core.aggregation import NUMERICAL, one_line
+from deal_core.lora.payload import PayloadError
 from deal_core.methods import Statistics, Tensors
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import Instruction
@@ -78,6 +79,8 @@ class SumsGathering:
             with threads(1):
                 for part in parts:
                     self._check(part, len(parts))
+            if not any(bool(part["count"].any()) for part in parts):
+                raise PayloadError("sums of no record")
         except wire.ClientSkipped as reason:
             gathered.idle += 1
             if reason.code == "no-data":

@@ -167,6 +167,15 @@ class Phase:
     public_path: str = ""
     statistics: Statistics | None = None
 
+    def __post_init__(self) -> None:
+        """Check that sums are of the client's own records, which its policy counts.
+
+        Raises:
+            ValueError: they are of public texts.
+        """
+        if self.public_path and self.statistics is not None:
+            raise ValueError("a phase of statistics reads the client's own data")
+
 
 def phases_of(method: Method, rounds: int = 0) -> dict[str, Phase]:
     """Return all phases of a task by name, in order: ``rounds`` of learning, then the method's

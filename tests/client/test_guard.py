@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from safetensors.numpy import save_file
 
 from client import local_update as work
 from client.app import make_app
+from client.distilled_store import DistilledMissing, DistilledStore
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.lora.adapter import Adapter, LoraFactors
@@ -139,6 +141,8 @@ REFUSED: dict[str, Spoil] = {
     "another rank": instructed(rank=4),
     "rank zero": instructed(rank=0),
     "rows that were not sent": instructed(residual_rank=1),
+    "rows that would fill the memory": instructed(retained_rank=10**9),
+    "fewer rows than are told": instructed(distilled_rank=2),
     "unknown field": instructed(records=["train", "labels"]),
     "a request for texts": instructed(send="texts"),
     "a request for another record": instructed(reply="dataset"),
@@ -195,6 +199,38 @@ def test_a_retained_adapter_of_another_name_is_refused(ask):
     spoil = array("distilled", lambda a: a + 1.0)
     assert ask(spoil, renamed=False).content["status"]["code"] == "refused"
     assert ask(spoil).content["status"]["code"] == "ok"
+
+
+def test_a_stored_adapter_that_was_damaged_is_as_none(tmp_path):
+    store = DistilledStore(tmp_path)
+    record = ArrayRecord({"base_model.model.q.lora_A.weight": Array(np.ones((1, 3), np.float32))})
+    store.save(record)
+    digest = record_digest(record)
+    assert record_digest(store.load(digest)) == digest
+    whole = (tmp_path / "distilled.safetensors").read_bytes()
+    for headers in ("[]", "3", '{"w": 1}', '{"w": [1, 2, 3]}', "{"):
+        save_file(
+            {"w": np.zeros(2, np.uint8)}, tmp_path / "distilled.safetensors", {"headers": headers}
+        )
+        with pytest.raises(DistilledMissing):
+            store.load(digest)
+    (tmp_path / "distilled.safetensors").write_bytes(whole[:-1] + b"!")
+    with pytest.raises(DistilledMissing):
+        store.load(digest)
+
+
+def test_two_records_of_other_content_have_other_names():
+    """Also where the bytes of one could be read as a header of the other."""
+    one = ArrayRecord(
+        {
+            "a": Array("float32", (1,), "raw", b"\0" * 4),
+            "b": Array("float32", (1,), "raw", b"\0" * 4),
+        }
+    )
+    length = (4).to_bytes(8, "little").decode("latin-1")
+    forged = "a float32 (1,) raw " + length + "\0" * 4 + "b"
+    two = ArrayRecord({forged: Array("float32", (1,), "raw", b"\0" * 4)})
+    assert record_digest(one) != record_digest(two)
 
 
 def test_who_lacks_the_retained_adapter_says_so_and_who_has_it_needs_no_second_one(ask):

@@ -10,12 +10,14 @@ import pytest
 from flwr.app import Array, Message
 
 from client.app import make_app
-from client.local_update import require_sums
+from client.local_update import require_enough_of_each, require_sums
 from client.site import site_of
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
+from deal_core.methods import TaskDataset
+from deal_core.models import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Refusal, Site
 from deal_core.privacy.mechanisms.registry import make_mechanism
@@ -237,6 +239,17 @@ def test_sums_leave_a_site_only_where_its_policy_says_so(small, tmp_path):
     few = Policy(min_records=1000, metrics="clear", share_sums=True)
     left, events = sent(small(method), tmp_path / "few", few)
     assert {e["code"] for e in events if e["event"] == "client_idle"} == {"no-data"}
+
+
+def test_of_several_tasks_each_has_the_records_that_the_policy_asks_for():
+    """Sums leave for each task: those over one record are that record."""
+    site = Site(lambda: None, Policy(min_records=32, share_sums=True), simulated=False)
+    shares = [TaskDataset(("a", "b"), [Encoded((1, 2), 0)] * n) for n in (100, 1)]
+    with pytest.raises(Refusal) as refusal:
+        require_enough_of_each(shares, site)
+    assert refusal.value.code == "no-data"
+    require_enough_of_each([shares[0], TaskDataset(("a", "b"), [])], site)
+    require_enough_of_each(shares, replace(site, policy=None))
 
 
 def test_under_a_mechanism_no_sums_leave_whatever_is_asked(small):

@@ -99,15 +99,18 @@ def summing_app(config: Experiment) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
         state, instruction = wire.read_request(message, bench, store(number))
-        task = instruction.task
-        generator = seeded("embeddings", number, task)
-        x = normalize(torch.randn(20 + number, SIZE, generator=generator), dim=1)
-        y = torch.randint(len(labels[task]), (len(x),), generator=generator)
         statistics = phases[instruction.phase].statistics
-        sums = statistics.collect(
-            EmbeddedTask(x, lambda: x, y, len(labels[task]), state.heads.get(task))
-        )
-        update = LocalUpdate(pack_sums([sums]), {"num_examples": len(x), "seconds": 0.1})
+        tasks, sums = instruction.tasks or (instruction.task,), []
+        for task in tasks:
+            generator = seeded("embeddings", number, task)
+            x = normalize(torch.randn(20 + number, SIZE, generator=generator), dim=1)
+            y = torch.randint(len(labels[task]), (len(x),), generator=generator)
+            head = state.heads.get(task)
+            sums.append(
+                statistics.collect(EmbeddedTask(x, lambda x=x: x, y, len(labels[task]), head))
+            )
+        figures = {"num_examples": len(tasks) * (20 + number), "seconds": 0.1}
+        update = LocalUpdate(pack_sums(sums), figures)
         return wire.update_reply(message, update, instruction, None, SUMS)
 
     @app.evaluate()
@@ -252,6 +255,28 @@ def test_what_is_refused_leaves_the_heads_that_there_are_without_its_sender(
     assert all(0 < len(event["reason"]) < 500 for event in failed)
     assert not [event for event in events if event["event"] == "round_lost"]
     assert "2" not in checkpoint.history.collected["surgery"]
+
+
+@pytest.mark.parametrize("bad", [{"2"}, {"1", "2", "3"}])
+def test_jointly_a_client_that_sends_sums_of_nothing_is_refused_and_no_round_is_lost(
+    tmp_path, model, bad
+):
+    def spoil(client: str, reply: Message) -> list[Message]:
+        if client in bad:
+            on(lambda a: a * 0, "count")(reply, seeded("x"))
+            on(lambda a: a * 0, "sum")(reply, seeded("x"))
+            on(lambda a: a * 0, "gram")(reply, seeded("x"))
+        return [reply]
+
+    config = experiment(tmp_path, model, "prototype")
+    stream = config.stream.model_copy(update={"schedule": "joint"})
+    quorum = config.federation.model_copy(update={"quorum": 0.1})
+    joint = config.model_copy(update={"stream": stream, "federation": quorum})
+    checkpoint, events = played(joint, spoil)
+    failed = [event for event in events if event["event"] == "client_failed"]
+    assert {event["client"] for event in failed} == bad
+    assert not [event for event in events if event["event"] == "round_lost"]
+    assert checkpoint.state.heads.keys() == set(TASKS)
 
 
 @pytest.mark.parametrize("kind", OF_GRADIENTS)
