@@ -42,7 +42,8 @@ class Policy(Table):
     spending: bool = True
     """Whether it may leave what the site's ledger composes to: epsilon and its delta."""
     share_num_examples: bool = False
-    """Whether the number of training records may leave."""
+    """Whether the number of training records may leave; sums of embeddings hold it for each label,
+    see ``share_sums``."""
     share_sums: bool = False
     """Whether unprotected sums may leave, as the methods ``prototype`` and ``linear-probe`` need
     them: where a label has few records, a sum of embeddings is nearly a record's."""
