@@ -7,6 +7,7 @@ from simulations.bench.limit import operations_per_example, product_work
 from simulations.bench.paired import Contestant, Timed, ratios, timed_in_turn
 
 
+@pytest.mark.slow
 def test_each_contestant_has_its_own_process_and_turn():
     done = timed_in_turn(
         [Contestant(name, product_work, ("float32",)) for name in ("one", "two")], windows=2

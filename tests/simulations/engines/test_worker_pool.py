@@ -208,7 +208,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     assert alive == []
 
 
-@pytest.mark.parametrize("killed", [1, 2])
+@pytest.mark.parametrize("killed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_worker_stops_the_run_with_a_way_on(tmp_path, killed):
     with start_run(tmp_path) as run:
         wait_for(run, "round_started")
@@ -234,7 +234,11 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("send", "number"),
-    [(os.kill, signal.SIGINT), (os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)],
+    [
+        (os.kill, signal.SIGINT),
+        pytest.param(os.kill, signal.SIGTERM, marks=pytest.mark.slow),
+        (os.killpg, signal.SIGINT),
+    ],
 )
 def test_a_signal_while_workers_start_leaves_one_traceback(tmp_path, send, number):
     """A terminal sends Ctrl-C to the whole group, workers and their imports included."""

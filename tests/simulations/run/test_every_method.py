@@ -18,6 +18,7 @@ from tests.simulations.runs import at, gain, learnt_adapter, same
 
 RUNS = {
     **{name: (f"method.name={name}",) for name in METHODS},
+    "linear-probe": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
     "deal with prototypes": ("method.name=deal", "method.prototype.enabled=true"),
 }
 STEPS = 4
