@@ -12,7 +12,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import DISTILLED, LORA
 from deal_core.lora.state import State
 from deal_core.randomness import seeded
-from deal_core.wire.adapter_record import UpdateReader
+from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.instruction import Instruction
 from server import wire
 from server.wire import Outgoing
@@ -103,9 +103,11 @@ def dispatch(
     for rank in sorted(set(ranks.values()) - sent.keys()):
         scaling = experiment.adapter.lora_alpha / rank
         current = starting_adapter(full.state.current, rank, scaling)
-        packed = wire.outgoing(replace(state, current=current), dtype, seeded(*where))
-        sent[rank] = replace(full, records={**full.records, LORA: packed.records[LORA]})
-        sent[rank] = replace(sent[rank], state=replace(full.state, current=packed.state.current))
+        encoded = pack(current, dtype, seeded(*where))
+        own = replace(full.state, current=unpack(encoded, dtype, current))
+        sent[rank] = replace(
+            full, records={**full.records, LORA: wire.as_record(encoded)}, state=own
+        )
     trained = frozenset(common.trained)
     by_rank = {rank: UpdateReader(o.state.current, dtype, trained) for rank, o in sent.items()}
     readers = {name: by_rank[rank] for name, rank in ranks.items()}

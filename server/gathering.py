@@ -108,7 +108,7 @@ class Gathering:
             self.exchange.event("client_idle", self.step, client=client, code=reason.code)
             return ()
         except NUMERICAL as fault:
-            self._refuse(client, fault)
+            refuse(self.exchange, self.step, client, fault)
             return ()
         arrived[client] = wire.payload_bytes(message.content)
         if spent is not None:
@@ -134,7 +134,7 @@ class Gathering:
                 with threads(1):
                     aggregation.add(update)
             except NUMERICAL as fault:
-                self._refuse(update.client, fault)
+                refuse(self.exchange, self.step, update.client, fault)
                 continue
             gathered.sizes[update.client] = arrived[update.client]
             if verdict.cut:
@@ -142,9 +142,11 @@ class Gathering:
                     "weight_cut", self.step, client=update.client, weight=update.weight
                 )
 
-    def _refuse(self, client: str, fault: Exception) -> None:
-        reason = str(fault) if isinstance(fault, ValueError) else one_line(fault)
-        self.exchange.event("client_failed", self.step, client=client, reason=reason[:400])
+
+def refuse(exchange: Exchange, step: Step, client: str, fault: Exception) -> None:
+    """Log why a client's reply does not count."""
+    reason = str(fault) if isinstance(fault, ValueError) else one_line(fault)
+    exchange.event("client_failed", step, client=client, reason=reason[:400])
 
 
 def limits_of(experiment: Experiment, public: bool, clips: bool) -> Limits:

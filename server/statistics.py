@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from deal_core.aggregation import NUMERICAL, one_line
+from deal_core.aggregation import NUMERICAL
 from deal_core.lora.payload import PayloadError
 from deal_core.methods import Statistics, Tensors
 from deal_core.training.threads import threads
@@ -15,6 +15,7 @@ from server import wire
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, EvaluationReplies
 from server.exchange import Exchange, answered
+from server.gathering import refuse
 from server.reply_collection import Reply
 from server.schedule import Step
 
@@ -87,8 +88,7 @@ class SumsGathering:
                 gathered.without_data.append(client)
             self.exchange.event("client_idle", self.step, client=client, code=reason.code)
         except NUMERICAL as fault:
-            why = str(fault) if isinstance(fault, ValueError) else one_line(fault)
-            self.exchange.event("client_failed", self.step, client=client, reason=why[:400])
+            refuse(self.exchange, self.step, client, fault)
         else:
             for task, part in zip(tasks, parts, strict=True):
                 if float(part["count"].sum()):

@@ -12,8 +12,7 @@ the server knows who answered. Adversary: everybody else, the server included.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -30,8 +29,7 @@ from deal_core.privacy.accounting.client_plan import (
     client_plan,
     client_rounds,
 )
-from deal_core.privacy.accounting.ledger import BudgetSpent, Ledger, LedgerEvent, composed
-from deal_core.privacy.accounting.plan import NoFeasibleNoise
+from deal_core.privacy.accounting.ledger import Ledger, LedgerEvent, composed
 from deal_core.privacy.interface import (
     Counts,
     LocalUpdate,
@@ -47,7 +45,12 @@ from deal_core.privacy.mechanisms.definition import MechanismDefinition, nobody_
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected, ordinary_gradients
 from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
-from deal_core.privacy.mechanisms.record import packed, unpacked
+from deal_core.privacy.mechanisms.record import (
+    one_factor,
+    packed,
+    refusing_when_spent,
+    unpacked,
+)
 from deal_core.privacy.mechanisms.server_side import ServerSide, no_server_noise
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Probes
@@ -59,12 +62,6 @@ LARGEST_DELTA = 1e-5
 takes its delta, is the server's word."""
 NEIGHBOURS = 2.0
 """Distance of two clipped updates, in units of the bound."""
-
-
-def one_factor(experiment: Experiment, factors: frozenset[str]) -> frozenset[str]:
-    """``lora_B`` alone where the rule leaves both, unless told otherwise."""
-    both = experiment.privacy.factors == "both" or len(factors) == 1
-    return factors if both else factors & {"lora_B"}
 
 
 @dataclass(frozen=True)
@@ -254,16 +251,6 @@ class LocalDPClient:
         noise = SeededNoise(seeded(config.run.seed, "privacy", *where)) if seeds else SecureNoise()
         inner = ordinary_gradients(config, ask)
         return NoisedUpdate(inner, config.privacy.max_update_norm, self._scale(plan), noise)
-
-
-@contextmanager
-def refusing_when_spent() -> Iterator[None]:
-    """Refuse where the ledger has no room left."""
-    try:
-        yield
-    except (BudgetSpent, NoFeasibleNoise) as spent:
-        reason = str(spent) or "the ledger's past leaves nothing"
-        raise Refusal("budget-spent", reason) from None
 
 
 def make_client(experiment: Experiment) -> Mechanism:

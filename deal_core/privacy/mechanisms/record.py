@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -82,6 +83,22 @@ class PrivacyPlan(BaseModel):
         )
 
 
+def one_factor(experiment: Experiment, factors: frozenset[str]) -> frozenset[str]:
+    """``lora_B`` alone where the rule leaves both, unless told otherwise."""
+    both = experiment.privacy.factors == "both" or len(factors) == 1
+    return factors if both else factors & {"lora_B"}
+
+
+@contextmanager
+def refusing_when_spent() -> Iterator[None]:
+    """Refuse where the ledger has no room left."""
+    try:
+        yield
+    except (BudgetSpent, NoFeasibleNoise) as spent:
+        reason = str(spent) or "the ledger's past leaves nothing"
+        raise Refusal("budget-spent", reason) from None
+
+
 @dataclass(frozen=True)
 class RecordMechanism:
     """Attributes: the ``experiment``."""
@@ -90,9 +107,8 @@ class RecordMechanism:
     unit: str = UNIT
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """``lora_B`` alone where the rule leaves both, unless told otherwise."""
-        both = self.experiment.privacy.factors == "both" or len(factors) == 1
-        return factors if both else factors & {"lora_B"}
+        """Return the factors of :func:`one_factor`."""
+        return one_factor(self.experiment, factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
         """Plan, and check the budget; the update is charged before it may leave.
@@ -105,16 +121,14 @@ class RecordMechanism:
         if kept is not None:
             return unpacked(kept)
         try:
-            plan = self._plan(ask, site)
-            budget = plan.budget(site.policy)
-            if budget.disjoint_tasks:
-                ledger.declare_members(ask.task, ask.ids())
-            event = self._event(ask, site, plan)
-            require_planned(ask.record_ids, len(ask.data), ask.task, plan.records(ask.task))
-            ledger.require(event, budget)
-        except (BudgetSpent, NoFeasibleNoise) as spent:
-            reason = str(spent) or "the ledger's past leaves nothing"
-            raise Refusal("budget-spent", reason) from None
+            with refusing_when_spent():
+                plan = self._plan(ask, site)
+                budget = plan.budget(site.policy)
+                if budget.disjoint_tasks:
+                    ledger.declare_members(ask.task, ask.ids())
+                event = self._event(ask, site, plan)
+                require_planned(ask.record_ids, len(ask.data), ask.task, plan.records(ask.task))
+                ledger.require(event, budget)
         except (UserError, UnsafeModel) as error:
             raise Refusal("policy", str(error)) from None
         return Permit(
@@ -134,10 +148,8 @@ class RecordMechanism:
         """The update as it may leave, in the ledger with its charge."""
         answer = packed(LocalUpdate(update.arrays, self._figures(ask, site, plan, event)))
         budget = plan.budget(site.policy)
-        try:
+        with refusing_when_spent():
             return unpacked(site.ledger().charge(event, budget, ask.request, answer))
-        except BudgetSpent as spent:
-            raise Refusal("budget-spent", str(spent)) from None
 
     def _figures(
         self, ask: UpdateRequest, site: Site, plan: PrivacyPlan, event: LedgerEvent
