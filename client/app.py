@@ -31,7 +31,7 @@ from client.status_reply import STATUS, status_reply
 from deal_core.lora.payload import LORA, SUMS, PayloadError
 
 if TYPE_CHECKING:
-    from client.local_update import ClientContext
+    from client.client_context import ClientContext
     from client.resources import Workbench
     from deal_core.privacy.interface import Counts, LocalUpdate, Site
 
@@ -61,7 +61,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     bench_for = find_bench or bench_of
 
     def client_context_of(place: RequestContext) -> ClientContext:
-        from client.local_update import ClientContext
+        from client.client_context import ClientContext
 
         return ClientContext(place.client, FeedbackStore(place.folder), find_site(place))
 
@@ -78,8 +78,9 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     def train(message: Message, context: Context) -> Message:
         place = here(context)
         bench = bench_for(context, place)
-        from client import local_update as work
         from client import wire
+        from client.local_evaluation import local_evaluation
+        from client.local_update import local_update
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
         run = place.run_name(bench.experiment)
@@ -91,10 +92,10 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         def count() -> Counts:
             asked = instruction.evaluation()
             evaluation = wire.request_name(message, asked, run)
-            return work.local_evaluation(bench, client_context, state, asked, evaluation)
+            return local_evaluation(bench, client_context, state, asked, evaluation)
 
         def learn() -> LocalUpdate:
-            return work.local_update(bench, client_context, state, instruction, name)
+            return local_update(bench, client_context, state, instruction, name)
 
         counts = (
             counts_or_error(message, context, count) if instruction.piggybacked_evaluation else None
@@ -112,15 +113,15 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     def evaluate(message: Message, context: Context) -> Message:
         place = here(context)
         bench = bench_for(context, place)
-        from client import local_update as work
         from client import wire
+        from client.local_evaluation import local_evaluation
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
         # Asked of every client, once, before a second stage. A site has a folder for each run.
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)
         name = wire.request_name(message, instruction, place.run_name(bench.experiment))
-        counts = work.local_evaluation(bench, client_context_of(place), state, instruction, name)
+        counts = local_evaluation(bench, client_context_of(place), state, instruction, name)
         return wire.evaluation_reply(message, counts)
 
     return app

@@ -1,28 +1,25 @@
-"""One request, one answer, without Flower: what a client computes."""
+"""A request for an update, and the answer, without Flower: what a client learns."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 
-import torch
-from torch import Tensor
-
-from client.request_check import check_tasks, check_training
+from client.client_context import ClientContext
+from client.local_sums import require_enough_of_each, require_sums, sum_records
+from client.request_check import check_training
 from client.resources import ClientTask, Workbench
 from client.state import FeedbackStore, RoundStore, TaskStore, digest
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.lora.adapter import Adapter, fingerprint
-from deal_core.lora.attach import at_task_start, read, set_trainable
+from deal_core.lora.adapter import Adapter
+from deal_core.lora.attach import read, set_trainable
 from deal_core.lora.state import State
-from deal_core.methods import EmbeddedTask, LocalTask, Phase, Statistics, TaskDataset, TaskHistory
-from deal_core.models import has_label_logits
+from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory
 from deal_core.privacy.interface import (
-    Counts,
     LocalUpdate,
     Mechanism,
     Refusal,
@@ -35,25 +32,11 @@ from deal_core.privacy.policy import require_adapter, require_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.distillation import joint_labels
-from deal_core.training.embedding import embeddings
-from deal_core.training.evaluation import answer_space, by_head, by_name, count_both, count_correct
 from deal_core.training.gradients import Gradients
 from deal_core.training.loop import load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
 from deal_core.wire.codec import Encoded
-from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.sums import pack_sums
-
-
-@dataclass(frozen=True)
-class ClientContext:
-    """Whose work it is: the number of the ``client``, the ``store`` of what its code lost, and
-    what the privacy mechanism must know of its ``site``."""
-
-    client: int
-    store: FeedbackStore
-    site: Site
 
 
 def local_update(
@@ -106,7 +89,7 @@ def local_update(
 
     def train(gradients: Gradients) -> LocalUpdate:
         if phase.statistics is not None:
-            return _summed(bench, client_context, state, instruction, phase.statistics)
+            return sum_records(bench, client_context.client, state, instruction, phase.statistics)
         task = LocalTask(
             data.labels, seen, *_kept(bench, client_context, instruction), joint_tasks, future
         )
@@ -182,53 +165,6 @@ def _train(
     return LocalUpdate(encoded, figures)
 
 
-def _summed(
-    bench: Workbench,
-    client_context: ClientContext,
-    state: State,
-    instruction: Instruction,
-    statistics: Statistics,
-) -> LocalUpdate:
-    """The sums over the client's records of every task that it is asked about."""
-    started = time.monotonic()
-    tasks = instruction.tasks or (instruction.task,)
-    shares = [bench.task(task, client_context.client) for task in tasks]
-    parts = [
-        statistics.collect(
-            EmbeddedTask(
-                _embeddings(bench, share, state),
-                partial(_start_embeddings, bench, share, state),
-                torch.tensor([item.target for item in share.train], dtype=torch.long),
-                len(share.labels),
-                state.heads.get(task),
-            )
-        )
-        for task, share in zip(tasks, shares, strict=True)
-    ]
-    examples = sum(len(share.train) for share in shares)
-    figures = {"num_examples": examples, "seconds": time.monotonic() - started}
-    return LocalUpdate(pack_sums(parts), figures)
-
-
-def _embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
-    """Of the training texts; not made again while the model is what it was."""
-
-    def make() -> Tensor:
-        load_state(bench.model, state)
-        return embeddings(bench.model, share.train)
-
-    basis = [fingerprint(part) for part in state.parts()]
-    found: Tensor = share.cache.get_or_compute("embeddings", basis, make)
-    return found
-
-
-def _start_embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
-    """The same of the model at the start of the task."""
-    load_state(bench.model, state)
-    with at_task_start(bench.model.module):
-        return embeddings(bench.model, share.train)
-
-
 def _rehearse(
     bench: Workbench,
     state: State,
@@ -259,30 +195,6 @@ def require_policy(config: Experiment, site: Site) -> None:
         require_adapter(config.adapter, site.policy)
     except UserError as error:
         raise Refusal("policy", str(error)) from None
-
-
-def require_sums(mechanism: Mechanism, site: Site) -> None:
-    """Check that sums over single records may leave: they carry no noise.
-
-    Raises:
-        Refusal: a mechanism protects the records, or the site's policy keeps sums.
-    """
-    if mechanism.unit is not None:
-        raise Refusal("policy", "sums of embeddings have no noise: no mechanism protects them")
-    if site.policy is not None and not site.policy.share_sums:
-        raise Refusal("policy", "the site's policy keeps sums of embeddings (policy.share_sums)")
-
-
-def require_enough_of_each(tasks: Sequence[TaskDataset], site: Site) -> None:
-    """Check that no sums are of fewer records than the policy lets go: of several tasks each has
-    its own.
-
-    Raises:
-        Refusal: one has fewer, and some.
-    """
-    least = site.policy.min_records if site.policy is not None else 0
-    if any(0 < len(task.data) < least for task in tasks):
-        raise Refusal("no-data", f"fewer than {least} records of one of the tasks")
 
 
 def _data(
@@ -319,82 +231,3 @@ def _encode(
     if dtype != EXACT:
         store.save(*where, basis, lost)
     return encoded
-
-
-def local_evaluation(
-    bench: Workbench,
-    client_context: ClientContext,
-    state: State,
-    instruction: Instruction,
-    request: str,
-) -> Counts:
-    """Return ``correct``, ``examples`` and, where the model scores all labels at once,
-    ``correct_all`` on the client's test share of every task asked for, as the privacy mechanism
-    lets them go.
-
-    Raises:
-        Refusal: they do not leave the site.
-    """
-    check_tasks(instruction, bench)
-
-    all_labels = has_label_logits(bench.experiment.model)
-
-    def make() -> Counts:
-        shares = {task: bench.task(task, client_context.client) for task in instruction.tasks}
-        right = [
-            _right(bench, task, share, state, instruction.learnt if all_labels else None)
-            for task, share in shares.items()
-        ]
-        counts = {
-            CORRECT: [own for own, _ in right],
-            EXAMPLES: [len(share.test) for share in shares.values()],
-        }
-        return (
-            {**counts, CORRECT_ALL: [among_all for _, among_all in right]} if all_labels else counts
-        )
-
-    ask = UpdateRequest(
-        request=f"evaluate {request}",
-        client=str(client_context.client),
-        task="",
-        phase="evaluate",
-        stage=instruction.stage,
-        server_round=instruction.server_round,
-        data=(),
-        record_ids=(),
-        records=lambda: bench.records(client_context.client),
-        site_records=lambda: bench.site_records(client_context.client),
-        ids=lambda: (),
-        learning_rate=0.0,
-        generator=seeded(
-            bench.experiment.run.seed, "evaluate", client_context.client, instruction.stage
-        ),
-        evaluated=len(instruction.tasks),
-        counted=count_names(all_labels),
-    )
-    return bench.mechanism.count(ask, client_context.site, make)
-
-
-def _right(
-    bench: Workbench, task: str, share: ClientTask, state: State, learnt: Sequence[str] | None
-) -> tuple[int, int]:
-    """Right answers among the task's own labels, and among those of all tasks ``learnt`` as well
-    (None: not asked about); not counted again while nothing that they depend on has changed."""
-
-    def count() -> tuple[int, int]:
-        load_state(bench.model, state)
-        if learnt is None:
-            return count_correct(bench.model, share.test, share.labels), 0
-        spaces = {name: bench.labels(name) for name in learnt}
-        shared = bench.experiment.stream.shared_labels
-        space = answer_space(task, share.labels, spaces, shared)
-        if task in state.heads:
-            score = by_head(bench.model, space, state.heads)
-        else:
-            score = by_name(bench.model, [label for _, label in space.columns])
-        return count_both(score, share.test, space)
-
-    if not share.test:
-        return 0, 0
-    right: tuple[int, int] = share.cache.get_or_compute("right", (state, learnt), count)
-    return right

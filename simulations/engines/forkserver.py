@@ -8,6 +8,7 @@ from simulations.engines.interrupt import ignoring_ctrl_c
 
 PRELOADED = [
     "client.app",
+    "client.local_evaluation",
     "client.local_update",
     "client.wire",
     "client.resources",

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, Message
 
 from client.app import make_app
-from client.local_update import require_enough_of_each, require_sums
+from client.local_sums import require_enough_of_each, require_sums
 from client.site import site_of
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from client.local_update import ClientContext, local_update
+from client.client_context import ClientContext
+from client.local_update import local_update
 from client.resources import Workbench
 from client.state import FeedbackStore
 from deal_core.config.experiment import Experiment

@@ -1,0 +1,96 @@
+"""The right answers that a client counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from client.client_context import ClientContext
+from client.request_check import check_tasks
+from client.resources import ClientTask, Workbench
+from deal_core.lora.state import State
+from deal_core.models import has_label_logits
+from deal_core.privacy.interface import Counts, UpdateRequest
+from deal_core.randomness import seeded
+from deal_core.training.evaluation import answer_space, by_head, by_name, count_both, count_correct
+from deal_core.training.loop import load_state
+from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
+from deal_core.wire.instruction import Instruction
+
+
+def local_evaluation(
+    bench: Workbench,
+    client_context: ClientContext,
+    state: State,
+    instruction: Instruction,
+    request: str,
+) -> Counts:
+    """Return ``correct``, ``examples`` and, where the model scores all labels at once,
+    ``correct_all`` on the client's test share of every task asked for, as the privacy mechanism
+    lets them go.
+
+    Raises:
+        Refusal: they do not leave the site.
+    """
+    check_tasks(instruction, bench)
+
+    all_labels = has_label_logits(bench.experiment.model)
+
+    def make() -> Counts:
+        shares = {task: bench.task(task, client_context.client) for task in instruction.tasks}
+        right = [
+            _right(bench, task, share, state, instruction.learnt if all_labels else None)
+            for task, share in shares.items()
+        ]
+        counts = {
+            CORRECT: [own for own, _ in right],
+            EXAMPLES: [len(share.test) for share in shares.values()],
+        }
+        return (
+            {**counts, CORRECT_ALL: [among_all for _, among_all in right]} if all_labels else counts
+        )
+
+    ask = UpdateRequest(
+        request=f"evaluate {request}",
+        client=str(client_context.client),
+        task="",
+        phase="evaluate",
+        stage=instruction.stage,
+        server_round=instruction.server_round,
+        data=(),
+        record_ids=(),
+        records=lambda: bench.records(client_context.client),
+        site_records=lambda: bench.site_records(client_context.client),
+        ids=lambda: (),
+        learning_rate=0.0,
+        generator=seeded(
+            bench.experiment.run.seed, "evaluate", client_context.client, instruction.stage
+        ),
+        evaluated=len(instruction.tasks),
+        counted=count_names(all_labels),
+    )
+    return bench.mechanism.count(ask, client_context.site, make)
+
+
+def _right(
+    bench: Workbench, task: str, share: ClientTask, state: State, learnt: Sequence[str] | None
+) -> tuple[int, int]:
+    """Right answers among the task's own labels, and among those of all tasks ``learnt`` as well
+    (None: not asked about); not counted again while nothing that they depend on has changed."""
+
+    def count() -> tuple[int, int]:
+        load_state(bench.model, state)
+        if learnt is None:
+            return count_correct(bench.model, share.test, share.labels), 0
+        spaces = {name: bench.labels(name) for name in learnt}
+        shared = bench.experiment.stream.shared_labels
+        space = answer_space(task, share.labels, spaces, shared)
+        if task in state.heads:
+            score = by_head(bench.model, space, state.heads)
+        else:
+            score = by_name(bench.model, [label for _, label in space.columns])
+        return count_both(score, share.test, space)
+
+    if not share.test:
+        return 0, 0
+    right: tuple[int, int] = share.cache.get_or_compute("right", (state, learnt), count)
+    return right

@@ -1,0 +1,92 @@
+"""The sums of a client's records that a phase of statistics asks for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from client.resources import ClientTask, Workbench
+from deal_core.lora.adapter import fingerprint
+from deal_core.lora.attach import at_task_start
+from deal_core.lora.state import State
+from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
+from deal_core.privacy.interface import LocalUpdate, Mechanism, Refusal, Site
+from deal_core.training.embedding import embeddings
+from deal_core.training.loop import load_state
+from deal_core.wire.instruction import Instruction
+from deal_core.wire.sums import pack_sums
+
+
+def require_sums(mechanism: Mechanism, site: Site) -> None:
+    """Check that sums over single records may leave: they carry no noise.
+
+    Raises:
+        Refusal: a mechanism protects the records, or the site's policy keeps sums.
+    """
+    if mechanism.unit is not None:
+        raise Refusal("policy", "sums of embeddings have no noise: no mechanism protects them")
+    if site.policy is not None and not site.policy.share_sums:
+        raise Refusal("policy", "the site's policy keeps sums of embeddings (policy.share_sums)")
+
+
+def require_enough_of_each(tasks: Sequence[TaskDataset], site: Site) -> None:
+    """Check that no sums are of fewer records than the policy lets go: of several tasks each has
+    its own.
+
+    Raises:
+        Refusal: one has fewer, and some.
+    """
+    least = site.policy.min_records if site.policy is not None else 0
+    if any(0 < len(task.data) < least for task in tasks):
+        raise Refusal("no-data", f"fewer than {least} records of one of the tasks")
+
+
+def sum_records(
+    bench: Workbench,
+    client: int,
+    state: State,
+    instruction: Instruction,
+    statistics: Statistics,
+) -> LocalUpdate:
+    """Return the sums over the client's records of every task that it is asked about."""
+    started = time.monotonic()
+    tasks = instruction.tasks or (instruction.task,)
+    shares = [bench.task(task, client) for task in tasks]
+    parts = [
+        statistics.collect(
+            EmbeddedTask(
+                _embeddings(bench, share, state),
+                partial(_start_embeddings, bench, share, state),
+                torch.tensor([item.target for item in share.train], dtype=torch.long),
+                len(share.labels),
+                state.heads.get(task),
+            )
+        )
+        for task, share in zip(tasks, shares, strict=True)
+    ]
+    examples = sum(len(share.train) for share in shares)
+    figures = {"num_examples": examples, "seconds": time.monotonic() - started}
+    return LocalUpdate(pack_sums(parts), figures)
+
+
+def _embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
+    """Of the training texts; not made again while the model is what it was."""
+
+    def make() -> Tensor:
+        load_state(bench.model, state)
+        return embeddings(bench.model, share.train)
+
+    basis = [fingerprint(part) for part in state.parts()]
+    kept: Tensor = share.cache.get_or_compute("embeddings", basis, make)
+    return kept
+
+
+def _start_embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
+    """The same of the model at the start of the task."""
+    load_state(bench.model, state)
+    with at_task_start(bench.model.module):
+        return embeddings(bench.model, share.train)
