@@ -197,8 +197,8 @@ def guarded(handler: Handler) -> Handler:
 def counts_or_error(
     message: Message, context: Context, count: Callable[[], Counts]
 ) -> tuple[str, Counts]:
-    """The counts that a training request asks for as well, and a code: whatever becomes of them,
-    the client trains."""
+    """Return a code, and the counts that a training request asks for as well (none after a fault):
+    whatever becomes of them, the client trains."""
     try:
         return "ok", count()
     except Exception as error:

@@ -33,7 +33,7 @@ class RequestContext:
     site: SiteFile | None = None
 
     def experiment(self, run_config: dict[str, bool | int | float | str]) -> Experiment:
-        """The experiment as it holds here.
+        """Return the experiment as it holds here.
 
         Raises:
             UserError: it asks for what the site does not allow.
@@ -48,7 +48,7 @@ class RequestContext:
 
 
 def here(context: Context) -> RequestContext:
-    """Tell which client this is.
+    """Return which client this is.
 
     Raises:
         UserError: ``site.toml`` cannot be used, or the run does not know this site.

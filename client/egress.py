@@ -62,8 +62,8 @@ CODES = frozenset(
 
 
 def adapter_keys(request: Message) -> frozenset[str]:
-    """The keys that an update may have: those of the adapter that was asked about, and of their
-    scales in a lossy format. Others could carry a text in a name."""
+    """Return the keys that an update may have: those of the adapter that was asked about, and of
+    their scales in a lossy format. Others could carry a text in a name."""
     content = request.content if request.has_content() else RecordDict()
     sent = content.array_records.get(LORA, ArrayRecord())
     names = {key.removesuffix(SCALE) for key in sent if is_factor(key.removesuffix(SCALE))}

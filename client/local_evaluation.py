@@ -74,8 +74,9 @@ def local_evaluation(
 def _right(
     bench: Workbench, task: str, share: ClientTask, state: State, learnt: Sequence[str] | None
 ) -> tuple[int, int]:
-    """Right answers among the task's own labels, and among those of all tasks ``learnt`` as well
-    (None: not asked about); not counted again while nothing that they depend on has changed."""
+    """Return how many answers are right among the task's own labels, and among those of all tasks
+    ``learnt`` as well (0 where that is None: not asked about); not counted again while nothing that
+    they depend on has changed."""
 
     def count() -> tuple[int, int]:
         load_state(bench.model, state)

@@ -56,6 +56,9 @@ def local_update(
         instruction: task, phase and factors to train.
         request: a name for the request, to answer it twice with the same.
 
+    Returns:
+        The update as it may leave: the trained factors, or the sums that the phase is made of.
+
     Raises:
         Refusal: the client has no data for it, no budget, or a policy against it.
     """
@@ -104,8 +107,8 @@ def local_update(
 
 
 def _mechanism(bench: Workbench, phase: Phase) -> Mechanism:
-    """By whose data are read: public texts are nobody's, all else is protected as the experiment
-    says (:func:`_data` reads the one or the other)."""
+    """Return the mechanism for the data that are read: public texts are nobody's, all else is
+    protected as the experiment says (:func:`_data` reads the one or the other)."""
     return PublicTexts(bench.experiment) if phase.public_path else bench.mechanism
 
 
@@ -137,8 +140,8 @@ def _train(
     cache: Cache,
     gradients: Gradients,
 ) -> LocalUpdate:
-    """The one local training, and its update as it travels; the mechanism says with ``gradients``
-    which data are read."""
+    """Return the update of the one local training, as it travels; the mechanism says with
+    ``gradients`` which data are read."""
     started = time.monotonic()
     config, phase = bench.experiment, bench.phase(instruction.phase)
     trained, probes = frozenset(instruction.trained), bench.probes(tuple(task.labels))

@@ -108,7 +108,7 @@ class Workbench:
         return phases_of(make_method(self.experiment.method, self.experiment.adapter))
 
     def phase(self, name: str) -> Phase:
-        """A phase of the continual-learning method.
+        """Return a phase of the continual-learning method.
 
         Raises:
             PayloadError: the method has no such phase.
@@ -173,13 +173,13 @@ class Workbench:
         return self._tasks[task, client]
 
     def learning(self, client: int, task: str) -> Cache:
-        """For what a client works out while it learns a task; that of the task before is dropped:
-        a teacher's answers are as large as its vocabulary."""
+        """Return the cache for what a client works out while it learns a task; that of the task
+        before is dropped: a teacher's answers are as large as its vocabulary."""
         cache: Cache = self._learning.get_or_compute(str(client), task, Cache)
         return cache
 
     def public(self, path: str, labels: tuple[str, ...]) -> ClientTask:
-        """The unlabelled texts that every client has, tokenised once. Where a model needs an
+        """Return the unlabelled texts that every client has, tokenised once. Where a model needs an
         answer to ask a teacher about, the labels take turns; they are nobody's knowledge.
 
         Raises:

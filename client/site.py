@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def site_of(place: RequestContext) -> Site:
-    """The site behind a request. An institution's ledger outlives all runs, and lies in its state
-    folder; a simulated client's lies in its folder of the run."""
+    """Return the site behind a request. An institution's ledger outlives all runs, and lies in its
+    state folder; a simulated client's lies in its folder of the run."""
     from deal_core.privacy.accounting.ledger import Ledger
     from deal_core.privacy.interface import Site
 

@@ -105,7 +105,7 @@ class SiteFile(Table):
 
 
 def read_site(path: Path) -> SiteFile:
-    """Read ``site.toml``; every path in the result is absolute.
+    """Return ``site.toml``, read and checked; every path in it is absolute.
 
     Raises:
         UserError: unreadable, an unknown key, a wrong type, or a name that is none.
@@ -162,8 +162,8 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
 
 
 def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
-    """The site's files, tasks and labels; of what was asked only which of the tasks are in the run
-    is left.
+    """Return the site's files, tasks and labels; of what was asked only which of the tasks are in
+    the run is left.
 
     Raises:
         UserError: a task that the site has not declared, or with other labels.

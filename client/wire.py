@@ -43,6 +43,9 @@ def read_request(
         bench: what adapters must fit.
         store: has the retained adapter that the client was sent last.
 
+    Returns:
+        The server's state as the request brings it, and what is asked.
+
     Raises:
         PayloadError: a record too many or too few, or anything in one that is not expected.
         DistilledMissing: the request relies on a retained adapter that is not in the store.
@@ -85,7 +88,7 @@ def _ranks(instruction: Instruction) -> tuple[int, ...]:
 
 
 def request_name(message: Message, instruction: Instruction, run: str) -> str:
-    """A name for all that is asked: equal only for what is the same to the byte, in one run.
+    """Return a name for all that is asked: equal only for what is the same to the byte, in one run.
 
     Args:
         message: carries the adapters.
@@ -154,9 +157,9 @@ def update_reply(
     counted: tuple[str, Counts] | None = None,
     record: str = LORA,
 ) -> Message:
-    """A local update: the trained factors (or sums, in another ``record``), which request it
-    answers, its figures; and, where they were asked for, a code and the counts of the model that
-    arrived."""
+    """Return the reply with a local update: the trained factors (or sums, in another ``record``),
+    which request it answers, its figures; and, where they were asked for, a code and the counts of
+    the model that arrived."""
     status = ConfigRecord(
         {
             "code": "ok",

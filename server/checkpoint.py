@@ -70,8 +70,8 @@ class History(BaseModel):
         return self.model_copy(update={"noise_variance": 0.0})
 
     def noised(self, spent: Mapping[str, Spending], clients: int) -> History:
-        """Add the noise of a round's mean of so many ``clients``: who does not speak of noise has
-        none."""
+        """Return the history with the noise of a round's mean of so many ``clients``: who does not
+        speak of noise has none."""
         floors = [each.noise_floor for each in spent.values() if each.noise_floor]
         added = round_variance(floors + [0.0] * (clients - len(floors)))
         return self.model_copy(update={"noise_variance": self.noise_variance + added})
@@ -173,7 +173,7 @@ def _digest(tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> str:
 
 
 def load_latest(path: Path, shapes: Mapping[str, tuple[int, int]]) -> tuple[Checkpoint, str]:
-    """Read the last checkpoint that is good, and say why it is not the last one (else nothing).
+    """Return the last checkpoint that is good, and why it is not the last one (empty: it is).
 
     Raises:
         UserError: none is good; the message is about the last one.
@@ -188,7 +188,7 @@ def load_latest(path: Path, shapes: Mapping[str, tuple[int, int]]) -> tuple[Chec
 
 
 def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkpoint:
-    """Read and check a checkpoint.
+    """Return a checkpoint, read and checked.
 
     Raises:
         UserError: missing, damaged, of another version, or made for another model.

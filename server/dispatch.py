@@ -65,7 +65,8 @@ class Dispatch:
         instructions: dict[str, Instruction],
         holding: Mapping[str, str],
     ) -> Dispatch:
-        """Ask something else of clients of full rank, with the same state to the byte.
+        """Return requests that ask something else of clients of full rank, with the same state to
+        the byte.
 
         Args:
             nodes: client name to node id, of those who are connected.
@@ -92,6 +93,9 @@ def dispatch(
         common: what is the same for all, of one round.
         instructions: for whom is asked; each with the client's own rank.
         holding: client name to the digest of the retained adapter that it has, and is not sent.
+
+    Returns:
+        The requests, ready to be sent, and the state that the server goes on from.
     """
     dtype = experiment.wire.dtype
     ranks = {name: instruction.rank for name, instruction in instructions.items()}

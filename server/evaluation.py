@@ -111,7 +111,7 @@ class Evaluation:
     def finish(
         self, step: Step, sent: Dispatch, tally: EvaluationReplies, history: History
     ) -> History:
-        """Add the evaluation of the state that was ``sent`` to the history.
+        """Return the history with the evaluation of the state that was ``sent``.
 
         A registered site that was sent the request and is silent is asked once more: until two
         heartbeats are missed the server takes a lost site for a connected one, and whoever is
@@ -138,8 +138,8 @@ class Evaluation:
 def pooled(
     counts: Mapping[str, Counts], tasks: Sequence[str], withheld: bool = False
 ) -> dict[str, float]:
-    """Accuracy per task over all clients' examples; where some are ``withheld``, of the tasks that
-    others told.
+    """Return the accuracy per task over all clients' examples, 0 to 1; where some are ``withheld``,
+    of the tasks that others told.
 
     Raises:
         UserError: no client has a test example of a task.

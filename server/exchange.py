@@ -132,7 +132,7 @@ class Exchange:
 
 
 def answered(reply: Reply) -> Message:
-    """The message of a reply.
+    """Return the message of a reply.
 
     Raises:
         PayloadError: there is none; the reason.

@@ -106,8 +106,9 @@ class Federation:
     def _begin_stage(
         self, step: Step, state: State, history: History
     ) -> tuple[State, History, Step | None]:
-        """The state that the stage begins with; and the step before, where what it left has still
-        to be evaluated and the round's requests can carry that along."""
+        """Return the state that the stage begins with, and the history; and the step before, where
+        what it left has still to be evaluated and the round's requests can carry that along (else
+        None)."""
         begun = self._begun(step, state)
         if not self._evaluation_pending(step, history):
             return begun, history, None
@@ -124,9 +125,9 @@ class Federation:
         return self._moved_on(step, state, lambda: self._method().begin_task(state, generator))
 
     def _evaluation_pending(self, step: Step, history: History) -> bool:
-        """Whether what the stage begins with has not been evaluated: before each stage there are
-        more evaluations than its number, zero-shot included. Simulated clients evaluate the start
-        by itself."""
+        """Return whether what the stage begins with has not been evaluated: before each stage there
+        are more evaluations than its number, zero-shot included. Simulated clients evaluate the
+        start by itself."""
         owed = len(history.evaluations) <= step.stage
         return owed and (step.stage > 0 or self._at_sites)
 
@@ -159,8 +160,9 @@ class Federation:
         return state, history
 
     def _zero_shot(self, step: Step, state: State, history: History) -> tuple[State, History]:
-        """Evaluate what the run started from, where the first round has not carried that along;
-        it is known whatever has been learnt since."""
+        """Return the state as it is, and the history with the evaluation of what the run started
+        from: made now where the first round has not carried it along, since that is known whatever
+        has been learnt since."""
         if history.evaluations:
             return state, history
         start = start_state(self.experiment, state.current.shapes)

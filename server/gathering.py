@@ -150,7 +150,7 @@ def refuse(exchange: Exchange, step: Step, client: str, fault: Exception) -> Non
 
 
 def limits_of(experiment: Experiment, public: bool, clips: bool) -> Limits:
-    """What one client may do in a round.
+    """Return what one client may do in a round.
 
     Args:
         experiment: of the run.

@@ -54,8 +54,8 @@ class Plan:
         return [min(self.every, total - start) for start in range(0, total, self.every)]
 
     def working(self, stage: int, server_round: int) -> dict[str, str]:
-        """Client to task in a round (from 1 in every stage); who idles, or does not train, is not
-        in it."""
+        """Return client to task in a round (from 1 in every stage); who idles, or does not train,
+        is not in it."""
         turn = self._turn(stage, server_round)
         return {name: order[turn] for name, order in self._trained.items() if turn < len(order)}
 
@@ -64,8 +64,9 @@ class Plan:
         return self.orders[client][: self._turn(stage, server_round)]
 
     def met(self, stage: int, server_round: int = 1) -> Order:
-        """What the teacher of a round knows, in the stream's order: tasks that some client worked
-        on before the stage, or, in the rounds of further phases, until its learning ended."""
+        """Return what the teacher of a round knows, in the stream's order: tasks that some client
+        worked on before the stage, or, in the rounds of further phases, until its learning
+        ended."""
         ended = stage + (server_round > self.stages[stage])
         begun = -(-ended * self.every // self.rounds)
         met = {task for order in set(self._trained.values()) for task in order[:begun]}
@@ -77,8 +78,8 @@ class Plan:
         return tuple(task for task in self.tasks if task not in known)
 
     def learnt(self, stage: int) -> Order:
-        """What some client has worked on when a stage has ended, in the stream's order; nothing
-        before the first (-1)."""
+        """Return what some client has worked on when a stage has ended, in the stream's order;
+        nothing before the first (-1)."""
         future = self.tasks if stage < 0 else self.future(stage)
         return tuple(task for task in self.tasks if task not in future)
 
@@ -110,7 +111,7 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[str]) -> Plan:
-    """The plan that ``stream.schedule`` asks for.
+    """Return the plan that ``stream.schedule`` asks for.
 
     Args:
         experiment: equal seeds give equal plans.

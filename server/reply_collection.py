@@ -78,10 +78,13 @@ def collect(
 
 
 def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str, int]:
-    """Wait for ``expected`` nodes, ask each who it is, return client name to node id.
+    """Wait for ``expected`` nodes, and ask each who it is.
 
     Names are stable across runs and restarts, node ids are not; so everything that is seeded
     or stored goes by name.
+
+    Returns:
+        Client name to node id, in the order of the names as numbers.
 
     Raises:
         UserError: fewer nodes than expected at the deadline, or two with the same name.

@@ -254,7 +254,7 @@ def write_results(path: Path, results: Results) -> None:
 
 
 def read_results(folder: Path) -> Results:
-    """Read ``results.json`` of a run folder.
+    """Return ``results.json`` of a run folder, read and checked.
 
     Raises:
         UserError: missing (the run has not finished) or not valid.

@@ -49,6 +49,9 @@ def find_roster(grid: Grid, config: FederationConfig) -> Roster:
     the key with which they have signed in; a run starts with a quorum of them, and the others
     may come later.
 
+    Returns:
+        All clients of the run, and how to learn who of them is connected.
+
     Raises:
         UserError: too few clients, or two with one name.
     """
@@ -70,7 +73,7 @@ def find_roster(grid: Grid, config: FederationConfig) -> Roster:
 
 
 def signed_in(grid: Grid, sites: tuple[str, ...]) -> dict[str, int]:
-    """Client name to node id of the sites that are connected now.
+    """Return client name to node id of the sites that are connected now.
 
     Raises:
         UserError: two nodes are registered under one name.

@@ -64,12 +64,15 @@ class Round:
     def run(
         self, state: State, history: History, piggybacked: Step | None
     ) -> tuple[State, History]:
-        """Play the round; return the state and the history after it.
+        """Play the round.
 
         Args:
             state: what the round begins from.
             history: of the run so far.
             piggybacked: the step whose evaluation goes along with the requests; None: none.
+
+        Returns:
+            The state and the history after it.
 
         Raises:
             UserError: too few valid replies.
@@ -121,8 +124,8 @@ class Round:
         trained: frozenset[str],
         piggybacked: Step | None,
     ) -> Dispatch:
-        """Send nothing yet; return the round's requests, and those of the evaluation that goes
-        along.
+        """Return the round's requests, and those of the evaluation that goes along; nothing is sent
+        yet.
 
         Args:
             state: what all are sent.
@@ -146,8 +149,8 @@ class Round:
     def _collect(
         self, sent: Dispatch, aggregation: Aggregation, piggybacked: Step | None
     ) -> RoundReplies:
-        """The replies, each checked by itself and beside the others; those that hold are in the
-        aggregation."""
+        """Return what the replies bring, each checked by itself and beside the others; the updates
+        that hold are in the aggregation."""
         public = bool(self.phase.public_path)
         limits = limits_of(self.experiment, public, self.side.releases_noise)
         alike = make_mechanism(self.experiment).unit is not None and not public
@@ -157,8 +160,8 @@ class Round:
     def _aggregate(
         self, state: State, aggregation: Aggregation, complete: bool
     ) -> tuple[State, Aggregate | None]:
-        """The state after the round, and its aggregate; the state before it and None where the
-        numbers fail: they cost the round, and never the run.
+        """Return the state after the round, and its aggregate; the state before it and None where
+        the numbers fail: they cost the round, and never the run.
 
         Raises:
             UserError: too few updates for the robust step, though all gave one.
@@ -191,7 +194,7 @@ class Round:
         started: float,
         history: History,
     ) -> History:
-        """Log the round's figures; return the history with them.
+        """Log the round's figures.
 
         Args:
             sent: the requests.
@@ -200,6 +203,9 @@ class Round:
             learnt: whether the noise of the updates is in ``lora_B``.
             started: when the round did, monotonic seconds.
             history: of the run so far.
+
+        Returns:
+            The history with them.
         """
         sizes = replies.sizes
         figures = {

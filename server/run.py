@@ -34,6 +34,9 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
         experiment: ``run.out`` is the run folder; with ``run.resume`` it holds a checkpoint.
         listener: see :class:`EventLog`.
 
+    Returns:
+        The results of the run.
+
     Raises:
         UserError: clients missing, quorum not met, checkpoint unusable, or another process
             writes the run folder.

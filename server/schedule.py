@@ -30,7 +30,7 @@ class Step:
 
 
 def schedule(rounds: Sequence[int], further: Sequence[Phase] = ()) -> list[Step]:
-    """The steps of a run.
+    """Return the steps of a run.
 
     What the model knew at the start is measured after the first round: learning begins at once.
 

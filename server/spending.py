@@ -37,7 +37,7 @@ def extent(disjoint_tasks: bool) -> str:
 
 
 def spending_in(figures: Mapping[str, Any]) -> Spending | None:
-    """What the figures of an update, or an event, say of it; None where they do not.
+    """Return what the figures of an update, or an event, say of privacy; None where they do not.
 
     Raises:
         ValueError: they say what cannot be, or half of it.

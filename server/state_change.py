@@ -10,8 +10,8 @@ from deal_core.lora.state import State
 
 
 def fold_residual(state: State, aggregate: Aggregate) -> State:
-    """The state after a round: what the current adapter cannot hold joins the residual, whose rank
-    stays below the layers' own."""
+    """Return the state after a round: what the current adapter cannot hold joins the residual,
+    whose rank stays below the layers' own."""
     gained = [part for part in (state.residual, aggregate.residual) if part is not None]
     if not gained:
         return replace(state, current=aggregate.current)
@@ -23,7 +23,7 @@ def fold_residual(state: State, aggregate: Aggregate) -> State:
 
 
 def finite(state: State) -> State:
-    """The state itself.
+    """Return the state itself.
 
     Raises:
         AggregationFailed: some number of it is not finite.

@@ -36,12 +36,15 @@ class StatisticsRound:
     def run(
         self, state: State, history: History, piggybacked: Step | None
     ) -> tuple[State, History]:
-        """Play the round; return the state and the history after it.
+        """Play the round.
 
         Args:
             state: what the round begins from.
             history: of the run so far.
             piggybacked: the step whose evaluation goes along with the requests; None: none.
+
+        Returns:
+            The state and the history after it.
 
         Raises:
             UserError: too few valid replies.

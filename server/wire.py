@@ -75,8 +75,8 @@ class Outgoing:
 
 
 def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
-    """Pack a state, label heads as they are. Rows of the retained adapter that are zero do not
-    travel."""
+    """Return a state packed, label heads as they are. Rows of the retained adapter that are zero do
+    not travel."""
     rank = live_rank(state.retained)
     sent = {LORA: state.current, DISTILLED: split(state.retained, rank)[0]}
     if state.residual is not None:
@@ -102,7 +102,7 @@ def request(
     message_type: str,
     deadline: float,
 ) -> Message:
-    """Build a request; it is valid until the deadline, so that nobody works on a stale one.
+    """Return a request; it is valid until the deadline, so that nobody works on a stale one.
 
     Args:
         records: what the client is sent; without ``distilled`` where it has that.
@@ -118,7 +118,8 @@ def request(
 def read_update(
     client: str, message: Message, reader: UpdateReader, instruction: Instruction
 ) -> tuple[ClientUpdate, dict[str, float], Spending | None]:
-    """Check and decode a local update, its figures, and what they say of privacy.
+    """Return a local update, checked and decoded, its figures, and what they say of privacy (None:
+    nothing).
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or anything that
@@ -134,7 +135,7 @@ def read_update(
 def read_statistics(
     message: Message, shapes: Sequence[Shapes], instruction: Instruction
 ) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
-    """Check and decode the sums of the tasks that were asked about, and their figures.
+    """Return the sums of each task that was asked about, checked and decoded, and their figures.
 
     Args:
         message: the reply.
@@ -225,7 +226,7 @@ def _counts(figures: Mapping[str, object], tasks: int, names: Sequence[str]) -> 
 
 
 def status(message: Message) -> str:
-    """The code that a reply carries; empty when it carries none.
+    """Return the code that a reply carries; empty when it carries none.
 
     Raises:
         PayloadError: it carries nothing at all.

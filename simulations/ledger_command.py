@@ -89,8 +89,8 @@ def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
 
 
 def _row_of(entry: Entry) -> tuple[str, str, str]:
-    """Releases of one row of the table: those of a task in a run, by one mechanism if none
-    protects them."""
+    """Return what releases of one row of the table share: those of a task in a run, by one
+    mechanism if none protects them."""
     event = entry.event
     return event.run, event.task, "" if event.protected else event.mechanism
 

@@ -161,13 +161,16 @@ def release(
     site: Site,
     train: Callable[[Gradients], LocalUpdate],
 ) -> LocalUpdate:
-    """Ask for leave, train, and return what may leave; it is charged before.
+    """Ask for leave, and train.
 
     Args:
         mechanism: of the experiment, at a client.
         request: what is asked.
         site: whose it is.
         train: one local training with these gradients, on their data alone.
+
+    Returns:
+        What may leave; it is charged before. The mechanism's earlier answer, where it has one.
 
     Raises:
         Refusal: the site takes no part, or its budget is spent.
@@ -180,8 +183,8 @@ def release(
 
 
 def _trained(train: Callable[[Gradients], LocalUpdate], permit: Permit) -> LocalUpdate:
-    """The update; where a private training fails on its records, that of noise alone. So an answer
-    never tells whether something has failed; the log here does."""
+    """Return the update; where a private training fails on its records, that of noise alone. So an
+    answer never tells whether something has failed; the log here does."""
     try:
         return train(permit.gradients)
     except Exception:

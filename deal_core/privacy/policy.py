@@ -84,7 +84,7 @@ def default_delta(records: int) -> float:
 
 
 def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> EffectivePolicy:
-    """Tighten the experiment's wishes to the site's limits.
+    """Return the experiment's wishes within the site's limits.
 
     Args:
         privacy: what the experiment asks.

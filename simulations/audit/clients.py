@@ -29,7 +29,7 @@ from simulations.audit.found import Found, Training, outcomes_of, steps_of
 
 
 def canary_clients(training: Training, listener: Listener) -> Found:
-    """Canary clients, scored on every model that the server hands out.
+    """Return what was found of canary clients, scored on every model that the server hands out.
 
     Raises:
         UserError: no noise that is of use fits the budget.

@@ -69,7 +69,10 @@ class AuditRequest:
 
 
 def run_audit(request: AuditRequest, console: Console) -> int:
-    """Train what is left, and report; return the exit code.
+    """Train what is left, and report.
+
+    Returns:
+        The exit code: 0; 1 where a claim is refuted; 130 where it was stopped.
 
     Raises:
         UserError: bad input, or a folder with other settings; nothing has started.

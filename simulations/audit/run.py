@@ -70,6 +70,9 @@ def carry_out(training: Training, listener: Listener) -> Found:
 
     One that was stopped starts again: what its witness saw is gone with it.
 
+    Returns:
+        What was found.
+
     Raises:
         UserError: as a run; or the site has too little to plant canaries in.
     """
@@ -145,8 +148,8 @@ def beside_canaries(training: Training) -> Experiment:
 
 
 def few(shares: list[TaskData], records: int) -> list[TaskData]:
-    """Shares with so many records to train on at most (0: all), and one to test: nobody asks how
-    good the model is."""
+    """Return shares with so many records to train on at most (0: all), and one to test: nobody asks
+    how good the model is."""
     cut = records or None
     return [replace(share, train=share.train[:cut], test=share.test[:1]) for share in shares]
 

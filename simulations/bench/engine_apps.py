@@ -39,7 +39,10 @@ def client_app() -> ClientApp:
 
 
 def run_rounds(grid: Grid, clients: int, size: int, rounds: int) -> list[float]:
-    """Send every client ``size`` bytes, wait for all to send them back; seconds a round.
+    """Send every client ``size`` bytes in each round, and wait for all to send them back.
+
+    Returns:
+        Seconds of each round.
 
     Raises:
         RuntimeError: a client failed, or other bytes came back.

@@ -49,8 +49,8 @@ def product_work(precision: str) -> ProductWork:
 
 
 def operations_per_example(tokens: int, batch_size: int) -> float:
-    """Floating-point operations of one training step, divided by its examples: counted on PEFT's
-    own model with plain attention, forward and backward, texts of one length."""
+    """Return the floating-point operations of one training step, divided by its examples: counted
+    on PEFT's own model with plain attention, forward and backward, texts of one length."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from simulations.bench.step_trainer import LabelEncoder

@@ -77,7 +77,7 @@ class Federation:
 
 
 def measure(cell: RuleCase) -> Measured:
-    """Measure one cell; call it in a fresh process.
+    """Return the times, bytes and memory of one cell; call it in a fresh process.
 
     Rule, FedAvg, rule, FedAvg, …: what disturbs one disturbs the other.
     """

@@ -81,6 +81,9 @@ def timed_in_turn(
 ) -> dict[str, Timed]:
     """Start all processes, then give each in turn one window after the other.
 
+    Returns:
+        Name to what the contestant did, without the windows of the warm-up.
+
     Raises:
         RuntimeError: a contestant's process failed; the message has its error.
     """

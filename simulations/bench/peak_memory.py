@@ -21,10 +21,13 @@ SAMPLE_SECONDS, LOOK_SECONDS = 0.5, 0.02
 
 
 def run_watched(command: Sequence[str], log: Path) -> int:
-    """Run to the end; return the largest memory of all its processes that was seen, in bytes.
+    """Run to the end, and watch the memory.
 
     Shared pages count once: each process counts its proportional part of them. At least what
     the command's own process had at its largest.
+
+    Returns:
+        The largest memory of all its processes together that was seen, in bytes.
 
     Raises:
         RuntimeError: the command failed; the message has the end of its log.

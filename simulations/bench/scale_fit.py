@@ -22,8 +22,8 @@ class Point:
 
 
 def exponent(points: Sequence[Point]) -> float:
-    """Slope of log seconds over log x, least squares: 0 is constant, 1 linear. NaN for one
-    point."""
+    """Return the slope of log seconds over log x, least squares: 0 is constant, 1 linear. NaN
+    where there are no two different x."""
     xs = [math.log(point.x) for point in points]
     ys = [math.log(point.seconds) for point in points]
     if len(set(xs)) < 2:

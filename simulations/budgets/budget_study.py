@@ -31,7 +31,7 @@ def budgets_study(
     seeds: int,
     free: Experiment | None = None,
 ) -> Study:
-    """The grid.
+    """Return the grid.
 
     Args:
         name: a shipped experiment or the path of one.

@@ -51,7 +51,10 @@ class BudgetsRequest:
 
 
 def run_budgets(request: BudgetsRequest, console: Console) -> int:
-    """Run what is left of the grid; return the exit code.
+    """Run what is left of the grid.
+
+    Returns:
+        The exit code: 0; 1 where a run failed; 130 where it was stopped.
 
     Raises:
         UserError: bad input, or a folder with other settings; nothing has started.

@@ -96,7 +96,7 @@ class Budgets(Strict):
 def collect(
     experiment: str, cells: Sequence[Cell], epsilons: Sequence[float], audit: Audit | None
 ) -> Budgets:
-    """Read what has finished.
+    """Return what the finished cells found.
 
     Raises:
         UserError: a results file that is not valid.

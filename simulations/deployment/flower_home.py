@@ -35,8 +35,8 @@ class FlowerHome:
         self.empty.mkdir(parents=True, exist_ok=True)
 
     def environment(self) -> dict[str, str]:
-        """For every program of Flower's; this checkout comes first among what it imports, but for
-        an app, which Flower puts before it."""
+        """Return the environment for every program of Flower's; this checkout comes first among
+        what it imports, but for an app, which Flower puts before it."""
         code = str(Path(__file__).resolve().parents[2])
         paths = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
         return {**flower_environment(self.path), "PYTHONPATH": paths}
@@ -51,7 +51,7 @@ class FlowerHome:
         )
 
     def ask(self, *arguments: str) -> dict[str, Any]:
-        """Run ``flwr ARGUMENTS --format json`` and return what it says.
+        """Return what ``flwr ARGUMENTS --format json`` says.
 
         Raises:
             UserError: Flower refuses, or the SuperLink does not answer.

@@ -29,8 +29,7 @@ HUNG = 75
 def supervise(
     command: Sequence[str], home: FlowerHome, log: Path, pid: Path, fatal: str = ""
 ) -> int:
-    """Start ``command``, pass on SIGINT and SIGTERM, and return when it has ended: 0 if it was
-    asked to, else its exit code, or 1 where that is 0 (a SuperNode that is refused says 0).
+    """Start ``command``, pass on SIGINT and SIGTERM, and wait until it has ended.
 
     Args:
         command: the program.
@@ -38,6 +37,10 @@ def supervise(
         log: its output is appended.
         pid: holds the id of this process while it runs.
         fatal: words in the log after which the program should end; where it does not, it is ended.
+
+    Returns:
+        0 if it was asked to end, else its exit code, or 1 where that is 0 (a SuperNode that is
+        refused says 0).
 
     Raises:
         UserError: another process does this already.

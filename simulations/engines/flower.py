@@ -97,7 +97,7 @@ def app_folder() -> Path:
 
 
 def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float]:
-    """Flower's simulation settings: Ray makes as many actors as fit, and exactly
+    """Return Flower's simulation settings: Ray makes as many actors as fit, and exactly
     ``workers.count`` fit."""
     settings: dict[str, int | float] = {
         "num-supernodes": experiment.federation.clients,

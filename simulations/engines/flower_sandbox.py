@@ -82,7 +82,7 @@ class Sandbox:
 
 
 def program(name: str) -> str:
-    """Path of a console script of this Python environment.
+    """Return the path of a console script of this Python environment.
 
     Raises:
         UserError: it is not installed.

@@ -20,6 +20,9 @@ def start() -> context.ForkServerContext:
     """Start it, unless it runs; it imports in the background, and ends with this process.
 
     A terminal sends Ctrl-C to all processes; it and its workers leave that to this one.
+
+    Returns:
+        The context whose processes are forked from it.
     """
     processes = get_context("forkserver")
     processes.set_forkserver_preload(PRELOADED)

@@ -98,11 +98,14 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the next queued request and return its reply if it is asked for.
+        """Run the next queued request.
 
         Whoever collects a round asks for what he still waits for, in the order in which it was
         sent: the reply is the first of these, and finding it costs the same whether ten clients
         are waited for or ten thousand (a set of all would be made for every reply).
+
+        Returns:
+            The replies that are there, of those that are asked for; none is given twice.
         """
         wanted = message_ids if isinstance(message_ids, Collection) else list(message_ids)
         if self._pending:
@@ -162,7 +165,7 @@ class InProcessGrid(Grid):
 
 
 def arrived(request: Message, running: Future[Message]) -> Message:
-    """Wait for a worker's reply.
+    """Return a worker's reply, once it is there; an error in its place where its app raised one.
 
     Raises:
         UserError: the worker process is gone.
@@ -179,8 +182,9 @@ def arrived(request: Message, running: Future[Message]) -> Message:
 
 
 def rebuild(content: RecordDict) -> RecordDict:
-    """Rebuild every record: what arrives shares nothing that can be changed with what was sent
-    (the bytes and the shape of an array are immutable, so they are not copied)."""
+    """Return the content with every record rebuilt: what arrives shares nothing that can be changed
+    with what was sent (the bytes and the shape of an array are immutable, so they are not
+    copied)."""
     rebuilt = RecordDict()
     for name, record in content.items():
         if isinstance(record, ArrayRecord):

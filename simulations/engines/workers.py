@@ -25,7 +25,7 @@ class Workers:
 
 
 def divide(experiment: Experiment, cores: int, gpus: int) -> Workers:
-    """Divide ``cores`` and ``gpus`` as ``run.workers`` and ``run.threads`` ask.
+    """Return how ``cores`` and ``gpus`` are divided, as ``run.workers`` and ``run.threads`` ask.
 
     Nothing asked: one worker per GPU, or one per core where there is none, and each has an
     equal part of the cores. There are never more workers than clients. The thread count

@@ -9,7 +9,7 @@ from deal_core.errors import UserError
 
 
 def epsilons(text: str) -> list[float]:
-    """Read budgets, the smallest first; ``inf`` is training without privacy.
+    """Return the budgets in the text, the smallest first; ``inf`` is training without privacy.
 
     Raises:
         UserError: something in it is no positive number, or stands there twice.

@@ -34,7 +34,7 @@ class Request:
 
 
 def load_experiment(request: Request) -> Experiment:
-    """Find, read, override and complete the experiment; every path in it is absolute.
+    """Return the experiment, found, read, overridden and completed; every path in it is absolute.
 
     Raises:
         UserError: unknown experiment, unreadable file, unknown key, wrong type.

@@ -22,7 +22,10 @@ STOPPED = 130
 
 
 def simulate(request: Request, console: Console) -> int:
-    """Run the experiment, show it, report it; return the exit code.
+    """Run the experiment, show it, report it.
+
+    Returns:
+        The exit code: 0; 130 where it was stopped.
 
     Raises:
         UserError: bad input (nothing has started), or a run that cannot go on.

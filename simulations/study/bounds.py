@@ -52,8 +52,8 @@ def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
 
 
 def _local_only(experiment: Experiment, tasks: Sequence[str]) -> Parts:
-    """Each client alone through the stream: what it has without the others, and without a robust
-    step, which has nobody to compare it with."""
+    """Return each client alone through the stream: what it has without the others, and without a
+    robust step, which has nobody to compare it with."""
     plain = _changed(_plain(experiment), "aggregation", robust="none")
     alone = range(experiment.federation.clients)
     return {f"client-{k}": _changed(plain, "federation", participants=(k,)) for k in alone}

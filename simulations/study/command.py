@@ -52,7 +52,10 @@ class StudyRequest:
 
 
 def run_study(request: StudyRequest, console: Console) -> int:
-    """Run what is left of a study; return the exit code.
+    """Run what is left of a study.
+
+    Returns:
+        The exit code: 0; 1 where a run failed; 130 where it was stopped.
 
     Raises:
         UserError: bad input, or a folder with other settings; nothing has started.
@@ -85,7 +88,7 @@ def run_study(request: StudyRequest, console: Console) -> int:
 
 
 def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experiment]:
-    """Name to every run of the wanted cells that has not finished.
+    """Return name to every run of the wanted cells that has not finished.
 
     Raises:
         UserError: a folder, of any cell, holds a run with other settings.
@@ -137,7 +140,7 @@ def run_left(
     renew: Callable[[], None],
     console: Console,
 ) -> dict[str, str] | None:
-    """Run what is left; return run and reason of every failure. None: it was interrupted.
+    """Run what is left.
 
     Args:
         left: name to run; none of them finished.
@@ -146,6 +149,9 @@ def run_left(
         again: the command that continues.
         renew: called after every run that finished; writes the tables.
         console: for progress.
+
+    Returns:
+        Run and reason of every failure. None: it was interrupted.
     """
     failures: dict[str, str] = {}
     done: list[str] = []
@@ -230,7 +236,7 @@ def command(request: StudyRequest) -> list[str]:
 
 
 def numbers(text: str) -> list[int]:
-    """Read ``0,1,2``.
+    """Return the whole numbers of a text like ``0,1,2``.
 
     Raises:
         UserError: something in it is no number.

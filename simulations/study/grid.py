@@ -152,8 +152,8 @@ def _cell(
 def _experiment(
     study: Study, overrides: Sequence[str], arm: str, order: str, setting: str
 ) -> Experiment:
-    """Base, ``[set]``, order, setting, arm, ``--set``: the later one holds. Checked after each,
-    so that a fault is blamed on the table that has it."""
+    """Return base, ``[set]``, order, setting, arm, ``--set`` as one experiment: the later one
+    holds. Checked after each, so that a fault is blamed on the table that has it."""
     file = study.file
     base = file.experiment
     path = find_experiment(str(study.path.parent / base) if base.endswith(".toml") else base)

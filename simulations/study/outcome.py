@@ -91,8 +91,8 @@ def together(parts: Sequence[Results]) -> Outcome:
 
 
 def pooled_own(parts: Sequence[Results]) -> Outcome:
-    """Of clients that are each alone: every client's model on its own tests, each test example
-    counted once; part ``k`` is the run in which client ``k`` trained."""
+    """Return the outcome of clients that are each alone: every client's model on its own tests,
+    each test example counted once; part ``k`` is the run in which client ``k`` trained."""
     _require_counts(parts)
     mine = [part.per_client[str(k)] for k, part in enumerate(parts)]
     tasks = parts[0].tasks

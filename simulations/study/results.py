@@ -61,9 +61,9 @@ class StudyResults(Strict):
 
 
 def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResult]:
-    """Read the cells of a study's earlier ``study.json``, by their names: it is enough, the
-    folders of their runs may be gone. Their settings are given by what differs from the defaults
-    of today, whatever those were then.
+    """Return the cells of a study's earlier ``study.json``, by their names: it is enough, the
+    folders of their runs may be gone. Their settings are given by what differs from the defaults of
+    today, whatever those were then.
 
     Raises:
         UserError: it cannot be read, is of another study, or a cell was found under other
@@ -127,7 +127,7 @@ def finished(cell: Cell) -> bool:
 
 
 def collect(cells: Sequence[Cell], before: Mapping[str, CellResult]) -> list[CellResult]:
-    """Read what the finished cells found, in their order; those of ``before`` stand as they are.
+    """Return what the finished cells found, in their order; those of ``before`` stand as they are.
 
     Raises:
         UserError: a results file that is not valid, or without accuracies.

@@ -30,7 +30,7 @@ Standing = Literal["new", "started", "finished"]
 
 
 def run_status(experiment: Experiment) -> Standing:
-    """Look into the folder of a run.
+    """Return how far the run in its folder has come.
 
     Raises:
         UserError: it holds a run with other settings, or none that can be read.
@@ -82,8 +82,8 @@ def run_all(
 
 
 def start(experiment: Experiment) -> subprocess.Popen[bytes]:
-    """Start ``deal simulate`` on the experiment: this very code, in a process of its own that
-    Ctrl-C at the terminal does not reach; a run that was stopped continues."""
+    """Return ``deal simulate`` on the experiment, started: this very code, in a process of its own
+    that Ctrl-C at the terminal does not reach; a run that was stopped continues."""
     folder = Path(experiment.run.out)
     resume = run_status(experiment) == "started"
     run = experiment.run.model_copy(update={"resume": resume})

@@ -86,7 +86,7 @@ class Study:
 
 
 def load_study(name: str) -> Study:
-    """Find, read and check a study.
+    """Return a study, found, read and checked.
 
     Raises:
         UserError: unknown study, unreadable file, unknown key, wrong type, or names that do not

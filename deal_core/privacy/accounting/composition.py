@@ -83,8 +83,8 @@ def with_steps_added(spent: Iterable[DpEvent]) -> tuple[DpEvent, ...]:
 
 
 def renyi(spent: Sequence[DpEvent]) -> Array:
-    """Renyi divergence of the whole at :data:`ORDERS`: of a batch with the record from one
-    without it, which is the larger direction."""
+    """Return the Renyi divergence of the whole at :data:`ORDERS`, ``(orders,)``: of a batch with
+    the record from one without it, which is the larger direction."""
     total = np.zeros(len(ORDERS))
     for each in spent:
         total += each.steps * _renyi(each.sample_rate, each.noise_multiplier)
@@ -170,8 +170,8 @@ def _one_direction(
 def _composed(
     spent: tuple[DpEvent, ...], width: float, points: int, removed: bool
 ) -> tuple[Array, float]:
-    """Masses of the whole's privacy loss at ``k * width``, ``k >= 0``, and the logarithm of what
-    is not beyond every point."""
+    """Return the masses of the whole's privacy loss at ``k * width``, ``k >= 0``, of shape
+    ``(points // 2,)``, and the logarithm of what is not beyond every point."""
     transform: NDArray[Any] = np.ones(points // 2 + 1, complex)
     lost = 0.0
     for each in spent:
@@ -204,8 +204,8 @@ def _losses(each: DpEvent, width: float, points: int, removed: bool) -> tuple[Ar
 
 
 def _cell_masses(each: DpEvent, edges: Array) -> tuple[Array, Array]:
-    """Mass between losses ``-inf, edges..., inf`` under the distribution with the record and
-    under that without it."""
+    """Return the mass between losses ``-inf, edges..., inf`` under the distribution with the record
+    and under that without it, ``(edges + 1,)`` each."""
     q, sigma = each.sample_rate, each.noise_multiplier
     inside = np.expm1(edges) + q
     with np.errstate(divide="ignore", invalid="ignore"):

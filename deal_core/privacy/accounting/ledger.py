@@ -228,8 +228,11 @@ class Ledger:
         _require(events, budget)
 
     def charge(self, event: LedgerEvent, budget: Budget, request: str, answer: bytes) -> bytes:
-        """Write the event and its answer, durably; return the answer that may now leave: that of
-        an earlier charge for the same request, if there was one.
+        """Write the event and its answer, durably, unless the request has been answered before.
+
+        Returns:
+            The answer that may now leave: that of an earlier charge for the same request, if there
+            was one.
 
         Raises:
             BudgetSpent: another process has used the budget meanwhile; nothing is written.

@@ -91,8 +91,8 @@ def evaluations(experiment: Experiment, tasks: int) -> int:
 
 
 def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:
-    """Task to rate. A task without records is sampled like an average one: that there are none
-    must not show."""
+    """Return task to sample rate. A task without records is sampled like an average one: that there
+    are none must not show."""
     if experiment.privacy.sample_rate:
         return dict.fromkeys(records, experiment.privacy.sample_rate)
     mean = sum(records.values()) / max(1, len(records))
@@ -101,8 +101,8 @@ def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str
 
 
 def steps_of(rate: float, experiment: Experiment) -> int:
-    """Steps of a round: so many that a record is seen ``local_epochs`` times on average, at
-    least."""
+    """Return the steps of a round: so many that a record is seen ``local_epochs`` times on average,
+    at least."""
     return experiment.federation.local_epochs * math.ceil(1 / rate - 1e-9)
 
 

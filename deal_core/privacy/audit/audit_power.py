@@ -58,6 +58,9 @@ def audit_power(spent: Sequence[DpEvent], canaries: int, repetitions: int, seed:
         canaries: in each repetition.
         repetitions: of the training.
         seed: of all that is drawn.
+
+    Returns:
+        How much noise may be left for enough of them to notice, and how often the attack is right.
     """
     claim = with_steps_added(spent)
     curve = trade_off(claim)
@@ -92,8 +95,8 @@ class _Pool:
 def _scores(
     spent: Sequence[DpEvent], scale: float, there: bool, rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """As :class:`~deal_core.privacy.audit.planted.NoisedSteps` gives them, with so much of the
-    noise."""
+    """Return scores, ``(POOL,)``, as :class:`~deal_core.privacy.audit.planted.NoisedSteps` gives
+    them, with so much of the noise."""
     total = np.zeros(POOL)
     for each in spent:
         score = partial(

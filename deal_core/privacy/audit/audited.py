@@ -94,7 +94,8 @@ class Audited:
         return self.inner.trained(factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """Give leave as the mechanism does; the witness sees what is trained.
+        """Return the mechanism's leave to train, where the witness sees what is trained, or the
+        update that the same request was answered with.
 
         Raises:
             Refusal: the mechanism takes no part.

@@ -40,15 +40,18 @@ class CanaryClients:
         trained: Callable[[int], frozenset[str]],
         rounds: Sequence[RoundContext],
     ) -> NDArray[np.float64]:
-        """Play a run; return how much every canary looks as if it had been there, ``(count,)``: as
-        :class:`~deal_core.privacy.audit.planted.NoisedSteps` has it, or, without noise, how far the
-        run went along it.
+        """Play a run, and score every canary.
 
         Args:
             side: the mechanism at the server, as a run has it.
             before: what the first round begins from.
             trained: factors of a round, from its number.
             rounds: of the whole run; how many clients there might have been is public.
+
+        Returns:
+            How much each looks as if it had been there, ``(count,)``: as
+            :class:`~deal_core.privacy.audit.planted.NoisedSteps` has it, or, without noise, how far
+            the run went along it.
 
         Raises:
             UserError: the budget is spent.
@@ -66,8 +69,8 @@ class CanaryClients:
     def _round(
         self, side: ServerSide, before: Adapter, trained: frozenset[str], place: RoundContext
     ) -> Adapter:
-        """One round of those that are in, and drawn; whatever rule follows the sum, the plain mean
-        shows as much."""
+        """Return the adapter after one round of those that are in, and drawn; whatever rule follows
+        the sum, the plain mean shows as much."""
         names = [str(number) for number in np.flatnonzero(self.canaries.included)]
         drawn = side.sample(names, place.stage, place.server_round)
         if not drawn and not side.releases_noise:

@@ -95,6 +95,10 @@ def audit_mechanism(
         repetitions: trainings, each with canaries of its own.
         seed: of the canaries.
 
+    Returns:
+        How likely such guesses are if the ledgers are true, and the bound that they give on
+        epsilon.
+
     Raises:
         Refusal: the mechanism takes no part.
         UserError: more canaries than there is room for.

@@ -55,6 +55,9 @@ def membership(
         seed: of the resampling, of members and of others by themselves.
         resamples: behind an interval.
 
+    Returns:
+        How well the scores tell members from others, with intervals.
+
     Raises:
         ValueError: nothing to compare.
     """

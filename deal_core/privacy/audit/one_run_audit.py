@@ -53,7 +53,8 @@ class LowerBound:
 
 
 def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Probability, at most, of ``correct`` or more right guesses under (epsilon, delta)-DP.
+    """Return the probability, at most, of ``correct`` or more right guesses under (epsilon,
+    delta)-DP.
 
     Args:
         canaries: each in the data by a fair coin of its own.

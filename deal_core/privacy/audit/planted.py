@@ -192,7 +192,8 @@ class Planted:
         return self.inner.trained(factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """Give leave as the mechanism beneath does, with the canaries for further records.
+        """Return leave as the mechanism beneath gives it, with the canaries for further records, or
+        the update that the same request was answered with.
 
         Raises:
             Refusal: the mechanism takes no part.
@@ -229,7 +230,7 @@ SEEN: Mapping[Attacked, Callable[[GradientCanaries, Scores], Seen]] = {
 def plant(
     attacked: Attacked, inner: Mechanism, canaries: GradientCanaries, bound: float
 ) -> Planted:
-    """Plant canaries in a mechanism.
+    """Return a mechanism with canaries planted in it.
 
     Args:
         attacked: what of the mechanism is.

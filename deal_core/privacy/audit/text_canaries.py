@@ -75,7 +75,7 @@ class TextCanaries:
 def learnt_scores(
     model: LanguageModel, examples: Sequence[Example], labels: Sequence[str]
 ) -> Scores:
-    """``(examples,)``: by how much the loss of each is below the base model's.
+    """Return by how much the loss of each example is below the base model's, ``(examples,)``.
 
     An example that is easy for a model that never saw it says nothing; so the loss is compared
     with that of the frozen base model, which is public.

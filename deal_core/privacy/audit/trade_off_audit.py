@@ -30,7 +30,7 @@ ROUNDS = 2
 
 
 def p_value(canaries: int, guesses: int, correct: int, curve: TradeOff) -> float:
-    """Probability, at most, of ``correct`` or more right guesses under the curve.
+    """Return the probability, at most, of ``correct`` or more right guesses under the curve.
 
     Args:
         canaries: each in the data by a fair coin of its own.

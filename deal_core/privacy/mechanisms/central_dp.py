@@ -93,7 +93,8 @@ class CentralDP:
         return dict.fromkeys(clients, figures)
 
     def released(self, clipped_sum: ClippedSum, place: RoundContext) -> dict[str, np.ndarray]:
-        """The noisy mean of a round, charged before it is known: asked for again, it is the same.
+        """Return the noisy mean of a round, charged before it is known: asked for again, it is the
+        same.
 
         Raises:
             UserError: the budget is spent.
@@ -159,7 +160,7 @@ class NoisyRound:
         self._sum.add(update.adapter)
 
     def finish(self) -> Aggregate:
-        """The rule's aggregate of the noisy mean.
+        """Return the rule's aggregate of the noisy mean.
 
         Raises:
             UserError: the budget is spent.

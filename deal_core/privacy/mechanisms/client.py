@@ -76,7 +76,8 @@ class CentralDPClient:
         return one_factor(self.experiment, factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit:
-        """Let the update go alone: what else describes the data would be in no sum.
+        """Return leave to train, after which the update goes alone: what else describes the data
+        would be in no sum.
 
         Raises:
             Refusal: there is nothing to learn from, or the site's policy has limits whose keeping
@@ -99,7 +100,7 @@ class CentralDPClient:
         return LocalUpdate(update.arrays, {"num_examples": 1.0})
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """As without a mechanism.
+        """Return the counts, as without a mechanism.
 
         Raises:
             Refusal: they may not leave.
@@ -172,7 +173,8 @@ class LocalDPClient:
         return one_factor(self.experiment, factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """Plan, and check the budget; the update is clipped, noised and charged before it leaves.
+        """Return leave to train, planned and within the budget, or the update that the same request
+        was answered with; an update is clipped, noised and charged before it leaves.
 
         Raises:
             Refusal: the budget is spent, or earlier releases have hidden less than the client.
@@ -231,7 +233,7 @@ class LocalDPClient:
         )
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """As without a mechanism.
+        """Return the counts, as without a mechanism.
 
         Raises:
             Refusal: they may not leave.

@@ -24,8 +24,8 @@ Change = Mapping[str, Tensor]
 
 
 def clipped(change: Change, bound: float) -> dict[str, Tensor]:
-    """Scale a change down to norm ``bound`` over all factors together; one that is not finite, or
-    too large for its norm to be, becomes zero."""
+    """Return a change scaled down to norm ``bound`` over all factors together, where it is larger,
+    in float64; one that is not finite, or too large for its norm to be, becomes zero."""
     norm = math.sqrt(sum(float(part.double().square().sum()) for part in change.values()))
     factor = min(1.0, bound / norm) if norm > 0 else 1.0
     if not math.isfinite(norm):

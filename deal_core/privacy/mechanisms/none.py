@@ -52,7 +52,7 @@ class NoMechanism:
         return factors
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit:
-        """Let go what the site's policy lets go; a site notes that it did so.
+        """Return leave to train, for what the site's policy lets go; a site notes that it did so.
 
         Raises:
             Refusal: there is nothing to learn from, or fewer records than the policy lets go

@@ -86,7 +86,10 @@ class PrivateGradients:
             raise UnsafeModel("the model has no gradient on constant texts")
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
-        """Add ``(sum_i clip(g_i) + noise) / expected_batch``; the loss stays unknown.
+        """Add ``(sum_i clip(g_i) + noise) / expected_batch``.
+
+        Returns:
+            0: the loss stays unknown.
 
         Raises:
             UnsafeModel: something learns whose gradient per example cannot be had, or the batch is

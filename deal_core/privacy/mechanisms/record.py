@@ -111,7 +111,8 @@ class RecordMechanism:
         return one_factor(self.experiment, factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """Plan, and check the budget; the update is charged before it may leave.
+        """Return leave to train, planned and within the budget, or the update that the same request
+        was answered with; an update is charged before it may leave.
 
         Raises:
             Refusal: the site's policy does not allow it, or its budget is spent.
@@ -170,7 +171,7 @@ class RecordMechanism:
         return figures
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """In the clear, with noise that is charged like an update, or not at all.
+        """Return the counts in the clear, or with noise that is charged like an update.
 
         Raises:
             Refusal: they may not leave, or the budget is spent.
@@ -198,8 +199,8 @@ class RecordMechanism:
     def _noised_counts(
         self, ask: UpdateRequest, event: LedgerEvent, make: Callable[[], Counts]
     ) -> bytes:
-        """The answer that is charged; where counting fails, counts of nothing: that it does tells
-        of data."""
+        """Return the answer that is charged, noised counts as JSON; where counting fails, counts of
+        nothing: that it does tells of data."""
         noise = self._noise(ask) if event.simulation_only else SecureNoise()
         try:
             counts = make()
@@ -273,7 +274,7 @@ class RecordMechanism:
         return self._planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1, 1))
 
     def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
-        """This round.
+        """Return the ledger's event of this round.
 
         Raises:
             UserError: of a task that was not planned.

@@ -29,7 +29,7 @@ def mechanism_of(experiment: Experiment) -> MechanismDefinition:
 
 
 def make_mechanism(experiment: Experiment) -> Mechanism:
-    """Build a client's part of the mechanism that the experiment names.
+    """Return a client's part of the mechanism that the experiment names.
 
     Raises:
         UserError: unknown ``privacy.mechanism``, or one that cannot protect the experiment.
@@ -43,7 +43,7 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
 
 
 def make_server_side(experiment: Experiment, rounds: int, ledger: Ledger) -> ServerSide:
-    """Build the server's part.
+    """Return the server's part of the mechanism.
 
     Args:
         experiment: names the mechanism.

@@ -94,7 +94,7 @@ class ServerFolder:
         return FlowerHome(self.path / "flower")
 
     def settings(self) -> ServerSettings:
-        """Read ``server.toml``.
+        """Return ``server.toml``, read and checked.
 
         Raises:
             UserError: this is no server's folder, or a key of it is wrong.

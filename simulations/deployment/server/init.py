@@ -19,7 +19,10 @@ HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-
 
 
 def init_server(folder: ServerFolder, settings: ServerSettings) -> list[str]:
-    """Fill an empty or missing folder; return the lines to print.
+    """Fill an empty or missing folder.
+
+    Returns:
+        The lines to print.
 
     Raises:
         UserError: the folder holds a server, a host is no name and no address, or it cannot be

@@ -16,8 +16,8 @@ from simulations.deployment.site_keys import read_public_key
 
 
 def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
-    """Name to ``key`` (the public line), ``node`` (Flower's id) and ``since``, in the order in
-    which they were added.
+    """Return name to ``key`` (the public line), ``node`` (Flower's id) and ``since``, in the order
+    in which they were added.
 
     Raises:
         UserError: the list cannot be read.
@@ -30,7 +30,10 @@ def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
 
 
 def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
-    """Let the holder of a key sign in as ``name``; return the lines to print.
+    """Let the holder of a key sign in as ``name``.
+
+    Returns:
+        The lines to print.
 
     Raises:
         UserError: a name or key that is taken or none, or the server is not running.
@@ -61,7 +64,10 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
 
 
 def remove_site(folder: ServerFolder, name: str) -> list[str]:
-    """Let nobody sign in as ``name`` any more; return the lines to print.
+    """Let nobody sign in as ``name`` any more.
+
+    Returns:
+        The lines to print.
 
     Raises:
         UserError: no such site, or the server is not running.

@@ -10,7 +10,10 @@ from simulations.engines.flower_sandbox import program
 
 
 def start_server(folder: ServerFolder) -> int:
-    """Run the SuperLink until it is stopped; return its exit code.
+    """Run the SuperLink until it is stopped.
+
+    Returns:
+        The exit code; 0 if it was asked to end.
 
     Raises:
         UserError: no server's folder, an unsafe key, a port in use, or it runs already.

@@ -53,8 +53,8 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
 
 
 def connected(folder: ServerFolder) -> tuple[dict[str, str], str]:
-    """Site to what the server knows of its connection (``online``, ``offline``, ...); and why
-    it is not known, if the server does not answer."""
+    """Return site to what the server knows of its connection (``online``, ``offline``, ...); and
+    why it is not known, if the server does not answer (else empty)."""
     known = registered(folder)
     try:
         nodes = folder.flower.ask("supernode", "list", CONNECTION)["nodes"]

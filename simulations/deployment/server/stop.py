@@ -8,7 +8,10 @@ from simulations.deployment.server.submit import run_folder, starts
 
 
 def stop(folder: ServerFolder, name: str) -> list[str]:
-    """Ask the SuperLink to end the run; return the lines to print.
+    """Ask the SuperLink to end the run.
+
+    Returns:
+        The lines to print.
 
     Raises:
         UserError: no such run, or the server does not answer.

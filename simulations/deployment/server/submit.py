@@ -45,7 +45,10 @@ class Submission:
 
 
 def submit(folder: ServerFolder, submission: Submission) -> list[str]:
-    """Start the run; return the lines to print.
+    """Start the run.
+
+    Returns:
+        The lines to print.
 
     Raises:
         UserError: bad input (nothing has started), or the server does not answer.

@@ -18,11 +18,14 @@ NEXT = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
 def allow_app(folder: Path, digest: str = "") -> list[str]:
-    """Add an app to ``[apps] allowed``; return the lines to print.
+    """Add an app to ``[apps] allowed``.
 
     Args:
         folder: of ``deal site init``.
         digest: SHA-256 of the app; empty: that of this checkout.
+
+    Returns:
+        The lines to print.
 
     Raises:
         UserError: no such site, no SHA-256, or a file that cannot be changed without a doubt.

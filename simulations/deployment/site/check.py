@@ -49,6 +49,9 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         experiment: its tasks and labels are compared with the site's; the data are read under them.
         offline: leave connection and clock out.
 
+    Returns:
+        What is as it should be, and what is wrong.
+
     Raises:
         UserError: ``site.toml`` cannot be used at all.
     """

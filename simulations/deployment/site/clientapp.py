@@ -34,8 +34,8 @@ def as_it_is(run: Run, fab: Fab) -> tuple[Run, Fab]:
 
 
 def pulling(pull: Callable[..., TaskInput], allowed: AllowedApps) -> Callable[..., TaskInput]:
-    """Flower's ``pull``, with nothing left of what the server claims of an allowed app; another
-    one is not even looked into."""
+    """Return Flower's ``pull``, with nothing left of what the server claims of an allowed app;
+    another one is not even looked into."""
 
     def pull_task_input(client: Any) -> TaskInput:
         message, context, run, fab = pull(client)

@@ -89,7 +89,10 @@ class SiteRequest:
 
 
 def init_site(request: SiteRequest) -> list[str]:
-    """Fill the folder; return the lines to print.
+    """Fill the folder.
+
+    Returns:
+        The lines to print.
 
     Raises:
         UserError: a site is there already, a name that is none, no such data, or the folder

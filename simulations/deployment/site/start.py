@@ -35,7 +35,10 @@ REASONS = {
 
 
 def start_site(folder: Path) -> int:
-    """Run the SuperNode until it is stopped; return its exit code.
+    """Run the SuperNode until it is stopped.
+
+    Returns:
+        The exit code, 0: it was asked to end.
 
     Raises:
         UserError: ``site.toml`` is wrong, a key is unsafe, the site runs already, or the server
@@ -105,7 +108,7 @@ def apps_line(site: SiteFile) -> str:
 
 
 def supernode_command(folder: Path) -> list[str]:
-    """This project's own start of Flower's SuperNode. ``-P``: nothing is imported from its working
-    directory, which apps can write."""
+    """Return the command of this project's own start of Flower's SuperNode. ``-P``: nothing is
+    imported from its working directory, which apps can write."""
     module = "simulations.deployment.site.supernode"
     return [sys.executable, "-P", "-m", module, str(folder / "site.toml")]
