@@ -11,7 +11,17 @@ from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.interface import Counts, UpdateRequest
 from deal_core.randomness import seeded
-from deal_core.training.evaluation import answer_space, by_head, by_name, count_both, count_correct
+from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import (
+    AnswerSpace,
+    Scorer,
+    answer_space,
+    by_head,
+    by_name,
+    count_both,
+    count_correct,
+    together,
+)
 from deal_core.training.loop import load_state
 from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 from deal_core.wire.instruction import Instruction
@@ -85,13 +95,27 @@ def _right(
         spaces = {name: bench.labels(name) for name in learnt}
         shared = bench.experiment.stream.shared_labels
         space = answer_space(task, share.labels, spaces, shared)
-        if task in state.heads:
-            score = by_head(bench.model, space, state.heads)
-        else:
-            score = by_name(bench.model, [label for _, label in space.columns])
-        return count_both(score, share.test, space)
+        return count_both(_scorer(bench, task, share, state, space), share.test, space)
 
     if not share.test:
         return 0, 0
     right: tuple[int, int] = share.cache.get_or_compute("right", (state, learnt), count)
     return right
+
+
+def _scorer(
+    bench: Workbench, task: str, share: ClientTask, state: State, space: AnswerSpace
+) -> Scorer:
+    """Return scores by the names of labels; by heads where the task has one, with the names beside
+    them if the method says so."""
+    names = by_name(bench.model, share.test, [label for _, label in space.columns])
+    statistics = bench.statistics
+    if statistics is None or task not in state.heads:
+        return names
+    vectors = share.cache.get_or_compute(
+        "test embeddings",
+        statistics.layers,
+        lambda: base_embeddings(bench.model, share.test, statistics.layers),
+    )
+    heads = by_head(vectors, space, state.heads)
+    return together(heads, names, statistics.names) if statistics.names else heads

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from client.resources import ClientTask, Workbench
-from deal_core.lora.adapter import fingerprint
-from deal_core.lora.attach import at_task_start
 from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
 from deal_core.privacy.interface import LocalUpdate, Mechanism, Refusal, Site
-from deal_core.training.embedding import embeddings
-from deal_core.training.loop import load_state
+from deal_core.training.embedding import base_embeddings
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.sums import pack_sums
 
@@ -59,8 +55,7 @@ def sum_records(
     parts = [
         statistics.collect(
             EmbeddedTask(
-                _embeddings(bench, share, state),
-                partial(_start_embeddings, bench, share, state),
+                _embeddings(bench, share, statistics.layers),
                 torch.tensor([item.target for item in share.train], dtype=torch.long),
                 len(share.labels),
                 state.heads.get(task),
@@ -73,20 +68,9 @@ def sum_records(
     return LocalUpdate(pack_sums(parts), figures)
 
 
-def _embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
-    """Of the training texts; not made again while the model is what it was."""
-
-    def make() -> Tensor:
-        load_state(bench.model, state)
-        return embeddings(bench.model, share.train)
-
-    basis = [fingerprint(part) for part in state.parts()]
-    kept: Tensor = share.cache.get_or_compute("embeddings", basis, make)
+def _embeddings(bench: Workbench, share: ClientTask, layers: int) -> Tensor:
+    """Of the training texts; made once, for nothing changes them."""
+    kept: Tensor = share.cache.get_or_compute(
+        "embeddings", layers, lambda: base_embeddings(bench.model, share.train, layers)
+    )
     return kept
-
-
-def _start_embeddings(bench: Workbench, share: ClientTask, state: State) -> Tensor:
-    """The same of the model at the start of the task."""
-    load_state(bench.model, state)
-    with at_task_start(bench.model.module):
-        return embeddings(bench.model, share.train)

@@ -18,7 +18,7 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.attach import read, set_trainable
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory
+from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory, under_all_labels
 from deal_core.privacy.interface import (
     LocalUpdate,
     Mechanism,
@@ -71,6 +71,8 @@ def local_update(
     future = partial(_spaces, bench, instruction.future)
     data = _data(bench, client_context.client, instruction.task, phase, seen)
     joint_tasks = [_share(bench, task, client_context.client) for task in instruction.tasks]
+    if config.stream.joint_labels == "all" and phase.statistics is None:
+        joint_tasks = under_all_labels(joint_tasks)
     if phase.statistics is not None:
         require_enough_of_each(joint_tasks, client_context.site)
     where = instruction.stage, instruction.server_round

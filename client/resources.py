@@ -21,7 +21,7 @@ from deal_core.data.public import read_public
 from deal_core.data.tokens import cache_folder
 from deal_core.lora.attach import read
 from deal_core.lora.payload import PayloadError
-from deal_core.methods import Phase, make_method, phases_of, takes_statistics
+from deal_core.methods import Phase, Statistics, method_of, phases_of, statistics_of
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.privacy.interface import MakeMechanism, Mechanism, RecordId
@@ -105,7 +105,7 @@ class Workbench:
 
     @cached_property
     def _phases(self) -> dict[str, Phase]:
-        return phases_of(make_method(self.experiment.method, self.experiment.adapter))
+        return phases_of(method_of(self.experiment))
 
     def phase(self, name: str) -> Phase:
         """Return a phase of the continual-learning method.
@@ -118,9 +118,9 @@ class Workbench:
         return self._phases[name]
 
     @cached_property
-    def uses_heads(self) -> bool:
-        """Whether the experiment's method answers with label heads."""
-        return takes_statistics(make_method(self.experiment.method, self.experiment.adapter))
+    def statistics(self) -> Statistics | None:
+        """What the experiment's method adds up over records, and answers with; None: nothing."""
+        return statistics_of(method_of(self.experiment))
 
     @cached_property
     def mechanism(self) -> Mechanism:

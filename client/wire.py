@@ -24,6 +24,7 @@ from deal_core.lora.payload import (
     Template,
 )
 from deal_core.lora.state import State
+from deal_core.models import embedding_size
 from deal_core.privacy.interface import Counts, LocalUpdate
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction
@@ -57,7 +58,7 @@ def read_request(
     bench.phase(instruction.phase)
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
-    if HEADS in arrays and bench.uses_heads:
+    if HEADS in arrays and bench.statistics is not None:
         wanted.add(HEADS)
     if set(content) - {RECORD} != set(arrays) or set(arrays) - {DISTILLED} != wanted:
         raise PayloadError(f"records {sorted(content)}, expected {sorted(wanted)} and instruction")
@@ -138,7 +139,8 @@ def _heads(record: ArrayRecord, bench: Workbench) -> dict[str, Tensor]:
     """Label heads of tasks of the run, and of no others."""
     if not set(record) <= set(bench.tasks):
         raise PayloadError("heads: a task that is not of this run")
-    size = bench.model.embedding_size
+    layers = bench.statistics.layers if bench.statistics is not None else 1
+    size = embedding_size(bench.experiment.model, layers)
     return read_heads(record, {task: (len(bench.labels(task)), size + 1) for task in record})
 
 

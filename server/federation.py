@@ -13,7 +13,7 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import Method, Phase, make_method, phases_of
+from deal_core.methods import Method, Phase, decided, make_method, method_of, phases_of
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
 from deal_core.privacy.mechanisms.server_side import NoServerNoise, ServerSide
 from deal_core.randomness import seeded
@@ -169,12 +169,13 @@ class Federation:
         return state, self.evaluation.run(step, start, history)[1]
 
     def _method(self) -> Method:
-        return make_method(self.experiment.method, self.experiment.adapter)
+        return method_of(self.experiment)
 
     def _denoising(self, state: State, history: History) -> Method:
         """The method, told how much of the current adapter the privacy mechanism's noise is."""
         floor = singular_floor(state.current, history.noise_variance)
-        return make_method(denoising(self.experiment.method, floor), self.experiment.adapter)
+        method = denoising(decided(self.experiment), floor)
+        return make_method(method, self.experiment.adapter)
 
     def _phase(self, step: Step) -> Phase:
         return phases_of(self._method())[step.phase]

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
-from deal_core.methods import make_method, phases_after
+from deal_core.methods import method_of, phases_after
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side
@@ -54,7 +54,7 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
 
 def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog) -> Results:
     tasks = list(open_source(experiment.data).task_names())
-    method = make_method(experiment.method, experiment.adapter)
+    method = method_of(experiment)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     checkpoint = _start(experiment, folder, shapes, events)
     roster = find_roster(grid, experiment.federation)

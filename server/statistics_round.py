@@ -62,7 +62,7 @@ class StatisticsRound:
         tasks = sorted(set(clients.values()), key=one.plan.tasks.index)
         exchange.event("round_started", step, clients=len(clients), tasks=tasks)
         sent = one.ask(state, clients, frozenset(), piggybacked)
-        size = embedding_size(one.experiment.model)
+        size = embedding_size(one.experiment.model, self.statistics.layers)
         replies = SumsGathering(
             exchange, one.evaluation, step, piggybacked, self.statistics, self.labels, size
         ).run(sent)

@@ -145,12 +145,21 @@ class StreamConfig(Table):
     tasks_per_client: int = Field(0, ge=0)
     """Tasks that a client meets, drawn with their order by the seed; 0, or more than there are:
     all."""
+    joint_labels: Literal["own", "all"] = "own"
+    """With schedule ``joint``: whether an example's cross-entropy is over the labels of its own
+    task, or over those of all tasks (the bound where the task is not told)."""
     shared_labels: bool = True
     """Whether labels of equal name in two tasks are one class, or two, where the answer is chosen
     among all labels seen so far (class-incremental accuracy)."""
     orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Number of a client (from 0) to its tasks in their order, instead of a draw; an empty list:
     it only evaluates."""
+
+    @model_validator(mode="after")
+    def _all_labels_are_joint(self) -> Self:
+        if self.joint_labels == "all" and self.schedule != "joint":
+            raise ValueError('joint_labels = "all" has an effect with schedule = "joint" alone')
+        return self
 
     @model_validator(mode="after")
     def _orders_are_per_client(self) -> Self:

@@ -135,15 +135,20 @@ class ReplayConfig(Table):
 
 
 class PrototypeConfig(Table):
-    """Labels answered by their class means of embeddings (prototype; deal, where enabled)."""
+    """Labels answered by class means of the frozen model's embeddings (prototype; deal, where
+    enabled)."""
 
-    enabled: bool = False
-    """Whether ``deal`` answers with class means and a shared covariance of the adapted model, taken
-    in one more round at the end of a task."""
-    drift_ridge: float = Field(0.1, ge=0)
-    """How strongly the map that lets earlier class means follow the drift of features is shrunk
-    towards the identity, in units of the mean eigenvalue of the second moment; 0: they stay where
-    they were (deal)."""
+    enabled: Literal["auto", "on", "off"] = "auto"
+    """Whether ``deal`` answers with class means beside the adapted model, from sums that are taken
+    in one more round of a task; auto: where the model has embeddings, no mechanism protects the
+    records (sums leave without noise), no robust step judges updates, and all clients of a task
+    work on it in one stage."""
+    names: float = Field(0.5, ge=0)
+    """Weight of the scores of label names by the adapted model, beside those of class means
+    (deal)."""
+    layers: int = Field(4, ge=1)
+    """Of how many of the model's last layers the embeddings are made, neighbours averaged in pairs;
+    of all, where it has no more."""
     covariance: Literal["none", "shared"] = "shared"
     """``none``: the nearest class mean; ``shared``: the nearest in the metric of one covariance
     within classes, over all tasks so far (linear discriminant analysis)."""

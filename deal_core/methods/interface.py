@@ -102,15 +102,13 @@ class EmbeddedTask:
     """A client's records of a task as its statistics see them.
 
     Attributes:
-        embeddings: unit vectors of the model now, ``(examples, size)``, float32.
-        start: the same of the model at the start of the task, when called.
+        embeddings: unit vectors of the frozen base model, ``(examples, size)``, float32.
         targets: labels, ``(examples,)``.
         labels: how many there are.
         head: the task's; None where it has none yet.
     """
 
     embeddings: Tensor
-    start: Callable[[], Tensor]
     targets: Tensor
     labels: int
     head: Tensor | None = None
@@ -118,8 +116,9 @@ class EmbeddedTask:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a phase adds up over clients instead of training: sums are exact however the data are
-    divided. All tensors are float64, of one task.
+    """What a phase adds up over clients instead of training, and how labels are answered from then
+    on: sums are exact however the data are divided, and what the frozen base model makes of a text
+    never changes. All tensors are float64, of one task.
 
     Attributes:
         shapes: numbers of labels and of entries of an embedding -> name to shape of what a client
@@ -130,6 +129,9 @@ class Statistics:
         absorb: server: the state, and task to the sums over clients -> the state after the round.
         once: each client gives its sums of a task once in a run, in its first round on it;
             otherwise in every round.
+        layers: of how many of the base model's last layers embeddings are made.
+        names: what scores of label names by the adapted model weigh beside those of heads; 0:
+            heads answer alone.
     """
 
     shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
@@ -137,6 +139,8 @@ class Statistics:
     check: Callable[[Tensors], None]
     absorb: Callable[[State, Mapping[str, Tensors]], State]
     once: bool
+    layers: int = 1
+    names: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -191,9 +195,10 @@ def phases_after(method: Method, joint_tasks: bool) -> list[Phase]:
     return [phase for phase in phases if phase.statistics is not None or not joint_tasks]
 
 
-def takes_statistics(method: Method) -> bool:
-    """Whether clients send sums over their records."""
-    return any(phase.statistics is not None for phase in method.phases)
+def statistics_of(method: Method) -> Statistics | None:
+    """Return what clients add up over their records; None: nothing. Several phases of a method have
+    embeddings and answers in common."""
+    return next((each.statistics for each in method.phases if each.statistics is not None), None)
 
 
 class Method(Protocol):

@@ -21,10 +21,10 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.methods.interface import EmbeddedTask, Phase, Statistics, Tensors
+from deal_core.methods.interface import EmbeddedTask, Statistics, Tensors
 from deal_core.methods.shared import class_sums
 from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, TOLERANCE
-from deal_core.methods.shared.frozen import Frozen, no_objective
+from deal_core.methods.shared.frozen import Frozen, statistics_phase
 from deal_core.wire.instruction import LEARN
 
 GRADIENT = "gradient"
@@ -131,18 +131,10 @@ def make_linear_probe(method: MethodConfig, adapter: AdapterConfig) -> LinearPro
     config = method.linear_probe
     first = Statistics(class_sums.shapes, class_sums.collect, class_sums.check, absorb_sums, True)
     further = Statistics(shapes, collect, check, partial(_absorb, ridge=config.ridge), False)
-    learn = Phase(LEARN, 0, no_objective, _keep, _always, statistics=first)
-    probe = Phase("probe", config.rounds, no_objective, _keep, _always, statistics=further)
+    learn = statistics_phase(LEARN, 0, first)
+    probe = statistics_phase("probe", config.rounds, further)
     return LinearProbe(adapter, (learn, probe))
 
 
 def _absorb(state: State, totals: Mapping[str, Tensors], ridge: float) -> State:
     return absorb_gradient(state, totals, ridge)
-
-
-def _keep(state: State) -> State:
-    return state
-
-
-def _always(state: State) -> bool:
-    return True

@@ -11,23 +11,11 @@ from __future__ import annotations
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.methods.interface import Phase, Statistics
-from deal_core.methods.shared.class_sums import check, collect, shapes
-from deal_core.methods.shared.frozen import Frozen, no_objective
-from deal_core.methods.shared.prototypes import absorb
+from deal_core.methods.shared.frozen import Frozen, statistics_phase
+from deal_core.methods.shared.prototypes import class_statistics
 from deal_core.wire.instruction import LEARN
 
 
 def make_prototype(method: MethodConfig, adapter: AdapterConfig) -> Frozen:
     """Build from the experiment."""
-    statistics = Statistics(
-        shapes=shapes,
-        collect=collect,
-        check=check,
-        absorb=lambda state, totals: absorb(state, totals, method.prototype),
-        once=True,
-    )
-    learn = Phase(
-        LEARN, 0, no_objective, lambda state: state, lambda state: True, statistics=statistics
-    )
-    return Frozen(adapter, (learn,))
+    return Frozen(adapter, (statistics_phase(LEARN, 0, class_statistics(method.prototype)),))

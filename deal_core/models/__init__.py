@@ -26,21 +26,23 @@ class Family:
         skeleton: model -> the base module on the meta device, no weights read.
         task_type: PEFT's name of the family.
         has_label_logits: of its models (:class:`LanguageModel`).
-        embedding_size: model -> the same of its models.
+        embedding_size: model, number of last layers -> length of a text's embedding; 0: none.
     """
 
     load: Callable[[ModelConfig, AdapterConfig, int, torch.dtype], LanguageModel]
     skeleton: Callable[[ModelConfig], Any]
     task_type: TaskType
     has_label_logits: bool
-    embedding_size: Callable[[ModelConfig], int]
+    embedding_size: Callable[[ModelConfig, int], int]
 
 
 FAMILIES: Mapping[str, Family] = {
     "encoder-labels": Family(
         load_encoder, encoder_skeleton, TaskType.FEATURE_EXTRACTION, True, encoder_size
     ),
-    "causal-lm": Family(load_causal, causal_skeleton, TaskType.CAUSAL_LM, False, lambda model: 0),
+    "causal-lm": Family(
+        load_causal, causal_skeleton, TaskType.CAUSAL_LM, False, lambda model, layers: 0
+    ),
 }
 
 
@@ -78,13 +80,14 @@ def has_label_logits(model: ModelConfig) -> bool:
     return choose("model.family", model.family, FAMILIES).has_label_logits
 
 
-def embedding_size(model: ModelConfig) -> int:
-    """Return the length of a text's embedding, 0 where the family has none; no weights are read.
+def embedding_size(model: ModelConfig, layers: int = 1) -> int:
+    """Return the length of a text's embedding of so many of the last layers, 0 where the family has
+    none; no weights are read.
 
     Raises:
         UserError: unknown family or name.
     """
-    return choose("model.family", model.family, FAMILIES).embedding_size(model)
+    return choose("model.family", model.family, FAMILIES).embedding_size(model, layers)
 
 
 __all__ = [

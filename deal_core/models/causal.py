@@ -30,7 +30,6 @@ class CausalLM:
     """Any Hugging Face decoder-only model."""
 
     has_label_logits = False
-    embedding_size = 0
 
     def __init__(
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
@@ -82,7 +81,7 @@ class CausalLM:
         kept = logits if seen else logits[:, :0]
         return ForwardOutput(losses, kept, counts, [kept.shape[1]])
 
-    def embed(self, batch: Sequence[Encoded]) -> Tensor:
+    def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Raise ``ValueError``: there is no embedding of a text."""
         raise ValueError("a causal model has no embedding of a text")
 

@@ -7,6 +7,7 @@ no head that grows, and accuracy before any training (zero-shot) is a fair start
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -46,7 +47,6 @@ class EncoderLabels:
             and base.config.model_type == "bert"
             and base.config._attn_implementation == ATTENTION
         )
-        self.embedding_size: int = base.config.hidden_size
         self._tokenizer = tokenizer
         self._scale = model.logit_scale
         self.tokens = TokenCache(
@@ -86,34 +86,57 @@ class EncoderLabels:
         """Return scaled cosines, ``(batch, labels)``, float32."""
         return self._scale * self.embed(batch) @ self._labels(labels).T
 
-    def embed(self, batch: Sequence[Encoded]) -> Tensor:
-        """Unit vectors of the texts, ``(batch, hidden)``, float32."""
-        return self._embed([item.tokens for item in batch])
+    def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
+        """Unit vectors of the texts, ``(batch, parts * hidden)``, float32: (M44)."""
+        return self._embed([item.tokens for item in batch], layers)
 
-    def _embed(self, token_ids: Sequence[Sequence[int]]) -> Tensor:
-        """Unit vectors of mean-pooled token states, ``(batch, hidden)``, float32."""
+    def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:
+        """Return unit vectors of mean-pooled token states: of each pair of neighbours among the
+        last ``layers`` layers the mean, side by side."""
         packing = packing_of(token_ids) if packs(self.module) else None
-        if packing is not None:
-            return self._embed_packed(token_ids, packing)
+        pooled = self._pooled_packed(token_ids, packing, layers) if packing is not None else None
+        if pooled is None:
+            pooled = self._pooled(token_ids, layers)
+        units = [normalize(layer, dim=1) for layer in pooled]
+        if layers == 1:
+            return units[0]
+        pairs = [torch.stack(units[i : i + 2]).sum(0) for i in range(0, len(units), 2)]
+        return torch.cat([normalize(pair, dim=1) for pair in pairs], dim=1) / math.sqrt(len(pairs))
+
+    def _pooled(self, token_ids: Sequence[Sequence[int]], layers: int) -> list[Tensor]:
+        """Mean states of the last layers, the last one first."""
         longest = max(len(ids) for ids in token_ids)
         pad = self._tokenizer.pad_token_id or 0
         ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in token_ids])
         lengths = torch.tensor([len(ids) for ids in token_ids])
         mask = (torch.arange(longest)[None, :] < lengths[:, None]).to(self.device)
-        states = self.module(
-            input_ids=ids.to(self.device), attention_mask=mask.long()
-        ).last_hidden_state.float()
-        pooled = (states * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
-        return normalize(pooled, dim=1)
+        output = self.module(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.long(),
+            output_hidden_states=layers > 1,
+        )
+        counts = mask.sum(1, keepdim=True)
+        return [
+            (states.float() * mask[:, :, None]).sum(1) / counts
+            for states in last_layers(output, layers)
+        ]
 
-    def _embed_packed(self, token_ids: Sequence[Sequence[int]], packing: Packing) -> Tensor:
-        ids = torch.tensor([list(chain.from_iterable(token_ids))])
+    def _pooled_packed(
+        self, token_ids: Sequence[Sequence[int]], packing: Packing, layers: int
+    ) -> list[Tensor]:
+        """The same of texts that lie end to end in one row."""
+        ids, lengths = torch.tensor([list(chain.from_iterable(token_ids))]), list(packing.lengths)
         with packed(lora_layers(self.module).values(), packing):
-            states = self.module(
-                input_ids=ids, position_ids=packing.positions, packing=packing
-            ).last_hidden_state.float()
-        pooled = [text.mean(0) for text in torch.split(states[0], list(packing.lengths))]
-        return normalize(torch.stack(pooled), dim=1)
+            output = self.module(
+                input_ids=ids,
+                position_ids=packing.positions,
+                packing=packing,
+                output_hidden_states=layers > 1,
+            )
+        return [
+            torch.stack([text.mean(0) for text in torch.split(states[0].float(), lengths)])
+            for states in last_layers(output, layers)
+        ]
 
     def _labels(self, labels: Sequence[str]) -> Tensor:
         """Return frozen unit vectors of the label names, ``(labels, hidden)``; each made once, and
@@ -131,6 +154,15 @@ class EncoderLabels:
             matrix = torch.stack([self._label_cache[label] for label in labels])
             self._label_matrix = (wanted, matrix)
         return self._label_matrix[1]
+
+
+def last_layers(output: Any, layers: int) -> list[Tensor]:
+    """Return the states of the last ``layers`` layers, the last one first; of fewer where the model
+    has no more."""
+    if layers == 1:
+        return [output.last_hidden_state]
+    after_each = output.hidden_states[1:]  # the first are the embedded tokens
+    return list(after_each[: -layers - 1 : -1])
 
 
 def _passes(words: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -163,11 +195,13 @@ def load_encoder(
     return EncoderLabels(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
 
 
-def encoder_size(model: ModelConfig) -> int:
-    """Return the length of a text's embedding; no weights are read."""
+def encoder_size(model: ModelConfig, layers: int = 1) -> int:
+    """Return the length of a text's embedding of so many of the last layers, or of all where there
+    are fewer; no weights are read."""
     from transformers import AutoConfig
 
-    size: int = pretrained(AutoConfig, model.name).hidden_size
+    config = pretrained(AutoConfig, model.name)
+    size: int = config.hidden_size * math.ceil(min(layers, config.num_hidden_layers) / 2)
     return size
 
 

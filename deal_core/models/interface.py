@@ -64,10 +64,6 @@ class LanguageModel(Protocol):
         are over one space, whatever is asked (a causal model's vocabulary)."""
 
     @property
-    def embedding_size(self) -> int:
-        """Length of a text's embedding; 0: the family has none."""
-
-    @property
     def tokens(self) -> TokenCache:
         """Token ids of texts."""
 
@@ -93,8 +89,13 @@ class LanguageModel(Protocol):
                 a label.
         """
 
-    def embed(self, batch: Sequence[Encoded]) -> Tensor:
-        """Return the texts' embeddings, unit vectors ``(batch, embedding_size)``, float32.
+    def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
+        """Return the texts' embeddings, unit vectors ``(batch, size)``, float32; see
+        :func:`deal_core.models.embedding_size`.
+
+        Args:
+            batch: the texts.
+            layers: of how many of the last layers they are made: (M44) of docs/method.md.
 
         Raises:
             ValueError: the family has none.

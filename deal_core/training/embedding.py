@@ -1,4 +1,4 @@
-"""Embeddings of many texts by the model as it is."""
+"""Embeddings of many texts by the frozen base model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deal_core.lora.attach import base_only
 from deal_core.models import Encoded, LanguageModel
 from deal_core.training.batching import evaluation_batches
 
 
-def embeddings(model: LanguageModel, data: Sequence[Encoded]) -> Tensor:
-    """Return unit vectors ``(examples, size)`` in the order of the data, float32, on the CPU.
+def base_embeddings(model: LanguageModel, data: Sequence[Encoded], layers: int = 1) -> Tensor:
+    """Return unit vectors ``(examples, size)`` in the order of the data, float32, on the CPU;
+    whatever adapters the model holds.
 
     Raises:
         ValueError: the family has none.
     """
-    found = torch.empty(len(data), model.embedding_size)
-    with torch.no_grad():
+    parts: dict[int, Tensor] = {}
+    with base_only(model.module):
         for batch in evaluation_batches(data):
-            found[batch] = model.embed([data[i] for i in batch]).float().cpu()
-    return found
+            vectors = model.embed([data[i] for i in batch], layers).float().cpu()
+            parts.update(zip(batch, vectors, strict=True))
+    return torch.stack([parts[i] for i in range(len(data))])

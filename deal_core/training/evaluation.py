@@ -14,8 +14,8 @@ from deal_core.training.batching import evaluation_batches
 
 NO_ANSWER = -1e12
 """Score of a label that cannot be the answer."""
-Scorer = Callable[[Sequence[Encoded]], Tensor]
-"""Examples to scores, ``(examples, columns)``."""
+Scorer = Callable[[Sequence[int]], Tensor]
+"""Positions in the data to scores, ``(positions, columns)``."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,8 @@ def count_both(score: Scorer, data: Sequence[Encoded], space: AnswerSpace) -> tu
     own, classes = torch.tensor(space.own), torch.tensor(space.classes)
     right = right_all = 0
     for batch in evaluation_batches(data):
-        items = [data[i] for i in batch]
-        scores = finite_scores(score, items).cpu()
-        targets = torch.tensor([item.target for item in items])
+        scores = finite_scores(score, batch).cpu()
+        targets = torch.tensor([data[i].target for i in batch])
         right += int((scores[:, own].argmax(dim=1) == targets).sum())
         right_all += int((classes[scores.argmax(dim=1)] == classes[own[targets]]).sum())
     return right, right_all
@@ -77,20 +76,26 @@ def count_both(score: Scorer, data: Sequence[Encoded], space: AnswerSpace) -> tu
 
 def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> int:
     """Return how many examples the model answers rightly, among ``labels``."""
-    return count_both(by_name(model, labels), data, answer_space("", labels, {}, True))[0]
+    return count_both(by_name(model, data, labels), data, answer_space("", labels, {}, True))[0]
 
 
-def by_name(model: LanguageModel, labels: Sequence[str]) -> Scorer:
+def by_name(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> Scorer:
     """Score labels by their names, a column each; equal names have equal scores to the bit."""
     names = list(dict.fromkeys(labels))
     places = torch.tensor([names.index(label) for label in labels])
-    return lambda items: model.scores(items, names).cpu()[:, places]
+    return lambda batch: model.scores([data[i] for i in batch], names).cpu()[:, places]
 
 
-def by_head(model: LanguageModel, space: AnswerSpace, heads: Mapping[str, Tensor]) -> Scorer:
+def by_head(embeddings: Tensor, space: AnswerSpace, heads: Mapping[str, Tensor]) -> Scorer:
     """Return scores of labels by the heads of their tasks, a column each of the ``space``. A task
-    without a head gives no answer."""
-    size = model.embedding_size
+    without a head gives no answer.
+
+    Args:
+        embeddings: of the data, ``(examples, size)``.
+        space: the columns.
+        heads: task to ``(labels, size + 1)``.
+    """
+    size = embeddings.shape[1]
     place = {column: n for n, column in enumerate(space.columns)}
     rows = torch.zeros(len(space.columns), size + 1, dtype=torch.float64)
     rows[:, size] = NO_ANSWER
@@ -98,14 +103,20 @@ def by_head(model: LanguageModel, space: AnswerSpace, heads: Mapping[str, Tensor
         labels = [column for column in space.columns if column[0] == task]
         for row, column in zip(head, labels, strict=False):
             rows[place[column]] = row.double()
-    return lambda items: model.embed(items).cpu().double() @ rows[:, :size].T + rows[:, size]
+    return lambda batch: embeddings[batch].double() @ rows[:, :size].T + rows[:, size]
 
 
-def finite_scores(score: Scorer, items: Sequence[Encoded]) -> Tensor:
-    """Return ``(items, columns)``. Where an example gives no number each is asked about alone, so
+def together(first: Scorer, second: Scorer, weight: float) -> Scorer:
+    """Return scores that add the second's, times ``weight``: of log probabilities a product of
+    experts. Source: docs/method.md, (M43)."""
+    return lambda batch: first(batch) + weight * second(batch).double()
+
+
+def finite_scores(score: Scorer, batch: Sequence[int]) -> Tensor:
+    """Return ``(batch, columns)``. Where an example gives no number each is asked about alone, so
     that the answers to the others do not depend on it."""
     with torch.no_grad():
-        scores = score(items)
+        scores = score(batch)
         if bool(scores.isfinite().all()):
             return scores
-        return torch.cat([score([item]) for item in items])
+        return torch.cat([score([position]) for position in batch])

@@ -13,7 +13,7 @@ from deal_core.aggregation import make_rule
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.lora.adapter import zero_adapter
-from deal_core.methods import make_method
+from deal_core.methods import method_of
 from deal_core.methods.interface import phases_after, phases_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
@@ -74,7 +74,7 @@ def _server_side(experiment: Experiment, folder: Path) -> ServerSide:
 
 def _private_rounds(experiment: Experiment, clients: int) -> list[RoundContext]:
     """Return the rounds of a run that learn from clients' data."""
-    phases = phases_of(make_method(experiment.method, experiment.adapter))
+    phases = phases_of(method_of(experiment))
     return [
         RoundContext(step.phase, step.stage, step.server_round, clients)
         for step in _steps(experiment)
@@ -84,5 +84,5 @@ def _private_rounds(experiment: Experiment, clients: int) -> list[RoundContext]:
 
 def _steps(experiment: Experiment) -> list[Step]:
     plan = make_plan(experiment, open_source(experiment.data).task_names(), ["a client"])
-    method = make_method(experiment.method, experiment.adapter)
+    method = method_of(experiment)
     return schedule(plan.stages, phases_after(method, plan.joint_tasks))

@@ -7,7 +7,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, partition
 from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
-from deal_core.methods import RULES, make_method, takes_statistics
+from deal_core.methods import RULES, method_of, statistics_of
 from deal_core.models import adapter_shapes, embedding_size
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
@@ -34,7 +34,7 @@ def check_names(experiment: Experiment) -> None:
     Raises:
         UserError: one line with the place and the cure.
     """
-    make_method(experiment.method, experiment.adapter)
+    method_of(experiment)
     check_aggregation(experiment)
     codec_named(experiment.wire.dtype)
     make_mechanism(experiment)
@@ -72,8 +72,8 @@ def check_statistics(experiment: Experiment) -> None:
     Raises:
         UserError: a model, a robust step or a schedule that it does not go with.
     """
-    method = make_method(experiment.method, experiment.adapter)
-    if not takes_statistics(method):
+    method = method_of(experiment)
+    if statistics_of(method) is None:
         return
     name, robust = experiment.method.name, experiment.aggregation.robust
     if not embedding_size(experiment.model):
@@ -111,7 +111,7 @@ def check_public(experiment: Experiment) -> None:
     Raises:
         UserError: see :func:`deal_core.data.public.read_public`.
     """
-    for phase in make_method(experiment.method, experiment.adapter).phases:
+    for phase in method_of(experiment).phases:
         if phase.public_path:
             read_public(phase.public_path, experiment.data)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from deal_core.config.experiment import Experiment, StreamConfig
 from deal_core.config.method import MethodConfig
@@ -34,9 +35,13 @@ class Bound:
     ordered: bool
 
 
-def _joint(experiment: Experiment, tasks: Sequence[str]) -> Parts:
+def _joint(
+    experiment: Experiment, tasks: Sequence[str], labels: Literal["own", "all"] = "own"
+) -> Parts:
     """All tasks at once: what there is to learn if nothing can be forgotten."""
-    stream = StreamConfig(schedule="joint", shared_labels=experiment.stream.shared_labels)
+    stream = StreamConfig(
+        schedule="joint", joint_labels=labels, shared_labels=experiment.stream.shared_labels
+    )
     return {"": _plain(experiment).model_copy(update={"stream": stream})}
 
 
@@ -70,6 +75,9 @@ def _changed(experiment: Experiment, table: str, **keys: Any) -> Experiment:
 
 BOUNDS: Mapping[str, Bound] = {
     "joint": Bound(_joint, lambda results: outcome(results[0]), ordered=False),
+    "joint-all-labels": Bound(
+        partial(_joint, labels="all"), lambda results: outcome(results[0]), ordered=False
+    ),
     "per-task": Bound(_per_task, together, ordered=False),
     "local-only": Bound(_local_only, pooled_own, ordered=True),
 }

@@ -29,7 +29,8 @@ class Arm(Table):
     set: dict[str, Any] = Field(default_factory=dict)
     """Tables of an experiment, as in its file."""
     bound: str = ""
-    """``joint``, ``per-task`` or ``local-only``: plain fine-tuning under other conditions."""
+    """``joint``, ``joint-all-labels``, ``per-task`` or ``local-only``: plain fine-tuning under
+    other conditions."""
     seeds: tuple[int, ...] = ()
     """Empty: those of the study."""
     reference: bool = False

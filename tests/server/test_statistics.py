@@ -22,7 +22,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.data import open_source
 from deal_core.lora.payload import SUMS
-from deal_core.methods import EmbeddedTask, make_method, phases_of
+from deal_core.methods import EmbeddedTask, make_method, phases_of, statistics_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.randomness import seeded
@@ -81,10 +81,9 @@ def summing_app(config: Experiment) -> ClientApp:
         shapes=adapter_shapes(config.model, config.adapter),
         latest=Cache(),
         phase=phases.__getitem__,
-        uses_heads=True,
+        statistics=statistics_of(make_method(config.method, config.adapter)),
         tasks=TASKS,
         labels=labels.__getitem__,
-        model=SimpleNamespace(embedding_size=SIZE),
     )
 
     def store(number: int) -> DistilledStore:
@@ -106,9 +105,7 @@ def summing_app(config: Experiment) -> ClientApp:
             x = normalize(torch.randn(20 + number, SIZE, generator=generator), dim=1)
             y = torch.randint(len(labels[task]), (len(x),), generator=generator)
             head = state.heads.get(task)
-            sums.append(
-                statistics.collect(EmbeddedTask(x, lambda x=x: x, y, len(labels[task]), head))
-            )
+            sums.append(statistics.collect(EmbeddedTask(x, y, len(labels[task]), head)))
         figures = {"num_examples": len(tasks) * (20 + number), "seconds": 0.1}
         update = LocalUpdate(pack_sums(sums), figures)
         return wire.update_reply(message, update, instruction, None, SUMS)

@@ -154,10 +154,5 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
             f'method.consolidation.data = "{method.consolidation.data}" distils into the retained '
             'adapter: set method.retention.enabled to true, or data to "none"'
         )
-    if consolidating and method.prototype.enabled:
-        raise UserError(
-            "method.prototype.enabled compares the model with that at the start of the task, which "
-            'rounds of consolidation replace: set method.consolidation.data to "none"'
-        )
     phases = consolidation_phases(adapter, method) + prototype_phases(method.prototype)
     return Deal(adapter, method, phases)

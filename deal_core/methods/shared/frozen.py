@@ -10,7 +10,7 @@ import torch
 from deal_core.config.experiment import AdapterConfig
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods.interface import LocalTask, Phase
+from deal_core.methods.interface import LocalTask, Phase, Statistics
 from deal_core.models import Encoded, LanguageModel
 from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
@@ -53,3 +53,10 @@ def no_objective(
 ) -> Objective:
     """The objective of a phase in which nothing is trained."""
     raise NotImplementedError("nothing is trained in a phase of statistics")
+
+
+def statistics_phase(name: str, rounds: int, statistics: Statistics) -> Phase:
+    """Return a phase in which nothing is trained, and the state is as it was before."""
+    return Phase(
+        name, rounds, no_objective, lambda state: state, lambda state: True, statistics=statistics
+    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from deal_core.methods.interface import TaskDataset
 from deal_core.models import Encoded, LanguageModel
+from deal_core.training.distillation import joint_labels
 
 Placed = tuple[int, Encoded]
 """Which of several tasks, by its position among them, and the example."""
@@ -33,6 +35,19 @@ def losses_by_task(
             losses.append(model.forward_train(items, labels, ()).example_losses)
             order += places
     return torch.cat(losses)[torch.tensor(order).argsort()]
+
+
+def under_all_labels(tasks: Sequence[TaskDataset]) -> list[TaskDataset]:
+    """Return the same examples, each among the labels of all the tasks; labels of equal name are
+    one."""
+    labels = joint_labels(task.labels for task in tasks)
+    place = {label: position for position, label in enumerate(labels)}
+    return [
+        TaskDataset(
+            labels, [replace(each, target=place[task.labels[each.target]]) for each in task.data]
+        )
+        for task in tasks
+    ]
 
 
 @dataclass(frozen=True)

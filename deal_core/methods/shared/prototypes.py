@@ -11,13 +11,40 @@ from torch import Tensor
 
 from deal_core.config.method import PrototypeConfig
 from deal_core.lora.state import State
-from deal_core.methods.interface import Tensors
-from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, scatter, symmetric
+from deal_core.methods.interface import Statistics, Tensors
+from deal_core.methods.shared.class_sums import (
+    COUNT,
+    GRAM,
+    SUM,
+    check,
+    collect,
+    scatter,
+    shapes,
+    symmetric,
+)
 
 SMALLEST = 1e-6
 """Mean eigenvalue that a covariance is taken to have at least: of equal texts it is 0."""
 ABSENT = -1e9
 """Bias of a label that no client has shown: it is never the answer."""
+
+
+def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
+    """Return what clients add up, and what the server makes of it.
+
+    Args:
+        config: layers of the embeddings, covariance and its ridge.
+        names: weight of label names' scores beside those of class means.
+    """
+    return Statistics(
+        shapes=shapes,
+        collect=collect,
+        check=check,
+        absorb=lambda state, totals: absorb(state, totals, config),
+        once=True,
+        layers=config.layers,
+        names=names,
+    )
 
 
 def absorb(state: State, totals: Mapping[str, Tensors], config: PrototypeConfig) -> State:

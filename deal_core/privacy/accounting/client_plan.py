@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from deal_core.config.experiment import Experiment
-from deal_core.methods import make_method
+from deal_core.methods import method_of
 from deal_core.privacy.accounting.ledger import Budget, Ledger, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import planned_work, solve_noise_multiplier
 from deal_core.privacy.accounting.run_name import run_name
@@ -118,6 +118,6 @@ def client_event(
 
 def client_rounds(experiment: Experiment, tasks: Sequence[str]) -> int:
     """In how many rounds a client may take part, at most, on private data."""
-    phases = make_method(experiment.method, experiment.adapter).phases
+    phases = method_of(experiment).phases
     work = planned_work(experiment, phases, dict.fromkeys(tasks, 1))
     return sum(each.rounds for each in work)

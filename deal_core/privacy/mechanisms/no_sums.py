@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.methods import make_method, takes_statistics
+from deal_core.methods import method_of, statistics_of
 
 
 def check_no_sums(experiment: Experiment) -> None:
@@ -13,7 +13,7 @@ def check_no_sums(experiment: Experiment) -> None:
     Raises:
         UserError: it does.
     """
-    if takes_statistics(make_method(experiment.method, experiment.adapter)):
+    if statistics_of(method_of(experiment)) is not None:
         raise UserError(
             f'privacy.mechanism = "{experiment.privacy.mechanism}" does not go with method.name '
             f"'{experiment.method.name}': its sums of embeddings leave without noise; use deal, "

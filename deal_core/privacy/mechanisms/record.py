@@ -22,7 +22,7 @@ from safetensors.numpy import load, save
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.methods import make_method
+from deal_core.methods import method_of
 from deal_core.privacy.accounting.ledger import Budget, BudgetSpent, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import (
     NoFeasibleNoise,
@@ -226,7 +226,7 @@ class RecordMechanism:
         agreed = terms(config.privacy, site.policy, site_records)
         asked = site.simulated and config.privacy.disjoint_tasks
         disjoint = agreed.disjoint_tasks or asked
-        phases = make_method(config.method, config.adapter).phases
+        phases = method_of(config).phases
         work = planned_work(config, phases, records)
         counted = metrics_allowed(config.privacy.metrics, site.policy) == "noised"
         counts = evaluations(config, len(records)) if counted else 0

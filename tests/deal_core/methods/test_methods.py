@@ -27,7 +27,7 @@ from deal_core.methods import (
     TaskDataset,
     TaskHistory,
     make_method,
-    takes_statistics,
+    statistics_of,
 )
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded
@@ -64,7 +64,7 @@ def deal(**keys: object) -> MethodConfig:
 
 ONE_ADAPTER = deal(retention={"enabled": False})
 TRAINED = [
-    name for name in METHODS if not takes_statistics(make_method(MethodConfig(name=name), CONFIG))
+    name for name in METHODS if statistics_of(make_method(MethodConfig(name=name), CONFIG)) is None
 ]
 """Methods that train an adapter; the others: tests/deal_core/methods/test_statistics.py."""
 SWITCHED = {

@@ -14,7 +14,7 @@ from deal_core.config.method import MethodConfig, PrototypeConfig
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.methods import EmbeddedTask, Statistics, make_method, takes_statistics
+from deal_core.methods import EmbeddedTask, Statistics, make_method, statistics_of
 from deal_core.methods import linear_probe as probe
 from deal_core.methods.shared import class_sums
 from deal_core.methods.shared.prototypes import ABSENT
@@ -51,15 +51,14 @@ SPLITS = ("one client", "a label each", "one record and the rest", "at random")
 
 
 def embedded(x: Tensor, y: Tensor, head: Tensor | None = None) -> EmbeddedTask:
-    """Records of a model that is what it was at the start of the task."""
-    return EmbeddedTask(x, lambda: x, y, LABELS, head)
+    return EmbeddedTask(x, y, LABELS, head)
 
 
 def method_with(**keys: object):
     return make_method(MethodConfig.model_validate(keys), AdapterConfig())
 
 
-def statistics_of(method, name: str) -> Statistics:
+def statistics_in(method, name: str) -> Statistics:
     return {phase.name: phase.statistics for phase in method.phases}[name]
 
 
@@ -97,7 +96,7 @@ def discriminant(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
 def test_prototypes_with_a_shared_covariance_are_the_central_closed_form(how):
     x, y = data(0)
     method = method_with(name="prototype", prototype={"ridge": 0.2})
-    state = one_round(start(), statistics_of(method, "learn"), {"skin": divided(x, y, how)})
+    state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
     expected = discriminant(x.double().numpy(), y.numpy(), 0.2)
     np.testing.assert_allclose(state.heads["skin"].numpy(), expected, rtol=1e-5, atol=1e-5)
     assert state.heads["skin"].dtype == torch.float32
@@ -107,7 +106,7 @@ def test_prototypes_with_a_shared_covariance_are_the_central_closed_form(how):
 def test_prototypes_without_a_covariance_answer_with_the_nearest_class_mean(how):
     x, y = data(1)
     method = method_with(name="prototype", prototype={"covariance": "none"})
-    state = one_round(start(), statistics_of(method, "learn"), {"skin": divided(x, y, how)})
+    state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
     head = state.heads["skin"]
     means = torch.stack([x[y == c].mean(0) for c in range(LABELS)])
     torch.testing.assert_close(head[:, :SIZE], means, rtol=1e-5, atol=1e-5)
@@ -117,7 +116,7 @@ def test_prototypes_without_a_covariance_answer_with_the_nearest_class_mean(how)
 
 def test_the_covariance_is_that_of_all_tasks_whenever_and_from_whomever_they_come():
     first, second = data(2), data(3, examples=90)
-    statistics = statistics_of(method_with(name="prototype"), "learn")
+    statistics = statistics_in(method_with(name="prototype"), "learn")
     late = one_round(start(), statistics, {"skin": divided(*first, "at random")})
     half = divided(*second, "at random")
     late = one_round(late, statistics, {"eye": half[:2]})
@@ -132,7 +131,7 @@ def test_the_covariance_is_that_of_all_tasks_whenever_and_from_whomever_they_com
 def test_a_label_that_nobody_has_shown_is_never_the_answer():
     x, y = data(4)
     x, y = x[y > 0], y[y > 0]
-    statistics = statistics_of(method_with(name="prototype"), "learn")
+    statistics = statistics_in(method_with(name="prototype"), "learn")
     head = one_round(start(), statistics, {"skin": [(x, y)]}).heads["skin"]
     assert head[0, SIZE] == ABSENT
     assert (x @ head[:, :SIZE].T + head[:, SIZE]).argmax(1).min() > 0
@@ -141,7 +140,7 @@ def test_a_label_that_nobody_has_shown_is_never_the_answer():
 
 def test_one_record_is_enough_for_a_head():
     x, y = data(5)
-    statistics = statistics_of(method_with(name="prototype"), "learn")
+    statistics = statistics_in(method_with(name="prototype"), "learn")
     assert one_round(start(), statistics, {"skin": [(x[:1], y[:1])]}).heads["skin"].isfinite().all()
 
 
@@ -166,9 +165,9 @@ def probed(how: str, rounds: int, ridge: float) -> Tensor:
     x, y = data(6)
     method = method_with(name="linear-probe", linear_probe={"ridge": ridge, "rounds": rounds})
     tasks = {"skin": divided(x, y, how)}
-    state = one_round(start(), statistics_of(method, "learn"), tasks)
+    state = one_round(start(), statistics_in(method, "learn"), tasks)
     for _ in range(rounds):
-        state = one_round(state, statistics_of(method, "probe"), tasks)
+        state = one_round(state, statistics_in(method, "probe"), tasks)
     return method.end_task(state).heads["skin"]
 
 
@@ -194,8 +193,8 @@ def test_a_linear_probe_leaves_the_heads_of_earlier_tasks_alone():
     state, kept = start(), {}
     for seed, task in enumerate(("skin", "eye")):
         tasks = {task: [data(seed)]}
-        state = one_round(state, statistics_of(method, "learn"), tasks)
-        state = one_round(state, statistics_of(method, "probe"), tasks)
+        state = one_round(state, statistics_in(method, "learn"), tasks)
+        state = one_round(state, statistics_in(method, "probe"), tasks)
         state = method.end_task(state)
         kept = kept or dict(state.heads)
     assert state.heads.keys() == {"skin", "eye"}
@@ -207,8 +206,8 @@ def test_nothing_that_is_zero_travels_at_a_larger_rank_than_one():
     state = method.begin_task(start(), seeded(0))
     assert (state.current.rank, state.retained.rank) == (1, 1)
     assert method.begin_task(state, seeded(1)) is state
-    assert takes_statistics(method)
-    assert not takes_statistics(method_with(name="deal"))
+    assert statistics_of(method) is not None
+    assert statistics_of(method_with(name="lwf")) is None
 
 
 def good(kind: str) -> dict[str, Tensor]:
@@ -285,7 +284,7 @@ def test_what_passes_the_check_makes_finite_heads():
     x = normalize(torch.ones(9, SIZE), dim=1)
     sums = class_sums.collect(embedded(x, torch.zeros(9, dtype=torch.long)))
     class_sums.check(sums)
-    statistics = statistics_of(method_with(name="prototype"), "learn")
+    statistics = statistics_in(method_with(name="prototype"), "learn")
     state = statistics.absorb(start(), {"skin": sums})
     assert state.heads["skin"].isfinite().all()
     assert float(state.heads["skin"].abs().max()) < 1e10

@@ -152,7 +152,10 @@ def test_a_part_of_the_grid(tmp_path: Path) -> None:
         ("[arms]\n", "has no arm"),
         ("arms = 3\n", "key 'arms' should be"),
         ('[arms."a.b"]\n', r"\[arms.\"a.b\"\]: a name is letters"),
-        ("[arms.a]\nbound = 'jiont'\n", "unknown bound 'jiont'; known: joint, local-only, per-"),
+        (
+            "[arms.a]\nbound = 'jiont'\n",
+            "unknown bound 'jiont'; known: joint, joint-all-labels, local-only, per-",
+        ),
         ("candidate = 'b'\n[arms.a]\n", "unknown arm 'b'"),
         ("baseline = 'a'\n[arms.a]\nbound = 'joint'\n", "'a' is a bound or a reference"),
         ("experiment = 'quikstart'\n[arms.a]\n", "did you mean 'quickstart'"),
