@@ -152,7 +152,7 @@ class PrototypeConfig(Table):
     covariance: Literal["none", "shared"] = "shared"
     """``none``: the nearest class mean; ``shared``: the nearest in the metric of one covariance
     within classes, over all tasks so far (linear discriminant analysis)."""
-    ridge: float = Field(0.3, ge=1e-4)
+    ridge: float = Field(0.3, ge=1e-2)
     """Added to the shared covariance, in units of its mean eigenvalue."""
 
 

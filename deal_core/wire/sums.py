@@ -22,16 +22,16 @@ LARGEST_HEAD = 1e10
 
 
 def pack_sums(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, NDArray[Any]]:
-    """Return the sums of several tasks as they travel: ``PLACE.NAME``, float64."""
+    """Return the sums of several tasks as they travel: ``PLACE.NAME``, float32."""
     return {
-        f"{place}.{name}": np.ascontiguousarray(value.double().cpu().numpy())
+        f"{place}.{name}": np.ascontiguousarray(value.float().cpu().numpy())
         for place, sums in enumerate(parts)
         for name, value in sums.items()
     }
 
 
 def read_sums(record: Mapping[str, WireArray], shapes: Sequence[Shapes]) -> list[dict[str, Tensor]]:
-    """Return the sums of each task: undo :func:`pack_sums`.
+    """Return the sums of each task, float64: undo :func:`pack_sums`.
 
     Args:
         record: as it arrived.
@@ -42,12 +42,15 @@ def read_sums(record: Mapping[str, WireArray], shapes: Sequence[Shapes]) -> list
             that is not finite.
     """
     expected = {
-        f"{place}.{name}": _header("float64", shape)
+        f"{place}.{name}": _header("float32", shape)
         for place, own in enumerate(shapes)
         for name, shape in own.items()
     }
     tensors = _finite(checked_arrays(record, expected))
-    return [{name: tensors[f"{place}.{name}"] for name in own} for place, own in enumerate(shapes)]
+    return [
+        {name: tensors[f"{place}.{name}"].double() for name in own}
+        for place, own in enumerate(shapes)
+    ]
 
 
 def pack_heads(heads: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:

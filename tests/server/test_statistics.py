@@ -165,8 +165,8 @@ def as_update(reply: Message, generator: torch.Generator) -> None:
 ANY: dict[str, Mutation] = {
     "NaN": on(lambda a: np.full_like(a, np.nan)),
     "Inf": on(lambda a: np.full_like(a, np.inf), "sum"),
-    "largest float": on(lambda a: np.full_like(a, 1e308)),
-    "float32": on(lambda a: a.astype(np.float32)),
+    "largest float": on(lambda a: np.full_like(a, 3e38)),
+    "float64": on(lambda a: a.astype(np.float64)),
     "integers": on(lambda a: a.astype(np.int64), "count"),
     "transposed": on(lambda a: a.T[..., None]),
     "one row more": on(lambda a: np.concatenate([a, a[:1]])),

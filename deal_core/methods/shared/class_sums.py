@@ -14,8 +14,8 @@ from deal_core.methods.interface import EmbeddedTask, Tensors
 COUNT, SUM, GRAM = "count", "sum", "gram"
 TOLERANCE = 1e-4
 """Relative error of what unit vectors add up to that rounding may make."""
-ROUNDING = 1e-9
-"""Error of a sum in float64, for each example."""
+ROUNDING = 1e-6
+"""Error of a sum that has travelled in float32, for each example."""
 MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug."""
 

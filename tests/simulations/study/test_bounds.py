@@ -101,12 +101,15 @@ def desk(client: int, folder: Path) -> ClientContext:
     )
 
 
+@pytest.mark.parametrize("labels", ["own", "all"])
 def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
-    make_experiment, tmp_path, monkeypatch
+    make_experiment, tmp_path, monkeypatch, labels
 ):
+    """Among the labels of its task, or of all tasks."""
     bench = Workbench(
         make_experiment(
             "stream.schedule=joint",
+            f"stream.joint_labels={labels}",
             "method.name=sequential",
             "federation.local_epochs=2",
             "train.batch_size=8",
@@ -116,14 +119,19 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
     real = type(bench.model).forward_train
 
     def learn(model, batch, labels, earlier):
-        seen.update((example, tuple(labels)) for example in batch)
+        seen.update((each.tokens, labels[each.target], tuple(labels)) for each in batch)
         return real(model, batch, labels, earlier)
 
     monkeypatch.setattr(type(bench.model), "forward_train", learn)
     shares = [bench.task(task, 1) for task in TASKS]
     begun = start_of_task(bench)
     update = local_update(bench, desk(1, tmp_path), begun, ALL_AT_ONCE, "")
-    own = Counter((example, share.labels) for share in shares for example in share.train)
+    everything = tuple(label for share in shares for label in share.labels)
+    own = Counter(
+        (each.tokens, share.labels[each.target], share.labels if labels == "own" else everything)
+        for share in shares
+        for each in share.train
+    )
     assert seen == Counter({pair: count * 2 for pair, count in own.items()})
     assert update.figures["num_examples"] == sum(own.values()) > 0
 
