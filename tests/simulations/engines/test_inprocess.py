@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -181,23 +177,30 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, s
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
-def test_killed_and_resumed_equals_uninterrupted(finished, tmp_path):
+PROGRAM = """
+import sys
+from pathlib import Path
+from deal_core.config.experiment import Experiment
+from simulations.engines.inprocess import run_inprocess
+
+experiment = Experiment.model_validate_json(Path(sys.argv[1]).read_text())
+run_inprocess(experiment, lambda event: None)
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted(fork, finished, tmp_path):
     """SIGKILL to a real process in the middle of a round."""
     experiment, folder, _ = finished
-    program = (
-        "import sys; from deal_core.config.experiment import Experiment; "
-        "from simulations.engines.inprocess import run_inprocess; "
-        "run_inprocess(Experiment.model_validate_json(sys.argv[1]), lambda e: None)"
-    )
-    text = at(experiment, tmp_path).model_dump_json()
-    process = subprocess.Popen([sys.executable, "-c", program, text])
+    (tmp_path / "experiment.json").write_text(at(experiment, tmp_path).model_dump_json())
+    (tmp_path / "program.py").write_text(PROGRAM)
+    process = fork(str(tmp_path / "program.py"), str(tmp_path / "experiment.json"))
     log = tmp_path / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("client_finished") >= 3):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     assert not (tmp_path / "results.json").exists()
     run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
@@ -254,7 +257,7 @@ def test_a_bad_reply_costs_its_sender_the_round_and_nobody_else(make_experiment,
         "data.max_test=16",
         "federation.clients=2",
         f"federation.rounds={len(kinds)}",
-        f"federation.deadline_seconds={6 if kinds == ['silent'] else 20}",
+        f"federation.deadline_seconds={3 if kinds == ['silent'] else 20}",
     )
     hit: set[int] = set()
 
