@@ -266,7 +266,7 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=15, **OPTIONS)
+@settings(max_examples=8, **OPTIONS)
 @given(cases=histories())
 def test_no_instruction_breaks_what_a_site_promises(watch, tmp_path_factory, cases):
     play(tmp_path_factory.mktemp("sites"), cases, watch)
