@@ -1,25 +1,34 @@
-"""Shared: small real models and one short real run."""
+"""Shared: small real models and one short real run.
+
+Heavy libraries load inside the fixtures: pytest-xdist reads this file in a process that runs no
+test, before the others start.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from deal_core.config.experiment import AdapterConfig, Experiment, ModelConfig
 from deal_core.config.file import apply_overrides, parse_experiment
-from deal_core.lora.adapter import Adapter, LoraFactors, Shapes
-from deal_core.models import LanguageModel, adapter_shapes, load_model
+from tests.forked import Forker
+
+if TYPE_CHECKING:
+    from deal_core.lora.adapter import Adapter, Shapes
+    from deal_core.models import LanguageModel
 
 SHORT = [
     'data.tasks=["laboratory", "surgery"]',
-    "data.max_train=32",
-    "data.max_test=32",
+    "data.max_train=16",
+    "data.max_test=16",
     "federation.clients=2",
     "federation.rounds=2",
     "train.max_length=16",
+    "train.batch_size=8",  # some clients take several steps a round
     "run.threads=1",
     "run.workers=1",
 ]
@@ -46,6 +55,8 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_from_the_start() -> None:
     """As :func:`one_thread`, for what is made once for several tests."""
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -53,26 +64,58 @@ def one_thread_from_the_start() -> None:
 def one_thread() -> Iterator[None]:
     """In every test, whatever the one before has set: tests run side by side, their matrices are
     small, and threads that wait for each other on a busy machine cost 100 times more."""
+    import torch
+
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+    """``fork("simulations.cli", ...)``: a real process that need not import everything again."""
+    forker = Forker(tmp_path_factory.mktemp("forked"))
+    yield forker
+    forker.close()
+
+
+@pytest.fixture(scope="session")
 def minilm() -> LanguageModel:
     """The embedded encoder; tests that write adapters leave none behind for others to rely on."""
+    from deal_core.models import load_model
+
     config = Experiment()
     return load_model(config.model, config.adapter, config.train.max_length)
+
+
+@cache
+def load_once() -> Callable[..., Any]:
+    """``load_model`` that keeps the last two."""
+    from deal_core.models import load_model
+
+    return lru_cache(maxsize=2)(load_model)
+
+
+@pytest.fixture(scope="module")
+def one_model() -> Iterator[None]:
+    """Runs of other settings get the base model that was loaded for the runs before, as the next
+    run of equal settings would: loading it anew is all that this saves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("client.resources.load_model", load_once())
+        yield
 
 
 @pytest.fixture(scope="session")
 def shapes() -> Shapes:
     """Of the layers of the embedded encoder that are adapted by default."""
+    from deal_core.models import adapter_shapes
+
     return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
 def tiny_causal(folder: Path, kind: str) -> Path:
     """Save a random Llama or GPT-2 of a few thousand weights with a word-level tokeniser."""
+    import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import (
         AutoModelForCausalLM,
@@ -127,6 +170,9 @@ def small_adapter() -> AdapterConfig:
 @pytest.fixture(scope="session")
 def random_adapter() -> Callable[..., Adapter]:
     """``random_adapter(shapes, rank, scaling, seed)``: normal factors, equal for equal seeds."""
+    import torch
+
+    from deal_core.lora.adapter import Adapter, LoraFactors
 
     def draw(shapes: Shapes, rank: int, scaling: float, seed: int) -> Adapter:
         generator = torch.Generator().manual_seed(seed)

@@ -20,6 +20,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference
 from server.results import Results, read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.runs import at, gain, learnt_adapter
+from tests.sizes import ENOUGH_TO_LEARN
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
@@ -80,11 +81,11 @@ def results(make_experiment, tmp_path) -> Callable[..., tuple[Results, dict[str,
 
 def test_a_method(added, results, monkeypatch):
     module = added("A method")
-    learnt, near = results("method.name=fedprox")
+    learnt, near = results("method.name=fedprox", *ENOUGH_TO_LEARN)
     assert gain(learnt) > 0
-    _, free = results("method.name=sequential")
+    _, free = results("method.name=sequential", *ENOUGH_TO_LEARN)
     monkeypatch.setattr(module, "MU", 0.0)
-    _, same = results("method.name=fedprox")
+    _, same = results("method.name=fedprox", *ENOUGH_TO_LEARN)
     lengths = [
         sum(float(np.square(value).sum()) for key, value in adapter.items() if "lora_B" in key)
         for adapter in (near, free, same)
@@ -120,8 +121,8 @@ def test_an_aggregation_rule(added, random_adapter):
 
 def test_a_model_family(added, results):
     added("A model family")
-    prefixed, _ = results("model.family=query-encoder")
-    plain, _ = results()
+    prefixed, _ = results("model.family=query-encoder", *ENOUGH_TO_LEARN)
+    plain, _ = results(*ENOUGH_TO_LEARN)
     assert prefixed.zero_shot != plain.zero_shot  # the prefix is seen
     assert gain(prefixed) > 0
 

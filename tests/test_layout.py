@@ -40,9 +40,10 @@ def test_tests_hide_no_package() -> None:
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's
 def test_only_code_travels_to_the_clients() -> None:
-    from flwr.cli.build import build_fab_from_disk
+    """That Flower builds these very bytes: test_allowed_apps."""
+    from simulations.deployment.site.own_app import own_app
 
-    names = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))).namelist()
+    names = zipfile.ZipFile(io.BytesIO(own_app())).namelist()
     code = [name for name in names if Path(name).parts[0] in ("server", "client", "deal_core")]
     assert {Path(name).suffix for name in code} == {".py"}
     rest = {name for name in names if name not in code and not name.startswith(".info/")}

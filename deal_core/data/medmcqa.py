@@ -14,7 +14,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
@@ -46,10 +46,6 @@ class MedMCQA:
     def __init__(self, config: DataConfig) -> None:
         self._config = config
 
-    @cached_property
-    def _questions(self) -> dict[str, list[str]]:
-        return _questions_by_specialty(asset_folder("medmcqa"))
-
     def task_names(self) -> tuple[str, ...]:
         """Return ``data.tasks``, or the five tasks."""
         return select_tasks(TASKS, self._config.tasks, "task")
@@ -61,18 +57,20 @@ class MedMCQA:
             UserError: unknown task, or the data package is missing or incomplete.
         """
         labels = choose("task", task, TASKS)
+        questions = _questions_by_specialty(asset_folder("medmcqa"))
         train: list[Example] = []
         test: list[Example] = []
         for label in labels:
-            texts = sorted(self._questions[label], key=_order)[:CAP]
+            texts = sorted(questions[label], key=_order)[:CAP]
             cut = len(texts) // TEST_SHARE
             test += [Example(text, label) for text in texts[:cut]]
             train += [Example(text, label) for text in texts[cut:]]
         return limited(TaskData(task, labels, _mixed(train), _mixed(test)), self._config)
 
 
-def _questions_by_specialty(folder: Path) -> dict[str, list[str]]:
-    """Return each specialty's texts without repeats.
+@lru_cache(maxsize=1)
+def _questions_by_specialty(folder: Path) -> Mapping[str, tuple[str, ...]]:
+    """Return each specialty's texts without repeats; of a package's files, read once a process.
 
     Of one specialty's repeats one stays; a question filed under two specialties is
     ambiguous, and all its copies go.
@@ -86,7 +84,7 @@ def _questions_by_specialty(folder: Path) -> dict[str, list[str]]:
     for key, found in labels.items():
         if len(found) == 1:
             questions[found.pop()].append(text_of[key])
-    return questions
+    return MappingProxyType({label: tuple(texts) for label, texts in questions.items()})
 
 
 def _read(folder: Path) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,12 @@ def asking(state: State) -> Instruction:
     )
 
 
+_shapes = cache(adapter_shapes)
+
+
 def start(experiment: Experiment, loud: float = 0.0, word: int = 0) -> State:
     """What a server sends: ``A`` random, ``B`` zero; ``loud`` makes the retained adapter large."""
-    begun = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
+    begun = start_state(experiment, _shapes(experiment.model, experiment.adapter))
     generator, layers = seeded("guard"), {}
     for name, factors in begun.current.layers.items():
         a = factors.A.clone().normal_(0.0, 0.1, generator=generator)
@@ -147,7 +151,7 @@ def asked(*overrides: str, labels: Mapping[str, Sequence[str]] = LABELS) -> Expe
         'federation.sites=["north", "south"]',
         "federation.rounds=2",
         "train.batch_size=8",
-        "train.max_length=16",
+        "train.max_length=8",
         "train.learning_rate=0.01",
         "adapter.retained_rank=8",
         "run.engine=deployment",

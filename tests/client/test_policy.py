@@ -37,6 +37,8 @@ from simulations.engines.inprocess import InProcessGrid
 from simulations.run.summary import print_report
 from tests.registered import register
 
+pytestmark = pytest.mark.usefixtures("one_model")
+
 ALWAYS = {
     "site.client": "which of the known sites answers; given by the federation",
     "status.code": "a fixed word",
@@ -91,7 +93,8 @@ def small(make_experiment):
             'data.tasks=["surgery"]',
             "federation.rounds=1",
             "train.precision=float32",
-            "train.batch_size=8",
+            "train.batch_size=4",
+            "train.max_length=8",
             *overrides,
         )
 

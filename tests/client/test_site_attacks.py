@@ -14,6 +14,8 @@ from deal_core.privacy.mechanisms import record as record_mechanism
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start, update
 
+pytestmark = pytest.mark.usefixtures("one_model")
+
 PUBLIC = ("method.consolidation.data=public", "method.consolidation.public_path=/etc/public")
 
 

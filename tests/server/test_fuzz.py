@@ -137,8 +137,15 @@ def fuzzed(experiment: Experiment, replace: bool) -> tuple[FuzzGrid, Spoiler, li
     return grid, spoiler, [json.loads(line) for line in log.splitlines()]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-@pytest.mark.parametrize("rule", ["fedit", "alternating"])
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [
+        ("fedit", "float32"),
+        ("alternating", "int8"),
+        pytest.param("fedit", "int8", marks=pytest.mark.slow),
+        pytest.param("alternating", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_no_spoilt_reply_changes_the_model_or_ends_the_run(tmp_path, rule, dtype):
     model = tiny_model(tmp_path / "model")
     grid, spoiler, events = fuzzed(settings(tmp_path / "a", model, rule, dtype), False)

@@ -141,8 +141,18 @@ def failing(kinds: dict[str, Mutation]) -> Spoil:
     return lambda number, client: lost if who(number, client) else None  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("robust", sorted(ROBUST_RULES))
-@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
+def pair(rule: str, robust: str) -> Any:
+    """Every rule by itself, and every robust step with a mean and with a stack, are fast tests."""
+    fast = robust == "none" or rule in ("fedit", "flora")
+    return pytest.param(rule, robust, marks=[] if fast else pytest.mark.slow)
+
+
+PAIRS = [
+    pair(rule, robust) for rule in sorted(AGGREGATION_RULES) for robust in sorted(ROBUST_RULES)
+]
+
+
+@pytest.mark.parametrize(("rule", "robust"), PAIRS)
 def test_what_is_refused_leaves_the_model_that_there_is_without_its_sender(
     tmp_path, model, rule, robust
 ):
@@ -161,8 +171,7 @@ def test_what_is_refused_leaves_the_model_that_there_is_without_its_sender(
     assert all(0 < len(e["reason"]) < 500 for e in hostile.of("client_failed"))
 
 
-@pytest.mark.parametrize("robust", sorted(ROBUST_RULES))
-@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
+@pytest.mark.parametrize(("rule", "robust"), PAIRS)
 def test_what_is_let_in_ends_no_run_and_damages_no_checkpoint(tmp_path, model, rule, robust):
     tables = {
         "aggregation": {"rule": rule, "robust": robust},

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 
 from server.folder import RunFolder
 from simulations import cli
+from tests.forked import Forker, Process
 
 Call = Callable[..., tuple[int, str, str]]
 Rows = list[dict[str, Any]]
@@ -158,22 +158,16 @@ def test_a_folder_that_holds_a_run(deal: Call, tmp_path: Path) -> None:
 
 SMALL = [
     'data.tasks=["laboratory", "surgery"]',
-    *("data.max_train=32", "data.max_test=32", "train.max_length=32"),
+    *("data.max_train=16", "data.max_test=8", "train.max_length=16"),
     *("federation.clients=2", "run.threads=1", "run.workers=1"),
 ]
 
 
-def started(out: Path, settings: list[str]) -> tuple[subprocess.Popen[str], list[str]]:
+def started(fork: Forker, out: Path, settings: list[str]) -> tuple[Process, list[str]]:
     """A ``deal`` of its own, once its first checkpoint and event lie there; and its arguments."""
     arguments = ["simulate", "quickstart", "--out", str(out)]
     arguments += [part for setting in settings for part in ("--set", setting)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "simulations.cli", *arguments],
-        cwd=Path(cli.__file__).parent.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = fork("simulations.cli", *arguments)
     deadline = time.monotonic() + 120
     files = (RunFolder(out).checkpoint, RunFolder(out).metrics)
     while not all(file.exists() for file in files) and process.poll() is None:
@@ -182,10 +176,12 @@ def started(out: Path, settings: list[str]) -> tuple[subprocess.Popen[str], list
     return process, arguments
 
 
-def test_a_run_is_continued_by_one_process_at_a_time(deal: Call, tmp_path: Path) -> None:
+def test_a_run_is_continued_by_one_process_at_a_time(
+    deal: Call, fork: Forker, tmp_path: Path
+) -> None:
     """Another one is refused while it lives, however slow it is, and not when it was killed."""
     out = tmp_path / "run"
-    process, arguments = started(out, SMALL)
+    process, arguments = started(fork, out, SMALL)
     try:
         process.send_signal(signal.SIGSTOP)
         before = RunFolder(out).metrics.read_bytes()
@@ -200,11 +196,12 @@ def test_a_run_is_continued_by_one_process_at_a_time(deal: Call, tmp_path: Path)
     assert RunFolder(out).results.exists()
 
 
-def test_a_client_without_data_is_one_line(tmp_path: Path) -> None:
+def test_a_client_without_data_is_one_line(fork: Forker, tmp_path: Path) -> None:
     """That it takes no part is by its own rules: no fault, and no traceback."""
     settings = [*SMALL[1:], 'data.tasks=["laboratory"]', "federation.clients=4"]
+    settings += ["data.max_train=32", "data.max_test=32"]
     settings += ["federation.rounds=1", "data.partition.alpha=0.01", "run.seed=2"]
-    process, _ = started(tmp_path / "run", settings)
+    process, _ = started(fork, tmp_path / "run", settings)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0
     (line,) = [line for line in stdout.splitlines() if "client 2 " in line]
@@ -233,13 +230,14 @@ def test_a_study_of_which_nothing_has_run_yet_has_empty_tables(deal: Call, tmp_p
     assert "0 of 61 cells done" in (tmp_path / "runs/study-medmcqa/study.md").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
 def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
-    tmp_path: Path, number: signal.Signals
+    fork: Forker, tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
     out = tmp_path / "run"
-    settings = ["data.max_train=64", "data.max_test=16", "federation.rounds=50", "run.threads=1"]
-    process, _ = started(out, settings)
+    settings = ["data.max_train=16", "data.max_test=8", "train.max_length=16"]
+    settings += ["federation.rounds=50", "run.threads=1", f"run.workers={workers}"]
+    process, _ = started(fork, out, settings)
     time.sleep(1)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)

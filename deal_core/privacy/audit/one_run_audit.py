@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import betainc
-from scipy.stats import binom
 
+from deal_core.privacy.audit.binomial import probability
 from deal_core.privacy.audit.guesses import Guesses
 from deal_core.privacy.audit.repetitions import combined
 
@@ -78,7 +78,7 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
         return pure
     # what delta can add: the likeliest i right guesses too few, spread over those i
     fewer = np.arange(1, correct + 1)
-    near = np.cumsum(binom.pmf(correct - fewer, guesses, right))
+    near = np.cumsum(probability(correct - fewer, guesses, right))
     return min(1.0, pure + 2 * canaries * delta * float(np.max(near / fewer)))
 
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import beta, binom
+from scipy.special import betainc, betaincinv
+
+from deal_core.privacy.audit.binomial import probability
 
 
 def combined(p_values: Sequence[float]) -> float:
@@ -27,9 +29,11 @@ def combined(p_values: Sequence[float]) -> float:
     if not len(p_values):
         raise ValueError("no p-value to combine")
     count = len(p_values)
+    if count == 1:
+        return float(p_values[0])
     ranks = np.arange(1, count + 1)
-    levels = beta.cdf(np.sort(p_values), ranks, count - ranks + 1)
-    return _any_below(beta.ppf(float(levels.min()), ranks, count - ranks + 1))
+    levels = betainc(ranks, count - ranks + 1, np.sort(p_values))
+    return _any_below(betaincinv(ranks, count - ranks + 1, float(levels.min())))
 
 
 def _any_below(bounds: np.ndarray) -> float:
@@ -37,12 +41,13 @@ def _any_below(bounds: np.ndarray) -> float:
     count, before = len(bounds), 0.0
     fine = np.zeros(count + 1)  # of the number below the last bound, where all was well
     fine[0] = 1.0
-    found = 0.0
+    found, numbers = 0.0, np.arange(count + 1)
     for j, bound in enumerate(bounds.tolist()):
         share = (bound - before) / (1 - before) if before < 1 else 1.0
-        moved = np.zeros(count + 1)
-        for k in range(j + 1):
-            moved[k:] += fine[k] * binom.pmf(np.arange(count - k + 1), count - k, share)
+        more = np.maximum(numbers - numbers[: j + 1, None], 0)
+        reached = numbers >= numbers[: j + 1, None]
+        steps = np.where(reached, probability(more, count - numbers[: j + 1, None], share), 0.0)
+        moved = fine[: j + 1] @ steps
         found += float(moved[j + 1 :].sum())
         fine = moved
         fine[j + 1 :] = 0.0

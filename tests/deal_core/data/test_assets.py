@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
+import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -68,6 +70,20 @@ def test_sha256(tmp_path: Path) -> None:
         verify_sha256(path, "00")
     with pytest.raises(UserError, match="cannot be read"):
         verify_sha256(tmp_path / "none", right)
+
+
+def test_a_file_that_changes_is_hashed_anew(tmp_path: Path) -> None:
+    """Also one of equal length and date."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    before = path.stat()
+    right = hashlib.sha256(b"content").hexdigest()
+    verify_sha256(path, right)
+    time.sleep(0.05)  # a file system's clock has steps
+    path.write_bytes(b"c0ntent")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(UserError, match="SHA-256 is"):
+        verify_sha256(path, right)
 
 
 def test_every_requirement_is_an_asset_pinned_by_hash() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -185,14 +188,14 @@ for kind in PARTITIONERS:
 
 
 def test_equal_seeds_give_equal_partitions_in_every_process() -> None:
-    def run(hash_seed: str) -> str:
-        env = {"PYTHONHASHSEED": hash_seed, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", PRINT_DIGEST], env=env, check=True, capture_output=True
-        )
-        assert done.stderr == b""
-        return done.stdout.decode()
-
-    first = run("1")
-    assert first == run("2")
-    assert len(first.splitlines()) == len(PARTITIONERS)
+    """Also where strings have other hashes than here."""
+    hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    env = {"PYTHONHASHSEED": hash_seed, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", PRINT_DIGEST], env=env, check=True, capture_output=True
+    )
+    assert done.stderr == b""
+    with contextlib.redirect_stdout(io.StringIO()) as here:
+        exec(PRINT_DIGEST, {})
+    assert done.stdout.decode() == here.getvalue()
+    assert len(here.getvalue().splitlines()) == len(PARTITIONERS)

@@ -31,6 +31,7 @@ SMALL = (
     'data.tasks=["laboratory", "surgery"]',
     "data.max_train=16",
     "data.max_test=16",
+    "data.partition.kind=pathological",
     "federation.clients=2",
     "federation.rounds=1",
     "train.max_length=16",

@@ -18,6 +18,7 @@ from simulations.deployment.server.run_state import RunState, run_state, state_o
 from simulations.deployment.server.status import status
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.deployment.loopback import free_port
+from tests.sizes import TWO_LAYERS
 
 SITES = ["north", "south"]
 
@@ -110,7 +111,8 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
 ) -> None:
     path = tmp_path / "runs" / "one"
     path.mkdir(parents=True)
-    private = (f"privacy.mechanism={mechanism}", "privacy.noise=seeded", "train.batch_size=8")
+    private = (f"privacy.mechanism={mechanism}", "privacy.noise=seeded", "train.batch_size=4")
+    private += ("federation.rounds=1", TWO_LAYERS)
     private += (f"privacy.disjoint_tasks={str(disjoint).lower()}",)
     run_inprocess(make_experiment(f'run.out="{path}"', *private), lambda event: None)
     state = state_of(path)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from concurrent.futures import BrokenExecutor, Future
@@ -17,6 +15,7 @@ from deal_core.errors import UserError
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.engines.worker_pool import WorkerPool
+from tests.forked import Forker, Process
 
 
 class Line:
@@ -128,13 +127,14 @@ def test_a_closed_pool_starts_nothing_more():
 
 
 KINDS = {
-    "int8": ('wire.dtype="int8"',),
+    "int8": ('wire.dtype="int8"', "method.prototype.enabled=true"),
     "sums": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
 }
-"""With error feedback, whose stores travel between the workers too; and heads from sums."""
+"""With error feedback, whose stores travel between the workers too, and heads from sums; and with
+sums in every round."""
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["int8", pytest.param("sums", marks=pytest.mark.slow)])
 def runs(request, make_experiment, tmp_path_factory) -> tuple[Path, Path]:
     """The same experiment in this process and in two workers."""
     folders = []
@@ -171,35 +171,28 @@ if __name__ == "__main__":
 """
 
 
-def start_run(folder: Path, *overrides: str) -> subprocess.Popen:
+def start_run(fork: Forker, folder: Path) -> Process:
     script = folder / "run.py"
     script.write_text(RUN)
-    settings = ["data.max_train=400", "data.max_test=20", "federation.clients=2", "run.workers=2"]
-    return subprocess.Popen(
-        [sys.executable, str(script), "x", *settings, f'run.out="{folder}"', *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
+    settings = ['data.tasks=["surgery"]', "data.max_train=400", "data.max_test=20"]
+    settings += ["train.max_length=16", "federation.clients=2", "run.workers=2"]
+    return fork(str(script), "x", *settings, f'run.out="{folder}"')
 
 
-def wait_for(run: subprocess.Popen, event: str) -> None:
-    assert run.stdout is not None
-    for line in run.stdout:
-        if line.strip() == event:
-            return
-    raise AssertionError(f"no {event}: {run.stderr.read() if run.stderr else ''}")
+def wait_for(run: Process, line: str) -> None:
+    while line not in run.stdout.splitlines():
+        assert run.poll() is None, f"no {line}: {run.stderr}"
+        time.sleep(0.01)
 
 
-def workers_of(run: subprocess.Popen) -> list[psutil.Process]:
+def workers_of(run: Process) -> list[psutil.Process]:
     """The forked ones: children of the fork server."""
     found = psutil.Process(run.pid).children(recursive=True)
     return [p for p in found if p.ppid() != run.pid]
 
 
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    with start_run(tmp_path) as run:
+def test_workers_end_with_a_parent_that_is_killed(fork, tmp_path):
+    with start_run(fork, tmp_path) as run:
         wait_for(run, "round_started")
         workers = workers_of(run)
         assert len(workers) == 2
@@ -209,8 +202,8 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize("killed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_killed_worker_stops_the_run_with_a_way_on(tmp_path, killed):
-    with start_run(tmp_path) as run:
+def test_a_killed_worker_stops_the_run_with_a_way_on(fork, tmp_path, killed):
+    with start_run(fork, tmp_path) as run:
         wait_for(run, "round_started")
         for worker in workers_of(run)[:killed]:
             worker.send_signal(signal.SIGKILL)
@@ -235,23 +228,16 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("send", "number"),
     [
-        (os.kill, signal.SIGINT),
+        pytest.param(os.kill, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(os.kill, signal.SIGTERM, marks=pytest.mark.slow),
         (os.killpg, signal.SIGINT),
     ],
 )
-def test_a_signal_while_workers_start_leaves_one_traceback(tmp_path, send, number):
+def test_a_signal_while_workers_start_leaves_one_traceback(fork, tmp_path, send, number):
     """A terminal sends Ctrl-C to the whole group, workers and their imports included."""
     script = tmp_path / "pool.py"
     script.write_text(POOL)
-    with subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    ) as run:
+    with fork(str(script), own_session=True) as run:
         wait_for(run, "waiting")
         time.sleep(0.5)  # the fork server imports for seconds
         send(run.pid, number)

@@ -17,6 +17,8 @@ from simulations.run.live_view import plain_lines
 from simulations.run.progress import Progress
 from simulations.run.summary import privacy_text
 
+pytestmark = pytest.mark.usefixtures("one_model")
+
 CLIENT = ("privacy.mechanism=client", "privacy.target_delta=1e-3", "train.precision=float32")
 
 

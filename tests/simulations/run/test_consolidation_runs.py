@@ -13,8 +13,11 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.preflight import preflight
 from tests.simulations.runs import at, gain, learnt_adapter, same
+from tests.sizes import ENOUGH_TO_LEARN, TWO_LAYERS
 
-LAYERS, WIDTH, RANK = 12, 384, 8
+pytestmark = pytest.mark.usefixtures("one_model")
+
+LAYERS, WIDTH, RANK = 2, 384, 8
 ROWS = 4 * WIDTH * 2
 """Bytes of one direction of one layer, float32, both factors."""
 FULL = ("adapter.retained_rank=8",)
@@ -35,7 +38,7 @@ def run_with(make_experiment, tmp_path_factory):
     def run(*settings: str) -> tuple[Experiment, Path]:
         if settings not in finished:
             folder = tmp_path_factory.mktemp("run")
-            experiment = make_experiment("federation.rounds=1", *settings)
+            experiment = make_experiment("federation.rounds=1", TWO_LAYERS, *settings)
             run_inprocess(at(experiment, folder), lambda event: None)
             finished[settings] = experiment, folder
         return finished[settings]
@@ -122,7 +125,7 @@ def test_learned_gains_travel_as_lora_b_and_average_exactly(run_with):
 def test_exact_rules_and_clients_of_their_own_ranks(run_with, settings):
     """All clients train the whole student; what the rule puts beside it is kept as far as it
     fits."""
-    _, folder = run_with(*PRIVATE, *settings)
+    _, folder = run_with(*PRIVATE, *settings, *ENOUGH_TO_LEARN)
     results = read_results(folder)
     assert max(results.aggregation_error) < 1e-5
     if "wire.dtype=int8" not in settings:

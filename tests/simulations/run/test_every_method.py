@@ -15,6 +15,9 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.registered import register
 from tests.simulations.runs import at, gain, learnt_adapter, same
+from tests.sizes import ENOUGH_TO_LEARN, TINY
+
+pytestmark = pytest.mark.usefixtures("one_model")
 
 RUNS = {
     **{name: (f"method.name={name}",) for name in METHODS},
@@ -37,7 +40,7 @@ def whole_run(make_experiment, tmp_path_factory):
                 "federation.clients=3",
                 "federation.clients_per_round=2",
                 'data.partition.kind="iid"',
-                "data.max_test=9",
+                *TINY,
             )
             folder = tmp_path_factory.mktemp(name)
             run_inprocess(at(experiment, folder), lambda event: None)
@@ -111,7 +114,8 @@ def test_a_method_is_more_than_its_name(whole_run, name):
     ],
 )
 def test_a_method_goes_with_other_rules_and_wires(make_experiment, tmp_path, name, setting):
-    run_inprocess(at(make_experiment(f"method.name={name}", setting), tmp_path), lambda event: None)
+    experiment = make_experiment(f"method.name={name}", setting, *ENOUGH_TO_LEARN)
+    run_inprocess(at(experiment, tmp_path), lambda event: None)
     results = read_results(tmp_path)
     assert gain(results) > 0
     assert all(np.isfinite(value).all() for value in learnt_adapter(tmp_path).values())

@@ -18,6 +18,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.privacy.accounting.ledger import FILE, Ledger, composed
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
+from tests.sizes import ENOUGH_TO_LEARN
 
 KILLS = 20
 PROGRAM = """
@@ -66,6 +67,7 @@ def test_killed_at_twenty_random_moments_the_ledger_stays_true(make_experiment, 
         "train.precision=float32",
         "train.batch_size=4",
         "federation.rounds=6",
+        *ENOUGH_TO_LEARN,  # so that a round lasts long enough to be killed in
     )
     events: list[dict] = []
     run_inprocess(at(experiment, tmp_path / "whole"), events.append)

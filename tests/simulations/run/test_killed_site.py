@@ -6,11 +6,9 @@ the exact point. A site that trained anew would answer with other noise.
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -29,8 +27,8 @@ from deal_core.wire.instruction import Instruction
 from server.federation import start_state
 from server.wire import outgoing, request
 from simulations.engines.flower_identity import assume_identity
+from tests.forked import Forker
 
-ROOT = Path(__file__).parents[3]
 TOML = """\
 [site]
 name = "north"
@@ -65,7 +63,7 @@ elif point == "leaving":  # the reply is made
     import client.app
     client.app.check_reply = die
 """
-"""Python imports this when it starts; without ``DIE_AT`` it does nothing."""
+"""A site's process runs this first; without ``DIE_AT`` it does nothing."""
 PROGRAM = """
 import pickle, sys
 from client.app import make_app
@@ -86,7 +84,7 @@ for name in sys.argv[2:]:
 def site(make_experiment, tmp_path: Path) -> Path:
     """A folder with ``site.toml``, data, and the requests ``first`` and ``second`` (rounds)."""
     (tmp_path / "site.toml").write_text(TOML.format(keep=0))
-    (tmp_path / "sitecustomize.py").write_text(FAULTS)
+    (tmp_path / "program.py").write_text(FAULTS + PROGRAM)
     rows = [f"case {i} of the {word},{word}" for i in range(12) for word in ("skin", "bone")]
     for split in ("train", "test"):
         (tmp_path / "data" / "triage").mkdir(parents=True, exist_ok=True)
@@ -132,12 +130,15 @@ def context(experiment: Experiment, site: Path) -> Context:
     return Context(7, 1, {NODE_KEY: str(site / "site.toml")}, RecordDict(), config)
 
 
-def live(site: Path, *requests: str, die_at: str = "") -> int:
+@pytest.fixture
+def live(fork: Forker, site: Path) -> Callable[..., int]:
     """A process of the site, from its start to its end; the exit status."""
-    paths = os.pathsep.join([str(ROOT), str(site)])
-    environment = {**os.environ, "PYTHONPATH": paths, "DIE_AT": die_at}
-    program = [sys.executable, "-c", PROGRAM, str(site), *requests]
-    return subprocess.run(program, env=environment, check=False).returncode
+
+    def run(*requests: str, die_at: str = "") -> int:
+        program = str(site / "program.py")
+        return fork(program, str(site), *requests, environment={"DIE_AT": die_at}).wait()
+
+    return run
 
 
 def replies(site: Path, name: str) -> list[RecordDict]:
@@ -165,22 +166,24 @@ def answers(ledger: Ledger) -> dict[str, bytes]:
         return dict(db.execute("SELECT request, body FROM answers ORDER BY seq"))
 
 
-def test_killed_after_the_charge_it_sends_what_was_charged_and_pays_once(site: Path) -> None:
+def test_killed_after_the_charge_it_sends_what_was_charged_and_pays_once(
+    site: Path, live: Callable[..., int]
+) -> None:
     ledger, run = Ledger(site / "state"), site / "state" / "runs" / "run-1"
-    assert live(site, "first", die_at="charged") == -signal.SIGKILL
+    assert live("first", die_at="charged") == -signal.SIGKILL
     assert not ledger.head.exists()  # killed within the charge, behind its commit
     (name, kept), *others = answers(ledger).items()
     assert not others
     charged = ledger.entries()
     assert [(e.event.server_round, e.event.simulation_only) for e in charged] == [(1, False)]
 
-    assert live(site, "first", die_at="released") == -signal.SIGKILL
+    assert live("first", die_at="released") == -signal.SIGKILL
     assert not list(run.glob("update-*"))
-    assert live(site, "first", die_at="leaving") == -signal.SIGKILL
+    assert live("first", die_at="leaving") == -signal.SIGKILL
     assert len(list(run.glob("update-*.safetensors"))) == 1
     assert not (site / "first.reply").read_bytes()  # three lives, and nothing has left
 
-    assert live(site, "first", "first", "second") == 0
+    assert live("first", "first", "second") == 0
     once, again = replies(site, "first")
     assert same(once, kept)
     assert same(again, kept)
@@ -198,6 +201,7 @@ def test_where_the_process_that_stays_dies_another_sends_what_it_charged(
 ) -> None:
     """The light process, which Flower has started, lives: it takes over within the request."""
     (site / "site.toml").write_text(TOML.format(keep=60))
+    (site / "sitecustomize.py").write_text(FAULTS)  # Python imports it when it starts
     monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.setenv("DIE_AT", "charged")
     with (site / "first").open("rb") as file:

@@ -11,6 +11,9 @@ from safetensors.numpy import load_file
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.runs import gain
+from tests.sizes import ENOUGH_TO_LEARN, TWO_LAYERS
+
+pytestmark = pytest.mark.usefixtures("one_model")
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ TWO, THREE = ["laboratory", "surgery"], ["laboratory", "surgery", "medicine"]
 def test_every_switch_reaches_the_run(run_with, tasks, switches):
     """A switch that a run drops on its way leaves the very same model."""
     short = (f"data.tasks={json.dumps(tasks)}", "data.max_train=16", "data.max_test=4")
-    short += ("federation.rounds=1", "federation.local_epochs=2")
+    short += ("federation.rounds=1", "federation.local_epochs=2", "train.max_length=8", TWO_LAYERS)
     found = {(): model_update(run_with("none", *short))}
     for number, switch in enumerate(switches):
         found[switch] = model_update(run_with(f"switch{number}", *short, *switch))
@@ -84,7 +87,12 @@ def test_without_retention_and_distillation_deal_is_sequential(run_with):
 def test_without_retention_an_exact_rule_stays_exact(run_with):
     """The rule puts the task beside the adapter, in a lossy format, and the penalty is on."""
     folder = run_with(
-        "off", OFF, "aggregation.rule=fedex", "wire.dtype=int8", "method.update.enabled=true"
+        "off",
+        OFF,
+        "aggregation.rule=fedex",
+        "wire.dtype=int8",
+        "method.update.enabled=true",
+        *ENOUGH_TO_LEARN,
     )
     results = read_results(folder)
     assert max(results.aggregation_error) < 1e-5

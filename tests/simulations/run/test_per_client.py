@@ -22,6 +22,9 @@ from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
 from simulations.run.preflight import check_data, check_names
 from tests.simulations.runs import learnt_adapter, same
+from tests.sizes import TINY
+
+pytestmark = pytest.mark.usefixtures("one_model")
 
 ORDERS = (
     'stream.orders={0=["laboratory", "surgery", "medicine"], 1=["surgery"], '
@@ -34,8 +37,7 @@ def per_client(make_experiment, folder: Path, *overrides: str) -> Experiment:
     return make_experiment(
         f'run.out="{folder}"',
         'data.tasks=["laboratory", "surgery", "medicine"]',
-        "data.max_train=24",
-        "data.max_test=12",
+        *TINY,
         "federation.clients=3",
         "federation.rounds=1",
         "stream.schedule=per-client",
@@ -153,8 +155,7 @@ def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, 
 
 def tiny(name: str) -> list[str]:
     # Several steps a round: ewc holds nothing at the first, where it stands at the start.
-    overrides = [f"method.name={name}", "data.max_train=12", "data.max_test=6"]
-    overrides.append("federation.local_epochs=2")
+    overrides = [f"method.name={name}", "federation.local_epochs=2"]
     if name == "deal":
         overrides.append('wire.dtype="int8"')  # what is lost outlives a change of task
     return overrides
@@ -189,7 +190,8 @@ def test_prototypes_are_those_of_all_tasks_at_once_whatever_the_orders(
 ):
     """Every client gives its sums of a task once: in its first round on it."""
     everybody = 'stream.orders={0=["laboratory", "surgery"], 1=["surgery", "laboratory"]}'
-    both = (*tiny("prototype"), "federation.clients=2", 'data.tasks=["laboratory", "surgery"]')
+    both = (*TINY, *tiny("prototype"), "federation.clients=2")
+    both += ('data.tasks=["laboratory", "surgery"]',)
     own = per_client(make_experiment, tmp_path / "own", *both, everybody, *settings)
     events: list[dict] = []
     run_inprocess(own, events.append)

@@ -22,8 +22,11 @@ from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid, Interceptor, run_inprocess
 from simulations.run.live_view import plain_lines
 from simulations.run.summary import privacy_text
+from tests.sizes import TWO_LAYERS
 
-PRIVATE = ("privacy.mechanism=record", "train.precision=float32", "train.batch_size=8")
+pytestmark = pytest.mark.usefixtures("one_model")
+
+PRIVATE = ("privacy.mechanism=record", "train.precision=float32", "train.batch_size=4", TWO_LAYERS)
 
 
 def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:

@@ -13,13 +13,16 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.preflight import preflight
 from tests.simulations.runs import gain
+from tests.sizes import ENOUGH_TO_LEARN, TWO_LAYERS
+
+pytestmark = pytest.mark.usefixtures("one_model")
 
 
 @pytest.fixture
 def run_with(make_experiment, tmp_path):
     def run(*overrides, name="run", listener=lambda event: None):
         folder = tmp_path / name
-        experiment = make_experiment(f'run.out="{folder}"', *overrides)
+        experiment = make_experiment(f'run.out="{folder}"', TWO_LAYERS, *overrides)
         run_inprocess(experiment, listener)
         return experiment, folder
 
@@ -30,7 +33,7 @@ def adapter_of(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
-LAYERS, WIDTH, RANK, RETAINED = 12, 384, 8, 64
+LAYERS, WIDTH, RANK, RETAINED = 2, 384, 8, 64
 
 
 def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_with):
@@ -54,7 +57,7 @@ def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_with):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_lossy_format_keeps_server_and_clients_together(run_with, dtype):
     """Server and clients go on from the same numbers, so exact rules stay exact."""
-    _, folder = run_with("aggregation.rule=alternating", f"wire.dtype={dtype}")
+    _, folder = run_with("aggregation.rule=alternating", f"wire.dtype={dtype}", *ENOUGH_TO_LEARN)
     results = read_results(folder)
     assert max(results.aggregation_error) < 1e-5
     assert gain(results) > 0
@@ -81,7 +84,7 @@ def test_resume_finds_the_error_feedback_again(run_with):
 
 def test_fedex_is_exact_and_the_model_does_not_grow(run_with):
     """The residual lives within a task, and is compressed at its end."""
-    experiment, folder = run_with("aggregation.rule=fedex")
+    experiment, folder = run_with("aggregation.rule=fedex", *ENOUGH_TO_LEARN)
     results = read_results(folder)
     assert max(results.aggregation_error) < 1e-5
     # the second round of a task carries the residual of the first, the first carries none

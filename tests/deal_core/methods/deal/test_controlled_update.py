@@ -187,19 +187,25 @@ def size(adapter: Adapter) -> float:
 
 
 def test_the_penalty_reaches_the_gradients_of_real_training(minilm, second_task):
-    without, off, mild, strict, heavy = (
-        trained(minilm, second_task, update, 20)
+    plain, off, mild = (
+        trained(minilm, second_task, update, 4)
         for update in (
             {},
             {"enabled": False, "lambda1": 1e3, "lambda2": 1e3},
             {"enabled": True},
+        )
+    )
+    name = next(iter(plain.layers))
+    assert torch.equal(plain.layers[name].B, off.layers[name].B)
+    assert not torch.equal(plain.layers[name].B, mild.layers[name].B)
+    without, strict, heavy = (
+        trained(minilm, second_task, update, 20)
+        for update in (
+            {},
             {"enabled": True, "lambda1": 1e3},
             {"enabled": True, "lambda1": 0.0, "lambda2": 1e6},
         )
     )
-    name = next(iter(without.layers))
-    assert torch.equal(without.layers[name].B, off.layers[name].B)
-    assert not torch.equal(without.layers[name].B, mild.layers[name].B)
     assert interference(strict, second_task) < 0.05 * interference(without, second_task)
     assert size(strict) > 0.2 * size(without)
     assert size(heavy) < 0.05 * size(without)

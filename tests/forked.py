@@ -1,0 +1,169 @@
+"""Real processes for tests, forked from one that has imported what all of them need.
+
+An import of torch, transformers and Flower costs seconds, and is not what these tests are of. Each
+process runs a module or a script as Python would, and ends as Python would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from simulations.engines.forkserver import PRELOADED
+
+IMPORTED = (
+    *PRELOADED,
+    "server.app",
+    "simulations.engines.inprocess",
+    "simulations.engines.worker_pool",
+    "simulations.run.preflight",
+    "simulations.run.simulate",
+    "simulations.run.summary",
+)
+PROGRAM = """
+import importlib, json, os, runpy, sys
+
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "pid" in asked:
+        pid, status = os.waitpid(asked["pid"], os.WNOHANG)
+        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
+        continue
+    pid = os.fork()
+    if not pid:
+        break
+    print(pid, flush=True)
+else:
+    sys.exit()
+
+if asked["own_session"]:
+    os.setsid()
+for number, path in enumerate((os.devnull, *asked["output"])):
+    opened = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.dup2(opened, number)
+    os.close(opened)
+os.chdir(asked["folder"])
+os.environ.clear()
+os.environ.update(asked["environment"])
+sys.argv = ["", *asked["arguments"]]
+if asked["program"].endswith(".py"):
+    sys.path.insert(0, os.path.dirname(asked["program"]))
+    runpy.run_path(asked["program"], run_name="__main__")
+else:
+    sys.modules.pop(asked["program"], None)
+    runpy.run_module(asked["program"], run_name="__main__", alter_sys=True)
+"""
+"""Reads from its input what to fork, and whose end to tell."""
+STEP = 0.02
+
+
+class Process:
+    """A process that was forked; the part of :class:`subprocess.Popen` that tests use."""
+
+    def __init__(self, pid: int, ask: Callable[[Mapping[str, Any]], Any], output: Path) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._ask = ask
+        self._output = output
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if raised[0] is not None:
+            self.kill()
+        self.wait()
+
+    @property
+    def stdout(self) -> str:
+        """What it has written so far."""
+        return (self._output / "out").read_text()
+
+    @property
+    def stderr(self) -> str:
+        """The same."""
+        return (self._output / "err").read_text()
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._ask({"pid": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float = 120.0) -> int:
+        deadline = time.monotonic() + timeout
+        while (ended := self.poll()) is None:
+            assert time.monotonic() < deadline, f"it did not end: {self.stderr}"
+            time.sleep(STEP)
+        return ended
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = 120.0) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.stdout, self.stderr
+
+
+class Forker:
+    """The process that others are forked from."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        paths = os.pathsep.join(path for path in sys.path if path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *IMPORTED],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # A library's threads would not be in what is forked.
+            env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def __call__(
+        self,
+        program: str,
+        *arguments: str,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        own_session: bool = False,
+    ) -> Process:
+        """Start ``python -m program`` or ``python program.py``."""
+        output = Path(tempfile.mkdtemp(dir=self._output))
+        paths = os.pathsep.join(path for path in sys.path if path)
+        pid = self._ask(
+            {
+                "program": program,
+                "arguments": arguments,
+                "folder": str(folder or Path.cwd()),
+                "environment": {**os.environ, "PYTHONPATH": paths, **(environment or {})},
+                "output": [str(output / "out"), str(output / "err")],
+                "own_session": own_session,
+            }
+        )
+        (output / "out").touch()
+        (output / "err").touch()
+        return Process(pid, self._ask, output)
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+    def _ask(self, message: Mapping[str, Any]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(message) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
