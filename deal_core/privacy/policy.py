@@ -45,8 +45,9 @@ class Policy(Table):
     """Whether the number of training records may leave; sums of embeddings hold it for each label,
     see ``share_sums``."""
     share_sums: bool = False
-    """Whether unprotected sums may leave, as the methods ``prototype`` and ``linear-probe`` need
-    them: where a label has few records, a sum of embeddings is nearly a record's."""
+    """Whether unprotected sums may leave, as the methods ``prototype`` and ``linear-probe``, and
+    the class means of ``deal``, need them: where a label has few records, a sum of embeddings is
+    nearly a record's."""
     disjoint_tasks: bool = False
     """The site declares that no record occurs in two tasks; it is checked on the records' ids.
     Then tasks compose in parallel: a record's epsilon is the largest of one task."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -14,7 +16,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, zero_a
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.attach import CURRENT, at_task_start, base_only, read, set_trainable
 from deal_core.lora.state import State
-from deal_core.models import FAMILIES, load_model
+from deal_core.models import FAMILIES, embedding_size, load_model
 from deal_core.training.loop import load_state
 
 LABELS = ("Anatomy", "Social_Preventive Medicine", "Surgery")
@@ -125,6 +127,33 @@ def test_the_state_acts_as_one_sum_on_the_frozen_weights(minilm, shapes):
     with torch.no_grad():
         ours = minilm.scores(batch, LABELS)
     torch.testing.assert_close(ours, cosines(merged), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pairs"), [(1, [(6,)]), (3, [(6, 5), (4,)]), (4, [(6, 5), (4, 3)])]
+)
+@pytest.mark.parametrize("texts", [EXAMPLES, EXAMPLES[:1]])
+def test_an_embedding_of_several_layers_has_neighbours_averaged(clean, texts, layers, pairs):
+    """(M44), from the states of a bare model, one text at a time: packed, padded and alone are the
+    same."""
+    bare, batch, expected = bare_minilm(), clean.encode(texts, LABELS), []
+    for item in batch:
+        with torch.no_grad():
+            states = bare(torch.tensor([item.tokens]), output_hidden_states=True).hidden_states
+        unit = [normalize(layer[0].mean(0), dim=0) for layer in states]
+        parts = [normalize(sum(unit[layer] for layer in pair), dim=0) for pair in pairs]
+        expected.append(torch.cat(parts) / math.sqrt(len(parts)))
+    with torch.no_grad():
+        found = clean.embed(batch, layers)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
+    assert found.shape[1] == embedding_size(ModelConfig(), layers)
+
+
+def test_of_more_layers_than_there_are_an_embedding_is_made_of_all(clean):
+    batch = clean.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        assert torch.equal(clean.embed(batch, 99), clean.embed(batch, 6))
+    assert embedding_size(ModelConfig(), 99) == embedding_size(ModelConfig(), 6) == 3 * 384
 
 
 def test_the_start_of_the_task_is_the_retained_model_alone(minilm, shapes):

@@ -127,7 +127,7 @@ def test_a_closed_pool_starts_nothing_more():
 
 
 KINDS = {
-    "int8": ('wire.dtype="int8"', "method.prototype.enabled=true"),
+    "int8": ('wire.dtype="int8"', "method.prototype.enabled=on"),
     "sums": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
 }
 """With error feedback, whose stores travel between the workers too, and heads from sums; and with

@@ -1,0 +1,73 @@
+"""The analytic head of deal: sums of the frozen model, whatever has been learnt; class means tell
+tasks apart and names add to them; where sums cannot leave, it is off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deal_core.config.experiment import AdapterConfig, Experiment, ModelConfig
+from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.data import Example
+from deal_core.lora.adapter import orthogonal_init, zero_adapter
+from deal_core.lora.state import State
+from deal_core.methods import decided, method_of, phases_of, statistics_of
+from deal_core.methods.deal.analytic_head import PROTOTYPES
+from deal_core.models import adapter_shapes
+from deal_core.randomness import seeded
+from deal_core.training.embedding import base_embeddings
+from deal_core.training.loop import load_state
+
+EXAMPLES = [Example("A murmur in systole", "Heart"), Example("Blurred vision of one eye", "Eye")]
+
+
+def experiment(*overrides: str) -> Experiment:
+    return parse_experiment(apply_overrides({}, overrides), "test")
+
+
+def test_by_default_it_is_one_round_after_learning():
+    phases = phases_of(method_of(experiment()), 3)
+    assert list(phases) == ["learn", PROTOTYPES]
+    assert phases[PROTOTYPES].rounds == 1
+    statistics = phases[PROTOTYPES].statistics
+    assert statistics is not None
+    assert (statistics.layers, statistics.names, statistics.once) == (4, 0.5, True)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "privacy.mechanism=record",
+        "privacy.mechanism=client",
+        "aggregation.robust=median",
+        "stream.schedule=per-client",
+        "model.family=causal-lm",
+        "method.prototype.enabled=off",
+    ],
+)
+def test_where_no_sums_can_leave_it_is_off(setting):
+    config = experiment(setting)
+    assert decided(config).prototype.enabled == "off"
+    assert statistics_of(method_of(config)) is None
+
+
+def test_what_is_asked_for_is_not_decided_otherwise():
+    config = experiment("privacy.mechanism=record", "method.prototype.enabled=on")
+    assert statistics_of(method_of(config)) is not None  # and the mechanism refuses it
+
+
+def test_what_is_summed_up_does_not_depend_on_what_was_learnt(minilm):
+    data = minilm.encode(EXAMPLES, ("Heart", "Eye"))
+    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
+    nothing = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
+    learnt = orthogonal_init(nothing.retained, 8, 2.0, seeded("learnt"))
+    for factors in learnt.layers.values():
+        factors.B.normal_(0.0, 0.1, generator=seeded("B"))
+    load_state(minilm, nothing)
+    before = base_embeddings(minilm, data, 4)
+    load_state(minilm, State(learnt, learnt))
+    with torch.no_grad():
+        assert (minilm.embed(data, 4) - before).norm() > 0.1
+    assert torch.equal(base_embeddings(minilm, data, 4), before)
+    torch.testing.assert_close(base_embeddings(minilm, data[1:], 4), before[1:], rtol=0, atol=1e-5)
+    load_state(minilm, nothing)
