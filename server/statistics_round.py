@@ -52,8 +52,7 @@ class StatisticsRound:
         started, one = time.monotonic(), self.round
         exchange, step = one.exchange, one.step
         eligible = one.plan.working(step.stage, step.server_round)
-        given = history.collected if self.statistics.once else {}
-        clients = one.sample({n: t for n, t in eligible.items() if n not in given.get(t, ())})
+        clients = self._asked(eligible, history)
         if not clients or not one.phase.should_run(state):
             exchange.event("round_skipped", step)
             if piggybacked is None:
@@ -72,6 +71,14 @@ class StatisticsRound:
         state, history = self._add(sent.state, history, replies, clients)
         received = RoundReplies(sizes=replies.sizes)
         return state, one.record(sent, received, None, False, started, history)
+
+    def _asked(self, eligible: Mapping[str, str], history: History) -> dict[str, str]:
+        """Return whom to ask, and for which task: for sums that each gives once all that have not
+        given theirs, however few a round samples."""
+        if not self.statistics.once:
+            return self.round.sample(eligible)
+        given = history.collected
+        return {name: task for name, task in eligible.items() if name not in given.get(task, ())}
 
     def _add(
         self, state: State, history: History, replies: SumsReplies, clients: Mapping[str, str]

@@ -31,6 +31,7 @@ SHORT = [
     "train.batch_size=8",  # some clients take several steps a round
     "run.threads=1",
     "run.workers=1",
+    "method.prototype.enabled=off",  # most tests are of rounds that train
 ]
 
 

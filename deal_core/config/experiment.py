@@ -178,7 +178,8 @@ class FederationConfig(Table):
     clients: int = Field(2, ge=1)
     """Clients that take part; 2 is what plain ``flwr run .`` simulates."""
     clients_per_round: int = Field(0, ge=0)
-    """Clients sampled in each round; 0: all."""
+    """Clients sampled in each round of learning; 0: all. Sums that a client gives once in a task
+    are asked of all."""
     participants: tuple[int, ...] = ()
     """Numbers of the only clients that train, from 0; all evaluate; empty: all train."""
     rounds: int = Field(2, ge=1)

@@ -308,6 +308,15 @@ def test_a_good_run_has_a_head_for_each_task_and_a_checkpoint_with_all_of_it(
     assert checkpoint.history.collected == dict.fromkeys(TASKS, ("0", "1", "2", "3"))
 
 
+def test_sums_that_are_given_once_are_asked_of_all_however_few_a_round_samples(tmp_path, model):
+    config = experiment(tmp_path, model, "prototype")
+    few = config.federation.model_copy(update={"clients_per_round": 1})
+    sampled = config.model_copy(update={"federation": few})
+    checkpoint, events = played(sampled, lambda client, reply: [reply])
+    assert checkpoint.history.collected == dict.fromkeys(TASKS, ("0", "1", "2", "3"))
+    assert sum(event["event"] == "client_finished" for event in events) == CLIENTS * len(TASKS)
+
+
 def replies(**examples: float) -> SumsReplies:
     found = SumsReplies()
     for name, n in examples.items():

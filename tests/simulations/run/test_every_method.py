@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_model")
 RUNS = {
     **{name: (f"method.name={name}",) for name in METHODS},
     "linear-probe": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
-    "deal without prototypes": ("method.name=deal", "method.prototype.enabled=off"),
+    "deal with prototypes": ("method.name=deal", "method.prototype.enabled=auto"),
 }
 STEPS = 4
 """The second task's first round has just ended: what a method keeps is in use."""
