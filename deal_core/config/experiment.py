@@ -51,9 +51,10 @@ class PartitionConfig(Table):
     """How one data set is divided among simulated clients."""
 
     kind: str = "dirichlet"
-    """``iid``, ``dirichlet``, ``pathological`` or ``column``."""
+    """``iid``, ``dirichlet``, ``pathological``, ``quantity`` or ``column``."""
     alpha: float = Field(0.5, gt=0)
-    """Dirichlet concentration over labels: small is skewed, large is uniform."""
+    """Dirichlet concentration over labels, or (quantity) over clients' sizes: small is skewed,
+    large is uniform."""
     labels_per_client: int = Field(2, ge=1)
     """Labels that each client holds (pathological)."""
     column: str = ""

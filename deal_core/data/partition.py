@@ -14,8 +14,11 @@ import random
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from deal_core.config.experiment import PartitionConfig
 from deal_core.data.sampling import by_label, largest_remainder
@@ -30,6 +33,8 @@ Owners: TypeAlias = list[list[int]]
 Partitioner: TypeAlias = Callable[[TaskData, PartitionConfig, int, int], Owners]
 """Task, configuration, number of clients and seed of this task to owners."""
 
+SHARES = 10**9
+"""A whole, where shares are whole numbers."""
 MIN_EXAMPLES = 8
 """Training examples that a Dirichlet draw should leave to every client."""
 
@@ -142,6 +147,19 @@ def _pathological(task: TaskData, config: PartitionConfig, clients: int, seed: i
     return owners
 
 
+def _quantity(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
+    """Return positions by client: a shuffled task cut into parts whose sizes are a draw from
+    Dirichlet(alpha), none of them empty; labels are alike."""
+    shares = np.random.default_rng(seed).dirichlet([config.alpha] * clients)
+    rng = random.Random(seed)
+    weights = [int(share * SHARES) for share in shares]
+    more = largest_remainder(weights, len(task.train) - clients, rng)
+    order = list(range(len(task.train)))
+    rng.shuffle(order)
+    ends = list(accumulate(1 + size for size in more))
+    return [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
 def _column(task: TaskData, _config: PartitionConfig, clients: int, _seed: int) -> Owners:
     """Return one group per client, in the groups' order; more groups than clients take turns."""
     return _by_group(task, task.train, clients)
@@ -205,6 +223,7 @@ PARTITIONERS: Mapping[str, Partitioner] = MappingProxyType(
         "iid": _iid,
         "dirichlet": _dirichlet,
         "pathological": _pathological,
+        "quantity": _quantity,
         "column": _column,
     }
 )

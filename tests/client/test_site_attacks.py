@@ -123,11 +123,11 @@ def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(tmp_path, mo
     original = EncoderLabels._embed
 
     def stumbling(fault):
-        def embed(self, token_ids):
+        def embed(self, token_ids, layers=1):
             found = [SECRET_TOKEN in ids for ids in token_ids]
             if any(found) and fault == "raise":
                 raise RuntimeError("an overflow")
-            vectors = original(self, token_ids)
+            vectors = original(self, token_ids, layers)
             # what a batch-mate does to the arithmetic may reach the whole pass
             return vectors * torch.nan if any(found) else vectors
 

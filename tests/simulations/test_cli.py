@@ -73,7 +73,8 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     assert code == 0
     commands = [line.split()[:3] for line in out.splitlines()]
     experiments = ["clinc10", "frugal", "per-client", "private", "quickstart"]
-    studies = ["ablation", "cl15-core", "clinc10", "data-budget", "medmcqa", "memory", "tuning"]
+    streams = ["cl15-core", "clinc10", "medmcqa"]
+    studies = ["ablation", *(f"all-labels-{stream}" for stream in streams), "cl15-core", "clinc10", "data-budget", "medmcqa", "memory", "tuning"]
     assert commands == [
         *(["deal", "simulate", name] for name in experiments),
         *(["deal", "study", name] for name in studies),
@@ -201,6 +202,7 @@ def test_a_client_without_data_is_one_line(fork: Forker, tmp_path: Path) -> None
     settings = [*SMALL[1:], 'data.tasks=["laboratory"]', "federation.clients=4"]
     settings += ["data.max_train=32", "data.max_test=32"]
     settings += ["federation.rounds=1", "data.partition.alpha=0.01", "run.seed=2"]
+    settings += ["method.prototype.enabled=off"]  # one round
     process, _ = started(fork, tmp_path / "run", settings)
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0

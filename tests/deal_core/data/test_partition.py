@@ -129,6 +129,20 @@ def test_pathological_that_would_lose_labels_is_an_error() -> None:
         partition(make_task([9] * 5, [2] * 5), config, 2, 0)
 
 
+def test_quantity_differs_in_size_and_not_in_labels() -> None:
+    task = make_task([200] * 3, [30] * 3)
+    spread = {}
+    for alpha in (100.0, 0.3):
+        config = PartitionConfig(kind="quantity", alpha=alpha)
+        draws = [partition(task, config, 4, seed) for seed in range(8)]
+        sizes = [sorted(len(part.train) for part in parts) for parts in draws]
+        assert min(own[0] for own in sizes) >= 1
+        spread[alpha] = sum(own[-1] - own[0] for own in sizes) / len(sizes)
+        large = [part for parts in draws for part in parts if len(part.train) > 100]
+        assert skew(large) < 0.1
+    assert spread[100.0] < 100 < 250 < spread[0.3]
+
+
 def test_column_gives_each_group_to_one_client_in_every_task() -> None:
     config = PartitionConfig(kind="column", column="site")
     whole = partition(make_task([16, 16], [8, 8]), config, 4, 0)

@@ -102,7 +102,7 @@ def test_every_cell_is_in_the_tables(done: tuple[StudyRequest, int, str]) -> Non
 def test_a_killed_cell_continues_from_its_checkpoint(done: tuple[StudyRequest, int, str]) -> None:
     folder = Path(done[0].out) / "cells" / "deal.seed0"
     starts = [event for event in events(folder) if event["event"] == "run_started"]
-    assert [(start["resumed"], start["done_rounds"]) for start in starts] == [(False, 0), (True, 1)]
+    assert [(start["resumed"], start["done_rounds"]) for start in starts] == [(False, 0), (True, 2)]
     fresh = events(folder.with_name("sequential.seed0"))
     assert [e["resumed"] for e in fresh if e["event"] == "run_started"] == [False]
 
