@@ -16,6 +16,7 @@ from simulations.study.statistics import Estimate, estimate, paired_difference
 from simulations.study.study_file import Study
 
 Measure = Callable[[Outcome], float | None]
+AVERAGE_ACCURACY = "average accuracy"
 ALL_LABELS = "all labels"
 ALL_LABELS_EXPLAINED = (
     " All labels: average accuracy among the labels of all tasks, the task not told; all else is "
@@ -23,7 +24,7 @@ ALL_LABELS_EXPLAINED = (
 )
 """Only where some cell has counted that: older results have not."""
 MEASURES: dict[str, Measure] = {
-    "average accuracy": lambda o: o.average_accuracy,
+    AVERAGE_ACCURACY: lambda o: o.average_accuracy,
     ALL_LABELS: lambda o: o.among_all_labels,
     "backward transfer": lambda o: o.backward_transfer,
     "forward transfer": lambda o: o.forward_transfer,
@@ -72,6 +73,9 @@ def _section(study: Study, setting: str, cells: Sequence[CellResult]) -> Iterato
     level = "###" if setting else "##"
     yield from (f"{level} Arms", "", *arms_table(study, cells), "")
     yield from (f"{level} Differences in average accuracy", "", *significance(study, cells), "")
+    if ALL_LABELS in measures_of(cells):
+        among_all = significance(study, cells, ALL_LABELS)
+        yield from (f"{level} Differences among all labels", "", *among_all, "")
     yield from (f"{level} Forgetting", "", *age_table(study, cells), "")
     yield from curves(study, cells, level + "#")
     yield from (f"{level} Cost", "", *cost_table(study, cells), "")
@@ -167,13 +171,16 @@ def _measure(cells: Sequence[CellResult], name: str) -> str:
     return form(estimate(known))
 
 
-def significance(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Yield paired differences of every arm that is no bound to the best baseline, the named
-    baseline and the candidate. A reference is compared, and is never the best baseline."""
-    arms = study.file.arms
+def significance(
+    study: Study, cells: Sequence[CellResult], name: str = AVERAGE_ACCURACY
+) -> Iterator[str]:
+    """Yield paired differences in a measure, of every arm that is no bound to the best baseline,
+    the named one and the candidate. A reference is compared, and is never the best baseline."""
+    arms, measure = study.file.arms, MEASURES[name]
+    known = [cell for cell in cells if measure(cell.outcome) is not None]
     accuracy = {
-        arm: {pair(c): c.outcome.average_accuracy for c in own}
-        for arm, own in by_arm(study, cells).items()
+        arm: {pair(c): measure(c.outcome) or 0.0 for c in own}
+        for arm, own in by_arm(study, known).items()
         if not arms[arm].bound
     }
     best = best_baseline(study, {arm: accuracy[arm] for arm in accuracy if arms[arm].contestant})

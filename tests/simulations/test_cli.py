@@ -74,7 +74,16 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     commands = [line.split()[:3] for line in out.splitlines()]
     experiments = ["clinc10", "frugal", "per-client", "private", "quickstart"]
     streams = ["cl15-core", "clinc10", "medmcqa"]
-    studies = ["ablation", *(f"all-labels-{stream}" for stream in streams), "cl15-core", "clinc10", "data-budget", "medmcqa", "memory", "tuning"]
+    studies = [
+        "ablation",
+        *(f"all-labels-{stream}" for stream in streams),
+        "cl15-core",
+        "clinc10",
+        "data-budget",
+        "medmcqa",
+        "memory",
+        "tuning",
+    ]
     assert commands == [
         *(["deal", "simulate", name] for name in experiments),
         *(["deal", "study", name] for name in studies),

@@ -11,6 +11,7 @@ from simulations.study.outcome import AmongAll, Outcome
 from simulations.study.results import CellResult, StudyResults
 from simulations.study.study_file import Study, StudyFile, load_study
 from simulations.study.tables import (
+    ALL_LABELS,
     age_table,
     arms_table,
     best_baseline,
@@ -207,6 +208,26 @@ def test_differences_are_paired_by_seed(study: Study) -> None:
     one_seed = [line for line in significance(study, CELLS[:3]) if line.startswith("| weak | DEAL")]
     assert one_seed == ["| weak | DEAL | 1 | -15.0 | – |"]
     assert list(significance(study, CELLS[:1])) == ["One arm alone: nothing to compare."]
+
+
+def test_differences_among_all_labels_are_of_the_cells_that_have_counted_that(study: Study) -> None:
+    def among_all(cell: CellResult, value: float) -> CellResult:
+        found = {"accuracy_matrix": [[value]], "average_accuracy": value}
+        more = AmongAll(**found, backward_transfer=None, forgetting=None)
+        outcome = cell.outcome.model_copy(update={"class_incremental": more})
+        return cell.model_copy(update={"outcome": outcome})
+
+    values = {("deal", 0): 0.6, ("deal", 1): 0.7, ("good", 0): 0.5, ("weak", 0): 0.4}
+    cells = [among_all(c, values[c.arm, c.seed]) if (c.arm, c.seed) in values else c for c in CELLS]
+    lines = list(significance(study, cells, ALL_LABELS))
+    assert [line for line in lines if line.startswith("| DEAL")] == [
+        "| DEAL | Good \\| old | 1 | +10.0 | – |"
+    ]
+    assert not [line for line in lines if "replay" in line]
+    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=cells)
+    assert "## Differences among all labels" in markdown(study, results)
+    without = results.model_copy(update={"cells": CELLS})
+    assert "among all labels" not in markdown(study, without)
 
 
 def test_runs_of_different_precision_are_no_pair(study: Study) -> None:
