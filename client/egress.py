@@ -45,14 +45,12 @@ SUM_FIELDS = {
     "count": "how many embeddings a sum has, for each label: class means",
     "sum": "sum of embeddings for each label: class means",
     "gram": "sum of outer products of embeddings: the covariance that classes share",
-    "start_gram": "the same of the model at the start of the task: how features drift",
-    "cross": "products of embeddings at start and end of a task: how features drift",
     "gradient": "gradient of a softmax regression, summed over records: its next step",
 }
 """Of statistics, for each task of the request (``PLACE.NAME``), and why they may leave."""
 INSTRUCTION = "instruction"
 LARGEST_SUM = 2**26
-"""Bytes of one array of them: the Gram matrix of embeddings of 4096 entries."""
+"""Bytes of one array of them: the Gram matrix of embeddings of 5,700 entries."""
 SCALE = ".scale"
 """Ending of a key for the scales of a factor in a lossy format."""
 

@@ -17,6 +17,7 @@ from deal_core.config.experiment import DataConfig, Experiment
 from deal_core.data.files import FilesSource
 from deal_core.data.source import TaskData
 from deal_core.errors import UserError
+from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.allowed_apps import allowed_apps
@@ -64,6 +65,8 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         lambda: check_app(folder, site),
         lambda: compare_labels(site, agreed) if experiment else declared_labels(site),
     ]
+    if experiment is not None:
+        checks.append(lambda: check_sums(site, experiment))
     if not offline:
         checks.append(lambda: check_connection(site))
     for check in checks:
@@ -105,6 +108,29 @@ def check_state(site: SiteFile) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{state}: cannot be written ({error.strerror}); see site.state") from None
     yield f"state folder {state}: can be written"
+
+
+def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
+    """Yield what becomes of the sums of embeddings that the experiment asks for, if it does.
+
+    Raises:
+        UserError: nothing can be learnt without them, and the policy keeps them.
+    """
+    statistics = statistics_of(method_of(experiment))
+    if statistics is None:
+        return
+    if site.policy is None or site.policy.share_sums:
+        yield "the experiment asks for sums of embeddings: they leave"
+    elif statistics.names:
+        yield (
+            "the experiment asks for sums of embeddings: they stay here (policy.share_sums), and "
+            "its class means are those of other sites"
+        )
+    else:
+        raise UserError(
+            f"method.name '{experiment.method.name}' is made of sums of embeddings, and the policy "
+            "keeps them: set policy.share_sums to true in site.toml, or take no part"
+        )
 
 
 def check_app(folder: Path, site: SiteFile) -> Iterator[str]:

@@ -149,6 +149,21 @@ def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
     assert any("'later': no folder, so this site sits it out" in line for line in report.lines)
 
 
+def test_what_becomes_of_sums_is_told_and_a_method_made_of_them_needs_them(site: Path) -> None:
+    labels = {"triage": ("a", "b")}
+    agreed = Experiment(data=DataConfig(source="sites", labels=labels))
+    report = checked(site, agreed)
+    assert report.problems == []
+    assert any("they stay here (policy.share_sums)" in line for line in report.lines)
+    method = agreed.method.model_copy(update={"name": "prototype"})
+    (problem,) = checked(site, agreed.model_copy(update={"method": method})).problems
+    assert "set policy.share_sums to true" in problem
+    path = site / "site.toml"
+    path.write_text(path.read_text().replace("[policy]", "[policy]\nshare_sums = true", 1))
+    report = checked(site, agreed)
+    assert "the experiment asks for sums of embeddings: they leave" in report.lines
+
+
 @pytest.mark.parametrize("declared", [True, False])
 def test_the_lines_that_are_printed_make_the_labels_agree(site: Path, declared: bool) -> None:
     """Also with names that TOML must quote."""
