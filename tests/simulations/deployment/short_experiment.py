@@ -24,6 +24,8 @@ connect_seconds = {connect}
 max_length = 32
 batch_size = 4
 precision = "float32"
+[method.prototype]
+enabled = "off"  # sites keep sums by default
 [run]
 threads = 1
 """
