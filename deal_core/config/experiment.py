@@ -26,7 +26,9 @@ class ModelConfig(Table):
     logit_scale: float = Field(20.0, gt=0)
     """Multiplier of the cosine between text and label (encoder-labels)."""
     instruction: str = "Classify the text. Answer with one of the options."
-    """First line of the prompt (causal-lm)."""
+    """What a task asks for, where ``data.instructions`` does not say (causal-lm)."""
+    template: str = "{instruction}\nOptions: {options}\nText: {text}\nAnswer:"
+    """The prompt (causal-lm); a line with ``{options}`` is left out where the answer is a text."""
 
 
 class AdapterConfig(Table):
@@ -45,6 +47,9 @@ class AdapterConfig(Table):
     mixed ranks only); empty: ``rank`` for all."""
     target_modules: tuple[str, ...] = ()
     """Names of the adapted linear layers; empty: the family's default (q and v)."""
+    first_layer: int = Field(0, ge=0)
+    """First layer of the model that is adapted. What lies below never changes, so a text passes it
+    once in a run (causal-lm)."""
 
 
 class PartitionConfig(Table):

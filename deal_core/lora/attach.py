@@ -71,6 +71,7 @@ def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -
         r=config.rank,
         lora_alpha=config.rank,
         target_modules=list(config.target_modules) or None,
+        layers_to_transform=_adapted_layers(base, config.first_layer),
         task_type=task_type,
     )
     with warnings.catch_warnings():
@@ -81,6 +82,16 @@ def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -
         model = get_peft_model(base, lora, adapter_name=CURRENT)
     assert isinstance(model, PeftModel)
     return model
+
+
+def _adapted_layers(base: nn.Module, first: int) -> list[int] | None:
+    """Return numbers of the layers from ``first`` on; None: all."""
+    if not first:
+        return None
+    layers: int = getattr(base, "config").num_hidden_layers  # noqa: B009 - not every module has one
+    if first >= layers:
+        raise UserError(f"adapter.first_layer = {first}: the model has layers 0 to {layers - 1}")
+    return list(range(first, layers))
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.lora.packing import Packing
+from deal_core.models.prompt_forest import PromptForest
 
 NAME = "deal"
 LONGEST = {torch.bfloat16: 256, torch.float32: 64}
@@ -42,7 +43,12 @@ def attention(
     """Return attention as transformers asks for it: query ``(batch, heads, queries, width)``, key
     and value likewise, mask boolean ``(batch, 1, queries or 1, keys)``; the result is
     ``(batch, queries, heads, width)``. Whatever is not short and plain goes to transformers' own.
-    Option ``packing``: the batch is one row of texts that do not see each other."""
+    Option ``packing``: the batch is one row of texts that do not see each other; ``forest``: one
+    row of prompts that share what they begin with."""
+    forest = options.pop("forest", None)
+    if forest is not None:
+        options |= {"dropout": dropout, "scaling": scaling}
+        return _in_forest(module, (query, key, value), forest, options), None
     packing = options.pop("packing", None)
     if packing is not None:
         options |= {"dropout": dropout, "scaling": scaling}
@@ -76,6 +82,57 @@ def _packed(
         out, _ = attention(module, query, key, value, seen, **options)
         found.append(group.together(out.flatten(2)))
     return torch.cat(found).view(1, sum(tokens), *states[0].shape[1::2])
+
+
+def _in_forest(
+    module: nn.Module,
+    states: tuple[Tensor, Tensor, Tensor],
+    forest: PromptForest,
+    options: dict[str, Any],
+) -> Tensor:
+    """Tree by tree: heads by themselves, bodies with what is above them."""
+    query, key, value = (row[0] for row in states)
+    groups = query.shape[0] // key.shape[0]
+    if groups > 1:
+        key, value = (row.repeat_interleave(groups, dim=0) for row in (key, value))
+    # A head's width after the other: the row as the projection made it.
+    rows = tuple(row.transpose(0, 1).flatten(1) for row in (query, key, value))
+    heads, width = query.shape[0], query.shape[2]
+    window = options.get("sliding_window")
+    found, place = [], 0
+    for above, bodies in forest.trees:
+        up_query, up_key, up_value = (
+            _cells(row[None, place : place + above], heads) for row in rows
+        )
+        place += above
+        if above:
+            mask = causal(above, window, query.device)
+            out, _ = attention(module, up_query, up_key, up_value, mask, **options)
+            found.append(out[0].flatten(1))
+        for group in bodies:
+            tokens = sum(group.lengths)
+            own = [_cells(group.apart(row[place : place + tokens]), heads) for row in rows]
+            place += tokens
+            keys, values = (
+                torch.cat([up.expand(len(group.parts), -1, -1, -1), down], dim=2)
+                for up, down in zip((up_key, up_value), own[1:], strict=True)
+            )
+            sees = group.sees_within(window).to(query.device)
+            out, _ = attention(module, own[0], keys, values, sees, **options)
+            found.append(group.together(out.flatten(2)))
+    return torch.cat(found).view(1, -1, heads, width)
+
+
+def _cells(cells: Tensor, heads: int) -> Tensor:
+    """``(texts, longest, heads * width)`` to ``(texts, heads, longest, width)``."""
+    return cells.view(*cells.shape[:2], heads, cells.shape[2] // heads).transpose(1, 2)
+
+
+def causal(tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """Return which earlier tokens a token sees, ``(1, 1, tokens, tokens)``."""
+    place = torch.arange(tokens, device=device)
+    behind = place[:, None] - place[None, :]
+    return ((behind >= 0) & (behind < (window or tokens)))[None, None]
 
 
 def _apart(row: Tensor, packing: Packing) -> Tensor:

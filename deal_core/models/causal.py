@@ -1,12 +1,17 @@
 """Family ``causal-lm``: a prompt with the options, the answer's tokens, a likelihood per label.
 
-Training lowers the mean negative log-likelihood of the answer's own tokens, per example.
-Scoring is the length-normalised log-likelihood of each label as the answer: docs/method.md (M3).
+Training lowers the mean negative log-likelihood of the answer's own tokens and the end, per
+example. Scoring is the length-normalised log-likelihood of each label as the answer: docs/method.md
+(M3). Prompts of a task begin alike: that is computed once for all of them, and a text once for all
+its labels (:mod:`deal_core.models.prompt_forest`); what lies below the first adapted layer once a
+text (:mod:`deal_core.models.lower_layers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,17 +22,22 @@ from torch.nn.functional import cross_entropy
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.data.tokens import TokenCache, tokeniser_name
-from deal_core.lora.attach import attach
+from deal_core.errors import UserError
+from deal_core.lora.attach import attach, lora_layers
+from deal_core.lora.packing import Packing, packed
 from deal_core.models.attention import register_attention
 from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.loading import best_device, pretrained
+from deal_core.models.lower_layers import LowerLayers, decode, first_adapted
+from deal_core.models.prompt import read_template, words
+from deal_core.models.prompt_forest import PromptForest, PromptRow, Tokens, plant
 
-SCORING_TOKENS = 8192
-"""Most tokens (padding included) in one scoring pass: bounds memory, not results."""
+SCORING_TOKENS = 4096
+"""Most tokens in one scoring pass: bounds memory, not results."""
 
 
 class CausalLM:
-    """Any Hugging Face decoder-only model."""
+    """A Hugging Face decoder-only model whose attention can be replaced."""
 
     has_label_logits = False
 
@@ -37,27 +47,36 @@ class CausalLM:
         self.device = best_device()
         self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.CAUSAL_LM)
         self.module.eval()
+        self._decoder = base.get_decoder()
+        self._head = base.get_output_embeddings()
+        layers, below = first_adapted(self.module)
+        self._lower = LowerLayers(self._decoder, layers, below) if below else None
         self._tokenizer = tokenizer
+        self._template = read_template(model.template)
         self._instruction = model.instruction
+        self._answers: dict[str, Tokens] = {}
         self.tokens = TokenCache(
             lambda texts: [self._ids(text)[:max_length] for text in texts],
             tokeniser_name(tokenizer, "text alone", max_length),
         )
 
-    def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
+    def encode(
+        self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
+    ) -> list[Encoded]:
         """Return tokenised prompts; only the text is cut, so that the prompt with its options,
-        whatever the length of the text, ends in ``Answer:``."""
+        whatever the length of the text, ends as the template does."""
         index = {label: position for position, label in enumerate(labels)}
-        options = ", ".join(_words(label) for label in labels)
-        head = self._ids(f"{self._instruction}\nOptions: {options}\nText: ")
-        if self._tokenizer.bos_token_id is not None:
-            head = [self._tokenizer.bos_token_id, *head]
-        tail = self._ids("\nAnswer:")
         texts = self.tokens([example.text for example in examples])
         return [
-            Encoded((*head, *ids, *tail), index[example.label])
+            replace(self._prompt(tuple(ids), labels, instruction), target=index[example.label])
             for ids, example in zip(texts, examples, strict=True)
         ]
+
+    def _prompt(self, text: Tokens, labels: Sequence[str], instruction: str) -> Encoded:
+        before, after = self._template.around(instruction or self._instruction, labels)
+        head = self._known(before, first=True)
+        tail = self._known(after)
+        return Encoded((*head, *text, *tail), -1, shared=len(head), text=text)
 
     def forward_train(
         self,
@@ -66,20 +85,46 @@ class CausalLM:
         seen: Sequence[Sequence[str]],
         log_prior: Tensor | None = None,
     ) -> ForwardOutput:
-        """Return losses on the answer's tokens; distillation is over the vocabulary at those
-        tokens, so ``seen`` only decides whether there is anything to distil.
+        """Return losses on the answer's tokens and the end; distillation is over the vocabulary at
+        those tokens, so ``seen`` only decides whether there is anything to distil.
 
         Raises:
             ValueError: ``log_prior`` is given.
         """
         if log_prior is not None:
             raise ValueError("losses are over words: labels have no prior")
-        answers = [self._answer(labels[item.target]) for item in batch]
-        logits, targets, counts = self._answer_logits([item.tokens for item in batch], answers)
-        token_losses = cross_entropy(logits, targets, reduction="none")
+        answers = [self._answer(item, labels) for item in batch]
+        logits = self.word_logits(self._answer_states(batch, answers))
+        targets = torch.tensor([token for answer in answers for token in answer])
+        token_losses = cross_entropy(logits, targets.to(self.device), reduction="none")
+        counts = [len(answer) for answer in answers]
         losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
         kept = logits if seen else logits[:, :0]
         return ForwardOutput(losses, kept, counts, [kept.shape[1]])
+
+    def word_states(
+        self, batch: Sequence[Encoded], labels: Sequence[str]
+    ) -> tuple[Tensor, list[int]]:
+        """Return the states that the words of the answers are predicted from, ``(words, hidden)``,
+        and how many each example has. A word's logits follow from them alone, and they are much
+        smaller."""
+        answers = [self._answer(item, labels) for item in batch]
+        return self._answer_states(batch, answers), [len(answer) for answer in answers]
+
+    def word_logits(self, states: Tensor) -> Tensor:
+        """Return logits over the vocabulary, ``(words, vocabulary)``, float32."""
+        logits: Tensor = self._head(states).float()
+        return logits
+
+    def answered(
+        self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
+    ) -> list[Encoded]:
+        """Return the same texts under the prompt of another task, each with the answer that the
+        model gives now: its best label."""
+        asked = [self._prompt(item.text, labels, instruction) for item in batch]
+        with torch.no_grad():
+            best = self.scores(asked, labels).argmax(dim=1).tolist()
+        return [replace(item, target=label) for item, label in zip(asked, best, strict=True)]
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Raise ``ValueError``: there is no embedding of a text."""
@@ -87,59 +132,96 @@ class CausalLM:
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""
-        answers = [self._answer(label) for label in labels]
-        pairs = [(item.tokens, answer) for item in batch for answer in answers]
-        longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
-        step = max(1, SCORING_TOKENS // longest)
+        answers = [self._label(label) for label in labels]
+        branches = tuple(answer[:-1] for answer in answers)
+        rows = [self._row(item, (), branches) for item in batch]
         parts: list[Tensor] = []
-        for start in range(0, len(pairs), step):
-            prompts, chosen = zip(*pairs[start : start + step], strict=True)
-            logits, targets, counts = self._answer_logits(prompts, chosen)
-            likelihood = -cross_entropy(logits, targets, reduction="none")
-            parts.extend(part.mean() for part in torch.split(likelihood, counts))
-        return torch.stack(parts).view(len(batch), len(labels))
+        for part in _within(rows, SCORING_TOKENS):
+            forest, place = plant(part)
+            states = self._states(forest)
+            found = [self._likelihoods(states, forest, row, answers) for row in place]
+            parts += found
+        return torch.stack(parts)
 
-    def _answer_logits(
-        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-    ) -> tuple[Tensor, Tensor, list[int]]:
-        """Return logits ``(answer tokens of all, vocabulary)``, their targets, tokens per
-        example."""
-        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        longest = max(len(row) for row in rows)
-        kept = max(len(answer) for answer in answers) + 1
-        # Padding on the left: all answers end together, so only the last logits are computed.
-        ids = torch.tensor([[*[0] * (longest - len(row)), *row] for row in rows])
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(longest)[None, :] >= longest - lengths[:, None]).long()
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        logits = self.module(
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=positions.to(self.device),
-            logits_to_keep=kept,
-            use_cache=False,
-        ).logits
-        # the logits before a token predict it; the last column predicts what follows the answer
-        where = [
-            (row, kept - 1 - len(answer) + step)
-            for row, answer in enumerate(answers)
-            for step in range(len(answer))
-        ]
-        row_index, step_index = torch.tensor(where).T
-        targets = torch.tensor([token for answer in answers for token in answer])
-        counts = [len(answer) for answer in answers]
-        return logits[row_index, step_index].float(), targets.to(self.device), counts
+    def _likelihoods(
+        self, states: Tensor, forest: PromptForest, row: int, answers: Sequence[Tokens]
+    ) -> Tensor:
+        """Mean log-likelihood of each answer below one text, ``(answers,)``."""
+        places = [forest.predicting(row, branch) for branch in range(len(answers))]
+        first = places[0][0]  # the end of the body; its branches follow
+        below = states[first : first + 1 + sum(map(len, forest.rows[row].branches))]
+        logits = self.word_logits(below)
+        index = torch.tensor([place - first for each in places for place in each])
+        tokens = torch.tensor([token for answer in answers for token in answer])
+        likelihood = logits[index, tokens] - logits.logsumexp(dim=1)[index]
+        parts = torch.split(likelihood, [len(answer) for answer in answers])
+        return torch.stack([part.mean() for part in parts])
 
-    def _answer(self, label: str) -> list[int]:
-        return self._ids(f" {_words(label)}")
+    def _answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
+        """Return the states that predict the words of the answers, ``(words, hidden)``."""
+        rows = [self._row(item, answer[:-1]) for item, answer in zip(batch, answers, strict=True)]
+        forest, place = plant(rows)
+        states = self._states(forest)
+        index: list[int] = []
+        for row, answer in zip(place, answers, strict=True):
+            end = forest.starts[row] + forest.rows[row].below
+            index += range(end - len(answer), end)
+        return states[torch.tensor(index, device=states.device)]
+
+    def _row(self, item: Encoded, answer: Tokens, branches: tuple[Tokens, ...] = ()) -> PromptRow:
+        """Lay out one prompt. While every example has factors of its own, nothing is shared."""
+        shared = 0 if self._by_example else item.shared
+        return PromptRow(item.tokens[:shared], (*item.tokens[shared:], *answer), branches)
+
+    @property
+    def _by_example(self) -> bool:
+        return any(getattr(layer, "copies", None) for layer in lora_layers(self.module).values())
+
+    def _states(self, forest: PromptForest) -> Tensor:
+        """Return the last states of all tokens of a forest, ``(tokens, hidden)``."""
+        layers = lora_layers(self.module).values()
+        with packed(layers, Packing(forest.lengths)) if forest.lengths else nullcontext():
+            if self._lower is None:
+                return decode(self._decoder, forest)[0]
+            with self._lower.replaced(self._lower.states(forest)):
+                return decode(self._decoder, forest)[0]
+
+    def _answer(self, item: Encoded, labels: Sequence[str]) -> Tokens:
+        """Return the tokens that an example's answer should have, the end included."""
+        if item.target < 0:
+            return item.answer
+        end = self._tokenizer.eos_token_id
+        return self._label(labels[item.target]) + (() if end is None else (end,))
+
+    def _label(self, label: str) -> Tokens:
+        return self._known(f" {words(label)}")
+
+    def _known(self, text: str, first: bool = False) -> Tokens:
+        """Return the ids of a text that is asked for often; of the ``first`` in a row with the mark
+        of a beginning, where the tokeniser has one."""
+        key = f"{first} {text}"
+        if key not in self._answers:
+            mark = self._tokenizer.bos_token_id if first else None
+            self._answers[key] = (*([] if mark is None else [mark]), *self._ids(text))
+        return self._answers[key]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
 
-def _words(label: str) -> str:
-    return label.replace("_", " ")
+def _within(rows: Sequence[PromptRow], tokens: int) -> list[list[PromptRow]]:
+    """Rows in parts of so many tokens."""
+    parts: list[list[PromptRow]] = []
+    taken = 0
+    for row in rows:
+        if parts and taken + row.below <= tokens:
+            parts[-1].append(row)
+            taken += row.below
+        else:
+            parts.append([row])
+            taken = len(row.head) + row.below
+    return parts
 
 
 def load_causal(
@@ -148,14 +230,33 @@ def load_causal(
     """Return the model, base and tokeniser loaded.
 
     Raises:
-        UserError: the model cannot be loaded.
+        UserError: the model cannot be loaded, or does more with its last states than one product.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = pretrained(
         AutoModelForCausalLM, model.name, dtype=dtype, attn_implementation=register_attention()
     )
+    require_plain_head(base, model.name)
     return CausalLM(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
+
+
+def require_plain_head(base: Any, name: str) -> None:
+    """Check that logits are the head's product with the last states, and nothing more.
+
+    Raises:
+        UserError: they are not.
+    """
+    ids = torch.tensor([[0, 1]])
+    with torch.no_grad():
+        whole = base(input_ids=ids, use_cache=False).logits
+        states = base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        product = base.get_output_embeddings()(states)
+    if not torch.allclose(whole, product, rtol=1e-2, atol=1e-2):
+        raise UserError(
+            f"model.name '{name}': changes the scores of words after its last product, which "
+            "causal-lm cannot follow; choose another model"
+        )
 
 
 def causal_skeleton(model: ModelConfig) -> Any:

@@ -20,11 +20,17 @@ class Encoded:
 
     Attributes:
         tokens: ids of the text (encoder) or of the prompt (causal LM).
-        target: index of the label in the task's labels.
+        target: index of the label in the task's labels; -1: the answer is a text.
+        shared: so many tokens of a prompt, the first ones, are those of all prompts of the task.
+        text: ids of the text alone, without the prompt around it.
+        answer: ids of the answer, its end included, where it is a text.
     """
 
     tokens: tuple[int, ...]
     target: int
+    shared: int = 0
+    text: tuple[int, ...] = ()
+    answer: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

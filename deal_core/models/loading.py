@@ -23,7 +23,7 @@ class Source:
     """
 
     location: str
-    options: dict[str, str]
+    options: dict[str, Any]
 
 
 def locate(name: str) -> Source:
@@ -58,8 +58,12 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         UserError: neither a folder nor reachable on the hub.
     """
     from transformers.utils import logging
+    from transformers.utils.quantization_config import GgufConfig
 
     source = locate(name)
+    if "gguf_file" in source.options and hasattr(loader, "_model_mapping"):
+        # As plain weights: products with packed ones are computed in float32, and much slower.
+        options["quantization_config"] = GgufConfig(dequantize=True)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

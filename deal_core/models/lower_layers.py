@@ -1,0 +1,179 @@
+"""The layers below the first adapted one: they never change, so a text passes them once.
+
+What they make of a prompt serves epochs, rounds, teacher and evaluation.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deal_core.lora.attach import lora_layers
+from deal_core.models.prompt_forest import PromptForest, PromptRow, plant
+
+CACHED_BYTES = 2**30
+"""What is kept; beyond, what was used longest ago goes."""
+TOKENS_PER_PASS = 4096
+"""Of prompts that are new, so many in one pass."""
+
+
+class _Reached(Exception):
+    """The first adapted layer has been reached."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def first_adapted(module: nn.Module) -> tuple[list[nn.Module], int]:
+    """Return the model's layers, and how many of them lie below the first adapted one; none where
+    something is adapted that is no part of a layer, or is not known to lie behind them all."""
+    names = list(lora_layers(module))
+    stacks = [
+        (f"{name}.", list(child))
+        for name, child in _base(module).named_modules()
+        if isinstance(child, nn.ModuleList) and any(n.startswith(f"{name}.") for n in names)
+    ]
+    if len(stacks) != 1:
+        return [], 0
+    prefix, layers = stacks[0]
+    if not all(name.startswith(prefix) for name in names):
+        return [], 0
+    return layers, min(int(name.removeprefix(prefix).split(".")[0]) for name in names)
+
+
+def _base(module: Any) -> nn.Module:
+    base: nn.Module = module.get_base_model()
+    return base
+
+
+@dataclass
+class LowerLayers:
+    """What the layers below the first adapted one make of prompts, by prompt.
+
+    Attributes:
+        decoder: the model without its head.
+        layers: all its layers.
+        below: how many lie below the first adapted one.
+    """
+
+    decoder: Any
+    layers: list[nn.Module]
+    below: int
+    _known: OrderedDict[PromptRow, Tensor] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+
+    def states(self, forest: PromptForest) -> Tensor:
+        """Return what arrives at the first adapted layer, ``(1, tokens, hidden)``."""
+        self._learn(forest.rows)
+        parts: list[Tensor] = []
+        head: tuple[int, ...] | None = None
+        for row in forest.rows:
+            if row.head != head:
+                head = row.head
+                if head:
+                    parts.append(self._get(PromptRow(head, ())))
+            parts.append(self._get(row))
+        return torch.cat(parts)[None]
+
+    def _get(self, row: PromptRow) -> Tensor:
+        self._known.move_to_end(row)
+        return self._known[row]
+
+    def _learn(self, rows: Sequence[PromptRow]) -> None:
+        """Pass those that are not known through the layers."""
+        missing = [row for row in dict.fromkeys(rows) if row not in self._known]
+        missing += [
+            alone
+            for head in dict.fromkeys(row.head for row in rows if row.head)
+            if (alone := PromptRow(head, ())) not in self._known
+        ]
+        part: list[PromptRow] = []
+        tokens = 0
+        for row in sorted(missing, key=lambda row: row.below):
+            if part and tokens + row.below > TOKENS_PER_PASS:
+                self._pass(part)
+                part, tokens = [], 0
+            part.append(row)
+            tokens += row.below
+        if part:
+            self._pass(part)
+        self._forget({*rows, *(PromptRow(row.head, ()) for row in rows)})
+
+    def _pass(self, rows: Sequence[PromptRow]) -> None:
+        forest, _ = plant(rows)
+        states = self._run(forest)[0]
+        for row, start in zip(forest.rows, forest.starts, strict=True):
+            if row.below:
+                kept = states[start : start + row.below].clone()
+            else:  # what prompts begin with, alone
+                kept = states[start - len(row.head) : start].clone()
+            self._known[row] = kept
+            self._bytes += kept.nbytes
+
+    def _run(self, forest: PromptForest) -> Tensor:
+        def stop(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            raise _Reached(arguments[0] if arguments else named["hidden_states"])
+
+        handle = self.layers[self.below].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                decode(self.decoder, forest)
+        except _Reached as reached:
+            return reached.states
+        finally:
+            handle.remove()
+        raise RuntimeError("the first adapted layer was not reached")
+
+    def _forget(self, needed: set[PromptRow]) -> None:
+        while self._bytes > CACHED_BYTES:
+            oldest = next(iter(self._known))
+            if oldest in needed:
+                return
+            self._bytes -= self._known.pop(oldest).nbytes
+
+    @contextmanager
+    def replaced(self, states: Tensor) -> Iterator[None]:
+        """Within the block the layers below hand on what they get, and the first adapted one gets
+        these states."""
+
+        def enter(
+            module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            if arguments:
+                return (states, *arguments[1:]), named
+            return arguments, {**named, "hidden_states": states}
+
+        skipped = self.layers[: self.below]
+        for layer in skipped:
+            layer.forward = _hand_on
+        handle = self.layers[self.below].register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+            for layer in skipped:
+                del layer.forward
+
+
+def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+def decode(decoder: Any, forest: PromptForest) -> Tensor:
+    """Return the last states of the tokens of a forest, ``(1, tokens, hidden)``."""
+    device = next(decoder.parameters()).device
+    states: Tensor = decoder(
+        input_ids=forest.ids.to(device),
+        position_ids=forest.positions.to(device),
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+        forest=forest,
+        use_cache=False,
+    ).last_hidden_state
+    return states
