@@ -95,9 +95,9 @@ def local_update(
     def train(gradients: Gradients) -> LocalUpdate:
         if phase.statistics is not None:
             return sum_records(bench, client_context.client, state, instruction, phase.statistics)
-        task = LocalTask(
-            data.labels, seen, *_kept(bench, client_context, instruction), joint_tasks, future
-        )
+        kept = _kept(bench, client_context, instruction)
+        prompts = [bench.prompt(task) for task in instruction.seen]
+        task = LocalTask(data.labels, seen, *kept, joint_tasks, future, prompts)
         cache = (
             data.cache
             if phase.public_path

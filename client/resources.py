@@ -21,7 +21,14 @@ from deal_core.data.public import read_public
 from deal_core.data.tokens import cache_folder
 from deal_core.lora.attach import read
 from deal_core.lora.payload import PayloadError
-from deal_core.methods import Phase, Statistics, method_of, phases_of, statistics_of
+from deal_core.methods import (
+    Phase,
+    Statistics,
+    TaskPrompt,
+    method_of,
+    phases_of,
+    statistics_of,
+)
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.privacy.interface import MakeMechanism, Mechanism, RecordId
@@ -150,6 +157,13 @@ class Workbench:
         """The public label space of a task; where it is declared, no data is read."""
         return self.experiment.data.labels.get(task) or self._share(task)[0].labels
 
+    def prompt(self, task: str) -> TaskPrompt:
+        """How a model that answers in words is asked about a task."""
+        return TaskPrompt(self.labels(task), self._instruction(task))
+
+    def _instruction(self, task: str) -> str:
+        return self.experiment.data.instructions.get(task, "")
+
     def probes(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
         """Constant texts, tokenised, under the first of the labels."""
         examples = [Example(text, labels[0]) for text in PROBE_TEXTS]
@@ -162,11 +176,11 @@ class Workbench:
         """The share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""
         if (task, client) not in self._tasks:
             share = self._own(task, client)
-            encode = self.model.encode
+            asks = share.labels, self._instruction(task)
             self._tasks[task, client] = ClientTask(
                 share.labels,
-                encode(share.train, share.labels),
-                encode(share.test, share.labels),
+                self.model.encode(share.train, *asks),
+                self.model.encode(share.test, *asks),
                 Cache(),
                 [RecordId(task, row) for row in range(len(share.train))],
             )

@@ -113,6 +113,9 @@ class DataConfig(Table):
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
+    instructions: dict[str, str] = Field(default_factory=dict)
+    """Task name to what its prompt asks for (causal-lm); a task that is not named:
+    ``model.instruction``."""
     text_column: str = "text"
     """Column of the text (files, hub)."""
     pair_column: str = ""

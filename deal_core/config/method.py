@@ -74,6 +74,10 @@ class DistillationConfig(Table):
     """What the teacher chooses between: the labels of each task, as they are told apart when that
     task is tested (the mean over tasks), or of all earlier ones, and of all future ones, at once. A
     causal model's teacher chooses words, with ``weight`` where there is an earlier task."""
+    prompts: Literal["auto", "current", "earlier"] = "auto"
+    """How a causal model's teacher is asked: about each text with the prompt and the answer of the
+    task at hand (``current``: the published form), or with the prompt of an earlier task, and gives
+    an answer of its own (``earlier``). ``auto``: deal with ``earlier``, lwf with ``current``."""
 
 
 class ConsolidationConfig(Table):

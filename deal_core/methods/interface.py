@@ -68,6 +68,19 @@ class RoundState(Protocol):
 
 
 @dataclass(frozen=True)
+class TaskPrompt:
+    """How a model that answers in words is asked about a task: public, as its labels are.
+
+    Attributes:
+        labels: answers among which is chosen.
+        instruction: what the prompt asks for; empty: ``model.instruction``.
+    """
+
+    labels: Sequence[str]
+    instruction: str = ""
+
+
+@dataclass(frozen=True)
 class LocalTask:
     """What a client knows of the task at hand.
 
@@ -77,6 +90,7 @@ class LocalTask:
             after learning, those of the stage as well), in the stream's order.
         future: label spaces of the stream's tasks that no client works on before the stage has
             ended; read when called.
+        prompts: of the tasks of ``seen``, in their order.
         past: what the client has of its own earlier tasks; None in its first.
         round_state: what it has of earlier rounds; None where nothing can be kept.
         joint_tasks: where several tasks are learnt at once, the client's share of each, in the
@@ -89,6 +103,7 @@ class LocalTask:
     round_state: RoundState | None = None
     joint_tasks: Sequence[TaskDataset] = ()
     future: Callable[[], Sequence[Sequence[str]]] = tuple
+    prompts: Sequence[TaskPrompt] = ()
 
 
 MakeObjective = Callable[

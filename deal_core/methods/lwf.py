@@ -17,10 +17,11 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import DistillationConfig, MethodConfig
 from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, Phase
+from deal_core.methods.shared.answers import answers_distilled
 from deal_core.methods.shared.continued import continued
 from deal_core.methods.shared.distilled import distilled
 from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 
@@ -51,6 +52,8 @@ class Lwf:
     ) -> Objective:
         """Return ``CE + weight * KL(model at the start of the task || model)`` over earlier
         labels."""
+        if isinstance(model, GeneratingModel) and self.distillation.prompts == "earlier":
+            return answers_distilled(model, state, task, data, cache, self.distillation)
         return distilled(model, state, task, data, cache, self.distillation, future=0.0)
 
 

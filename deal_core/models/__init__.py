@@ -14,7 +14,7 @@ from deal_core.errors import choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import causal_skeleton, load_causal
 from deal_core.models.encoder import encoder_size, encoder_skeleton, load_encoder
-from deal_core.models.interface import Encoded, ForwardOutput, LanguageModel
+from deal_core.models.interface import Encoded, ForwardOutput, GeneratingModel, LanguageModel
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ __all__ = [
     "Encoded",
     "Family",
     "ForwardOutput",
+    "GeneratingModel",
     "LanguageModel",
     "adapter_shapes",
     "embedding_size",

@@ -105,9 +105,8 @@ class CausalLM:
     def word_states(
         self, batch: Sequence[Encoded], labels: Sequence[str]
     ) -> tuple[Tensor, list[int]]:
-        """Return the states that the words of the answers are predicted from, ``(words, hidden)``,
-        and how many each example has. A word's logits follow from them alone, and they are much
-        smaller."""
+        """Return the states that predict the words of the answers, ends included, ``(words,
+        hidden)``, and how many each example has."""
         answers = [self._answer(item, labels) for item in batch]
         return self._answer_states(batch, answers), [len(answer) for answer in answers]
 
@@ -120,11 +119,12 @@ class CausalLM:
         self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
     ) -> list[Encoded]:
         """Return the same texts under the prompt of another task, each with the answer that the
-        model gives now: its best label."""
+        model gives now: its best label, and the end."""
         asked = [self._prompt(item.text, labels, instruction) for item in batch]
         with torch.no_grad():
             best = self.scores(asked, labels).argmax(dim=1).tolist()
-        return [replace(item, target=label) for item, label in zip(asked, best, strict=True)]
+        answers = [self._label(labels[n]) + self._end for n in best]
+        return [replace(each, answer=answer) for each, answer in zip(asked, answers, strict=True)]
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Raise ``ValueError``: there is no embedding of a text."""
@@ -190,8 +190,13 @@ class CausalLM:
         """Return the tokens that an example's answer should have, the end included."""
         if item.target < 0:
             return item.answer
+        return self._label(labels[item.target]) + self._end
+
+    @property
+    def _end(self) -> Tokens:
+        """The token that ends an answer, where the tokeniser has one."""
         end = self._tokenizer.eos_token_id
-        return self._label(labels[item.target]) + (() if end is None else (end,))
+        return () if end is None else (end,)
 
     def _label(self, label: str) -> Tokens:
         return self._known(f" {words(label)}")

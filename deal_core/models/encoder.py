@@ -56,8 +56,10 @@ class EncoderLabels:
         self._label_cache: dict[str, Tensor] = {}
         self._label_matrix: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
 
-    def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
-        """Tokenise; texts are cut at ``train.max_length`` tokens."""
+    def encode(
+        self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
+    ) -> list[Encoded]:
+        """Tokenise; texts are cut at ``train.max_length`` tokens. There is no prompt."""
         ids = self.tokens([example.text for example in examples])
         index = {label: position for position, label in enumerate(labels)}
         return [

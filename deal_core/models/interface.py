@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from peft import PeftModel
@@ -73,8 +73,20 @@ class LanguageModel(Protocol):
     def tokens(self) -> TokenCache:
         """Token ids of texts."""
 
-    def encode(self, examples: Sequence[Example], labels: Sequence[str]) -> list[Encoded]:
-        """Tokenise once. Raises ``ValueError`` when an example's label is not in ``labels``."""
+    def encode(
+        self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
+    ) -> list[Encoded]:
+        """Tokenise once.
+
+        Args:
+            examples: texts and their labels.
+            labels: of the task.
+            instruction: what its prompt asks for; empty: ``model.instruction``. Encoders have no
+                prompt.
+
+        Raises:
+            ValueError: an example's label is not in ``labels``.
+        """
 
     def forward_train(
         self,
@@ -109,3 +121,24 @@ class LanguageModel(Protocol):
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return ``(batch, len(labels))``; the largest score is the answer."""
+
+
+@runtime_checkable
+class GeneratingModel(LanguageModel, Protocol):
+    """A model that answers in words: a causal one."""
+
+    def word_states(
+        self, batch: Sequence[Encoded], labels: Sequence[str]
+    ) -> tuple[Tensor, list[int]]:
+        """Return the states that the words of the examples' answers are predicted from,
+        ``(words, hidden)``, and how many each example has: a word's logits follow from its state
+        alone, which is much smaller."""
+
+    def word_logits(self, states: Tensor) -> Tensor:
+        """Return logits over the vocabulary, ``(words, vocabulary)``, float32."""
+
+    def answered(
+        self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
+    ) -> list[Encoded]:
+        """Return the same texts under the prompt of another task, each with the answer that the
+        model gives now, as a text."""

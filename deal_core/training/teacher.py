@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deal_core.lora.attach import at_task_start
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.training.batching import evaluation_batches
 
 Teacher = Callable[[Sequence[int]], list[Tensor]]
@@ -25,8 +25,10 @@ def make_teacher(
     seen: Sequence[Sequence[str]],
 ) -> Teacher:
     """Return the teacher, asked once about all examples, in batches without gradients, where the
-    answers fit into memory; over a large vocabulary they do not, and it is asked again each
-    time."""
+    answers fit into memory; otherwise it is asked again each time. Of a model that answers in words
+    the states are kept from which the logits follow."""
+    if isinstance(model, GeneratingModel):
+        return word_teacher(model, data, labels)
 
     def ask(batch: Sequence[int]) -> list[Tensor]:
         with at_task_start(model.module):
@@ -44,3 +46,21 @@ def make_teacher(
         if floats * len(data) > CACHED_FLOATS * len(answers):
             return ask
     return lambda batch: [answers[i] for i in batch]
+
+
+def word_teacher(
+    model: GeneratingModel, data: Sequence[Encoded], labels: Sequence[str] = ()
+) -> Teacher:
+    """Return the teacher of the words of the examples' answers, asked once about all examples."""
+    states: dict[int, Tensor] = {}
+    with at_task_start(model.module):
+        for batch in evaluation_batches(data):
+            found, words = model.word_states([data[i] for i in batch], labels)
+            states.update(zip(batch, torch.split(found, words), strict=True))
+
+    def logits(batch: Sequence[int]) -> list[Tensor]:
+        with torch.no_grad():
+            together = model.word_logits(torch.cat([states[i] for i in batch]))
+        return list(torch.split(together, [len(states[i]) for i in batch]))
+
+    return logits

@@ -38,11 +38,12 @@ from deal_core.methods.deal.controlled_update import Anchor, make_anchors, updat
 from deal_core.methods.deal.live_update import beside_current, live_update
 from deal_core.methods.deal.retention import GAINS, retain
 from deal_core.methods.interface import LocalTask, Phase
+from deal_core.methods.shared.answers import answers_distilled
 from deal_core.methods.shared.continued import continued
 from deal_core.methods.shared.distilled import distilled
 from deal_core.methods.shared.penalised import Penalised
 from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.training.cache import Cache
 from deal_core.training.label_prior import log_shares
 from deal_core.training.objective import Objective
@@ -107,10 +108,9 @@ class Deal:
     ) -> Objective:
         """Return ``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
         ``future_weight`` times the same over labels of future tasks, and the penalty of the
-        controlled update; CE over logits that the client's label shares may adjust."""
-        config = self.method.distillation
-        log_prior = self._log_prior(model, task, data)
-        losses = distilled(model, state, task, data, cache, config, config.future_weight, log_prior)
+        controlled update; CE over logits that the client's label shares may adjust. A model that
+        answers in words is asked with the prompts of earlier tasks instead."""
+        losses = self._losses(model, state, task, data, cache)
         if not self.method.update.enabled:
             return losses
         device = next(model.module.parameters()).device
@@ -124,6 +124,20 @@ class Deal:
             return update_penalty(update, anchors, self.method.update)
 
         return Penalised(losses, price)
+
+    def _losses(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        cache: Cache,
+    ) -> Objective:
+        config = self.method.distillation
+        if isinstance(model, GeneratingModel) and config.prompts != "current":
+            return answers_distilled(model, state, task, data, cache, config)
+        log_prior = self._log_prior(model, task, data)
+        return distilled(model, state, task, data, cache, config, config.future_weight, log_prior)
 
     def _log_prior(
         self, model: LanguageModel, task: LocalTask, data: Sequence[Encoded]

@@ -1,0 +1,100 @@
+"""Distillation for models that answer in words: the teacher is asked with the prompts of earlier
+tasks, about the current texts, gives its own answers, and is matched word by word.
+
+What the model would say if it were asked about an earlier task is what may be forgotten. The prompt
+and the answer of the task at hand (:mod:`deal_core.methods.shared.distilled`) ask for something
+else: they teach the old style on the new prompt. Source: docs/method.md (M45).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deal_core.config.method import DistillationConfig
+from deal_core.lora.adapter import fingerprint
+from deal_core.lora.attach import at_task_start
+from deal_core.lora.state import State
+from deal_core.methods.interface import LocalTask, TaskPrompt
+from deal_core.methods.shared.plain import plain
+from deal_core.models import Encoded, ForwardOutput, GeneratingModel
+from deal_core.training.batching import evaluation_batches
+from deal_core.training.cache import Cache
+from deal_core.training.distillation import distillation_losses
+from deal_core.training.objective import Objective
+from deal_core.training.teacher import Teacher, word_teacher
+
+
+def answers_distilled(
+    model: GeneratingModel,
+    state: State,
+    task: LocalTask,
+    data: Sequence[Encoded],
+    cache: Cache,
+    config: DistillationConfig,
+) -> Objective:
+    """Return ``CE + weight * KL(model at the start of the task || model)`` at the words of the
+    answers that the teacher gives under the prompts of earlier tasks; plain cross-entropy where
+    there is no earlier task, or the weight is 0.
+
+    Args:
+        model: holds ``state`` already.
+        state: the start of the task is ``base + retained``.
+        task: its labels, and the prompts of earlier tasks.
+        data: the client's tokenised examples.
+        cache: keeps the teacher's answers while ``retained`` and the prompts stay the same.
+        config: weight, temperature.
+    """
+    learning = plain(model, task, data)
+    if not task.prompts or not config.weight or task.joint_tasks:
+        return learning
+    basis = f"{fingerprint(state.retained)} {task.prompts}"
+    asked, teacher = cache.get_or_compute("answers", basis, lambda: ask(model, data, task.prompts))
+    return AnswersDistilled(model, learning, asked, teacher, config.weight, config.temperature)
+
+
+def ask(
+    model: GeneratingModel, data: Sequence[Encoded], prompts: Sequence[TaskPrompt]
+) -> tuple[list[Encoded], Teacher]:
+    """Return the texts as the teacher was asked about them, with its answers, and the teacher.
+    Earlier tasks take turns: a text is asked about under the prompt of one."""
+    asked: dict[int, Encoded] = {}
+    with at_task_start(model.module):
+        for turn, prompt in enumerate(prompts):
+            places = range(turn, len(data), len(prompts))
+            share = [data[i] for i in places]
+            for batch in evaluation_batches(share):
+                texts = [share[i] for i in batch]
+                answered = model.answered(texts, prompt.labels, prompt.instruction)
+                asked.update(zip((places[i] for i in batch), answered, strict=True))
+    items = [asked[i] for i in range(len(data))]
+    return items, word_teacher(model, items)
+
+
+@dataclass(frozen=True)
+class AnswersDistilled:
+    """Attributes: ``learning``, the objective of the task at hand; ``asked``, of each example its
+    text as the ``teacher`` was asked about it."""
+
+    model: GeneratingModel
+    learning: Objective
+    asked: Sequence[Encoded]
+    teacher: Teacher
+    weight: float
+    temperature: float
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Return ``CE + weight * KL``, ``(batch,)``."""
+        losses = self.learning.example_losses(batch)
+        states, words = self.model.word_states([self.asked[i] for i in batch], ())
+        logits = self.model.word_logits(states)
+        student = ForwardOutput(losses, logits, words, [logits.shape[1]])
+        kept = distillation_losses(student, torch.cat(self.teacher(batch)), self.temperature)
+        return losses + self.weight * kept
+
+    def penalty(self) -> Tensor | None:
+        """Return that of the task at hand."""
+        return self.learning.penalty()
