@@ -51,8 +51,9 @@ def local_evaluation(
             _right(bench, task, share, state, instruction.learnt if all_labels else None)
             for task, share in shares.items()
         ]
-        counts = {
-            CORRECT: [own for own, _ in right],
+        texts = bench.experiment.data.generation  # their measure is a sum of shares
+        counts: dict[str, list[float]] = {
+            CORRECT: [float(own) if texts else own for own, _ in right],
             EXAMPLES: [len(share.test) for share in shares.values()],
         }
         return (
@@ -83,12 +84,12 @@ def local_evaluation(
 
 def _right(
     bench: Workbench, task: str, share: ClientTask, state: State, learnt: Sequence[str] | None
-) -> tuple[int, int]:
+) -> tuple[float, float]:
     """Return how many answers are right among the task's own labels, and among those of all tasks
     ``learnt`` as well (0 where that is None: not asked about); not counted again while nothing that
     they depend on has changed."""
 
-    def count() -> tuple[int, int]:
+    def count() -> tuple[float, float]:
         load_state(bench.model, state)
         if learnt is None:
             return count_correct(bench.model, share.test, share.labels), 0
@@ -99,7 +100,7 @@ def _right(
 
     if not share.test:
         return 0, 0
-    right: tuple[int, int] = share.cache.get_or_compute("right", (state, learnt), count)
+    right: tuple[float, float] = share.cache.get_or_compute("right", (state, learnt), count)
     return right
 
 

@@ -165,8 +165,10 @@ class Workbench:
         return self.experiment.data.instructions.get(task, "")
 
     def probes(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
-        """Constant texts, tokenised, under the first of the labels."""
-        examples = [Example(text, labels[0]) for text in PROBE_TEXTS]
+        """Return constant texts, tokenised, under the first of the labels; answered by themselves
+        where there are none."""
+        first = labels[0] if labels else ""
+        examples = [Example(text, first, target=text) for text in PROBE_TEXTS]
         encoded: Sequence[Encoded] = self._probes.get_or_compute(
             "probes", labels, lambda: self.model.encode(examples, labels)
         )

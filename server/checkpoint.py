@@ -49,7 +49,7 @@ class History(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    evaluations: tuple[dict[str, list[list[int]]], ...] = ()
+    evaluations: tuple[dict[str, list[list[int | float]]], ...] = ()
     bytes_up: tuple[float, ...] = ()
     bytes_down: tuple[float, ...] = ()
     evaluation_bytes_down: tuple[float, ...] = ()

@@ -27,7 +27,7 @@ from server.exchange import Exchange, answered
 from server.reply_collection import Reply
 from server.schedule import Step
 
-Counts = list[list[int]]
+Counts = list[list[int | float]]
 """``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
 ALIKE = 1e-5
 """Relative difference of two updates below which they are the same model, rounding aside."""
@@ -103,10 +103,10 @@ class Evaluation:
 
     def _read(self, reply: Reply, instruction: Instruction) -> Counts | None:
         message = answered(reply)
-        names = count_names(has_label_logits(self.exchange.experiment.model))
-        if instruction.task:
-            return wire.read_counts_beside(message, len(self.tasks), names)
-        return wire.read_counts(message, len(self.tasks), names)
+        experiment = self.exchange.experiment
+        names = count_names(has_label_logits(experiment.model))
+        read = wire.read_counts_beside if instruction.task else wire.read_counts
+        return read(message, len(self.tasks), names, bool(experiment.data.generation))
 
     def finish(
         self, step: Step, sent: Dispatch, tally: EvaluationReplies, history: History

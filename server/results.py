@@ -121,6 +121,8 @@ class Results(Strict):
     """``results.json``; accuracies are 0 to 1, among the labels of the test example's own task.
 
     Attributes:
+        measures: task to what its entries in the matrix are: the share of right answers, or, where
+            answers are texts, ROUGE-L (empty in files from before: accuracy).
         stages: the plan; the accuracy matrix has one row per stage. It is empty, as is
             ``zero_shot``, and its measures are None, where clients kept their counts of right
             answers to themselves and too few were left to know all of it.
@@ -133,6 +135,7 @@ class Results(Strict):
     engine: str
     seed: int
     tasks: list[str]
+    measures: dict[str, Literal["accuracy", "rouge-l"]] = Field(default_factory=dict)
     stages: list[Stage]
     accuracy_matrix: list[list[float]]
     zero_shot: dict[str, float]
@@ -161,6 +164,9 @@ def make_results(experiment: Experiment, plan: Plan, history: History) -> Result
         engine=experiment.run.engine,
         seed=experiment.run.seed,
         tasks=tasks,
+        measures={
+            task: "rouge-l" if task in experiment.data.generation else "accuracy" for task in tasks
+        },
         stages=stages,
         **own,
         class_incremental=ClassIncremental(**among_all) if among_all["accuracy_matrix"] else None,
@@ -210,7 +216,7 @@ def _measured(
 
 
 def _accuracies(
-    evaluation: Mapping[str, list[list[int]]], tasks: int, right: int
+    evaluation: Mapping[str, list[list[int | float]]], tasks: int, right: int
 ) -> list[float] | None:
     """Pooled over clients: every test example counts once. None: of some task nobody told any."""
     row = []
@@ -241,7 +247,7 @@ def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientRes
     return results
 
 
-def _share(counts: Sequence[int], right: int) -> Accuracy:
+def _share(counts: Sequence[int | float], right: int) -> Accuracy:
     known = len(counts) > right and counts[EXAMPLES]
     return counts[right] / counts[EXAMPLES] if known else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import TypeVar
 
 import numpy as np
@@ -179,13 +180,16 @@ def holds_distilled(message: Message | None) -> bool | None:
     return False if code == LACKS_DISTILLED else (True if code in HAS_DISTILLED else None)
 
 
-def read_counts(message: Message, tasks: int, names: Sequence[str]) -> list[list[int]]:
+def read_counts(
+    message: Message, tasks: int, names: Sequence[str], shares: bool = False
+) -> list[list[int | float]]:
     """Return the counts of ``names`` per task, in the order of the request.
 
     Args:
         message: the reply.
         tasks: number of them.
         names: see :func:`~deal_core.wire.counts.count_names`.
+        shares: whether answers may be right in part, because some are texts.
 
     Raises:
         PayloadError: an error code, or counts that cannot be.
@@ -194,12 +198,12 @@ def read_counts(message: Message, tasks: int, names: Sequence[str]) -> list[list
     _require_part(message, NO_COUNTS)
     content = _contents(message, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
-    return _counts(_fields(content.metric_records, "metrics", set(names)), tasks, names)
+    return _counts(_fields(content.metric_records, "metrics", set(names)), tasks, names, shares)
 
 
 def read_counts_beside(
-    message: Message, tasks: int, names: Sequence[str]
-) -> list[list[int]] | None:
+    message: Message, tasks: int, names: Sequence[str], shares: bool = False
+) -> list[list[int | float]] | None:
     """Return the same of a reply to a training request; None where it has none.
 
     Raises:
@@ -213,11 +217,16 @@ def read_counts_beside(
     if code in NO_COUNTS:
         raise ClientSkipped(code)
     _require_ok(code)
-    return _counts(_fields(records, COUNTS, {"code", *names}), tasks, names)
+    return _counts(_fields(records, COUNTS, {"code", *names}), tasks, names, shares)
 
 
-def _counts(figures: Mapping[str, object], tasks: int, names: Sequence[str]) -> list[list[int]]:
-    columns = {name: _whole(figures[name], tasks) for name in names}
+def _counts(
+    figures: Mapping[str, object], tasks: int, names: Sequence[str], shares: bool
+) -> list[list[int | float]]:
+    parts = {name for name in names if shares and name != EXAMPLES}
+    columns = {
+        name: (_amounts if name in parts else _whole)(figures[name], tasks) for name in names
+    }
     for values in columns.values():
         pairs = zip(values, columns[EXAMPLES], strict=True)
         if any(not 0 <= c <= n <= MOST_EXAMPLES for c, n in pairs):
@@ -295,7 +304,15 @@ def _number(value: object) -> float:
     raise PayloadError("a figure is no number or not finite")
 
 
-def _whole(values: object, length: int) -> list[int]:
+def _amounts(values: object, length: int) -> list[int | float]:
+    """Return sums of what was right of each answer."""
+    numbers = isinstance(values, list) and len(values) == length and {type(v) for v in values}
+    if isinstance(values, list) and numbers == {float} and all(map(isfinite, values)):
+        return values
+    raise PayloadError("counts are not one finite number per task")
+
+
+def _whole(values: object, length: int) -> list[int | float]:
     if isinstance(values, list) and len(values) == length and {type(v) for v in values} <= {int}:
         return values
     raise PayloadError("counts are not one whole number per task")

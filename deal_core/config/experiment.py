@@ -29,6 +29,8 @@ class ModelConfig(Table):
     """What a task asks for, where ``data.instructions`` does not say (causal-lm)."""
     template: str = "{instruction}\nOptions: {options}\nText: {text}\nAnswer:"
     """The prompt (causal-lm); a line with ``{options}`` is left out where the answer is a text."""
+    max_new_tokens: int = Field(48, ge=1)
+    """Tokens of an answer that is a text, at most (causal-lm)."""
 
 
 class AdapterConfig(Table):
@@ -110,6 +112,9 @@ class DataConfig(Table):
     """Folder that holds one folder per task (files)."""
     tasks: tuple[str, ...] = ()
     """Tasks in the order they are learnt; empty: all, in the source's order."""
+    generation: tuple[str, ...] = ()
+    """Tasks whose answer is a text, ``target_column``, instead of a label (causal-lm; files,
+    sites); an answer is measured by ROUGE-L."""
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
@@ -122,6 +127,10 @@ class DataConfig(Table):
     """Second text column, joined to the first; empty: none."""
     label_column: str = "label"
     """Column of the label (files, hub)."""
+    target_column: str = "target"
+    """Column of the answer, where it is a text."""
+    references_column: str = ""
+    """Column of further right answers, a list (JSONL, Parquet), or one text; empty: none."""
     id_column: str = ""
     """Whose record it is (a patient's number): what is compared where a site declares that no
     record is in two tasks; empty: the text itself."""

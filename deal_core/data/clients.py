@@ -40,5 +40,6 @@ def each_by_itself(examples: Sequence[Example], task: str, share: float) -> tupl
 
 def _place(example: Example, task: str) -> float:
     """Return a number in [0, 1) that depends on the record alone."""
-    named = "\0".join((task, example.id, example.label, example.text))
+    answer = (example.target,) if example.target else ()
+    named = "\0".join((task, example.id, example.label, example.text, *answer))
     return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8], "big") / 2**64

@@ -47,7 +47,9 @@ class FilesSource:
         if declared and task not in self._task_folders():
             return TaskData(task, declared, (), (), self._groups)
         select_tasks(self.task_names(), (task,), f"task in {self._folder()}:")
-        if declared:
+        if task in self._config.generation:
+            train, test = (tuple(e for _, e in self._read(task, split)) for split in SPLITS)
+        elif declared:
             known = frozenset(declared)
             train, test = (tuple(self._read_known(task, split, known)) for split in SPLITS)
         else:

@@ -186,7 +186,8 @@ def _by_group(task: TaskData, examples: Sequence[Example], clients: int) -> Owne
 
 def _follow(task: TaskData, train: Owners, rng: random.Random) -> Owners:
     """Deal the test examples so that each client's labels are as in training."""
-    counts: dict[str, list[int]] = {label: [0] * len(train) for label in task.labels}
+    labels = task.labels or ("",)
+    counts: dict[str, list[int]] = {label: [0] * len(train) for label in labels}
     for client, indices in enumerate(train):
         for index in indices:
             counts[task.train[index].label][client] += 1
@@ -206,7 +207,7 @@ def _follow(task: TaskData, train: Owners, rng: random.Random) -> Owners:
 def _rows(task: TaskData) -> Dataset:
     from datasets import Dataset
 
-    number = {label: position for position, label in enumerate(task.labels)}
+    number = {label: position for position, label in enumerate(task.labels or ("",))}
     labels = [number[example.label] for example in task.train]
     return Dataset.from_dict({"index": list(range(len(labels))), "label": labels})
 

@@ -20,6 +20,8 @@ class Columns:
     pair: str = ""
     group: str = ""
     id: str = ""
+    target: str = ""
+    references: str = ""
 
     @classmethod
     def of(cls, config: DataConfig, task: str) -> Columns:
@@ -29,12 +31,15 @@ class Columns:
             UserError: the partition is by column, but names none.
         """
         own = config.files.get(task, TaskColumns())
+        texts = task in config.generation
         return cls(
             own.text_column or config.text_column,
-            own.label_column or config.label_column,
+            "" if texts else own.label_column or config.label_column,
             own.pair_column or config.pair_column,
             group_column(config),
             config.id_column,
+            config.target_column if texts else "",
+            config.references_column if texts else "",
         )
 
 
@@ -62,6 +67,9 @@ def to_example(row: Mapping[str, Any], columns: Columns, where: str, number: int
         text = to_text(row, columns)
         group = _filled(row, columns.group) if columns.group else ""
         own = _filled(row, columns.id) if columns.id else ""
+        if not columns.label:
+            target = _filled(row, columns.target)
+            return Example(text, "", group, own, target, _references(row, columns))
         return Example(text, _filled(row, columns.label), group, own)
     except UserError as error:
         raise UserError(f"{where}, row {number}: {error}") from None
@@ -77,6 +85,15 @@ def to_text(row: Mapping[str, Any], columns: Columns) -> str:
     if columns.pair:
         text = f"{text}\n{_as_text(row, columns.pair)}".rstrip("\n")
     return text
+
+
+def _references(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
+    if not columns.references:
+        return ()
+    listed = row.get(columns.references)
+    values = listed if isinstance(listed, list) else [listed]
+    texts = (_as_text({columns.references: value}, columns.references) for value in values)
+    return tuple(text for text in texts if text)
 
 
 def _filled(row: Mapping[str, Any], column: str) -> str:

@@ -54,6 +54,7 @@ class SiteSource:
     def _read(self, folder: Path, task: str, split: str) -> tuple[list[Example], int]:
         """Usable rows, and the number of the others."""
         columns, known = Columns.of(self._config, task), frozenset(self._config.labels[task])
+        texts = task in self._config.generation
         mapped = self._config.files.get(task, TaskColumns()).label_text
         path = split_file(folder, split)
         examples: list[Example] = []
@@ -65,7 +66,7 @@ class SiteSource:
                 left_out += 1
                 continue
             label = mapped.get(example.label, example.label)
-            if label in known:
+            if texts or label in known:
                 examples.append(replace(example, label=label))
             else:
                 left_out += 1

@@ -14,14 +14,19 @@ from deal_core.errors import UserError, choose
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled text."""
+    """One text and its answer: a label, or a text."""
 
     text: str
     label: str
+    """Empty: the answer is a text."""
     group: str = ""
     """Value of the partition column (which client owns it); empty: no such column."""
     id: str = ""
     """Whose record it is; empty: its text is all that is known."""
+    target: str = ""
+    """The answer, where it is a text."""
+    references: tuple[str, ...] = ()
+    """Further right answers."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,8 @@ class TaskData:
 
     name: str
     labels: tuple[str, ...]
-    """The public label space, the same for every client, also where it lacks examples."""
+    """The public label space, the same for every client, also where it lacks examples; none: the
+    answers are texts."""
     train: tuple[Example, ...]
     test: tuple[Example, ...]
     groups: tuple[str, ...] = ()

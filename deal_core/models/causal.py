@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel, TaskType
@@ -44,6 +44,7 @@ class CausalLM:
     def __init__(
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
     ) -> None:
+        self._longest_answer = model.max_new_tokens
         self.device = best_device()
         self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.CAUSAL_LM)
         self.module.eval()
@@ -67,10 +68,19 @@ class CausalLM:
         whatever the length of the text, ends as the template does."""
         index = {label: position for position, label in enumerate(labels)}
         texts = self.tokens([example.text for example in examples])
-        return [
-            replace(self._prompt(tuple(ids), labels, instruction), target=index[example.label])
-            for ids, example in zip(texts, examples, strict=True)
-        ]
+        encoded = []
+        for ids, example in zip(texts, examples, strict=True):
+            prompt = self._prompt(tuple(ids), labels, instruction)
+            encoded.append(
+                replace(prompt, target=index[example.label])
+                if labels
+                else replace(
+                    prompt,
+                    answer=(*self._ids(f" {example.target}")[: self._longest_answer], *self._end),
+                    right=(example.target, *example.references),
+                )
+            )
+        return encoded
 
     def _prompt(self, text: Tokens, labels: Sequence[str], instruction: str) -> Encoded:
         before, after = self._template.around(instruction or self._instruction, labels)
@@ -121,10 +131,44 @@ class CausalLM:
         """Return the same texts under the prompt of another task, each with the answer that the
         model gives now: its best label, and the end."""
         asked = [self._prompt(item.text, labels, instruction) for item in batch]
+        if not labels:
+            written = self._written(asked)
+            return [replace(e, answer=words) for e, words in zip(asked, written, strict=True)]
         with torch.no_grad():
             best = self.scores(asked, labels).argmax(dim=1).tolist()
         answers = [self._label(labels[n]) + self._end for n in best]
         return [replace(each, answer=answer) for each, answer in zip(asked, answers, strict=True)]
+
+    def write(self, batch: Sequence[Encoded]) -> list[str]:
+        """Return the answers as texts."""
+        decode = self._tokenizer.decode
+        return [decode(ids, skip_special_tokens=True).strip() for ids in self._written(batch)]
+
+    def _written(self, batch: Sequence[Encoded]) -> list[Tokens]:
+        """Return the answers' tokens, the end included where there was one."""
+        longest = max(len(item.tokens) for item in batch)
+        rows = [(*[0] * (longest - len(item.tokens)), *item.tokens) for item in batch]
+        real = [[0] * (longest - len(item.tokens)) + [1] * len(item.tokens) for item in batch]
+        base = self.module.get_base_model()
+        with torch.no_grad():
+            whole = cast(Any, base).generate(
+                input_ids=torch.tensor(rows, device=self.device),
+                attention_mask=torch.tensor(real, device=self.device),
+                max_new_tokens=self._longest_answer,
+                do_sample=False,
+                pad_token_id=self._padding,
+            )
+        return [self._until_end(row) for row in whole[:, longest:].tolist()]
+
+    def _until_end(self, row: list[int]) -> Tokens:
+        """Cut what follows the end."""
+        end = self._end[0] if self._end else None
+        length = row.index(end) + 1 if end in row else len(row)
+        return tuple(row[:length])
+
+    @property
+    def _padding(self) -> int:
+        return self._end[0] if self._end else 0
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Raise ``ValueError``: there is no embedding of a text."""

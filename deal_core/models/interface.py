@@ -24,6 +24,7 @@ class Encoded:
         shared: so many tokens of a prompt, the first ones, are those of all prompts of the task.
         text: ids of the text alone, without the prompt around it.
         answer: ids of the answer, its end included, where it is a text.
+        right: texts that are right answers, where it is one.
     """
 
     tokens: tuple[int, ...]
@@ -31,6 +32,7 @@ class Encoded:
     shared: int = 0
     text: tuple[int, ...] = ()
     answer: tuple[int, ...] = ()
+    right: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class LanguageModel(Protocol):
 
         Args:
             examples: texts and their labels.
-            labels: of the task.
+            labels: of the task; none: answers are texts.
             instruction: what its prompt asks for; empty: ``model.instruction``. Encoders have no
                 prompt.
 
@@ -141,4 +143,8 @@ class GeneratingModel(LanguageModel, Protocol):
         self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
     ) -> list[Encoded]:
         """Return the same texts under the prompt of another task, each with the answer that the
-        model gives now, as a text."""
+        model gives now, as a text: its best label, or where there are none what it writes."""
+
+    def write(self, batch: Sequence[Encoded]) -> list[str]:
+        """Return what the model answers, each time with the likeliest word, until it ends or
+        ``model.max_new_tokens``."""

@@ -31,7 +31,7 @@ class Refusal(Exception):
         self.code = code
 
 
-Counts = Mapping[str, Sequence[int]]
+Counts = Mapping[str, Sequence[float]]
 """``correct``, ``examples`` and, where the model scores all labels at once, ``correct_all``: an
 entry a task each (:mod:`deal_core.wire.counts`)."""
 

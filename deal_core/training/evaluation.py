@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import fsum
 
 import torch
 from torch import Tensor
 
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.training.batching import evaluation_batches
+from deal_core.training.text_overlap import rouge_l
 
 NO_ANSWER = -1e12
 """Score of a label that cannot be the answer."""
@@ -74,8 +76,15 @@ def count_both(score: Scorer, data: Sequence[Encoded], space: AnswerSpace) -> tu
     return right, right_all
 
 
-def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> int:
-    """Return how many examples the model answers rightly, among ``labels``."""
+def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> float:
+    """Return how many examples the model answers rightly, among ``labels``; where there are none,
+    the sum of :func:`~deal_core.training.text_overlap.rouge_l` over what it writes."""
+    if isinstance(model, GeneratingModel) and not labels:
+        return fsum(
+            rouge_l(text, data[i].right)
+            for batch in evaluation_batches(data)
+            for i, text in zip(batch, model.write([data[i] for i in batch]), strict=True)
+        )
     return count_both(by_name(model, data, labels), data, answer_space("", labels, {}, True))[0]
 
 

@@ -8,7 +8,8 @@ from deal_core.data import open_source, partition
 from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
 from deal_core.methods import RULES, method_of, statistics_of
-from deal_core.models import adapter_shapes, embedding_size
+from deal_core.models import adapter_shapes, embedding_size, has_label_logits
+from deal_core.models.prompt import read_template
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
 from deal_core.wire.instruction import LEARN
@@ -39,6 +40,7 @@ def check_names(experiment: Experiment) -> None:
     codec_named(experiment.wire.dtype)
     make_mechanism(experiment)
     check_statistics(experiment)
+    check_answers(experiment)
     check_faults(experiment)
 
 
@@ -92,6 +94,24 @@ def check_statistics(experiment: Experiment) -> None:
             f"method.name '{name}' needs all clients of a task in one stage; set stream.schedule "
             'to "synchronous", or choose another method'
         )
+
+
+def check_answers(experiment: Experiment) -> None:
+    """An answer that is a text needs a model that writes.
+
+    Raises:
+        UserError: it has another, or ``model.template`` has no place for a text.
+    """
+    model, texts = experiment.model, experiment.data.generation
+    if texts and has_label_logits(model):
+        raise UserError(
+            f"data.generation: answers of '{texts[0]}' are texts, and model.family "
+            f"'{model.family}' chooses among labels; use causal-lm"
+        )
+    try:
+        read_template(model.template)
+    except ValueError as error:
+        raise UserError(f"model.template: {error}") from None
 
 
 def check_faults(experiment: Experiment) -> None:

@@ -104,14 +104,20 @@ def require_same_answers(model: LanguageModel, probes: Probes, labels: Sequence[
         model: holds the adapter.
         probes: constant texts: what is found on them tells nothing of a record that the noised
             update does not.
-        labels: that are scored.
+        labels: that are scored; none: the answers are texts, and their losses are compared.
 
     Raises:
-        UnsafeModel: scores differ.
+        UnsafeModel: they differ.
     """
+
+    def answers() -> Tensor:
+        if labels:
+            return model.scores(probes, labels)
+        return model.forward_train(probes, labels, ()).example_losses
+
     with torch.no_grad():
-        trained = model.scores(probes, labels)
+        trained = answers()
         write(model.module, read(model.module))
-        again = model.scores(probes, labels)
+        again = answers()
     if not torch.allclose(trained, again, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
         raise UnsafeModel("the adapter that was read is not the model that was trained")

@@ -168,7 +168,7 @@ def test_words_are_one_choice_of_full_weight_and_none_of_tasks_to_come(
     model, causal_folder, small_adapter, seen
 ):
     shapes = read(model.module).shapes
-    tables = {"distillation": {"weight": 0.6, "future_weight": 0.5}}
+    tables = {"distillation": {"weight": 0.6, "future_weight": 0.5, "prompts": "current"}}
     method = make_method(MethodConfig.model_validate(tables), small_adapter)
     state = method.begin_task(
         State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")

@@ -1,0 +1,135 @@
+"""The teacher is asked with the prompts of earlier tasks, and answers itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import kl_div, log_softmax
+from transformers import AutoTokenizer
+
+from deal_core.config.experiment import ModelConfig
+from deal_core.config.method import DistillationConfig, MethodConfig
+from deal_core.data import Example
+from deal_core.lora.adapter import compress, zero_adapter
+from deal_core.lora.attach import at_task_start, read
+from deal_core.lora.state import State
+from deal_core.methods import LocalTask, TaskPrompt, make_method
+from deal_core.methods.shared.answers import AnswersDistilled, answers_distilled, ask
+from deal_core.methods.shared.distilled import Distilled
+from deal_core.methods.shared.plain import Plain
+from deal_core.models import load_model
+from deal_core.training.cache import Cache
+from deal_core.training.loop import load_state
+from deal_core.training.per_sample import clipped_gradients
+
+LABELS = ("red", "blue_green", "green")
+EXAMPLES = [
+    Example("a b", "red"),
+    Example("c c c c d", "blue_green"),
+    Example("d", "green"),
+    Example("a b a b a b", "red"),
+    Example("b d", "green"),
+]
+EARLIER = (TaskPrompt(("a", "b c"), "Text with one of"), TaskPrompt((), "Answer the text"))
+
+
+@pytest.fixture
+def model(causal_folder, small_adapter, random_adapter):
+    config = ModelConfig(family="causal-lm", name=str(causal_folder), max_new_tokens=4)
+    model = load_model(config, small_adapter, 32)
+    shapes = read(model.module).shapes
+    learnt = compress(random_adapter(shapes, 4, 2.0, 5), 6)
+    state = State(random_adapter(shapes, 4, 2.0, 7), learnt)
+    load_state(model, state)
+    return model, state
+
+
+def test_earlier_tasks_take_turns_and_the_teacher_answers_for_itself(model, causal_folder):
+    model, _ = model
+    data = model.encode(EXAMPLES, LABELS)
+    asked, _ = ask(model, data, EARLIER)
+    tokenizer = AutoTokenizer.from_pretrained(causal_folder)
+    for n, item in enumerate(asked):
+        prompt = EARLIER[n % 2]
+        alone = model.encode([Example(EXAMPLES[n].text, label) for label in prompt.labels[:1]]
+                             or [Example(EXAMPLES[n].text, "", target="a")],
+                             prompt.labels, prompt.instruction)[0]  # fmt: skip
+        assert item.tokens == alone.tokens
+        assert item.target == -1
+        with at_task_start(model.module):
+            if prompt.labels:
+                best = prompt.labels[int(model.scores([alone], prompt.labels).argmax())]
+                assert tokenizer.decode(item.answer).split() == best.split()
+            else:
+                assert (
+                    tokenizer.decode(item.answer, skip_special_tokens=True).strip()
+                    == (model.write([alone])[0])
+                )
+                assert 1 <= len(item.answer) <= 4
+
+
+def test_the_loss_is_that_of_the_task_and_a_divergence_at_the_words_of_these_answers(model):
+    model, state = model
+    data = model.encode(EXAMPLES, LABELS)
+    config = DistillationConfig(weight=0.7, temperature=2.0)
+    task = LocalTask(LABELS, (EARLIER[0].labels,), prompts=EARLIER[:1])
+    objective = answers_distilled(model, state, task, data, Cache(), config)
+    with torch.no_grad():
+        found = objective.example_losses(range(len(data)))
+        plain = Plain(model, LABELS, data).example_losses(range(len(data)))
+    asked, _ = ask(model, data, EARLIER[:1])
+    for n, item in enumerate(asked):
+        with torch.no_grad():
+            student = model.word_logits(model.word_states([item], ())[0])
+            with at_task_start(model.module):
+                teacher = model.word_logits(model.word_states([item], ())[0])
+        expected = kl_div(
+            log_softmax(student / 2, 1), log_softmax(teacher / 2, 1), reduction="none",
+            log_target=True,
+        ).sum(1).mean() * 4  # fmt: skip
+        assert expected > 1e-4
+        torch.testing.assert_close(found[n], plain[n] + 0.7 * expected, rtol=1e-4, atol=1e-5)
+
+
+def test_at_the_start_of_a_task_there_is_nothing_to_pay(model):
+    model, state = model
+    shapes = read(model.module).shapes
+    start = State(zero_adapter(shapes, 4, 2.0), state.retained)
+    load_state(model, start)
+    data = model.encode(EXAMPLES, LABELS)
+    task = LocalTask(LABELS, (), prompts=EARLIER)
+    objective = answers_distilled(model, start, task, data, Cache(), DistillationConfig())
+    with torch.no_grad():
+        found = objective.example_losses(range(len(data)))
+        plain = Plain(model, LABELS, data).example_losses(range(len(data)))
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_each_example_are_those_it_has_alone(model):
+    model, state = model
+    data = model.encode(EXAMPLES, LABELS)
+    task = LocalTask(LABELS, (), prompts=EARLIER)
+    objective = answers_distilled(model, state, task, data, Cache(), DistillationConfig())
+    together = clipped_gradients(model.module, objective, [range(len(data))], 1e9)
+    alone = [clipped_gradients(model.module, objective, [[n]], 1e9) for n in range(len(data))]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "kind"),
+    [
+        ("deal", "auto", AnswersDistilled),
+        ("deal", "current", Distilled),
+        ("lwf", "auto", Distilled),
+        ("lwf", "earlier", AnswersDistilled),
+    ],
+)
+def test_which_form_a_method_takes(model, small_adapter, name, prompts, kind):
+    model, state = model
+    tables = {"name": name, "distillation": {"prompts": prompts}}
+    method = make_method(MethodConfig.model_validate(tables), small_adapter)
+    data = model.encode(EXAMPLES, LABELS)
+    task = LocalTask(LABELS, (EARLIER[0].labels,), prompts=EARLIER[:1])
+    assert isinstance(method.objective(model, state, task, data, Cache()), kind)
+    first = LocalTask(LABELS, ())
+    assert isinstance(method.objective(model, state, first, data, Cache()), Plain)
