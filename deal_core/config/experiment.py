@@ -106,8 +106,8 @@ class DataConfig(Table):
     """Where the stream of tasks comes from."""
 
     source: str = "medmcqa"
-    """``medmcqa`` (embedded), ``files``, ``hub``, or ``sites``: each site has its own, and says
-    where (deployment)."""
+    """``medmcqa`` (embedded), ``embedded`` (the same, and a task that writes), ``files``, ``hub``,
+    or ``sites``: each site has its own, and says where (deployment)."""
     path: str = ""
     """Folder that holds one folder per task (files)."""
     tasks: tuple[str, ...] = ()

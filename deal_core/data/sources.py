@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from deal_core.config.experiment import DataConfig
+from deal_core.data.embedded import EmbeddedTasks
 from deal_core.data.files import FilesSource
 from deal_core.data.hub import HubSource
 from deal_core.data.medmcqa import MedMCQA
@@ -15,6 +16,7 @@ from deal_core.errors import choose
 
 SOURCES: dict[str, Callable[[DataConfig], DataSource]] = {
     "medmcqa": MedMCQA,
+    "embedded": EmbeddedTasks,
     "files": FilesSource,
     "hub": HubSource,
     "sites": SitesSource,

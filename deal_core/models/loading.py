@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +70,8 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return loader.from_pretrained(source.location, **source.options, **options)
+        with _without_bar():
+            return loader.from_pretrained(source.location, **source.options, **options)
     except (OSError, ValueError) as error:
         kind = "folder" if Path(source.location).exists() else "name"
         raise UserError(
@@ -76,6 +80,21 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Within the block a GGUF file is read without a bar of its own, which nothing switches off."""
+    import transformers.modeling_gguf_pytorch_utils as module
+
+    reader: Any = module
+
+    bar = reader.tqdm
+    reader.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reader.tqdm = bar
 
 
 def best_device() -> Any:

@@ -1,0 +1,113 @@
+"""Tasks whose answer is a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deal_core.config.experiment import DataConfig, PartitionConfig
+from deal_core.data import open_source, partition
+from deal_core.data.clients import each_by_itself
+from deal_core.data.source import Example, TaskData
+from deal_core.errors import UserError
+from deal_core.training.text_overlap import rouge_l
+
+ROWS = [
+    {"text": "What is it?", "target": "a cat", "refs": ["a cat", "the cat"]},
+    {"text": "And that?", "target": "a dog", "refs": "one dog"},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "animals").mkdir()
+    for split in ("train", "test"):
+        lines = "\n".join(json.dumps(row) for row in ROWS)
+        (tmp_path / "animals" / f"{split}.jsonl").write_text(lines)
+    return tmp_path
+
+
+def config(folder: Path, **more: object) -> DataConfig:
+    return DataConfig.model_validate(
+        {"source": "files", "path": str(folder), "generation": ["animals"], **more}
+    )
+
+
+def test_answers_and_further_right_ones_are_read(folder):
+    task = open_source(config(folder, references_column="refs")).load("animals")
+    assert task.labels == ()
+    assert task.train == (
+        Example("What is it?", "", target="a cat", references=("a cat", "the cat")),
+        Example("And that?", "", target="a dog", references=("one dog",)),
+    )
+    alone = open_source(config(folder)).load("animals")
+    assert [example.references for example in alone.test] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "a"}, "row 1: no column 'target'"),
+        ({"text": "a", "target": " "}, "row 1: column 'target' is empty"),
+        ({"target": "a"}, "row 1: no column 'text'"),
+    ],
+)
+def test_a_row_without_an_answer_is_one_line(folder, row, message):
+    (folder / "animals" / "train.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=message):
+        open_source(config(folder)).load("animals")
+
+
+def test_a_site_leaves_such_a_row_out(folder):
+    text = json.dumps(ROWS[0]) + "\n" + json.dumps({"text": "a"})
+    (folder / "animals" / "train.jsonl").write_text(text)
+    site = config(folder, source="site", labels={"animals": []})
+    task = open_source(site).load("animals")
+    assert [example.target for example in task.train] == ["a cat"]
+    assert task.left_out == 1
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "quantity", "pathological"])
+def test_every_example_gets_one_owner_without_labels(kind):
+    examples = tuple(Example(f"text {n}", "", target=f"answer {n}") for n in range(40))
+    task = TaskData("write", (), examples, examples[:20])
+    shares = partition(task, PartitionConfig(kind=kind), 4, 0)
+    for part in ("train", "test"):
+        dealt = [example for share in shares for example in getattr(share, part)]
+        assert sorted(e.text for e in dealt) == sorted(e.text for e in getattr(task, part))
+
+
+def test_which_records_there_are_depends_on_the_answer_too():
+    same_text = [Example("one text", "", target=f"answer {n}") for n in range(200)]
+    kept = each_by_itself(same_text, "write", 0.5)
+    assert 60 < len(kept) < 140
+
+
+def test_embedded_abstracts():
+    source = open_source(DataConfig(source="embedded", generation=("research-question",)))
+    assert len(source.task_names()) == 6
+    task = source.load("research-question")
+    assert (len(task.train), len(task.test), task.labels) == (800, 200, ())
+    assert not {e.target for e in task.train} & {e.target for e in task.test}
+    assert all(len(e.target) > 10 and "Context (" not in e.text for e in task.train)
+    assert source.load("head-and-neck").labels == ("Dental", "ENT", "Ophthalmology")
+    with pytest.raises(UserError, match="its answers are texts; add it to"):
+        open_source(DataConfig(source="embedded")).load("research-question")
+
+
+@pytest.mark.parametrize(
+    ("written", "right", "expected"),
+    [
+        ("the cat sat on the mat", ["the cat was on the mat"], 10 / 12),
+        ("The CAT!", ["the cat"], 1.0),
+        ("mat the", ["the mat"], 0.5),
+        ("", ["the mat"], 0.0),
+        ("...", ["?"], 1.0),
+        ("a dog", ["a cat", "one dog", "a dog"], 1.0),
+    ],
+)
+def test_rouge_l(written, right, expected):
+    """Of two sequences of words, by hand: twice the common subsequence over both lengths."""
+    assert rouge_l(written, right) == pytest.approx(expected)

@@ -1,0 +1,92 @@
+"""Runs in which one task chooses a label and another writes a text."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import pytest
+
+from client.resources import Workbench
+from deal_core.data import open_source
+from deal_core.errors import UserError
+from deal_core.lora.adapter import zero_adapter
+from deal_core.lora.state import State
+from deal_core.training.loop import load_state
+from deal_core.training.text_overlap import rouge_l
+from server.checkpoint import load_checkpoint
+from server.results import read_results
+from simulations.engines.inprocess import run_inprocess
+from simulations.run.preflight import check_names
+
+
+@pytest.fixture(scope="module")
+def experiment(make_experiment, make_causal, tmp_path_factory):
+    folder = make_causal(tmp_path_factory.mktemp("llama"), "llama")
+    return make_experiment(
+        "model.family=causal-lm",
+        f'model.name="{folder}"',
+        "model.max_new_tokens=6",
+        "data.source=embedded",
+        'data.tasks=["head-and-neck", "research-question"]',
+        'data.generation=["research-question"]',
+        "federation.rounds=1",
+        "federation.clients=2",
+        "data.max_train=12",
+        "data.max_test=8",
+        "train.max_length=16",
+    )
+
+
+def at(experiment, folder):
+    return experiment.model_copy(
+        update={"run": experiment.run.model_copy(update={"out": str(folder)})}
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(experiment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run_inprocess(at(experiment, folder), lambda event: None)
+    return folder
+
+
+def test_each_task_has_its_own_measure(finished):
+    results = read_results(finished)
+    assert results.measures == {"head-and-neck": "accuracy", "research-question": "rouge-l"}
+    assert results.class_incremental is None
+    assert all(0 <= value <= 1 for row in results.accuracy_matrix for value in row)
+    sizes = [client.test_examples for client in results.per_client.values()]
+    assert [sum(column) for column in zip(*sizes, strict=True)] == [8, 8]
+
+
+def test_the_last_row_is_what_the_last_model_writes(experiment, finished):
+    """All test texts of all clients at once, in another process's model, judged one by one."""
+    bench = Workbench(experiment)
+    checkpoint = load_checkpoint(finished / "checkpoint.safetensors", bench.shapes)
+    load_state(bench.model, checkpoint.state)
+    task = open_source(experiment.data).load("research-question")
+    items = bench.model.encode(
+        task.test, (), experiment.data.instructions.get("research-question", "")
+    )
+    written = [bench.model.write([item])[0] for item in items]
+    expected = fmean(
+        rouge_l(text, (example.target,)) for text, example in zip(written, task.test, strict=True)
+    )
+    found = read_results(finished).accuracy_matrix[-1][1]
+    assert found == pytest.approx(expected, abs=1e-9)
+    fresh = State(zero_adapter(bench.shapes, 1), zero_adapter(bench.shapes, 1))
+    load_state(bench.model, fresh)
+    assert written != [bench.model.write([item])[0] for item in items]
+
+
+def test_an_encoder_does_not_write(experiment):
+    model = experiment.model.model_copy(update={"family": "encoder-labels"})
+    with pytest.raises(UserError, match="answers of 'research-question' are texts"):
+        check_names(experiment.model_copy(update={"model": model}))
+
+
+@pytest.mark.parametrize("template", ["{instruction}", "{text} {text}", "{text} {options}"])
+def test_a_template_has_one_place_for_the_text(experiment, template):
+    model = experiment.model.model_copy(update={"template": template})
+    with pytest.raises(UserError, match=r"model.template: needs \{text\} once"):
+        check_names(experiment.model_copy(update={"model": model}))
