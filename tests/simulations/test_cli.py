@@ -72,7 +72,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     code, out, _ = deal("ls")
     assert code == 0
     commands = [line.split()[:3] for line in out.splitlines()]
-    experiments = ["clinc10", "frugal", "per-client", "private", "quickstart"]
+    experiments = ["clinc10", "frugal", "per-client", "private", "quickstart", "quickstart-llm"]
     streams = ["cl15-core", "clinc10", "medmcqa"]
     studies = [
         "ablation",
@@ -117,7 +117,7 @@ def test_missing_and_broken_experiment_files(deal: Call, tmp_path: Path) -> None
         ("adapter.rank=four", "key 'adapter.rank' should be integer, but is \"four\""),
         ("federation.rounds=0", "key 'federation.rounds' should be"),
         ("adapter", "write it as table.key=value"),
-        ("data.source=disk", "unknown data.source 'disk'; known: files, hub, medmcqa"),
+        ("data.source=disk", "unknown data.source 'disk'; known: embedded, files, hub"),
         ('data.tasks=["surgry"]', "unknown task 'surgry'"),
         ("method.name=deel", "unknown method.name 'deel'"),
         ("run.engine=ray", "unknown run.engine 'ray'"),

@@ -3,7 +3,7 @@ tasks, about the current texts, gives its own answers, and is matched word by wo
 
 What the model would say if it were asked about an earlier task is what may be forgotten. The prompt
 and the answer of the task at hand (:mod:`deal_core.methods.shared.distilled`) ask for something
-else: they teach the old style on the new prompt. Source: docs/method.md (M45).
+else: they teach the old style on the new prompt. Source: docs/method.md (M55).
 """
 
 from __future__ import annotations

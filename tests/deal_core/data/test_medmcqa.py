@@ -37,7 +37,7 @@ def test_every_source_opens_without_reading_and_checks_its_tasks(name: str) -> N
 
 
 def test_unknown_source_names_the_known_ones() -> None:
-    known = r"known: files, hub, medmcqa, site, sites; did you mean 'medmcqa'"
+    known = r"known: embedded, files, hub, medmcqa, site, sites; did you mean 'medmcqa'"
     with pytest.raises(UserError, match=known):
         open_source(DataConfig(source="medmcq"))
 
