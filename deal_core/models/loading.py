@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,15 @@ from deal_core.data.assets import asset_folder
 from deal_core.errors import UserError, nearest
 
 EMBEDDED = "embedded:"
-EMBEDDED_NAMES = ("minilm", "smollm2")
+UPSTREAM = {
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""Embedded name to the Hugging Face hub name that it comes from: ``minilm`` to the bit, ``smollm2``
+as 4-bit GGUF."""
+EMBEDDED_NAMES = tuple(UPSTREAM)
+POOLER = "pooler"
+"""Layer after the last hidden states, which are all that is used: it may be missing."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +57,68 @@ def locate(name: str) -> Source:
 
 
 def pretrained(loader: Any, name: str, **options: Any) -> Any:
-    """Return what ``loader.from_pretrained`` loads, quietly.
+    """Return what ``loader.from_pretrained`` loads, quietly. Of a model every weight that decides an
+    answer comes from the checkpoint: none is drawn.
 
     Args:
-        loader: a class of transformers (``AutoModel``, ``AutoTokenizer``, ``AutoConfig``).
+        loader: a class of transformers (``AutoModel...``, ``AutoTokenizer``, ``AutoConfig``).
         name: ``model.name`` of the experiment.
         options: passed on.
 
     Raises:
-        UserError: neither a folder nor reachable on the hub.
+        UserError: neither a folder nor reachable on the hub, or a checkpoint that lacks weights.
     """
-    from transformers.utils import logging
-
     source = locate(name)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    kind = "folder" if Path(source.location).exists() else "name"
+    is_model = loader.__name__.startswith("AutoModel")
+    options |= {"output_loading_info": True} if is_model else {}
     try:
-        return loader.from_pretrained(source.location, **source.options, **options)
+        with _quiet():
+            found = loader.from_pretrained(source.location, **source.options, **options)
     except (OSError, ValueError) as error:
-        kind = "folder" if Path(source.location).exists() else "name"
         raise UserError(
             f"model.name '{name}': cannot load this {kind} ({str(error).splitlines()[0]})"
         ) from None
+    if not is_model:
+        return found
+    model, report = found
+    lacking = sorted(key for key in report["missing_keys"] if POOLER not in key.split("."))
+    if lacking:
+        raise UserError(
+            f"model.name '{name}': this {kind} lacks {len(lacking)} weights of the model "
+            f"({lacking[0]}, ...), which would be random; choose the model.family that it was "
+            "saved for, or a complete checkpoint"
+        )
+    return model
+
+
+def check_weights(loader: Any, name: str) -> None:
+    """Check that a checkpoint has all weights, without reading them; a GGUF file, which would have
+    to be read, is left to the loading.
+
+    Args:
+        loader: ``AutoModel...``.
+        name: ``model.name`` of the experiment.
+
+    Raises:
+        UserError: as :func:`pretrained`.
+    """  # noqa: DOC502 (raised below)
+    if not locate(name).options:
+        pretrained(loader, name, device_map="meta")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the block transformers shows no bars, and no report of what it finds missing."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
     finally:
+        logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
