@@ -16,10 +16,11 @@ from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_si
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.exchange import Exchange
-from server.export import export_adapter
+from server.export import export_adapter, task_spaces
 from server.federation import Federation, start_state
 from server.folder import RunFolder
 from server.lock import exclusive_lock
+from server.model_card import write_card
 from server.plan import Plan, make_plan
 from server.results import Results, make_results, write_results
 from server.roster import find_roster
@@ -106,7 +107,10 @@ def _finish(
     checkpoint: Checkpoint,
 ) -> Results:
     results = make_results(experiment, plan, checkpoint.history)
-    export_adapter(folder.adapter, checkpoint.state, experiment)
+    learnt = plan.learnt(len(plan.stages) - 1)
+    spaces = task_spaces(experiment, learnt)
+    inference = export_adapter(folder.adapter, checkpoint.state, experiment, spaces)
+    write_card(folder.adapter, results, inference)
     write_results(folder.results, results)
     events.write(
         "run_finished",

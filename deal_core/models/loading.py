@@ -56,9 +56,14 @@ def locate(name: str) -> Source:
     return Source(str(found), {})
 
 
+def upstream_of(name: str) -> str:
+    """Return the hub name that an embedded model comes from; empty for any other."""
+    return UPSTREAM.get(name.removeprefix(EMBEDDED), "") if name.startswith(EMBEDDED) else ""
+
+
 def pretrained(loader: Any, name: str, **options: Any) -> Any:
-    """Return what ``loader.from_pretrained`` loads, quietly. Of a model every weight that decides an
-    answer comes from the checkpoint: none is drawn.
+    """Return what ``loader.from_pretrained`` loads, quietly. Of a model every weight that decides
+    an answer comes from the checkpoint: none is drawn.
 
     Args:
         loader: a class of transformers (``AutoModel...``, ``AutoTokenizer``, ``AutoConfig``).
@@ -73,7 +78,7 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
     is_model = loader.__name__.startswith("AutoModel")
     options |= {"output_loading_info": True} if is_model else {}
     try:
-        with _quiet():
+        with quiet():
             found = loader.from_pretrained(source.location, **source.options, **options)
     except (OSError, ValueError) as error:
         raise UserError(
@@ -102,13 +107,13 @@ def check_weights(loader: Any, name: str) -> None:
 
     Raises:
         UserError: as :func:`pretrained`.
-    """  # noqa: DOC502 (raised below)
+    """
     if not locate(name).options:
         pretrained(loader, name, device_map="meta")
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Within the block transformers shows no bars, and no report of what it finds missing."""
     from transformers.utils import logging
 
