@@ -172,8 +172,26 @@ def load_base(inference: Inference) -> tuple[Any, Any]:
 
     name = inference.model.name
     family = choose("model.family", inference.model.family, FAMILIES)
-    base = pretrained(auto_class(family.task_type), name, dtype=torch.float32)
+    loader = auto_class(family.task_type)
+    base = pretrained(loader, name, dtype=torch.float32)
+    if getattr(base, "hf_quantizer", None) is not None:
+        base = unquantized(loader, base)
     return base, pretrained(AutoTokenizer, name)
+
+
+def unquantized(loader: Any, model: Any) -> Any:
+    """Return an ordinary model of the same float weights: transformers saves none that was read
+    from a quantized file.
+
+    Args:
+        loader: class of transformers that makes it.
+        model: its weights are decoded already (GGUF).
+    """
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = loader.from_config(type(model.config).from_dict(settings))
+    plain.load_state_dict(model.state_dict())
+    return plain.float().eval()
 
 
 def label_embeddings(inference: Inference) -> dict[str, Tensor]:
