@@ -72,6 +72,14 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         status = ConfigRecord({"code": "ok"})
         return Message(RecordDict({STATUS: status, "site": site}), reply_to=message)
 
+    @app.query("adapter")
+    @guarded
+    def adapter(message: Message, context: Context) -> Message:
+        from client.adapter_store import store_adapter
+
+        store_adapter(here(context), message)
+        return status_reply(message, "ok")
+
     @app.train()
     @kept_warm
     @guarded

@@ -16,11 +16,10 @@ from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
     answer_space,
-    by_head,
+    by_heads_and_names,
     by_name,
     count_both,
     count_correct,
-    together,
 )
 from deal_core.training.loop import load_state
 from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
@@ -118,5 +117,4 @@ def _scorer(
         statistics.layers,
         lambda: base_embeddings(bench.model, share.test, statistics.layers),
     )
-    heads = by_head(vectors, space, state.heads)
-    return together(heads, names, statistics.names) if statistics.names else heads
+    return by_heads_and_names(vectors, space, state.heads, names, statistics.names)

@@ -1,7 +1,9 @@
-"""The learnt adapter as a folder that plain PEFT loads."""
+"""What a run has learnt, as a folder that plain PEFT loads and ``deal predict`` answers with."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -9,31 +11,116 @@ from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from deal_core.config.experiment import Experiment
-from deal_core.lora.adapter import stack
+from deal_core.data import open_source
+from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
+from deal_core.lora.adapter import Adapter, stack
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.state import State
+from deal_core.methods import method_of, statistics_of
+from deal_core.models import FAMILIES, embedding_size
+from deal_core.models.loading import upstream_of
+from deal_core.privacy.mechanisms.registry import mechanism_of
+from deal_core.whole_file import write_whole
+
+PACKAGES = ("federated-deal", "flwr", "torch", "transformers", "peft", "safetensors")
 
 
-def export_adapter(folder: Path, state: State, experiment: Experiment) -> None:
-    """Write ``adapter_model.safetensors`` and ``adapter_config.json``; and, where labels have
-    heads, ``heads.safetensors``: a row of weights and a bias for each label of a task, in the
-    task's order.
+def export_adapter(
+    folder: Path, state: State, experiment: Experiment, tasks: Sequence[TaskSpace]
+) -> Inference:
+    """Write everything of an adapter folder (:class:`AdapterFolder`) but its card. No weight of the
+    base model is read.
 
-    All parts are stacked, so one PEFT adapter of the summed rank gives
-    exactly the global model. A hub or folder name goes into the config as the base model; an
-    embedded one is named as in the experiment.
+    All parts are stacked, so one PEFT adapter of the summed rank gives exactly the global model.
+    The base model is named as in the experiment.
+
+    Args:
+        folder: made where it is missing.
+        state: the global model.
+        experiment: of the run.
+        tasks: of the stream, in its order.
+
+    Returns:
+        What ``inference.json`` says.
     """
-    merged = stack(state.parts())
+    files, merged = AdapterFolder(folder), stack(state.parts())
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.ascontiguousarray(value) for key, value in to_arrays(merged).items()}
-    save_file(arrays, folder / "adapter_model.safetensors", {"format": "pt"})
+    save_file(arrays, files.weights, {"format": "pt"})
+    files.heads.unlink(missing_ok=True)
     if state.heads:
         heads = {task: np.ascontiguousarray(head.numpy()) for task, head in state.heads.items()}
-        save_file(heads, folder / "heads.safetensors", {"format": "pt"})
-    config = LoraConfig(
-        r=merged.rank,
-        lora_alpha=merged.rank,
-        target_modules=sorted(merged.layers),
+        save_file(heads, files.heads, {"format": "pt"})
+    peft_config(merged, experiment).save_pretrained(str(folder))
+    inference = make_inference(state, experiment, tasks)
+    write_whole(files.inference, inference.model_dump_json(indent=2) + "\n")
+    return inference
+
+
+def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:
+    """Return PEFT's settings of all adapters as one."""
+    return LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.rank,
+        target_modules=sorted(adapter.layers),
         base_model_name_or_path=experiment.model.name,
+        task_type=FAMILIES[experiment.model.family].task_type,
+        inference_mode=True,
     )
-    config.save_pretrained(str(folder))
+
+
+def make_inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpace]) -> Inference:
+    """Return what it takes to answer as the clients' evaluation does."""
+    statistics = statistics_of(method_of(experiment)) if state.heads else None
+    needs_float32 = mechanism_of(experiment).needs_float32
+    precision = experiment.train.precision
+    return Inference(
+        model=experiment.model,
+        upstream=upstream_of(experiment.model.name),
+        task_type=FAMILIES[experiment.model.family].task_type.value,
+        pooling="mean" if embedding_size(experiment.model) else "none",
+        max_length=experiment.train.max_length,
+        precision="float32" if precision == "auto" and needs_float32 else precision,
+        tasks=tuple(tasks),
+        shared_labels=experiment.stream.shared_labels,
+        current_rank=state.current.rank,
+        current_scaling=state.current.scaling,
+        head_layers=statistics.layers if statistics is not None else 0,
+        names_weight=statistics.names if statistics is not None else 0.0,
+        versions=package_versions(),
+    )
+
+
+def task_spaces(experiment: Experiment, learnt: Sequence[str]) -> tuple[TaskSpace, ...]:
+    """Return the label spaces of the stream's tasks, which are public; where all are declared, no
+    data is read.
+
+    Args:
+        experiment: of the run.
+        learnt: tasks that some client has worked on.
+
+    Raises:
+        UserError: the labels are in data that cannot be read.
+    """
+    source = open_source(experiment.data)
+    declared: Mapping[str, tuple[str, ...]] = experiment.data.labels
+    return tuple(
+        TaskSpace(
+            name=task,
+            labels=declared.get(task) or source.load(task).labels,
+            learnt=task in learnt,
+        )
+        for task in source.task_names()
+    )
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of what a run is made with; a package that is not installed is left
+    out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

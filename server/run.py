@@ -16,10 +16,12 @@ from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_si
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.exchange import Exchange
-from server.export import export_adapter
+from server.export import export_adapter, task_spaces
 from server.federation import Federation, start_state
 from server.folder import RunFolder
+from server.handover import hand_over
 from server.lock import exclusive_lock
+from server.model_card import write_card
 from server.plan import Plan, make_plan
 from server.results import Results, make_results, write_results
 from server.roster import find_roster
@@ -79,7 +81,18 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     for step in steps[checkpoint.position :]:
         checkpoint = federation.run_step(step, checkpoint)
         save_checkpoint(folder.checkpoint, checkpoint)
-    return _finish(experiment, plan, folder, events, checkpoint)
+    results = _finish(experiment, plan, folder, checkpoint)
+    if experiment.federation.sites:
+        seconds = experiment.federation.deadline_seconds
+        hand_over(grid, roster, folder.adapter, events, seconds)
+    events.write(
+        "run_finished",
+        average_accuracy=results.average_accuracy,
+        backward_transfer=results.backward_transfer,
+        forward_transfer=results.forward_transfer,
+        forgetting=results.forgetting,
+    )
+    return results
 
 
 def _start(
@@ -99,20 +112,12 @@ def _start(
 
 
 def _finish(
-    experiment: Experiment,
-    plan: Plan,
-    folder: RunFolder,
-    events: EventLog,
-    checkpoint: Checkpoint,
+    experiment: Experiment, plan: Plan, folder: RunFolder, checkpoint: Checkpoint
 ) -> Results:
+    """Write the adapter folder, and then the results."""
     results = make_results(experiment, plan, checkpoint.history)
-    export_adapter(folder.adapter, checkpoint.state, experiment)
+    spaces = task_spaces(experiment, plan.learnt(len(plan.stages) - 1))
+    inference = export_adapter(folder.adapter, checkpoint.state, experiment, spaces)
+    write_card(folder.adapter, results, inference)
     write_results(folder.results, results)
-    events.write(
-        "run_finished",
-        average_accuracy=results.average_accuracy,
-        backward_transfer=results.backward_transfer,
-        forward_transfer=results.forward_transfer,
-        forgetting=results.forgetting,
-    )
     return results

@@ -45,6 +45,9 @@ StudyName = Annotated[
         autocompletion=lambda: list(shipped_studies()),
     ),
 ]
+RunFolderName = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run folder, or the adapter folder in it.")
+]
 StateFolder = Annotated[str, typer.Argument(help="A site's state directory (RUN/sites/CLIENT).")]
 Disjoint = Annotated[
     bool, typer.Option("--disjoint-tasks", help="No record is in two tasks: as the policy says.")
@@ -102,6 +105,53 @@ def simulate(
 
     request = Request(experiment, out, tuple(overrides or ()), seed, engine, resume)
     raise typer.Exit(run(request, wide_console()))
+
+
+@app.command()
+def predict(
+    folder: RunFolderName,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to label; or --file.")
+    ] = None,
+    file: Annotated[str, typer.Option(help="CSV, JSONL, Parquet, or TXT (a text a line).")] = "",
+    column: Annotated[str, typer.Option(help="Of the text in the file.")] = "text",
+    pair_column: Annotated[str, typer.Option(help="Joined to it, as in the run's data.")] = "",
+    task: Annotated[str, typer.Option(help="Choose among its labels; default: all learnt.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Where the base model lies, if not where the run had it.")
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json/--plain", help="JSON lines, or lines for people.")
+    ] = True,
+) -> None:
+    """Label texts with what a run has learnt (docs/using.md)."""
+    from simulations.use.predict import PredictRequest
+    from simulations.use.predict import predict as run
+
+    sources = tuple(texts or ()), file, column, pair_column
+    run(PredictRequest(folder, *sources, task, model, as_json), typer.echo)
+
+
+@app.command()
+def export(
+    folder: RunFolderName,
+    to: Annotated[str, typer.Option(help="A new folder.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="The base model with the adapter added to it.")
+    ] = False,
+    push: Annotated[
+        str, typer.Option(metavar="REPO", help="Also upload it to the Hugging Face hub, private.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="Where the base model lies, if not where the run had it.")
+    ] = "",
+) -> None:
+    """Write a folder that PEFT or transformers load without deal (docs/using.md)."""
+    from simulations.use.export import ExportRequest
+    from simulations.use.export import export as run
+
+    for line in run(ExportRequest(folder, to, merge, push, model)):
+        typer.echo(line)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import causal_skeleton, load_causal
 from deal_core.models.encoder import encoder_size, encoder_skeleton, load_encoder
 from deal_core.models.interface import Encoded, ForwardOutput, GeneratingModel, LanguageModel
+from deal_core.models.loading import check_weights as check_checkpoint
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,28 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
     }
 
 
+def auto_class(task_type: TaskType) -> Any:
+    """Return the class of transformers that loads base models of a family of this type."""
+    import transformers
+
+    names = {
+        TaskType.FEATURE_EXTRACTION: "AutoModel",
+        TaskType.CAUSAL_LM: "AutoModelForCausalLM",
+        TaskType.SEQ_2_SEQ_LM: "AutoModelForSeq2SeqLM",
+    }
+    return getattr(transformers, names.get(task_type, "AutoModel"))
+
+
+def check_weights(model: ModelConfig) -> None:
+    """Check that a checkpoint has all weights that the family needs, without reading them.
+
+    Raises:
+        UserError: unknown family or name, or weights are missing.
+    """
+    family = choose("model.family", model.family, FAMILIES)
+    check_checkpoint(auto_class(family.task_type), model.name)
+
+
 def has_label_logits(model: ModelConfig) -> bool:
     """Return whether one forward pass scores any number of labels, so that accuracy among all
     labels seen costs nothing more; no weights are read.
@@ -98,6 +121,8 @@ __all__ = [
     "GeneratingModel",
     "LanguageModel",
     "adapter_shapes",
+    "auto_class",
+    "check_weights",
     "embedding_size",
     "has_label_logits",
     "load_model",

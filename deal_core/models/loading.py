@@ -13,7 +13,15 @@ from deal_core.data.assets import asset_folder
 from deal_core.errors import UserError, nearest
 
 EMBEDDED = "embedded:"
-EMBEDDED_NAMES = ("minilm", "smollm2")
+UPSTREAM = {
+    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+"""Embedded name to the Hugging Face hub name that it comes from: ``minilm`` to the bit, ``smollm2``
+as 4-bit GGUF."""
+EMBEDDED_NAMES = tuple(UPSTREAM)
+POOLER = "pooler"
+"""Layer after the last hidden states, which are all that is used: it may be missing."""
 
 
 @dataclass(frozen=True)
@@ -49,52 +57,86 @@ def locate(name: str) -> Source:
     return Source(str(found), {})
 
 
+def upstream_of(name: str) -> str:
+    """Return the hub name that an embedded model comes from; empty for any other."""
+    return UPSTREAM.get(name.removeprefix(EMBEDDED), "") if name.startswith(EMBEDDED) else ""
+
+
 def pretrained(loader: Any, name: str, **options: Any) -> Any:
-    """Return what ``loader.from_pretrained`` loads, quietly.
+    """Return what ``loader.from_pretrained`` loads, quietly. Of a model every weight that decides
+    an answer comes from the checkpoint: none is drawn.
 
     Args:
-        loader: a class of transformers (``AutoModel``, ``AutoTokenizer``, ``AutoConfig``).
+        loader: a class of transformers (``AutoModel...``, ``AutoTokenizer``, ``AutoConfig``).
         name: ``model.name`` of the experiment.
         options: passed on.
 
     Raises:
-        UserError: neither a folder nor reachable on the hub.
+        UserError: neither a folder nor reachable on the hub, or a checkpoint that lacks weights.
     """
-    from transformers.utils import logging
     from transformers.utils.quantization_config import GgufConfig
 
     source = locate(name)
-    if "gguf_file" in source.options and hasattr(loader, "_model_mapping"):
+    kind = "folder" if Path(source.location).exists() else "name"
+    is_model = loader.__name__.startswith("AutoModel")
+    options |= {"output_loading_info": True} if is_model else {}
+    if is_model and "gguf_file" in source.options:
         # As plain weights: products with packed ones are computed in float32, and much slower.
         options["quantization_config"] = GgufConfig(dequantize=True)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        with _without_bar():
-            return loader.from_pretrained(source.location, **source.options, **options)
+        with quiet():
+            found = loader.from_pretrained(source.location, **source.options, **options)
     except (OSError, ValueError) as error:
-        kind = "folder" if Path(source.location).exists() else "name"
         raise UserError(
             f"model.name '{name}': cannot load this {kind} ({str(error).splitlines()[0]})"
         ) from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    if not is_model:
+        return found
+    model, report = found
+    lacking = sorted(key for key in report["missing_keys"] if POOLER not in key.split("."))
+    if lacking:
+        raise UserError(
+            f"model.name '{name}': this {kind} lacks {len(lacking)} weights of the model "
+            f"({lacking[0]}, ...), which would be random; choose the model.family that it was "
+            "saved for, or a complete checkpoint"
+        )
+    return model
+
+
+def check_weights(loader: Any, name: str) -> None:
+    """Check that a checkpoint has all weights, without reading them; a GGUF file, which would have
+    to be read, is left to the loading.
+
+    Args:
+        loader: ``AutoModel...``.
+        name: ``model.name`` of the experiment.
+
+    Raises:
+        UserError: as :func:`pretrained`.
+    """
+    if not locate(name).options:
+        pretrained(loader, name, device_map="meta")
 
 
 @contextmanager
-def _without_bar() -> Iterator[None]:
-    """Within the block a GGUF file is read without a bar of its own, which nothing switches off."""
+def quiet() -> Iterator[None]:
+    """Within the block transformers shows no bars, and no report of what it finds missing. The bar
+    of a GGUF file is one that nothing switches off."""
     import transformers.modeling_gguf_pytorch_utils as module
+    from transformers.utils import logging
 
     reader: Any = module
-
-    bar = reader.tqdm
-    reader.tqdm = partial(bar, disable=True)
+    bar, reader.tqdm = reader.tqdm, partial(reader.tqdm, disable=True)
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         reader.tqdm = bar
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def best_device() -> Any:

@@ -115,6 +115,19 @@ def by_head(embeddings: Tensor, space: AnswerSpace, heads: Mapping[str, Tensor])
     return lambda batch: embeddings[batch].double() @ rows[:, :size].T + rows[:, size]
 
 
+def by_heads_and_names(
+    embeddings: Tensor,
+    space: AnswerSpace,
+    heads: Mapping[str, Tensor],
+    names: Scorer,
+    weight: float,
+) -> Scorer:
+    """Return scores of :func:`by_head`; where ``weight`` is not 0, :func:`together` with those of
+    ``names``."""
+    scores = by_head(embeddings, space, heads)
+    return together(scores, names, weight) if weight else scores
+
+
 def together(first: Scorer, second: Scorer, weight: float) -> Scorer:
     """Return scores that add the second's, times ``weight``: of log probabilities a product of
     experts. Source: docs/method.md, (M43)."""

@@ -142,6 +142,19 @@ def site_start(folder: SiteFolder = Path(".")) -> None:
     raise typer.Exit(start_site(where))
 
 
+@site.command("fetch")
+def site_fetch(
+    folder: SiteFolder = Path("."),
+    run: Annotated[str, typer.Option(help="A run; the one that ended last when left out.")] = "",
+    to: Annotated[Path, typer.Option(help="A new folder.")] = Path("adapter"),
+) -> None:
+    """Copy the adapter of a finished run, checked, out of the site's state (docs/using.md)."""
+    from simulations.deployment.site.fetch import fetch_adapter
+
+    where = folder.expanduser().resolve()
+    print_line(fetch_adapter(where, run, to.expanduser().resolve()))
+
+
 def submit(
     experiment: Annotated[str, typer.Argument(help="A TOML file with data.source sites.")] = "",
     resume: Annotated[str, typer.Option(metavar="RUN", help="Continue this run.")] = "",

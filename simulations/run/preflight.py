@@ -8,7 +8,12 @@ from deal_core.data import open_source, partition
 from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
 from deal_core.methods import RULES, method_of, statistics_of
-from deal_core.models import adapter_shapes, embedding_size, has_label_logits
+from deal_core.models import (
+    adapter_shapes,
+    check_weights,
+    embedding_size,
+    has_label_logits,
+)
 from deal_core.models.prompt import read_template
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
@@ -18,7 +23,8 @@ from simulations.engines.faults import FAULTS
 
 
 def preflight(experiment: Experiment) -> None:
-    """Look up every name, read and divide every task once, build the model without weights.
+    """Look up every name, read and divide every task once, build the model without weights, and see
+    whether its checkpoint has them all.
 
     Raises:
         UserError: one line with the place and the cure.
@@ -27,6 +33,7 @@ def preflight(experiment: Experiment) -> None:
     check_data(experiment)
     check_public(experiment)
     adapter_shapes(experiment.model, experiment.adapter)
+    check_weights(experiment.model)
 
 
 def check_names(experiment: Experiment) -> None:

@@ -26,7 +26,7 @@ def test_ten_tasks_take_no_more_bytes_than_one(tmp_path: Path, random_adapter) -
         learnt = random_adapter(shapes, begun.current.rank, begun.current.scaling, task)
         state = method.end_task(State(learnt, begun.retained))
         folder = tmp_path / str(task)
-        export_adapter(folder, state, experiment)
+        export_adapter(folder, state, experiment, ())
         sizes.append((folder / "adapter_model.safetensors").stat().st_size)
     assert sizes == [sizes[0]] * 10
     assert sizes[0] < 3e6

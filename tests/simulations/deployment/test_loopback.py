@@ -27,9 +27,17 @@ def test_three_sites_learn_what_one_process_learns(tmp_path: Path) -> None:
         fed.wait_event(run, "run_finished", 500)
         assert "finished" in done("status", run, "--dir", str(fed.folder.path))
         deployed = fed.run(run)
+        for site in SITES:
+            done("site", "fetch", str(fed.site(site)), "--to", str(tmp_path / f"of-{site}"))
     here = alone(path, data, tmp_path / "alone", list(SITES))
     there = read_results(deployed)
     assert there.engine == "deployment"
     assert there.accuracy_matrix == read_results(here).accuracy_matrix
     assert there.zero_shot == read_results(here).zero_shot
     same_adapter(deployed, here)
+    files = {path.name: path.read_bytes() for path in (deployed / "adapter").iterdir()}
+    for site in SITES:
+        fetched = tmp_path / f"of-{site}"
+        assert {path.name: path.read_bytes() for path in fetched.iterdir()} == files
+    told = done("predict", str(tmp_path / f"of-{next(iter(SITES))}"), "a broken bone")
+    assert '"label"' in told

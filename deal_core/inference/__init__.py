@@ -1,0 +1,1 @@
+"""Answers of a learnt model from its adapter folder; no training, no data source, no method."""

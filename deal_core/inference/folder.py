@@ -1,0 +1,155 @@
+"""The adapter folder: what a run has learnt, and what it takes to answer with it.
+
+``adapter_model.safetensors`` and ``adapter_config.json`` are PEFT's. ``inference.json`` says what
+PEFT does not know: label spaces, how texts are read, and how scores are made of both.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from deal_core.config.experiment import ModelConfig
+from deal_core.config.table import Table
+from deal_core.errors import UserError
+
+SCHEMA: Literal[1] = 1
+"""Version of ``inference.json``."""
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """Names inside the folder."""
+
+    path: Path
+
+    @property
+    def weights(self) -> Path:
+        """All adapters as one, under PEFT's keys."""
+        return self.path / "adapter_model.safetensors"
+
+    @property
+    def config(self) -> Path:
+        """PEFT's settings."""
+        return self.path / "adapter_config.json"
+
+    @property
+    def heads(self) -> Path:
+        """Label heads, a tensor for each task; not there where no task has one."""
+        return self.path / "heads.safetensors"
+
+    @property
+    def inference(self) -> Path:
+        """See :class:`Inference`."""
+        return self.path / "inference.json"
+
+    @property
+    def card(self) -> Path:
+        """For people."""
+        return self.path / "README.md"
+
+
+class TaskSpace(Table):
+    """A task's label space.
+
+    Attributes:
+        labels: in the order of the rows of its head.
+        learnt: whether some client has worked on it; otherwise its labels are answers only where
+            the task is told.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    learnt: bool = True
+
+
+class Inference(Table):
+    """``inference.json``.
+
+    Attributes:
+        model: base model as the experiment names it, family, logit scale, instruction.
+        upstream: hub name that an embedded base model comes from; empty: the name says it.
+        task_type: PEFT's name of the family.
+        pooling: how token states become a text's embedding; ``none``: the family has none.
+        max_length: tokens kept of a text.
+        precision: of the frozen model in evaluations; ``auto``: by the hardware.
+        tasks: in the stream's order.
+        shared_labels: labels of equal name in two tasks are one class.
+        current_rank: so many directions of the adapter, the last ones, were computed beside the
+            frozen weights in evaluations, and the others added to them: sums that differ by
+            rounding.
+        current_scaling: factor that these were computed with; ``lora_B`` holds it.
+        head_layers: of how many of the base model's last layers the embeddings are made that heads
+            score; 0: there are no heads.
+        names_weight: what scores of label names weigh beside those of heads; 0: nothing.
+        versions: of the packages at the server.
+    """
+
+    schema_version: Literal[1] = SCHEMA
+    model: ModelConfig
+    upstream: str = ""
+    task_type: str
+    pooling: Literal["mean", "none"]
+    max_length: int
+    precision: Literal["auto", "float32", "bfloat16"]
+    tasks: tuple[TaskSpace, ...]
+    shared_labels: bool
+    current_rank: int
+    current_scaling: float
+    head_layers: int = 0
+    names_weight: float = 0.0
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def learnt(self) -> dict[str, tuple[str, ...]]:
+        """Learnt tasks, in the stream's order, to their labels."""
+        return {task.name: task.labels for task in self.tasks if task.learnt}
+
+    @property
+    def all_tasks(self) -> dict[str, tuple[str, ...]]:
+        """All tasks, in the stream's order, to their labels."""
+        return {task.name: task.labels for task in self.tasks}
+
+
+def find_adapter(path: Path) -> AdapterFolder:
+    """Return the adapter folder of a run folder, or the folder itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (AdapterFolder(path / "adapter"), AdapterFolder(path)):
+        if folder.inference.is_file():
+            return folder
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; name a run folder, or its adapter folder")
+    raise UserError(
+        f"{path}: no adapter/inference.json; the run has not finished (see --resume), or an older "
+        "version has written it: then run it again"
+    )
+
+
+def read_inference(folder: AdapterFolder) -> Inference:
+    """Return ``inference.json``, checked.
+
+    Raises:
+        UserError: not valid, or of another version.
+    """
+    path = folder.inference
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version not in (SCHEMA, None):
+            raise UserError(
+                f"{path}: of schema version {version}, not {SCHEMA}; use the version of deal that "
+                "has written it"
+            )
+        return Inference.model_validate(data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not valid ({reason}); run the experiment again") from None

@@ -1,0 +1,231 @@
+"""A learnt model that answers, text by text, as the evaluation does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.data import Example
+from deal_core.errors import UserError, choose
+from deal_core.inference.folder import AdapterFolder, Inference, read_inference
+from deal_core.lora.adapter import Adapter, LoraFactors, split
+from deal_core.lora.payload import PREFIX
+from deal_core.lora.state import State
+from deal_core.models import FAMILIES, Encoded, LanguageModel, load_model
+from deal_core.models.loading import best_device
+from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import (
+    AnswerSpace,
+    Scorer,
+    answer_space,
+    by_heads_and_names,
+    by_name,
+    finite_scores,
+)
+from deal_core.training.loop import load_state
+from deal_core.training.precision import compute_dtype
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a text is.
+
+    Attributes:
+        task: the one that was told, or the one whose label it is.
+        label: of the largest score; of equal ones the first.
+        probability: softmax of the scores over the labels that were to choose from; not calibrated.
+        runner_up: the second; None where there was one label alone.
+        runner_up_probability: as of the first.
+    """
+
+    task: str
+    label: str
+    probability: float
+    runner_up: str | None
+    runner_up_probability: float | None
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A base model with everything that was learnt.
+
+    Attributes:
+        inference: what the adapter folder says.
+        model: holds all adapters.
+        heads: task to its label head.
+    """
+
+    inference: Inference
+    model: LanguageModel
+    heads: Mapping[str, Tensor]
+
+    def answer(self, text: str, task: str = "") -> Answer:
+        """Return the label of one text. It is computed alone, so that it depends on no other.
+
+        Args:
+            text: as in the data, cut at ``max_length`` tokens.
+            task: choose among its labels; empty: among those of all tasks learnt.
+
+        Raises:
+            UserError: unknown task; or none, and the family scores labels of one task at a time.
+        """
+        space, labels = self._space(task)
+        data = self.model.encode([Example(text, labels[0])], labels)
+        scores = finite_scores(self._scorer(data, space, task), [0])[0].double().cpu()
+        chosen = list(space.own) if task else list(range(len(space.columns)))
+        return answer_among(scores, space, chosen)
+
+    def check(self, task: str) -> None:
+        """Check that a task, or none, can be answered for.
+
+        Raises:
+            UserError: as :meth:`answer`.
+        """
+        self._space(task)
+
+    def _space(self, task: str) -> tuple[AnswerSpace, tuple[str, ...]]:
+        """Return the columns that are scored, and the labels that a prompt names."""
+        inference, shared = self.inference, self.inference.shared_labels
+        learnt = inference.learnt
+        if task:
+            labels = choose("task", task, inference.all_tasks)
+            others = learnt if self.model.has_label_logits else {}
+            return answer_space(task, labels, others, shared), labels
+        if not self.model.has_label_logits:
+            raise UserError(
+                f"model.family '{inference.model.family}' scores the labels of one task at a time; "
+                f"name it with --task ({', '.join(inference.all_tasks)})"
+            )
+        if not learnt:
+            raise UserError("no task has been learnt; name one with --task")
+        first = next(iter(learnt))
+        return answer_space(first, learnt[first], learnt, shared), learnt[first]
+
+    def _scorer(self, data: Sequence[Encoded], space: AnswerSpace, task: str) -> Scorer:
+        names = by_name(self.model, data, [label for _, label in space.columns])
+        if not self.heads or (task and task not in self.heads):
+            return names
+        vectors = base_embeddings(self.model, data, self.inference.head_layers)
+        weight = self.inference.names_weight
+        return by_heads_and_names(vectors, space, self.heads, names, weight)
+
+
+def answer_among(scores: Tensor, space: AnswerSpace, chosen: Sequence[int]) -> Answer:
+    """Return the answer among some columns; a class has the largest score of its columns.
+
+    Args:
+        scores: ``(columns,)``, float64.
+        space: the columns.
+        chosen: those to choose from.
+    """
+    best: dict[int, int] = {}
+    for column in chosen:
+        before = best.setdefault(space.classes[column], column)
+        if scores[column] > scores[before]:
+            best[space.classes[column]] = column
+    columns = sorted(best.values())
+    shares = torch.softmax(scores[columns], dim=0)
+    order = torch.sort(scores[columns], descending=True, stable=True).indices.tolist()
+    first, second = columns[order[0]], columns[order[1]] if len(order) > 1 else None
+    task, label = space.columns[first]
+    return Answer(
+        task,
+        label,
+        float(shares[order[0]]),
+        None if second is None else space.columns[second][1],
+        None if second is None else float(shares[order[1]]),
+    )
+
+
+def load_predictor(folder: AdapterFolder, base: str = "") -> Predictor:
+    """Return a model ready to answer; only the adapter folder and the base model are read.
+
+    Args:
+        folder: of the adapter.
+        base: folder or hub name of the base model; empty: as the run named it.
+
+    Raises:
+        UserError: a file is missing or damaged, or the base model cannot be loaded or is another.
+    """
+    inference = read_inference(folder)
+    adapter = read_adapter(folder)
+    if not inference.current_rank <= adapter.rank:
+        raise UserError(f"{folder.inference}: current_rank is larger than the adapter's rank")
+    state = as_evaluated(adapter, inference)
+    model_config = inference.model.model_copy(update={"name": base} if base else {})
+    adapter_config = AdapterConfig(
+        rank=max(1, inference.current_rank), target_modules=tuple(sorted(adapter.layers))
+    )
+    if not has_layers(model_config, adapter):
+        raise UserError(
+            f"{folder.weights}: was learnt for another base model than '{model_config.name}'; "
+            "name that with --model"
+        )
+    dtype = compute_dtype(TrainConfig(precision=inference.precision), best_device())
+    model = load_model(model_config, adapter_config, inference.max_length, dtype)
+    load_state(model, state)
+    heads = _tensors(folder.heads) if folder.heads.exists() else {}
+    return Predictor(inference, model, heads)
+
+
+def has_layers(model: ModelConfig, adapter: Adapter) -> bool:
+    """Return whether a base model has the layers that an adapter changes, of the same sizes; no
+    weights are read.
+
+    Raises:
+        UserError: unknown family, or a base model that is not there.
+    """
+    family = choose("model.family", model.family, FAMILIES)
+    layers = dict(family.skeleton(model).named_modules())
+    return all(
+        name in layers and set(layers[name].weight.shape) == set(shape)
+        for name, shape in adapter.shapes.items()
+    )
+
+
+def as_evaluated(adapter: Adapter, inference: Inference) -> State:
+    """Return the adapter in the parts that evaluations compute it in, so that answers agree to the
+    bit where ``current_scaling`` is a power of two."""
+    merged, beside = split(adapter, adapter.rank - inference.current_rank)
+    scaling = inference.current_scaling
+    layers = {n: LoraFactors(f.A, f.B / scaling) for n, f in beside.layers.items()}
+    return State(Adapter(layers, scaling), merged)
+
+
+def read_adapter(folder: AdapterFolder) -> Adapter:
+    """Return all adapters of a run as one (scaling 1).
+
+    Raises:
+        UserError: missing, damaged, or not of this project's form.
+    """
+    if not folder.weights.exists():
+        raise UserError(
+            f"{folder.path}: no {folder.weights.name}; a merged export has none: name the run "
+            "folder"
+        )
+    tensors = _tensors(folder.weights)
+    down, up = ".lora_A.weight", ".lora_B.weight"
+    names = [key.removesuffix(down) for key in tensors if key.endswith(down)]
+    layers = {
+        name.removeprefix(PREFIX): LoraFactors(tensors[name + down], tensors[name + up])
+        for name in names
+        if name + up in tensors
+    }
+    if not layers or 2 * len(layers) != len(tensors):
+        raise UserError(f"{folder.weights}: holds other tensors than LoRA factors")
+    return Adapter(layers)
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); run the experiment again") from None

@@ -1,0 +1,149 @@
+"""The model card of an adapter folder: what it is, how good, how private; Markdown for people."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from deal_core.inference.folder import AdapterFolder, Inference
+from deal_core.methods import KEEP_TEXTS
+from deal_core.whole_file import write_whole
+from server.results import Privacy, Results
+from server.spending import extent
+
+TITLE = "# Adapter of a federated run"
+NOT_HERE = ", its weights are not in this folder"
+
+
+def write_card(folder: Path, results: Results, inference: Inference) -> None:
+    """Write ``README.md`` of an adapter folder."""
+    write_whole(AdapterFolder(folder).card, model_card(results, inference))
+
+
+def model_card(results: Results, inference: Inference) -> str:
+    """Return the card. It holds what ``results.json`` and ``inference.json`` hold, and the date."""
+    parts = [
+        _front_matter(inference),
+        TITLE,
+        results.config.description,
+        "\n".join(_facts(results, inference)),
+        "## Tasks",
+        "\n".join(_tasks(results, inference)),
+        "## Measures",
+        "\n".join(_measures(results)),
+        "## Privacy",
+        privacy_lines(results),
+        "## Use",
+        _use(inference),
+        "## Versions",
+        ", ".join(f"{name} {number}" for name, number in inference.versions.items()),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def merged_card(card: str) -> str:
+    """Return the card of an adapter as that of base model and adapter in one."""
+    title = "# Base model and adapter of a federated run, merged"
+    text = card.replace("library_name: peft", "library_name: transformers", 1)
+    text = text.replace(TITLE, title, 1).replace(NOT_HERE, "", 1)
+    use, versions = text.find("## Use\n"), text.find("## Versions\n")
+    return text[:use] + text[versions:] if 0 <= use < versions else text
+
+
+def hub_name(inference: Inference) -> str:
+    """Return the base model's name on the Hugging Face hub; empty where it is a folder."""
+    name = inference.upstream or inference.model.name
+    is_hub = name.count("/") <= 1 and not name.startswith((".", "/", "~", "embedded:"))
+    return name if is_hub and not Path(name).exists() else ""
+
+
+def _front_matter(inference: Inference) -> str:
+    """Return what the hub reads."""
+    base = hub_name(inference)
+    lines = ["---", "library_name: peft", *([f"base_model: {base}"] if base else [])]
+    return "\n".join([*lines, "tags:", "- lora", "- federated-learning", "---"])
+
+
+def _facts(results: Results, inference: Inference) -> list[str]:
+    config = results.config
+    upstream = f" (from {inference.upstream})" if inference.upstream else ""
+    rounds = sum(stage.rounds for stage in results.stages)
+    texts = "; clients kept texts" if config.method.name in KEEP_TEXTS else ""
+    return [
+        f"- Base model: `{inference.model.name}`{upstream}, family `{inference.model.family}`; "
+        f"frozen{NOT_HERE}",
+        f"- Method: `{config.method.name}`{texts}; aggregation rule: `{config.aggregation.rule}`, "
+        f"robust step: `{config.aggregation.robust}`",
+        f"- Clients: {config.federation.clients}; rounds of learning: {rounds} in "
+        f"{len(results.stages)} stages, schedule `{config.stream.schedule}`; seed {results.seed}",
+        f"- Engine: `{results.engine}`; written {datetime.now(UTC):%Y-%m-%d}",
+    ]
+
+
+def _tasks(results: Results, inference: Inference) -> list[str]:
+    """A row for each task; accuracies at the end of the run."""
+    own = results.accuracy_matrix[-1] if results.accuracy_matrix else []
+    among = results.class_incremental
+    among_all = among.accuracy_matrix[-1] if among is not None else []
+    lines = ["| task | labels | accuracy, task told | among all labels |", "|---|---|---:|---:|"]
+    for j, task in enumerate(inference.tasks):
+        cells = [task.name, ", ".join(task.labels), _percent(own, j), _percent(among_all, j)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def _percent(row: list[float], place: int) -> str:
+    return f"{100 * row[place]:.1f} %" if place < len(row) else "not known"
+
+
+def _measures(results: Results) -> list[str]:
+    rows = [
+        ("average accuracy", results.average_accuracy, "%"),
+        ("backward transfer", results.backward_transfer, "points"),
+        ("forward transfer", results.forward_transfer, "points"),
+        ("forgetting", results.forgetting, "points"),
+    ]
+    among = results.class_incremental
+    if among is not None:
+        rows += [
+            ("average accuracy among all labels", among.average_accuracy, "%"),
+            ("backward transfer among all labels", among.backward_transfer, "points"),
+        ]
+    known = [f"- {name}: {100 * x:.1f} {unit}" for name, x, unit in rows if x is not None]
+    return known or ["Not known: clients kept their counts of right answers."]
+
+
+def privacy_lines(results: Results) -> str:
+    """Return what is guaranteed, to whom, and over what; or that nothing is."""
+    privacy = results.privacy
+    if privacy.mechanism == "none":
+        return (
+            "**None.** No text left its client, but nothing formal keeps the adapter from telling "
+            "of the records that it was trained on. Share it as you would share them."
+        )
+    if not privacy.epsilon or privacy.delta is None or privacy.unit is None:
+        return f"Mechanism `{privacy.mechanism}`; no guarantee was recorded."
+    return "\n".join(_guarantee(privacy, results))
+
+
+def _guarantee(privacy: Privacy, results: Results) -> list[str]:
+    largest = max(privacy.epsilon.values())
+    lines = [
+        f"- epsilon <= {largest:.3g} at delta = {privacy.delta:.3g}, largest over clients",
+        f"- Unit: one {privacy.unit}; composed over {extent(privacy.disjoint_tasks)} of this run, "
+        "and whatever a site's ledger held before",
+        f"- Assumed honest: {privacy.assumes}",
+    ]
+    if privacy.simulation_only:
+        lines.append("- **Simulation only**: the noise came from a seed, so nothing is guaranteed")
+    if privacy.metrics == "clear" and results.accuracy_matrix:
+        lines.append("- The accuracies above are of test records, in the clear: outside of it")
+    return lines
+
+
+def _use(inference: Inference) -> str:
+    task = "" if inference.pooling == "mean" else f" --task {inference.tasks[0].name}"
+    return (
+        f'```\ndeal predict . "a text"{task}\n'
+        "deal export . --to DIR              # for PEFT and transformers, without this project\n```"
+    )

@@ -1,0 +1,1 @@
+"""What was learnt, put to use: ``deal predict`` and ``deal export``."""

@@ -1,0 +1,252 @@
+"""``deal export``: what was learnt, for PEFT and transformers alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deal_core.errors import UserError, choose
+from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
+from deal_core.models.loading import EMBEDDED, quiet
+from server.model_card import hub_name, merged_card
+from simulations.use.push import check_token, upload
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BASE = "base"
+"""Folder of an embedded base model beside the adapter: it is on no hub, or not as it was used."""
+LABELS = "label_embeddings.safetensors"
+TO_THE_BIT = frozenset({"embedded:minilm"})
+"""Embedded models whose weights are those of their hub name."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What was typed.
+
+    Attributes:
+        folder: of a run, or its adapter.
+        to: a new or empty folder.
+        merge: add the adapter to the base model's weights.
+        push: name of a hub repository to upload to; empty: none.
+        base: folder or hub name of the base model; empty: as the run named it.
+    """
+
+    folder: str
+    to: str
+    merge: bool = False
+    push: str = ""
+    base: str = ""
+
+
+def export(request: ExportRequest) -> list[str]:
+    """Write the folder, and upload it where asked.
+
+    Returns:
+        What has been written, and how to go on.
+
+    Raises:
+        UserError: no adapter, a folder that is not empty, a base model that cannot be loaded or
+            that a hub's readers could not load, or no access to the hub.
+    """
+    source = find_adapter(Path(request.folder).expanduser())
+    inference = read_inference(source)
+    if request.base:
+        model = inference.model.model_copy(update={"name": request.base})
+        inference = inference.model_copy(update={"model": model, "upstream": ""})
+    to = new_folder(Path(request.to).expanduser())
+    if request.push:
+        check_push(inference, request)
+        check_token()
+    try:
+        if request.merge:
+            lines = write_merged(source, inference, to)
+        else:
+            lines = write_adapter(source, inference, to, bool(request.push))
+    except OSError as error:
+        raise UserError(f"{to}: cannot be written ({error.strerror or error})") from None
+    return [*lines, *([upload(to, request.push)] if request.push else [])]
+
+
+def new_folder(path: Path) -> Path:
+    """Return a folder's full path.
+
+    Raises:
+        UserError: there is something in it already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: is there already; choose another --to")
+    return path.resolve()
+
+
+def check_push(inference: Inference, request: ExportRequest) -> None:
+    """Check that others can load what is uploaded.
+
+    Raises:
+        UserError: its base model is on no hub as it was used.
+    """
+    if not request.merge and not _public_base(inference):
+        raise UserError(
+            f"--push: the base model '{inference.model.name}' is not on the hub as it was used, so "
+            "nobody else could load the adapter; add --merge"
+        )
+
+
+def write_adapter(source: AdapterFolder, inference: Inference, to: Path, push: bool) -> list[str]:
+    """Write the adapter, and its base model where it is embedded.
+
+    Args:
+        source: the run's adapter folder.
+        inference: what it says.
+        to: an empty folder.
+        push: the folder will be on a hub: name the base model as found there.
+
+    Returns:
+        What has been written.
+
+    Raises:
+        UserError: the base model cannot be loaded.
+    """
+    for file in (source.weights, source.heads, source.inference, source.card):
+        if file.exists():
+            to.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, to / file.name)
+    base = _public_base(inference) if push else _local_base(inference, to)
+    config = json.loads(source.config.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base
+    AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    _write_labels(inference, to)
+    auto = "AutoPeftModel" + _auto_class(inference).removeprefix("AutoModel")
+    auto += "ForFeatureExtraction" if auto == "AutoPeftModel" else ""
+    return [f"{to}: an adapter of {base}; load it with peft.{auto}.from_pretrained"]
+
+
+def write_merged(source: AdapterFolder, inference: Inference, to: Path) -> list[str]:
+    """Write base model and adapter as one ordinary checkpoint, and the tokeniser; in float32.
+
+    Args:
+        source: the run's adapter folder.
+        inference: what it says.
+        to: an empty folder.
+
+    Returns:
+        What has been written.
+
+    Raises:
+        UserError: the base model cannot be loaded.
+    """
+    from peft import PeftModel
+
+    base, tokenizer = load_base(inference)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False.*", UserWarning)
+        merged = PeftModel.from_pretrained(base, str(source.path)).merge_and_unload()
+    _save(merged, tokenizer, to)
+    shutil.copyfile(source.inference, to / source.inference.name)
+    if source.card.exists():
+        text = merged_card(source.card.read_text(encoding="utf-8"))
+        (to / source.card.name).write_text(text, encoding="utf-8")
+    _write_labels(inference, to)
+    note = ["label heads are not in it: they score embeddings of the base model as it was"]
+    note = note if source.heads.exists() else []
+    loader = _auto_class(inference)
+    return [f"{to}: one model; load it with transformers.{loader}.from_pretrained", *note]
+
+
+def load_base(inference: Inference) -> tuple[Any, Any]:
+    """Return base model, float32, and tokeniser, as transformers loads them.
+
+    Raises:
+        UserError: they cannot be loaded.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from deal_core.models import FAMILIES, auto_class
+    from deal_core.models.loading import pretrained
+
+    name = inference.model.name
+    family = choose("model.family", inference.model.family, FAMILIES)
+    loader = auto_class(family.task_type)
+    base = pretrained(loader, name, dtype=torch.float32)
+    if getattr(base, "hf_quantizer", None) is not None:
+        base = unquantized(loader, base)
+    return base, pretrained(AutoTokenizer, name)
+
+
+def unquantized(loader: Any, model: Any) -> Any:
+    """Return an ordinary model of the same float weights: transformers saves none that was read
+    from a quantized file.
+
+    Args:
+        loader: class of transformers that makes it.
+        model: its weights are decoded already (GGUF).
+    """
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = loader.from_config(type(model.config).from_dict(settings))
+    plain.load_state_dict(model.state_dict())
+    return plain.float().eval()
+
+
+def label_embeddings(inference: Inference) -> dict[str, Tensor]:
+    """Return task to the unit vectors of its label names by the frozen base model,
+    ``(labels, hidden)``, float32: what a text's vector is compared with.
+
+    Raises:
+        UserError: the base model cannot be loaded.
+    """
+    from deal_core.config.experiment import AdapterConfig
+    from deal_core.data import Example
+    from deal_core.models import load_model
+    from deal_core.training.embedding import base_embeddings
+
+    model = load_model(inference.model, AdapterConfig(rank=1), inference.max_length)
+    found = {}
+    for task in inference.tasks:
+        words = [Example(label.replace("_", " "), task.labels[0]) for label in task.labels]
+        found[task.name] = base_embeddings(model, model.encode(words, task.labels[:1]))
+    return found
+
+
+def _write_labels(inference: Inference, to: Path) -> None:
+    """Where label names are compared with texts."""
+    from safetensors.torch import save_file
+
+    if inference.pooling != "none":
+        save_file(label_embeddings(inference), to / LABELS)
+
+
+def _public_base(inference: Inference) -> str:
+    """Return the hub name under which others find the very base model; empty: there is none."""
+    name = inference.model.name
+    return hub_name(inference) if not name.startswith(EMBEDDED) or name in TO_THE_BIT else ""
+
+
+def _local_base(inference: Inference, to: Path) -> str:
+    """Return where this machine finds the base model; an embedded one is written beside."""
+    name = inference.model.name
+    if name.startswith(EMBEDDED):
+        base, tokenizer = load_base(inference)
+        _save(base, tokenizer, to / BASE)
+        return str(to / BASE)
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _auto_class(inference: Inference) -> str:
+    from deal_core.models import FAMILIES, auto_class
+
+    family = choose("model.family", inference.model.family, FAMILIES)
+    name: str = auto_class(family.task_type).__name__
+    return name

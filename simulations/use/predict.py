@@ -1,0 +1,102 @@
+"""``deal predict``: labels of texts, by what a run has learnt."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deal_core.errors import UserError
+from deal_core.inference.folder import find_adapter
+from simulations.use.texts import Text, file_texts, typed_texts
+
+if TYPE_CHECKING:
+    from deal_core.inference.predictor import Answer
+
+DIGITS = 6
+"""Of a probability: what differs beyond them is rounding of the machine."""
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What was typed.
+
+    Attributes:
+        folder: of a run, or its adapter.
+        texts: typed ones.
+        file: in their place; empty: none.
+        column: of the file's text.
+        pair_column: joined to it; empty: none.
+        task: whose labels to choose from; empty: those of all tasks learnt.
+        base: folder or hub name of the base model; empty: as the run named it.
+        as_json: a JSON object a line; otherwise a line for people.
+    """
+
+    folder: str
+    texts: tuple[str, ...] = ()
+    file: str = ""
+    column: str = "text"
+    pair_column: str = ""
+    task: str = ""
+    base: str = ""
+    as_json: bool = True
+
+
+def predict(request: PredictRequest, print_line: Callable[[str], None]) -> None:
+    """Print a line for each text, in order, each as soon as it is known.
+
+    Args:
+        request: what was typed.
+        print_line: takes a line.
+
+    Raises:
+        UserError: no texts or two sources of them, no adapter, an unknown task, a bad file.
+    """
+    texts = read_texts(request)
+    folder = find_adapter(Path(request.folder).expanduser())
+    # Imports torch: after the quick checks.
+    from deal_core.inference.predictor import load_predictor
+
+    predictor = load_predictor(folder, request.base)
+    predictor.check(request.task)
+    for text in texts:
+        answer = predictor.answer(text.text, request.task)
+        print_line(json_line(text, answer) if request.as_json else plain_line(text, answer))
+
+
+def read_texts(request: PredictRequest) -> Iterator[Text]:
+    """Return the texts that were typed, or those of the file.
+
+    Raises:
+        UserError: neither, or both.
+    """
+    if bool(request.texts) == bool(request.file):
+        raise UserError("deal predict: give texts, or --file FILE, and not both")
+    if request.file:
+        path = Path(request.file).expanduser()
+        return file_texts(path, request.column, request.pair_column)
+    return iter(list(typed_texts(request.texts)))
+
+
+def json_line(text: Text, answer: Answer) -> str:
+    """Return one JSON object: ``text`` or ``row``, ``task``, ``label``, ``probability``,
+    ``runner_up``, ``runner_up_probability``."""
+    what = {"text": text.text} if text.row is None else {"row": text.row}
+    second = answer.runner_up_probability
+    fields = {
+        **what,
+        "task": answer.task,
+        "label": answer.label,
+        "probability": round(answer.probability, DIGITS),
+        "runner_up": answer.runner_up,
+        "runner_up_probability": None if second is None else round(second, DIGITS),
+    }
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def plain_line(text: Text, answer: Answer) -> str:
+    """Return label, probability and text for people."""
+    shown = " ".join(text.text.split()) if text.row is None else f"row {text.row}"
+    return f"{answer.label}  {100 * answer.probability:.1f} %  {shown}"

@@ -1,0 +1,68 @@
+"""The texts that ``deal predict`` answers: as they are typed, or from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deal_core.data.rows import Columns, to_text
+from deal_core.data.tables import READERS, read_lines
+from deal_core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to answer.
+
+    Attributes:
+        text: as the model reads it.
+        row: number in its file (:data:`deal_core.data.tables.Row`); None where it was typed.
+    """
+
+    text: str
+    row: int | None = None
+
+
+def typed_texts(texts: Sequence[str]) -> Iterator[Text]:
+    """Yield texts as they are, without the white space around them.
+
+    Raises:
+        UserError: an empty one.
+    """
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            raise UserError(f"text {number} is empty; leave it out")
+        yield Text(text.strip())
+
+
+def file_texts(path: Path, column: str, pair_column: str) -> Iterator[Text]:
+    """Return the texts of a CSV, JSONL or Parquet file, or the lines of a TXT file, read one at a
+    time.
+
+    Args:
+        path: the file.
+        column: of the text.
+        pair_column: joined to it, as ``data.pair_column`` of an experiment; empty: none.
+
+    Raises:
+        UserError: no such file, or of another kind; and, when it is reached, a row without text:
+            the message names file and row.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".txt":
+        return (Text(line, number) for number, line in read_lines(path))
+    if path.suffix not in READERS:
+        known = ", ".join((*READERS, ".txt"))
+        raise UserError(f"{path}: files may end in {known}; rename or convert it")
+    return _rows(path, Columns(text=column, label="", pair=pair_column))
+
+
+def _rows(path: Path, columns: Columns) -> Iterator[Text]:
+    for number, row in READERS[path.suffix](path):
+        try:
+            text = to_text(row, columns)
+        except UserError as error:
+            raise UserError(f"{path}, row {number}: {error}") from None
+        yield Text(text, number)

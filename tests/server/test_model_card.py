@@ -1,0 +1,96 @@
+"""The model card says what the results say: no epsilon without delta, unit and assumptions."""
+
+from __future__ import annotations
+
+import pytest
+
+from deal_core.config.experiment import Experiment, ModelConfig
+from deal_core.inference.folder import Inference, TaskSpace
+from server.model_card import hub_name, merged_card, model_card
+from server.results import Privacy
+from tests.simulations.run.test_summary import results
+
+SPACES = (TaskSpace(name="heart", labels=("old", "a|b")), TaskSpace(name="skin", labels=("rash",)))
+PRIVATE = Privacy(
+    mechanism="record",
+    unit="record",
+    assumes="nobody outside the site is trusted",
+    delta=1e-4,
+    epsilon={"0": 3.0, "1": 7.5},
+)
+
+
+def inference(name: str = "embedded:minilm", upstream: str = "org/model") -> Inference:
+    return Inference(
+        model=ModelConfig(name=name),
+        upstream=upstream,
+        task_type="FEATURE_EXTRACTION",
+        pooling="mean",
+        max_length=8,
+        precision="float32",
+        tasks=SPACES,
+        shared_labels=True,
+        current_rank=1,
+        current_scaling=2.0,
+        versions={"peft": "1.2.3"},
+    )
+
+
+def test_the_card_has_tasks_accuracies_method_and_versions():
+    lines = model_card(results(config=Experiment(description="Two wards")), inference())
+    assert "base_model: org/model" in lines
+    assert "Two wards" in lines
+    assert "| heart | old, a\\|b | 60.0 % | not known |" in lines
+    assert "- average accuracy: 75.0 %" in lines
+    assert "- backward transfer: -20.0 points" in lines
+    assert "Method: `deal`; aggregation rule: `fedit`" in lines
+    assert "rounds of learning: 4 in 2 stages" in lines
+    assert "peft 1.2.3" in lines
+
+
+def test_without_privacy_it_says_so():
+    card = model_card(results(), inference())
+    assert "**None.** No text left its client" in card
+    assert "epsilon" not in card
+
+
+def test_an_epsilon_has_delta_unit_extent_and_assumptions():
+    card = model_card(results(privacy=PRIVATE), inference())
+    assert "epsilon <= 7.5 at delta = 0.0001, largest over clients" in card
+    assert "Unit: one record; composed over all rounds and tasks of this run" in card
+    assert "Assumed honest: nobody outside the site is trusted" in card
+    assert "in the clear: outside of it" in card
+    assert "Simulation only" not in card
+    seeded = PRIVATE.model_copy(update={"simulation_only": True, "disjoint_tasks": True})
+    card = model_card(results(privacy=seeded), inference())
+    assert "**Simulation only**" in card
+    assert "a record being in one task" in card
+    bare = model_card(results(privacy=Privacy(mechanism="record", epsilon={"0": 1.0})), inference())
+    assert "no guarantee was recorded" in bare
+    assert "epsilon" not in bare
+
+
+@pytest.mark.parametrize(
+    ("name", "upstream", "hub"),
+    [
+        ("embedded:minilm", "org/model", "org/model"),
+        ("org/other", "", "org/other"),
+        ("bert-base-uncased", "", "bert-base-uncased"),
+        ("/srv/models/bert", "", ""),
+        ("./bert", "", ""),
+    ],
+)
+def test_a_folder_is_no_name_on_a_hub(name, upstream, hub):
+    assert hub_name(inference(name, upstream)) == hub
+    card = model_card(results(), inference(name, upstream))
+    assert ("base_model:" in card) == bool(hub)
+
+
+def test_a_merged_model_has_a_card_of_its_own():
+    card = merged_card(model_card(results(privacy=PRIVATE), inference()))
+    assert "library_name: transformers" in card
+    assert "# Base model and adapter of a federated run, merged" in card
+    assert "not in this folder" not in card
+    assert "deal predict" not in card
+    assert "epsilon <= 7.5" in card
+    assert "peft 1.2.3" in card

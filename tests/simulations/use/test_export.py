@@ -1,0 +1,232 @@
+"""``deal export``: PEFT and transformers alone give the numbers of the run's own model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+
+from deal_core.config.experiment import Experiment
+from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.inference.folder import find_adapter
+from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.lora.attach import base_only
+from simulations.engines.inprocess import run_inprocess
+from simulations.use.export import ExportRequest, export
+from tests.simulations.runs import at
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs/using.md").read_text(encoding="utf-8")
+SITE_PACKAGES = sysconfig.get_paths()["purelib"]
+ALONE = (sys.executable, "-I", "-S")
+"""No folder of this project, none of a user, and no editable installation."""
+TEXT = "spinal block"
+LEARNING = (
+    *("federation.rounds=1", "train.learning_rate=1e-2", "method.name=sequential"),
+    "train.precision=float32",
+)
+
+
+def finished(folder: Path, experiment: Experiment) -> Path:
+    run_inprocess(at(experiment, folder), lambda event: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory, make_experiment) -> Path:
+    return finished(tmp_path_factory.mktemp("encoder"), make_experiment(*LEARNING))
+
+
+@pytest.fixture(scope="module")
+def exported(encoder, tmp_path_factory) -> Path:
+    """The encoder's adapter, and merged."""
+    folder = tmp_path_factory.mktemp("exported")
+    export(ExportRequest(str(encoder), str(folder / "mine")))
+    export(ExportRequest(str(encoder), str(folder / "merged"), merge=True))
+    return folder
+
+
+def outside(kind: str, tmp_path: Path, ids: list[int], *folders: str) -> dict[str, torch.Tensor]:
+    """The numbers of a process without this project."""
+    out = tmp_path / "numbers.safetensors"
+    script = str(Path(__file__).with_name("outside.py"))
+    arguments = (SITE_PACKAGES, kind, str(out), json.dumps(ids), *folders)
+    done = subprocess.run(
+        [*ALONE, script, *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    if kind == "encoder":
+        assert json.loads(done.stdout) == ids
+    return load_file(out)
+
+
+def token_ids(predictor: Predictor, task: str) -> list[int]:
+    labels = predictor.inference.all_tasks[task]
+    return list(predictor.model.encode([Example(TEXT, labels[0])], labels)[0].tokens)
+
+
+def own_numbers(predictor: Predictor, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        output = predictor.model.module(
+            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)
+        )
+    return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+
+def check_equal(numbers: dict[str, torch.Tensor], expected: torch.Tensor, names: set[str]) -> None:
+    assert numbers.keys() == names
+    for value in numbers.values():
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)
+
+
+def test_an_encoder_without_this_project(encoder, exported, tmp_path):
+    predictor = load_predictor(find_adapter(encoder))
+    ids = token_ids(predictor, "surgery")
+    shutil.copytree(exported / "mine", tmp_path / "moved")
+    folders = [str(exported / "mine"), str(exported / "merged"), str(tmp_path / "moved")]
+    numbers = outside("encoder", tmp_path, ids, *folders)
+    expected = own_numbers(predictor, ids)
+    check_equal(numbers, expected, {"peft", "transformers", "merged", "moved"})
+    with base_only(predictor.model.module):
+        assert (own_numbers(predictor, ids) - expected).abs().max() > 1e-2  # the adapter is there
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_causal_model_without_this_project(kind, tmp_path, make_causal, make_experiment):
+    base = make_causal(tmp_path / "base", kind)
+    settings = ("model.family=causal-lm", f'model.name="{base}"', *LEARNING)
+    run = finished(tmp_path / "run", make_experiment(*settings))
+    export(ExportRequest(str(run), str(tmp_path / "mine")))
+    export(ExportRequest(str(run), str(tmp_path / "merged"), merge=True))
+    predictor = load_predictor(find_adapter(run))
+    ids = token_ids(predictor, "surgery")
+    numbers = outside("causal", tmp_path, ids, str(tmp_path / "mine"), str(tmp_path / "merged"), "")
+    check_equal(numbers, own_numbers(predictor, ids), {"peft", "transformers", "merged"})
+    config = json.loads((tmp_path / "mine" / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["task_type"]) == (str(base), "CAUSAL_LM")
+
+
+@pytest.mark.slow
+def test_a_gguf_becomes_ordinary_safetensors(tmp_path, make_experiment):
+    settings = ("model.family=causal-lm", "model.name=embedded:smollm2", "train.max_length=8")
+    sizes = ('data.tasks=["surgery"]', "data.max_train=4", "data.max_test=4", "adapter.rank=2")
+    run = finished(tmp_path / "run", make_experiment(*settings, *sizes, *LEARNING))
+    export(ExportRequest(str(run), str(tmp_path / "mine")))
+    export(ExportRequest(str(run), str(tmp_path / "merged"), merge=True))
+    predictor = load_predictor(find_adapter(run))
+    ids = token_ids(predictor, "surgery")
+    folders = [str(tmp_path / "mine"), str(tmp_path / "merged"), str(tmp_path / "mine")]
+    numbers = outside("causal", tmp_path, ids, *folders)
+    expected = own_numbers(predictor, ids)
+    assert numbers.keys() == {"peft", "transformers", "merged", "moved"}
+    for value in numbers.values():  # logits of up to 30: relative
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_example_of_the_page_answers_as_deal_does(encoder, exported):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert f'"{TEXT}"' in code
+    assert len(code.strip().splitlines()) <= 11
+    done = subprocess.run(
+        [*ALONE, "-c", f"import sys; sys.path.append({SITE_PACKAGES!r})\n{code}"],
+        cwd=exported,
+        capture_output=True,
+        text=True,
+        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    predictor = load_predictor(find_adapter(encoder))
+    labels = predictor.inference.all_tasks["surgery"]
+    assert labels[int(done.stdout)] == predictor.answer(TEXT, "surgery").label
+
+
+def test_the_merged_model_meets_the_label_names(encoder, exported):
+    """Their vectors are those of the base model, which is not in the folder any more."""
+    predictor = load_predictor(find_adapter(encoder))
+    model, scale = predictor.model, predictor.inference.model.logit_scale
+    stored = load_file(exported / "merged" / "label_embeddings.safetensors")
+    assert stored.keys() == predictor.inference.all_tasks.keys()
+    for task, labels in predictor.inference.all_tasks.items():
+        batch = model.encode([Example(TEXT, labels[0])], labels)
+        with torch.no_grad():
+            expected, vectors = model.scores(batch, labels), model.embed(batch)
+        torch.testing.assert_close(scale * vectors @ stored[task].T, expected, rtol=0, atol=1e-4)
+
+
+def test_an_export_says_what_it_is(encoder, exported):
+    mine, merged = exported / "mine", exported / "merged"
+    card = (mine / "README.md").read_text()
+    assert "base_model: sentence-transformers/all-MiniLM-L6-v2" in card
+    assert "**None.** No text left its client" in card
+    assert "library_name: transformers" in (merged / "README.md").read_text()
+    assert "deal predict" not in (merged / "README.md").read_text()
+    config = json.loads((encoder / "adapter" / "adapter_config.json").read_text())
+    named = (config["base_model_name_or_path"], config["task_type"])
+    assert named == ("embedded:minilm", "FEATURE_EXTRACTION")
+    assert load_predictor(find_adapter(mine)).answer(TEXT) == load_predictor(
+        find_adapter(encoder)
+    ).answer(TEXT)
+    with pytest.raises(UserError, match="a merged export has none: name the run folder"):
+        load_predictor(find_adapter(merged))
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(encoder, tmp_path):
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(UserError, match="is there already; choose another --to"):
+        export(ExportRequest(str(encoder), str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``hub(token)``: signed in with it, and a hub that cannot be reached."""
+
+    def signed_in(token: str) -> None:
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: token or None)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+
+    return signed_in
+
+
+def test_nobody_is_signed_in(encoder, tmp_path, hub):
+    hub("")
+    with pytest.raises(UserError, match="no Hugging Face token; run `hf auth login`"):
+        export(ExportRequest(str(encoder), str(tmp_path / "mine"), push="me/mine"))
+    assert not (tmp_path / "mine").exists()
+
+
+def test_no_network(encoder, tmp_path, hub, monkeypatch):
+    hub("hf_none")
+
+    def nowhere(*arguments, **options):
+        return HfApi(endpoint="http://127.0.0.1:9", token="hf_none")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", nowhere)
+    with pytest.raises(UserError, match="--push me/mine: not uploaded") as error:
+        export(ExportRequest(str(encoder), str(tmp_path / "mine"), push="me/mine"))
+    assert "\n" not in str(error.value)
+    config = json.loads((tmp_path / "mine" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert not (tmp_path / "mine" / "base").exists()
+
+
+def test_an_adapter_that_nobody_else_could_load_is_not_uploaded(encoder, tmp_path, hub):
+    hub("hf_none")
+    base = ExportRequest(str(encoder), str(tmp_path / "mine"), push="me/mine", base=str(tmp_path))
+    with pytest.raises(UserError, match="is not on the hub as it was used"):
+        export(base)
