@@ -109,6 +109,7 @@ def task_spaces(experiment: Experiment, learnt: Sequence[str]) -> tuple[TaskSpac
             name=task,
             labels=declared.get(task) or source.load(task).labels,
             learnt=task in learnt,
+            instruction=experiment.data.instructions.get(task, ""),
         )
         for task in source.task_names()
     )

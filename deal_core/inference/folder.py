@@ -57,7 +57,8 @@ class TaskSpace(Table):
     """A task's label space.
 
     Attributes:
-        labels: in the order of the rows of its head.
+        labels: in the order of the rows of its head; none: answers are texts.
+        instruction: what the prompt of a generating model asks for; empty: that of ``model``.
         learnt: whether some client has worked on it; otherwise its labels are answers only where
             the task is told.
     """
@@ -65,6 +66,7 @@ class TaskSpace(Table):
     name: str
     labels: tuple[str, ...]
     learnt: bool = True
+    instruction: str = ""
 
 
 class Inference(Table):
@@ -103,6 +105,10 @@ class Inference(Table):
     head_layers: int = 0
     names_weight: float = 0.0
     versions: dict[str, str] = Field(default_factory=dict)
+
+    def instruction(self, task: str) -> str:
+        """Return what the prompt of a task asks for; empty: that of the model."""
+        return next((each.instruction for each in self.tasks if each.name == task), "")
 
     @property
     def learnt(self) -> dict[str, tuple[str, ...]]:

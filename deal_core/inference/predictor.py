@@ -15,11 +15,12 @@ from torch import Tensor
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.errors import UserError, choose
+from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import AdapterFolder, Inference, read_inference
 from deal_core.lora.adapter import Adapter, LoraFactors, split
 from deal_core.lora.payload import PREFIX
 from deal_core.lora.state import State
-from deal_core.models import FAMILIES, Encoded, LanguageModel, load_model
+from deal_core.models import FAMILIES, Encoded, GeneratingModel, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.training.embedding import base_embeddings
 from deal_core.training.evaluation import (
@@ -32,25 +33,6 @@ from deal_core.training.evaluation import (
 )
 from deal_core.training.loop import load_state
 from deal_core.training.precision import compute_dtype
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a text is.
-
-    Attributes:
-        task: the one that was told, or the one whose label it is.
-        label: of the largest score; of equal ones the first.
-        probability: softmax of the scores over the labels that were to choose from; not calibrated.
-        runner_up: the second; None where there was one label alone.
-        runner_up_probability: as of the first.
-    """
-
-    task: str
-    label: str
-    probability: float
-    runner_up: str | None
-    runner_up_probability: float | None
 
 
 @dataclass(frozen=True)
@@ -67,8 +49,9 @@ class Predictor:
     model: LanguageModel
     heads: Mapping[str, Tensor]
 
-    def answer(self, text: str, task: str = "") -> Answer:
-        """Return the label of one text. It is computed alone, so that it depends on no other.
+    def answer(self, text: str, task: str = "") -> Answer | Written:
+        """Return the label of one text, or what the model writes where the task has no labels. It
+        is computed alone, so that it depends on no other.
 
         Args:
             text: as in the data, cut at ``max_length`` tokens.
@@ -78,7 +61,11 @@ class Predictor:
             UserError: unknown task; or none, and the family scores labels of one task at a time.
         """
         space, labels = self._space(task)
-        data = self.model.encode([Example(text, labels[0])], labels)
+        instruction = self.inference.instruction(task)
+        if isinstance(self.model, GeneratingModel) and not labels:
+            asked = self.model.encode([Example(text, "", target=text)], (), instruction)
+            return Written(task, self.model.write(asked)[0])
+        data = self.model.encode([Example(text, labels[0])], labels, instruction)
         scores = finite_scores(self._scorer(data, space, task), [0])[0].double().cpu()
         chosen = list(space.own) if task else list(range(len(space.columns)))
         return answer_among(scores, space, chosen)

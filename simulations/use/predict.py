@@ -1,4 +1,4 @@
-"""``deal predict``: labels of texts, by what a run has learnt."""
+"""``deal predict``: labels of texts, or texts, by what a run has learnt."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from deal_core.errors import UserError
+from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import find_adapter
 from simulations.use.texts import Text, file_texts, typed_texts
-
-if TYPE_CHECKING:
-    from deal_core.inference.predictor import Answer
 
 DIGITS = 6
 """Of a probability: what differs beyond them is rounding of the machine."""
@@ -80,10 +77,13 @@ def read_texts(request: PredictRequest) -> Iterator[Text]:
     return iter(list(typed_texts(request.texts)))
 
 
-def json_line(text: Text, answer: Answer) -> str:
+def json_line(text: Text, answer: Answer | Written) -> str:
     """Return one JSON object: ``text`` or ``row``, ``task``, ``label``, ``probability``,
-    ``runner_up``, ``runner_up_probability``."""
+    ``runner_up``, ``runner_up_probability``; or ``answer``, where it is a text."""
     what = {"text": text.text} if text.row is None else {"row": text.row}
+    if isinstance(answer, Written):
+        fields = {**what, "task": answer.task, "answer": answer.answer}
+        return json.dumps(fields, ensure_ascii=False)
     second = answer.runner_up_probability
     fields = {
         **what,
@@ -96,7 +96,9 @@ def json_line(text: Text, answer: Answer) -> str:
     return json.dumps(fields, ensure_ascii=False)
 
 
-def plain_line(text: Text, answer: Answer) -> str:
-    """Return label, probability and text for people."""
+def plain_line(text: Text, answer: Answer | Written) -> str:
+    """Return label and probability, or the answer, and text for people."""
     shown = " ".join(text.text.split()) if text.row is None else f"row {text.row}"
+    if isinstance(answer, Written):
+        return f"{answer.answer}  ({shown})"
     return f"{answer.label}  {100 * answer.probability:.1f} %  {shown}"

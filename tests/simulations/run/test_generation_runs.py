@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from statistics import fmean
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from client.resources import Workbench
 from deal_core.data import open_source
 from deal_core.errors import UserError
+from deal_core.inference.folder import find_adapter
+from deal_core.inference.predictor import load_predictor
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
 from deal_core.training.loop import load_state
@@ -17,6 +20,8 @@ from server.checkpoint import load_checkpoint
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.preflight import check_names
+from simulations.use.predict import json_line
+from simulations.use.texts import Text
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +39,9 @@ def experiment(make_experiment, make_causal, tmp_path_factory):
         "data.max_train=12",
         "data.max_test=8",
         "train.max_length=16",
+        "train.precision=float32",
+        'data.instructions.head-and-neck="Answer one of"',
+        'data.instructions.research-question="Answer the text"',
     )
 
 
@@ -77,6 +85,23 @@ def test_the_last_row_is_what_the_last_model_writes(experiment, finished):
     fresh = State(zero_adapter(bench.shapes, 1), zero_adapter(bench.shapes, 1))
     load_state(bench.model, fresh)
     assert written != [bench.model.write([item])[0] for item in items]
+
+
+def test_predictions_are_those_of_the_evaluation(experiment, finished):
+    predictor = load_predictor(find_adapter(finished))
+    source, found = open_source(experiment.data), read_results(finished).accuracy_matrix[-1]
+    labels = source.load("head-and-neck").test
+    answers = [predictor.answer(e.text, "head-and-neck") for e in labels]
+    right = [a.label == e.label for a, e in zip(answers, labels, strict=True)]
+    assert fmean(right) == found[0]
+    texts = source.load("research-question").test
+    written = [predictor.answer(e.text, "research-question") for e in texts]
+    shares = [rouge_l(w.answer, (e.target,)) for w, e in zip(written, texts, strict=True)]
+    assert fmean(shares) == pytest.approx(found[1], abs=1e-9)
+    line = json_line(Text("abc", None), written[0])
+    assert set(json.loads(line)) == {"text", "task", "answer"}
+    with pytest.raises(UserError, match="name it with --task"):
+        predictor.answer("abc")
 
 
 def test_an_encoder_does_not_write(experiment):
