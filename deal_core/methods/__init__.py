@@ -27,11 +27,13 @@ from deal_core.methods.interface import (
 )
 from deal_core.methods.linear_probe import make_linear_probe
 from deal_core.methods.lwf import make_lwf
+from deal_core.methods.nlora import make_nlora
 from deal_core.methods.olora import make_olora
 from deal_core.methods.prototype import make_prototype
 from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
 from deal_core.methods.shared.mixed import under_all_labels
+from deal_core.methods.slao import make_slao
 from deal_core.models import embedding_size
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
@@ -40,20 +42,24 @@ METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "ewc": make_ewc,
     "linear-probe": make_linear_probe,
     "lwf": make_lwf,
+    "nlora": make_nlora,
     "olora": make_olora,
     "prototype": make_prototype,
     "replay": make_replay,
     "sequential": make_sequential,
+    "slao": make_slao,
 }
 
 
 RULES: Mapping[str, frozenset[str]] = {
     "ewc": frozenset({"fedit", "ffa", "alternating"}),
     "deal-reference": frozenset({"fedit"}),
+    "slao": frozenset({"fedit", "ffa", "alternating"}),
 }
 """Aggregation rules that a method can work with, where it cannot with all: ewc compares factors
-entry by entry, and other rules change their coordinates; deal-reference replaces both factors of
-a layer, so both must learn in every round, in their own coordinates."""
+entry by entry and slao adds those of two tasks, and other rules change their coordinates;
+deal-reference replaces both factors of a layer, so both must learn in every round, in their own
+coordinates."""
 
 KEEP_TEXTS = frozenset({"replay"})
 """Methods whose clients keep texts of earlier tasks, and train on them again: a reference."""
