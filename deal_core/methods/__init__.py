@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
+from deal_core.methods.auto_settings import resolve_auto
 from deal_core.methods.deal.method import make_deal
 from deal_core.methods.deal_reference.method import make_deal_reference
 from deal_core.methods.ewc import make_ewc
@@ -34,7 +35,6 @@ from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
 from deal_core.methods.shared.mixed import under_all_labels
 from deal_core.methods.slao import make_slao
-from deal_core.models import embedding_size
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
@@ -74,29 +74,13 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
     return choose("method.name", method.name, METHODS)(method, adapter)
 
 
-def decided(experiment: Experiment) -> MethodConfig:
-    """Return the method's settings, with what is left to the rest of the experiment decided: the
-    analytic head of ``deal`` where nothing of it stands against sums."""
-    method = experiment.method
-    if method.prototype.enabled != "auto":
-        return method
-    fits = (
-        experiment.privacy.mechanism == "none"
-        and experiment.aggregation.robust == "none"
-        and experiment.stream.schedule != "per-client"
-        and embedding_size(experiment.model) > 0
-    )
-    prototype = method.prototype.model_copy(update={"enabled": "on" if fits else "off"})
-    return method.model_copy(update={"prototype": prototype})
-
-
 def method_of(experiment: Experiment) -> Method:
     """Return the method of an experiment.
 
     Raises:
         UserError: unknown ``method.name``, or settings that do not go together.
     """
-    return make_method(decided(experiment), experiment.adapter)
+    return make_method(resolve_auto(experiment), experiment.adapter)
 
 
 __all__ = [
@@ -113,11 +97,11 @@ __all__ = [
     "TaskHistory",
     "TaskMemory",
     "Tensors",
-    "decided",
     "make_method",
     "method_of",
     "phases_after",
     "phases_of",
+    "resolve_auto",
     "statistics_of",
     "under_all_labels",
 ]
