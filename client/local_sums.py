@@ -63,4 +63,5 @@ def sum_records(
     ]
     examples = sum(len(share.train) for share in shares)
     figures = {"num_examples": examples, "seconds": time.monotonic() - started}
-    return LocalUpdate(pack_sums(parts), figures)
+    codes = statistics.at(bench.experiment.wire.dtype).codes
+    return LocalUpdate(pack_sums(parts, codes), figures)

@@ -8,7 +8,7 @@ from statistics import median
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.lora.payload import PayloadError
-from deal_core.methods import Statistics, Tensors
+from deal_core.methods import RoundedSums, Statistics, Tensors
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import Instruction
 from server import wire
@@ -76,7 +76,7 @@ class SumsGathering:
         try:
             message = answered(reply)
             shapes = [self.statistics.shapes(self.labels[task], self.size) for task in tasks]
-            parts, figures = wire.read_statistics(message, shapes, instruction)
+            parts, figures = wire.read_statistics(message, shapes, self._form.codes, instruction)
             with threads(1):
                 for part in parts:
                     self._check(part, len(parts))
@@ -103,7 +103,12 @@ class SumsGathering:
         """Of several tasks a client may have no record of some."""
         empty = parts > 1 and not any(bool(value.any()) for value in part.values())
         if not empty:
-            self.statistics.check(part)
+            self._form.check(part)
+
+    @property
+    def _form(self) -> RoundedSums:
+        """How sums travel in this run."""
+        return self.statistics.at(self.exchange.experiment.wire.dtype)
 
 
 def totals(gathered: SumsReplies, clients: Sequence[str], weight_cap: float) -> dict[str, Tensors]:

@@ -250,7 +250,8 @@ class WireConfig(Table):
     """How adapters travel."""
 
     dtype: str = "float32"
-    """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client)."""
+    """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client). Class sums
+    of embeddings travel in int8 as well, else in float32; label heads always in float32."""
 
 
 class PrivacyConfig(Table):

@@ -14,6 +14,7 @@ from deal_core.models import Encoded, LanguageModel
 from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 from deal_core.wire.instruction import LEARN
+from deal_core.wire.sum_codes import ROUNDED_AT
 
 Tensors = dict[str, Tensor]
 
@@ -115,6 +116,20 @@ class EmbeddedTask:
 
 
 @dataclass(frozen=True)
+class RoundedSums:
+    """How sums travel where ``wire.dtype`` rounds them.
+
+    Attributes:
+        codes: name of a sum to its form, one of ``deal_core.wire.sum_codes.SUM_CODES``; others are
+            exact.
+        check: server: as that of :class:`Statistics`, with room for the error of the codes.
+    """
+
+    codes: Mapping[str, str]
+    check: Callable[[Tensors], None]
+
+
+@dataclass(frozen=True)
 class Statistics:
     """What a phase adds up over clients instead of training, and how labels are answered from then
     on: sums are exact however the data are divided, and what the frozen base model makes of a text
@@ -132,6 +147,7 @@ class Statistics:
         layers: of how many of the base model's last layers embeddings are made.
         names: what scores of label names by the adapted model weigh beside those of heads; 0:
             heads answer alone.
+        rounded: how sums travel at ``wire.dtype = "int8"``; None: exact all the same.
     """
 
     shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
@@ -141,6 +157,13 @@ class Statistics:
     once: bool
     layers: int = 1
     names: float = 0.0
+    rounded: RoundedSums | None = None
+
+    def at(self, dtype: str) -> RoundedSums:
+        """Return how sums travel at ``wire.dtype``, and how they are checked."""
+        if self.rounded is None or dtype != ROUNDED_AT:
+            return RoundedSums({}, self.check)
+        return self.rounded
 
 
 @dataclass(frozen=True)

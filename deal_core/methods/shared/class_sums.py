@@ -3,13 +3,16 @@ matrix. Class means and a shared covariance follow from their sums over clients,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from deal_core.lora.payload import PayloadError
-from deal_core.methods.interface import EmbeddedTask, Tensors
+from deal_core.methods.interface import EmbeddedTask, RoundedSums, Tensors
+from deal_core.wire.codec import LEVELS
+from deal_core.wire.sum_codes import CORRELATIONS, ROWS
 
 COUNT, SUM, GRAM = "count", "sum", "gram"
 TOLERANCE = 1e-4
@@ -60,14 +63,41 @@ def check(sums: Tensors) -> None:
         PayloadError: a count that is none, a sum longer than its count, a Gram matrix of another
             trace than the count, or with less scatter than the class means have.
     """
+    _require_possible(sums, torch.zeros_like(sums[COUNT]), 0.0)
+
+
+def check_rounded(sums: Tensors) -> None:
+    """Check the same of sums that travelled as :data:`ROUNDED` says: unit vectors can have sums
+    that are as near as the codes' error allows, (M50) of docs/method.md.
+
+    Raises:
+        PayloadError: as :func:`check`.
+    """
+    count, total = sums[COUNT], sums[SUM]
+    off = math.sqrt(total.shape[1]) * total.abs().amax(dim=1) / (2 * LEVELS)
+    of_means = float((2 * off * total.norm(dim=1) / count.clamp(min=1.0)).sum())
+    _require_possible(sums, off, float(count.sum()) / (2 * LEVELS) + of_means)
+
+
+def _require_possible(sums: Tensors, off: Tensor, slack: float) -> None:
+    """Check sums that may be a little off.
+
+    Args:
+        sums: of one client.
+        off: distance of each class sum from the true one, at most, ``(labels,)``.
+        slack: the least eigenvalue of the scatter within classes may be so far below the true one.
+
+    Raises:
+        PayloadError: no data are near them.
+    """
     count, total = sums[COUNT], sums[SUM]
     n = require_counts(count)
-    if bool((total.norm(dim=1) > count * (1 + TOLERANCE)).any()):
+    if bool((total.norm(dim=1) > count * (1 + TOLERANCE) + off).any()):
         raise PayloadError("sum: longer than so many unit vectors can make it")
     gram = symmetric(sums[GRAM], total.shape[1])
     if abs(float(gram.trace()) - n) > TOLERANCE * n:
         raise PayloadError("gram: its trace is not the number of examples")
-    if float(torch.linalg.eigvalsh(scatter(count, total, gram))[0]) < -ROUNDING * n:
+    if float(torch.linalg.eigvalsh(scatter(count, total, gram))[0]) < -ROUNDING * n - slack:
         raise PayloadError("gram: less scatter than the sums have")
 
 
@@ -89,3 +119,7 @@ def scatter(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
     """Return the scatter within classes, ``sum_x x x^T - sum_c s_c s_c^T / n_c``."""
     scaled = total / count.clamp(min=1.0).sqrt()[:, None]
     return gram - scaled.T @ scaled
+
+
+ROUNDED = RoundedSums({SUM: ROWS, GRAM: CORRELATIONS}, check_rounded)
+"""How they travel at int8: a quarter of the bytes; counts are exact."""

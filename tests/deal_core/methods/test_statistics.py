@@ -17,7 +17,7 @@ from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, make_method, statistics_of
 from deal_core.methods import linear_probe as probe
 from deal_core.methods.shared import class_sums
-from deal_core.methods.shared.prototypes import ABSENT
+from deal_core.methods.shared.prototypes import ABSENT, without_negative
 from deal_core.randomness import seeded
 
 SIZE, LABELS = 12, 4
@@ -277,6 +277,54 @@ def test_sums_that_no_data_can_have_are_refused(kind):
     check(good(which))
     with pytest.raises(PayloadError):
         check(spoil(good(which)))
+
+
+IMPOSSIBLE = [kind for kind, (which, _) in HOSTILE.items() if which == "sums"]
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_room_for_rounding_is_none_for_sums_that_no_data_can_have(kind):
+    class_sums.check_rounded(good("sums"))
+    with pytest.raises(PayloadError):
+        class_sums.check_rounded(HOSTILE[kind][1](good("sums")))
+
+
+def with_scatter_below(amount: float) -> dict[str, Tensor]:
+    """Sums with the least eigenvalue of the scatter so many examples below 0, the trace right."""
+    x, y = data(7)
+    sums = class_sums.collect(embedded(x, y))
+    gram = class_sums.symmetric(sums["gram"], SIZE)
+    within = class_sums.scatter(sums["count"], sums["sum"], gram)
+    values, vectors = torch.linalg.eigh(within)
+    lowered = values.clone()
+    lowered[0] = -amount
+    lowered[-1] += values[0] + amount
+    gram = gram - within + (vectors * lowered) @ vectors.T
+    return sums | {"gram": class_sums.triangle(gram)}
+
+
+def test_room_for_rounding_is_as_wide_as_stated_and_no_wider():
+    sums = with_scatter_below(0.0)
+    n, total, count = float(sums["count"].sum()), sums["sum"], sums["count"]
+    off = SIZE**0.5 * total.abs().amax(dim=1) / 254
+    slack = n / 254 + float((2 * off * total.norm(dim=1) / count).sum())
+    assert slack < 0.05 * n
+    class_sums.check_rounded(with_scatter_below(0.99 * slack))
+    with pytest.raises(PayloadError, match="less scatter"):
+        class_sums.check_rounded(with_scatter_below(1.01 * slack))
+    with pytest.raises(PayloadError, match="less scatter"):
+        class_sums.check(with_scatter_below(0.01 * slack))
+
+
+def test_negative_scatter_counts_as_none_and_other_matrices_stay_the_same_objects():
+    x = torch.randn(40, SIZE, generator=seeded("x"), dtype=torch.float64)
+    positive = x.T @ x / 40
+    assert without_negative(positive) is positive
+    assert without_negative(torch.zeros(SIZE, SIZE).double()).abs().max() == 0
+    values, vectors = torch.linalg.eigh(positive)
+    spoilt = (vectors * (values - values[3])) @ vectors.T
+    repaired = (vectors * (values - values[3]).clamp(min=0.0)) @ vectors.T
+    torch.testing.assert_close(without_negative(spoilt), repaired)
 
 
 def test_what_passes_the_check_makes_finite_heads():
