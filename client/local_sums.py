@@ -63,5 +63,6 @@ def sum_records(
     ]
     examples = sum(len(share.train) for share in shares)
     figures = {"num_examples": examples, "seconds": time.monotonic() - started}
-    codes = statistics.at(bench.experiment.wire.dtype).codes
-    return LocalUpdate(pack_sums(parts, codes), figures)
+    form = statistics.at(bench.experiment.wire.dtype)
+    packed = pack_sums([form.pack(sums) for sums in parts], form.codes)
+    return LocalUpdate(packed, figures)

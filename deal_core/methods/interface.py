@@ -116,17 +116,24 @@ class EmbeddedTask:
 
 
 @dataclass(frozen=True)
-class RoundedSums:
-    """How sums travel where ``wire.dtype`` rounds them.
+class SumsOnWire:
+    """How the sums of a task travel.
 
     Attributes:
-        codes: name of a sum to its form, one of ``deal_core.wire.sum_codes.SUM_CODES``; others are
-            exact.
-        check: server: as that of :class:`Statistics`, with room for the error of the codes.
+        shapes: as those of :class:`Statistics`, of what travels.
+        codes: name of what travels to its form, one of ``deal_core.wire.sum_codes.SUM_CODES``;
+            others are exact.
+        pack: client: its sums -> what travels, before it is rounded.
+        check: server: what travelled; :class:`~deal_core.lora.payload.PayloadError` for what no
+            data can give.
+        unpack: server: what travelled -> the sums.
     """
 
+    shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
     codes: Mapping[str, str]
+    pack: Callable[[Tensors], Tensors]
     check: Callable[[Tensors], None]
+    unpack: Callable[[Tensors], Tensors]
 
 
 @dataclass(frozen=True)
@@ -157,13 +164,13 @@ class Statistics:
     once: bool
     layers: int = 1
     names: float = 0.0
-    rounded: RoundedSums | None = None
+    rounded: SumsOnWire | None = None
 
-    def at(self, dtype: str) -> RoundedSums:
-        """Return how sums travel at ``wire.dtype``, and how they are checked."""
-        if self.rounded is None or dtype != ROUNDED_AT:
-            return RoundedSums({}, self.check)
-        return self.rounded
+    def at(self, dtype: str) -> SumsOnWire:
+        """Return how sums travel at ``wire.dtype``."""
+        if self.rounded is not None and dtype == ROUNDED_AT:
+            return self.rounded
+        return SumsOnWire(self.shapes, {}, lambda sums: sums, self.check, lambda sums: sums)
 
 
 @dataclass(frozen=True)

@@ -89,10 +89,10 @@ def _correlations(shape: tuple[int, ...]) -> dict[str, Header]:
 
 
 def _as_correlations(values: Tensor) -> dict[str, NDArray[Any]]:
-    """Return the upper triangle of ``x^T x`` as its diagonal and 127ths of ``g_ij / sqrt(g_ii
-    g_jj)``, which lies in [-1, 1]: (M49)."""
+    """Return the upper triangle of a matrix without negative eigenvalues, rounding aside, as its
+    diagonal and 127ths of ``s_ij / sqrt(s_ii s_jj)``, which lies in [-1, 1]: (M49)."""
     rows, columns = torch.triu_indices(*2 * (_size(len(values)),))
-    diagonal = values[rows == columns].float()
+    diagonal = values[rows == columns].clamp(min=0.0).float()
     lengths = _lengths(diagonal, rows, columns)
     correlations = torch.where(lengths > 0, values[rows != columns] / lengths, 0.0)
     return {"": _codes(LEVELS * correlations), DIAGONAL: diagonal.numpy()}
@@ -110,8 +110,8 @@ def _from_correlations(parts: Parts) -> Tensor:
 
 
 def _lengths(diagonal: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return ``sqrt(g_ii g_jj)`` of the entries beside the diagonal, float64."""
-    roots, beside = diagonal.clamp(min=0).double().sqrt(), rows != columns
+    """Return ``sqrt(s_ii s_jj)`` of the entries beside the diagonal, float64."""
+    roots, beside = diagonal.double().sqrt(), rows != columns
     return roots[rows[beside]] * roots[columns[beside]]
 
 
@@ -142,6 +142,6 @@ SUM_CODES: Mapping[str, SumCode] = {
     CORRELATIONS: SumCode(_correlations, _as_correlations, _from_correlations),
 }
 """Name to form. ``rows``: of an array with two axes; ``correlations``: of the upper triangle of a
-Gram matrix, row after row."""
+positive semidefinite matrix, row after row."""
 ROUNDED_AT = "int8"
 """The ``wire.dtype`` at which sums travel by codes; at any other they are exact."""

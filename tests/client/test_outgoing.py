@@ -113,7 +113,8 @@ def test_every_field_of_a_sum_has_its_reason():
         "sum",
         "sum.scale",
         "gram",
-        "gram.diagonal",
+        "scatter",
+        "scatter.diagonal",
         "gradient",
     }
     assert all(len(reason.split()) >= 3 for reason in SUM_FIELDS.values())

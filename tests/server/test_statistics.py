@@ -107,8 +107,9 @@ def summing_app(config: Experiment) -> ClientApp:
             y = torch.randint(len(labels[task]), (len(x),), generator=generator)
             head = state.heads.get(task)
             sums.append(statistics.collect(EmbeddedTask(x, y, len(labels[task]), head)))
+        form = statistics.at(config.wire.dtype)
         figures = {"num_examples": len(tasks) * (20 + number), "seconds": 0.1}
-        update = LocalUpdate(pack_sums(sums, statistics.at(config.wire.dtype).codes), figures)
+        update = LocalUpdate(pack_sums([form.pack(each) for each in sums], form.codes), figures)
         return wire.update_reply(message, update, instruction, None, SUMS)
 
     @app.evaluate()
@@ -196,13 +197,13 @@ OF_SUMS: dict[str, Mutation] = {
     "Gram of nothing": on(lambda a: a * 0, "gram"),
 }
 OF_CODES: dict[str, Mutation] = {
-    "code out of range": on(lambda a: np.full_like(a, -128), "gram"),
+    "code out of range": on(lambda a: np.full_like(a, -128), "scatter"),
     "scale that is not its row's": on(lambda a: a // 2, "sum"),
     "long sums": on(lambda a: a * 3, "sum.scale"),
-    "Gram of more": on(lambda a: a * 2, "gram.diagonal"),
-    "Gram of less": on(lambda a: a * np.float32(0.99), "gram.diagonal"),
-    "correlations turned round": on(lambda a: -a, "gram"),
-    "all correlations 1": on(lambda a: np.full_like(a, 127), "gram"),
+    "scatter of more": on(lambda a: a * 2, "scatter.diagonal"),
+    "scatter of less": on(lambda a: a * np.float32(0.9), "scatter.diagonal"),
+    "correlations turned round": on(lambda a: -a, "scatter"),
+    "all correlations -1": on(lambda a: np.full_like(a, -127), "scatter"),
     "none of the count": on(lambda a: a * 0, "count"),
     "sums in float32": on(lambda a: a.astype(np.float32), "sum"),
 }

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from deal_core.lora.payload import PayloadError
-from deal_core.methods.interface import EmbeddedTask, RoundedSums, Tensors
+from deal_core.methods.interface import EmbeddedTask, SumsOnWire, Tensors
 from deal_core.wire.codec import LEVELS
 from deal_core.wire.sum_codes import CORRELATIONS, ROWS
 
-COUNT, SUM, GRAM = "count", "sum", "gram"
+COUNT, SUM, GRAM, SCATTER = "count", "sum", "gram", "scatter"
 TOLERANCE = 1e-4
 """Relative error of what unit vectors add up to that rounding may make."""
 ROUNDING = 1e-6
@@ -63,41 +63,22 @@ def check(sums: Tensors) -> None:
         PayloadError: a count that is none, a sum longer than its count, a Gram matrix of another
             trace than the count, or with less scatter than the class means have.
     """
-    _require_possible(sums, torch.zeros_like(sums[COUNT]), 0.0)
-
-
-def check_rounded(sums: Tensors) -> None:
-    """Check the same of sums that travelled as :data:`ROUNDED` says: unit vectors can have sums
-    that are as near as the codes' error allows, (M50) of docs/method.md.
-
-    Raises:
-        PayloadError: as :func:`check`.
-    """
-    count, total = sums[COUNT], sums[SUM]
-    off = math.sqrt(total.shape[1]) * total.abs().amax(dim=1) / (2 * LEVELS)
-    of_means = float((2 * off * total.norm(dim=1) / count.clamp(min=1.0)).sum())
-    _require_possible(sums, off, float(count.sum()) / (2 * LEVELS) + of_means)
-
-
-def _require_possible(sums: Tensors, off: Tensor, slack: float) -> None:
-    """Check sums that may be a little off.
-
-    Args:
-        sums: of one client.
-        off: distance of each class sum from the true one, at most, ``(labels,)``.
-        slack: the least eigenvalue of the scatter within classes may be so far below the true one.
-
-    Raises:
-        PayloadError: no data are near them.
-    """
     count, total = sums[COUNT], sums[SUM]
     n = require_counts(count)
-    if bool((total.norm(dim=1) > count * (1 + TOLERANCE) + off).any()):
-        raise PayloadError("sum: longer than so many unit vectors can make it")
+    _require_short(total, count * (1 + TOLERANCE))
     gram = symmetric(sums[GRAM], total.shape[1])
     if abs(float(gram.trace()) - n) > TOLERANCE * n:
         raise PayloadError("gram: its trace is not the number of examples")
-    if float(torch.linalg.eigvalsh(scatter(count, total, gram))[0]) < -ROUNDING * n - slack:
+    _require_positive(scatter(count, total, gram), -ROUNDING * n)
+
+
+def _require_short(total: Tensor, longest: Tensor) -> None:
+    if bool((total.norm(dim=1) > longest).any()):
+        raise PayloadError("sum: longer than so many unit vectors can make it")
+
+
+def _require_positive(within: Tensor, least: float) -> None:
+    if float(torch.linalg.eigvalsh(within)[0]) < least:
         raise PayloadError("gram: less scatter than the sums have")
 
 
@@ -121,5 +102,47 @@ def scatter(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
     return gram - scaled.T @ scaled
 
 
-ROUNDED = RoundedSums({SUM: ROWS, GRAM: CORRELATIONS}, check_rounded)
+def with_scatter(sums: Tensors) -> Tensors:
+    """Return the sums as they are rounded: the upper triangle of the scatter within classes in the
+    place of that of the Gram matrix. Then an error of a class sum leaves the covariance alone."""
+    count, total = sums[COUNT], sums[SUM]
+    within = scatter(count, total, symmetric(sums[GRAM], total.shape[1]))
+    return {COUNT: count, SUM: total, SCATTER: triangle(within)}
+
+
+def with_gram(sent: Tensors) -> Tensors:
+    """Undo :func:`with_scatter`, with the class sums that have arrived."""
+    count, total = sent[COUNT], sent[SUM]
+    nothing = torch.zeros(total.shape[1], total.shape[1], dtype=total.dtype)
+    between = -scatter(count, total, nothing)
+    return {COUNT: count, SUM: total, GRAM: sent[SCATTER] + triangle(between)}
+
+
+def check_rounded(sent: Tensors) -> None:
+    """Check that unit vectors can have sums which are rounded to these: (M50) of docs/method.md.
+
+    Raises:
+        PayloadError: as :func:`check`, with room for the codes' error and no more.
+    """
+    count, total, n = sent[COUNT], sent[SUM], require_counts(sent[COUNT])
+    within = symmetric(sent[SCATTER], total.shape[1])
+    lengths, of_each = total.norm(dim=1), count.clamp(min=1.0)
+    off = math.sqrt(total.shape[1]) * total.abs().amax(dim=1) / (2 * LEVELS)
+    _require_short(total, count * (1 + TOLERANCE) + off)
+    trace = float(within.trace() + (lengths.square() / of_each).sum())
+    room = float((off * (2 * lengths + off) / of_each).sum())
+    if abs(trace - n) > TOLERANCE * n + room:
+        raise PayloadError("scatter: with the sums its trace is not the number of examples")
+    _require_positive(within, -ROUNDING * n - float(within.trace()) / (2 * LEVELS))
+
+
+def rounded_shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
+    """Name to shape of what is rounded: see :func:`with_scatter`."""
+    own = shapes(labels, size)
+    return {COUNT: own[COUNT], SUM: own[SUM], SCATTER: own[GRAM]}
+
+
+ROUNDED = SumsOnWire(
+    rounded_shapes, {SUM: ROWS, SCATTER: CORRELATIONS}, with_scatter, check_rounded, with_gram
+)
 """How they travel at int8: a quarter of the bytes; counts are exact."""

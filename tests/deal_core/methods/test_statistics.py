@@ -284,36 +284,39 @@ IMPOSSIBLE = [kind for kind, (which, _) in HOSTILE.items() if which == "sums"]
 
 @pytest.mark.parametrize("kind", IMPOSSIBLE)
 def test_room_for_rounding_is_none_for_sums_that_no_data_can_have(kind):
-    class_sums.check_rounded(good("sums"))
+    class_sums.check_rounded(class_sums.with_scatter(good("sums")))
     with pytest.raises(PayloadError):
-        class_sums.check_rounded(HOSTILE[kind][1](good("sums")))
+        class_sums.check_rounded(class_sums.with_scatter(HOSTILE[kind][1](good("sums"))))
 
 
 def with_scatter_below(amount: float) -> dict[str, Tensor]:
-    """Sums with the least eigenvalue of the scatter so many examples below 0, the trace right."""
-    x, y = data(7)
-    sums = class_sums.collect(embedded(x, y))
-    gram = class_sums.symmetric(sums["gram"], SIZE)
-    within = class_sums.scatter(sums["count"], sums["sum"], gram)
-    values, vectors = torch.linalg.eigh(within)
-    lowered = values.clone()
-    lowered[0] = -amount
-    lowered[-1] += values[0] + amount
-    gram = gram - within + (vectors * lowered) @ vectors.T
-    return sums | {"gram": class_sums.triangle(gram)}
+    """What travels, with the least eigenvalue of the scatter so far below 0, the trace right."""
+    sent = class_sums.with_scatter(class_sums.collect(embedded(*data(7))))
+    values, vectors = torch.linalg.eigh(class_sums.symmetric(sent["scatter"], SIZE))
+    values[-1] += values[0] + amount
+    values[0] = -amount
+    return sent | {"scatter": class_sums.triangle((vectors * values) @ vectors.T)}
 
 
-def test_room_for_rounding_is_as_wide_as_stated_and_no_wider():
-    sums = with_scatter_below(0.0)
-    n, total, count = float(sums["count"].sum()), sums["sum"], sums["count"]
+def test_room_for_negative_scatter_is_as_wide_as_stated_and_no_wider():
+    trace = class_sums.symmetric(with_scatter_below(0.0)["scatter"], SIZE).trace()
+    class_sums.check_rounded(with_scatter_below(0.99 * float(trace) / 254))
+    with pytest.raises(PayloadError, match="less scatter"):
+        class_sums.check_rounded(with_scatter_below(1.01 * float(trace) / 254))
+
+
+def test_room_for_the_trace_is_as_wide_as_stated_and_no_wider():
+    sent = class_sums.with_scatter(class_sums.collect(embedded(*data(7))))
+    count, total = sent["count"], sent["sum"]
     off = SIZE**0.5 * total.abs().amax(dim=1) / 254
-    slack = n / 254 + float((2 * off * total.norm(dim=1) / count).sum())
-    assert slack < 0.05 * n
-    class_sums.check_rounded(with_scatter_below(0.99 * slack))
-    with pytest.raises(PayloadError, match="less scatter"):
-        class_sums.check_rounded(with_scatter_below(1.01 * slack))
-    with pytest.raises(PayloadError, match="less scatter"):
-        class_sums.check(with_scatter_below(0.01 * slack))
+    room = float((off * (2 * total.norm(dim=1) + off) / count).sum()) / float(count.sum())
+    share = float(class_sums.symmetric(sent["scatter"], SIZE).trace()) / float(count.sum())
+    assert 2e-3 < room < 0.05
+    for factor in (1.0 + 0.9 * room / share, 1.0 - 0.9 * room / share):
+        class_sums.check_rounded(sent | {"scatter": factor * sent["scatter"]})
+    for factor in (1.0 + 1.2 * room / share, 1.0 - 1.2 * room / share):
+        with pytest.raises(PayloadError, match="trace"):
+            class_sums.check_rounded(sent | {"scatter": factor * sent["scatter"]})
 
 
 def test_negative_scatter_counts_as_none_and_other_matrices_stay_the_same_objects():
