@@ -298,6 +298,10 @@ class TrainConfig(Table):
     """Of AdamW, constant; its state starts anew in every round."""
     batch_size: int = Field(16, ge=1)
     """Examples in a step."""
+    batches: Literal["similar-length", "random"] = "similar-length"
+    """What a batch is made of, without a privacy mechanism: texts of similar length, among some
+    hundreds in random order, or any; a model that packs texts end to end pads nothing either
+    way."""
     max_length: int = Field(128, ge=8)
     """Tokens kept of a text."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
