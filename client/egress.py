@@ -44,7 +44,10 @@ FIELDS: dict[str, dict[str, str]] = {
 SUM_FIELDS = {
     "count": "how many embeddings a sum has, for each label: class means",
     "sum": "sum of embeddings for each label: class means",
+    "sum.scale": "what the codes of each row of the sum are multiples of, in a lossy format",
     "gram": "sum of outer products of embeddings: the covariance that classes share",
+    "scatter": "scatter within labels, in the place of gram in a lossy format: the same covariance",
+    "scatter.diagonal": "its diagonal, beside codes of correlations",
     "gradient": "gradient of a softmax regression, summed over records: its next step",
 }
 """Of statistics, for each task of the request (``PLACE.NAME``), and why they may leave."""

@@ -11,7 +11,6 @@ from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.interface import Counts, UpdateRequest
 from deal_core.randomness import seeded
-from deal_core.training.embedding import base_embeddings
 from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
@@ -112,9 +111,5 @@ def _scorer(
     statistics = bench.statistics
     if statistics is None or task not in state.heads:
         return names
-    vectors = share.cache.get_or_compute(
-        "test embeddings",
-        statistics.layers,
-        lambda: base_embeddings(bench.model, share.test, statistics.layers),
-    )
+    vectors = bench.embeddings(share, "test", statistics.layers)
     return by_heads_and_names(vectors, space, state.heads, names, statistics.names)

@@ -6,13 +6,11 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from client.resources import ClientTask, Workbench
+from client.resources import Workbench
 from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
 from deal_core.privacy.interface import LocalUpdate, Mechanism, Refusal, Site
-from deal_core.training.embedding import base_embeddings
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.sums import pack_sums
 
@@ -55,7 +53,7 @@ def sum_records(
     parts = [
         statistics.collect(
             EmbeddedTask(
-                _embeddings(bench, share, statistics.layers),
+                bench.embeddings(share, "train", statistics.layers),
                 torch.tensor([item.target for item in share.train], dtype=torch.long),
                 len(share.labels),
                 state.heads.get(task),
@@ -65,12 +63,6 @@ def sum_records(
     ]
     examples = sum(len(share.train) for share in shares)
     figures = {"num_examples": examples, "seconds": time.monotonic() - started}
-    return LocalUpdate(pack_sums(parts), figures)
-
-
-def _embeddings(bench: Workbench, share: ClientTask, layers: int) -> Tensor:
-    """Of the training texts; made once, for nothing changes them."""
-    kept: Tensor = share.cache.get_or_compute(
-        "embeddings", layers, lambda: base_embeddings(bench.model, share.train, layers)
-    )
-    return kept
+    form = statistics.at(bench.experiment.wire.dtype)
+    packed = pack_sums([form.pack(sums) for sums in parts], form.codes)
+    return LocalUpdate(packed, figures)

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, TaskData, load_for_clients, open_source
@@ -35,6 +37,7 @@ from deal_core.privacy.interface import MakeMechanism, Mechanism, RecordId
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.training.allocator import keep_memory
 from deal_core.training.cache import Cache
+from deal_core.training.embedding import base_embeddings
 from deal_core.training.precision import compute_dtype
 
 
@@ -187,6 +190,15 @@ class Workbench:
                 [RecordId(task, row) for row in range(len(share.train))],
             )
         return self._tasks[task, client]
+
+    def embeddings(self, share: ClientTask, part: Literal["train", "test"], layers: int) -> Tensor:
+        """Return the frozen base model's unit vectors of a share's training or test texts,
+        ``(examples, size)``, of so many layers; made once, for nothing changes them."""
+        data = share.train if part == "train" else share.test
+        vectors: Tensor = share.cache.get_or_compute(
+            f"embeddings {part}", layers, lambda: base_embeddings(self.model, data, layers)
+        )
+        return vectors
 
     def learning(self, client: int, task: str) -> Cache:
         """Return the cache for what a client works out while it learns a task; that of the task

@@ -13,7 +13,7 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import Method, Phase, decided, make_method, method_of, phases_of
+from deal_core.methods import Method, Phase, make_method, method_of, phases_of, resolve_auto
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
 from deal_core.privacy.mechanisms.server_side import NoServerNoise, ServerSide
 from deal_core.randomness import seeded
@@ -174,7 +174,7 @@ class Federation:
     def _denoising(self, state: State, history: History) -> Method:
         """The method, told how much of the current adapter the privacy mechanism's noise is."""
         floor = singular_floor(state.current, history.noise_variance)
-        method = denoising(decided(self.experiment), floor)
+        method = denoising(resolve_auto(self.experiment), floor)
         return make_method(method, self.experiment.adapter)
 
     def _phase(self, step: Step) -> Phase:

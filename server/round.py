@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deal_core.aggregation import (
     LORA_B,
@@ -125,7 +125,7 @@ class Round:
         piggybacked: Step | None,
     ) -> Dispatch:
         """Return the round's requests, and those of the evaluation that goes along; nothing is sent
-        yet.
+        yet. Label heads go to those who answer questions with them, or take gradients of them.
 
         Args:
             state: what all are sent.
@@ -142,7 +142,10 @@ class Round:
         requests = training_requests(self.plan, self.step, clients, common, roster, ranks)
         if piggybacked is None:
             quorum = self.experiment.federation.quorum
-            return self.exchange.ask(state, common, requests, quorum)
+            sums = self.phase.statistics
+            heads = state.heads if sums is not None and not sums.once else {}
+            sent = self.exchange.ask(replace(state, heads=heads), common, requests, quorum)
+            return replace(sent, state=replace(sent.state, heads=state.heads))
         counting = self.evaluation.request(piggybacked, state)
         return self.exchange.ask(state, common, carrying(counting, requests, roster))
 

@@ -8,7 +8,7 @@ from statistics import median
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.lora.payload import PayloadError
-from deal_core.methods import Statistics, Tensors
+from deal_core.methods import Statistics, SumsOnWire, Tensors
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import Instruction
 from server import wire
@@ -75,11 +75,11 @@ class SumsGathering:
         client, tasks = reply.client, instruction.tasks or (instruction.task,)
         try:
             message = answered(reply)
-            shapes = [self.statistics.shapes(self.labels[task], self.size) for task in tasks]
-            parts, figures = wire.read_statistics(message, shapes, instruction)
+            form = self.statistics.at(self.exchange.experiment.wire.dtype)
+            shapes = [form.shapes(self.labels[task], self.size) for task in tasks]
+            sent, figures = wire.read_statistics(message, shapes, form.codes, instruction)
             with threads(1):
-                for part in parts:
-                    self._check(part, len(parts))
+                parts = [_checked(part, form, len(sent)) for part in sent]
             if not any(bool(part["count"].any()) for part in parts):
                 raise PayloadError("sums of no record")
         except wire.ClientSkipped as reason:
@@ -99,11 +99,13 @@ class SumsGathering:
                 "client_finished", self.step, client=client, task=instruction.task, **figures
             )
 
-    def _check(self, part: Tensors, parts: int) -> None:
-        """Of several tasks a client may have no record of some."""
-        empty = parts > 1 and not any(bool(value.any()) for value in part.values())
-        if not empty:
-            self.statistics.check(part)
+
+def _checked(part: Tensors, form: SumsOnWire, parts: int) -> Tensors:
+    """Return the sums of a task; of several tasks a client may have no record of some."""
+    empty = parts > 1 and not any(bool(value.any()) for value in part.values())
+    if not empty:
+        form.check(part)
+    return form.unpack(part)
 
 
 def totals(gathered: SumsReplies, clients: Sequence[str], weight_cap: float) -> dict[str, Tensors]:

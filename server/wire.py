@@ -134,13 +134,17 @@ def read_update(
 
 
 def read_statistics(
-    message: Message, shapes: Sequence[Shapes], instruction: Instruction
+    message: Message,
+    shapes: Sequence[Shapes],
+    codes: Mapping[str, str],
+    instruction: Instruction,
 ) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
     """Return the sums of each task that was asked about, checked and decoded, and their figures.
 
     Args:
         message: the reply.
         shapes: of each task, name to shape.
+        codes: name to the form in which it travels, where that is not float32.
         instruction: what was asked.
 
     Raises:
@@ -148,7 +152,7 @@ def read_statistics(
         Idle: the client takes no part.
     """
     record, measured = _answer(message, instruction, SUMS)
-    return read_sums(record, shapes), measured
+    return read_sums(record, shapes, codes), measured
 
 
 def _answer(

@@ -267,7 +267,8 @@ class WireConfig(Table):
     """How adapters travel."""
 
     dtype: str = "float32"
-    """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client)."""
+    """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client). Class sums
+    of embeddings travel in int8 as well, else in float32; label heads always in float32."""
 
 
 class PrivacyConfig(Table):
@@ -314,6 +315,10 @@ class TrainConfig(Table):
     """Of AdamW, constant; its state starts anew in every round."""
     batch_size: int = Field(16, ge=1)
     """Examples in a step."""
+    batches: Literal["similar-length", "random"] = "similar-length"
+    """What a batch is made of, without a privacy mechanism: texts of similar length, among some
+    hundreds in random order, or any; a model that packs texts end to end pads nothing either
+    way."""
     max_length: int = Field(128, ge=8)
     """Tokens kept of a text."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -122,6 +122,14 @@ class EwcConfig(Table):
     """Of half the squared change of every factor entry, times its Fisher information."""
 
 
+class NLoraConfig(Table):
+    """Sparsity of a task's update (nlora)."""
+
+    weight: float = Field(1e-5, ge=0)
+    """Of the absolute values of the update's entries, summed over layers. An update has millions of
+    entries, so small weights count."""
+
+
 class OLoraConfig(Table):
     """Orthogonality to the adapters of earlier tasks (olora)."""
 
@@ -195,8 +203,8 @@ class MethodConfig(Table):
     """The continual-learning method."""
 
     name: str = "deal"
-    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``replay``,
-    ``deal-reference``; without training, ``prototype``, ``linear-probe``."""
+    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``nlora``, ``slao``,
+    ``replay``, ``deal-reference``; without training, ``prototype``, ``linear-probe``."""
     orthogonal_init: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
@@ -215,6 +223,7 @@ class MethodConfig(Table):
     distillation: DistillationConfig = DistillationConfig()
     consolidation: ConsolidationConfig = ConsolidationConfig()
     ewc: EwcConfig = EwcConfig()
+    nlora: NLoraConfig = NLoraConfig()
     olora: OLoraConfig = OLoraConfig()
     replay: ReplayConfig = ReplayConfig()
     deal_reference: DealReferenceConfig = DealReferenceConfig()

@@ -25,8 +25,8 @@ class State:
         heads: task to its label head, ``(labels, size + 1)``, float32: a row of weights on the
             unit embedding and a bias for each label. A task without one is answered by the names
             of its labels.
-        sums: what clients' statistics add up to so far, float64, by names of the method's own; it
-            stays at the server.
+        sums: what clients' statistics add up to so far, or what else a method keeps at the server,
+            float64, by names of the method's own; none of it travels.
     """
 
     current: Adapter

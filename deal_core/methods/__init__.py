@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
+from deal_core.methods.auto_settings import resolve_auto
 from deal_core.methods.deal.method import make_deal
 from deal_core.methods.deal_reference.method import make_deal_reference
 from deal_core.methods.ewc import make_ewc
@@ -17,6 +18,7 @@ from deal_core.methods.interface import (
     Phase,
     RoundState,
     Statistics,
+    SumsOnWire,
     TaskDataset,
     TaskHistory,
     TaskMemory,
@@ -28,12 +30,13 @@ from deal_core.methods.interface import (
 )
 from deal_core.methods.linear_probe import make_linear_probe
 from deal_core.methods.lwf import make_lwf
+from deal_core.methods.nlora import make_nlora
 from deal_core.methods.olora import make_olora
 from deal_core.methods.prototype import make_prototype
 from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
 from deal_core.methods.shared.mixed import under_all_labels
-from deal_core.models import embedding_size
+from deal_core.methods.slao import make_slao
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
@@ -41,20 +44,24 @@ METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "ewc": make_ewc,
     "linear-probe": make_linear_probe,
     "lwf": make_lwf,
+    "nlora": make_nlora,
     "olora": make_olora,
     "prototype": make_prototype,
     "replay": make_replay,
     "sequential": make_sequential,
+    "slao": make_slao,
 }
 
 
 RULES: Mapping[str, frozenset[str]] = {
     "ewc": frozenset({"fedit", "ffa", "alternating"}),
     "deal-reference": frozenset({"fedit"}),
+    "slao": frozenset({"fedit", "ffa", "alternating"}),
 }
 """Aggregation rules that a method can work with, where it cannot with all: ewc compares factors
-entry by entry, and other rules change their coordinates; deal-reference replaces both factors of
-a layer, so both must learn in every round, in their own coordinates."""
+entry by entry and slao adds those of two tasks, and other rules change their coordinates;
+deal-reference replaces both factors of a layer, so both must learn in every round, in their own
+coordinates."""
 
 KEEP_TEXTS = frozenset({"replay"})
 """Methods whose clients keep texts of earlier tasks, and train on them again: a reference."""
@@ -69,29 +76,13 @@ def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
     return choose("method.name", method.name, METHODS)(method, adapter)
 
 
-def decided(experiment: Experiment) -> MethodConfig:
-    """Return the method's settings, with what is left to the rest of the experiment decided: the
-    analytic head of ``deal`` where nothing of it stands against sums."""
-    method = experiment.method
-    if method.prototype.enabled != "auto":
-        return method
-    fits = (
-        experiment.privacy.mechanism == "none"
-        and experiment.aggregation.robust == "none"
-        and experiment.stream.schedule != "per-client"
-        and embedding_size(experiment.model) > 0
-    )
-    prototype = method.prototype.model_copy(update={"enabled": "on" if fits else "off"})
-    return method.model_copy(update={"prototype": prototype})
-
-
 def method_of(experiment: Experiment) -> Method:
     """Return the method of an experiment.
 
     Raises:
         UserError: unknown ``method.name``, or settings that do not go together.
     """
-    return make_method(decided(experiment), experiment.adapter)
+    return make_method(resolve_auto(experiment), experiment.adapter)
 
 
 __all__ = [
@@ -104,16 +95,17 @@ __all__ = [
     "Phase",
     "RoundState",
     "Statistics",
+    "SumsOnWire",
     "TaskDataset",
     "TaskHistory",
     "TaskMemory",
     "TaskPrompt",
     "Tensors",
-    "decided",
     "make_method",
     "method_of",
     "phases_after",
     "phases_of",
+    "resolve_auto",
     "statistics_of",
     "under_all_labels",
 ]

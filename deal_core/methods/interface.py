@@ -14,6 +14,7 @@ from deal_core.models import Encoded, LanguageModel
 from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 from deal_core.wire.instruction import LEARN
+from deal_core.wire.sum_codes import ROUNDED_AT
 
 Tensors = dict[str, Tensor]
 
@@ -130,6 +131,27 @@ class EmbeddedTask:
 
 
 @dataclass(frozen=True)
+class SumsOnWire:
+    """How the sums of a task travel.
+
+    Attributes:
+        shapes: as those of :class:`Statistics`, of what travels.
+        codes: name of what travels to its form, one of ``deal_core.wire.sum_codes.SUM_CODES``;
+            others are exact.
+        pack: client: its sums -> what travels, before it is rounded.
+        check: server: what travelled; :class:`~deal_core.lora.payload.PayloadError` for what no
+            data can give.
+        unpack: server: what travelled -> the sums.
+    """
+
+    shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
+    codes: Mapping[str, str]
+    pack: Callable[[Tensors], Tensors]
+    check: Callable[[Tensors], None]
+    unpack: Callable[[Tensors], Tensors]
+
+
+@dataclass(frozen=True)
 class Statistics:
     """What a phase adds up over clients instead of training, and how labels are answered from then
     on: sums are exact however the data are divided, and what the frozen base model makes of a text
@@ -147,6 +169,7 @@ class Statistics:
         layers: of how many of the base model's last layers embeddings are made.
         names: what scores of label names by the adapted model weigh beside those of heads; 0:
             heads answer alone.
+        rounded: how sums travel at ``wire.dtype = "int8"``; None: exact all the same.
     """
 
     shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
@@ -156,6 +179,13 @@ class Statistics:
     once: bool
     layers: int = 1
     names: float = 0.0
+    rounded: SumsOnWire | None = None
+
+    def at(self, dtype: str) -> SumsOnWire:
+        """Return how sums travel at ``wire.dtype``."""
+        if self.rounded is not None and dtype == ROUNDED_AT:
+            return self.rounded
+        return SumsOnWire(self.shapes, {}, lambda sums: sums, self.check, lambda sums: sums)
 
 
 @dataclass(frozen=True)

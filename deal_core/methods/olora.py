@@ -7,9 +7,8 @@ overlap is squared; the authors' code sums absolute values, whose gradient does 
 overlap: under Adam it shakes rows that are orthogonal already.
 
 As in the paper, all adapters are kept as they were learnt, stacked in the retained one, so the
-model grows by ``adapter.rank`` a task: the only method here that does. ``adapter.retained_rank``
-counts for nothing. Other than in the paper, a new ``A`` starts orthogonal to the earlier ones
-instead of at random.
+model grows by ``adapter.rank`` a task. ``adapter.retained_rank`` counts for nothing. Other than in
+the paper, a new ``A`` starts orthogonal to the earlier ones instead of at random.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ from torch import Tensor, nn
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, stack, zero_adapter
+from deal_core.lora.adapter import orthogonal_init
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, Phase
+from deal_core.methods.shared.kept_whole import frozen_beside
 from deal_core.methods.shared.penalised import Penalised
 from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, LanguageModel
@@ -49,8 +49,7 @@ class OLora:
 
     def end_task(self, state: State) -> State:
         """Freeze the task's adapter beside the earlier ones."""
-        current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
-        return State(current, in_use(stack(state.parts())))
+        return frozen_beside(state)
 
     def objective(
         self,
@@ -82,14 +81,6 @@ def overlap(module: nn.Module, earlier: dict[str, Tensor], weight: float) -> Ten
     return (
         weight * torch.stack([(earlier[n] @ A.T).square().sum() for n, A in current.items()]).sum()
     )
-
-
-def in_use(adapter: Adapter) -> Adapter:
-    """Leave out directions that change nothing: ``B`` zero in every layer; keep one at least."""
-    used = torch.stack([f.B.any(dim=0) for f in adapter.layers.values()]).any(dim=0)
-    used[0] |= not used.any()
-    layers = {n: LoraFactors(f.A[used], f.B[:, used]) for n, f in adapter.layers.items()}
-    return Adapter(layers, adapter.scaling)
 
 
 def make_olora(method: MethodConfig, adapter: AdapterConfig) -> OLora:

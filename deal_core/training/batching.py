@@ -22,14 +22,21 @@ SAMPLED_WASTE = 64
 
 
 def training_batches(
-    data: Sequence[Encoded], batch_size: int, generator: torch.Generator
+    data: Sequence[Encoded], batch_size: int, generator: torch.Generator, window: int = WINDOW
 ) -> list[list[int]]:
-    """Return one epoch: every example once, shuffled, in batches of similar length."""
+    """Return one epoch: every example once, shuffled, in batches of similar length.
+
+    Args:
+        data: the examples.
+        batch_size: examples in a batch; the last of a window may have fewer.
+        generator: the only source of randomness.
+        window: batches that are sorted by length together; 1: what is in a batch is random.
+    """
     order = torch.randperm(len(data), generator=generator).tolist()
-    window = WINDOW * batch_size
+    together = window * batch_size
     batches: list[list[int]] = []
-    for start in range(0, len(order), window):
-        part = sorted(order[start : start + window], key=lambda i: len(data[i].tokens))
+    for start in range(0, len(order), together):
+        part = sorted(order[start : start + together], key=lambda i: len(data[i].tokens))
         batches.extend(part[i : i + batch_size] for i in range(0, len(part), batch_size))
     shuffled = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[i] for i in shuffled]

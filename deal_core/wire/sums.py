@@ -3,7 +3,6 @@ with them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,43 +13,67 @@ from torch import Tensor
 
 from deal_core.lora.payload import PayloadError, WireArray
 from deal_core.wire.adapter_record import checked_arrays
-from deal_core.wire.codec import Header
+from deal_core.wire.sum_codes import EXACT, SUM_CODES, SumCode, header
 
 Shapes = Mapping[str, tuple[int, ...]]
+EXACTLY: Mapping[str, str] = {}
+"""All sums as they are, in float32."""
 LARGEST_HEAD = 1e10
 """Of an entry of a head: what is beyond would make scores that are no numbers."""
 
 
-def pack_sums(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, NDArray[Any]]:
-    """Return the sums of several tasks as they travel: ``PLACE.NAME``, float32."""
+def pack_sums(
+    parts: Sequence[Mapping[str, Tensor]], codes: Mapping[str, str] = EXACTLY
+) -> dict[str, NDArray[Any]]:
+    """Return the sums of several tasks as they travel: ``PLACE.NAME``, and what a code has beside.
+
+    Args:
+        parts: of each task, name to sums.
+        codes: name to its form, one of ``SUM_CODES``; a name that is not in it is exact.
+    """
     return {
-        f"{place}.{name}": np.ascontiguousarray(value.float().cpu().numpy())
+        f"{place}.{name}{ending}": array
         for place, sums in enumerate(parts)
         for name, value in sums.items()
+        for ending, array in _form(name, codes).encode(value).items()
     }
 
 
-def read_sums(record: Mapping[str, WireArray], shapes: Sequence[Shapes]) -> list[dict[str, Tensor]]:
+def read_sums(
+    record: Mapping[str, WireArray], shapes: Sequence[Shapes], codes: Mapping[str, str] = EXACTLY
+) -> list[dict[str, Tensor]]:
     """Return the sums of each task, float64: undo :func:`pack_sums`.
 
     Args:
         record: as it arrived.
         shapes: what is expected of each task.
+        codes: as for packing; a message does not choose its own.
 
     Raises:
-        PayloadError: a key too many or too few, another type, shape or number of bytes, or a value
-            that is not finite.
+        PayloadError: a key too many or too few, another type, shape or number of bytes, a value
+            that is not finite, or what no code makes.
     """
-    expected = {
-        f"{place}.{name}": _header("float32", shape)
-        for place, own in enumerate(shapes)
-        for name, shape in own.items()
-    }
-    tensors = _finite(checked_arrays(record, expected))
-    return [
-        {name: tensors[f"{place}.{name}"].double() for name in own}
-        for place, own in enumerate(shapes)
+    headers = [
+        {name: _form(name, codes).headers(shape) for name, shape in own.items()} for own in shapes
     ]
+    expected = {
+        f"{place}.{name}{ending}": header
+        for place, own in enumerate(headers)
+        for name, endings in own.items()
+        for ending, header in endings.items()
+    }
+    arrays = _finite(checked_arrays(record, expected))
+    return [
+        {
+            name: _form(name, codes).decode({e: arrays[f"{place}.{name}{e}"] for e in endings})
+            for name, endings in own.items()
+        }
+        for place, own in enumerate(headers)
+    ]
+
+
+def _form(name: str, codes: Mapping[str, str]) -> SumCode:
+    return SUM_CODES[codes.get(name, EXACT)]
 
 
 def pack_heads(heads: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
@@ -64,20 +87,17 @@ def read_heads(record: Mapping[str, WireArray], shapes: Shapes) -> dict[str, Ten
     Raises:
         PayloadError: as :func:`read_sums`; or a value out of bounds.
     """
-    expected = {task: _header("float32", shape) for task, shape in shapes.items()}
-    heads = _finite(checked_arrays(record, expected))
+    expected = {task: header("float32", shape) for task, shape in shapes.items()}
+    arrays = _finite(checked_arrays(record, expected))
+    heads = {task: torch.from_numpy(array.copy()) for task, array in arrays.items()}
     for task, head in heads.items():
         if head.numel() and float(head.abs().max()) > LARGEST_HEAD:
             raise PayloadError(f"heads: a value of {task[:80]!r} is out of bounds")
     return heads
 
 
-def _header(dtype: str, shape: tuple[int, ...]) -> Header:
-    return Header(dtype, shape, np.dtype(dtype).itemsize * math.prod(shape))
-
-
-def _finite(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+def _finite(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise PayloadError(f"{key[:80]}: a value is not finite")
-    return {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
+    return arrays

@@ -108,7 +108,15 @@ def test_sums_that_are_larger_than_any_embedding_makes_them_do_not_leave():
 
 
 def test_every_field_of_a_sum_has_its_reason():
-    assert SUM_FIELDS.keys() == {"count", "sum", "gram", "gradient"}
+    assert SUM_FIELDS.keys() == {
+        "count",
+        "sum",
+        "sum.scale",
+        "gram",
+        "scatter",
+        "scatter.diagonal",
+        "gradient",
+    }
     assert all(len(reason.split()) >= 3 for reason in SUM_FIELDS.values())
 
 

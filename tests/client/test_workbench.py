@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import torch
+
 from client.resources import Workbench
 from deal_core.config.experiment import Experiment
+from deal_core.training.embedding import base_embeddings
 
 
 def test_what_a_client_worked_out_for_a_task_ends_with_the_task():
@@ -12,3 +15,17 @@ def test_what_a_client_worked_out_for_a_task_ends_with_the_task():
     assert bench.learning(1, one) is not first
     assert bench.learning(0, two) is not first
     assert bench.learning(0, one) is not first  # it was dropped
+
+
+def test_embeddings_are_those_of_the_part_and_layers_asked_for_and_made_once(
+    make_experiment, monkeypatch
+):
+    bench = Workbench(make_experiment("data.max_train=8", "data.max_test=6"))
+    share = bench.task("laboratory", 0)
+    found = bench.embeddings(share, "train", 4), bench.embeddings(share, "test", 4)
+    for vectors, data in zip(found, (share.train, share.test), strict=True):
+        assert torch.equal(vectors, base_embeddings(bench.model, data, 4))
+    monkeypatch.setattr("client.resources.base_embeddings", lambda *args: torch.zeros(0))
+    assert bench.embeddings(share, "train", 4) is found[0]
+    assert bench.embeddings(share, "test", 4) is found[1]
+    assert not bench.embeddings(share, "train", 1).numel()  # other layers are made anew

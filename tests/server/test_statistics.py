@@ -57,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def experiment(folder: Path, model: Path, method: str) -> Experiment:
+def experiment(folder: Path, model: Path, method: str, dtype: str = "float32") -> Experiment:
     return Experiment.model_validate(
         {
             "model": {"name": str(model)},
@@ -65,6 +65,7 @@ def experiment(folder: Path, model: Path, method: str) -> Experiment:
             "data": {"tasks": TASKS},
             "method": {"name": method, "linear_probe": {"rounds": 3}},
             "federation": {"clients": CLIENTS, "rounds": 1, "quorum": 0.05},
+            "wire": {"dtype": dtype},
             "run": {"out": str(folder)},
         }
     )
@@ -106,8 +107,9 @@ def summing_app(config: Experiment) -> ClientApp:
             y = torch.randint(len(labels[task]), (len(x),), generator=generator)
             head = state.heads.get(task)
             sums.append(statistics.collect(EmbeddedTask(x, y, len(labels[task]), head)))
+        form = statistics.at(config.wire.dtype)
         figures = {"num_examples": len(tasks) * (20 + number), "seconds": 0.1}
-        update = LocalUpdate(pack_sums(sums), figures)
+        update = LocalUpdate(pack_sums([form.pack(each) for each in sums], form.codes), figures)
         return wire.update_reply(message, update, instruction, None, SUMS)
 
     @app.evaluate()
@@ -194,6 +196,17 @@ OF_SUMS: dict[str, Mutation] = {
     "negative Gram": on(lambda a: -a, "gram"),
     "Gram of nothing": on(lambda a: a * 0, "gram"),
 }
+OF_CODES: dict[str, Mutation] = {
+    "code out of range": on(lambda a: np.full_like(a, -128), "scatter"),
+    "scale that is not its row's": on(lambda a: a // 2, "sum"),
+    "long sums": on(lambda a: a * 3, "sum.scale"),
+    "scatter of more": on(lambda a: a * 2, "scatter.diagonal"),
+    "scatter of less": on(lambda a: a * np.float32(0.9), "scatter.diagonal"),
+    "correlations turned round": on(lambda a: -a, "scatter"),
+    "all correlations -1": on(lambda a: np.full_like(a, -127), "scatter"),
+    "none of the count": on(lambda a: a * 0, "count"),
+    "sums in float32": on(lambda a: a.astype(np.float32), "sum"),
+}
 OF_GRADIENTS: dict[str, Mutation] = {
     "long gradient": on(lambda a: a * 1e6, "gradient"),
     "unbalanced gradient": on(lambda a: a + 1.0, "gradient"),
@@ -222,14 +235,14 @@ CASES = [("prototype", kind) for kind in (*ANY, *OF_SUMS)] + [
 
 @pytest.fixture(scope="module")
 def expected(model, tmp_path_factory):
-    """What the server makes of the others, by method."""
-    made: dict[str, Checkpoint] = {}
+    """What the server makes of the others, by method and wire."""
+    made: dict[tuple[str, str], Checkpoint] = {}
 
-    def of(method: str) -> Checkpoint:
-        if method not in made:
-            folder = tmp_path_factory.mktemp(method)
-            made[method] = played(experiment(folder, model, method), without)[0]
-        return made[method]
+    def of(method: str, dtype: str = "float32") -> Checkpoint:
+        if (method, dtype) not in made:
+            config = experiment(tmp_path_factory.mktemp(method), model, method, dtype)
+            made[method, dtype] = played(config, without)[0]
+        return made[method, dtype]
 
     return of
 
@@ -252,6 +265,38 @@ def test_what_is_refused_leaves_the_heads_that_there_are_without_its_sender(
     assert all(0 < len(event["reason"]) < 500 for event in failed)
     assert not [event for event in events if event["event"] == "round_lost"]
     assert "2" not in checkpoint.history.collected["surgery"]
+
+
+@pytest.mark.parametrize("kind", OF_CODES)
+def test_rounded_sums_that_no_data_can_have_are_refused(tmp_path, model, expected, kind):
+    config = experiment(tmp_path, model, "prototype", "int8")
+    checkpoint, events = played(config, in_the_last_round("prototype", OF_CODES[kind]))
+    assert same(checkpoint, expected("prototype", "int8"))
+    assert {e["client"] for e in events if e["event"] == "client_failed"} == {"2"}
+
+
+def test_heads_of_rounded_sums_answer_as_those_of_exact_ones(tmp_path, model):
+    """And cost a good part less; gradients, and the sums beside them, are not rounded."""
+    heads, bytes_up = {}, {}
+    for dtype in ("float32", "bfloat16", "int8"):
+        config = experiment(tmp_path / dtype, model, "prototype", dtype)
+        checkpoint, events = played(config, lambda client, reply: [reply])
+        heads[dtype] = torch.cat(list(checkpoint.state.heads.values())).double()
+        bytes_up[dtype] = sum(e["bytes_up"] for e in events if e["event"] == "round_finished")
+        assert not [e for e in events if e["event"] == "client_failed"]
+    x = normalize(torch.randn(2000, SIZE, generator=seeded("x")), dim=1).double()
+    scores = {dtype: x @ head[:, :SIZE].T + head[:, SIZE] for dtype, head in heads.items()}
+    spread = float(scores["float32"].std())
+    assert 0 < float((scores["int8"] - scores["float32"]).std()) < 0.05 * spread
+    assert torch.equal(heads["bfloat16"], heads["float32"])
+    assert bytes_up["int8"] < 0.9 * bytes_up["float32"] == 0.9 * bytes_up["bfloat16"]
+
+
+def test_the_sums_of_a_linear_probe_are_exact_whatever_the_wire(tmp_path, model):
+    config = experiment(tmp_path, model, "linear-probe", "int8")
+    checkpoint, _ = played(config, lambda client, reply: [reply])
+    exact, _ = played(experiment(tmp_path / "x", model, "linear-probe"), lambda c, reply: [reply])
+    assert same(checkpoint, exact)
 
 
 @pytest.mark.parametrize("bad", [{"2"}, {"1", "2", "3"}])

@@ -73,10 +73,10 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     assert code == 0
     commands = [line.split()[:3] for line in out.splitlines()]
     experiments = ["clinc10", "frugal", "per-client", "private", "quickstart", "quickstart-llm"]
-    streams = ["cl15-core", "clinc10", "medmcqa"]
+    asked = ["cl15-core", "clinc10", "many-clients", "medmcqa", "quantity", "skew"]
     studies = [
         "ablation",
-        *(f"all-labels-{stream}" for stream in streams),
+        *(f"all-labels-{what}" for what in asked),
         "cl15-core",
         "clinc10",
         "data-budget",

@@ -3,15 +3,18 @@ matrix. Class means and a shared covariance follow from their sums over clients,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from deal_core.lora.payload import PayloadError
-from deal_core.methods.interface import EmbeddedTask, Tensors
+from deal_core.methods.interface import EmbeddedTask, SumsOnWire, Tensors
+from deal_core.wire.codec import LEVELS
+from deal_core.wire.sum_codes import CORRELATIONS, ROWS
 
-COUNT, SUM, GRAM = "count", "sum", "gram"
+COUNT, SUM, GRAM, SCATTER = "count", "sum", "gram", "scatter"
 TOLERANCE = 1e-4
 """Relative error of what unit vectors add up to that rounding may make."""
 ROUNDING = 1e-6
@@ -62,12 +65,20 @@ def check(sums: Tensors) -> None:
     """
     count, total = sums[COUNT], sums[SUM]
     n = require_counts(count)
-    if bool((total.norm(dim=1) > count * (1 + TOLERANCE)).any()):
-        raise PayloadError("sum: longer than so many unit vectors can make it")
+    _require_short(total, count * (1 + TOLERANCE))
     gram = symmetric(sums[GRAM], total.shape[1])
     if abs(float(gram.trace()) - n) > TOLERANCE * n:
         raise PayloadError("gram: its trace is not the number of examples")
-    if float(torch.linalg.eigvalsh(scatter(count, total, gram))[0]) < -ROUNDING * n:
+    _require_positive(scatter(count, total, gram), -ROUNDING * n)
+
+
+def _require_short(total: Tensor, longest: Tensor) -> None:
+    if bool((total.norm(dim=1) > longest).any()):
+        raise PayloadError("sum: longer than so many unit vectors can make it")
+
+
+def _require_positive(within: Tensor, least: float) -> None:
+    if float(torch.linalg.eigvalsh(within)[0]) < least:
         raise PayloadError("gram: less scatter than the sums have")
 
 
@@ -89,3 +100,49 @@ def scatter(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
     """Return the scatter within classes, ``sum_x x x^T - sum_c s_c s_c^T / n_c``."""
     scaled = total / count.clamp(min=1.0).sqrt()[:, None]
     return gram - scaled.T @ scaled
+
+
+def with_scatter(sums: Tensors) -> Tensors:
+    """Return the sums as they are rounded: the upper triangle of the scatter within classes in the
+    place of that of the Gram matrix. Then an error of a class sum leaves the covariance alone."""
+    count, total = sums[COUNT], sums[SUM]
+    within = scatter(count, total, symmetric(sums[GRAM], total.shape[1]))
+    return {COUNT: count, SUM: total, SCATTER: triangle(within)}
+
+
+def with_gram(sent: Tensors) -> Tensors:
+    """Undo :func:`with_scatter`, with the class sums that have arrived."""
+    count, total = sent[COUNT], sent[SUM]
+    nothing = torch.zeros(total.shape[1], total.shape[1], dtype=total.dtype)
+    between = -scatter(count, total, nothing)
+    return {COUNT: count, SUM: total, GRAM: sent[SCATTER] + triangle(between)}
+
+
+def check_rounded(sent: Tensors) -> None:
+    """Check that unit vectors can have sums which are rounded to these: (M50) of docs/method.md.
+
+    Raises:
+        PayloadError: as :func:`check`, with room for the codes' error and no more.
+    """
+    count, total, n = sent[COUNT], sent[SUM], require_counts(sent[COUNT])
+    within = symmetric(sent[SCATTER], total.shape[1])
+    lengths, of_each = total.norm(dim=1), count.clamp(min=1.0)
+    off = math.sqrt(total.shape[1]) * total.abs().amax(dim=1) / (2 * LEVELS)
+    _require_short(total, count * (1 + TOLERANCE) + off)
+    trace = float(within.trace() + (lengths.square() / of_each).sum())
+    room = float((off * (2 * lengths + off) / of_each).sum())
+    if abs(trace - n) > TOLERANCE * n + room:
+        raise PayloadError("scatter: with the sums its trace is not the number of examples")
+    _require_positive(within, -ROUNDING * n - float(within.trace()) / (2 * LEVELS))
+
+
+def rounded_shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
+    """Name to shape of what is rounded: see :func:`with_scatter`."""
+    own = shapes(labels, size)
+    return {COUNT: own[COUNT], SUM: own[SUM], SCATTER: own[GRAM]}
+
+
+ROUNDED = SumsOnWire(
+    rounded_shapes, {SUM: ROWS, SCATTER: CORRELATIONS}, with_scatter, check_rounded, with_gram
+)
+"""How they travel at int8: a quarter of the bytes; counts are exact."""

@@ -15,6 +15,8 @@ from deal_core.methods.interface import Statistics, Tensors
 from deal_core.methods.shared.class_sums import (
     COUNT,
     GRAM,
+    ROUNDED,
+    ROUNDING,
     SUM,
     check,
     collect,
@@ -44,6 +46,7 @@ def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
         once=True,
         layers=config.layers,
         names=names,
+        rounded=ROUNDED,
     )
 
 
@@ -73,6 +76,7 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
     if config.covariance == "shared":
         size = total.shape[1]
         within = scatter(count, total, symmetric(sums[GRAM], size)) / count.sum()
+        within = without_negative(within)
         mean_eigenvalue = (within.trace() / size).clamp(min=SMALLEST)
         within += config.ridge * mean_eigenvalue * torch.eye(size, dtype=within.dtype)
         weights = torch.linalg.solve(within, means.T).T
@@ -81,3 +85,13 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
     rows = torch.cat([weights, bias[:, None]], dim=1).float()
     sizes = [len(sums[f"{COUNT}/{task}"]) for task in tasks]
     return dict(zip(tasks, torch.split(rows, sizes), strict=True))
+
+
+def without_negative(matrix: Tensor) -> Tensor:
+    """Return a symmetric matrix with its negative eigenvalues set to 0, which rounded sums may
+    have; the very matrix where none is below rounding, as of exact sums."""
+    room = 2 * ROUNDING * torch.eye(len(matrix), dtype=matrix.dtype)
+    if int(torch.linalg.cholesky_ex(matrix + room).info) == 0:
+        return matrix
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0.0)) @ vectors.T

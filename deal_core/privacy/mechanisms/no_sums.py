@@ -17,5 +17,5 @@ def check_no_sums(experiment: Experiment) -> None:
         raise UserError(
             f'privacy.mechanism = "{experiment.privacy.mechanism}" does not go with method.name '
             f"'{experiment.method.name}': its sums of embeddings leave without noise; use deal, "
-            "lwf, olora or sequential"
+            "lwf, nlora, olora, sequential or slao"
         )

@@ -380,7 +380,7 @@ def check_records_protected(experiment: Experiment) -> None:
     if method in UNPROTECTED:
         raise UserError(
             f"{where} does not go with method.name '{method}': {UNPROTECTED[method]}; use "
-            "deal, lwf, olora or sequential"
+            "deal, lwf, nlora, olora, sequential or slao"
         )
     if method == "deal-reference" and experiment.privacy.factors == "one":
         raise UserError(

@@ -17,7 +17,7 @@ from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, make_method, statistics_of
 from deal_core.methods import linear_probe as probe
 from deal_core.methods.shared import class_sums
-from deal_core.methods.shared.prototypes import ABSENT
+from deal_core.methods.shared.prototypes import ABSENT, without_negative
 from deal_core.randomness import seeded
 
 SIZE, LABELS = 12, 4
@@ -277,6 +277,57 @@ def test_sums_that_no_data_can_have_are_refused(kind):
     check(good(which))
     with pytest.raises(PayloadError):
         check(spoil(good(which)))
+
+
+IMPOSSIBLE = [kind for kind, (which, _) in HOSTILE.items() if which == "sums"]
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_room_for_rounding_is_none_for_sums_that_no_data_can_have(kind):
+    class_sums.check_rounded(class_sums.with_scatter(good("sums")))
+    with pytest.raises(PayloadError):
+        class_sums.check_rounded(class_sums.with_scatter(HOSTILE[kind][1](good("sums"))))
+
+
+def with_scatter_below(amount: float) -> dict[str, Tensor]:
+    """What travels, with the least eigenvalue of the scatter so far below 0, the trace right."""
+    sent = class_sums.with_scatter(class_sums.collect(embedded(*data(7))))
+    values, vectors = torch.linalg.eigh(class_sums.symmetric(sent["scatter"], SIZE))
+    values[-1] += values[0] + amount
+    values[0] = -amount
+    return sent | {"scatter": class_sums.triangle((vectors * values) @ vectors.T)}
+
+
+def test_room_for_negative_scatter_is_as_wide_as_stated_and_no_wider():
+    trace = class_sums.symmetric(with_scatter_below(0.0)["scatter"], SIZE).trace()
+    class_sums.check_rounded(with_scatter_below(0.99 * float(trace) / 254))
+    with pytest.raises(PayloadError, match="less scatter"):
+        class_sums.check_rounded(with_scatter_below(1.01 * float(trace) / 254))
+
+
+def test_room_for_the_trace_is_as_wide_as_stated_and_no_wider():
+    sent = class_sums.with_scatter(class_sums.collect(embedded(*data(7))))
+    count, total = sent["count"], sent["sum"]
+    off = SIZE**0.5 * total.abs().amax(dim=1) / 254
+    room = float((off * (2 * total.norm(dim=1) + off) / count).sum()) / float(count.sum())
+    share = float(class_sums.symmetric(sent["scatter"], SIZE).trace()) / float(count.sum())
+    assert 2e-3 < room < 0.05
+    for factor in (1.0 + 0.9 * room / share, 1.0 - 0.9 * room / share):
+        class_sums.check_rounded(sent | {"scatter": factor * sent["scatter"]})
+    for factor in (1.0 + 1.2 * room / share, 1.0 - 1.2 * room / share):
+        with pytest.raises(PayloadError, match="trace"):
+            class_sums.check_rounded(sent | {"scatter": factor * sent["scatter"]})
+
+
+def test_negative_scatter_counts_as_none_and_other_matrices_stay_the_same_objects():
+    x = torch.randn(40, SIZE, generator=seeded("x"), dtype=torch.float64)
+    positive = x.T @ x / 40
+    assert without_negative(positive) is positive
+    assert without_negative(torch.zeros(SIZE, SIZE).double()).abs().max() == 0
+    values, vectors = torch.linalg.eigh(positive)
+    spoilt = (vectors * (values - values[3])) @ vectors.T
+    repaired = (vectors * (values - values[3]).clamp(min=0.0)) @ vectors.T
+    torch.testing.assert_close(without_negative(spoilt), repaired)
 
 
 def test_what_passes_the_check_makes_finite_heads():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,6 +8,7 @@ from deal_core.models import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.batching import (
     EVALUATION_TOKENS,
+    WINDOW,
     evaluation_batches,
     training_batches,
     within_budget,
@@ -32,6 +34,24 @@ def test_equal_seeds_give_equal_batches_and_others_differ():
     first, again, other = (training_batches(data, 8, seeded(seed)) for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+def test_a_window_of_one_batch_makes_random_batches_and_wider_ones_similar_lengths():
+    """A batch's spread of lengths is that of the data, or a small part of it."""
+    lengths = torch.randint(1, 100, (1600,), generator=seeded("lengths")).tolist()
+    whole = torch.tensor(lengths).float().std()
+
+    def spread(window: int) -> float:
+        batches = training_batches(texts(lengths), 16, seeded(1), window)
+        assert sorted(i for batch in batches for i in batch) == list(range(1600))
+        return float(
+            torch.stack([torch.tensor([lengths[i] for i in b]).float().std() for b in batches])
+            .mean()
+            .div(whole)
+        )
+
+    assert spread(1) > 0.9
+    assert spread(WINDOW) < 0.1
 
 
 @given(LENGTHS, st.integers(1, 1000), st.none() | st.integers(0, 500))

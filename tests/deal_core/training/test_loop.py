@@ -10,10 +10,11 @@ from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.attach import at_task_start, lora_layers, merge, set_trainable, write
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
-from deal_core.models import load_model
+from deal_core.models import Encoded, load_model
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
+from deal_core.training.nonprivate_gradients import NonPrivateGradients
 from deal_core.training.precision import compute_dtype
 from deal_core.training.teacher import make_teacher
 from tests.deal_core.training.accumulated import accumulate
@@ -153,6 +154,21 @@ def test_precision_is_what_is_asked_for():
     assert compute_dtype(TrainConfig(), cpu) == expected
     # the rounding of bfloat16 depends on batch-mates by more than clipping leaves room for
     assert compute_dtype(TrainConfig(), cpu, needs_float32=True) == torch.float32
+
+
+def test_random_batches_mix_lengths_and_both_kinds_have_every_example():
+    data = [Encoded((7,) * (1 + i), 0) for i in range(96)]
+
+    def batches(kind: str) -> list[list[int]]:
+        config = TrainConfig(batches=kind, batch_size=8)
+        return list(NonPrivateGradients(data, 2, config, seeded(0)).batches())
+
+    for kind, mixed in (("similar-length", False), ("random", True)):
+        found = batches(kind)
+        assert sorted(i for batch in found for i in batch) == sorted([*range(96)] * 2)
+        widths = [max(batch) - min(batch) for batch in found]
+        assert (min(widths) > 30) == mixed
+        assert (max(widths) < 8) == (not mixed)
 
 
 def test_equal_seeds_train_equally(minilm, shapes, random_adapter):

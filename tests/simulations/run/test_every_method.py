@@ -27,7 +27,7 @@ RUNS = {
 STEPS = {"prototype": 2}
 """Rounds and stages before a run is stopped, else 4: the second task's first round has just ended,
 and what a method keeps is in use. Of sums that are given once there is no round after the first."""
-CARRIED = {"deal-reference": 2, "linear-probe": 6, "prototype": 6}
+CARRIED = {"deal-reference": 2, "slao": 2, "linear-probe": 6, "prototype": 6}
 """Requests that carry an evaluation along, else 4: of two stages the first round, which asks two
 clients, or for sums all three."""
 
@@ -115,6 +115,8 @@ def test_a_method_is_more_than_its_name(whole_run, name):
         ("lwf", "wire.dtype=int8"),  # the start and what takes it back, each rounded
         ("ewc", "aggregation.rule=alternating"),
         ("olora", "aggregation.rule=flora"),
+        ("nlora", "aggregation.rule=fedex"),
+        ("slao", "wire.dtype=int8"),  # what it keeps at the server is not rounded
     ],
 )
 def test_a_method_goes_with_other_rules_and_wires(make_experiment, tmp_path, name, setting):

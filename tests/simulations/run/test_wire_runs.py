@@ -54,6 +54,26 @@ def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_with):
     assert spent < 0.35 * (sum(wide.bytes_up) + wide.received)
 
 
+def test_bytes_of_sums_in_int8_and_answers_that_are_nearly_the_same(run_with):
+    """One round of class sums after two of learning, in each of two tasks of four labels."""
+    on = ("method.prototype.enabled=on", *ENOUGH_TO_LEARN)
+    _, exact = run_with(*on, name="exact")
+    _, small = run_with("wire.dtype=int8", *on, name="small")
+    wide, narrow = read_results(exact), read_results(small)
+    header, labels, size = 128, 4, 2 * WIDTH  # of four layers
+    beside = size * (size - 1) // 2
+    whole = 3 * header + 4 * (labels + labels * size + beside + size)
+    coded = 5 * header + 4 * (2 * labels + size) + labels * size + beside
+    assert wide.wire.bytes_up[2::3] == [whole] * 2
+    assert narrow.wire.bytes_up[2::3] == [coded] * 2
+    assert coded < 0.26 * whole
+    for exactly, coarsely in (
+        (wide.average_accuracy, narrow.average_accuracy),
+        (wide.class_incremental.average_accuracy, narrow.class_incremental.average_accuracy),
+    ):
+        assert abs(exactly - coarsely) < 0.06  # of 128 answers
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_lossy_format_keeps_server_and_clients_together(run_with, dtype):
     """Server and clients go on from the same numbers, so exact rules stay exact."""

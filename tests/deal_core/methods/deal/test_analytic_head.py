@@ -11,7 +11,7 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.data import Example
 from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import decided, method_of, phases_of, statistics_of
+from deal_core.methods import method_of, phases_of, resolve_auto, statistics_of
 from deal_core.methods.deal.analytic_head import PROTOTYPES
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
@@ -47,7 +47,7 @@ def test_by_default_it_is_one_round_after_learning():
 )
 def test_where_no_sums_can_leave_it_is_off(setting):
     config = experiment(setting)
-    assert decided(config).prototype.enabled == "off"
+    assert resolve_auto(config).prototype.enabled == "off"
     assert statistics_of(method_of(config)) is None
 
 
