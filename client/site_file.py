@@ -55,6 +55,10 @@ class SiteData(Table):
     """Second text column, joined to the first; empty: none."""
     label_column: str = "label"
     """Column of the label."""
+    target_column: str = "target"
+    """Column of the answer, where it is a text."""
+    references_column: str = ""
+    """Column of further right answers; empty: none."""
     id_column: str = ""
     """Column of the records' ids, by which ``policy.disjoint_tasks`` is checked; empty: the texts
     are."""
@@ -66,7 +70,10 @@ class SiteData(Table):
     """Task name to its own columns, and to what its label values stand for."""
     labels: dict[str, tuple[str, ...]] = Field({})
     """Task name to its labels, as the consortium has agreed on: the site takes part in these tasks
-    alone, under these labels."""
+    alone, under these labels. No labels, ``TASK = []``: the answers are texts."""
+    instructions: dict[str, str] = Field({})
+    """Task name to what the prompt of a generating model asks for, as agreed on; a task that is not
+    named takes the experiment's words."""
 
 
 class Compute(Table):
@@ -166,7 +173,8 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
     the run is left.
 
     Raises:
-        UserError: a task that the site has not declared, or with other labels.
+        UserError: a task that the site has not declared, or with other labels, another kind of
+            answer, or another instruction.
     """
     tasks = asked.tasks or tuple(asked.labels)
     for task in tasks:
@@ -177,7 +185,20 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
                 f"task '{task[:80]}' {what} [data.labels] of site.toml; if the consortium has "
                 "agreed on it, add the lines that deal site check --experiment FILE prints"
             )
-    return site_files(site).model_copy(update={"tasks": tasks})
+        if (task in asked.generation) != (not declared):
+            kind = "texts" if declared == () else "labels"
+            raise UserError(
+                f"task '{task[:80]}': its answers are {kind} by [data.labels] of site.toml, and "
+                "others by data.generation of the experiment"
+            )
+        words = asked.instructions.get(task, "")
+        if site.instructions.get(task, words) != words:
+            raise UserError(
+                f"task '{task[:80]}' has another instruction than in [data.instructions] of "
+                "site.toml"
+            )
+    instructions = {task: asked.instructions[task] for task in tasks if task in asked.instructions}
+    return site_files(site).model_copy(update={"tasks": tasks, "instructions": instructions})
 
 
 def site_files(site: SiteData) -> DataConfig:
@@ -188,8 +209,12 @@ def site_files(site: SiteData) -> DataConfig:
         text_column=site.text_column,
         pair_column=site.pair_column,
         label_column=site.label_column,
+        target_column=site.target_column,
+        references_column=site.references_column,
         id_column=site.id_column,
         cache_tokens=site.cache_tokens,
         files=site.files,
         labels=site.labels,
+        generation=tuple(task for task, labels in site.labels.items() if not labels),
+        instructions=site.instructions,
     )

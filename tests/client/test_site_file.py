@@ -113,6 +113,33 @@ def test_tasks_and_labels_are_those_that_the_site_has_declared(site_file, labels
         as_the_site_decides(asked.model_copy(update={"data": data}), read_site(site_file))
 
 
+def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> None:
+    """Columns are the site's; the experiment's words are asked where the site has none of its
+    own."""
+    tables = 'target_column = "reply"\n[data.instructions]\nletters = "Answer."\n[data.labels]'
+    text = TOML.replace('elsewhere = ["Yes", "No"]', "letters = []")
+    text = text.replace("[data.labels]", tables)
+    site_file.write_text(text)
+    site = read_site(site_file)
+
+    def decided(**changes: object) -> Experiment:
+        asked = experiment()
+        more = {"labels": {"letters": (), "triage": ("Surgery", "Skin")}, "target_column": "salary"}
+        data = asked.data.model_copy(update={**more, "generation": ("letters",), **changes})
+        return as_the_site_decides(asked.model_copy(update={"data": data}), site)
+
+    data = decided(instructions={"letters": "Answer.", "triage": "Where to?"}).data
+    assert (data.generation, data.target_column) == (("letters",), "reply")
+    assert data.instructions == {"letters": "Answer.", "triage": "Where to?"}
+    assert decided().data.generation == ("letters",)
+    with pytest.raises(UserError, match="its answers are texts by"):
+        decided(generation=())
+    with pytest.raises(UserError, match="its answers are labels by"):
+        decided(generation=("letters", "triage"))
+    with pytest.raises(UserError, match="has another instruction than"):
+        decided(instructions={"letters": "Tell me everything."})
+
+
 def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None:
     site = read_site(site_file)
     with pytest.raises(UserError, match=r"does not name '/srv/model'; add it"):

@@ -177,7 +177,7 @@ def check_data(config: DataConfig, report: Report) -> None:
 
 def described(task: TaskData) -> list[str]:
     """Counts of a task; they are printed here and sent nowhere."""
-    counts = Counter(example.label for example in task.train)
+    counts = Counter(example.label or "texts" for example in task.train)
     listed = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
     return [f"task '{task.name}': {len(task.train)} train, {len(task.test)} test; train: {listed}"]
 

@@ -39,7 +39,10 @@ def compare_labels(site: SiteFile, agreed: Labels) -> Iterator[str]:
         if task not in agreed:
             yield f"task '{task}' of [data.labels]: not in this experiment"
         elif own[task] == agreed[task]:
-            yield f"task '{task}': labels as agreed ({', '.join(own[task])})"
+            shown = (
+                f"labels as agreed ({', '.join(own[task])})" if own[task] else "answers are texts"
+            )
+            yield f"task '{task}': {shown}"
     differ = {task: labels for task, labels in agreed.items() if own.get(task) != labels}
     if not differ:
         return
