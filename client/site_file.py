@@ -72,8 +72,8 @@ class SiteData(Table):
     """Task name to its labels, as the consortium has agreed on: the site takes part in these tasks
     alone, under these labels. No labels, ``TASK = []``: the answers are texts."""
     instructions: dict[str, str] = Field({})
-    """Task name to what the prompt of a generating model asks for, as agreed on; a task that is not
-    named takes the experiment's words."""
+    """Task name to what the prompt of a generating model asks for, as agreed on: an experiment with
+    other words is refused. A task that is not named takes the experiment's."""
 
 
 class Compute(Table):

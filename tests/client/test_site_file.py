@@ -114,8 +114,8 @@ def test_tasks_and_labels_are_those_that_the_site_has_declared(site_file, labels
 
 
 def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> None:
-    """Columns are the site's; the experiment's words are asked where the site has none of its
-    own."""
+    """Columns are the site's; the words that a prompt asks with are the experiment's, and those that
+    the site names are compared."""
     tables = 'target_column = "reply"\n[data.instructions]\nletters = "Answer."\n[data.labels]'
     text = TOML.replace('elsewhere = ["Yes", "No"]', "letters = []")
     text = text.replace("[data.labels]", tables)
@@ -131,13 +131,14 @@ def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> 
     data = decided(instructions={"letters": "Answer.", "triage": "Where to?"}).data
     assert (data.generation, data.target_column) == (("letters",), "reply")
     assert data.instructions == {"letters": "Answer.", "triage": "Where to?"}
-    assert decided().data.generation == ("letters",)
     with pytest.raises(UserError, match="its answers are texts by"):
         decided(generation=())
     with pytest.raises(UserError, match="its answers are labels by"):
         decided(generation=("letters", "triage"))
     with pytest.raises(UserError, match="has another instruction than"):
         decided(instructions={"letters": "Tell me everything."})
+    with pytest.raises(UserError, match="has another instruction than"):
+        decided()
 
 
 def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None:
