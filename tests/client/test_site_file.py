@@ -114,8 +114,8 @@ def test_tasks_and_labels_are_those_that_the_site_has_declared(site_file, labels
 
 
 def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> None:
-    """Columns are the site's; the words that a prompt asks with are the experiment's, and those that
-    the site names are compared."""
+    """Columns are the site's; the words of a prompt are the experiment's, and are compared with
+    those that the site names."""
     tables = 'target_column = "reply"\n[data.instructions]\nletters = "Answer."\n[data.labels]'
     text = TOML.replace('elsewhere = ["Yes", "No"]', "letters = []")
     text = text.replace("[data.labels]", tables)
@@ -125,6 +125,7 @@ def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> 
     def decided(**changes: object) -> Experiment:
         asked = experiment()
         more = {"labels": {"letters": (), "triage": ("Surgery", "Skin")}, "target_column": "salary"}
+        more["instructions"] = {"letters": "Answer."}
         data = asked.data.model_copy(update={**more, "generation": ("letters",), **changes})
         return as_the_site_decides(asked.model_copy(update={"data": data}), site)
 
@@ -138,7 +139,7 @@ def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> 
     with pytest.raises(UserError, match="has another instruction than"):
         decided(instructions={"letters": "Tell me everything."})
     with pytest.raises(UserError, match="has another instruction than"):
-        decided()
+        decided(instructions={})
 
 
 def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None:
