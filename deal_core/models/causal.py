@@ -24,6 +24,7 @@ from deal_core.errors import UserError
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.lora.packing import Packing, packed
 from deal_core.models.attention import register_attention
+from deal_core.models.greedy import greedy
 from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.loading import best_device, pretrained
 from deal_core.models.lower_layers import LowerLayers, decode, first_adapted
@@ -52,6 +53,7 @@ class CausalLM:
         mark = tokenizer.bos_token_id
         opening = () if mark is None else (mark,)
         self._prompts = prompt_tokens(tokenizer, model, max_length, (opening, ()), gap=" ")
+        base.generation_config = greedy(self._prompts)
         self.tokens = self._prompts.texts
 
     def encode(
@@ -121,9 +123,6 @@ class CausalLM:
             whole = cast(Any, base).generate(
                 input_ids=torch.tensor(rows, device=self.device),
                 attention_mask=torch.tensor(real, device=self.device),
-                max_new_tokens=self._prompts.longest_answer,
-                do_sample=False,
-                pad_token_id=pad,
             )
         return [self._prompts.until_end(row) for row in whole[:, longest:].tolist()]
 
