@@ -152,77 +152,13 @@ def tiny_causal(folder: Path, kind: str) -> Path:
     return folder
 
 
-def tiny_seq2seq(folder: Path, kind: str) -> Path:
-    """Save a random T5 (``t5``: scaled states; ``flan-t5``: gated, unscaled) or BART likewise."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import (
-        AutoModelForSeq2SeqLM,
-        BartConfig,
-        PreTrainedTokenizerFast,
-        T5Config,
-    )
-
-    words = "Classify the text . Answer with one of options Options : , Text red blue green a b c d"
-    special = ["<pad>", "</s>", "<unk>", "<s>"]
-    vocabulary = {word: i for i, word in enumerate([*special, *words.split()])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>" if kind == "bart" else "$A </s>",
-        special_tokens=[("<s>", 3), ("</s>", 1)],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        bos_token="<s>" if kind == "bart" else None,
-        eos_token="</s>",
-        pad_token="<pad>",
-    ).save_pretrained(folder)
-    sizes = {"vocab_size": len(vocabulary), "d_model": 32, "pad_token_id": 0, "eos_token_id": 1}
-    t5 = {
-        **sizes,
-        "d_kv": 8,
-        "d_ff": 64,
-        "num_layers": 2,
-        "num_heads": 4,
-        "relative_attention_num_buckets": 8,
-        "decoder_start_token_id": 0,
-    }
-    config = {
-        "t5": lambda: T5Config(**t5),
-        "flan-t5": lambda: T5Config(
-            **t5, feed_forward_proj="gated-gelu", tie_word_embeddings=False
-        ),
-        "bart": lambda: BartConfig(
-            **sizes,
-            bos_token_id=3,
-            decoder_start_token_id=1,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=64,
-            decoder_ffn_dim=64,
-            init_std=0.2,
-        ),
-    }[kind]()
-    torch.manual_seed(0)
-    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session", params=["t5", "flan-t5", "bart"])
 def seq2seq_folder(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    return tiny_seq2seq(tmp_path_factory.mktemp(request.param), request.param)
+    from tests.architectures import save
 
-
-@pytest.fixture(scope="session")
-def make_seq2seq() -> Callable[[Path, str], Path]:
-    """``make_seq2seq(folder, "t5" | "flan-t5" | "bart")``."""
-    return tiny_seq2seq
+    return save(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2"])

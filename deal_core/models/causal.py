@@ -33,6 +33,8 @@ from deal_core.models.prompt_tokens import answer_losses, prompt_tokens
 
 SCORING_TOKENS = 4096
 """Most tokens in one scoring pass: bounds memory, not results."""
+FOREST_TOLERANCE = {torch.float32: 1e-3}
+"""Relative difference of states that rounding may make; of other types 0.05."""
 
 
 class CausalLM:
@@ -207,15 +209,46 @@ def load_causal(
     """Return the model, base and tokeniser loaded.
 
     Raises:
-        UserError: the model cannot be loaded, or does more with its last states than one product.
+        UserError: the model cannot be loaded, its attention cannot be replaced, or it does more
+            with its last states than one product.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = pretrained(
         AutoModelForCausalLM, model.name, dtype=dtype, attn_implementation=register_attention()
     )
+    require_forest(base, model.name)
     require_plain_head(base, model.name)
     return CausalLM(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
+
+
+def require_forest(base: Any, name: str) -> None:
+    """Check that prompts in one row are read as if each were alone.
+
+    Raises:
+        UserError: they are not: the model has an attention of its own, or places by other means.
+    """
+    alone = ((0, 1, 2, 3), (0, 1, 3, 2))
+    forest, _ = plant([PromptRow((0, 1), (2, 3)), PromptRow((0, 1), (3,), ((2,),))])
+    try:
+        with torch.no_grad():
+            together = decode(base.get_decoder(), forest)[0, 2:].float()
+            each = [_last_states(base, ids)[2:] for ids in alone]
+        expected = torch.cat(each)
+        error = float(((together - expected).norm(dim=1) / expected.norm(dim=1)).max())
+    except Exception:
+        error = float("inf")
+    if not error < FOREST_TOLERANCE.get(base.dtype, 0.05):
+        raise UserError(
+            f"model.name '{name}': its attention cannot read several prompts in one row, which "
+            "causal-lm needs; choose another model (Llama, Qwen, Mistral, Gemma 3, GPT-2, ...)"
+        )
+
+
+def _last_states(base: Any, ids: Tokens) -> Tensor:
+    output = base.get_decoder()(input_ids=torch.tensor([ids]), use_cache=False)
+    states: Tensor = output.last_hidden_state[0].float()
+    return states
 
 
 def require_plain_head(base: Any, name: str) -> None:

@@ -18,7 +18,7 @@ def greedy(prompts: PromptTokens, start: int | None = None) -> Any:
     """
     from transformers import GenerationConfig
 
-    return GenerationConfig(
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False,
         num_beams=1,
         max_new_tokens=prompts.longest_answer,

@@ -55,7 +55,7 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         options: passed on.
 
     Raises:
-        UserError: neither a folder nor reachable on the hub.
+        UserError: neither a folder nor reachable on the hub, or its attention cannot be replaced.
     """
     from transformers.utils import logging
     from transformers.utils.quantization_config import GgufConfig
@@ -68,6 +68,10 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return loader.from_pretrained(source.location, **source.options, **options)
+    except KeyError:  # older models look the attention up in a table of their own
+        raise UserError(
+            f"model.name '{name}': its attention cannot be replaced; choose another model"
+        ) from None
     except (OSError, ValueError) as error:
         kind = "folder" if Path(source.location).exists() else "name"
         raise UserError(
