@@ -77,7 +77,8 @@ class DistillationConfig(Table):
     prompts: Literal["auto", "current", "earlier"] = "auto"
     """How a generating model's teacher is asked: about each text with the prompt and the answer of
     the task at hand (``current``: the published form), or with the prompt of an earlier task, and
-    gives an answer of its own (``earlier``). ``auto``: deal with ``earlier``, lwf with ``current``."""
+    gives an answer of its own (``earlier``). ``auto``: deal with ``earlier``, lwf with
+    ``current``."""
 
 
 class ConsolidationConfig(Table):
