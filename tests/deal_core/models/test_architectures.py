@@ -12,10 +12,11 @@ from deal_core.lora.adapter import orthogonal_init
 from deal_core.lora.attach import read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import adapter_shapes, load_model
+from deal_core.models.attention import attention, register_attention
 from deal_core.randomness import seeded
 from deal_core.training.loop import train
 from deal_core.training.per_sample import clipped_gradients
-from tests.architectures import MODULES, REFUSED, WORKING, model_config, save
+from tests.architectures import CONFIGS, MODULES, REFUSED, WORKING, model_config, save
 
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [
@@ -115,6 +116,36 @@ def test_an_attention_that_cannot_be_replaced_is_refused_in_one_line(name, tmp_p
         load_model(config, AdapterConfig(), 32)
     assert str(tmp_path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in WORKING if CONFIGS[name][0] == "causal-lm"])
+def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, dtype, tmp_path, monkeypatch):
+    config = model_config(save(tmp_path, name), name)
+    adapter = AdapterConfig()
+    load_model(config, adapter, 32, dtype)
+    monkeypatch.setattr(
+        "deal_core.models.attention.attention",
+        lambda *args, forest=None, **options: attention(*args, **options),
+    )
+    with pytest.raises(UserError, match="several prompts in one row"):
+        load_model(config, adapter, 32, dtype)
+    monkeypatch.undo()
+    register_attention()
+
+
+def test_an_encoder_that_overlooks_padding_is_refused(tmp_path, monkeypatch):
+    config = model_config(save(tmp_path, "bert"), "bert")
+    monkeypatch.setattr(
+        "deal_core.models.attention.attention",
+        lambda module, query, key, value, mask, **options: attention(
+            module, query, key, value, None, **options
+        ),
+    )
+    with pytest.raises(UserError, match="padded text"):
+        load_model(config, AdapterConfig(), 32)
+    monkeypatch.undo()
+    register_attention()
 
 
 @pytest.mark.parametrize(
