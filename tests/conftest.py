@@ -152,6 +152,15 @@ def tiny_causal(folder: Path, kind: str) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", params=["t5", "flan-t5", "bart"])
+def seq2seq_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    from tests.architectures import save
+
+    return save(tmp_path_factory.mktemp(request.param), request.param)
+
+
 @pytest.fixture(scope="session", params=["llama", "gpt2"])
 def causal_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_causal(tmp_path_factory.mktemp(request.param), request.param)

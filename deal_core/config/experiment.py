@@ -20,17 +20,19 @@ class ModelConfig(Table):
     """The frozen base model."""
 
     family: str = "encoder-labels"
-    """Model family: ``encoder-labels`` or ``causal-lm``."""
+    """Model family: ``encoder-labels``, ``causal-lm`` or ``seq2seq-lm``; the last two answer in
+    words (generating models)."""
     name: str = "embedded:minilm"
     """``embedded:NAME``, a folder, or a Hugging Face hub name."""
     logit_scale: float = Field(20.0, gt=0)
     """Multiplier of the cosine between text and label (encoder-labels)."""
     instruction: str = "Classify the text. Answer with one of the options."
-    """What a task asks for, where ``data.instructions`` does not say (causal-lm)."""
+    """What a task asks for, where ``data.instructions`` does not say (generating models)."""
     template: str = "{instruction}\nOptions: {options}\nText: {text}\nAnswer:"
-    """The prompt (causal-lm); a line with ``{options}`` is left out where the answer is a text."""
+    """The prompt (generating models); a line with ``{options}`` is left out where the answer is a
+    text."""
     max_new_tokens: int = Field(48, ge=1)
-    """Tokens of an answer that is a text, at most (causal-lm)."""
+    """Tokens of an answer that is a text, at most (generating models)."""
 
 
 class AdapterConfig(Table):
@@ -50,8 +52,8 @@ class AdapterConfig(Table):
     target_modules: tuple[str, ...] = ()
     """Names of the adapted linear layers; empty: the family's default (q and v)."""
     first_layer: int = Field(0, ge=0)
-    """First layer of the model that is adapted. What lies below never changes, so a text passes it
-    once in a run (causal-lm)."""
+    """First layer of the model that is adapted, of an encoder-decoder in both. What lies below
+    never changes, so a text passes it once in a run (causal-lm)."""
 
 
 class PartitionConfig(Table):
@@ -113,13 +115,13 @@ class DataConfig(Table):
     tasks: tuple[str, ...] = ()
     """Tasks in the order they are learnt; empty: all, in the source's order."""
     generation: tuple[str, ...] = ()
-    """Tasks whose answer is a text, ``target_column``, instead of a label (causal-lm; files,
-    sites); an answer is measured by ROUGE-L."""
+    """Tasks whose answer is a text, ``target_column``, instead of a label (generating models;
+    files, sites); an answer is measured by ROUGE-L."""
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
     instructions: dict[str, str] = Field(default_factory=dict)
-    """Task name to what its prompt asks for (causal-lm); a task that is not named:
+    """Task name to what its prompt asks for (generating models); a task that is not named:
     ``model.instruction``."""
     text_column: str = "text"
     """Column of the text (files, hub)."""

@@ -73,11 +73,12 @@ class DistillationConfig(Table):
     softmax: Literal["per-task", "joint"] = "per-task"
     """What the teacher chooses between: the labels of each task, as they are told apart when that
     task is tested (the mean over tasks), or of all earlier ones, and of all future ones, at once. A
-    causal model's teacher chooses words, with ``weight`` where there is an earlier task."""
+    generating model's teacher chooses words, with ``weight`` where there is an earlier task."""
     prompts: Literal["auto", "current", "earlier"] = "auto"
-    """How a causal model's teacher is asked: about each text with the prompt and the answer of the
-    task at hand (``current``: the published form), or with the prompt of an earlier task, and gives
-    an answer of its own (``earlier``). ``auto``: deal with ``earlier``, lwf with ``current``."""
+    """How a generating model's teacher is asked: about each text with the prompt and the answer of
+    the task at hand (``current``: the published form), or with the prompt of an earlier task, and
+    gives an answer of its own (``earlier``). ``auto``: deal with ``earlier``, lwf with
+    ``current``."""
 
 
 class ConsolidationConfig(Table):
@@ -217,7 +218,7 @@ class MethodConfig(Table):
     """Weight of the logarithm of a client's own label shares, added to its scores in the loss; 0:
     off, 1: whole. Where a few clients own a label it keeps them from being led apart; elsewhere it
     costs a little. It reads the labels of all of a client's examples, so it is refused where single
-    records are protected; a causal model's loss is over words, which have no shares (deal)."""
+    records are protected; a generating model's loss is over words, which have no shares (deal)."""
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()

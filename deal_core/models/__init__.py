@@ -16,6 +16,7 @@ from deal_core.models.causal import causal_skeleton, load_causal
 from deal_core.models.encoder import encoder_size, encoder_skeleton, load_encoder
 from deal_core.models.interface import Encoded, ForwardOutput, GeneratingModel, LanguageModel
 from deal_core.models.loading import check_weights as check_checkpoint
+from deal_core.models.seq2seq import load_seq2seq, seq2seq_skeleton
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "causal-lm": Family(
         load_causal, causal_skeleton, TaskType.CAUSAL_LM, False, lambda model, layers: 0
+    ),
+    "seq2seq-lm": Family(
+        load_seq2seq, seq2seq_skeleton, TaskType.SEQ_2_SEQ_LM, False, lambda model, layers: 0
     ),
 }
 

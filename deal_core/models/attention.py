@@ -18,6 +18,8 @@ from deal_core.models.prompt_forest import PromptForest
 NAME = "deal"
 LONGEST = {torch.bfloat16: 256, torch.float32: 64}
 """Tokens up to which the plain operations are the faster ones (measured)."""
+UNGROUPED = nn.Module()
+"""Stands for a layer whose keys are repeated already: transformers would repeat them again."""
 
 
 def register_attention() -> str:
@@ -94,6 +96,7 @@ def _in_forest(
     query, key, value = (row[0] for row in states)
     groups = query.shape[0] // key.shape[0]
     if groups > 1:
+        module = UNGROUPED
         key, value = (row.repeat_interleave(groups, dim=0) for row in (key, value))
     # A head's width after the other: the row as the projection made it.
     rows = tuple(row.transpose(0, 1).flatten(1) for row in (query, key, value))

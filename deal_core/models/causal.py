@@ -17,23 +17,24 @@ from typing import Any, cast
 import torch
 from peft import PeftModel, TaskType
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
-from deal_core.data.tokens import TokenCache, tokeniser_name
 from deal_core.errors import UserError
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.lora.packing import Packing, packed
 from deal_core.models.attention import register_attention
+from deal_core.models.greedy import greedy
 from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.loading import best_device, pretrained
 from deal_core.models.lower_layers import LowerLayers, decode, first_adapted
-from deal_core.models.prompt import read_template, words
 from deal_core.models.prompt_forest import PromptForest, PromptRow, Tokens, plant
+from deal_core.models.prompt_tokens import answer_losses, prompt_tokens
 
 SCORING_TOKENS = 4096
 """Most tokens in one scoring pass: bounds memory, not results."""
+FOREST_TOLERANCE = {torch.float32: 1e-3}
+"""Relative difference of states that rounding may make; of other types 0.05."""
 
 
 class CausalLM:
@@ -44,7 +45,6 @@ class CausalLM:
     def __init__(
         self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
     ) -> None:
-        self._longest_answer = model.max_new_tokens
         self.device = best_device()
         self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.CAUSAL_LM)
         self.module.eval()
@@ -52,41 +52,17 @@ class CausalLM:
         self._head = base.get_output_embeddings()
         layers, below = first_adapted(self.module)
         self._lower = LowerLayers(self._decoder, layers, below) if below else None
-        self._tokenizer = tokenizer
-        self._template = read_template(model.template)
-        self._instruction = model.instruction
-        self._answers: dict[str, Tokens] = {}
-        self.tokens = TokenCache(
-            lambda texts: [self._ids(text)[:max_length] for text in texts],
-            tokeniser_name(tokenizer, "text alone", max_length),
-        )
+        mark = tokenizer.bos_token_id
+        opening = () if mark is None else (mark,)
+        self._prompts = prompt_tokens(tokenizer, model, max_length, (opening, ()), gap=" ")
+        base.generation_config = greedy(self._prompts)
+        self.tokens = self._prompts.texts
 
     def encode(
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
     ) -> list[Encoded]:
-        """Return tokenised prompts; only the text is cut, so that the prompt with its options,
-        whatever the length of the text, ends as the template does."""
-        index = {label: position for position, label in enumerate(labels)}
-        texts = self.tokens([example.text for example in examples])
-        encoded = []
-        for ids, example in zip(texts, examples, strict=True):
-            prompt = self._prompt(tuple(ids), labels, instruction)
-            encoded.append(
-                replace(prompt, target=index[example.label])
-                if labels
-                else replace(
-                    prompt,
-                    answer=(*self._ids(f" {example.target}")[: self._longest_answer], *self._end),
-                    right=(example.target, *example.references),
-                )
-            )
-        return encoded
-
-    def _prompt(self, text: Tokens, labels: Sequence[str], instruction: str) -> Encoded:
-        before, after = self._template.around(instruction or self._instruction, labels)
-        head = self._known(before, first=True)
-        tail = self._known(after)
-        return Encoded((*head, *text, *tail), -1, shared=len(head), text=text)
+        """Return tokenised prompts; only the text is cut."""
+        return self._prompts.encode(examples, labels, instruction)
 
     def forward_train(
         self,
@@ -103,21 +79,16 @@ class CausalLM:
         """
         if log_prior is not None:
             raise ValueError("losses are over words: labels have no prior")
-        answers = [self._answer(item, labels) for item in batch]
+        answers = [self._prompts.answer(item, labels) for item in batch]
         logits = self.word_logits(self._answer_states(batch, answers))
-        targets = torch.tensor([token for answer in answers for token in answer])
-        token_losses = cross_entropy(logits, targets.to(self.device), reduction="none")
-        counts = [len(answer) for answer in answers]
-        losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
-        kept = logits if seen else logits[:, :0]
-        return ForwardOutput(losses, kept, counts, [kept.shape[1]])
+        return answer_losses(logits, answers, seen)
 
     def word_states(
         self, batch: Sequence[Encoded], labels: Sequence[str]
     ) -> tuple[Tensor, list[int]]:
         """Return the states that predict the words of the answers, ends included, ``(words,
         hidden)``, and how many each example has."""
-        answers = [self._answer(item, labels) for item in batch]
+        answers = [self._prompts.answer(item, labels) for item in batch]
         return self._answer_states(batch, answers), [len(answer) for answer in answers]
 
     def word_logits(self, states: Tensor) -> Tensor:
@@ -130,45 +101,32 @@ class CausalLM:
     ) -> list[Encoded]:
         """Return the same texts under the prompt of another task, each with the answer that the
         model gives now: its best label, and the end."""
-        asked = [self._prompt(item.text, labels, instruction) for item in batch]
+        asked = [self._prompts.prompt(item.text, labels, instruction) for item in batch]
         if not labels:
             written = self._written(asked)
             return [replace(e, answer=words) for e, words in zip(asked, written, strict=True)]
         with torch.no_grad():
             best = self.scores(asked, labels).argmax(dim=1).tolist()
-        answers = [self._label(labels[n]) + self._end for n in best]
+        answers = [self._prompts.label(labels[n]) + self._prompts.end for n in best]
         return [replace(each, answer=answer) for each, answer in zip(asked, answers, strict=True)]
 
     def write(self, batch: Sequence[Encoded]) -> list[str]:
         """Return the answers as texts."""
-        decode = self._tokenizer.decode
-        return [decode(ids, skip_special_tokens=True).strip() for ids in self._written(batch)]
+        return [self._prompts.text(ids) for ids in self._written(batch)]
 
     def _written(self, batch: Sequence[Encoded]) -> list[Tokens]:
         """Return the answers' tokens, the end included where there was one."""
         longest = max(len(item.tokens) for item in batch)
-        rows = [(*[0] * (longest - len(item.tokens)), *item.tokens) for item in batch]
+        pad = self._prompts.padding
+        rows = [(*[pad] * (longest - len(item.tokens)), *item.tokens) for item in batch]
         real = [[0] * (longest - len(item.tokens)) + [1] * len(item.tokens) for item in batch]
         base = self.module.get_base_model()
         with torch.no_grad():
             whole = cast(Any, base).generate(
                 input_ids=torch.tensor(rows, device=self.device),
                 attention_mask=torch.tensor(real, device=self.device),
-                max_new_tokens=self._longest_answer,
-                do_sample=False,
-                pad_token_id=self._padding,
             )
-        return [self._until_end(row) for row in whole[:, longest:].tolist()]
-
-    def _until_end(self, row: list[int]) -> Tokens:
-        """Cut what follows the end."""
-        end = self._end[0] if self._end else None
-        length = row.index(end) + 1 if end in row else len(row)
-        return tuple(row[:length])
-
-    @property
-    def _padding(self) -> int:
-        return self._end[0] if self._end else 0
+        return [self._prompts.until_end(row) for row in whole[:, longest:].tolist()]
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Raise ``ValueError``: there is no embedding of a text."""
@@ -176,7 +134,7 @@ class CausalLM:
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""
-        answers = [self._label(label) for label in labels]
+        answers = [self._prompts.label(label) for label in labels]
         branches = tuple(answer[:-1] for answer in answers)
         rows = [self._row(item, (), branches) for item in batch]
         parts: list[Tensor] = []
@@ -230,34 +188,6 @@ class CausalLM:
             with self._lower.replaced(self._lower.states(forest)):
                 return decode(self._decoder, forest)[0]
 
-    def _answer(self, item: Encoded, labels: Sequence[str]) -> Tokens:
-        """Return the tokens that an example's answer should have, the end included."""
-        if item.target < 0:
-            return item.answer
-        return self._label(labels[item.target]) + self._end
-
-    @property
-    def _end(self) -> Tokens:
-        """The token that ends an answer, where the tokeniser has one."""
-        end = self._tokenizer.eos_token_id
-        return () if end is None else (end,)
-
-    def _label(self, label: str) -> Tokens:
-        return self._known(f" {words(label)}")
-
-    def _known(self, text: str, first: bool = False) -> Tokens:
-        """Return the ids of a text that is asked for often; of the ``first`` in a row with the mark
-        of a beginning, where the tokeniser has one."""
-        key = f"{first} {text}"
-        if key not in self._answers:
-            mark = self._tokenizer.bos_token_id if first else None
-            self._answers[key] = (*([] if mark is None else [mark]), *self._ids(text))
-        return self._answers[key]
-
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
 
 def _within(rows: Sequence[PromptRow], tokens: int) -> list[list[PromptRow]]:
     """Rows in parts of so many tokens."""
@@ -279,15 +209,46 @@ def load_causal(
     """Return the model, base and tokeniser loaded.
 
     Raises:
-        UserError: the model cannot be loaded, or does more with its last states than one product.
+        UserError: the model cannot be loaded, its attention cannot be replaced, or it does more
+            with its last states than one product.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     base = pretrained(
         AutoModelForCausalLM, model.name, dtype=dtype, attn_implementation=register_attention()
     )
+    require_forest(base, model.name)
     require_plain_head(base, model.name)
     return CausalLM(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
+
+
+def require_forest(base: Any, name: str) -> None:
+    """Check that prompts in one row are read as if each were alone.
+
+    Raises:
+        UserError: they are not: the model has an attention of its own, or places by other means.
+    """
+    alone = ((0, 1, 2, 3), (0, 1, 3, 2))
+    forest, _ = plant([PromptRow((0, 1), (2, 3)), PromptRow((0, 1), (3,), ((2,),))])
+    try:
+        with torch.no_grad():
+            together = decode(base.get_decoder(), forest)[0, 2:].float()
+            each = [_last_states(base, ids)[2:] for ids in alone]
+        expected = torch.cat(each)
+        error = float(((together - expected).norm(dim=1) / expected.norm(dim=1)).max())
+    except Exception:
+        error = float("inf")
+    if not error < FOREST_TOLERANCE.get(base.dtype, 0.05):
+        raise UserError(
+            f"model.name '{name}': its attention cannot read several prompts in one row, which "
+            "causal-lm needs; choose another model (Llama, Qwen, Mistral, Gemma 3, GPT-2, ...)"
+        )
+
+
+def _last_states(base: Any, ids: Tokens) -> Tensor:
+    output = base.get_decoder()(input_ids=torch.tensor([ids]), use_cache=False)
+    states: Tensor = output.last_hidden_state[0].float()
+    return states
 
 
 def require_plain_head(base: Any, name: str) -> None:

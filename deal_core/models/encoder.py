@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, normalize
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.data.tokens import TokenCache, tokeniser_name
+from deal_core.errors import UserError
 from deal_core.lora.attach import attach, base_only, lora_layers
 from deal_core.lora.packing import Packing, packed, packing_of, packs
 from deal_core.models.attention import NAME as ATTENTION
@@ -29,6 +30,8 @@ from deal_core.models.loading import best_device, pretrained
 
 FEW_LABELS = 256
 LABELS_PER_PASS = 64
+ALONE_TOLERANCE = 0.05
+"""Relative difference of states that rounding may make."""
 
 
 class EncoderLabels:
@@ -189,12 +192,35 @@ def load_encoder(
     """Return the model, base and tokeniser loaded.
 
     Raises:
-        UserError: the model cannot be loaded.
+        UserError: the model cannot be loaded, or is none that reads a text as it stands.
     """
     from transformers import AutoModel, AutoTokenizer
 
     base = pretrained(AutoModel, model.name, dtype=dtype, attn_implementation=register_attention())
+    require_alone(base, model.name)
     return EncoderLabels(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
+
+
+def require_alone(base: Any, name: str) -> None:
+    """Check that a text has the states that it has alone, beside a longer one too.
+
+    Raises:
+        UserError: it has not, or the model wants more than a text.
+    """
+    ids = torch.tensor([[2, 3, 0, 0], [2, 3, 4, 3]])
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    try:
+        with torch.no_grad():
+            beside = base(input_ids=ids, attention_mask=mask).last_hidden_state[0, :2].float()
+            alone = base(input_ids=ids[:1, :2], attention_mask=mask[:1, :2]).last_hidden_state[0]
+        error = float(((beside - alone).norm(dim=1) / alone.float().norm(dim=1)).max())
+    except Exception:
+        error = math.inf
+    if not error < ALONE_TOLERANCE:
+        raise UserError(
+            f"model.name '{name}': does not read a padded text as it reads it alone, which "
+            "encoder-labels needs; choose an encoder, or another model.family"
+        )
 
 
 def encoder_size(model: ModelConfig, layers: int = 1) -> int:

@@ -19,7 +19,7 @@ class Encoded:
     """One tokenised example.
 
     Attributes:
-        tokens: ids of the text (encoder) or of the prompt (causal LM).
+        tokens: ids of the text (encoder) or of the prompt (generating model).
         target: index of the label in the task's labels; -1: the answer is a text.
         shared: so many tokens of a prompt, the first ones, are those of all prompts of the task.
         text: ids of the text alone, without the prompt around it.
@@ -42,8 +42,8 @@ class ForwardOutput:
     Attributes:
         example_losses: ``(batch,)``, one loss per example, independent of its batch-mates.
         distillation_logits: ``(rows, classes)``; what a teacher hands to a student. Encoder: a
-            row per example over the labels of other tasks. Causal LM: a row per answer token
-            over the vocabulary. No classes: nothing to distil.
+            row per example over the labels of other tasks. Generating model: a row per answer
+            token over the vocabulary. No classes: nothing to distil.
         rows: how many of these rows each example has; their sum is the number of rows.
         spaces: how many classes, from the left, are one choice: a softmax is over one space.
             Their sum is the number of classes.
@@ -69,7 +69,7 @@ class LanguageModel(Protocol):
     @property
     def has_label_logits(self) -> bool:
         """Whether losses and distillation are over the labels that are asked about; otherwise they
-        are over one space, whatever is asked (a causal model's vocabulary)."""
+        are over one space, whatever is asked (a generating model's vocabulary)."""
 
     @property
     def tokens(self) -> TokenCache:
@@ -127,7 +127,7 @@ class LanguageModel(Protocol):
 
 @runtime_checkable
 class GeneratingModel(LanguageModel, Protocol):
-    """A model that answers in words: a causal one."""
+    """A model that answers in words: a causal one, or an encoder-decoder."""
 
     def word_states(
         self, batch: Sequence[Encoded], labels: Sequence[str]

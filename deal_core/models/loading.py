@@ -72,7 +72,8 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         options: passed on.
 
     Raises:
-        UserError: neither a folder nor reachable on the hub, or a checkpoint that lacks weights.
+        UserError: neither a folder nor reachable on the hub, a checkpoint that lacks weights, or an
+            attention that cannot be replaced.
     """
     from transformers.utils.quantization_config import GgufConfig
 
@@ -86,6 +87,10 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
     try:
         with quiet():
             found = loader.from_pretrained(source.location, **source.options, **options)
+    except KeyError:  # older models look the attention up in a table of their own
+        raise UserError(
+            f"model.name '{name}': its attention cannot be replaced; choose another model"
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(
             f"model.name '{name}': cannot load this {kind} ({str(error).splitlines()[0]})"

@@ -113,7 +113,7 @@ def check_answers(experiment: Experiment) -> None:
     if texts and has_label_logits(model):
         raise UserError(
             f"data.generation: answers of '{texts[0]}' are texts, and model.family "
-            f"'{model.family}' chooses among labels; use causal-lm"
+            f"'{model.family}' chooses among labels; use causal-lm or seq2seq-lm"
         )
     try:
         read_template(model.template)

@@ -1,174 +1,326 @@
-"""Gradients per example in an encoder with a decoder (T5), against PEFT one example at a time.
-
-What the other models lack: a decoder that reads the encoder's output, a bias by distance that all
-examples share, embeddings that are also the output's weight, and two lengths per example.
-"""
-
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
-from peft import LoraConfig, TaskType, get_peft_model
 from torch.nn.functional import cross_entropy
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from deal_core.config.experiment import AdapterConfig
-from deal_core.lora.attach import CURRENT, attach, lora_layers, read, set_trainable, write
-from deal_core.models.interface import Encoded
-from deal_core.privacy.interface import RecordId
-from deal_core.privacy.mechanisms.private_gradients import BELOW, PrivateGradients
+from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config.method import MethodConfig
+from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.lora.adapter import orthogonal_init, zero_adapter
+from deal_core.lora.attach import CURRENT, at_task_start, lora_layers, read, set_trainable, write
+from deal_core.lora.state import State
+from deal_core.methods import METHODS, LocalTask, TaskPrompt, make_method
+from deal_core.methods.shared.answers import ask
+from deal_core.methods.shared.plain import Plain
+from deal_core.models import GeneratingModel, adapter_shapes, load_model
+from deal_core.randomness import seeded
+from deal_core.training.cache import Cache
+from deal_core.training.evaluation import count_correct
+from deal_core.training.loop import load_state, train
 from deal_core.training.per_sample import clipped_gradients
-from tests.deal_core.privacy.mechanisms.silence import Silence
 
-TARGETS = ("q", "v")
-TEXTS = ((5, 9, 3, 1), (7, 1), (4, 8, 30, 21, 6, 17, 2, 1))
-ANSWERS = ((11, 12, 1), (13, 14, 15, 16, 1), (18, 1))
-"""The longest text is not the one with the longest answer."""
-IGNORED = -100
-UNCLIPPED = 1e3
-"""A bound that no gradient here reaches."""
-FACTORS = [{"lora_A"}, {"lora_B"}, {"lora_A", "lora_B"}]
-
-
-def padded(rows, value) -> torch.Tensor:
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+OF_SUMS = ("linear-probe", "prototype")
+"""Methods that need embeddings, which there are none of."""
+LABELS = ("red", "blue_green", "green")
+EXAMPLES = [
+    Example("a b", "red"),
+    Example("c c c c d", "blue_green"),
+    Example("d", "green"),
+    Example("a b a b a b", "red"),
+]
+WRITTEN = [Example("a b", "", target="red red blue"), Example("d d d", "", target="green")]
+KINDS = ("t5", "flan-t5", "bart")
 
 
-class Answering:
-    """Mean loss over an example's own answer; ``weights`` of the losses."""
-
-    def __init__(self, module, weights=(1.0, 1.0, 1.0)):
-        self.module, self.weights = module, weights
-
-    def example_losses(self, batch):
-        texts, answers = [TEXTS[i] for i in batch], [ANSWERS[i] for i in batch]
-        labels = padded(answers, IGNORED)
-        logits = self.module(
-            input_ids=padded(texts, 0),
-            attention_mask=padded([[1] * len(text) for text in texts], 0),
-            labels=labels,
-        ).logits
-        losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none").sum(dim=1)
-        lengths = torch.tensor([len(answer) for answer in answers])
-        return losses / lengths * torch.tensor([self.weights[i] for i in batch])
+def config_of(folder, **changes) -> ModelConfig:
+    return ModelConfig(family="seq2seq-lm", name=str(folder), **changes)
 
 
-@pytest.fixture(scope="module")
-def base():
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=32,
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=2,
-        num_heads=2,
-        relative_attention_num_buckets=8,
-        dropout_rate=0.1,
-        pad_token_id=0,
-        decoder_start_token_id=0,
+@pytest.fixture
+def model(seq2seq_folder, small_adapter):
+    return load_model(config_of(seq2seq_folder, max_new_tokens=4), small_adapter, 32)
+
+
+def ids_of(folder, text: str) -> list[int]:
+    return AutoTokenizer.from_pretrained(folder)(text, add_special_tokens=False)["input_ids"]
+
+
+def answer_ids(folder, label: str) -> list[int]:
+    return ids_of(folder, label.replace("_", " "))
+
+
+def plain_logits(folder, prompt, answer) -> torch.Tensor:
+    """One sequence at a time through the bare model: the obvious slow way. The last row predicts
+    what follows the answer."""
+    bare = AutoModelForSeq2SeqLM.from_pretrained(folder, attn_implementation="eager").eval()
+    mark = ids_of(folder, "<s>") if bare.config.model_type == "bart" else []
+    start = [bare.config.decoder_start_token_id, *mark]
+    with torch.no_grad():
+        logits = bare(
+            input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[*start, *answer]])
+        ).logits[0]
+    return logits[len(start) - 1 :]
+
+
+def plain_log_likelihoods(folder, prompt, answer) -> torch.Tensor:
+    rows = plain_logits(folder, prompt, answer)[:-1]
+    return -cross_entropy(rows, torch.tensor(answer), reduction="none")
+
+
+def test_it_is_a_model_that_answers_in_words(model):
+    assert isinstance(model, GeneratingModel)
+    assert not model.has_label_logits
+    with pytest.raises(ValueError, match="no embedding"):
+        model.embed([])
+
+
+def test_scores_are_length_normalised_log_likelihoods(model, seq2seq_folder):
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        scores = model.scores(batch, LABELS)
+    for i, item in enumerate(batch):
+        for j, label in enumerate(LABELS):
+            answer = answer_ids(seq2seq_folder, label)
+            assert len(answer) == len(label.split("_"))
+            expected = plain_log_likelihoods(seq2seq_folder, item.tokens, answer).mean()
+            torch.testing.assert_close(scores[i, j], expected, rtol=0, atol=1e-4)
+    assert scores.std(dim=0).max() > 0.01  # the text is read
+
+
+def test_labels_of_one_word_need_no_second_pass(model):
+    batch = model.encode(EXAMPLES, LABELS)
+    passes = []
+    handle = (
+        model.module.get_base_model()
+        .get_decoder()
+        .register_forward_hook(lambda *_: passes.append(1))
     )
-    return T5ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        all_labels = model.scores(batch, LABELS)
+        assert len(passes) == 2
+        short = model.scores(batch, ("red", "green"))
+        assert len(passes) == 3
+    handle.remove()
+    torch.testing.assert_close(short, all_labels[:, [0, 2]], rtol=0, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def module(base, random_adapter):
-    """With something in both factors."""
-    config = AdapterConfig(rank=4, target_modules=TARGETS)
-    module = attach(copy.deepcopy(base), config, TaskType.SEQ_2_SEQ_LM).eval()
-    write(module, random_adapter(read(module).shapes, 4, 0.5, seed=5))
-    return module
-
-
-@pytest.fixture(scope="module")
-def plain(base, module):
-    """The same model by PEFT alone."""
-    config = LoraConfig(r=4, target_modules=list(TARGETS), task_type=TaskType.SEQ_2_SEQ_LM)
-    plain = get_peft_model(copy.deepcopy(base), config).eval()
-    for (name, ours), (also, theirs) in zip(
-        lora_layers(module).items(), lora_layers(plain).items(), strict=True
-    ):
-        assert name == also
-        theirs.scaling["default"] = ours.scaling[CURRENT]
-        for factor in ("lora_A", "lora_B"):
-            weight = getattr(ours, factor)[CURRENT].weight.detach().clone()
-            getattr(theirs, factor)["default"].weight.data = weight
-    return plain
-
-
-def taken(parameters) -> torch.Tensor:
-    """All gradients in one row; forgets them."""
-    row = torch.cat([p.grad.flatten() for p in parameters])
-    for p in parameters:
-        p.grad = None
-    return row
-
-
-def loop(plain, trained) -> list[torch.Tensor]:
-    """A gradient per example, each alone and without padding."""
-    factors = [
-        getattr(layer, factor)["default"].weight
-        for layer in lora_layers(plain).values()
-        for factor in sorted(trained)
+def test_a_text_is_read_once_for_all_its_labels(model, monkeypatch):
+    batch = model.encode(EXAMPLES, LABELS)
+    monkeypatch.setattr("deal_core.models.seq2seq.SCORING_TOKENS", 1)
+    base, seen = model.module.get_base_model(), []
+    keys = ("EncDecAttention.k", "encoder_attn.k_proj")
+    cross = [module for name, module in base.named_modules() if name.endswith(keys)]
+    handles = [
+        module.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+        for module in cross
     ]
-    rows = []
-    for i in range(len(TEXTS)):
-        plain.zero_grad()
-        Answering(plain).example_losses([i]).sum().backward()
-        rows.append(taken(factors))
-    return rows
+    handles.append(base.get_encoder().register_forward_hook(lambda *_: seen.append("encoder")))
+    with torch.no_grad():
+        model.scores(batch, LABELS)
+    for handle in handles:
+        handle.remove()
+    assert len(cross) == 2
+    assert seen == ["encoder", 1, 1] * len(batch)
 
 
-def private_sum(module, parameters, bound) -> torch.Tensor:
-    """What a private step adds its noise to."""
-    data = [Encoded(text, 0) for text in TEXTS]
-    step = PrivateGradients(
-        record_ids=[RecordId("task", row) for row in range(len(data))],
-        data=data,
-        sample_rate=1.0,
-        noise_multiplier=1.0,
-        max_grad_norm=bound / BELOW,
-        steps=1,
-        expected_batch=1.0,
-        tokens_per_microbatch=2048,
-        noise=Silence(),
+def test_small_scoring_passes_change_nothing(model, monkeypatch):
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        whole = model.scores(batch, LABELS)
+        monkeypatch.setattr("deal_core.models.seq2seq.SCORING_TOKENS", 1)
+        parts = model.scores(batch, LABELS)
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-5)
+
+
+def test_example_loss_is_the_mean_over_its_own_answer_and_the_end(model, seq2seq_folder):
+    end = ids_of(seq2seq_folder, "</s>")
+    labelled, written = model.encode(EXAMPLES, LABELS), model.encode(WRITTEN, ())
+    texts = [example.label for example in EXAMPLES], [example.target for example in WRITTEN]
+    for batch, labels, answers in ((labelled, LABELS, texts[0]), (written, (), texts[1])):
+        with torch.no_grad():
+            losses = model.forward_train(batch, labels, ()).example_losses
+        for item, answer, loss in zip(batch, answers, losses, strict=True):
+            ids = answer_ids(seq2seq_folder, answer) + end
+            expected = -plain_log_likelihoods(seq2seq_folder, item.tokens, ids).mean()
+            torch.testing.assert_close(loss, expected, rtol=0, atol=1e-4)
+
+
+def test_distillation_rows_are_answer_tokens(model, seq2seq_folder):
+    batch = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        assert model.forward_train(batch, LABELS, ()).distillation_logits.numel() == 0
+        learnt = model.forward_train(batch, LABELS, (("red",),))
+        states, words = model.word_states(batch, LABELS)
+        logits = model.word_logits(states)
+    expected = [len(answer_ids(seq2seq_folder, e.label)) + 1 for e in EXAMPLES]
+    assert learnt.rows == words == expected
+    torch.testing.assert_close(learnt.distillation_logits, logits, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="labels have no prior"):
+        model.forward_train(batch, LABELS, (), torch.zeros(3))
+
+
+def test_a_long_text_never_pushes_the_question_out(model, seq2seq_folder):
+    short, long = model.encode([Example("a", "red"), Example("a " * 500, "red")], LABELS)
+    tail = ids_of(seq2seq_folder, "\nAnswer: </s>")
+    assert long.tokens[-len(tail) :] == short.tokens[-len(tail) :] == tuple(tail)
+    assert len(long.tokens) - len(short.tokens) == 31
+
+
+def test_the_prompt_stands_between_what_the_tokeniser_puts_around_a_text(model, seq2seq_folder):
+    (item,) = model.encode([Example("a b", "red")], LABELS)
+    prompt = "Classify the text. Answer with one of the options.\nOptions: red, blue green, green\nText: a b\nAnswer:"  # noqa: E501
+    assert list(item.tokens) == AutoTokenizer.from_pretrained(seq2seq_folder)(prompt)["input_ids"]
+
+
+def greedy_words(folder, prompt, longest: int) -> list[int]:
+    """Word by word, each time the whole answer anew."""
+    (end,) = ids_of(folder, "</s>")
+    answer: list[int] = []
+    while len(answer) < longest and end not in answer:
+        answer.append(int(plain_logits(folder, prompt, answer)[-1].argmax()))
+    return answer
+
+
+@pytest.mark.parametrize("seq2seq_folder", ["t5", "bart"], indirect=True)
+def test_it_writes_the_likeliest_word_each_time(model, seq2seq_folder):
+    tokenizer = AutoTokenizer.from_pretrained(seq2seq_folder)
+    batch = model.encode(WRITTEN, ())
+    for item, text in zip(batch, model.write(batch), strict=True):
+        words = greedy_words(seq2seq_folder, item.tokens, 4)
+        assert text == tokenizer.decode(words, skip_special_tokens=True).strip()
+    assert [item.right for item in batch] == [(example.target,) for example in WRITTEN]
+
+
+def test_the_teacher_answers_the_prompts_of_earlier_tasks(model, seq2seq_folder):
+    earlier = (TaskPrompt(("a", "b c"), "Text with one of"), TaskPrompt((), "Answer the text"))
+    batch = model.encode(EXAMPLES, LABELS)
+    asked, teacher = ask(model, batch, earlier)
+    tokenizer = AutoTokenizer.from_pretrained(seq2seq_folder)
+    (end,) = ids_of(seq2seq_folder, "</s>")
+    for n, item in enumerate(asked):
+        prompt, text = earlier[n % 2], EXAMPLES[n].text
+        example = Example(text, *prompt.labels[:1]) if prompt.labels else Example(text, "", target="a")  # fmt: skip  # noqa: E501
+        (alone,) = model.encode([example], prompt.labels, prompt.instruction)
+        assert item.tokens == alone.tokens
+        with at_task_start(model.module):
+            if prompt.labels:
+                best = prompt.labels[int(model.scores([alone], prompt.labels).argmax())]
+                assert item.answer == (*answer_ids(seq2seq_folder, best), end)
+            else:
+                (written,) = model.write([alone])
+                assert tokenizer.decode(item.answer, skip_special_tokens=True).strip() == written
+        assert teacher([n])[0].shape == (len(item.answer), len(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("seq2seq_folder", "name"),
+    [
+        *(("t5", name) for name in METHODS if name not in OF_SUMS),
+        ("flan-t5", "deal"),
+        ("bart", "deal"),
+    ],
+    indirect=["seq2seq_folder"],
+)
+def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
+    model, seq2seq_folder, small_adapter, name
+):
+    shapes = adapter_shapes(config_of(seq2seq_folder), small_adapter)
+    assert shapes == read(model.module).shapes
+    method = make_method(MethodConfig(name=name), small_adapter)
+    start = method.begin_task(
+        State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")
     )
-    step.accumulate(module, Answering(module), [0, 1, 2])
-    return taken(parameters)
+    retained = orthogonal_init(zero_adapter(shapes, 6), 6, 1.0, seeded(1))
+    state = State(start.current, retained)
+    load_state(model, state)
+    batch = model.encode(EXAMPLES, LABELS)
+    task = LocalTask(LABELS, (("a",),), prompts=(TaskPrompt(("a", "b"), "Text"),))
+    objective = method.objective(model, state, task, batch, Cache())
+    everything = range(len(batch))
+    with torch.no_grad():
+        before = float(objective.example_losses(everything).mean())
+    frozen = {
+        n: p.detach().clone() for n, p in model.module.named_parameters() if f".{CURRENT}." not in n
+    }
+    settings = TrainConfig(learning_rate=2e-2, batch_size=2)
+    both = frozenset({"lora_A", "lora_B"})
+    train(model, objective, batch, both, 20, settings, seeded(0, "train"))
+    with torch.no_grad():
+        after = float(objective.example_losses(everything).mean())
+    assert after < before - 0.1
+    for n, p in model.module.named_parameters():
+        if f".{CURRENT}." not in n:
+            assert torch.equal(p, frozen[n]), n
+    assert count_correct(model, batch, LABELS) >= 2
 
 
-def test_the_model_has_what_is_put_to_the_test(module):
-    names = list(lora_layers(module))
+@pytest.mark.parametrize("modules", [(), ("q", "k", "v", "o", "wi", "wo")])
+@pytest.mark.parametrize("seq2seq_folder", ["t5"], indirect=True)
+def test_gradients_of_each_example_are_those_it_has_alone(seq2seq_folder, random_adapter, modules):
+    adapter = AdapterConfig(rank=4, target_modules=modules)
+    model = load_model(config_of(seq2seq_folder), adapter, 32)
+    write(model.module, random_adapter(read(model.module).shapes, 4, 0.05, seed=5))
+    parameters = set_trainable(model.module, frozenset({"lora_A", "lora_B"}))
+    for data, labels in (
+        (model.encode(EXAMPLES, LABELS), LABELS),
+        (model.encode(WRITTEN, ()), ()),
+    ):
+        objective = Plain(model, labels, data)
+        rows = []
+        for n in range(len(data)):
+            objective.example_losses([n]).sum().backward()
+            rows.append(torch.cat([p.grad.flatten() for p in parameters]))
+            for p in parameters:
+                p.grad = None
+        norms = torch.stack(rows).norm(dim=1)
+        bound = float(norms.median())
+        found = clipped_gradients(model.module, objective, [range(len(data))], bound)
+        torch.testing.assert_close(found, norms, rtol=1e-4, atol=1e-6)
+        expected = sum(
+            row * min(1.0, bound / float(norm)) for row, norm in zip(rows, norms, strict=True)
+        )
+        ours = torch.cat([p.grad.flatten() for p in parameters])
+        for p in parameters:
+            p.grad = None
+        assert float((ours - expected).norm() / expected.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("seq2seq_folder", ["t5"], indirect=True)
+def test_the_default_layers_are_queries_and_values_of_all_three_attentions(model):
+    names = list(lora_layers(model.module))
+    assert len(names) == 2 * 3 * 2
     for part in ("encoder.block.0", "decoder.block.1.layer.0.SelfAttention", "EncDecAttention"):
-        for target in TARGETS:
-            assert any(part in name and name.endswith(f".{target}") for name in names)
-    t5 = module.get_base_model()
-    assert t5.lm_head.weight is t5.shared.weight
-    assert t5.encoder.block[0].layer[0].SelfAttention.has_relative_attention_bias
-    assert t5.decoder.block[0].layer[0].SelfAttention.has_relative_attention_bias
+        assert {name[-2:] for name in names if part in name} == {".q", ".v"}
 
 
-@pytest.mark.parametrize("trained", FACTORS)
-def test_an_example_among_others_has_the_gradient_that_it_has_alone(module, plain, trained):
-    parameters = set_trainable(module, frozenset(trained))
-    for i, expected in enumerate(loop(plain, trained)):
-        alone = [float(i == k) for k in range(len(TEXTS))]
-        norms = clipped_gradients(module, Answering(module, alone), [[0, 1, 2]], UNCLIPPED)
-        ours = taken(parameters)
-        assert float(expected.norm()) > 0.01
-        assert [float(norm) > 0 for norm in norms] == [i == k for k in range(len(TEXTS))]
-        assert float((ours - expected).norm() / expected.norm()) <= 1e-5
+@pytest.mark.parametrize("seq2seq_folder", ["t5", "bart"], indirect=True)
+def test_layers_are_counted_in_encoder_and_decoder(seq2seq_folder):
+    shapes = adapter_shapes(config_of(seq2seq_folder), AdapterConfig(first_layer=1))
+    assert len(shapes) == 3 * 2
+    assert all(".1." in name for name in shapes)
 
 
-@pytest.mark.parametrize("trained", FACTORS)
-def test_the_sum_is_that_of_a_loop_that_clips_every_example(module, plain, trained):
-    parameters = set_trainable(module, frozenset(trained))
-    rows = loop(plain, trained)
-    bound = float(torch.stack(rows).norm(dim=1).median())  # clips some, not all
-    ours = private_sum(module, parameters, bound)
-    expected = sum(row * min(1.0, bound / float(row.norm())) for row in rows)
-    assert float((ours - sum(rows)).norm() / expected.norm()) > 0.01
-    assert float((ours - expected).norm() / expected.norm()) <= 1e-5
+def test_half_precision_scores_are_near(seq2seq_folder, small_adapter):
+    whole = load_model(config_of(seq2seq_folder), small_adapter, 32)
+    half = load_model(config_of(seq2seq_folder), small_adapter, 32, torch.bfloat16)
+    batch = whole.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        found, expected = half.scores(batch, LABELS), whole.scores(batch, LABELS)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.15)
+
+
+@pytest.mark.parametrize("seq2seq_folder", ["t5"], indirect=True)
+def test_words_with_other_scores_are_refused(seq2seq_folder, small_adapter, monkeypatch):
+    monkeypatch.setattr("deal_core.models.seq2seq.state_factor", lambda base: 1.0)
+    with pytest.raises(UserError, match="other scores than a product"):
+        load_model(config_of(seq2seq_folder), small_adapter, 32)
+
+
+def test_a_decoder_alone_is_refused(make_causal, tmp_path, small_adapter):
+    with pytest.raises(UserError, match="cannot load this folder") as refused:
+        load_model(config_of(make_causal(tmp_path, "llama")), small_adapter, 32)
+    assert "\n" not in str(refused.value)

@@ -21,6 +21,7 @@ from deal_core.privacy.mechanisms.private_gradients import BELOW, PrivateGradien
 from deal_core.randomness import seeded
 from deal_core.training.loop import run_local_steps
 from deal_core.training.per_sample import clipped_gradients
+from tests.architectures import model_config, save
 from tests.deal_core.privacy.mechanisms.silence import Silence
 
 LABELS = ["red", "green", "blue"]
@@ -29,11 +30,14 @@ ENCODER_TOKENS = ((101, 2540, 102), (101, 3096, 2003, 2009, 102), (101, 2146, 29
 CAUSAL_TOKENS = ((1, 3, 4), (1, 5, 6, 7, 8), (1, 9, 10, 11))
 
 
-@pytest.fixture(scope="module", params=["encoder", "llama", "gpt2"])
+@pytest.fixture(scope="module", params=["encoder", "llama", "gpt2", "t5"])
 def case(request, random_adapter, make_causal, tmp_path_factory):
     """A model with something in both factors, and three examples."""
     if request.param == "encoder":
         config, tokens = ModelConfig(), ENCODER_TOKENS
+    elif request.param == "t5":
+        folder = save(tmp_path_factory.mktemp("t5"), "t5")
+        config, tokens = model_config(folder, "t5"), CAUSAL_TOKENS
     else:
         folder = make_causal(tmp_path_factory.mktemp(request.param), request.param)
         config, tokens = ModelConfig(family="causal-lm", name=str(folder)), CAUSAL_TOKENS

@@ -1,0 +1,154 @@
+"""Prompts and answers of a generating model as token ids, and the loss of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from deal_core.config.experiment import ModelConfig
+from deal_core.data import Example
+from deal_core.data.tokens import TokenCache, tokeniser_name
+from deal_core.models.interface import Encoded, ForwardOutput
+from deal_core.models.prompt import PromptTemplate, read_template, words
+from deal_core.models.prompt_forest import Tokens
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """Makes prompts and answers; what is asked for often is tokenised once.
+
+    Attributes:
+        tokenizer: that of the model.
+        template: of the prompt.
+        instruction: of a task that has none of its own.
+        longest_answer: tokens of an answer that is a text, at most, without its end.
+        texts: ids of texts alone, cut.
+        opening: ids before every prompt.
+        closing: ids after every prompt.
+        gap: what stands before an answer, where it continues the prompt.
+    """
+
+    tokenizer: Any
+    template: PromptTemplate
+    instruction: str
+    longest_answer: int
+    texts: TokenCache
+    opening: Tokens = ()
+    closing: Tokens = ()
+    gap: str = ""
+    _known: dict[str, Tokens] = field(default_factory=dict)
+
+    def encode(
+        self, examples: Sequence[Example], labels: Sequence[str], instruction: str
+    ) -> list[Encoded]:
+        """Return tokenised prompts; only the text is cut, so that the prompt with its options,
+        whatever the length of the text, ends as the template does."""
+        index = {label: position for position, label in enumerate(labels)}
+        texts = self.texts([example.text for example in examples])
+        encoded = []
+        for ids, example in zip(texts, examples, strict=True):
+            prompt = self.prompt(tuple(ids), labels, instruction)
+            if labels:
+                encoded.append(replace(prompt, target=index[example.label]))
+                continue
+            written = self.ids(f"{self.gap}{example.target}")[: self.longest_answer]
+            right = (example.target, *example.references)
+            encoded.append(replace(prompt, answer=written + self.end, right=right))
+        return encoded
+
+    def prompt(self, text: Tokens, labels: Sequence[str], instruction: str) -> Encoded:
+        """Return the prompt around a text; the answer is not known."""
+        before, after = self.template.around(instruction or self.instruction, labels)
+        head = self.opening + self._once(before)
+        tail = self._once(after) + self.closing
+        return Encoded((*head, *text, *tail), -1, shared=len(head), text=text)
+
+    def answer(self, item: Encoded, labels: Sequence[str]) -> Tokens:
+        """Return the tokens that an example's answer should have, the end included."""
+        if item.target < 0:
+            return item.answer
+        return self.label(labels[item.target]) + self.end
+
+    def label(self, label: str) -> Tokens:
+        """Return the tokens of a label as an answer, without an end."""
+        return self._once(f"{self.gap}{words(label)}")
+
+    @property
+    def end(self) -> Tokens:
+        """The token that ends an answer, where the tokeniser has one."""
+        end = self.tokenizer.eos_token_id
+        return () if end is None else (end,)
+
+    @property
+    def padding(self) -> int:
+        """An id for cells that nobody reads."""
+        pad: int | None = self.tokenizer.pad_token_id
+        return pad if pad is not None else (*self.end, 0)[0]
+
+    def until_end(self, row: Sequence[int]) -> Tokens:
+        """Cut what follows the end."""
+        end = self.end[0] if self.end else None
+        length = row.index(end) + 1 if end in row else len(row)
+        return tuple(row[:length])
+
+    def text(self, ids: Tokens) -> str:
+        """Return what an answer says."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
+    def ids(self, text: str) -> Tokens:
+        """Return the ids of a text alone."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _once(self, text: str) -> Tokens:
+        if text not in self._known:
+            self._known[text] = self.ids(text)
+        return self._known[text]
+
+
+def prompt_tokens(
+    tokenizer: Any, model: ModelConfig, max_length: int, around: tuple[Tokens, Tokens], gap: str
+) -> PromptTokens:
+    """Return what makes the prompts of ``model``.
+
+    Args:
+        tokenizer: that of the model.
+        model: template, instruction, length of an answer.
+        max_length: tokens of a text, at most.
+        around: ids before and after every prompt.
+        gap: what stands before an answer.
+    """
+    texts = TokenCache(
+        lambda texts: [
+            tokenizer(text, add_special_tokens=False)["input_ids"][:max_length] for text in texts
+        ],
+        tokeniser_name(tokenizer, "text alone", max_length),
+    )
+    template = read_template(model.template)
+    return PromptTokens(
+        tokenizer, template, model.instruction, model.max_new_tokens, texts, *around, gap
+    )
+
+
+def answer_losses(
+    logits: Tensor, answers: Sequence[Tokens], seen: Sequence[Sequence[str]]
+) -> ForwardOutput:
+    """Return the mean loss over each example's own answer; distillation is over the vocabulary at
+    its tokens, so ``seen`` only decides whether there is anything to distil.
+
+    Args:
+        logits: those that predict the tokens of all answers, ``(words, vocabulary)``.
+        answers: their tokens, the ends included.
+        seen: label spaces of other tasks.
+    """
+    targets = torch.tensor([token for answer in answers for token in answer])
+    token_losses = cross_entropy(logits, targets.to(logits.device), reduction="none")
+    counts = [len(answer) for answer in answers]
+    losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
+    kept = logits if seen else logits[:, :0]
+    return ForwardOutput(losses, kept, counts, [kept.shape[1]])

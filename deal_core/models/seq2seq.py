@@ -1,0 +1,299 @@
+"""Family ``seq2seq-lm``: an encoder reads the prompt, a decoder says the answer.
+
+Losses and scores are those of ``causal-lm``: docs/method.md (M3). To score labels a text is read
+once, and what the decoder takes from it is made once for all its labels.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, TaskType
+from torch import Tensor
+
+from deal_core.config.experiment import AdapterConfig, ModelConfig
+from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.lora.attach import attach
+from deal_core.models.attention import register_attention
+from deal_core.models.greedy import greedy
+from deal_core.models.interface import Encoded, ForwardOutput
+from deal_core.models.loading import best_device, pretrained
+from deal_core.models.prompt_forest import Tokens
+from deal_core.models.prompt_tokens import answer_losses, prompt_tokens
+
+SCORING_TOKENS = 4096
+"""Most tokens of texts, once for every label, in one scoring pass: bounds memory, not results."""
+
+
+@dataclass(frozen=True)
+class ReadTexts:
+    """Attributes: ``states`` of texts after the encoder, ``(texts, longest, hidden)``; ``real``,
+    which of them are of a token, ``(texts, longest)``."""
+
+    states: Tensor
+    real: Tensor
+
+    def repeated(self, times: int) -> ReadTexts:
+        """Return every text so many times, next to each other."""
+        return ReadTexts(
+            self.states.repeat_interleave(times, dim=0), self.real.repeat_interleave(times, dim=0)
+        )
+
+
+class Seq2SeqLM:
+    """Any Hugging Face encoder-decoder whose logits are a product with the decoder's states."""
+
+    has_label_logits = False
+
+    def __init__(
+        self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
+    ) -> None:
+        self.device = best_device()
+        self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.SEQ_2_SEQ_LM)
+        self.module.eval()
+        self._encoder, self._decoder = base.get_encoder(), base.get_decoder()
+        self._cache_name = cache_name(self._decoder)
+        self._head = base.get_output_embeddings()
+        self._factor = state_factor(base)
+        self._bias: Tensor | None = getattr(base, "final_logits_bias", None)
+        opening, closing = special_tokens(tokenizer)
+        self._prompts = prompt_tokens(tokenizer, model, max_length, (opening, closing), gap="")
+        self.start = (base.config.decoder_start_token_id, *opening)
+        base.generation_config = greedy(self._prompts, base.config.decoder_start_token_id)
+        self.tokens = self._prompts.texts
+
+    def encode(
+        self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
+    ) -> list[Encoded]:
+        """Return tokenised prompts, with what the tokeniser puts around a text; only the text is
+        cut."""
+        return self._prompts.encode(examples, labels, instruction)
+
+    def forward_train(
+        self,
+        batch: Sequence[Encoded],
+        labels: Sequence[str],
+        seen: Sequence[Sequence[str]],
+        log_prior: Tensor | None = None,
+    ) -> ForwardOutput:
+        """Return losses on the answer's tokens and the end; distillation is over the vocabulary at
+        those tokens, so ``seen`` only decides whether there is anything to distil.
+
+        Raises:
+            ValueError: ``log_prior`` is given.
+        """
+        if log_prior is not None:
+            raise ValueError("losses are over words: labels have no prior")
+        answers = [self._prompts.answer(item, labels) for item in batch]
+        return answer_losses(self.word_logits(self._answer_states(batch, answers)), answers, seen)
+
+    def word_states(
+        self, batch: Sequence[Encoded], labels: Sequence[str]
+    ) -> tuple[Tensor, list[int]]:
+        """Return the states that predict the words of the answers, ends included, ``(words,
+        hidden)``, and how many each example has."""
+        answers = [self._prompts.answer(item, labels) for item in batch]
+        return self._answer_states(batch, answers), [len(answer) for answer in answers]
+
+    def word_logits(self, states: Tensor) -> Tensor:
+        """Return logits over the vocabulary, ``(..., vocabulary)``, float32."""
+        logits: Tensor = self._head(states).float()
+        return logits if self._bias is None else logits + self._bias[0].float()
+
+    def answered(
+        self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
+    ) -> list[Encoded]:
+        """Return the same texts under the prompt of another task, each with the answer that the
+        model gives now: its best label, and the end."""
+        asked = [self._prompts.prompt(item.text, labels, instruction) for item in batch]
+        if labels:
+            with torch.no_grad():
+                best = self.scores(asked, labels).argmax(dim=1).tolist()
+            answers = [self._prompts.label(labels[n]) + self._prompts.end for n in best]
+        else:
+            answers = self._written(asked)
+        return [replace(each, answer=answer) for each, answer in zip(asked, answers, strict=True)]
+
+    def write(self, batch: Sequence[Encoded]) -> list[str]:
+        """Return the answers as texts."""
+        return [self._prompts.text(ids) for ids in self._written(batch)]
+
+    def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
+        """Raise ``ValueError``: there is no embedding of a text."""
+        raise ValueError("a generating model has no embedding of a text")
+
+    def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+        """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""
+        answers = [self._prompts.label(label) for label in labels]
+        return torch.cat([self._likelihoods(part, answers) for part in _within(batch, len(labels))])
+
+    def _likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
+        """Mean log-likelihood of each answer to each prompt, ``(batch, answers)``."""
+        from transformers import DynamicCache, EncoderDecoderCache
+
+        texts = self._read(batch)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        start = self._decode(texts, [self.start] * len(batch), cache)[:, -1]
+        firsts = [answer[0] for answer in answers]
+        total = self.word_logits(start).log_softmax(dim=1)[:, firsts]
+        lengths = torch.tensor([len(answer) for answer in answers], device=self.device)
+        longest = int(lengths.max()) - 1
+        if longest:
+            cache.batch_repeat_interleave(len(answers))
+            rows = [answer[:-1] for answer in answers] * len(batch)
+            states = self._decode(texts.repeated(len(answers)), rows, cache)
+            real = torch.arange(longest, device=self.device) < lengths[:, None] - 1
+            cells = states.view(len(batch), len(answers), longest, -1)[:, real]
+            later = [token for answer in answers for token in answer[1:]]
+            logits = self.word_logits(cells)
+            index = torch.tensor(later, device=self.device).expand(len(batch), -1)[:, :, None]
+            found = logits.gather(2, index)[:, :, 0] - logits.logsumexp(dim=2)
+            total = total.index_add(1, real.nonzero()[:, 0], found)
+        return total / lengths
+
+    def _answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
+        """Return the states that predict the words of the answers, ``(words, hidden)``. An example
+        is a row of the encoder and a row of the decoder: its gradient is its own."""
+        rows = [self.start + answer[:-1] for answer in answers]
+        states = self._decode(self._read(batch), rows)
+        before = len(self.start) - 1
+        return torch.cat(
+            [row[before : before + len(a)] for row, a in zip(states, answers, strict=True)]
+        )
+
+    def _read(self, batch: Sequence[Encoded]) -> ReadTexts:
+        ids, real = self._padded([item.tokens for item in batch])
+        output = self._encoder(input_ids=ids, attention_mask=real.long())
+        return ReadTexts(output.last_hidden_state, real)
+
+    def _decode(self, texts: ReadTexts, rows: Sequence[Tokens], cache: Any = None) -> Tensor:
+        """Return the states of these tokens, each row below one text, ``(rows, longest, hidden)``;
+        those of the cache stand before them."""
+        output = self._decoder(
+            input_ids=self._padded(rows)[0],
+            encoder_hidden_states=texts.states,
+            encoder_attention_mask=texts.real.long(),
+            use_cache=cache is not None,
+            **({} if cache is None else {self._cache_name: cache}),
+        )
+        states: Tensor = output.last_hidden_state
+        return states if self._factor == 1.0 else states * self._factor
+
+    def _written(self, batch: Sequence[Encoded]) -> list[Tokens]:
+        """Return the answers' tokens, the end included where there was one."""
+        ids, real = self._padded([item.tokens for item in batch])
+        base = cast(Any, self.module.get_base_model())
+        with torch.no_grad():
+            whole = base.generate(
+                input_ids=ids,
+                attention_mask=real.long(),
+                decoder_input_ids=torch.tensor([self.start] * len(batch), device=self.device),
+            )
+        written = whole[:, len(self.start) :].tolist()
+        return [self._prompts.until_end(row) for row in written]
+
+    def _padded(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
+        """Return ids and which of them are of a row, ``(rows, longest)`` each."""
+        lengths = torch.tensor([len(row) for row in rows])
+        longest = int(lengths.max())
+        pad = self._prompts.padding
+        ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
+        real = torch.arange(longest)[None, :] < lengths[:, None]
+        return ids.to(self.device), real.to(self.device)
+
+
+def _within(batch: Sequence[Encoded], labels: int) -> list[list[Encoded]]:
+    """Prompts in parts of so many tokens, once for every label."""
+    parts: list[list[Encoded]] = []
+    longest = 0
+    for item in batch:
+        longest = max(longest, len(item.tokens))
+        if parts and (len(parts[-1]) + 1) * labels * longest <= SCORING_TOKENS:
+            parts[-1].append(item)
+        else:
+            parts.append([item])
+            longest = len(item.tokens)
+    return parts
+
+
+def cache_name(decoder: Any) -> str:
+    """Return what this version of transformers calls the cache of a decoder."""
+    return (
+        "cache" if "cache" in inspect.signature(decoder.forward).parameters else ("past_key_values")
+    )
+
+
+def special_tokens(tokenizer: Any) -> tuple[Tokens, Tokens]:
+    """Return what the tokeniser puts before and after a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : start + len(bare)] == bare:
+            return tuple(whole[:start]), tuple(whole[start + len(bare) :])
+    return (), ()
+
+
+def state_factor(base: Any) -> float:
+    """Return what the decoder's states are multiplied by before the head: T5 with tied
+    embeddings."""
+    scaled = getattr(base.config, "scale_decoder_outputs", False)
+    return float(base.config.d_model**-0.5) if scaled else 1.0
+
+
+def load_seq2seq(
+    model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
+) -> Seq2SeqLM:
+    """Return the model, base and tokeniser loaded.
+
+    Raises:
+        UserError: the model cannot be loaded, or its logits are not those that are computed here.
+    """
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    base = pretrained(
+        AutoModelForSeq2SeqLM, model.name, dtype=dtype, attn_implementation=register_attention()
+    )
+    tokenizer = pretrained(AutoTokenizer, model.name)
+    loaded = Seq2SeqLM(base, tokenizer, model, adapter, max_length)
+    require_same_logits(loaded, base, model.name)
+    return loaded
+
+
+def require_same_logits(model: Seq2SeqLM, base: Any, name: str) -> None:
+    """Check that words have the logits that the model itself gives them.
+
+    Raises:
+        UserError: they have not.
+    """
+    item = Encoded((0, 1, 0), -1, answer=(1, 0, 1))
+    rows = [[*model.start, *item.answer[:-1]]]
+    try:
+        with torch.no_grad():
+            ours = model.word_logits(model.word_states([item], ())[0])
+            theirs = base(
+                input_ids=torch.tensor([item.tokens], device=model.device),
+                decoder_input_ids=torch.tensor(rows, device=model.device),
+                use_cache=False,
+            ).logits[0, len(model.start) - 1 :]
+        same = torch.allclose(ours, theirs.float(), rtol=1e-2, atol=1e-2)
+    except Exception:
+        same = False
+    if not same:
+        raise UserError(
+            f"model.name '{name}': its words have other scores than a product with the decoder's "
+            "states, which seq2seq-lm cannot follow; choose another model"
+        )
+
+
+def seq2seq_skeleton(model: ModelConfig) -> Any:
+    """Return the base model without weights (meta device): enough to know its layers."""
+    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+    config = pretrained(AutoConfig, model.name)
+    with torch.device("meta"):
+        return AutoModelForSeq2SeqLM.from_config(config)  # type: ignore[no-untyped-call]

@@ -1,0 +1,159 @@
+"""Every family with several architectures: loaded, scored, trained, and per example."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deal_core.config.experiment import AdapterConfig, TrainConfig
+from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.lora.adapter import orthogonal_init
+from deal_core.lora.attach import read, set_trainable, write
+from deal_core.methods.shared.plain import Plain
+from deal_core.models import adapter_shapes, load_model
+from deal_core.models.attention import attention, register_attention
+from deal_core.randomness import seeded
+from deal_core.training.loop import train
+from deal_core.training.per_sample import clipped_gradients
+from tests.architectures import CONFIGS, MODULES, REFUSED, WORKING, model_config, save
+
+LABELS = ("red", "blue_green", "green")
+EXAMPLES = [
+    Example("a b", "red"),
+    Example("c c c c d a b c d a b c d", "blue_green"),
+    Example("d", "green"),
+    Example("a b a b a b", "red"),
+]
+BOTH = frozenset({"lora_A", "lora_B"})
+
+
+@pytest.fixture(scope="module", params=WORKING)
+def case(request, tmp_path_factory):
+    folder = save(tmp_path_factory.mktemp(request.param), request.param)
+    config = model_config(folder, request.param)
+    adapter = AdapterConfig(rank=4, target_modules=MODULES.get(request.param, ()))
+    return load_model(config, adapter, 32), config, adapter
+
+
+def test_scores_are_finite_and_those_of_each_text_alone(case):
+    model, _, _ = case
+    data = model.encode(EXAMPLES, LABELS)
+    with torch.no_grad():
+        scores = model.scores(data, LABELS)
+        alone = torch.cat([model.scores([item], LABELS) for item in data])
+        one_label = torch.cat([model.scores(data, [label]) for label in LABELS], dim=1)
+    assert scores.isfinite().all()
+    assert scores.std(dim=0).max() > 1e-3
+    torch.testing.assert_close(scores, alone, rtol=0, atol=1e-4)
+    torch.testing.assert_close(scores, one_label, rtol=0, atol=1e-4)
+
+
+def test_an_adapter_is_read_as_it_was_written(case, random_adapter):
+    model, config, adapter = case
+    before = read(model.module)
+    assert before.shapes == adapter_shapes(config, adapter)
+    data = model.encode(EXAMPLES, LABELS)
+    other = random_adapter(before.shapes, 4, 0.3, 5)
+    with torch.no_grad():
+        untouched = model.scores(data, LABELS)
+        write(model.module, other)
+        found, changed = read(model.module), model.scores(data, LABELS)
+        write(model.module, before)
+        back = model.scores(data, LABELS)
+    for name, factors in other.layers.items():
+        assert torch.equal(found.layers[name].A, factors.A)
+        assert torch.equal(found.layers[name].B, factors.B)
+    assert (changed - untouched).abs().max() > 1e-3
+    assert torch.equal(back, untouched)
+
+
+def test_gradients_of_each_example_are_those_it_has_alone(case, random_adapter):
+    model, _, _ = case
+    before = read(model.module)
+    write(model.module, random_adapter(before.shapes, 4, 0.02, 5))
+    parameters = set_trainable(model.module, BOTH)
+    data = model.encode(EXAMPLES, LABELS)
+    objective = Plain(model, LABELS, data)
+    rows = []
+    for n in range(len(data)):
+        objective.example_losses([n]).sum().backward()
+        rows.append(torch.cat([p.grad.flatten() for p in parameters]))
+        for p in parameters:
+            p.grad = None
+    norms = torch.stack(rows).norm(dim=1)
+    bound = float(norms.median())
+    clipped_gradients(model.module, objective, [range(len(data))], bound)
+    ours = torch.cat([p.grad.flatten() for p in parameters])
+    for p in parameters:
+        p.grad = None
+    expected = sum(r * min(1.0, bound / float(n)) for r, n in zip(rows, norms, strict=True))
+    assert float((ours - expected).norm() / expected.norm()) < 1e-5
+    write(model.module, before)
+
+
+def test_a_few_steps_lower_the_loss(case):
+    model, _, _ = case
+    before = read(model.module)
+    write(model.module, orthogonal_init(before, 4, 4.0, seeded(0)))
+    data = model.encode(EXAMPLES, LABELS)
+    objective = Plain(model, LABELS, data)
+    everything = range(len(data))
+    with torch.no_grad():
+        first = float(objective.example_losses(everything).mean())
+    settings = TrainConfig(learning_rate=1e-2, batch_size=4)
+    train(model, objective, data, BOTH, 4, settings, seeded(0, "train"))
+    with torch.no_grad():
+        last = float(objective.example_losses(everything).mean())
+    assert last < first - 0.01
+    write(model.module, before)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_attention_that_cannot_be_replaced_is_refused_in_one_line(name, tmp_path):
+    config = model_config(save(tmp_path, name), name)
+    with pytest.raises(UserError) as refused:
+        load_model(config, AdapterConfig(), 32)
+    assert str(tmp_path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [name for name in WORKING if CONFIGS[name][0] == "causal-lm"])
+def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, dtype, tmp_path, monkeypatch):
+    config = model_config(save(tmp_path, name), name)
+    adapter = AdapterConfig()
+    load_model(config, adapter, 32, dtype)
+    monkeypatch.setattr(
+        "deal_core.models.attention.attention",
+        lambda *args, forest=None, **options: attention(*args, **options),
+    )
+    with pytest.raises(UserError, match="several prompts in one row"):
+        load_model(config, adapter, 32, dtype)
+    monkeypatch.undo()
+    register_attention()
+
+
+def test_an_encoder_that_overlooks_padding_is_refused(tmp_path, monkeypatch):
+    config = model_config(save(tmp_path, "bert"), "bert")
+    monkeypatch.setattr(
+        "deal_core.models.attention.attention",
+        lambda module, query, key, value, mask, **options: attention(
+            module, query, key, value, None, **options
+        ),
+    )
+    with pytest.raises(UserError, match="padded text"):
+        load_model(config, AdapterConfig(), 32)
+    monkeypatch.undo()
+    register_attention()
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("t5", "encoder-labels"), ("bert", "causal-lm"), ("t5", "causal-lm"), ("bert", "seq2seq-lm")],
+)
+def test_a_model_of_another_family_is_refused_in_one_line(name, family, tmp_path):
+    config = model_config(save(tmp_path, name), name).model_copy(update={"family": family})
+    with pytest.raises(UserError) as refused:
+        load_model(config, AdapterConfig(), 32)
+    assert "\n" not in str(refused.value)

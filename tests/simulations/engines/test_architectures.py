@@ -1,0 +1,104 @@
+"""Architectures, aggregation rules and privacy mechanisms, crossed: whole runs in small.
+
+Few of them here, each rule and each mechanism with another architecture; all of them when slow
+tests run.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from deal_core.aggregation import AGGREGATION_RULES
+from deal_core.lora.adapter import stack
+from deal_core.models import adapter_shapes
+from deal_core.privacy.mechanisms.registry import MECHANISMS
+from server.checkpoint import load_checkpoint
+from server.results import read_results
+from simulations.engines.inprocess import run_inprocess
+from tests.architectures import CONFIGS, LOADERS, MODULES, WORKING, save
+from tests.simulations.runs import at, learnt_adapter
+
+PRIVATE = {
+    "none": (),
+    "record": ("train.batch_size=4",),
+    "client": ("privacy.target_epsilon=50.0",),
+}
+SPARSE = [
+    ("modernbert", "fedit", "record"),
+    ("deberta-v2", "flora", "none"),
+    ("qwen3", "ffa", "record"),
+    ("gpt2", "flexlora", "none"),
+    ("gemma3", "fedit", "client"),
+    ("t5", "fedex", "none"),
+    ("flan-t5", "fedit", "record"),
+    ("bart", "alternating", "none"),
+]
+
+
+THEIRS = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+"""PEFT tells that it corrects this for a GPT-2."""
+
+
+def run_of(make_experiment, tmp_path, name: str, rule: str, mechanism: str):
+    folder = save(tmp_path / "model", name)
+    modules = list(MODULES.get(name, ()))
+    experiment = make_experiment(
+        f"model.family={CONFIGS[name][0]}",
+        f'model.name="{folder}"',
+        f"adapter.target_modules={modules}".replace("'", '"'),
+        "adapter.rank=4",
+        "adapter.retained_rank=8",
+        "federation.rounds=1",
+        "data.max_train=8",
+        "data.max_test=6",
+        f"aggregation.rule={rule}",
+        f"privacy.mechanism={mechanism}",
+        *PRIVATE[mechanism],
+    )
+    run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
+    return experiment, folder
+
+
+def check(make_experiment, tmp_path, name: str, rule: str, mechanism: str) -> None:
+    """Every task is measured, what is private is charged, and plain PEFT makes the same model of
+    what is exported."""
+    experiment, folder = run_of(make_experiment, tmp_path, name, rule, mechanism)
+    results = read_results(tmp_path / "run")
+    assert np.array(results.accuracy_matrix).shape == (2, 2)
+    spent = results.privacy.epsilon.values()
+    assert bool(spent) == (mechanism != "none")
+    assert all(0 < epsilon <= experiment.privacy.target_epsilon for epsilon in spent)
+    exported = learnt_adapter(tmp_path / "run")
+    assert all(np.isfinite(value).all() for value in exported.values())
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.safetensors", shapes).state
+    whole = stack(state.parts())
+    base = LOADERS[experiment.model.family].from_pretrained(folder)
+    plain = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter"))
+    for layer, factors in whole.layers.items():
+        delta = plain.base_model.model.get_submodule(layer).get_delta_weight("default")
+        expected = factors.B @ factors.A
+        torch.testing.assert_close(
+            delta, expected if delta.shape == expected.shape else expected.T, rtol=0, atol=1e-5
+        )
+        assert delta.abs().max() > 0
+
+
+@THEIRS
+@pytest.mark.parametrize(("name", "rule", "mechanism"), SPARSE)
+def test_a_run_of_two_tasks(make_experiment, tmp_path, name, rule, mechanism):
+    check(make_experiment, tmp_path, name, rule, mechanism)
+
+
+@pytest.mark.slow
+@THEIRS
+@pytest.mark.parametrize(
+    ("name", "rule", "mechanism"), list(product(WORKING, AGGREGATION_RULES, MECHANISMS))
+)
+def test_all_of_them(make_experiment, tmp_path, name, rule, mechanism):
+    check(make_experiment, tmp_path, name, rule, mechanism)

@@ -1,0 +1,82 @@
+"""Runs in which a task's answers are texts, in both families that write."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from deal_core.errors import UserError
+from server.results import read_results
+from simulations.engines.inprocess import run_inprocess
+from simulations.run.preflight import check_answers
+from tests.architectures import CONFIGS, save
+from tests.simulations.runs import at
+
+TEXTS = ("a b", "c d", "a c", "b d", "a d", "b c", "a a", "d d")
+
+
+def rows(task: str) -> list[dict[str, str]]:
+    """Of one task a label, of the other a text of two words."""
+    if task == "colours":
+        return [{"text": text, "label": "red" if "a" in text else "green"} for text in TEXTS]
+    return [{"text": text, "target": "red blue", "also": "blue"} for text in TEXTS]
+
+
+@pytest.fixture
+def experiment_of(make_experiment, tmp_path):
+    for task in ("colours", "words"):
+        folder = tmp_path / "data" / task
+        folder.mkdir(parents=True)
+        for split in ("train", "test"):
+            lines = [json.dumps(row) for row in rows(task)]
+            (folder / f"{split}.jsonl").write_text("\n".join(lines))
+
+    def make(name: str, *overrides: str):
+        folder = save(tmp_path / "model", name)
+        return make_experiment(
+            f"model.family={CONFIGS[name][0]}",
+            f'model.name="{folder}"',
+            "model.max_new_tokens=3",
+            "data.source=files",
+            f'data.path="{tmp_path / "data"}"',
+            'data.tasks=["colours", "words"]',
+            'data.generation=["words"]',
+            'data.instructions={words="Answer with Text ."}',
+            "data.references_column=also",
+            'data.partition.kind="iid"',
+            "adapter.rank=4",
+            "train.learning_rate=3e-2",
+            "train.batch_size=4",
+            *overrides,
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_answers_that_are_texts_are_learnt_and_measured(experiment_of, tmp_path, name):
+    experiment = experiment_of(name, "federation.rounds=5")
+    check_answers(experiment)
+    run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
+    results = read_results(tmp_path / "run")
+    found = np.array(results.accuracy_matrix)
+    assert found[1, 1] > results.zero_shot["words"] + 0.2
+    assert found[0, 0] >= results.zero_shot["colours"]
+    assert results.class_incremental is None
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_and_records_are_protected(experiment_of, tmp_path, name):
+    experiment = experiment_of(name, "federation.rounds=1", "privacy.mechanism=record")
+    run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
+    results = read_results(tmp_path / "run")
+    assert np.isfinite(np.array(results.accuracy_matrix)).all()
+    assert len(results.privacy.epsilon) == 2
+    assert all(0 < epsilon <= 8.0 for epsilon in results.privacy.epsilon.values())
+
+
+def test_a_model_that_chooses_among_labels_cannot_write(experiment_of):
+    with pytest.raises(UserError, match="use causal-lm or seq2seq-lm"):
+        check_answers(experiment_of("bert"))
