@@ -28,6 +28,9 @@ bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_he
 app.add_typer(bench, name="bench")
 add_to(app)
 
+data = typer.Typer(help="Data sets as folders of tasks.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
 ledger = typer.Typer(help="A site's book of private releases.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
 
@@ -231,6 +234,26 @@ def ledger_export(
     from simulations.ledger_command import export
 
     export(folder, out, wide_console(), disjoint_tasks)
+
+
+@data.command("import-cl-benchmark")
+def data_import(
+    folder: Annotated[str, typer.Argument(help="CL_Benchmark, or a folder of TRACE's tasks.")],
+    out: Annotated[str, typer.Option(help="Folder to make, one folder a task in it.")],
+    layout: Annotated[
+        str, typer.Option("--format", help="cl-benchmark (O-LoRA, SAPT) or trace.")
+    ] = "cl-benchmark",
+    max_labels: Annotated[
+        int, typer.Option(min=0, help="Without labels.json: more different answers are texts.")
+    ] = 20,
+) -> None:
+    """Turn a public benchmark into folders of tasks and an experiment file."""
+    from pathlib import Path
+
+    from simulations.importing.command import ImportRequest, import_benchmark
+
+    request = ImportRequest(Path(folder), Path(out), layout, max_labels)
+    import_benchmark(request, wide_console())
 
 
 @bench.command("aggregation")
