@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from deal_core.errors import UserError
+from deal_core.errors import UserError, choose
 from simulations.deployment.commands import add_to
 from simulations.output.argument_help import with_argument_help
 from simulations.run.shipped import shipped_experiments, shipped_studies
@@ -273,11 +273,27 @@ def bench_exactness() -> None:
 
 
 @bench.command("step")
-def bench_step(out: OutFile = "", quick: Quick = False) -> None:
+def bench_step(
+    family: Annotated[
+        str, typer.Option(help="encoder-labels (MiniLM) or causal-lm (SmolLM2).")
+    ] = "encoder-labels",
+    out: OutFile = "",
+    quick: Quick = False,
+) -> None:
     """Speed and peak memory of the local step, next to the Hugging Face Trainer and Opacus."""
-    from simulations.bench.step import QUICK, WORKLOADS, bench
+    from simulations.bench import step, step_causal
 
-    bench(QUICK if quick else WORKLOADS, wide_console(), out)
+    module = choose("--family", family, {"encoder-labels": step, "causal-lm": step_causal})
+    module.bench(module.QUICK if quick else module.WORKLOADS, wide_console(), out)
+
+
+@bench.command("scoring")
+def bench_scoring(out: OutFile = "", quick: Quick = False) -> None:
+    """Texts per second where a language model chooses among 14 and 77 labels, next to the plain
+    model."""
+    from simulations.bench.scoring import CASES, QUICK, bench
+
+    bench(QUICK if quick else CASES, wide_console(), out)
 
 
 @bench.command("privacy")
