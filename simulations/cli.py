@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import click
 import typer
 
-from deal_core.errors import UserError
+from deal_core.errors import UserError, choose
 from simulations.deployment.commands import add_to
 from simulations.output.argument_help import with_argument_help
 from simulations.run.shipped import shipped_experiments, shipped_studies
@@ -27,6 +27,9 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 add_to(app)
+
+data = typer.Typer(help="Data sets as folders of tasks.", no_args_is_help=True)
+app.add_typer(data, name="data")
 
 ledger = typer.Typer(help="A site's book of private releases.", no_args_is_help=True)
 app.add_typer(ledger, name="ledger")
@@ -283,6 +286,26 @@ def ledger_export(
     export(folder, out, wide_console(), disjoint_tasks)
 
 
+@data.command("import-cl-benchmark")
+def data_import(
+    folder: Annotated[str, typer.Argument(help="CL_Benchmark, or a folder of TRACE's tasks.")],
+    out: Annotated[str, typer.Option(help="Folder to make, one folder a task in it.")],
+    layout: Annotated[
+        str, typer.Option("--format", help="cl-benchmark (O-LoRA, SAPT) or trace.")
+    ] = "cl-benchmark",
+    max_labels: Annotated[
+        int, typer.Option(min=0, help="Without labels.json: more different answers are texts.")
+    ] = 20,
+) -> None:
+    """Turn a public benchmark into folders of tasks and an experiment file."""
+    from pathlib import Path
+
+    from simulations.importing.command import ImportRequest, import_benchmark
+
+    request = ImportRequest(Path(folder), Path(out), layout, max_labels)
+    import_benchmark(request, wide_console())
+
+
 @bench.command("aggregation")
 def bench_aggregation(out: OutFile = "", quick: Quick = False) -> None:
     """Time and peak memory of every aggregation rule, next to Flower's FedAvg."""
@@ -300,11 +323,27 @@ def bench_exactness() -> None:
 
 
 @bench.command("step")
-def bench_step(out: OutFile = "", quick: Quick = False) -> None:
+def bench_step(
+    family: Annotated[
+        str, typer.Option(help="encoder-labels (MiniLM) or causal-lm (SmolLM2).")
+    ] = "encoder-labels",
+    out: OutFile = "",
+    quick: Quick = False,
+) -> None:
     """Speed and peak memory of the local step, next to the Hugging Face Trainer and Opacus."""
-    from simulations.bench.step import QUICK, WORKLOADS, bench
+    from simulations.bench import step, step_causal
 
-    bench(QUICK if quick else WORKLOADS, wide_console(), out)
+    module = choose("--family", family, {"encoder-labels": step, "causal-lm": step_causal})
+    module.bench(module.QUICK if quick else module.WORKLOADS, wide_console(), out)
+
+
+@bench.command("scoring")
+def bench_scoring(out: OutFile = "", quick: Quick = False) -> None:
+    """Texts per second where a language model chooses among 14 and 77 labels, next to the plain
+    model."""
+    from simulations.bench.scoring import CASES, QUICK, bench
+
+    bench(QUICK if quick else CASES, wide_console(), out)
 
 
 @bench.command("privacy")

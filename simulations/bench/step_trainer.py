@@ -77,6 +77,40 @@ class Stopwatch(TrainerCallback):
         self.seconds = time.perf_counter() - self.started
 
 
+def training_arguments(batch_size: int, precision: str, strategy: str) -> TrainingArguments:
+    """Return the Trainer's arguments: one epoch, and nothing that is written."""
+    return TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=not torch.cuda.is_available(),
+        bf16=precision == "bfloat16",
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=1,
+        learning_rate=TrainConfig().learning_rate,
+        lr_scheduler_type="constant",
+        train_sampling_strategy=strategy,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        label_names=["labels"],
+    )
+
+
+def quiet_trainer(
+    model: Any, arguments: TrainingArguments, data: Any, collate: Any, watch: Stopwatch
+) -> Trainer:
+    """Return a Trainer that prints nothing and reads the clock."""
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        data_collator=collate,
+        callbacks=[watch],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
 class TrainerWork:
     """One model that keeps learning, window after window."""
 
@@ -85,20 +119,7 @@ class TrainerWork:
         self._turn = Turn(workload, [row(*example) for example in loaded.train])
         self._test = [row(*example) for example in loaded.test]
         tokenizer = pretrained(AutoTokenizer, ModelConfig().name)
-        self._arguments = TrainingArguments(
-            output_dir=tempfile.mkdtemp(),
-            use_cpu=not torch.cuda.is_available(),
-            bf16=precision == "bfloat16",
-            per_device_train_batch_size=workload.batch_size,
-            num_train_epochs=1,
-            learning_rate=TrainConfig().learning_rate,
-            lr_scheduler_type="constant",
-            train_sampling_strategy=strategy,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-        )
+        self._arguments = training_arguments(workload.batch_size, precision, strategy)
         self._collate = DataCollatorWithPadding(tokenizer)
         self._watch = Stopwatch()
         torch.manual_seed(0)
@@ -119,15 +140,7 @@ class TrainerWork:
         return {"accuracy": float(right.mean())}
 
     def _trainer(self, data: Any) -> Trainer:
-        trainer = Trainer(
-            model=self._model,
-            args=self._arguments,
-            train_dataset=data,
-            data_collator=self._collate,
-            callbacks=[self._watch],
-        )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
+        return quiet_trainer(self._model, self._arguments, data, self._collate, self._watch)
 
 
 class OpacusWork:

@@ -169,7 +169,7 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "simulations" / "experiments").glob("*.toml")), ids=lambda p: p.stem
+    "path", sorted((ROOT / "simulations" / "experiments").rglob("*.toml")), ids=lambda p: p.stem
 )
 def test_every_shipped_experiment_parses(path: Path) -> None:
     assert parse_experiment(read_toml(path), path.name).description

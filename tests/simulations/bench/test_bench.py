@@ -69,6 +69,8 @@ def test_exact_rules_are_exact_and_the_baseline_is_not(bench):
     ("name", "line"),
     [
         ("step", "deal bfloat16"),
+        ("step --family causal-lm", "deal, upper half"),
+        ("scoring", "each option alone"),
         ("memory", "the default"),
         ("engine", "inprocess"),
         ("scale", "exponent"),
@@ -76,5 +78,5 @@ def test_exact_rules_are_exact_and_the_baseline_is_not(bench):
     ],
 )
 def test_every_bench_runs_in_its_smallest_size(bench, tmp_path, name, line):
-    assert line in bench(name, "--quick", "--out", str(tmp_path / "out"))
+    assert line in bench(*name.split(), "--quick", "--out", str(tmp_path / "out"))
     assert any(tmp_path.rglob("*"))

@@ -1,0 +1,1 @@
+"""Public benchmarks as folders of tasks and an experiment file; nothing that trains."""

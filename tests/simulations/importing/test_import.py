@@ -1,0 +1,263 @@
+"""Small folders of the shapes of O-LoRA, SAPT and TRACE, imported and read back."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import parse_experiment, read_toml
+from deal_core.data.files import FilesSource
+from deal_core.errors import UserError
+from simulations import cli
+from simulations.importing import json_values as reading
+from simulations.importing.benchmark import LAYOUTS
+from simulations.importing.json_values import json_values
+from simulations.run.preflight import check_answers
+
+Import = Callable[..., tuple[Experiment, str]]
+
+
+def save(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@pytest.fixture
+def olora(tmp_path: Path) -> Path:
+    """A list of sentences with labels, and a file of labels beside it."""
+    folder = tmp_path / "CL_Benchmark"
+    rows = [
+        {"label": "Science or Technology", "sentence": "Title: A rocket\nText: It flew.\n"},
+        {"label": "World", "sentence": "Title: Élections\nText: They voted. \U0001f600\n"},
+    ]
+    for split in ("train", "dev", "test"):
+        save(folder / "TC/agnews" / f"{split}.json", rows)
+    save(folder / "TC/agnews/labels.json", ["World", "Sports", "Science or Technology"])
+    copa = {"label": "B", "sentence": "Which sentence is the effect?\nA: x\nB: y"}
+    save(folder / "COPA/COPA/train.json", [copa, {"label": "A", "sentence": " "}])
+    save(folder / "COPA/COPA/dev.json", [copa])
+    save(folder / "COPA/COPA/labels.json", ["A", "B"])
+    return folder
+
+
+@pytest.fixture
+def sapt(tmp_path: Path) -> Path:
+    """An object with a definition and instances, whose answers are one text or several."""
+    folder = tmp_path / "SAPT"
+
+    def task(*pairs: tuple[str, Any]) -> dict[str, Any]:
+        instances = [{"input": text, "output": answer} for text, answer in pairs]
+        return {
+            "Definition": ["Answer the\nquestion."],
+            "Positive Examples": [{"input": "never", "output": "read"}],
+            "Instances": instances,
+        }
+
+    choice = task(("a", "True"), ("b", "False"), ("c", "True"), ("d", "False"))
+    texts = task(("a?", ["a long answer", "another"]), ("b?", ["yes"]))
+    for split in ("train", "test"):
+        save(folder / "Long_Sequence/boolq" / f"{split}.json", choice)
+        save(folder / "SuperNI/task591_sciq" / f"{split}.json", texts)
+    return folder
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """Lists of prompts with answers; the first lines of a task's prompts are the same."""
+    folder = tmp_path / "TRACE-Benchmark/LLM-CL-Benchmark_500"
+
+    def rows(first: str, last: str, *pairs: tuple[str, str]) -> list[dict[str, str]]:
+        return [{"prompt": f"{first}{text}{last}", "answer": answer} for text, answer in pairs]
+
+    stance = [("rates rise", "hawkish"), ("rates fall", "dovish")] * 2
+    summary = [("we met twice", "Met.\nTwice."), ("they voted", "Voted.")]
+    for split in ("train", "eval", "test"):
+        save(folder / "FOMC" / f"{split}.json", rows("Stance?\nText:\n", "\nStance:", *stance))
+        save(folder / "AMine" / f"{split}.json", rows("", "", ("q", "r"), ("s", "t")))
+        save(folder / "MeetingBank" / f"{split}.json", rows("Sum it up.\n", "", *summary))
+    return folder
+
+
+@pytest.fixture
+def imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Import:
+    """Call the command; returns the experiment that it wrote, and what it printed."""
+
+    def call(folder: Path, name: str = "cl-benchmark", *more: str) -> tuple[Experiment, str]:
+        out = folder.parent / "out"
+        command = ["deal", "data", "import-cl-benchmark", str(folder), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", [*command, "--format", name, *more])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        assert not stop.value.code, captured.err
+        return parse_experiment(read_toml(out / f"{name}.toml"), name), captured.out
+
+    return call
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Call the command; returns the one line of its refusal. Nothing has been written."""
+
+    def call(folder: Path, name: str = "cl-benchmark") -> str:
+        out = folder.parent / "out"
+        command = ["deal", "data", "import-cl-benchmark", str(folder), "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", [*command, "--format", name])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert error.startswith("error: ")
+        assert len(error.splitlines()) == 1
+        assert not out.exists()
+        return error
+
+    return call
+
+
+def test_sentences_with_labels_read_back_as_a_stream(olora: Path, imported: Import) -> None:
+    experiment, printed = imported(olora)
+    assert experiment.data.tasks == ("ag_news", "copa")
+    assert experiment.data.generation == ()
+    assert "topic of the following paragraph" in experiment.data.instructions["ag_news"]
+    source = FilesSource(experiment.data)
+    news = source.load("ag_news")
+    assert news.labels == ("World", "Sports", "Science or Technology")
+    assert [example.label for example in news.train] == ["Science or Technology", "World"]
+    assert news.test[1].text == "Title: Élections\nText: They voted. \U0001f600"
+    copa = source.load("copa")
+    assert len(copa.train) == len(copa.test) == 1
+    lines = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
+    cells = [[cell.strip() for cell in line] for line in lines]
+    assert ["ag_news", "2", "2", "0", "3 labels: World, Sports, Science or Technology"] in cells
+    assert ["copa", "1", "1 (dev)", "1", "2 labels: A, B"] in cells
+
+
+def test_definitions_are_instructions_and_several_answers_references(
+    sapt: Path, imported: Import
+) -> None:
+    experiment, _ = imported(sapt)
+    assert experiment.data.tasks == ("boolq", "task591_sciq")
+    assert experiment.data.generation == ("task591_sciq",)
+    assert set(experiment.data.instructions.values()) == {"Answer the question."}
+    source = FilesSource(experiment.data)
+    assert source.load("boolq").labels == ("False", "True")
+    first, second = source.load("task591_sciq").test
+    assert (first.target, first.references) == ("a long answer", ("another",))
+    assert (second.target, second.references) == ("yes", ())
+    check_answers(experiment)
+
+
+def test_the_first_lines_of_prompts_are_the_instruction(trace: Path, imported: Import) -> None:
+    experiment, _ = imported(trace, "trace")
+    assert experiment.data.tasks == ("FOMC", "MeetingBank", "AMine")
+    assert experiment.data.generation == ("MeetingBank", "AMine")
+    assert experiment.data.instructions == {"FOMC": "Stance?\nText:", "MeetingBank": "Sum it up."}
+    source = FilesSource(experiment.data)
+    assert source.load("FOMC").labels == ("dovish", "hawkish")
+    assert source.load("FOMC").train[0].text == "rates rise\nStance:"
+    assert source.load("MeetingBank").train[0].target == "Met.\nTwice."
+
+
+def test_with_no_labels_allowed_answers_are_texts(trace: Path, imported: Import) -> None:
+    experiment, _ = imported(trace, "trace", "--max-labels", "0")
+    assert experiment.data.generation == experiment.data.tasks
+    assert FilesSource(experiment.data).load("FOMC").train[0].target == "hawkish"
+
+
+def test_a_folder_of_another_shape_is_one_line(olora: Path, trace: Path, refused: Any) -> None:
+    assert "no such folder" in refused(olora / "TC" / "yahoo")
+    assert f"did you mean {olora} --format cl-benchmark?" in refused(olora.parent)
+    assert f"did you mean {trace} --format trace?" in refused(trace.parent, "trace")
+    assert "'sentence' and 'label' or 'input' and 'output'; name the benchmark" in refused(
+        trace.parent
+    )
+    assert "unknown --format 'o-lora'; known: cl-benchmark, trace" in refused(olora, "o-lora")
+    (olora.parent / "nothing").mkdir()
+    assert "holds no TASK/train.json" in refused(olora.parent / "nothing", "trace")
+
+
+def test_missing_doubled_and_broken_files_are_one_line(olora: Path, refused: Any) -> None:
+    labels, train = olora / "TC/agnews/labels.json", olora / "TC/agnews/train.json"
+    labels.write_text('["World", "Science or Technologie"]')
+    assert "example 1: 'Science or Technology' is not in labels.json; did you mean" in refused(
+        olora
+    )
+    labels.write_text('{"World": 1}')
+    assert "should be a list of labels" in refused(olora)
+    labels.unlink()
+    train.write_text(train.read_text()[:-3])
+    assert f"{train}: not valid JSON (broken off" in refused(olora)
+    train.write_text('[{"sentence": "a", "label": {}}]')
+    assert "example 1: text or answer is no text" in refused(olora)
+    train.write_text("[]")
+    assert "a split has no example" in refused(olora)
+    train.unlink()
+    assert f"{train}: no such file" in refused(olora)
+    train.write_text('[{"sentence": "a", "label": "World"}]')
+    for split in ("train", "test"):
+        save(olora / f"SC/agnews/{split}.json", [{"sentence": "a", "label": "World"}])
+    assert "two tasks called 'ag_news'" in refused(olora)
+
+
+def test_nothing_is_written_over(olora: Path, imported: Import) -> None:
+    imported(olora)
+    with pytest.raises(AssertionError, match="is there already; choose another --out"):
+        imported(olora)
+
+
+@pytest.mark.parametrize("piece", [1, 2, 7, 2**16])
+def test_a_file_is_read_piece_by_piece(tmp_path: Path, monkeypatch, piece: int) -> None:
+    monkeypatch.setattr(reading, "PIECE", piece)
+    value = {"a": 12, "b": [1, {"c": "é]},\\"}, [], 34.5], "d": [], "e": "x", "f": None}
+    for indent in (None, 2):
+        path = tmp_path / "file.json"
+        path.write_text(json.dumps(value, indent=indent))
+        expected = [("a", 12), *(("b", each) for each in value["b"]), ("e", "x"), ("f", None)]
+        assert list(json_values(path)) == expected
+        path.write_text(json.dumps(value["b"], indent=indent))
+        assert list(json_values(path)) == [("", each) for each in value["b"]]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1, 2", "[1 2]", "[1],", '{"a" 1}', "12", '{"a": }', "[" * 10**5, "[nul]"]
+)
+def test_what_is_no_json_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="not valid JSON") as error:
+        list(json_values(path))
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(b'["\xff"]')
+    with pytest.raises(UserError, match="not UTF-8"):
+        list(json_values(path))
+
+
+def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps([{"sentence": "word " * 100, "label": "x"}] * 4000))
+    import tracemalloc
+
+    tracemalloc.start()
+    count = sum(1 for _ in json_values(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 4000
+    assert peak < path.stat().st_size / 2
+
+
+def test_every_format_has_a_template_that_a_model_can_read() -> None:
+    from deal_core.models.prompt import read_template
+
+    for layout in LAYOUTS.values():
+        read_template(layout.template)
