@@ -1,5 +1,6 @@
 """The contestant ``trainer`` with a language model: PEFT LoRA and the Hugging Face Trainer, as
-their documentation shows."""
+their documentation shows. The base model is in the precision of ours; logits are computed at every
+token, as transformers does, and have a loss at those of the answer."""
 
 from __future__ import annotations
 

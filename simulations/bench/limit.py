@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
-
-from deal_core.models.loading import pretrained
 
 ROWS = 2048
 REPEATS = 20
@@ -57,6 +56,8 @@ def causal_sizes(name: str) -> Sizes:
     """Return inputs and outputs of a causal model's layers."""
     from transformers import AutoConfig
 
+    from deal_core.models.loading import pretrained
+
     config = pretrained(AutoConfig, name)
     wide = getattr(config, "intermediate_size", 4 * config.hidden_size)
     hidden = config.hidden_size
@@ -91,7 +92,8 @@ def causal_operations(name: str, tokens: int) -> float:
 
     base = causal_skeleton(ModelConfig(family="causal-lm", name=name))
     base.set_attn_implementation("eager")
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # upstream's own
         model = get_peft_model(base, lora_config())
         ids = torch.zeros(1, tokens, dtype=torch.long)
         mask = torch.zeros(1, 1, tokens, tokens)  # of this form it is taken as it is

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.models.prompt import read_template
 from simulations.importing.benchmark import INSTRUCTIONS, TRACE_ORDER
+from simulations.importing.command import ImportRequest, import_benchmark
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.preflight import check_data, check_names
 from simulations.run.shipped import shipped_experiments
+from simulations.run.simulate import simulate
 
 ORDERS = [f"cl-order{number}" for number in range(1, 7)]
+APPENDIX = {
+    1: "dbpedia → amazon → yahoo → ag",
+    2: "dbpedia → amazon → ag → yahoo",
+    3: "yahoo → amazon → ag → dbpedia",
+    4: "mnli → cb → wic → copa → qqp → boolqa → rte → imdb → yelp → amazon → sst-2 → dbpedia → ag"
+    " → multirc → yahoo",
+    5: "multirc → boolqa → wic → mnli → cb → copa → qqp → rte → imdb → sst-2 → dbpedia → ag → yelp"
+    " → amazon → yahoo",
+    6: "yelp → amazon → mnli → cb → copa → qqp → rte → imdb → sst-2 → dbpedia → ag → yahoo → "
+    "multirc → boolqa → wic",
+}
+"""As printed there."""
 PUBLISHED = Path(__file__).parents[3] / "simulations/experiments/published"
 
 
@@ -32,15 +48,11 @@ def test_the_orders_are_permutations_of_four_and_of_fifteen_tasks() -> None:
     assert set(tasks[0]) < set(tasks[3])
 
 
-def test_the_last_order_is_that_of_the_manifest_at_hand() -> None:
-    path = Path("/work/shared/data/manifest.json")
-    if not path.is_file():
-        pytest.skip("the data for development are not here")
-    orders = json.loads(path.read_text())["orders"]
-    assert list(shipped("cl-order6").data.tasks) == orders["cl15"]
-    for number in (1, 2, 3):
-        tasks = list(shipped(f"cl-order{number}").data.tasks)
-        assert tasks == orders[f"standard-cl-order{number}"]
+def test_the_orders_are_those_of_the_appendix_of_olora() -> None:
+    spelt = {"ag": "ag_news", "sst-2": "sst2", "boolqa": "boolq"}
+    for number, line in APPENDIX.items():
+        names = tuple(spelt.get(name, name) for name in line.split(" → "))
+        assert shipped(f"cl-order{number}").data.tasks == names
 
 
 @pytest.mark.parametrize("name", [*ORDERS, "trace"])
@@ -62,6 +74,33 @@ def test_a_shipped_order_runs_once_its_data_are_there(name: str, tmp_path: Path)
         assert set(experiment.data.instructions.values()) <= set(INSTRUCTIONS.values())
     else:
         assert experiment.data.tasks == TRACE_ORDER
+
+
+def test_what_was_imported_runs(make_causal: Callable[[Path, str], Path], tmp_path: Path) -> None:
+    """A task with labels and one with texts, from TRACE's shape to results."""
+    folder, out = tmp_path / "trace", tmp_path / "tasks"
+    stance = [{"prompt": f"Which one ?\nText {n}", "answer": n} for n in "abab"]
+    text = [{"prompt": f"Text {n} red {n}", "answer": f"blue {n} green"} for n in "abcd"]
+    for task, rows in {"FOMC": stance, "MeetingBank": text}.items():
+        for split in ("train", "test"):
+            (folder / task).mkdir(parents=True, exist_ok=True)
+            (folder / task / f"{split}.json").write_text(json.dumps(rows))
+    console = Console(record=True, width=160)
+    path = import_benchmark(ImportRequest(folder, out, "trace"), console)
+    overrides = (
+        f"model.name={make_causal(tmp_path / 'model', 'llama')}",
+        "model.max_new_tokens=4",
+        "adapter.first_layer=1",
+        "federation.clients=1",
+        "federation.rounds=1",
+        "train.max_length=16",
+        "run.threads=1",
+        "run.workers=1",
+    )
+    request = Request(str(path), str(tmp_path / "run"), overrides)
+    assert simulate(request, console) == 0
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert list(results["zero_shot"]) == ["FOMC", "MeetingBank"]
 
 
 @pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*.toml")), ids=lambda path: path.stem)
