@@ -50,6 +50,7 @@ BART = {
 CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("encoder-labels", "BertConfig", PLAIN),
     "roberta": ("encoder-labels", "RobertaConfig", PLAIN),
+    "mpnet": ("encoder-labels", "MPNetConfig", PLAIN),
     "modernbert": ("encoder-labels", "ModernBertConfig", {**PLAIN, "local_attention": 6}),
     "deberta-v2": (
         "encoder-labels",
@@ -100,7 +101,7 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Name to family, class of its configuration, sizes."""
 REFUSED = ("bloom", "falcon", "gemma2")
 WORKING = tuple(name for name in CONFIGS if name not in REFUSED)
-MODULES = {"modernbert": ("Wqkv",)}
+MODULES = {"modernbert": ("Wqkv",), "mpnet": ("q", "v")}
 """Adapted layers of those for which PEFT has no default."""
 LOADERS = {
     "encoder-labels": AutoModel,

@@ -194,33 +194,44 @@ def load_encoder(
     Raises:
         UserError: the model cannot be loaded, or is none that reads a text as it stands.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    base = pretrained(AutoModel, model.name, dtype=dtype, attn_implementation=register_attention())
-    require_alone(base, model.name)
+    base = pretrained_encoder(model.name, dtype)
     return EncoderLabels(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
 
 
-def require_alone(base: Any, name: str) -> None:
-    """Check that a text has the states that it has alone, beside a longer one too.
+def pretrained_encoder(name: str, dtype: torch.dtype) -> Any:
+    """Return the base model with our attention, or, where it has one of its own that takes masks of
+    another kind (MPNet), with that.
 
     Raises:
-        UserError: it has not, or the model wants more than a text.
+        UserError: the model cannot be loaded, or a text beside a longer one has other states than
+            it has alone.
     """
+    from transformers import AutoModel
+
+    for attention in (register_attention(), "eager"):
+        base = pretrained(AutoModel, name, dtype=dtype, attn_implementation=attention)
+        if reads_alone(base):
+            return base
+    raise UserError(
+        f"model.name '{name}': does not read a padded text as it reads it alone, which "
+        "encoder-labels needs; choose an encoder, or another model.family"
+    )
+
+
+def reads_alone(base: Any) -> bool:
+    """Return whether a text beside a longer one has the states that it has alone."""
     ids = torch.tensor([[2, 3, 0, 0], [2, 3, 4, 3]])
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     try:
         with torch.no_grad():
             beside = base(input_ids=ids, attention_mask=mask).last_hidden_state[0, :2].float()
             alone = base(input_ids=ids[:1, :2], attention_mask=mask[:1, :2]).last_hidden_state[0]
-        error = float(((beside - alone).norm(dim=1) / alone.float().norm(dim=1)).max())
     except Exception:
-        error = math.inf
-    if not error < ALONE_TOLERANCE:
-        raise UserError(
-            f"model.name '{name}': does not read a padded text as it reads it alone, which "
-            "encoder-labels needs; choose an encoder, or another model.family"
-        )
+        return False
+    error = (beside - alone).norm(dim=1) / alone.float().norm(dim=1)
+    return bool(error.max() < ALONE_TOLERANCE)
 
 
 def encoder_size(model: ModelConfig, layers: int = 1) -> int:

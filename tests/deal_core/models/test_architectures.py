@@ -134,14 +134,22 @@ def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, dtype, tmp
     register_attention()
 
 
+@pytest.mark.parametrize(("name", "kept"), [("bert", "deal"), ("mpnet", "eager")])
+def test_an_encoder_with_an_attention_of_its_own_keeps_it(name, kept, tmp_path):
+    config = model_config(save(tmp_path, name), name)
+    base = load_model(
+        config, AdapterConfig(target_modules=MODULES.get(name, ())), 32
+    ).module.get_base_model()
+    assert base.config._attn_implementation == kept
+
+
 def test_an_encoder_that_overlooks_padding_is_refused(tmp_path, monkeypatch):
     config = model_config(save(tmp_path, "bert"), "bert")
-    monkeypatch.setattr(
-        "deal_core.models.attention.attention",
-        lambda module, query, key, value, mask, **options: attention(
-            module, query, key, value, None, **options
-        ),
+    blind = lambda module, query, key, value, mask, **options: attention(  # noqa: E731
+        module, query, key, value, None, **options
     )
+    monkeypatch.setattr("deal_core.models.attention.attention", blind)
+    monkeypatch.setattr("transformers.models.bert.modeling_bert.eager_attention_forward", blind)
     with pytest.raises(UserError, match="padded text"):
         load_model(config, AdapterConfig(), 32)
     monkeypatch.undo()
