@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from deal_core.config.experiment import ModelConfig
 from deal_core.data import Example
 from deal_core.data.tokens import TokenCache, tokeniser_name
+from deal_core.errors import UserError
 from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.prompt import PromptTemplate, read_template, words
 from deal_core.models.prompt_forest import Tokens
@@ -122,6 +123,10 @@ def prompt_tokens(
         max_length: tokens of a text, at most.
         around: ids before and after every prompt.
         gap: what stands before an answer.
+
+    Raises:
+        UserError: ``model.chat``, and the tokeniser has no chat template, or one that leaves out
+            or repeats the text.
     """
     texts = TokenCache(
         lambda texts: [
@@ -129,10 +134,30 @@ def prompt_tokens(
         ],
         tokeniser_name(tokenizer, "text alone", max_length),
     )
-    template = read_template(model.template)
+    if model.chat:  # which has marks and gaps of its own
+        template, around, gap = chat_template(tokenizer, model), ((), ()), ""
+    else:
+        template = read_template(model.template)
     return PromptTokens(
         tokenizer, template, model.instruction, model.max_new_tokens, texts, *around, gap
     )
+
+
+def chat_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
+    """Return ``model.template`` as a user's message, up to where the answer begins.
+
+    Raises:
+        UserError: the tokeniser has no chat template, or one that leaves out or repeats the text.
+    """
+    message = [{"role": "user", "content": model.template}]
+    try:
+        shown = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        return read_template(shown)
+    except ValueError as error:
+        raise UserError(
+            f"model.chat: '{model.name}' has no chat template for it "
+            f"({str(error).splitlines()[0]}); set model.chat to false"
+        ) from None
 
 
 def answer_losses(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -8,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deal_core.config.experiment import ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
+from deal_core.errors import UserError
 from deal_core.lora.adapter import compress, orthogonal_init, zero_adapter
 from deal_core.lora.attach import CURRENT, read
 from deal_core.lora.state import State
@@ -100,6 +103,31 @@ def test_a_long_text_never_pushes_the_question_out(model, causal_folder):
     tail = ids_of(causal_folder, "\nAnswer:")
     assert long.tokens[-len(tail) :] == short.tokens[-len(tail) :] == tuple(tail)
     assert len(long.tokens) - len(short.tokens) == 31
+
+
+CHAT = (
+    "{% for m in messages %}<s> {{ m['content'] }} . {% endfor %}"
+    "{% if add_generation_prompt %}Answer{% endif %}"
+)
+
+
+def test_a_prompt_in_the_tokenisers_own_chat_template(causal_folder, small_adapter, tmp_path):
+    folder = tmp_path / "chat"
+    shutil.copytree(causal_folder, folder)
+    config = ModelConfig(family="causal-lm", name=str(folder), chat=True)
+    with pytest.raises(UserError, match="has no chat template for it"):
+        load_model(config, small_adapter, 32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    model = load_model(config, small_adapter, 32)
+    [item] = model.encode([Example("a b", "red")], LABELS, "Classify")
+    message = "Classify\nOptions: red, blue green, green\nText: a b\nAnswer:"
+    whole = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], tokenize=True, add_generation_prompt=True
+    )["input_ids"]
+    assert list(item.tokens) == whole
+    assert whole[-1] == ids_of(folder, "Answer")[0]
 
 
 def test_what_is_merged_into_frozen_weights_acts_as_what_is_not(
