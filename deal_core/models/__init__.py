@@ -16,6 +16,7 @@ from deal_core.models.causal import causal_skeleton, load_causal
 from deal_core.models.encoder import encoder_size, encoder_skeleton, load_encoder
 from deal_core.models.interface import Encoded, ForwardOutput, GeneratingModel, LanguageModel
 from deal_core.models.loading import check_weights as check_checkpoint
+from deal_core.models.loading import pretrained
 from deal_core.models.seq2seq import load_seq2seq, seq2seq_skeleton
 
 
@@ -107,6 +108,19 @@ def has_label_logits(model: ModelConfig) -> bool:
     return choose("model.family", model.family, FAMILIES).has_label_logits
 
 
+def max_positions(model: ModelConfig) -> int:
+    """Return how many tokens the model can read at once, 0 where nothing bounds them; no weights
+    are read.
+
+    Raises:
+        UserError: unknown name.
+    """
+    from transformers import AutoConfig
+
+    config = pretrained(AutoConfig, model.name)
+    return int(getattr(config, "max_position_embeddings", 0) or 0)
+
+
 def embedding_size(model: ModelConfig, layers: int = 1) -> int:
     """Return the length of a text's embedding of so many of the last layers, 0 where the family has
     none; no weights are read.
@@ -130,4 +144,5 @@ __all__ = [
     "embedding_size",
     "has_label_logits",
     "load_model",
+    "max_positions",
 ]

@@ -13,6 +13,7 @@ from deal_core.models import (
     check_weights,
     embedding_size,
     has_label_logits,
+    max_positions,
 )
 from deal_core.models.prompt import read_template
 from deal_core.privacy.mechanisms.registry import make_mechanism
@@ -48,6 +49,7 @@ def check_names(experiment: Experiment) -> None:
     make_mechanism(experiment)
     check_statistics(experiment)
     check_answers(experiment)
+    check_lengths(experiment)
     check_faults(experiment)
 
 
@@ -119,6 +121,23 @@ def check_answers(experiment: Experiment) -> None:
         read_template(model.template)
     except ValueError as error:
         raise UserError(f"model.template: {error}") from None
+
+
+def check_lengths(experiment: Experiment) -> None:
+    """A text, and an answer that is written below it, fit into the model.
+
+    Raises:
+        UserError: they do not.
+    """
+    text = experiment.train.max_length
+    answer = 0 if has_label_logits(experiment.model) else experiment.model.max_new_tokens
+    positions = max_positions(experiment.model)
+    if 0 < positions < text + answer:
+        written = f" and model.max_new_tokens = {answer}" if answer else ""
+        raise UserError(
+            f"train.max_length = {text}{written}: the model reads {positions} tokens; "
+            "lower train.max_length"
+        )
 
 
 def check_faults(experiment: Experiment) -> None:

@@ -110,6 +110,14 @@ def test_an_encoder_does_not_write(experiment):
         check_names(experiment.model_copy(update={"model": model}))
 
 
+def test_a_text_that_the_model_cannot_hold_is_refused(experiment):
+    train = experiment.train.model_copy(update={"max_length": 2043})
+    with pytest.raises(UserError, match="max_new_tokens = 6: the model reads 2048 tokens"):
+        check_names(experiment.model_copy(update={"train": train}))
+    fits = experiment.train.model_copy(update={"max_length": 2042})
+    check_names(experiment.model_copy(update={"train": fits}))
+
+
 @pytest.mark.parametrize("template", ["{instruction}", "{text} {text}", "{text} {options}"])
 def test_a_template_has_one_place_for_the_text(experiment, template):
     model = experiment.model.model_copy(update={"template": template})
