@@ -83,6 +83,7 @@ def measures(results: Results) -> list[tuple[str, str]]:
     """Return name and text of every measure."""
     rows = [
         *_accuracy(results),
+        ("ROUGE-L", _written(results)),
         ("worst client", _worst_client(results)),
         ("sent per client", f"{_size(sum(results.wire.bytes_up))} in the whole run"),
         ("received per client", f"{_size(results.wire.received)} in the whole run"),
@@ -93,6 +94,15 @@ def measures(results: Results) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {v}" for name, v in results.versions.items())),
     ]
     return [row for row in rows if row[1]]
+
+
+def _written(results: Results) -> str:
+    """Return the tasks whose answers are texts."""
+    return ", ".join(
+        f"task {number} {task}"
+        for number, task in enumerate(results.tasks, start=1)
+        if results.measures.get(task) == "rouge-l"
+    )
 
 
 def _accuracy(results: Results) -> list[tuple[str, str]]:

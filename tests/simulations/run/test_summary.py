@@ -47,6 +47,12 @@ def client(average: float | None) -> ClientResult:
     return ClientResult(accuracy_matrix=[], average_accuracy=average, test_examples=[])
 
 
+def test_which_task_is_measured_by_what_it_writes_is_said() -> None:
+    assert "ROUGE-L" not in dict(measures(results()))
+    mixed = results(measures={"heart": "accuracy", "skin": "rouge-l"})
+    assert dict(measures(mixed))["ROUGE-L"] == "task 2 skin"
+
+
 def test_the_report_has_the_matrix_the_measures_and_the_place(tmp_path: Path) -> None:
     write_results(RunFolder(tmp_path).results, results())
     output = io.StringIO()
