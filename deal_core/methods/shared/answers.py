@@ -8,6 +8,7 @@ else: they teach the old style on the new prompt. Source: docs/method.md (M55).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,12 +60,14 @@ def answers_distilled(
 def ask(
     model: GeneratingModel, data: Sequence[Encoded], prompts: Sequence[TaskPrompt]
 ) -> tuple[list[Encoded], Teacher]:
-    """Return the texts as the teacher was asked about them, with its answers, and the teacher.
-    Earlier tasks take turns: a text is asked about under the prompt of one."""
+    """Return the texts as the teacher was asked about them, with its answers, and the teacher. A
+    text is asked about under the prompt of one earlier task: which one follows from the text alone,
+    so that an example's loss depends on no other example, and on no place in the data."""
     asked: dict[int, Encoded] = {}
+    chosen = [which(item, len(prompts)) for item in data]
     with at_task_start(model.module):
         for turn, prompt in enumerate(prompts):
-            places = range(turn, len(data), len(prompts))
+            places = [i for i, own in enumerate(chosen) if own == turn]
             share = [data[i] for i in places]
             for batch in evaluation_batches(share):
                 texts = [share[i] for i in batch]
@@ -72,6 +75,12 @@ def ask(
                 asked.update(zip((places[i] for i in batch), answered, strict=True))
     items = [asked[i] for i in range(len(data))]
     return items, word_teacher(model, items)
+
+
+def which(item: Encoded, prompts: int) -> int:
+    """Return the number of the prompt under which a text is asked about."""
+    digest = hashlib.sha256(repr(item.text).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % prompts
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from deal_core.lora.adapter import compress, zero_adapter
 from deal_core.lora.attach import at_task_start, read
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, TaskPrompt, make_method
-from deal_core.methods.shared.answers import AnswersDistilled, answers_distilled, ask
+from deal_core.methods.shared.answers import AnswersDistilled, answers_distilled, ask, which
 from deal_core.methods.shared.distilled import Distilled
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
@@ -44,13 +44,34 @@ def model(causal_folder, small_adapter, random_adapter):
     return model, state
 
 
-def test_earlier_tasks_take_turns_and_the_teacher_answers_for_itself(model, causal_folder):
+def test_who_else_is_there_does_not_decide_under_which_prompt_a_text_is_asked_about(model):
+    """Else a record, added or removed, would change the losses of others."""
+    model, state = model
+    data = model.encode(EXAMPLES, LABELS)
+    config = DistillationConfig()
+    task = LocalTask(LABELS, (), prompts=EARLIER)
+    whole = answers_distilled(model, state, task, data, Cache(), config)
+    with torch.no_grad():
+        losses = whole.example_losses(range(len(data)))
+        for n in range(len(data)):
+            fewer = [*data[:n], *data[n + 1 :]]
+            rest = answers_distilled(model, state, task, fewer, Cache(), config)
+            torch.testing.assert_close(
+                rest.example_losses(range(len(fewer))),
+                torch.cat([losses[:n], losses[n + 1 :]]),
+                rtol=1e-5,
+                atol=1e-6,
+            )
+    assert {which(item, 2) for item in data} == {0, 1}
+
+
+def test_each_is_asked_under_one_prompt_and_the_teacher_answers_for_itself(model, causal_folder):
     model, _ = model
     data = model.encode(EXAMPLES, LABELS)
     asked, _ = ask(model, data, EARLIER)
     tokenizer = AutoTokenizer.from_pretrained(causal_folder)
     for n, item in enumerate(asked):
-        prompt = EARLIER[n % 2]
+        prompt = EARLIER[which(data[n], 2)]
         alone = model.encode([Example(EXAMPLES[n].text, label) for label in prompt.labels[:1]]
                              or [Example(EXAMPLES[n].text, "", target="a")],
                              prompt.labels, prompt.instruction)[0]  # fmt: skip
