@@ -20,13 +20,17 @@ DIGEST_FILE = "adapter.sha256"
 
 
 def store_adapter(place: RequestContext, message: Message) -> None:
-    """Keep the files of a message; they take the place of earlier ones of the run.
+    """Keep the files of a message, of a run in which the site has worked; they take the place of
+    earlier ones of the run.
 
     Raises:
-        PayloadError: the client is no site, or the files are not what is expected.
+        PayloadError: the client is no site, has not worked in the run, or the files are not what
+            is expected.
     """
     if place.site is None:
         raise PayloadError("only a site keeps an adapter")
+    if not place.folder.is_dir():
+        raise PayloadError("this site has not worked in the run")
     content = message.content
     if set(content) != {RECORD, DIGEST}:
         raise PayloadError(f"records other than {RECORD}, {DIGEST}")

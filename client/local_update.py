@@ -97,7 +97,8 @@ def local_update(
             return sum_records(bench, client_context.client, state, instruction, phase.statistics)
         kept = _kept(bench, client_context, instruction)
         prompts = [bench.prompt(task) for task in instruction.seen]
-        task = LocalTask(data.labels, seen, *kept, joint_tasks, future, prompts)
+        protected = bench.mechanism.unit is not None
+        task = LocalTask(data.labels, seen, *kept, joint_tasks, future, prompts, protected)
         cache = (
             data.cache
             if phase.public_path

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import Example, TaskData, load_for_clients, open_source
+from deal_core.data import Example, TaskData, declared_labels, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.data.public import read_public
 from deal_core.data.tokens import cache_folder
@@ -158,7 +158,8 @@ class Workbench:
 
     def labels(self, task: str) -> tuple[str, ...]:
         """The public label space of a task; where it is declared, no data is read."""
-        return self.experiment.data.labels.get(task) or self._share(task)[0].labels
+        declared = declared_labels(self.experiment.data, task)
+        return self._share(task)[0].labels if declared is None else declared
 
     def prompt(self, task: str) -> TaskPrompt:
         """How a model that answers in words is asked about a task."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import open_source
+from deal_core.data import declared_labels, open_source
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
 from deal_core.lora.adapter import Adapter, stack
 from deal_core.lora.arrays import to_arrays
@@ -103,11 +103,15 @@ def task_spaces(experiment: Experiment, learnt: Sequence[str]) -> tuple[TaskSpac
         UserError: the labels are in data that cannot be read.
     """
     source = open_source(experiment.data)
-    declared: Mapping[str, tuple[str, ...]] = experiment.data.labels
+
+    def labels(task: str) -> tuple[str, ...]:
+        declared = declared_labels(experiment.data, task)
+        return source.load(task).labels if declared is None else declared
+
     return tuple(
         TaskSpace(
             name=task,
-            labels=declared.get(task) or source.load(task).labels,
+            labels=labels(task),
             learnt=task in learnt,
             instruction=experiment.data.instructions.get(task, ""),
         )

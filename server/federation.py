@@ -9,7 +9,7 @@ from functools import cached_property
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.config.experiment import Experiment
-from deal_core.data import open_source
+from deal_core.data import declared_labels, open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, zero_adapter
 from deal_core.lora.state import State
@@ -99,8 +99,10 @@ class Federation:
         """Task to the number of its labels, which are public."""
         data = self.experiment.data
         source = open_source(data)
+        declared = {task: declared_labels(data, task) for task in self.plan.tasks}
         return {
-            task: len(data.labels.get(task) or source.load(task).labels) for task in self.plan.tasks
+            task: len(source.load(task).labels if labels is None else labels)
+            for task, labels in declared.items()
         }
 
     def _begin_stage(

@@ -39,7 +39,8 @@ def hand_over(grid: Grid, roster: Roster, folder: Path, events: EventLog, second
         digest = digest_of(files)
         nodes = dict(roster.connected())
         within = min(seconds, SECONDS)
-        requests = {name: _message(files, digest, node, within) for name, node in nodes.items()}
+        content = _content(files, digest)
+        requests = {n: Message(content, node, KIND, ttl=within) for n, node in nodes.items()}
         faults = {r.client: _fault(r) for r in collect(grid, requests, within) if not r.dropped}
     except Exception as error:
         events.write("adapter_missing", reason=f"{type(error).__name__}: {error}"[:500])
@@ -52,10 +53,9 @@ def hand_over(grid: Grid, roster: Roster, folder: Path, events: EventLog, second
             events.write("adapter_missing", client=name, reason=reason)
 
 
-def _message(files: dict[str, bytes], digest: str, node: int, seconds: float) -> Message:
+def _content(files: dict[str, bytes], digest: str) -> RecordDict:
     arrays = {name: Array(np.frombuffer(data, np.uint8)) for name, data in files.items()}
-    content = RecordDict({RECORD: ArrayRecord(arrays), DIGEST: ConfigRecord({"sha256": digest})})
-    return Message(content, node, KIND, ttl=seconds)
+    return RecordDict({RECORD: ArrayRecord(arrays), DIGEST: ConfigRecord({"sha256": digest})})
 
 
 def _fault(reply: Reply) -> str:

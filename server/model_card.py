@@ -87,7 +87,10 @@ def _tasks(results: Results, inference: Inference) -> list[str]:
     among_all = among.accuracy_matrix[-1] if among is not None else []
     lines = ["| task | labels | accuracy, task told | among all labels |", "|---|---|---:|---:|"]
     for j, task in enumerate(inference.tasks):
-        cells = [task.name, ", ".join(task.labels), _percent(own, j), _percent(among_all, j)]
+        answers, kind = ", ".join(task.labels) or "answers are texts", ""
+        if results.measures.get(task.name) == "rouge-l":
+            kind = " (ROUGE-L)"
+        cells = [task.name, answers, _percent(own, j) + kind, _percent(among_all, j)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 

@@ -311,7 +311,12 @@ def _number(value: object) -> float:
 def _amounts(values: object, length: int) -> list[int | float]:
     """Return sums of what was right of each answer."""
     numbers = isinstance(values, list) and len(values) == length and {type(v) for v in values}
-    if isinstance(values, list) and numbers == {float} and all(map(isfinite, values)):
+    if (
+        isinstance(values, list)
+        and numbers
+        and numbers <= {int, float}
+        and all(map(isfinite, values))
+    ):
         return values
     raise PayloadError("counts are not one finite number per task")
 

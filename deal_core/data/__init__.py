@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deal_core.data.clients import load_for_clients
 from deal_core.data.partition import PARTITIONERS, partition
-from deal_core.data.source import DataSource, Example, TaskData
+from deal_core.data.source import DataSource, Example, TaskData, declared_labels
 from deal_core.data.sources import SOURCES, open_source
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "DataSource",
     "Example",
     "TaskData",
+    "declared_labels",
     "load_for_clients",
     "open_source",
     "partition",

@@ -46,6 +46,14 @@ class TaskData:
     """Rows that could not be used (site)."""
 
 
+def declared_labels(config: DataConfig, task: str) -> tuple[str, ...] | None:
+    """Return the labels of a task that the experiment names, none where its answers are texts; None
+    where only its data tell."""
+    if task in config.generation:
+        return ()
+    return config.labels.get(task) or None
+
+
 class DataSource(Protocol):
     """Where tasks come from. Deterministic: equal inputs give equal data."""
 

@@ -92,6 +92,7 @@ class LocalTask:
         future: label spaces of the stream's tasks that no client works on before the stage has
             ended; read when called.
         prompts: of the tasks of ``seen``, in their order.
+        protected: single records are: nothing discrete may be decided about several together.
         past: what the client has of its own earlier tasks; None in its first.
         round_state: what it has of earlier rounds; None where nothing can be kept.
         joint_tasks: where several tasks are learnt at once, the client's share of each, in the
@@ -105,6 +106,7 @@ class LocalTask:
     joint_tasks: Sequence[TaskDataset] = ()
     future: Callable[[], Sequence[Sequence[str]]] = tuple
     prompts: Sequence[TaskPrompt] = ()
+    protected: bool = False
 
 
 MakeObjective = Callable[

@@ -172,7 +172,7 @@ class CausalLM:
 
     def _row(self, item: Encoded, answer: Tokens, branches: tuple[Tokens, ...] = ()) -> PromptRow:
         """Lay out one prompt. While every example has factors of its own, nothing is shared."""
-        shared = 0 if self._by_example else item.shared
+        shared = 0 if self._by_example else min(item.shared, len(item.tokens) - 1)
         return PromptRow(item.tokens[:shared], (*item.tokens[shared:], *answer), branches)
 
     @property

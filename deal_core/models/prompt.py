@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+Halves = tuple[str, str]
+"""What stands before and after the text."""
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Attributes: ``before`` and ``after`` the text, as written in ``model.template``."""
+    """Attributes: ``choosing``, the form for a task with labels; ``writing``, without the lines
+    that name the options."""
 
-    before: str
-    after: str
+    choosing: Halves
+    writing: Halves
 
-    def around(self, instruction: str, labels: Sequence[str]) -> tuple[str, str]:
-        """Return what stands before and after the text of a task; without labels the line of the
-        options is left out.
+    def around(self, instruction: str, labels: Sequence[str]) -> Halves:
+        """Return what stands before and after the text of a task.
 
         Args:
             instruction: of the task.
             labels: answers among which is chosen; none: free text.
         """
+        before, after = self.choosing if labels else self.writing
         options = ", ".join(map(words, labels))
-        lines = [
-            line.replace("{instruction}", instruction).replace("{options}", options)
-            for line in self.before.splitlines(keepends=True)
-            if labels or "{options}" not in line
-        ]
-        return "".join(lines), self.after
+        return before.replace("{instruction}", instruction).replace("{options}", options), after
 
 
-def read_template(template: str) -> PromptTemplate:
+def read_template(
+    template: str, wrap: Callable[[str], str] = lambda message: message
+) -> PromptTemplate:
     """Return the template, cut at the text.
+
+    Args:
+        template: ``model.template``.
+        wrap: what is put around it (a chat template).
 
     Raises:
         ValueError: ``{text}`` does not occur exactly once, or what a task decides comes after it.
     """
-    parts = template.split("{text}")
+    lines = template.splitlines(keepends=True)
+    writing = "".join(line for line in lines if "{options}" not in line)
+    return PromptTemplate(_halves(wrap(template)), _halves(wrap(writing)))
+
+
+def _halves(prompt: str) -> Halves:
+    parts = prompt.split("{text}")
     if len(parts) != 2 or "{options}" in parts[1] or "{instruction}" in parts[1]:
-        raise ValueError(
-            "model.template: needs {text} once, and what is the same for all before it"
-        )
-    return PromptTemplate(*parts)
+        raise ValueError("needs {text} once, and what is the same for all texts before it")
+    return parts[0], parts[1]
 
 
 def words(label: str) -> str:

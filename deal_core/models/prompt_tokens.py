@@ -18,6 +18,9 @@ from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.prompt import PromptTemplate, read_template, words
 from deal_core.models.prompt_forest import Tokens
 
+CHAT_DATE = "01 Jan 2025"
+"""What a chat template that names the date is told."""
+
 
 @dataclass(frozen=True)
 class PromptTokens:
@@ -48,7 +51,12 @@ class PromptTokens:
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str
     ) -> list[Encoded]:
         """Return tokenised prompts; only the text is cut, so that the prompt with its options,
-        whatever the length of the text, ends as the template does."""
+        whatever the length of the text, ends as the template does.
+
+        Raises:
+            UserError: two labels are the same to the tokeniser, or one is nothing.
+        """
+        self._require_distinct(labels)
         index = {label: position for position, label in enumerate(labels)}
         texts = self.texts([example.text for example in examples])
         encoded = []
@@ -61,6 +69,19 @@ class PromptTokens:
             right = (example.target, *example.references)
             encoded.append(replace(prompt, answer=written + self.end, right=right))
         return encoded
+
+    def _require_distinct(self, labels: Sequence[str]) -> None:
+        """Check that every label has tokens, and others than the rest."""
+        known: dict[Tokens, str] = {}
+        for label in labels:
+            ids = self.label(label)
+            if not ids:
+                raise UserError(f"label '{label}': the model's tokeniser has no token for it")
+            if known.setdefault(ids, label) != label:
+                raise UserError(
+                    f"labels '{known[ids]}' and '{label}' are the same to the model's tokeniser; "
+                    "rename one, or choose another model"
+                )
 
     def prompt(self, text: Tokens, labels: Sequence[str], instruction: str) -> Encoded:
         """Return the prompt around a text; the answer is not known."""
@@ -149,11 +170,21 @@ def chat_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
     Raises:
         UserError: the tokeniser has no chat template, or one that leaves out or repeats the text.
     """
-    message = [{"role": "user", "content": model.template}]
+    from jinja2 import TemplateError
+
+    def wrap(message: str) -> str:
+        # Some templates name today's date, which would make other prompts tomorrow.
+        shown: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": message}],
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=CHAT_DATE,
+        )
+        return shown
+
     try:
-        shown = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        return read_template(shown)
-    except ValueError as error:
+        return read_template(model.template, wrap)
+    except (ValueError, TemplateError) as error:
         raise UserError(
             f"model.chat: '{model.name}' has no chat template for it "
             f"({str(error).splitlines()[0]}); set model.chat to false"

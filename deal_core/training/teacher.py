@@ -51,16 +51,26 @@ def make_teacher(
 def word_teacher(
     model: GeneratingModel, data: Sequence[Encoded], labels: Sequence[str] = ()
 ) -> Teacher:
-    """Return the teacher of the words of the examples' answers, asked once about all examples."""
-    states: dict[int, Tensor] = {}
-    with at_task_start(model.module):
-        for batch in evaluation_batches(data):
+    """Return the teacher of the words of the examples' answers, asked once about all examples where
+    the states that these are predicted from fit into memory."""
+
+    def ask(batch: Sequence[int]) -> list[Tensor]:
+        with at_task_start(model.module):
             found, words = model.word_states([data[i] for i in batch], labels)
-            states.update(zip(batch, torch.split(found, words), strict=True))
+        return list(torch.split(found, words))
+
+    states: dict[int, Tensor] = {}
+    for batch in evaluation_batches(data):
+        states.update(zip(batch, ask(batch), strict=True))
+        floats = sum(state.numel() for state in states.values())
+        if floats * len(data) > CACHED_FLOATS * len(states):
+            states = {}
+            break
 
     def logits(batch: Sequence[int]) -> list[Tensor]:
-        with torch.no_grad():
-            together = model.word_logits(torch.cat([states[i] for i in batch]))
-        return list(torch.split(together, [len(states[i]) for i in batch]))
+        known = [states[i] for i in batch] if states else ask(batch)
+        with at_task_start(model.module):  # the head may be adapted, too
+            together = model.word_logits(torch.cat(known))
+        return list(torch.split(together, [len(state) for state in known]))
 
     return logits

@@ -109,13 +109,19 @@ def check_answers(experiment: Experiment) -> None:
     """An answer that is a text needs a model that writes.
 
     Raises:
-        UserError: it has another, or ``model.template`` has no place for a text.
+        UserError: it has another, ``model.template`` has no place for a text, or public texts are
+            to be answered.
     """
     model, texts = experiment.model, experiment.data.generation
     if texts and has_label_logits(model):
         raise UserError(
             f"data.generation: answers of '{texts[0]}' are texts, and model.family "
             f"'{model.family}' chooses among labels; use causal-lm or seq2seq-lm"
+        )
+    if texts and experiment.method.consolidation.data == "public":
+        raise UserError(
+            'method.consolidation.data = "public" asks about labels, and answers of '
+            f"'{texts[0]}' are texts; set it to none or private"
         )
     try:
         read_template(model.template)

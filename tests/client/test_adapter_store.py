@@ -29,7 +29,15 @@ FILES = {"inference.json": b"{}", "adapter_model.safetensors": b"\x00\x01"}
 
 @pytest.fixture
 def site(tmp_path) -> RealSite:
-    return RealSite(tmp_path / "site")
+    """Has worked in one run."""
+    site = RealSite(tmp_path / "site")
+    (site.folder / "state" / "runs" / "run-1").mkdir(parents=True)
+    return site
+
+
+def test_of_a_run_in_which_the_site_has_not_worked_nothing_is_kept(site):
+    assert send(site, content(FILES), run="run-2") == "refused"
+    assert [path.name for path in (site.folder / "state" / "runs").iterdir()] == ["run-1"]
 
 
 def content(files: dict[str, bytes], digest: str = "") -> RecordDict:

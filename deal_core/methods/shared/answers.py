@@ -52,24 +52,38 @@ def answers_distilled(
     learning = plain(model, task, data)
     if not task.prompts or not config.weight or task.joint_tasks:
         return learning
-    basis = f"{fingerprint(state.retained)} {task.prompts}"
-    asked, teacher = cache.get_or_compute("answers", basis, lambda: ask(model, data, task.prompts))
+    basis = f"{fingerprint(state.retained)} {task.prompts} {len(data)}"
+    asked, teacher = cache.get_or_compute(
+        "answers", basis, lambda: ask(model, data, task.prompts, alone=task.protected)
+    )
     return AnswersDistilled(model, learning, asked, teacher, config.weight, config.temperature)
 
 
 def ask(
-    model: GeneratingModel, data: Sequence[Encoded], prompts: Sequence[TaskPrompt]
+    model: GeneratingModel,
+    data: Sequence[Encoded],
+    prompts: Sequence[TaskPrompt],
+    alone: bool = False,
 ) -> tuple[list[Encoded], Teacher]:
     """Return the texts as the teacher was asked about them, with its answers, and the teacher. A
     text is asked about under the prompt of one earlier task: which one follows from the text alone,
-    so that an example's loss depends on no other example, and on no place in the data."""
+    so that an example's loss depends on no other example, and on no place in the data.
+
+    Args:
+        model: holds the state of the round.
+        data: the client's tokenised examples.
+        prompts: of earlier tasks.
+        alone: ask about each text by itself, so that not even rounding, which batch-mates change,
+            can turn one answer into another.
+    """
     asked: dict[int, Encoded] = {}
     chosen = [which(item, len(prompts)) for item in data]
     with at_task_start(model.module):
         for turn, prompt in enumerate(prompts):
             places = [i for i, own in enumerate(chosen) if own == turn]
             share = [data[i] for i in places]
-            for batch in evaluation_batches(share):
+            batches = [[n] for n in range(len(share))] if alone else evaluation_batches(share)
+            for batch in batches:
                 texts = [share[i] for i in batch]
                 answered = model.answered(texts, prompt.labels, prompt.instruction)
                 asked.update(zip((places[i] for i in batch), answered, strict=True))

@@ -115,7 +115,19 @@ def with_gram(sent: Tensors) -> Tensors:
     count, total = sent[COUNT], sent[SUM]
     nothing = torch.zeros(total.shape[1], total.shape[1], dtype=total.dtype)
     between = -scatter(count, total, nothing)
-    return {COUNT: count, SUM: total, GRAM: sent[SCATTER] + triangle(between)}
+    # Else one client's could take away from what others have sent.
+    within = triangle(without_negative(symmetric(sent[SCATTER], total.shape[1])))
+    return {COUNT: count, SUM: total, GRAM: within + triangle(between)}
+
+
+def without_negative(matrix: Tensor) -> Tensor:
+    """Return a symmetric matrix with its negative eigenvalues set to 0, which rounded sums may
+    have; the very matrix where none is below rounding, as of exact sums."""
+    room = 2 * ROUNDING * torch.eye(len(matrix), dtype=matrix.dtype)
+    if int(torch.linalg.cholesky_ex(matrix + room).info) == 0:
+        return matrix
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp(min=0.0)) @ vectors.T
 
 
 def check_rounded(sent: Tensors) -> None:

@@ -52,7 +52,7 @@ def distilled(
     if not choices:
         return plain(model, task, data, log_prior)
     spaces = [space for space, _ in choices]
-    basis = f"{fingerprint(state.retained)} {spaces}"
+    basis = f"{fingerprint(state.retained)} {spaces} {len(data)}"
     teacher: Teacher = cache.get_or_compute(
         "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces)
     )

@@ -16,13 +16,13 @@ from deal_core.methods.shared.class_sums import (
     COUNT,
     GRAM,
     ROUNDED,
-    ROUNDING,
     SUM,
     check,
     collect,
     scatter,
     shapes,
     symmetric,
+    without_negative,
 )
 
 SMALLEST = 1e-6
@@ -85,13 +85,3 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
     rows = torch.cat([weights, bias[:, None]], dim=1).float()
     sizes = [len(sums[f"{COUNT}/{task}"]) for task in tasks]
     return dict(zip(tasks, torch.split(rows, sizes), strict=True))
-
-
-def without_negative(matrix: Tensor) -> Tensor:
-    """Return a symmetric matrix with its negative eigenvalues set to 0, which rounded sums may
-    have; the very matrix where none is below rounding, as of exact sums."""
-    room = 2 * ROUNDING * torch.eye(len(matrix), dtype=matrix.dtype)
-    if int(torch.linalg.cholesky_ex(matrix + room).info) == 0:
-        return matrix
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0.0)) @ vectors.T

@@ -126,6 +126,43 @@ def test_at_the_start_of_a_task_there_is_nothing_to_pay(model):
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
 
 
+def test_an_empty_share_spoils_nothing_for_a_full_one(model):
+    """Where training fails, a site goes on with no example; the next round has them again."""
+    model, state = model
+    data = model.encode(EXAMPLES, LABELS)
+    task, cache, config = LocalTask(LABELS, (), prompts=EARLIER), Cache(), DistillationConfig()
+    answers_distilled(model, state, task, [], cache, config)
+    objective = answers_distilled(model, state, task, data, cache, config)
+    assert objective.example_losses(range(len(data))).isfinite().all()
+
+
+@pytest.mark.parametrize("floats", [0, 2**25])
+def test_a_teacher_whose_states_do_not_fit_is_asked_again(model, monkeypatch, floats):
+    monkeypatch.setattr("deal_core.training.teacher.CACHED_FLOATS", floats)
+    model, _ = model
+    asked, teacher = ask(model, model.encode(EXAMPLES, LABELS), EARLIER)
+    for n, item in enumerate(asked):
+        with torch.no_grad(), at_task_start(model.module):
+            expected = model.word_logits(model.word_states([item], ())[0])
+        torch.testing.assert_close(teacher([n])[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_protected_records_are_asked_about_one_by_one(model, monkeypatch):
+    model, state = model
+    sizes = []
+    real = type(model).answered
+
+    def answered(self, batch, *rest):
+        sizes.append(len(batch))
+        return real(self, batch, *rest)
+
+    monkeypatch.setattr(type(model), "answered", answered)
+    data = model.encode(EXAMPLES, LABELS)
+    task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
+    answers_distilled(model, state, task, data, Cache(), DistillationConfig())
+    assert sizes == [1] * len(data)
+
+
 def test_gradients_of_each_example_are_those_it_has_alone(model):
     model, state = model
     data = model.encode(EXAMPLES, LABELS)

@@ -17,7 +17,8 @@ from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, make_method, statistics_of
 from deal_core.methods import linear_probe as probe
 from deal_core.methods.shared import class_sums
-from deal_core.methods.shared.prototypes import ABSENT, without_negative
+from deal_core.methods.shared.class_sums import without_negative
+from deal_core.methods.shared.prototypes import ABSENT
 from deal_core.randomness import seeded
 
 SIZE, LABELS = 12, 4
@@ -303,6 +304,16 @@ def test_room_for_negative_scatter_is_as_wide_as_stated_and_no_wider():
     class_sums.check_rounded(with_scatter_below(0.99 * float(trace) / 254))
     with pytest.raises(PayloadError, match="less scatter"):
         class_sums.check_rounded(with_scatter_below(1.01 * float(trace) / 254))
+
+
+def test_negative_scatter_takes_nothing_away_from_what_others_sent():
+    trace = float(class_sums.symmetric(with_scatter_below(0.0)["scatter"], SIZE).trace())
+    sent = with_scatter_below(0.99 * trace / 254)
+    class_sums.check_rounded(sent)
+    sums = class_sums.with_gram(sent)
+    gram = class_sums.symmetric(sums["gram"], SIZE)
+    within = class_sums.scatter(sums["count"], sums["sum"], gram)
+    assert float(torch.linalg.eigvalsh(within).min()) > -1e-9
 
 
 def test_room_for_the_trace_is_as_wide_as_stated_and_no_wider():

@@ -105,6 +105,13 @@ def test_a_long_text_never_pushes_the_question_out(model, causal_folder):
     assert len(long.tokens) - len(short.tokens) == 31
 
 
+def test_labels_that_the_tokeniser_cannot_tell_apart_are_refused(model):
+    with pytest.raises(UserError, match="'violet' and 'ochre' are the same to"):
+        model.encode([Example("a", "red")], ("red", "violet", "ochre"))
+    with pytest.raises(UserError, match="has no token for it"):
+        model.encode([Example("a", "red")], ("red", " "))
+
+
 CHAT = (
     "{% for m in messages %}<s> {{ m['content'] }} . {% endfor %}"
     "{% if add_generation_prompt %}Answer{% endif %}"

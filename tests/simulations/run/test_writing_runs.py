@@ -69,7 +69,8 @@ def test_answers_that_are_texts_are_learnt_and_measured(experiment_of, tmp_path,
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_and_records_are_protected(experiment_of, tmp_path, name):
-    experiment = experiment_of(name, "federation.rounds=1", "privacy.mechanism=record")
+    noised = ("privacy.mechanism=record", "privacy.metrics=noised")
+    experiment = experiment_of(name, "federation.rounds=1", *noised)
     run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
     results = read_results(tmp_path / "run")
     assert np.isfinite(np.array(results.accuracy_matrix)).all()
