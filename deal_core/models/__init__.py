@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from deal_core.models.encoder import encoder_size, encoder_skeleton, load_encode
 from deal_core.models.interface import Encoded, ForwardOutput, GeneratingModel, LanguageModel
 from deal_core.models.loading import check_weights as check_checkpoint
 from deal_core.models.loading import pretrained
+from deal_core.models.prompt_tokens import require_distinct
 from deal_core.models.seq2seq import load_seq2seq, seq2seq_skeleton
 
 
@@ -108,6 +109,18 @@ def has_label_logits(model: ModelConfig) -> bool:
     return choose("model.family", model.family, FAMILIES).has_label_logits
 
 
+def check_label_tokens(model: ModelConfig, labels: Sequence[str]) -> None:
+    """Check that a model that answers in words can tell labels apart; no weights are read.
+
+    Raises:
+        UserError: it cannot, or its name is unknown.
+    """
+    from transformers import AutoTokenizer
+
+    if not has_label_logits(model):
+        require_distinct(pretrained(AutoTokenizer, model.name), labels)
+
+
 def max_positions(model: ModelConfig) -> int:
     """Return how many tokens the model can read at once, 0 where nothing bounds them; no weights
     are read.
@@ -140,6 +153,7 @@ __all__ = [
     "LanguageModel",
     "adapter_shapes",
     "auto_class",
+    "check_label_tokens",
     "check_weights",
     "embedding_size",
     "has_label_logits",

@@ -51,12 +51,7 @@ class PromptTokens:
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str
     ) -> list[Encoded]:
         """Return tokenised prompts; only the text is cut, so that the prompt with its options,
-        whatever the length of the text, ends as the template does.
-
-        Raises:
-            UserError: two labels are the same to the tokeniser, or one is nothing.
-        """
-        self._require_distinct(labels)
+        whatever the length of the text, ends as the template does."""
         index = {label: position for position, label in enumerate(labels)}
         texts = self.texts([example.text for example in examples])
         encoded = []
@@ -69,19 +64,6 @@ class PromptTokens:
             right = (example.target, *example.references)
             encoded.append(replace(prompt, answer=written + self.end, right=right))
         return encoded
-
-    def _require_distinct(self, labels: Sequence[str]) -> None:
-        """Check that every label has tokens, and others than the rest."""
-        known: dict[Tokens, str] = {}
-        for label in labels:
-            ids = self.label(label)
-            if not ids:
-                raise UserError(f"label '{label}': the model's tokeniser has no token for it")
-            if known.setdefault(ids, label) != label:
-                raise UserError(
-                    f"labels '{known[ids]}' and '{label}' are the same to the model's tokeniser; "
-                    "rename one, or choose another model"
-                )
 
     def prompt(self, text: Tokens, labels: Sequence[str], instruction: str) -> Encoded:
         """Return the prompt around a text; the answer is not known."""
@@ -208,3 +190,22 @@ def answer_losses(
     losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
     kept = logits if seen else logits[:, :0]
     return ForwardOutput(losses, kept, counts, [kept.shape[1]])
+
+
+def require_distinct(tokenizer: Any, labels: Sequence[str]) -> None:
+    """Check that every label has tokens, and others than the rest: else the first would always be
+    the answer.
+
+    Raises:
+        UserError: two labels are the same to the tokeniser, or one is nothing.
+    """
+    known: dict[Tokens, str] = {}
+    for label in labels:
+        ids = tuple(tokenizer(f" {words(label)}", add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise UserError(f"label '{label}': the model's tokeniser has no token for it")
+        if known.setdefault(ids, label) != label:
+            raise UserError(
+                f"labels '{known[ids]}' and '{label}' are the same to the model's tokeniser; "
+                "rename one, or choose another model"
+            )

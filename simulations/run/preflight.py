@@ -10,6 +10,7 @@ from deal_core.errors import UserError, choose
 from deal_core.methods import RULES, method_of, statistics_of
 from deal_core.models import (
     adapter_shapes,
+    check_label_tokens,
     check_weights,
     embedding_size,
     has_label_logits,
@@ -178,8 +179,10 @@ def check_data(experiment: Experiment) -> None:
     clients = [str(number) for number in range(experiment.federation.clients)]
     make_plan(experiment, source.task_names(), clients)
     for name in source.task_names():
+        task = source.load(name)
+        check_label_tokens(experiment.model, task.labels)
         partition(
-            source.load(name),
+            task,
             experiment.data.partition,
             experiment.federation.clients,
             experiment.run.seed,

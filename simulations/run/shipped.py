@@ -18,7 +18,8 @@ def shipped_studies() -> dict[str, Path]:
 
 
 def _files(folder: str) -> dict[str, Path]:
-    return {path.stem: path for path in sorted((Path(__file__).parents[1] / folder).glob("*.toml"))}
+    paths = (Path(__file__).parents[1] / folder).glob("*.toml")
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
 
 
 def descriptions(files: Mapping[str, Path]) -> dict[str, str]:

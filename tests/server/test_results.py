@@ -106,7 +106,7 @@ def test_file_round_trip_and_schema(tmp_path):
         *("config", "engine", "seed", "tasks", "stages", "accuracy_matrix", "zero_shot"),
         *("average_accuracy", "backward_transfer", "forward_transfer", "forgetting"),
         *("per_client", "privacy", "wire", "aggregation_error", "seconds"),
-        *("peak_rss_bytes", "versions", "schema_version", "class_incremental"),
+        *("peak_rss_bytes", "versions", "schema_version", "class_incremental", "measures"),
     }
 
 

@@ -117,6 +117,6 @@ def test_shells_complete_commands_and_the_names_of_what_is_shipped() -> None:
         "server",
         "site",
     ]
-    assert completed("deal simulate quick") == ["quickstart"]
+    assert completed("deal simulate quick") == ["quickstart", "quickstart-llm"]
     assert completed("deal study med") == ["medmcqa"]
     assert "--show-completion" in shown("", "--help")

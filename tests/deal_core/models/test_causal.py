@@ -16,7 +16,7 @@ from deal_core.lora.attach import CURRENT, read
 from deal_core.lora.state import State
 from deal_core.methods import METHODS, LocalTask, make_method
 from deal_core.methods.shared.distilled import Distilled
-from deal_core.models import adapter_shapes, load_model
+from deal_core.models import adapter_shapes, check_label_tokens, load_model
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.evaluation import count_correct
@@ -105,11 +105,14 @@ def test_a_long_text_never_pushes_the_question_out(model, causal_folder):
     assert len(long.tokens) - len(short.tokens) == 31
 
 
-def test_labels_that_the_tokeniser_cannot_tell_apart_are_refused(model):
+def test_labels_that_the_tokeniser_cannot_tell_apart_are_refused(causal_folder):
+    config = ModelConfig(family="causal-lm", name=str(causal_folder))
+    check_label_tokens(config, LABELS)
     with pytest.raises(UserError, match="'violet' and 'ochre' are the same to"):
-        model.encode([Example("a", "red")], ("red", "violet", "ochre"))
+        check_label_tokens(config, ("red", "violet", "ochre"))
     with pytest.raises(UserError, match="has no token for it"):
-        model.encode([Example("a", "red")], ("red", " "))
+        check_label_tokens(config, ("red", " "))
+    check_label_tokens(ModelConfig(), ("red", " "))  # an encoder embeds names
 
 
 CHAT = (

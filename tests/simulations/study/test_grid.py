@@ -179,7 +179,8 @@ def test_every_shipped_study_is_a_grid_of_valid_experiments(tmp_path: Path, name
     study = load_study(name)
     assert descriptions(shipped_studies())[name] == study.file.description != ""
     assert f"deal study {name}" in study.path.read_text().splitlines()[0]
-    for task in {*study.file.set.get("data", {}).get("tasks", ()), *clinc_tasks()}:
+    ordered = {task for order in study.file.orders.values() for task in order.tasks}
+    for task in {*study.file.set.get("data", {}).get("tasks", ()), *ordered, *clinc_tasks()}:
         (tmp_path / task).mkdir()
     found = grid(study, tmp_path / "out", (f"data.path={tmp_path}",))
     assert len({cell.name for cell in found}) == len(found)
