@@ -55,7 +55,11 @@ def test_the_orders_are_those_of_the_appendix_of_olora() -> None:
         assert shipped(f"cl-order{number}").data.tasks == names
 
 
-@pytest.mark.parametrize("name", [*ORDERS, "trace"])
+SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in [*ORDERS[1:], "trace"])
+"""The same of other tasks; their data and settings are read in the tests above."""
+
+
+@pytest.mark.parametrize("name", [ORDERS[0], *SLOW])
 def test_a_shipped_order_runs_once_its_data_are_there(name: str, tmp_path: Path) -> None:
     experiment = shipped(name)
     for task in experiment.data.tasks:
