@@ -56,11 +56,11 @@ class Packing:
         """``(tokens, d)`` to ``(texts, longest, d)``; zero where there is no token."""
         texts, longest = self.real.shape
         cells = row.new_zeros(texts * longest, row.shape[1])
-        return cells.index_copy(0, self._cells, row).view(texts, longest, -1)
+        return cells.index_copy(0, self._cells.to(row.device), row).view(texts, longest, -1)
 
     def together(self, cells: Tensor) -> Tensor:
         """Undo :meth:`apart`; what lies in cells without a token is dropped."""
-        return cells.flatten(0, 1).index_select(0, self._cells)
+        return cells.flatten(0, 1).index_select(0, self._cells.to(cells.device))
 
 
 def packing_of(token_ids: Sequence[Sequence[int]]) -> Packing | None:

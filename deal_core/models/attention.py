@@ -114,7 +114,7 @@ def _in_forest(
             found.append(out[0].flatten(1))
         for group in bodies:
             tokens = sum(group.lengths)
-            own = [_cells(group.apart(row[place : place + tokens]), heads) for row in rows]
+            own = [_cells(group.packing.apart(row[place : place + tokens]), heads) for row in rows]
             place += tokens
             keys, values = (
                 torch.cat([up.expand(len(group.parts), -1, -1, -1), down], dim=2)
@@ -122,7 +122,7 @@ def _in_forest(
             )
             sees = group.sees_within(window).to(query.device)
             out, _ = attention(module, own[0], keys, values, sees, **options)
-            found.append(group.together(out.flatten(2)))
+            found.append(group.packing.together(out.flatten(2)))
     return torch.cat(found).view(1, -1, heads, width)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -101,14 +100,7 @@ class CausalLM:
     ) -> list[Encoded]:
         """Return the same texts under the prompt of another task, each with the answer that the
         model gives now: its best label, and the end."""
-        asked = [self._prompts.prompt(item.text, labels, instruction) for item in batch]
-        if not labels:
-            written = self._written(asked)
-            return [replace(e, answer=words) for e, words in zip(asked, written, strict=True)]
-        with torch.no_grad():
-            best = self.scores(asked, labels).argmax(dim=1).tolist()
-        answers = [self._prompts.label(labels[n]) + self._prompts.end for n in best]
-        return [replace(each, answer=answer) for each, answer in zip(asked, answers, strict=True)]
+        return self._prompts.answered(batch, labels, instruction, self.scores, self._written)
 
     def write(self, batch: Sequence[Encoded]) -> list[str]:
         """Return the answers as texts."""
@@ -136,7 +128,7 @@ class CausalLM:
         """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""
         answers = [self._prompts.label(label) for label in labels]
         branches = tuple(answer[:-1] for answer in answers)
-        rows = [self._row(item, (), branches) for item in batch]
+        rows = self._rows(batch, [()] * len(batch), branches)
         parts: list[Tensor] = []
         for part in _within(rows, SCORING_TOKENS):
             forest, place = plant(part)
@@ -161,7 +153,7 @@ class CausalLM:
 
     def _answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return the states that predict the words of the answers, ``(words, hidden)``."""
-        rows = [self._row(item, answer[:-1]) for item, answer in zip(batch, answers, strict=True)]
+        rows = self._rows(batch, [answer[:-1] for answer in answers])
         forest, place = plant(rows)
         states = self._states(forest)
         index: list[int] = []
@@ -170,10 +162,20 @@ class CausalLM:
             index += range(end - len(answer), end)
         return states[torch.tensor(index, device=states.device)]
 
-    def _row(self, item: Encoded, answer: Tokens, branches: tuple[Tokens, ...] = ()) -> PromptRow:
-        """Lay out one prompt. While every example has factors of its own, nothing is shared."""
-        shared = 0 if self._by_example else min(item.shared, len(item.tokens) - 1)
-        return PromptRow(item.tokens[:shared], (*item.tokens[shared:], *answer), branches)
+    def _rows(
+        self,
+        batch: Sequence[Encoded],
+        answers: Sequence[Tokens],
+        branches: tuple[Tokens, ...] = (),
+    ) -> list[PromptRow]:
+        """Lay out prompts. While every example has factors of its own, nothing is shared."""
+        apart = self._by_example
+        rows = []
+        for item, answer in zip(batch, answers, strict=True):
+            shared = 0 if apart else min(item.shared, len(item.tokens) - 1)
+            rest = (*item.tokens[shared:], *answer)
+            rows.append(PromptRow(item.tokens[:shared], rest, branches))
+        return rows
 
     @property
     def _by_example(self) -> bool:

@@ -15,6 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from deal_core.lora.packing import Packing
+
 ALIKE = 1.15
 """Padded cells over tokens up to which bodies are attended to together."""
 Tokens = tuple[int, ...]
@@ -54,10 +56,9 @@ class Bodies:
         return [sum(part) for part in self.parts]
 
     @cached_property
-    def cells(self) -> Tensor:
-        """Which cells of the flattened rectangle hold a token."""
-        real = torch.arange(max(self.lengths))[None, :] < torch.tensor(self.lengths)[:, None]
-        return real.flatten().nonzero().flatten()
+    def packing(self) -> Packing:
+        """How they lie in the rectangle."""
+        return Packing(tuple(self.lengths))
 
     def sees_within(self, window: int | None) -> Tensor:
         """Return :attr:`sees`, and nothing that lies ``window`` tokens or more behind."""
@@ -90,16 +91,6 @@ class Bodies:
         own = (before & related) | torch.eye(longest, dtype=torch.bool)
         above = torch.ones(bodies, longest, self.head, dtype=torch.bool)
         return torch.cat([above, own], dim=2)[:, None]
-
-    def apart(self, row: Tensor) -> Tensor:
-        """``(tokens, d)`` to ``(bodies, longest, d)``; zero where there is no token."""
-        bodies, longest = len(self.parts), max(self.lengths)
-        cells = row.new_zeros(bodies * longest, row.shape[1])
-        return cells.index_copy(0, self.cells.to(row.device), row).view(bodies, longest, -1)
-
-    def together(self, cells: Tensor) -> Tensor:
-        """Undo :meth:`apart`."""
-        return cells.flatten(0, 1).index_select(0, self.cells.to(cells.device))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,6 +71,33 @@ class PromptTokens:
         head = self.opening + self._once(before)
         tail = self._once(after) + self.closing
         return Encoded((*head, *text, *tail), -1, shared=len(head), text=text)
+
+    def answered(
+        self,
+        batch: Sequence[Encoded],
+        labels: Sequence[str],
+        instruction: str,
+        scores: Callable[[Sequence[Encoded], Sequence[str]], Tensor],
+        written: Callable[[Sequence[Encoded]], list[Tokens]],
+    ) -> list[Encoded]:
+        """Return the same texts under the prompt of another task, each with the answer that a model
+        gives.
+
+        Args:
+            batch: texts, under any prompt.
+            labels: of that task; none: its answers are texts.
+            instruction: of that task.
+            scores: of labels, by the model.
+            written: answers by the model, the ends included.
+        """
+        asked = [self.prompt(item.text, labels, instruction) for item in batch]
+        if labels:
+            with torch.no_grad():
+                best = scores(asked, labels).argmax(dim=1).tolist()
+            answers = [self.label(labels[n]) + self.end for n in best]
+        else:
+            answers = written(asked)
+        return [replace(each, answer=answer) for each, answer in zip(asked, answers, strict=True)]
 
     def answer(self, item: Encoded, labels: Sequence[str]) -> Tokens:
         """Return the tokens that an example's answer should have, the end included."""

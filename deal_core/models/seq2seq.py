@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -110,14 +110,7 @@ class Seq2SeqLM:
     ) -> list[Encoded]:
         """Return the same texts under the prompt of another task, each with the answer that the
         model gives now: its best label, and the end."""
-        asked = [self._prompts.prompt(item.text, labels, instruction) for item in batch]
-        if labels:
-            with torch.no_grad():
-                best = self.scores(asked, labels).argmax(dim=1).tolist()
-            answers = [self._prompts.label(labels[n]) + self._prompts.end for n in best]
-        else:
-            answers = self._written(asked)
-        return [replace(each, answer=answer) for each, answer in zip(asked, answers, strict=True)]
+        return self._prompts.answered(batch, labels, instruction, self.scores, self._written)
 
     def write(self, batch: Sequence[Encoded]) -> list[str]:
         """Return the answers as texts."""

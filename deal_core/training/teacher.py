@@ -39,13 +39,24 @@ def make_teacher(
             return [ask([i])[0] for i in batch]
         return answers
 
+    known = kept(data, ask)
+    return ask if known is None else lambda batch: [known[i] for i in batch]
+
+
+def kept(
+    data: Sequence[Encoded], ask: Callable[[Sequence[int]], list[Tensor]]
+) -> dict[int, Tensor] | None:
+    """Return what is answered about each example, asked in batches; None where it does not fit into
+    memory."""
     answers: dict[int, Tensor] = {}
+    floats = 0
     for batch in evaluation_batches(data):
-        answers.update(zip(batch, ask(batch), strict=True))
-        floats = sum(answer.numel() for answer in answers.values())
+        found = ask(batch)
+        answers.update(zip(batch, found, strict=True))
+        floats += sum(answer.numel() for answer in found)
         if floats * len(data) > CACHED_FLOATS * len(answers):
-            return ask
-    return lambda batch: [answers[i] for i in batch]
+            return None
+    return answers
 
 
 def word_teacher(
@@ -59,16 +70,10 @@ def word_teacher(
             found, words = model.word_states([data[i] for i in batch], labels)
         return list(torch.split(found, words))
 
-    states: dict[int, Tensor] = {}
-    for batch in evaluation_batches(data):
-        states.update(zip(batch, ask(batch), strict=True))
-        floats = sum(state.numel() for state in states.values())
-        if floats * len(data) > CACHED_FLOATS * len(states):
-            states = {}
-            break
+    states = kept(data, ask)
 
     def logits(batch: Sequence[int]) -> list[Tensor]:
-        known = [states[i] for i in batch] if states else ask(batch)
+        known = ask(batch) if states is None else [states[i] for i in batch]
         with at_task_start(model.module):  # the head may be adapted, too
             together = model.word_logits(torch.cat(known))
         return list(torch.split(together, [len(state) for state in known]))
