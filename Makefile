@@ -35,6 +35,7 @@ bench: .venv
 	$(BIN)/deal bench memory
 	$(BIN)/deal bench engine
 	$(BIN)/deal bench scale
+	$(BIN)/deal bench secure
 
 clean:
 	rm -rf .venv runs

@@ -354,6 +354,14 @@ def bench_privacy(out: OutFile = "", quick: Quick = False) -> None:
     bench(QUICK if quick else WORKLOADS, wide_console(), out)
 
 
+@bench.command("secure")
+def bench_secure(out: OutFile = "", quick: Quick = False) -> None:
+    """Bytes and time of secure aggregation, for growing numbers of sites."""
+    from simulations.bench.secure import QUICK, Sizes, bench
+
+    bench(QUICK if quick else Sizes(), wide_console(), out)
+
+
 @bench.command("memory")
 def bench_memory(out: OutFile = "", quick: Quick = False) -> None:
     """Peak memory of the local step, measure by measure, next to the Hugging Face Trainer."""

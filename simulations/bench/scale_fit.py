@@ -24,8 +24,13 @@ class Point:
 def exponent(points: Sequence[Point]) -> float:
     """Return the slope of log seconds over log x, least squares: 0 is constant, 1 linear. NaN
     where there are no two different x."""
-    xs = [math.log(point.x) for point in points]
-    ys = [math.log(point.seconds) for point in points]
+    return power([point.x for point in points], [point.seconds for point in points])
+
+
+def power(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Return the exponent ``p`` of the curve ``y = c x^p`` that fits best, least squares of the
+    logarithms; NaN where there are no two different x."""
     if len(set(xs)) < 2:
         return math.nan
-    return statistics.linear_regression(xs, ys).slope
+    logs = [math.log(x) for x in xs], [math.log(y) for y in ys]
+    return statistics.linear_regression(*logs).slope

@@ -64,6 +64,22 @@ def test_exact_rules_are_exact_and_the_baseline_is_not(bench):
     assert {len(errors) for errors in cells_of.values()} == {4, 5}
 
 
+def test_the_secure_sum_is_exact_and_its_figures_fit(bench, tmp_path):
+    path = tmp_path / "bench.json"
+    printed = bench("secure", "--quick", "--out", str(path))
+    described = json.loads(path.read_text())
+    assert "a round grows as" in printed
+    assert [row["sites"] for row in described["rows"]] == [4, 8, 4, 8]
+    for row in described["rows"]:
+        assert row["exact"]
+        assert row["bytes_ratio"] == row["bytes_up"] / row["vector_bytes"]
+        # The words, and shares for every peer; nothing else.
+        extra = 283 + 48 * (row["sites"] - 1) + 32 * row["sites"]
+        assert row["vector_bytes"] < row["bytes_up"] < row["vector_bytes"] + extra
+        assert row["round_seconds"] > row["site_seconds"] > row["site_seconds_mask"] > 0
+    assert {line["dropped"] for line in described["growth"]} == {0, 0.25}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "line"),

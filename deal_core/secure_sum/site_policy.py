@@ -1,0 +1,51 @@
+"""What a site asks of a round before it takes part; a message cannot change it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.terms import RoundTerms
+
+
+@dataclass(frozen=True)
+class SitePolicy:
+    """The site's own conditions.
+
+    Attributes:
+        min_cohort: fewest sites in a sum.
+        colluding: how many of the others this site expects to work with the server, at least.
+        confirm: whether survivors must agree before they reveal (a server that may lie). False
+            only where the server is trusted to tell all sites the same.
+    """
+
+    min_cohort: int = 3
+    colluding: int = 0
+    confirm: bool = True
+
+    def check(self, terms: RoundTerms) -> None:
+        """Accept the terms of a round.
+
+        Raises:
+            ProtocolError: they are weaker than the policy.
+        """
+        if len(terms.cohort) < self.min_cohort:
+            raise ProtocolError(
+                f"a cohort of {len(terms.cohort)} sites is below this site's "
+                f"min_cohort = {self.min_cohort}"
+            )
+        if terms.min_cohort < self.min_cohort:
+            raise ProtocolError(
+                f"the round would sum {terms.min_cohort} sites, this site's policy asks for "
+                f"min_cohort = {self.min_cohort}"
+            )
+        if terms.colluding < self.colluding:
+            raise ProtocolError(
+                f"the round reckons with {terms.colluding} colluding sites, this site's policy "
+                f"with {self.colluding}"
+            )
+        if self.confirm and not terms.confirm:
+            raise ProtocolError(
+                "the round does without agreement on the survivors, which this site's policy asks "
+                "for"
+            )

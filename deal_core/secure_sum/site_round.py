@@ -1,0 +1,211 @@
+"""A site's part in a round: request in, new state and reply out.
+
+Whoever calls these keeps the new state durably *before* the reply leaves. Then, after a restart, an
+equal request gets the same bytes, another one is refused, and no secret is used twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from deal_core.secure_sum.agreement import agreement_tag
+from deal_core.secure_sum.boxes import open_box, seal
+from deal_core.secure_sum.frames import positions_from
+from deal_core.secure_sum.identity import fingerprint
+from deal_core.secure_sum.keys import public_half
+from deal_core.secure_sum.layout import Encoded
+from deal_core.secure_sum.leg_order import Answer, answer, check_turn, stored_reply
+from deal_core.secure_sum.masks import Words, add_masks
+from deal_core.secure_sum.messages import (
+    Confirmed,
+    ConfirmRequest,
+    Masked,
+    MaskRequest,
+    Prepared,
+    Unmasked,
+    UnmaskRequest,
+)
+from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.round_checks import (
+    check_agreement,
+    check_encoded,
+    check_members,
+    check_new_round,
+    check_survivors,
+)
+from deal_core.secure_sum.round_keys import (
+    commitment,
+    mask_private_key,
+    pair_mask_key,
+    self_mask_key,
+)
+from deal_core.secure_sum.shamir import SECRET_BYTES, split
+from deal_core.secure_sum.site_policy import SitePolicy
+from deal_core.secure_sum.site_state import SiteRound, SiteState
+from deal_core.secure_sum.terms import RoundTerms
+
+
+def prepare(
+    state: SiteState,
+    request: bytes,
+    policy: SitePolicy,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> Answer:
+    """Return the state with the round's secrets, and their shares for the cohort.
+
+    Args:
+        state: of this site, which has met all of the cohort.
+        request: the terms.
+        policy: what this site asks of a round.
+        random_bytes: number of bytes -> fresh random bytes.
+
+    Raises:
+        ProtocolError: the terms are weaker than the policy, name a site that is not known, or are
+            those of a round that is past.
+    """
+    if (reply := stored_reply(state, request)) is not None:
+        return Answer(state, reply)
+    terms = RoundTerms.from_bytes(request)
+    policy.check(terms)
+    check_new_round(state, terms)
+    own, context, sites = terms.position(state.site), terms.context, len(terms.cohort)
+    mask_seed, self_seed = random_bytes(SECRET_BYTES), random_bytes(SECRET_BYTES)
+    mask_key = public_half(mask_private_key(mask_seed, context))
+    of_mask_seed = split(mask_seed, terms.threshold, sites, random_bytes)
+    of_self_seed = split(self_seed, terms.threshold, sites, random_bytes)
+    shares = [first + second for first, second in zip(of_mask_seed, of_self_seed, strict=True)]
+    boxes = [
+        seal(state.channel(peer), context, own, position, mask_key, shares[position])
+        for position, peer in enumerate(terms.cohort)
+        if position != own
+    ]
+    prepared = Prepared(context, mask_key, commitment(self_seed, context), tuple(boxes))
+    fresh = SiteRound(terms, mask_seed, self_seed, shares[own])
+    return answer(state, fresh, "prepare", request, prepared.to_bytes())
+
+
+def mask(state: SiteState, request: bytes, encoded: Encoded) -> Answer:
+    """Return the state with the peers' shares, and the masked vector.
+
+    Args:
+        state: of this site.
+        request: mask keys and boxes of all who prepared.
+        encoded: the site's vector in the ring; not looked at where the request was answered
+            before.
+
+    Raises:
+        BelowThreshold: too few have prepared.
+        ProtocolError: a share does not open, or the vector is not the one that was agreed.
+    """
+    if (reply := stored_reply(state, request)) is not None:
+        return Answer(state, reply)
+    message = MaskRequest.from_bytes(request)
+    current = state.round_of(message.context)
+    check_turn(current, "mask")
+    terms, own = current.terms, current.terms.position(state.site)
+    members = check_members(current, message.members, own)
+    check_encoded(terms, encoded)
+    peers = [position for position in members if position != own]
+    if not len(peers) == len(message.mask_keys) == len(message.boxes):
+        raise ProtocolError("a mask request has not one key and one box for each member")
+    mask_keys = dict(zip(peers, message.mask_keys, strict=True))
+    shares = {own: current.own_shares}
+    for position, box in zip(peers, message.boxes, strict=True):
+        shares[position] = _open(state, terms, position, mask_keys[position], box)
+    words = _masked(current, own, mask_keys, encoded.words)
+    changed = replace(
+        current,
+        mask_seed=b"",
+        self_seed=b"",
+        own_shares=b"",
+        members=message.members,
+        shares=tuple(shares[position] for position in members),
+    )
+    reply = Masked(terms.context, words.tobytes()).to_bytes()
+    return answer(state, changed, "mask", request, reply)
+
+
+def confirm(state: SiteState, request: bytes) -> Answer:
+    """Return the state with the survivors, and for every other survivor a tag of what this site was
+    told.
+
+    Args:
+        state: of this site.
+        request: the survivors.
+
+    Raises:
+        BelowThreshold: too few have survived.
+        ProtocolError: a survivor that had not prepared, or a leg out of turn.
+    """
+    if (reply := stored_reply(state, request)) is not None:
+        return Answer(state, reply)
+    message = ConfirmRequest.from_bytes(request)
+    current = state.round_of(message.context)
+    check_turn(current, "confirm")
+    terms, own = current.terms, current.terms.position(state.site)
+    survivors = check_survivors(current, message.survivors, own)
+    channels = {peer: state.channel(terms.cohort[peer]) for peer in survivors if peer != own}
+    tags = tuple(
+        agreement_tag(channel, terms.context, own, peer, message.survivors)
+        for peer, channel in channels.items()
+    )
+    changed = replace(current, survivors=message.survivors)
+    reply = Confirmed(terms.context, tags).to_bytes()
+    return answer(state, changed, "confirm", request, reply)
+
+
+def unmask(state: SiteState, request: bytes) -> Answer:
+    """Return a share of every member, of its self seed where it survived, of its mask seed where it
+    dropped out; the state no longer has either.
+
+    Args:
+        state: of this site.
+        request: the survivors, and the tags of those who were told the same.
+
+    Raises:
+        BelowThreshold: too few have survived, or were told the same survivors.
+        ProtocolError: a tag that does not fit, other survivors than were confirmed, or a leg out
+            of turn.
+    """
+    if (reply := stored_reply(state, request)) is not None:
+        return Answer(state, reply)
+    message = UnmaskRequest.from_bytes(request)
+    current = state.round_of(message.context)
+    check_turn(current, "unmask")
+    terms, own = current.terms, current.terms.position(state.site)
+    survivors = set(check_survivors(current, message.survivors, own))
+    if terms.confirm:
+        check_agreement(state, current, message, own)
+    members = positions_from(current.members, len(terms.cohort))
+    revealed = tuple(
+        both[SECRET_BYTES:] if position in survivors else both[:SECRET_BYTES]
+        for position, both in zip(members, current.shares, strict=True)
+    )
+    changed = replace(current, shares=(), survivors=message.survivors)
+    reply = Unmasked(terms.context, revealed).to_bytes()
+    return answer(state, changed, "unmask", request, reply)
+
+
+def _open(state: SiteState, terms: RoundTerms, position: int, key: bytes, box: bytes) -> bytes:
+    peer, own = terms.cohort[position], terms.position(state.site)
+    try:
+        return open_box(state.channel(peer), terms.context, position, own, key, box)
+    except ProtocolError as error:
+        raise ProtocolError(f"site {fingerprint(peer)}: {error}", peer) from None
+
+
+def _masked(current: SiteRound, own: int, mask_keys: Mapping[int, bytes], words: Words) -> Words:
+    """Return the words with the site's own mask, those of later peers, less those of earlier."""
+    context = current.terms.context
+    private = mask_private_key(current.mask_seed, context)
+    pairs = {
+        peer: pair_mask_key(private, public, context, own, peer)
+        for peer, public in mask_keys.items()
+    }
+    masked = words.copy()
+    plus = [self_mask_key(current.self_seed, context)]
+    plus += [key for peer, key in pairs.items() if peer > own]
+    add_masks(masked, plus, [key for peer, key in pairs.items() if peer < own])
+    return masked

@@ -1,0 +1,140 @@
+"""What all sites of a round must agree on: who takes part, and how."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from deal_core.secure_sum.frames import join, number_bytes, number_from, pack, split, unpack
+from deal_core.secure_sum.identity import SITE_BYTES
+from deal_core.secure_sum.protocol_error import ProtocolError
+
+RINGS = (32, 64)
+"""Bits of a word: sums are taken modulo 2 to this power."""
+LONGEST = 2**32
+"""Most words of a vector: a counter of the mask stream never comes round."""
+
+
+@dataclass(frozen=True)
+class RoundTerms:
+    """The public terms of one round. Every key of the round depends on their digest.
+
+    Attributes:
+        run: name of the run.
+        number: grows with every attempt at a round, also one that failed.
+        cohort: the sites, ascending; a site's position in it is its number in all messages.
+        colluding: how many of them may work together with the server.
+        min_cohort: fewest sites in a sum.
+        bits: of a ring word.
+        length: words of a vector.
+        layout: digest of what the words mean.
+        confirm: whether survivors agree on who has survived before they reveal anything.
+    """
+
+    run: str
+    number: int
+    cohort: tuple[bytes, ...]
+    colluding: int
+    min_cohort: int
+    bits: int
+    length: int
+    layout: bytes
+    confirm: bool = True
+
+    @property
+    def threshold(self) -> int:
+        """Shares that give a secret: see :func:`threshold`."""
+        return threshold(len(self.cohort), self.colluding)
+
+    @property
+    def least(self) -> int:
+        """Sites that must take part, and survive, for a sum."""
+        return max(self.threshold, self.min_cohort)
+
+    @property
+    def context(self) -> bytes:
+        """Digest of all terms, 32 bytes."""
+        return hashlib.sha256(self.to_bytes()).digest()
+
+    def position(self, site: bytes) -> int:
+        """Return the number of a site.
+
+        Raises:
+            ProtocolError: it is not in the cohort.
+        """
+        if site not in self.cohort:
+            raise ProtocolError("this site is not in the cohort of the round", site)
+        return self.cohort.index(site)
+
+    def to_bytes(self) -> bytes:
+        """Return the request of the leg ``prepare``."""
+        numbers = (self.number, self.colluding, self.min_cohort, self.bits, self.length)
+        return pack(
+            "terms",
+            self.run.encode(),
+            join(self.cohort),
+            *(number_bytes(value) for value in (*numbers, int(self.confirm))),
+            self.layout,
+        )
+
+    @staticmethod
+    def from_bytes(data: bytes) -> RoundTerms:
+        """Return the terms that the bytes state.
+
+        Raises:
+            ProtocolError: they state none, or impossible ones.
+        """
+        run, cohort, *numbers, layout = unpack("terms", data, 9)
+        number, colluding, least, bits, length, confirm = (number_from(each) for each in numbers)
+        terms = RoundTerms(
+            run.decode(errors="replace"),
+            number,
+            split(cohort, SITE_BYTES),
+            colluding,
+            least,
+            bits,
+            length,
+            layout,
+            bool(confirm),
+        )
+        check_terms(terms)
+        if terms.to_bytes() != data:
+            raise ProtocolError("terms are not written in their one form")
+        return terms
+
+
+def threshold(sites: int, colluding: int) -> int:
+    """Return the smallest ``t`` with ``2 t > sites + colluding``.
+
+    Of ``sites - colluding`` honest sites, ``t - colluding`` must answer before a secret is known;
+    two different answers would need twice as many, more than there are. Source:
+    docs/secure-aggregation.md.
+    """
+    return (sites + colluding) // 2 + 1
+
+
+def check_terms(terms: RoundTerms) -> None:
+    """Accept possible terms.
+
+    Raises:
+        ProtocolError: what is wrong with them.
+    """
+    sites = len(terms.cohort)
+    if any(first >= second for first, second in zip(terms.cohort, terms.cohort[1:], strict=False)):
+        raise ProtocolError("the cohort names a site twice, or is not in ascending order")
+    if sites < 2:
+        raise ProtocolError("a sum of one site is that site's vector")
+    if terms.colluding > sites - 2:
+        raise ProtocolError(
+            f"{terms.colluding} colluding of {sites} sites leave no two honest ones: nothing hides"
+        )
+    if not 2 <= terms.min_cohort <= sites:
+        raise ProtocolError(
+            f"min_cohort = {terms.min_cohort} is not between 2 and the cohort of {sites} sites"
+        )
+    if terms.bits not in RINGS:
+        raise ProtocolError(f"a ring of {terms.bits} bits is unknown; known: 32, 64")
+    if not 0 < terms.length <= LONGEST:
+        raise ProtocolError(f"a vector of {terms.length} words is empty or too long")
+    if len(terms.layout) != hashlib.sha256().digest_size:
+        raise ProtocolError("the digest of a layout has 32 bytes")

@@ -1,0 +1,157 @@
+"""The document's values are this code's, and those of another library that follows the text."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from Crypto.Cipher import AES
+from Crypto.Hash import SHA256
+from Crypto.Protocol.DH import (
+    import_x25519_private_key,
+    import_x25519_public_key,
+    key_agreement,
+)
+from Crypto.Protocol.KDF import HKDF
+from Crypto.Protocol.SecretSharing import Shamir
+
+from tests.deal_core.secure_sum.known_answers import known_answers
+
+PAGE = Path(__file__).parents[3] / "docs/secure-aggregation.md"
+
+
+@pytest.fixture(scope="module")
+def answers() -> dict[str, Any]:
+    text = PAGE.read_text(encoding="utf-8").split("## Test vectors")[1]
+    found = re.search(r"```json\n(.*?)```", text, flags=re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def frame(kind: str, *parts: bytes) -> bytes:
+    framed = b"DSS1" + bytes([len(kind)]) + kind.encode()
+    return framed + b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+
+
+def derive(secret: bytes, purpose: str, *context: bytes) -> bytes:
+    return HKDF(secret, 32, b"", SHA256, context=frame(purpose, *context))  # type: ignore[return-value]
+
+
+def exchange(private: bytes, public: bytes) -> bytes:
+    return key_agreement(
+        static_priv=import_x25519_private_key(private),
+        static_pub=import_x25519_public_key(public),
+        kdf=lambda secret: secret,
+    )
+
+
+def public(private: bytes) -> bytes:
+    return import_x25519_private_key(private).public_key().export_key(format="raw")
+
+
+def number(value: int) -> bytes:
+    return value.to_bytes(8, "little")
+
+
+def stream(key: bytes) -> np.ndarray:
+    return np.frombuffer(AES.new(key, AES.MODE_CTR, nonce=b"").encrypt(bytes(16)), "<u4")
+
+
+class Second:
+    """The protocol once more, from the document, with pycryptodome."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers = answers
+        self.context = hashlib.sha256(bytes.fromhex(answers["terms"])).digest()
+        self.sites = answers["sites"]
+
+    def of(self, at: int, name: str) -> bytes:
+        return bytes.fromhex(self.sites[at][name])
+
+    def site(self, at: int) -> bytes:
+        return base64.b64decode(self.sites[at]["fingerprint"].removeprefix("SHA256:") + "=")
+
+    def channel(self, one: int, other: int) -> bytes:
+        privates = {at: self.of(at, "channel private") for at in (one, other)}
+        ends = sorted((self.site(at), public(privates[at])) for at in (one, other))
+        secret = exchange(privates[one], public(privates[other]))
+        run = self.answers["run"].encode()
+        return derive(secret, "channel", run, *(part for end in ends for part in end))
+
+    def mask_private(self, at: int) -> bytes:
+        return derive(self.of(at, "mask seed"), "mask key", self.context)
+
+    def pair(self, one: int, other: int) -> np.ndarray:
+        secret = exchange(self.mask_private(one), self.of(other, "mask key"))
+        ends = number(min(one, other)), number(max(one, other))
+        return stream(derive(secret, "pair mask", self.context, *ends))
+
+    def masked(self, at: int) -> np.ndarray:
+        words = np.array(self.sites[at]["values"], np.int64).astype("<u4")
+        words = words + stream(derive(self.of(at, "self seed"), "self mask", self.context))
+        for other in range(3):
+            if other != at:
+                words = words + (self.pair(at, other) if other > at else -self.pair(at, other))
+        return words
+
+    def shares(self, sender: int, receiver: int) -> bytes:
+        ends = number(sender), number(receiver)
+        key = derive(
+            self.channel(sender, receiver), "box", self.context, *ends, self.of(sender, "mask key")
+        )
+        box = bytes.fromhex(self.sites[sender]["boxes"][receiver - (receiver > sender)])
+        cipher = AES.new(key, AES.MODE_GCM, nonce=bytes(12))
+        cipher.update(self.context)
+        return cipher.decrypt_and_verify(box[:-16], box[-16:])
+
+
+def test_the_document_has_the_values_of_this_code(answers):
+    assert answers == known_answers()
+
+
+def test_another_library_makes_the_same_keys_and_masked_vectors(answers):
+    second = Second(answers)
+    assert second.context.hex() == answers["context"]
+    for at in range(3):
+        assert public(second.mask_private(at)) == second.of(at, "mask key")
+        seed = second.of(at, "self seed")
+        assert derive(seed, "self commitment", second.context) == second.of(at, "commitment")
+    for at in range(2):
+        assert second.masked(at).tobytes().hex() == answers["masked"][at]
+
+
+def test_another_library_opens_the_boxes_and_combines_the_shares(answers):
+    second = Second(answers)
+    for at in range(3):
+        others = [other for other in range(3) if other != at]
+        both = {other: second.shares(at, other) for other in others}
+        for name, part in (("mask seed", slice(0, 16)), ("self seed", slice(16, 32))):
+            shares = [(other + 1, both[other][part]) for other in others]
+            assert Shamir.combine(shares) == second.of(at, name)
+    # Of the two that survived the self seed is revealed, of the third the mask seed.
+    for at, name in enumerate(("self seed", "self seed", "mask seed")):
+        shares = [(k + 1, bytes.fromhex(answers["unmasked"][k][at])) for k in range(2)]
+        assert Shamir.combine(shares) == second.of(at, name)
+
+
+def test_another_library_makes_the_same_tags_and_the_sum(answers):
+    second = Second(answers)
+    for sender, receiver in ((0, 1), (1, 0)):
+        ends = number(sender), number(receiver)
+        key = derive(second.channel(0, 1), "agreement", second.context, *ends)
+        tag = hmac.new(key, b"\x03", hashlib.sha256).digest()[:16]
+        assert [tag.hex()] == answers["tags"][sender]
+    total = sum(np.frombuffer(bytes.fromhex(each), "<u4") for each in answers["masked"])
+    for at in range(2):
+        total = total - stream(derive(second.of(at, "self seed"), "self mask", second.context))
+        total = total - second.pair(at, 2)
+    assert total.astype("<u4").view("<i4").tolist() == answers["sum"]
+    plain = np.sum([second.sites[at]["values"] for at in range(2)], axis=0)
+    assert answers["sum"] == plain.tolist()

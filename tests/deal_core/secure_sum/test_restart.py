@@ -1,0 +1,101 @@
+"""Sites and server that start again in any leg: the same bytes for the same request, no second."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deal_core.secure_sum import server_legs, site_round
+from deal_core.secure_sum.leg_order import stored_reply
+from deal_core.secure_sum.server_round import ServerRound
+from deal_core.secure_sum.site_policy import SitePolicy
+from deal_core.secure_sum.site_state import SiteState
+from deal_core.secure_sum.unmasking import unmasked_sum
+from tests.deal_core.secure_sum.rounds import (
+    Round,
+    first,
+    integers,
+    met,
+    plain_sum,
+    terms_of,
+    vectors,
+)
+
+LEGS = ("prepare", "mask", "confirm", "unmask")
+
+
+@pytest.fixture
+def finished() -> Round:
+    states = first(met(5), 5)
+    layout = integers(4, 5)
+    round_ = Round(terms_of(states, layout), states, vectors(states, layout), {"mask": [2]})
+    round_.total()
+    return round_
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_the_same_request_gets_the_same_bytes_after_a_restart(finished, leg):
+    other = vectors(finished.states, integers(4, 5), seed=9)
+    for site in finished.terms.cohort:
+        if (leg, site) not in finished.sent:
+            continue
+        request = finished.sent[leg, site]
+        state = SiteState.from_bytes(finished.states[site].to_bytes())
+        if leg == "prepare":
+            answer = site_round.prepare(state, request, SitePolicy(2))
+        elif leg == "mask":
+            # Trained anew after the restart: another vector, and still the first reply.
+            answer = site_round.mask(state, request, other[site])
+        else:
+            answer = getattr(site_round, leg)(state, request)
+        assert answer.reply == finished.received[leg, site] == stored_reply(state, request)
+        assert answer.state == state
+
+
+def test_of_a_new_request_nothing_is_stored(finished):
+    state = next(iter(finished.states.values()))
+    assert stored_reply(state, b"another") is None
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_server_that_starts_again_takes_the_same_replies_again(finished, leg):
+    """Killed before it had stored what came in a leg: it asks again, and the sum is the same."""
+    states = first(met(5), 5)
+    again = Round(finished.terms, states, finished.encoded, {"mask": [2]}).until(leg)
+    again.states = finished.states
+    again.gone = set()
+    for name in LEGS[LEGS.index(leg) :]:
+        getattr(again, name)()
+    sites = [site for at, site in enumerate(finished.terms.cohort) if at != 2]
+    assert np.array_equal(unmasked_sum(again.held), plain_sum(finished.encoded, sites))
+
+
+def test_a_reply_that_comes_twice_counts_once(finished):
+    held = finished.held
+    for (leg, site), reply in finished.received.items():
+        add = {"prepare": "add_prepared", "mask": "add_masked", "confirm": "add_confirmed",
+               "unmask": "add_unmasked"}[leg]  # fmt: skip
+        held = getattr(server_legs, add)(held, site, reply)
+    assert held.to_bytes() == finished.held.to_bytes()
+    closed = server_legs.close_masked(server_legs.close_prepared(held))
+    assert server_legs.close_confirmed(closed).to_bytes() == held.to_bytes()
+
+
+def test_secrets_are_gone_when_they_are_no_longer_needed(finished):
+    for state in finished.states.values():
+        record = state.rounds[-1]
+        assert record.mask_seed == record.self_seed == b"" or len(record.answered) == 1
+        if len(record.answered) == 4:
+            assert record.shares == ()
+    assert isinstance(ServerRound.from_bytes(finished.held.to_bytes()), ServerRound)
+
+
+def test_two_rounds_are_kept_and_no_more():
+    states = first(met(4), 3)
+    layout = integers(2, 3)
+    for number in range(4):
+        round_ = Round(terms_of(states, layout, number), states, vectors(states, layout))
+        round_.total()
+        states = round_.states
+    for state in states.values():
+        assert [each.terms.number for each in state.rounds] == [2, 3]

@@ -1,0 +1,153 @@
+"""The secure sum is the plain sum, bit for bit, whoever drops out within the threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deal_core.secure_sum.layout import Layout, SumField
+from deal_core.secure_sum.protocol_error import BelowThreshold
+from deal_core.secure_sum.site_policy import SitePolicy
+from deal_core.secure_sum.unmasking import unmasked_sum
+from deal_core.secure_sum.weighted import (
+    WEIGHT,
+    weighted_layout,
+    weighted_means,
+    weighted_values,
+)
+from tests.deal_core.secure_sum.rounds import (
+    LEAST,
+    Round,
+    first,
+    integers,
+    met,
+    plain_sum,
+    terms_of,
+    vectors,
+)
+
+SITES = 50
+
+
+def survivors_sum(round_: Round) -> np.ndarray:
+    gone = {*round_.absent.get("prepare", ()), *round_.absent.get("mask", ())}
+    sites = [site for at, site in enumerate(round_.terms.cohort) if at not in gone]
+    return plain_sum(round_.encoded, sites)
+
+
+def a_round(sites: int, absent=None, bits: int = 32, length: int = 5, **changed) -> Round:
+    states = first(met(SITES), sites)
+    layout = integers(length, sites, bits)
+    terms = terms_of(states, layout, **changed)
+    policy = SitePolicy(LEAST, confirm=terms.confirm)
+    return Round(terms, states, vectors(states, layout), absent or {}, policy)
+
+
+@pytest.mark.parametrize("sites", [*range(2, 12), 23, 50])
+@pytest.mark.parametrize("leg", ["prepare", "mask", "confirm", "unmask"])
+def test_as_many_may_drop_out_as_the_threshold_allows_in_any_leg(sites, leg):
+    most = (sites - 1) // 2
+    for dropped in {0, 1, most} if sites < 12 else {most}:
+        round_ = a_round(sites, {leg: range(min(dropped, most))})
+        assert round_.terms.threshold == sites - most
+        assert np.array_equal(round_.total(), survivors_sum(round_))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("confirm", [True, False])
+def test_in_both_rings_with_and_without_agreement(bits, confirm):
+    round_ = a_round(7, {"prepare": [6], "mask": [0], "unmask": [3]}, bits, confirm=confirm)
+    assert np.array_equal(round_.total(), survivors_sum(round_))
+    assert ("confirm", round_.terms.cohort[1]) in round_.received or not confirm
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_whoever_is_gone_in_whichever_leg(data):
+    sites = data.draw(st.integers(2, 12))
+    most = (sites - 1) // 2
+    gone = data.draw(st.lists(st.integers(0, sites - 1), unique=True, max_size=most))
+    legs = st.sampled_from(["prepare", "mask", "confirm", "unmask"])
+    absent: dict[str, list[int]] = {}
+    for position in gone:
+        absent.setdefault(data.draw(legs), []).append(position)
+    round_ = a_round(sites, absent, data.draw(st.sampled_from([32, 64])))
+    assert np.array_equal(round_.total(), survivors_sum(round_))
+
+
+@pytest.mark.parametrize("leg", ["prepare", "mask", "confirm", "unmask"])
+@pytest.mark.parametrize("sites", [3, 4, 9])
+def test_below_the_threshold_there_is_no_sum(sites, leg):
+    round_ = a_round(sites, {leg: range((sites - 1) // 2 + 1)})
+    with pytest.raises(BelowThreshold, match=r"below .* the round ends without"):
+        round_.total()
+
+
+def test_who_may_collude_raises_the_threshold():
+    for sites in range(2, 60):
+        for colluding in range(sites - 1):
+            threshold = terms_of(
+                {bytes([k]) * 32: None for k in range(sites)}, integers(1, sites),
+                colluding=colluding,
+            ).threshold  # fmt: skip
+            assert 2 * threshold > sites + colluding >= 2 * (threshold - 1)
+            assert threshold <= sites
+    round_ = a_round(10, {"mask": range(3)}, colluding=3)
+    assert round_.terms.threshold == 7
+    assert np.array_equal(round_.total(), survivors_sum(round_))
+    with pytest.raises(BelowThreshold):
+        a_round(10, {"mask": range(4)}, colluding=3).total()
+
+
+def test_sums_at_the_edge_of_the_ring_come_back_with_their_sign():
+    for bits in (32, 64):
+        states = first(met(SITES), 4)
+        largest = ((1 << (bits - 1)) - 1) // 4
+        layout = Layout((SumField("x", (2,), largest),), bits, 4)
+        generator = np.random.default_rng(0)
+        encoded = {site: layout.encode({"x": [largest, -largest]}, generator) for site in states}
+        total = layout.decode(Round(terms_of(states, layout), states, encoded).total())
+        assert total["x"].tolist() == [4 * largest, -4 * largest]
+
+
+@pytest.mark.parametrize(("bits", "relative"), [(32, 1e-6), (64, 1e-14)])
+def test_a_weighted_mean_is_the_mean_to_the_rounding_of_the_ring(bits, relative):
+    sites, most = 10, 50.0
+    states = first(met(SITES), sites)
+    layout = weighted_layout({"a": (3, 4), "b": (5,)}, 1.0, most, bits, sites)
+    generator = np.random.default_rng(1)
+    values = [
+        {name: generator.uniform(-1, 1, shape) for name, shape in (("a", (3, 4)), ("b", (5,)))}
+        for _ in range(sites)
+    ]
+    weights = generator.uniform(1, most, sites)
+    encoded = {
+        site: layout.encode(weighted_values(value, weight), generator)
+        for site, value, weight in zip(states, values, weights, strict=True)
+    }
+    sums = layout.decode(Round(terms_of(states, layout), states, encoded).total())
+    for field in layout.fields:
+        rounding = sites / field.scale + 1e-12
+        if field.name == WEIGHT:
+            assert abs(sums[WEIGHT] - weights.sum()) <= rounding
+            continue
+        exact = sum(w * value[field.name] for w, value in zip(weights, values, strict=True))
+        assert np.abs(sums[field.name] - exact).max() <= rounding
+        mean = weighted_means(sums)[field.name]
+        assert np.abs(mean - exact / weights.sum()).max() < relative
+
+
+def test_rounds_follow_one_another_and_prepare_rides_with_unmask():
+    states = first(met(SITES), 5)
+    layout = integers(4, 5)
+    old = Round(terms_of(states, layout, 1), states, vectors(states, layout, 1)).until("unmask")
+    new = Round(terms_of(states, layout, 2), old.states, vectors(states, layout, 2))
+    new.prepare()
+    old.states = new.states
+    old.unmask()
+    new.states = old.states
+    assert np.array_equal(unmasked_sum(old.held), survivors_sum(old))
+    new.mask(), new.confirm(), new.unmask()
+    assert np.array_equal(unmasked_sum(new.held), survivors_sum(new))
