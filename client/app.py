@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,9 @@ from client.reply_cache import UpdateStore
 from client.site import site_of
 from client.site_log import SiteLog
 from client.state import FeedbackStore, forget
-from client.status_reply import STATUS, status_reply
+from client.status_reply import STATUS, secure_reply, status_reply
 from deal_core.lora.payload import LORA, SUMS, PayloadError
+from deal_core.wire.secure_record import LEGS
 
 if TYPE_CHECKING:
     from client.client_context import ClientContext
@@ -80,6 +81,16 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         store_adapter(here(context), message)
         return status_reply(message, "ok")
 
+    @app.query("announce")
+    @guarded
+    def announce(message: Message, context: Context) -> Message:
+        from client.secure_legs import announcement
+
+        return secure_reply(message, announcement(here(context), message))
+
+    for leg in LEGS:
+        app.query(leg)(guarded(partial(secure_leg, leg)))
+
     @app.train()
     @kept_warm
     @guarded
@@ -89,6 +100,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         from client import wire
         from client.local_evaluation import local_evaluation
         from client.local_update import local_update
+        from client.secure_legs import require_maskable
+        from client.secure_update import masked_update
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
         run = place.run_name(bench.experiment)
@@ -105,14 +118,20 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         def learn() -> LocalUpdate:
             return local_update(bench, client_context, state, instruction, name)
 
+        record = SUMS if bench.phase(instruction.phase).statistics is not None else LORA
         counts = (
             counts_or_error(message, context, count) if instruction.piggybacked_evaluation else None
         )
+        secure = bench.experiment.aggregation.secure and record == LORA
+        if secure:
+            require_maskable(place, message, name)
         if place.site is None:
             update = learn()
         else:
             update = UpdateStore(place.folder).once(name, instruction, learn)
-        record = SUMS if bench.phase(instruction.phase).statistics is not None else LORA
+        if secure:
+            masked = masked_update(place, bench, message, state, instruction, update, name)
+            return wire.secure_update_reply(message, update.figures, instruction, counts, masked)
         return wire.update_reply(message, update, instruction, counts, record)
 
     @app.evaluate()
@@ -133,6 +152,15 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         return wire.evaluation_reply(message, counts)
 
     return app
+
+
+def secure_leg(leg: str, message: Message, context: Context) -> Message:
+    """Answer a leg of a secure sum; no model is loaded."""
+    from client.secure_legs import leg_reply
+
+    place = here(context)
+    experiment = place.experiment(dict(context.run_config))
+    return secure_reply(message, leg_reply(place, experiment, message, leg))
 
 
 def bench_of(context: Context, place: RequestContext) -> Workbench:

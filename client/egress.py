@@ -8,6 +8,7 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from deal_core.lora.payload import COUNTS, LORA, PREFIX, SUMS, PayloadError
+from deal_core.wire.secure_record import REPLY, SECURE
 
 RIGHT = "right answers per task, for the accuracy matrix"
 RIGHT_ALL = "right answers among all labels seen so far, per task, for the same"
@@ -20,6 +21,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "server_round": "which request is answered",
     },
     "site": {"client": "number of a simulated client"},
+    SECURE: {REPLY: "keys, shares and a masked vector of a secure sum: only the sum can be read"},
     "metrics": {
         "num_examples": "weight in the average",
         "loss": "mean training loss, for the progress view",

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import takewhile
 
 from client.client_context import ClientContext
+from client.gradient_sum import gradient_sum
 from client.local_sums import require_enough_of_each, require_sums, sum_records
 from client.request_check import check_training
 from client.resources import ClientTask, Workbench
@@ -20,6 +21,7 @@ from deal_core.lora.attach import read, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory, under_all_labels
 from deal_core.privacy.interface import (
+    GradientSum,
     LocalUpdate,
     Mechanism,
     Refusal,
@@ -28,7 +30,7 @@ from deal_core.privacy.interface import (
     release,
 )
 from deal_core.privacy.mechanisms.none import PublicTexts
-from deal_core.privacy.policy import require_adapter, require_mechanism
+from deal_core.privacy.policy import require_adapter, require_mechanism, require_secure
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.distillation import joint_labels
@@ -90,9 +92,10 @@ def local_update(
         ids=lambda: bench.ids(instruction.task, client_context.client),
         learning_rate=phase.learning_rate or config.train.learning_rate,
         generator=seeded(config.run.seed, "train", client_context.client, *where),
+        entries=_entries(state.current, frozenset(instruction.trained)),
     )
 
-    def train(gradients: Gradients) -> LocalUpdate:
+    def train(gradients: Gradients | GradientSum) -> LocalUpdate:
         if phase.statistics is not None:
             return sum_records(bench, client_context.client, state, instruction, phase.statistics)
         kept = _kept(bench, client_context, instruction)
@@ -104,9 +107,24 @@ def local_update(
             if phase.public_path
             else bench.learning(client_context.client, instruction.task)
         )
+        trained = frozenset(instruction.trained)
+        if isinstance(gradients, GradientSum):
+            objective = partial(phase.objective, bench.model, state)
+            examples = len(data.train)
+            return gradient_sum(bench, state, objective, task, trained, gradients, examples, cache)
         return _train(bench, client_context, state, instruction, task, cache, gradients)
 
     return release(_mechanism(bench, phase), ask, client_context.site, train)
+
+
+def _entries(adapter: Adapter, trained: frozenset[str]) -> int:
+    """How many numbers learn."""
+    return sum(
+        tensor.numel()
+        for factors in adapter.layers.values()
+        for name, tensor in (("lora_A", factors.A), ("lora_B", factors.B))
+        if name in trained
+    )
 
 
 def _mechanism(bench: Workbench, phase: Phase) -> Mechanism:
@@ -199,6 +217,7 @@ def require_policy(config: Experiment, site: Site) -> None:
     try:
         require_mechanism(config.privacy.mechanism, site.policy)
         require_adapter(config.adapter, site.policy)
+        require_secure(config.aggregation.secure, site.policy)
     except UserError as error:
         raise Refusal("policy", str(error)) from None
 

@@ -104,6 +104,9 @@ class SiteFile(Table):
     models: dict[str, str] = Field({"embedded:minilm": "", "embedded:smollm2": ""})
     """Base models that the site accepts, by the experiment's name, each with the folder where it
     lies here; empty: the name itself."""
+    peers: dict[str, str] = Field({})
+    """Name of another site to the fingerprint of its key, which ``deal site init`` shows there: the
+    sites with which secure sums are made. Compare it by telephone."""
     policy: Policy | None = None
     """Limits that no experiment can widen; without the table the site does what is asked."""
     apps: Apps | None = None

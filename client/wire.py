@@ -29,9 +29,12 @@ from deal_core.privacy.interface import Counts, LocalUpdate
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction
 from deal_core.wire.record_digest import record_digest
+from deal_core.wire.secure_record import REPLY, SECURE
 from deal_core.wire.sums import read_heads
 
 METRICS = "metrics"
+IN_THE_SUM = frozenset({"num_examples", "loss", "seconds"})
+"""Figures that do not leave beside a masked vector: they would tell of one site."""
 
 
 def read_request(
@@ -60,7 +63,7 @@ def read_request(
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
     if HEADS in arrays and bench.statistics is not None:
         wanted.add(HEADS)
-    if set(content) - {RECORD} != set(arrays) or set(arrays) - {DISTILLED} != wanted:
+    if set(content) - {RECORD, SECURE} != set(arrays) or set(arrays) - {DISTILLED} != wanted:
         raise PayloadError(f"records {sorted(content)}, expected {sorted(wanted)} and instruction")
     sent = arrays.get(DISTILLED)
     if sent is None:
@@ -162,6 +165,32 @@ def update_reply(
     """Return the reply with a local update: the trained factors (or sums, in another ``record``),
     which request it answers, its figures; and, where they were asked for, a code and the counts of
     the model that arrived."""
+    arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.arrays.items()}
+    return _reply(message, {record: ArrayRecord(arrays)}, update.figures, instruction, counted)
+
+
+def secure_update_reply(
+    message: Message,
+    figures: Mapping[str, float],
+    instruction: Instruction,
+    counted: tuple[str, Counts] | None,
+    masked: bytes,
+) -> Message:
+    """Return the same with a masked vector in the place of the update; of its figures those that
+    tell nothing of single records."""
+    told = {name: value for name, value in figures.items() if name not in IN_THE_SUM}
+    content = {SECURE: ConfigRecord({REPLY: masked})}
+    return _reply(message, content, {**told, "num_examples": 1.0}, instruction, counted)
+
+
+def _reply(
+    message: Message,
+    records: Mapping[str, ArrayRecord | ConfigRecord],
+    figures: Mapping[str, float],
+    instruction: Instruction,
+    counted: tuple[str, Counts] | None,
+) -> Message:
+    """The reply to a training request: what it answers, records, figures, and counts."""
     status = ConfigRecord(
         {
             "code": "ok",
@@ -170,9 +199,7 @@ def update_reply(
             "server_round": instruction.server_round,
         }
     )
-    metrics = MetricRecord(dict(update.figures))
-    arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.arrays.items()}
-    content = RecordDict({STATUS: status, record: ArrayRecord(arrays), METRICS: metrics})
+    content = RecordDict({STATUS: status, **records, METRICS: MetricRecord(dict(figures))})
     if counted is not None:
         code, counts = counted
         told = {name: list(values) for name, values in counts.items()}

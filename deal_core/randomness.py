@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 
 
@@ -16,3 +17,8 @@ def seeded(*parts: int | str) -> torch.Generator:
     text = "\x1f".join(str(part) for part in parts)
     digest = hashlib.sha256(text.encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def seeded_numpy(*parts: int | str) -> np.random.Generator:
+    """Return numpy's, from :func:`seeded`."""
+    return np.random.default_rng(seeded(*parts).initial_seed())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 
-from flwr.app import Message, MessageType
+from flwr.app import ConfigRecord, Message, MessageType
 
 from deal_core.aggregation import starting_adapter
 from deal_core.config.experiment import Experiment
@@ -14,6 +14,7 @@ from deal_core.lora.state import State
 from deal_core.randomness import seeded
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.instruction import Instruction
+from deal_core.wire.secure_record import SECURE
 from server import wire
 from server.wire import Outgoing
 
@@ -32,6 +33,7 @@ class Dispatch:
         sent: rank of the current adapter to the state on its way.
         deadline: seconds.
         resent: messages to clients that turned out to lack the retained adapter.
+        secure: client name to the record of a secure sum that its request carries.
     """
 
     requests: dict[str, Message]
@@ -42,6 +44,7 @@ class Dispatch:
     sent: dict[int, Outgoing]
     deadline: float
     resent: list[Message] = field(default_factory=list)
+    secure: Mapping[str, ConfigRecord] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -57,7 +60,23 @@ class Dispatch:
 
     def whole(self, name: str, deadline: float) -> Message:
         """Return the request to a client with everything in it, valid for so many seconds."""
-        return _request(self.sent, self.instructions[name], self.nodes[name], deadline)
+        message = _request(self.sent, self.instructions[name], self.nodes[name], deadline)
+        if name in self.secure:
+            message.content[SECURE] = self.secure[name]
+        return message
+
+    def carrying(self, secure: Mapping[str, ConfigRecord]) -> Dispatch:
+        """Return the requests with a record of a secure sum in each that has one; who has none and
+        is to train is left out."""
+        for name, record in secure.items():
+            if name in self.requests:
+                self.requests[name].content[SECURE] = record
+        requests = {
+            name: message
+            for name, message in self.requests.items()
+            if name in secure or not self.instructions[name].task
+        }
+        return replace(self, requests=requests, secure=secure)
 
     def again(
         self,

@@ -76,6 +76,7 @@ def make_inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpa
     precision = experiment.train.precision
     return Inference(
         model=experiment.model,
+        adapter_kind=experiment.adapter.kind,
         upstream=upstream_of(experiment.model.name),
         task_type=FAMILIES[experiment.model.family].task_type.value,
         pooling="mean" if embedding_size(experiment.model) else "none",

@@ -3,17 +3,20 @@ its own, :mod:`server.round`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.config.experiment import Experiment
 from deal_core.data import declared_labels, open_source
 from deal_core.errors import UserError
-from deal_core.lora.adapter import Shapes, zero_adapter
+from deal_core.lora.adapter import Adapter, Shapes, zero_adapter
+from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import Method, Phase, make_method, method_of, phases_of, resolve_auto
+from deal_core.models import LabelVectors, label_vectors
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
 from deal_core.privacy.mechanisms.server_side import NoServerNoise, ServerSide
 from deal_core.randomness import seeded
@@ -25,6 +28,8 @@ from server.plan import Plan
 from server.process_memory import peak_rss_bytes
 from server.round import Round
 from server.schedule import Step
+from server.secure_legs import SecureLegs
+from server.secure_round import SecureRound
 from server.state_change import finite, reason_of
 from server.statistics_round import StatisticsRound
 
@@ -89,19 +94,30 @@ class Federation:
         # A round that learns from texts that are nobody's has nothing to protect.
         side = NoServerNoise(self.experiment) if phase.public_path else self.side
         one = Round(self.exchange, self.evaluation, self.plan, phase, side, step)
+        if phase.statistics is None and self.experiment.aggregation.secure:
+            return SecureRound(one, self._secure_legs).run(state, history, piggybacked)
         if phase.statistics is None:
             return one.run(state, history, piggybacked)
         sums = StatisticsRound(one, phase.statistics, self._label_counts)
         return sums.run(state, history, piggybacked)
 
     @cached_property
+    def _secure_legs(self) -> SecureLegs:
+        return SecureLegs(self.exchange, Path(self.experiment.run.out))
+
+    @cached_property
     def _label_counts(self) -> dict[str, int]:
-        """Task to the number of its labels, which are public."""
+        """Task to the number of its labels."""
+        return {task: len(labels) for task, labels in self._labels.items()}
+
+    @cached_property
+    def _labels(self) -> dict[str, Sequence[str]]:
+        """Task to its labels, which are public."""
         data = self.experiment.data
         source = open_source(data)
         declared = {task: declared_labels(data, task) for task in self.plan.tasks}
         return {
-            task: len(source.load(task).labels if labels is None else labels)
+            task: source.load(task).labels if labels is None else labels
             for task, labels in declared.items()
         }
 
@@ -124,7 +140,30 @@ class Federation:
 
     def _begun(self, step: Step, state: State) -> State:
         generator = seeded(self.experiment.run.seed, "begin", step.stage)
-        return self._moved_on(step, state, lambda: self._method().begin_task(state, generator))
+
+        def begun() -> State:
+            after = self._method().begin_task(state, generator)
+            return replace(after, current=self._of_its_kind(step, after.current))
+
+        return self._moved_on(step, state, begun)
+
+    def _of_its_kind(self, step: Step, current: Adapter) -> Adapter:
+        """Return the stage's new adapter as its kind lays it out, from public names of labels."""
+        begin_task = kind_of(self.experiment.adapter).begin_task
+        if begin_task is None:
+            return current
+        met = self.plan.met(step.stage)
+        own = [task for task in self.plan.learnt(step.stage) if task not in met]
+        labels = self._label_vectors(self._labels_of(own))
+        earlier = self._label_vectors(self._labels_of(met)) if met else labels[:0]
+        return begin_task(current, labels, earlier)
+
+    @cached_property
+    def _label_vectors(self) -> LabelVectors:
+        return label_vectors(self.experiment.model)
+
+    def _labels_of(self, tasks: Sequence[str]) -> list[str]:
+        return [label for task in tasks for label in self._labels[task]]
 
     def _evaluation_pending(self, step: Step, history: History) -> bool:
         """Return whether what the stage begins with has not been evaluated: before each stage there

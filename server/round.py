@@ -18,6 +18,7 @@ from deal_core.aggregation import (
 )
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase
 from deal_core.privacy.mechanisms.registry import make_mechanism
@@ -82,7 +83,7 @@ class Round:
         if not eligible or not self.phase.should_run(state):
             self.exchange.event("round_skipped", step)
             return state, history
-        rule, clients = self._rule(history), self.sample(eligible)
+        rule, clients = self.rule(history), self.sample(eligible)
         trained = make_mechanism(self.experiment).trained(rule.trained(step.server_round))
         tasks = sorted(set(clients.values()), key=self.plan.tasks.index)
         self.exchange.event("round_started", step, clients=len(clients), tasks=tasks)
@@ -101,10 +102,12 @@ class Round:
         learnt = step.phase == LEARN and LORA_B in trained
         return state, self.record(sent, replies, aggregate, learnt, started, history)
 
-    def _rule(self, history: History) -> AggregationRule:
-        """The experiment's, unless the phase needs another; inside its robust step."""
+    def rule(self, history: History) -> AggregationRule:
+        """Return the experiment's, or that which adapter or phase needs; inside its robust step."""
         config = self.experiment.aggregation
-        own = config.model_copy(update={"rule": self.phase.rule or config.rule})
+        kind = kind_of(self.experiment.adapter)
+        rule = kind.rule or self.phase.rule or config.rule
+        own = config.model_copy(update={"rule": rule})
         return make_rule(own, frozenset(history.distrusted))
 
     def sample(self, eligible: Mapping[str, str]) -> dict[str, str]:

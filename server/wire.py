@@ -22,6 +22,7 @@ from deal_core.wire.codec import Encoded
 from deal_core.wire.counts import EXAMPLES
 from deal_core.wire.instruction import RECORD, Instruction
 from deal_core.wire.record_digest import record_digest
+from deal_core.wire.secure_record import REPLY, SECURE
 from deal_core.wire.sums import Shapes, pack_heads, read_sums
 from server.spending import Spending, spending_in
 
@@ -155,10 +156,51 @@ def read_statistics(
     return read_sums(record, shapes, codes), measured
 
 
+def read_figures(
+    message: Message, instruction: Instruction
+) -> tuple[dict[str, float], Spending | None]:
+    """Return the figures beside a masked vector, and what they say of privacy.
+
+    Raises:
+        PayloadError: an error code, another record, a wrong round, or what is not expected.
+        ClientSkipped: the client takes no part.
+    """
+    measured = _figures(message, instruction, SECURE)
+    return measured, _spent(measured)
+
+
+def read_secure(message: Message) -> bytes:
+    """Return a site's reply of the protocol of secure sums.
+
+    Raises:
+        PayloadError: an error code, or no such reply.
+    """
+    _require_ok(status(message))
+    records = message.content.config_records
+    reply = _fields(records, SECURE, {REPLY})[REPLY]
+    if not isinstance(reply, bytes):
+        raise PayloadError("secure: no bytes")
+    return reply
+
+
+def secure_bytes(content: RecordDict) -> int:
+    """Bytes of a site's reply of the protocol."""
+    reply = content.config_records[SECURE][REPLY]
+    return len(reply) if isinstance(reply, bytes) else 0
+
+
 def _answer(
     message: Message, instruction: Instruction, name: str
 ) -> tuple[ArrayRecord, dict[str, float]]:
     """The record that answers a training request, not decoded yet, and the figures beside it."""
+    figures = _figures(message, instruction, name)
+    if name not in message.content.array_records:
+        raise PayloadError("a record of another kind than expected")
+    return message.content.array_records[name], figures
+
+
+def _figures(message: Message, instruction: Instruction, name: str) -> dict[str, float]:
+    """The figures beside the record that answers a training request."""
     _require_part(message, NO_PART)
     beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
     content = _contents(message, {"status", name, "metrics"}, beside)
@@ -166,12 +208,10 @@ def _answer(
     for key in PLACE:
         if answered[key] != getattr(instruction, key):
             raise PayloadError(f"answers another {key}")
-    if name not in content.array_records:
-        raise PayloadError("a record of another kind than expected")
     figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
     if not 1 <= _number(figures.get("num_examples")) <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
-    return content.array_records[name], {key: _number(value) for key, value in figures.items()}
+    return {key: _number(value) for key, value in figures.items()}
 
 
 def holds_distilled(message: Message | None) -> bool | None:

@@ -74,6 +74,7 @@ __all__ = [
 AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
     "fedit": lambda config: FedIt(),
     "ffa": lambda config: Ffa(),
+    "ffa-a": lambda config: Ffa(LORA_A),
     "alternating": lambda config: Alternating(),
     "fedsvd": lambda config: FedSvd(),
     "flora": lambda config: Flora(config.rank_cap),

@@ -40,6 +40,10 @@ class ModelConfig(Table):
 class AdapterConfig(Table):
     """The two adapters of every adapted layer."""
 
+    kind: str = "lora"
+    """``lora`` (on ``target_modules``), or ``pooled``: on an identity map behind an encoder's
+    pooling, along directions of label names that are public and frozen; few numbers learn, which
+    suits noise (deal, encoder-labels)."""
     rank: int = Field(8, ge=1)
     """Rank of the current adapter."""
     retained_rank: int = Field(64, ge=1)
@@ -244,9 +248,14 @@ class AggregationConfig(Table):
     """How client updates become one adapter."""
 
     rule: str = "fedit"
-    """``fedit`` (mean of each factor, inexact); ``ffa``, ``alternating`` or ``fedsvd`` (one factor
-    a round, exact); ``flora``, ``fedex`` or ``flexlora`` (both factors, exact); or
-    ``flexlora-truncated`` (inexact)."""
+    """``fedit`` (mean of each factor, inexact); ``ffa``, ``ffa-a``, ``alternating`` or ``fedsvd``
+    (one factor a round, exact); ``flora``, ``fedex`` or ``flexlora`` (both factors, exact); or
+    ``flexlora-truncated`` (inexact). An ``adapter.kind`` of few numbers has its own."""
+    secure: bool = False
+    """Whether the server sees the sum over sites alone: each masks its update, and the masks cancel
+    (rules ``fedit``, ``ffa``, ``ffa-a``, ``alternating`` and ``fedsvd``)."""
+    secure_examples: int = Field(10_000, ge=1)
+    """A site with so many examples, or more, has the largest weight in a secure sum."""
     norm_bound: float = Field(0.0, ge=0)
     """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
     relative_norm_bound: float = Field(20.0, ge=0)
@@ -305,6 +314,16 @@ class PrivacyConfig(Table):
     noise: Literal["auto", "seeded", "secure"] = "auto"
     """Where noise comes from. ``auto``: a seed in simulations, so that runs repeat, and a
     cryptographic stream at a real site. A real site never seeds, whatever is asked."""
+    noise_share: Literal["site", "sum"] = "site"
+    """Whose noise protects a record: all of it from its own ``site``, or a share from each, so that
+    it is whole in the secure ``sum`` over sites, which is all that anybody sees; then every round
+    is one step, at the server (record)."""
+    colluding: int = Field(1, ge=0)
+    """So many other sites may pool what they know with the server: the noise suffices without
+    theirs (noise in the sum)."""
+    dropouts: int = Field(0, ge=0)
+    """So many sites may fail in a round: the noise suffices without theirs; a round that more fail
+    in is lost (noise in the sum)."""
     metrics: Literal["none", "noised", "clear"] = "clear"
     """Counts of right answers on test records, which are no part of the training's guarantee:
     they leave in the ``clear``, ``noised`` (and charged), or not at all."""
@@ -317,6 +336,15 @@ class TrainConfig(Table):
 
     learning_rate: float = Field(2e-3, gt=0)
     """Of AdamW, constant; its state starts anew in every round."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of the server's steps, where noise is in the sum; ``learning_rate`` is theirs then."""
+    noise_per_example: float = Field(4.5e-3, ge=0)
+    """Of a step at the server: noise of the mean gradient, in clipping bounds, up to which the
+    ``learning_rate`` holds; where there is more it is lowered in inverse proportion; 0: it always
+    holds."""
+    averaged: float = Field(0.5, ge=0, le=1)
+    """Share of a task's last steps at the server whose mean is what the task has taught; 0: the
+    last one alone."""
     batch_size: int = Field(16, ge=1)
     """Examples in a step."""
     batches: Literal["similar-length", "random"] = "similar-length"

@@ -74,6 +74,7 @@ class Inference(Table):
 
     Attributes:
         model: base model as the experiment names it, family, logit scale, instruction.
+        adapter_kind: ``adapter.kind`` of the run.
         upstream: hub name that an embedded base model comes from; empty: the name says it.
         task_type: PEFT's name of the family.
         pooling: how token states become a text's embedding; ``none``: the family has none.
@@ -93,6 +94,7 @@ class Inference(Table):
 
     schema_version: Literal[1] = SCHEMA
     model: ModelConfig
+    adapter_kind: str = "lora"
     upstream: str = ""
     task_type: str
     pooling: Literal["mean", "none"]

@@ -18,6 +18,7 @@ from deal_core.errors import UserError, choose
 from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import AdapterFolder, Inference, read_inference
 from deal_core.lora.adapter import Adapter, LoraFactors, split
+from deal_core.lora.kinds import kind_of
 from deal_core.lora.payload import PREFIX
 from deal_core.lora.state import State
 from deal_core.models import FAMILIES, Encoded, GeneratingModel, LanguageModel, load_model
@@ -149,9 +150,11 @@ def load_predictor(folder: AdapterFolder, base: str = "") -> Predictor:
     state = as_evaluated(adapter, inference)
     model_config = inference.model.model_copy(update={"name": base} if base else {})
     adapter_config = AdapterConfig(
-        rank=max(1, inference.current_rank), target_modules=tuple(sorted(adapter.layers))
+        kind=inference.adapter_kind,
+        rank=max(1, inference.current_rank),
+        target_modules=tuple(sorted(adapter.layers)),
     )
-    if not has_layers(model_config, adapter):
+    if not has_layers(model_config, adapter_config, adapter):
         raise UserError(
             f"{folder.weights}: was learnt for another base model than '{model_config.name}'; "
             "name that with --model"
@@ -163,15 +166,17 @@ def load_predictor(folder: AdapterFolder, base: str = "") -> Predictor:
     return Predictor(inference, model, heads)
 
 
-def has_layers(model: ModelConfig, adapter: Adapter) -> bool:
-    """Return whether a base model has the layers that an adapter changes, of the same sizes; no
-    weights are read.
+def has_layers(model: ModelConfig, config: AdapterConfig, adapter: Adapter) -> bool:
+    """Return whether a base model, with what the adapter's kind adds, has the layers that it
+    changes, of the same sizes; no weights are read.
 
     Raises:
         UserError: unknown family, or a base model that is not there.
     """
     family = choose("model.family", model.family, FAMILIES)
-    layers = dict(family.skeleton(model).named_modules())
+    skeleton = family.skeleton(model)
+    kind_of(config).add_layers(skeleton)
+    layers = dict(skeleton.named_modules())
     return all(
         name in layers and set(layers[name].weight.shape) == set(shape)
         for name, shape in adapter.shapes.items()

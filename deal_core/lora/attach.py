@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from deal_core.config.experiment import AdapterConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, split, stack, zero_adapter
+from deal_core.lora.kinds import kind_of
 from deal_core.lora.linear import adapted_forward
 from deal_core.lora.payload import PREFIX
 
@@ -67,10 +68,12 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
 
 
 def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
+    kind = kind_of(config)
+    kind.add_layers(base)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.rank,
-        target_modules=list(config.target_modules) or None,
+        target_modules=list(kind.target_modules or config.target_modules) or None,
         layers_to_transform=_adapted_layers(base, config.first_layer),
         task_type=task_type,
     )

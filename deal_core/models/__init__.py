@@ -10,11 +10,22 @@ import torch
 from peft import TaskType
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.errors import choose
+from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import causal_skeleton, load_causal
-from deal_core.models.encoder import encoder_size, encoder_skeleton, load_encoder
-from deal_core.models.interface import Encoded, ForwardOutput, GeneratingModel, LanguageModel
+from deal_core.models.encoder import (
+    encoder_label_vectors,
+    encoder_size,
+    encoder_skeleton,
+    load_encoder,
+)
+from deal_core.models.interface import (
+    Encoded,
+    ForwardOutput,
+    GeneratingModel,
+    LabelVectors,
+    LanguageModel,
+)
 from deal_core.models.loading import check_weights as check_checkpoint
 from deal_core.models.loading import pretrained
 from deal_core.models.prompt_tokens import require_distinct
@@ -31,6 +42,7 @@ class Family:
         task_type: PEFT's name of the family.
         has_label_logits: of its models (:class:`LanguageModel`).
         embedding_size: model, number of last layers -> length of a text's embedding; 0: none.
+        label_vectors: model -> vectors of names of labels; None: the family has none.
     """
 
     load: Callable[[ModelConfig, AdapterConfig, int, torch.dtype], LanguageModel]
@@ -38,11 +50,17 @@ class Family:
     task_type: TaskType
     has_label_logits: bool
     embedding_size: Callable[[ModelConfig, int], int]
+    label_vectors: Callable[[ModelConfig], LabelVectors] | None = None
 
 
 FAMILIES: Mapping[str, Family] = {
     "encoder-labels": Family(
-        load_encoder, encoder_skeleton, TaskType.FEATURE_EXTRACTION, True, encoder_size
+        load_encoder,
+        encoder_skeleton,
+        TaskType.FEATURE_EXTRACTION,
+        True,
+        encoder_size,
+        encoder_label_vectors,
     ),
     "causal-lm": Family(
         load_causal, causal_skeleton, TaskType.CAUSAL_LM, False, lambda model, layers: 0
@@ -75,6 +93,18 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
     return {
         name: (layer.out_features, layer.in_features) for name, layer in lora_layers(module).items()
     }
+
+
+def label_vectors(model: ModelConfig) -> LabelVectors:
+    """Return the frozen vectors of names of labels; weights are read.
+
+    Raises:
+        UserError: unknown family or name, or a family without.
+    """
+    make = choose("model.family", model.family, FAMILIES).label_vectors
+    if make is None:
+        raise UserError(f"model.family '{model.family}' has no vectors of label names")
+    return make(model)
 
 
 def auto_class(task_type: TaskType) -> Any:
@@ -150,6 +180,7 @@ __all__ = [
     "Family",
     "ForwardOutput",
     "GeneratingModel",
+    "LabelVectors",
     "LanguageModel",
     "adapter_shapes",
     "auto_class",
@@ -157,6 +188,7 @@ __all__ = [
     "check_weights",
     "embedding_size",
     "has_label_logits",
+    "label_vectors",
     "load_model",
     "max_positions",
 ]

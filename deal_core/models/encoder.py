@@ -23,13 +23,18 @@ from deal_core.data.tokens import TokenCache, tokeniser_name
 from deal_core.errors import UserError
 from deal_core.lora.attach import attach, base_only, lora_layers
 from deal_core.lora.packing import Packing, packed, packing_of, packs
+from deal_core.lora.pooled import POOLED
 from deal_core.models.attention import NAME as ATTENTION
 from deal_core.models.attention import register_attention
-from deal_core.models.interface import Encoded, ForwardOutput
+from deal_core.models.interface import Encoded, ForwardOutput, LabelVectors
 from deal_core.models.loading import best_device, pretrained
 
 FEW_LABELS = 256
+MOST_VECTORS = 200_000
+"""Of texts that are kept, where only what follows the encoder learns: 300 MB of 384 entries."""
 LABELS_PER_PASS = 64
+LONGEST_LABEL = 128
+"""Tokens of a text for a model that reads names of labels alone."""
 ALONE_TOLERANCE = 0.05
 """Relative difference of states that rounding may make."""
 
@@ -56,6 +61,8 @@ class EncoderLabels:
             lambda texts: tokenizer(texts, truncation=True, max_length=max_length)["input_ids"],
             tokeniser_name(tokenizer, max_length),
         )
+        self._pooled_map = dict(base.named_children()).get(POOLED)
+        self._frozen_vectors: dict[tuple[int, ...], Tensor] = {}
         self._label_cache: dict[str, Tensor] = {}
         self._label_matrix: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
 
@@ -89,11 +96,30 @@ class EncoderLabels:
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return scaled cosines, ``(batch, labels)``, float32."""
-        return self._scale * self.embed(batch) @ self._labels(labels).T
+        return self._scale * self.embed(batch) @ self.label_vectors(labels).T
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Unit vectors of the texts, ``(batch, parts * hidden)``, float32: (M44)."""
-        return self._embed([item.tokens for item in batch], layers)
+        token_ids = [item.tokens for item in batch]
+        if layers == 1 and self._pooled_map is not None:
+            return self._mapped(self._frozen(token_ids))
+        return self._embed(token_ids, layers)
+
+    def _mapped(self, vectors: Tensor) -> Tensor:
+        """Return what the map behind the pooling makes of unit vectors, a text to a row: (M57)."""
+        assert self._pooled_map is not None
+        return normalize(self._pooled_map(vectors[:, None, :])[:, 0], dim=1)
+
+    def _frozen(self, token_ids: Sequence[tuple[int, ...]]) -> Tensor:
+        """Return what the encoder, of which nothing learns, makes of texts; each once."""
+        missing = [ids for ids in dict.fromkeys(token_ids) if ids not in self._frozen_vectors]
+        if missing:
+            if len(self._frozen_vectors) > MOST_VECTORS:
+                self._frozen_vectors.clear()
+                missing = list(dict.fromkeys(token_ids))
+            with torch.no_grad():
+                self._frozen_vectors.update(zip(missing, self._embed(missing), strict=True))
+        return torch.stack([self._frozen_vectors[ids] for ids in token_ids])
 
     def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:
         """Return unit vectors of mean-pooled token states: of each pair of neighbours among the
@@ -143,7 +169,7 @@ class EncoderLabels:
             for states in last_layers(output, layers)
         ]
 
-    def _labels(self, labels: Sequence[str]) -> Tensor:
+    def label_vectors(self, labels: Sequence[str]) -> Tensor:
         """Return frozen unit vectors of the label names, ``(labels, hidden)``; each made once, and
         the matrix asked for last is kept."""
         wanted = tuple(labels)
@@ -198,6 +224,17 @@ def load_encoder(
 
     base = pretrained_encoder(model.name, dtype)
     return EncoderLabels(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
+
+
+def encoder_label_vectors(model: ModelConfig) -> LabelVectors:
+    """Return what names of labels are to a model: its frozen unit vectors of them, ``(labels,
+    hidden)``, float32.
+
+    Raises:
+        UserError: as :func:`load_encoder`.
+    """
+    encoder = load_encoder(model, AdapterConfig(rank=1), LONGEST_LABEL, torch.float32)
+    return lambda labels: encoder.label_vectors(labels).cpu()
 
 
 def pretrained_encoder(name: str, dtype: torch.dtype) -> Any:

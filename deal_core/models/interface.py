@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -53,6 +53,10 @@ class ForwardOutput:
     distillation_logits: Tensor
     rows: Sequence[int]
     spaces: Sequence[int]
+
+
+LabelVectors = Callable[[Sequence[str]], Tensor]
+"""Names of labels to their vectors in the frozen model, ``(labels, size)``."""
 
 
 class LanguageModel(Protocol):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from deal_core.config.experiment import Experiment
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.policy import Policy
 from deal_core.training.gradients import Gradients
+from deal_core.training.objective import Objective
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class UpdateRequest:
         learning_rate: of the round's steps.
         ids: whose the client's own records of the task are.
         generator: orders ordinary batches.
+        entries: how many numbers learn.
         evaluated: number of tasks whose test records are counted; 0: none are.
         counted: names of the counts that are taken on them.
     """
@@ -103,8 +106,24 @@ class UpdateRequest:
     ids: Callable[[], Sequence[str]]
     learning_rate: float
     generator: torch.Generator
+    entries: int = 0
     evaluated: int = 0
     counted: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class GradientSum(Protocol):
+    """One gradient sum over a client's records as it may leave, for a step that others take."""
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """As :meth:`~deal_core.training.gradients.Gradients.rehearse`."""
+
+    def total(self, module: nn.Module, objective: Objective) -> Mapping[str, NDArray[Any]]:
+        """Return key of each trained factor to its sum, in whole numbers."""
+
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """The examples that may be read."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +137,9 @@ class Permit:
             given, an answer must not tell that it has.
     """
 
-    gradients: Gradients
+    gradients: Gradients | GradientSum
     release: Callable[[LocalUpdate], LocalUpdate]
-    noise_only: Gradients | None = None
+    noise_only: Gradients | GradientSum | None = None
 
 
 class Mechanism(Protocol):
@@ -159,7 +178,7 @@ def release(
     mechanism: Mechanism,
     request: UpdateRequest,
     site: Site,
-    train: Callable[[Gradients], LocalUpdate],
+    train: Callable[[Gradients | GradientSum], LocalUpdate],
 ) -> LocalUpdate:
     """Ask for leave, and train.
 
@@ -182,7 +201,9 @@ def release(
     return permit.release(_trained(train, permit))
 
 
-def _trained(train: Callable[[Gradients], LocalUpdate], permit: Permit) -> LocalUpdate:
+def _trained(
+    train: Callable[[Gradients | GradientSum], LocalUpdate], permit: Permit
+) -> LocalUpdate:
     """Return the update; where a private training fails on its records, that of noise alone. So an
     answer never tells whether something has failed; the log here does."""
     try:

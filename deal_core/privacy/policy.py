@@ -54,6 +54,19 @@ class Policy(Table):
     trusted_server: bool = False
     """Where a mechanism is demanded: whether the server may be the one that adds the noise
     (``client``), and so gets the site's update as it is."""
+    noise_share: Literal["site", "sum"] = "site"
+    """Whether the noise that protects a record must all be the ``site``'s own, or may be shared by
+    the sites of a secure ``sum``."""
+    colluding: int = Field(1, ge=0)
+    """Against so many other sites that pool what they know with the server noise in the sum must
+    suffice."""
+    secure_aggregation: Literal["allowed", "required"] = "allowed"
+    """Whether updates may leave in the clear as well, or only masked, in a secure sum."""
+    min_cohort: int = Field(3, ge=2)
+    """Fewest sites in a secure sum."""
+    server_vouches_for_peers: bool = False
+    """Where no peer is pinned: take the keys of other sites from the server, which is then trusted
+    not to pose as a site."""
     min_records: int = Field(32, ge=1)
     """Fewest training records of a task from which an unprotected update may leave."""
     max_rank: int = Field(32, ge=1)
@@ -122,6 +135,19 @@ def require_mechanism(mechanism: str, policy: Policy | None) -> None:
         raise UserError(
             f"privacy.mechanism is '{mechanism}', but the site's policy demands '{demanded}'; "
             "change the experiment, or the policy"
+        )
+
+
+def require_secure(secure: bool, policy: Policy | None) -> None:
+    """Check that an update is masked where the site wants that.
+
+    Raises:
+        UserError: it is not.
+    """
+    if policy is not None and policy.secure_aggregation == "required" and not secure:
+        raise UserError(
+            "the site's policy demands secure aggregation; set aggregation.secure to true in the "
+            "experiment"
         )
 
 

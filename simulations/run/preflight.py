@@ -7,6 +7,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, partition
 from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
+from deal_core.lora.kinds import kind_of
 from deal_core.methods import RULES, method_of, statistics_of
 from deal_core.models import (
     adapter_shapes,
@@ -21,6 +22,7 @@ from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
 from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
+from server.secure_legs import LEAST_SITES
 from simulations.engines.faults import FAULTS
 
 
@@ -46,6 +48,8 @@ def check_names(experiment: Experiment) -> None:
     """
     method_of(experiment)
     check_aggregation(experiment)
+    check_adapter_kind(experiment)
+    check_secure(experiment)
     codec_named(experiment.wire.dtype)
     make_mechanism(experiment)
     check_statistics(experiment)
@@ -76,6 +80,77 @@ def check_aggregation(experiment: Experiment) -> None:
         )
     if any(not 1 <= each <= rank for each in own):
         raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
+
+
+def check_adapter_kind(experiment: Experiment) -> None:
+    """A kind of adapter that lays out every task anew needs a method that does, and a model that
+    has vectors of label names.
+
+    Raises:
+        UserError: it has another, or other keys say where the adapter is.
+    """
+    adapter, method = experiment.adapter, experiment.method
+    if kind_of(adapter).begin_task is None:
+        return
+    where = f"adapter.kind '{adapter.kind}'"
+    if not has_label_logits(experiment.model):
+        raise UserError(
+            f"{where} needs vectors of label names, and model.family '{experiment.model.family}' "
+            "has none; use encoder-labels, or adapter.kind lora"
+        )
+    if method.name != "deal" or not method.retention.enabled or method.warm_start_rank:
+        raise UserError(
+            f"{where} lays out every task anew; set method.name to deal, method.retention.enabled "
+            "to true and method.warm_start_rank to 0"
+        )
+    if adapter.target_modules or adapter.first_layer or adapter.client_ranks:
+        raise UserError(
+            f"{where} has its own place and one rank; leave out adapter.target_modules, "
+            "first_layer and client_ranks"
+        )
+
+
+def check_secure(experiment: Experiment) -> None:
+    """A secure sum shows no single update, so nothing may be done that needs one.
+
+    Raises:
+        UserError: something does.
+    """
+    config, name = experiment.aggregation, experiment.method.name
+    if not config.secure:
+        return
+    rule = kind_of(experiment.adapter).rule or config.rule
+    if rule not in SUMMABLE:
+        raise UserError(
+            f"aggregation.secure: rule '{rule}' is no mean of factors; use "
+            f"{', '.join(sorted(SUMMABLE))}"
+        )
+    if config.robust != "none":
+        raise UserError(
+            f"aggregation.secure: aggregation.robust '{config.robust}' judges single updates, and "
+            "only their sum is seen; set it to none"
+        )
+    if experiment.wire.dtype != "float32":
+        raise UserError("aggregation.secure has a format of its own; set wire.dtype to float32")
+    if experiment.privacy.mechanism == "client" and experiment.privacy.trusted_server:
+        raise UserError(
+            "aggregation.secure: the server would have to clip every client's update; set "
+            "privacy.trusted_server to false, or privacy.mechanism to record"
+        )
+    if statistics_of(method_of(experiment)) is not None:
+        raise UserError(
+            f"aggregation.secure: class sums of method.name '{name}' leave in the clear; set "
+            "method.prototype.enabled to off, or choose another method"
+        )
+    if experiment.federation.clients < LEAST_SITES:
+        raise UserError(
+            f"aggregation.secure needs {LEAST_SITES} clients: in a sum of two each knows the "
+            "other's part; raise federation.clients"
+        )
+
+
+SUMMABLE = frozenset({"fedit", "ffa", "ffa-a", "alternating", "fedsvd"})
+"""Aggregation rules that need the mean of the factors and no more."""
 
 
 def check_statistics(experiment: Experiment) -> None:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -75,6 +76,8 @@ class LedgerEvent:
         max_grad_norm: clipping bound; for the ledger's reader, it costs nothing.
         delta: at which the budget was checked.
         simulation_only: the noise came from a seed: nothing is guaranteed.
+        slack: what a step costs beyond the mechanism, because its noise is not quite that.
+        assumes: whom the noise takes to be honest; empty: nobody outside the site.
     """
 
     run: str
@@ -90,6 +93,8 @@ class LedgerEvent:
     max_grad_norm: float
     delta: float
     simulation_only: bool
+    slack: float = 0.0
+    assumes: str = ""
 
     @property
     def protected(self) -> bool:
@@ -164,9 +169,16 @@ def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool =
     something has left unprotected (:attr:`LedgerEvent.protected`)."""
     events = [event for event in events if event.protected]
     if not disjoint_tasks:
-        return epsilon_of((event.spent for event in events), delta)
-    each = ((e.spent for e in events if e.task in ("", task)) for task in {e.task for e in events})
-    return max((epsilon_of(spent, delta) for spent in each), default=0.0)
+        return _epsilon_with_slack(events, delta)
+    each = ([e for e in events if e.task in ("", task)] for task in {e.task for e in events})
+    return max((_epsilon_with_slack(some, delta) for some in each), default=0.0)
+
+
+def _epsilon_with_slack(events: Sequence[LedgerEvent], delta: float) -> float:
+    """Return the mechanisms' epsilon with the slack of all steps: of densities that differ by a
+    factor ``exp(s)`` in all, epsilon grows by ``s`` and delta by that factor."""
+    slack = math.fsum(event.steps * event.slack for event in events)
+    return epsilon_of((event.spent for event in events), delta * math.exp(-slack)) + slack
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.methods import Phase
 from deal_core.privacy.accounting.composition import DpEvent
 
@@ -91,18 +91,26 @@ def evaluations(experiment: Experiment, tasks: int) -> int:
 
 
 def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:
-    """Return task to sample rate. A task without records is sampled like an average one: that there
+    """Return task to sample rate. Where noise is in the sum all sites have one, 1 unless told
+    otherwise. A task without records is sampled like an average one: that there
     are none must not show."""
-    if experiment.privacy.sample_rate:
-        return dict.fromkeys(records, experiment.privacy.sample_rate)
+    if experiment.privacy.sample_rate or in_sum(experiment.privacy):
+        return dict.fromkeys(records, experiment.privacy.sample_rate or 1.0)
     mean = sum(records.values()) / max(1, len(records))
     batch = experiment.train.batch_size
     return {task: min(1.0, batch / max(n or mean, 1)) for task, n in records.items()}
 
 
+def in_sum(privacy: PrivacyConfig) -> bool:
+    """Return whether sites make the noise together, of the sum over all of them."""
+    return privacy.mechanism == "record" and privacy.noise_share == "sum"
+
+
 def steps_of(rate: float, experiment: Experiment) -> int:
     """Return the steps of a round: so many that a record is seen ``local_epochs`` times on average,
-    at least."""
+    at least; one where the noise is in the sum, and the step at the server."""
+    if in_sum(experiment.privacy):
+        return 1
     return experiment.federation.local_epochs * math.ceil(1 / rate - 1e-9)
 
 

@@ -13,15 +13,38 @@ from typing import Protocol
 from torch import nn
 
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.interface import Counts, LocalUpdate, Mechanism, Permit, Site, UpdateRequest
+from deal_core.privacy.interface import (
+    Counts,
+    GradientSum,
+    LocalUpdate,
+    Mechanism,
+    Permit,
+    Site,
+    UpdateRequest,
+)
 from deal_core.training.gradients import Gradients, Probes
 from deal_core.training.objective import Objective
 
 
 def watched(permit: Permit, watch: Callable[[Gradients], Gradients]) -> Permit:
-    """The permit, with all of its gradients under observation."""
-    noise_only = None if permit.noise_only is None else watch(permit.noise_only)
-    return replace(permit, gradients=watch(permit.gradients), noise_only=noise_only)
+    """Return the permit, with all of its gradients under observation.
+
+    Raises:
+        TypeError: it has no steps that could be observed, but one sum.
+    """
+    noise_only = None if permit.noise_only is None else watch(steps_of(permit.noise_only))
+    return replace(permit, gradients=watch(steps_of(permit.gradients)), noise_only=noise_only)
+
+
+def steps_of(gradients: Gradients | GradientSum) -> Gradients:
+    """Return gradients that are taken in steps at the site.
+
+    Raises:
+        TypeError: the site takes none.
+    """
+    if isinstance(gradients, GradientSum):
+        raise TypeError("the steps are taken at the server")
+    return gradients
 
 
 class Witness(Protocol):

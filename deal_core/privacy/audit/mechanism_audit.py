@@ -16,12 +16,14 @@ from deal_core.lora.attach import read, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.accounting.ledger import Ledger, composed
+from deal_core.privacy.audit.audited import steps_of
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, LowerBound, lower_bound
 from deal_core.privacy.audit.planted import Scores, plant
 from deal_core.privacy.interface import (
+    GradientSum,
     LocalUpdate,
     Mechanism,
     RecordId,
@@ -141,7 +143,8 @@ def _trained(
     site = Site(ledger=lambda: ledger, policy=None, simulated=True)
     trained = mechanism.trained(frozenset({"lora_A", "lora_B"}))
 
-    def make(gradients: Gradients) -> LocalUpdate:
+    def make(given: Gradients | GradientSum) -> LocalUpdate:
+        gradients = steps_of(given)
         objective = Plain(records.model, records.labels, gradients.data)
         run_local_steps(records.model, objective, gradients, trained, experiment.train)
         gradients.finished(records.model, records.labels, records.data[:2])

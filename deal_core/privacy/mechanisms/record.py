@@ -20,27 +20,40 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from safetensors.numpy import load, save
 
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.methods import method_of
+from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.ledger import Budget, BudgetSpent, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import (
     NoFeasibleNoise,
     ReleaseSchedule,
     evaluations,
+    in_sum,
     planned_work,
     solve_noise_multiplier,
 )
 from deal_core.privacy.accounting.run_name import run_name
-from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
+from deal_core.privacy.interface import (
+    Counts,
+    LocalUpdate,
+    Permit,
+    Refusal,
+    Site,
+    UpdateRequest,
+)
 from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
-from deal_core.privacy.mechanisms.definition import MechanismDefinition
+from deal_core.privacy.mechanisms.definition import MechanismDefinition, nobody_trusted
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.noise_floor import entry_noise
+from deal_core.privacy.mechanisms.noise_in_sum import check_noise_in_sum
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.privacy.mechanisms.none import clear_counts
 from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.record_gradients import GRADIENTS
+from deal_core.privacy.mechanisms.shares import require_shares, slack_of, trust_in_sum
 from deal_core.privacy.policy import Policy, metrics_allowed, terms
 from deal_core.randomness import seeded
 
@@ -123,6 +136,7 @@ class RecordMechanism:
             return unpacked(kept)
         try:
             with refusing_when_spent():
+                require_shares(self.experiment.privacy, site.policy)
                 plan = self._plan(ask, site)
                 budget = plan.budget(site.policy)
                 if budget.disjoint_tasks:
@@ -214,13 +228,18 @@ class RecordMechanism:
         text = site.ledger().plan(
             self._run,
             lambda past: self._solve(
-                past, ask.records(), ask.site_records(), site
+                past, ask.records(), ask.site_records(), ask.entries, site
             ).model_dump_json(),
         )
         return PrivacyPlan.model_validate_json(text)
 
     def _solve(
-        self, past: Sequence[LedgerEvent], records: Mapping[str, int], site_records: int, site: Site
+        self,
+        past: Sequence[LedgerEvent],
+        records: Mapping[str, int],
+        site_records: int,
+        entries: int,
+        site: Site,
     ) -> PrivacyPlan:
         config = self.experiment
         agreed = terms(config.privacy, site.policy, site_records)
@@ -233,14 +252,14 @@ class RecordMechanism:
 
         def epsilon_with(noise_multiplier: float) -> float:
             planned = [
-                self._planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm)
+                self._planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm, entries)
                 for each in work
             ]
             planned += [self._planned_counts(counts, agreed.delta)] if counts else []
             return composed([*past, *planned], agreed.delta, disjoint)
 
         return PrivacyPlan(
-            noise_multiplier=solve_noise_multiplier(epsilon_with, agreed.epsilon),
+            noise_multiplier=self._multiplier(epsilon_with, agreed.epsilon, len(records)),
             epsilon=agreed.epsilon,
             delta=agreed.delta,
             disjoint_tasks=disjoint,
@@ -248,8 +267,28 @@ class RecordMechanism:
             work=tuple(work),
         )
 
+    def _multiplier(
+        self, epsilon_with: Callable[[float], float], epsilon: float, tasks: int
+    ) -> float:
+        """That of all sites, where they make the noise together; else the smallest that fits."""
+        if not in_sum(self.experiment.privacy):
+            return solve_noise_multiplier(epsilon_with, epsilon)
+        common = common_noise_multiplier(self.experiment, tasks)
+        if epsilon_with(common) > epsilon:
+            raise NoFeasibleNoise(
+                f"noise of {common:.2f} clipping bounds, that of all sites, takes epsilon to "
+                f"{epsilon_with(common):.4g} here, and {epsilon:g} are left; raise the budget, or "
+                "plan the run with a smaller privacy.target_epsilon or target_delta"
+            )
+        return common
+
     def _planned(
-        self, work: ReleaseSchedule, noise_multiplier: float, delta: float, bound: float
+        self,
+        work: ReleaseSchedule,
+        noise_multiplier: float,
+        delta: float,
+        bound: float,
+        entries: int = 0,
     ) -> LedgerEvent:
         """All rounds of a task as one event."""
         return LedgerEvent(
@@ -266,6 +305,7 @@ class RecordMechanism:
             max_grad_norm=bound,
             delta=delta,
             simulation_only=False,
+            slack=slack_of(self.experiment, noise_multiplier, entries) if entries else 0.0,
         )
 
     def _planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
@@ -282,6 +322,7 @@ class RecordMechanism:
         work = next((w for w in plan.work if w.task == ask.task), None)
         if work is None:
             raise UserError(f"task '{ask.task}' is not in the plan of this run")
+        privacy = self.experiment.privacy
         return LedgerEvent(
             run=self._run,
             task=ask.task,
@@ -296,6 +337,8 @@ class RecordMechanism:
             max_grad_norm=plan.max_grad_norm,
             delta=plan.delta,
             simulation_only=self._seeds(site),
+            slack=slack_of(self.experiment, plan.noise_multiplier, ask.entries),
+            assumes=trust_in_sum(privacy) if in_sum(privacy) else "",
         )
 
     def _counting(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
@@ -316,26 +359,17 @@ class RecordMechanism:
             simulation_only=self._seeds(site),
         )
 
-    def _gradients(self, ask: UpdateRequest, site: Site, event: LedgerEvent) -> PrivateGradients:
-        config = self.experiment
-        expected = config.train.batch_size
-        if config.privacy.sample_rate:
-            expected = max(1, round(config.privacy.sample_rate * len(ask.data)))
+    def _gradients(
+        self, ask: UpdateRequest, site: Site, event: LedgerEvent
+    ) -> PrivateGradients | NoisySum:
         noise = self._noise(ask) if event.simulation_only else SecureNoise()
-        return PrivateGradients(
-            data=ask.data,
-            record_ids=ask.record_ids,
-            sample_rate=event.sample_rate,
-            noise_multiplier=event.noise_multiplier,
-            max_grad_norm=event.max_grad_norm,
-            steps=event.steps,
-            expected_batch=expected,
-            tokens_per_microbatch=config.train.tokens_per_microbatch,
-            noise=noise,
-        )
+        make = GRADIENTS[self.experiment.privacy.noise_share]
+        return make(self.experiment, ask, event, noise)
 
-    def _noise_only(self, ask: UpdateRequest, site: Site, event: LedgerEvent) -> PrivateGradients:
-        """The same steps on no record: noise alone."""
+    def _noise_only(
+        self, ask: UpdateRequest, site: Site, event: LedgerEvent
+    ) -> PrivateGradients | NoisySum:
+        """The same on no record: noise alone."""
         return replace(self._gradients(ask, site, event), data=(), record_ids=())
 
     def _seeds(self, site: Site) -> bool:
@@ -398,11 +432,19 @@ def check_records_protected(experiment: Experiment) -> None:
             'record\'s gradient depends on other records; set it to "auto" or "float32"'
         )
     check_one_task_at_a_time(experiment)
+    if in_sum(experiment.privacy):
+        check_noise_in_sum(experiment)
+
+
+def whom_to_trust(privacy: PrivacyConfig) -> str:
+    """Return whom an epsilon takes to be honest."""
+    return trust_in_sum(privacy) if in_sum(privacy) else nobody_trusted(privacy)
 
 
 RECORD = MechanismDefinition(
     client=RecordMechanism,
     attacked="steps",
     check=check_records_protected,
+    assumes=whom_to_trust,
     needs_float32=True,
 )

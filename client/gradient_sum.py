@@ -1,0 +1,58 @@
+"""The gradient sum of a client's records: the server takes a step on the sum over sites."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from client.resources import Workbench
+from deal_core.lora.attach import set_trainable
+from deal_core.lora.state import State
+from deal_core.methods import LocalTask
+from deal_core.models import Encoded
+from deal_core.privacy.interface import GradientSum, LocalUpdate
+from deal_core.training.cache import Cache
+from deal_core.training.loop import load_state
+from deal_core.training.objective import Objective
+from deal_core.wire.secure_layout import EXAMPLES
+
+ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
+
+
+def gradient_sum(
+    bench: Workbench,
+    state: State,
+    objective: ObjectiveOf,
+    task: LocalTask,
+    trained: frozenset[str],
+    gradients: GradientSum,
+    examples: int,
+    cache: Cache,
+) -> LocalUpdate:
+    """Return the noisy sum of clipped gradients, whole numbers by key of a factor, and how many
+    examples it is over on average; nothing is trained.
+
+    Args:
+        bench: model and settings.
+        state: the adapters as they arrived.
+        objective: what is differentiated, over some data of a task.
+        task: what the client knows of the task.
+        trained: factors that learn.
+        gradients: say which data are read, and add the noise.
+        examples: of the client, which count as public.
+        cache: of what the client works out while it learns the task.
+    """
+    started, module = time.monotonic(), bench.model.module
+    load_state(bench.model, state)
+    set_trainable(module, trained)
+    probes = bench.probes(tuple(task.labels))
+    alone = replace(task, past=None, round_state=None)
+    gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
+    total = gradients.total(module, objective(task, gradients.data, cache))
+    rate = bench.experiment.privacy.sample_rate or 1.0
+    expected = np.array([max(1, round(rate * examples))], np.int64)
+    figures = {"num_examples": 1.0, "seconds": time.monotonic() - started}
+    return LocalUpdate({**total, EXAMPLES: expected}, figures)

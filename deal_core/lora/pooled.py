@@ -1,0 +1,76 @@
+"""The pooled adapter of an encoder: LoRA on an identity map behind the pooling of token states.
+
+The frozen map ``I`` (d x d) takes a text's pooled unit vector ``e``; its update is
+``s * lora_B @ lora_A``. ``lora_B`` is public and frozen for a task: an orthonormal basis of the
+task's centred label vectors, outside of those of earlier tasks. So what a task learns moves scores
+along its own labels alone, the mean of ``lora_A`` over clients is exact, and few numbers learn.
+Source: docs/method.md (M56), (M57).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deal_core.lora.adapter import Adapter, LoraFactors
+
+POOLED = "pooled"
+"""Name of the map among the layers of a model."""
+NEGLIGIBLE = 1e-6
+"""Singular values below this part of the largest are rounding."""
+
+
+def add_pooled_map(base: nn.Module) -> None:
+    """Give the base model the frozen identity, in float32, that the adapter changes."""
+    first = next(base.parameters())
+    size: int = getattr(base, "config").hidden_size  # noqa: B009 - not every module has one
+    identity = nn.Linear(size, size, bias=False, device=first.device, dtype=torch.float32)
+    if first.device.type != "meta":
+        nn.init.eye_(identity.weight)
+    base.add_module(POOLED, identity.requires_grad_(False))
+
+
+def begin_pooled(current: Adapter, labels: Tensor, earlier: Tensor) -> Adapter:
+    """Return the adapter that a task begins with: ``lora_A`` zero, ``lora_B`` the label basis.
+
+    Args:
+        current: any, of the rank and scaling that are kept.
+        labels: unit vectors of the names of the task's labels, ``(labels, d)``.
+        earlier: those of all earlier tasks, ``(any, d)``.
+    """
+    basis = label_basis(labels, earlier, current.rank)
+    layers = {
+        name: LoraFactors(torch.zeros_like(factors.A), basis)
+        for name, factors in current.layers.items()
+    }
+    return Adapter(layers, current.scaling)
+
+
+def label_basis(labels: Tensor, earlier: Tensor, rank: int) -> Tensor:
+    """Return orthonormal columns, ``(d, rank)``, float32: (M56). Columns of zeros where the labels
+    have fewer directions of their own than ``rank``.
+
+    Args:
+        labels: of the task, ``(labels, d)``.
+        earlier: of all earlier tasks, whose directions are left out.
+        rank: at most so many directions, the strongest.
+    """
+    centred = _centred(labels)
+    if len(earlier):
+        taken = _row_basis(_centred(earlier))
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            centred = centred - (centred @ taken.T) @ taken
+    own = _row_basis(centred)[:rank]
+    return torch.nn.functional.pad(own.T, (0, rank - len(own))).float()
+
+
+def _centred(labels: Tensor) -> Tensor:
+    return labels.double() - labels.double().mean(dim=0)
+
+
+def _row_basis(matrix: Tensor) -> Tensor:
+    """Orthonormal rows, the strongest first; the sign of each is fixed by its largest entry."""
+    _, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    kept: Tensor = vh[s > NEGLIGIBLE]
+    peak = kept.abs().argmax(dim=1, keepdim=True)
+    return kept * torch.where(kept.gather(1, peak) < 0, -1.0, 1.0)

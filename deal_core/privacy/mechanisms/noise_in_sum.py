@@ -1,0 +1,59 @@
+"""What an experiment must be for noise that is whole in the sum over sites alone."""
+
+from __future__ import annotations
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from deal_core.privacy.mechanisms.shares import shares_of
+
+
+def check_noise_in_sum(experiment: Experiment) -> None:
+    """Check that every site takes part in every round with one step of a sum.
+
+    Raises:
+        UserError: it does not, or something else of a site would be seen.
+    """
+    shares_of(experiment)
+    wrong = next((cure for bad, cure in _conditions(experiment) if bad), "")
+    if wrong:
+        raise UserError(f'privacy.noise_share = "sum": {wrong}')
+
+
+def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
+    """Whether something is wrong, and what to do about it."""
+    method, federation = experiment.method, experiment.federation
+    return [
+        (
+            not experiment.aggregation.secure,
+            "a share of the noise protects nothing by itself; set aggregation.secure to true, so "
+            "that only the sum is seen",
+        ),
+        (
+            not experiment.privacy.target_delta,
+            "all sites need one delta; set privacy.target_delta",
+        ),
+        (
+            experiment.adapter.kind == "lora" and experiment.aggregation.rule != "ffa",
+            "steps are taken on one factor that keeps its coordinates; set aggregation.rule to "
+            "ffa, or adapter.kind to pooled",
+        ),
+        (
+            bool(federation.clients_per_round or federation.participants),
+            "every site's share is counted on; leave out federation.clients_per_round and "
+            "participants",
+        ),
+        (
+            experiment.stream.schedule != "synchronous",
+            'all sites work on one task; set stream.schedule to "synchronous"',
+        ),
+        (
+            method.name not in {"deal", "sequential"} or method.update.enabled,
+            "the server takes the steps, and has no penalty; set method.name to deal or "
+            "sequential, and method.update.enabled to false",
+        ),
+        (
+            method.consolidation.data == "private",
+            "rounds of consolidation have steps of their own; set method.consolidation.data to "
+            '"none"',
+        ),
+    ]

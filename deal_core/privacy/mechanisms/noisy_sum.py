@@ -1,0 +1,129 @@
+"""A clipped gradient sum with this site's share of the noise, in whole numbers: what a secure sum
+adds up over sites.
+
+One step of DP-SGD whose sum runs over all sites: each clips the gradients of its own Poisson
+sample, rounds their sum to a grid of ``2^-16`` of the clipping bound and adds a discrete Gaussian.
+The shares of the sites that are counted on make up the whole noise. Rounding may move the sum by
+half a step of the grid in each entry, so gradients are clipped by that much tighter. The optimiser
+is at the server, after the noise.
+
+Source: docs/method.md (M58) to (M60); Kairouz, Liu & Steinke, ICML 2021.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deal_core.lora.attach import learning_factors
+from deal_core.lora.payload import PREFIX
+from deal_core.models.interface import Encoded
+from deal_core.privacy.interface import RecordId
+from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
+from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora, require_sampled
+from deal_core.privacy.mechanisms.noise import NoiseSource
+from deal_core.privacy.mechanisms.private_gradients import BELOW
+from deal_core.training.batching import sampled_passes
+from deal_core.training.objective import Objective
+from deal_core.training.per_sample import clipped_gradients
+
+GRID_BITS = 16
+"""A clipping bound is ``2^16`` steps of the grid."""
+
+
+@dataclass
+class NoisySum:
+    """One noisy sum of a site.
+
+    Attributes:
+        data: the client's own examples.
+        record_ids: which record each of them is.
+        sample_rate: probability that an example is in the sum.
+        noise_multiplier: of the sum over all sites, in clipping bounds.
+        max_grad_norm: clipping bound.
+        shares: of so many sites the noise makes up the whole.
+        tokens_per_microbatch: bounds memory, not the sum.
+        noise: of sample and share.
+    """
+
+    data: Sequence[Encoded]
+    record_ids: Sequence[RecordId]
+    sample_rate: float
+    noise_multiplier: float
+    max_grad_norm: float
+    shares: int
+    tokens_per_microbatch: int
+    noise: NoiseSource
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """Take a clipped gradient over constant texts, and drop it.
+
+        Raises:
+            UnsafeModel: something learns whose gradient per example cannot be had.
+            ValueError: a loss reads a factor itself, or no gradient is finite.
+        """
+        factors = require_plain_lora(module)
+        norms = clipped_gradients(module, objective, [list(range(probes))], self.max_grad_norm)
+        for factor in factors:
+            factor.grad = None
+        if norms.isnan().any():
+            raise UnsafeModel("the model has no gradient on constant texts")
+
+    def total(self, module: nn.Module, objective: Objective) -> dict[str, NDArray[np.int64]]:
+        """Return key of each trained factor to its noisy sum, in steps of the grid.
+
+        Raises:
+            UnsafeModel: something learns whose gradient per example cannot be had, or the batch is
+                no sample of the rate that is charged.
+        """
+        factors = require_plain_lora(module)
+        batch = self._batch()
+        require_sampled(batch, self.record_ids, self.sample_rate)
+        for factor in factors:
+            factor.grad = None
+        parts = sampled_passes(module, self.data, batch, self.tokens_per_microbatch)
+        entries = sum(factor.numel() for factor in factors)
+        clipped_gradients(module, objective, parts, clipping_bound(self.max_grad_norm, entries))
+        sigma = self.noise_multiplier * 2**GRID_BITS / math.sqrt(self.shares)
+        total = {}
+        for name, factor in learning_factors(module).items():
+            drawn = discrete_gaussian(factor.numel(), sigma, self.noise).reshape(factor.shape)
+            total[f"{PREFIX}{name}.weight"] = self._on_grid(factor) + drawn
+            factor.grad = None
+        return total
+
+    def _batch(self) -> list[int]:
+        """A Poisson sample, sorted by length; it may be empty."""
+        drawn = self.noise.uniform(len(self.data)) <= self.sample_rate
+        batch: list[int] = drawn.nonzero().flatten().tolist()
+        return sorted(batch, key=lambda i: len(self.data[i].tokens))
+
+    def _on_grid(self, factor: Tensor) -> NDArray[np.int64]:
+        """The gradient sum of a factor, rounded to the nearest step."""
+        if factor.grad is None:
+            return np.zeros(factor.shape, np.int64)
+        values = factor.grad.double().cpu().numpy() / grid_step(self.max_grad_norm)
+        return np.rint(values).astype(np.int64)
+
+
+def grid_step(max_grad_norm: float) -> float:
+    """Return the distance of neighbours on the grid, in the unit of the clipping bound."""
+    return max_grad_norm / 2**GRID_BITS
+
+
+def clipping_bound(max_grad_norm: float, entries: int) -> float:
+    """Return the bound of a gradient over so many entries at which a rounded sum changes by
+    ``max_grad_norm`` at most, where a record is added or removed.
+
+    Raises:
+        UnsafeModel: rounding takes all of it.
+    """
+    left = 1 - math.sqrt(entries) / 2**GRID_BITS
+    if left <= 0:
+        raise UnsafeModel(f"{entries} entries are too many for a grid of 2^-{GRID_BITS}")
+    return BELOW * left * max_grad_norm

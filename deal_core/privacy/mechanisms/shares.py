@@ -1,0 +1,63 @@
+"""Of how many sites the noise of a sum is counted on, and whom that takes to be honest."""
+
+from __future__ import annotations
+
+from deal_core.config.experiment import Experiment, PrivacyConfig
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.plan import in_sum
+from deal_core.privacy.accounting.shared_noise import density_gap
+from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
+from deal_core.privacy.policy import Policy
+
+
+def shares_of(experiment: Experiment) -> int:
+    """Return of how many sites the noise must suffice: of all but those that may collude or fail.
+
+    Raises:
+        UserError: of none.
+    """
+    clients, privacy = experiment.federation.clients, experiment.privacy
+    shares = clients - privacy.colluding - privacy.dropouts
+    if shares < 1:
+        raise UserError(
+            f"privacy.colluding = {privacy.colluding} and privacy.dropouts = {privacy.dropouts} "
+            f"leave nobody's noise among {clients} clients; lower them, or let more take part"
+        )
+    return shares
+
+
+def slack_of(experiment: Experiment, noise_multiplier: float, entries: int) -> float:
+    """Return what a step costs because the noise of a sum is not quite a Gaussian's: (M60); 0 where
+    each site adds its own."""
+    if not in_sum(experiment.privacy):
+        return 0.0
+    sigma = noise_multiplier * 2**GRID_BITS
+    return 2 * density_gap(sigma, shares_of(experiment), max(1, entries))
+
+
+def trust_in_sum(privacy: PrivacyConfig) -> str:
+    """Return whom an epsilon takes to be honest where noise is in the sum."""
+    return (
+        f"all sites but {privacy.colluding}, which may pool what they know with the server; "
+        f"at most {privacy.dropouts} fail in a round, or it is lost"
+    )
+
+
+def require_shares(privacy: PrivacyConfig, policy: Policy | None) -> None:
+    """Check that the noise of a sum suffices against as many as the site's policy names.
+
+    Raises:
+        UserError: it does not.
+    """
+    if policy is None or not in_sum(privacy):
+        return
+    if policy.noise_share != "sum":
+        raise UserError(
+            "privacy.noise_share is 'sum', but the site's policy wants all noise from the site; "
+            'set policy.noise_share to "sum" to accept it'
+        )
+    if privacy.colluding < policy.colluding:
+        raise UserError(
+            f"privacy.colluding is {privacy.colluding}, but the site's policy wants noise that "
+            f"suffices against {policy.colluding} other sites and the server together; raise it"
+        )

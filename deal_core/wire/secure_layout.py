@@ -1,0 +1,72 @@
+"""What a secure sum of a round adds up: trained factors, or their gradient sums, and a weight.
+
+Both ends make the layout from what they know of the round; a message does not bring it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deal_core.config.experiment import Experiment
+from deal_core.lora.adapter import Adapter
+from deal_core.lora.payload import PREFIX
+from deal_core.secure_sum.layout import Layout, SumField
+from deal_core.secure_sum.weighted import weighted_layout
+
+EXAMPLES = "examples"
+"""Name of the number of examples behind a site's gradient sum."""
+SUM_BITS, UPDATE_BITS = 64, 32
+"""Of a ring word: gradient sums with noise are few, updates are large."""
+LARGEST_SUM = 2.0**52
+"""Of an entry of a site's gradient sum with its noise, in steps of the grid; none comes near."""
+LARGEST_CHANGE = 8.0
+"""Of an entry of an update, from what the round began with; AdamW moves it by its rate a step."""
+
+
+def trained_shapes(adapter: Adapter, trained: frozenset[str]) -> dict[str, tuple[int, ...]]:
+    """Return key to shape of the factors that learn, in the order of the layers."""
+    return {
+        f"{PREFIX}{name}.{factor}.weight": tuple(tensor.shape)
+        for name, factors in adapter.layers.items()
+        for factor, tensor in (("lora_A", factors.A), ("lora_B", factors.B))
+        if factor in trained
+    }
+
+
+def gradient_layout(adapter: Adapter, trained: frozenset[str], sites: int) -> Layout:
+    """Return the layout of gradient sums in whole numbers, and of a number of examples.
+
+    Args:
+        adapter: has the factors.
+        trained: which of them learn.
+        sites: most that are summed.
+    """
+    shapes = {**trained_shapes(adapter, trained), EXAMPLES: (1,)}
+    fields = tuple(SumField(name, shape, LARGEST_SUM) for name, shape in shapes.items())
+    return Layout(fields, SUM_BITS, sites)
+
+
+def update_layout(adapter: Adapter, trained: frozenset[str], sites: int) -> Layout:
+    """Return the layout of changes of trained factors, each times a weight from 0 to 1, and of the
+    weight."""
+    shapes = trained_shapes(adapter, trained)
+    return weighted_layout(shapes, LARGEST_CHANGE, 1.0, UPDATE_BITS, sites)
+
+
+def layout_of(
+    experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool
+) -> Layout:
+    """Return the layout of a round of an experiment; ``gradients``: of gradient sums."""
+    make = gradient_layout if gradients else update_layout
+    return make(adapter, trained, experiment.federation.clients)
+
+
+def within_bounds(change: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
+    """Return a change, shortened as a whole where an entry is out of the layout's bounds."""
+    largest = max((float(np.abs(part).max(initial=0.0)) for part in change.values()), default=0.0)
+    factor = min(1.0, LARGEST_CHANGE / largest) if largest > 0 else 1.0
+    return {name: factor * np.asarray(part, np.float64) for name, part in change.items()}

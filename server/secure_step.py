@@ -1,0 +1,85 @@
+"""What becomes of a secure sum: a step of the server's optimiser, or the mean of updates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from deal_core.aggregation import Aggregate, AggregationRule, ClientUpdate, finished
+from deal_core.aggregation.server_step import begin_steps, mean_of_steps, momentum_step
+from deal_core.config.experiment import Experiment
+from deal_core.lora.payload import PREFIX
+from deal_core.lora.state import State
+from deal_core.privacy.accounting.common_noise import common_noise_multiplier
+from deal_core.privacy.mechanisms.clipped_mean import moved
+from deal_core.privacy.mechanisms.noisy_sum import grid_step
+from deal_core.privacy.mechanisms.shares import shares_of
+from deal_core.secure_sum.weighted import weighted_means
+from deal_core.wire.secure_layout import EXAMPLES
+from server.schedule import Step
+from server.state_change import fold_residual
+
+Sums = Mapping[str, NDArray[Any]]
+"""Name of a field of the layout to its sum over sites."""
+
+
+Take = Callable[[State, Sums, Step], tuple[State, Aggregate | None]]
+"""From the state before, the sums and the round, to the state after it."""
+
+
+@dataclass(frozen=True)
+class GradientStep:
+    """A step of gradient descent with momentum on a sum of clipped gradients and noise.
+
+    Attributes:
+        tasks: number of them in the run.
+    """
+
+    experiment: Experiment
+    tasks: int
+
+    def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
+        """Return the state after the step; after the last of a task with the mean of iterates."""
+        config, number = self.experiment, step.server_round
+        examples = max(1, int(sums[EXAMPLES][0]))
+        unit = grid_step(config.privacy.max_grad_norm) / examples
+        gradient = {
+            key: torch.from_numpy(part * unit) for key, part in sums.items() if key != EXAMPLES
+        }
+        rounds, rate = config.federation.rounds, self._rate(examples)
+        keep = number > rounds * (1 - config.train.averaged)
+        before = begin_steps(state) if number == 1 else state
+        after = momentum_step(before, gradient, rate, config.train.momentum, keep)
+        return (mean_of_steps(after) if number == rounds else after), None
+
+    def _rate(self, examples: int) -> float:
+        """The learning rate, lowered where a step has much noise: (M59)."""
+        config = self.experiment
+        multiplier = common_noise_multiplier(config, self.tasks)
+        added = math.sqrt(config.federation.clients / shares_of(config))
+        noise = multiplier * added / examples
+        rate, limit = config.train.learning_rate, config.train.noise_per_example
+        return rate * min(1.0, limit / noise) if limit else rate
+
+
+@dataclass(frozen=True)
+class MeanUpdate:
+    """The rule's aggregate of the weighted mean of all updates, as if it were one client's."""
+
+    rule: AggregationRule
+
+    def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
+        """Return the state after the round."""
+        change = {
+            key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(part)
+            for key, part in weighted_means(sums).items()
+        }
+        aggregation = self.rule.begin(state.current, step.server_round)
+        aggregation.add(ClientUpdate("all", moved(state.current, change), 1.0))
+        aggregate = finished(aggregation)
+        return fold_residual(state, aggregate), aggregate
