@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from deal_core.aggregation import Aggregate, AggregationRule, ClientUpdate, finished
-from deal_core.aggregation.server_step import begin_steps, mean_of_steps, momentum_step
+from deal_core.aggregation.server_step import begin_steps, momentum_step
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PREFIX
 from deal_core.lora.state import State
@@ -44,18 +44,15 @@ class GradientStep:
     tasks: int
 
     def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
-        """Return the state after the step; after the last of a task with the mean of iterates."""
-        config, number = self.experiment, step.server_round
+        """Return the state after the step; a task begins without the memory of earlier ones."""
+        config = self.experiment
         examples = max(1, int(sums[EXAMPLES][0]))
         unit = grid_step(config.privacy.max_grad_norm) / examples
         gradient = {
             key: torch.from_numpy(part * unit) for key, part in sums.items() if key != EXAMPLES
         }
-        rounds, rate = config.federation.rounds, self._rate(examples)
-        keep = number > rounds * (1 - config.train.averaged)
-        before = begin_steps(state) if number == 1 else state
-        after = momentum_step(before, gradient, rate, config.train.momentum, keep)
-        return (mean_of_steps(after) if number == rounds else after), None
+        before = begin_steps(state) if step.server_round == 1 else state
+        return momentum_step(before, gradient, self._rate(examples), config.train.momentum), None
 
     def _rate(self, examples: int) -> float:
         """The learning rate, lowered where a step has much noise: (M59)."""

@@ -1,8 +1,7 @@
 """Steps of an optimiser at the server, on a gradient that clients have added up.
 
-What is remembered between steps, and the mean of the last ones, stays at the server. Source:
-docs/method.md (M59); Reddi et al., ICLR 2021 (optimisers at the server); Polyak & Juditsky 1992
-(the mean of iterates).
+What is remembered between steps stays at the server. Source: docs/method.md (M59); Reddi et al.,
+ICLR 2021 (optimisers at the server).
 """
 
 from __future__ import annotations
@@ -10,24 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.payload import PREFIX
 from deal_core.lora.state import State
 
-VELOCITY, ITERATES, COUNT = "step/velocity/", "step/iterates/", "step/count"
-"""Names in ``State.sums``."""
+VELOCITY = "step/velocity/"
+"""Of names in ``State.sums``, before the key of a factor."""
 
 
 def begin_steps(state: State) -> State:
     """Return the state without memory of earlier steps."""
-    return replace(state, sums={k: v for k, v in state.sums.items() if not k.startswith("step/")})
+    return replace(state, sums={k: v for k, v in state.sums.items() if not k.startswith(VELOCITY)})
 
 
 def momentum_step(
-    state: State, gradient: Mapping[str, Tensor], learning_rate: float, momentum: float, keep: bool
+    state: State, gradient: Mapping[str, Tensor], learning_rate: float, momentum: float
 ) -> State:
     """Return the state after one step of gradient descent with momentum: ``v <- m v + g``,
     ``x <- x - l v``.
@@ -37,7 +35,6 @@ def momentum_step(
         gradient: key of a trained factor to its mean gradient, float64.
         learning_rate: ``l``.
         momentum: ``m``.
-        keep: add what is reached to the mean of iterates.
     """
     sums = dict(state.sums)
     moved: dict[str, Tensor] = {}
@@ -47,24 +44,7 @@ def momentum_step(
         velocity = g.double() if before is None else momentum * before + g.double()
         sums[VELOCITY + key] = velocity
         moved[key] = factors[key].double() - learning_rate * velocity
-        if keep:
-            sums[ITERATES + key] = moved[key] + sums.get(ITERATES + key, 0.0)
-    if keep:
-        sums[COUNT] = sums.get(COUNT, torch.zeros(1, dtype=torch.float64)) + 1
     return replace(state, current=_with(state.current, moved), sums=sums)
-
-
-def mean_of_steps(state: State) -> State:
-    """Return the state with the mean of the iterates that were kept as its current adapter; the
-    same state where none was."""
-    if COUNT not in state.sums:
-        return state
-    mean = {
-        key.removeprefix(ITERATES): total / state.sums[COUNT]
-        for key, total in state.sums.items()
-        if key.startswith(ITERATES)
-    }
-    return replace(state, current=_with(state.current, mean))
 
 
 def _factors(adapter: Adapter) -> dict[str, Tensor]:

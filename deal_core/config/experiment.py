@@ -338,13 +338,10 @@ class TrainConfig(Table):
     """Of AdamW, constant; its state starts anew in every round."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """Of the server's steps, where noise is in the sum; ``learning_rate`` is theirs then."""
-    noise_per_example: float = Field(4.5e-3, ge=0)
+    noise_per_example: float = Field(4e-3, ge=0)
     """Of a step at the server: noise of the mean gradient, in clipping bounds, up to which the
     ``learning_rate`` holds; where there is more it is lowered in inverse proportion; 0: it always
     holds."""
-    averaged: float = Field(0.5, ge=0, le=1)
-    """Share of a task's last steps at the server whose mean is what the task has taught; 0: the
-    last one alone."""
     batch_size: int = Field(16, ge=1)
     """Examples in a step."""
     batches: Literal["similar-length", "random"] = "similar-length"

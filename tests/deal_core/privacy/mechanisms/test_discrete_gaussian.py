@@ -1,0 +1,71 @@
+"""Whole-number noise has the density that is charged."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare, norm
+
+from deal_core.privacy.accounting.shared_noise import density_gap
+from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
+from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+
+
+def seeded_noise(seed: int = 0) -> SeededNoise:
+    return SeededNoise(torch.Generator().manual_seed(seed))
+
+
+def density(sigma: float, reach: int) -> np.ndarray:
+    values = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
+    return values / values.sum()
+
+
+@pytest.mark.parametrize("noise", [seeded_noise(), SecureNoise()], ids=["seeded", "secure"])
+@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.5, 17.0])
+def test_draws_have_the_density(noise, sigma):
+    drawn, reach = discrete_gaussian(100_000, sigma, noise), 200
+    counts = np.bincount(drawn + reach, minlength=2 * reach + 1)
+    expected = density(sigma, reach) * len(drawn)
+    often = expected > 10
+    scaled = expected[often] * counts[often].sum() / expected[often].sum()
+    assert chisquare(counts[often], scaled).pvalue > 1e-4
+    assert drawn.dtype == np.int64
+
+
+def test_equal_seeds_draw_equal_noise_of_any_length():
+    one, two = (discrete_gaussian(1000, 40_000.0, seeded_noise(5)) for _ in range(2))
+    assert np.array_equal(one, two)
+    assert len(discrete_gaussian(0, 3.0, seeded_noise())) == 0
+    assert one.std() == pytest.approx(40_000.0, rel=0.1)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, 2.0**40, math.nan])
+def test_no_other_sigma(sigma):
+    with pytest.raises(ValueError, match="sigma"):
+        discrete_gaussian(3, sigma, seeded_noise())
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 5])
+@pytest.mark.parametrize("sigma", [2.5, 4.0, 8.0])
+def test_the_gap_bounds_what_is_found_by_counting(shares, sigma):
+    """In one dimension the density of the sum is a convolution, and can be had exactly."""
+    reach = 400
+    one = density(sigma / math.sqrt(shares), reach)
+    total = np.array([1.0])
+    for _ in range(shares):
+        total = np.convolve(total, one)
+    middle = len(total) // 2
+    places = np.arange(-int(6 * sigma), int(6 * sigma) + 1)
+    rounded = norm.cdf((places + 0.5) / sigma) - norm.cdf((places - 0.5) / sigma)
+    gap = np.abs(np.log(total[middle + places] / rounded)).max()
+    assert gap <= density_gap(sigma, shares, 1) * (1 + 1e-6) + 1e-9
+
+
+def test_the_gap_is_small_on_the_grid_and_grows_with_dimensions():
+    assert density_gap(5 * 2.0**16, 3, 1152) < 1e-6
+    assert density_gap(5 * 2.0**16, 3, 2304) > density_gap(5 * 2.0**16, 3, 1152)
+    with pytest.raises(ValueError, match="coarse"):
+        density_gap(1.0, 4, 10)

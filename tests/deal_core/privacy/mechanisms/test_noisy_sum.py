@@ -1,0 +1,99 @@
+"""A site's part of a private sum: bounded whatever a record is, noised, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deal_core.config.experiment import AdapterConfig, ModelConfig
+from deal_core.data import Example
+from deal_core.lora.adapter import zero_adapter
+from deal_core.lora.attach import set_trainable, write
+from deal_core.lora.pooled import begin_pooled
+from deal_core.methods.shared.plain import Plain
+from deal_core.models import load_model
+from deal_core.privacy.interface import GradientSum, RecordId
+from deal_core.privacy.mechanisms.guards import UnsafeModel
+from deal_core.privacy.mechanisms.noise import SeededNoise
+from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS, NoisySum, clipping_bound, grid_step
+
+LABELS = ("Pathology", "Surgery", "Pharmacology")
+TEXTS = [f"{'wound and fracture' if n % 2 else 'dose of a drug'} number {n}" for n in range(24)]
+NO_NOISE = 1e-9
+
+
+@pytest.fixture(scope="module")
+def model():
+    adapter = AdapterConfig(kind="pooled", rank=2, lora_alpha=2)
+    loaded = load_model(ModelConfig(), adapter, 32)
+    labels = loaded.label_vectors(LABELS)
+    start = zero_adapter({"pooled": (384, 384)}, 2)
+    write(loaded.module, begin_pooled(start, labels, labels[:0]))
+    set_trainable(loaded.module, frozenset({"lora_A"}))
+    return loaded
+
+
+def sum_of(model, texts: list[str], bound: float = 0.05, noise: float = NO_NOISE, **changed):
+    number = {text: n for n, text in enumerate(TEXTS)}
+    data = model.encode([Example(text, LABELS[number[text] % 3]) for text in texts], LABELS)
+    ids = [RecordId("task", n) for n in range(len(data))]
+    generator = torch.Generator().manual_seed(changed.pop("seed", 0))
+    made = NoisySum(data, ids, 1.0, noise, bound, 3, 2048, SeededNoise(generator))
+    made = replace(made, **changed)
+    assert isinstance(made, GradientSum)
+    return made.total(model.module, Plain(model, LABELS, made.data))
+
+
+def norm_of(change: dict[str, np.ndarray], bound: float) -> float:
+    squares = sum(float((part.astype(float) ** 2).sum()) for part in change.values())
+    return math.sqrt(squares) * grid_step(bound)
+
+
+@pytest.mark.parametrize("left_out", [0, 7, 23])
+@pytest.mark.parametrize("bound", [0.05, 1.0])
+def test_a_record_changes_the_rounded_sum_by_the_bound_at_most(model, left_out, bound):
+    """Most gradients here are longer than the smaller bound: it is reached, and not passed."""
+    rest = TEXTS[:left_out] + TEXTS[left_out + 1 :]
+    whole, without = sum_of(model, TEXTS, bound), sum_of(model, rest, bound)
+    change = norm_of({key: whole[key] - without[key] for key in whole}, bound)
+    assert change <= bound
+    if bound < 1:
+        assert change > 0.9 * bound
+
+
+def test_the_sum_is_that_of_clipped_gradients(model):
+    alone = [sum_of(model, [text]) for text in TEXTS[:6:3]]
+    both = sum_of(model, TEXTS[:6:3])  # all of the first label
+    key = next(iter(both))
+    assert np.abs(both[key] - sum(each[key] for each in alone)).max() <= len(alone)
+
+
+def test_noise_is_a_share_and_has_its_size(model):
+    totals = [sum_of(model, TEXTS[:3], noise=2.0, seed=seed) for seed in range(4)]
+    quiet = sum_of(model, TEXTS[:3])
+    key = next(iter(quiet))
+    noise = np.concatenate([(total[key] - quiet[key]).ravel() for total in totals])
+    assert noise.std() == pytest.approx(2.0 * 2**GRID_BITS / math.sqrt(3), rel=0.05)
+    assert abs(noise.mean()) < 4 * noise.std() / math.sqrt(len(noise))
+
+
+def test_on_no_record_it_is_noise_of_the_same_size_alone(model):
+    total = sum_of(model, TEXTS[:3], noise=2.0, data=(), record_ids=())
+    key = next(iter(total))
+    assert total[key].std() == pytest.approx(2.0 * 2**GRID_BITS / math.sqrt(3), rel=0.1)
+
+
+def test_no_gradient_is_left_behind(model):
+    sum_of(model, TEXTS)
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_the_bound_counts_rounding():
+    assert clipping_bound(1.0, 1152) == pytest.approx(1 - math.sqrt(1152) / 2**16, abs=2e-5)
+    assert clipping_bound(1.0, 1152) + math.sqrt(1152) * grid_step(1.0) <= 1.0
+    with pytest.raises(UnsafeModel, match="too many"):
+        clipping_bound(1.0, 2**32)
