@@ -216,7 +216,7 @@ class Workbench:
         """
         if (path, labels) not in self._public:
             texts = read_public(path, self.experiment.data)
-            self.model.tokens.prepare(texts, self._cache)
+            self.model.prepare(texts, self._cache)
             given = [Example(text, labels[i % len(labels)]) for i, text in enumerate(texts)]
             train = self.model.encode(given, labels)
             self._public = {(path, labels): ClientTask(labels, train, (), Cache())}
@@ -234,7 +234,7 @@ class Workbench:
             data = load_for_clients(self.experiment, task)
             if data.left_out:
                 self._on_left_out(task, data.left_out)
-            self.model.tokens.prepare([e.text for e in (*data.train, *data.test)], self._cache)
+            self.model.prepare([e.text for e in (*data.train, *data.test)], self._cache)
             self._shares[task] = self._prepare([data] if self.whole else self._divided(data))
         return self._shares[task]
 

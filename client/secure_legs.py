@@ -17,7 +17,7 @@ from client.context import RequestContext
 from client.secure_store import SecureStore
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
-from deal_core.privacy.accounting.plan import in_sum
+from deal_core.privacy.accounting.plan import at_server
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.identity import Pins, site_of_fingerprint
@@ -132,7 +132,7 @@ def _policy(place: RequestContext, experiment: Experiment) -> SitePolicy:
     least, colluding = LEAST_SITES, privacy.colluding
     if policy is not None:
         least, colluding = max(least, policy.min_cohort), max(colluding, policy.colluding)
-    if in_sum(privacy):
+    if at_server(experiment):
         least = max(least, experiment.federation.clients - privacy.dropouts)
     return SitePolicy(least, colluding)
 

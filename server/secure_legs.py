@@ -14,7 +14,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.plan import in_sum
+from deal_core.privacy.accounting.plan import at_server
 from deal_core.secure_sum import server_legs as legs
 from deal_core.secure_sum.identity import Announcement
 from deal_core.secure_sum.layout import Layout
@@ -124,7 +124,7 @@ class SecureLegs:
     def _terms(self, layout: Layout) -> RoundTerms:
         config, sites = self.exchange.experiment, sorted(map(self._site, self.announcements))
         privacy, clients = config.privacy, config.federation.clients
-        least = clients - privacy.dropouts if in_sum(privacy) else LEAST_SITES
+        least = clients - privacy.dropouts if at_server(config) else LEAST_SITES
         return RoundTerms(
             run=self.run,
             number=time.time_ns() // 1000,  # grows, whatever has been forgotten

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deal_core.aggregation import LORA_B, NUMERICAL, Aggregate
 from deal_core.lora.state import State
-from deal_core.privacy.accounting.plan import in_sum
+from deal_core.privacy.accounting.plan import at_server
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.protocol_error import ProtocolError
@@ -63,7 +63,7 @@ class SecureRound:
         trained = make_mechanism(one.experiment).trained(rule.trained(step.server_round))
         tasks = sorted(set(clients.values()), key=one.plan.tasks.index)
         exchange.event("round_started", step, clients=len(clients), tasks=tasks)
-        gradients = in_sum(one.experiment.privacy)
+        gradients = at_server(one.experiment)
         layout = layout_of(one.experiment, state.current, trained, gradients)
         try:
             held = self.legs.open(step, clients, layout)

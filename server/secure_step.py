@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
 from deal_core.aggregation import Aggregate, AggregationRule, ClientUpdate, finished
-from deal_core.aggregation.server_step import begin_steps, momentum_step
 from deal_core.config.experiment import Experiment
+from deal_core.lora.adapter import Adapter
 from deal_core.lora.payload import PREFIX
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
@@ -34,7 +34,7 @@ Take = Callable[[State, Sums, Step], tuple[State, Aggregate | None]]
 
 @dataclass(frozen=True)
 class GradientStep:
-    """A step of gradient descent with momentum on a sum of clipped gradients and noise.
+    """A step of gradient descent on a sum of clipped gradients and noise.
 
     Attributes:
         tasks: number of them in the run.
@@ -44,24 +44,21 @@ class GradientStep:
     tasks: int
 
     def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
-        """Return the state after the step; a task begins without the memory of earlier ones."""
-        config = self.experiment
+        """Return the state after the step: (M59)."""
         examples = max(1, int(sums[EXAMPLES][0]))
-        unit = grid_step(config.privacy.max_grad_norm) / examples
-        gradient = {
-            key: torch.from_numpy(part * unit) for key, part in sums.items() if key != EXAMPLES
-        }
-        before = begin_steps(state) if step.server_round == 1 else state
-        return momentum_step(before, gradient, self._rate(examples), config.train.momentum), None
+        unit = grid_step(self.experiment.privacy.max_grad_norm) * self._rate(examples) / examples
+        change = {key: -unit * part for key, part in sums.items() if key != EXAMPLES}
+        return replace(state, current=_moved(state.current, change)), None
 
     def _rate(self, examples: int) -> float:
-        """The learning rate, lowered where a step has much noise: (M59)."""
+        """The learning rate, lowered where a step has much noise."""
         config = self.experiment
+        rate, limit = config.train.learning_rate, config.train.noise_per_example
+        if config.privacy.mechanism == "none" or not limit:
+            return rate
         multiplier = common_noise_multiplier(config, self.tasks)
         added = math.sqrt(config.federation.clients / shares_of(config))
-        noise = multiplier * added / examples
-        rate, limit = config.train.learning_rate, config.train.noise_per_example
-        return rate * min(1.0, limit / noise) if limit else rate
+        return min(rate, limit * examples / (multiplier * added))
 
 
 @dataclass(frozen=True)
@@ -72,11 +69,17 @@ class MeanUpdate:
 
     def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
         """Return the state after the round."""
-        change = {
-            key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(part)
-            for key, part in weighted_means(sums).items()
-        }
+        after = _moved(state.current, weighted_means(sums))
         aggregation = self.rule.begin(state.current, step.server_round)
-        aggregation.add(ClientUpdate("all", moved(state.current, change), 1.0))
+        aggregation.add(ClientUpdate("all", after, 1.0))
         aggregate = finished(aggregation)
         return fold_residual(state, aggregate), aggregate
+
+
+def _moved(adapter: Adapter, change: Sums) -> Adapter:
+    """The adapter after a change of some of its factors, by their keys."""
+    named = {
+        key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(part)
+        for key, part in change.items()
+    }
+    return moved(adapter, named)

@@ -316,8 +316,8 @@ class PrivacyConfig(Table):
     cryptographic stream at a real site. A real site never seeds, whatever is asked."""
     noise_share: Literal["site", "sum"] = "site"
     """Whose noise protects a record: all of it from its own ``site``, or a share from each, so that
-    it is whole in the secure ``sum`` over sites, which is all that anybody sees; then every round
-    is one step, at the server (record)."""
+    it is whole in the secure ``sum`` over sites, which is all that anybody sees (record, with
+    ``train.step = "server"``)."""
     colluding: int = Field(1, ge=0)
     """So many other sites may pool what they know with the server: the noise suffices without
     theirs (noise in the sum)."""
@@ -336,12 +336,13 @@ class TrainConfig(Table):
 
     learning_rate: float = Field(2e-3, gt=0)
     """Of AdamW, constant; its state starts anew in every round."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Of the server's steps, where noise is in the sum; ``learning_rate`` is theirs then."""
-    noise_per_example: float = Field(4e-3, ge=0)
-    """Of a step at the server: noise of the mean gradient, in clipping bounds, up to which the
-    ``learning_rate`` holds; where there is more it is lowered in inverse proportion; 0: it always
-    holds."""
+    step: Literal["client", "server"] = "client"
+    """Who takes the steps: each ``client`` several in a round, or the ``server`` one, of gradient
+    descent, on the sum of all clients' clipped gradients (with ``aggregation.secure``). Then a
+    round is one step, and ``federation.rounds`` says how many a task has."""
+    noise_per_example: float = Field(1.8e-2, ge=0)
+    """Of a step at the server: noise of the mean gradient, in clipping bounds, times the learning
+    rate, at most; where there is more noise the rate is lowered; 0: it always holds."""
     batch_size: int = Field(16, ge=1)
     """Examples in a step."""
     batches: Literal["similar-length", "random"] = "similar-length"

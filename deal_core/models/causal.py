@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -56,6 +57,10 @@ class CausalLM:
         self._prompts = prompt_tokens(tokenizer, model, max_length, (opening, ()), gap=" ")
         base.generation_config = greedy(self._prompts)
         self.tokens = self._prompts.texts
+
+    def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
+        """Make or read token ids."""
+        self.tokens.prepare(texts, folder)
 
     def encode(
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,12 +27,11 @@ from deal_core.lora.packing import Packing, packed, packing_of, packs
 from deal_core.lora.pooled import POOLED
 from deal_core.models.attention import NAME as ATTENTION
 from deal_core.models.attention import register_attention
+from deal_core.models.frozen_vectors import FrozenVectors, weights_name
 from deal_core.models.interface import Encoded, ForwardOutput, LabelVectors
 from deal_core.models.loading import best_device, pretrained
 
 FEW_LABELS = 256
-MOST_VECTORS = 200_000
-"""Of texts that are kept, where only what follows the encoder learns: 300 MB of 384 entries."""
 LABELS_PER_PASS = 64
 LONGEST_LABEL = 128
 """Tokens of a text for a model that reads names of labels alone."""
@@ -62,7 +62,9 @@ class EncoderLabels:
             tokeniser_name(tokenizer, max_length),
         )
         self._pooled_map = dict(base.named_children()).get(POOLED)
-        self._frozen_vectors: dict[tuple[int, ...], Tensor] = {}
+        self._frozen = None
+        if self._pooled_map is not None:
+            self._frozen = FrozenVectors(self._embed, weights_name(base, self.device.type))
         self._label_cache: dict[str, Tensor] = {}
         self._label_matrix: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
 
@@ -101,7 +103,7 @@ class EncoderLabels:
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Unit vectors of the texts, ``(batch, parts * hidden)``, float32: (M44)."""
         token_ids = [item.tokens for item in batch]
-        if layers == 1 and self._pooled_map is not None:
+        if layers == 1 and self._frozen is not None:
             return self._mapped(self._frozen(token_ids))
         return self._embed(token_ids, layers)
 
@@ -110,16 +112,11 @@ class EncoderLabels:
         assert self._pooled_map is not None
         return normalize(self._pooled_map(vectors[:, None, :])[:, 0], dim=1)
 
-    def _frozen(self, token_ids: Sequence[tuple[int, ...]]) -> Tensor:
-        """Return what the encoder, of which nothing learns, makes of texts; each once."""
-        missing = [ids for ids in dict.fromkeys(token_ids) if ids not in self._frozen_vectors]
-        if missing:
-            if len(self._frozen_vectors) > MOST_VECTORS:
-                self._frozen_vectors.clear()
-                missing = list(dict.fromkeys(token_ids))
-            with torch.no_grad():
-                self._frozen_vectors.update(zip(missing, self._embed(missing), strict=True))
-        return torch.stack([self._frozen_vectors[ids] for ids in token_ids])
+    def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
+        """Make or read token ids, and where the encoder never changes its vectors as well."""
+        self.tokens.prepare(texts, folder)
+        if self._frozen is not None and folder is not None:
+            self._frozen.prepare([tuple(ids) for ids in self.tokens(texts)], folder)
 
     def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:
         """Return unit vectors of mean-pooled token states: of each pair of neighbours among the

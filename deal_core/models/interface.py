@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -78,6 +79,14 @@ class LanguageModel(Protocol):
     @property
     def tokens(self) -> TokenCache:
         """Token ids of texts."""
+
+    def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
+        """Make or read what is made of a text once, token ids above all, of many texts.
+
+        Args:
+            texts: those that will be asked about.
+            folder: of files for the next process; None: none are read or written.
+        """
 
     def encode(
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -66,6 +67,10 @@ class Seq2SeqLM:
         self.start = (base.config.decoder_start_token_id, *opening)
         base.generation_config = greedy(self._prompts, base.config.decoder_start_token_id)
         self.tokens = self._prompts.texts
+
+    def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
+        """Make or read token ids."""
+        self.tokens.prepare(texts, folder)
 
     def encode(
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""

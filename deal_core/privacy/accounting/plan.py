@@ -91,14 +91,19 @@ def evaluations(experiment: Experiment, tasks: int) -> int:
 
 
 def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:
-    """Return task to sample rate. Where noise is in the sum all sites have one, 1 unless told
-    otherwise. A task without records is sampled like an average one: that there
+    """Return task to sample rate. Where steps are taken at the server all sites have one, 1 unless
+    told otherwise. A task without records is sampled like an average one: that there
     are none must not show."""
-    if experiment.privacy.sample_rate or in_sum(experiment.privacy):
+    if experiment.privacy.sample_rate or at_server(experiment):
         return dict.fromkeys(records, experiment.privacy.sample_rate or 1.0)
     mean = sum(records.values()) / max(1, len(records))
     batch = experiment.train.batch_size
     return {task: min(1.0, batch / max(n or mean, 1)) for task, n in records.items()}
+
+
+def at_server(experiment: Experiment) -> bool:
+    """Return whether the server takes the steps, on sums of gradients."""
+    return experiment.train.step == "server"
 
 
 def in_sum(privacy: PrivacyConfig) -> bool:
@@ -108,8 +113,8 @@ def in_sum(privacy: PrivacyConfig) -> bool:
 
 def steps_of(rate: float, experiment: Experiment) -> int:
     """Return the steps of a round: so many that a record is seen ``local_epochs`` times on average,
-    at least; one where the noise is in the sum, and the step at the server."""
-    if in_sum(experiment.privacy):
+    at least; one where it is taken at the server."""
+    if at_server(experiment):
         return 1
     return experiment.federation.local_epochs * math.ceil(1 / rate - 1e-9)
 

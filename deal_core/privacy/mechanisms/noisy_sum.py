@@ -44,7 +44,7 @@ class NoisySum:
         data: the client's own examples.
         record_ids: which record each of them is.
         sample_rate: probability that an example is in the sum.
-        noise_multiplier: of the sum over all sites, in clipping bounds.
+        noise_multiplier: of the sum over all sites, in clipping bounds; 0: no noise.
         max_grad_norm: clipping bound.
         shares: of so many sites the noise makes up the whole.
         tokens_per_microbatch: bounds memory, not the sum.
@@ -92,8 +92,7 @@ class NoisySum:
         sigma = self.noise_multiplier * 2**GRID_BITS / math.sqrt(self.shares)
         total = {}
         for name, factor in learning_factors(module).items():
-            drawn = discrete_gaussian(factor.numel(), sigma, self.noise).reshape(factor.shape)
-            total[f"{PREFIX}{name}.weight"] = self._on_grid(factor) + drawn
+            total[f"{PREFIX}{name}.weight"] = self._on_grid(factor) + self._noise(factor, sigma)
             factor.grad = None
         return total
 
@@ -102,6 +101,11 @@ class NoisySum:
         drawn = self.noise.uniform(len(self.data)) <= self.sample_rate
         batch: list[int] = drawn.nonzero().flatten().tolist()
         return sorted(batch, key=lambda i: len(self.data[i].tokens))
+
+    def _noise(self, factor: Tensor, sigma: float) -> NDArray[np.int64]:
+        if not sigma:
+            return np.zeros(factor.shape, np.int64)
+        return discrete_gaussian(factor.numel(), sigma, self.noise).reshape(factor.shape)
 
     def _on_grid(self, factor: Tensor) -> NDArray[np.int64]:
         """The gradient sum of a factor, rounded to the nearest step."""

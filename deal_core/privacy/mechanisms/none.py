@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
@@ -10,6 +10,8 @@ from deal_core.privacy.accounting.ledger import unprotected_event
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.definition import MechanismDefinition
+from deal_core.privacy.mechanisms.noise import SeededNoise
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
 
@@ -61,8 +63,9 @@ class NoMechanism:
         least = max(1, site.policy.min_records if site.policy is not None else 1)
         if len(ask.data) < least:
             raise Refusal("no-data", f"fewer than {least} records of task '{ask.task}'")
+        make = UNPROTECTED[self.experiment.train.step]
         return Permit(
-            gradients=ordinary_gradients(self.experiment, ask),
+            gradients=make(self.experiment, ask),
             release=lambda update: self._noted(update, ask, site),
         )
 
@@ -81,6 +84,28 @@ def ordinary_gradients(experiment: Experiment, ask: UpdateRequest) -> NonPrivate
     """Gradients without protection, for the epochs of the experiment."""
     epochs = experiment.federation.local_epochs
     return NonPrivateGradients(ask.data, epochs, experiment.train, ask.generator)
+
+
+def gradient_sum_alone(experiment: Experiment, ask: UpdateRequest) -> NoisySum:
+    """The sum of clipped gradients, for a step at the server, without noise."""
+    noise = SeededNoise(ask.generator)  # of nothing: every example is in the sum
+    return NoisySum(
+        data=ask.data,
+        record_ids=ask.record_ids,
+        sample_rate=experiment.privacy.sample_rate or 1.0,
+        noise_multiplier=0.0,
+        max_grad_norm=experiment.privacy.max_grad_norm,
+        shares=1,
+        tokens_per_microbatch=experiment.train.tokens_per_microbatch,
+        noise=noise,
+    )
+
+
+UNPROTECTED: Mapping[str, Callable[[Experiment, UpdateRequest], NonPrivateGradients | NoisySum]] = {
+    "client": ordinary_gradients,
+    "server": gradient_sum_alone,
+}
+"""``train.step`` to what reads the records."""
 
 
 def clear_counts(

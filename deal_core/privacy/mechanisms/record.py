@@ -28,6 +28,7 @@ from deal_core.privacy.accounting.ledger import Budget, BudgetSpent, LedgerEvent
 from deal_core.privacy.accounting.plan import (
     NoFeasibleNoise,
     ReleaseSchedule,
+    at_server,
     evaluations,
     in_sum,
     planned_work,
@@ -47,7 +48,6 @@ from deal_core.privacy.mechanisms.definition import MechanismDefinition, nobody_
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.noise_floor import entry_noise
-from deal_core.privacy.mechanisms.noise_in_sum import check_noise_in_sum
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.privacy.mechanisms.none import clear_counts
 from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
@@ -271,7 +271,7 @@ class RecordMechanism:
         self, epsilon_with: Callable[[float], float], epsilon: float, tasks: int
     ) -> float:
         """That of all sites, where they make the noise together; else the smallest that fits."""
-        if not in_sum(self.experiment.privacy):
+        if not at_server(self.experiment):
             return solve_noise_multiplier(epsilon_with, epsilon)
         common = common_noise_multiplier(self.experiment, tasks)
         if epsilon_with(common) > epsilon:
@@ -363,7 +363,7 @@ class RecordMechanism:
         self, ask: UpdateRequest, site: Site, event: LedgerEvent
     ) -> PrivateGradients | NoisySum:
         noise = self._noise(ask) if event.simulation_only else SecureNoise()
-        make = GRADIENTS[self.experiment.privacy.noise_share]
+        make = GRADIENTS[self.experiment.train.step]
         return make(self.experiment, ask, event, noise)
 
     def _noise_only(
@@ -432,8 +432,11 @@ def check_records_protected(experiment: Experiment) -> None:
             'record\'s gradient depends on other records; set it to "auto" or "float32"'
         )
     check_one_task_at_a_time(experiment)
-    if in_sum(experiment.privacy):
-        check_noise_in_sum(experiment)
+    if in_sum(experiment.privacy) and not at_server(experiment):
+        raise UserError(
+            'privacy.noise_share = "sum": only one sum has the whole noise; set train.step to '
+            '"server"'
+        )
 
 
 def whom_to_trust(privacy: PrivacyConfig) -> str:

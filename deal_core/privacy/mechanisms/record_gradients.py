@@ -55,5 +55,5 @@ def sum_gradients(
     )
 
 
-GRADIENTS: Mapping[str, MakeGradients] = {"site": site_gradients, "sum": sum_gradients}
-"""``privacy.noise_share`` to what reads the records."""
+GRADIENTS: Mapping[str, MakeGradients] = {"client": site_gradients, "server": sum_gradients}
+"""``train.step`` to what reads the records."""

@@ -14,6 +14,7 @@ from deal_core.privacy.mechanisms.no_sums import check_no_sums
 from deal_core.privacy.mechanisms.none import NONE
 from deal_core.privacy.mechanisms.record import RECORD
 from deal_core.privacy.mechanisms.server_side import ServerSide
+from deal_core.privacy.mechanisms.server_steps import check_steps_at_server
 
 MECHANISMS: Mapping[str, MechanismDefinition] = {"none": NONE, "record": RECORD, "client": CLIENT}
 """``privacy.mechanism`` to what it is."""
@@ -39,6 +40,7 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
     if mechanism.unit is not None:
         check_no_sums(experiment)
     definition.check(experiment)
+    check_steps_at_server(experiment)
     return mechanism
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.plan import in_sum
+from deal_core.privacy.accounting.plan import at_server, in_sum
 from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
 from deal_core.privacy.policy import Policy
 
 
 def shares_of(experiment: Experiment) -> int:
-    """Return of how many sites the noise must suffice: of all but those that may collude or fail.
+    """Return of how many sites the noise must suffice: of all but those that may collude or fail;
+    of one where each adds the whole.
 
     Raises:
         UserError: of none.
     """
     clients, privacy = experiment.federation.clients, experiment.privacy
+    if not in_sum(privacy):
+        return 1
     shares = clients - privacy.colluding - privacy.dropouts
     if shares < 1:
         raise UserError(
@@ -28,8 +31,8 @@ def shares_of(experiment: Experiment) -> int:
 
 def slack_of(experiment: Experiment, noise_multiplier: float, entries: int) -> float:
     """Return what a step costs because the noise of a sum is not quite a Gaussian's: (M60); 0 where
-    each site adds its own."""
-    if not in_sum(experiment.privacy):
+    sites take steps of their own."""
+    if not at_server(experiment):
         return 0.0
     sigma = noise_multiplier * 2**GRID_BITS
     return 2 * density_gap(sigma, shares_of(experiment), max(1, entries))

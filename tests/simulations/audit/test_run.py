@@ -146,7 +146,7 @@ def test_the_command_refutes_too_little_noise_and_nothing_else(
     drawn = SeededNoise.normal
     monkeypatch.setattr(SeededNoise, "normal", lambda self, shape: scale * drawn(self, shape))
     out = tmp_path / "audit"
-    request = AuditRequest("private", epsilon, str(out), text_canaries=0)
+    request = AuditRequest("private-site", epsilon, str(out), text_canaries=0)
     code = run_audit(request, Console(file=io.StringIO()))
     [attack] = Audit.model_validate_json((out / "audit.json").read_text()).cells[0].attacks
     assert attack.claimed <= float(epsilon)

@@ -1,22 +1,25 @@
-"""What an experiment must be for noise that is whole in the sum over sites alone."""
+"""What an experiment must be for steps that the server takes on sums of gradients."""
 
 from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.plan import at_server
 from deal_core.privacy.mechanisms.shares import shares_of
 
 
-def check_noise_in_sum(experiment: Experiment) -> None:
-    """Check that every site takes part in every round with one step of a sum.
+def check_steps_at_server(experiment: Experiment) -> None:
+    """Check that every site takes part in every round with one gradient sum.
 
     Raises:
         UserError: it does not, or something else of a site would be seen.
     """
+    if not at_server(experiment):
+        return
     shares_of(experiment)
     wrong = next((cure for bad, cure in _conditions(experiment) if bad), "")
     if wrong:
-        raise UserError(f'privacy.noise_share = "sum": {wrong}')
+        raise UserError(f'train.step = "server": {wrong}')
 
 
 def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
@@ -25,12 +28,15 @@ def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
     return [
         (
             not experiment.aggregation.secure,
-            "a share of the noise protects nothing by itself; set aggregation.secure to true, so "
-            "that only the sum is seen",
+            "gradients are added up before anybody sees them; set aggregation.secure to true",
         ),
         (
-            not experiment.privacy.target_delta,
+            experiment.privacy.mechanism == "record" and not experiment.privacy.target_delta,
             "all sites need one delta; set privacy.target_delta",
+        ),
+        (
+            experiment.privacy.mechanism == "client",
+            "it protects single records or nothing; set privacy.mechanism to record or none",
         ),
         (
             experiment.adapter.kind == "lora" and experiment.aggregation.rule != "ffa",
