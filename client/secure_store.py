@@ -51,4 +51,4 @@ class SecureStore:
 
     def _write(self, name: str, data: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_whole(self.folder / name, data)
+        write_whole(self.folder / name, data, 0o600)

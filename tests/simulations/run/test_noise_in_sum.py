@@ -1,0 +1,229 @@
+"""Runs whose noise is in a secure sum: the real apps, the sites' own ledgers, what leaves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from client.app import make_app
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.common_noise import common_noise_multiplier
+from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
+from deal_core.privacy.accounting.ledger import Ledger, LedgerEvent
+from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.mechanisms.shares import shares_of
+from server.results import read_results
+from server.run import run
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import InProcessGrid, Interceptor
+from simulations.run.preflight import check_names
+from tests.simulations.runs import at, learnt_adapter, same
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+IN_SUM = (
+    "federation.clients=3",
+    "federation.rounds=2",
+    "adapter.kind=pooled",
+    "adapter.rank=2",
+    "aggregation.secure=true",
+    "train.step=server",
+    "train.learning_rate=1.0",
+    "train.precision=float32",
+    "method.distillation.weight=0.0",
+    "privacy.mechanism=record",
+    "privacy.noise_share=sum",
+    "privacy.target_delta=1e-3",
+)
+
+
+def with_replies(experiment: Experiment, see: Interceptor = lambda reply: reply) -> list[dict]:
+    events: list[dict] = []
+    grid = InProcessGrid(make_app(), flatten(experiment), experiment.federation.clients)
+    grid.interceptor = see
+    with assume_identity(1, 1):
+        run(grid, experiment, events.append)
+    return events
+
+
+@pytest.fixture(scope="module")
+def finished(make_experiment, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sum")
+    experiment = make_experiment(*IN_SUM)
+    left: set[str] = set()
+
+    def see(reply: Message) -> Message:
+        left.update(reply.content.array_records)
+        return reply
+
+    return experiment, folder, with_replies(at(experiment, folder), see), left
+
+
+def test_no_array_leaves_a_client(finished):
+    """Only masked bytes do: an update, or a gradient sum, would be an array."""
+    assert finished[3] == set()
+
+
+def test_every_site_charges_the_common_noise_before_it_answers(finished):
+    experiment, folder, events, _ = finished
+    multiplier = common_noise_multiplier(experiment, 2)
+    for client in "012":
+        held = Ledger(folder / "sites" / client).events()
+        assert [(e.task, e.server_round, e.steps) for e in held] == [
+            (task, number, 1) for task in experiment.data.tasks for number in (1, 2)
+        ]
+        assert {e.noise_multiplier for e in held} == {multiplier}
+        assert all(e.slack > 0 and "all sites but 1" in e.assumes for e in held)
+    assert sum(event["event"] == "round_lost" for event in events) == 0
+
+
+def test_epsilon_is_that_of_an_independent_accountant(finished):
+    """Four Gaussian mechanisms without sampling are one of half the noise, of which delta is known
+    in closed form (Balle & Wang, ICML 2018, theorem 8)."""
+    experiment, folder, _, _ = finished
+    results = read_results(folder)
+    multiplier = common_noise_multiplier(experiment, 2) / 2
+
+    def delta(epsilon: float) -> float:
+        first = norm.cdf(1 / (2 * multiplier) - epsilon * multiplier)
+        return first - math.exp(epsilon) * norm.cdf(-1 / (2 * multiplier) - epsilon * multiplier)
+
+    expected = brentq(lambda epsilon: delta(epsilon) - 1e-3, 1e-6, 50.0)
+    for epsilon in results.privacy.epsilon.values():
+        assert epsilon == pytest.approx(expected, rel=0.01)
+        assert epsilon <= experiment.privacy.target_epsilon
+    assert "may pool what they know with the server" in results.privacy.assumes
+
+
+def test_equal_seeds_give_equal_runs_whatever_the_masks(finished, tmp_path):
+    experiment, folder, _, _ = finished
+    with_replies(at(experiment, tmp_path))
+    assert same(learnt_adapter(tmp_path), learnt_adapter(folder))
+
+
+def test_the_model_moves_along_label_directions_alone(finished):
+    _, folder, _, _ = finished
+    factors = learnt_adapter(folder)
+    assert set(factors) == {f"base_model.model.pooled.lora_{f}.weight" for f in "AB"}
+    assert np.abs(factors["base_model.model.pooled.lora_A.weight"]).max() > 0
+
+
+def test_a_lost_site_costs_the_round_and_not_the_run(make_experiment, tmp_path):
+    """Its share of the noise is counted on: the others reveal nothing."""
+    experiment = make_experiment(
+        *IN_SUM, "federation.deadline_seconds=1.0", "federation.quorum=0.3"
+    )
+    lost: list[str] = []
+
+    def lose(reply: Message) -> Message | None:
+        if not lost and "secure" in reply.content and "metrics" in reply.content:
+            lost.append(reply.metadata.message_id)
+            return None
+        return reply
+
+    events = with_replies(at(experiment, tmp_path), lose)
+    rounds = [event for event in events if event["event"] == "round_lost"]
+    assert len(rounds) == 1
+    assert "below" in rounds[0]["reason"]
+    assert read_results(tmp_path).average_accuracy is not None
+
+
+def test_with_dropouts_planned_the_round_stands(make_experiment, tmp_path):
+    experiment = make_experiment(
+        *IN_SUM,
+        "federation.clients=5",
+        "privacy.dropouts=1",
+        "federation.deadline_seconds=1.0",
+        "federation.quorum=0.3",
+    )
+    assert shares_of(experiment) == 3
+    lost: list[str] = []
+
+    def lose(reply: Message) -> Message | None:
+        if not lost and "secure" in reply.content and "metrics" in reply.content:
+            lost.append(reply.metadata.message_id)
+            return None
+        return reply
+
+    events = with_replies(at(experiment, tmp_path), lose)
+    assert lost
+    assert not [event for event in events if event["event"] == "round_lost"]
+
+
+def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, tmp_path):
+    experiment = at(make_experiment(*IN_SUM, "federation.quorum=0.3"), tmp_path)
+    spent = LedgerEvent(
+        run="earlier",
+        task="surgery",
+        phase="learn",
+        stage=0,
+        server_round=1,
+        mechanism="record",
+        unit="record",
+        sample_rate=1.0,
+        noise_multiplier=0.5,
+        steps=1,
+        max_grad_norm=1.0,
+        delta=1e-3,
+        simulation_only=True,
+    )
+    from deal_core.privacy.accounting.ledger import Budget
+
+    Ledger(tmp_path / "sites" / "1").charge(spent, Budget(100.0, 1e-3), "earlier", b"")
+    events = with_replies(experiment)
+    idle = {e["client"] for e in events if e["event"] == "client_idle"}
+    assert idle == {"1"}
+    assert len(Ledger(tmp_path / "sites" / "1").events()) == 1
+    assert all(e["event"] != "round_finished" or e["clients"] == 2 for e in events)
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ("aggregation.secure=false", "aggregation.secure"),
+        ("train.step=client", "train.step"),
+        ("privacy.target_delta=0.0", "target_delta"),
+        ("federation.clients=2", "3 clients"),
+        ("privacy.colluding=3", "leave nobody's noise"),
+        ("federation.clients_per_round=2", "clients_per_round"),
+        ("method.update.enabled=true", "update.enabled"),
+        ("method.warm_start_rank=1", "warm_start_rank"),
+        ("aggregation.robust=median", "aggregation.robust"),
+        ("wire.dtype=int8", "wire.dtype"),
+        ("method.name=sequential", "lays out every task anew"),
+        ("adapter.client_ranks=[1, 2, 1]", "client_ranks"),
+        ("adapter.kind=core", "unknown adapter.kind"),
+        ("privacy.mechanism=client", "privacy.mechanism"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line(make_experiment, changed, fault):
+    with pytest.raises(UserError, match=fault) as refused:
+        check_names(make_experiment(*IN_SUM, changed))
+    assert "\n" not in str(refused.value)
+
+
+def test_noise_of_its_own_is_whole_at_every_site(make_experiment):
+    own = make_experiment(*IN_SUM, "privacy.noise_share=site")
+    make_mechanism(own)
+    assert shares_of(own) == 1
+    assert shares_of(make_experiment(*IN_SUM)) == 2
+
+
+def test_the_common_noise_meets_the_target(make_experiment):
+    experiment = make_experiment(*IN_SUM, "privacy.target_epsilon=2.0")
+    multiplier = common_noise_multiplier(experiment, 2)
+    assert 1.9 < epsilon_of([DpEvent(1.0, multiplier, 4)], 1e-3) <= 2.0
+
+
+def test_files_of_a_site_are_its_own(finished):
+    _, folder, _, _ = finished
+    for path in Path(folder).glob("sites/*/secure-sum.*"):
+        assert path.stat().st_mode & 0o077 == 0 or path.suffix == ".lock"
