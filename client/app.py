@@ -260,7 +260,10 @@ def code_of(error: Exception) -> str:
     if isinstance(error, DistilledMissing):
         return "resend"
     from deal_core.privacy.interface import Refusal
+    from deal_core.privacy.policy import OutsidePolicy
 
+    if isinstance(error, OutsidePolicy):
+        return "policy"
     return error.code if isinstance(error, Refusal) else "failed"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from client.client_context import ClientContext
@@ -9,7 +10,9 @@ from client.request_check import check_tasks
 from client.resources import ClientTask, Workbench
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
+from deal_core.privacy.accounting.unit import GROUP
 from deal_core.privacy.interface import Counts, UpdateRequest
+from deal_core.privacy.policy import metrics_allowed
 from deal_core.randomness import seeded
 from deal_core.training.evaluation import (
     AnswerSpace,
@@ -42,17 +45,22 @@ def local_evaluation(
     check_tasks(instruction, bench)
 
     all_labels = has_label_logits(bench.experiment.model)
+    allowed = metrics_allowed(bench.experiment.privacy.metrics, client_context.site.policy)
+    by_group = allowed == "noised" and bench.mechanism.unit == GROUP
 
     def make() -> Counts:
         shares = {task: bench.task(task, client_context.client) for task in instruction.tasks}
+        learnt = instruction.learnt if all_labels else None
         right = [
-            _right(bench, task, share, state, instruction.learnt if all_labels else None)
-            for task, share in shares.items()
+            _right(bench, task, share, state, learnt, by_group) for task, share in shares.items()
         ]
         texts = bench.experiment.data.generation  # their measure is a sum of shares
         counts: dict[str, list[float]] = {
             CORRECT: [float(own) if texts else own for own, _ in right],
-            EXAMPLES: [len(share.test) for share in shares.values()],
+            EXAMPLES: [
+                len(set(share.test_groups)) if by_group else len(share.test)
+                for share in shares.values()
+            ],
         }
         return (
             {**counts, CORRECT_ALL: [among_all for _, among_all in right]} if all_labels else counts
@@ -76,30 +84,46 @@ def local_evaluation(
         ),
         evaluated=len(instruction.tasks),
         counted=count_names(all_labels),
+        grouping=bench.grouping("", client_context.client),
     )
     return bench.mechanism.count(ask, client_context.site, make)
 
 
 def _right(
-    bench: Workbench, task: str, share: ClientTask, state: State, learnt: Sequence[str] | None
+    bench: Workbench,
+    task: str,
+    share: ClientTask,
+    state: State,
+    learnt: Sequence[str] | None,
+    by_group: bool,
 ) -> tuple[float, float]:
     """Return how many answers are right among the task's own labels, and among those of all tasks
     ``learnt`` as well (0 where that is None: not asked about); not counted again while nothing that
-    they depend on has changed."""
+    they depend on has changed. By group: each counts as one, by the share of its answers that is
+    right, so that no group changes a count by more than 1."""
+    weights = group_weights(share.test_groups) if by_group else None
 
     def count() -> tuple[float, float]:
         load_state(bench.model, state)
         if learnt is None:
-            return count_correct(bench.model, share.test, share.labels), 0
+            return count_correct(bench.model, share.test, share.labels, weights), 0
         spaces = {name: bench.labels(name) for name in learnt}
         shared = bench.experiment.stream.shared_labels
         space = answer_space(task, share.labels, spaces, shared)
-        return count_both(_scorer(bench, task, share, state, space), share.test, space)
+        return count_both(_scorer(bench, task, share, state, space), share.test, space, weights)
 
     if not share.test:
         return 0, 0
-    right: tuple[float, float] = share.cache.get_or_compute("right", (state, learnt), count)
+    key = state, learnt, by_group
+    right: tuple[float, float] = share.cache.get_or_compute("right", key, count)
     return right
+
+
+def group_weights(groups: Sequence[int]) -> list[float]:
+    """Return what each test example counts, ``(examples,)``, so that those of a group count 1
+    together."""
+    sizes = Counter(groups)
+    return [1 / sizes[number] for number in groups]
 
 
 def _scorer(

@@ -93,6 +93,9 @@ def local_update(
         learning_rate=phase.learning_rate or config.train.learning_rate,
         generator=seeded(config.run.seed, "train", client_context.client, *where),
         entries=_entries(state.current, frozenset(instruction.trained)),
+        grouping=(
+            None if phase.public_path else bench.grouping(instruction.task, client_context.client)
+        ),
     )
 
     def train(gradients: Gradients | GradientSum) -> LocalUpdate:
@@ -110,7 +113,7 @@ def local_update(
         trained = frozenset(instruction.trained)
         if isinstance(gradients, GradientSum):
             objective = partial(phase.objective, bench.model, state)
-            examples = len(data.train)
+            examples = len(data.train) if ask.grouping is None else len(set(ask.grouping.numbers))
             return gradient_sum(bench, state, objective, task, trained, gradients, examples, cache)
         return _train(bench, client_context, state, instruction, task, cache, gradients)
 

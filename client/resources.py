@@ -33,7 +33,8 @@ from deal_core.methods import (
 )
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device
-from deal_core.privacy.interface import MakeMechanism, Mechanism, RecordId
+from deal_core.privacy.accounting.unit import GROUP
+from deal_core.privacy.interface import Grouping, MakeMechanism, Mechanism, RecordId
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.training.allocator import keep_memory
 from deal_core.training.cache import Cache
@@ -51,6 +52,18 @@ class ClientTask:
     cache: Cache
     record_ids: Sequence[RecordId] = ()
     """Which record each training example is."""
+    train_groups: Sequence[int] = ()
+    """Group of each training example, from 0; without groups: empty."""
+    test_groups: Sequence[int] = ()
+    """The same of test examples; numbers of their own."""
+
+
+def group_numbers(examples: Sequence[Example]) -> list[int]:
+    """Return the group of each example as a number that means nothing elsewhere, from 0 in the
+    order in which groups occur; empty where examples are of none."""
+    known: dict[str, int] = {}
+    numbers = [known.setdefault(example.unit, len(known)) for example in examples]
+    return [] if "" in known else numbers
 
 
 PROBE_TEXTS = (
@@ -148,13 +161,32 @@ class Workbench:
 
     def site_records(self, client: int) -> int:
         """How many training records a client has, whatever tasks the run names."""
+        return sum(len(self._own(task, client).train) for task in self._declared)
+
+    @property
+    def _declared(self) -> list[str]:
+        """All tasks of the client, whatever the run names."""
         others = self.experiment.data.labels if self.whole else ()
-        declared = dict.fromkeys((*self.tasks, *others))
-        return sum(len(self._own(task, client).train) for task in declared)
+        return list(dict.fromkeys((*self.tasks, *others)))
 
     def ids(self, task: str, client: int) -> list[str]:
         """Whose a client's training records of a task are."""
-        return [example.id or example.text for example in self._own(task, client).train]
+        examples = self._own(task, client).train
+        return [example.unit or example.id or example.text for example in examples]
+
+    def grouping(self, task: str, client: int) -> Grouping | None:
+        """Return which training records of a task are of one group; None where no groups are
+        protected. Without a task: the numbers of groups alone."""
+        if self.mechanism.unit != GROUP:
+            return None
+        return Grouping(
+            numbers=self.task(task, client).train_groups if task else (),
+            groups=lambda: {name: self._groups(name, client) for name in self.tasks},
+            site_groups=lambda: sum(self._groups(name, client) for name in self._declared),
+        )
+
+    def _groups(self, task: str, client: int) -> int:
+        return len({example.unit for example in self._own(task, client).train})
 
     def labels(self, task: str) -> tuple[str, ...]:
         """The public label space of a task; where it is declared, no data is read."""
@@ -189,6 +221,8 @@ class Workbench:
                 self.model.encode(share.test, *asks),
                 Cache(),
                 [RecordId(task, row) for row in range(len(share.train))],
+                group_numbers(share.train),
+                group_numbers(share.test),
             )
         return self._tasks[task, client]
 

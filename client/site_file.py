@@ -16,7 +16,7 @@ from deal_core.config.experiment import DataConfig, Experiment, TaskColumns
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.config.table import Table
 from deal_core.errors import UserError
-from deal_core.privacy.policy import Policy
+from deal_core.privacy.policy import Policy, require_unit
 
 NODE_KEY = "site"
 """Key of Flower's node config with the path of ``site.toml``; simulated clients have none."""
@@ -152,7 +152,10 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
     Raises:
         UserError: the experiment needs a base model, or public texts, that the site has not
             agreed to; or names a task, or labels, that it has not declared.
+        OutsidePolicy: another unit of privacy than the site's.
     """
+    unit = require_unit(experiment.privacy.unit_column, site.policy)
+    privacy = experiment.privacy.model_copy(update={"unit_column": unit})
     model, method = experiment.model, experiment.method
     if model.name not in site.models:
         raise UserError(f"[models] of site.toml does not name '{model.name}'; add it to accept it")
@@ -168,7 +171,7 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
         update={"threads": site.compute.threads or experiment.run.threads}
     )
     tables = {"data": own_data(experiment.data, site.data), "model": model, "method": method}
-    return experiment.model_copy(update={**tables, "run": run})
+    return experiment.model_copy(update={**tables, "privacy": privacy, "run": run})
 
 
 def own_data(asked: DataConfig, site: SiteData) -> DataConfig:

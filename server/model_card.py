@@ -7,6 +7,7 @@ from pathlib import Path
 
 from deal_core.inference.folder import AdapterFolder, Inference
 from deal_core.methods import KEEP_TEXTS
+from deal_core.privacy.accounting.unit import GROUP
 from deal_core.whole_file import write_whole
 from server.results import Privacy, Results
 from server.spending import extent
@@ -133,8 +134,8 @@ def _guarantee(privacy: Privacy, results: Results) -> list[str]:
     largest = max(privacy.epsilon.values())
     lines = [
         f"- epsilon <= {largest:.3g} at delta = {privacy.delta:.3g}, largest over clients",
-        f"- Unit: one {privacy.unit}; composed over {extent(privacy.disjoint_tasks)} of this run, "
-        "and whatever a site's ledger held before",
+        f"- Unit: one {_unit(privacy)}; composed over {extent(privacy.disjoint_tasks)} of this "
+        "run, and whatever a site's ledger held before",
         f"- Assumed honest: {privacy.assumes}",
     ]
     if privacy.simulation_only:
@@ -142,6 +143,13 @@ def _guarantee(privacy: Privacy, results: Results) -> list[str]:
     if privacy.metrics == "clear" and results.accuracy_matrix:
         lines.append("- The accuracies above are of test records, in the clear: outside of it")
     return lines
+
+
+def _unit(privacy: Privacy) -> str:
+    """Return what one unit is; a group in words: readers of a card have no documents at hand."""
+    if privacy.unit != GROUP:
+        return str(privacy.unit)
+    return f"group, all records of a client with one value of '{privacy.unit_column}'"
 
 
 def _use(inference: Inference) -> str:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.whole_file import write_whole
 from server.checkpoint import History
@@ -66,7 +67,8 @@ class Privacy(Strict):
     """What was spent. With mechanism ``none`` there is no guarantee and no epsilon.
 
     Attributes:
-        unit: what an adversary cannot tell the presence of.
+        unit: what an adversary cannot tell the presence of: ``record``, ``group`` or ``client``.
+        unit_column: whose values make the groups; sites have their own name for it.
         assumes: whom the epsilon takes to be honest; everybody else is an adversary.
         delta: the largest of the clients'; every epsilon holds at it.
         epsilon: client to what its own ledger composes to: all rounds and tasks of this run, and
@@ -80,12 +82,18 @@ class Privacy(Strict):
 
     mechanism: str
     unit: str | None = None
+    unit_column: str = ""
     assumes: str = ""
     delta: float | None = None
     epsilon: dict[str, float] = {}
     disjoint_tasks: bool = False
     simulation_only: bool = False
     metrics: str = "clear"
+
+    @property
+    def unit_text(self) -> str:
+        """The unit in words, as it follows 'per'; the column of groups included."""
+        return unit_text(self.unit or "", self.unit_column)
 
 
 class Wire(Strict):
@@ -188,6 +196,7 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
     return Privacy(
         mechanism=experiment.privacy.mechanism,
         unit=mechanism.unit,
+        unit_column=experiment.privacy.unit_column if mechanism.unit == GROUP else "",
         assumes=mechanism_of(experiment).assumes(experiment.privacy),
         delta=max((each.delta for each in spent.values()), default=None),
         epsilon={client: spent[client].epsilon for client in sorted(spent, key=int)},

@@ -71,6 +71,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         clients=len(roster.clients),
         sites=list(experiment.federation.sites),
         unit=make_mechanism(experiment).unit,
+        unit_column=experiment.privacy.unit_column,
         stages=[
             {"rounds": rounds_of(stage, steps), "tasks": list(plan.work(stage))}
             for stage in range(len(plan.stages))

@@ -13,6 +13,7 @@ from rich.table import Table
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import certificate, check_certificate, composed_over
 from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError, composed
+from deal_core.privacy.accounting.unit import common_unit, unit_text
 from simulations.output.console import print_line
 
 
@@ -78,7 +79,7 @@ def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
         delta = min(event.delta for event in protected)
         epsilon = composed(protected, delta, disjoint_tasks)
         over = composed_over(disjoint_tasks, unprotected)
-        unit = protected[0].unit
+        unit = unit_text(*common_unit((event.unit, event.unit_column) for event in protected))
         lines.append(f"epsilon {epsilon:.4g} at delta = {delta:.3g} per {unit}, over {over}")
         lines.append("against everybody but the keeper of this ledger")
     elif unprotected:

@@ -292,22 +292,28 @@ class PrivacyConfig(Table):
     the site itself: nobody else need be trusted) or ``client`` (for a whole client, whatever its
     records are; by the server, or by the client itself: ``trusted_server``)."""
     target_epsilon: float = Field(8.0, gt=0)
-    """Budget of a record: of everything that its site's ledger holds, this whole run included."""
+    """Budget of a record, or group: of everything that its site's ledger holds, this whole run
+    included."""
     target_delta: float = Field(0.0, ge=0, lt=1)
     """Probability that the budget says nothing; 0: the power of ten below ``1 / n^1.1`` for the
-    ``n`` records of a site."""
+    ``n`` records, or groups, of a site."""
+    unit_column: str = ""
+    """Column that says whose a record is (a patient's number): what is protected is then a group,
+    all records of a client with one value of it (record; files, hub, sites). At a site the column
+    is that of its own ``policy.unit_column``. Empty: the record by itself."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Clipping bound of an example's gradient: public, not taken from data."""
+    """Clipping bound of an example's gradient, or of the mean gradient of a group: public, not
+    taken from data."""
     disjoint_tasks: bool = False
-    """Whether simulated clients declare that no record is in two tasks, so that tasks compose in
-    parallel: it is checked (record). A real site declares it in its own policy alone."""
+    """Whether simulated clients declare that no record, or group, is in two tasks, so that tasks
+    compose in parallel: it is checked (record). A real site declares it in its own policy alone."""
     max_update_norm: float = Field(1.0, gt=0)
     """Clipping bound of a client's whole update, over all factors that it trained (client)."""
     trusted_server: bool = True
     """Whether the server adds the noise, once for all clients; false: every client adds its own,
     which is much more, and the server sees nothing else (client)."""
     sample_rate: float = Field(0.0, ge=0, le=1)
-    """Probability that a record is in a step's batch; 0: ``train.batch_size / n``."""
+    """Probability that a record, or group, is in a step's batch; 0: ``train.batch_size / n``."""
     factors: Literal["one", "both"] = "one"
     """What learns in a round where the aggregation rule would train both factors: the product of
     two noisy factors is noisier than either, so ``one`` is ``lora_B`` alone."""
@@ -344,7 +350,7 @@ class TrainConfig(Table):
     """Of a step at the server: noise of the mean gradient, in clipping bounds, times the learning
     rate, at most; where there is more noise the rate is lowered; 0: it always holds."""
     batch_size: int = Field(16, ge=1)
-    """Examples in a step."""
+    """Examples in a step; groups, where ``privacy.unit_column`` names some (record)."""
     batches: Literal["similar-length", "random"] = "similar-length"
     """What a batch is made of, without a privacy mechanism: texts of similar length, among some
     hundreds in random order, or any; a model that packs texts end to end pads nothing either

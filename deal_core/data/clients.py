@@ -16,7 +16,8 @@ def load_for_clients(experiment: Experiment, task: str) -> TaskData:
 
     Where single records are protected, ``data.max_train`` and ``data.train_share`` take about so
     many: whether a record is one of them depends on that record alone. A subset of exactly so many
-    would be another one, with other records in it, for a neighbouring data set.
+    would be another one, with other records in it, for a neighbouring data set. Where groups are
+    protected it depends on the name of the group alone: a group is there whole, or not.
 
     Raises:
         UserError: see :meth:`~deal_core.data.source.DataSource.load`.
@@ -24,9 +25,9 @@ def load_for_clients(experiment: Experiment, task: str) -> TaskData:
     data = experiment.data
     limits = bool(data.max_train) or data.train_share < 1
     if experiment.privacy.mechanism != "record" or not limits:
-        return open_source(data).load(task)
+        return open_source(data, experiment.privacy.unit_column).load(task)
     unlimited = data.model_copy(update={"max_train": 0, "train_share": 1.0})
-    whole = open_source(unlimited).load(task)
+    whole = open_source(unlimited, experiment.privacy.unit_column).load(task)
     share = data.train_share
     if data.max_train:
         share *= min(1.0, data.max_train / max(1, len(whole.train)))
@@ -39,7 +40,9 @@ def each_by_itself(examples: Sequence[Example], task: str, share: float) -> tupl
 
 
 def _place(example: Example, task: str) -> float:
-    """Return a number in [0, 1) that depends on the record alone."""
+    """Return a number in [0, 1) that depends on the record alone; of one of a group, on the group
+    alone, so that it is the same in every task."""
     answer = (example.target,) if example.target else ()
-    named = "\0".join((task, example.id, example.label, example.text, *answer))
+    alone = task, example.id, example.label, example.text, *answer
+    named = "\0".join(("unit", example.unit) if example.unit else alone)
     return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8], "big") / 2**64

@@ -20,8 +20,8 @@ class FilesSource:
     """One folder per task; ``data.*_column`` name the columns, ``data.files``
     those of a task that has others; labels are read as text."""
 
-    def __init__(self, config: DataConfig) -> None:
-        self._config = config
+    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
+        self._config, self._unit_column = config, unit_column
 
     def task_names(self) -> tuple[str, ...]:
         """Return ``data.tasks``, or all folders below ``data.path``, sorted.
@@ -98,7 +98,7 @@ class FilesSource:
             yield example
 
     def _read(self, task: str, split: str) -> Iterator[tuple[int, Example]]:
-        columns = Columns.of(self._config, task)
+        columns = Columns.of(self._config, task, self._unit_column)
         mapped = self._config.files.get(task, TaskColumns()).label_text
         path = split_file(self._folder() / task, split)
         empty = True

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class HubSource:
     """Tasks of the table ``[data.hub]``, in the order they are written there."""
 
-    def __init__(self, config: DataConfig) -> None:
-        self._config = config
+    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
+        self._config, self._unit_column = config, unit_column
 
     def task_names(self) -> tuple[str, ...]:
         """Return ``data.tasks``, or every task of ``data.hub``.
@@ -41,10 +41,10 @@ class HubSource:
         """
         select_tasks(self._config.hub, (task,), "task in data.hub:")
         spec = self._config.hub[task]
-        train_rows = _load_split(task, spec, spec.train_split)
+        train_rows = load_split(task, spec, spec.train_split)
         train = tuple(self._examples(task, spec.train_split, train_rows))
         labels = _label_space(spec, train_rows, self._columns(spec).label, train)
-        test_rows = _load_split(task, spec, spec.test_split)
+        test_rows = load_split(task, spec, spec.test_split)
         test = tuple(self._examples(task, spec.test_split, test_rows))
         for row, example in enumerate(test, start=1):
             if example.label not in labels:
@@ -61,12 +61,14 @@ class HubSource:
             pair=spec.pair_column or self._config.pair_column,
             group=group_column(self._config),
             id=self._config.id_column,
+            unit=self._unit_column,
         )
 
     def _examples(self, task: str, split: str, rows: Dataset) -> Iterator[Example]:
         spec = self._config.hub[task]
         columns, where = self._columns(spec), _where(task, spec, split)
-        for column in (columns.text, columns.label, columns.pair, columns.group, columns.id):
+        own = columns.text, columns.label, columns.pair, columns.group, columns.id, columns.unit
+        for column in own:
             if column and column not in rows.column_names:
                 listed = ", ".join(rows.column_names)
                 close = nearest(column, rows.column_names)
@@ -86,7 +88,7 @@ class HubSource:
         for task in self.task_names():
             spec = self._config.hub[task]
             for split in (spec.train_split, spec.test_split):
-                rows = _load_split(task, spec, split)
+                rows = load_split(task, spec, split)
                 found.update(example.group for example in self._examples(task, split, rows))
         return tuple(sorted(found))
 
@@ -96,7 +98,12 @@ def _where(task: str, spec: HubTask, split: str) -> str:
     return f"data.hub.{task} ({spec.path}{config}, split {split})"
 
 
-def _load_split(task: str, spec: HubTask, split: str) -> Dataset:
+def load_split(task: str, spec: HubTask, split: str) -> Dataset:
+    """Return the rows of a task's split.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
     import datasets
 
     shown = datasets.is_progress_bar_enabled()

@@ -5,6 +5,11 @@ goes to exactly one client. The test examples follow: each goes to exactly one c
 those of a label in proportion to the clients' shares of that label's training examples
 (by column: to the client of their group). The division depends on the task, the
 configuration, the number of clients and the seed alone.
+
+Where groups of records are protected (``privacy.unit_column``), all examples of one go to the same
+client: the rules then divide groups, each as if it were one example with its commonest label, and
+``iid`` gives a group to the same client in every task. Not by column: whoever names the client by a
+column has said who has what.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import numpy as np
 from deal_core.config.experiment import PartitionConfig
 from deal_core.data.sampling import by_label, largest_remainder
 from deal_core.data.source import Example, TaskData
+from deal_core.data.whole_groups import by_name, one_each
 from deal_core.errors import UserError, choose
 
 if TYPE_CHECKING:
@@ -51,16 +57,27 @@ def partition(task: TaskData, config: PartitionConfig, clients: int, seed: int) 
             that cannot give every example an owner.
     """
     divide = choose("data.partition.kind", config.kind, PARTITIONERS)
-    if clients > len(task.train):
+    groups = config.kind != "column" and any(e.unit for e in (*task.train, *task.test))
+    units = len({example.unit for example in task.train}) if groups else len(task.train)
+    if clients > units:
         raise UserError(
-            f"task '{task.name}': {len(task.train)} training examples for {clients} clients; "
-            "lower federation.clients or raise data.max_train"
+            f"task '{task.name}': {units} training {'groups' if groups else 'examples'} for "
+            f"{clients} clients; lower federation.clients or raise data.max_train"
         )
     task_seed = _seed(seed, task.name)
-    train = [sorted(indices) for indices in divide(task, config, clients, task_seed)]
-    if config.kind == "column":
+    if groups:
+        whole = one_each(task)
+        if config.kind == "iid":
+            owners = by_name(whole.train_units, clients, seed)
+        else:
+            owners = divide(whole.task, config, clients, task_seed)
+        train = whole.train_rows(owners)
+        test = whole.test_rows(owners, _follow(whole.task, owners, random.Random(task_seed)))
+    elif config.kind == "column":
+        train = [sorted(indices) for indices in divide(task, config, clients, task_seed)]
         test = _by_group(task, task.test, clients)
     else:
+        train = [sorted(indices) for indices in divide(task, config, clients, task_seed)]
         test = _follow(task, train, random.Random(task_seed))
     return [
         replace(

@@ -22,10 +22,16 @@ class Columns:
     id: str = ""
     target: str = ""
     references: str = ""
+    unit: str = ""
 
     @classmethod
-    def of(cls, config: DataConfig, task: str) -> Columns:
+    def of(cls, config: DataConfig, task: str, unit_column: str = "") -> Columns:
         """Return the columns of a task's files.
+
+        Args:
+            config: names them.
+            task: may have columns of its own.
+            unit_column: whose values make the groups that are protected; empty: none are.
 
         Raises:
             UserError: the partition is by column, but names none.
@@ -40,6 +46,7 @@ class Columns:
             config.id_column,
             config.target_column if texts else "",
             config.references_column if texts else "",
+            unit_column,
         )
 
 
@@ -57,20 +64,21 @@ def group_column(config: DataConfig) -> str:
 
 
 def to_example(row: Mapping[str, Any], columns: Columns, where: str, number: int) -> Example:
-    """Return the example of one row; labels and groups are read as text.
+    """Return the example of one row; labels, groups and units are read as text.
 
     Raises:
-        UserError: a column is missing, the text, label or group is empty, or a value is
+        UserError: a column is missing, the text, label, group or unit is empty, or a value is
             neither text nor number; the message starts with ``where, row number``.
     """
     try:
         text = to_text(row, columns)
         group = _filled(row, columns.group) if columns.group else ""
         own = _filled(row, columns.id) if columns.id else ""
+        unit = _unit(row, columns.unit) if columns.unit else ""
         if not columns.label:
             target = _filled(row, columns.target)
-            return Example(text, "", group, own, target, _references(row, columns))
-        return Example(text, _filled(row, columns.label), group, own)
+            return Example(text, "", group, own, target, _references(row, columns), unit)
+        return Example(text, _filled(row, columns.label), group, own, unit=unit)
     except UserError as error:
         raise UserError(f"{where}, row {number}: {error}") from None
 
@@ -94,6 +102,13 @@ def _references(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
     values = listed if isinstance(listed, list) else [listed]
     texts = (_as_text({columns.references: value}, columns.references) for value in values)
     return tuple(text for text in texts if text)
+
+
+def _unit(row: Mapping[str, Any], column: str) -> str:
+    """Return whose record a row is. A whole number is one person's whether it was written as 7 or,
+    as some writers do beside missing values, as 7.0."""
+    text, value = _filled(row, column), row[column]
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else text
 
 
 def _filled(row: Mapping[str, Any], column: str) -> str:

@@ -22,8 +22,8 @@ from deal_core.errors import UserError, choose
 class SiteSource:
     """One folder per task below ``data.path``; tasks and labels are those of ``data.labels``."""
 
-    def __init__(self, config: DataConfig) -> None:
-        self._config = config
+    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
+        self._config, self._unit_column = config, unit_column
 
     def task_names(self) -> tuple[str, ...]:
         """Return ``data.tasks``, each of which is declared.
@@ -53,7 +53,8 @@ class SiteSource:
 
     def _read(self, folder: Path, task: str, split: str) -> tuple[list[Example], int]:
         """Usable rows, and the number of the others."""
-        columns, known = Columns.of(self._config, task), frozenset(self._config.labels[task])
+        columns = Columns.of(self._config, task, self._unit_column)
+        known = frozenset(self._config.labels[task])
         texts = task in self._config.generation
         mapped = self._config.files.get(task, TaskColumns()).label_text
         path = split_file(folder, split)

@@ -8,9 +8,10 @@ from deal_core.errors import UserError
 
 
 class SitesSource:
-    """The server's view: tasks and their labels, which the experiment names."""
+    """The server's view: tasks and their labels, which the experiment names. Columns are a matter
+    of the sites."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
         self._config = config
 
     def task_names(self) -> tuple[str, ...]:

@@ -27,6 +27,9 @@ class Example:
     """The answer, where it is a text."""
     references: tuple[str, ...] = ()
     """Further right answers."""
+    unit: str = ""
+    """Value of ``privacy.unit_column``: all records with it are one group; empty: no such
+    column."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from deal_core.config.experiment import DataConfig
 from deal_core.data.embedded import EmbeddedTasks
@@ -12,7 +13,7 @@ from deal_core.data.medmcqa import MedMCQA
 from deal_core.data.site import SiteSource
 from deal_core.data.sites import SitesSource
 from deal_core.data.source import DataSource
-from deal_core.errors import choose
+from deal_core.errors import UserError, choose
 
 SOURCES: dict[str, Callable[[DataConfig], DataSource]] = {
     "medmcqa": MedMCQA,
@@ -25,10 +26,38 @@ SOURCES: dict[str, Callable[[DataConfig], DataSource]] = {
 """``data.source`` to source. Heavy libraries load when a source reads, not here."""
 
 
-def open_source(config: DataConfig) -> DataSource:
+class MakeByColumns(Protocol):
+    """Builds a source whose rows have columns."""
+
+    def __call__(self, config: DataConfig, unit_column: str = "") -> DataSource:
+        """Return the source; the unit column is that whose values make groups; empty: none."""
+
+
+BY_COLUMNS: dict[str, MakeByColumns] = {
+    "files": FilesSource,
+    "hub": HubSource,
+    "sites": SitesSource,
+    "site": SiteSource,
+}
+"""Those of them whose rows can say whose they are."""
+
+
+def open_source(config: DataConfig, unit_column: str = "") -> DataSource:
     """Return the source that ``data.source`` names; reads nothing yet.
 
+    Args:
+        config: of the data.
+        unit_column: ``privacy.unit_column``: the column that every row must have; empty: none.
+
     Raises:
-        UserError: unknown source; the message lists the known ones.
+        UserError: unknown source, the message lists the known ones; or one without columns.
     """
-    return choose("data.source", config.source, SOURCES)(config)
+    make = choose("data.source", config.source, SOURCES)
+    if not unit_column:
+        return make(config)
+    if config.source not in BY_COLUMNS:
+        raise UserError(
+            f"privacy.unit_column = '{unit_column}' needs rows with columns, and data.source "
+            f"'{config.source}' has none; use files or hub, or leave it empty"
+        )
+    return BY_COLUMNS[config.source](config, unit_column)

@@ -74,6 +74,23 @@ class RecordId(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Grouping:
+    """Which of a client's records are of one group, where groups are protected. Groups are numbers
+    that mean nothing elsewhere; they never leave the client.
+
+    Attributes:
+        numbers: group of every example of the request, from 0; as long as its data.
+        groups: task to the number of the client's groups, all tasks of the run.
+        site_groups: the same over all its tasks, whatever the run asks for; a group of several
+            tasks counts in each.
+    """
+
+    numbers: Sequence[int]
+    groups: Callable[[], Mapping[str, int]]
+    site_groups: Callable[[], int]
+
+
+@dataclass(frozen=True)
 class UpdateRequest:
     """One round as a mechanism sees it.
 
@@ -86,11 +103,12 @@ class UpdateRequest:
         records: task to the number of the client's own records, all tasks of the run.
         site_records: number of all the client's records, whatever the run asks for.
         learning_rate: of the round's steps.
-        ids: whose the client's own records of the task are.
+        ids: whose the client's own records of the task are; of groups, their own names.
         generator: orders ordinary batches.
         entries: how many numbers learn.
         evaluated: number of tasks whose test records are counted; 0: none are.
         counted: names of the counts that are taken on them.
+        grouping: of the records; None: the experiment protects no groups.
     """
 
     request: str
@@ -109,6 +127,7 @@ class UpdateRequest:
     entries: int = 0
     evaluated: int = 0
     counted: tuple[str, ...] = ()
+    grouping: Grouping | None = None
 
 
 @runtime_checkable
@@ -146,7 +165,7 @@ class Mechanism(Protocol):
     """One mechanism for one experiment.
 
     Attributes:
-        unit: what it protects, ``record``; None: nothing.
+        unit: what it protects: ``record``, ``group``, ``client``; None: nothing.
     """
 
     @property

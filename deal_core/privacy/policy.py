@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from deal_core.config.experiment import AdapterConfig, PrivacyConfig
 from deal_core.config.table import Table
@@ -21,12 +21,21 @@ Metrics = Literal["none", "noised", "clear"]
 STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "clear")
 
 
+class OutsidePolicy(UserError):
+    """What is asked is not what the site's policy allows, whatever its data are."""
+
+
 class Policy(Table):
     """Limits of one site."""
 
     mechanism: str = ""
     """The only mechanism under which the site trains (``record``); empty: any, but ``record`` where
-    there is a largest epsilon."""
+    there is a largest epsilon, or a unit column."""
+    unit_column: str = ""
+    """Column of the site's own files that says whose a record is (a patient's number). The site
+    then takes part in experiments alone that protect groups (``privacy.unit_column``, whatever name
+    that has there): all records with one value of this column. Rows without a value are left out.
+    Empty: in those alone that do not."""
     max_epsilon: float = Field(0.0, ge=0)
     """Largest epsilon of all that the site's ledger holds, for ever; 0: what the experiment
     asks."""
@@ -75,10 +84,19 @@ class Policy(Table):
     """Layers that an experiment may adapt by name; those of the model family's default may always
     be."""
 
+    @model_validator(mode="after")
+    def _groups_are_of_records(self) -> Self:
+        if self.unit_column and self.demanded != "record":
+            raise ValueError(
+                f'unit_column makes groups of records, and mechanism is "{self.mechanism}"; set it '
+                'to "record", or leave unit_column empty'
+            )
+        return self
+
     @property
     def demanded(self) -> str:
         """The mechanism that the site demands: an epsilon of its records is one of ``record``."""
-        return self.mechanism or ("record" if self.max_epsilon else "")
+        return self.mechanism or ("record" if self.max_epsilon or self.unit_column else "")
 
 
 @dataclass(frozen=True)
@@ -149,6 +167,32 @@ def require_secure(secure: bool, policy: Policy | None) -> None:
             "the site's policy demands secure aggregation; set aggregation.secure to true in the "
             "experiment"
         )
+
+
+def require_unit(asked: str, policy: Policy | None) -> str:
+    """Return the column that makes the groups which the site protects; empty: single records.
+
+    Args:
+        asked: ``privacy.unit_column`` of the experiment: that it names a column is what counts, not
+            which.
+        policy: of the site, which names its own.
+
+    Raises:
+        OutsidePolicy: the experiment is about groups and the site about records, or the reverse.
+    """
+    own = policy.unit_column if policy is not None else ""
+    if asked and not own:
+        raise OutsidePolicy(
+            "the experiment protects groups of records (privacy.unit_column), and the site's "
+            "policy names no column that makes them; set policy.unit_column in site.toml, or take "
+            "no part"
+        )
+    if own and not asked:
+        raise OutsidePolicy(
+            f"the experiment protects single records, and the site's policy demands groups of "
+            f"'{own}'; set privacy.unit_column in the experiment"
+        )
+    return own
 
 
 def require_adapter(adapter: AdapterConfig, policy: Policy | None) -> None:

@@ -57,7 +57,12 @@ def answer_space(
     )
 
 
-def count_both(score: Scorer, data: Sequence[Encoded], space: AnswerSpace) -> tuple[int, int]:
+def count_both(
+    score: Scorer,
+    data: Sequence[Encoded],
+    space: AnswerSpace,
+    weights: Sequence[float] | None = None,
+) -> tuple[float, float]:
     """Return how many examples are answered rightly among the task's own labels, and among all of
     the ``space``. Of equal scores the first column's wins.
 
@@ -65,27 +70,42 @@ def count_both(score: Scorer, data: Sequence[Encoded], space: AnswerSpace) -> tu
         score: gives the columns of the space.
         data: targets are positions in the task's own labels.
         space: the answers among which is chosen.
+        weights: what each example counts, ``(examples,)``; None: 1.
     """
     own, classes = torch.tensor(space.own), torch.tensor(space.classes)
-    right = right_all = 0
+    right = right_all = 0.0 if weights else 0
     for batch in evaluation_batches(data):
         scores = finite_scores(score, batch).cpu()
         targets = torch.tensor([data[i].target for i in batch])
-        right += int((scores[:, own].argmax(dim=1) == targets).sum())
-        right_all += int((classes[scores.argmax(dim=1)] == classes[own[targets]]).sum())
+        right += _counted(scores[:, own].argmax(dim=1) == targets, batch, weights)
+        among_all = classes[scores.argmax(dim=1)] == classes[own[targets]]
+        right_all += _counted(among_all, batch, weights)
     return right, right_all
 
 
-def count_correct(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> float:
+def _counted(right: Tensor, batch: Sequence[int], weights: Sequence[float] | None) -> float:
+    if weights is None:
+        return int(right.sum())
+    return fsum(weights[i] for i, hit in zip(batch, right.tolist(), strict=True) if hit)
+
+
+def count_correct(
+    model: LanguageModel,
+    data: Sequence[Encoded],
+    labels: Sequence[str],
+    weights: Sequence[float] | None = None,
+) -> float:
     """Return how many examples the model answers rightly, among ``labels``; where there are none,
-    the sum of :func:`~deal_core.training.text_overlap.rouge_l` over what it writes."""
+    the sum of :func:`~deal_core.training.text_overlap.rouge_l` over what it writes. ``weights`` as
+    for :func:`count_both`."""
     if isinstance(model, GeneratingModel) and not labels:
         return fsum(
-            rouge_l(text, data[i].right)
+            rouge_l(text, data[i].right) * (weights[i] if weights else 1)
             for batch in evaluation_batches(data)
             for i, text in zip(batch, model.write([data[i] for i in batch]), strict=True)
         )
-    return count_both(by_name(model, data, labels), data, answer_space("", labels, {}, True))[0]
+    space = answer_space("", labels, {}, True)
+    return count_both(by_name(model, data, labels), data, space, weights)[0]
 
 
 def by_name(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> Scorer:

@@ -64,8 +64,8 @@ def _one_microbatch(
 ) -> Tensor:
     """Norms of a microbatch, ``(len(microbatch),)``; NaN for an example that failed alone."""
     try:
-        pairs = _example_gradients(module, objective, microbatch)
-        norms = _norms(pairs)
+        pairs = example_gradients(module, objective, microbatch)
+        norms = gradient_norms(pairs)
     except SharedFactor:
         raise
     except Exception:
@@ -87,10 +87,20 @@ def _one_microbatch(
     return norms
 
 
-def _example_gradients(
+ExampleGradients = list[tuple[nn.Parameter, Tensor]]
+"""The trainable factors, each with its copies, ``(examples, *factor)``, whose ``grad`` is that of
+their examples."""
+
+
+def example_gradients(
     module: nn.Module, objective: Objective, microbatch: Sequence[int]
-) -> list[tuple[nn.Parameter, Tensor]]:
-    """The trainable factors, each with its copies that have their examples' gradients."""
+) -> ExampleGradients:
+    """Return the gradients of every example of a pass by itself; those of the factors themselves
+    stay as they are.
+
+    Raises:
+        SharedFactor: a loss reads a factor itself.
+    """
     with _copies(module, len(microbatch)) as pairs:
         before = [weight.grad for weight, _ in pairs]
         for weight, _ in pairs:
@@ -105,7 +115,7 @@ def _example_gradients(
     return pairs
 
 
-def _norms(pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> Tensor:
+def gradient_norms(pairs: ExampleGradients) -> Tensor:
     """Return ``||g_i||`` over all factors, ``(examples,)``."""
     gradients = [copy.grad for _, copy in pairs if copy.grad is not None]
     return torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)

@@ -68,7 +68,7 @@ class Found(Strict):
         kind: of canaries.
         client, canaries, records, seed, repeat: what was asked for; canary clients take the place
             of all clients.
-        mechanism, unit, simulation_only: of the run.
+        mechanism, unit, unit_column, simulation_only: of the run.
         claimed: epsilon that the ledger holds (the site's, or the server's), of everything that was
             released in all rounds and tasks, at ``delta``; None: no guarantee.
         spent: what the ledger holds.
@@ -84,6 +84,7 @@ class Found(Strict):
     repeat: int
     mechanism: str
     unit: str | None
+    unit_column: str = ""
     simulation_only: bool
     claimed: float | None
     delta: float

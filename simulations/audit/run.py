@@ -17,7 +17,7 @@ from client.app import make_app
 from client.resources import Workbench
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
-from deal_core.data import TaskData, open_source
+from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.errors import UserError
 from deal_core.models.interface import LanguageModel
@@ -27,7 +27,13 @@ from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.membership import membership
 from deal_core.privacy.audit.planted import plant
-from deal_core.privacy.audit.text_canaries import Scores, TextCanaries, learnt_scores
+from deal_core.privacy.audit.text_canaries import (
+    Scores,
+    TextCanaries,
+    learnt_scores,
+    mean_scores,
+    members_of,
+)
 from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.wire.instruction import LEARN
@@ -110,12 +116,15 @@ class TextWitness:
             return
         share = self.share_of(ask.task)
         planted = self.canaries.planted(share)
+        trained = {example.unit for example in share.train if example.unit}
+        strangers = [example for example in share.test if example.unit not in trained]
         for examples, into in (
             (planted.canaries, self.scores),
             (planted.others, self.members),
-            (share.test, self.others),
+            (strangers, self.others),
         ):
-            into.append(learnt_scores(model, examples, labels))
+            scores = learnt_scores(model, examples, labels)
+            into.append(mean_scores(scores, members_of(examples)))
         self.included.append(planted.included)
 
 
@@ -141,8 +150,9 @@ def beside_canaries(training: Training) -> Experiment:
     if config.privacy.mechanism == "none" or config.privacy.sample_rate:
         return config
     tasks = open_source(config.data).task_names()
-    records = sum(len(share_of(config, task, training.client).train) for task in tasks)
-    rate = min(1.0, config.train.batch_size * len(tasks) / max(1, records))
+    shares = [share_of(config, task, training.client) for task in tasks]
+    units = sum(len(members_of(share.train)) for share in shares)
+    rate = min(1.0, config.train.batch_size * len(tasks) / max(1, units))
     privacy = config.privacy.model_copy(update={"sample_rate": rate})
     return config.model_copy(update={"privacy": privacy})
 
@@ -172,8 +182,9 @@ def _texts(training: Training, listener: Listener) -> Found:
     others = np.concatenate(witness.others) if witness.others else np.zeros(0)
     if not (len(scores[0]) and len(scores[1]) and len(others)):
         raise UserError(
-            f"client {training.client} has too few records to plant canaries among them; audit "
-            "another --client, or give it more"
+            f"client {training.client} has too few records to plant canaries among them (or no "
+            "test records of groups that it does not train on); audit another --client, or give it "
+            "more"
         )
     attack = membership(scores[1], others, training.seed)
     included = np.concatenate(witness.included)
@@ -216,6 +227,7 @@ def _found(
         repeat=training.repeat,
         mechanism=privacy.mechanism,
         unit=privacy.unit,
+        unit_column=privacy.unit_column,
         simulation_only=privacy.simulation_only,
         claimed=claimed,
         delta=delta,
@@ -227,6 +239,6 @@ def _found(
 
 def share_of(experiment: Experiment, task: str, client: int) -> TaskData:
     """Return a client's share of a task as it is."""
-    data = open_source(experiment.data).load(task)
+    data = load_for_clients(experiment, task)
     clients = experiment.federation.clients
     return partition(data, experiment.data.partition, clients, experiment.run.seed)[client]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from textwrap import wrap
 
+from deal_core.privacy.accounting.unit import unit_text
 from server.results import Strict
 from simulations.audit.found import Figure, Found, Kind
 from simulations.audit.judged import Judged
@@ -22,9 +23,11 @@ EXPLANATION = (
     "itself; one below the claim proves nothing."
 )
 MEANING: Mapping[Kind, str] = {
-    "gradients": "Gradient canaries: records whose gradient is 100 times as long as the bound, "
-    "sampled, clipped and noised by the mechanism itself; every noised gradient is seen.",
-    "texts": "Text canaries: real examples with random labels. Membership: the site's other "
+    "gradients": "Gradient canaries: records (where groups are protected, groups of records) whose "
+    "gradient is 100 times as long as the bound, sampled, clipped and noised by the mechanism "
+    "itself; every noised gradient is seen.",
+    "texts": "Text canaries: real examples (where groups are protected, all of a group) with "
+    "random labels. Membership: the site's other "
     "training records against its test records, by how much their loss fell; intervals are 95 % "
     "bootstrap intervals.",
     "clients": "Canary clients: each sends an update 100 times as long as the bound, in every "
@@ -32,6 +35,7 @@ MEANING: Mapping[Kind, str] = {
 }
 HONEST: Mapping[str, str] = {
     "record": "against everybody but the site itself, the server included",
+    "group": "against everybody but the site itself, the server included",
     "client": "against everybody but the server",
 }
 """Unit of privacy to whom a claim assumes honest."""
@@ -79,8 +83,11 @@ def markdown(audit: Audit) -> str:
 
 def _claims(trainings: list[Found]) -> str:
     delta = trainings[0].delta
-    units = {found.unit for found in trainings} - {None}
-    told = [f"per {unit}, over all rounds and tasks, {HONEST[str(unit)]}" for unit in units]
+    units = {(found.unit, found.unit_column) for found in trainings if found.unit}
+    told = [
+        f"per {unit_text(unit, column)}, over all rounds and tasks, {HONEST[unit]}"
+        for unit, column in sorted(units)
+    ]
     return f"Every epsilon is at delta = {delta:.3g} {'; '.join(told) or 'of what leaves'}."
 
 

@@ -124,6 +124,7 @@ def site_check(
     asked = load_experiment(Request(experiment)) if experiment else None
     report = check_site(folder.expanduser().resolve(), asked, offline)
     print_line([f"ok     {line}" for line in report.lines])
+    print_line([f"warn   {line}" for line in report.warnings])
     print_line([f"wrong  {line}" for line in report.problems])
     if report.problems:
         print_line([f"next: mend what is wrong ({len(report.problems)}), and check again"])

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deal_core.privacy.accounting.unit import unit_text
 from server.spending import extent
 from simulations.output.console import print_line
 from simulations.run.progress import PHASES, Progress, RunEvent
@@ -140,8 +141,9 @@ def spent(state: Progress) -> list[str]:
     if state.epsilon is None or not state.unit:
         return []
     seeded = ", simulation only" if state.simulation_only else ""
+    unit = unit_text(state.unit, state.unit_column)
     return [
-        f"epsilon {state.epsilon:.3g} at delta {state.delta:.2g} per {state.unit}, "
+        f"epsilon {state.epsilon:.3g} at delta {state.delta:.2g} per {unit}, "
         f"{extent(state.disjoint_tasks)} so far{seeded}"
     ]
 

@@ -250,7 +250,7 @@ def check_data(experiment: Experiment) -> None:
     Raises:
         UserError: see :mod:`deal_core.data` and :func:`server.plan.make_plan`.
     """
-    source = open_source(experiment.data)
+    source = open_source(experiment.data, experiment.privacy.unit_column)
     clients = [str(number) for number in range(experiment.federation.clients)]
     make_plan(experiment, source.task_names(), clients)
     for name in source.task_names():

@@ -43,7 +43,7 @@ class Progress:
         started, updated: time of the start and of the last event.
         per_round: mean seconds a round took since this start, evaluations included; 0: unknown.
         epsilon: largest over clients, of all that their ledgers hold; None: no guarantee.
-        delta: largest over clients. unit: what is protected.
+        delta: largest over clients. unit: what is protected. unit_column: that makes groups.
         disjoint_tasks: some epsilon is of a record that is in one task.
         simulation_only: some noise came from a seed.
     """
@@ -72,6 +72,7 @@ class Progress:
     epsilon: float | None = None
     delta: float = 0.0
     unit: str = ""
+    unit_column: str = ""
     disjoint_tasks: bool = False
     simulation_only: bool = False
 
@@ -147,6 +148,7 @@ def _run_started(state: Progress, event: RunEvent) -> Progress:
         phase="resuming" if event["resumed"] else "starting",
         tasks=tuple(event["tasks"]),
         unit=event.get("unit") or "",
+        unit_column=event.get("unit_column") or "",
         stages=stages,
         done=done,
         evaluated=sum(end <= done for end in ends),

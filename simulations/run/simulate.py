@@ -51,8 +51,12 @@ def _run(experiment: Experiment, request: Request, console: Console) -> None:
         engine.warm_up(experiment)
         # Imports torch: after the quick checks.
         from simulations.run.preflight import preflight
+        from simulations.run.privacy_warnings import privacy_warnings
 
         preflight(experiment)
+        warnings = privacy_warnings(experiment)
+    for line in warnings:
+        print_line(console, f"warning: {line}")
     view = progress_view(console, Path(request.experiment).stem)
     with claimed(experiment), view as listener:
         engine.run(experiment, listener)

@@ -139,7 +139,7 @@ def privacy_text(privacy: Privacy) -> str:
     largest = max(privacy.epsilon.values())
     return (
         f"{privacy.mechanism}: epsilon <= {largest:.3g} at delta = {privacy.delta:.3g} "
-        f"per {privacy.unit}, over {extent(privacy.disjoint_tasks)} (largest over clients); "
+        f"per {privacy.unit_text}, over {extent(privacy.disjoint_tasks)} (largest over clients); "
         f"{privacy.assumes}"
         + ("; simulation only: the noise came from a seed" if privacy.simulation_only else "")
     )

@@ -54,6 +54,7 @@ CONFIG: dict[str, tuple[str, ...]] = {
     "privacy.noise": ("seeded",),
     "privacy.sample_rate": ("0.2", "1.0"),
     "privacy.disjoint_tasks": ("true",),
+    "privacy.unit_column": ("", "patient", "label", "nobody"),
     "privacy.max_grad_norm": ("0.01", "100"),
     "data.max_train": ("1", "20"),
     "data.train_share": ("0.1",),
@@ -69,10 +70,12 @@ POLICIES = {
     "strict": 'mechanism = "record"\nmax_epsilon = 1.0\n',
     "noised": 'mechanism = "record"\nmax_epsilon = 2.0\nmetrics = "noised"\n',
     "disjoint": 'mechanism = "record"\nmax_epsilon = 1.0\ndisjoint_tasks = true\n',
+    "groups": 'mechanism = "record"\nmax_epsilon = 1.0\nunit_column = "patient"\n',
     "client": 'mechanism = "client"\nmax_epsilon = 300.0\n',
     "open": 'metrics = "clear"\nshare_num_examples = true\n',
 }
 HONEST = {
+    "groups": ("privacy.mechanism=record", "privacy.unit_column=person"),
     "client": ("privacy.mechanism=client", "privacy.trusted_server=false"),
     "open": ("privacy.mechanism=none",),
 }

@@ -49,19 +49,27 @@ def rows(task: str, count: int = 40) -> list[Row]:
 @dataclass(frozen=True)
 class RealSite:
     """Attributes: ``folder``; ``policy``, lines of ``[policy]``; ``data``, rows of each task, the
-    same for training and test unless ``tests`` names others."""
+    same for training and test; ``each``, records of a patient, of whom a column ``patient`` has the
+    number; 0: there is no such column."""
 
     folder: Path
     policy: str = 'mechanism = "record"\nmax_epsilon = 1.0\n'
     data: Mapping[str, Sequence[Row]] = field(default_factory=lambda: {t: rows(t) for t in LABELS})
     declared: Mapping[str, Sequence[str]] = field(default_factory=lambda: dict(LABELS))
     data_lines: str = ""
+    each: int = 0
 
     def __post_init__(self) -> None:
         for task, examples in self.data.items():
             place = self.folder / "data" / task
             place.mkdir(parents=True, exist_ok=True)
-            lines = [json.dumps({"text": text, "label": label}) for text, label in examples]
+            lines = [
+                json.dumps(
+                    {"text": text, "label": label}
+                    | ({"patient": f"p{row // self.each}"} if self.each else {})
+                )
+                for row, (text, label) in enumerate(examples)
+            ]
             for split in ("train", "test"):
                 (place / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
         # a site of an earlier version could not declare labels

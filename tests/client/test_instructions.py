@@ -177,12 +177,18 @@ def check(
         assert counts in [counts_in(each) for each in earlier]
     else:
         assert bool(counted) == bool(counts)
-    if case.policy in ("strict", "disjoint"):
+    if case.policy in ("strict", "disjoint", "groups"):
         assert not counts
     if case.policy != "open":
         assert all(event.protected for event in new)
-        assert all(event.delta <= 1e-3 for event in new)
-        limit = {"strict": 1.0, "noised": 2.0, "disjoint": 1.0, "client": 300.0}[case.policy]
+        # of 120 records, or of 30 groups
+        assert all(event.delta <= (1e-2 if case.policy == "groups" else 1e-3) for event in new)
+        unit = {"groups": ("group", "patient"), "client": ("client", "")}
+        assert {(event.unit, event.unit_column) for event in new} <= {
+            unit.get(case.policy, ("record", ""))
+        }
+        limit = {"strict": 1.0, "noised": 2.0, "disjoint": 1.0, "groups": 1.0, "client": 300.0}
+        limit = limit[case.policy]
         events = site.events
         if events:
             delta = max(event.delta for event in events)  # the policy's: runs may ask for less
@@ -198,6 +204,10 @@ def check_source(site: RealSite, case: Bent, source: object) -> None:
     assert all(each.task == task for each in source.record_ids)
     assert len(rows_read) == len(source.record_ids) == len(source.data)
     assert len(source.data) == len(site.data[task])
+    if case.policy == "groups":
+        assert len(source.groups) == 10
+    else:
+        assert source.groups is None
     assert source.noise_multiplier > 0.1
 
 
@@ -230,6 +240,7 @@ def neighbours(folder, policy: str) -> tuple[RealSite, RealSite]:
                 policy=POLICIES[policy],
                 data=data,
                 data_lines=f'public_path = "{public}"\n',
+                each=4,
             )
         )
     return sites[0], sites[1]

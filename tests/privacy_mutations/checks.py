@@ -17,19 +17,30 @@ import numpy as np
 import pytest
 import torch
 
+from client import local_evaluation
 from deal_core.config.experiment import TrainConfig
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest, release
+from deal_core.privacy.interface import (
+    Grouping,
+    LocalUpdate,
+    RecordId,
+    Refusal,
+    Site,
+    UpdateRequest,
+    release,
+)
 from deal_core.privacy.mechanisms import noise as noise_module
 from deal_core.privacy.mechanisms import private_gradients
 from deal_core.privacy.mechanisms.counts import noised_counts
+from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.randomness import seeded
+from deal_core.training.evaluation import answer_space, count_both
 from deal_core.training.loop import run_local_steps
 from deal_core.training.per_sample import clipped_gradients
 from tests.deal_core.privacy.mechanisms.silence import Silence
@@ -207,6 +218,91 @@ def check_counts(model: LanguageModel) -> None:
         loud = noised_counts(given, 3.0, noise_module.SecureNoise())
         error = np.concatenate([np.array(loud[n], float) - counts[n] for n in names])
         assert abs(error.std() / (3.0 * math.sqrt(len(names) * tasks)) - 1) < 0.03
+
+
+def group_source(sizes: Sequence[int], noise: object, **changes: object) -> PrivateGradients:
+    """Private gradients of groups of these sizes; records of a group lie apart."""
+    order = [(place, number) for number, size in enumerate(sizes) for place in range(size)]
+    numbers = [number for _, number in sorted(order)]
+    given = {"sample_rate": 1.0, "expected_batch": 1, "tokens_per_microbatch": 60, **changes}
+    return source(texts(len(numbers)), noise, groups=Groups(numbers), **given)
+
+
+def check_group_neighbours(model: LanguageModel) -> None:
+    """A group more, of 1 or of 50 records, moves the sum by at most the clipping bound, exactly."""
+    others = (3, 1, 7, 2)
+    for size in (1, 2, 50):
+        for bound in (1e-3, 0.05):
+            quiet = group_source((*others, size), Silence(), max_grad_norm=bound)
+            sums = [
+                flat(released(model, quiet, quiet.groups.batch(drawn, quiet.data)))
+                for drawn in ([0, 1, 2, 3, 4], [0, 1, 2, 3], [4], [])
+            ]
+            assert float((sums[0] - sums[1]).norm()) <= bound
+            assert float(sums[2].norm()) <= bound
+            assert not sums[3].any()
+    # and below the bound a group's gradient is the mean of its records': nothing else clips
+    wide = group_source((3, 1, 7, 2), Silence(), max_grad_norm=1e6)
+    members = wide.groups.members[2]
+    alone = source(wide.data, Silence(), max_grad_norm=1e6, expected_batch=1)
+    mean = sum(flat(released(model, alone, [i])) for i in members) / len(members)
+    whole = flat(released(model, wide, wide.groups.batch([2], wide.data)))
+    torch.testing.assert_close(whole, mean, rtol=1e-4, atol=1e-8)
+
+
+def check_group_samples(model: LanguageModel) -> None:
+    """Groups are drawn whole, each by itself, at the rate that is charged, whatever their size."""
+    sizes = [1, 1, 1, 1, 8, 2, 1, 3] * 4
+    noise = noise_module.SeededNoise(seeded("group rate"))
+    gradients = group_source(sizes, noise, sample_rate=0.25, steps=1500)
+    drawn = np.zeros((1500, len(sizes)))
+    for step, batch in enumerate(gradients.batches()):
+        gradients.groups.require_sampled(batch, 0.25)
+        taken = {gradients.groups.numbers[i] for i in batch}
+        assert sorted(batch) == sorted(i for n in taken for i in gradients.groups.members[n])
+        drawn[step, list(taken)] = 1
+    error = 5 * math.sqrt(0.25 * 0.75 / 1500)
+    assert np.abs(drawn.mean(axis=0) - 0.25).max() < error
+    spread = math.sqrt(len(sizes) * 0.25 * 0.75)
+    assert abs(drawn.sum(axis=1).std() / spread - 1) < 0.15
+
+
+def check_group_counts(model: LanguageModel) -> None:
+    """A group of 50 test records changes a count by at most 1."""
+    space = answer_space("t", ["a", "b"], {}, True)
+
+    def score(batch: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([[1.0, 0.0]] * len(batch))
+
+    def counted(groups: list[int]) -> float:
+        data = [Encoded((1, 2), 0)] * len(groups)
+        return count_both(score, data, space, local_evaluation.group_weights(groups))[0]
+
+    others = [0, 0, 0, 1, 2, 2]
+    assert counted(others) == pytest.approx(3)
+    assert counted([*others, *[3] * 50]) - counted(others) <= 1 + 1e-9
+
+
+def check_units_apart(model: LanguageModel, folder: Path) -> None:
+    """What is charged says whose it is, and records and groups are never added up."""
+    by_group = experiment("privacy.unit_column=patient", "privacy.target_epsilon=50.0")
+    by_record = experiment("privacy.target_epsilon=50.0")
+    site = site_in(folder)
+
+    def grouped(server_round: int) -> UpdateRequest:
+        whole = asked("task0", server_round)
+        numbers = [row // 3 for row in range(225)]
+        counts = {task: count // 3 for task, count in TASKS.items()}
+        grouping = Grouping(numbers, lambda: counts, lambda: sum(counts.values()))
+        return replace(whole, grouping=grouping)
+
+    release(make_mechanism(by_group), grouped(1), site, made)
+    (event,) = site.ledger().events()
+    assert (event.unit, event.unit_column) == ("group", "patient")
+    assert event.sample_rate == 16 / 75
+    with pytest.raises(Refusal):
+        release(make_mechanism(by_record), asked("task0", 2), site, made)
+    assert len(site.ledger().events()) == 1
 
 
 TASKS = {"task0": 225, "task1": 150, "task2": 40}

@@ -10,17 +10,20 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from client import local_evaluation
 from deal_core.privacy import interface
+from deal_core.privacy.accounting import ledger
 from deal_core.privacy.accounting.composition import DpEvent
 from deal_core.privacy.accounting.ledger import LedgerEvent
 from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import counts as counts_module
 from deal_core.privacy.mechanisms import private_gradients, record
+from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import RecordMechanism
 from deal_core.randomness import seeded
-from deal_core.training import per_sample
+from deal_core.training import per_group, per_sample
 from tests.privacy_mutations import checks
 
 Patch = pytest.MonkeyPatch
@@ -68,8 +71,8 @@ def sampled_by_shuffling(patch: Patch) -> None:
 
 def _clip(patch: Patch, factors_of) -> None:
     def one_microbatch(module, objective, part, bound):
-        pairs = per_sample._example_gradients(module, objective, part)
-        norms = per_sample._norms(pairs)
+        pairs = per_sample.example_gradients(module, objective, part)
+        norms = per_sample.gradient_norms(pairs)
         for weight, copy in pairs:
             total = torch.einsum("n,nij->ij", factors_of(norms, copy, bound), copy.grad)
             weight.grad = total if weight.grad is None else weight.grad + total
@@ -248,6 +251,88 @@ def charged_after_it_has_left(patch: Patch) -> None:
     patch.setattr(RecordMechanism, "_charged", charged)
 
 
+def groups_clipped_record_by_record(patch: Patch) -> None:
+    """The guarantee of a record, told as one of a group: fifty records move the sum fifty-fold."""
+
+    def by_record(module, objective, microbatches, groups, bound):
+        return per_sample.clipped_gradients(module, objective, microbatches, bound)
+
+    patch.setattr(private_gradients, "clipped_group_gradients", by_record)
+
+
+def groups_clipped_pass_by_pass(patch: Patch) -> None:
+    """A group of many records is clipped anew in every pass, and counts as many times."""
+    original = per_group.clipped_group_gradients
+
+    def in_parts(module, objective, microbatches, groups, bound):
+        for microbatch in microbatches:
+            original(module, objective, [microbatch], groups, bound)
+
+    patch.setattr(private_gradients, "clipped_group_gradients", in_parts)
+
+
+def groups_unclipped(patch: Patch) -> None:
+    original = per_group.clipped_group_gradients
+
+    def unclipped(module, objective, microbatches, groups, bound):
+        return original(module, objective, microbatches, groups, 1e9)
+
+    patch.setattr(private_gradients, "clipped_group_gradients", unclipped)
+
+
+def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
+    """The mean is clipped, and the number of records multiplied back."""
+
+    def divided(total, sizes):
+        return total / torch.ones(len(sizes)).view(-1, 1, 1)
+
+    close = per_group._GroupSums._close
+
+    def weighted(self, sums, sizes):
+        bound = self._bound
+        self._bound = bound * max(sizes, default=1)
+        close(self, sums, sizes)
+        self._bound = bound
+
+    patch.setattr(per_group, "_divided", divided)
+    patch.setattr(per_group._GroupSums, "_close", weighted)
+
+
+def records_drawn_where_groups_are_charged(patch: Patch) -> None:
+    patch.setattr(Groups, "require_sampled", lambda self, batch, rate: None)
+
+    def batches(self):
+        for _ in range(self.steps):
+            drawn = (self.noise.uniform(len(self.data)) <= self.sample_rate).nonzero()
+            yield sorted(drawn.flatten().tolist(), key=lambda i: self.groups.numbers[i])
+
+    patch.setattr(PrivateGradients, "batches", batches)
+
+
+def large_groups_drawn_more_often(patch: Patch) -> None:
+    """Records are drawn, and each brings its group along."""
+
+    def batches(self):
+        for _ in range(self.steps):
+            drawn = (self.noise.uniform(len(self.data)) <= self.sample_rate).nonzero()
+            groups = {self.groups.numbers[i] for i in drawn.flatten().tolist()}
+            yield self.groups.batch(sorted(groups), self.data)
+
+    patch.setattr(PrivateGradients, "batches", batches)
+
+
+def every_test_record_of_a_group_counts(patch: Patch) -> None:
+    patch.setattr(local_evaluation, "group_weights", lambda groups: [1.0] * len(groups))
+
+
+def units_added_up(patch: Patch) -> None:
+    patch.setattr(ledger, "common_unit", lambda units: None)
+
+
+def groups_charged_as_records(patch: Patch) -> None:
+    patch.setattr(RecordMechanism, "unit", property(lambda self: "record"))
+
+
 MUTATIONS = [
     Mutation(
         "rate doubled after step 1",
@@ -300,6 +385,35 @@ MUTATIONS = [
     Mutation(
         "charged after it has left", charged_after_it_has_left, checks.check_charge_comes_first
     ),
+    Mutation(
+        "groups: clipped record by record",
+        groups_clipped_record_by_record,
+        checks.check_group_neighbours,
+    ),
+    Mutation(
+        "groups: clipped pass by pass", groups_clipped_pass_by_pass, checks.check_group_neighbours
+    ),
+    Mutation("groups: clipping off", groups_unclipped, checks.check_group_neighbours),
+    Mutation(
+        "groups: bound times the number of records",
+        groups_summed_after_a_clipped_mean,
+        checks.check_group_neighbours,
+    ),
+    Mutation(
+        "groups: records drawn", records_drawn_where_groups_are_charged, checks.check_group_samples
+    ),
+    Mutation(
+        "groups: large ones drawn more often",
+        large_groups_drawn_more_often,
+        checks.check_group_samples,
+    ),
+    Mutation(
+        "groups: every test record counts",
+        every_test_record_of_a_group_counts,
+        checks.check_group_counts,
+    ),
+    Mutation("groups: added up with records", units_added_up, checks.check_units_apart),
+    Mutation("groups: charged as records", groups_charged_as_records, checks.check_units_apart),
     Mutation(
         "planned records not looked at",
         what_was_planned_is_not_looked_at,

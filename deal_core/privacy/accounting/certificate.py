@@ -23,7 +23,8 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Entry, Ledger, LedgerEvent, composed
 
 KEY = "ledger.key"
-VERSION = 2
+VERSION = 3
+"""Of statements; 2 had no ``unit_column``."""
 PLACE = ("seq", "time")
 ROUNDING = 1e-6
 
@@ -36,7 +37,8 @@ def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
         disjoint_tasks: compose tasks in parallel, as the site's policy declares.
 
     Raises:
-        UserError: the ledger holds nothing; tasks in parallel, but some were not compared.
+        UserError: the ledger holds nothing, or releases of several units of privacy; tasks in
+            parallel, but some were not compared.
         LedgerError: it cannot be trusted.
     """
     entries = ledger.entries()
@@ -95,6 +97,7 @@ def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
         "version": VERSION,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "unit": sorted({event.unit for event in events if event.protected}),
+        "unit_column": sorted({event.unit_column for event in events if event.unit_column}),
         **figures,
         "disjoint_tasks": disjoint_tasks,
         "assumes": "nobody but the keeper of this ledger is trusted",

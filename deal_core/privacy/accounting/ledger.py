@@ -30,6 +30,7 @@ from typing import Any
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
+from deal_core.privacy.accounting.unit import RECORD, common_unit, unit_text
 from deal_core.whole_file import write_whole
 
 FILE = "ledger.sqlite"
@@ -70,7 +71,7 @@ class LedgerEvent:
         run: name of the experiment that asked (a hash of its settings).
         task, phase, stage, server_round: where in the run; no task: of all tasks.
         mechanism: ``record``, or ``counts`` for evaluation counts with noise.
-        unit: what a neighbour differs by: ``record``.
+        unit: what a neighbour differs by (:mod:`~deal_core.privacy.accounting.unit`).
         sample_rate, noise_multiplier, steps: see
             :class:`~deal_core.privacy.accounting.composition.DpEvent`.
         max_grad_norm: clipping bound; for the ledger's reader, it costs nothing.
@@ -78,6 +79,7 @@ class LedgerEvent:
         simulation_only: the noise came from a seed: nothing is guaranteed.
         slack: what a step costs beyond the mechanism, because its noise is not quite that.
         assumes: whom the noise takes to be honest; empty: nobody outside the site.
+        unit_column: whose values make the groups, where the unit is a group.
     """
 
     run: str
@@ -95,6 +97,7 @@ class LedgerEvent:
     simulation_only: bool
     slack: float = 0.0
     assumes: str = ""
+    unit_column: str = ""
 
     @property
     def protected(self) -> bool:
@@ -164,10 +167,16 @@ class Budget:
 
 
 def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool = False) -> float:
-    """Return the epsilon of all protected events together: of one record, whatever tasks it is in,
-    or, with ``disjoint_tasks``, of one that is in a single task. It is void for records of which
-    something has left unprotected (:attr:`LedgerEvent.protected`)."""
+    """Return the epsilon of all protected events together: of one record (or group), whatever tasks
+    it is in, or, with ``disjoint_tasks``, of one that is in a single task. It is void for records
+    of which something has left unprotected (:attr:`LedgerEvent.protected`).
+
+    Raises:
+        MixedUnits: some events are of records and some of groups.
+    """
     events = [event for event in events if event.protected]
+    if events:
+        common_unit((event.unit, event.unit_column) for event in events)
     if not disjoint_tasks:
         return _epsilon_with_slack(events, delta)
     each = ([e for e in events if e.task in ("", task)] for task in {e.task for e in events})
@@ -232,7 +241,8 @@ class Ledger:
 
         Raises:
             BudgetSpent: there is not.
-            UserError: as :meth:`require_declared`, where tasks compose in parallel.
+            UserError: as :meth:`require_declared`, where tasks compose in parallel; or (MixedUnits)
+                the ledger holds releases of another unit.
         """
         events = [*self.events(), event]
         if budget.disjoint_tasks:
@@ -248,6 +258,7 @@ class Ledger:
 
         Raises:
             BudgetSpent: another process has used the budget meanwhile; nothing is written.
+            MixedUnits: another process has written releases of another unit; likewise.
         """
         with self._transaction() as db:
             row = db.execute("SELECT body FROM answers WHERE request = ?", (request,)).fetchone()
@@ -274,8 +285,9 @@ class Ledger:
             _append(db, self._entries(db), event)
         self._write_head()
 
-    def declare_members(self, task: str, ids: Collection[str]) -> None:
-        """Note which records a task has (as hashes), and check that no other task has them.
+    def declare_members(self, task: str, ids: Collection[str], unit: str = RECORD) -> None:
+        """Note which records (or groups) a task has, as hashes, and check that no other task has
+        them.
 
         Raises:
             UserError: a record of this task is in another one.
@@ -286,9 +298,9 @@ class Ledger:
                 row = db.execute("SELECT task FROM members WHERE id = ?", (one,)).fetchone()
                 if row is not None and row[0] != task:
                     raise UserError(
-                        f"a record of task '{task}' is in task '{row[0]}' as well, but "
+                        f"a {unit} of task '{task}' is in task '{row[0]}' as well, but "
                         "disjoint_tasks says that none is; set it to false in the site's policy "
-                        "(in a simulation: in [privacy]), or separate the records"
+                        f"(in a simulation: in [privacy]), or separate the {unit}s"
                     )
                 if row is None:
                     db.execute("INSERT INTO members VALUES (?, ?)", (one, task))
@@ -390,10 +402,11 @@ def _append(db: sqlite3.Connection, entries: Sequence[Entry], event: LedgerEvent
 
 def _require(events: Sequence[LedgerEvent], budget: Budget) -> None:
     epsilon = composed(events, budget.delta, budget.disjoint_tasks)
+    unit = unit_text(events[-1].unit, events[-1].unit_column)
     if epsilon > budget.epsilon * (1 + ROUNDING):
         raise BudgetSpent(
             f"one more release would take epsilon to {epsilon:.4g}, past {budget.epsilon:.4g} at "
-            f"delta = {budget.delta:.3g} per {events[-1].unit}, composed over all that the ledger "
+            f"delta = {budget.delta:.3g} per {unit}, composed over all that the ledger "
             f"holds{', tasks in parallel' if budget.disjoint_tasks else ''}"
         )
 

@@ -21,9 +21,10 @@ from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, LowerBound, lower_bound
-from deal_core.privacy.audit.planted import Scores, plant
+from deal_core.privacy.audit.planted import GROUP_RECORDS, Scores, plant
 from deal_core.privacy.interface import (
     GradientSum,
+    Grouping,
     LocalUpdate,
     Mechanism,
     RecordId,
@@ -47,8 +48,8 @@ class MechanismAudit:
     Attributes:
         p_value: probability, at most, of guesses as right as these if the ledgers are true.
         bound: on epsilon, whatever the mechanism is.
-        claimed: epsilon that the ledger of the first repetition holds, at ``delta`` per record,
-            over all rounds.
+        claimed: epsilon that the ledger of the first repetition holds, at ``delta`` per record (or
+            group), over all rounds.
         repetitions: guesses, and what each ledger holds.
     """
 
@@ -66,11 +67,13 @@ class MechanismAudit:
 
 @dataclass(frozen=True)
 class Records:
-    """The site: a ``model`` with an adapter, and real records, encoded, with their ``labels``."""
+    """The site: a ``model`` with an adapter, and real records, encoded, with their ``labels``, and
+    the ``groups`` of which they are, numbers from 0; empty: each is one by itself."""
 
     model: LanguageModel
     data: Sequence[Encoded]
     labels: Sequence[str]
+    groups: Sequence[int] = ()
 
 
 def audit_mechanism(
@@ -82,6 +85,7 @@ def audit_mechanism(
     canaries: int = 1000,
     repetitions: int = 4,
     seed: int = 0,
+    group_records: int = GROUP_RECORDS,
 ) -> MechanismAudit:
     """Train with canaries, several times, and judge.
 
@@ -96,6 +100,7 @@ def audit_mechanism(
             can notice.
         repetitions: trainings, each with canaries of its own.
         seed: of the canaries.
+        group_records: records of each canary, where the experiment protects groups.
 
     Returns:
         How likely such guesses are if the ledgers are true, and the bound that they give on
@@ -111,7 +116,7 @@ def audit_mechanism(
     for k, ledger in enumerate(ledgers):
         directions = GradientCanaries(canaries, seed, k)
         own = _with_seed(experiment, experiment.run.seed + k)
-        scores = _trained(make(own), own, records, ledger, directions)
+        scores = _trained(make(own), own, records, ledger, directions, group_records)
         write(records.model.module, before)
         spent = tuple(event.spent for event in ledger.events())
         done.append(Repetition(spent, guess(scores, directions.included)))
@@ -136,10 +141,11 @@ def _trained(
     records: Records,
     ledger: Ledger,
     canaries: GradientCanaries,
+    group_records: int,
 ) -> Scores:
     """All rounds of one repetition; return how the canaries look, ``(count,)``."""
-    privacy = experiment.privacy
-    planted = plant(mechanism_of(experiment).attacked, mechanism, canaries, privacy.max_grad_norm)
+    attacked, bound = mechanism_of(experiment).attacked, experiment.privacy.max_grad_norm
+    planted = plant(attacked, mechanism, canaries, bound, group_records)
     site = Site(ledger=lambda: ledger, policy=None, simulated=True)
     trained = mechanism.trained(frozenset({"lora_A", "lora_B"}))
 
@@ -156,6 +162,8 @@ def _trained(
 
 
 def _ask(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:
+    numbers = records.groups or range(len(records.data))
+    count = len(set(numbers))
     return UpdateRequest(
         request=f"audit {server_round}",
         client="0",
@@ -170,4 +178,5 @@ def _ask(experiment: Experiment, records: Records, server_round: int) -> UpdateR
         ids=lambda: [f"record {k}" for k in range(len(records.data))],
         learning_rate=experiment.train.learning_rate,
         generator=seeded(experiment.run.seed, "train", server_round),
+        grouping=Grouping(numbers, lambda: {TASK: count}, lambda: count),
     )

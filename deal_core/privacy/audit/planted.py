@@ -1,8 +1,9 @@
 """A mechanism with canaries among its records, and what an attacker sees of them.
 
 The canaries are further records of the site: the mechanism plans for them, samples, clips, sums
-and noises them with the others, and the ledger charges what it charges for any record. Nothing of
-it can be asked for by a server: an audit builds its clients itself, and only in a simulation.
+and noises them with the others, and the ledger charges what it charges for any record. Where the
+mechanism protects groups, a canary is a group of some records, which all pull the same way. Nothing
+of it can be asked for by a server: an audit builds its clients itself, and only in a simulation.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 
 from deal_core.lora.attach import learning_factors
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.accounting.unit import GROUP
 from deal_core.privacy.audit.audited import watched
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.interface import (
     Counts,
+    Grouping,
     LocalUpdate,
     Mechanism,
     Permit,
@@ -37,6 +40,8 @@ from deal_core.training.objective import Objective
 
 FAR = 100.0
 """Length of a canary's gradient in units of the bound: without clipping it could not be missed."""
+GROUP_RECORDS = 3
+"""Records of a canary that is a group: clipped one by one, they would count as so many."""
 SHORT = 16
 """Tokens that a canary counts for, so that a pass does not hold too many."""
 
@@ -117,6 +122,7 @@ class Watched:
         inner: the mechanism's.
         records: positions below are records, those from there on canaries.
         length: of a canary's gradient.
+        records_each: positions that a canary has.
     """
 
     inner: Gradients
@@ -124,6 +130,7 @@ class Watched:
     canaries: GradientCanaries
     length: float
     seen: Seen
+    records_each: int = 1
     _before: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -143,7 +150,9 @@ class Watched:
         """Add the gradient of records and canaries, and show it to the attacker."""
         if not self._before:
             self._before = _values(module)
-        planted = PlantedObjective(objective, module, self.records, self.canaries, self.length)
+        planted = PlantedObjective(
+            objective, module, self.records, self.canaries, self.length, self.records_each
+        )
         loss = self.inner.accumulate(module, planted, batch)
         factors = learning_factors(module)
         there = {name: f.grad for name, f in factors.items() if f.grad is not None}
@@ -175,12 +184,14 @@ class Planted:
         inner: the mechanism that is attacked.
         canaries: in every task. seen: who looks.
         length: of a canary's gradient.
+        records_each: further records of the site that a canary is; more than one: of one group.
     """
 
     inner: Mechanism
     canaries: GradientCanaries
     seen: Seen
     length: float
+    records_each: int = 1
 
     @property
     def unit(self) -> str | None:
@@ -198,7 +209,8 @@ class Planted:
         Raises:
             Refusal: the mechanism takes no part.
         """
-        count, records = self.canaries.count, len(ask.data)
+        each, records = self.records_each, len(ask.data)
+        count = each * self.canaries.count
         tokens = (ask.data[0].tokens if ask.data else (0,) * SHORT)[:SHORT]
         more = replace(
             ask,
@@ -206,14 +218,25 @@ class Planted:
             record_ids=[*ask.record_ids, *(RecordId(ask.task, records + k) for k in range(count))],
             site_records=lambda: ask.site_records() + count,
             records=lambda: {task: known + count for task, known in ask.records().items()},
-            ids=lambda: [*ask.ids(), *(f"canary {k}" for k in range(count))],
+            ids=lambda: [*ask.ids(), *(f"canary {k // each}" for k in range(count))],
+            grouping=None if ask.grouping is None else self._with_canaries(ask.grouping),
         )
 
         def watch(gradients: Gradients) -> Gradients:
-            return Watched(gradients, records, self.canaries, self.length, self.seen)
+            return Watched(gradients, records, self.canaries, self.length, self.seen, each)
 
         permit = self.inner.permit(more, site)
         return permit if isinstance(permit, LocalUpdate) else watched(permit, watch)
+
+    def _with_canaries(self, own: Grouping) -> Grouping:
+        """Return the groups of the site, and after them a group for every canary."""
+        first, count = len(set(own.numbers)), self.canaries.count
+        more = [first + k for k in range(count) for _ in range(self.records_each)]
+        return Grouping(
+            numbers=[*own.numbers, *more],
+            groups=lambda: {task: known + count for task, known in own.groups().items()},
+            site_groups=lambda: own.site_groups() + count,
+        )
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """Return the counts as the mechanism beneath lets them go; canaries are not tested."""
@@ -228,15 +251,21 @@ SEEN: Mapping[Attacked, Callable[[GradientCanaries, Scores], Seen]] = {
 
 
 def plant(
-    attacked: Attacked, inner: Mechanism, canaries: GradientCanaries, bound: float
+    attacked: Attacked,
+    inner: Mechanism,
+    canaries: GradientCanaries,
+    bound: float,
+    group_records: int = GROUP_RECORDS,
 ) -> Planted:
-    """Return a mechanism with canaries planted in it.
+    """Return a mechanism with canaries planted in it; each is one of the units that it protects.
 
     Args:
         attacked: what of the mechanism is.
         inner: the mechanism itself.
         canaries: their directions, and which of them are there.
         bound: of a record's gradient.
+        group_records: records of each canary, where the mechanism protects groups.
     """
     seen = SEEN[attacked](canaries, np.zeros(canaries.count))
-    return Planted(inner, canaries, seen, FAR * bound)
+    each = group_records if inner.unit == GROUP else 1
+    return Planted(inner, canaries, seen, FAR * bound, each)

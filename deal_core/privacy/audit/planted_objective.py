@@ -23,14 +23,15 @@ from deal_core.training.objective import Objective
 @dataclass(frozen=True)
 class PlantedObjective:
     """Attributes: ``inner``, of records; ``module``, whose factors learn; ``records``, how many:
-    the canaries' positions follow; ``length``, of a canary's gradient. One whose coin says that it
-    is not there has no gradient."""
+    the canaries' positions follow, ``records_each`` for each; ``length``, of the gradient of each.
+    A canary whose coin says that it is not there has no gradient."""
 
     inner: Objective
     module: nn.Module
     records: int
     canaries: GradientCanaries
     length: float
+    records_each: int = 1
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """Return losses of records and canaries, ``(batch,)``, in their order."""
@@ -42,7 +43,8 @@ class PlantedObjective:
                 own = self.inner.example_losses([batch[row] for row in rows])
             losses = losses.index_add(0, _index(rows, losses), own.to(losses.dtype))
         if planted:
-            numbers = np.array([batch[row] - self.records for row in planted])
+            places = np.array([batch[row] for row in planted])
+            numbers = (places - self.records) // self.records_each
             losses = losses + self._linear(numbers, np.array(planted), len(batch))
         return losses
 

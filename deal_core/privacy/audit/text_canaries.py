@@ -1,6 +1,7 @@
 """Text canaries: real training examples of a site with random labels, there or not.
 
 What a model says of a label that nobody could have guessed tells whether it was trained on it.
+Where groups are protected a canary is one of the site's groups, with all of its records.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ class Planted:
     """One site's share of one task.
 
     Attributes:
-        canaries: examples with random labels. included: ``(len(canaries),)``, fair coins.
+        canaries: examples with random labels.
+        numbers: of each of them, which canary it is, or is of, from 0.
+        included: ``(canaries,)``, fair coins.
         others: what is trained on beside them.
     """
 
     canaries: tuple[Example, ...]
+    numbers: tuple[int, ...]
     included: NDArray[np.bool_]
     others: tuple[Example, ...]
 
@@ -43,7 +47,7 @@ class TextCanaries:
 
     Attributes:
         client: number of the audited site. count: at most so many a task, and half of the site's
-            examples. seed: of choice, labels and coins.
+            examples (or groups). seed: of choice, labels and coins.
     """
 
     client: int
@@ -53,23 +57,41 @@ class TextCanaries:
     def planted(self, share: TaskData) -> Planted:
         """Choose canaries among the training examples of a share, and throw the coins."""
         generator = seeded(self.seed, "text canaries", share.name)
-        order = torch.randperm(len(share.train), generator=generator).tolist()
+        units = members_of(share.train)
+        order = torch.randperm(len(units), generator=generator).tolist()
         count = min(self.count, len(order) // 2)
-        labels = torch.randint(len(share.labels), (count,), generator=generator).tolist()
-        chosen = zip(order[:count], labels, strict=True)
+        chosen = [(number, i) for number in range(count) for i in units[order[number]]]
+        labels = torch.randint(len(share.labels), (len(chosen),), generator=generator).tolist()
         return Planted(
-            tuple(replace(share.train[i], label=share.labels[k]) for i, k in chosen),
+            tuple(
+                replace(share.train[i], label=share.labels[k])
+                for (_, i), k in zip(chosen, labels, strict=True)
+            ),
+            tuple(number for number, _ in chosen),
             fair_coins(count, self.seed, share.name),
-            tuple(share.train[i] for i in sorted(order[count:])),
+            tuple(share.train[i] for i in sorted(i for n in order[count:] for i in units[n])),
         )
 
     def prepare(self, shares: list[TaskData]) -> list[TaskData]:
         """Return the clients' shares with the canaries whose coin says so, and without the
         others."""
         own = self.planted(shares[self.client])
-        there = [e for e, kept in zip(own.canaries, own.included, strict=True) if kept]
+        there = [e for e, k in zip(own.canaries, own.numbers, strict=True) if own.included[k]]
         changed = replace(shares[self.client], train=(*own.others, *there))
         return [changed if k == self.client else share for k, share in enumerate(shares)]
+
+
+def members_of(examples: Sequence[Example]) -> list[list[int]]:
+    """Return the positions of what is protected together: of each group, or of each example."""
+    found: dict[str | int, list[int]] = {}
+    for position, example in enumerate(examples):
+        found.setdefault(example.unit or position, []).append(position)
+    return list(found.values())
+
+
+def mean_scores(scores: Scores, members: Sequence[Sequence[int]]) -> Scores:
+    """Return the mean over each unit's examples, ``(units,)``."""
+    return np.array([scores[list(positions)].mean() for positions in members], np.float64)
 
 
 def learnt_scores(

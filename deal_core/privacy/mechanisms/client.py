@@ -277,6 +277,11 @@ def check_clients_protected(experiment: Experiment) -> None:
         UserError: it cannot, or something does.
     """
     check_one_task_at_a_time(experiment)
+    if experiment.privacy.unit_column:
+        raise UserError(
+            'privacy.mechanism = "client" hides whole clients, and privacy.unit_column names '
+            'groups of records; leave it empty, or set the mechanism to "record"'
+        )
     if not experiment.privacy.trusted_server:
         return
     where = 'privacy.mechanism = "client"'

@@ -2,8 +2,9 @@
 
 One record, added or removed, changes a task's number of right answers among its own labels, that
 among all labels seen so far, and its number of examples by at most 1 each, in every task that it is
-in: the vector of ``m`` counts of ``k`` tasks by at most ``sqrt(m k)``. What is made of the noisy
-numbers to look like counts again is post-processing.
+in: the vector of ``m`` counts of ``k`` tasks by at most ``sqrt(m k)``. Where groups are protected a
+group counts as one example, by the share of its answers that is right, so the same holds of it.
+What is made of the noisy numbers to look like counts again is post-processing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from deal_core.wire.counts import EXAMPLES
 
 
 def sensitivity(tasks: int, counts: int) -> float:
-    """How far one record moves so many ``counts`` of so many tasks, which may all have it."""
+    """Return how far one record, or group, moves so many ``counts`` of so many tasks, which may all
+    have it."""
     return math.sqrt(counts * tasks)
 
 

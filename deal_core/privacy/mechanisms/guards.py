@@ -80,21 +80,36 @@ def require_moved(factors: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         raise UnsafeModel("a step with noise has changed nothing")
 
 
-def require_planned(record_ids: Sequence[RecordId], examples: int, task: str, planned: int) -> None:
+def require_planned(
+    record_ids: Sequence[RecordId],
+    examples: int,
+    task: str,
+    planned: int,
+    groups: Sequence[int] | None = None,
+) -> None:
     """Check, before any step, that what is about to be read is what was planned and is charged.
+
+    Args:
+        record_ids: which record each example is.
+        examples: that are about to be read.
+        task: that the charge names.
+        planned: records, or groups, of the task.
+        groups: of every example, where groups are protected.
 
     Raises:
         UnsafeModel: a record twice, one of another task than the charge names, or another number
-            of records than the plan's.
+            of records, or groups, than the plan's.
     """
-    if len(record_ids) != examples:
+    if len(record_ids) != examples or (groups is not None and len(groups) != examples):
         raise UnsafeModel("examples of which it is not known whose record they are")
     if len(set(record_ids)) != len(record_ids):
         raise UnsafeModel("a record is in the data twice")
     if any(each.task != task for each in record_ids):
         raise UnsafeModel("a record of another task than the one that is charged")
-    if len(record_ids) != planned:
-        raise UnsafeModel(f"{len(record_ids)} records, but {planned} are planned")
+    found = len(record_ids) if groups is None else len(set(groups))
+    if found != planned:
+        unit = "records" if groups is None else "groups"
+        raise UnsafeModel(f"{found} {unit}, but {planned} are planned")
 
 
 def require_same_answers(model: LanguageModel, probes: Probes, labels: Sequence[str]) -> None:

@@ -25,10 +25,11 @@ from deal_core.lora.payload import PREFIX
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
-from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora, require_sampled
+from deal_core.privacy.mechanisms.groups import Groups
+from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.mechanisms.noise import NoiseSource
 from deal_core.privacy.mechanisms.private_gradients import BELOW
-from deal_core.training.batching import sampled_passes
+from deal_core.privacy.mechanisms.sampled_units import add_clipped, drawn_batch, require_drawn
 from deal_core.training.objective import Objective
 from deal_core.training.per_sample import clipped_gradients
 
@@ -49,6 +50,7 @@ class NoisySum:
         shares: of so many sites the noise makes up the whole.
         tokens_per_microbatch: bounds memory, not the sum.
         noise: of sample and share.
+        groups: of the examples; None: each is protected by itself.
     """
 
     data: Sequence[Encoded]
@@ -59,6 +61,7 @@ class NoisySum:
     shares: int
     tokens_per_microbatch: int
     noise: NoiseSource
+    groups: Groups | None = None
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
         """Take a clipped gradient over constant texts, and drop it.
@@ -82,25 +85,19 @@ class NoisySum:
                 no sample of the rate that is charged.
         """
         factors = require_plain_lora(module)
-        batch = self._batch()
-        require_sampled(batch, self.record_ids, self.sample_rate)
+        batch = drawn_batch(self.data, self.groups, self.sample_rate, self.noise)
+        require_drawn(batch, self.record_ids, self.groups, self.sample_rate)
         for factor in factors:
             factor.grad = None
-        parts = sampled_passes(module, self.data, batch, self.tokens_per_microbatch)
         entries = sum(factor.numel() for factor in factors)
-        clipped_gradients(module, objective, parts, clipping_bound(self.max_grad_norm, entries))
+        bound, tokens = clipping_bound(self.max_grad_norm, entries), self.tokens_per_microbatch
+        add_clipped(module, objective, self.data, self.groups, batch, tokens, bound)
         sigma = self.noise_multiplier * 2**GRID_BITS / math.sqrt(self.shares)
         total = {}
         for name, factor in learning_factors(module).items():
             total[f"{PREFIX}{name}.weight"] = self._on_grid(factor) + self._noise(factor, sigma)
             factor.grad = None
         return total
-
-    def _batch(self) -> list[int]:
-        """A Poisson sample, sorted by length; it may be empty."""
-        drawn = self.noise.uniform(len(self.data)) <= self.sample_rate
-        batch: list[int] = drawn.nonzero().flatten().tolist()
-        return sorted(batch, key=lambda i: len(self.data[i].tokens))
 
     def _noise(self, factor: Tensor, sigma: float) -> NDArray[np.int64]:
         if not sigma:

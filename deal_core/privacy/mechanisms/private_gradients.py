@@ -7,6 +7,9 @@ expected batch size, whatever size the batch has. A step on an empty batch is no
 data (the objective's penalty, weight decay, the optimiser, maps that make factors) comes after the
 noise and costs nothing.
 
+Where groups of records are protected, a group takes the place of a record: it is drawn whole, the
+mean gradient of its records is clipped, and the sum is divided by the expected number of groups.
+
 Source: docs/method.md (M27); Abadi et al., CCS 2016, algorithm 1.
 """
 
@@ -19,15 +22,15 @@ from torch import Tensor, nn
 
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.interface import RecordId
+from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import (
     UnsafeModel,
     require_moved,
     require_plain_lora,
     require_same_answers,
-    require_sampled,
 )
 from deal_core.privacy.mechanisms.noise import NoiseSource
-from deal_core.training.batching import sampled_passes
+from deal_core.privacy.mechanisms.sampled_units import add_clipped, drawn_batch, require_drawn
 from deal_core.training.gradients import Probes
 from deal_core.training.objective import Objective
 from deal_core.training.per_sample import clipped_gradients
@@ -43,13 +46,14 @@ class PrivateGradients:
     Attributes:
         data: the client's own examples.
         record_ids: which record each of them is.
-        sample_rate: probability that an example is in a batch.
+        sample_rate: probability that an example, or group, is in a batch.
         noise_multiplier: see the module.
         max_grad_norm: clipping bound.
         steps: known before anything is drawn.
         expected_batch: what the noisy sum is divided by; public.
         tokens_per_microbatch: bounds memory, not the step.
         noise: of samples and gradients.
+        groups: of the examples; None: each is protected by itself.
     """
 
     data: Sequence[Encoded]
@@ -61,15 +65,14 @@ class PrivateGradients:
     expected_batch: float
     tokens_per_microbatch: int
     noise: NoiseSource
+    groups: Groups | None = None
     _before: list[Tensor] = field(default_factory=list)
     _taken: int = 0
 
     def batches(self) -> Iterator[list[int]]:
         """A Poisson sample a step, sorted by length; it may be empty."""
         for _ in range(self.steps):
-            drawn = self.noise.uniform(len(self.data)) <= self.sample_rate
-            batch: list[int] = drawn.nonzero().flatten().tolist()
-            yield sorted(batch, key=lambda i: len(self.data[i].tokens))
+            yield drawn_batch(self.data, self.groups, self.sample_rate, self.noise)
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
         """Take a clipped gradient over constant texts, and drop it.
@@ -86,7 +89,8 @@ class PrivateGradients:
             raise UnsafeModel("the model has no gradient on constant texts")
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
-        """Add ``(sum_i clip(g_i) + noise) / expected_batch``.
+        """Add ``(sum_i clip(g_i) + noise) / expected_batch``; of groups, ``g_i`` is the mean over
+        the records of one.
 
         Returns:
             0: the loss stays unknown.
@@ -97,13 +101,13 @@ class PrivateGradients:
             ValueError: gradients are there already, and would go unclipped.
         """
         factors = require_plain_lora(module)
-        require_sampled(batch, self.record_ids, self.sample_rate)
+        require_drawn(batch, self.record_ids, self.groups, self.sample_rate)
         if any(factor.grad is not None for factor in factors):
             raise ValueError("gradients are there before those of the batch")
         if self._taken == 0:
             self._before = [factor.detach().clone() for factor in factors]
-        parts = sampled_passes(module, self.data, batch, self.tokens_per_microbatch)
-        clipped_gradients(module, objective, parts, BELOW * self.max_grad_norm)
+        bound, tokens = BELOW * self.max_grad_norm, self.tokens_per_microbatch
+        add_clipped(module, objective, self.data, self.groups, batch, tokens, bound)
         scale = self.noise_multiplier * self.max_grad_norm
         for factor in factors:
             total = scale * self.noise.normal(factor.shape)

@@ -2,9 +2,10 @@
 updates that it sends; what is planned, charged and released. A step of it:
 :mod:`deal_core.privacy.mechanisms.private_gradients`.
 
-Unit of privacy: one record (training example) of one site, added or removed. Adversary: everybody
-else, the server and the other sites included, in sight of every update. Number of records, rate
-and number of steps count as public.
+Unit of privacy: one record (training example) of one site, added or removed; or, with
+``privacy.unit_column``, one group: all records of the site with one value of that column.
+Adversary: everybody else, the server and the other sites included, in sight of every update. Number
+of records (or of groups), rate and number of steps count as public.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ from deal_core.privacy.accounting.plan import (
     solve_noise_multiplier,
 )
 from deal_core.privacy.accounting.run_name import run_name
+from deal_core.privacy.accounting.unit import RECORD as RECORD_UNIT
+from deal_core.privacy.accounting.unit import MixedUnits, unit_of
 from deal_core.privacy.interface import (
     Counts,
+    Grouping,
     LocalUpdate,
     Permit,
     Refusal,
@@ -45,6 +49,7 @@ from deal_core.privacy.interface import (
 )
 from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
 from deal_core.privacy.mechanisms.definition import MechanismDefinition, nobody_trusted
+from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.noise_floor import entry_noise
@@ -57,7 +62,6 @@ from deal_core.privacy.mechanisms.shares import require_shares, slack_of, trust_
 from deal_core.privacy.policy import Policy, metrics_allowed, terms
 from deal_core.randomness import seeded
 
-UNIT = "record"
 log = logging.getLogger(__name__)
 
 
@@ -82,7 +86,7 @@ class PrivacyPlan(BaseModel):
     work: tuple[ReleaseSchedule, ...]
 
     def records(self, task: str) -> int:
-        """Number of the task's records that the plan was made for."""
+        """Number of the task's records (or groups) that the plan was made for."""
         return next(work.records for work in self.work if work.task == task)
 
     def budget(self, policy: Policy | None) -> Budget:
@@ -104,12 +108,14 @@ def one_factor(experiment: Experiment, factors: frozenset[str]) -> frozenset[str
 
 @contextmanager
 def refusing_when_spent() -> Iterator[None]:
-    """Refuse where the ledger has no room left."""
+    """Refuse where the ledger has no room left, or holds releases of another unit."""
     try:
         yield
     except (BudgetSpent, NoFeasibleNoise) as spent:
         reason = str(spent) or "the ledger's past leaves nothing"
         raise Refusal("budget-spent", reason) from None
+    except MixedUnits as mixed:
+        raise Refusal("policy", str(mixed)) from None
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,11 @@ class RecordMechanism:
     """Attributes: the ``experiment``."""
 
     experiment: Experiment
-    unit: str = UNIT
+
+    @property
+    def unit(self) -> str:
+        """Return ``record``, or ``group`` where ``privacy.unit_column`` makes some."""
+        return unit_of(self.experiment.privacy)
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
         """Return the factors of :func:`one_factor`."""
@@ -140,9 +150,10 @@ class RecordMechanism:
                 plan = self._plan(ask, site)
                 budget = plan.budget(site.policy)
                 if budget.disjoint_tasks:
-                    ledger.declare_members(ask.task, ask.ids())
+                    ledger.declare_members(ask.task, ask.ids(), self.unit)
                 event = self._event(ask, site, plan)
-                require_planned(ask.record_ids, len(ask.data), ask.task, plan.records(ask.task))
+                planned, groups = plan.records(ask.task), self._groups(ask)
+                require_planned(ask.record_ids, len(ask.data), ask.task, planned, groups)
                 ledger.require(event, budget)
         except (UserError, UnsafeModel) as error:
             raise Refusal("policy", str(error)) from None
@@ -161,9 +172,9 @@ class RecordMechanism:
         event: LedgerEvent,
     ) -> LocalUpdate:
         """The update as it may leave, in the ledger with its charge."""
-        answer = packed(LocalUpdate(update.arrays, self._figures(ask, site, plan, event)))
         budget = plan.budget(site.policy)
         with refusing_when_spent():
+            answer = packed(LocalUpdate(update.arrays, self._figures(ask, site, plan, event)))
             return unpacked(site.ledger().charge(event, budget, ask.request, answer))
 
     def _figures(
@@ -225,13 +236,25 @@ class RecordMechanism:
 
     def _plan(self, ask: UpdateRequest, site: Site) -> PrivacyPlan:
         """The run's plan as the ledger has it; made with the first round."""
-        text = site.ledger().plan(
-            self._run,
-            lambda past: self._solve(
-                past, ask.records(), ask.site_records(), ask.entries, site
-            ).model_dump_json(),
-        )
-        return PrivacyPlan.model_validate_json(text)
+
+        def solve(past: Sequence[LedgerEvent]) -> str:
+            return self._solve(past, *self._counts(ask), ask.entries, site).model_dump_json()
+
+        return PrivacyPlan.model_validate_json(site.ledger().plan(self._run, solve))
+
+    def _counts(self, ask: UpdateRequest) -> tuple[Mapping[str, int], int]:
+        """Return how many units there are: of every task of the run, and of the whole site.
+
+        Raises:
+            UserError: groups are protected, but the records have none.
+        """
+        if self.unit == RECORD_UNIT:
+            return ask.records(), ask.site_records()
+        return _required(ask).groups(), _required(ask).site_groups()
+
+    def _groups(self, ask: UpdateRequest) -> Sequence[int] | None:
+        """Return the group of every record that is asked about; None: each by itself."""
+        return None if self.unit == RECORD_UNIT else _required(ask).numbers
 
     def _solve(
         self,
@@ -298,7 +321,7 @@ class RecordMechanism:
             stage=0,
             server_round=0,
             mechanism="record",
-            unit=UNIT,
+            unit=self.unit,
             sample_rate=work.sample_rate,
             noise_multiplier=noise_multiplier,
             steps=work.rounds * work.steps,
@@ -306,6 +329,7 @@ class RecordMechanism:
             delta=delta,
             simulation_only=False,
             slack=slack_of(self.experiment, noise_multiplier, entries) if entries else 0.0,
+            unit_column=self.experiment.privacy.unit_column,
         )
 
     def _planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
@@ -330,7 +354,7 @@ class RecordMechanism:
             stage=ask.stage,
             server_round=ask.server_round,
             mechanism="record",
-            unit=UNIT,
+            unit=self.unit,
             sample_rate=work.sample_rate,
             noise_multiplier=plan.noise_multiplier,
             steps=work.steps,
@@ -339,6 +363,7 @@ class RecordMechanism:
             simulation_only=self._seeds(site),
             slack=slack_of(self.experiment, plan.noise_multiplier, ask.entries),
             assumes=trust_in_sum(privacy) if in_sum(privacy) else "",
+            unit_column=self.experiment.privacy.unit_column,
         )
 
     def _counting(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
@@ -350,27 +375,30 @@ class RecordMechanism:
             stage=ask.stage,
             server_round=ask.server_round,
             mechanism="counts",
-            unit=UNIT,
+            unit=self.unit,
             sample_rate=1.0,
             noise_multiplier=self.experiment.privacy.metrics_noise,
             steps=1,
             max_grad_norm=sensitivity(ask.evaluated, len(ask.counted)),
             delta=plan.delta,
             simulation_only=self._seeds(site),
+            unit_column=self.experiment.privacy.unit_column,
         )
 
     def _gradients(
         self, ask: UpdateRequest, site: Site, event: LedgerEvent
     ) -> PrivateGradients | NoisySum:
         noise = self._noise(ask) if event.simulation_only else SecureNoise()
+        numbers = self._groups(ask)
+        groups = None if numbers is None else Groups(numbers)
         make = GRADIENTS[self.experiment.train.step]
-        return make(self.experiment, ask, event, noise)
+        return make(self.experiment, ask, event, noise, groups)
 
     def _noise_only(
         self, ask: UpdateRequest, site: Site, event: LedgerEvent
     ) -> PrivateGradients | NoisySum:
         """The same on no record: noise alone."""
-        return replace(self._gradients(ask, site, event), data=(), record_ids=())
+        return replace(self._gradients(ask, site, event), data=(), record_ids=(), groups=None)
 
     def _seeds(self, site: Site) -> bool:
         return site.simulated and self.experiment.privacy.noise != "secure"
@@ -382,6 +410,17 @@ class RecordMechanism:
     @cached_property
     def _run(self) -> str:
         return run_name(self.experiment)
+
+
+def _required(ask: UpdateRequest) -> Grouping:
+    """Return the groups of a request's records.
+
+    Raises:
+        UserError: there are none.
+    """
+    if ask.grouping is None:
+        raise UserError("groups of records are protected, but nothing says which record is whose")
+    return ask.grouping
 
 
 def packed(made: LocalUpdate) -> bytes:
@@ -430,6 +469,12 @@ def check_records_protected(experiment: Experiment) -> None:
         raise UserError(
             f'{where} does not go with train.precision = "bfloat16", in which the rounding of a '
             'record\'s gradient depends on other records; set it to "auto" or "float32"'
+        )
+    if experiment.privacy.unit_column and experiment.data.max_train:
+        raise UserError(
+            f"{where} with privacy.unit_column protects groups, and which records "
+            "data.max_train takes depends on how many a group has; set it to 0, and take fewer "
+            "groups by data.train_share"
         )
     check_one_task_at_a_time(experiment)
     if in_sum(experiment.privacy) and not at_server(experiment):

@@ -8,24 +8,31 @@ from collections.abc import Callable, Mapping
 from deal_core.config.experiment import Experiment
 from deal_core.privacy.accounting.ledger import LedgerEvent
 from deal_core.privacy.interface import UpdateRequest
+from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.noise import NoiseSource
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.shares import shares_of
 
 MakeGradients = Callable[
-    [Experiment, UpdateRequest, LedgerEvent, NoiseSource], PrivateGradients | NoisySum
+    [Experiment, UpdateRequest, LedgerEvent, NoiseSource, Groups | None],
+    PrivateGradients | NoisySum,
 ]
 """Of the event that the ledger charges."""
 
 
 def site_gradients(
-    experiment: Experiment, ask: UpdateRequest, event: LedgerEvent, noise: NoiseSource
+    experiment: Experiment,
+    ask: UpdateRequest,
+    event: LedgerEvent,
+    noise: NoiseSource,
+    groups: Groups | None,
 ) -> PrivateGradients:
     """Return the steps of a round, each with the whole noise."""
     expected = experiment.train.batch_size
     if experiment.privacy.sample_rate:
-        expected = max(1, round(experiment.privacy.sample_rate * len(ask.data)))
+        units = len(ask.data) if groups is None else len(groups)
+        expected = max(1, round(experiment.privacy.sample_rate * units))
     return PrivateGradients(
         data=ask.data,
         record_ids=ask.record_ids,
@@ -36,11 +43,16 @@ def site_gradients(
         expected_batch=expected,
         tokens_per_microbatch=experiment.train.tokens_per_microbatch,
         noise=noise,
+        groups=groups,
     )
 
 
 def sum_gradients(
-    experiment: Experiment, ask: UpdateRequest, event: LedgerEvent, noise: NoiseSource
+    experiment: Experiment,
+    ask: UpdateRequest,
+    event: LedgerEvent,
+    noise: NoiseSource,
+    groups: Groups | None,
 ) -> NoisySum:
     """Return the one sum of a round, with this site's share of the noise."""
     return NoisySum(
@@ -52,6 +64,7 @@ def sum_gradients(
         shares=shares_of(experiment),
         tokens_per_microbatch=experiment.train.tokens_per_microbatch,
         noise=noise,
+        groups=groups,
     )
 
 

@@ -55,6 +55,7 @@ class RunState:
         accuracy: task to 0-1, as last evaluated.
         among_all: the same among all labels seen so far; empty: not known.
         unit: of privacy: what an epsilon protects; empty: nothing is protected.
+        unit_column: of groups, as the experiment names it.
     """
 
     phase: str = "starting"
@@ -71,6 +72,7 @@ class RunState:
     accuracy: dict[str, float] = field(default_factory=dict)
     among_all: dict[str, float] = field(default_factory=dict)
     unit: str = ""
+    unit_column: str = ""
     last_event: float = 0.0
     sites: dict[str, SiteState] = field(default_factory=dict)
 
@@ -116,6 +118,7 @@ def state_of(run: Path) -> RunState:
 def _begin(state: RunState, event: RunEvent, names: list[str]) -> None:
     state.phase, state.reason = "running", ""
     state.tasks, state.unit = list(event["tasks"]), str(event.get("unit") or "")
+    state.unit_column = str(event.get("unit_column") or "")
     state.planned = sum(stage["rounds"] for stage in event["stages"])
     state.rounds = int(event["done_rounds"])
     for name in names:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.unit import unit_text
 from server.folder import RunFolder
 from server.lock import held
 from server.spending import Spending, extent
@@ -48,7 +49,7 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         return
     for line in described(run.name, state):
         print_line(console, line)
-    _print_sites(console, sites, state.sites, fault, state.unit)
+    _print_sites(console, sites, state.sites, fault, unit_text(state.unit, state.unit_column))
     print_line(console, next_step(run.name, state))
 
 

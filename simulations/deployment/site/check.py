@@ -6,7 +6,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
@@ -15,14 +15,17 @@ from client.egress import FIELDS, SUM_FIELDS
 from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.experiment import DataConfig, Experiment
 from deal_core.data.files import FilesSource
+from deal_core.data.identifiers import repeated_identifiers
 from deal_core.data.source import TaskData
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
-from deal_core.privacy.policy import figures_allowed, metrics_allowed
+from deal_core.privacy.accounting.unit import GROUP, unit_text
+from deal_core.privacy.policy import figures_allowed, metrics_allowed, require_unit
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.allowed_apps import allowed_apps
 from simulations.deployment.site.labels import agreed_labels, compare_labels, declared_labels
 from simulations.deployment.site.own_app import own_digest
+from simulations.run.privacy_warnings import both_sides_warning, identifier_warning
 
 CONNECT_SECONDS = 10.0
 MOST_SKEW = 10.0
@@ -36,10 +39,12 @@ class Report:
     Attributes:
         lines: what is as it should be.
         problems: one line each: what is wrong, where, and the cure.
+        warnings: one line each: what works, and may not be what is meant.
     """
 
     lines: list[str]
     problems: list[str]
+    warnings: list[str] = field(default_factory=list)
 
 
 def check_site(folder: Path, experiment: Experiment | None = None, offline: bool = False) -> Report:
@@ -67,12 +72,18 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     ]
     if experiment is not None:
         checks.append(lambda: check_sums(site, experiment))
+        checks.append(lambda: check_unit(site, experiment))
     if not offline:
         checks.append(lambda: check_connection(site))
     for check in checks:
         _note(check, report)
     labels = agreed if experiment else site.data.labels
-    check_data(site_files(site.data).model_copy(update={"labels": labels}), report)
+    unit_column = site.policy.unit_column if site.policy is not None else ""
+    data = site_files(site.data).model_copy(update={"labels": labels})
+    check_data(data, report, unit_column)
+    if not unit_column:
+        found = repeated_identifiers(data)
+        report.warnings.extend(identifier_warning(each, "policy.unit_column") for each in found)
     report.lines.extend(what_leaves(site))
     return report
 
@@ -133,6 +144,17 @@ def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
         )
 
 
+def check_unit(site: SiteFile, experiment: Experiment) -> Iterator[str]:
+    """Yield what the experiment protects here: single records, or groups.
+
+    Raises:
+        OutsidePolicy: the policy demands the other.
+    """
+    column = require_unit(experiment.privacy.unit_column, site.policy)
+    if column:
+        yield f"unit of privacy: {unit_text(GROUP, column)}, all records here with one value of it"
+
+
 def check_app(folder: Path, site: SiteFile) -> Iterator[str]:
     """Yield the digest of this checkout's app, which the server sends where it has the same
     version.
@@ -152,16 +174,22 @@ def check_app(folder: Path, site: SiteFile) -> Iterator[str]:
         )
 
 
-def check_data(config: DataConfig, report: Report) -> None:
-    """Read every task; one line for each, and one for each fault."""
-    source = FilesSource(config)
+def check_data(config: DataConfig, report: Report, unit_column: str = "") -> None:
+    """Read every task; one line for each, and one for each fault.
+
+    Args:
+        config: the site's files.
+        report: gets the lines.
+        unit_column: of the policy: every row should have a value in it.
+    """
+    source = FilesSource(config, unit_column)
     try:
         names = source.task_names()
     except UserError as error:
         report.problems.append(str(error))
         return
     for name in names:
-        _note(lambda name=name: iter(described(source.load(name))), report)  # type: ignore[misc]
+        _note(lambda name=name: _described(source.load(name), report), report)  # type: ignore[misc]
     known = config.labels
     for name in set(names) - set(known) if known else ():
         report.lines.append(f"task '{name}': a folder, but no task agreed on; it stays out")
@@ -175,11 +203,21 @@ def check_data(config: DataConfig, report: Report) -> None:
         )
 
 
+def _described(task: TaskData, report: Report) -> Iterator[str]:
+    report.warnings.extend(both_sides_warning(task))
+    yield from described(task)
+
+
 def described(task: TaskData) -> list[str]:
     """Counts of a task; they are printed here and sent nowhere."""
     counts = Counter(example.label or "texts" for example in task.train)
     listed = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
-    return [f"task '{task.name}': {len(task.train)} train, {len(task.test)} test; train: {listed}"]
+    groups = len({example.unit for example in task.train if example.unit})
+    of_groups = f" of {groups} groups" if groups else ""
+    return [
+        f"task '{task.name}': {len(task.train)} train{of_groups}, {len(task.test)} test; "
+        f"train: {listed}"
+    ]
 
 
 def check_connection(site: SiteFile) -> Iterator[str]:

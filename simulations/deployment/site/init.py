@@ -52,6 +52,8 @@ keep_seconds = 900       # the model stays in memory so long after a request; 0:
 mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
                          # updates leave as the experiment asks, also unprotected
 max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one protects less
+# unit_column = "patient_id"  # whose a record is: all records of one are then protected together,
+                         # in experiments alone that say so too; once and for all
 metrics = "none"         # counts of right answers stay; "noised": they leave with noise, and are
                          # charged; "clear": they leave as they are, unprotected
 share_num_examples = false  # true: the exact number of training records may leave

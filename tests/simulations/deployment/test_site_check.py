@@ -230,3 +230,70 @@ def test_clocks_that_differ_are_named(skew: float) -> None:
     with pytest.raises(UserError, match=f"the clock here is 11 s {word} the server's.*NTP"):
         list(check_clock(skew))
     assert list(check_clock(skew / 2)) == ["clock: agrees with the server's"]
+
+
+def of_patients(site: Path, name: str = "patient_id", empty: bool = False) -> None:
+    """Two records of each patient, the same in training and test."""
+    rows = [{**row, name: "" if empty and n == 5 else f"p{n // 2}"} for n, row in enumerate(GOOD)]
+    for split in ("train", "test"):
+        jsonl(site.parent / "data" / "triage" / f"{split}.jsonl", rows)
+
+
+def with_unit(site: Path, column: str) -> None:
+    file = site / "site.toml"
+    text = file.read_text()
+    file.write_text(text.replace("[policy] ", f'[policy]\nunit_column = "{column}" ', 1))
+    assert read_site(file).policy.unit_column == column
+
+
+def test_a_column_that_names_people_who_repeat_is_warned_of(site):
+    of_patients(site)
+    report = checked(site)
+    assert report.problems == []
+    (warning,) = report.warnings
+    assert "column 'patient_id' of task 'triage' has 3 values in 6 training rows" in warning
+    assert "set policy.unit_column = 'patient_id'" in warning
+
+
+def test_nobody_is_warned_of_a_column_that_is_the_unit_or_names_nobody(site):
+    of_patients(site, "ward")
+    assert checked(site).warnings == []
+    of_patients(site)
+    with_unit(site, "patient_id")
+    report = checked(site)
+    assert report.problems == []
+    (warning,) = report.warnings
+    assert "3 groups have training and test records" in warning
+    assert any("6 train of 3 groups" in line for line in report.lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "empty", "problem"),
+    [
+        ("patient_id", True, "row 6: column 'patient_id' is empty"),
+        ("ward", False, "row 1: no column 'patient_id'"),
+    ],
+)
+def test_a_unit_column_that_is_not_there_is_wrong(site, name, empty, problem):
+    of_patients(site, name, empty)
+    with_unit(site, "patient_id")
+    (found,) = checked(site).problems
+    assert problem in found
+
+
+def test_units_of_site_and_experiment_are_compared(site):
+    of_patients(site)
+    labels = {"source": "sites", "labels": {"triage": list(AGREED["triage"])}}
+    records = Experiment.model_validate({"data": labels, "privacy": {"mechanism": "record"}})
+    groups = Experiment.model_validate(
+        {"data": labels, "privacy": {"mechanism": "record", "unit_column": "person"}}
+    )
+    assert checked(site, records).problems == []
+    (found,) = checked(site, groups).problems
+    assert "policy.unit_column" in found
+    with_unit(site, "patient_id")
+    report = checked(site, groups)
+    assert report.problems == []
+    assert any("unit of privacy: group of 'patient_id'" in line for line in report.lines)
+    (found,) = checked(site, records).problems
+    assert "demands groups of 'patient_id'" in found

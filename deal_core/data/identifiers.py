@@ -1,0 +1,134 @@
+"""Columns that look as if they said whose a record is, and name somebody more than once.
+
+Where such a column is there and single records are protected, an epsilon of one record is not one
+of a person. Nobody is asked to take the hint: it is a guess from names of columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from deal_core.config.experiment import DataConfig
+from deal_core.data.files import split_file, task_folders
+from deal_core.data.hub import load_split
+from deal_core.data.rows import Columns
+from deal_core.data.tables import READERS
+from deal_core.errors import UserError
+
+PEOPLE = (
+    *("patient", "person", "subject", "user", "member", "customer", "client", "case", "author"),
+    *("speaker", "participant", "individual", "household"),
+)
+NUMBERS = ("id", "ids", "uid", "uuid", "guid", "pid", "mrn", "ssn", "number", "no", "nr", "key")
+ALONE = ("id", "uid", "uuid", "guid", "pid", "mrn", "ssn")
+"""Words that name somebody without a word for people beside them."""
+OTHERS = ("label", "class", "category", "task", "topic", "intent", "language", "lang", "split")
+"""Words beside ``id`` that make it a number of something else."""
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+@dataclass(frozen=True)
+class RepeatedIdentifier:
+    """A column of a task's training rows.
+
+    Attributes:
+        task, column: where.
+        rows: with a value in it. values: different ones. most: rows of the commonest.
+    """
+
+    task: str
+    column: str
+    rows: int
+    values: int
+    most: int
+
+    def __str__(self) -> str:
+        return (
+            f"column '{self.column}' of task '{self.task}' has {self.values} values in {self.rows} "
+            f"training rows (one of them in {self.most})"
+        )
+
+
+@lru_cache(maxsize=1024)
+def looks_like_identifier(column: str) -> bool:
+    """Return whether a column's name is that of a number, or name, of a person: ``patient_id``,
+    ``PatientID``, ``subject``, ``mrn``; not ``label_id``, ``grid``."""
+    words = [word.lower() for word in WORD.findall(column)]
+    if not words or not set(OTHERS).isdisjoint(words):
+        return False
+    if words[-1] in PEOPLE or words[-1] in ALONE:
+        return True
+    if words[-1] in NUMBERS:
+        return not set(PEOPLE).isdisjoint(words)
+    return any(words[-1] == person + number for person in PEOPLE for number in NUMBERS)
+
+
+def repeated_identifiers(config: DataConfig) -> Iterator[RepeatedIdentifier]:
+    """Yield the columns of training rows that look like identifiers and repeat a value, task by
+    task. Rows that cannot be read end their task: they are told of elsewhere.
+
+    Args:
+        config: of sources whose rows have columns; others have nothing to yield.
+    """
+    tables = {"files": _file_rows, "site": _file_rows, "hub": _hub_rows}
+    if config.source not in tables:
+        return
+    for task, rows, used in tables[config.source](config):
+        yield from _repeated(task, rows, used)
+
+
+Table = tuple[str, Iterable[Mapping[str, Any]], frozenset[str]]
+"""A task, its training rows, and the columns that are texts or labels."""
+
+
+def _repeated(
+    task: str, rows: Iterable[Mapping[str, Any]], used: frozenset[str]
+) -> Iterator[RepeatedIdentifier]:
+    found: dict[str, Counter[str]] = {}
+    try:
+        for row in rows:
+            for column, value in row.items():
+                known = str(column)
+                if known not in used and value not in (None, "") and looks_like_identifier(known):
+                    found.setdefault(known, Counter())[str(value)] += 1
+    except UserError:
+        return
+    for column, values in sorted(found.items()):
+        if values.total() > len(values):
+            yield RepeatedIdentifier(
+                task, column, values.total(), len(values), max(values.values())
+            )
+
+
+def _file_rows(config: DataConfig) -> Iterator[Table]:
+    folder = Path(config.path).expanduser()
+    wanted = config.tasks or tuple(config.labels)
+    for task in task_folders(folder) if folder.is_dir() else ():
+        if wanted and task not in wanted:
+            continue
+        try:
+            path = split_file(folder / task, "train")
+        except UserError:
+            continue
+        yield task, (row for _, row in READERS[path.suffix](path)), _used(Columns.of(config, task))
+
+
+def _hub_rows(config: DataConfig) -> Iterator[Table]:
+    for task in config.tasks or tuple(config.hub):
+        spec = config.hub[task]
+        rows = load_split(task, spec, spec.train_split)
+        names = [name for name in rows.column_names if looks_like_identifier(name)]
+        used = {spec.text_column, spec.label_column, spec.pair_column}
+        common = {config.text_column, config.label_column, config.pair_column}
+        if names:
+            yield task, rows.select_columns(names), frozenset(used | common)
+
+
+def _used(columns: Columns) -> frozenset[str]:
+    return frozenset({columns.text, columns.label, columns.pair, columns.target})

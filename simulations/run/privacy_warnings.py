@@ -1,0 +1,66 @@
+"""What a person should know of an experiment's unit of privacy before it runs; nothing stops."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from deal_core.config.experiment import Experiment
+from deal_core.data import TaskData, load_for_clients, open_source, partition
+from deal_core.data.identifiers import RepeatedIdentifier, repeated_identifiers
+
+
+def privacy_warnings(experiment: Experiment) -> list[str]:
+    """Return warnings, a line each, about records of one person where mechanism ``record`` protects
+    them.
+
+    Raises:
+        UserError: the data cannot be read or divided.
+    """
+    if experiment.privacy.mechanism != "record":
+        return []
+    if not experiment.privacy.unit_column:
+        found = repeated_identifiers(experiment.data)
+        return [identifier_warning(each, "privacy.unit_column") for each in found]
+    tasks = open_source(experiment.data).task_names()
+    return list(_groups(experiment, [load_for_clients(experiment, task) for task in tasks]))
+
+
+def identifier_warning(found: RepeatedIdentifier, key: str) -> str:
+    """Return what a repeated identifier means where single records are protected.
+
+    Args:
+        found: the column.
+        key: that would make it the unit.
+    """
+    return (
+        f"{found}: epsilon is of one record, and says nothing of somebody with several; "
+        f"if that is who the column names, set {key} = '{found.column}'"
+    )
+
+
+def both_sides_warning(task: TaskData) -> Iterator[str]:
+    """Yield a line where groups of a task are among its training and its test records."""
+    both = {e.unit for e in task.train if e.unit} & {e.unit for e in task.test}
+    if both:
+        yield (
+            f"task '{task.name}': {len(both)} groups have training and test records: its "
+            "accuracy is partly of people that the model has seen"
+        )
+
+
+def _groups(experiment: Experiment, tasks: Iterable[TaskData]) -> Iterator[str]:
+    config, clients_of = experiment, defaultdict(set)
+    for task in tasks:
+        yield from both_sides_warning(task)
+        shares = partition(task, config.data.partition, config.federation.clients, config.run.seed)
+        for client, share in enumerate(shares):
+            for example in share.train:
+                clients_of[example.unit].add(client)
+    several = sum(len(clients) > 1 for clients in clients_of.values())
+    if several:
+        yield (
+            f"{several} of {len(clients_of)} groups have records at more than one client: "
+            'each epsilon is of what its client has; data.partition.kind = "iid" keeps a group at '
+            "one client in all tasks"
+        )

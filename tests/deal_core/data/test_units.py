@@ -1,0 +1,235 @@
+"""Whose a row is: read from a column of any source, kept together, and asked about where a column
+looks as if it said so."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deal_core.config.experiment import DataConfig, PartitionConfig
+from deal_core.data import Example, TaskData, load_for_clients, open_source, partition
+from deal_core.data.clients import each_by_itself
+from deal_core.data.identifiers import looks_like_identifier, repeated_identifiers
+from deal_core.errors import UserError
+
+ROWS = [
+    {"text": f"case {n}", "label": "ab"[n % 2], "patient": n // 3, "ward": f"w{n % 2}"}
+    for n in range(12)
+]
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for task in ("triage", "referral"):
+        jsonl(tmp_path / task / "train.jsonl", ROWS)
+        jsonl(tmp_path / task / "test.jsonl", ROWS[:3])
+    return tmp_path
+
+
+def files(folder: Path, **keys: Any) -> DataConfig:
+    return DataConfig(source="files", path=str(folder), **keys)
+
+
+def test_files_say_whose_a_row_is(folder):
+    task = open_source(files(folder), "patient").load("triage")
+    assert [e.unit for e in task.train] == [str(n // 3) for n in range(12)]
+    assert [e.unit for e in open_source(files(folder)).load("triage").train] == [""] * 12
+
+
+def test_a_column_of_the_unit_may_serve_something_else_too(folder):
+    config = files(folder, id_column="patient", partition={"kind": "column", "column": "patient"})
+    task = open_source(config, "patient").load("triage")
+    assert all(e.unit == e.id == e.group for e in task.train)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit"),
+    [(7, "7"), (7.0, "7"), ("7", "7"), (" 7 ", "7"), (7.5, "7.5"), ("7.0", "7.0")],
+)
+def test_a_number_is_one_persons_however_it_was_written(folder, value, unit):
+    """Writers turn whole numbers into floats where a value is missing elsewhere."""
+    jsonl(folder / "triage" / "train.jsonl", [{**ROWS[0], "patient": value}])
+    jsonl(folder / "triage" / "test.jsonl", [ROWS[0]])
+    assert open_source(files(folder), "patient").load("triage").train[0].unit == unit
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", float("nan")])
+def test_a_row_that_is_nobodys_is_one_clear_line(folder, value):
+    jsonl(folder / "triage" / "train.jsonl", [*ROWS, {**ROWS[0], "patient": value}])
+    with pytest.raises(UserError, match=r"train.jsonl, row 13: column 'patient' is empty") as error:
+        open_source(files(folder), "patient").load("triage")
+    assert "\n" not in str(error.value)
+
+
+def test_a_column_that_is_not_there_is_one_clear_line(folder):
+    with pytest.raises(UserError, match=r"row 1: no column 'patients'.*did you mean 'patient'"):
+        open_source(files(folder), "patients").load("triage")
+
+
+@pytest.mark.parametrize("source", ["medmcqa", "embedded"])
+def test_a_source_without_columns_has_no_groups(source):
+    with pytest.raises(UserError, match=r"unit_column = 'patient' needs rows with columns"):
+        open_source(DataConfig(source=source), "patient")
+
+
+def test_a_site_leaves_out_rows_that_are_nobodys_and_counts_them(folder):
+    """One row must not decide how a request ends."""
+    jsonl(folder / "triage" / "train.jsonl", [*ROWS, {**ROWS[0], "patient": None}])
+    config = DataConfig(source="site", path=str(folder), labels={"triage": ("a", "b")})
+    task = open_source(config, "patient").load("triage")
+    assert (len(task.train), task.left_out) == (12, 1)
+    assert {e.unit for e in task.train} == {"0", "1", "2", "3"}
+    assert open_source(config, "nobody").load("triage").train == ()
+
+
+def test_the_hub_says_whose_a_row_is(folder, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub = {"triage": {"path": str(folder / "triage")}}
+    config = DataConfig(source="hub", hub=hub)
+    assert [e.unit for e in open_source(config, "patient").load("triage").train][:4] == [*"0001"]
+    with pytest.raises(UserError, match="no column 'patients'"):
+        open_source(config, "patients").load("triage")
+    (found,) = repeated_identifiers(config)
+    assert (found.column, found.values, found.rows, found.most) == ("patient", 4, 12, 3)
+
+
+def task_of(units: list[int], name: str = "task", tests: list[int] | None = None) -> TaskData:
+    """Records of these units, with three labels."""
+    labels = ("a", "b", "c")
+
+    def examples(split: str, owners: list[int]) -> tuple[Example, ...]:
+        return tuple(
+            Example(f"{split} {i}", labels[(i + unit) % 3], f"site {unit % 4}", unit=f"p{unit}")
+            for i, unit in enumerate(owners)
+        )
+
+    return TaskData(name, labels, examples("train", units), examples("test", tests or units[::3]))
+
+
+UNITS = [n for unit in range(60) for n in [unit] * (1 + unit % 5)]
+
+
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "pathological", "quantity"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_records_of_a_group_go_to_one_client(kind, seed):
+    task = task_of(UNITS, tests=[*UNITS[::2], *range(60, 80)])
+    config = PartitionConfig(kind=kind, labels_per_client=3)
+    parts = partition(task, config, 5, seed)
+    for split in ("train", "test"):
+        dealt = [example for part in parts for example in getattr(part, split)]
+        assert Counter(dealt) == Counter(getattr(task, split))
+    owners: dict[str, set[int]] = {}
+    for client, part in enumerate(parts):
+        for example in (*part.train, *part.test):
+            owners.setdefault(example.unit, set()).add(client)
+    assert len(owners) == 80
+    assert {len(clients) for clients in owners.values()} == {1}
+    assert sum(bool(part.train) for part in parts) >= 4
+    assert parts == partition(task, config, 5, seed)
+
+
+def test_iid_gives_a_group_the_same_client_in_every_task():
+    owners: dict[str, set[int]] = {}
+    sizes = []
+    for name, units in (("one", UNITS), ("two", UNITS[::-1]), ("three", list(range(0, 60, 2)))):
+        parts = partition(task_of(units, name), PartitionConfig(kind="iid"), 3, 0)
+        sizes += [len({e.unit for e in part.train}) for part in parts]
+        for client, part in enumerate(parts):
+            for example in part.train:
+                owners.setdefault(example.unit, set()).add(client)
+    assert {len(clients) for clients in owners.values()} == {1}
+    assert min(sizes) >= 4
+
+
+def test_more_clients_than_groups_is_an_error():
+    with pytest.raises(UserError, match="3 training groups for 4 clients"):
+        partition(task_of([0] * 9 + [1] * 9 + [2]), PartitionConfig(kind="iid"), 4, 0)
+
+
+def test_by_column_the_column_says_who_has_what():
+    task = task_of(UNITS)
+    parts = partition(task, PartitionConfig(kind="column", column="x"), 4, 0)
+    assert [{e.group for e in part.train} for part in parts] == [{f"site {n}"} for n in range(4)]
+
+
+@pytest.mark.parametrize("share", [0.2, 0.7])
+def test_a_share_takes_groups_whole_and_the_same_in_every_task(share):
+    task = task_of([n for unit in range(400) for n in [unit] * 3])
+    kept = each_by_itself(task.train, "one", share)
+    units = Counter(e.unit for e in kept)
+    assert set(units.values()) == {3}
+    assert abs(len(units) / 400 - share) < 0.08
+    assert each_by_itself(task.train, "two", share) == kept
+    without = tuple(e for e in task.train if e.unit != "p7")
+    assert each_by_itself(without, "one", share) == tuple(e for e in kept if e.unit != "p7")
+
+
+def test_a_runs_clients_have_units(folder, make_experiment):
+    experiment = make_experiment(
+        "data.source=files",
+        f'data.path="{folder}"',
+        "data.tasks=[]",
+        "data.max_train=0",
+        "privacy.mechanism=record",
+        "privacy.unit_column=patient",
+        "data.train_share=0.5",
+    )
+    found = load_for_clients(experiment, "triage")
+    sizes = Counter(e.unit for e in found.train)
+    assert 0 < len(sizes) < 4
+    assert set(sizes.values()) == {3}
+
+
+PEOPLE = (
+    "patient_id PatientID patientid patient Subject user userId MRN id person_no PATIENT_NUMBER "
+    "uid case_id study_subject pid record_id"
+)
+
+
+@pytest.mark.parametrize("name", PEOPLE.split())
+def test_names_of_identifiers(name):
+    assert looks_like_identifier(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["text", "label", "label_id", "grid", "paid", "number", "ward", "task_id", "2", "key"]
+)
+def test_names_of_other_things(name):
+    assert not looks_like_identifier(name)
+
+
+def test_an_identifier_that_repeats_is_found(folder):
+    found = list(repeated_identifiers(files(folder)))
+    assert [(each.task, each.column) for each in found] == [
+        ("referral", "patient"),
+        ("triage", "patient"),
+    ]
+    assert str(found[0]) == (
+        "column 'patient' of task 'referral' has 4 values in 12 training rows (one of them in 3)"
+    )
+
+
+@pytest.mark.parametrize("suffix", ["alone", "used", "other source", "broken"])
+def test_what_does_not_repeat_or_is_no_identifier_is_not(folder, suffix):
+    config = files(folder, tasks=("triage",))
+    if suffix == "alone":
+        rows = [{**row, "patient": n} for n, row in enumerate(ROWS)]
+        jsonl(folder / "triage" / "train.jsonl", rows)
+    elif suffix == "used":
+        config = files(folder, tasks=("triage",), label_column="patient")
+    elif suffix == "broken":
+        (folder / "triage" / "train.jsonl").write_text("no table")
+    else:
+        config = DataConfig()
+    assert list(repeated_identifiers(config)) == []

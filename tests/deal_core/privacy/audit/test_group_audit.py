@@ -1,0 +1,112 @@
+"""Where groups are protected a canary is a group of records: the audit attacks the unit that is
+claimed, and refutes a mechanism that hides single records alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from deal_core.data import Example, TaskData
+from deal_core.models import load_model
+from deal_core.models.interface import Encoded
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.audit.mechanism_audit import Records, audit_mechanism
+from deal_core.privacy.audit.text_canaries import TextCanaries, mean_scores, members_of
+from deal_core.privacy.mechanisms import private_gradients
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.training.per_sample import clipped_gradients
+
+AUDITED = (
+    "method.name=sequential",
+    'data.tasks=["laboratory"]',
+    "data.max_train=0",
+    'adapter.target_modules=["4.attention.self.value","5.attention.self.value"]',
+    "train.precision=float32",
+    "federation.rounds=2",
+    "privacy.mechanism=record",
+    "privacy.unit_column=patient",
+    "privacy.target_delta=1e-5",
+    "privacy.sample_rate=0.5",
+)
+
+
+@pytest.fixture(scope="module")
+def records(make_experiment) -> Records:
+    """Six texts of three patients."""
+    config = make_experiment(*AUDITED)
+    model = load_model(config.model, config.adapter, 32, torch.float32)
+    data = [Encoded((101, 2540 + i, 102), i % 2) for i in range(6)]
+    return Records(model, data, ("heart", "skin"), [0, 1, 0, 2, 1, 0])
+
+
+@pytest.fixture
+def audit(make_experiment, records, tmp_path, one_thread):
+    def run(epsilon: float, *overrides: str, **sizes: int):
+        experiment = make_experiment(*AUDITED, f"privacy.target_epsilon={epsilon}", *overrides)
+        sizes = {"canaries": 1500, "repetitions": 2, **sizes}
+        return audit_mechanism(experiment, records, tmp_path / "audit", **sizes)
+
+    return run
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, monkeypatch, epsilon):
+    sizes = []
+    original = PrivateGradients.batches
+
+    def watched(self):
+        sizes.append((len(self.data), len(self.groups)))
+        return original(self)
+
+    monkeypatch.setattr(PrivateGradients, "batches", watched)
+    found = audit(epsilon)
+    assert 0.9 * epsilon < found.claimed <= epsilon
+    assert not found.refuted
+    assert found.bound.epsilon < found.claimed
+    assert set(sizes) == {(6 + 3 * 1500, 3 + 1500)}  # a canary is a group of three
+    events = Ledger(tmp_path / "audit" / "repetition-0").events()
+    assert {(event.unit, event.unit_column) for event in events} == {("group", "patient")}
+
+
+def by_record(module, objective, microbatches, groups, bound):
+    return clipped_gradients(module, objective, microbatches, bound)
+
+
+def test_clipping_by_record_is_refuted_where_groups_are_claimed(audit, monkeypatch):
+    monkeypatch.setattr(private_gradients, "clipped_group_gradients", by_record)
+    found = audit(1.0)
+    assert found.claimed <= 1.0
+    assert found.p_value < 0.01
+
+
+def test_the_same_mechanism_is_not_refuted_by_canaries_of_one_record(audit, monkeypatch):
+    """So it is the groups that show it."""
+    monkeypatch.setattr(private_gradients, "clipped_group_gradients", by_record)
+    assert audit(1.0, group_records=1).p_value > 0.05
+
+
+def test_text_canaries_are_groups_there_or_not_as_the_coin_says():
+    train = tuple(
+        Example(f"text {unit} {i}", "ab"[i % 2], unit=f"p{unit}")
+        for unit in range(30)
+        for i in range(1 + unit % 4)
+    )
+    share = TaskData("t", ("a", "b"), train, ())
+    canaries = TextCanaries(client=0, count=100, seed=0)
+    planted = canaries.planted(share)
+    assert len(planted.included) == 15  # half of the groups
+    by_number: dict[int, set[str]] = {}
+    for example, number in zip(planted.canaries, planted.numbers, strict=True):
+        by_number.setdefault(number, set()).add(example.unit)
+    assert all(len(found) == 1 for found in by_number.values())
+    assert {e.unit for e in planted.canaries}.isdisjoint(e.unit for e in planted.others)
+    assert {e.text for e in (*planted.canaries, *planted.others)} == {e.text for e in train}
+    (changed,) = canaries.prepare([share])
+    there = {example.unit for example in changed.train}
+    for number, (unit,) in by_number.items():
+        assert (unit in there) == planted.included[number]
+    scores = np.arange(len(planted.canaries), dtype=float)
+    means = mean_scores(scores, members_of(planted.canaries))
+    expected = [scores[np.array(planted.numbers) == n].mean() for n in range(15)]
+    assert np.allclose(means, expected)

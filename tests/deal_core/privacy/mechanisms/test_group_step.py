@@ -1,0 +1,211 @@
+"""A step where a group is the unit: what a group moves, who is drawn, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from deal_core.config.experiment import AdapterConfig, ModelConfig
+from deal_core.lora.attach import read, set_trainable, write
+from deal_core.methods.shared.plain import Plain
+from deal_core.models import load_model
+from deal_core.models.interface import Encoded
+from deal_core.privacy.interface import RecordId
+from deal_core.privacy.mechanisms.groups import Groups
+from deal_core.privacy.mechanisms.guards import UnsafeModel
+from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.randomness import seeded
+from deal_core.training import per_group
+from tests.deal_core.privacy.mechanisms.silence import Silence
+
+LABELS = ["red", "green", "blue"]
+BOTH = frozenset({"lora_A", "lora_B"})
+BOUND = 0.05
+SIZES = (3, 1, 7, 2, 1, 5)
+"""Records of the groups that are there in any case."""
+
+
+@pytest.fixture(scope="module", params=["encoder", "llama", "gpt2"])
+def model(request, make_causal, random_adapter, tmp_path_factory):
+    """The encoder packs a pass end to end; the others pad."""
+    config = ModelConfig()
+    if request.param != "encoder":
+        folder = make_causal(tmp_path_factory.mktemp(request.param), request.param)
+        config = ModelConfig(family="causal-lm", name=str(folder))
+    made = load_model(config, AdapterConfig(), 32, torch.float32)
+    write(made.module, random_adapter(read(made.module).shapes, 8, 0.01, seed=5))
+    return made
+
+
+def texts(count: int, seed: str) -> list[Encoded]:
+    generator = seeded(seed)
+    lengths = torch.randint(3, 9, (count,), generator=generator).tolist()
+    return [
+        Encoded((1, *torch.randint(3, 20, (n,), generator=generator).tolist()), i % 3)
+        for i, n in enumerate(lengths)
+    ]
+
+
+def numbers(sizes: Sequence[int]) -> list[int]:
+    """Groups of these sizes, their records not in a row: dealt in turn."""
+    left = list(sizes)
+    found: list[int] = []
+    while any(left):
+        for number, size in enumerate(left):
+            if size:
+                found.append(number)
+                left[number] -= 1
+    return found
+
+
+def source(data, groups, noise, **changes) -> PrivateGradients:
+    given = {
+        "sample_rate": 1.0,
+        "noise_multiplier": 1.3,
+        "max_grad_norm": BOUND,
+        "steps": 3,
+        "expected_batch": 1,
+        "tokens_per_microbatch": 40,  # a group of fifty takes several passes
+    }
+    ids = [RecordId("task", row) for row in range(len(data))]
+    return PrivateGradients(
+        data=data, record_ids=ids, noise=noise, groups=Groups(groups), **{**given, **changes}
+    )
+
+
+def released(model, gradients: PrivateGradients, drawn: Sequence[int], scale=1.0) -> torch.Tensor:
+    """The sum before noise, by the mechanism's own way from the groups drawn to the gradient."""
+    parameters = set_trainable(model.module, BOTH)
+    plain = Plain(model, LABELS, gradients.data)
+
+    class Loud:
+        def example_losses(self, batch):
+            return plain.example_losses(batch) * scale
+
+    gradients.accumulate(model.module, Loud(), gradients.groups.batch(drawn, gradients.data))
+    row = torch.cat([p.grad.flatten().double() for p in parameters])
+    for p in parameters:
+        p.grad = None
+    return row
+
+
+@pytest.mark.parametrize("size", [1, 2, 50])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e6])
+def test_a_group_moves_the_sum_by_at_most_the_bound_whatever_its_size(model, size, scale):
+    """Neighbouring data sets: one has a group more, of 1, 2 or 50 records. Exact, no tolerance."""
+    there = numbers(SIZES)
+    others = texts(len(there), "others")
+    more = texts(size, "the group more")
+    own = [*there, *([len(SIZES)] * size)]
+    small = source(others, there, Silence())
+    large = source([*others, *more], own, Silence())
+    everybody = range(len(SIZES))
+    without = released(model, small, everybody, scale)
+    alone = released(model, large, [len(SIZES)], scale)
+    assert float(alone.norm()) <= BOUND
+    assert float(alone.norm()) > (0.99 * BOUND if scale > 1 else 0)  # not by clipping all away
+    together = released(model, large, [*everybody, len(SIZES)], scale)
+    assert float((together - without).norm()) <= BOUND
+    assert not released(model, large, [], scale).any()
+
+
+def test_fifty_equal_records_move_the_sum_as_one_does(model):
+    record = texts(1, "the record")[0]
+    others = texts(len(numbers(SIZES)), "others")
+    first = released(model, source([*others, record], [*numbers(SIZES), 6], Silence()), [6])
+    many = source([*others, *[record] * 50], [*numbers(SIZES), *[6] * 50], Silence())
+    torch.testing.assert_close(released(model, many, [6]), first, rtol=1e-4, atol=1e-7)
+
+
+def test_groups_are_drawn_whole_and_each_by_itself():
+    groups = Groups(numbers((1, 4, 2, 9, 1, 3, 5, 2) * 25))
+    data = texts(len(groups.numbers), "many")
+    gradients = source(
+        data, groups.numbers, SeededNoise(seeded("draw")), sample_rate=0.1, steps=3000
+    )
+    drawn = torch.zeros(3000, 200)
+    for step, batch in enumerate(gradients.batches()):
+        found = [groups.numbers[position] for position in batch]
+        assert sorted(batch) == sorted(p for n in set(found) for p in groups.members[n])
+        # those of a group follow each other
+        assert len(set(found)) == sum(a != b for a, b in zip(found, [None, *found], strict=False))
+        drawn[step, list(set(found))] = 1
+    rates = drawn.mean(dim=0)
+    # a group's chance does not depend on its size; no two are drawn together more than by chance
+    assert float((rates - 0.1).abs().max()) < 5 * (0.09 / 3000) ** 0.5
+    assert float(drawn.sum(dim=1).mean()) == pytest.approx(20, rel=0.03)
+    assert float(drawn.sum(dim=1).var()) == pytest.approx(200 * 0.09, rel=0.15)
+    correlations = torch.corrcoef(drawn.T) - torch.eye(200)
+    assert float(correlations.abs().max()) < 6 / 3000**0.5
+
+
+def test_equal_seeds_draw_equal_groups_whatever_their_sizes():
+    """Who is drawn depends on the number of groups alone: not on what is in one."""
+    one, other = numbers((1,) * 30), numbers((1,) * 29 + (50,))
+    drawn = [
+        [
+            {groups[position] for position in batch}
+            for batch in source(
+                texts(len(groups), "x"), groups, SeededNoise(seeded("s")), sample_rate=0.3
+            ).batches()
+        ]
+        for groups in (one, other)
+    ]
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("make", [SecureNoise, lambda: SeededNoise(seeded("noise"))])
+def test_the_noise_is_that_of_the_bound_whatever_the_sizes(model, make):
+    there = numbers(SIZES)
+    data = texts(len(there), "others")
+    quiet = released(model, source(data, there, Silence()), range(6))
+    loud = source(data, there, make())
+    noise = torch.cat([released(model, loud, range(6)) - quiet for _ in range(4)])
+    assert float(noise.std()) == pytest.approx(1.3 * BOUND, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [([0, 0], "twice"), ([0], "in part"), ([0, 2, 1], "in part"), ([0, 2, 1, 3], "more than")],
+)
+def test_a_batch_that_is_no_sample_of_groups_is_refused(model, batch, reason):
+    data = texts(4, "four")
+    set_trainable(model.module, BOTH)
+    rare = source(data, [0, 1, 0, 1], Silence(), sample_rate=1e-9)
+    with pytest.raises(UnsafeModel, match=reason):
+        rare.accumulate(model.module, Plain(model, LABELS, data), batch)
+
+
+def test_a_group_in_two_pieces_is_not_let_through(model):
+    data = texts(4, "four")
+    parameters = set_trainable(model.module, BOTH)
+    whole = source(data, [0, 1, 0, 1], Silence())
+    with pytest.raises(ValueError, match="follow each other"):
+        whole.accumulate(model.module, Plain(model, LABELS, data), [0, 1, 2, 3])
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def test_groups_are_numbered_without_gaps():
+    with pytest.raises(UnsafeModel, match="numbered from 0"):
+        len(Groups([0, 2, 2]))
+    assert len(Groups([])) == 0
+
+
+def test_a_large_group_takes_many_small_passes(model, monkeypatch):
+    """Memory is that of a pass, whatever the size of a group."""
+    passes = []
+    original = per_group.example_gradients
+
+    def watched(module, objective, microbatch):
+        passes.append(sum(len(data[i].tokens) for i in microbatch))
+        return original(module, objective, microbatch)
+
+    monkeypatch.setattr(per_group, "example_gradients", watched)
+    data = texts(60, "one group")
+    released(model, source(data, [0] * 60, Silence()), [0])
+    assert sum(passes) == sum(len(each.tokens) for each in data)
+    assert max(passes) <= 40
