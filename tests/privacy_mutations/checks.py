@@ -34,7 +34,7 @@ from deal_core.privacy.interface import (
     release,
 )
 from deal_core.privacy.mechanisms import noise as noise_module
-from deal_core.privacy.mechanisms import private_gradients
+from deal_core.privacy.mechanisms import sampled_units
 from deal_core.privacy.mechanisms.counts import noised_counts
 from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
@@ -102,7 +102,7 @@ def check_rate_of_every_step(model: LanguageModel) -> None:
             return clipped_gradients(module, objective, parts, bound)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(private_gradients, "clipped_gradients", counted)
+            patch.setattr(sampled_units, "clipped_gradients", counted)
             run_local_steps(
                 model, Plain(model, LABELS, gradients.data), gradients, B_ONLY, TrainConfig()
             )

@@ -17,7 +17,7 @@ from deal_core.privacy.accounting.composition import DpEvent
 from deal_core.privacy.accounting.ledger import LedgerEvent
 from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import counts as counts_module
-from deal_core.privacy.mechanisms import private_gradients, record
+from deal_core.privacy.mechanisms import record, sampled_units
 from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
@@ -48,7 +48,7 @@ def rate_doubled_after_the_first_step(patch: Patch) -> None:
 
 
 def every_record_in_every_step(patch: Patch) -> None:
-    patch.setattr(private_gradients, "require_sampled", lambda *given: None)
+    patch.setattr(sampled_units, "require_sampled", lambda *given: None)
     patch.setattr(
         PrivateGradients,
         "batches",
@@ -257,7 +257,7 @@ def groups_clipped_record_by_record(patch: Patch) -> None:
     def by_record(module, objective, microbatches, groups, bound):
         return per_sample.clipped_gradients(module, objective, microbatches, bound)
 
-    patch.setattr(private_gradients, "clipped_group_gradients", by_record)
+    patch.setattr(sampled_units, "clipped_group_gradients", by_record)
 
 
 def groups_clipped_pass_by_pass(patch: Patch) -> None:
@@ -268,7 +268,7 @@ def groups_clipped_pass_by_pass(patch: Patch) -> None:
         for microbatch in microbatches:
             original(module, objective, [microbatch], groups, bound)
 
-    patch.setattr(private_gradients, "clipped_group_gradients", in_parts)
+    patch.setattr(sampled_units, "clipped_group_gradients", in_parts)
 
 
 def groups_unclipped(patch: Patch) -> None:
@@ -277,7 +277,7 @@ def groups_unclipped(patch: Patch) -> None:
     def unclipped(module, objective, microbatches, groups, bound):
         return original(module, objective, microbatches, groups, 1e9)
 
-    patch.setattr(private_gradients, "clipped_group_gradients", unclipped)
+    patch.setattr(sampled_units, "clipped_group_gradients", unclipped)
 
 
 def groups_summed_after_a_clipped_mean(patch: Patch) -> None:

@@ -38,5 +38,5 @@ def density_gap(sigma: float, shares: int, dimensions: int) -> float:
     exponent = -2 * math.pi**2 * share**2
     adding = sum(10 * math.exp(exponent * k / (k + 1)) for k in range(1, shares))
     normaliser = 3 * math.exp(-2 * math.pi**2 * sigma**2)
-    drawing = share * 2.0**-52  # a share's draws are from numbers of 53 bits
-    return rounding + dimensions * (adding + normaliser + drawing * shares)
+    drawing = shares * 2.0**-48  # some dozen draws a share, each right to 2^-52
+    return rounding + dimensions * (adding + normaliser + drawing)

@@ -1,7 +1,8 @@
 """Whole numbers with the density of a Gaussian, for noise that is added up before anybody sees it.
 
 Source: Canonne, Kamath & Steinke, NeurIPS 2020, arXiv 2004.00010, algorithms 1 and 3, for whole
-arrays at a time. What they draw with exact fractions is drawn with numbers of 53 bits here:
+arrays at a time. What they draw with exact fractions is drawn with floating-point numbers here,
+each right to a relative error of ``2^-52`` however small it is:
 :func:`~deal_core.privacy.accounting.shared_noise.density_gap` counts the difference.
 """
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from deal_core.privacy.mechanisms.noise import NoiseSource
 
+BITS = 2**53
+"""Values that one draw of a source can have."""
 Integers = NDArray[np.int64]
 
 
@@ -44,8 +47,8 @@ def discrete_gaussian(count: int, sigma: float, noise: NoiseSource) -> Integers:
 def _discrete_laplace(tries: int, width: int, noise: NoiseSource) -> Integers:
     """Return at most so many whole numbers with probabilities proportional to
     ``exp(-abs(k) / width)``."""
-    low = np.minimum((_uniform(tries, noise) * width).astype(np.int64), width - 1)
-    low = low[_uniform(tries, noise) <= np.exp(-low / width)]
+    low = _below(width, tries, noise)
+    low = low[_uniform(len(low), noise) <= np.exp(-low / width)]
     high = np.floor(-np.log(_uniform(len(low), noise))).astype(np.int64)
     size = low + width * high
     negative = _uniform(len(low), noise) <= 0.5
@@ -53,5 +56,13 @@ def _discrete_laplace(tries: int, width: int, noise: NoiseSource) -> Integers:
     return np.where(negative, -size, size)[once]
 
 
+def _below(width: int, count: int, noise: NoiseSource) -> Integers:
+    """Return whole numbers below ``width``, each as likely as another; a few fewer than asked."""
+    drawn = (noise.uniform(count).numpy() * BITS).astype(np.int64) - 1
+    return np.asarray(drawn[drawn < BITS // width * width] % width, np.int64)
+
+
 def _uniform(count: int, noise: NoiseSource) -> NDArray[np.float64]:
-    return np.asarray(noise.uniform(count).numpy(), np.float64)
+    """Return numbers in (0, 1] of 106 bits, rounded to the precision of their size."""
+    high, low = noise.uniform(count).numpy(), noise.uniform(count).numpy()
+    return np.asarray((high - 1 / BITS) + low / BITS, np.float64)

@@ -13,7 +13,7 @@ from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.mechanism_audit import Records, audit_mechanism
 from deal_core.privacy.audit.text_canaries import TextCanaries, mean_scores, members_of
-from deal_core.privacy.mechanisms import private_gradients
+from deal_core.privacy.mechanisms import sampled_units
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.training.per_sample import clipped_gradients
 
@@ -74,7 +74,7 @@ def by_record(module, objective, microbatches, groups, bound):
 
 
 def test_clipping_by_record_is_refuted_where_groups_are_claimed(audit, monkeypatch):
-    monkeypatch.setattr(private_gradients, "clipped_group_gradients", by_record)
+    monkeypatch.setattr(sampled_units, "clipped_group_gradients", by_record)
     found = audit(1.0)
     assert found.claimed <= 1.0
     assert found.p_value < 0.01
@@ -82,7 +82,7 @@ def test_clipping_by_record_is_refuted_where_groups_are_claimed(audit, monkeypat
 
 def test_the_same_mechanism_is_not_refuted_by_canaries_of_one_record(audit, monkeypatch):
     """So it is the groups that show it."""
-    monkeypatch.setattr(private_gradients, "clipped_group_gradients", by_record)
+    monkeypatch.setattr(sampled_units, "clipped_group_gradients", by_record)
     assert audit(1.0, group_records=1).p_value > 0.05
 
 

@@ -16,7 +16,7 @@ from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.mechanism_audit import MechanismAudit, Records, audit_mechanism
-from deal_core.privacy.mechanisms import private_gradients
+from deal_core.privacy.mechanisms import sampled_units
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 
@@ -99,9 +99,9 @@ def test_no_noise_is_refuted_by_the_bound_alone(audit, monkeypatch):
 
 
 def test_no_clipping_is_refuted(audit, monkeypatch):
-    clipped = private_gradients.clipped_gradients
+    clipped = sampled_units.clipped_gradients
     monkeypatch.setattr(
-        private_gradients,
+        sampled_units,
         "clipped_gradients",
         lambda module, objective, parts, bound: clipped(module, objective, parts, 1e9),
     )
@@ -119,7 +119,7 @@ def test_every_record_in_every_step_is_refuted_and_refused(audit, monkeypatch, c
     monkeypatch.setattr(PrivateGradients, "batches", everybody)
     assert audit(1.0, *SAMPLED, repetitions=1).p_value > 0.05  # noise alone has left
     assert "larger than the sample rate allows" in caplog.text
-    monkeypatch.setattr(private_gradients, "require_sampled", lambda *of: None)
+    monkeypatch.setattr(sampled_units, "require_sampled", lambda *of: None)
     found = audit(1.0, *SAMPLED, repetitions=3)
     assert {s.sample_rate for r in found.repetitions for s in r.spent} == {0.25}
     assert found.p_value < 0.01
@@ -132,7 +132,7 @@ def test_a_rate_that_doubles_after_the_first_step_is_refuted(audit, monkeypatch)
             yield (self.noise.uniform(len(self.data)) <= rate).nonzero().flatten().tolist()
 
     monkeypatch.setattr(PrivateGradients, "batches", doubled)
-    monkeypatch.setattr(private_gradients, "require_sampled", lambda *of: None)
+    monkeypatch.setattr(sampled_units, "require_sampled", lambda *of: None)
     assert audit(1.0, *SAMPLED, "federation.local_epochs=2", repetitions=6).p_value < 0.05
 
 
@@ -154,7 +154,7 @@ def test_one_draw_of_noise_for_all_layers_of_a_shape_is_refuted(audit, monkeypat
 
 def test_a_bound_from_the_batch_itself_is_refuted(audit, monkeypatch):
     """The median norm of a pass in the place of the bound."""
-    clipped = private_gradients.clipped_gradients
+    clipped = sampled_units.clipped_gradients
 
     def by_median(module, objective, parts, bound):
         for part in parts:
@@ -163,5 +163,5 @@ def test_a_bound_from_the_batch_itself_is_refuted(audit, monkeypatch):
                 factor.grad = None
         return clipped(module, objective, parts, max(bound, float(norms.quantile(0.75))))
 
-    monkeypatch.setattr(private_gradients, "clipped_gradients", by_median)
+    monkeypatch.setattr(sampled_units, "clipped_gradients", by_median)
     assert audit(1.0, repetitions=2).p_value < 0.01

@@ -141,7 +141,7 @@ def test_a_long_text_does_not_pad_the_short_ones_of_its_batch(case, monkeypatch)
         passes.extend(parts)
         clipped_gradients(module, objective, parts, bound)
 
-    monkeypatch.setattr("deal_core.privacy.mechanisms.private_gradients.clipped_gradients", watched)
+    monkeypatch.setattr("deal_core.privacy.mechanisms.sampled_units.clipped_gradients", watched)
     quiet = gradients(batch, Silence())
     quiet.accumulate(model.module, Plain(model, LABELS, batch), [0, 1, 2])
     taken(parameters)
