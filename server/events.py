@@ -27,3 +27,12 @@ class EventLog:
             file.write(json.dumps(record) + "\n")
         if self.listener is not None:
             self.listener(record)
+
+
+def read_events(path: Path) -> list[RunEvent]:
+    """Return the complete lines of ``metrics.jsonl``; none where there is no file yet."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -127,8 +127,8 @@ class Exchange:
 
     def event(self, event: str, step: Step, **fields: object) -> None:
         """Log what happened in a step."""
-        where = {"stage": step.stage, "phase": step.phase, "server_round": step.server_round}
-        self.events.write(event, **where, **fields)
+        where = {"round": step.round, "stage": step.stage, "phase": step.phase}
+        self.events.write(event, **where, server_round=step.server_round, **fields)
 
 
 def answered(reply: Reply) -> Message:

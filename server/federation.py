@@ -27,7 +27,7 @@ from server.exchange import Exchange
 from server.plan import Plan
 from server.process_memory import peak_rss_bytes
 from server.round import Round
-from server.schedule import Step
+from server.schedule import Step, StepKind
 from server.secure_legs import SecureLegs
 from server.secure_round import SecureRound
 from server.state_change import finite, reason_of
@@ -131,7 +131,8 @@ class Federation:
         if not self._evaluation_pending(step, history):
             return begun, history, None
         works = self.plan.working(step.stage, 1) and self._phase(step).should_run(begun)
-        before = Step("end-stage", step.stage - 1) if step.stage else Step("zero-shot", -1)
+        kind: StepKind = "end-stage" if step.stage else "zero-shot"
+        before = Step(kind, step.stage - 1, round=step.round - 1)
         if works and same_model(begun, state):
             return begun, history, before
         if step.stage:  # else the step that evaluates the start is still to come

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +18,14 @@ from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.whole_file import write_whole
 from server.checkpoint import History
+from server.commit import commit
 from server.plan import Plan
 
-SCHEMA: Literal[2] = 2
-"""Version of ``results.json``; 1 had no stages."""
+SCHEMA: Literal[3] = 3
+"""Version of ``results.json``; 1 had no stages, 2 no labels, no date and no zero-shot accuracy of
+each client."""
+READABLE = (2, SCHEMA)
+"""What is new in 3 may be missing."""
 
 RIGHT, EXAMPLES, RIGHT_ALL = 0, 1, 2
 """Places in the counts of a task (:class:`~server.checkpoint.History`)."""
@@ -54,11 +59,13 @@ class ClientResult(Strict):
     Attributes:
         accuracy_matrix: as the global one; None where the client has no example, or its counts
             did not arrive.
+        zero_shot: per task, before any training; empty in files from before.
         average_accuracy: mean of the last row over the tasks the client has.
         test_examples: per task.
     """
 
     accuracy_matrix: list[list[Accuracy]]
+    zero_shot: list[Accuracy] = Field(default_factory=list)
     average_accuracy: Accuracy
     test_examples: list[int]
 
@@ -136,9 +143,14 @@ class Results(Strict):
             answers to themselves and too few were left to know all of it.
         class_incremental: the same among all labels seen so far; None where that is not known, or
             the model family does not score all labels in one pass (and in files from before).
+        labels: task to the names of its labels, which are public; none: its answers are texts.
+            Empty in files from before, as are the next two.
+        finished: when, UTC, ISO 8601.
+        commit: of this project, where the server ran from a checkout of it (``-dirty``: with
+            changes); empty: it did not.
     """
 
-    schema_version: Literal[2] = SCHEMA
+    schema_version: Literal[2, 3] = SCHEMA
     config: Experiment
     engine: str
     seed: int
@@ -159,10 +171,28 @@ class Results(Strict):
     seconds: dict[str, float]
     peak_rss_bytes: int
     versions: dict[str, str]
+    labels: dict[str, list[str]] = Field(default_factory=dict)
+    finished: str = ""
+    commit: str = ""
 
 
-def make_results(experiment: Experiment, plan: Plan, history: History) -> Results:
-    """Compute every measure from the plan and the counts in the history."""
+def make_results(
+    experiment: Experiment,
+    plan: Plan,
+    history: History,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> Results:
+    """Return every measure, from the plan and the counts in the history.
+
+    Args:
+        experiment: of the run.
+        plan: who worked on what.
+        history: of the whole run.
+        labels: task to the names of its labels; None: not known.
+
+    Returns:
+        The results, as they are written.
+    """
     tasks = list(plan.tasks)
     stages = [Stage(rounds=n, work=plan.work(i)) for i, n in enumerate(plan.stages)]
     begun, learnt = metrics.spans(tasks, [stage.work for stage in stages])
@@ -188,6 +218,9 @@ def make_results(experiment: Experiment, plan: Plan, history: History) -> Result
         seconds={"total": sum(history.seconds.values()), **history.seconds},
         peak_rss_bytes=history.peak_rss_bytes,
         versions={name: version(name) for name in ("flwr", "torch", "transformers", "peft")},
+        labels={task: list(names) for task, names in (labels or {}).items()},
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=commit(),
     )
 
 
@@ -248,8 +281,10 @@ def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientRes
             for row in history.evaluations[1:]
         ]
         known = [value for value in matrix[-1] if value is not None]
+        start = history.evaluations[0].get(client, unknown)
         results[client] = ClientResult(
             accuracy_matrix=matrix,
+            zero_shot=[_share(counts, right) for counts in start],
             average_accuracy=sum(known) / len(known) if known else None,
             test_examples=[counts[EXAMPLES] for counts in last[client]],
         )
@@ -277,7 +312,7 @@ def read_results(folder: Path) -> Results:
     path = folder / "results.json"
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and data.get("schema_version", SCHEMA) != SCHEMA:
+        if isinstance(data, dict) and data.get("schema_version", SCHEMA) not in READABLE:
             found = data["schema_version"]
             raise UserError(f"{path}: of schema version {found}, not {SCHEMA}; run it again")
         return Results.model_validate(data)

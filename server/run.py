@@ -116,8 +116,9 @@ def _finish(
     experiment: Experiment, plan: Plan, folder: RunFolder, checkpoint: Checkpoint
 ) -> Results:
     """Write the adapter folder, and then the results."""
-    results = make_results(experiment, plan, checkpoint.history)
     spaces = task_spaces(experiment, plan.learnt(len(plan.stages) - 1))
+    labels = {space.name: space.labels for space in spaces}
+    results = make_results(experiment, plan, checkpoint.history, labels)
     inference = export_adapter(folder.adapter, checkpoint.state, experiment, spaces)
     write_card(folder.adapter, results, inference)
     write_results(folder.results, results)

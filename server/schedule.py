@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 from deal_core.methods import Phase
 from deal_core.wire.instruction import LEARN
+
+StepKind = Literal["zero-shot", "round", "begin-phase", "end-stage"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class Step:
         stage: what lies between two consolidations, from 0; -1 for zero-shot.
         server_round: from 1 in every stage, over all phases; 0 where the step is no round.
         phase: of the method, to which the step belongs.
+        round: rounds of the whole run up to the step, its own included.
     """
 
-    kind: Literal["zero-shot", "round", "begin-phase", "end-stage"]
+    kind: StepKind
     stage: int
     server_round: int = 0
     phase: str = LEARN
+    round: int = 0
 
 
 def schedule(rounds: Sequence[int], further: Sequence[Phase] = ()) -> list[Step]:
@@ -49,7 +54,8 @@ def schedule(rounds: Sequence[int], further: Sequence[Phase] = ()) -> list[Step]
             done += phase.rounds
         steps.append(Step("end-stage", stage))
     steps.insert(1, Step("zero-shot", -1))
-    return steps
+    counted = accumulate(step.kind == "round" for step in steps)
+    return [replace(step, round=int(count)) for step, count in zip(steps, counted, strict=True)]
 
 
 def rounds_of(stage: int, steps: Sequence[Step]) -> int:

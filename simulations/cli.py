@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import click
 import typer
@@ -11,10 +11,9 @@ import typer
 from deal_core.errors import UserError, choose
 from simulations.deployment.commands import add_to
 from simulations.output.argument_help import with_argument_help
+from simulations.output.wide_console import wide_console
+from simulations.report.commands import add_report_commands
 from simulations.run.shipped import shipped_experiments, shipped_studies
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 app = typer.Typer(
     name="deal",
@@ -27,6 +26,7 @@ app = typer.Typer(
 bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 add_to(app)
+add_report_commands(app)
 
 data = typer.Typer(help="Data sets as folders of tasks.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -57,13 +57,6 @@ Disjoint = Annotated[
 ]
 OutFile = Annotated[str, typer.Option(help="Also write the figures to this JSON file.")]
 Quick = Annotated[bool, typer.Option("--quick", help="The smallest sizes only.")]
-
-
-def wide_console() -> Console:
-    """Tables must not wrap in a log file, whose width nobody knows."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def show_version(wanted: bool) -> None:
@@ -103,8 +96,8 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Run an experiment on this machine and report accuracy and forgetting."""
+    from simulations.report.after import simulate_with_report as run
     from simulations.run.experiment import Request
-    from simulations.run.simulate import simulate as run
 
     request = Request(experiment, out, tuple(overrides or ()), seed, engine, resume)
     raise typer.Exit(run(request, wide_console()))
@@ -165,18 +158,19 @@ def study(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all cells."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Run these only, e.g. 0,1.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds of the runs, e.g. 0,1; default: all.")] = "",
     arms: Annotated[str, typer.Option(help="Run these only, e.g. deal,lwf.")] = "",
     settings: Annotated[str, typer.Option(help="Run these only, e.g. share10,share58.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
     report: Annotated[bool, typer.Option("--report", help="Only renew the tables.")] = False,
 ) -> None:
     """Run a grid of methods, seeds and settings; the same command continues it."""
-    from simulations.study.command import StudyRequest, run_study
+    from simulations.report.after import study_with_report
+    from simulations.study.command import StudyRequest
 
     changed = tuple(overrides or ())
     request = StudyRequest(study, out, changed, seeds, arms, settings, jobs, report)
-    raise typer.Exit(run_study(request, wide_console()))
+    raise typer.Exit(study_with_report(request, wide_console()))
 
 
 @app.command()
@@ -200,19 +194,20 @@ def audit(
     ] = 32,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
-    from simulations.audit.command import AuditRequest, run_audit
+    from simulations.audit.command import AuditRequest
+    from simulations.report.after import audit_with_report
 
     sets = tuple(overrides or ())
     counts = canaries, text_canaries, seed, repetitions, records
     request = AuditRequest(experiment, epsilon, out, sets, client, *counts)
-    raise typer.Exit(run_audit(request, wide_console()))
+    raise typer.Exit(audit_with_report(request, wide_console()))
 
 
 @app.command()
 def budgets(
     experiment: ExperimentName,
     epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,2,4,8,inf",
-    seeds: Annotated[int, typer.Option(min=1, help="So many, from 0.")] = 3,
+    seeds: Annotated[str, typer.Option(help="Seeds of the runs, e.g. 0,1.")] = "0,1,2",
     method: Annotated[str, typer.Option(help="Methods, e.g. deal,lwf.")] = "",
     out: Annotated[str, typer.Option(help="Folder; default: runs/budgets-NAME.")] = "",
     overrides: Annotated[
@@ -232,13 +227,14 @@ def budgets(
     report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
 ) -> None:
     """Accuracy, forgetting and worst client against epsilon; the same command continues it."""
-    from simulations.budgets.command import BudgetsRequest, run_budgets
+    from simulations.budgets.command import BudgetsRequest
+    from simulations.report.after import budgets_with_report
 
     sets = tuple(overrides or ())
     request = BudgetsRequest(
         experiment, epsilon, method, seeds, out, sets, audit, jobs, report, free
     )
-    raise typer.Exit(run_budgets(request, wide_console()))
+    raise typer.Exit(budgets_with_report(request, wide_console()))
 
 
 @app.command("ls")

@@ -8,13 +8,17 @@ from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import certificate, check_certificate, composed_over
 from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError, composed
 from deal_core.privacy.accounting.unit import common_unit, unit_text
 from simulations.output.console import print_line
+from simulations.output.markdown import TextTable
+from simulations.output.terminal import NARROW, text_table
+
+COLUMNS = ("task", "releases", "steps", "rate", "noise multiplier", "clip", "epsilon")
+"""Of the table of releases."""
 
 
 def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
@@ -24,17 +28,17 @@ def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
         UserError: no ledger in the folder, or one that cannot be trusted; tasks in parallel, but
             some were not compared.
     """
-    ledger = _ledger(folder)
-    entries = _checked(ledger)
+    ledger = open_ledger(folder)
+    entries = checked_entries(ledger)
     if disjoint_tasks:
         ledger.require_declared([entry.event for entry in entries])
-    table = Table(title="Private releases", title_justify="left")
-    for name in ("run", "task", "releases", "steps", "rate", "noise multiplier", "clipping bound"):
-        table.add_column(name)
-    table.add_column("epsilon, alone")
-    for (run, task, _), part in groupby(entries, _row_of):
-        table.add_row(run, task or "(all)", *_figures(part))
-    console.print(table)
+    rows: list[tuple[str, ...]] = []
+    for run, of_run in groupby(entries, lambda entry: entry.event.run):
+        rows.append((f"run {run}", *[""] * (len(COLUMNS) - 1)))
+        rows += [_row(task, part) for (_, task, _), part in groupby(of_run, _row_of)]
+    table = TextTable(COLUMNS, (False, *[True] * (len(COLUMNS) - 1)), tuple(rows))
+    title = "Private releases; the epsilon of a row is that of the row alone"
+    console.print(text_table(table, title), width=min(NARROW, console.width))
     for line in _summary(entries, disjoint_tasks):
         print_line(console, line)
 
@@ -46,7 +50,7 @@ def verify(folder: str, certificate_file: str, console: Console) -> None:
         UserError: something does not hold.
     """
     if folder:
-        entries = _checked(_ledger(folder))
+        entries = checked_entries(open_ledger(folder))
         console.print(f"ledger: {len(entries)} entries, the chain holds", highlight=False)
     if not certificate_file:
         return
@@ -62,8 +66,8 @@ def export(folder: str, out: str, console: Console, disjoint_tasks: bool) -> Non
     Raises:
         UserError: no ledger in the folder, nothing in it, or one that cannot be trusted.
     """
-    ledger = _ledger(folder)
-    _checked(ledger)
+    ledger = open_ledger(folder)
+    checked_entries(ledger)
     signed = certificate(ledger, disjoint_tasks)
     Path(out).write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
     console.print(f"{out}: {signed['statement']['entries']} entries, signed", highlight=False)
@@ -96,26 +100,33 @@ def _row_of(entry: Entry) -> tuple[str, str, str]:
     return event.run, event.task, "" if event.protected else event.mechanism
 
 
-def _figures(part: Iterable[Entry]) -> list[str]:
+def _row(task: str, part: Iterable[Entry]) -> tuple[str, ...]:
     events = [entry.event for entry in part]
     first, delta = events[0], min(event.delta for event in events)
+    name = f"  {task or '(all)'}"
     if not first.protected:
-        return [str(len(events)), "", "", f"none ({first.mechanism})", "", "no bound"]
-    return [
+        return f"{name}, {first.mechanism}", str(len(events)), "", "", "none", "", "no bound"
+    return (
+        name,
         str(len(events)),
         str(sum(event.steps for event in events)),
         f"{first.sample_rate:.4g}",
         f"{first.noise_multiplier:.4g}",
         f"{first.max_grad_norm:g}",
         f"{composed(events, delta):.3g}",
-    ]
+    )
 
 
 def _head(entries: list[Entry], said: dict[str, int]) -> str:
     return entries[said["entries"] - 1].hash
 
 
-def _ledger(folder: str) -> Ledger:
+def open_ledger(folder: str) -> Ledger:
+    """Return the ledger in a state directory.
+
+    Raises:
+        UserError: there is none.
+    """
     if not (Path(folder) / FILE).exists():
         raise UserError(
             f"{folder}: no {FILE} here; name a site's state directory (in a simulation: "
@@ -124,7 +135,12 @@ def _ledger(folder: str) -> Ledger:
     return Ledger(Path(folder))
 
 
-def _checked(ledger: Ledger) -> list[Entry]:
+def checked_entries(ledger: Ledger) -> list[Entry]:
+    """Return the entries of a ledger, after a check of the whole chain.
+
+    Raises:
+        UserError: it cannot be trusted.
+    """
     try:
         return ledger.entries()
     except LedgerError as error:

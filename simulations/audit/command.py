@@ -21,6 +21,7 @@ from simulations.audit.tables import Audit, AuditedCell, markdown
 from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line
 from simulations.output.files import write_texts
+from simulations.output.terminal import print_page
 from simulations.run.epsilons import epsilons, named, with_budget
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.live_view import progress_view
@@ -77,7 +78,7 @@ def run_audit(request: AuditRequest, console: Console) -> int:
     Raises:
         UserError: bad input, or a folder with other settings; nothing has started.
     """
-    out = Path(request.out or f"runs/audit-{Path(request.experiment).stem}").expanduser().resolve()
+    out = audit_folder(request)
     trainings = planned(request, out)
     with console.status("checking the experiment and its data"):
         for training in trainings:
@@ -93,10 +94,16 @@ def run_audit(request: AuditRequest, console: Console) -> int:
         audit = Audit(experiment=Path(request.experiment).stem, cells=_cells(request, found))
     page = markdown(audit)
     write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": page})
-    print_line(console, page)
+    print_page(console, page)
     print_line(console, f"figures in {out / 'audit.json'}, table in {out / 'audit.md'}")
     refuted = any(each.refuted for cell in audit.cells for each in cell.attacks)
     return REFUTED if refuted else 0
+
+
+def audit_folder(request: AuditRequest) -> Path:
+    """Return the folder of an audit."""
+    stem = Path(request.experiment).stem
+    return Path(request.out or f"runs/audit-{stem}").expanduser().resolve()
 
 
 def planned(request: AuditRequest, out: Path) -> list[Training]:

@@ -71,17 +71,18 @@ def markdown(audit: Audit) -> str:
     trainings = [found for cell in audit.cells for found in cell.trainings]
     kinds = [kind for kind in MEANING if any(found.kind == kind for found in trainings)]
     who = "Canary clients alone." if "clients" in kinds else f"Client {trainings[0].client} alone."
-    text = [who, _claims(trainings), EXPLANATION, *(MEANING[kind] for kind in kinds)]
+    text = [who, claims(trainings), EXPLANATION, *(MEANING[kind] for kind in kinds)]
     lines = [f"# Audit of {audit.experiment}", "", *wrap(" ".join(text), WIDTH), ""]
-    lines += list(_table(audit))
+    lines += list(attack_table(audit))
     if any(each.membership for cell in audit.cells for each in cell.attacks):
-        lines += ["", *_membership(audit)]
+        lines += ["", *membership_table(audit)]
     if any(each.simulation_only for each in trainings):
         lines += ["", "Simulation only: the noise came from a seed."]
     return "\n".join(lines) + "\n"
 
 
-def _claims(trainings: list[Found]) -> str:
+def claims(trainings: list[Found]) -> str:
+    """Return what every epsilon of an audit is of."""
     delta = trainings[0].delta
     units = {(found.unit, found.unit_column) for found in trainings if found.unit}
     told = [
@@ -91,7 +92,8 @@ def _claims(trainings: list[Found]) -> str:
     return f"Every epsilon is at delta = {delta:.3g} {'; '.join(told) or 'of what leaves'}."
 
 
-def _table(audit: Audit) -> Iterator[str]:
+def attack_table(audit: Audit) -> Iterator[str]:
+    """Yield a row for each attack under each budget."""
     heads = ("at least", "p", "refuted noise", "notices", "efficiency")
     yield row("mechanism", "claim", "canaries", *heads, "verdict")
     yield "|---|---:|---|" + "---:|" * len(heads) + "---|"
@@ -127,7 +129,8 @@ def _verdict(judged: Judged) -> str:
     return "REFUTED" if judged.refuted else "not refuted"
 
 
-def _membership(audit: Audit) -> Iterator[str]:
+def membership_table(audit: Audit) -> Iterator[str]:
+    """Yield a row for each membership inference; only its head where there is none."""
     yield row("mechanism", "claim", "members", "others", "AUC", "TPR at 1 % FPR")
     yield "|---|" + "---:|" * 5
     for cell in audit.cells:

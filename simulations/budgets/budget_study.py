@@ -28,7 +28,7 @@ def budgets_study(
     base: Experiment,
     epsilons: list[float],
     methods: list[str],
-    seeds: int,
+    seeds: list[int],
     free: Experiment | None = None,
 ) -> Study:
     """Return the grid.
@@ -38,19 +38,22 @@ def budgets_study(
         base: that experiment, read with its overrides.
         epsilons: budgets; infinity is training without privacy.
         methods: empty: the experiment's own.
-        seeds: so many, from 0.
+        seeds: of the runs.
         free: experiment of the runs without privacy, where what suits noise does not suit them;
             None: ``base``.
 
     Raises:
-        UserError: an unknown method, or one that stands there twice; ``free`` has another model,
-            other data or other clients, or another method while none is named.
+        UserError: an unknown method; a method or a seed that stands there twice; no seed, or a
+            negative one; ``free`` has another model, other data or other clients, or another
+            method while none is named.
     """
     own = methods or [base.method.name]
     for method in own:
         choose("method", method, METHODS)
     if len(set(own)) < len(own):
         raise UserError(f"--method {','.join(own)}: names a method twice; name each once")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError("--seeds: write different whole numbers from 0 on, e.g. --seeds 0,1,2")
     if free is not None and not methods and free.method.name != base.method.name:
         raise UserError(
             f"--without-privacy: its method is {free.method.name}, the experiment's is "
@@ -61,7 +64,7 @@ def budgets_study(
     file = StudyFile(
         description=f"Accuracy of {path.stem} against the privacy budget.",
         experiment=str(path),
-        seeds=tuple(range(seeds)),
+        seeds=tuple(seeds),
         arms={arm_name(epsilon): _arm(base, epsilon, without) for epsilon in epsilons},
         settings={method: {"method": {"name": method}} for method in own},
     )

@@ -15,10 +15,11 @@ from simulations.budgets.results import Budgets, check_unit, collect, read_audit
 from simulations.budgets.tables import markdown
 from simulations.output.console import print_line
 from simulations.output.files import write_texts
+from simulations.output.terminal import print_page
 from simulations.run.epsilons import epsilons, with_budget
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.simulate import STOPPED
-from simulations.study.command import FAILED, check_left, names, remaining, run_left
+from simulations.study.command import FAILED, check_left, names, numbers, remaining, run_left
 from simulations.study.grid import grid
 
 
@@ -28,8 +29,7 @@ class BudgetsRequest:
 
     Attributes:
         experiment: a shipped name or the path of a TOML file.
-        epsilon, method: separated by commas; no method: the experiment's.
-        seeds: so many, from 0.
+        epsilon, method, seeds: separated by commas; no method: the experiment's.
         out: folder; empty: ``runs/budgets-NAME``.
         overrides: ``table.key=value``, for all runs.
         free: the experiment of the runs without privacy; empty: the same one.
@@ -41,7 +41,7 @@ class BudgetsRequest:
     experiment: str
     epsilon: str = "1,2,4,8,inf"
     method: str = ""
-    seeds: int = 3
+    seeds: str = "0,1,2"
     out: str = ""
     overrides: tuple[str, ...] = ()
     audit: str = ""
@@ -62,8 +62,9 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     values, methods = epsilons(request.epsilon), names(request.method)
     base = load_experiment(Request(request.experiment, "", request.overrides))
     free = load_experiment(Request(request.free, "", request.overrides)) if request.free else None
-    study = budgets_study(request.experiment, base, values, methods, request.seeds, free)
-    out = Path(request.out or f"runs/{study.name}").expanduser().resolve()
+    seeds = numbers(request.seeds)
+    study = budgets_study(request.experiment, base, values, methods, seeds, free)
+    out = budgets_folder(request)
     cells = grid(study, out, request.overrides)
     audit = read_audit(request.audit)
     if audit is not None:
@@ -82,13 +83,19 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     if failures is None:
         return STOPPED
     page = out / "budgets.md"
-    print_line(console, page.read_text(encoding="utf-8"))
+    print_page(console, page.read_text(encoding="utf-8"))
     print_line(
         console, f"table in {page}, figures in {out / 'budgets.json'}, {out / 'budgets.png'}"
     )
     for name, why in failures.items():
         print_line(console, f"failed: {name}: {why}")
     return FAILED if failures else 0
+
+
+def budgets_folder(request: BudgetsRequest) -> Path:
+    """Return the folder of a budget study."""
+    stem = Path(request.experiment).stem
+    return Path(request.out or f"runs/budgets-{stem}").expanduser().resolve()
 
 
 def write(out: Path, budgets: Budgets) -> None:
@@ -110,7 +117,7 @@ def write(out: Path, budgets: Budgets) -> None:
 def command(request: BudgetsRequest) -> Sequence[str]:
     """Return the command again: it goes on where it was stopped."""
     words = ["deal", "budgets", request.experiment, "--epsilon", request.epsilon]
-    words += ["--seeds", str(request.seeds)]
+    words += ["--seeds", request.seeds]
     for option, value in (
         ("--method", request.method),
         ("--without-privacy", request.free),

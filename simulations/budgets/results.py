@@ -40,6 +40,7 @@ class Point(Strict):
             None: they are not there, or learn nothing.
         spent: largest epsilon of a client's ledger in any seed, over all rounds and tasks, at
             ``delta`` per ``unit``; None: without privacy.
+        assumes: whom what was spent takes to be honest; empty in files from before.
         disjoint_tasks: what was spent is that of a record in a single task.
         lower_bound: the largest epsilon that a kind of canaries of the audit has shown, each with
             95 % confidence by itself, at ``lower_bound_delta`` per the same unit; None: no audit.
@@ -57,6 +58,7 @@ class Point(Strict):
     spent: float | None
     delta: float | None
     unit: str | None
+    assumes: str = ""
     disjoint_tasks: bool = False
     simulation_only: bool
     lower_bound: float | None = None
@@ -184,6 +186,7 @@ def _point(
         spent=max(spent, default=None),
         delta=_largest_delta(privacy),
         unit=privacy[0].unit,
+        assumes=privacy[0].assumes,
         disjoint_tasks=any(each.disjoint_tasks for each in privacy),
         simulation_only=any(each.simulation_only for each in privacy),
         lower_bound=bound.epsilon if bound else None,

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from server.spending import extent
+from simulations.audit.tables import HONEST
 from simulations.budgets.results import Budgets, Mean, Point, Sweep
 from simulations.output.markdown import DASH, head, row
 
 EXPLANATION = (
     "Accuracies in %, forgetting in points: mean ± half width of the 95 % interval (Student's t "
-    "over seeds; one seed has no interval). Of the way: from zero-shot to the same seeds without "
-    "privacy. Epsilon: the budget of a run, at the delta and per the unit of what was spent. "
-    "Spent: the largest of a client's ledger in any seed. "
+    "over seeds; one seed has no interval). Gain retained: of the gain over zero-shot of the same "
+    "seeds without privacy. Epsilon: the budget of a run, at the delta and per the unit of what "
+    "was spent. Spent: the largest of a client's ledger in any seed. "
     "Lower bound: the largest that a kind of canaries of an audit has shown, each with 95 % "
     "confidence by itself, over all rounds and tasks of the audited run."
 )
@@ -41,9 +42,19 @@ def markdown(budgets: Budgets) -> str:
     lines += [f"{budgets.finished} of {budgets.wanted} runs done. {EXPLANATION}{more}", ""]
     for method in dict.fromkeys(point.method for point in budgets.points):
         points = [point for point in budgets.points if point.method == method]
-        lines += [f"## {method}", "", *_table(points, known), ""]
+        lines += [f"## {method}", "", *budget_table(points, known)]
     lines += ["## The sweep itself", "", sweep_text(budgets.sweep)]
     return "\n".join(lines) + "\n"
+
+
+def budget_table(points: list[Point], among_all: bool) -> Iterator[str]:
+    """Yield the table of one method, and what its epsilons mean.
+
+    Args:
+        points: of the method.
+        among_all: whether accuracy among all labels is known of some method.
+    """
+    yield from (*_table(points, among_all), "", *_guarantees(points))
 
 
 def _table(points: list[Point], among_all: bool) -> Iterator[str]:
@@ -67,18 +78,53 @@ def _table(points: list[Point], among_all: bool) -> Iterator[str]:
 
 
 def _spent(point: Point) -> str:
-    if point.spent is None or point.delta is None:
-        return DASH
-    seeded = ", simulation only" if point.simulation_only else ""
-    over = extent(point.disjoint_tasks)
-    return f"{point.spent:.3g} at delta = {point.delta:.2g} per {point.unit}, {over}{seeded}"
+    return DASH if point.spent is None or point.delta is None else f"{point.spent:.3g}"
 
 
 def _shown(point: Point) -> str:
+    return DASH if point.lower_bound is None else f"≥ {point.lower_bound:.2f}"
+
+
+def _guarantees(points: list[Point]) -> Iterator[str]:
+    """Yield what the epsilons of a table mean, each meaning once: a line and an empty one."""
+    units = [point.unit for point in points if point.unit]
+    told: dict[str, list[str]] = {}
+    for point in points:
+        for text in (spent_meaning(point), bound_meaning(point, units[0] if units else "")):
+            if text:
+                told.setdefault(text, []).append(point.epsilon)
+    for text, budgets in told.items():
+        kind = text.partition(":")[0]
+        several = sum(other.startswith(f"{kind}:") for other in told) > 1
+        which = f" (budgets {', '.join(budgets)})" if several else ""
+        yield text.replace(":", f"{which}:", 1)
+        yield ""
+
+
+def spent_meaning(point: Point) -> str:
+    """Return what an epsilon spent means; empty: none was."""
+    if point.spent is None or point.delta is None:
+        return ""
+    seeded = "; simulation only: the noise came from a seed" if point.simulation_only else ""
+    trust = point.assumes or (HONEST["record"] if point.unit == "record" else "")
+    trusted = f"; {trust}" if trust else ""
+    return (
+        f"Spent: epsilon at delta = {point.delta:.2g} per {point.unit}, over "
+        f"{extent(point.disjoint_tasks)}{trusted}{seeded}."
+    )
+
+
+def bound_meaning(point: Point, unit: str) -> str:
+    """Return what a lower bound is of; empty: there is none.
+
+    Args:
+        point: under one budget, perhaps without privacy.
+        unit: of privacy, of the study.
+    """
     if point.lower_bound is None:
-        return DASH
-    unit = f" per {point.unit}" if point.unit else ""
-    return f"≥ {point.lower_bound:.2f} at delta = {point.lower_bound_delta:.2g}{unit}"
+        return ""
+    of_what = f" per {unit}" if unit else ""
+    return f"Lower bound: on epsilon at delta = {point.lower_bound_delta:.2g}{of_what}."
 
 
 def sweep_text(sweep: Sweep) -> str:

@@ -40,8 +40,13 @@ class Progress:
         accuracy: task to accuracy (0 to 1) at the last evaluation.
         among_all: the same among all labels seen so far; empty: not known.
         zero_shot: mean over tasks before anything was learnt.
+        resumed: this start continues another.
         started, updated: time of the start and of the last event.
-        per_round: mean seconds a round took since this start, evaluations included; 0: unknown.
+        step_ended: time of the end of the last round or evaluation.
+        training: a round is at work.
+        rounds_took, evaluations_took: seconds of all rounds, and of all evaluations beside them,
+            of this start.
+        evaluations_here: of this start, those that rounds have carried along included.
         epsilon: largest over clients, of all that their ledgers hold; None: no guarantee.
         delta: largest over clients. unit: what is protected. unit_column: that makes groups.
         disjoint_tasks: some epsilon is of a record that is in one task.
@@ -66,9 +71,14 @@ class Progress:
     zero_shot: float | None = None
     aggregation_error: float | None = None
     round_seconds: float = 0.0
+    resumed: bool = False
     started: float = 0.0
     updated: float = 0.0
-    per_round: float = 0.0
+    step_ended: float = 0.0
+    training: bool = False
+    rounds_took: float = 0.0
+    evaluations_took: float = 0.0
+    evaluations_here: int = 0
     epsilon: float | None = None
     delta: float = 0.0
     unit: str = ""
@@ -120,19 +130,20 @@ class Progress:
         return [stage.tasks for stage in self.stages]
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimate from the mean round of this start; None before the first round has ended."""
-        if not self.per_round:
+        """Return an estimate from the mean round and the mean evaluation of this start, in which a
+        resumed run may have had no evaluation yet; None before the first round has ended and the
+        start has been evaluated."""
+        if not self.done_here or (self.zero_shot is None and not self.resumed):
             return None
-        since = max(0.0, now - self.updated)
-        return max(0.0, self.per_round * (self.total - self.done) - since)
+        rounds = self.rounds_took / self.done_here * (self.total - self.done)
+        mean = self.evaluations_took / max(1, self.evaluations_here)
+        evaluations = mean * (len(self.stages) - self.evaluated)
+        return max(0.0, rounds + evaluations - max(0.0, now - self.step_ended))
 
     def update(self, event: RunEvent) -> Progress:
         """Return the state after one more event; unknown events change nothing."""
         after = _HANDLERS.get(event["event"], _unknown)(self, event)
-        after = replace(after, updated=event["time"])
-        if after.done_here and event["event"] in ("round_finished", "stage_finished"):
-            after = replace(after, per_round=(event["time"] - after.started) / after.done_here)
-        return after
+        return replace(after, updated=event["time"])
 
 
 def _unknown(state: Progress, event: RunEvent) -> Progress:
@@ -152,12 +163,14 @@ def _run_started(state: Progress, event: RunEvent) -> Progress:
         stages=stages,
         done=done,
         evaluated=sum(end <= done for end in ends),
+        resumed=event["resumed"],
         started=event["time"],
+        step_ended=event["time"],
     )
 
 
 def _evaluated(state: Progress, event: RunEvent) -> Progress:
-    accuracy = dict(event["accuracy"])
+    accuracy, state = dict(event["accuracy"]), _timed(state, event)
     if event["stage"] < 0:
         mean = sum(accuracy.values()) / len(accuracy) if accuracy else None
         return replace(state, accuracy=accuracy, zero_shot=mean)
@@ -165,10 +178,21 @@ def _evaluated(state: Progress, event: RunEvent) -> Progress:
     return replace(state, accuracy=accuracy, among_all=among_all, evaluated=event["stage"] + 1)
 
 
+def _timed(state: Progress, event: RunEvent) -> Progress:
+    """Return the state with the time of an evaluation; one that a round carries along is in the
+    round's."""
+    state = replace(state, evaluations_here=state.evaluations_here + 1)
+    if state.training:
+        return state
+    took = state.evaluations_took + event["time"] - state.step_ended
+    return replace(state, evaluations_took=took, step_ended=event["time"])
+
+
 def _round_started(state: Progress, event: RunEvent) -> Progress:
     return replace(
         state,
         phase=PHASES.get(event["phase"], str(event["phase"])),
+        training=True,
         stage=event["stage"],
         server_round=event["server_round"],
         asked=event["clients"],
@@ -213,6 +237,9 @@ def _round_finished(state: Progress, event: RunEvent) -> Progress:
     return replace(
         _charged(_round_skipped(state, event), event),
         done_here=state.done_here + 1,
+        rounds_took=state.rounds_took + event["time"] - state.step_ended,
+        step_ended=event["time"],
+        training=False,
         aggregation_error=event["aggregation_error"],
         round_seconds=event["seconds"],
     )

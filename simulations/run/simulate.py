@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -21,8 +22,19 @@ STOPPED = 130
 """Exit code of a run that was interrupted."""
 
 
-def simulate(request: Request, console: Console) -> int:
+def _nothing(folder: Path) -> None:
+    """Write no page."""
+
+
+def simulate(
+    request: Request, console: Console, write_page: Callable[[Path], None] = _nothing
+) -> int:
     """Run the experiment, show it, report it.
+
+    Args:
+        request: what was typed.
+        console: for people.
+        write_page: called with the run folder of a run that has begun, however it ended.
 
     Returns:
         The exit code: 0; 130 where it was stopped.
@@ -31,17 +43,30 @@ def simulate(request: Request, console: Console) -> int:
         UserError: bad input (nothing has started), or a run that cannot go on.
     """
     experiment = load_experiment(request)
+    folder = Path(experiment.run.out)
+    before = _events(folder)
     try:
         with stoppable():
             _run(experiment, request, console)
-    except KeyboardInterrupt:
+    except BaseException as stop:
+        if _events(folder) != before:
+            write_page(folder)
+        if not isinstance(stop, KeyboardInterrupt):
+            raise
         for line in stopped_lines(request, experiment):
             print_line(console, line)
         return STOPPED
     from simulations.run.summary import print_report
 
-    print_report(console, Path(experiment.run.out))
+    print_report(console, folder)
+    write_page(folder)
     return 0
+
+
+def _events(folder: Path) -> int:
+    """Bytes of a run's log; 0: it has none."""
+    log = RunFolder(folder).metrics
+    return log.stat().st_size if log.is_file() else 0
 
 
 def _run(experiment: Experiment, request: Request, console: Console) -> None:

@@ -14,6 +14,8 @@ from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
 from server.spending import extent
 from simulations.output.console import print_line
+from simulations.output.markdown import TextTable
+from simulations.output.terminal import NARROW, text_table
 from simulations.run.live_view import duration, signed
 
 LARGE_DELTA = 1e-3
@@ -28,9 +30,12 @@ def print_report(console: Console, folder: Path) -> None:
     """
     results = read_results(folder)
     if results.accuracy_matrix:
-        console.print(matrix_table(results))
-    if results.class_incremental is not None:
-        console.print(matrix_table(results, among_all=True))
+        matrices = [matrix_table(results)]
+        if results.class_incremental is not None:
+            matrices.append(matrix_table(results, among_all=True))
+        fits = all(console.measure(table).maximum <= NARROW for table in matrices)
+        for table in matrices if fits else [task_table(results)]:
+            console.print(table, width=min(NARROW, console.width))
     lines = [*measures(results), ("results", str(RunFolder(folder).results))]
     for name, value in lines:
         print_line(console, f"{name:<20}{value}")
@@ -58,6 +63,26 @@ def matrix_table(results: Results, among_all: bool = False) -> Table:
         cells = [_cell(value, _style(i, begun[j], learnt[j])) for j, value in enumerate(row)]
         table.add_row(Text(_title(i, results.tasks, stages)), *cells)
     return table
+
+
+def task_table(results: Results) -> Table:
+    """Return a row for each task, in per cent: where the matrix is wider than a window."""
+    among_all = results.class_incremental
+    stages = [list(stage.work) for stage in results.stages]
+    _, learnt = spans(results.tasks, stages)
+    columns = ["task", "zero-shot", "just learnt", "at the end", "since"]
+    columns += [] if among_all is None else ["all labels"]
+    rows = []
+    for j, task in enumerate(results.tasks):
+        then, now = results.accuracy_matrix[learnt[j]][j], results.accuracy_matrix[-1][j]
+        cells = [f"{100 * share:.1f}" for share in (results.zero_shot[task], then, now)]
+        cells += [signed(now - then)]
+        if among_all is not None:
+            cells.append(f"{100 * among_all.accuracy_matrix[-1][j]:.1f}")
+        rows.append((f"{j + 1} {task}", *cells))
+    right = (False, *[True] * (len(columns) - 1))
+    title = "Accuracy in %, and points since the task was learnt"
+    return text_table(TextTable(tuple(columns), right, tuple(rows)), title)
 
 
 def _title(row: int, tasks: list[str], stages: list[list[str]]) -> str:

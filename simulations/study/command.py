@@ -20,6 +20,7 @@ from simulations.study.grid import Cell, chosen, default_settings, grid
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults, collect, kept
 from simulations.study.runs import run_all, run_status
 from simulations.study.study_file import Study, load_study
+from simulations.study.summary import print_summary
 from simulations.study.tables import markdown
 
 INPUTS = {"data", "stream", "federation", "model", "adapter"}
@@ -61,7 +62,7 @@ def run_study(request: StudyRequest, console: Console) -> int:
         UserError: bad input, or a folder with other settings; nothing has started.
     """
     study = load_study(request.study)
-    out = Path(request.out or f"runs/study-{study.name}").expanduser().resolve()
+    out = study_folder(request)
     cells = grid(study, out, request.overrides)
     part = names(request.arms), names(request.settings)
     wanted = chosen(cells, numbers(request.seeds), *part)
@@ -72,8 +73,8 @@ def run_study(request: StudyRequest, console: Console) -> int:
     if work:
         check_left(left, console)
 
-    def renew() -> None:
-        write(study, out, cells, before)
+    def renew() -> StudyResults:
+        return write(study, out, cells, before)
 
     renew()
     failures: dict[str, str] | None = {}
@@ -81,10 +82,21 @@ def run_study(request: StudyRequest, console: Console) -> int:
         failures = run_left(left, out, request.jobs, command(request), renew, console)
     if failures is None:
         return STOPPED
+    print_summary(console, study, renew())
     print_line(console, f"tables in {out / 'study.md'}, figures in {out / STUDY_JSON}")
     for name, why in failures.items():
         print_line(console, f"failed: {name}: {why}")
     return FAILED if failures else 0
+
+
+def study_folder(request: StudyRequest) -> Path:
+    """Return the folder of a study.
+
+    Raises:
+        UserError: no such study, or one that cannot be read.
+    """
+    name = request.out or f"runs/study-{load_study(request.study).name}"
+    return Path(name).expanduser().resolve()
 
 
 def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experiment]:
@@ -137,7 +149,7 @@ def run_left(
     out: Path,
     jobs: int,
     again: Sequence[str],
-    renew: Callable[[], None],
+    renew: Callable[[], object],
     console: Console,
 ) -> dict[str, str] | None:
     """Run what is left.
@@ -189,9 +201,14 @@ def run_left(
     return failures
 
 
-def write(study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, CellResult]) -> None:
+def write(
+    study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, CellResult]
+) -> StudyResults:
     """Write ``study.json`` and ``study.md`` of what has finished, now or ``before``. A cell that is
     no longer in the study stays in the file, which may be all that is left of it.
+
+    Returns:
+        What the cells of the study have found.
 
     Raises:
         UserError: the folder cannot be written.
@@ -202,6 +219,7 @@ def write(study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, C
         wanted=len(cells),
         defaults=default_settings(),
         cells=collect(cells, before),
+        file=study.file,
     )
     asked = {cell.name for cell in cells}
     gone = [cell for name, cell in before.items() if name not in asked]
@@ -211,6 +229,7 @@ def write(study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, C
         "study.md": markdown(study, results),
     }
     write_texts(out, texts)
+    return results
 
 
 def fitting(runs: Sequence[Experiment], cores: int) -> int:

@@ -13,6 +13,7 @@ from server.results import Strict, read_results
 from simulations.run.run_folder import AUTO, PRECISION, differing
 from simulations.study.grid import Cell, cell_name, default_settings, precise, settings_of
 from simulations.study.outcome import Outcome
+from simulations.study.study_file import StudyFile
 
 STUDY_JSON = "study.json"
 
@@ -50,14 +51,16 @@ class StudyResults(Strict):
     Attributes:
         wanted: cells of the whole grid.
         defaults: of every setting, by flat key.
+        file: the study file, with the labels of its arms; None: written before schema version 3.
     """
 
-    schema_version: int = 2
+    schema_version: int = 3
     study: str
     description: str
     wanted: int
     defaults: dict[str, Value]
     cells: list[CellResult]
+    file: StudyFile | None = None
 
 
 def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResult]:

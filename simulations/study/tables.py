@@ -272,27 +272,39 @@ def cost_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
 
 def _settings(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
     """Average accuracy of every arm under every setting, and the best setting of each."""
-    settings = list(study.file.settings)
-    arms = by_arm(study, cells)
-    under = {
-        (arm, setting): estimate([c.outcome.average_accuracy for c in own if c.setting == setting])
-        for arm, own in arms.items()
-        for setting in settings
-        if any(c.setting == setting for c in own)
-    }
-    yield from ("## Average accuracy by setting", "")
+    yield from ("## Average accuracy by setting", "", *setting_table(study, cells), "")
+    yield from ("## Best setting of every arm, by average accuracy", "")
+    yield from (*best_settings(study, cells), "")
+
+
+def setting_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
+    """Yield average accuracy of every arm under every setting."""
+    settings, under = list(study.file.settings), by_setting(study, cells)
     yield from head("arm", *settings)
-    for arm in arms:
+    for arm in by_arm(study, cells):
         found = (under.get((arm, setting)) for setting in settings)
         yield row(study.label(arm), *(_accuracy(e) if e else DASH for e in found))
-    yield from ("", "## Best setting of every arm, by average accuracy", "")
+
+
+def best_settings(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
+    """Yield the setting under which each arm has its highest average accuracy."""
+    under = by_setting(study, cells)
     yield from head("arm", "setting", "average accuracy", "n", "settings tried")
-    for arm in arms:
-        tried = {setting: under[arm, setting] for setting in settings if (arm, setting) in under}
+    for arm in by_arm(study, cells):
+        tried = {setting: found for (own, setting), found in under.items() if own == arm}
         best = max(tried, key=lambda setting: tried[setting].mean)
         n = str(tried[best].n)
         yield row(study.label(arm), best, _accuracy(tried[best]), n, str(len(tried)))
-    yield ""
+
+
+def by_setting(study: Study, cells: Sequence[CellResult]) -> dict[tuple[str, str], Estimate]:
+    """Return arm and setting to average accuracy; what has no cell is not in it."""
+    return {
+        (arm, setting): estimate([c.outcome.average_accuracy for c in own if c.setting == setting])
+        for arm, own in by_arm(study, cells).items()
+        for setting in study.file.settings
+        if any(c.setting == setting for c in own)
+    }
 
 
 def by_arm(study: Study, cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:

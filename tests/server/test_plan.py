@@ -73,8 +73,10 @@ def test_the_synchronous_schedule_is_the_plan_in_which_all_have_the_same_order(e
         assert joint_tasks.met(stage) == joint_tasks.past("1", stage, 2) == TASKS[:stage]
         assert joint_tasks.work(stage) == {task: list(CLIENTS)}
         assert joint_tasks.future(stage) == TASKS[stage + 1 :]
-    rounds = [Step("round", 0, 1), Step("zero-shot", -1), Step("round", 0, 2), Step("end-stage", 0)]
-    assert schedule(joint_tasks.stages)[:4] == rounds
+    rounds = [("round", 0, 1), ("zero-shot", -1, 0), ("round", 0, 2), ("end-stage", 0, 0)]
+    numbers = (1, 1, 2, 2)  # of rounds, over the whole run
+    steps = [Step(*each, round=n) for each, n in zip(rounds, numbers, strict=True)]
+    assert schedule(joint_tasks.stages)[:4] == steps
     assert len(schedule(joint_tasks.stages)) == 1 + 4 * 3
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from server.checkpoint import History
+from server.commit import commit
 from server.plan import Plan
 from server.results import make_results, read_results, write_results
 
@@ -41,6 +43,8 @@ def test_measures_follow_from_the_counts():
     assert first.accuracy_matrix == [[1.0, None], [0.5, None]]
     assert first.average_accuracy == 0.5
     assert first.test_examples == [2, 0]
+    assert first.zero_shot == [0.5, None]
+    assert results.per_client["1"].zero_shot == [0.5, 0.5]
     assert results.per_client["1"].average_accuracy == pytest.approx((1.0 + 0.75) / 2)
 
 
@@ -107,7 +111,31 @@ def test_file_round_trip_and_schema(tmp_path):
         *("average_accuracy", "backward_transfer", "forward_transfer", "forgetting"),
         *("per_client", "privacy", "wire", "aggregation_error", "seconds"),
         *("peak_rss_bytes", "versions", "schema_version", "class_incremental", "measures"),
+        *("labels", "finished", "commit"),
     }
+
+
+def test_labels_date_and_commit_are_in_the_file():
+    names = {"a": ("yes", "no"), "b": ()}
+    results = make_results(Experiment(), IN_TURN, HISTORY, names)
+    assert results.labels == {"a": ["yes", "no"], "b": []}
+    age = datetime.now(UTC) - datetime.fromisoformat(results.finished)
+    assert timedelta(0) <= age < timedelta(minutes=1)
+    assert results.commit == commit()
+
+
+def test_a_file_of_the_version_before_can_be_read(tmp_path):
+    data = json.loads(make_results(Experiment(), IN_TURN, HISTORY).model_dump_json())
+    data["schema_version"] = 2
+    for name in ("labels", "finished", "commit"):
+        del data[name]
+    for client in data["per_client"].values():
+        del client["zero_shot"]
+    (tmp_path / "results.json").write_text(json.dumps(data))
+    before = read_results(tmp_path)
+    assert (before.schema_version, before.labels, before.finished) == (2, {}, "")
+    assert before.per_client["0"].zero_shot == []
+    assert before.accuracy_matrix == [[1.0, 0.25], [0.75, 0.75]]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 2, "extra": 2}'])
@@ -119,7 +147,7 @@ def test_a_broken_file_is_one_line(tmp_path, text):
 
 def test_a_file_of_another_version_says_so(tmp_path):
     (tmp_path / "results.json").write_text('{"schema_version": 1, "tasks": []}')
-    with pytest.raises(UserError, match="schema version 1, not 2"):
+    with pytest.raises(UserError, match="schema version 1, not 3"):
         read_results(tmp_path)
 
 

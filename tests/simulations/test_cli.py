@@ -263,3 +263,5 @@ def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
         + " ".join(f"--set {setting}" for setting in settings)
         + " --resume"
     )
+    assert f"report              {out / 'report.html'}" in stdout
+    assert "The run stopped early" in (out / "report.html").read_text(encoding="utf-8")

@@ -9,7 +9,13 @@ from typer.testing import CliRunner
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import KEY
-from deal_core.privacy.accounting.ledger import Budget, Ledger, LedgerEvent, composed
+from deal_core.privacy.accounting.ledger import (
+    Budget,
+    Ledger,
+    LedgerEvent,
+    composed,
+    unprotected_event,
+)
 from simulations.cli import app
 
 EVENT = LedgerEvent(
@@ -57,6 +63,16 @@ def test_show_says_what_epsilon_means(ledger):
     total = composed(ledger.events(), 1e-4)
     for part in ("surgery", "skin", f"epsilon {total:.4g} at delta", "per record", "simulation"):
         assert part in text
+
+
+def test_the_table_fits_a_window_and_nothing_of_it_is_cut_off(ledger):
+    long = replace(EVENT, run="3f5a9c2e11aa22bb", task="research-question", noise_multiplier=8.1234)
+    ledger.charge(long, Budget(100.0, 1e-4), "long", b"x")
+    ledger.note(unprotected_event("3f5a9c2e11aa22bb", "clear-counts", ("", "evaluate", 0, 0)))
+    table = call("show", ledger.folder).partition("\nepsilon ")[0]
+    assert max(map(len, table.splitlines())) <= 80
+    for part in ("run 3f5a9c2e11aa22bb", "research-question", "8.123", "(all), clear-counts"):
+        assert part in table
 
 
 def test_a_certificate_holds_the_ledger_and_its_signature_is_good(ledger, tmp_path):

@@ -236,6 +236,11 @@ class Ledger:
             db.execute("INSERT INTO plans VALUES (?, ?)", (run, body))
             return body
 
+    def plans(self) -> dict[str, str]:
+        """Return run to its plan, as it was made."""
+        with self._open() as db:
+            return {str(run): str(body) for run, body in db.execute("SELECT run, body FROM plans")}
+
     def require(self, event: LedgerEvent, budget: Budget) -> None:
         """Check, before anything is trained, that there is budget for one more event.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deal_core.errors import UserError
-from server.events import RunEvent
+from server.events import RunEvent, read_events
 from server.folder import RunFolder
 from server.results import read_results
 from server.spending import Spending, spending_in
@@ -49,10 +48,12 @@ class RunState:
     Attributes:
         phase: ``starting``, ``running``, ``stopped`` or ``finished``.
         reason: why it stopped.
+        stage: that was worked on last, from 0, of so many ``stages``; -1: none yet.
         rounds: finished, of ``planned``.
         quarantined: sites left out in the last round, by a check or a robust rule.
         bytes_up, bytes_down: of the whole run, mean per site.
         accuracy: task to 0-1, as last evaluated.
+        evaluated: after which stage, from 0; -1: before the first.
         among_all: the same among all labels seen so far; empty: not known.
         unit: of privacy: what an epsilon protects; empty: nothing is protected.
         unit_column: of groups, as the experiment names it.
@@ -61,6 +62,7 @@ class RunState:
     phase: str = "starting"
     reason: str = ""
     stage: int = -1
+    stages: int = 0
     server_round: int = 0
     rounds: int = 0
     planned: int = 0
@@ -71,19 +73,11 @@ class RunState:
     bytes_down: float = 0.0
     accuracy: dict[str, float] = field(default_factory=dict)
     among_all: dict[str, float] = field(default_factory=dict)
+    evaluated: int = -1
     unit: str = ""
     unit_column: str = ""
     last_event: float = 0.0
     sites: dict[str, SiteState] = field(default_factory=dict)
-
-
-def read_events(path: Path) -> list[RunEvent]:
-    """Return the complete lines of ``metrics.jsonl``; none where there is no file yet."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 def run_state(events: Iterable[RunEvent]) -> RunState:
@@ -120,7 +114,7 @@ def _begin(state: RunState, event: RunEvent, names: list[str]) -> None:
     state.tasks, state.unit = list(event["tasks"]), str(event.get("unit") or "")
     state.unit_column = str(event.get("unit_column") or "")
     state.planned = sum(stage["rounds"] for stage in event["stages"])
-    state.rounds = int(event["done_rounds"])
+    state.rounds, state.stages = int(event["done_rounds"]), len(event["stages"])
     for name in names:
         state.sites.setdefault(name, SiteState())
 
@@ -161,7 +155,7 @@ def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
     elif kind == "round_skipped":
         state.rounds += 1
     elif kind == "evaluated":
-        state.accuracy = dict(event["accuracy"])
+        state.accuracy, state.evaluated = dict(event["accuracy"]), int(event.get("stage", -1))
         state.among_all = dict(event.get("class_incremental") or {})
     elif kind == "run_finished":
         state.phase = "finished"

@@ -69,29 +69,50 @@ def described(name: str, state: RunState) -> list[str]:
     """Return the run in a few lines."""
     lines = [f"run {name}: {state.phase}{f' ({state.reason})' if state.reason else ''}"]
     if state.planned:
-        working = ", ".join(state.working)
-        lines.append(
-            f"round {state.rounds} of {state.planned} finished; stage {state.stage + 1}, "
-            f"task {working or '-'} of {', '.join(state.tasks)}"
-        )
+        lines.append(f"round {state.rounds} of {state.planned} finished{_working(state)}")
         lines.append(
             f"sent per site {state.bytes_up / 1e6:.2f} MB, received {state.bytes_down / 1e6:.2f} MB"
         )
     if state.quarantined:
         lines.append(f"left out of the last round: {', '.join(state.quarantined)}")
     if state.accuracy:
-        shown = ", ".join(f"{task} {value:.1%}" for task, value in state.accuracy.items())
-        lines.append(f"accuracy: {shown}")
+        lines.append(f"accuracy {_evaluated(state)}, in % of all sites' test examples:")
+        lines.append(f"  among the labels of the task: {_by_task(state, state.accuracy)}")
     if state.among_all:
-        shown = ", ".join(f"{task} {value:.1%}" for task, value in state.among_all.items())
-        lines.append(f"accuracy among all labels seen so far: {shown}")
+        lines.append(f"  among all labels seen so far: {_by_task(state, state.among_all)}")
     return lines
+
+
+def _working(state: RunState) -> str:
+    """Return the stage and the tasks at work, both counted from 1."""
+    if state.stage < 0:
+        return ""
+    tasks = ", ".join(f"{state.tasks.index(task) + 1} {task}" for task in state.working)
+    name = "task" if len(state.working) == 1 else "tasks"
+    return (
+        f"; stage {state.stage + 1} of {state.stages}: {name} {tasks or '-'} of {len(state.tasks)}"
+    )
+
+
+def _evaluated(state: RunState) -> str:
+    """Say of which model the accuracy is."""
+    if state.evaluated < 0:
+        return "before any training (zero-shot)"
+    return f"after stage {state.evaluated + 1} of {state.stages}"
+
+
+def _by_task(state: RunState, accuracy: Mapping[str, float]) -> str:
+    numbers = {task: number for number, task in enumerate(state.tasks, start=1)}
+    parts = (f"{numbers.get(task, '')} {task} {100 * v:.1f}" for task, v in accuracy.items())
+    return ", ".join(part.strip() for part in parts)
 
 
 def next_step(name: str, state: RunState) -> str:
     """Return what the administrator can do now."""
     if state.phase == "finished":
-        return "next: the adapter and results.json are in the run's folder"
+        return (
+            "next: the adapter and results.json are in the run's folder; deal report makes a page"
+        )
     if state.phase == "stopped":
         return f"next: deal submit --resume {name}"
     return f"next: wait; deal stop {name} ends it and keeps its checkpoint"

@@ -29,6 +29,10 @@ def test_three_sites_learn_what_one_process_learns(tmp_path: Path) -> None:
         deployed = fed.run(run)
         for site in SITES:
             done("site", "fetch", str(fed.site(site)), "--to", str(tmp_path / f"of-{site}"))
+    done("report", str(deployed))
+    page = (deployed / "report.html").read_text(encoding="utf-8")
+    assert "– Deployment – deal" in page
+    assert all(f'<th scope="row">{site}</th>' in page for site in SITES)
     here = alone(path, data, tmp_path / "alone", list(SITES))
     there = read_results(deployed)
     assert there.engine == "deployment"

@@ -15,8 +15,11 @@ from simulations.deployment.server import start as server_start
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
 from simulations.deployment.server.metrics import RunFigures, serve
 from simulations.deployment.server.run_state import RunState, run_state, state_of
-from simulations.deployment.server.status import status
+from simulations.deployment.server.status import described, status
 from simulations.engines.inprocess import run_inprocess
+from simulations.report.page.render import render
+from simulations.report.run.page import run_page
+from simulations.report.run.record import read_run
 from tests.simulations.deployment.loopback import free_port
 from tests.sizes import TWO_LAYERS
 
@@ -55,6 +58,30 @@ def test_the_state_names_sites_tasks_rounds_and_who_was_left_out(run: Path) -> N
     assert (south.rounds, south.faults) == (0, 2)
     assert "not finite" in south.last_fault
     assert south.last_seen == 0 < north.last_seen
+
+
+def test_the_report_of_a_run_names_its_sites_by_the_servers_own_log(run: Path) -> None:
+    record = read_run(run)
+    assert list(record.log.clients) == SITES
+    assert (record.log.clients["south"].left_out, record.log.clients["north"].left_out) == (2, 0)
+    page = render(run_page(record))
+    assert "south (2 ×)" in page
+    assert "finished" in page
+
+
+def test_accuracy_is_named_and_tasks_and_stages_are_counted_from_one(run: Path) -> None:
+    """Nobody reads task 0 of 2, or an accuracy that does not say of what."""
+    state = state_of(run)
+    lines = described("one", state)
+    assert lines[1] == "round 2 of 2 finished; stage 2 of 2: task 2 surgery of 2"
+    at = lines.index("accuracy after stage 2 of 2, in % of all sites' test examples:")
+    own, among_all = lines[at + 1 : at + 3]
+    first, second = (100 * state.accuracy[task] for task in ("laboratory", "surgery"))
+    shown = f"1 laboratory {first:.1f}, 2 surgery {second:.1f}"
+    assert own == f"  among the labels of the task: {shown}"
+    assert among_all.startswith("  among all labels seen so far: 1 laboratory ")
+    start = RunState(tasks=["laboratory"], accuracy={"laboratory": 0.5})
+    assert described("one", start)[-2].startswith("accuracy before any training (zero-shot), in %")
 
 
 def test_no_run_is_called_finished_without_its_results(run: Path, tmp_path: Path) -> None:

@@ -87,11 +87,25 @@ def test_accuracy_so_far_is_the_mean_over_tasks_learnt() -> None:
     assert state.zero_shot == pytest.approx(0.3)
 
 
-def test_time_left_is_the_mean_round_with_evaluations_times_rounds_left() -> None:
-    state = after(FIRST_TASK)  # 2 of 4 rounds in 20 s
-    assert state.seconds_left(START + 20) == pytest.approx(20.0)
-    assert state.seconds_left(START + 25) == pytest.approx(15.0)
+def test_time_left_is_that_of_the_rounds_and_of_the_evaluations_to_come() -> None:
+    state = after(FIRST_TASK)  # 2 of 4 rounds of 8 s, 2 of 3 evaluations of 2 s
+    assert state.seconds_left(START + 20) == pytest.approx(2 * 8 + 2)
+    assert state.seconds_left(START + 25) == pytest.approx(2 * 8 + 2 - 5)
     assert state.seconds_left(START + 500) == 0.0
+
+
+def test_before_the_start_is_evaluated_nobody_knows_what_an_evaluation_takes() -> None:
+    """In a simulation that follows the first round."""
+    state = after([run_started(), *round_events(0, 1, START)])
+    assert state.seconds_left(START + 8) is None
+    state = state.update(evaluated(-1, START + 18, 0.2, 0.4))
+    assert state.seconds_left(START + 18) == pytest.approx(3 * 8 + 2 * 10)
+
+
+def test_an_evaluation_that_a_round_carries_along_is_in_the_time_of_the_round() -> None:
+    begun, *others = round_events(0, 1, START)
+    state = after([run_started(), begun, evaluated(-1, START + 5, 0.2, 0.4), *others])
+    assert state.seconds_left(START + 8) == pytest.approx(3 * 8)
 
 
 def test_after_a_resume_only_rounds_of_this_start_count_for_the_time() -> None:
@@ -151,9 +165,9 @@ def test_without_a_terminal_there_is_one_line_a_round() -> None:
         "started: 2 tasks, 2 clients",
         "zero-shot accuracy 30.0 %",
         "task 1/2 heart, round 1/2, 2/2 clients, 8.0 s, loss 1.500, aggregation error 0.25, "
-        "about 30 s left",
+        "about 28 s left",
         "task 1/2 heart, round 2/2, 2/2 clients, 8.0 s, loss 1.500, aggregation error 0.25, "
-        "about 18 s left",
+        "about 20 s left",
         "1 of 2 tasks learnt, accuracy so far 80.0 %",
     ]
 

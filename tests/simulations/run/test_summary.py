@@ -65,6 +65,28 @@ def test_the_report_has_the_matrix_the_measures_and_the_place(tmp_path: Path) ->
     assert f"results {tmp_path / 'results.json'}" in lines
 
 
+def test_where_the_matrix_is_wider_than_a_window_there_is_a_row_for_each_task(
+    tmp_path: Path,
+) -> None:
+    names = [f"a-specialty-of-medicine-{number}" for number in range(15)]
+    matrix = [[0.9 if j <= i else 0.3 for j in range(15)] for i in range(15)]
+    matrix[-1][0] = 0.8
+    long = results(
+        tasks=names,
+        stages=[Stage(rounds=1, work={name: ["0"]}) for name in names],
+        accuracy_matrix=matrix,
+        zero_shot=dict.fromkeys(names, 0.25),
+    )
+    write_results(RunFolder(tmp_path).results, long)
+    output = io.StringIO()
+    print_report(Console(file=output, width=160), tmp_path)
+    table = output.getvalue().partition("average accuracy")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    rows = [" ".join(line.split()) for line in table]
+    assert "1 a-specialty-of-medicine-0 25.0 90.0 80.0 -10.0" in rows
+    assert "15 a-specialty-of-medicine-14 25.0 90.0 90.0 +0.0" in rows
+
+
 def test_a_stage_is_named_with_its_tasks_where_clients_have_their_own() -> None:
     stages = [
         Stage(rounds=2, work={"heart": ["0"], "skin": ["1"]}),

@@ -19,6 +19,7 @@ from deal_core.inference.predictor import Predictor, load_predictor
 from server.results import read_results
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
+from simulations.report.run.label_counts import count_labels, read_label_counts
 from tests.simulations.runs import at
 
 TASKS = ("laboratory", "surgery")
@@ -62,6 +63,18 @@ def test_it_is_as_accurate_as_the_results_say_in_both_protocols(run, predictor):
     assert among_all == results.class_incremental.accuracy_matrix[-1]
     assert told != list(results.zero_shot.values())  # what was learnt is there
     assert among_all != told
+
+
+def test_the_counts_of_a_report_by_label_are_the_accuracy_of_the_results(run):
+    folder, _ = run
+    results, asked = read_results(folder), []
+    counts = count_labels(folder, asked.append)
+    assert asked == list(counts.tasks) == results.tasks
+    for task, accuracy in zip(results.tasks, results.accuracy_matrix[-1], strict=True):
+        own = counts.tasks[task]
+        assert own.right / own.total == accuracy
+        assert own.labels == results.labels[task]
+    assert read_label_counts(folder) == counts
 
 
 def test_an_answer_depends_on_no_other_text(run, predictor, tmp_path, deal):

@@ -1,0 +1,1 @@
+"""Runs side by side: what ``deal compare`` reads, prints, and writes as a page and a CSV."""

@@ -1,0 +1,144 @@
+"""The measures of several runs, and the settings in which they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from deal_core.config.run_config import leaves
+from deal_core.errors import UserError
+from server.results import Results, read_results
+from server.spending import extent
+from simulations.report.run.settings import HIDDEN
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One run; accuracies are 0 to 1, None: not known.
+
+    Attributes:
+        name: of its folder, made its own among those compared.
+        results: of the run.
+        settings: those in which the runs differ, by flat key.
+    """
+
+    name: str
+    folder: Path
+    results: Results
+    settings: Mapping[str, Any]
+
+    @property
+    def zero_shot(self) -> float | None:
+        """Mean over tasks."""
+        values = list(self.results.zero_shot.values())
+        return fmean(values) if values else None
+
+    @property
+    def among_all(self) -> float | None:
+        """Average accuracy among all labels seen so far."""
+        found = self.results.class_incremental
+        return None if found is None else found.average_accuracy
+
+    @property
+    def worst_client(self) -> float | None:
+        """Smallest of the clients' own average accuracies."""
+        own = [each.average_accuracy for each in self.results.per_client.values()]
+        return min((value for value in own if value is not None), default=None)
+
+    @property
+    def epsilon(self) -> float | None:
+        """Largest over clients; None: there is no guarantee."""
+        privacy = self.results.privacy
+        if privacy.delta is None or privacy.unit is None:
+            return None
+        return max(privacy.epsilon.values(), default=None)
+
+    @property
+    def guarantee(self) -> str:
+        """What the epsilon means; empty where there is none."""
+        privacy = self.results.privacy
+        if self.epsilon is None:
+            return ""
+        seeded = "; simulation only" if privacy.simulation_only else ""
+        return (
+            f"epsilon at delta = {privacy.delta:.3g} per {privacy.unit}, over "
+            f"{extent(privacy.disjoint_tasks)}; {privacy.assumes}{seeded}"
+        )
+
+    @property
+    def seconds(self) -> float | None:
+        """Of the whole run."""
+        return self.results.seconds.get("total")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        warnings: why figures may not be comparable.
+    """
+
+    runs: tuple[ComparedRun, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        """Settings in which the runs differ."""
+        return list(self.runs[0].settings)
+
+
+def compare(folders: Sequence[str]) -> Comparison:
+    """Return the comparison of the runs in the folders.
+
+    Raises:
+        UserError: fewer than two runs, one twice, or one that has not finished.
+    """
+    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    if len(paths) < 2:
+        raise UserError("deal compare: name two runs at least")
+    if len(set(paths)) < len(paths):
+        raise UserError("deal compare: names a run twice; name each once")
+    results = [read_results(path) for path in paths]
+    settings = [_settings(each) for each in results]
+    names = _names(paths)
+    differing = [key for key in settings[0] if len({json.dumps(s[key]) for s in settings}) > 1]
+    runs = tuple(
+        ComparedRun(name, path, found, {key: own[key] for key in differing})
+        for name, path, found, own in zip(names, paths, results, settings, strict=True)
+    )
+    return Comparison(runs, tuple(_warnings(runs)))
+
+
+def _settings(results: Results) -> dict[str, Any]:
+    return {key: value for key, value in leaves(results.config).items() if key not in HIDDEN}
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return the names of the folders, with as many of their parents as make them different."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _warnings(runs: Sequence[ComparedRun]) -> list[str]:
+    found = []
+    if len({tuple(sorted(run.results.tasks)) for run in runs}) > 1:
+        found.append("The runs have different tasks: their accuracies are of different questions.")
+    elif len({tuple(run.results.tasks) for run in runs}) > 1:
+        found.append("The runs have the same tasks in different orders.")
+    if len({_tests(run.results) for run in runs}) > 1:
+        found.append("The runs were tested on different numbers of examples.")
+    if len({run.results.config.model.name for run in runs}) > 1:
+        found.append("The runs have different base models.")
+    return found
+
+
+def _tests(results: Results) -> int:
+    return sum(sum(each.test_examples) for each in results.per_client.values())

@@ -1,0 +1,109 @@
+"""Labels: how well each is told, and which is taken for which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from simulations.report.page.blocks import (
+    Block,
+    Cell,
+    Folded,
+    Heading,
+    HeatCell,
+    HeatMap,
+    Notice,
+    Number,
+    Section,
+    Table,
+    Text,
+)
+from simulations.report.page.numbers import percent, whole
+from simulations.report.run.accuracy import LEVELS
+from simulations.report.run.label_counts import TaskCounts
+from simulations.report.run.record import RunRecord
+
+FEW = 20
+"""Up to so many labels of a task are drawn as a confusion matrix."""
+DIFFERENT = 0.005
+"""Shares that differ by more are not the same up to rounding."""
+
+
+def labels_section(run: RunRecord) -> Section:
+    """Return the section."""
+    return Section("labels", "Labels", tuple(_blocks(run)))
+
+
+def _blocks(run: RunRecord) -> Iterator[Block]:
+    counted = run.label_counts
+    if counted is None:
+        yield Text(
+            "Not counted. Sites tell how many answers were right and no more; in a simulation, "
+            "deal report RUN --labels answers the test texts anew, and counts for each label."
+        )
+        return
+    yield Text(
+        "At the end of the run, the task told; the test texts of a simulation, answered anew. "
+        "Precision: of the answers with a label, the share that is right. Recall: of the texts "
+        "with a label, the share that is answered with it. F1: their harmonic mean. All in %."
+    )
+    for number, task in enumerate(run.tasks, start=1):
+        if task in counted.tasks:
+            yield from _task(run, number, task, counted.tasks[task])
+
+
+def _task(run: RunRecord, number: int, task: str, counts: TaskCounts) -> Iterator[Block]:
+    yield Heading(f"{number} {task}")
+    if (share := _differs(run, task, counts)) is not None:
+        yield Notice(
+            f"Answered anew, {100 * counts.right / counts.total:.1f} % are right; the run counted "
+            f"{100 * share:.1f} %. Rounding on another machine can do that, another test set too."
+        )
+    table = scores(task, counts)
+    if len(counts.labels) > FEW:
+        yield Folded(f"{len(counts.labels)} labels, macro F1 {100 * counts.macro_f1:.1f}", (table,))
+        return
+    yield table
+    yield confusion(task, counts)
+
+
+def _differs(run: RunRecord, task: str, counts: TaskCounts) -> float | None:
+    """Return the accuracy that the run counted where that is another one."""
+    if not run.matrix or not counts.total:
+        return None
+    then = run.matrix[-1][run.tasks.index(task)]
+    if then is None or abs(then - counts.right / counts.total) <= DIFFERENT:
+        return None
+    return then
+
+
+def scores(task: str, counts: TaskCounts) -> Table:
+    """Return a row for each label, and their mean."""
+    rows: list[tuple[Cell, ...]] = []
+    for i, label in enumerate(counts.labels):
+        score = counts.of_label(i)
+        figures = (percent(score.precision), percent(score.recall), percent(score.f1))
+        rows.append((label, whole(score.true), *figures))
+    rows.append(("macro mean", whole(counts.total), "–", "–", percent(counts.macro_f1)))
+    columns = ("label", "test texts", "precision", "recall", "F1")
+    return Table(f"Each label of {task}", columns, tuple(rows))
+
+
+def confusion(task: str, counts: TaskCounts) -> HeatMap:
+    """Return the confusion matrix; colours are shares of the row."""
+    rows = []
+    for label, row in zip(counts.labels, counts.counts, strict=True):
+        total = sum(row)
+        cells = tuple(
+            HeatCell(Number(n, str(n)), min(LEVELS - 1, LEVELS * n // total) if total else 0)
+            for n in row
+        )
+        rows.append((label, cells))
+    return HeatMap(
+        f"{task}: texts by true label (row) and answer (column); colour: share of the row",
+        "true label",
+        tuple(counts.labels),
+        tuple(rows),
+        "0 %",
+        "100 %",
+        marked=False,
+    )

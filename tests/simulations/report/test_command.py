@@ -1,0 +1,93 @@
+"""``deal report``: what lies in a folder decides what page it gets."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import simulations
+from deal_core.errors import UserError
+from simulations.cli import app
+from simulations.report.after import report_after
+from tests.simulations.report.html_page import HtmlPage
+
+EXAMPLES = Path(__file__).parent / "examples"
+RESULTS = Path(simulations.__file__).parent / "results"
+
+
+def called(*words: object) -> str:
+    """The output of ``deal WORDS``; a user's error is raised."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_each_folder_gets_the_page_of_what_lies_in_it(tmp_path: Path) -> None:
+    kinds = {
+        "Run": EXAMPLES / "plain",
+        "Study": RESULTS / "memory",
+        "Budgets": RESULTS / "budgets",
+        "Audit": RESULTS / "audit-private",
+    }
+    folders = [shutil.copytree(path, tmp_path / kind) for kind, path in kinds.items()]
+    said = called("report", *folders)
+    for kind, folder in zip(kinds, folders, strict=True):
+        assert f"report in {folder / 'report.html'}" in said
+        title = HtmlPage((folder / "report.html").read_text(encoding="utf-8")).text
+        assert f" – {kind} – deal" in title
+
+
+def test_a_file_means_its_folder_and_a_page_is_written_anew(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(EXAMPLES / "plain", tmp_path / "it"))
+    (folder / "report.html").write_text("old")
+    called("report", folder / "results.json")
+    assert (folder / "report.html").read_text(encoding="utf-8") != "old"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: None, "no run, study, budgets or audit here"),
+        (lambda folder: (folder / "metrics.jsonl").touch(), "no such file"),
+        (lambda folder: shutil.copy(EXAMPLES / "plain/experiment.toml", folder), "has not begun"),
+        (lambda folder: (folder / "results.json").write_text("{"), "not a valid results file"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(make, message: str, tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        called("report", tmp_path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="name a folder"):
+        called("report")
+
+
+def test_a_mistake_in_the_input_shows_before_anything_heavy_loads() -> None:
+    code = (
+        "import sys; from simulations.cli import main; sys.argv = ['deal', 'simulate', 'typo']\n"
+        "try: main()\nexcept SystemExit: print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "unknown experiment 'typo'" in done.stderr
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_report_that_fails_costs_nothing_of_what_it_is_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(record=True, width=200)
+
+    def fail(folder: Path) -> Path:
+        raise ZeroDivisionError("of the drawing")
+
+    monkeypatch.setattr("simulations.report.command.write_report", fail)
+    report_after(tmp_path, console)
+    assert "no report: ZeroDivisionError: of the drawing" in console.export_text()

@@ -1,0 +1,92 @@
+"""Measures of each label, against counts by hand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deal_core.errors import UserError
+from simulations.report.command import write_report
+from simulations.report.run.label_counts import (
+    FILE,
+    LabelCounts,
+    LabelScore,
+    TaskCounts,
+    count_labels,
+)
+from tests.simulations.report.html_page import HtmlPage, read_json
+
+EXAMPLES = Path(__file__).parent / "examples"
+COUNTS = TaskCounts(labels=["cat", "dog", "bird"], counts=[[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(EXAMPLES / "plain", tmp_path / "a-run"))
+
+
+def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
+    """cat: 3 of 4 texts, 3 of 5 answers; dog: 4 of 6, 4 of 5; no bird, and none seen."""
+    cat, dog, bird = (COUNTS.of_label(i) for i in range(3))
+    assert (cat.precision, cat.recall, cat.f1) == (3 / 5, 3 / 4, pytest.approx(2 / 3))
+    assert (dog.precision, dog.recall, dog.f1) == (4 / 5, 4 / 6, pytest.approx(8 / 11))
+    assert bird == LabelScore(0, 0, 0)
+    assert (bird.precision, bird.recall, bird.f1) == (None, None, 0.0)
+    assert (COUNTS.right, COUNTS.total) == (7, 10)
+    assert COUNTS.macro_f1 == pytest.approx((2 / 3 + 8 / 11) / 2)
+
+
+def shown(run: Path, **tasks: TaskCounts) -> HtmlPage:
+    (run / FILE).write_text(LabelCounts(tasks=tasks).model_dump_json())
+    return HtmlPage(write_report(run).read_text(encoding="utf-8"))
+
+
+def test_the_page_has_measures_and_confusions(run: Path) -> None:
+    page = shown(run, surgery=COUNTS)
+    assert page.table("Each label of surgery")[1:] == [
+        ["cat", "4", "60.0", "75.0", "66.7"],
+        ["dog", "6", "80.0", "66.7", "72.7"],
+        ["bird", "0", "–", "–", "0.0"],
+        ["macro mean", "10", "–", "–", "69.7"],
+    ]
+    matrix = page.table("surgery: texts by true label")
+    assert matrix == [
+        ["true label", "cat", "dog", "bird"],
+        ["cat", "3", "1", "0"],
+        ["dog", "2", "4", "0"],
+        ["bird", "0", "0", "0"],
+    ]
+
+
+def test_another_accuracy_than_the_runs_is_said(run: Path) -> None:
+    accuracy = read_json(run / "results.json")["accuracy_matrix"][-1][1]
+    assert abs(accuracy - 0.7) > 0.01
+    text = shown(run, surgery=COUNTS).text
+    assert f"Answered anew, 70.0 % are right; the run counted {100 * accuracy:.1f} %" in text
+    right = round(1000 * accuracy)
+    same = TaskCounts(labels=["a", "b"], counts=[[right, 1000 - right], [0, 0]])
+    assert "Answered anew" not in shown(run, surgery=same).text
+
+
+def test_many_labels_get_no_matrix(run: Path) -> None:
+    names = [f"label {number}" for number in range(40)]
+    counts = [[int(i == j) for j in range(40)] for i in range(40)]
+    page = shown(run, surgery=TaskCounts(labels=names, counts=counts))
+    assert "40 labels, macro F1 100.0" in page.text
+    assert len(page.table("Each label of surgery")) == 42
+    assert "texts by true label" not in page.text
+
+
+def test_without_counts_the_page_says_how_to_get_them(run: Path) -> None:
+    assert "deal report RUN --labels" in HtmlPage(write_report(run).read_text("utf-8")).text
+    (run / FILE).write_text("damaged")
+    assert "Not counted" in HtmlPage(write_report(run).read_text("utf-8")).text
+
+
+def test_texts_of_a_deployment_stay_where_they_are(run: Path) -> None:
+    text = (run / "results.json").read_text()
+    (run / "results.json").write_text(text.replace('"source": "medmcqa"', '"source": "sites"'))
+    with pytest.raises(UserError, match="at its sites, and stay there"):
+        count_labels(run, lambda task: None)

@@ -1,0 +1,165 @@
+"""The ledger as a document: what it says is what the ledger holds, and it names no secret."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from client.egress import FIELDS, SUM_FIELDS
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.ledger import (
+    Budget,
+    Ledger,
+    LedgerEvent,
+    composed,
+    unprotected_event,
+)
+from simulations.cli import app
+from tests.simulations.report.html_page import HtmlPage
+
+EVENT = LedgerEvent(
+    run="67a2bfa05a7dd3f4",
+    task="surgery",
+    phase="learn",
+    stage=0,
+    server_round=1,
+    mechanism="record",
+    unit="record",
+    sample_rate=0.1,
+    noise_multiplier=1.5,
+    steps=10,
+    max_grad_norm=1.0,
+    delta=1e-4,
+    simulation_only=False,
+)
+SITE = """
+[site]
+name = "north"
+[server]
+address = "federation.example.org:9443"
+[data]
+path = "secret-folder"
+labels = { surgery = ["yes", "no"], skin = ["a", "b"] }
+[policy]
+mechanism = "record"
+max_epsilon = 6.0
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """Two tasks of a run, three rounds."""
+    ledger = Ledger(tmp_path / "state")
+    for n, task in enumerate(["surgery", "surgery", "skin"]):
+        event = replace(EVENT, task=task, server_round=n + 1)
+        ledger.charge(event, Budget(100.0, 1e-4), f"r{n}", b"an answer")
+    ledger.plan("67a2bfa05a7dd3f4", lambda past: '{"epsilon": 8.0, "delta": 0.0001}')
+    return ledger
+
+
+def page(ledger: Ledger, *words: str) -> HtmlPage:
+    result = CliRunner().invoke(app, ["report", "--privacy", str(ledger.folder), *words])
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return HtmlPage((ledger.folder / "privacy.html").read_text(encoding="utf-8"))
+
+
+def test_the_promise_is_that_of_the_ledger_with_all_that_it_means(ledger: Ledger) -> None:
+    epsilon = composed(ledger.events(), 1e-4)
+    shown = page(ledger)
+    for part in (
+        f"have spent epsilon = {epsilon:.4g} at delta = 0.0001 per record",
+        "composed over all protected releases of the ledger: all runs, tasks and rounds",
+        "It holds against everybody but the keeper of this ledger",
+        "one in 10,000",
+        "Limit 8 of the runs' plans",
+        "Releases 3",
+        "Without protection 0",
+        "chain verified",
+    ):
+        assert part in shown.text
+    assert "imulation only" not in shown.text
+
+
+def test_every_charge_is_there_by_run_and_task(ledger: Ledger) -> None:
+    shown = page(ledger)
+    rows = [dict(zip(r[0], row, strict=True)) for r in [shown.table("Charges")] for row in r[1:]]
+    assert [(row["run"], row["task"], row["releases"], row["steps"]) for row in rows] == [
+        ("67a2bfa0", "surgery", "2", "20"),
+        ("67a2bfa0", "skin", "1", "10"),
+    ]
+    for row, events in zip(rows, (ledger.events()[:2], ledger.events()[2:]), strict=True):
+        assert row["epsilon, alone"] == f"{composed(events, 1e-4):.4g}"
+        assert (row["noise multiplier"], row["clipping bound"]) == ("1.5", "1")
+    assert [row[0] for row in shown.table("Every release")[1:]] == ["1", "2", "3"]
+    assert ledger.entries()[-1].hash in shown.text
+
+
+def test_what_may_leave_is_the_list_of_the_guard_itself(ledger: Ledger) -> None:
+    rows = page(ledger).table("May be sent, and why")
+    sent = {row[0] for row in rows[1:]}
+    fields = {name for record in FIELDS.values() for name in record}
+    assert sent == fields | set(SUM_FIELDS) | {"factors"}
+
+
+def test_the_site_and_its_policy_are_named_and_no_path_of_it(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    (tmp_path / "site.toml").write_text(SITE)
+    shown = page(ledger)
+    assert shown.text.startswith("north – Record of private releases")
+    assert "Limit 6 of the site's policy" in shown.text
+    assert ["max_epsilon", "6.0"] in shown.table("[policy]")
+    assert "surgery, skin" in shown.text
+    for secret in ("secret-folder", str(tmp_path), "federation.example.org"):
+        assert secret not in shown.text
+    (tmp_path / "site.toml").write_text(SITE.replace('"north"', '"north"\nstate = "other"'))
+    assert "north" not in page(ledger).text  # it is the file of another state directory
+
+
+def test_what_left_unprotected_cannot_be_missed(ledger: Ledger) -> None:
+    ledger.note(unprotected_event("another", "clear-counts", ("", "evaluate", 0, 0)))
+    ledger.note(unprotected_event("another", "none", ("skin", "learn", 0, 1)))
+    shown = page(ledger)
+    assert "2 releases left without protection. For the records" in shown.text
+    assert "It is void for the records of 2 releases" in shown.text
+    assert [row[-1] for row in shown.table("Charges")[3:]] == ["no bound", "no bound"]
+    assert "the counts left as they are" in shown.text
+
+
+def test_seeded_noise_is_called_what_it_is(ledger: Ledger) -> None:
+    ledger.charge(replace(EVENT, simulation_only=True), Budget(100.0, 1e-4), "seeded", b"x")
+    assert "Simulation only" in page(ledger).text
+
+
+def test_tasks_in_parallel_only_where_they_were_compared(ledger: Ledger) -> None:
+    with pytest.raises(UserError, match="cannot compose in parallel"):
+        page(ledger, "--disjoint-tasks")
+    for task in ("surgery", "skin"):
+        ledger.declare_members(task, [f"record of {task}"])
+    epsilon = composed(ledger.events(), 1e-4, disjoint_tasks=True)
+    assert epsilon < composed(ledger.events(), 1e-4)
+    shown = page(ledger, "--disjoint-tasks")
+    assert f"have spent epsilon = {epsilon:.4g} at delta" in shown.text
+    assert "tasks in parallel, as the site declares" in shown.text
+    assert "record of" not in " ".join(shown.words)
+
+
+def test_a_ledger_that_was_changed_gets_no_page(ledger: Ledger) -> None:
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("DROP TRIGGER events_DELETE")
+        db.execute("DELETE FROM events WHERE seq = 3")
+    with pytest.raises(UserError, match="cannot be trusted"):
+        page(ledger)
+    assert not (ledger.folder / "privacy.html").exists()
+
+
+def test_where_there_is_no_ledger_none_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no ledger"):
+        page(Ledger(tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,167 @@
+"""The pages of studies, budgets and audits have the figures of their tables, which tests of their
+own compare with the cells."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import simulations
+from deal_core.errors import UserError
+from simulations.audit.tables import Audit, attack_table, membership_table
+from simulations.budgets.results import Budgets
+from simulations.budgets.tables import budget_table, sweep_text
+from simulations.output.markdown import TextTable, blocks
+from simulations.report.command import write_report
+from simulations.report.study.record import read_study
+from simulations.study.results import StudyResults
+from simulations.study.tables import (
+    age_table,
+    arms_table,
+    best_settings,
+    cost_table,
+    setting_table,
+    significance,
+)
+from tests.simulations.report.html_page import HtmlPage
+
+RESULTS = Path(simulations.__file__).parent / "results"
+STUDIES = ["medmcqa", "all-labels-medmcqa", "cl15-core", "standard-cl-llm"]
+
+
+def copied(name: str, folder: Path) -> Path:
+    return Path(shutil.copytree(RESULTS / name, folder / name))
+
+
+def page(folder: Path) -> HtmlPage:
+    return HtmlPage(write_report(folder).read_text(encoding="utf-8"))
+
+
+def has(shown: HtmlPage, lines: list[str]) -> None:
+    """Every table of a part of a Markdown page is on the page, cell by cell."""
+    tables = [block for block in blocks(lines) if isinstance(block, TextTable)]
+    assert tables
+    for table in tables:
+        rows = [list(row) for row in (table.columns, *table.rows)]
+        assert rows in [found.rows for found in shown.tables]
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_all_its_tables(name: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    shown, record = page(folder), read_study(folder)
+    study, cells = record.study, record.results.cells
+    has(shown, list(arms_table(study, cells)))
+    has(shown, list(significance(study, cells)))
+    has(shown, list(age_table(study, cells)))
+    has(shown, list(cost_table(study, cells)))
+    assert f"{len(cells)} of {record.results.wanted}" in shown.text or "complete" in shown.text
+    for arm in {cell.arm for cell in cells}:
+        assert study.label(arm) in shown.text
+
+
+@pytest.mark.parametrize("name", ["tuning", "memory"])
+def test_a_study_of_settings_has_a_table_for_each(name: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    shown, record = page(folder), read_study(folder)
+    has(shown, list(best_settings(record.study, record.results.cells)))
+    has(shown, list(setting_table(record.study, record.results.cells)))
+    for setting in {cell.setting for cell in record.results.cells}:
+        has(shown, list(arms_table(record.study, record.cells(setting))))
+
+
+def test_a_study_that_is_not_complete_says_so(tmp_path: Path) -> None:
+    folder = copied("medmcqa", tmp_path)
+    results = StudyResults.model_validate_json((folder / "study.json").read_text())
+    left = results.model_copy(update={"cells": results.cells[:3]})
+    (folder / "study.json").write_text(left.model_dump_json())
+    shown = page(folder)
+    assert f"3 of {results.wanted} cells" in shown.text
+    assert f"{results.wanted - 3} of {results.wanted} cells have not finished" in shown.text
+    (folder / "study.json").write_text(left.model_copy(update={"cells": []}).model_dump_json())
+    assert f"0 of {results.wanted} cells" in page(folder).text
+
+
+def test_labels_are_those_of_the_file_or_else_of_the_shipped_study_or_the_names(
+    tmp_path: Path,
+) -> None:
+    folder = copied("medmcqa", tmp_path)
+    results = StudyResults.model_validate_json((folder / "study.json").read_text())
+    assert results.file is None  # from before schema version 3
+    assert "LwF, one softmax" in page(folder).text
+    own = read_study(folder).study.file
+    arms = {name: arm.model_copy(update={"label": f"my {name}"}) for name, arm in own.arms.items()}
+    told = results.model_copy(update={"file": own.model_copy(update={"arms": arms})})
+    (folder / "study.json").write_text(told.model_dump_json())
+    assert "my lwf" in page(folder).text
+    unknown = results.model_copy(update={"study": "nobodys"})
+    (folder / "study.json").write_text(unknown.model_dump_json())
+    rows = page(folder).table("Arms and measures")
+    assert {"lwf", "deal"} <= {row[0] for row in rows}
+
+
+def test_the_runs_of_a_study_are_linked_where_they_have_pages(tmp_path: Path) -> None:
+    folder = copied("medmcqa", tmp_path)
+    for place in ("deal.seed0", "per-task.seed0/surgery"):
+        (folder / "cells" / place).mkdir(parents=True)
+        (folder / "cells" / place / "report.html").touch()
+    links = [address for tag, address in page(folder).addresses if tag == "a"]
+    assert [link for link in links if link.startswith("cells/")] == [
+        "cells/deal.seed0/report.html",
+        "cells/per-task.seed0/surgery/report.html",
+    ]
+
+
+@pytest.mark.parametrize("name", ["budgets", "budgets-held-out", "budgets-wiener"])
+def test_budgets_have_their_table_and_what_an_epsilon_means(name: str, tmp_path: Path) -> None:
+    folder = copied(name, tmp_path)
+    shown = page(folder)
+    budgets = Budgets.model_validate_json((folder / "budgets.json").read_text())
+    for method in {point.method for point in budgets.points}:
+        points = [point for point in budgets.points if point.method == method]
+        has(shown, list(budget_table(points, any(p.class_incremental for p in budgets.points))))
+    private = next(point for point in budgets.points if point.spent is not None)
+    assert f"Spent: epsilon at delta = {private.delta:.2g} per {private.unit}" in shown.text
+    assert "over all rounds and tasks; " in shown.text
+    assert sweep_text(budgets.sweep) in shown.text
+
+
+def test_an_audit_has_its_tables_and_its_verdict(tmp_path: Path) -> None:
+    folder = copied("audit-private", tmp_path)
+    audit = Audit.model_validate_json((folder / "audit.json").read_text())
+    shown = page(folder)
+    has(shown, list(attack_table(audit)))
+    has(shown, list(membership_table(audit)))
+    assert "No attack refutes a claim" in shown.text
+    drawn = shown.table("Claims and lower bounds")
+    attacks = [each for cell in audit.cells for each in cell.attacks]
+    assert [row[2] for row in drawn[1:]] == [f"{each.bound.epsilon:.3g}" for each in attacks]
+    assert "at delta = 1e-05 per record, over all rounds and tasks, against everybody" in shown.text
+
+
+def test_a_refuted_claim_cannot_be_missed(tmp_path: Path) -> None:
+    folder = copied("audit-private", tmp_path)
+    data = json.loads((folder / "audit.json").read_text())
+    data["cells"][0]["attacks"][0]["p_value"] = 1e-6
+    (folder / "audit.json").write_text(json.dumps(data))
+    text = page(folder).text
+    assert "a claim is refuted" in text
+    assert "1 attacks refute what the ledger claims" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("study.json", "no figures of a study"),
+        ("budgets.json", "no budget study"),
+        ("audit.json", "no audit"),
+    ],
+)
+def test_a_damaged_file_is_one_line(file: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("{")
+    with pytest.raises(UserError, match=message) as caught:
+        write_report(tmp_path)
+    assert "\n" not in str(caught.value)
