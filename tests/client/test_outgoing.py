@@ -140,6 +140,7 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.correct_all",
         "metrics.examples",
         "counts.code",
+        "secure.reply",
         "counts.correct",
         "counts.correct_all",
         "counts.examples",

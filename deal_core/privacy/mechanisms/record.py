@@ -238,7 +238,7 @@ class RecordMechanism:
         """The run's plan as the ledger has it; made with the first round."""
 
         def solve(past: Sequence[LedgerEvent]) -> str:
-            return self._solve(past, *self._counts(ask), ask.entries, site).model_dump_json()
+            return self._solve(past, *self._counts(ask), site, ask.entries).model_dump_json()
 
         return PrivacyPlan.model_validate_json(site.ledger().plan(self._run, solve))
 
@@ -261,8 +261,8 @@ class RecordMechanism:
         past: Sequence[LedgerEvent],
         records: Mapping[str, int],
         site_records: int,
-        entries: int,
         site: Site,
+        entries: int = 0,
     ) -> PrivacyPlan:
         config = self.experiment
         agreed = terms(config.privacy, site.policy, site_records)
