@@ -115,12 +115,22 @@ def audit_mechanism(
     ledgers = [Ledger(folder / f"repetition-{k}") for k in range(repetitions)]
     for k, ledger in enumerate(ledgers):
         directions = GradientCanaries(canaries, seed, k)
-        own = _with_seed(experiment, experiment.run.seed + k)
+        own = with_seed(experiment, experiment.run.seed + k)
         scores = _trained(make(own), own, records, ledger, directions, group_records)
         write(records.model.module, before)
         spent = tuple(event.spent for event in ledger.events())
         done.append(Repetition(spent, guess(scores, directions.included)))
-    events = ledgers[0].events()
+    return judged(done, ledgers[0])
+
+
+def judged(done: Sequence[Repetition], ledger: Ledger) -> MechanismAudit:
+    """Return what repetitions come to.
+
+    Args:
+        done: guesses of each, and what was spent.
+        ledger: of the first, whose claim is judged.
+    """
+    events = ledger.events()
     delta = events[0].delta
     return MechanismAudit(
         p_value=claim_p_value(done),
@@ -131,7 +141,8 @@ def audit_mechanism(
     )
 
 
-def _with_seed(experiment: Experiment, seed: int) -> Experiment:
+def with_seed(experiment: Experiment, seed: int) -> Experiment:
+    """Return the experiment with another seed."""
     return experiment.model_copy(update={"run": experiment.run.model_copy(update={"seed": seed})})
 
 
@@ -157,11 +168,12 @@ def _trained(
         return LocalUpdate({}, {})
 
     for server_round in range(1, experiment.federation.rounds + 1):
-        release(planted, _ask(experiment, records, server_round), site, make)
+        release(planted, audit_request(experiment, records, server_round), site, make)
     return planted.seen.total
 
 
-def _ask(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:
+def audit_request(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:
+    """Return one round as the mechanism under audit sees it."""
     numbers = records.groups or range(len(records.data))
     count = len(set(numbers))
     return UpdateRequest(

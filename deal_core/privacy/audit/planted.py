@@ -210,9 +210,19 @@ class Planted:
             Refusal: the mechanism takes no part.
         """
         each, records = self.records_each, len(ask.data)
+
+        def watch(gradients: Gradients) -> Gradients:
+            return Watched(gradients, records, self.canaries, self.length, self.seen, each)
+
+        permit = self.inner.permit(self.with_canaries(ask), site)
+        return permit if isinstance(permit, LocalUpdate) else watched(permit, watch)
+
+    def with_canaries(self, ask: UpdateRequest) -> UpdateRequest:
+        """Return the request with the canaries for further records of the site."""
+        each, records = self.records_each, len(ask.data)
         count = each * self.canaries.count
         tokens = (ask.data[0].tokens if ask.data else (0,) * SHORT)[:SHORT]
-        more = replace(
+        return replace(
             ask,
             data=[*ask.data, *([Encoded(tokens, 0)] * count)],
             record_ids=[*ask.record_ids, *(RecordId(ask.task, records + k) for k in range(count))],
@@ -221,12 +231,6 @@ class Planted:
             ids=lambda: [*ask.ids(), *(f"canary {k // each}" for k in range(count))],
             grouping=None if ask.grouping is None else self._with_canaries(ask.grouping),
         )
-
-        def watch(gradients: Gradients) -> Gradients:
-            return Watched(gradients, records, self.canaries, self.length, self.seen, each)
-
-        permit = self.inner.permit(more, site)
-        return permit if isinstance(permit, LocalUpdate) else watched(permit, watch)
 
     def _with_canaries(self, own: Grouping) -> Grouping:
         """Return the groups of the site, and after them a group for every canary."""
