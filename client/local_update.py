@@ -18,6 +18,8 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.attach import read, set_trainable
+from deal_core.lora.kinds import kind_of
+from deal_core.lora.learnt import entries_of
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory, under_all_labels
 from deal_core.privacy.interface import (
@@ -92,7 +94,9 @@ def local_update(
         ids=lambda: bench.ids(instruction.task, client_context.client),
         learning_rate=phase.learning_rate or config.train.learning_rate,
         generator=seeded(config.run.seed, "train", client_context.client, *where),
-        entries=_entries(state.current, frozenset(instruction.trained)),
+        entries=entries_of(
+            state.current, frozenset(instruction.trained), kind_of(config.adapter).core
+        ),
         grouping=(
             None if phase.public_path else bench.grouping(instruction.task, client_context.client)
         ),
@@ -118,16 +122,6 @@ def local_update(
         return _train(bench, client_context, state, instruction, task, cache, gradients)
 
     return release(_mechanism(bench, phase), ask, client_context.site, train)
-
-
-def _entries(adapter: Adapter, trained: frozenset[str]) -> int:
-    """How many numbers learn."""
-    return sum(
-        tensor.numel()
-        for factors in adapter.layers.values()
-        for name, tensor in (("lora_A", factors.A), ("lora_B", factors.B))
-        if name in trained
-    )
 
 
 def _mechanism(bench: Workbench, phase: Phase) -> Mechanism:

@@ -3,23 +3,26 @@ its own, :mod:`server.round`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+
+from torch import Tensor
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.config.experiment import Experiment
 from deal_core.data import declared_labels, open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes, zero_adapter
-from deal_core.lora.kinds import kind_of
+from deal_core.lora.kinds import PublicTask, kind_of
 from deal_core.lora.state import State
 from deal_core.methods import Method, Phase, make_method, method_of, phases_of, resolve_auto
-from deal_core.models import LabelVectors, label_vectors
+from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
 from deal_core.privacy.mechanisms.server_side import NoServerNoise, ServerSide
 from deal_core.randomness import seeded
+from deal_core.training.public_gradients import public_gradients
 from deal_core.training.threads import threads
 from server.checkpoint import Checkpoint, History
 from server.evaluation import Evaluation, same_model
@@ -144,20 +147,36 @@ class Federation:
 
         def begun() -> State:
             after = self._method().begin_task(state, generator)
-            return replace(after, current=self._of_its_kind(step, after.current))
+            return replace(after, current=self._of_its_kind(step, after))
 
         return self._moved_on(step, state, begun)
 
-    def _of_its_kind(self, step: Step, current: Adapter) -> Adapter:
+    def _of_its_kind(self, step: Step, state: State) -> Adapter:
         """Return the stage's new adapter as its kind lays it out, from public names of labels."""
         begin_task = kind_of(self.experiment.adapter).begin_task
         if begin_task is None:
-            return current
+            return state.current
         met = self.plan.met(step.stage)
         own = [task for task in self.plan.learnt(step.stage) if task not in met]
-        labels = self._label_vectors(self._labels_of(own))
-        earlier = self._label_vectors(self._labels_of(met)) if met else labels[:0]
-        return begin_task(current, labels, earlier)
+        labels, earlier = self._labels_of(own), self._labels_of(met)
+
+        def vectors(names: list[str]) -> Tensor:
+            return self._label_vectors(names) if names else self._label_vectors(labels)[:0]
+
+        def gradients() -> Mapping[str, Tensor]:
+            words = self.experiment.data.instructions.get(own[0], "")
+            return public_gradients(self._model, state, labels, words)
+
+        public = PublicTask(
+            lambda: vectors(labels), lambda: vectors(earlier), gradients, state.retained
+        )
+        return begin_task(state.current, public)
+
+    @cached_property
+    def _model(self) -> LanguageModel:
+        """The base model at the server, for what follows from public names alone."""
+        config = self.experiment
+        return load_model(config.model, config.adapter, config.train.max_length)
 
     @cached_property
     def _label_vectors(self) -> LabelVectors:

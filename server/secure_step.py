@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from deal_core.aggregation import Aggregate, AggregationRule, ClientUpdate, finished
 from deal_core.config.experiment import Experiment
-from deal_core.lora.adapter import Adapter
-from deal_core.lora.payload import PREFIX
+from deal_core.lora.kinds import kind_of
+from deal_core.lora.learnt import changed
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
-from deal_core.privacy.mechanisms.clipped_mean import moved
 from deal_core.privacy.mechanisms.noisy_sum import grid_step
 from deal_core.privacy.mechanisms.shares import shares_of
 from deal_core.secure_sum.weighted import weighted_means
@@ -47,8 +46,11 @@ class GradientStep:
         """Return the state after the step: (M59)."""
         examples = max(1, int(sums[EXAMPLES][0]))
         unit = grid_step(self.experiment.privacy.max_grad_norm) * self._rate(examples) / examples
-        change = {key: -unit * part for key, part in sums.items() if key != EXAMPLES}
-        return replace(state, current=_moved(state.current, change)), None
+        change = {
+            key: torch.from_numpy(-unit * part) for key, part in sums.items() if key != EXAMPLES
+        }
+        core = kind_of(self.experiment.adapter).core
+        return replace(state, current=changed(state.current, change, core)), None
 
     def _rate(self, examples: int) -> float:
         """The learning rate, lowered where a step has much noise."""
@@ -69,17 +71,9 @@ class MeanUpdate:
 
     def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
         """Return the state after the round."""
-        after = _moved(state.current, weighted_means(sums))
+        means = {key: torch.from_numpy(part) for key, part in weighted_means(sums).items()}
+        after = changed(state.current, means, core=False)
         aggregation = self.rule.begin(state.current, step.server_round)
         aggregation.add(ClientUpdate("all", after, 1.0))
         aggregate = finished(aggregation)
         return fold_residual(state, aggregate), aggregate
-
-
-def _moved(adapter: Adapter, change: Sums) -> Adapter:
-    """The adapter after a change of some of its factors, by their keys."""
-    named = {
-        key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(part)
-        for key, part in change.items()
-    }
-    return moved(adapter, named)

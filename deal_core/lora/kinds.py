@@ -10,11 +10,29 @@ from torch import Tensor, nn
 from deal_core.config.experiment import AdapterConfig
 from deal_core.errors import choose
 from deal_core.lora.adapter import Adapter
+from deal_core.lora.core import begin_core
 from deal_core.lora.pooled import POOLED, add_pooled_map, begin_pooled
 
-BeginTask = Callable[[Adapter, Tensor, Tensor], Adapter]
-"""From a new current adapter, the vectors of the names of the task's labels and those of earlier
-tasks, to what the task begins with."""
+
+@dataclass(frozen=True)
+class PublicTask:
+    """What everybody may know of a task that begins; each part is made when it is asked for.
+
+    Attributes:
+        labels: unit vectors of the names of its labels, ``(labels, d)``.
+        earlier: those of all earlier tasks.
+        gradients: layer name to the gradient of its weight on the names of the labels as texts.
+        retained: all that was learnt before.
+    """
+
+    labels: Callable[[], Tensor]
+    earlier: Callable[[], Tensor]
+    gradients: Callable[[], Mapping[str, Tensor]]
+    retained: Adapter
+
+
+BeginTask = Callable[[Adapter, PublicTask], Adapter]
+"""From a new current adapter to what a task begins with."""
 
 
 def add_nothing(base: nn.Module) -> None:
@@ -30,17 +48,28 @@ class AdapterKind:
         target_modules: what is adapted; empty: ``adapter.target_modules``.
         rule: the aggregation rule that it needs; empty: ``aggregation.rule``.
         begin_task: server, at the start of a stage; None: as the method leaves it.
+        core: whether a core between frozen factors learns (:mod:`deal_core.lora.core`).
     """
 
     add_layers: Callable[[nn.Module], None] = add_nothing
     target_modules: tuple[str, ...] = ()
     rule: str = ""
     begin_task: BeginTask | None = None
+    core: bool = False
+
+
+def _begin_pooled(current: Adapter, task: PublicTask) -> Adapter:
+    return begin_pooled(current, task.labels(), task.earlier())
+
+
+def _begin_core(current: Adapter, task: PublicTask) -> Adapter:
+    return begin_core(current, task.gradients(), task.retained)
 
 
 KINDS: Mapping[str, AdapterKind] = {
     "lora": AdapterKind(),
-    "pooled": AdapterKind(add_pooled_map, (POOLED,), "ffa-a", begin_pooled),
+    "pooled": AdapterKind(add_pooled_map, (POOLED,), "ffa-a", _begin_pooled),
+    "core": AdapterKind(rule="ffa", begin_task=_begin_core, core=True),
 }
 """``adapter.kind`` to what it is."""
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter
-from deal_core.lora.payload import PREFIX
+from deal_core.lora.kinds import kind_of
+from deal_core.lora.learnt import learnt_shapes
 from deal_core.secure_sum.layout import Layout, SumField
 from deal_core.secure_sum.weighted import weighted_layout
 
@@ -27,25 +28,18 @@ LARGEST_CHANGE = 8.0
 """Of an entry of an update, from what the round began with; AdamW moves it by its rate a step."""
 
 
-def trained_shapes(adapter: Adapter, trained: frozenset[str]) -> dict[str, tuple[int, ...]]:
-    """Return key to shape of the factors that learn, in the order of the layers."""
-    return {
-        f"{PREFIX}{name}.{factor}.weight": tuple(tensor.shape)
-        for name, factors in adapter.layers.items()
-        for factor, tensor in (("lora_A", factors.A), ("lora_B", factors.B))
-        if factor in trained
-    }
-
-
-def gradient_layout(adapter: Adapter, trained: frozenset[str], sites: int) -> Layout:
+def gradient_layout(
+    adapter: Adapter, trained: frozenset[str], sites: int, core: bool = False
+) -> Layout:
     """Return the layout of gradient sums in whole numbers, and of a number of examples.
 
     Args:
         adapter: has the factors.
         trained: which of them learn.
         sites: most that are summed.
+        core: whether cores learn, and not whole factors.
     """
-    shapes = {**trained_shapes(adapter, trained), EXAMPLES: (1,)}
+    shapes = {**learnt_shapes(adapter, trained, core), EXAMPLES: (1,)}
     fields = tuple(SumField(name, shape, LARGEST_SUM) for name, shape in shapes.items())
     return Layout(fields, SUM_BITS, sites)
 
@@ -53,7 +47,7 @@ def gradient_layout(adapter: Adapter, trained: frozenset[str], sites: int) -> La
 def update_layout(adapter: Adapter, trained: frozenset[str], sites: int) -> Layout:
     """Return the layout of changes of trained factors, each times a weight from 0 to 1, and of the
     weight."""
-    shapes = trained_shapes(adapter, trained)
+    shapes = learnt_shapes(adapter, trained, core=False)
     return weighted_layout(shapes, LARGEST_CHANGE, 1.0, UPDATE_BITS, sites)
 
 
@@ -61,8 +55,10 @@ def layout_of(
     experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool
 ) -> Layout:
     """Return the layout of a round of an experiment; ``gradients``: of gradient sums."""
-    make = gradient_layout if gradients else update_layout
-    return make(adapter, trained, experiment.federation.clients)
+    sites = experiment.federation.clients
+    if not gradients:
+        return update_layout(adapter, trained, sites)
+    return gradient_layout(adapter, trained, sites, kind_of(experiment.adapter).core)
 
 
 def within_bounds(change: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:

@@ -93,7 +93,7 @@ def check_adapter_kind(experiment: Experiment) -> None:
     if kind_of(adapter).begin_task is None:
         return
     where = f"adapter.kind '{adapter.kind}'"
-    if not has_label_logits(experiment.model):
+    if adapter.kind == "pooled" and not has_label_logits(experiment.model):
         raise UserError(
             f"{where} needs vectors of label names, and model.family '{experiment.model.family}' "
             "has none; use encoder-labels, or adapter.kind lora"
@@ -103,7 +103,13 @@ def check_adapter_kind(experiment: Experiment) -> None:
             f"{where} lays out every task anew; set method.name to deal, method.retention.enabled "
             "to true and method.warm_start_rank to 0"
         )
-    if adapter.target_modules or adapter.first_layer or adapter.client_ranks:
+    core = kind_of(adapter).core
+    if core and (experiment.train.step != "server" or adapter.rank % 2 or adapter.client_ranks):
+        raise UserError(
+            f"{where} learns a core of half the rank in steps at the server; set train.step to "
+            "server, adapter.rank to an even number, and leave out adapter.client_ranks"
+        )
+    if not core and (adapter.target_modules or adapter.first_layer or adapter.client_ranks):
         raise UserError(
             f"{where} has its own place and one rank; leave out adapter.target_modules, "
             "first_layer and client_ranks"

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deal_core.lora.attach import learning_factors
-from deal_core.lora.payload import PREFIX
+from deal_core.lora.learnt import learnt_gradients, learnt_sizes
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
@@ -89,26 +88,30 @@ class NoisySum:
         require_drawn(batch, self.record_ids, self.groups, self.sample_rate)
         for factor in factors:
             factor.grad = None
-        entries = sum(factor.numel() for factor in factors)
+        shapes = learnt_sizes(module)
+        entries = sum(math.prod(shape) for shape in shapes.values())
         bound, tokens = clipping_bound(self.max_grad_norm, entries), self.tokens_per_microbatch
         add_clipped(module, objective, self.data, self.groups, batch, tokens, bound)
         sigma = self.noise_multiplier * 2**GRID_BITS / math.sqrt(self.shares)
-        total = {}
-        for name, factor in learning_factors(module).items():
-            total[f"{PREFIX}{name}.weight"] = self._on_grid(factor) + self._noise(factor, sigma)
+        total = {
+            key: self._on_grid(gradient, shapes[key]) + self._share(shapes[key], sigma)
+            for key, gradient in learnt_gradients(module).items()
+        }
+        for factor in factors:
             factor.grad = None
         return total
 
-    def _noise(self, factor: Tensor, sigma: float) -> NDArray[np.int64]:
+    def _share(self, shape: tuple[int, ...], sigma: float) -> NDArray[np.int64]:
+        """This site's share of the noise."""
         if not sigma:
-            return np.zeros(factor.shape, np.int64)
-        return discrete_gaussian(factor.numel(), sigma, self.noise).reshape(factor.shape)
+            return np.zeros(shape, np.int64)
+        return discrete_gaussian(math.prod(shape), sigma, self.noise).reshape(shape)
 
-    def _on_grid(self, factor: Tensor) -> NDArray[np.int64]:
-        """The gradient sum of a factor, rounded to the nearest step."""
-        if factor.grad is None:
-            return np.zeros(factor.shape, np.int64)
-        values = factor.grad.double().cpu().numpy() / grid_step(self.max_grad_norm)
+    def _on_grid(self, gradient: Tensor | None, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """A gradient sum, rounded to the nearest step."""
+        if gradient is None:
+            return np.zeros(shape, np.int64)
+        values = gradient.double().cpu().numpy() / grid_step(self.max_grad_norm)
         return np.rint(values).astype(np.int64)
 
 

@@ -41,7 +41,7 @@ def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
         (
             experiment.adapter.kind == "lora" and experiment.aggregation.rule != "ffa",
             "steps are taken on one factor that keeps its coordinates; set aggregation.rule to "
-            "ffa, or adapter.kind to pooled",
+            "ffa, or adapter.kind to pooled or core",
         ),
         (
             bool(federation.clients_per_round or federation.participants),

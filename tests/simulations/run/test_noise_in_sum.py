@@ -200,13 +200,14 @@ def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, t
         ("wire.dtype=int8", "wire.dtype"),
         ("method.name=sequential", "lays out every task anew"),
         ("adapter.client_ranks=[1, 2, 1]", "client_ranks"),
-        ("adapter.kind=core", "unknown adapter.kind"),
+        ("adapter.kind=cores", "unknown adapter.kind"),
+        ("adapter.kind=core\nadapter.rank=3", "even number"),
         ("privacy.mechanism=client", "privacy.mechanism"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(make_experiment, changed, fault):
     with pytest.raises(UserError, match=fault) as refused:
-        check_names(make_experiment(*IN_SUM, changed))
+        check_names(make_experiment(*IN_SUM, *changed.split("\n")))
     assert "\n" not in str(refused.value)
 
 
