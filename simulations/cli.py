@@ -222,6 +222,7 @@ def budgets(
             help="Settings of the runs without privacy; default: the same.",
         ),
     ] = "",
+    noise: Annotated[str, typer.Option(help="Whose noise: site, sum, or both to compare.")] = "",
     audit: Annotated[str, typer.Option(help="Folder of a `deal audit` to show beside.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
     report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
@@ -232,7 +233,7 @@ def budgets(
 
     sets = tuple(overrides or ())
     request = BudgetsRequest(
-        experiment, epsilon, method, seeds, out, sets, audit, jobs, report, free
+        experiment, epsilon, method, seeds, out, sets, audit, jobs, report, free, noise
     )
     raise typer.Exit(budgets_with_report(request, wide_console()))
 

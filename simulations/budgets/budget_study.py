@@ -30,6 +30,7 @@ def budgets_study(
     methods: list[str],
     seeds: list[int],
     free: Experiment | None = None,
+    shares: list[str] | None = None,
 ) -> Study:
     """Return the grid.
 
@@ -41,6 +42,7 @@ def budgets_study(
         seeds: of the runs.
         free: experiment of the runs without privacy, where what suits noise does not suit them;
             None: ``base``.
+        shares: of ``privacy.noise_share``, to be compared; none: the experiment's own.
 
     Raises:
         UserError: an unknown method; a method or a seed that stands there twice; no seed, or a
@@ -66,9 +68,25 @@ def budgets_study(
         experiment=str(path),
         seeds=tuple(seeds),
         arms={arm_name(epsilon): _arm(base, epsilon, without) for epsilon in epsilons},
-        settings={method: {"method": {"name": method}} for method in own},
+        settings=_settings(own, shares or [], base),
     )
     return Study(f"budgets-{path.stem}", path, file)
+
+
+def _settings(methods: list[str], shares: list[str], base: Experiment) -> dict[str, dict[str, Any]]:
+    """Return name to tables of what is compared: methods, and whose noise protects a record.
+
+    Raises:
+        UserError: a share that there is not, or that stands there twice.
+    """
+    if set(shares) - {"site", "sum"} or len(set(shares)) < len(shares):
+        raise UserError(f"--noise {','.join(shares)}: write site, sum or both, each once")
+    compared: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        for share in shares or [base.privacy.noise_share]:
+            name = method if share == base.privacy.noise_share else f"{method}-noise-{share}"
+            compared[name] = {"method": {"name": method}, "privacy": {"noise_share": share}}
+    return compared
 
 
 def _arm(base: Experiment, epsilon: float, without: Mapping[str, Any]) -> Arm:

@@ -32,6 +32,7 @@ class BudgetsRequest:
         epsilon, method, seeds: separated by commas; no method: the experiment's.
         out: folder; empty: ``runs/budgets-NAME``.
         overrides: ``table.key=value``, for all runs.
+        noise: of ``privacy.noise_share``, separated by commas; empty: the experiment's.
         free: the experiment of the runs without privacy; empty: the same one.
         audit: folder of a ``deal audit``; empty: none.
         jobs: runs at a time; 0: as many as there are cores for.
@@ -48,6 +49,7 @@ class BudgetsRequest:
     jobs: int = 0
     report: bool = False
     free: str = ""
+    noise: str = ""
 
 
 def run_budgets(request: BudgetsRequest, console: Console) -> int:
@@ -63,7 +65,9 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     base = load_experiment(Request(request.experiment, "", request.overrides))
     free = load_experiment(Request(request.free, "", request.overrides)) if request.free else None
     seeds = numbers(request.seeds)
-    study = budgets_study(request.experiment, base, values, methods, seeds, free)
+    study = budgets_study(
+        request.experiment, base, values, methods, seeds, free, names(request.noise)
+    )
     out = budgets_folder(request)
     cells = grid(study, out, request.overrides)
     audit = read_audit(request.audit)
@@ -120,6 +124,7 @@ def command(request: BudgetsRequest) -> Sequence[str]:
     words += ["--seeds", request.seeds]
     for option, value in (
         ("--method", request.method),
+        ("--noise", request.noise),
         ("--without-privacy", request.free),
         ("--out", request.out),
         ("--audit", request.audit),

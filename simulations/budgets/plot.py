@@ -10,11 +10,15 @@ from server.spending import extent
 from simulations.budgets.results import Budgets, Mean, Point
 
 PANELS: dict[str, Callable[[Point], Mean | None]] = {
-    "average accuracy (%)": lambda p: p.average_accuracy,
-    "forgetting (points)": lambda p: p.forgetting,
-    "worst client (%)": lambda p: p.worst_client,
+    "Average accuracy (%)": lambda p: p.average_accuracy,
+    "Forgetting (points)": lambda p: p.forgetting,
+    "Accuracy of the worst client (%)": lambda p: p.worst_client,
 }
-"""Panel to figure."""
+"""Title of a panel to its figure."""
+BEYOND = 2.0
+"""How far to the right of the largest budget 'no privacy' stands, as a factor."""
+SLIDE = (13.33, 5.2)
+"""Inches: three panels fit a slide of 16 to 9 with a title above."""
 INKS = ("#1f4e79", "#c0504d", "#4f8f4f", "#7f5f9f", "#b8860b", "#444444")
 
 
@@ -24,28 +28,30 @@ def draw(path: Path, budgets: Budgets) -> None:
 
 
 def figure_of(budgets: Budgets) -> Any:
-    """Return means with 95 % intervals, lines at zero-shot and without privacy, and, where an audit
-    was run, its lower bound beside what was claimed."""
+    """Return means with 95 % intervals over the budgets, without privacy at the right end (∞), a
+    line at zero-shot, and, where an audit was run, its lower bound beside what was claimed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     private = [point for point in budgets.points if point.epsilon != "inf"]
     audited = any(point.lower_bound is not None for point in private)
     count = len(PANELS) + audited
-    figure = Figure(figsize=(4.4 * count, 3.8), layout="constrained")
+    figure = Figure(figsize=SLIDE, layout="constrained")
     FigureCanvasAgg(figure)
     ticks = sorted({float(point.epsilon) for point in private})
+    end = BEYOND * max(ticks, default=1.0)
+    free = len(private) < len(budgets.points)
     for number, (label, measure) in enumerate(PANELS.items()):
         panel = figure.add_subplot(1, count, number + 1)
-        _methods(panel, budgets.points, measure)
+        _methods(panel, budgets.points, measure, end)
         if number == 0 and budgets.points:
             _level(panel, budgets.points[0].zero_shot, "#888888", ":", "zero-shot")
-        _dress(panel, label, ticks)
+        _dress(panel, label, ticks, end if free else 0.0)
     if audited:
         panel = figure.add_subplot(1, count, count)
         _bounds(panel, private)
-        _dress(panel, "epsilon shown by attack", ticks)
-    figure.suptitle(_meaning(private), fontsize=9)
+        _dress(panel, "Epsilon that an attack has shown", ticks, 0.0)
+    figure.suptitle(f"{budgets.experiment}: what privacy costs\n{_meaning(private)}", fontsize=11)
     return figure
 
 
@@ -68,20 +74,27 @@ def _meaning(private: list[Point]) -> str:
     return f"epsilon at delta <= {max(deltas):.2g} per {private[0].unit}, over {over}{seeded}"
 
 
-def _methods(panel: Any, points: list[Point], measure: Callable[[Point], Mean | None]) -> None:
-    """A curve and a level for each; curves stand a little aside of each other."""
+def _methods(
+    panel: Any, points: list[Point], measure: Callable[[Point], Mean | None], end: float
+) -> None:
+    """A curve for each, dotted on to the value without privacy at ``end``; curves stand a little
+    aside of each other."""
     for k, method in enumerate(dict.fromkeys(point.method for point in points)):
         ink = INKS[k % len(INKS)]
         own = [(p.epsilon, m) for p in points if p.method == method and (m := measure(p))]
         private = [(float(epsilon), mean) for epsilon, mean in own if epsilon != "inf"]
-        if private:
-            xs = [epsilon * 1.03**k for epsilon, _ in private]
-            ys = [100 * mean.mean for _, mean in private]
-            errors = [100 * (mean.half_width or 0.0) for _, mean in private]
-            panel.errorbar(xs, ys, errors, fmt="o-", color=ink, capsize=3, ms=4, label=method)
-        for epsilon, mean in own:
-            if epsilon == "inf":
-                _level(panel, mean, ink, "--", f"{method}, no privacy")
+        free = [(end, mean) for epsilon, mean in own if epsilon == "inf"]
+        for some, style in ((private, "o-"), (free, "D")):
+            xs = [epsilon * 1.03**k for epsilon, _ in some]
+            ys = [100 * mean.mean for _, mean in some]
+            errors = [100 * (mean.half_width or 0.0) for _, mean in some]
+            label = method if style == "o-" or not private else None
+            if some:
+                panel.errorbar(xs, ys, errors, fmt=style, color=ink, capsize=3, ms=5, label=label)
+        if private and free:
+            last, (_, mean) = private[-1], free[0]
+            xs = [last[0] * 1.03**k, end * 1.03**k]
+            panel.plot(xs, [100 * last[1].mean, 100 * mean.mean], ":", color=ink, linewidth=1)
 
 
 def _level(panel: Any, found: Mean, ink: str, style: str, label: str) -> None:
@@ -91,9 +104,12 @@ def _level(panel: Any, found: Mean, ink: str, style: str, label: str) -> None:
         panel.axhspan(100 * low, 100 * high, color=ink, alpha=0.08, linewidth=0)
 
 
-def _dress(panel: Any, label: str, ticks: list[float]) -> None:
-    panel.set(xscale="log", xlabel="epsilon", ylabel=label)
-    panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+def _dress(panel: Any, title: str, ticks: list[float], end: float) -> None:
+    """Titles and ticks; at ``end``, unless it is 0, stands what was trained without privacy."""
+    panel.set(xscale="log", xlabel="Privacy budget: epsilon")
+    panel.set_title(title, fontsize=10)
+    names = [f"{tick:g}" for tick in ticks]
+    panel.set_xticks([*ticks, *([end] if end else [])], [*names, *(["∞"] if end else [])])
     panel.minorticks_off()
     panel.grid(visible=True, alpha=0.2)
     panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
