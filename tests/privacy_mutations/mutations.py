@@ -22,6 +22,7 @@ from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import RecordMechanism
+from deal_core.privacy.mechanisms.record_events import RecordEvents
 from deal_core.randomness import seeded
 from deal_core.training import per_group, per_sample
 from tests.privacy_mutations import checks
@@ -178,13 +179,13 @@ def a_clients_update_unclipped(patch: Patch) -> None:
 
 
 def half_of_the_steps_charged(patch: Patch) -> None:
-    original = RecordMechanism._event
+    original = RecordEvents.update
 
     def event(self, ask, site, plan):
         whole = original(self, ask, site, plan)
         return replace(whole, steps=max(1, whole.steps // 2))
 
-    patch.setattr(RecordMechanism, "_event", event)
+    patch.setattr(RecordEvents, "update", event)
     honest = RecordMechanism._gradients
 
     def gradients(self, ask, site, charged):

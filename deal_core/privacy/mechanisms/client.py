@@ -42,15 +42,11 @@ from deal_core.privacy.interface import (
 from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.clipped_mean import clipped, noised
 from deal_core.privacy.mechanisms.definition import MechanismDefinition, nobody_trusted
+from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected, ordinary_gradients
 from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
-from deal_core.privacy.mechanisms.record import (
-    one_factor,
-    packed,
-    refusing_when_spent,
-    unpacked,
-)
+from deal_core.privacy.mechanisms.record import one_factor, refusing_when_spent
 from deal_core.privacy.mechanisms.server_side import ServerSide, no_server_noise
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Probes

@@ -17,21 +17,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict
-from safetensors.numpy import load, save
-
-from deal_core.config.experiment import Experiment, PrivacyConfig
+from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
-from deal_core.privacy.accounting.ledger import Budget, BudgetSpent, LedgerEvent, composed
+from deal_core.privacy.accounting.ledger import BudgetSpent, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import (
     NoFeasibleNoise,
-    ReleaseSchedule,
     at_server,
     evaluations,
-    in_sum,
     planned_work,
     solve_noise_multiplier,
 )
@@ -47,57 +41,25 @@ from deal_core.privacy.interface import (
     Site,
     UpdateRequest,
 )
-from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
-from deal_core.privacy.mechanisms.definition import MechanismDefinition, nobody_trusted
+from deal_core.privacy.mechanisms.counts import noised_counts
+from deal_core.privacy.mechanisms.definition import MechanismDefinition
 from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
+from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.noise_floor import entry_noise
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.privacy.mechanisms.none import clear_counts
-from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
+from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.record_checks import check_records_protected, whom_to_trust
+from deal_core.privacy.mechanisms.record_events import RecordEvents
 from deal_core.privacy.mechanisms.record_gradients import GRADIENTS
-from deal_core.privacy.mechanisms.shares import require_shares, slack_of, trust_in_sum
-from deal_core.privacy.policy import Policy, metrics_allowed, terms
+from deal_core.privacy.mechanisms.shares import require_shares
+from deal_core.privacy.policy import metrics_allowed, terms
 from deal_core.randomness import seeded
 
 log = logging.getLogger(__name__)
-
-
-class PrivacyPlan(BaseModel):
-    """What a site will do in a run; decided once, and kept in its ledger.
-
-    Attributes:
-        noise_multiplier: of every step of the run.
-        epsilon, delta: the budget that it was solved for, past included.
-        disjoint_tasks: how tasks compose.
-        max_grad_norm: clipping bound.
-        work: tasks with their rates.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    noise_multiplier: float
-    epsilon: float
-    delta: float
-    disjoint_tasks: bool
-    max_grad_norm: float
-    work: tuple[ReleaseSchedule, ...]
-
-    def records(self, task: str) -> int:
-        """Number of the task's records (or groups) that the plan was made for."""
-        return next(work.records for work in self.work if work.task == task)
-
-    def budget(self, policy: Policy | None) -> Budget:
-        """What every charge is checked against: the policy may have become tighter since."""
-        if policy is None:
-            return Budget(self.epsilon, self.delta, self.disjoint_tasks)
-        return Budget(
-            epsilon=min(self.epsilon, policy.max_epsilon or self.epsilon),
-            delta=min(self.delta, policy.max_delta or self.delta),
-            disjoint_tasks=self.disjoint_tasks and policy.disjoint_tasks,
-        )
 
 
 def one_factor(experiment: Experiment, factors: frozenset[str]) -> frozenset[str]:
@@ -151,7 +113,7 @@ class RecordMechanism:
                 budget = plan.budget(site.policy)
                 if budget.disjoint_tasks:
                     ledger.declare_members(ask.task, ask.ids(), self.unit)
-                event = self._event(ask, site, plan)
+                event = self._events.update(ask, self._seeds(site), plan)
                 planned, groups = plan.records(ask.task), self._groups(ask)
                 require_planned(ask.record_ids, len(ask.data), ask.task, planned, groups)
                 ledger.require(event, budget)
@@ -212,7 +174,7 @@ class RecordMechanism:
             try:
                 plan = self._plan(ask, site)
                 budget = plan.budget(site.policy)
-                event = self._counting(ask, site, plan)
+                event = self._events.counting(ask, self._seeds(site), plan)
                 ledger.require(event, budget)
                 answer = self._noised_counts(ask, event, make)
                 kept = ledger.charge(event, budget, ask.request, answer)
@@ -275,10 +237,12 @@ class RecordMechanism:
 
         def epsilon_with(noise_multiplier: float) -> float:
             planned = [
-                self._planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm, entries)
+                self._events.planned(
+                    each, noise_multiplier, agreed.delta, agreed.max_grad_norm, entries
+                )
                 for each in work
             ]
-            planned += [self._planned_counts(counts, agreed.delta)] if counts else []
+            planned += [self._events.planned_counts(counts, agreed.delta)] if counts else []
             return composed([*past, *planned], agreed.delta, disjoint)
 
         return PrivacyPlan(
@@ -305,86 +269,6 @@ class RecordMechanism:
             )
         return common
 
-    def _planned(
-        self,
-        work: ReleaseSchedule,
-        noise_multiplier: float,
-        delta: float,
-        bound: float,
-        entries: int = 0,
-    ) -> LedgerEvent:
-        """All rounds of a task as one event."""
-        return LedgerEvent(
-            run=self._run,
-            task=work.task,
-            phase="",
-            stage=0,
-            server_round=0,
-            mechanism="record",
-            unit=self.unit,
-            sample_rate=work.sample_rate,
-            noise_multiplier=noise_multiplier,
-            steps=work.rounds * work.steps,
-            max_grad_norm=bound,
-            delta=delta,
-            simulation_only=False,
-            slack=slack_of(self.experiment, noise_multiplier, entries) if entries else 0.0,
-            unit_column=self.experiment.privacy.unit_column,
-        )
-
-    def _planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
-        """All evaluations as one event."""
-        work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
-        return self._planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1, 1))
-
-    def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
-        """Return the ledger's event of this round.
-
-        Raises:
-            UserError: of a task that was not planned.
-        """
-        work = next((w for w in plan.work if w.task == ask.task), None)
-        if work is None:
-            raise UserError(f"task '{ask.task}' is not in the plan of this run")
-        privacy = self.experiment.privacy
-        return LedgerEvent(
-            run=self._run,
-            task=ask.task,
-            phase=ask.phase,
-            stage=ask.stage,
-            server_round=ask.server_round,
-            mechanism="record",
-            unit=self.unit,
-            sample_rate=work.sample_rate,
-            noise_multiplier=plan.noise_multiplier,
-            steps=work.steps,
-            max_grad_norm=plan.max_grad_norm,
-            delta=plan.delta,
-            simulation_only=self._seeds(site),
-            slack=slack_of(self.experiment, plan.noise_multiplier, ask.entries),
-            assumes=trust_in_sum(privacy) if in_sum(privacy) else "",
-            unit_column=self.experiment.privacy.unit_column,
-        )
-
-    def _counting(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
-        """One evaluation of the tasks that are asked for."""
-        return LedgerEvent(
-            run=self._run,
-            task="",
-            phase=ask.phase,
-            stage=ask.stage,
-            server_round=ask.server_round,
-            mechanism="counts",
-            unit=self.unit,
-            sample_rate=1.0,
-            noise_multiplier=self.experiment.privacy.metrics_noise,
-            steps=1,
-            max_grad_norm=sensitivity(ask.evaluated, len(ask.counted)),
-            delta=plan.delta,
-            simulation_only=self._seeds(site),
-            unit_column=self.experiment.privacy.unit_column,
-        )
-
     def _gradients(
         self, ask: UpdateRequest, site: Site, event: LedgerEvent
     ) -> PrivateGradients | NoisySum:
@@ -408,6 +292,10 @@ class RecordMechanism:
         return SeededNoise(seeded(self.experiment.run.seed, "privacy", *where))
 
     @cached_property
+    def _events(self) -> RecordEvents:
+        return RecordEvents(self.experiment, self.unit, self._run)
+
+    @cached_property
     def _run(self) -> str:
         return run_name(self.experiment)
 
@@ -421,72 +309,6 @@ def _required(ask: UpdateRequest) -> Grouping:
     if ask.grouping is None:
         raise UserError("groups of records are protected, but nothing says which record is whose")
     return ask.grouping
-
-
-def packed(made: LocalUpdate) -> bytes:
-    """Return an update as bytes that a ledger keeps."""
-    arrays = {key: np.ascontiguousarray(value) for key, value in made.arrays.items()}
-    return save(arrays, {"figures": json.dumps(dict(made.figures))})
-
-
-def unpacked(answer: bytes) -> LocalUpdate:
-    """Undo :func:`packed`."""
-    length = int.from_bytes(answer[:8], "little")
-    header = json.loads(answer[8 : 8 + length])
-    return LocalUpdate(load(answer), json.loads(header["__metadata__"]["figures"]))
-
-
-UNPROTECTED: Mapping[str, str] = {
-    "ewc": "Fisher information of earlier records goes into every update unclipped",
-    "replay": "earlier texts are trained on beside the batch",
-}
-"""Methods whose updates tell of records that are not in the batch, and how."""
-
-
-def check_records_protected(experiment: Experiment) -> None:
-    """Check that nothing but the records of a batch reaches an update.
-
-    Raises:
-        UserError: the experiment has a part that reads others.
-    """
-    where, method = f'privacy.mechanism = "{experiment.privacy.mechanism}"', experiment.method.name
-    if method in UNPROTECTED:
-        raise UserError(
-            f"{where} does not go with method.name '{method}': {UNPROTECTED[method]}; use "
-            "deal, lwf, nlora, olora, sequential or slao"
-        )
-    if method == "deal-reference" and experiment.privacy.factors == "one":
-        raise UserError(
-            f"{where} trains one factor a round, method.name '{method}' needs both; set "
-            'privacy.factors to "both", or choose another method'
-        )
-    if experiment.method.logit_adjustment:
-        raise UserError(
-            f"{where} protects single records, and method.logit_adjustment reads the labels of all "
-            "of a site's; set it to 0"
-        )
-    if experiment.train.precision == "bfloat16":
-        raise UserError(
-            f'{where} does not go with train.precision = "bfloat16", in which the rounding of a '
-            'record\'s gradient depends on other records; set it to "auto" or "float32"'
-        )
-    if experiment.privacy.unit_column and experiment.data.max_train:
-        raise UserError(
-            f"{where} with privacy.unit_column protects groups, and which records "
-            "data.max_train takes depends on how many a group has; set it to 0, and take fewer "
-            "groups by data.train_share"
-        )
-    check_one_task_at_a_time(experiment)
-    if in_sum(experiment.privacy) and not at_server(experiment):
-        raise UserError(
-            'privacy.noise_share = "sum": only one sum has the whole noise; set train.step to '
-            '"server"'
-        )
-
-
-def whom_to_trust(privacy: PrivacyConfig) -> str:
-    """Return whom an epsilon takes to be honest."""
-    return trust_in_sum(privacy) if in_sum(privacy) else nobody_trusted(privacy)
 
 
 RECORD = MechanismDefinition(

@@ -12,9 +12,9 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger, composed
 from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest, release
+from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
-from deal_core.privacy.mechanisms.record import packed, unpacked
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import Policy, default_delta
 from deal_core.randomness import seeded

@@ -1,0 +1,64 @@
+"""What an experiment must be for single records, or groups of them, to be protected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from deal_core.config.experiment import Experiment, PrivacyConfig
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.plan import at_server, in_sum
+from deal_core.privacy.mechanisms.definition import nobody_trusted
+from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
+from deal_core.privacy.mechanisms.shares import trust_in_sum
+
+UNPROTECTED: Mapping[str, str] = {
+    "ewc": "Fisher information of earlier records goes into every update unclipped",
+    "replay": "earlier texts are trained on beside the batch",
+}
+"""Methods whose updates tell of records that are not in the batch, and how."""
+
+
+def check_records_protected(experiment: Experiment) -> None:
+    """Check that nothing but the records of a batch reaches an update.
+
+    Raises:
+        UserError: the experiment has a part that reads others.
+    """
+    where, method = f'privacy.mechanism = "{experiment.privacy.mechanism}"', experiment.method.name
+    if method in UNPROTECTED:
+        raise UserError(
+            f"{where} does not go with method.name '{method}': {UNPROTECTED[method]}; use "
+            "deal, lwf, nlora, olora, sequential or slao"
+        )
+    if method == "deal-reference" and experiment.privacy.factors == "one":
+        raise UserError(
+            f"{where} trains one factor a round, method.name '{method}' needs both; set "
+            'privacy.factors to "both", or choose another method'
+        )
+    if experiment.method.logit_adjustment:
+        raise UserError(
+            f"{where} protects single records, and method.logit_adjustment reads the labels of all "
+            "of a site's; set it to 0"
+        )
+    if experiment.train.precision == "bfloat16":
+        raise UserError(
+            f'{where} does not go with train.precision = "bfloat16", in which the rounding of a '
+            'record\'s gradient depends on other records; set it to "auto" or "float32"'
+        )
+    if experiment.privacy.unit_column and experiment.data.max_train:
+        raise UserError(
+            f"{where} with privacy.unit_column protects groups, and which records "
+            "data.max_train takes depends on how many a group has; set it to 0, and take fewer "
+            "groups by data.train_share"
+        )
+    check_one_task_at_a_time(experiment)
+    if in_sum(experiment.privacy) and not at_server(experiment):
+        raise UserError(
+            'privacy.noise_share = "sum": only one sum has the whole noise; set train.step to '
+            '"server"'
+        )
+
+
+def whom_to_trust(privacy: PrivacyConfig) -> str:
+    """Return whom an epsilon takes to be honest."""
+    return trust_in_sum(privacy) if in_sum(privacy) else nobody_trusted(privacy)

@@ -1,0 +1,103 @@
+"""The ledger's events of mechanism ``record``: what is planned, and what is charged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.ledger import LedgerEvent
+from deal_core.privacy.accounting.plan import ReleaseSchedule, in_sum
+from deal_core.privacy.interface import UpdateRequest
+from deal_core.privacy.mechanisms.counts import sensitivity
+from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
+from deal_core.privacy.mechanisms.shares import slack_of, trust_in_sum
+
+
+@dataclass(frozen=True)
+class RecordEvents:
+    """Attributes: the ``experiment``; ``unit`` of privacy; ``run``, its name in a ledger."""
+
+    experiment: Experiment
+    unit: str
+    run: str
+
+    def planned(
+        self,
+        work: ReleaseSchedule,
+        noise_multiplier: float,
+        delta: float,
+        bound: float,
+        entries: int = 0,
+    ) -> LedgerEvent:
+        """Return all rounds of a task as one event."""
+        return LedgerEvent(
+            run=self.run,
+            task=work.task,
+            phase="",
+            stage=0,
+            server_round=0,
+            mechanism="record",
+            unit=self.unit,
+            sample_rate=work.sample_rate,
+            noise_multiplier=noise_multiplier,
+            steps=work.rounds * work.steps,
+            max_grad_norm=bound,
+            delta=delta,
+            simulation_only=False,
+            slack=slack_of(self.experiment, noise_multiplier, entries) if entries else 0.0,
+            unit_column=self.experiment.privacy.unit_column,
+        )
+
+    def planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
+        """Return all evaluations as one event."""
+        work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
+        return self.planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1, 1))
+
+    def update(self, ask: UpdateRequest, seeded: bool, plan: PrivacyPlan) -> LedgerEvent:
+        """Return the ledger's event of a round; ``seeded``: its noise is.
+
+        Raises:
+            UserError: of a task that was not planned.
+        """
+        work = next((w for w in plan.work if w.task == ask.task), None)
+        if work is None:
+            raise UserError(f"task '{ask.task}' is not in the plan of this run")
+        privacy = self.experiment.privacy
+        return LedgerEvent(
+            run=self.run,
+            task=ask.task,
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            mechanism="record",
+            unit=self.unit,
+            sample_rate=work.sample_rate,
+            noise_multiplier=plan.noise_multiplier,
+            steps=work.steps,
+            max_grad_norm=plan.max_grad_norm,
+            delta=plan.delta,
+            simulation_only=seeded,
+            slack=slack_of(self.experiment, plan.noise_multiplier, ask.entries),
+            assumes=trust_in_sum(privacy) if in_sum(privacy) else "",
+            unit_column=self.experiment.privacy.unit_column,
+        )
+
+    def counting(self, ask: UpdateRequest, seeded: bool, plan: PrivacyPlan) -> LedgerEvent:
+        """Return one evaluation of the tasks that are asked for."""
+        return LedgerEvent(
+            run=self.run,
+            task="",
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            mechanism="counts",
+            unit=self.unit,
+            sample_rate=1.0,
+            noise_multiplier=self.experiment.privacy.metrics_noise,
+            steps=1,
+            max_grad_norm=sensitivity(ask.evaluated, len(ask.counted)),
+            delta=plan.delta,
+            simulation_only=seeded,
+            unit_column=self.experiment.privacy.unit_column,
+        )
