@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -28,8 +28,14 @@ Sums = Mapping[str, NDArray[Any]]
 """Name of a field of the layout to its sum over sites."""
 
 
-Take = Callable[[State, Sums, Step], tuple[State, Aggregate | None]]
-"""From the state before, the sums and the round, to the state after it."""
+class SumStep(Protocol):
+    """What becomes of the sums of a round."""
+
+    def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
+        """Return the state after the round, and what was aggregated."""
+
+    def without_sum(self, state: State, step: Step) -> State:
+        """Return the state after a round without a sum."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,14 @@ class GradientStep:
         after = momentum_step(before, gradient, rate, config.train.momentum, keep)
         return (mean_of_steps(after) if number == rounds else after), None
 
+    def without_sum(self, state: State, step: Step) -> State:
+        """Return the state without a step; the first round forgets those of the task before, the
+        last takes the mean of those that there were."""
+        if step.server_round == 1:
+            return begin_steps(state)
+        last = step.server_round == self.experiment.federation.rounds
+        return mean_of_steps(state) if last else state
+
     def _rate(self, examples: int) -> float:
         """The learning rate, lowered where a step has much noise: (M59)."""
         config = self.experiment
@@ -79,7 +93,14 @@ class MeanUpdate:
             key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(part)
             for key, part in weighted_means(sums).items()
         }
+        trained = self.rule.trained(step.server_round)
         aggregation = self.rule.begin(state.current, step.server_round)
         aggregation.add(ClientUpdate("all", moved(state.current, change), 1.0))
         aggregate = finished(aggregation)
+        if len(trained) > 1:  # what the mean of each factor loses shows in single updates alone
+            aggregate = replace(aggregate, error=None)
         return fold_residual(state, aggregate), aggregate
+
+    def without_sum(self, state: State, step: Step) -> State:
+        """Return the same state."""
+        return state

@@ -19,10 +19,10 @@ from deal_core.models import (
 )
 from deal_core.models.prompt import read_template
 from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.secure_sum.site_policy import LEAST_SITES
 from deal_core.wire.adapter_record import codec_named
 from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
-from server.secure_legs import LEAST_SITES
 from simulations.engines.faults import FAULTS
 
 
