@@ -1,4 +1,4 @@
-"""Short runs under secure aggregation, and the same without it; legs that can be lost or cut off."""
+"""Short runs under secure aggregation, and the same without; legs that are lost or cut off."""
 
 from __future__ import annotations
 

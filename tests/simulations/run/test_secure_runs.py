@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from deal_core.lora.arrays import to_arrays
 from deal_core.secure_sum.weighted import WEIGHT
 from deal_core.wire.secure_layout import update_layout
 from tests.simulations.run.secure_runs import (
-    EXAMPLES,
     LEGS,
     POOLED,
     SHORT,
