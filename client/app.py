@@ -29,6 +29,8 @@ from client.site_log import SiteLog
 from client.state import FeedbackStore, forget
 from client.status_reply import STATUS, secure_reply, status_reply
 from deal_core.lora.payload import LORA, SUMS, PayloadError
+from deal_core.privacy.policy import OutsidePolicy, Refusal
+from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.wire.secure_record import LEGS
 
 if TYPE_CHECKING:
@@ -100,8 +102,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         from client import wire
         from client.local_evaluation import local_evaluation
         from client.local_update import local_update
-        from client.secure_legs import require_maskable
-        from client.secure_update import masked_update
+        from client.secure_update import masked_update, require_maskable
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
         run = place.run_name(bench.experiment)
@@ -119,12 +120,12 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
             return local_update(bench, client_context, state, instruction, name)
 
         record = SUMS if bench.phase(instruction.phase).statistics is not None else LORA
+        secure = bench.experiment.aggregation.secure and record == LORA
+        if secure:  # before anything is counted, trained or charged
+            require_maskable(place, bench, message, state, instruction, name)
         counts = (
             counts_or_error(message, context, count) if instruction.piggybacked_evaluation else None
         )
-        secure = bench.experiment.aggregation.secure and record == LORA
-        if secure:
-            require_maskable(place, message, name)
         if place.site is None:
             update = learn()
         else:
@@ -219,7 +220,7 @@ def guarded(handler: Handler) -> Handler:
         if own is not None:
             own.write("arrived", **asked)
         try:
-            reply = check_reply(handler(message, context), message)
+            reply = check_reply(handler(message, context), message, masked_only(context))
         except Exception as error:
             return status_reply(message, log_fault(message, context, error))
         if own is not None:
@@ -228,6 +229,13 @@ def guarded(handler: Handler) -> Handler:
         return reply
 
     return answer
+
+
+def masked_only(context: Context) -> bool:
+    """Whether the site's policy lets nothing that is learnt leave but in a secure sum."""
+    site = file_of(context)
+    policy = site.policy if site is not None else None
+    return policy is not None and policy.secure_aggregation == "required"
 
 
 def counts_or_error(
@@ -259,12 +267,9 @@ def code_of(error: Exception) -> str:
         return "refused"
     if isinstance(error, DistilledMissing):
         return "resend"
-    from deal_core.privacy.interface import Refusal
-    from deal_core.privacy.policy import OutsidePolicy
-
     if isinstance(error, OutsidePolicy):
         return "policy"
-    return error.code if isinstance(error, Refusal) else "failed"
+    return error.code if isinstance(error, (Refusal, ProtocolError)) else "failed"
 
 
 def log_fields(message: Message) -> dict[str, Any]:

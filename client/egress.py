@@ -8,6 +8,7 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from deal_core.lora.payload import COUNTS, LORA, PREFIX, SUMS, PayloadError
+from deal_core.secure_sum.protocol_error import ProtocolError, UnpinnedPeer, UsedUpdate
 from deal_core.wire.secure_record import REPLY, SECURE
 
 RIGHT = "right answers per task, for the accuracy matrix"
@@ -59,8 +60,11 @@ LARGEST_SUM = 2**26
 SCALE = ".scale"
 """Ending of a key for the scales of a factor in a lossy format."""
 
+UNMASKED = frozenset({LORA, SUMS})
+"""Records that show what one client has learnt."""
 CODES = frozenset(
     {"ok", "no-data", "refused", "failed", "budget-spent", "policy", "resend", "withheld"}
+    | {error.code for error in (ProtocolError, UnpinnedPeer, UsedUpdate)}
 )
 
 
@@ -87,17 +91,22 @@ def is_factor(key: str) -> bool:
     return key.startswith(PREFIX) and key.endswith((".lora_A.weight", ".lora_B.weight"))
 
 
-def check_reply(reply: Message, request: Message) -> Message:
+def check_reply(reply: Message, request: Message, masked_only: bool = False) -> Message:
     """Return the reply if every record and field of it may leave.
 
     Args:
         reply: what a handler made.
-        request: what it answers; an update has the keys of its adapter and no others.
+        request: what it answers; an update has the keys of its adapter and no others, and where a
+            secure sum is asked for it does not go by itself.
+        masked_only: it never does.
 
     Raises:
         PayloadError: names the record or field that may not.
     """
+    masked = masked_only or (request.has_content() and SECURE in request.content)
     for name, record in reply.content.items():
+        if masked and name in UNMASKED:
+            raise PayloadError(f"record '{name}' may leave this client in a secure sum alone")
         if name == LORA and name in reply.content.array_records:
             known = adapter_keys(request)
             foreign = [key for key in record if key not in known]

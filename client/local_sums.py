@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from client.resources import Workbench
+from deal_core.config.experiment import Experiment
 from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
 from deal_core.privacy.interface import LocalUpdate, Mechanism, Refusal, Site
@@ -15,12 +16,15 @@ from deal_core.wire.instruction import Instruction
 from deal_core.wire.sums import pack_sums
 
 
-def require_sums(mechanism: Mechanism, site: Site) -> None:
-    """Check that sums over single records may leave: they carry no noise.
+def require_sums(config: Experiment, mechanism: Mechanism, site: Site) -> None:
+    """Check that sums over single records may leave: they carry no noise, and no mask.
 
     Raises:
-        Refusal: a mechanism protects the records, or the site's policy keeps sums.
+        Refusal: a mechanism protects the records, updates are seen as a secure sum alone, or the
+            site's policy keeps sums.
     """
+    if config.aggregation.secure:
+        raise Refusal("policy", "sums of embeddings leave in the clear: aggregation.secure is true")
     if mechanism.unit is not None:
         raise Refusal("policy", "sums of embeddings have no noise: no mechanism protects them")
     if site.policy is not None and not site.policy.share_sums:

@@ -11,11 +11,10 @@ from itertools import takewhile
 from client.client_context import ClientContext
 from client.gradient_sum import gradient_sum
 from client.local_sums import require_enough_of_each, require_sums, sum_records
+from client.policy_check import require_policy
 from client.request_check import check_training
 from client.resources import ClientTask, Workbench
 from client.state import FeedbackStore, RoundStore, TaskStore, digest
-from deal_core.config.experiment import Experiment
-from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.attach import read, set_trainable
 from deal_core.lora.kinds import kind_of
@@ -26,13 +25,10 @@ from deal_core.privacy.interface import (
     GradientSum,
     LocalUpdate,
     Mechanism,
-    Refusal,
-    Site,
     UpdateRequest,
     release,
 )
 from deal_core.privacy.mechanisms.none import PublicTexts
-from deal_core.privacy.policy import require_adapter, require_mechanism, require_secure
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.distillation import joint_labels
@@ -67,9 +63,9 @@ def local_update(
         Refusal: the client has no data for it, no budget, or a policy against it.
     """
     config, phase = bench.experiment, bench.phase(instruction.phase)
-    require_policy(config, client_context.site)
+    require_policy(config, client_context.site.policy)
     if phase.statistics is not None:
-        require_sums(bench.mechanism, client_context.site)
+        require_sums(config, bench.mechanism, client_context.site)
     check_training(instruction, bench, client_context.site.policy)
     seen = _spaces(bench, instruction.seen)
     future = partial(_spaces, bench, instruction.future)
@@ -203,20 +199,6 @@ def _rehearse(
     set_trainable(bench.model.module, trained)
     objective = phase.objective(bench.model, state, alone, probes, Cache())
     gradients.rehearse(bench.model.module, objective, len(probes))
-
-
-def require_policy(config: Experiment, site: Site) -> None:
-    """Check that the site trains under the experiment's mechanism, and such adapters.
-
-    Raises:
-        Refusal: it does not.
-    """
-    try:
-        require_mechanism(config.privacy.mechanism, site.policy)
-        require_adapter(config.adapter, site.policy)
-        require_secure(config.aggregation.secure, site.policy)
-    except UserError as error:
-        raise Refusal("policy", str(error)) from None
 
 
 def _data(

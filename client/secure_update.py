@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,57 @@ from numpy.typing import NDArray
 
 from client.context import RequestContext
 from client.resources import Workbench
-from client.secure_legs import masked_reply
-from deal_core.lora.arrays import to_arrays
+from client.secure_legs import announced_state
+from client.secure_request import request_of
+from client.secure_store import SecureStore
+from deal_core.aggregation import shortened
+from deal_core.lora.adapter import Adapter
+from deal_core.lora.arrays import from_arrays, to_arrays
+from deal_core.lora.payload import PayloadError, Template
 from deal_core.lora.state import State
 from deal_core.privacy.interface import LocalUpdate
+from deal_core.privacy.policy import at_server
+from deal_core.randomness import seeded_numpy
+from deal_core.secure_sum import site_round
+from deal_core.secure_sum.layout import Layout
+from deal_core.secure_sum.messages import MaskRequest
 from deal_core.secure_sum.weighted import weighted_values
+from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.secure_layout import EXAMPLES, layout_of, within_bounds
+from deal_core.wire.secure_layout import layout_of, within_bounds
+
+
+def require_maskable(
+    place: RequestContext,
+    bench: Workbench,
+    message: Message,
+    state: State,
+    instruction: Instruction,
+    name: str,
+) -> None:
+    """Check, before anything is counted, trained or charged, that the update can be masked.
+
+    Args:
+        place: which client.
+        bench: whose experiment it is.
+        message: has the round's mask request.
+        state: what the client begins from.
+        instruction: what is asked.
+        name: of the request that the update answers.
+
+    Raises:
+        ProtocolError: the request is refused, or an update of this round is in a sum already.
+        PayloadError: no request, or not what the round's terms say.
+    """
+    store, request = SecureStore(place.folder), request_of(message)
+    layout = _layout(bench, state, instruction)
+    with store.alone():
+        kept = announced_state(store)
+        site_round.require_maskable(kept, request)
+        context = MaskRequest.from_bytes(request).context
+        if kept.round_of(context).terms.layout != layout.digest:
+            raise PayloadError("secure: an update of another form than the round's terms say")
+        store.used().masking(context, round_name(instruction), name)
 
 
 def masked_update(
@@ -28,7 +73,8 @@ def masked_update(
     update: LocalUpdate,
     name: str,
 ) -> bytes:
-    """Return the masked vector of an update.
+    """Return the masked vector of an update. That it is in this sum, and in no other, is on the
+    disk before.
 
     Args:
         place: which client.
@@ -40,22 +86,75 @@ def masked_update(
         name: of the request that it answers.
 
     Raises:
-        ProtocolError: the mask request is refused.
+        ProtocolError: the mask request is refused, or the update is in another sum.
     """
-    config, gradients = bench.experiment, EXAMPLES in update.arrays
-    layout = layout_of(config, state.current, frozenset(instruction.trained), gradients)
-    arrays = dict(update.arrays) if gradients else _weighted(bench, state, update)
+    layout, arrays = _layout(bench, state, instruction), dict(update.arrays)
+    if not _gradients(bench, instruction):
+        arrays = _weighted(bench, state, instruction, update, layout)
     where = instruction.stage, instruction.server_round
-    return masked_reply(place, config, message, name, layout, arrays, where)
+    seed = bench.experiment.run.seed
+    generator = seeded_numpy(seed, "secure rounding", place.client, *where)
+    encoded = layout.encode(arrays, generator)
+    store, request = SecureStore(place.folder), request_of(message)
+    with store.alone():
+        answered = site_round.mask(announced_state(store), request, encoded)
+        context = MaskRequest.from_bytes(request).context
+        store.keep_used(store.used().masking(context, round_name(instruction), name))
+        store.keep(answered.state)
+    return answered.reply
 
 
-def _weighted(bench: Workbench, state: State, update: LocalUpdate) -> dict[str, NDArray[Any]]:
+def round_name(instruction: Instruction) -> str:
+    """Return the place of a round in its run: one update of it is masked."""
+    return f"{instruction.phase} {instruction.stage} {instruction.server_round}"
+
+
+def _layout(bench: Workbench, state: State, instruction: Instruction) -> Layout:
+    """Return that of what the client adds to the sum.
+
+    Raises:
+        PayloadError: the experiment has updates that are not summed as they are.
+    """
+    config = bench.experiment
+    if config.wire.dtype != EXACT:
+        raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
+    trained = frozenset(instruction.trained)
+    return layout_of(config, state.current, trained, _gradients(bench, instruction))
+
+
+def _gradients(bench: Workbench, instruction: Instruction) -> bool:
+    """Whether the update is a gradient sum in whole numbers."""
+    public = bool(bench.phase(instruction.phase).public_path)
+    return at_server(bench.experiment) and not public
+
+
+def _weighted(
+    bench: Workbench, state: State, instruction: Instruction, update: LocalUpdate, layout: Layout
+) -> dict[str, NDArray[Any]]:
     """Return the change of every trained factor times the weight, and the weight: examples as a
-    share of those that count whole."""
-    before = to_arrays(state.current)
-    change = {
-        key: np.asarray(value, np.float64) - before[key] for key, value in update.arrays.items()
-    }
-    most = bench.experiment.aggregation.secure_examples
-    weight = min(1.0, update.figures["num_examples"] / most)
-    return weighted_values(within_bounds(change), weight)
+    share of those that count whole; where a mechanism protects them all clients weigh the same."""
+    public = bool(bench.phase(instruction.phase).public_path)
+    alike = bench.mechanism.unit is not None and not public
+    share = update.figures["num_examples"] / bench.experiment.aggregation.secure_examples
+    change = _change(state.current, update.arrays, bench.experiment.aggregation.norm_bound)
+    largest = max(field.largest for field in layout.fields)
+    return weighted_values(within_bounds(change, largest), 1.0 if alike else min(1.0, share))
+
+
+def _change(
+    before: Adapter, arrays: Mapping[str, NDArray[Any]], norm_bound: float
+) -> dict[str, NDArray[np.float64]]:
+    """What an update changes of each trained factor; each layer within ``norm_bound``, which the
+    server cannot keep, since it sees no update.
+
+    Returns:
+        Key to change.
+    """
+    start = to_arrays(before)
+    if norm_bound:
+        template = Template(before.shapes, before.rank)
+        whole = from_arrays({**start, **arrays}, template, before.scaling)
+        after = shortened(whole, before, norm_bound)
+        kept = to_arrays(after)
+        arrays = {key: kept[key] for key in arrays}
+    return {key: np.asarray(value, np.float64) - start[key] for key, value in arrays.items()}

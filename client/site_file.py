@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from deal_core.config.experiment import DataConfig, Experiment, TaskColumns
 from deal_core.config.file import parse_tables, read_toml
@@ -22,6 +22,23 @@ NODE_KEY = "site"
 """Key of Flower's node config with the path of ``site.toml``; simulated clients have none."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Of a site, and of a run: both become names of files and folders."""
+
+
+def a_fingerprint(text: str) -> str:
+    """Return the text, if it is the fingerprint of a key, as ``deal site init`` prints it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", text):
+        raise ValueError(
+            f"'{text[:80]}' is no fingerprint; write what deal site check prints at that site, "
+            "SHA256: and 43 characters"
+        )
+    return text
+
+
+Fingerprint = Annotated[str, AfterValidator(a_fingerprint)]
 
 
 class Identity(Table):
@@ -104,7 +121,7 @@ class SiteFile(Table):
     models: dict[str, str] = Field({"embedded:minilm": "", "embedded:smollm2": ""})
     """Base models that the site accepts, by the experiment's name, each with the folder where it
     lies here; empty: the name itself."""
-    peers: dict[str, str] = Field({})
+    peers: dict[str, Fingerprint] = Field({})
     """Name of another site to the fingerprint of its key, which ``deal site init`` shows there: the
     sites with which secure sums are made. Compare it by telephone."""
     policy: Policy | None = None

@@ -58,25 +58,27 @@ def read_request(
     if RECORD not in content.config_records:
         raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
-    bench.phase(instruction.phase)
+    sums = bench.phase(instruction.phase).statistics is not None
+    masked = bench.experiment.aggregation.secure and bool(instruction.task) and not sums
+    others = {RECORD, SECURE} if masked else {RECORD}
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
     if HEADS in arrays and bench.statistics is not None:
         wanted.add(HEADS)
-    if set(content) - {RECORD, SECURE} != set(arrays) or set(arrays) - {DISTILLED} != wanted:
-        raise PayloadError(f"records {sorted(content)}, expected {sorted(wanted)} and instruction")
+    if set(content) != {*arrays, *others} or set(arrays) - {DISTILLED} != wanted:
+        raise PayloadError(f"records {sorted(content)}, expected {sorted({*wanted, *others})}")
     sent = arrays.get(DISTILLED)
     if sent is None:
         arrays[DISTILLED] = store.load(instruction.distilled)
     elif record_digest(sent) != instruction.distilled:
         raise PayloadError("distilled: not what the instruction names")
     basis = instruction.distilled, instruction.distilled_rank, *_ranks(instruction)
-    others = [_raw(arrays[name]) for name in sorted(wanted)]
+    raw = [_raw(arrays[name]) for name in sorted(wanted)]
 
     def decode() -> State:
         return _state(arrays, bench, instruction)
 
-    state: State = bench.latest.get_or_compute("state", (basis, others), decode)
+    state: State = bench.latest.get_or_compute("state", (basis, raw), decode)
     if sent is not None:
         store.save(sent)
     return state, instruction

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes | str, mode: int = 0o644) -> None:
+def write_whole(path: Path, data: bytes | str, mode: int = 0o644, for_good: bool = False) -> None:
     """Replace a file in one step; its folder is made where it is missing. After a kill, or a loss
     of power, there is the old file or the new one.
 
@@ -16,12 +16,24 @@ def write_whole(path: Path, data: bytes | str, mode: int = 0o644) -> None:
         path: of the file.
         data: all of it; text is written as UTF-8.
         mode: permissions of a new file, within the process' own mask.
+        for_good: once this returns there is the new one, also after a loss of power.
 
     Raises:
         OSError: it cannot be written; the old one stands.
     """
     with written_beside(path, mode) as beside, beside.open("wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
+    if for_good:
+        _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk: a rename is kept there, not in the file."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager

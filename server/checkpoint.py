@@ -36,7 +36,8 @@ class History(BaseModel):
     Attributes:
         evaluations: one per evaluation, zero-shot first: client to ``[correct, examples]``
             per task, or ``[correct, examples, correct_all]`` (:mod:`deal_core.wire.counts`).
-        bytes_up, bytes_down, aggregation_error: one number a round.
+        bytes_up, bytes_down, aggregation_error: one number a round; the last None where it is
+            not known.
         evaluation_bytes_down: one number for each evaluation that no round has carried.
         seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all starts of the run.
         peak_rss_bytes: largest over the starts.
@@ -53,7 +54,7 @@ class History(BaseModel):
     bytes_up: tuple[float, ...] = ()
     bytes_down: tuple[float, ...] = ()
     evaluation_bytes_down: tuple[float, ...] = ()
-    aggregation_error: tuple[float, ...] = ()
+    aggregation_error: tuple[float | None, ...] = ()
     seconds: dict[str, float] = {}
     peak_rss_bytes: int = 0
     distrusted: tuple[str, ...] = ()
@@ -88,7 +89,7 @@ class History(BaseModel):
         distrusted = (set(self.distrusted) - set(clients)) | set(excluded)
         return self.model_copy(update={"distrusted": tuple(sorted(distrusted))})
 
-    def after_round(self, figures: Mapping[str, float]) -> History:
+    def after_round(self, figures: Mapping[str, float | None]) -> History:
         """Append one round's, or one evaluation's, figures: see the attributes of these names."""
         appended = {name: (*getattr(self, name), value) for name, value in figures.items()}
         return self.model_copy(update=appended)

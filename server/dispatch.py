@@ -66,17 +66,10 @@ class Dispatch:
         return message
 
     def carrying(self, secure: Mapping[str, ConfigRecord]) -> Dispatch:
-        """Return the requests with a record of a secure sum in each that has one; who has none and
-        is to train is left out."""
-        for name, record in secure.items():
-            if name in self.requests:
-                self.requests[name].content[SECURE] = record
-        requests = {
-            name: message
-            for name, message in self.requests.items()
-            if name in secure or not self.instructions[name].task
-        }
-        return replace(self, requests=requests, secure=secure)
+        """Return the requests with the record of a secure sum in each that has one."""
+        for name in secure.keys() & self.requests.keys():
+            self.requests[name].content[SECURE] = secure[name]
+        return replace(self, secure=secure)
 
     def again(
         self,

@@ -167,7 +167,7 @@ class Results(Strict):
     class_incremental: ClassIncremental | None = None
     privacy: Privacy
     wire: Wire
-    aggregation_error: list[float]
+    aggregation_error: list[float | None]
     seconds: dict[str, float]
     peak_rss_bytes: int
     versions: dict[str, str]

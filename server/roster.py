@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from deal_core.config.experiment import FederationConfig
@@ -25,11 +26,14 @@ class Roster:
         clients: names of all, in their order.
         connected: asks who is connected now; client name to node id.
         patience: seconds that a round waits for clients that are not.
+        keys: asks for the public keys with which sites have signed in; client name to PEM. A
+            simulated client has none.
     """
 
     clients: tuple[str, ...]
     connected: Callable[[], Mapping[str, int]]
     patience: float = 0.0
+    keys: Callable[[], Mapping[str, bytes]] = dict
 
     def present(self, wanted: set[str], least: float) -> dict[str, int]:
         """Return who of ``wanted`` is connected; waits, within its patience, for ``least`` of
@@ -60,7 +64,12 @@ def find_roster(grid: Grid, config: FederationConfig) -> Roster:
         return Roster(tuple(nodes), lambda: nodes)
     sites = config.sites
     names = tuple(map(str, range(len(sites))))
-    roster = Roster(names, lambda: signed_in(grid, sites), config.connect_seconds)
+    roster = Roster(
+        names,
+        lambda: {name: node.node_id for name, node in signed_in(grid, sites).items()},
+        config.connect_seconds,
+        lambda: {name: node.public_key for name, node in signed_in(grid, sites).items()},
+    )
     there = roster.present(set(names), len(names))
     if len(there) < config.quorum * len(names):
         missing = ", ".join(sites[int(name)] for name in names if name not in there)
@@ -72,13 +81,13 @@ def find_roster(grid: Grid, config: FederationConfig) -> Roster:
     return roster
 
 
-def signed_in(grid: Grid, sites: tuple[str, ...]) -> dict[str, int]:
-    """Return client name to node id of the sites that are connected now.
+def signed_in(grid: Grid, sites: tuple[str, ...]) -> dict[str, NodeInfo]:
+    """Return client name to what Flower knows of it, of the sites that are connected now.
 
     Raises:
         UserError: two nodes are registered under one name.
     """
-    found: dict[str, int] = {}
+    found: dict[str, NodeInfo] = {}
     for node in sorted(grid.get_nodes(), key=lambda node: node.node_id):
         if node.name not in sites:
             continue
@@ -88,5 +97,5 @@ def signed_in(grid: Grid, sites: tuple[str, ...]) -> dict[str, int]:
                 f"two sites are registered as '{node.name}'; unregister one with "
                 "deal server remove-site and add it under another name"
             )
-        found[name] = node.node_id
+        found[name] = node
     return found

@@ -214,7 +214,7 @@ class Round:
             The history with them.
         """
         sizes = replies.sizes
-        figures = {
+        figures: dict[str, float | None] = {
             "aggregation_error": aggregate.error if aggregate else 0.0,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
             "bytes_down": sent.bytes_down,

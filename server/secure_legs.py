@@ -6,33 +6,35 @@ again goes on with the same terms, and sites answer the same requests with the s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import ceil
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.plan import at_server
+from deal_core.privacy.policy import at_server
 from deal_core.secure_sum import server_legs as legs
-from deal_core.secure_sum.identity import Announcement
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.masks import Words
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.protocol_error import BelowThreshold, ProtocolError
 from deal_core.secure_sum.server_round import ServerRound, open_round
-from deal_core.secure_sum.terms import RoundTerms
+from deal_core.secure_sum.site_policy import LEAST_SITES
+from deal_core.secure_sum.terms import RoundTerms, threshold
 from deal_core.secure_sum.unmasking import unmasked_sum
 from deal_core.whole_file import write_whole
-from deal_core.wire.secure_record import ANNOUNCEMENTS, REQUEST, RUN, SECURE
+from deal_core.wire.secure_record import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
 from server import wire
 from server.exchange import Exchange, answered
 from server.reply_collection import collect
 from server.schedule import Step
+from server.secure_keys import ChannelKeys, registered_site
 
-LEAST_SITES = 3
-"""In a sum of two each knows the other's part."""
 Add = Callable[[ServerRound, bytes, bytes], ServerRound]
+LEFT_OUT, MISSED = "client_failed", "leg_failed"
+"""Events: a client is out of the round; a client whose update is in the sum has missed a leg."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,23 @@ class SecureLegs:
     Attributes:
         exchange: with the clients.
         folder: of the run.
-        announcements: client to its signed channel key, as far as it is known.
+        idle: task to the clients that take no part in it, by their own rules: they are not counted
+            on again, for whoever prepares and sends nothing brings the sum closer to its threshold.
     """
 
     exchange: Exchange
     folder: Path
-    announcements: dict[str, bytes] = field(default_factory=dict)
+    idle: dict[str, set[str]] = field(default_factory=dict)
+
+    @property
+    def run(self) -> str:
+        """Name of the run, as sites know it."""
+        return self.folder.name
+
+    @cached_property
+    def keys(self) -> ChannelKeys:
+        """What clients have announced."""
+        return ChannelKeys(self.folder / "secure" / "keys.json", self.run)
 
     def open(self, step: Step, clients: Mapping[str, str], layout: Layout) -> ServerRound:
         """Return the round after its first leg: the members are fixed.
@@ -59,24 +72,39 @@ class SecureLegs:
 
         Raises:
             BelowThreshold: too few take part.
+            UserError: fewer than the quorum do.
         """
-        self._meet(step, list(clients))
-        held = self._load(step)
+        held = self._load(step, layout)
+        if held is not None:
+            return held
+        self._meet(step, set(self._counted_on(clients)))
+        cohort = [name for name in self._counted_on(clients) if self.keys.announcement(name)]
+        if len(cohort) >= self._least():
+            held = self._prepared(step, {name: clients[name] for name in cohort}, layout)
+        prepared = len(held.prepared) if held is not None else 0
+        self.exchange.require_quorum(prepared, len(self._counted_on(clients)), step)
         if held is None:
-            held = open_round(self._terms(layout))
-        if held.members is None:
-            terms = {name: held.terms.to_bytes() for name in self._named(held.terms.cohort)}
-            held = self._leg(step, "prepare", terms, held, legs.add_prepared)
-            held = legs.close_prepared(held)
-            self._save(step, held)
+            raise BelowThreshold(
+                f"{len(cohort)} clients can be asked, and a sum is of {self._least()} or more"
+            )
+        held = legs.close_prepared(held)
+        self._save(step, held)
         return held
+
+    def _counted_on(self, clients: Mapping[str, str]) -> list[str]:
+        """Those of some clients that have not said that they take no part in their task."""
+        return [name for name, task in clients.items() if name not in self.idle.get(task, ())]
+
+    def leave_out(self, client: str, task: str) -> None:
+        """Do not count on a client again in a task."""
+        self.idle.setdefault(task, set()).add(client)
 
     def mask_requests(self, held: ServerRound) -> dict[str, ConfigRecord]:
         """Return client to the record that its training request carries."""
-        members = [held.terms.cohort[position] for position in held.members or ()]
+        members = self._clients(held, held.members)
         return {
             name: ConfigRecord({REQUEST: legs.mask_request(held, site)})
-            for name, site in self._named(members).items()
+            for name, site in members.items()
         }
 
     def add(self, held: ServerRound, client: str, message: Message) -> ServerRound:
@@ -85,7 +113,7 @@ class SecureLegs:
         Raises:
             ProtocolError, PayloadError: it does not count.
         """
-        return legs.add_masked(held, self._site(client), wire.read_secure(message))
+        return legs.add_masked(held, self.keys.site(client), wire.read_secure(message))
 
     def total(self, step: Step, held: ServerRound) -> Words:
         """Return the sum over those whose masked vectors have arrived.
@@ -96,107 +124,155 @@ class SecureLegs:
         """
         held = legs.close_masked(held)
         self._save(step, held)
-        survivors = self._named([held.terms.cohort[at] for at in held.survivors or ()])
+        survivors = self._clients(held, held.survivors)
         asked = {name: legs.confirm_request(held, site) for name, site in survivors.items()}
         held = legs.close_confirmed(self._leg(step, "confirm", asked, held, legs.add_confirmed))
         self._save(step, held)
-        asked = {name: legs.unmask_request(held, site) for name, site in survivors.items()}
+        confirmers = self._clients(held, held.confirmers)  # nobody else may answer the last leg
+        asked = {name: legs.unmask_request(held, site) for name, site in confirmers.items()}
         held = self._leg(step, "unmask", asked, held, legs.add_unmasked)
-        return unmasked_sum(held)
+        total = unmasked_sum(held)
+        summed, cohort = len(held.survivors or ()), len(held.terms.cohort)
+        self.exchange.event("summed", step, sites=summed, cohort=cohort)
+        return total
 
-    def _meet(self, step: Step, clients: list[str]) -> None:
-        """Learn the channel keys of clients that have not told theirs."""
-        missing = [name for name in clients if name not in self.announcements]
-        records = {name: ConfigRecord({RUN: self.run}) for name in missing}
-        for name, data in self._ask(step, "announce", records).items():
+    def _meet(self, step: Step, clients: set[str]) -> None:
+        """Learn the channel keys of clients that have not told theirs, or have another key now."""
+        registered = self.exchange.roster.keys()
+        for name in clients & registered.keys():
+            known = bool(self.keys.announcement(name))
+            if known and self.keys.site(name) != registered_site(registered[name]):
+                self.keys.forget(name)
+        missing = {name for name in clients if not self.keys.announcement(name)}
+        least = self._needed(clients) - (len(clients) - len(missing))
+        records = {name: ConfigRecord({RUN: self.run}) for name in sorted(missing)}
+        for name, data in self._ask(step, "announce", records, least):
             try:
-                Announcement.from_bytes(data)
+                shown = self.keys.add(name, data, registered.get(name, b""))
             except ProtocolError as fault:
-                self._refuse(step, name, fault)
+                self._fault(LEFT_OUT, step, "announce", name, fault)
             else:
-                self.announcements[name] = data
+                self.exchange.event("announced", step, client=name, fingerprint=shown)
 
-    @property
-    def run(self) -> str:
-        """Name of the run, as sites know it."""
-        return self.folder.name
+    def _prepared(self, step: Step, clients: Mapping[str, str], layout: Layout) -> ServerRound:
+        """The round with the replies of those who have prepared; the members are not fixed."""
+        terms = self._terms(clients, layout)
+        asked = dict.fromkeys(sorted(clients), terms.to_bytes())
+        return self._leg(step, "prepare", asked, open_round(terms), legs.add_prepared, clients)
 
-    def _terms(self, layout: Layout) -> RoundTerms:
-        config, sites = self.exchange.experiment, sorted(map(self._site, self.announcements))
-        privacy, clients = config.privacy, config.federation.clients
-        least = clients - privacy.dropouts if at_server(config) else LEAST_SITES
+    def _least(self) -> int:
+        """Fewest clients in a sum: where the noise is in it, all but those that may fail."""
+        config = self.exchange.experiment
+        least = max(LEAST_SITES, config.aggregation.min_cohort)
+        if at_server(config):
+            least = max(least, config.federation.clients - config.privacy.dropouts)
+        return least
+
+    def _needed(self, clients: set[str]) -> int:
+        """How many clients a round waits for: the quorum, and as many as a sum needs."""
+        config = self.exchange.experiment
+        number = len(clients)
+        needed = max(self._least(), threshold(number, config.privacy.colluding))
+        return min(number, max(needed, ceil(config.federation.quorum * number)))
+
+    def _terms(self, clients: Mapping[str, str], layout: Layout) -> RoundTerms:
         return RoundTerms(
             run=self.run,
-            number=time.time_ns() // 1000,  # grows, whatever has been forgotten
-            cohort=tuple(sites),
-            colluding=privacy.colluding,
-            min_cohort=max(LEAST_SITES, min(least, len(sites))),
+            number=self.keys.next_number(),
+            cohort=tuple(sorted(map(self.keys.site, clients))),
+            colluding=self.exchange.experiment.privacy.colluding,
+            min_cohort=self._least(),
             bits=layout.bits,
             length=layout.length,
             layout=layout.digest,
         )
 
     def _leg(
-        self, step: Step, leg: str, asked: Mapping[str, bytes], held: ServerRound, add: Add
+        self,
+        step: Step,
+        leg: str,
+        asked: Mapping[str, bytes],
+        held: ServerRound,
+        add: Add,
+        tasks: Mapping[str, str] | None = None,
     ) -> ServerRound:
-        """The round with all valid replies of a leg."""
+        """The round with all valid replies of a leg; with ``tasks`` of its first one."""
         records = {name: ConfigRecord({REQUEST: data}) for name, data in asked.items()}
-        if leg == "prepare":
-            known = list(self.announcements.values())
+        if tasks is not None:
             for record in records.values():
-                record[ANNOUNCEMENTS] = known
-        for name, data in self._ask(step, leg, records).items():
+                record[ANNOUNCEMENTS] = [self.keys.announcement(name) for name in records]
+                record[NAMES] = [self._name(name) for name in records]
+        least = self._needed(set(asked)) if tasks is not None else held.terms.threshold
+        for name, data in self._ask(step, leg, records, least, tasks):
             try:
-                held = add(held, self._site(name), data)
+                held = add(held, self.keys.site(name), data)
             except ProtocolError as fault:
-                self._refuse(step, name, fault)
+                self._fault(LEFT_OUT if tasks is not None else MISSED, step, leg, name, fault)
         return held
 
-    def _ask(self, step: Step, leg: str, records: Mapping[str, ConfigRecord]) -> dict[str, bytes]:
-        """Return the replies' bytes, by client, of those that count."""
-        nodes = self.exchange.roster.present(set(records), len(records))
-        seconds = self.exchange.experiment.federation.deadline_seconds
+    def _ask(
+        self,
+        step: Step,
+        leg: str,
+        records: Mapping[str, ConfigRecord],
+        least: int,
+        tasks: Mapping[str, str] | None = None,
+    ) -> list[tuple[str, bytes]]:
+        """Return client and reply of those that count, once ``least`` are connected."""
+        event = LEFT_OUT if leg in ("announce", "prepare") else MISSED
+        nodes = self.exchange.roster.present(set(records), least) if records else {}
+        config = self.exchange.experiment
+        seconds = min(config.aggregation.secure_seconds, config.federation.deadline_seconds)
         kind = f"{MessageType.QUERY}.{leg}"
         requests = {
             name: Message(RecordDict({SECURE: record}), nodes[name], kind, ttl=seconds)
             for name, record in records.items()
             if name in nodes
         }
+        for name in records.keys() - requests.keys():
+            self._fault(event, step, leg, name, UserError("not connected"))
         replies: dict[str, bytes] = {}
         for reply in collect(self.exchange.grid, requests, seconds):
             if reply.dropped:
                 continue
             try:
                 replies[reply.client] = wire.read_secure(answered(reply))
+            except wire.ClientSkipped as reason:
+                if tasks is not None:
+                    self.leave_out(reply.client, tasks[reply.client])
+                self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
             except (UserError, ValueError) as fault:
-                self._refuse(step, reply.client, fault)
-        return {name: replies[name] for name in records if name in replies}
+                self._fault(event, step, leg, reply.client, fault)
+        return [(name, replies[name]) for name in records if name in replies]
 
-    def _refuse(self, step: Step, client: str, fault: Exception) -> None:
-        self.exchange.event("client_failed", step, client=client, reason=str(fault)[:400])
+    def _fault(self, event: str, step: Step, leg: str, client: str, fault: Exception) -> None:
+        self.exchange.event(event, step, client=client, leg=leg, reason=str(fault)[:400])
 
-    def _site(self, client: str) -> bytes:
-        return Announcement.from_bytes(self.announcements[client]).site
+    def _name(self, client: str) -> str:
+        """What a client is called: a site's name."""
+        sites = self.exchange.experiment.federation.sites
+        return sites[int(client)] if sites else client
 
-    def _named(self, sites: tuple[bytes, ...] | list[bytes]) -> dict[str, bytes]:
-        """Client to site, of some sites."""
-        own = {name: self._site(name) for name in self.announcements}
-        return {name: site for name, site in own.items() if site in sites}
+    def _clients(self, held: ServerRound, positions: tuple[int, ...] | None) -> dict[str, bytes]:
+        """Client to site, of some positions of the cohort."""
+        return self.keys.clients_of(held.terms.cohort[at] for at in positions or ())
 
     def _path(self, step: Step) -> Path:
         return self.folder / "secure" / f"{step.phase}-{step.stage}-{step.server_round}.round"
 
     def _save(self, step: Step, held: ServerRound) -> None:
         path = self._path(step)
-        write_whole(path, held.to_bytes(), mode=0o600)
+        write_whole(path, held.to_bytes(), mode=0o600, for_good=True)
         for old in path.parent.glob("*.round"):
             if old != path:
                 old.unlink()
 
-    def _load(self, step: Step) -> ServerRound | None:
-        """The round as it was left; None where it has not begun, or its sites are others now."""
+    def _load(self, step: Step, layout: Layout) -> ServerRound | None:
+        """The round as it was left, its members fixed; None where it has not come so far."""
         path = self._path(step)
         if not path.exists():
             return None
         held = ServerRound.from_bytes(path.read_bytes())
-        return held if len(self._named(held.terms.cohort)) == len(held.terms.cohort) else None
+        known = self.keys.clients_of(held.terms.cohort)
+        same = len(known) == len(held.terms.cohort) and held.terms.layout == layout.digest
+        return held if same else None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from deal_core.aggregation import LORA_B, NUMERICAL, Aggregate
+from deal_core.aggregation import LORA_B, NUMERICAL, Aggregate, AggregationRule
 from deal_core.lora.state import State
-from deal_core.privacy.accounting.plan import at_server
 from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
@@ -19,9 +19,9 @@ from server.checkpoint import History
 from server.gathering import RoundReplies
 from server.round import Round
 from server.schedule import Step
-from server.secure_gathering import MaskedReplies, SecureGathering
+from server.secure_gathering import SecureGathering
 from server.secure_legs import SecureLegs
-from server.secure_step import GradientStep, MeanUpdate, Take
+from server.secure_step import GradientStep, MeanUpdate, SumStep
 from server.state_change import finite, reason_of
 
 
@@ -63,38 +63,62 @@ class SecureRound:
         trained = make_mechanism(one.experiment).trained(rule.trained(step.server_round))
         tasks = sorted(set(clients.values()), key=one.plan.tasks.index)
         exchange.event("round_started", step, clients=len(clients), tasks=tasks)
-        gradients = at_server(one.experiment)
-        layout = layout_of(one.experiment, state.current, trained, gradients)
+        layout = layout_of(one.experiment, state.current, trained, self._gradients)
         try:
             held = self.legs.open(step, clients, layout)
         except ProtocolError as fault:
-            exchange.event("round_lost", step, reason=reason_of(fault))
-            if piggybacked is not None:
-                return one.evaluation.run(piggybacked, state, history)
-            return state, history
-        sent = one.ask(state, clients, trained, piggybacked).carrying(self.legs.mask_requests(held))
-        replies = MaskedReplies(held)
-        if held.survivors is None:
-            gathering = SecureGathering(exchange, one.evaluation, self.legs, step, piggybacked)
-            replies = gathering.run(sent, held)
-            exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
+            return self._not_begun(fault, rule, state, history, piggybacked)
+        requests = self.legs.mask_requests(held)
+        members = {name: task for name, task in clients.items() if name in requests}
+        sent = one.ask(state, members, trained, piggybacked).carrying(requests)
+        gathering = SecureGathering(exchange, one.evaluation, self.legs, step, piggybacked)
+        replies = gathering.run(sent, held)
+        valid = max(len(replies.sizes), len(replies.held.masked))
+        exchange.require_quorum(valid, len(members) - replies.idle, step)
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
-        take = GradientStep(one.experiment, len(one.plan.tasks)) if gradients else MeanUpdate(rule)
-        state, aggregate = self._step(sent.state, replies.held, layout, take)
+        state, aggregate = self._summed(sent.state, replies.held, layout, rule)
         received = RoundReplies(sizes=replies.sizes, spent=replies.spent, idle=replies.idle)
         learnt = step.phase == LEARN and LORA_B in trained
         return state, one.record(sent, received, aggregate, learnt, started, history)
 
-    def _step(
-        self, state: State, held: ServerRound, layout: Layout, take: Take
+    @property
+    def _gradients(self) -> bool:
+        """Whether gradient sums are added up, and not updates."""
+        return at_server(self.round.experiment) and not self.round.phase.public_path
+
+    def _step(self, rule: AggregationRule) -> SumStep:
+        """What is made of the sum."""
+        if self._gradients:
+            return GradientStep(self.round.experiment, len(self.round.plan.tasks))
+        return MeanUpdate(rule)
+
+    def _not_begun(
+        self,
+        fault: ProtocolError,
+        rule: AggregationRule,
+        state: State,
+        history: History,
+        piggybacked: Step | None,
+    ) -> tuple[State, History]:
+        """The state and the history after a round in which nobody was asked to train."""
+        one, step = self.round, self.round.step
+        one.exchange.event("round_lost", step, reason=reason_of(fault))
+        if piggybacked is not None:
+            state, history = one.evaluation.run(piggybacked, state, history)
+        one.exchange.event("round_skipped", step)
+        return self._step(rule).without_sum(state, step), history
+
+    def _summed(
+        self, state: State, held: ServerRound, layout: Layout, rule: AggregationRule
     ) -> tuple[State, Aggregate | None]:
-        """The state after the sum; the one before where there is none, or its numbers fail."""
+        """The state after the sum, and the aggregate; after a round without one where it fails."""
+        one, step = self.round, self.round.step
         try:
-            total = self.legs.total(self.round.step, held)
+            total = self.legs.total(step, held)
             with threads(1):
-                after, aggregate = take(state, layout.decode(total), self.round.step)
+                after, aggregate = self._step(rule)(state, layout.decode(total), step)
                 return finite(after), aggregate
         except (ProtocolError, *NUMERICAL) as fault:
-            self.round.exchange.event("round_lost", self.round.step, reason=reason_of(fault))
-            return state, None
+            one.exchange.event("round_lost", step, reason=reason_of(fault))
+            return self._step(rule).without_sum(state, step), None

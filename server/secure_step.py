@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -27,8 +27,14 @@ Sums = Mapping[str, NDArray[Any]]
 """Name of a field of the layout to its sum over sites."""
 
 
-Take = Callable[[State, Sums, Step], tuple[State, Aggregate | None]]
-"""From the state before, the sums and the round, to the state after it."""
+class SumStep(Protocol):
+    """What becomes of the sums of a round."""
+
+    def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
+        """Return the state after the round, and what was aggregated."""
+
+    def without_sum(self, state: State, step: Step) -> State:
+        """Return the state after a round without a sum."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,10 @@ class GradientStep:
         core = kind_of(self.experiment.adapter).core
         return replace(state, current=changed(state.current, change, core)), None
 
+    def without_sum(self, state: State, step: Step) -> State:
+        """Return the same state."""
+        return state
+
     def _rate(self, examples: int) -> float:
         """The learning rate, lowered where a step has much noise."""
         config = self.experiment
@@ -73,7 +83,14 @@ class MeanUpdate:
         """Return the state after the round."""
         means = {key: torch.from_numpy(part) for key, part in weighted_means(sums).items()}
         after = changed(state.current, means, core=False)
+        trained = self.rule.trained(step.server_round)
         aggregation = self.rule.begin(state.current, step.server_round)
         aggregation.add(ClientUpdate("all", after, 1.0))
         aggregate = finished(aggregation)
+        if len(trained) > 1:  # what the mean of each factor loses shows in single updates alone
+            aggregate = replace(aggregate, error=None)
         return fold_residual(state, aggregate), aggregate
+
+    def without_sum(self, state: State, step: Step) -> State:
+        """Return the same state."""
+        return state

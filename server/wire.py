@@ -17,6 +17,7 @@ from deal_core.aggregation import ClientUpdate
 from deal_core.lora.adapter import live_rank, padded, split
 from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, SUMS, PayloadError
 from deal_core.lora.state import State
+from deal_core.secure_sum.protocol_error import UsedUpdate
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import Encoded
 from deal_core.wire.counts import EXAMPLES
@@ -32,7 +33,7 @@ MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug; either would take over the average."""
 
 
-NO_PART = frozenset({"no-data", "budget-spent", "policy"})
+NO_PART = frozenset({"no-data", "budget-spent", "policy", UsedUpdate.code})
 NO_COUNTS = frozenset({"withheld"})
 """Codes by which a client takes no part in a round, or an evaluation: not a fault."""
 LACKS_DISTILLED = "resend"
@@ -174,7 +175,9 @@ def read_secure(message: Message) -> bytes:
 
     Raises:
         PayloadError: an error code, or no such reply.
+        ClientSkipped: the client takes no part.
     """
+    _require_part(message, NO_PART)
     _require_ok(status(message))
     records = message.content.config_records
     reply = _fields(records, SECURE, {REPLY})[REPLY]

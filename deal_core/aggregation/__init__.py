@@ -27,7 +27,7 @@ from deal_core.aggregation.finite import NUMERICAL, finished, one_line, require_
 from deal_core.aggregation.flexlora import FlexLora
 from deal_core.aggregation.flora import Flora
 from deal_core.aggregation.krum import multi_krum
-from deal_core.aggregation.norm_bound import change_norms, refuse_beyond
+from deal_core.aggregation.norm_bound import change_norms, refuse_beyond, shortened
 from deal_core.aggregation.robust import RobustRule, median, trimmed_mean
 from deal_core.aggregation.rule import (
     BOTH,
@@ -68,6 +68,7 @@ __all__ = [
     "one_line",
     "refuse_beyond",
     "require_finite",
+    "shortened",
     "starting_adapter",
 ]
 

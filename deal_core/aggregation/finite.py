@@ -28,7 +28,7 @@ def finished(aggregation: Aggregation) -> Aggregate:
         raise AggregationFailed(one_line(fault)) from fault
     require_finite("the new adapter", aggregate.current)
     require_finite("its residual", aggregate.residual)
-    if not (math.isfinite(aggregate.error) and math.isfinite(aggregate.lost)):
+    if not all(math.isfinite(each) for each in (aggregate.error or 0.0, aggregate.lost)):
         raise AggregationFailed("the aggregation error is not finite")
     return aggregate
 

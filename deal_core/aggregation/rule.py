@@ -57,7 +57,7 @@ class Aggregate:
             retained adapter it makes ``current + residual`` the ideal update. None when
             there is nothing to add.
         error: ``||current + residual - ideal||_F / ||ideal||_F`` over all layers together:
-            0 is exact, 1 is as wrong as no update at all.
+            0 is exact, 1 is as wrong as no update at all; None: not known.
         lost: norm of what a rank cap cut off, divided by ``||ideal||_F``; 0 without a cap.
         estimated: ``error`` and ``lost`` come from a random sketch, not from all factors.
         excluded: clients whose update a robust rule left out.
@@ -65,7 +65,7 @@ class Aggregate:
 
     current: Adapter
     residual: Adapter | None
-    error: float
+    error: float | None
     lost: float
     estimated: bool = False
     excluded: tuple[str, ...] = ()

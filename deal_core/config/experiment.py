@@ -257,6 +257,11 @@ class AggregationConfig(Table):
     (rules ``fedit``, ``ffa``, ``ffa-a``, ``alternating`` and ``fedsvd``)."""
     secure_examples: int = Field(10_000, ge=1)
     """A site with so many examples, or more, has the largest weight in a secure sum."""
+    min_cohort: int = Field(3, ge=3)
+    """Fewest sites in a secure sum; a round with fewer ends without one. A site's own policy may
+    ask for more: it takes part where this is as large."""
+    secure_seconds: float = Field(60.0, gt=0)
+    """How long the server waits for the short replies of a secure sum, those beside the updates."""
     norm_bound: float = Field(0.0, ge=0)
     """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
     relative_norm_bound: float = Field(20.0, ge=0)

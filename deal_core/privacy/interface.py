@@ -15,22 +15,11 @@ from deal_core.config.experiment import Experiment
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.policy import Policy
+from deal_core.privacy.policy import Refusal as Refusal
 from deal_core.training.gradients import Gradients
 from deal_core.training.objective import Objective
 
 log = logging.getLogger(__name__)
-
-
-class Refusal(Exception):
-    """A site takes no part in a round, by its own rules and before it has trained.
-
-    Attributes:
-        code: the fixed word that may leave; the message stays at the site.
-    """
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 Counts = Mapping[str, Sequence[float]]

@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from deal_core.config.experiment import AdapterConfig, PrivacyConfig
+from deal_core.config.experiment import AdapterConfig, Experiment, PrivacyConfig
 from deal_core.config.table import Table
 from deal_core.errors import UserError
 
@@ -99,6 +99,18 @@ class Policy(Table):
         return self.mechanism or ("record" if self.max_epsilon or self.unit_column else "")
 
 
+class Refusal(Exception):
+    """A site takes no part in a round, by its own rules and before it has trained.
+
+    Attributes:
+        code: the fixed word that may leave; the message stays at the site.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass(frozen=True)
 class EffectivePolicy:
     """What holds in a run: the experiment's wishes within the site's limits."""
@@ -140,6 +152,16 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Effect
         max_grad_norm=bound,
         disjoint_tasks=limits.disjoint_tasks,
     )
+
+
+def at_server(experiment: Experiment) -> bool:
+    """Return whether the server takes the steps, on sums of gradients."""
+    return experiment.train.step == "server"
+
+
+def in_sum(privacy: PrivacyConfig) -> bool:
+    """Return whether sites make the noise together, of the sum over all of them."""
+    return privacy.mechanism == "record" and privacy.noise_share == "sum"
 
 
 def require_mechanism(mechanism: str, policy: Policy | None) -> None:
@@ -223,12 +245,21 @@ def metrics_allowed(asked: Metrics, policy: Policy | None) -> Metrics:
     return min(asked, allowed, key=STRICTEST_FIRST.index)
 
 
-def figures_allowed(figures: Mapping[str, float], policy: Policy | None) -> dict[str, float]:
+def figures_allowed(
+    figures: Mapping[str, float], policy: Policy | None, masked: bool = False
+) -> dict[str, float]:
     """Return what of an unprotected update's figures may leave. Without leave to send counts every
-    client weighs the same and keeps its time to itself; the loss is a metric."""
+    client weighs the same and keeps its time to itself; the loss is a metric.
+
+    Args:
+        figures: of the update.
+        policy: None: the site has none.
+        masked: the number of examples leaves as part of a secure sum alone, where nobody reads it.
+    """
     if policy is None:
         return dict(figures)
     withheld = set() if policy.share_num_examples else {"seconds"}
     withheld |= set() if policy.metrics == "clear" else {"loss"}
     allowed = {name: value for name, value in figures.items() if name not in withheld}
-    return allowed if policy.share_num_examples else {**allowed, "num_examples": 1.0}
+    kept = masked or policy.share_num_examples
+    return allowed if kept else {**allowed, "num_examples": 1.0}

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deal_core.secure_sum.frames import pack, unpack
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.protocol_error import ProtocolError, UnpinnedPeer
 
 SITE_BYTES = 32
 """A site is named by the SHA-256 digest of its public key, in the bytes that OpenSSH hashes."""
@@ -72,11 +72,12 @@ def verify(announcement: Announcement, run: str, pins: Pins | None) -> None:
             where the server is trusted not to pose as a site.
 
     Raises:
-        ProtocolError: another run, a site that is not pinned, or a signature of somebody else.
+        UnpinnedPeer: a site that is not pinned.
+        ProtocolError: another run, or a signature of somebody else.
     """
     site = announcement.site
     if pins is not None and site not in pins:
-        raise ProtocolError(
+        raise UnpinnedPeer(
             f"site {fingerprint(site)} is not among the pinned peers: compare the fingerprint "
             "with that institution, and pin it",
             site,

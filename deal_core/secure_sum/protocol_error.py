@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from deal_core.errors import UserError
 
 
@@ -10,7 +12,10 @@ class ProtocolError(UserError):
 
     Attributes:
         site: whose message it is, where one site is to blame; empty otherwise.
+        code: the fixed word that a site may tell; the line stays there.
     """
+
+    code: ClassVar[str] = "protocol"
 
     def __init__(self, line: str, site: bytes = b"") -> None:
         super().__init__(line)
@@ -19,3 +24,15 @@ class ProtocolError(UserError):
 
 class BelowThreshold(ProtocolError):
     """Fewer sites are left than a sum needs: the round ends without one."""
+
+
+class UnpinnedPeer(ProtocolError):
+    """A site of the round is not among those that this one has pinned."""
+
+    code = "unpinned"
+
+
+class UsedUpdate(ProtocolError):
+    """The update of a round is in another sum already."""
+
+    code = "masked"

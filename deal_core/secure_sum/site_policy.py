@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.terms import RoundTerms
 
+LEAST_SITES = 3
+"""In a sum of two each knows the other's part."""
+
 
 @dataclass(frozen=True)
 class SitePolicy:
@@ -19,7 +22,7 @@ class SitePolicy:
             only where the server is trusted to tell all sites the same.
     """
 
-    min_cohort: int = 3
+    min_cohort: int = LEAST_SITES
     colluding: int = 0
     confirm: bool = True
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from deal_core.secure_sum.agreement import agreement_tag
 from deal_core.secure_sum.boxes import open_box, seal
@@ -86,6 +86,17 @@ def prepare(
     return answer(state, fresh, "prepare", request, prepared.to_bytes())
 
 
+def require_maskable(state: SiteState, request: bytes) -> None:
+    """Check, before there is a vector, that :func:`mask` would take this request.
+
+    Raises:
+        BelowThreshold: too few have prepared.
+        ProtocolError: no such round, another leg's turn, or a share that does not open.
+    """
+    if stored_reply(state, request) is None:
+        _opened(state, request)
+
+
 def mask(state: SiteState, request: bytes, encoded: Encoded) -> Answer:
     """Return the state with the peers' shares, and the masked vector.
 
@@ -101,27 +112,17 @@ def mask(state: SiteState, request: bytes, encoded: Encoded) -> Answer:
     """
     if (reply := stored_reply(state, request)) is not None:
         return Answer(state, reply)
-    message = MaskRequest.from_bytes(request)
-    current = state.round_of(message.context)
-    check_turn(current, "mask")
-    terms, own = current.terms, current.terms.position(state.site)
-    members = check_members(current, message.members, own)
+    opened = _opened(state, request)
+    current, terms = opened.current, opened.current.terms
     check_encoded(terms, encoded)
-    peers = [position for position in members if position != own]
-    if not len(peers) == len(message.mask_keys) == len(message.boxes):
-        raise ProtocolError("a mask request has not one key and one box for each member")
-    mask_keys = dict(zip(peers, message.mask_keys, strict=True))
-    shares = {own: current.own_shares}
-    for position, box in zip(peers, message.boxes, strict=True):
-        shares[position] = _open(state, terms, position, mask_keys[position], box)
-    words = _masked(current, own, mask_keys, encoded.words)
+    words = _masked(current, terms.position(state.site), opened.mask_keys, encoded.words)
     changed = replace(
         current,
         mask_seed=b"",
         self_seed=b"",
         own_shares=b"",
-        members=message.members,
-        shares=tuple(shares[position] for position in members),
+        members=opened.members,
+        shares=tuple(share for _, share in sorted(opened.shares.items())),
     )
     reply = Masked(terms.context, words.tobytes()).to_bytes()
     return answer(state, changed, "mask", request, reply)
@@ -186,6 +187,34 @@ def unmask(state: SiteState, request: bytes) -> Answer:
     changed = replace(current, shares=(), survivors=message.survivors)
     reply = Unmasked(terms.context, revealed).to_bytes()
     return answer(state, changed, "unmask", request, reply)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A request to mask, checked: the round, its members as bits, the others' mask keys, and the
+    shares of all by position."""
+
+    current: SiteRound
+    members: bytes
+    mask_keys: Mapping[int, bytes]
+    shares: Mapping[int, bytes] = field(repr=False)
+
+
+def _opened(state: SiteState, request: bytes) -> _Opened:
+    """Return what a request to mask brings; all of its boxes open."""
+    message = MaskRequest.from_bytes(request)
+    current = state.round_of(message.context)
+    check_turn(current, "mask")
+    terms, own = current.terms, current.terms.position(state.site)
+    members = check_members(current, message.members, own)
+    peers = [position for position in members if position != own]
+    if not len(peers) == len(message.mask_keys) == len(message.boxes):
+        raise ProtocolError("a mask request has not one key and one box for each member")
+    mask_keys = dict(zip(peers, message.mask_keys, strict=True))
+    shares = {own: current.own_shares}
+    for position, box in zip(peers, message.boxes, strict=True):
+        shares[position] = _open(state, terms, position, mask_keys[position], box)
+    return _Opened(current, message.members, mask_keys, shares)
 
 
 def _open(state: SiteState, terms: RoundTerms, position: int, key: bytes, box: bytes) -> bytes:

@@ -20,12 +20,14 @@ from deal_core.secure_sum.weighted import weighted_layout
 
 EXAMPLES = "examples"
 """Name of the number of examples behind a site's gradient sum."""
-SUM_BITS, UPDATE_BITS = 64, 32
+SUM_BITS, UPDATE_BITS, NOISED_BITS = 64, 32, 64
 """Of a ring word: gradient sums with noise are few, updates are large."""
 LARGEST_SUM = 2.0**52
 """Of an entry of a site's gradient sum with its noise, in steps of the grid; none comes near."""
 LARGEST_CHANGE = 8.0
 """Of an entry of an update, from what the round began with; AdamW moves it by its rate a step."""
+LARGEST_NOISED_CHANGE = 1e6
+"""The same where every client adds noise of its own to its whole update."""
 
 
 def gradient_layout(
@@ -44,11 +46,23 @@ def gradient_layout(
     return Layout(fields, SUM_BITS, sites)
 
 
-def update_layout(adapter: Adapter, trained: frozenset[str], sites: int) -> Layout:
+def update_layout(
+    adapter: Adapter, trained: frozenset[str], sites: int, noised: bool = False
+) -> Layout:
     """Return the layout of changes of trained factors, each times a weight from 0 to 1, and of the
-    weight."""
+    weight.
+
+    Args:
+        adapter: has the factors.
+        trained: which of them learn.
+        sites: most that are summed.
+        noised: every site adds noise to its whole update.
+    """
     shapes = learnt_shapes(adapter, trained, core=False)
-    return weighted_layout(shapes, LARGEST_CHANGE, 1.0, UPDATE_BITS, sites)
+    largest, bits = (
+        (LARGEST_NOISED_CHANGE, NOISED_BITS) if noised else (LARGEST_CHANGE, UPDATE_BITS)
+    )
+    return weighted_layout(shapes, largest, 1.0, bits, sites)
 
 
 def layout_of(
@@ -56,13 +70,15 @@ def layout_of(
 ) -> Layout:
     """Return the layout of a round of an experiment; ``gradients``: of gradient sums."""
     sites = experiment.federation.clients
-    if not gradients:
-        return update_layout(adapter, trained, sites)
-    return gradient_layout(adapter, trained, sites, kind_of(experiment.adapter).core)
+    if gradients:
+        return gradient_layout(adapter, trained, sites, kind_of(experiment.adapter).core)
+    return update_layout(adapter, trained, sites, experiment.privacy.mechanism == "client")
 
 
-def within_bounds(change: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float64]]:
-    """Return a change, shortened as a whole where an entry is out of the layout's bounds."""
+def within_bounds(
+    change: Mapping[str, NDArray[Any]], bound: float
+) -> dict[str, NDArray[np.float64]]:
+    """Return a change, shortened as a whole where an entry is larger than the layout's bound."""
     largest = max((float(np.abs(part).max(initial=0.0)) for part in change.values()), default=0.0)
-    factor = min(1.0, LARGEST_CHANGE / largest) if largest > 0 else 1.0
+    factor = min(1.0, bound / largest) if largest > 0 else 1.0
     return {name: factor * np.asarray(part, np.float64) for name, part in change.items()}

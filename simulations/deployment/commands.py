@@ -70,6 +70,15 @@ def server_remove_site(name: str, folder: ServerDir = ".") -> None:
     print_line(remove_site(server_folder(folder), name))
 
 
+@server.command("sites")
+def server_sites(folder: ServerDir = ".") -> None:
+    """List the registered sites with the fingerprints of their keys."""
+    from simulations.deployment.server.folder import server_folder
+    from simulations.deployment.server.site_registry import listed
+
+    print_line(listed(server_folder(folder)))
+
+
 @site.command("init")
 def site_init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deal_core.errors import UserError
+from deal_core.secure_sum.identity import fingerprint, site_of, site_of_line
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,25 @@ def read_public_key(path: Path) -> str:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise UserError(f"{path}: not an EC key; use the .pub file of deal site init")
     return " ".join(data.decode().split()[:2])
+
+
+def fingerprint_of_line(line: str) -> str:
+    """Return the fingerprint of a public key's line, as ``ssh-keygen -l`` prints it."""
+    return fingerprint(site_of_line(line.encode()))
+
+
+def fingerprint_of_private_key(path: Path) -> str:
+    """Return the fingerprint of the public half of a private key.
+
+    Raises:
+        UserError: no such file, or no private key of a site in it.
+    """
+    try:
+        key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise UserError(f"{path}: no private key of deal site init; restore your backup") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UserError(f"{path}: not an EC key; deal site init makes one")
+    return fingerprint(site_of(key.public_key()))

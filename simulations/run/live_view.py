@@ -22,6 +22,7 @@ IDLE = {
     "budget-spent": "its privacy budget is spent",
     "policy": "its policy does not allow what the experiment asks",
     "withheld": "its counts stay where they are",
+    "masked": "its update of this round is in another sum",
 }
 """Codes of clients that take no part, in words."""
 
@@ -64,6 +65,8 @@ def plain_lines(event: RunEvent, state: Progress) -> list[str]:
         return [f"client {event['client']} left out: {event['reason']}"]
     if kind in ("round_lost", "step_lost"):
         return [f"lost, the model stays as it was: {event['reason']}"]
+    if kind == "leg_failed":
+        return [f"client {event['client']} missed the leg {event['leg']}: {event['reason']}"]
     if kind == "weight_cut":
         return [f"client {event['client']} weighs {event['weight']:g}, not what it claimed"]
     if kind == "client_idle":

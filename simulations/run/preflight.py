@@ -22,8 +22,8 @@ from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
 from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
-from server.secure_legs import LEAST_SITES
 from simulations.engines.faults import FAULTS
+from simulations.run.secure_preflight import check_secure
 
 
 def preflight(experiment: Experiment) -> None:
@@ -114,49 +114,6 @@ def check_adapter_kind(experiment: Experiment) -> None:
             f"{where} has its own place and one rank; leave out adapter.target_modules, "
             "first_layer and client_ranks"
         )
-
-
-def check_secure(experiment: Experiment) -> None:
-    """A secure sum shows no single update, so nothing may be done that needs one.
-
-    Raises:
-        UserError: something does.
-    """
-    config, name = experiment.aggregation, experiment.method.name
-    if not config.secure:
-        return
-    rule = kind_of(experiment.adapter).rule or config.rule
-    if rule not in SUMMABLE:
-        raise UserError(
-            f"aggregation.secure: rule '{rule}' is no mean of factors; use "
-            f"{', '.join(sorted(SUMMABLE))}"
-        )
-    if config.robust != "none":
-        raise UserError(
-            f"aggregation.secure: aggregation.robust '{config.robust}' judges single updates, and "
-            "only their sum is seen; set it to none"
-        )
-    if experiment.wire.dtype != "float32":
-        raise UserError("aggregation.secure has a format of its own; set wire.dtype to float32")
-    if experiment.privacy.mechanism == "client" and experiment.privacy.trusted_server:
-        raise UserError(
-            "aggregation.secure: the server would have to clip every client's update; set "
-            "privacy.trusted_server to false, or privacy.mechanism to record"
-        )
-    if statistics_of(method_of(experiment)) is not None:
-        raise UserError(
-            f"aggregation.secure: class sums of method.name '{name}' leave in the clear; set "
-            "method.prototype.enabled to off, or choose another method"
-        )
-    if experiment.federation.clients < LEAST_SITES:
-        raise UserError(
-            f"aggregation.secure needs {LEAST_SITES} clients: in a sum of two each knows the "
-            "other's part; raise federation.clients"
-        )
-
-
-SUMMABLE = frozenset({"fedit", "ffa", "ffa-a", "alternating", "fedsvd"})
-"""Aggregation rules that need the mean of the factors and no more."""
 
 
 def check_statistics(experiment: Experiment) -> None:

@@ -64,6 +64,33 @@ def test_nothing_else_may(records):
     assert "patient" not in str(refusal.value)
 
 
+def masked(*names: str) -> tuple[Message, Message]:
+    """A reply to a request for a masked update, with these records beside it, and the request."""
+    reply = reply_with(secure=ConfigRecord({"reply": b"masked"}))
+    if "lora" not in names:
+        del reply.content["lora"]
+    if "sums" in names:
+        reply.content["sums"] = ArrayRecord({"0.count": Array(np.zeros(4))})
+    request = request_with(KEY)
+    request.content["secure"] = ConfigRecord({"request": b"mask"})
+    return reply, request
+
+
+def test_a_masked_vector_may_leave_and_nothing_unmasked_beside_it():
+    reply, request = masked()
+    assert check_reply(reply, request) is reply
+    for name in ("lora", "sums"):
+        with pytest.raises(PayloadError, match=f"'{name}' may leave this client in a secure sum"):
+            check_reply(*masked(name))
+
+
+def test_where_the_policy_wants_masks_no_update_leaves_without_whatever_is_asked():
+    reply, request = reply_with(), request_with(KEY)
+    assert check_reply(reply, request, masked_only=False) is reply
+    with pytest.raises(PayloadError, match="in a secure sum alone"):
+        check_reply(reply, request, masked_only=True)
+
+
 @pytest.mark.parametrize("said", ["patient 17 has cancer", "layer.0.attention"])
 def test_no_text_leaves_inside_a_key(said):
     """A key of the right form names a layer of the adapter that was asked about, or does not go."""
@@ -128,6 +155,7 @@ def test_every_field_that_may_leave_has_its_reason():
         "status.phase",
         "status.server_round",
         "site.client",
+        "secure.reply",
         "metrics.num_examples",
         "metrics.loss",
         "metrics.seconds",
@@ -140,7 +168,6 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.correct_all",
         "metrics.examples",
         "counts.code",
-        "secure.reply",
         "counts.correct",
         "counts.correct_all",
         "counts.examples",

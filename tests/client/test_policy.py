@@ -264,8 +264,24 @@ def test_under_a_mechanism_no_sums_leave_whatever_is_asked(small):
                 make_mechanism(config)
         protected = SimpleNamespace(unit=mechanism)
         with pytest.raises(Refusal) as refusal:
-            require_sums(protected, Site(lambda: None, None, simulated=True))
+            require_sums(small(), protected, Site(lambda: None, None, simulated=True))
         assert refusal.value.code == "policy"
+
+
+def test_in_a_secure_run_no_sums_leave_whatever_the_policy_shares(small):
+    config = small("aggregation.secure=true", "federation.clients=3")
+    site = Site(lambda: None, Policy(share_sums=True), simulated=False)
+    require_sums(small(), SimpleNamespace(unit=None), site)
+    with pytest.raises(Refusal, match="leave in the clear") as refusal:
+        require_sums(config, SimpleNamespace(unit=None), site)
+    assert refusal.value.code == "policy"
+
+
+def test_the_number_of_examples_stays_with_an_update_that_is_masked():
+    figures = {"num_examples": 40.0, "loss": 0.5, "seconds": 1.0}
+    kept = Policy(share_num_examples=False)
+    assert figures_allowed(figures, kept)["num_examples"] == 1.0
+    assert figures_allowed(figures, kept, masked=True) == {"num_examples": 40.0}
 
 
 @pytest.mark.parametrize("mechanism", ["none", "client"])

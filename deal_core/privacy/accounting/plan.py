@@ -12,9 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from deal_core.config.experiment import Experiment, PrivacyConfig
+from deal_core.config.experiment import Experiment
 from deal_core.methods import Phase
 from deal_core.privacy.accounting.composition import DpEvent
+from deal_core.privacy.policy import at_server
+from deal_core.privacy.policy import in_sum as in_sum
 
 NARROWEST = 1e-4
 """Relative width of the interval that a multiplier is known to."""
@@ -99,16 +101,6 @@ def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str
     mean = sum(records.values()) / max(1, len(records))
     batch = experiment.train.batch_size
     return {task: min(1.0, batch / max(n or mean, 1)) for task, n in records.items()}
-
-
-def at_server(experiment: Experiment) -> bool:
-    """Return whether the server takes the steps, on sums of gradients."""
-    return experiment.train.step == "server"
-
-
-def in_sum(privacy: PrivacyConfig) -> bool:
-    """Return whether sites make the noise together, of the sum over all of them."""
-    return privacy.mechanism == "record" and privacy.noise_share == "sum"
 
 
 def steps_of(rate: float, experiment: Experiment) -> int:

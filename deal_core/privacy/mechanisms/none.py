@@ -32,9 +32,7 @@ class PublicTexts:
         """Train on the texts, and let the update go."""
         return Permit(
             gradients=ordinary_gradients(self.experiment, ask),
-            release=lambda update: replace(
-                update, figures=figures_allowed(update.figures, site.policy)
-            ),
+            release=lambda update: allowed(self.experiment, update, site),
         )
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
@@ -71,13 +69,19 @@ class NoMechanism:
 
     def _noted(self, update: LocalUpdate, ask: UpdateRequest, site: Site) -> LocalUpdate:
         note_unprotected(self.experiment, ask, site, "none")
-        return replace(update, figures=figures_allowed(update.figures, site.policy))
+        return allowed(self.experiment, update, site)
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """In the clear, or not at all: there is no ledger that noise could be charged to."""
         if metrics_allowed(self.experiment.privacy.metrics, site.policy) != "clear":
             raise Refusal("withheld", "counts of right answers do not leave this site")
         return clear_counts(self.experiment, ask, site, make)
+
+
+def allowed(experiment: Experiment, update: LocalUpdate, site: Site) -> LocalUpdate:
+    """Return the update with those of its figures that the site's policy lets go."""
+    masked = experiment.aggregation.secure
+    return replace(update, figures=figures_allowed(update.figures, site.policy, masked))
 
 
 def ordinary_gradients(experiment: Experiment, ask: UpdateRequest) -> NonPrivateGradients:

@@ -24,7 +24,6 @@ from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.ledger import BudgetSpent, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import (
     NoFeasibleNoise,
-    at_server,
     evaluations,
     planned_work,
     solve_noise_multiplier,
@@ -56,7 +55,7 @@ from deal_core.privacy.mechanisms.record_checks import check_records_protected, 
 from deal_core.privacy.mechanisms.record_events import RecordEvents
 from deal_core.privacy.mechanisms.record_gradients import GRADIENTS
 from deal_core.privacy.mechanisms.shares import require_shares
-from deal_core.privacy.policy import metrics_allowed, terms
+from deal_core.privacy.policy import at_server, metrics_allowed, terms
 from deal_core.randomness import seeded
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.plan import at_server, in_sum
 from deal_core.privacy.mechanisms.definition import nobody_trusted
 from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
 from deal_core.privacy.mechanisms.shares import trust_in_sum
+from deal_core.privacy.policy import at_server, in_sum
 
 UNPROTECTED: Mapping[str, str] = {
     "ewc": "Fisher information of earlier records goes into every update unclipped",

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import LedgerEvent
-from deal_core.privacy.accounting.plan import ReleaseSchedule, in_sum
+from deal_core.privacy.accounting.plan import ReleaseSchedule
 from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.counts import sensitivity
 from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
 from deal_core.privacy.mechanisms.shares import slack_of, trust_in_sum
+from deal_core.privacy.policy import in_sum
 
 
 @dataclass(frozen=True)

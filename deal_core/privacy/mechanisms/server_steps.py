@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.plan import at_server
 from deal_core.privacy.mechanisms.shares import shares_of
+from deal_core.privacy.policy import at_server
 
 
 def check_steps_at_server(experiment: Experiment) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.plan import at_server, in_sum
 from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
-from deal_core.privacy.policy import Policy
+from deal_core.privacy.policy import Policy, at_server, in_sum
 
 
 def shares_of(experiment: Experiment) -> int:

@@ -13,11 +13,15 @@ from server.folder import RunFolder
 from server.results import read_results
 from server.spending import Spending, spending_in
 
-FAULTS = ("client_failed", "reply_dropped")
+FAULTS = ("client_failed", "reply_dropped", "leg_failed")
 
 
-MEANING = {"flower error 7": "the app is not allowed there (deal site allow-app, at the site)"}
-"""What Flower has a number for."""
+MEANING = {
+    "flower error 7": "the app is not allowed there (deal site allow-app, at the site)",
+    "client reports 'unpinned'": "a peer's key is not pinned there; its log says whose",
+    "client reports 'protocol'": "it refuses a leg of the secure sum; its log says why",
+}
+"""What Flower has a number for, and a site a word."""
 
 
 @dataclass
@@ -51,6 +55,8 @@ class RunState:
         stage: that was worked on last, from 0, of so many ``stages``; -1: none yet.
         rounds: finished, of ``planned``.
         quarantined: sites left out in the last round, by a check or a robust rule.
+        summed: how many sites the last secure sum is over, of how many; None: updates are seen.
+        lost: why the last round was lost; empty: it was not.
         bytes_up, bytes_down: of the whole run, mean per site.
         accuracy: task to 0-1, as last evaluated.
         evaluated: after which stage, from 0; -1: before the first.
@@ -69,6 +75,8 @@ class RunState:
     tasks: list[str] = field(default_factory=list)
     working: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
+    summed: tuple[int, int] | None = None
+    lost: str = ""
     bytes_up: float = 0.0
     bytes_down: float = 0.0
     accuracy: dict[str, float] = field(default_factory=dict)
@@ -144,7 +152,11 @@ def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
     kind: str = event["event"]
     if kind == "round_started":
         state.stage, state.server_round = event["stage"], event["server_round"]
-        state.working, state.quarantined = list(event["tasks"]), []
+        state.working, state.quarantined, state.lost = list(event["tasks"]), [], ""
+    elif kind == "summed":
+        state.summed = int(event["sites"]), int(event["cohort"])
+    elif kind == "round_lost":
+        state.lost = _plain(event["reason"])
     elif kind == "round_finished":
         state.rounds += 1
         state.bytes_up += event["bytes_up"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.folder import ServerFolder
-from simulations.deployment.site_keys import read_public_key
+from simulations.deployment.site_keys import fingerprint_of_line, read_public_key
 
 
 def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
@@ -58,9 +59,31 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
     where = f"{settings.hosts[0]}:{settings.port}"
     return [
         f"registered '{name}' ({len(sites)} in all)",
+        f"fingerprint {fingerprint_of_line(key)}: compare it with the site's by telephone",
         f"next: the site runs deal site check and deal site start (server {where}); "
         "when all are there, deal submit EXPERIMENT",
     ]
+
+
+def listed(folder: ServerFolder) -> list[str]:
+    """Return a line for each registered site: its name, the fingerprint of its key, and since when.
+
+    Raises:
+        UserError: this is no server's folder, or the list cannot be read.
+    """
+    folder.settings()
+    sites = registered(folder)
+    if not sites:
+        return ["no site is registered; next: deal server add-site NAME KEY.pub"]
+    width = max(map(len, sites))
+    return [
+        f"{name:<{width}}  {fingerprint_of_line(site['key'])}  since {_day(site['since'])}"
+        for name, site in sites.items()
+    ] + ["compare each with what deal site check prints there, by telephone"]
+
+
+def _day(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).date().isoformat()
 
 
 def remove_site(folder: ServerFolder, name: str) -> list[str]:

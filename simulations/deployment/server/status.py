@@ -73,6 +73,13 @@ def described(name: str, state: RunState) -> list[str]:
         lines.append(
             f"sent per site {state.bytes_up / 1e6:.2f} MB, received {state.bytes_down / 1e6:.2f} MB"
         )
+    if state.summed is not None:
+        lines.append(
+            f"secure sums: the server sees no site's update; the last sum is over "
+            f"{state.summed[0]} of {state.summed[1]} sites"
+        )
+    if state.lost:
+        lines.append(f"the last round was lost, the model stayed as it was: {state.lost}")
     if state.quarantined:
         lines.append(f"left out of the last round: {', '.join(state.quarantined)}")
     if state.accuracy:

@@ -21,10 +21,13 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.policy import figures_allowed, metrics_allowed, require_unit
+from deal_core.secure_sum.site_policy import LEAST_SITES
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.allowed_apps import allowed_apps
 from simulations.deployment.site.labels import agreed_labels, compare_labels, declared_labels
 from simulations.deployment.site.own_app import own_digest
+from simulations.deployment.site.secure_sums import check_secure_sums
+from simulations.deployment.site_keys import fingerprint_of_private_key
 from simulations.run.privacy_warnings import both_sides_warning, identifier_warning
 
 CONNECT_SECONDS = 10.0
@@ -68,6 +71,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         lambda: check_keys(site),
         lambda: check_state(site),
         lambda: check_app(folder, site),
+        lambda: check_secure_sums(site, experiment),
         lambda: compare_labels(site, agreed) if experiment else declared_labels(site),
     ]
     if experiment is not None:
@@ -96,6 +100,8 @@ def check_keys(site: SiteFile) -> Iterator[str]:
     """
     check_secret(Path(site.server.key))
     yield f"key {site.server.key}: private"
+    shown = fingerprint_of_private_key(Path(site.server.key))
+    yield f"fingerprint of this site's key, to be read out by telephone: {shown}"
     try:
         ssl.create_default_context(cafile=site.server.certificate)
     except (OSError, ssl.SSLError):
@@ -292,6 +298,7 @@ def what_leaves(site: SiteFile) -> list[str]:
     summed = "as they are" if policy is None or policy.share_sums else "none leaves"
     counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
     own = counts[metrics_allowed("clear", policy)]
+    least = max(LEAST_SITES, policy.min_cohort) if policy is not None else LEAST_SITES
     return [
         f"would leave: LoRA factors of {', '.join(site.models)}{noised}",
         f"would leave with them: {', '.join(figures)}; in a run with differential privacy also "
@@ -299,6 +306,8 @@ def what_leaves(site: SiteFile) -> list[str]:
         f"right answers (correct, correct_all, examples) for each task: {own}",
         f"sums of embeddings for each label ({', '.join(SUM_FIELDS)}), where a method is made of "
         f"them: {summed}",
+        "in a secure sum: keys, shares and, in the place of the factors, masked ones: what can be "
+        f"read is their sum over {least} sites or more",
         f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "
         "of an error",
     ]

@@ -13,7 +13,7 @@ from deal_core.errors import UserError
 from simulations.deployment.secret_files import write_secret
 from simulations.deployment.service_units import service_unit
 from simulations.deployment.site.own_app import own_digest
-from simulations.deployment.site_keys import make_key_pair
+from simulations.deployment.site_keys import fingerprint_of_line, make_key_pair
 from simulations.output.toml import toml_value
 
 SITE_TOML = """\
@@ -48,6 +48,11 @@ keep_seconds = 900       # the model stays in memory so long after a request; 0:
 [models]                 # base models that this site accepts; "" or the folder where one lies
 "embedded:minilm" = ""
 
+# [peers]                # the sites with which secure sums are made (the server sees the sum
+# west = "SHA256:..."    # alone), each with the fingerprint of its key. Let each institution read
+#                        # its own out by telephone (deal site check shows it); take none from the
+#                        # server, which could stand in the middle
+
 [policy]                 # limits that no experiment can widen (deal_core/privacy/policy.py)
 mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
                          # updates leave as the experiment asks, also unprotected
@@ -58,6 +63,11 @@ metrics = "none"         # counts of right answers stay; "noised": they leave wi
                          # charged; "clear": they leave as they are, unprotected
 share_num_examples = false  # true: the exact number of training records may leave
 spending = true          # false: epsilon and delta of the ledger stay here as well
+secure_aggregation = "allowed"  # "required": an update leaves in a secure sum, or not at all
+min_cohort = 3           # fewest sites in a secure sum; the number of all: no sum leaves one out
+colluding = 1            # so many other sites may work with the server, and learn nothing more
+# noise_share = "sum"    # the noise that protects a record may be made by all sites of a secure
+                         # sum together; else all of it is made here
 
 [apps]                   # the code that the server may run here; nothing of another is unpacked
 allowed = [
@@ -114,6 +124,7 @@ def init_site(request: SiteRequest) -> list[str]:
         (folder / "state").mkdir(parents=True, exist_ok=True)  # the unit lets nothing else change
         folder.chmod(0o700)
         pair = make_key_pair(request.name)
+        shown = fingerprint_of_line(pair.public.decode())
         write_secret(folder / "site.key", pair.private)
         (folder / "site.pub").write_bytes(pair.public)
         if request.certificate is not None:
@@ -124,7 +135,7 @@ def init_site(request: SiteRequest) -> list[str]:
         (folder / "site.toml").write_text(_toml(request, data, app), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
-    return _next(request)
+    return _next(request, shown)
 
 
 def _toml(request: SiteRequest, data: Path, app: str) -> str:
@@ -144,19 +155,25 @@ def label_lines(labels: Mapping[str, Sequence[str]]) -> str:
     return "".join(f"{toml_value(task)} = {toml_value(own)}\n" for task, own in labels.items())
 
 
-def _next(request: SiteRequest) -> list[str]:
+def _next(request: SiteRequest, shown: str) -> list[str]:
     folder = request.folder
     suffixes = ", ".join(READERS)
     labels = "" if request.labels else ", and [data.labels], without which no task is worked on"
     lines = [
         f"made {folder}: site.toml, site.key (private, stays here), site.pub, deal-site.service",
+        f"fingerprint of this site's key: {shown}",
         "next:",
         f"  1. look through {folder / 'site.toml'} (columns, limits{labels}; data files are "
         f"{suffixes})",
-        f"  2. send {folder / 'site.pub'} to the server's administrator, and compare it by phone",
+        f"  2. send {folder / 'site.pub'} to the server's administrator, and compare the "
+        "fingerprint by telephone",
     ]
     if request.certificate is None:
         lines.append(f"  3. put the server's ca.crt into {folder}, its address into site.toml")
+    lines.append(
+        "  for secure sums: read the fingerprint out to the other institutions by telephone, and "
+        "write theirs into [peers]"
+    )
     return [*lines, f"  then: deal site check {folder}, and deal site start {folder}"]
 
 

@@ -9,6 +9,7 @@ from deal_core.aggregation import (
     ClientUpdate,
     change_norms,
     refuse_beyond,
+    shortened,
 )
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.payload import PayloadError
@@ -47,3 +48,20 @@ def test_a_nan_is_beyond_every_bound():
     layers = {n: LoraFactors(f.A, f.B * torch.nan) for n, f in before.layers.items()}
     with pytest.raises(PayloadError):
         refuse_beyond(ClientUpdate("eve", Adapter(layers, 2.0), 1.0), before, 1.0)
+
+
+def test_a_change_is_cut_to_the_bound_layer_by_layer_and_a_short_one_stays():
+    generator = torch.Generator().manual_seed(12)
+    before, after = adapter(generator), adapter(generator)
+    norms = change_norms(after, before)
+    names = sorted(norms, key=lambda name: norms[name])
+    bound = (norms[names[0]] + norms[names[-1]]) / 2
+    cut = shortened(after, before, bound)
+    for name, norm in change_norms(cut, before).items():
+        if norms[name] <= bound:
+            assert torch.equal(cut.layers[name].A, after.layers[name].A)
+            assert torch.equal(cut.layers[name].B, after.layers[name].B)
+        else:
+            assert norm == pytest.approx(bound, rel=1e-4)
+    assert max(norms.values()) > bound > min(norms.values())
+    refuse_beyond(ClientUpdate("eve", shortened(after, before, 0.5), 1.0), before, 0.501)

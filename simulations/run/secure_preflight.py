@@ -1,0 +1,77 @@
+"""What an experiment must be for updates that are only seen as one sum."""
+
+from __future__ import annotations
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from deal_core.lora.kinds import kind_of
+from deal_core.methods import method_of, statistics_of
+from deal_core.secure_sum.site_policy import LEAST_SITES
+
+SUMMABLE = frozenset({"fedit", "ffa", "ffa-a", "alternating", "fedsvd"})
+"""Aggregation rules that need the mean of the factors and no more."""
+
+
+def check_secure(experiment: Experiment) -> None:
+    """A secure sum shows no single update, so nothing may be done that needs one.
+
+    Raises:
+        UserError: something does.
+    """
+    config, name = experiment.aggregation, experiment.method.name
+    if not config.secure:
+        return
+    rule = kind_of(experiment.adapter).rule or config.rule
+    if rule not in SUMMABLE:
+        raise UserError(
+            f"aggregation.secure: rule '{rule}' is no mean of factors; use "
+            f"{', '.join(sorted(SUMMABLE))}"
+        )
+    if config.robust != "none":
+        raise UserError(
+            f"aggregation.secure: aggregation.robust '{config.robust}' judges single updates, and "
+            "only their sum is seen; set it to none"
+        )
+    if experiment.wire.dtype != "float32":
+        raise UserError("aggregation.secure has a format of its own; set wire.dtype to float32")
+    if experiment.privacy.mechanism == "client" and experiment.privacy.trusted_server:
+        raise UserError(
+            "aggregation.secure: the server would have to clip every client's update; set "
+            "privacy.trusted_server to false, or privacy.mechanism to record"
+        )
+    if statistics_of(method_of(experiment)) is not None:
+        raise UserError(
+            f"aggregation.secure: class sums of method.name '{name}' leave in the clear; set "
+            "method.prototype.enabled to off, or choose another method"
+        )
+    if experiment.faults.clients:
+        raise UserError(
+            "faults.clients: what leaves under aggregation.secure is masked, and cannot be spoilt "
+            "on its way; leave it out, or set aggregation.secure to false"
+        )
+    check_cohort(experiment)
+
+
+def check_cohort(experiment: Experiment) -> None:
+    """A sum hides nothing among too few, or where too many of them work together.
+
+    Raises:
+        UserError: it is among too few, or too many may.
+    """
+    federation = experiment.federation
+    clients = federation.clients_per_round or len(federation.participants) or federation.clients
+    least, colluding = experiment.aggregation.min_cohort, experiment.privacy.colluding
+    if clients < LEAST_SITES:
+        raise UserError(
+            f"aggregation.secure needs {LEAST_SITES} clients in a round: in a sum of two each "
+            "knows the other's part; raise federation.clients"
+        )
+    if least > clients:
+        raise UserError(
+            f"aggregation.min_cohort is {least}, and a round has {clients} clients; lower it"
+        )
+    if colluding > clients - 2:
+        raise UserError(
+            f"privacy.colluding is {colluding}: of {clients} clients in a round, that leaves no "
+            "two whose parts the sum could hide; lower it"
+        )

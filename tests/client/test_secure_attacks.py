@@ -1,0 +1,219 @@
+"""A server that wants one site's update out of two sums: it asks for the same round once more, and
+leaves that site out. Shown to work where sites mask an update as often as they are asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ConfigRecord, Message, RecordDict
+from safetensors.numpy import load_file
+
+from client import local_update as training
+from client.app import make_app
+from deal_core.config.run_config import flatten
+from deal_core.lora.payload import LORA
+from deal_core.secure_sum import server_legs as legs
+from deal_core.secure_sum.server_round import ServerRound, open_round
+from deal_core.secure_sum.unmasking import unmasked_sum
+from deal_core.secure_sum.used_updates import UsedUpdates
+from deal_core.secure_sum.weighted import WEIGHT
+from deal_core.wire.secure_layout import layout_of
+from server.secure_keys import ChannelKeys
+from server.secure_legs import SecureLegs
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import FIRST_CLIENT_NODE
+from tests.client.secure_sites import (
+    RUN,
+    SecureSite,
+    SiteGrid,
+    experiment_of,
+    grid_of,
+    make_sites,
+)
+from tests.simulations.run.secure_runs import Ran, rounds
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+VICTIM = 3
+"""East, who is left out of the second sum."""
+TRAINED = frozenset({"lora_B"})
+
+
+@dataclass
+class FirstRound:
+    """What a server knows after an honest round of four sites, and is not to be told.
+
+    Attributes:
+        total: sum over all.
+        grid: to the sites; has what each was asked.
+    """
+
+    sites: list[SecureSite]
+    ran: Ran
+    total: dict[str, np.ndarray]
+    held: ServerRound
+    grid: SiteGrid
+    keys: ChannelKeys
+
+    @property
+    def others(self) -> list[int]:
+        return [number for number in range(len(self.sites)) if number != VICTIM]
+
+    def site(self, number: int) -> bytes:
+        return self.keys.site(str(number))
+
+
+@pytest.fixture
+def first(tmp_path: Path, monkeypatch) -> FirstRound:
+    sites, totals, grids = make_sites(tmp_path), [], []
+    total = SecureLegs.total
+
+    def noted(self, step, held):
+        words = total(self, step, held)
+        totals.append(words)
+        return words
+
+    class Kept(SiteGrid):
+        def __init__(self, *arguments, **named) -> None:
+            super().__init__(*arguments, **named)
+            grids.append(self)
+
+    monkeypatch.setattr(SecureLegs, "total", noted)
+    experiment = experiment_of(sites)
+    ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites, Kept))
+    (record,) = (tmp_path / RUN / "secure").glob("*.round")
+    held = ServerRound.from_bytes(record.read_bytes())
+    layout = layout_of(experiment, ran.state.current, TRAINED, gradients=False)
+    keys = ChannelKeys(tmp_path / RUN / "secure" / "keys.json", RUN)
+    again = SiteGrid(make_app(), flatten(experiment), len(sites), sites=sites)
+    again.asked = grids[0].asked
+    return FirstRound(sites, ran, layout.decode(totals[0]), held, again, keys)
+
+
+def asked(first: FirstRound, number: int, leg: str, content: RecordDict) -> Message:
+    kind = "train" if leg == "mask" else f"query.{leg}"
+    with assume_identity(1, 1):
+        message = Message(content, FIRST_CLIENT_NODE + number, kind)
+        (reply,) = first.grid.send_and_receive([message])
+    return reply
+
+
+def code(reply: Message) -> str:
+    return str(reply.content["status"]["code"])
+
+
+def prepared_again(first: FirstRound) -> ServerRound:
+    """Another round of the run, of all but the victim: the sites have nothing against it."""
+    terms = first.held.terms
+    cohort = tuple(site for site in terms.cohort if site != first.site(VICTIM))
+    held = open_round(replace(terms, number=terms.number + 1, cohort=cohort))
+    for number in first.others:
+        record = ConfigRecord(
+            {
+                "request": held.terms.to_bytes(),
+                "announcements": [first.keys.announcement(str(k)) for k in first.others],
+                "names": [first.sites[k].name for k in first.others],
+            }
+        )
+        reply = asked(first, number, "prepare", RecordDict({"secure": record}))
+        assert code(reply) == "ok"
+        data = reply.content["secure"]["reply"]
+        held = legs.add_prepared(held, first.site(number), data)
+    return legs.close_prepared(held)
+
+
+def train_again(first: FirstRound, held: ServerRound, number: int, nudge: float) -> Message:
+    """The request of the first round, word for word but for the sum; or a hair beside it."""
+    content = RecordDict(dict(first.grid.asked["mask", number].content))
+    record = ConfigRecord({"request": legs.mask_request(held, first.site(number))})
+    content["secure"] = record
+    if nudge:
+        arrays = content[LORA]
+        key = next(key for key in arrays if "lora_A" in key)
+        arrays[key] = Array(arrays[key].numpy() + np.float32(nudge))
+    return asked(first, number, "mask", content)
+
+
+def second_sum(first: FirstRound, nudge: float = 0.0) -> list[str] | dict[str, np.ndarray]:
+    """The sum over all but the victim; or the codes of those who did not add to it."""
+    held = prepared_again(first)
+    replies = {number: train_again(first, held, number, nudge) for number in first.others}
+    if any(code(reply) != "ok" for reply in replies.values()):
+        return [code(reply) for reply in replies.values()]
+    for number, reply in replies.items():
+        held = legs.add_masked(held, first.site(number), reply.content["secure"]["reply"])
+    held = legs.close_masked(held)
+    for leg, request, add, close in (
+        ("confirm", legs.confirm_request, legs.add_confirmed, legs.close_confirmed),
+        ("unmask", legs.unmask_request, legs.add_unmasked, lambda held: held),
+    ):
+        for number in first.others:
+            record = ConfigRecord({"request": request(held, first.site(number))})
+            reply = asked(first, number, leg, RecordDict({"secure": record}))
+            held = add(held, first.site(number), reply.content["secure"]["reply"])
+        held = close(held)
+    experiment = experiment_of(first.sites)
+    layout = layout_of(experiment, first.ran.state.current, TRAINED, gradients=False)
+    return layout.decode(unmasked_sum(held))
+
+
+def own_update(first: FirstRound, number: int) -> dict[str, np.ndarray]:
+    """What a site has learnt, as it lies on its own disk: change of each factor."""
+    (file,) = first.sites[number].state.glob("update-0-1.safetensors")
+    sent = first.grid.asked["mask", number].content[LORA]
+    return {key: value - sent[key].numpy() for key, value in load_file(file).items()}
+
+
+def stolen(first: FirstRound, less: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The difference of two sums, as an update of one site."""
+    weight = first.total[WEIGHT] - less[WEIGHT]
+    return {key: (first.total[key] - less[key]) / weight for key in less if key != WEIGHT}
+
+
+@pytest.mark.parametrize("nudge", [0.0, 1e-6])
+def test_the_same_round_is_not_masked_again_for_a_cohort_less_one(first, monkeypatch, nudge):
+    trained: list[str] = []
+
+    def noted(*arguments, **named):
+        trained.append("again")
+        raise AssertionError
+
+    monkeypatch.setattr(training, "run_local_steps", noted)
+    assert second_sum(first, nudge) == ["masked"] * 3
+    assert trained == []
+    for number in first.others:
+        assert "a second sum would tell the difference" in first.sites[number].errors()[-1]
+
+
+def test_where_it_is_masked_again_the_update_of_the_one_left_out_is_read(first, monkeypatch):
+    """So the test above can fail, and the record of used updates is what stands in the way."""
+    monkeypatch.setattr(UsedUpdates, "masking", lambda self, *place: self)
+    read, own = stolen(first, second_sum(first)), own_update(first, VICTIM)
+    assert read.keys() == own.keys()
+    for key, value in own.items():
+        assert np.abs(value).max() > 1e-4
+        np.testing.assert_allclose(read[key], value, atol=1e-6)
+
+
+def test_the_first_request_gets_its_first_reply_and_no_other_context_does(first):
+    """Asked again to the byte, after the round is over, a site repeats itself."""
+    for number in first.others:
+        before = first.grid.asked["mask", number].content
+        one, two = (asked(first, number, "mask", RecordDict(dict(before))) for _ in range(2))
+        assert one.content["secure"]["reply"] == two.content["secure"]["reply"]
+        assert code(one) == "ok"
+
+
+def test_a_site_does_not_change_its_mind_about_who_has_survived(first):
+    """Confirmed once; other survivors, of whom one is left out, would open another sum."""
+    cohort = first.held.terms.cohort
+    fewer = tuple(at for at in range(len(cohort)) if cohort[at] != first.site(VICTIM))
+    lying = replace(first.held, survivors=fewer)
+    for number in first.others:
+        record = ConfigRecord({"request": legs.confirm_request(lying, first.site(number))})
+        reply = asked(first, number, "confirm", RecordDict({"secure": record}))
+        assert code(reply) == "protocol"
+        assert "reply" not in reply.content.get("secure", {})

@@ -1,0 +1,294 @@
+"""Secure sums among real sites: pins, policy, and servers that are not honest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Message
+
+from client.app import make_app
+from deal_core.config.run_config import flatten
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.secure_sum.identity import announce
+from deal_core.secure_sum.keys import public_half
+from simulations.deployment.site_keys import fingerprint_of_line, make_key_pair
+from simulations.engines.flower_identity import assume_identity
+from tests.client.secure_sites import (
+    NAMES,
+    OPEN,
+    RUN,
+    SecureSite,
+    SiteGrid,
+    experiment_of,
+    grid_of,
+    make_sites,
+    pins,
+)
+from tests.simulations.run.secure_runs import Ran, rounds
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+CODES = {"unpinned", "protocol", "refused"}
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> list[SecureSite]:
+    return make_sites(tmp_path)
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., Ran]:
+    """Run one round or more; only fixed words come back from who refuses."""
+
+    def run(sites, *overrides: str, kind: type[SiteGrid] = SiteGrid, last: int = 1) -> Ran:
+        experiment = experiment_of(sites, *overrides)
+        ran = rounds(experiment, tmp_path / RUN, last=last, grid_of=grid_of(sites, kind))
+        said = [r for r in ran.told("client_failed", "reason") if r.startswith("client reports")]
+        assert {reason.removeprefix("client reports ").strip("'") for reason in said} <= CODES
+        return ran
+
+    return run
+
+
+def test_sites_that_know_each_other_send_nothing_but_masked_vectors(sites, play):
+    ran = play(sites)
+    assert ran.told("summed", "sites") == [4]
+    assert {key.partition(".")[0] for key in ran.seen} == {
+        "status", "secure", "metrics", "counts",
+    }  # fmt: skip
+    assert ran.told("client_failed", "client") == []
+    assert {e["fingerprint"] for e in ran.events if e["event"] == "announced"} == {
+        site.fingerprint for site in sites
+    }
+    assert all(site.trained() for site in sites)
+    assert set(ran.told("client_finished", "num_examples")) == {1.0}
+    assert not any("loss" in event for event in ran.events)
+
+
+def test_a_peer_that_is_not_pinned_is_named_with_the_cure_here_alone(sites, play):
+    north, east = sites[0], sites[3]
+    north.write({k: v for k, v in pins(sites, north).items() if k != "east"})
+    ran = play(sites)
+    assert ran.told("client_failed", "reason") == ["client reports 'unpinned'"]
+    assert ran.told("client_failed", "client") == ["0"]
+    assert ran.told("summed", "sites") == [3]
+    assert not north.trained()
+    (line,) = north.errors()
+    assert f'"east" = "{east.fingerprint}"' in line
+    assert "by telephone" in line
+    assert "\n" not in line
+
+
+def test_a_peer_with_another_key_than_the_pinned_one_is_named_with_both(sites, play):
+    north, east = sites[0], sites[3]
+    other = fingerprint_of_line(make_key_pair("east").public.decode())
+    north.write({**pins(sites, north), "east": other})
+    ran = play(sites)
+    assert ran.told("client_failed", "reason") == ["client reports 'unpinned'"]
+    (line,) = north.errors()
+    assert "the server says that site 'east' has the key" in line
+    assert east.fingerprint in line
+    assert other in line
+    assert "telephone that institution" in line
+
+
+def test_without_pins_nobody_is_trusted_unless_the_policy_says_so(tmp_path, play):
+    sites = make_sites(tmp_path)
+    for site in sites[1:]:
+        site.write({})
+    with pytest.raises(UserError, match="the quorum is"):
+        play(sites)
+    for site in sites[1:]:
+        site.write({}, OPEN + "server_vouches_for_peers = true\n")
+    assert play(sites).told("summed", "sites") == [4]
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "reason"),
+    [
+        ("min_cohort = 4\n", "aggregation.min_cohort=3", "min_cohort = 4"),
+        ("colluding = 2\n", "privacy.colluding=1", "with 2"),
+    ],
+)
+def test_a_site_whose_policy_asks_for_more_takes_no_part(sites, play, policy, asked, reason):
+    north = sites[0]
+    north.write(pins(sites, north), OPEN + policy)
+    ran = play(sites, asked)
+    assert ran.told("client_failed", "reason") == ["client reports 'protocol'"]
+    assert ran.told("summed", "sites") == [3]
+    assert reason in north.errors()[0]
+    assert not north.trained()
+
+
+def test_a_policy_that_asks_for_as_many_as_the_experiment_is_met(sites, play):
+    for site in sites:
+        site.write(pins(sites, site), OPEN + "min_cohort = 4\n")
+    assert play(sites, "aggregation.min_cohort=4").told("summed", "sites") == [4]
+
+
+def test_a_site_that_requires_masks_takes_no_part_in_an_experiment_without(sites, play):
+    for site in sites[2:]:
+        site.write(pins(sites, site), OPEN.replace("required", "allowed"))
+    ran = play(sites, "aggregation.secure=false")
+    idle = [e["client"] for e in ran.events if e.get("code") == "policy"]
+    assert idle == ["0", "1"]
+    assert [site.trained() for site in sites] == [False, False, True, True]
+
+
+def test_another_policy_refuses_before_it_has_prepared(sites, play):
+    """A site that prepares and then sends nothing is a dropout for the others."""
+    north = sites[0]
+    north.write(pins(sites, north), OPEN + 'mechanism = "record"\n')
+    ran = play(sites)
+    assert [e["client"] for e in ran.events if e.get("code") == "policy"] == ["0"]
+    cohorts = [(e["sites"], e["cohort"]) for e in ran.events if e["event"] == "summed"]
+    assert cohorts == [(3, 4)]
+    assert not north.trained()
+
+
+def test_sums_of_embeddings_do_not_leave_beside_masked_updates(sites, play):
+    """A server that skips its own checks of an experiment."""
+    for site in sites:
+        site.write(pins(sites, site), OPEN + "share_sums = true\n")
+    ran = play(sites, "method.name=prototype", "method.prototype.enabled=on")
+    assert {e["code"] for e in ran.events if e["event"] == "client_idle"} >= {"policy"}
+    assert not [key for key in ran.seen if key.startswith("sums")]
+    assert not any(site.trained() for site in sites)
+
+
+class WithoutRecord(SiteGrid):
+    """Asks for an update, and leaves the secure sum out."""
+
+    def tamper(self, leg: str, number: int, request: Message) -> None:
+        if leg == "mask":
+            del request.content["secure"]
+
+
+def test_an_update_is_not_sent_without_a_sum_it_could_go_into(sites, play):
+    """And nothing is trained, nothing counted and nothing charged for the asking."""
+    policy = 'mechanism = "record"\nmetrics = "noised"\nsecure_aggregation = "required"\n'
+    for site in sites:
+        site.write(pins(sites, site), policy)
+    with pytest.raises(UserError, match="the quorum is"):
+        play(sites, "privacy.mechanism=record", "privacy.metrics=noised", kind=WithoutRecord)
+    for site in sites:
+        assert "records" in site.errors()[0]
+        assert not site.trained()
+        assert Ledger(site.folder / "state").events() == []
+
+
+class AnotherForm(SiteGrid):
+    """Asks for more factors than the terms were about."""
+
+    def tamper(self, leg: str, number: int, request: Message) -> None:
+        if leg == "mask":
+            request.content["instruction"]["trained"] = ["lora_A", "lora_B"]
+
+
+def test_a_vector_of_another_form_than_was_agreed_is_not_made(sites, play):
+    with pytest.raises(UserError, match="the quorum is"):
+        play(sites, kind=AnotherForm)
+    assert not any(site.trained() for site in sites)
+
+
+class SwappedKey(SiteGrid):
+    """Tells north another channel key of south's, with a signature of its own."""
+
+    pair = make_key_pair("server")
+
+    def tamper(self, leg: str, number: int, request: Message) -> None:
+        if leg == "prepare" and number == 0:
+            record = request.content["secure"]
+            announced = list(record["announcements"])
+            announced[1] = self.forged(announced[1])
+            record["announcements"] = announced
+
+    def forged(self, announcement: bytes) -> bytes:
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+        own = load_ssh_private_key(self.pair.private, None)
+        return announce(RUN, public_half(bytes(32)), own).to_bytes()
+
+
+class ForgedKey(SwappedKey):
+    """The same, in the name of south's own key, which has not signed it."""
+
+    def forged(self, announcement: bytes) -> bytes:
+        from dataclasses import replace
+
+        from deal_core.secure_sum.identity import Announcement
+
+        genuine = Announcement.from_bytes(announcement)
+        return replace(genuine, channel_key=public_half(bytes(32))).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "line"),
+    [(SwappedKey, "unpinned", "[peers] of site.toml has"), (ForgedKey, "protocol", "between")],
+)
+def test_a_server_in_the_middle_is_refused(sites, play, kind, code, line):
+    ran = play(sites, kind=kind)
+    assert ran.told("client_failed", "reason") == [f"client reports '{code}'"]
+    assert line in sites[0].errors()[0]
+    assert ran.told("summed", "sites") == [3]
+    assert not sites[0].trained()
+
+
+class SecondKey(SwappedKey):
+    """Honest in the first round; in the second, south has another key with its own signature."""
+
+    south: SecureSite
+
+    def forged(self, announcement: bytes) -> bytes:
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+        if ("mask", 0) not in self.asked:
+            return announcement
+        own = load_ssh_private_key(self.sites[1].pair.private, None)
+        return announce(RUN, public_half(bytes(32)), own).to_bytes()
+
+
+def test_a_second_channel_key_of_a_peer_is_refused(sites, play):
+    """As of a site that has lost its state and begun anew: its old key may have been copied."""
+    ran = play(sites, kind=SecondKey, last=2)
+    assert ran.told("summed", "sites") == [4, 3]
+    assert "two channel keys in one run" in sites[0].errors()[0]
+
+
+def test_a_site_announces_itself_with_the_key_it_is_registered_with(sites, play):
+    """One that poses as another costs itself the round, and not those who would not know it."""
+    east = sites[3]
+    stranger = make_key_pair("stranger")
+    (east.folder / "site.key").write_bytes(stranger.private)
+    ran = play(sites)
+    (reason,) = ran.told("client_failed", "reason")
+    assert "is registered with another" in reason
+    assert ran.told("summed", "sites") == [3]
+
+
+def test_a_renewed_key_is_announced_anew_and_refused_until_it_is_pinned(sites, play):
+    assert play(sites).told("summed", "sites") == [4]
+    east = sites[3]
+    renewed = make_key_pair("east")
+    (east.folder / "site.key").write_bytes(renewed.private)
+    again = [*sites[:3], SecureSite(east.folder, "east", renewed)]
+    for site in again[:2]:
+        site.write(pins(again, site))
+    ran = play(again, last=2)
+    assert ran.told("client_failed", "client") == ["2"]  # west has the old fingerprint still
+    assert ran.told("summed", "sites") == [3]
+
+
+def test_a_run_of_another_name_is_not_announced_for(sites, tmp_path):
+    grid = SiteGrid(make_app(), flatten(experiment_of(sites)), len(sites), sites=sites)
+    with assume_identity(1, 1):
+        node = next(iter(grid.get_node_ids()))
+        from flwr.app import RecordDict
+
+        record = RecordDict({"secure": ConfigRecord({"run": "another"})})
+        (reply,) = grid.send_and_receive([Message(record, node, "query.announce")])
+    assert reply.content["status"]["code"] == "refused"
+    assert len(NAMES) == len(sites)

@@ -1,0 +1,287 @@
+"""Server and clients that end in any leg of a secure sum and start again: the same sum, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Message
+
+from client.secure_store import STATE, USED, SecureStore
+from server.secure_legs import SecureLegs
+from simulations.engines.inprocess import InProcessGrid
+from tests.registered import register
+from tests.simulations.run.secure_runs import LEGS, SHORT, Ran, client_of, leg_of, rounds
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+CLIENTS = 4
+SETTINGS = (
+    *SHORT,
+    f"federation.clients={CLIENTS}",
+    "federation.rounds=2",
+    "federation.deadline_seconds=1",
+    "aggregation.rule=ffa",
+)
+
+
+class Crash(BaseException):
+    """A client's process ends."""
+
+
+class CrashingGrid(InProcessGrid):
+    """Loses the reply of a client whose process ends."""
+
+    def _execute(self, request: Message) -> Message:
+        try:
+            return super()._execute(request)
+        except Crash:
+            return None  # type: ignore[return-value]
+
+
+@pytest.fixture
+def experiment(make_experiment):
+    return make_experiment(*SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def whole(make_experiment, tmp_path_factory, one_model) -> Ran:
+    """Two rounds of which nothing is cut off."""
+    return rounds(make_experiment(*SETTINGS), tmp_path_factory.mktemp("whole"), last=2)
+
+
+def same(one: Ran, two: Ran) -> bool:
+    first, second = one.factors, two.factors
+    return all(np.array_equal(first[key], second[key]) for key in second)
+
+
+def ending(leg: str, number: int = 2):
+    """End the server with the so-manyeth reply of a leg, before it has seen it."""
+    left = {"replies": number}
+
+    def see(reply):
+        left["replies"] -= leg_of(reply) == leg
+        if leg_of(reply) == leg and left["replies"] == 0:
+            raise KeyboardInterrupt
+        return reply
+
+    return see
+
+
+@pytest.mark.parametrize("leg", LEGS)
+def test_a_server_that_starts_again_goes_on_with_the_same_round(experiment, whole, tmp_path, leg):
+    with pytest.raises(KeyboardInterrupt):
+        rounds(experiment, tmp_path / "run", ending(leg))
+    resumed = rounds(experiment, tmp_path / "run", last=2)
+    assert resumed.told("summed", "sites") == [CLIENTS, CLIENTS]
+    assert resumed.told("client_failed", "client") == []
+    assert same(resumed, whole)
+
+
+def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
+    experiment, whole, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr("server.secure_round.finite", lambda state: exec("raise KeyboardInterrupt"))
+        with pytest.raises(KeyboardInterrupt):
+            rounds(experiment, tmp_path / "run")
+    assert same(rounds(experiment, tmp_path / "run", last=2), whole)
+
+
+@pytest.mark.parametrize("leg", ["mask", "confirm", "unmask"])
+def test_the_evaluation_that_goes_along_is_not_lost_with_the_server(
+    make_experiment, tmp_path, monkeypatch, leg
+):
+    register(monkeypatch, patience=5)
+    experiment = make_experiment(*SETTINGS, "privacy.metrics=clear", "data.max_test=8")
+    with pytest.raises(KeyboardInterrupt):
+        rounds(experiment, tmp_path / "run", ending(leg))
+    resumed = rounds(experiment, tmp_path / "run", last=2)
+    uncut = rounds(experiment, tmp_path / "uncut", last=2)
+    before_and_after = uncut.told("evaluated", "accuracy")
+    assert len(before_and_after) == 2
+    assert resumed.told("evaluated", "accuracy") == before_and_after
+    assert resumed.told("summed", "sites") == [CLIENTS, CLIENTS]
+
+
+def crashing(monkeypatch: pytest.MonkeyPatch, client: str, leg: str, point: str) -> dict[str, str]:
+    """End a client's process once, in a leg, before or after its state is written."""
+    now = {"leg": "", "client": ""}
+    keep = SecureStore.keep
+
+    def kept(store, state):
+        hit = store.folder.name == client and now["leg"] == leg
+        if hit and point == "before":
+            now["leg"] = "over"
+            raise Crash
+        keep(store, state)
+        if hit:
+            now["leg"] = "over"
+            raise Crash
+
+    monkeypatch.setattr(SecureStore, "keep", kept)
+    push = InProcessGrid._execute
+
+    def executed(grid, request):
+        if now["leg"] != "over":
+            now["leg"] = leg_of(request)
+        return push(grid, request)
+
+    monkeypatch.setattr(InProcessGrid, "_execute", executed)
+    return now
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+@pytest.mark.parametrize("leg", LEGS[1:])
+def test_a_client_that_starts_again_costs_one_reply(experiment, tmp_path, monkeypatch, leg, point):
+    crashing(monkeypatch, "2", leg, point)
+    ran = rounds(experiment, tmp_path / "run", last=2, grid_of=CrashingGrid)
+    first = CLIENTS if leg in ("confirm", "unmask") else CLIENTS - 1
+    assert ran.told("summed", "sites") == [first, CLIENTS]
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+@pytest.mark.parametrize("leg", LEGS)
+def test_where_both_start_again_the_sum_is_the_same(
+    experiment, whole, tmp_path, monkeypatch, leg, point
+):
+    """The client ends in the leg, and the server before the leg is over: it asks once more."""
+    crashing(monkeypatch, "2", leg, point)
+    with pytest.raises(KeyboardInterrupt):
+        rounds(experiment, tmp_path / "run", ending(leg, 3), grid_of=CrashingGrid)
+    resumed = rounds(experiment, tmp_path / "run", last=2)
+    assert resumed.told("summed", "sites") == [CLIENTS, CLIENTS]
+    assert same(resumed, whole)
+
+
+def test_a_client_that_ends_between_its_two_records_masks_no_second_time(
+    experiment, whole, tmp_path, monkeypatch
+):
+    """That the update is in a sum is written first: else another round could have it too."""
+    keep = SecureStore.keep_used
+
+    def crash(store, used):
+        keep(store, used)
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SecureStore, "keep_used", crash)
+        with pytest.raises(ValueError, match="the quorum is"):
+            rounds(experiment, tmp_path / "run", grid_of=CrashingGrid)
+    assert all((tmp_path / f"run/sites/{k}" / USED).exists() for k in range(CLIENTS))
+    assert same(rounds(experiment, tmp_path / "run", last=2), whole)
+
+
+def test_a_client_that_has_lost_its_state_sits_the_run_out(experiment, tmp_path):
+    rounds(experiment, tmp_path / "run")
+    (tmp_path / "run" / "sites" / "1" / STATE).unlink()
+    ran = rounds(experiment, tmp_path / "run", last=2)
+    assert ran.told("client_failed", "client") == ["1"]
+    assert ran.told("client_failed", "reason") == ["client reports 'refused'"]
+    assert ran.told("summed", "sites") == [CLIENTS - 1]
+    assert ran.told("announced", "client") == []  # a new key of it would be refused by its peers
+    assert not (tmp_path / "run" / "sites" / "1" / STATE).exists()
+
+
+def test_a_damaged_state_is_not_replaced_by_a_new_one(experiment, tmp_path):
+    rounds(experiment, tmp_path / "run")
+    path = tmp_path / "run" / "sites" / "1" / STATE
+    path.write_bytes(path.read_bytes()[:-7])
+    damaged = path.read_bytes()
+    ran = rounds(experiment, tmp_path / "run", last=2)
+    assert ran.told("client_failed", "reason") == ["client reports 'protocol'"]
+    assert ran.told("summed", "sites") == [CLIENTS - 1]
+    assert path.read_bytes() == damaged
+
+
+def test_a_round_that_the_server_has_forgotten_is_lost_and_the_run_goes_on(experiment, tmp_path):
+    """An older checkpoint and no record of the round: its updates are in a sum already."""
+    with pytest.raises(KeyboardInterrupt):
+        rounds(experiment, tmp_path / "run", ending("announce"))
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    before = checkpoint.read_bytes()
+    first = rounds(experiment, tmp_path / "run")
+    checkpoint.write_bytes(before)
+    for record in (tmp_path / "run" / "secure").glob("*.round"):
+        record.unlink()
+    again = rounds(experiment, tmp_path / "run", last=2)
+    assert again.told("client_idle", "code").count("masked") == CLIENTS
+    assert len(again.told("round_lost", "reason")) == 1
+    assert again.told("summed", "sites") == [CLIENTS]
+    assert first.told("summed", "sites") == [CLIENTS]
+
+
+def test_what_is_kept_of_sums_is_for_its_owner_alone(experiment, tmp_path):
+    rounds(experiment, tmp_path / "run")
+    files = [*(tmp_path / "run" / "sites").glob("*/secure-sum.*")]
+    files += [*(tmp_path / "run" / "secure").iterdir()]
+    assert len(files) == 3 * CLIENTS + 2
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+
+
+def test_a_number_of_a_round_is_used_once_whatever_the_clock_says(
+    experiment, tmp_path, monkeypatch
+):
+    rounds(experiment, tmp_path / "run")
+    monkeypatch.setattr("server.secure_keys.time.time_ns", lambda: 5_000)
+    ran = rounds(experiment, tmp_path / "run", last=2)
+    assert ran.told("summed", "sites") == [CLIENTS]
+
+
+def test_whoever_takes_no_part_is_not_counted_on_again(make_experiment, tmp_path, monkeypatch):
+    """A client without data that prepared and sent nothing would be a dropout in every round."""
+    experiment = make_experiment(*SETTINGS, "federation.rounds=3")
+    from client import local_update as module
+
+    original = module._data
+
+    def no_data(bench, client, *rest):
+        from deal_core.privacy.interface import Refusal
+
+        if client == 1:
+            raise Refusal("no-data", "none")
+        return original(bench, client, *rest)
+
+    monkeypatch.setattr(module, "_data", no_data)
+    ran = rounds(experiment, tmp_path / "run", last=2)
+    idle = [e["client"] for e in ran.events if e.get("code") == "no-data"]
+    assert idle == ["1"]
+    cohorts = [(e["sites"], e["cohort"]) for e in ran.events if e["event"] == "summed"]
+    assert cohorts == [(CLIENTS - 1, CLIENTS), (CLIENTS - 1, CLIENTS - 1)]
+    assert "1" not in ran.told("client_finished", "client")
+
+
+def test_the_record_of_a_round_is_written_when_members_survivors_and_confirmers_are_fixed(
+    experiment, tmp_path, monkeypatch
+):
+    saved: list[tuple[bool, bool, bool]] = []
+    save = SecureLegs._save
+
+    def note(legs, step, held):
+        saved.append((held.members is None, held.survivors is None, held.confirmers is None))
+        save(legs, step, held)
+
+    monkeypatch.setattr(SecureLegs, "_save", note)
+    rounds(experiment, tmp_path / "run")
+    assert saved == [(False, True, True), (False, False, True), (False, False, False)]
+
+
+def folder_of(reply: Message, run: Path) -> Path:
+    return run / "sites" / client_of(reply)
+
+
+def test_the_state_is_on_the_disk_before_a_reply_leaves(experiment, tmp_path):
+    """Of each reply, to the byte, in the file that a restart would read."""
+    run, legs = tmp_path / "run", set()
+
+    def see(reply):
+        if leg_of(reply):
+            legs.add(leg_of(reply))
+            sent = reply.content["secure"]["reply"]
+            kept = (folder_of(reply, run) / STATE).read_bytes()
+            assert sent in kept
+        return reply
+
+    rounds(experiment, run, see)
+    assert legs == set(LEGS)
