@@ -396,7 +396,8 @@ def main() -> None:
     try:
         command()(prog_name="deal")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
 
 
