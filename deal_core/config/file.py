@@ -66,7 +66,7 @@ def _meant(location: Sequence[str], schema: type[BaseModel]) -> str:
     """Return ``; did you mean 'x'?``: the same key of another table, else the nearest key of its
     own table, else the nearest of any."""
     *_, leaf = location
-    paths = list(_key_paths(schema))
+    paths = sorted(_key_paths(schema), key=lambda path: path.count("."))
     same = [path for path in paths if path.rpartition(".")[2] == leaf]
     if same:
         return f"; did you mean {' or '.join(repr(path) for path in same[:3])}?"
