@@ -62,10 +62,13 @@ class Connection(Table):
 
 
 class SiteData(Table):
-    """The site's own files: ``path/TASK/{train,test}.{jsonl,csv,parquet}``."""
+    """The site's own files: ``path/TASK/{train,test}.{jsonl,csv,tsv,parquet,xlsx}``."""
 
     path: str
     """Folder that holds one folder per task; relative to ``site.toml``."""
+    split: float = Field(0.0, ge=0, lt=1)
+    """About this share of a training file is for testing, where there is no test file; each record
+    by itself; 0: a test file is needed."""
     text_column: str = "text"
     """Column of the text."""
     pair_column: str = ""
@@ -229,6 +232,7 @@ def site_files(site: SiteData) -> DataConfig:
     return DataConfig(
         source="site",
         path=site.path,
+        split=site.split,
         text_column=site.text_column,
         pair_column=site.pair_column,
         label_column=site.label_column,

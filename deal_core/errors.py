@@ -12,8 +12,17 @@ T = TypeVar("T")
 class UserError(ValueError):
     """Bad input. The message is one line: what is wrong, where, and the cure.
 
-    The command line prints it and exits with code 2; nothing has been lost.
+    The command line prints it and exits with code 2; nothing has been lost. Where several things
+    are wrong each is an argument, and a line.
     """
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What is wrong, a line each."""
+        return tuple(str(problem) for problem in self.args)
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from deal_core.lora.payload import DISTILLED, HEADS, LORA, SUMS, Template
 from deal_core.lora.state import State
 from deal_core.privacy.mechanisms.noise_floor import round_variance
 from deal_core.whole_file import written_beside
+from server.folder import previous_checkpoint
 from server.spending import Spending
 
 VERSION = 4
@@ -110,11 +111,6 @@ class Checkpoint(BaseModel):
     history: History
 
 
-def previous(path: Path) -> Path:
-    """Where the checkpoint before the last one is kept."""
-    return path.with_suffix(".previous")
-
-
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write beside ``path``, flush to disk, then rename: a kill leaves the old or the new file.
     The old one is kept as well: a disk can spoil what was written whole.
@@ -161,7 +157,7 @@ def _keep(path: Path) -> None:
     second.unlink(missing_ok=True)
     with suppress(OSError):
         os.link(path, second)
-        second.replace(previous(path))
+        second.replace(previous_checkpoint(path))
 
 
 def _digest(tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> str:
@@ -182,9 +178,9 @@ def load_latest(path: Path, shapes: Mapping[str, tuple[int, int]]) -> tuple[Chec
     try:
         return load_checkpoint(path, shapes), ""
     except UserError as error:
-        if previous(path).exists():
+        if previous_checkpoint(path).exists():
             with suppress(UserError):
-                return load_checkpoint(previous(path), shapes), str(error)
+                return load_checkpoint(previous_checkpoint(path), shapes), str(error)
         raise
 
 

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+def previous_checkpoint(checkpoint: Path) -> Path:
+    """Return where the checkpoint before the last one is kept."""
+    return checkpoint.with_suffix(".previous")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Names inside one run's folder."""
@@ -16,6 +21,21 @@ class RunFolder:
     def checkpoint(self) -> Path:
         """State after the last finished step."""
         return self.path / "checkpoint.safetensors"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before the last one."""
+        return previous_checkpoint(self.checkpoint)
+
+    @property
+    def can_resume(self) -> bool:
+        """There is a checkpoint, the last or the one before it."""
+        return self.checkpoint.exists() or self.previous.exists()
+
+    @property
+    def data_record(self) -> Path:
+        """What the rows were when the run was started (simulations)."""
+        return self.path / "data.json"
 
     @property
     def writing(self) -> Path:

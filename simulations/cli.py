@@ -104,6 +104,21 @@ def simulate(
 
 
 @app.command()
+def check(
+    experiment: ExperimentName,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. adapter.rank=16."),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
+) -> None:
+    """Find all that is wrong with an experiment and its data; nothing starts (docs/checking.md)."""
+    from simulations.run.check import check as run
+
+    raise typer.Exit(run(experiment, tuple(overrides or ()), strict, wide_console()))
+
+
+@app.command()
 def predict(
     folder: RunFolderName,
     texts: Annotated[
@@ -397,7 +412,8 @@ def main() -> None:
     try:
         command()(prog_name="deal")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -118,7 +118,11 @@ class DataConfig(Table):
     """``medmcqa`` (embedded), ``embedded`` (the same, and a task that writes), ``files``, ``hub``,
     or ``sites``: each site has its own, and says where (deployment)."""
     path: str = ""
-    """Folder that holds one folder per task (files)."""
+    """Folder that holds one folder per task (files). One that is not absolute is looked for in the
+    working directory first, and then beside the experiment file."""
+    split: float = Field(0.0, ge=0, lt=1)
+    """Share of a task's training file that becomes its test examples, where it has no test file:
+    of every label, and the same rows in every run; 0: a test file is needed (files)."""
     tasks: tuple[str, ...] = ()
     """Tasks in the order they are learnt; empty: all, in the source's order."""
     generation: tuple[str, ...] = ()

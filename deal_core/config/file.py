@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.renamed import RENAMED
@@ -17,6 +19,9 @@ from deal_core.config.table import Table
 from deal_core.errors import UserError, nearest
 
 T = TypeVar("T", bound=Table)
+
+SIMILAR = 0.8
+"""Of a key of another table, to be meant: names of one table are few, of all tables many."""
 
 
 def parse_experiment(tables: Mapping[str, Any], where: str) -> Experiment:
@@ -32,29 +37,72 @@ def parse_tables(schema: type[T], tables: Mapping[str, Any], where: str) -> T:
     """Return nested tables as the model of their schema, checked.
 
     Raises:
-        UserError: an unknown key (with the nearest known one) or a wrong type; the
+        UserError: unknown keys (with the nearest known one) or wrong types; every line of the
             message starts with ``where`` and names the key.
     """
     try:
         return schema.model_validate_json(json.dumps(tables), strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_problem(error, schema)}") from None
+        found = dict.fromkeys(_problem(each, schema) for each in error.errors())
+        raise UserError(*(f"{where}: {problem}" for problem in found)) from None
     except TypeError as error:
         raise UserError(f"{where}: {error}; use strings, numbers, booleans and lists") from None
 
 
-def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
-    problem = error.errors()[0]
+def _problem(problem: ErrorDetails, schema: type[BaseModel]) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden" and key in RENAMED:
         return f"key '{key}' is now '{RENAMED[key]}'; rename it"
     if problem["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest(location[-1], _known_keys(schema, location[:-1]))}"
+        return f"unknown key '{key}'{_meant(location, schema)}"
     if problem["type"] == "value_error":  # a model's own: keys that do not go together
         return f"{key}: {problem['msg'].removeprefix('Value error, ')}".removeprefix(": ")
     message = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     return f"key '{key}' should be {message}, but is {json.dumps(problem['input'])}"
+
+
+def _meant(location: Sequence[str], schema: type[BaseModel]) -> str:
+    """Return ``; did you mean 'x'?``: the same key of another table, else the nearest key of its
+    own table, else the nearest of any."""
+    *_, leaf = location
+    paths = sorted(_key_paths(schema), key=lambda path: path.count("."))
+    same = [path for path in paths if path.rpartition(".")[2] == leaf]
+    if same:
+        return f"; did you mean {' or '.join(repr(path) for path in same[:3])}?"
+    if near := nearest(leaf, _known_keys(schema, location[:-1])):
+        return near
+    close = get_close_matches(leaf, [path.rpartition(".")[2] for path in paths], 1, SIMILAR)
+    like = [path for path in paths if close and path.rpartition(".")[2] == close[0]]
+    return f"; did you mean {' or '.join(repr(path) for path in like[:3])}?" if like else ""
+
+
+def _key_paths(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of all tables, without those of tables with names of their own."""
+    for name, field in schema.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _key_paths(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def sound_part(schema: type[T], tables: Mapping[str, Any]) -> tuple[T, frozenset[str]]:
+    """Return what is right of nested tables, defaults elsewhere, and the names of the tables that
+    have something wrong: so that one mistake does not hide those of other tables.
+
+    Raises:
+        UserError: values that no TOML file has.
+    """
+    rest: dict[str, Any] = json.loads(json.dumps(tables))
+    unsound: set[str] = set()
+    while True:
+        try:
+            return schema.model_validate_json(json.dumps(rest), strict=True), frozenset(unsound)
+        except ValidationError as error:
+            for problem in error.errors():
+                table = str(problem["loc"][0]) if problem["loc"] else ""
+                unsound.add(table)
+                rest.pop(table, None)
 
 
 def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
@@ -74,7 +122,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, unreadable or no TOML; the message names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # utf-8-sig: some editors put a mark before the first character.
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from deal_core.config.experiment import Experiment
+from deal_core.data.sampling import stratified
 from deal_core.data.source import Example, TaskData
 from deal_core.data.sources import open_source
+from deal_core.data.split import split_off_each
 
 
 def load_for_clients(experiment: Experiment, task: str) -> TaskData:
@@ -17,21 +19,26 @@ def load_for_clients(experiment: Experiment, task: str) -> TaskData:
     Where single records are protected, ``data.max_train`` and ``data.train_share`` take about so
     many: whether a record is one of them depends on that record alone. A subset of exactly so many
     would be another one, with other records in it, for a neighbouring data set. Where groups are
-    protected it depends on the name of the group alone: a group is there whole, or not.
+    protected it depends on the name of the group alone: a group is there whole, or not. So it is
+    with ``data.split``.
 
     Raises:
         UserError: see :meth:`~deal_core.data.source.DataSource.load`.
     """
     data = experiment.data
-    limits = bool(data.max_train) or data.train_share < 1
+    limits = bool(data.max_train) or data.train_share < 1 or bool(data.split)
     if experiment.privacy.mechanism != "record" or not limits:
         return open_source(data, experiment.privacy.unit_column).load(task)
-    unlimited = data.model_copy(update={"max_train": 0, "train_share": 1.0})
+    unlimited = data.model_copy(update={"max_train": 0, "train_share": 1.0, "max_test": 0})
     whole = open_source(unlimited, experiment.privacy.unit_column).load(task)
+    if whole.held_out:
+        train, test = split_off_each((*whole.train, *whole.test), data.split)
+        whole = replace(whole, train=train, test=test)
     share = data.train_share
     if data.max_train:
         share *= min(1.0, data.max_train / max(1, len(whole.train)))
-    return replace(whole, train=each_by_itself(whole.train, task, share))
+    train = each_by_itself(whole.train, task, share)
+    return replace(whole, train=train, test=stratified(whole.test, data.max_test))
 
 
 def each_by_itself(examples: Sequence[Example], task: str, share: float) -> tuple[Example, ...]:

@@ -1,19 +1,24 @@
-"""An institution's own data: ``path/TASK/{train,test}.{jsonl,csv,parquet}``."""
+"""An institution's own data: ``path/TASK/{train,test}.{jsonl,csv,tsv,parquet,xlsx}``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeAlias
 
 from deal_core.config.experiment import DataConfig, TaskColumns
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
-from deal_core.data.tables import READERS
+from deal_core.data.split import split_off
+from deal_core.data.tables import READERS, read_table
 from deal_core.errors import UserError, nearest
 
 SPLITS = ("train", "test")
+
+Refuse: TypeAlias = Callable[[UserError], None]
+"""What is done about a problem: it is raised, or noted."""
 
 
 class FilesSource:
@@ -42,22 +47,88 @@ class FilesSource:
             UserError: unknown task, a missing, doubled, unreadable or empty file, a bad
                 row, or a label that is not one of the task's. The message names file and row.
         """
-        declared = self._config.labels.get(task, ())
+        data = self._task(task, _raised)
+        return limited(replace(data, groups=self._groups), self._config)
+
+    def examine(self, task: str) -> tuple[TaskData, list[UserError]]:
+        """Return what can be read of a task, without limits, and all that is wrong with it.
+
+        Raises:
+            UserError: unknown task.
+        """
+        problems: list[UserError] = []
+        return self._task(task, problems.append), problems
+
+    def _task(self, task: str, refuse: Refuse) -> TaskData:
+        labels = self._config.labels.get(task, ())
         # Compared with what is listed, not looked up: a task's name must not lead elsewhere.
-        if declared and task not in self._task_folders():
-            return TaskData(task, declared, (), (), self._groups)
+        if labels and task not in self._task_folders():
+            return TaskData(task, labels, (), ())
         select_tasks(self.task_names(), (task,), f"task in {self._folder()}:")
-        if task in self._config.generation:
-            train, test = (tuple(e for _, e in self._read(task, split)) for split in SPLITS)
-        elif declared:
-            known = frozenset(declared)
-            train, test = (tuple(self._read_known(task, split, known)) for split in SPLITS)
-        else:
-            train = tuple(example for _, example in self._read(task, "train"))
-            declared = tuple(sorted({example.label for example in train}))
-            test = tuple(self._read_test(task, frozenset(declared)))
-        data = TaskData(task, declared, train, test, self._groups)
-        return limited(data, self._config)
+        refused: list[UserError] = []
+
+        def note(error: UserError) -> None:
+            refused.append(error)
+            refuse(error)
+
+        texts = task in self._config.generation
+        of_labels = (
+            partial(_not_declared, frozenset(labels)) if labels and not texts else _no_problem
+        )
+        train = self._split(task, "train", of_labels, note)
+        if not labels and not texts:
+            labels = tuple(sorted({example.label for example in train}))
+            # Of a training file that could not be read the labels are not known.
+            of_labels = _no_problem if refused else partial(_not_learnt, frozenset(labels))
+        if self._config.split and not split_files(self._folder() / task, "test"):
+            train, test = split_off(train, self._config.split)
+            return TaskData(task, labels, train, test, held_out=True)
+        return TaskData(task, labels, train, self._split(task, "test", of_labels, note))
+
+    def _split(
+        self, task: str, split: str, label_problem: Callable[[str], str], refuse: Refuse
+    ) -> tuple[Example, ...]:
+        """Return a split's examples; none where the file itself is refused."""
+        try:
+            path = self._file(task, split)
+            examples, empty = [], True
+            for number, example in self._rows(task, path, refuse):
+                empty = False
+                if example is None:
+                    continue
+                if problem := label_problem(example.label):
+                    refuse(UserError(f"{path}, row {number}: {problem}"))
+                else:
+                    examples.append(example)
+            if empty:
+                raise UserError(f"{path}: holds no examples; add some or leave the task out")
+        except UserError as error:
+            refuse(error)
+            return ()
+        return tuple(examples)
+
+    def _rows(self, task: str, path: Path, refuse: Refuse) -> Iterator[tuple[int, Example | None]]:
+        """Yield number and example of every row; None for one that is refused."""
+        columns = Columns.of(self._config, task, self._unit_column)
+        mapped = self._config.files.get(task, TaskColumns()).label_text
+        for number, values in read_table(path):
+            try:
+                example = to_example(values, columns, str(path), number)
+            except UserError as error:
+                refuse(error)
+                yield number, None
+            else:
+                yield number, replace(example, label=mapped.get(example.label, example.label))
+
+    def _file(self, task: str, split: str) -> Path:
+        folder = self._folder() / task
+        try:
+            return split_file(folder, split)
+        except UserError as error:
+            if split == "test" and not split_files(folder, split):
+                cure = "or set data.split = 0.2 to take it from the training file"
+                raise UserError(f"{error}, {cure}") from None
+            raise
 
     def _task_folders(self) -> list[str]:
         return task_folders(self._folder())
@@ -74,40 +145,31 @@ class FilesSource:
     def _groups(self) -> tuple[str, ...]:
         if not group_column(self._config):
             return ()
-        splits = [(task, split) for task in self.task_names() for split in SPLITS]
-        found = {example.group for place in splits for _, example in self._read(*place)}
-        return tuple(sorted(found))
+        tasks = [self._task(task, _raised) for task in self.task_names()]
+        return tuple(sorted({e.group for task in tasks for e in (*task.train, *task.test)}))
 
-    def _read_known(self, task: str, split: str, labels: frozenset[str]) -> Iterator[Example]:
-        for row, example in self._read(task, split):
-            if example.label not in labels:
-                raise UserError(
-                    f"{split_file(self._folder() / task, split)}, row {row}: '{example.label}' "
-                    f"is no label of the task (they are: {', '.join(sorted(labels))}"
-                    f"{nearest(example.label, labels)}); correct it, or map it in label_text"
-                )
-            yield example
 
-    def _read_test(self, task: str, labels: frozenset[str]) -> Iterator[Example]:
-        for row, example in self._read(task, "test"):
-            if example.label not in labels:
-                raise UserError(
-                    f"{split_file(self._folder() / task, 'test')}, row {row}: no training example "
-                    f"has the label '{example.label}'; add one or remove the row"
-                )
-            yield example
+def _no_problem(label: str) -> str:
+    return ""
 
-    def _read(self, task: str, split: str) -> Iterator[tuple[int, Example]]:
-        columns = Columns.of(self._config, task, self._unit_column)
-        mapped = self._config.files.get(task, TaskColumns()).label_text
-        path = split_file(self._folder() / task, split)
-        empty = True
-        for number, values in READERS[path.suffix](path):
-            empty = False
-            example = to_example(values, columns, str(path), number)
-            yield number, replace(example, label=mapped.get(example.label, example.label))
-        if empty:
-            raise UserError(f"{path}: holds no examples; add some or leave the task out")
+
+def _not_declared(labels: frozenset[str], label: str) -> str:
+    if label in labels:
+        return ""
+    return (
+        f"'{label}' is no label of the task (they are: {', '.join(sorted(labels))}"
+        f"{nearest(label, labels)}); correct it, or map it in label_text"
+    )
+
+
+def _not_learnt(labels: frozenset[str], label: str) -> str:
+    if label in labels:
+        return ""
+    return f"no training example has the label '{label}'; add one or remove the row"
+
+
+def _raised(error: UserError) -> None:
+    raise error
 
 
 def task_folders(folder: Path) -> list[str]:
@@ -121,7 +183,7 @@ def split_file(folder: Path, split: str) -> Path:
     Raises:
         UserError: there is none, or more than one.
     """
-    found = [path for suffix in READERS if (path := folder / f"{split}{suffix}").is_file()]
+    found = split_files(folder, split)
     if not found:
         suffixes = ", ".join(READERS)
         raise UserError(f"{folder}: no file for the split '{split}'; add {split} as {suffixes}")
@@ -129,3 +191,8 @@ def split_file(folder: Path, split: str) -> Path:
         names = ", ".join(path.name for path in found)
         raise UserError(f"{folder}: several files for the split '{split}' ({names}); keep one")
     return found[0]
+
+
+def split_files(folder: Path, split: str) -> list[Path]:
+    """Return all files of a split."""
+    return [path for suffix in READERS if (path := folder / f"{split}{suffix}").is_file()]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deal_core.config.experiment import DataConfig, HubTask
+from deal_core.data.hub_access import has_data_set, hub_answers, no_answer
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError, nearest
@@ -106,6 +108,10 @@ def load_split(task: str, spec: HubTask, split: str) -> Dataset:
     """
     import datasets
 
+    cure = "check path, config and split, and the connection to the hub"
+    is_local = Path(spec.path).exists() or has_data_set(spec.path)
+    if not is_local and not hub_answers():
+        raise UserError(f"{_where(task, spec, split)}: cannot be loaded ({no_answer()}); {cure}")
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
@@ -114,8 +120,7 @@ def load_split(task: str, spec: HubTask, split: str) -> Dataset:
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{_where(task, spec, split)}: cannot be loaded ({reason}); "
-            "check path, config and split, and the connection to the hub"
+            f"{_where(task, spec, split)}: cannot be loaded ({reason}); {cure}"
         ) from None
     finally:
         if shown:

@@ -18,7 +18,7 @@ from deal_core.config.experiment import DataConfig
 from deal_core.data.files import split_file, task_folders
 from deal_core.data.hub import load_split
 from deal_core.data.rows import Columns
-from deal_core.data.tables import READERS
+from deal_core.data.tables import read_table
 from deal_core.errors import UserError
 
 PEOPLE = (
@@ -116,7 +116,7 @@ def _file_rows(config: DataConfig) -> Iterator[Table]:
             path = split_file(folder / task, "train")
         except UserError:
             continue
-        yield task, (row for _, row in READERS[path.suffix](path)), _used(Columns.of(config, task))
+        yield task, (row for _, row in read_table(path)), _used(Columns.of(config, task))
 
 
 def _hub_rows(config: DataConfig) -> Iterator[Table]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deal_core.config.experiment import DataConfig
 from deal_core.data.rows import Columns, to_text
-from deal_core.data.tables import READERS, read_lines
+from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
 from deal_core.errors import UserError
 
 KEY = "method.consolidation.public_path"
@@ -33,10 +33,10 @@ def read_public(name: str, config: DataConfig) -> list[str]:
 
 
 def _texts(path: Path, config: DataConfig) -> list[str]:
-    if path.suffix not in READERS:
+    if table_suffix(path) not in READERS:
         return [text for _, text in read_lines(path)]
     columns, texts = Columns.of(config, ""), []
-    for number, row in READERS[path.suffix](path):
+    for number, row in read_table(path):
         try:
             texts.append(to_text(row, columns))
         except UserError as error:

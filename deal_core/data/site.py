@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from deal_core.config.experiment import DataConfig, TaskColumns
-from deal_core.data.files import SPLITS, split_file, task_folders
+from deal_core.data.files import SPLITS, split_file, split_files, task_folders
 from deal_core.data.rows import Columns, to_example
 from deal_core.data.source import Example, TaskData
-from deal_core.data.tables import READERS
+from deal_core.data.split import split_off_each
+from deal_core.data.tables import read_table
 from deal_core.errors import UserError, choose
 
 
@@ -47,6 +48,10 @@ class SiteSource:
         # Compared with what is listed, not looked up: a task's name must not lead elsewhere.
         if task not in task_folders(folder):
             return TaskData(task, labels, (), ())
+        if self._config.split and not split_files(folder / task, "test"):
+            examples, left_out = self._read(folder / task, task, "train")
+            sides = split_off_each(examples, self._config.split)
+            return TaskData(task, labels, *sides, left_out=left_out, held_out=True)
         train, test = (self._read(folder / task, task, split) for split in SPLITS)
         left_out = train[1] + test[1]
         return TaskData(task, labels, tuple(train[0]), tuple(test[0]), left_out=left_out)
@@ -60,7 +65,7 @@ class SiteSource:
         path = split_file(folder, split)
         examples: list[Example] = []
         left_out = 0
-        for number, values in READERS[path.suffix](path):
+        for number, values in read_table(path):
             try:
                 example = to_example(values, columns, str(path), number)
             except UserError:

@@ -47,6 +47,8 @@ class TaskData:
     means one client in every task; empty: the values that this task holds."""
     left_out: int = 0
     """Rows that could not be used (site)."""
+    held_out: bool = False
+    """The test examples are of the training file (``data.split``)."""
 
 
 def declared_labels(config: DataConfig, task: str) -> tuple[str, ...] | None:

@@ -1,19 +1,29 @@
-"""Rows of JSONL, CSV and Parquet files, one at a time, each with its number."""
+"""Rows of JSONL, CSV, Parquet and Excel files, one at a time, each with its number."""
 
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
+from deal_core.data.excel import read_excel
 from deal_core.errors import UserError
 
 Row: TypeAlias = tuple[int, Mapping[str, Any]]
-"""Number and values. The number is the line of the file, from 1; of a Parquet file,
-which has no lines, the row, from 1."""
+"""Number and values. The number is the line of the file, from 1, or the row of an Excel sheet; of a
+Parquet file, which has no lines, the row, from 1."""
+
+DELIMITERS = ",;\t"
+"""Of a ``.csv`` file: the one that its header has most of; of equal ones the first."""
+HELD = {",": "commas", ";": "semicolons", "\t": "tabs"}
+"""Delimiter to its name."""
+GZIP = ".gz"
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -51,7 +61,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def read_csv(path: Path) -> Iterator[Row]:
-    """Yield the rows below the header of a comma-separated file; blank lines are skipped.
+    """Yield the rows below the header of a file whose fields are separated by commas, semicolons or
+    tabs; blank lines are skipped.
 
     The number of a row that spans several lines is its first line.
 
@@ -59,7 +70,32 @@ def read_csv(path: Path) -> Iterator[Row]:
         UserError: unreadable file, bytes that are not UTF-8, bad quoting, a repeated
             column or a row with more or fewer fields than the header.
     """
-    reader = csv.reader((line for _, line in _lines(path)), strict=True)
+    lines = (line for _, line in _lines(path))
+    begin: list[str] = []
+    for line in lines:
+        begin.append(line)
+        if line.strip():
+            break
+    yield from _separated(path, chain(begin, lines), _delimiter("".join(begin)))
+
+
+def read_tsv(path: Path) -> Iterator[Row]:
+    """Yield the rows below the header of a file whose fields are separated by tabs.
+
+    Raises:
+        UserError: as :func:`read_csv`.
+    """
+    yield from _separated(path, (line for _, line in _lines(path)), "\t")
+
+
+def _delimiter(header: str) -> str:
+    """Return the delimiter that a header has most of, outside quotes."""
+    outside = "".join(header.split('"')[::2])
+    return max(DELIMITERS, key=outside.count)
+
+
+def _separated(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[Row]:
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] = []
     number = 1
     while True:
@@ -67,15 +103,15 @@ def read_csv(path: Path) -> Iterator[Row]:
             fields = next(reader, None)
         except csv.Error as error:
             raise UserError(
-                f"{path}, row {number}: not valid CSV ({error}); quote fields with commas, "
-                'quotes or line breaks, and double the quotes inside ("")'
+                f"{path}, row {number}: not valid CSV ({error}); quote fields with "
+                f'{HELD[delimiter]}, quotes or line breaks, and double the quotes inside ("")'
             ) from None
         if fields is None:
             return
         if fields and not header:
             header = _header(fields, path, number)
         elif fields:
-            yield number, _values(header, fields, path, number)
+            yield number, _values(header, fields, path, number, HELD[delimiter])
         number = reader.line_num + 1
 
 
@@ -87,11 +123,13 @@ def _header(fields: list[str], path: Path, number: int) -> list[str]:
     return header
 
 
-def _values(header: list[str], fields: list[str], path: Path, number: int) -> dict[str, str]:
+def _values(
+    header: list[str], fields: list[str], path: Path, number: int, held: str
+) -> dict[str, str]:
     if len(fields) != len(header):
         raise UserError(
             f"{path}, row {number}: {len(fields)} fields, but the header has {len(header)}; "
-            "quote fields that hold commas"
+            f"quote fields that hold {held}"
         )
     return dict(zip(header, fields, strict=True))
 
@@ -122,18 +160,44 @@ def read_parquet(path: Path) -> Iterator[Row]:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     # Decoded line by line, so that the message can name the line.
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             for number, line in enumerate(file, start=1):
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}, row {number}: not UTF-8 text; save the file as UTF-8") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise UserError(f"{path}: not a whole gzip file; compress it again") from None
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check its permissions"
         ) from None
 
 
+def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
+    return gzip.open(path, "rb") if path.suffix == GZIP else path.open("rb")
+
+
+TEXT_READERS = {".jsonl": read_jsonl, ".csv": read_csv, ".tsv": read_tsv}
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = MappingProxyType(
-    {".jsonl": read_jsonl, ".csv": read_csv, ".parquet": read_parquet}
+    {
+        **TEXT_READERS,
+        ".parquet": read_parquet,
+        ".xlsx": read_excel,
+        **{suffix + GZIP: reader for suffix, reader in TEXT_READERS.items()},
+    }
 )
-"""File suffix to reader."""
+"""End of a file's name to reader."""
+
+
+def table_suffix(path: Path) -> str:
+    """Return the end of a file's name that says how it is read: ``.csv``, ``.csv.gz``."""
+    return "".join(path.suffixes[-2:]) if path.suffix == GZIP else path.suffix
+
+
+def read_table(path: Path) -> Iterator[Row]:
+    """Yield the rows of a file of ``READERS``.
+
+    Raises:
+        UserError: it cannot be read; see its reader.
+    """
+    yield from READERS[table_suffix(path)](path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.data.assets import asset_folder
+from deal_core.data.hub_access import has_model, hub_answers, no_answer
 from deal_core.errors import UserError, nearest
 
 EMBEDDED = "embedded:"
@@ -72,13 +73,20 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         options: passed on.
 
     Raises:
-        UserError: neither a folder nor reachable on the hub, a checkpoint that lacks weights, or an
-            attention that cannot be replaced.
+        UserError: neither a folder nor reachable on the hub (within ten seconds), a checkpoint
+            that lacks weights, or an attention that cannot be replaced.
     """
     from transformers.utils.quantization_config import GgufConfig
 
     source = locate(name)
     kind = "folder" if Path(source.location).exists() else "name"
+    if kind == "name" and not hub_answers():
+        if not has_model(source.location):
+            raise UserError(
+                f"model.name '{name}': cannot load this name ({no_answer()}); "
+                "check the name, and the connection to the hub"
+            )
+        options["local_files_only"] = True
     is_model = loader.__name__.startswith("AutoModel")
     options |= {"output_loading_info": True} if is_model else {}
     if is_model and "gguf_file" in source.options:

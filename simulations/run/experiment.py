@@ -43,7 +43,8 @@ def load_experiment(request: Request) -> Experiment:
     tables = read_toml(path)
     parse_experiment(tables, str(path))  # so that a fault of the file is not blamed on --set
     experiment = parse_experiment(apply_overrides(tables, request.overrides), "--set")
-    return with_absolute_paths(_completed(experiment, request, path.stem))
+    folder = beside(request.experiment, path)
+    return with_absolute_paths(_completed(experiment, request, path.stem), folder)
 
 
 def find_experiment(name: str) -> Path:
@@ -53,6 +54,12 @@ def find_experiment(name: str) -> Path:
         UserError: neither; the message lists the shipped ones.
     """
     return find_file("experiment", name, shipped_experiments())
+
+
+def beside(name: str, path: Path) -> Path | None:
+    """Return the folder in which relative paths of an experiment may be, besides the working
+    directory: that of a user's own file; None for a shipped one."""
+    return None if name in shipped_experiments() else path.parent
 
 
 def find_file(kind: str, name: str, shipped: Mapping[str, Path]) -> Path:
@@ -83,20 +90,34 @@ def _completed(experiment: Experiment, request: Request, name: str) -> Experimen
     return experiment.model_copy(update={"run": run})
 
 
-def with_absolute_paths(experiment: Experiment) -> Experiment:
-    """Paths are relative to the working directory, and the apps may run in another one."""
+def with_absolute_paths(experiment: Experiment, folder: Path | None = None) -> Experiment:
+    """Return the experiment with absolute inputs (:func:`with_absolute_inputs`), and a run folder
+    relative to the working directory: the apps may run in another one."""
+    run = experiment.run.model_copy(update={"out": _resolved(experiment.run.out)})
+    return with_absolute_inputs(experiment, folder).model_copy(update={"run": run})
+
+
+def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> Experiment:
+    """Return the experiment with absolute paths of data, model and public texts.
+
+    Args:
+        experiment: whose paths are relative to the working directory; where nothing is there, to
+            the ``folder``.
+        folder: of the experiment's file; None: the working directory alone.
+    """
     data, model, method = experiment.data, experiment.model, experiment.method
     if data.path:
-        data = data.model_copy(update={"path": _resolved(data.path)})
-    if Path(model.name).is_dir():
-        model = model.model_copy(update={"name": _resolved(model.name)})
+        data = data.model_copy(update={"path": _resolved(data.path, folder)})
+    if Path(_resolved(model.name, folder)).is_dir():
+        model = model.model_copy(update={"name": _resolved(model.name, folder)})
     if public := method.consolidation.public_path:
-        own = method.consolidation.model_copy(update={"public_path": _resolved(public)})
+        own = method.consolidation.model_copy(update={"public_path": _resolved(public, folder)})
         method = method.model_copy(update={"consolidation": own})
-    run = experiment.run.model_copy(update={"out": _resolved(experiment.run.out)})
-    tables = {"data": data, "model": model, "method": method, "run": run}
-    return experiment.model_copy(update=tables)
+    return experiment.model_copy(update={"data": data, "model": model, "method": method})
 
 
-def _resolved(path: str) -> str:
-    return str(Path(path).expanduser().resolve())
+def _resolved(path: str, folder: Path | None = None) -> str:
+    here = Path(path).expanduser()
+    # The working directory first: so it has always been.
+    there = here if folder is None or here.exists() else folder / here
+    return str((there if there.exists() else here).resolve())

@@ -27,6 +27,10 @@ IDLE = {
 """Codes of clients that take no part, in words."""
 
 
+SHOWN = ("checkpoint_damaged", "client_failed", "round_lost", "step_lost", "weight_cut")
+"""Events that stay on a terminal above the live view."""
+
+
 @contextmanager
 def progress_view(console: Console, name: str) -> Iterator[Callable[[RunEvent], None]]:
     """Show the run while the block lasts; yields what takes the events."""
@@ -48,7 +52,7 @@ def progress_view(console: Console, name: str) -> Iterator[Callable[[RunEvent], 
     def listen(event: RunEvent) -> None:
         nonlocal state
         state = state.update(event)
-        if event["event"] in ("client_failed", "round_lost", "step_lost", "weight_cut"):
+        if event["event"] in SHOWN:
             live.console.print(plain_lines(event, state)[0], markup=False, highlight=False)
 
     with Live(get_renderable=render, console=console, refresh_per_second=4, transient=True) as live:
@@ -61,6 +65,9 @@ def plain_lines(event: RunEvent, state: Progress) -> list[str]:
     if kind == "run_started":
         start = f"resumed after {state.done} of {state.total} rounds" if state.done else "started"
         return [f"{start}: {len(state.tasks)} tasks, {event['clients']} clients"]
+    if kind == "checkpoint_damaged":
+        reason = event["reason"].partition(";")[0]  # without the cure of who has no other
+        return [f"resumed from the checkpoint before the last one: {reason}"]
     if kind == "client_failed":
         return [f"client {event['client']} left out: {event['reason']}"]
     if kind in ("round_lost", "step_lost"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from deal_core.aggregation import make_rule
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, partition
@@ -22,8 +24,12 @@ from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
 from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
+from simulations.check.finding import Check, Finding, reading, run_checks
+from simulations.check.quick import QUICK, ROWS
 from simulations.engines.faults import FAULTS
+from simulations.run.privacy_warnings import privacy_warnings
 from simulations.run.secure_preflight import check_secure
+from simulations.run.text_lengths import check_text_lengths
 
 
 def preflight(experiment: Experiment) -> None:
@@ -31,13 +37,11 @@ def preflight(experiment: Experiment) -> None:
     whether its checkpoint has them all.
 
     Raises:
-        UserError: one line with the place and the cure.
+        UserError: all that is wrong, a line each with the place and the cure.
     """
-    check_names(experiment)
-    check_data(experiment)
-    check_public(experiment)
-    adapter_shapes(experiment.model, experiment.adapter)
-    check_weights(experiment.model)
+    found = run_checks((*QUICK, *CHECKS), experiment)
+    if errors := [finding.text for finding in found if not finding.is_warning]:
+        raise UserError(*errors)
 
 
 def check_names(experiment: Experiment) -> None:
@@ -46,16 +50,8 @@ def check_names(experiment: Experiment) -> None:
     Raises:
         UserError: one line with the place and the cure.
     """
-    method_of(experiment)
-    check_aggregation(experiment)
-    check_adapter_kind(experiment)
-    check_secure(experiment)
-    codec_named(experiment.wire.dtype)
-    make_mechanism(experiment)
-    check_statistics(experiment)
-    check_answers(experiment)
-    check_lengths(experiment)
-    check_faults(experiment)
+    for check in NAMES:
+        check.find(experiment)
 
 
 def check_aggregation(experiment: Experiment) -> None:
@@ -207,6 +203,60 @@ def check_public(experiment: Experiment) -> None:
             read_public(phase.public_path, experiment.data)
 
 
+def check_method(experiment: Experiment) -> None:
+    """Look the method up.
+
+    Raises:
+        UserError: unknown name.
+    """
+    method_of(experiment)
+
+
+def check_model_names(experiment: Experiment) -> None:
+    """Look up family and kind of adapter, and read the model's description.
+
+    Raises:
+        UserError: unknown name, or a model that is nowhere.
+    """
+    has_label_logits(experiment.model)
+    kind_of(experiment.adapter)
+    max_positions(experiment.model)
+
+
+def check_wire(experiment: Experiment) -> None:
+    """Look up how adapters travel.
+
+    Raises:
+        UserError: unknown ``wire.dtype``.
+    """
+    codec_named(experiment.wire.dtype)
+
+
+def check_mechanism(experiment: Experiment) -> None:
+    """Build the mechanism, which checks what goes with it.
+
+    Raises:
+        UserError: unknown mechanism, or keys that do not go with it.
+    """
+    make_mechanism(experiment)
+
+
+def check_model(experiment: Experiment) -> None:
+    """Build the model without weights, and see whether its checkpoint has them all.
+
+    Raises:
+        UserError: layers, or weights, that it lacks.
+    """
+    adapter_shapes(experiment.model, experiment.adapter)
+    check_weights(experiment.model)
+
+
+def warn_of_privacy(experiment: Experiment) -> Iterator[Finding]:
+    """Yield what a person should know of the unit of privacy."""
+    for line in privacy_warnings(experiment):
+        yield Finding(line, is_warning=True)
+
+
 def check_data(experiment: Experiment) -> None:
     """Plan who works on which task, read every task and divide it among the clients.
 
@@ -225,3 +275,32 @@ def check_data(experiment: Experiment) -> None:
             experiment.federation.clients,
             experiment.run.seed,
         )
+
+
+TABLES = tuple(Experiment.model_fields)
+MODEL, METHOD = "the model's names", "the method's name"
+NAMES = (
+    Check(check_method, reading("method"), settles=METHOD),
+    Check(check_model_names, reading("model", "adapter"), settles=MODEL),
+    Check(check_aggregation, reading("aggregation", "method", "adapter")),
+    Check(check_adapter_kind, reading("adapter", "method", "model", MODEL)),
+    Check(check_secure, reading(*TABLES, METHOD, MODEL)),
+    Check(check_wire, reading("wire")),
+    Check(check_mechanism, reading(*TABLES, METHOD, MODEL)),
+    Check(check_statistics, reading(*TABLES, METHOD, MODEL)),
+    Check(check_answers, reading("model", "data", "method", MODEL)),
+    Check(check_lengths, reading("train", "model", MODEL)),
+    Check(check_faults, reading("faults", "run")),
+)
+"""Names, and what must go together."""
+CHECKS = (
+    *NAMES,
+    Check(
+        check_data, reading("data", "stream", "federation", "run", "privacy", "model", ROWS, MODEL)
+    ),
+    Check(check_public, reading("method", "data", METHOD)),
+    Check(check_model, reading("model", "adapter", MODEL)),
+    Check(check_text_lengths, reading("train", "model", "data", ROWS, MODEL)),
+    Check(warn_of_privacy, reading("privacy", "data", "federation", "run", ROWS)),
+)
+"""All that needs torch, after the quick ones."""

@@ -14,6 +14,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.lock import exclusive_lock
 from simulations.output.toml import toml_lines
+from simulations.run.data_record import check_data_record, write_data_record
 
 RECORD = "experiment.toml"
 """The whole experiment, beside the results; it can be run again as it is."""
@@ -32,13 +33,13 @@ def check_folder(experiment: Experiment) -> None:
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"{folder.path}: is a file; choose another --out")
     if not experiment.run.resume:
-        if folder.checkpoint.exists() or folder.results.exists():
+        if folder.can_resume or folder.results.exists():
             raise UserError(
                 f"{folder.path}: already holds a run; continue it with --resume, "
                 "or choose another --out"
             )
         return
-    if not folder.checkpoint.exists():
+    if not folder.can_resume:
         raise UserError(f"{folder.path}: holds no checkpoint to resume; start without --resume")
     before = recorded(folder.path)
     check_same(experiment, before, "--resume", "use that, or another --out")
@@ -49,11 +50,16 @@ def claimed(experiment: Experiment) -> Iterator[None]:
     """Make the run folder and write the experiment into it; within the block it is ours.
 
     Raises:
-        UserError: another process writes it, or has meanwhile; it cannot be written.
+        UserError: another process writes it, or has meanwhile; it cannot be written; or a run to
+            be resumed was started with other rows.
     """
     with exclusive_lock(RunFolder(Path(experiment.run.out)).launching):
         check_folder(experiment)
+        if experiment.run.resume:
+            check_data_record(experiment)
         record(experiment)
+        if not experiment.run.resume:
+            write_data_record(experiment)
         yield
 
 

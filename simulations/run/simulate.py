@@ -9,11 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
-from deal_core.errors import choose
+from deal_core.errors import UserError, choose
 from server.folder import RunFolder
+from simulations.check.finding import run_checks
 from simulations.engines.interrupt import stoppable
 from simulations.engines.registry import ENGINES
 from simulations.output.console import print_line
+from simulations.run.check import every_check
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.live_view import progress_view
 from simulations.run.run_folder import check_folder, claimed
@@ -74,14 +76,12 @@ def _run(experiment: Experiment, request: Request, console: Console) -> None:
     with console.status("checking the experiment and its data"):
         engine = choose("run.engine", experiment.run.engine, ENGINES)
         engine.warm_up(experiment)
-        # Imports torch: after the quick checks.
-        from simulations.run.preflight import preflight
-        from simulations.run.privacy_warnings import privacy_warnings
-
-        preflight(experiment)
-        warnings = privacy_warnings(experiment)
-    for line in warnings:
-        print_line(console, f"warning: {line}")
+        found = list(run_checks(every_check(), experiment))
+    for finding in found:
+        if finding.is_warning:
+            print_line(console, f"warning: {finding.text}")
+    if errors := [finding.text for finding in found if not finding.is_warning]:
+        raise UserError(*errors)
     view = progress_view(console, Path(request.experiment).stem)
     with claimed(experiment), view as listener:
         engine.run(experiment, listener)
@@ -90,7 +90,7 @@ def _run(experiment: Experiment, request: Request, console: Console) -> None:
 def stopped_lines(request: Request, experiment: Experiment) -> list[str]:
     """Say what is left of an interrupted run, and how to go on."""
     folder = RunFolder(Path(experiment.run.out))
-    if not folder.checkpoint.exists():
+    if not folder.can_resume:
         return ["stopped before the first checkpoint; start again with the same command"]
     return [
         f"stopped; the checkpoint is in {folder.path}; continue with",

@@ -13,7 +13,12 @@ from deal_core.config.run_config import WHERE, Value, flatten
 from deal_core.data import open_source
 from deal_core.errors import UserError, choose
 from server.results import Results
-from simulations.run.experiment import find_experiment, with_absolute_paths
+from simulations.run.experiment import (
+    beside,
+    find_experiment,
+    with_absolute_inputs,
+    with_absolute_paths,
+)
 from simulations.study.bounds import BOUNDS
 from simulations.study.outcome import Outcome, outcome
 from simulations.study.study_file import Study
@@ -168,7 +173,8 @@ def _experiment(
     for where, layer in layers:
         tables = overlaid(tables, layer)
         parse_experiment(tables, f"{study.path}: {where}")
-    return parse_experiment(apply_overrides(tables, overrides), "--set")
+    experiment = parse_experiment(apply_overrides(tables, overrides), "--set")
+    return with_absolute_inputs(experiment, beside(base, path))
 
 
 def _settled(experiment: Experiment, folder: Path, seed: int) -> Experiment:

@@ -40,7 +40,7 @@ def run_status(experiment: Experiment) -> Standing:
     if folder.results.exists():
         check_same(experiment, read_results(folder.path).config, "study", cure)
         return "finished"
-    if folder.checkpoint.exists():
+    if folder.can_resume:
         check_same(experiment, recorded(folder.path), "study", cure)
         return "started"
     return "new"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deal_core.data.rows import Columns, to_text
-from deal_core.data.tables import READERS, read_lines
+from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
 from deal_core.errors import UserError
 
 
@@ -53,14 +53,14 @@ def file_texts(path: Path, column: str, pair_column: str) -> Iterator[Text]:
         raise UserError(f"{path}: no such file")
     if path.suffix == ".txt":
         return (Text(line, number) for number, line in read_lines(path))
-    if path.suffix not in READERS:
+    if table_suffix(path) not in READERS:
         known = ", ".join((*READERS, ".txt"))
         raise UserError(f"{path}: files may end in {known}; rename or convert it")
     return _rows(path, Columns(text=column, label="", pair=pair_column))
 
 
 def _rows(path: Path, columns: Columns) -> Iterator[Text]:
-    for number, row in READERS[path.suffix](path):
+    for number, row in read_table(path):
         try:
             text = to_text(row, columns)
         except UserError as error:

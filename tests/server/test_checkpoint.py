@@ -13,9 +13,9 @@ from server.checkpoint import (
     History,
     load_checkpoint,
     load_latest,
-    previous,
     save_checkpoint,
 )
+from server.folder import previous_checkpoint
 from server.spending import Spending
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
@@ -139,7 +139,7 @@ def test_one_wrong_bit_is_found_and_the_checkpoint_before_it_is_used(tmp_path, c
     back, reason = load_latest(path, SHAPES)
     assert back.position == 4
     assert "damaged checkpoint (its content is not what was written)" in reason
-    spoilt(previous(path))
+    spoilt(previous_checkpoint(path))
     with pytest.raises(UserError, match="damaged"):
         load_latest(path, SHAPES)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from deal_core.config.experiment import DataConfig, PartitionConfig, TaskColumns
 from deal_core.data import Example, TaskData, open_source
+from deal_core.data.files import FilesSource
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 
@@ -41,11 +43,42 @@ def write_parquet(path: Path, rows: Rows) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows), schema if not rows else None), path)
 
 
+def write_tsv(path: Path, rows: Rows) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        columns = list(rows[0]) if rows else ["text", "label", "ward"]
+        writer = csv.DictWriter(file, columns, delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_excel(path: Path, rows: Rows) -> None:
+    import pandas
+
+    pytest.importorskip("openpyxl")
+    frame = pandas.DataFrame(list(rows), columns=list(rows[0]) if rows else ["text", "label"])
+    frame.to_excel(path, index=False)
+
+
+def zipped(write: Callable[[Path, Rows], None]) -> Callable[[Path, Rows], None]:
+    def write_zipped(path: Path, rows: Rows) -> None:
+        write(path, rows)
+        path.write_bytes(gzip.compress(path.read_bytes()))
+
+    return write_zipped
+
+
 WRITERS: dict[str, Callable[[Path, Rows], None]] = {
     ".jsonl": write_jsonl,
     ".csv": write_csv,
+    ".tsv": write_tsv,
     ".parquet": write_parquet,
+    ".xlsx": write_excel,
+    ".jsonl.gz": zipped(write_jsonl),
+    ".csv.gz": zipped(write_csv),
+    ".tsv.gz": zipped(write_tsv),
 }
+WITH_HEADER = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
+"""Their first row is the second line, or the second of the sheet."""
 
 
 def make_task(root: Path, suffix: str = ".jsonl", name: str = "triage") -> Path:
@@ -178,14 +211,14 @@ def test_bad_rows_are_named(
 ) -> None:
     folder = make_task(tmp_path, suffix)
     WRITERS[suffix](folder / f"test{suffix}", [*TEST, bad])
-    row = 3 if suffix == ".csv" else 2
+    row = 3 if suffix in WITH_HEADER else 2
     assert f"{folder / f'test{suffix}'}, row {row}: {problem}" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize("suffix", READERS)
 def test_missing_column_lists_the_columns(tmp_path: Path, suffix: str) -> None:
     folder = make_task(tmp_path, suffix)
-    row = 2 if suffix == ".csv" else 1
+    row = 2 if suffix in WITH_HEADER else 1
     assert error_of(tmp_path, label_column="labels") == (
         f"{folder / f'train{suffix}'}, row {row}: no column 'labels'; "
         "the columns are: text, label, ward; did you mean 'label'?"
@@ -211,9 +244,17 @@ GOOD_LINE = b'{"text": "x", "label": "y"}\n'
         ("train.csv", b'text,label\n"a"b,y\n', "row 2: not valid CSV"),
         ("train.csv", b"text,label,text\n", "row 1: column 'text' occurs twice"),
         ("train.csv", b"text,label\nx,y\n\xff,y\n", "row 3: not UTF-8"),
-        ("train.csv", b"text;label\nx;y\n", "row 2: no column 'text'; the columns are: text;label"),
+        ("train.csv", b"text|label\nx|y\n", "row 2: no column 'text'; the columns are: text|label"),
+        (
+            "train.csv",
+            b"text;label\nx;y\nx;y;z\n",
+            "row 3: 3 fields, but the header has 2; quote f",
+        ),
+        ("train.csv", b"text;label\nx;y;z\n", "row 2: 3 fields, but the header has 2; quote fiel"),
+        ("train.tsv", b"text;label\nx;y\n", "row 2: no column 'text'; the columns are: text;label"),
         ("train.parquet", b"not parquet", "row 1: not a readable Parquet file"),
         ("train.parquet", b"", "row 1: not a readable Parquet file"),
+        ("train.csv", "text,label\nx,y\n".encode("utf-16"), "row 1: not UTF-8 text; save the file"),
     ],
 )
 def test_corrupt_files_name_file_and_row(
@@ -300,3 +341,75 @@ def test_an_id_column_says_whose_a_record_is(tmp_path):
     with pytest.raises(UserError, match="row 2: no column 'patient'"):
         to_example({"text": "cough", "label": "lung"}, columns, "file", 2)
     assert to_example(row, Columns.of(DataConfig(), "task"), "file", 1).id == ""
+
+
+def test_a_damaged_gzip_file_is_one_line(tmp_path: Path) -> None:
+    folder = make_task(tmp_path, ".csv.gz")
+    path = folder / "train.csv.gz"
+    for content in (path.read_bytes()[:-12], b"no gzip"):
+        path.write_bytes(content)
+        assert error_of(tmp_path) == f"{path}: not a whole gzip file; compress it again"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text;label\nchest, left;1\nskin;2\n",
+        "text\tlabel\nchest, left\t1\nskin\t2\n",
+        'text,label\n"chest, left",1\nskin,2\n',
+        '\n"text, in; words";label;text\n;1;chest, left\n;2;skin\n',
+        "text;label\r\nchest, left;1\r\nskin;2\r\n",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_the_header_says_what_separates_the_fields(
+    tmp_path: Path, content: str, encoding: str
+) -> None:
+    folder = make_task(tmp_path, ".csv")
+    (folder / "train.csv").write_bytes(content.encode(encoding))
+    assert load(tmp_path).train == (Example("chest, left", "1"), Example("skin", "2"))
+
+
+def test_excel_without_its_library_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    folder = make_task(tmp_path)
+    (folder / "test.jsonl").unlink()
+    (folder / "test.xlsx").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    assert "openpyxl; run pip install openpyxl, or save it as CSV" in error_of(tmp_path)
+
+
+def test_a_file_that_is_no_workbook_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl")
+    folder = make_task(tmp_path)
+    (folder / "test.jsonl").unlink()
+    (folder / "test.xlsx").write_bytes(b"text,label")
+    assert "test.xlsx: not a readable Excel workbook" in error_of(tmp_path)
+
+
+def test_numbers_and_words_of_a_sheet_are_as_they_were_typed(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    folder = make_task(tmp_path)
+    (folder / "test.jsonl").unlink()
+    book = openpyxl.Workbook()
+    rows = (("text", "label", "ward"), ("itches", 1, None), (None, None, None), ("NA", "2", 3.5))
+    for row in rows:
+        book.active.append(row)
+    book.save(folder / "test.xlsx")
+    assert load(tmp_path).test == (Example("itches", "1"), Example("NA", "2"))
+
+
+def test_all_problems_of_a_task_at_once(tmp_path: Path) -> None:
+    folder = make_task(tmp_path)
+    write_jsonl(folder / "train.jsonl", [*TRAIN, {"text": "", "label": 1}, {"text": "x"}])
+    (folder / "test.jsonl").write_text("[")
+    task, problems = FilesSource(DataConfig(source="files", path=str(tmp_path))).examine("triage")
+    assert len(task.train) == 3
+    assert [str(problem).partition(": ")[0] for problem in problems] == [
+        f"{folder / 'train.jsonl'}, row 4",
+        f"{folder / 'train.jsonl'}, row 5",
+        f"{folder / 'test.jsonl'}, row 1",
+    ]

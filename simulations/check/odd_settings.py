@@ -1,0 +1,84 @@
+"""Settings that are allowed and make little sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from deal_core.config.experiment import Experiment
+from simulations.check.finding import Finding
+
+LARGEST_RATE, SMALLEST_RATE = 0.1, 1e-7
+"""Of AdamW: above, training diverges; below, nothing moves in float32."""
+LARGEST_RANK = 256
+LARGEST_SCALE = 64.0
+"""Of ``lora_alpha / rank``."""
+LARGEST_DELTA, LARGEST_EPSILON = 1e-3, 20.0
+SHORTEST = 16
+"""Tokens; a text of fewer is a few words."""
+MOST_PASSES = 1000
+"""Rounds of a task times local epochs."""
+
+
+def check_odd_settings(experiment: Experiment) -> Iterator[Finding]:
+    """Yield a warning for every setting that is out of any sense."""
+    for line in (*_training(experiment), *_adapter(experiment), *_privacy(experiment)):
+        yield Finding(line, is_warning=True)
+
+
+def _training(experiment: Experiment) -> Iterator[str]:
+    train, federation = experiment.train, experiment.federation
+    if train.step == "client" and train.learning_rate > LARGEST_RATE:
+        yield (
+            f"train.learning_rate = {train.learning_rate:g} is large for AdamW, and diverges; "
+            "usual are 0.0001 to 0.01"
+        )
+    if train.learning_rate < SMALLEST_RATE:
+        yield f"train.learning_rate = {train.learning_rate:g} is so small that nothing is learnt"
+    if train.max_length < SHORTEST:
+        yield f"train.max_length = {train.max_length}: of a text a few words are left"
+    passes = federation.rounds * federation.local_epochs
+    if train.step == "client" and passes > MOST_PASSES:
+        yield (
+            f"federation.rounds = {federation.rounds} of local_epochs = {federation.local_epochs}: "
+            f"{passes} passes over the data of each task"
+        )
+    if train.weight_decay >= 1:
+        yield f"train.weight_decay = {train.weight_decay:g} pulls the adapter to zero"
+    if federation.clients_per_round > federation.clients:
+        yield (
+            f"federation.clients_per_round = {federation.clients_per_round} is more than "
+            f"federation.clients = {federation.clients}: all are asked"
+        )
+
+
+def _adapter(experiment: Experiment) -> Iterator[str]:
+    adapter = experiment.adapter
+    if adapter.rank > LARGEST_RANK:
+        yield f"adapter.rank = {adapter.rank} is hardly low: usual are 4 to 64"
+    if adapter.lora_alpha / adapter.rank > LARGEST_SCALE:
+        yield (
+            f"adapter.lora_alpha = {adapter.lora_alpha:g} with adapter.rank = {adapter.rank} "
+            f"scales the adapter by {adapter.lora_alpha / adapter.rank:g}; usual are 1 to 4"
+        )
+    method = experiment.method
+    if method.name == "deal" and method.retention.enabled and adapter.retained_rank < adapter.rank:
+        yield (
+            f"adapter.retained_rank = {adapter.retained_rank} is below adapter.rank = "
+            f"{adapter.rank}: not even one task is kept whole"
+        )
+
+
+def _privacy(experiment: Experiment) -> Iterator[str]:
+    privacy = experiment.privacy
+    if privacy.mechanism == "none":
+        return
+    if privacy.target_delta > LARGEST_DELTA:
+        yield (
+            f"privacy.target_delta = {privacy.target_delta:g} is above {LARGEST_DELTA:g}: so "
+            "likely may a record be told outright; keep it well below one over their number"
+        )
+    if privacy.target_epsilon > LARGEST_EPSILON:
+        yield (
+            f"privacy.target_epsilon = {privacy.target_epsilon:g} is above {LARGEST_EPSILON:g}: it "
+            "promises next to nothing; usual are 1 to 8"
+        )

@@ -1,0 +1,101 @@
+"""``deal check``: all that is wrong, or odd, with an experiment and its data; nothing starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import apply_overrides, parse_experiment, read_toml, sound_part
+from deal_core.errors import UserError
+from simulations.check.finding import Check, Finding, run_checks
+from simulations.check.quick import QUICK, ROWS
+from simulations.output.console import print_line
+from simulations.run.experiment import beside, find_experiment, with_absolute_inputs
+
+FAILED = 2
+
+
+def check(name: str, overrides: tuple[str, ...], strict: bool, console: Console) -> int:
+    """Print every finding as soon as it is there, and how many there are.
+
+    Args:
+        name: a shipped experiment or the path of a TOML file.
+        overrides: ``table.key=value``, applied in order.
+        strict: warnings count as errors.
+        console: for people.
+
+    Returns:
+        The exit code: 0, or 2 where something is wrong.
+
+    Raises:
+        UserError: there is no such experiment, or its file is no TOML.
+    """
+    errors = warnings = 0
+    for finding in findings(name, overrides):
+        kind = "warning" if finding.is_warning else "error"
+        errors, warnings = errors + (kind == "error"), warnings + (kind == "warning")
+        print_line(console, f"{kind}: {finding.text}")
+    if errors or warnings:
+        print_line(console, f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
+    else:
+        print_line(console, "nothing is wrong")
+    return FAILED if errors or (strict and warnings) else 0
+
+
+def counted(count: int, word: str) -> str:
+    """Return ``1 error``, ``2 errors``, ``no errors``."""
+    return f"{count or 'no'} {word}{'' if count == 1 else 's'}"
+
+
+def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
+    """Yield what is wrong with an experiment: its keys, its data, and then what takes longer.
+
+    Raises:
+        UserError: there is no such experiment, its file is no TOML, or an override is none.
+    """
+    path = find_experiment(name)
+    tables = read_toml(path)
+    experiment, unsound = sound_part(Experiment, tables)
+    try:
+        parse_experiment(tables, str(path))
+        changed = apply_overrides(tables, overrides)
+        experiment, unsound = sound_part(Experiment, changed)
+        parse_experiment(changed, "--set")
+    except UserError as error:
+        for problem in error.problems:
+            yield Finding(problem)
+    folder = beside(name, path)
+    yield from two_folders(experiment, folder)
+    experiment = with_absolute_inputs(experiment, folder)
+    if experiment.data.source == "sites":
+        yield Finding('data.source = "sites": rows are read by deal site check', is_warning=True)
+        without_rows = (each for each in every_check() if each.settles != ROWS)
+        yield from run_checks(without_rows, experiment, {*unsound, ROWS})
+    else:
+        yield from run_checks(every_check(), experiment, unsound)
+
+
+def every_check() -> Iterator[Check]:
+    """Yield the whole list; torch is imported when the quick ones are through."""
+    yield from QUICK
+    from simulations.run.preflight import CHECKS
+
+    yield from CHECKS
+
+
+def two_folders(experiment: Experiment, folder: Path | None) -> Iterator[Finding]:
+    """Yield a warning where ``data.path`` is in the working directory and beside the experiment
+    file, and they are not the same."""
+    path = experiment.data.path
+    if not path or folder is None or Path(path).expanduser().is_absolute():
+        return
+    here, there = Path(path).resolve(), (folder / path).resolve()
+    if here.exists() and there.exists() and here != there:
+        yield Finding(
+            f"data.path = '{path}' is in the working directory and beside the experiment: "
+            f"{here} is used, not {there}",
+            is_warning=True,
+        )

@@ -1,0 +1,102 @@
+"""What the rows were when a run was started: so that one that goes on does so with the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import astuple
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from deal_core.config.experiment import Experiment
+from deal_core.data import TaskData, open_source
+from deal_core.errors import UserError
+from deal_core.whole_file import write_whole
+from server.folder import RunFolder
+
+
+class TaskRecord(BaseModel):
+    """The rows of a task.
+
+    Attributes:
+        train, test: numbers of rows.
+        sha256: of labels and rows, in their order.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    train: int
+    test: int
+    sha256: str
+
+
+class DataRecord(BaseModel):
+    """The rows of a run, task by task."""
+
+    model_config = ConfigDict(frozen=True)
+
+    tasks: dict[str, TaskRecord]
+
+
+def data_record(experiment: Experiment) -> DataRecord:
+    """Return what the rows are now.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    source = open_source(experiment.data, experiment.privacy.unit_column)
+    return DataRecord(tasks={name: _record(source.load(name)) for name in source.task_names()})
+
+
+def write_data_record(experiment: Experiment) -> None:
+    """Write into the run folder what the rows are.
+
+    Raises:
+        UserError: they cannot be read, or the folder cannot be written.
+    """
+    path = RunFolder(Path(experiment.run.out)).data_record
+    try:
+        write_whole(path, data_record(experiment).model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def check_data_record(experiment: Experiment) -> None:
+    """Check that the rows are those that the run was started with. A run of an earlier version has
+    no record, and is believed.
+
+    Raises:
+        UserError: they are not, a line for each task; or the record cannot be read.
+    """
+    path = RunFolder(Path(experiment.run.out)).data_record
+    if not path.exists():
+        return
+    try:
+        before = DataRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}); remove it to go on") from None
+    if changed := list(_changes(before, data_record(experiment), experiment.run.out)):
+        raise UserError(*changed)
+
+
+def _changes(before: DataRecord, now: DataRecord, folder: str) -> Iterator[str]:
+    for task, record in now.tasks.items():
+        old = before.tasks.get(task)
+        if old is not None and old != record:
+            yield (
+                f"--resume: the rows of task '{task}' are not those that the run in {folder} was "
+                f"started with ({old.train} train and {old.test} test rows then, {record.train} "
+                f"and {record.test} now); put the old files back, or start in another --out"
+            )
+
+
+def _record(task: TaskData) -> TaskRecord:
+    hashed = hashlib.sha256(json.dumps(task.labels).encode())
+    for split in (task.train, task.test):
+        for example in split:
+            hashed.update(json.dumps(astuple(example)).encode() + b"\n")
+        hashed.update(b"\n")
+    return TaskRecord(train=len(task.train), test=len(task.test), sha256=hashed.hexdigest())

@@ -1,0 +1,78 @@
+"""How long texts and prompts are in the model's own tokens, and how much of them it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from deal_core.config.experiment import Experiment
+from deal_core.data import Example, open_source
+from deal_core.models import has_label_logits, max_positions
+from deal_core.models.loading import pretrained
+from deal_core.models.prompt import read_template
+from simulations.check.finding import Finding
+
+LOOKED_AT = 400
+"""Texts of a task, at equal distances: tokenising all would take longer than the answer may."""
+MANY = 0.1
+"""Share of cut texts from which it is worth a line."""
+
+
+def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
+    """Yield a warning for tasks of which many texts are cut at ``train.max_length``, and for those
+    whose prompt does not fit beside such a text.
+
+    Raises:
+        UserError: the data, or the tokeniser, cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = pretrained(AutoTokenizer, experiment.model.name)
+    source = open_source(experiment.data)
+    for name in source.task_names():
+        task = source.load(name)
+        longest = experiment.train.max_length
+        lengths = token_counts(tokenizer, spread(task.train))
+        cut = sum(length > longest for length in lengths)
+        if cut > MANY * len(lengths):
+            yield Finding(
+                f"task '{name}': {cut} of {len(lengths)} texts looked at have more than "
+                f"train.max_length = {longest} tokens (up to {max(lengths)}); the rest is cut off",
+                is_warning=True,
+            )
+        yield from _prompt(experiment, tokenizer, name, task.labels)
+
+
+def spread(examples: Sequence[Example]) -> list[str]:
+    """Return at most ``LOOKED_AT`` texts, at equal distances."""
+    step = max(1, -(-len(examples) // LOOKED_AT))
+    return [example.text for example in examples[::step]]
+
+
+def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
+    """Return the number of tokens of each text, marks of the tokeniser left out."""
+    if not texts:
+        return []
+    ids = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
+    return [len(each) for each in ids["input_ids"]]
+
+
+def _prompt(
+    experiment: Experiment, tokenizer: Any, task: str, labels: Sequence[str]
+) -> Iterator[Finding]:
+    model, text = experiment.model, experiment.train.max_length
+    positions = max_positions(model)
+    if has_label_logits(model) or model.chat or not positions:
+        return  # there is no prompt; or it is the tokeniser's own
+    instruction = experiment.data.instructions.get(task, model.instruction)
+    around = read_template(model.template).around(instruction, labels)
+    beside = sum(token_counts(tokenizer, around))
+    answers = token_counts(tokenizer, labels)
+    answer = max(answers) if answers else model.max_new_tokens
+    if beside + text + answer > positions:
+        yield Finding(
+            f"task '{task}': its prompt has {beside} tokens, and with train.max_length = {text} "
+            f"and an answer of {answer} that is more than the {positions} that the model reads; "
+            "lower train.max_length",
+            is_warning=True,
+        )

@@ -1,0 +1,99 @@
+"""A hub that does not answer, or that does, on this machine's loopback."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from deal_core.config.experiment import HubTask
+from deal_core.data import hub_access
+from deal_core.data.hub import load_split
+from deal_core.data.hub_access import hub_answers
+from deal_core.errors import UserError
+from deal_core.models.loading import pretrained
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """Takes connections, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def answering() -> Iterator[str]:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+def test_a_hub_that_keeps_silent_costs_seconds_once(
+    silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, silent)
+    monkeypatch.setattr(hub_access, "SECONDS", 0.5)
+    start = time.monotonic()
+    with pytest.raises(UserError) as model:
+        pretrained(AutoConfig, "nobody/nothing")
+    with pytest.raises(UserError) as data:
+        load_split("ward", HubTask(path="nobody/nothing"), "train")
+    assert time.monotonic() - start < 9
+    assert str(model.value) == (
+        f"model.name 'nobody/nothing': cannot load this name (not on this machine, and {silent} "
+        "gives no answer); check the name, and the connection to the hub"
+    )
+    assert "data.hub.ward (nobody/nothing, split train): cannot be loaded (not on" in str(
+        data.value
+    )
+
+
+def test_any_answer_is_one(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, answering)
+    assert hub_answers()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert not hub_answers()
+
+
+def test_what_is_in_the_cache_needs_no_hub(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, silent)
+    monkeypatch.setattr(hub_access, "SECONDS", 0.2)
+    snapshot = tmp_path / "models--somebody--something"
+    (snapshot / "snapshots" / "1").mkdir(parents=True)
+    (snapshot / "refs").mkdir()
+    (snapshot / "refs" / "main").write_text("1")
+    (snapshot / "snapshots" / "1" / "config.json").write_text('{"model_type": "bert"}')
+    for name in (
+        "huggingface_hub.constants.HF_HUB_CACHE",
+        "huggingface_hub.file_download.HF_HUB_CACHE",
+    ):
+        monkeypatch.setattr(name, str(tmp_path), raising=False)
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path), raising=False)
+    assert hub_access.has_model("somebody/something")
+    assert not hub_access.has_model("somebody/else")
+    assert not hub_access.has_model("/no/name")
+    found = pretrained(AutoConfig, "somebody/something", cache_dir=str(tmp_path))
+    assert found.model_type == "bert"

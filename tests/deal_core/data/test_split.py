@@ -1,0 +1,111 @@
+"""Test rows from a training file: the same for everybody, of every label, none on two sides."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deal_core.config.experiment import DataConfig, Experiment, PrivacyConfig
+from deal_core.data import Example, load_for_clients, open_source
+from deal_core.data.files import FilesSource
+from deal_core.data.split import split_off, split_off_each
+from deal_core.errors import UserError
+
+EXAMPLES = tuple(
+    Example(f"text {number}", label)
+    for label, count in (("a", 100), ("b", 50), ("c", 7), ("d", 2), ("e", 1))
+    for number in range(count)
+)
+
+
+def test_every_label_has_its_share_and_keeps_one_for_training() -> None:
+    train, test = split_off(EXAMPLES, 0.2)
+    assert len(train) + len(test) == len(EXAMPLES)
+    assert set(train).isdisjoint(test)
+    assert Counter(e.label for e in test) == {"a": 20, "b": 10, "c": 1, "d": 1}
+    assert Counter(e.label for e in train) == {"a": 80, "b": 40, "c": 6, "d": 1, "e": 1}
+
+
+@given(st.randoms(), st.sampled_from([0.1, 0.2, 0.5, 0.9]))
+def test_the_order_of_the_rows_does_not_matter(order: random.Random, share: float) -> None:
+    shuffled = list(EXAMPLES)
+    order.shuffle(shuffled)
+    for split in (split_off, split_off_each):
+        assert [set(side) for side in split(shuffled, share)] == [
+            set(side) for side in split(EXAMPLES, share)
+        ]
+
+
+@pytest.mark.parametrize("split", [split_off, split_off_each])
+def test_rows_that_are_alike_are_on_one_side(split) -> None:
+    train, test = split([*EXAMPLES, *EXAMPLES, *EXAMPLES], 0.3)
+    assert {e.text + e.label for e in train}.isdisjoint(e.text + e.label for e in test)
+
+
+def test_a_label_of_equal_rows_is_for_training() -> None:
+    assert split_off([Example("same", "a")] * 9, 0.2) == ((Example("same", "a"),) * 9, ())
+
+
+def test_a_group_is_on_one_side() -> None:
+    examples = [Example(f"t{n}", "ab"[n % 2], unit=str(n // 5)) for n in range(200)]
+    train, test = split_off(examples, 0.3)
+    assert train
+    assert test
+    assert {e.unit for e in train}.isdisjoint(e.unit for e in test)
+
+
+@given(st.integers(0, len(EXAMPLES) - 1))
+def test_where_records_are_protected_none_moves_another(gone: int) -> None:
+    """The split of a neighbouring data set is the same split without the record."""
+    without = EXAMPLES[:gone] + EXAMPLES[gone + 1 :]
+    for before, after in zip(
+        split_off_each(EXAMPLES, 0.2), split_off_each(without, 0.2), strict=True
+    ):
+        assert set(before) - {EXAMPLES[gone]} == set(after)
+
+
+def write(folder: Path) -> None:
+    (folder / "ward").mkdir()
+    with (folder / "ward" / "train.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("text", "label"))
+        writer.writerows((e.text, e.label) for e in EXAMPLES)
+
+
+def test_a_task_without_a_test_file_is_split(tmp_path: Path) -> None:
+    write(tmp_path)
+    data = DataConfig(source="files", path=str(tmp_path))
+    with pytest.raises(UserError, match=r"no file for the split 'test'.* set data.split = 0.2"):
+        open_source(data).load("ward")
+    split = data.model_copy(update={"split": 0.2})
+    task = open_source(split).load("ward")
+    assert (task.train, task.test) == split_off(EXAMPLES, 0.2)
+    assert task.held_out
+    (tmp_path / "ward" / "test.csv").write_text("text,label\nx,a\n")
+    assert FilesSource(split).load("ward").test == (Example("x", "a"),)
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_test": 5}, {"train_share": 0.5, "max_test": 5}])
+def test_private_clients_split_each_record_by_itself(
+    tmp_path: Path, limits: dict[str, float]
+) -> None:
+    write(tmp_path)
+    experiment = Experiment(
+        data=DataConfig(source="files", path=str(tmp_path), split=0.3, **limits),  # type: ignore[arg-type]
+        privacy=PrivacyConfig(mechanism="record"),
+    )
+    train, test = split_off_each(EXAMPLES, 0.3)
+    task = load_for_clients(experiment, "ward")
+    assert task.labels == ("a", "b", "c", "d", "e")
+    assert set(task.train) <= set(train)
+    assert set(task.test) <= set(test)
+    if not limits:
+        assert (set(task.train), set(task.test)) == (set(train), set(test))
+    else:
+        assert len(task.test) == 5

@@ -1,0 +1,113 @@
+"""`deal check` as a command: exit codes, counts; and `deal simulate`, which checks the same."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from deal_core.errors import UserError
+from simulations.check.finding import Check, Finding, reading, run_checks
+from simulations.check.rows import grouped
+from simulations.run.check import check
+from simulations.run.experiment import Request, load_experiment
+from simulations.run.simulate import simulate
+from tests.simulations.check.odd_inputs import ROWS, TESTS, OddInput
+
+
+def checked(path: Path, *overrides: str, strict: bool = False) -> tuple[int, list[str]]:
+    text = io.StringIO()
+    code = check(str(path), overrides, strict, Console(file=text, width=160))
+    return code, text.getvalue().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+
+
+def test_warnings_fail_where_they_are_asked_to(tmp_path: Path) -> None:
+    path = OddInput("", "").write(tmp_path)
+    assert checked(path, strict=True) == (0, ["nothing is wrong"])
+    odd = OddInput("", "", train=(*ROWS, ROWS[0])).write(tmp_path)
+    code, lines = checked(odd)
+    assert code == 0
+    assert [line.partition(": ")[0] for line in lines] == ["warning", "no errors, 1 warning"]
+    assert checked(odd, strict=True)[0] == 2
+
+
+def test_errors_fail(tmp_path: Path) -> None:
+    path = OddInput("", "", test=(*TESTS, ("itch", "c"))).write(tmp_path)
+    code, lines = checked(path, "wire.dtype=int4")
+    assert code == 2
+    assert lines[-1] == "2 errors, no warnings"
+    assert all(line.startswith("error: ") for line in lines[:-1])
+
+
+def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None:
+    path = OddInput("", "", test=(*TESTS, ("itch", "c")), train=(*ROWS, ROWS[0])).write(tmp_path)
+    text, out = io.StringIO(), tmp_path / "run"
+    request = Request(str(path), str(out), ("wire.dtype=int4",))
+    with pytest.raises(UserError) as refused:
+        simulate(request, Console(file=text, width=160))
+    assert len(refused.value.problems) == 2
+    assert "no training example has the label 'c'" in refused.value.problems[0]
+    assert "unknown wire.dtype 'int4'" in refused.value.problems[1]
+    assert "warning: task 'ward': 1 of 81 training rows repeat an earlier one" in text.getvalue()
+    assert not out.exists()
+
+
+def test_paths_are_here_or_beside_the_experiment(tmp_path: Path) -> None:
+    path = OddInput("", "", toml='[method.consolidation]\npublic_path = "p.txt"').write(tmp_path)
+    beside = load_experiment(Request(str(path)))
+    assert beside.data.path == str(tmp_path / "data")
+    assert beside.method.consolidation.public_path == str(Path("p.txt").resolve())
+    (tmp_path / "p.txt").write_text("a text")
+    (tmp_path / "cwd" / "data").mkdir()
+    here = load_experiment(Request(str(path)))
+    assert here.data.path == str(tmp_path / "cwd" / "data")
+    assert here.method.consolidation.public_path == str(tmp_path / "p.txt")
+    assert here.run.out == str(tmp_path / "cwd" / "runs" / "own-seed0")
+
+
+def test_data_of_sites_are_theirs_to_check(tmp_path: Path) -> None:
+    path = tmp_path / "sites.toml"
+    path.write_text('[data]\nsource = "sites"\nlabels.ward = ["a", "b"]\n')
+    code, lines = checked(path)
+    assert code == 0
+    assert lines == [
+        'warning: data.source = "sites": rows are read by deal site check',
+        "no errors, 1 warning",
+    ]
+
+
+def test_a_row_is_named_once_for_each_problem() -> None:
+    rows = [f"f.csv, row {n}: column 'text' is empty" for n in range(2, 12)]
+    assert grouped([*rows, "f.csv, row 3: other", "no file"]) == [
+        "f.csv, row 2: column 'text' is empty (and 9 more rows: 3, 4, 5, 6, 7, ...)",
+        "f.csv, row 3: other",
+        "no file",
+    ]
+
+
+def test_what_rests_on_an_error_is_left_out(make_experiment) -> None:
+    def fails(experiment: object) -> None:
+        raise UserError("one", "two")
+
+    def warns(experiment: object) -> list[Finding]:
+        return [Finding("odd", is_warning=True)] * 2
+
+    checks = (
+        Check(warns, reading("data"), settles="rows"),
+        Check(warns, reading("rows")),
+        Check(fails, reading("train"), settles="model"),
+        Check(fails, reading("wire")),
+        Check(warns, reading("model"), settles="shape"),
+        Check(lambda experiment: [Finding("never")], reading("shape")),
+        Check(lambda experiment: [Finding("never")], reading("privacy")),
+    )
+    found = run_checks(checks, make_experiment(), unsound={"privacy"})
+    assert [finding.text for finding in found] == ["odd", "one", "two"]

@@ -1,0 +1,114 @@
+"""Every bad or odd input has its line, a good one has none; all lines of an input at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from simulations.check.finding import Finding
+from simulations.run.check import findings
+from simulations.run.shipped import shipped_experiments
+from tests.simulations.check.odd_inputs import ODD_INPUTS, OddInput
+
+ROOT = Path(__file__).parents[3]
+
+
+def found(path: Path, *overrides: str) -> list[Finding]:
+    from deal_core.errors import UserError
+
+    try:
+        return list(findings(str(path), overrides))
+    except UserError as error:
+        return [Finding(problem) for problem in error.problems]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experiment's data lie beside it, not in the working directory; there is no hub."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr("deal_core.models.loading.hub_answers", lambda: False)
+
+
+@pytest.mark.parametrize("odd", ODD_INPUTS, ids=[odd.what for odd in ODD_INPUTS])
+def test_the_line_of_an_input(odd: OddInput, tmp_path: Path) -> None:
+    lines = found(odd.write(tmp_path))
+    if not odd.message:
+        assert lines == []
+        return
+    told = [line for line in lines if odd.message in line.text]
+    assert len(told) == 1, [line.text for line in lines]
+    assert told[0].is_warning == odd.warns
+    assert "\n" not in told[0].text
+
+
+def test_all_at_once(tmp_path: Path) -> None:
+    odd = OddInput(
+        "everything",
+        "",
+        toml='speed = 1\n[method]\nname = "deel"\n[train]\nlearning_rate = 3.0\n'
+        '[wire]\ndtype = "int4"\n[federation]\nround = 3',
+        train=(*ROWS_WITH_TWO, ("", "a")),
+    )
+    lines = [line.text for line in found(odd.write(tmp_path), "adapter.rank=1000")]
+    for message in (
+        "unknown key 'speed'",
+        "unknown key 'federation.round'; did you mean 'rounds'?",
+        "column 'text' is empty",
+        "repeat an earlier one",
+        "train.learning_rate = 3",
+        "unknown method.name 'deel'",
+        "unknown wire.dtype 'int4'",
+    ):
+        assert sum(message in line for line in lines) == 1, (message, lines)
+
+
+ROWS_WITH_TWO = (("itch of one", "a"), ("itch of one", "a"), ("rash of two", "b"))
+
+
+@pytest.mark.parametrize("name", ["quickstart", "private", "per-client", "frugal"])
+def test_shipped_experiments_are_in_order(name: str) -> None:
+    assert [line.text for line in findings(name, ())] == []
+
+
+def test_no_shipped_experiment_has_an_odd_setting() -> None:
+    from deal_core.config.file import parse_experiment, read_toml
+    from simulations.check.odd_settings import check_odd_settings
+
+    for name, path in shipped_experiments().items():
+        assert list(check_odd_settings(parse_experiment(read_toml(path), name))) == []
+
+
+def test_the_first_answer_needs_no_torch(tmp_path: Path) -> None:
+    path = ODD_INPUTS[-1].write(tmp_path)
+    (tmp_path / "data" / "ward" / "test.csv").unlink()
+    code = (
+        "import sys\n"
+        "from simulations.run.check import findings\n"
+        f"print(next(findings({str(path)!r}, ())).text)\n"
+        "print(sorted({'torch', 'flwr', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    line, modules = done.stdout.splitlines()
+    assert "no file for the split 'test'" in line
+    assert modules == "[]"
+
+
+def test_data_here_beat_data_beside_the_experiment(tmp_path: Path) -> None:
+    path = OddInput("two folders", "").write(tmp_path)
+    OddInput("", "").write(tmp_path / "cwd")
+    (line,) = found(path)
+    assert line.is_warning
+    here, there = tmp_path / "cwd" / "data", tmp_path / "data"
+    assert line.text.endswith(f"{here} is used, not {there}")
+
+
+def test_the_page_lists_every_input() -> None:
+    page = (ROOT / "docs" / "checking.md").read_text(encoding="utf-8")
+    for odd in ODD_INPUTS:
+        assert f"| {odd.what} |" in page, odd.what

@@ -1,0 +1,50 @@
+"""Print the table of docs/checking.md: ``python -m tests.simulations.check.write_table``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from simulations.output.markdown import row
+from tests.simulations.check.odd_inputs import ODD_INPUTS, OddInput
+
+ROOT = Path(__file__).parents[3]
+
+
+def seen(odd: OddInput, folder: Path) -> tuple[str, float]:
+    """Return the line that a fresh ``deal check`` prints of an input, and after how many seconds;
+    of a good one its last line."""
+    path = odd.write(folder)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "simulations.cli", "check", str(path)]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        line = ""
+        for line in process.stdout:
+            if odd.message and odd.message in line:
+                process.kill()
+                break
+        return line.strip().replace(f"{folder}/", ""), time.perf_counter() - start
+
+
+def main() -> None:
+    """Print one row for each input."""
+    for odd in ODD_INPUTS:
+        with tempfile.TemporaryDirectory() as folder:
+            line, seconds = seen(odd, Path(folder))
+        print(row(odd.what, f"`{line}`", f"{seconds:.1f}"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

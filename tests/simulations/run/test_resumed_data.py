@@ -1,0 +1,128 @@
+"""A run goes on with the rows that it was started with, from whatever checkpoint is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from simulations.engines.inprocess import run_inprocess
+from simulations.run.data_record import DataRecord, data_record
+from simulations.run.live_view import plain_lines
+from simulations.run.progress import Progress
+from simulations.run.run_folder import check_folder, claimed
+
+ROWS = "text,label\n" + "".join(f"word {n} of ward,{'ab'[n % 2]}\n" for n in range(24))
+
+
+class Stopped(Exception):
+    """Thrown by the listener: the run ends there."""
+
+
+@pytest.fixture
+def start(
+    tmp_path: Path, make_experiment: Callable[..., Experiment]
+) -> Callable[[bool], Experiment]:
+    for split in ("train", "test"):
+        path = tmp_path / "data" / "ward" / f"{split}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(ROWS)
+
+    def experiment(resume: bool) -> Experiment:
+        return make_experiment(
+            "data.source=files",
+            "data.tasks=[]",
+            f'data.path="{tmp_path / "data"}"',
+            f'run.out="{tmp_path / "run"}"',
+            f"run.resume={str(resume).lower()}",
+        )
+
+    return experiment
+
+
+def begun(experiment: Experiment) -> RunFolder:
+    folder = RunFolder(Path(experiment.run.out))
+    with claimed(experiment):
+        folder.checkpoint.write_bytes(b"")
+    return folder
+
+
+def test_the_same_rows_go_on(start: Callable[[bool], Experiment]) -> None:
+    folder = begun(start(False))
+    record = DataRecord.model_validate_json(folder.data_record.read_bytes())
+    assert record == data_record(start(False))
+    assert (record.tasks["ward"].train, record.tasks["ward"].test) == (16, 16)
+    with claimed(start(True)):
+        pass
+    folder.data_record.unlink()  # as in a run of an earlier version
+    with claimed(start(True)):
+        pass
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        ROWS.replace("word", "sign"),
+        ROWS.replace(",a\n", ",A\n"),
+        "".join(ROWS.splitlines(True)[:9]),
+    ],
+)
+def test_other_rows_do_not(
+    start: Callable[[bool], Experiment], tmp_path: Path, split: str, changed: str
+) -> None:
+    begun(start(False))
+    splits = ("train", "test") if "A" in changed else (split,)  # the labels of one are the other's
+    for name in splits:
+        (tmp_path / "data" / "ward" / f"{name}.csv").write_text(changed)
+    rows = "the rows of task 'ward' are not those that"
+    with pytest.raises(UserError, match=rows) as refused, claimed(start(True)):
+        pass
+    assert "\n" not in str(refused.value)
+    assert "put the old files back, or start in another --out" in str(refused.value)
+
+
+def test_a_damaged_record_is_one_line(start: Callable[[bool], Experiment]) -> None:
+    begun(start(False)).data_record.write_text("[")
+    damaged = r"data.json: cannot be read .* remove it to go on"
+    with pytest.raises(UserError, match=damaged), claimed(start(True)):
+        pass
+
+
+def test_a_missing_checkpoint_is_replaced_by_the_one_before(
+    start: Callable[[bool], Experiment],
+) -> None:
+    def stop(event: dict) -> None:
+        if event["event"] == "round_started" and event["server_round"] == 2:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run_inprocess(start(False), stop)
+    folder = RunFolder(Path(start(True).run.out))
+    folder.checkpoint.unlink()
+    with pytest.raises(UserError, match="already holds a run"):
+        check_folder(start(False))
+    folder.path.joinpath("experiment.toml").unlink(missing_ok=True)
+    seen: list[dict] = []
+    run_inprocess(start(True), seen.append)
+    assert folder.results.exists()
+    (line,) = plain_lines(seen[0], Progress())
+    assert line == (
+        f"resumed from the checkpoint before the last one: {folder.checkpoint}: no checkpoint to "
+        "resume from"
+    )
+
+
+def test_with_neither_checkpoint_there_is_nothing_to_resume(
+    start: Callable[[bool], Experiment],
+) -> None:
+    folder = begun(start(False))
+    folder.checkpoint.replace(folder.previous)
+    check_folder(start(True))
+    folder.previous.unlink()
+    with pytest.raises(UserError, match="holds no checkpoint to resume"):
+        check_folder(start(True))
