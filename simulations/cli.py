@@ -28,6 +28,9 @@ app.add_typer(bench, name="bench")
 add_to(app)
 add_report_commands(app)
 
+demo = typer.Typer(help="See a deployment before you have one.", no_args_is_help=True)
+app.add_typer(demo, name="demo")
+
 data = typer.Typer(help="Data sets as folders of tasks.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
@@ -235,6 +238,25 @@ def budgets(
         experiment, epsilon, method, seeds, out, sets, audit, jobs, report, free
     )
     raise typer.Exit(budgets_with_report(request, wide_console()))
+
+
+@demo.callback()
+def demos() -> None:
+    """See a deployment before you have one."""
+
+
+@demo.command("deployment")
+def demo_deployment(
+    folder: Annotated[
+        str, typer.Option("--dir", help="A new folder; default: runs/demo-deployment.")
+    ] = "",
+    sites: Annotated[int, typer.Option(min=2, max=3, help="Two or three.")] = 3,
+) -> None:
+    """Run a server and sites on this machine: keys, TLS, a whole run, and the end of it all."""
+    from simulations.deployment.demo.run import DemoRequest
+    from simulations.report.after import demo_with_report
+
+    raise typer.Exit(demo_with_report(DemoRequest(folder, sites), wide_console()))
 
 
 @app.command("ls")

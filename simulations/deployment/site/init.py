@@ -49,6 +49,14 @@ keep_seconds = 900       # the model stays in memory so long after a request; 0:
 "embedded:minilm" = ""
 
 [policy]                 # limits that no experiment can widen (deal_core/privacy/policy.py)
+{policy}
+[apps]                   # the code that the server may run here; nothing of another is unpacked
+allowed = [
+    {app},
+]                        # by SHA-256: this one is of the version installed here. After an upgrade:
+                         # deal site allow-app
+"""
+POLICY = """\
 mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
                          # updates leave as the experiment asks, also unprotected
 max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one protects less
@@ -58,13 +66,8 @@ metrics = "none"         # counts of right answers stay; "noised": they leave wi
                          # charged; "clear": they leave as they are, unprotected
 share_num_examples = false  # true: the exact number of training records may leave
 spending = true          # false: epsilon and delta of the ledger stay here as well
-
-[apps]                   # the code that the server may run here; nothing of another is unpacked
-allowed = [
-    {app},
-]                        # by SHA-256: this one is of the version installed here. After an upgrade:
-                         # deal site allow-app
 """
+"""Keys of ``[policy]`` in a new ``site.toml``: differential privacy, and nothing in the clear."""
 LABELS = """\
 [data.labels]            # every task that this site takes part in, and its labels, as agreed on
 {lines}"""
@@ -78,7 +81,8 @@ NO_LABELS = """\
 
 @dataclass(frozen=True)
 class SiteRequest:
-    """The arguments of ``deal site init``; ``labels`` are those of the agreed experiment."""
+    """The arguments of ``deal site init``; ``labels`` are those of the agreed experiment, and
+    ``policy`` the keys of its table, as TOML."""
 
     folder: Path
     data: Path
@@ -88,6 +92,7 @@ class SiteRequest:
     text_column: str = "text"
     label_column: str = "label"
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    policy: str = POLICY
 
 
 def init_site(request: SiteRequest) -> list[str]:
@@ -135,6 +140,7 @@ def _toml(request: SiteRequest, data: Path, app: str) -> str:
         text=toml_value(request.text_column),
         label=toml_value(request.label_column),
         labels=LABELS.format(lines=label_lines(request.labels)) if request.labels else NO_LABELS,
+        policy=request.policy,
         app=toml_value(app),
     )
 
