@@ -12,7 +12,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import choose
 from server.folder import RunFolder
 from simulations.engines.interrupt import stoppable
-from simulations.engines.registry import ENGINES
+from simulations.engines.registry import ENGINES, Engine
 from simulations.output.console import print_line
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.live_view import progress_view
@@ -70,21 +70,33 @@ def _events(folder: Path) -> int:
 
 
 def _run(experiment: Experiment, request: Request, console: Console) -> None:
-    check_folder(experiment)
     with console.status("checking the experiment and its data"):
-        engine = choose("run.engine", experiment.run.engine, ENGINES)
-        engine.warm_up(experiment)
-        # Imports torch: after the quick checks.
-        from simulations.run.preflight import preflight
-        from simulations.run.privacy_warnings import privacy_warnings
-
-        preflight(experiment)
-        warnings = privacy_warnings(experiment)
+        engine, warnings = prepare(experiment)
     for line in warnings:
         print_line(console, f"warning: {line}")
     view = progress_view(console, Path(request.experiment).stem)
     with claimed(experiment), view as listener:
         engine.run(experiment, listener)
+
+
+def prepare(experiment: Experiment) -> tuple[Engine, list[str]]:
+    """Check everything that can be known before the run starts.
+
+    Returns:
+        The engine, and warnings about privacy.
+
+    Raises:
+        UserError: bad input; nothing has started.
+    """
+    check_folder(experiment)
+    engine = choose("run.engine", experiment.run.engine, ENGINES)
+    engine.warm_up(experiment)
+    # Imports torch: after the quick checks.
+    from simulations.run.preflight import preflight
+    from simulations.run.privacy_warnings import privacy_warnings
+
+    preflight(experiment)
+    return engine, list(privacy_warnings(experiment))
 
 
 def stopped_lines(request: Request, experiment: Experiment) -> list[str]:

@@ -25,7 +25,7 @@ tasks = {tasks}
 [data.labels]
 {labels}
 [federation]
-rounds = 2
+rounds = 1
 connect_seconds = 120
 deadline_seconds = 300
 [train]
