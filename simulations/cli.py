@@ -13,6 +13,7 @@ from simulations.deployment.commands import add_to
 from simulations.output.argument_help import with_argument_help
 from simulations.output.wide_console import wide_console
 from simulations.report.commands import add_report_commands
+from simulations.run.own_packages import require_own_packages
 from simulations.run.shipped import shipped_experiments, shipped_studies
 
 app = typer.Typer(
@@ -259,6 +260,21 @@ def demo_deployment(
     raise typer.Exit(demo_with_report(DemoRequest(folder, sites), wide_console()))
 
 
+@demo.command("files")
+def demo_files(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Server and sites go into it.")],
+    sites: Annotated[int, typer.Option(min=2, max=3, help="Two or three.")] = 2,
+    port: Annotated[int, typer.Option("--superlink-port", help="On this machine alone.")] = 9444,
+) -> None:
+    """Write keys, shares of the embedded data and the experiment; start nothing."""
+    from pathlib import Path
+
+    from simulations.deployment.demo.files import write_files
+
+    for line in write_files(Path(folder), sites, port):
+        typer.echo(line)
+
+
 @app.command("ls")
 def list_shipped() -> None:
     """List the experiments and studies that come with deal."""
@@ -416,6 +432,7 @@ def command() -> click.Command:
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
     try:
+        require_own_packages()
         command()(prog_name="deal")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

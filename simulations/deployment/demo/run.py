@@ -15,11 +15,9 @@ from server.events import Listener
 from server.folder import RunFolder
 from simulations.deployment.demo.children import Children, stopped_at_the_end
 from simulations.deployment.demo.folder import NAMES, DemoFolder, new_folder
-from simulations.deployment.server.folder import ServerSettings
-from simulations.deployment.server.init import LOCAL, init_server
+from simulations.deployment.server.init import LOCAL
 from simulations.deployment.server.site_registry import add_site
 from simulations.deployment.server.submit import Submission, starts, submit
-from simulations.deployment.site.init import SiteRequest, init_site
 from simulations.engines.flower import Tail
 from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line
@@ -32,13 +30,6 @@ RUN_SECONDS = 1200.0
 """A machine that is busy with other things may take long; none takes longer than this."""
 SILENT_SECONDS = 30.0
 """After so long without an event Flower is asked whether the run has failed."""
-POLICY = """\
-# The embedded questions are public, so this demonstration is without privacy. What deal site init
-# writes by itself asks for differential privacy, and lets no count of right answers leave.
-metrics = "clear"
-share_num_examples = true
-share_sums = true
-"""
 
 
 @dataclass(frozen=True)
@@ -108,6 +99,7 @@ def brief(word: object) -> str:
 
 def _run(folder: DemoFolder, names: Sequence[str], console: Console) -> Path:
     """Return the folder of the finished run; every process has ended."""
+    from simulations.deployment.demo.files import write_server, write_sites
     from simulations.deployment.demo.shares import write_shares
 
     def shown(*words: object) -> None:
@@ -116,13 +108,12 @@ def _run(folder: DemoFolder, names: Sequence[str], console: Console) -> Path:
     with console.status("dividing the embedded questions among the sites"):
         write_shares(folder, names)
     port, unused = _free_ports()
-    server, address = folder.server, f"{LOCAL}:{port}"
-    shown("server init", server.path, "--host", LOCAL, "--superlink-port", port)
-    init_server(server, ServerSettings(hosts=(LOCAL,), port=unused, superlink_port=port))
+    server = folder.server
+    write_server(folder, port, unused, shown)
     with stopped_at_the_end(Children(folder)) as children:
         shown("server start", server.path)
         children.start("server", "server", "start", str(server.path))
-        _init_sites(folder, names, address, shown)
+        write_sites(folder, names, port, shown)
         with console.status("waiting for the server"):
             children.wait_for("the server", lambda: _answers(port), START_SECONDS)
         for name in names:
@@ -136,22 +127,6 @@ def _run(folder: DemoFolder, names: Sequence[str], console: Console) -> Path:
         with progress_view(console, "demo") as listener:
             follow(children, run, listener)
     return run
-
-
-def _init_sites(
-    folder: DemoFolder, names: Sequence[str], address: str, shown: Callable[..., None]
-) -> None:
-    from simulations.deployment.site.labels import agreed_labels
-    from simulations.run.experiment import Request, load_experiment
-
-    labels = agreed_labels(load_experiment(Request(str(folder.experiment))))
-    for name in names:
-        site, data, authority = folder.site(name), folder.data(name), folder.server.authority
-        shown(
-            *("site init", site, "--name", name, "--data", data, "--server", address),
-            *("--certificate", authority, "--experiment", folder.experiment),
-        )
-        init_site(SiteRequest(site, data, name, address, authority, labels=labels, policy=POLICY))
 
 
 def follow(children: Children, run: Path, listener: Listener, seconds: float = RUN_SECONDS) -> None:

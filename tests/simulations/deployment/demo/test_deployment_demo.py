@@ -40,7 +40,8 @@ def gone(process: psutil.Process) -> bool:
 
 
 def events(folder: Path) -> list[str]:
-    found = [p for log in folder.glob("server/runs/*/metrics.jsonl") for p in log.open()]
+    logs = folder.glob("server/runs/*/metrics.jsonl")
+    found = [line for log in logs for line in log.read_text().splitlines(keepends=True)]
     return [str(json.loads(line)["event"]) for line in found if line.endswith("\n")]
 
 

@@ -16,8 +16,9 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from simulations.deployment.demo import folder as folder_module
 from simulations.deployment.demo.children import Children, stopped_at_the_end
+from simulations.deployment.demo.files import POLICY
 from simulations.deployment.demo.folder import NAMES, DemoFolder, new_folder
-from simulations.deployment.demo.run import POLICY, brief, follow
+from simulations.deployment.demo.run import brief, follow
 from simulations.deployment.demo.shares import TASKS, TEST_ROWS, TRAIN_ROWS, write_shares
 from simulations.deployment.server.submit import check
 from simulations.deployment.site.init import SiteRequest, init_site
@@ -76,7 +77,7 @@ def shell(tmp_path: Path) -> Children:
 
 
 def gone(process: psutil.Process) -> bool:
-    """It runs no more; whether its entry has been collected is up to the machine's first process."""
+    """It runs no more; the machine's first process collects its entry, or does not."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
