@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from logging import INFO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flwr.app import Context
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import from_run_config
 from server.events import Listener
+
+if TYPE_CHECKING:
+    from server.results import Results
 
 
 def make_app(listener: Listener | None = None) -> ServerApp:
@@ -20,10 +26,29 @@ def make_app(listener: Listener | None = None) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         from server.run import run
 
-        experiment = from_run_config(context.run_config)
-        run(grid, with_run_folder(experiment, context.run_id), listener)
+        experiment = with_run_folder(from_run_config(context.run_config), context.run_id)
+        results = run(grid, experiment, listener)
+        if listener is None:  # started by Flower: its log is all that a person sees
+            for line in closing_lines(results, Path(experiment.run.out)):
+                log(INFO, line)
 
     return app
+
+
+def closing_lines(results: Results, folder: Path) -> list[str]:
+    """Return what a run has come to, and where it is, for Flower's log."""
+    average, among_all = results.average_accuracy, results.class_incremental
+    if average is None:
+        accuracy = "accuracy: not known, sites kept their counts"
+    else:
+        accuracy = f"average accuracy {100 * average:.1f} % after {len(results.tasks)} tasks"
+        if among_all is not None:
+            accuracy += f", {100 * among_all.average_accuracy:.1f} % among all labels"
+    return [
+        accuracy,
+        f"results: {folder / 'results.json'}",
+        f"next: deal report {folder}, or deal predict {folder} TEXT",
+    ]
 
 
 def with_run_folder(experiment: Experiment, run_id: int) -> Experiment:

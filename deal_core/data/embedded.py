@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from deal_core.config.experiment import DataConfig
-from deal_core.data.assets import CURE, asset_folder
+from deal_core.data.assets import asset_folder, cure
 from deal_core.data.medmcqa import TASKS, MedMCQA
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError
@@ -63,7 +63,7 @@ def _abstracts(folder: Path) -> tuple[Example, ...]:
     """
     paths = [path for name in FOLDERS for path in sorted((folder / name).glob("test.jsonl"))]
     if not paths:
-        raise UserError(f"{folder}: holds no PubMedQA abstracts; run {CURE}")
+        raise UserError(f"{folder}: holds no PubMedQA abstracts; run {cure()}")
     found: dict[str, str] = {}
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from deal_core.config.experiment import DataConfig
-from deal_core.data.assets import CURE, asset_folder
+from deal_core.data.assets import asset_folder, cure
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError, choose
 
@@ -90,7 +90,7 @@ def _questions_by_specialty(folder: Path) -> Mapping[str, tuple[str, ...]]:
 def _read(folder: Path) -> Iterator[tuple[str, str]]:
     paths = [path for name in FOLDERS for path in sorted((folder / name).glob("*.jsonl"))]
     if not paths:
-        raise UserError(f"{folder}: holds no MedMCQA questions; run {CURE}")
+        raise UserError(f"{folder}: holds no MedMCQA questions; run {cure()}")
     for path in paths:
         label = path.stem.replace("_", " ")
         for line in path.read_text(encoding="utf-8").splitlines():

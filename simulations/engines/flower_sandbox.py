@@ -160,27 +160,27 @@ def _healthy(port: int) -> bool:
         return False
 
 
-def members(home: Path) -> list[psutil.Process]:
-    """Return all processes that were started with this ``FLWR_HOME``."""
+def members(home: Path, variable: str = "FLWR_HOME") -> list[psutil.Process]:
+    """Return all processes that have this folder in a variable of their environment."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get("FLWR_HOME") == str(home):
+            if process.environ().get(variable) == str(home):
                 found.append(process)
         except (psutil.Error, OSError):
             continue
     return found
 
 
-def stop_all(home: Path) -> None:
+def stop_all(home: Path, variable: str = "FLWR_HOME") -> None:
     """Ask every member to end, then end it; repeated, because members start others."""
-    for process in members(home):
+    for process in members(home, variable):
         with suppress(psutil.Error):
             process.terminate()
     deadline = time.monotonic() + STOP_SECONDS
-    while (left := members(home)) and time.monotonic() < deadline:
+    while (left := members(home, variable)) and time.monotonic() < deadline:
         psutil.wait_procs(left, timeout=0.5)
-    while left := members(home):
+    while left := members(home, variable):
         for process in left:
             with suppress(psutil.Error):
                 process.kill()

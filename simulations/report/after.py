@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from simulations.audit.command import AuditRequest
     from simulations.budgets.command import BudgetsRequest
+    from simulations.deployment.demo.run import DemoRequest
     from simulations.run.experiment import Request
     from simulations.study.command import StudyRequest
 
@@ -79,6 +80,20 @@ def audit_with_report(request: AuditRequest, console: Console) -> int:
     if (folder / "audit.json").is_file():
         report_after(folder, console)
     return code
+
+
+def demo_with_report(request: DemoRequest, console: Console) -> int:
+    """Demonstrate a deployment; the report is that of its run.
+
+    Returns:
+        The exit code: 0; 130 where it was stopped.
+
+    Raises:
+        UserError: something did not start or finish; nothing runs any more.
+    """
+    from simulations.deployment.demo.run import demo_deployment
+
+    return demo_deployment(request, console, lambda folder: report_after(folder, console))
 
 
 def _reported(work: Callable[[], int], folder: Path, console: Console) -> int:

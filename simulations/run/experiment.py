@@ -44,7 +44,7 @@ def load_experiment(request: Request) -> Experiment:
     parse_experiment(tables, str(path))  # so that a fault of the file is not blamed on --set
     experiment = parse_experiment(apply_overrides(tables, request.overrides), "--set")
     folder = beside(request.experiment, path)
-    return with_absolute_paths(_completed(experiment, request, path.stem), folder)
+    return completed(experiment, request, path.stem, folder)
 
 
 def find_experiment(name: str) -> Path:
@@ -78,7 +78,17 @@ def find_file(kind: str, name: str, shipped: Mapping[str, Path]) -> Path:
     )
 
 
-def _completed(experiment: Experiment, request: Request, name: str) -> Experiment:
+def completed(
+    experiment: Experiment, request: Request, name: str, folder: Path | None = None
+) -> Experiment:
+    """Return the experiment with folder, seed and engine as requested; paths are absolute.
+
+    Args:
+        experiment: as read.
+        request: what beats it.
+        name: of the run folder, where none is given.
+        folder: to which paths may be relative; None: the working directory alone.
+    """
     changes: dict[str, Any] = {"resume": request.resume}
     if request.seed is not None:
         changes["seed"] = request.seed
@@ -87,7 +97,7 @@ def _completed(experiment: Experiment, request: Request, name: str) -> Experimen
     seed = changes.get("seed", experiment.run.seed)
     changes["out"] = request.out or experiment.run.out or f"runs/{name}-seed{seed}"
     run = experiment.run.model_copy(update=changes)
-    return experiment.model_copy(update={"run": run})
+    return with_absolute_paths(experiment.model_copy(update={"run": run}), folder)
 
 
 def with_absolute_paths(experiment: Experiment, folder: Path | None = None) -> Experiment:

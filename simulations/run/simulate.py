@@ -13,7 +13,7 @@ from deal_core.errors import UserError, choose
 from server.folder import RunFolder
 from simulations.check.finding import run_checks
 from simulations.engines.interrupt import stoppable
-from simulations.engines.registry import ENGINES
+from simulations.engines.registry import ENGINES, Engine
 from simulations.output.console import print_line
 from simulations.run.check import every_check
 from simulations.run.experiment import Request, load_experiment
@@ -72,19 +72,31 @@ def _events(folder: Path) -> int:
 
 
 def _run(experiment: Experiment, request: Request, console: Console) -> None:
-    check_folder(experiment)
     with console.status("checking the experiment and its data"):
-        engine = choose("run.engine", experiment.run.engine, ENGINES)
-        engine.warm_up(experiment)
-        found = list(run_checks(every_check(), experiment))
-    for finding in found:
-        if finding.is_warning:
-            print_line(console, f"warning: {finding.text}")
-    if errors := [finding.text for finding in found if not finding.is_warning]:
-        raise UserError(*errors)
+        engine, warnings = prepare(experiment)
+    for line in warnings:
+        print_line(console, f"warning: {line}")
     view = progress_view(console, Path(request.experiment).stem)
     with claimed(experiment), view as listener:
         engine.run(experiment, listener)
+
+
+def prepare(experiment: Experiment) -> tuple[Engine, list[str]]:
+    """Check everything that can be known before the run starts.
+
+    Returns:
+        The engine, and warnings.
+
+    Raises:
+        UserError: bad input; nothing has started.
+    """
+    check_folder(experiment)
+    engine = choose("run.engine", experiment.run.engine, ENGINES)
+    engine.warm_up(experiment)
+    found = list(run_checks(every_check(), experiment))
+    if errors := [finding.text for finding in found if not finding.is_warning]:
+        raise UserError(*errors)
+    return engine, [finding.text for finding in found if finding.is_warning]
 
 
 def stopped_lines(request: Request, experiment: Experiment) -> list[str]:

@@ -125,15 +125,25 @@ def next_step(name: str, state: RunState) -> str:
     return f"next: wait; deal stop {name} ends it and keeps its checkpoint"
 
 
-def _as_flower_sees_it(folder: ServerFolder, state: RunState, numbers: list[str]) -> None:
-    """A run that ended before its first event is not starting any more."""
+def flower_status(folder: ServerFolder, numbers: list[str]) -> str:
+    """Return what Flower says of the last start of a run; empty where it cannot be asked.
+
+    Args:
+        folder: of the server.
+        numbers: Flower's ids of all starts.
+    """
     if not numbers:
-        return
+        return ""
     try:
         runs = folder.flower.ask("list", CONNECTION, "--run-id", numbers[-1])["runs"]
     except UserError:
-        return
-    found = str(runs[0]["status"]) if runs else "unknown"
+        return ""
+    return str(runs[0]["status"]) if runs else "unknown"
+
+
+def _as_flower_sees_it(folder: ServerFolder, state: RunState, numbers: list[str]) -> None:
+    """A run that ended before its first event is not starting any more."""
+    found = flower_status(folder, numbers)
     if found.startswith("finished"):
         state.phase = "stopped"
         state.reason = f"Flower says '{found}'; superlink.log in the server's folder has more"

@@ -54,6 +54,14 @@ keep_seconds = 900       # the model stays in memory so long after a request; 0:
 #                        # server, which could stand in the middle
 
 [policy]                 # limits that no experiment can widen (deal_core/privacy/policy.py)
+{policy}
+[apps]                   # the code that the server may run here; nothing of another is unpacked
+allowed = [
+    {app},
+]                        # by SHA-256: this one is of the version installed here. After an upgrade:
+                         # deal site allow-app
+"""
+POLICY = """\
 mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
                          # updates leave as the experiment asks, also unprotected
 max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one protects less
@@ -68,13 +76,8 @@ min_cohort = 3           # fewest sites in a secure sum; the number of all: no s
 colluding = 1            # so many other sites may work with the server, and learn nothing more
 # noise_share = "sum"    # the noise that protects a record may be made by all sites of a secure
                          # sum together; else all of it is made here
-
-[apps]                   # the code that the server may run here; nothing of another is unpacked
-allowed = [
-    {app},
-]                        # by SHA-256: this one is of the version installed here. After an upgrade:
-                         # deal site allow-app
 """
+"""Keys of ``[policy]`` in a new ``site.toml``: differential privacy, and nothing in the clear."""
 LABELS = """\
 [data.labels]            # every task that this site takes part in, and its labels, as agreed on
 {lines}"""
@@ -88,7 +91,8 @@ NO_LABELS = """\
 
 @dataclass(frozen=True)
 class SiteRequest:
-    """The arguments of ``deal site init``; ``labels`` are those of the agreed experiment."""
+    """The arguments of ``deal site init``; ``labels`` are those of the agreed experiment, and
+    ``policy`` the keys of its table, as TOML."""
 
     folder: Path
     data: Path
@@ -98,6 +102,7 @@ class SiteRequest:
     text_column: str = "text"
     label_column: str = "label"
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    policy: str = POLICY
 
 
 def init_site(request: SiteRequest) -> list[str]:
@@ -146,6 +151,7 @@ def _toml(request: SiteRequest, data: Path, app: str) -> str:
         text=toml_value(request.text_column),
         label=toml_value(request.label_column),
         labels=LABELS.format(lines=label_lines(request.labels)) if request.labels else NO_LABELS,
+        policy=request.policy,
         app=toml_value(app),
     )
 

@@ -1,0 +1,38 @@
+"""The project from Python: whole runs, what they have learnt, and the parts of a round.
+
+Every name here is described in docs/python.md. Nothing is printed.
+"""
+
+from deal_core.aggregation import ClientUpdate
+from deal_core.config.experiment import Experiment
+from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.inference.answer import Answer, Written
+from server.results import Results
+from simulations.api.evaluating import evaluate
+from simulations.api.federating import Aggregated, aggregate, begin_task, end_task, start
+from simulations.api.runs import Run, load_run, run
+from simulations.api.settings import experiment
+from simulations.api.training import load_base, train_client
+
+__all__ = [
+    "Aggregated",
+    "Answer",
+    "ClientUpdate",
+    "Example",
+    "Experiment",
+    "Results",
+    "Run",
+    "UserError",
+    "Written",
+    "aggregate",
+    "begin_task",
+    "end_task",
+    "evaluate",
+    "experiment",
+    "load_base",
+    "load_run",
+    "run",
+    "start",
+    "train_client",
+]

@@ -1,0 +1,131 @@
+"""A whole run from a program, and what a finished run has learnt."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from deal_core.inference.answer import Answer, Written
+from deal_core.inference.folder import find_adapter
+from deal_core.inference.predictor import Predictor, load_predictor
+from server.events import Listener
+from server.results import Results, read_results
+from simulations.api.settings import Config, placed
+from simulations.run.experiment import Request
+from simulations.run.run_folder import claimed
+from simulations.run.simulate import prepare
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has finished.
+
+    Attributes:
+        folder: of the run, or of its adapter alone.
+    """
+
+    folder: Path
+
+    @cached_property
+    def results(self) -> Results:
+        """``results.json``: accuracies (0 to 1), privacy, bytes, seconds; read once.
+
+        Raises:
+            UserError: not there (an adapter folder has none), or not valid.
+        """
+        return read_results(self.folder)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """The base model with everything that was learnt; loaded once.
+
+        Raises:
+            UserError: a file is missing or damaged, or the base model cannot be loaded.
+        """
+        return load_predictor(find_adapter(self.folder))
+
+    def predict(self, texts: Sequence[str], task: str = "") -> list[Answer | Written]:
+        """Return the answer to each text, as ``deal predict`` gives it.
+
+        Args:
+            texts: each is computed alone, and depends on no other.
+            task: choose among its labels; empty: among those of all tasks learnt.
+
+        Raises:
+            UserError: unknown task; or none, and the model needs one; or as of ``predictor``.
+        """
+        self.predictor.check(task)
+        return [self.predictor.answer(text, task) for text in texts]
+
+
+def run(
+    config: Config,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path = "",
+    seed: int | None = None,
+    engine: str | None = None,
+    resume: bool = False,
+    listener: Listener | None = None,
+) -> Run:
+    """Run an experiment to its end, as ``deal simulate`` does, and print nothing.
+
+    What ``deal simulate`` prints as a warning about privacy is a Python warning.
+
+    Args:
+        config: a name from ``deal ls``, a path, nested tables, or an experiment.
+        overrides: dotted keys and their values, such as ``{"federation.rounds": 1}``.
+        out: run folder; empty: ``run.out``, or ``runs/NAME-seedN``.
+        seed: of the run; None: as configured.
+        engine: ``inprocess`` or ``flower``; None: as configured.
+        resume: continue the run in the folder.
+        listener: called with every event of the run, a mapping as a line of ``metrics.jsonl``.
+
+    Returns:
+        The run, finished.
+
+    Raises:
+        UserError: bad input (nothing has started), or a run that cannot go on.
+    """
+    request = Request(str(config), str(out), (), seed, engine, resume)
+    experiment = placed(config, overrides, request)
+    with _workers_without_main():
+        chosen, told = prepare(experiment)
+        for line in told:
+            warnings.warn(line, stacklevel=2)
+        with claimed(experiment):
+            chosen.run(experiment, listener or (lambda event: None))
+    return Run(Path(experiment.run.out))
+
+
+def load_run(path: str | Path) -> Run:
+    """Return a finished run.
+
+    Args:
+        path: run folder, or an adapter folder (``RUN/adapter``, or of ``deal site fetch``).
+
+    Raises:
+        UserError: there is none, or it has not finished.
+    """
+    folder = Path(path).expanduser().resolve()
+    find_adapter(folder)
+    return Run(folder)
+
+
+@contextmanager
+def _workers_without_main() -> Iterator[None]:
+    """Within the block new worker processes do not import the calling program: it would run once
+    more in each of them."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

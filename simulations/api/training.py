@@ -1,0 +1,116 @@
+"""What a client does in a round, on plain objects: no message, no file, no privacy ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from deal_core.aggregation import ClientUpdate, make_rule
+from deal_core.config.experiment import Experiment
+from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.lora.attach import read
+from deal_core.lora.state import State
+from deal_core.methods import LocalTask, Phase, method_of, phases_of
+from deal_core.models import LanguageModel, load_model
+from deal_core.models.loading import best_device
+from deal_core.randomness import seeded
+from deal_core.training.cache import Cache
+from deal_core.training.loop import load_state, train
+from deal_core.training.precision import compute_dtype
+from deal_core.wire.instruction import LEARN
+
+REMEMBERS = frozenset({"ewc", "replay", "deal-reference"})
+"""Methods whose clients keep something from round to round or from task to task."""
+
+
+def load_base(experiment: Experiment) -> LanguageModel:
+    """Return the frozen base model of an experiment, with a zero adapter, on the best device.
+
+    Raises:
+        UserError: unknown family or name, or weights that are missing or altered.
+    """
+    dtype = compute_dtype(experiment.train, best_device())
+    return load_model(experiment.model, experiment.adapter, experiment.train.max_length, dtype)
+
+
+def train_client(
+    model: LanguageModel,
+    state: State,
+    examples: Sequence[Example],
+    labels: Sequence[str],
+    experiment: Experiment,
+    *,
+    client: str = "0",
+    stage: int = 0,
+    server_round: int = 1,
+    seen: Sequence[Sequence[str]] = (),
+    future: Sequence[Sequence[str]] = (),
+) -> ClientUpdate:
+    """Train the current adapter on a client's examples, as the method of the experiment does.
+
+    It is the round of learning alone, and without privacy: class means, noise and ledgers are
+    parts of a whole :func:`run`.
+
+    Args:
+        model: of :func:`load_base`; its adapter is overwritten.
+        state: what the round begins with; it stays as it is.
+        examples: the client's own of the task.
+        labels: of the task.
+        experiment: method, aggregation rule (which says what is trained), training, seed.
+        client: its number, as text; with the next two it fixes the order of the examples.
+        stage: number of the task, from 0.
+        server_round: within the task, from 1.
+        seen: labels of each earlier task; what they are answered with is distilled.
+        future: labels of each task to come that the stream names.
+
+    Returns:
+        The adapter after training; its weight is the number of examples.
+
+    Raises:
+        UserError: a method that keeps something at the client or that does not train, a privacy
+            mechanism, or no examples.
+    """
+    phase = _learning(experiment)
+    if not examples:
+        raise UserError(f"client {client}: no examples; leave it out of the round")
+    data = model.encode(examples, labels)
+    load_state(model, state)
+    task = LocalTask(labels, seen, future=lambda: future)
+    config = experiment.train
+    rate = phase.learning_rate or config.learning_rate
+    train(
+        model,
+        phase.objective(model, state, task, data, Cache()),
+        data,
+        make_rule(experiment.aggregation).trained(server_round),
+        experiment.federation.local_epochs,
+        config.model_copy(update={"learning_rate": rate}),
+        _generator(experiment, client, stage, server_round),
+    )
+    return ClientUpdate(client, read(model.module), float(len(data)))
+
+
+def _generator(
+    experiment: Experiment, client: str, stage: int, server_round: int
+) -> torch.Generator:
+    """Return that of the same client in a whole run, so that both agree."""
+    number = int(client) if client.isdigit() else client
+    return seeded(experiment.run.seed, "train", number, stage, server_round)
+
+
+def _learning(experiment: Experiment) -> Phase:
+    name, mechanism = experiment.method.name, experiment.privacy.mechanism
+    if mechanism != "none":
+        raise UserError(
+            f"privacy.mechanism '{mechanism}': train_client keeps no ledger and adds no noise; use "
+            "run, or set it to none"
+        )
+    phase = phases_of(method_of(experiment))[LEARN]
+    if name in REMEMBERS or phase.statistics is not None:
+        what = "does not train" if phase.statistics is not None else "keeps data at its clients"
+        raise UserError(
+            f"method.name '{name}' {what}, so it needs a whole run; use run, or another method"
+        )
+    return phase

@@ -1,0 +1,143 @@
+"""Rounds by hand are the rounds of a run: the same adapter, the same accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deal_core.config.experiment import Experiment
+from deal_core.data import TaskData, load_for_clients, partition
+from deal_core.inference.folder import find_adapter
+from deal_core.inference.predictor import read_adapter
+from deal_core.lora.adapter import relative_difference, stack
+from simulations.api import (
+    ClientUpdate,
+    UserError,
+    aggregate,
+    begin_task,
+    end_task,
+    evaluate,
+    load_base,
+    run,
+    start,
+    train_client,
+)
+
+Make = Callable[..., Experiment]
+
+
+def shares_of(config: Experiment, task: str) -> list[TaskData]:
+    """Each client's part, as a run divides a task."""
+    whole, seed = load_for_clients(config, task), config.run.seed
+    return partition(whole, config.data.partition, config.federation.clients, seed)
+
+
+def all_tests(shares: list[TaskData]) -> TaskData:
+    """All clients' test examples of a task."""
+    whole = shares[0]
+    return TaskData(whole.name, whole.labels, (), tuple(e for s in shares for e in s.test))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method.name=sequential", "aggregation.rule=fedex"),
+        ("method.name=deal", "method.distillation.future_weight=0.5"),
+    ],
+    ids=["sequential-fedex", "deal"],
+)
+def test_rounds_by_hand_learn_what_a_run_learns(
+    make_experiment: Make, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    config = make_experiment(*settings, "train.precision=float32")
+    whole = run(config, out=tmp_path / "run")
+    model, state = load_base(config), start(config)
+    shares = {task: shares_of(config, task) for task in config.data.tasks}
+    labels = {task: shares[task][0].labels for task in shares}
+    tasks, errors, matrix = list(shares), [], []
+    tests = {task: all_tests(shares[task]).test for task in tasks}
+    zero = {task: evaluate(model, state, tests[task], labels[task]) for task in tasks}
+    assert zero == whole.results.zero_shot
+    for stage, task in enumerate(tasks):
+        state = begin_task(state, config, stage)
+        for server_round in range(1, config.federation.rounds + 1):
+            updates = [
+                train_client(
+                    model,
+                    state,
+                    share.train,
+                    share.labels,
+                    config,
+                    client=str(number),
+                    stage=stage,
+                    server_round=server_round,
+                    seen=[labels[name] for name in tasks[:stage]],
+                    future=[labels[name] for name in tasks[stage + 1 :]],
+                )
+                for number, share in enumerate(shares[task])
+            ]
+            result = aggregate(state, updates, config, server_round=server_round)
+            state = result.state
+            errors.append(result.error)
+        state = end_task(state, config)
+        matrix.append([evaluate(model, state, tests[name], labels[name]) for name in tasks])
+    assert matrix == whole.results.accuracy_matrix
+    assert errors == pytest.approx(whole.results.aggregation_error, abs=1e-5)
+    learnt = read_adapter(find_adapter(whole.folder))
+    assert relative_difference(stack(state.parts()), learnt) < 1e-4
+
+
+def test_training_leaves_the_state_as_it_was(make_experiment: Make) -> None:
+    config = make_experiment()
+    model, state = load_base(config), begin_task(start(config), config)
+    before = {name: f.B.clone() for name, f in state.current.layers.items()}
+    share = shares_of(config, "surgery")[0]
+    update = train_client(model, state, share.train, share.labels, config)
+    assert isinstance(update, ClientUpdate)
+    assert update.weight == len(share.train)
+    assert all((before[name] == f.B).all() for name, f in state.current.layers.items())
+    assert any((before[name] != f.B).any() for name, f in update.adapter.layers.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (("privacy.mechanism=record",), "train_client keeps no ledger and adds no noise"),
+        (("method.name=replay",), "method.name 'replay' keeps data at its clients"),
+        (("method.name=ewc",), "method.name 'ewc' keeps data at its clients"),
+        (("method.name=linear-probe",), "method.name 'linear-probe' does not train"),
+    ],
+)
+def test_what_a_round_alone_cannot_do_is_refused(
+    make_experiment: Make, settings: tuple[str, ...], reason: str
+) -> None:
+    config = make_experiment(*settings)
+    plain = make_experiment()
+    model, state = load_base(plain), start(plain)
+    share = shares_of(plain, "surgery")[0]
+    with pytest.raises(UserError, match=reason):
+        train_client(model, state, share.train, share.labels, config)
+
+
+def test_nothing_to_learn_from_and_nothing_to_judge_by(make_experiment: Make) -> None:
+    config = make_experiment()
+    model, state = load_base(config), start(config)
+    with pytest.raises(UserError, match="client 3: no examples"):
+        train_client(model, state, (), ("a", "b"), config, client="3")
+    with pytest.raises(UserError, match="evaluate: no examples"):
+        evaluate(model, state, (), ("a", "b"))
+    with pytest.raises(ValueError, match="update"):
+        aggregate(state, [], config)
+
+
+def test_an_adapter_that_needs_the_whole_stream_is_refused(make_experiment: Make) -> None:
+    config = make_experiment()
+    kinds = config.adapter.model_copy(update={"kind": "label-directions"})
+    from deal_core.lora.kinds import KINDS
+
+    (own,) = [name for name, kind in KINDS.items() if kind.begin_task is not None][:1]
+    other = config.model_copy(update={"adapter": kinds.model_copy(update={"kind": own})})
+    with pytest.raises(UserError, match=rf"adapter.kind '{own}' is laid out for a whole stream"):
+        begin_task(start(config), other)

@@ -1,0 +1,124 @@
+"""Runs from a program: the same as those of the command, with nothing on the screen."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import simulations.api as api
+from deal_core.config.experiment import Experiment
+from simulations.api import UserError, experiment, load_run, run
+from simulations.engines.inprocess import run_inprocess
+from simulations.use.predict import PredictRequest, predict
+from tests.simulations.runs import at, learnt_adapter, same
+
+Make = Callable[..., Experiment]
+ROOT = Path(__file__).parents[3]
+TEXTS = ["Which drug reverses heparin?", "Image of a broken bone"]
+
+
+@pytest.fixture(scope="module")
+def finished(make_experiment: Make, tmp_path_factory: pytest.TempPathFactory) -> api.Run:
+    return run(make_experiment("run.threads=1"), out=tmp_path_factory.mktemp("runs") / "one")
+
+
+def test_it_is_the_run_of_the_engine(
+    finished: api.Run, make_experiment: Make, tmp_path: Path
+) -> None:
+    run_inprocess(at(make_experiment("run.threads=1"), tmp_path / "two"), lambda event: None)
+    assert same(learnt_adapter(finished.folder), learnt_adapter(tmp_path / "two"))
+    other = load_run(tmp_path / "two").results
+    assert finished.results.accuracy_matrix == other.accuracy_matrix
+    assert finished.results.config.run.out == str(finished.folder)
+
+
+def test_it_answers_as_the_command_does(finished: api.Run) -> None:
+    lines: list[str] = []
+    predict(PredictRequest(str(finished.folder), tuple(TEXTS)), lines.append)
+    told = [json.loads(line)["label"] for line in lines]
+    for one in (load_run(finished.folder), load_run(finished.folder / "adapter")):
+        assert [answer.label for answer in one.predict(TEXTS)] == told
+    only = finished.predict(TEXTS, "laboratory")
+    assert {answer.task for answer in only} == {"laboratory"}
+    with pytest.raises(UserError, match="unknown task 'nothing'"):
+        finished.predict([], "nothing")
+    with pytest.raises(UserError, match=r"results\.json: not there"):
+        _ = load_run(finished.folder / "adapter").results
+
+
+def test_events_come_and_nothing_is_printed(
+    make_experiment: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    events: list[str] = []
+    short = make_experiment("data.tasks=['surgery']", "federation.rounds=1")
+    run(short, out=tmp_path, listener=lambda event: events.append(str(event["event"])))
+    assert events[0] == "run_started"
+    assert events[-1] == "run_finished"
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(UserError, match="already holds a run"):
+        run(short, out=tmp_path)
+    assert run(short, out=tmp_path, resume=True).results.tasks == ["surgery"]
+
+
+def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path: Path) -> None:
+    named = experiment("quickstart")
+    assert named.federation.clients == 4
+    file = tmp_path / "own.toml"
+    file.write_text("[federation]\nrounds = 7\n")
+    assert experiment(file).federation.rounds == 7
+    tables = {"federation": {"rounds": 7}, "data": {"tasks": ["surgery"]}}
+    assert experiment(tables).data.tasks == ("surgery",)
+    assert experiment(named) == named
+    changed = experiment(
+        named,
+        {
+            "federation.rounds": 3,
+            "data.tasks": ("surgery",),
+            "data.path": tmp_path,
+            "data.labels": {"surgery": ["a", "b"]},
+            "train.learning_rate": 1e-5,
+            "method.orthogonal_init": False,
+        },
+    )
+    assert changed.federation.clients == 4
+    assert changed.federation.rounds == 3
+    assert changed.data.tasks == ("surgery",)
+    assert changed.data.path == str(tmp_path)
+    assert changed.data.labels == {"surgery": ("a", "b")}
+    assert changed.train.learning_rate == 1e-5
+    assert not changed.method.orthogonal_init
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "reason"),
+    [
+        ("quickstrat", {}, r"unknown experiment 'quickstrat'"),
+        ({"data": {"taks": []}}, {}, r"tables: unknown key 'data\.taks'"),
+        ({}, {"data.taks": []}, r"overrides: unknown key 'data\.taks'"),
+        ({}, {"data.max_train": None}, r"overrides: 'data\.max_train' is a NoneType; use strings"),
+        ({}, {"data.max_train": "many"}, r"overrides: key 'data\.max_train' should be"),
+    ],
+)
+def test_a_mistake_is_one_line(config: object, overrides: dict[str, object], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        experiment(config, overrides)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_finished_run_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        load_run(tmp_path / "nothing")
+    with pytest.raises(UserError, match="has not finished"):
+        load_run(tmp_path)
+
+
+def test_every_public_name_is_described() -> None:
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^\| `(\w+)[(`]", page, flags=re.MULTILINE))
+    assert described == set(api.__all__)
+    assert api.__all__ == sorted(api.__all__)
+    assert all((getattr(api, name).__doc__ or "").strip() for name in api.__all__)

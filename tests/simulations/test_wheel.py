@@ -1,0 +1,43 @@
+"""The wheel holds everything that the packages read beside their code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from deal_core.data.assets import REQUIREMENTS, cure, requirements_file
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_cure_names_a_file_that_is_there() -> None:
+    assert requirements_file() == ROOT / REQUIREMENTS
+    assert str(ROOT / REQUIREMENTS) in cure()
+
+
+@pytest.mark.slow  # it asks a package index for hatchling
+def test_the_wheel_is_complete(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
+    subprocess.run([*command, str(ROOT)], check=True, timeout=300)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        assets = archive.read(f"deal_core/{REQUIREMENTS}")
+        archive.extractall(tmp_path / "installed")
+    assert assets == (ROOT / REQUIREMENTS).read_bytes()
+    kept = subprocess.run(
+        ["git", "ls-files", "client", "server", "deal_core", "simulations"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert set(kept) - names == set()
+    assert not any(name.startswith("tests/") for name in names)
+    code = "from deal_core.data.assets import requirements_file as f; print(f())"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "installed", capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    assert said == str(tmp_path / "installed/deal_core" / REQUIREMENTS)
