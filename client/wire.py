@@ -58,8 +58,8 @@ def read_request(
     if RECORD not in content.config_records:
         raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
-    sums = bench.phase(instruction.phase).statistics is not None
-    masked = bench.experiment.aggregation.secure and bool(instruction.task) and not sums
+    phase, secure = bench.phase(instruction.phase), bench.experiment.aggregation.secure
+    masked = secure and bool(instruction.task) and phase.statistics is None
     others = {RECORD, SECURE} if masked else {RECORD}
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
