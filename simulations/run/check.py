@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,11 +34,12 @@ def check(name: str, overrides: tuple[str, ...], strict: bool, console: Console)
     Raises:
         UserError: there is no such experiment, or its file is no TOML.
     """
-    errors = warnings = 0
+    counts: Counter[str] = Counter()
     for finding in findings(name, overrides):
-        kind = "warning" if finding.is_warning else "error"
-        errors, warnings = errors + (kind == "error"), warnings + (kind == "warning")
-        print_line(console, f"{kind}: {finding.text}")
+        counts[finding.kind] += 1
+        kind = "" if finding.kind == "note" else f"{finding.kind}: "
+        print_line(console, f"{kind}{finding.text}")
+    errors, warnings = counts["error"], counts["warning"]
     if errors or warnings:
         print_line(console, f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
     else:
@@ -71,7 +73,7 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
     yield from two_folders(experiment, folder)
     experiment = with_absolute_inputs(experiment, folder)
     if experiment.data.source == "sites":
-        yield Finding('data.source = "sites": rows are read by deal site check', is_warning=True)
+        yield Finding('data.source = "sites": rows are read by deal site check', kind="warning")
         without_rows = (each for each in every_check() if each.settles != ROWS)
         yield from run_checks(without_rows, experiment, {*unsound, ROWS})
     else:
@@ -97,5 +99,5 @@ def two_folders(experiment: Experiment, folder: Path | None) -> Iterator[Finding
         yield Finding(
             f"data.path = '{path}' is in the working directory and beside the experiment: "
             f"{here} is used, not {there}",
-            is_warning=True,
+            kind="warning",
         )

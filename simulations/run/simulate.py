@@ -78,9 +78,9 @@ def _run(experiment: Experiment, request: Request, console: Console) -> None:
         engine.warm_up(experiment)
         found = list(run_checks(every_check(), experiment))
     for finding in found:
-        if finding.is_warning:
+        if finding.kind == "warning":
             print_line(console, f"warning: {finding.text}")
-    if errors := [finding.text for finding in found if not finding.is_warning]:
+    if errors := [finding.text for finding in found if finding.kind == "error"]:
         raise UserError(*errors)
     view = progress_view(console, Path(request.experiment).stem)
     with claimed(experiment), view as listener:

@@ -38,7 +38,7 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
             yield Finding(
                 f"task '{name}': {cut} of {len(lengths)} texts looked at have more than "
                 f"train.max_length = {longest} tokens (up to {max(lengths)}); the rest is cut off",
-                is_warning=True,
+                kind="warning",
             )
         yield from _prompt(experiment, tokenizer, name, task.labels)
 
@@ -74,5 +74,5 @@ def _prompt(
             f"task '{task}': its prompt has {beside} tokens, and with train.max_length = {text} "
             f"and an answer of {answer} that is more than the {positions} that the model reads; "
             "lower train.max_length",
-            is_warning=True,
+            kind="warning",
         )
