@@ -11,10 +11,11 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml, sound_part
 from deal_core.errors import UserError
-from simulations.check.finding import Check, Finding, run_checks
+from simulations.check.finding import Check, Finding, reading, run_checks
 from simulations.check.quick import QUICK, ROWS
 from simulations.output.console import print_line
 from simulations.run.experiment import beside, find_experiment, with_absolute_inputs
+from simulations.run.privacy_warnings import warn_of_privacy
 
 FAILED = 2
 
@@ -83,6 +84,7 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
 def every_check() -> Iterator[Check]:
     """Yield the whole list; torch is imported when the quick ones are through."""
     yield from QUICK
+    yield Check(warn_of_privacy, reading("privacy", "data", "federation", "run", ROWS))
     from simulations.run.preflight import CHECKS
 
     yield from CHECKS

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from deal_core.config.experiment import Experiment
 from deal_core.lora.kinds import kind_of
 from deal_core.methods import method_of
 from deal_core.models import adapter_shapes, check_weights, has_label_logits, max_positions
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
-from simulations.check.finding import Finding
-from simulations.run.privacy_warnings import privacy_warnings
 
 
 def check_method(experiment: Experiment) -> None:
@@ -60,9 +56,3 @@ def check_model(experiment: Experiment) -> None:
     """
     adapter_shapes(experiment.model, experiment.adapter)
     check_weights(experiment.model)
-
-
-def warn_of_privacy(experiment: Experiment) -> Iterator[Finding]:
-    """Yield what a person should know of the unit of privacy."""
-    for line in privacy_warnings(experiment):
-        yield Finding(line, kind="warning")

@@ -28,7 +28,6 @@ from simulations.run.name_checks import (
     check_model,
     check_model_names,
     check_wire,
-    warn_of_privacy,
 )
 from simulations.run.text_lengths import check_text_lengths
 
@@ -285,6 +284,5 @@ CHECKS = (
     Check(check_public, reading("method", "data", METHOD)),
     Check(check_model, reading("model", "adapter", MODEL)),
     Check(check_text_lengths, reading("train", "model", "data", ROWS, MODEL)),
-    Check(warn_of_privacy, reading("privacy", "data", "federation", "run", ROWS)),
 )
 """All that needs torch, after the quick ones."""
