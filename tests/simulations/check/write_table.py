@@ -1,4 +1,4 @@
-"""Print the table of docs/checking.md: ``python -m tests.simulations.check.write_table [INPUT...]``."""
+"""Print the table of docs/checking.md; inputs may be named as arguments."""
 
 from __future__ import annotations
 
