@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
@@ -15,11 +16,11 @@ class Finding:
 
     Attributes:
         text: what is wrong, where, and the cure.
-        is_warning: a run would go on.
+        kind: an ``error`` stops a run, a ``warning`` does not, a ``note`` is what was read.
     """
 
     text: str
-    is_warning: bool = False
+    kind: Literal["error", "warning", "note"] = "error"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def run_checks(
                 bad.add(check.settles)
             continue
         for finding in _found(check, experiment):
-            if check.settles and not finding.is_warning:
+            if check.settles and finding.kind == "error":
                 bad.add(check.settles)
             if finding not in told:
                 told.add(finding)

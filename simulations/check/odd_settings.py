@@ -19,10 +19,23 @@ MOST_PASSES = 1000
 """Rounds of a task times local epochs."""
 
 
-def check_odd_settings(experiment: Experiment) -> Iterator[Finding]:
-    """Yield a warning for every setting that is out of any sense."""
-    for line in (*_training(experiment), *_adapter(experiment), *_privacy(experiment)):
-        yield Finding(line, is_warning=True)
+def check_training(experiment: Experiment) -> Iterator[Finding]:
+    """Return warnings of rates, lengths and rounds."""
+    return _warnings(_training(experiment))
+
+
+def check_adapter(experiment: Experiment) -> Iterator[Finding]:
+    """Return warnings of ranks and scale."""
+    return _warnings(_adapter(experiment))
+
+
+def check_privacy(experiment: Experiment) -> Iterator[Finding]:
+    """Return warnings of epsilon and delta."""
+    return _warnings(_privacy(experiment))
+
+
+def _warnings(lines: Iterator[str]) -> Iterator[Finding]:
+    return (Finding(line, kind="warning") for line in lines)
 
 
 def _training(experiment: Experiment) -> Iterator[str]:

@@ -18,7 +18,8 @@ NAMED = 5
 
 
 def check_rows(experiment: Experiment) -> Iterator[Finding]:
-    """Yield the problems of every task's rows, and what is odd about those that can be read.
+    """Yield how many rows every task has, their problems, and what is odd about those that can be
+    read.
 
     Raises:
         UserError: the source itself cannot be opened.
@@ -33,8 +34,16 @@ def check_rows(experiment: Experiment) -> Iterator[Finding]:
                 task = source.load(name)
         except UserError as error:
             problems, task = [error], TaskData(name, (), (), ())
+        if task.train:
+            yield Finding(described(task), kind="note")
         yield from (Finding(text) for text in grouped(map(str, problems)))
-        yield from (Finding(text, is_warning=True) for text in odd_rows(task))
+        yield from (Finding(text, kind="warning") for text in odd_rows(task))
+
+
+def described(task: TaskData) -> str:
+    """Return how much there is of a task."""
+    answers = f"{len(task.labels)} labels" if task.labels else "answers are texts"
+    return f"task '{task.name}': {len(task.train)} train and {len(task.test)} test rows, {answers}"
 
 
 def grouped(problems: Iterable[str]) -> list[str]:
@@ -53,4 +62,4 @@ def _more(rows: list[str]) -> str:
     if not rows:
         return ""
     named = ", ".join(rows[:NAMED]) + (", ..." if len(rows) > NAMED else "")
-    return f" (and {len(rows)} more rows: {named})"
+    return f" (and {len(rows)} more {'row' if len(rows) == 1 else 'rows'}: {named})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml, sound_part
 from deal_core.errors import UserError
-from simulations.check.finding import Check, Finding, run_checks
+from simulations.check.finding import Check, Finding, reading, run_checks
 from simulations.check.quick import QUICK, ROWS
 from simulations.output.console import print_line
 from simulations.run.experiment import beside, find_experiment, with_absolute_inputs
+from simulations.run.privacy_warnings import warn_of_privacy
 
 FAILED = 2
 
@@ -33,11 +35,12 @@ def check(name: str, overrides: tuple[str, ...], strict: bool, console: Console)
     Raises:
         UserError: there is no such experiment, or its file is no TOML.
     """
-    errors = warnings = 0
+    counts: Counter[str] = Counter()
     for finding in findings(name, overrides):
-        kind = "warning" if finding.is_warning else "error"
-        errors, warnings = errors + (kind == "error"), warnings + (kind == "warning")
-        print_line(console, f"{kind}: {finding.text}")
+        counts[finding.kind] += 1
+        kind = "" if finding.kind == "note" else f"{finding.kind}: "
+        print_line(console, f"{kind}{finding.text}")
+    errors, warnings = counts["error"], counts["warning"]
     if errors or warnings:
         print_line(console, f"{counted(errors, 'error')}, {counted(warnings, 'warning')}")
     else:
@@ -71,7 +74,7 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
     yield from two_folders(experiment, folder)
     experiment = with_absolute_inputs(experiment, folder)
     if experiment.data.source == "sites":
-        yield Finding('data.source = "sites": rows are read by deal site check', is_warning=True)
+        yield Finding('data.source = "sites": rows are read by deal site check', kind="warning")
         without_rows = (each for each in every_check() if each.settles != ROWS)
         yield from run_checks(without_rows, experiment, {*unsound, ROWS})
     else:
@@ -81,6 +84,7 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
 def every_check() -> Iterator[Check]:
     """Yield the whole list; torch is imported when the quick ones are through."""
     yield from QUICK
+    yield Check(warn_of_privacy, reading("privacy", "data", "federation", "run", ROWS))
     from simulations.run.preflight import CHECKS
 
     yield from CHECKS
@@ -97,5 +101,5 @@ def two_folders(experiment: Experiment, folder: Path | None) -> Iterator[Finding
         yield Finding(
             f"data.path = '{path}' is in the working directory and beside the experiment: "
             f"{here} is used, not {there}",
-            is_warning=True,
+            kind="warning",
         )

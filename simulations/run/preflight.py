@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from deal_core.aggregation import make_rule
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, partition
@@ -12,22 +10,24 @@ from deal_core.errors import UserError, choose
 from deal_core.lora.kinds import kind_of
 from deal_core.methods import RULES, method_of, statistics_of
 from deal_core.models import (
-    adapter_shapes,
     check_label_tokens,
-    check_weights,
     embedding_size,
     has_label_logits,
     max_positions,
 )
 from deal_core.models.prompt import read_template
-from deal_core.privacy.mechanisms.registry import make_mechanism
-from deal_core.wire.adapter_record import codec_named
 from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
-from simulations.check.finding import Check, Finding, reading, run_checks
+from simulations.check.finding import Check, reading, run_checks
 from simulations.check.quick import QUICK, ROWS
 from simulations.engines.faults import FAULTS
-from simulations.run.privacy_warnings import privacy_warnings
+from simulations.run.name_checks import (
+    check_mechanism,
+    check_method,
+    check_model,
+    check_model_names,
+    check_wire,
+)
 from simulations.run.secure_preflight import check_secure
 from simulations.run.text_lengths import check_text_lengths
 
@@ -40,7 +40,7 @@ def preflight(experiment: Experiment) -> None:
         UserError: all that is wrong, a line each with the place and the cure.
     """
     found = run_checks((*QUICK, *CHECKS), experiment)
-    if errors := [finding.text for finding in found if not finding.is_warning]:
+    if errors := [finding.text for finding in found if finding.kind == "error"]:
         raise UserError(*errors)
 
 
@@ -203,60 +203,6 @@ def check_public(experiment: Experiment) -> None:
             read_public(phase.public_path, experiment.data)
 
 
-def check_method(experiment: Experiment) -> None:
-    """Look the method up.
-
-    Raises:
-        UserError: unknown name.
-    """
-    method_of(experiment)
-
-
-def check_model_names(experiment: Experiment) -> None:
-    """Look up family and kind of adapter, and read the model's description.
-
-    Raises:
-        UserError: unknown name, or a model that is nowhere.
-    """
-    has_label_logits(experiment.model)
-    kind_of(experiment.adapter)
-    max_positions(experiment.model)
-
-
-def check_wire(experiment: Experiment) -> None:
-    """Look up how adapters travel.
-
-    Raises:
-        UserError: unknown ``wire.dtype``.
-    """
-    codec_named(experiment.wire.dtype)
-
-
-def check_mechanism(experiment: Experiment) -> None:
-    """Build the mechanism, which checks what goes with it.
-
-    Raises:
-        UserError: unknown mechanism, or keys that do not go with it.
-    """
-    make_mechanism(experiment)
-
-
-def check_model(experiment: Experiment) -> None:
-    """Build the model without weights, and see whether its checkpoint has them all.
-
-    Raises:
-        UserError: layers, or weights, that it lacks.
-    """
-    adapter_shapes(experiment.model, experiment.adapter)
-    check_weights(experiment.model)
-
-
-def warn_of_privacy(experiment: Experiment) -> Iterator[Finding]:
-    """Yield what a person should know of the unit of privacy."""
-    for line in privacy_warnings(experiment):
-        yield Finding(line, is_warning=True)
-
-
 def check_data(experiment: Experiment) -> None:
     """Plan who works on which task, read every task and divide it among the clients.
 
@@ -301,6 +247,5 @@ CHECKS = (
     Check(check_public, reading("method", "data", METHOD)),
     Check(check_model, reading("model", "adapter", MODEL)),
     Check(check_text_lengths, reading("train", "model", "data", ROWS, MODEL)),
-    Check(warn_of_privacy, reading("privacy", "data", "federation", "run", ROWS)),
 )
 """All that needs torch, after the quick ones."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from deal_core.config.experiment import Experiment
 from deal_core.data import TaskData, load_for_clients, open_source, partition
 from deal_core.data.identifiers import RepeatedIdentifier, repeated_identifiers
+from simulations.check.finding import Finding
 
 
 def privacy_warnings(experiment: Experiment) -> list[str]:
@@ -24,6 +25,12 @@ def privacy_warnings(experiment: Experiment) -> list[str]:
         return [identifier_warning(each, "privacy.unit_column") for each in found]
     tasks = open_source(experiment.data).task_names()
     return list(_groups(experiment, [load_for_clients(experiment, task) for task in tasks]))
+
+
+def warn_of_privacy(experiment: Experiment) -> Iterator[Finding]:
+    """Yield what a person should know of the unit of privacy."""
+    for line in privacy_warnings(experiment):
+        yield Finding(line, kind="warning")
 
 
 def identifier_warning(found: RepeatedIdentifier, key: str) -> str:

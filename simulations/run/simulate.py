@@ -94,9 +94,9 @@ def prepare(experiment: Experiment) -> tuple[Engine, list[str]]:
     engine = choose("run.engine", experiment.run.engine, ENGINES)
     engine.warm_up(experiment)
     found = list(run_checks(every_check(), experiment))
-    if errors := [finding.text for finding in found if not finding.is_warning]:
+    if errors := [finding.text for finding in found if finding.kind == "error"]:
         raise UserError(*errors)
-    return engine, [finding.text for finding in found if finding.is_warning]
+    return engine, [finding.text for finding in found if finding.kind == "warning"]
 
 
 def stopped_lines(request: Request, experiment: Experiment) -> list[str]:

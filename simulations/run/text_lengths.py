@@ -28,6 +28,9 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
     from transformers import AutoTokenizer
 
     tokenizer = pretrained(AutoTokenizer, experiment.model.name)
+    has_prompt = not has_label_logits(experiment.model) and not experiment.model.chat
+    # Of a GGUF file even that takes seconds.
+    positions = max_positions(experiment.model) if has_prompt else 0
     source = open_source(experiment.data)
     for name in source.task_names():
         task = source.load(name)
@@ -38,9 +41,10 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
             yield Finding(
                 f"task '{name}': {cut} of {len(lengths)} texts looked at have more than "
                 f"train.max_length = {longest} tokens (up to {max(lengths)}); the rest is cut off",
-                is_warning=True,
+                kind="warning",
             )
-        yield from _prompt(experiment, tokenizer, name, task.labels)
+        if positions:
+            yield from _prompt(experiment, tokenizer, positions, name, task.labels)
 
 
 def spread(examples: Sequence[Example]) -> list[str]:
@@ -58,12 +62,9 @@ def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 
 
 def _prompt(
-    experiment: Experiment, tokenizer: Any, task: str, labels: Sequence[str]
+    experiment: Experiment, tokenizer: Any, positions: int, task: str, labels: Sequence[str]
 ) -> Iterator[Finding]:
     model, text = experiment.model, experiment.train.max_length
-    positions = max_positions(model)
-    if has_label_logits(model) or model.chat or not positions:
-        return  # there is no prompt; or it is the tokeniser's own
     instruction = experiment.data.instructions.get(task, model.instruction)
     around = read_template(model.template).around(instruction, labels)
     beside = sum(token_counts(tokenizer, around))
@@ -74,5 +75,5 @@ def _prompt(
             f"task '{task}': its prompt has {beside} tokens, and with train.max_length = {text} "
             f"and an answer of {answer} that is more than the {positions} that the model reads; "
             "lower train.max_length",
-            is_warning=True,
+            kind="warning",
         )

@@ -31,11 +31,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_warnings_fail_where_they_are_asked_to(tmp_path: Path) -> None:
     path = OddInput("", "").write(tmp_path)
-    assert checked(path, strict=True) == (0, ["nothing is wrong"])
+    read = "task 'ward': 80 train and 40 test rows, 2 labels"
+    assert checked(path, strict=True) == (0, [read, "nothing is wrong"])
     odd = OddInput("", "", train=(*ROWS, ROWS[0])).write(tmp_path)
     code, lines = checked(odd)
     assert code == 0
-    assert [line.partition(": ")[0] for line in lines] == ["warning", "no errors, 1 warning"]
+    assert [line.partition(": ")[0] for line in lines[1:]] == ["warning", "no errors, 1 warning"]
     assert checked(odd, strict=True)[0] == 2
 
 
@@ -44,7 +45,7 @@ def test_errors_fail(tmp_path: Path) -> None:
     code, lines = checked(path, "wire.dtype=int4")
     assert code == 2
     assert lines[-1] == "2 errors, no warnings"
-    assert all(line.startswith("error: ") for line in lines[:-1])
+    assert all(line.startswith("error: ") for line in lines[1:-1])
 
 
 def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_what_rests_on_an_error_is_left_out(make_experiment) -> None:
         raise UserError("one", "two")
 
     def warns(experiment: object) -> list[Finding]:
-        return [Finding("odd", is_warning=True)] * 2
+        return [Finding("odd", kind="warning")] * 2
 
     checks = (
         Check(warns, reading("data"), settles="rows"),

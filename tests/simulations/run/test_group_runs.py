@@ -187,7 +187,7 @@ def test_the_command_shows_the_warning(settings, data, tmp_path, monkeypatch):
 def test_what_cannot_be_is_one_line_before_anything_starts(settings, overrides, problem):
     with pytest.raises(UserError, match=problem) as error:
         preflight(settings(*overrides))
-    assert "\n" not in str(error.value)
+    assert all("\n" not in line for line in error.value.problems)
 
 
 @pytest.mark.parametrize("kind", ["gradients", "texts"])

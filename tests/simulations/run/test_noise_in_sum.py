@@ -178,11 +178,10 @@ def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, t
     from deal_core.privacy.accounting.ledger import Budget
 
     Ledger(tmp_path / "sites" / "1").charge(spent, Budget(100.0, 1e-3), "earlier", b"")
-    events = with_replies(experiment)
-    idle = {e["client"] for e in events if e["event"] == "client_idle"}
-    assert idle == {"1"}
+    with pytest.raises(UserError, match="2 clients take part in the task, and a sum is of 3"):
+        with_replies(experiment)
     assert len(Ledger(tmp_path / "sites" / "1").events()) == 1
-    assert all(e["event"] != "round_finished" or e["clients"] == 2 for e in events)
+    assert len(Ledger(tmp_path / "sites" / "0").events()) == 1  # of the round that was lost
 
 
 @pytest.mark.parametrize(
@@ -192,8 +191,8 @@ def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, t
         ("train.step=client", "train.step"),
         ("privacy.target_delta=0.0", "target_delta"),
         ("federation.clients=2", "3 clients"),
-        ("privacy.colluding=3", "leave nobody's noise"),
-        ("federation.clients_per_round=2", "clients_per_round"),
+        ("privacy.colluding=3", "no two whose parts"),
+        ("federation.clients=4\nfederation.clients_per_round=3", "clients_per_round"),
         ("method.update.enabled=true", "update.enabled"),
         ("method.warm_start_rank=1", "warm_start_rank"),
         ("aggregation.robust=median", "aggregation.robust"),
