@@ -142,14 +142,16 @@ def test_the_steps_of_the_compose_file_end_in_a_finished_run(tmp_path: Path) -> 
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
+    started: list[subprocess.Popen[bytes]] = []
     try:
         for name in in_order():
             for words in steps_of(found[name]):
                 if words[2] == "start":
                     with (tmp_path / f"{name}.out").open("wb") as output:
-                        subprocess.Popen(
+                        process = subprocess.Popen(
                             words_of(words), env=environment, stdout=output, stderr=output
                         )
+                    started.append(process)
                 else:
                     subprocess.run(words_of(words), env=environment, check=True, timeout=300 * SLOW)
             if name == "server":
@@ -163,6 +165,8 @@ def test_the_steps_of_the_compose_file_end_in_a_finished_run(tmp_path: Path) -> 
         assert "finished" in told.stdout
     finally:
         stop_all(tmp_path, MARK)
+        for process in started:
+            process.wait()
     assert members(tmp_path, MARK) == []
 
 
