@@ -412,6 +412,14 @@ def bench_secure(out: OutFile = "", quick: Quick = False) -> None:
     bench(QUICK if quick else Sizes(), wide_console(), out)
 
 
+@bench.command("secure-share")
+def bench_secure_share(out: OutFile = "", quick: Quick = False) -> None:
+    """What secure aggregation takes of the processor time of real rounds of ten clients."""
+    from simulations.bench.secure_share import QUICK, ShareCase, bench
+
+    bench(QUICK if quick else ShareCase(), wide_console(), out)
+
+
 @bench.command("memory")
 def bench_memory(out: OutFile = "", quick: Quick = False) -> None:
     """Peak memory of the local step, measure by measure, next to the Hugging Face Trainer."""

@@ -80,6 +80,19 @@ def test_the_secure_sum_is_exact_and_its_figures_fit(bench, tmp_path):
     assert {line["dropped"] for line in described["growth"]} == {0, 0.25}
 
 
+def test_the_share_of_secure_sums_is_of_rounds_that_train(bench, tmp_path):
+    path = tmp_path / "share.json"
+    printed = bench("secure-share", "--quick", "--out", str(path))
+    described = json.loads(path.read_text())
+    assert "of a round's processor time" in printed
+    assert len(described["rounds"]) == 2
+    for number, whole in enumerate(described["rounds"]):
+        own = [seconds[number] for seconds in described["parts"].values()]
+        assert all(each > 0 for each in own)
+        assert sum(own) < whole
+    assert 0 < described["share"] < 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "line"),

@@ -185,11 +185,14 @@ OWN_ORDERS = (
 )
 
 
+SECURE = ("aggregation.secure=true", "federation.clients=3")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stream",
-    [("method.prototype.enabled=on",), OWN_ORDERS],
-    ids=["synchronous, with sums", "per-client"],
+    [("method.prototype.enabled=on",), OWN_ORDERS, SECURE],
+    ids=["synchronous, with sums", "per-client", "secure sums"],
 )
 def test_both_engines_give_the_same_numbers(
     tmp_path: Path, make_experiment: Callable[..., Experiment], stream: tuple[str, ...]

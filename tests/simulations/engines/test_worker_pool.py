@@ -129,12 +129,14 @@ def test_a_closed_pool_starts_nothing_more():
 KINDS = {
     "int8": ('wire.dtype="int8"', "method.prototype.enabled=on"),
     "sums": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
+    "secure": ("aggregation.secure=true", "method.prototype.enabled=off"),
 }
-"""With error feedback, whose stores travel between the workers too, and heads from sums; and with
-sums in every round."""
+"""With error feedback, whose stores travel between the workers too, and heads from sums; with sums
+in every round; with secure sums, whose state any worker may have to go on from."""
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sums", "secure")]
 
 
-@pytest.fixture(scope="module", params=["int8", pytest.param("sums", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["int8", *SLOW])
 def runs(request, make_experiment, tmp_path_factory) -> tuple[Path, Path]:
     """The same experiment in this process and in two workers."""
     folders = []
