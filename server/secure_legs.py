@@ -87,8 +87,8 @@ class SecureLegs:
             )
         if len(cohort) >= self._least():
             held = self._prepared(step, {name: clients[name] for name in cohort}, layout)
-        prepared = len(held.prepared) if held is not None else 0
-        self.exchange.require_quorum(prepared, len(self._counted_on(clients)), step)
+        valid = len(held.prepared) if held is not None else len(cohort)
+        self.exchange.require_quorum(valid, len(self._counted_on(clients)), step)
         if held is None:
             raise BelowThreshold(
                 f"{len(cohort)} clients can be asked, and a sum is of {self._least()} or more"

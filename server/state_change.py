@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deal_core.aggregation import Aggregate, AggregationFailed, one_line, require_finite
+from deal_core.errors import UserError
 from deal_core.lora.adapter import compress, stack
 from deal_core.lora.state import State
 
@@ -39,4 +40,5 @@ def finite(state: State) -> State:
 
 def reason_of(fault: Exception) -> str:
     """Return what failed, for the log."""
-    return str(fault) if isinstance(fault, AggregationFailed) else one_line(fault)
+    told = isinstance(fault, (AggregationFailed, UserError))  # a line for people already
+    return str(fault) if told else one_line(fault)

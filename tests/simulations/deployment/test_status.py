@@ -104,6 +104,33 @@ def test_a_run_that_stops_says_why_and_goes_on_when_resumed() -> None:
     assert run_state([]) == RunState()
 
 
+def test_of_secure_sums_it_is_told_over_how_many_and_why_a_round_was_lost() -> None:
+    started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 3, "sites": ["x"]}
+    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
+    where = {"time": 2.0, "stage": 0, "server_round": 1}
+    begun = {"event": "round_started", "tasks": ["a"], **where}
+    unpinned = {"event": "client_failed", "client": "0", "leg": "prepare", **where}
+    unpinned["reason"] = "client reports 'unpinned'"
+    missed = {"event": "leg_failed", "client": "0", "leg": "confirm", **where}
+    missed["reason"] = "no reply before the deadline"
+    summed = {"event": "summed", "sites": 3, "cohort": 4, **where}
+    state = run_state([started, begun, missed, summed])
+    assert state.quarantined == []  # its update is in the sum
+    assert state.sites["x"].faults == 1
+    assert "the server sees no site's update; the last sum is over 3 of 4 sites" in "\n".join(
+        described("one", state)
+    )
+    lost = {"event": "round_lost", "reason": "2 of 4 sites prepared", **where}
+    skipped = {"event": "round_skipped", **where}
+    state = run_state([started, begun, unpinned, lost, skipped])
+    assert state.quarantined == ["x"]
+    assert state.sites["x"].last_fault == "a peer's key is not pinned there; its log says whose"
+    assert state.rounds == 1
+    said = "\n".join(described("one", state))
+    assert "the last round was lost, the model stayed as it was: 2 of 4 sites prepared" in said
+    assert "lost" not in "\n".join(described("one", run_state([started, begun, lost, begun])))
+
+
 def test_prometheus_reads_the_figures(run: Path) -> None:
     port = free_port()
     serve(server_folder(str(run.parents[1])), port)

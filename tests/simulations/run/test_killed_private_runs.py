@@ -31,7 +31,7 @@ from simulations.engines.inprocess import run_inprocess
 
 released = sys.argv[2]
 
-def noted(reply):
+def noted(reply, *rest):
     '''What leaves is noted, on the disk, before it leaves.'''
     if 'lora' in reply.content:
         status, site = reply.content['status'], reply.metadata.src_node_id
@@ -41,7 +41,7 @@ def noted(reply):
             place = f"{site} {status['stage']} {status['server_round']}"
             file.write(f"{place} {content.hexdigest()}\\n")
             file.flush()
-    return check_reply(reply)
+    return check_reply(reply, *rest)
 
 client.app.check_reply = noted
 run_inprocess(Experiment.model_validate_json(sys.argv[1]), lambda event: None)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
+from client import local_update as training
 from client.secure_store import STATE, USED, SecureStore
+from deal_core.privacy.interface import Refusal
 from server.secure_legs import SecureLegs
 from simulations.engines.inprocess import InProcessGrid
 from tests.registered import register
@@ -229,27 +231,41 @@ def test_a_number_of_a_round_is_used_once_whatever_the_clock_says(
     assert ran.told("summed", "sites") == [CLIENTS]
 
 
-def test_whoever_takes_no_part_is_not_counted_on_again(make_experiment, tmp_path, monkeypatch):
-    """A client without data that prepared and sent nothing would be a dropout in every round."""
-    experiment = make_experiment(*SETTINGS, "federation.rounds=3")
-    from client import local_update as module
+@pytest.fixture
+def one_has_no_data(monkeypatch):
+    """Client 1 prepares, is asked, and has nothing to learn from."""
+    original = training._data
 
-    original = module._data
-
-    def no_data(bench, client, *rest):
-        from deal_core.privacy.interface import Refusal
-
+    def data(bench, client, *rest):
         if client == 1:
             raise Refusal("no-data", "none")
         return original(bench, client, *rest)
 
-    monkeypatch.setattr(module, "_data", no_data)
-    ran = rounds(experiment, tmp_path / "run", last=2)
+    monkeypatch.setattr(training, "_data", data)
+
+
+@pytest.mark.usefixtures("one_has_no_data")
+def test_whoever_takes_no_part_is_not_counted_on_again(make_experiment, tmp_path):
+    """A client without data that prepared and sent nothing would be a dropout in every round."""
+    ran = rounds(make_experiment(*SETTINGS, "federation.rounds=3"), tmp_path / "run", last=2)
     idle = [e["client"] for e in ran.events if e.get("code") == "no-data"]
     assert idle == ["1"]
     cohorts = [(e["sites"], e["cohort"]) for e in ran.events if e["event"] == "summed"]
     assert cohorts == [(CLIENTS - 1, CLIENTS), (CLIENTS - 1, CLIENTS - 1)]
     assert "1" not in ran.told("client_finished", "client")
+
+
+@pytest.mark.usefixtures("one_has_no_data")
+def test_a_round_that_too_few_can_be_asked_for_is_lost_before_anybody_is_asked(
+    make_experiment, tmp_path
+):
+    experiment = make_experiment(*SETTINGS, f"aggregation.min_cohort={CLIENTS}")
+    ran = rounds(experiment, tmp_path / "run", last=2)
+    first, second = ran.told("round_lost", "reason")
+    assert f"below the {CLIENTS} that a sum needs" in first
+    assert second == "3 clients can be asked, and a sum is of 4 or more"
+    assert len(ran.told("round_skipped", "server_round")) == 1
+    assert len(ran.told("client_finished", "client")) == CLIENTS - 1  # of the first round
 
 
 def test_the_record_of_a_round_is_written_when_members_survivors_and_confirmers_are_fixed(
