@@ -72,19 +72,13 @@ class SecureLegs:
 
         Raises:
             BelowThreshold: too few take part.
-            UserError: fewer than the quorum do, or than a sum is of say that they will.
+            UserError: fewer than the quorum do.
         """
         held = self._load(step, layout)
         if held is not None:
             return held
         self._meet(step, set(self._counted_on(clients)))
         cohort = [name for name in self._counted_on(clients) if self.keys.announcement(name)]
-        if len(self._counted_on(clients)) < self._least():
-            raise UserError(
-                f"round {step.server_round} of stage {step.stage}: {len(cohort)} clients take part "
-                f"in the task, and a sum is of {self._least()} or more; the checkpoint before it "
-                "stands; metrics.jsonl says why the others take no part"
-            )
         if len(cohort) >= self._least():
             held = self._prepared(step, {name: clients[name] for name in cohort}, layout)
         valid = len(held.prepared) if held is not None else len(cohort)
