@@ -97,9 +97,7 @@ def run(
     request = Request(str(config), str(out), (), seed, engine, resume)
     experiment = placed(config, overrides, request)
     with _workers_without_main():
-        chosen, told = prepare(experiment)
-        for line in told:
-            warnings.warn(line, stacklevel=2)
+        chosen = prepare(experiment, lambda line: warnings.warn(line, stacklevel=4))
         with claimed(experiment):
             chosen.run(experiment, listener or (lambda event: None))
     return Run(Path(experiment.run.out))

@@ -73,19 +73,21 @@ def _events(folder: Path) -> int:
 
 def _run(experiment: Experiment, request: Request, console: Console) -> None:
     with console.status("checking the experiment and its data"):
-        engine, warnings = prepare(experiment)
-    for line in warnings:
-        print_line(console, f"warning: {line}")
+        engine = prepare(experiment, lambda line: print_line(console, f"warning: {line}"))
     view = progress_view(console, Path(request.experiment).stem)
     with claimed(experiment), view as listener:
         engine.run(experiment, listener)
 
 
-def prepare(experiment: Experiment) -> tuple[Engine, list[str]]:
+def prepare(experiment: Experiment, warn: Callable[[str], None]) -> Engine:
     """Check everything that can be known before the run starts.
 
+    Args:
+        experiment: of the run.
+        warn: hears of every warning, also where something is wrong.
+
     Returns:
-        The engine, and warnings.
+        The engine.
 
     Raises:
         UserError: bad input; nothing has started.
@@ -94,9 +96,12 @@ def prepare(experiment: Experiment) -> tuple[Engine, list[str]]:
     engine = choose("run.engine", experiment.run.engine, ENGINES)
     engine.warm_up(experiment)
     found = list(run_checks(every_check(), experiment))
+    for finding in found:
+        if finding.kind == "warning":
+            warn(finding.text)
     if errors := [finding.text for finding in found if finding.kind == "error"]:
         raise UserError(*errors)
-    return engine, [finding.text for finding in found if finding.kind == "warning"]
+    return engine
 
 
 def stopped_lines(request: Request, experiment: Experiment) -> list[str]:
