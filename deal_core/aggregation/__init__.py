@@ -75,7 +75,6 @@ __all__ = [
 AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
     "fedit": lambda config: FedIt(),
     "ffa": lambda config: Ffa(),
-    "ffa-a": lambda config: Ffa(LORA_A),
     "alternating": lambda config: Alternating(),
     "fedsvd": lambda config: FedSvd(),
     "flora": lambda config: Flora(config.rank_cap),
@@ -84,6 +83,11 @@ AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
     "flexlora-truncated": lambda config: FlexLora(keep_tail=False),
 }
 """Name to rule. Inexact: ``fedit``, ``flexlora-truncated``, and any with a rank cap."""
+
+RULES_OF_KINDS: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
+    "ffa-a": lambda config: Ffa(LORA_A),
+}
+"""Name to rule of kinds of adapter that have one of their own (``adapter.kind``)."""
 
 Robust = Callable[[AggregationConfig, AggregationRule, frozenset[str]], AggregationRule]
 
@@ -115,5 +119,6 @@ def make_rule(
     Raises:
         UserError: an unknown ``rule`` or ``robust``; the message lists the known ones.
     """
-    rule = choose("aggregation rule", config.rule, AGGREGATION_RULES)(config)
+    known = AGGREGATION_RULES if config.rule not in RULES_OF_KINDS else RULES_OF_KINDS
+    rule = choose("aggregation rule", config.rule, known)(config)
     return choose("robust rule", config.robust, ROBUST_RULES)(config, rule, distrusted)

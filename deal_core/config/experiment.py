@@ -253,12 +253,12 @@ class AggregationConfig(Table):
     """How client updates become one adapter."""
 
     rule: str = "fedit"
-    """``fedit`` (mean of each factor, inexact); ``ffa``, ``ffa-a``, ``alternating`` or ``fedsvd``
-    (one factor a round, exact); ``flora``, ``fedex`` or ``flexlora`` (both factors, exact); or
+    """``fedit`` (mean of each factor, inexact); ``ffa``, ``alternating`` or ``fedsvd`` (one factor
+    a round, exact); ``flora``, ``fedex`` or ``flexlora`` (both factors, exact); or
     ``flexlora-truncated`` (inexact). An ``adapter.kind`` of few numbers has its own."""
     secure: bool = False
     """Whether the server sees the sum over sites alone: each masks its update, and the masks cancel
-    (rules ``fedit``, ``ffa``, ``ffa-a``, ``alternating`` and ``fedsvd``)."""
+    (rules ``fedit``, ``ffa``, ``alternating`` and ``fedsvd``)."""
     secure_examples: int = Field(10_000, ge=1)
     """A site with so many examples, or more, has the largest weight in a secure sum."""
     min_cohort: int = Field(3, ge=3)

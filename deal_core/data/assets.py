@@ -13,14 +13,15 @@ from types import MappingProxyType
 from deal_core.errors import UserError, choose
 
 REQUIREMENTS = "requirements-assets.txt"
-"""At the top of a checkout; inside this package where it was installed as a wheel."""
+"""At the top of a checkout; in a folder of its own where the project was installed as a wheel."""
+INSTALLED = "federated_deal"
 
 
 def requirements_file() -> Path:
     """Return the file with the packages that hold the assets, and their hashes; its name alone
     where it is not there (code that a server has sent)."""
     package = Path(__file__).parents[1]
-    places = (package.parent / REQUIREMENTS, package / REQUIREMENTS)
+    places = (package.parent / REQUIREMENTS, package.parent / INSTALLED / REQUIREMENTS)
     return next((place for place in places if place.is_file()), Path(REQUIREMENTS))
 
 

@@ -26,7 +26,7 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-        assets = archive.read(f"deal_core/{REQUIREMENTS}")
+        assets = archive.read(f"federated_deal/{REQUIREMENTS}")
         archive.extractall(tmp_path / "installed")
     assert assets == (ROOT / REQUIREMENTS).read_bytes()
     kept = subprocess.run(
@@ -40,4 +40,4 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
         [sys.executable, "-c", code],
         cwd=tmp_path / "installed", capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
-    assert said == str(tmp_path / "installed/deal_core" / REQUIREMENTS)
+    assert said == str(tmp_path / "installed/federated_deal" / REQUIREMENTS)

@@ -27,6 +27,8 @@ from simulations.api import (
 
 Make = Callable[..., Experiment]
 
+pytestmark = pytest.mark.filterwarnings("ignore:task")  # those of tests are small
+
 
 def shares_of(config: Experiment, task: str) -> list[TaskData]:
     """Each client's part, as a run divides a task."""

@@ -20,6 +20,8 @@ Make = Callable[..., Experiment]
 ROOT = Path(__file__).parents[3]
 TEXTS = ["Which drug reverses heparin?", "Image of a broken bone"]
 
+pytestmark = pytest.mark.filterwarnings("ignore:task")  # those of tests are small
+
 
 @pytest.fixture(scope="module")
 def finished(make_experiment: Make, tmp_path_factory: pytest.TempPathFactory) -> api.Run:

@@ -175,7 +175,7 @@ def test_mistakes_are_one_line(causal, deal, arguments, message):
     [
         ("a.csv", "words\nx\n", "a.csv, row 2: no column 'text'"),
         ("a.csv", "text,n\n,1\n", "a.csv, row 2: column 'text' is empty"),
-        ("a.xlsx", "text", "files may end in .jsonl, .csv, .parquet, .txt"),
+        ("a.docx", "text", "files may end in .jsonl, .csv"),
     ],
 )
 def test_mistakes_in_a_file_are_one_line(causal, deal, tmp_path, name, content, message):
