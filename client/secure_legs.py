@@ -20,7 +20,7 @@ from client.secure_request import announcements_of, request_of, run_of
 from client.secure_store import SecureStore
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
-from deal_core.privacy.policy import at_server
+from deal_core.privacy.policy import fewest_in_sum
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.identity import site_of
 from deal_core.secure_sum.leg_order import Answer
@@ -98,11 +98,9 @@ def _prepared(
 def _conditions(place: RequestContext, experiment: Experiment) -> SitePolicy:
     """What the site asks of a round: what it has decided, and what its noise counts on."""
     policy, privacy = (place.site.policy if place.site else None), experiment.privacy
-    least, colluding = LEAST_SITES, privacy.colluding
+    least, colluding = max(LEAST_SITES, fewest_in_sum(experiment)), privacy.colluding
     if policy is not None:
         least, colluding = max(least, policy.min_cohort), max(colluding, policy.colluding)
-    if at_server(experiment):
-        least = max(least, experiment.federation.clients - privacy.dropouts)
     return SitePolicy(least, colluding)
 
 

@@ -124,8 +124,12 @@ def _layout(bench: Workbench, state: State, instruction: Instruction) -> Layout:
 
 def _gradients(bench: Workbench, instruction: Instruction) -> bool:
     """Whether the update is a gradient sum in whole numbers."""
-    public = bool(bench.phase(instruction.phase).public_path)
-    return at_server(bench.experiment) and not public
+    return at_server(bench.experiment) and not _public(bench, instruction)
+
+
+def _public(bench: Workbench, instruction: Instruction) -> bool:
+    """Whether the update is learnt from public texts."""
+    return bool(bench.phase(instruction.phase).public_path)
 
 
 def _weighted(
@@ -133,8 +137,7 @@ def _weighted(
 ) -> dict[str, NDArray[Any]]:
     """Return the change of every trained factor times the weight, and the weight: examples as a
     share of those that count whole; where a mechanism protects them all clients weigh the same."""
-    public = bool(bench.phase(instruction.phase).public_path)
-    alike = bench.mechanism.unit is not None and not public
+    alike = bench.mechanism.unit is not None and not _public(bench, instruction)
     share = update.figures["num_examples"] / bench.experiment.aggregation.secure_examples
     change = _change(state.current, update.arrays, bench.experiment.aggregation.norm_bound)
     largest = max(field.largest for field in layout.fields)

@@ -84,9 +84,8 @@ class Round:
             self.exchange.event("round_skipped", step)
             return state, history
         rule, clients = self.rule(history), self.sample(eligible)
-        trained = make_mechanism(self.experiment).trained(rule.trained(step.server_round))
-        tasks = sorted(set(clients.values()), key=self.plan.tasks.index)
-        self.exchange.event("round_started", step, clients=len(clients), tasks=tasks)
+        trained = self.trained(rule)
+        self.log_start(clients)
         sent = self.ask(state, clients, trained, piggybacked)
         place = RoundContext(step.phase, step.stage, step.server_round, len(eligible))
         with threads(1):
@@ -101,6 +100,15 @@ class Round:
             state, aggregate = self._aggregate(state, aggregation, complete)
         learnt = step.phase == LEARN and LORA_B in trained
         return state, self.record(sent, replies, aggregate, learnt, started, history)
+
+    def trained(self, rule: AggregationRule) -> frozenset[str]:
+        """Return the factors that learn in the round, of those that the rule would train."""
+        return make_mechanism(self.experiment).trained(rule.trained(self.step.server_round))
+
+    def log_start(self, clients: Mapping[str, str]) -> None:
+        """Log who is asked, and about which tasks; client name to task."""
+        tasks = sorted(set(clients.values()), key=self.plan.tasks.index)
+        self.exchange.event("round_started", self.step, clients=len(clients), tasks=tasks)
 
     def rule(self, history: History) -> AggregationRule:
         """Return the experiment's, or that which adapter or phase needs; inside its robust step."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from deal_core.errors import UserError
-from deal_core.privacy.policy import at_server
+from deal_core.privacy.policy import fewest_in_sum
 from deal_core.secure_sum import server_legs as legs
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.masks import Words
@@ -163,10 +163,7 @@ class SecureLegs:
     def _least(self) -> int:
         """Fewest clients in a sum: where the noise is in it, all but those that may fail."""
         config = self.exchange.experiment
-        least = max(LEAST_SITES, config.aggregation.min_cohort)
-        if at_server(config):
-            least = max(least, config.federation.clients - config.privacy.dropouts)
-        return least
+        return max(LEAST_SITES, config.aggregation.min_cohort, fewest_in_sum(config))
 
     def _needed(self, clients: set[str]) -> int:
         """How many clients a round waits for: the quorum, and as many as a sum needs."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from deal_core.aggregation import LORA_B, NUMERICAL, Aggregate, AggregationRule
 from deal_core.lora.state import State
-from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.protocol_error import ProtocolError
@@ -60,14 +59,13 @@ class SecureRound:
             exchange.event("round_skipped", step)
             return state, history
         rule = one.rule(history)
-        trained = make_mechanism(one.experiment).trained(rule.trained(step.server_round))
-        tasks = sorted(set(clients.values()), key=one.plan.tasks.index)
-        exchange.event("round_started", step, clients=len(clients), tasks=tasks)
+        trained = one.trained(rule)
+        one.log_start(clients)
         layout = layout_of(one.experiment, state.current, trained, self._gradients)
         try:
             held = self.legs.open(step, clients, layout)
         except ProtocolError as fault:
-            return self._not_begun(fault, rule, state, history, piggybacked)
+            return self._not_begun(fault, state, history, piggybacked)
         requests = self.legs.mask_requests(held)
         members = {name: task for name, task in clients.items() if name in requests}
         sent = one.ask(state, members, trained, piggybacked).carrying(requests)
@@ -96,7 +94,6 @@ class SecureRound:
     def _not_begun(
         self,
         fault: ProtocolError,
-        rule: AggregationRule,
         state: State,
         history: History,
         piggybacked: Step | None,
@@ -107,7 +104,7 @@ class SecureRound:
         if piggybacked is not None:
             state, history = one.evaluation.run(piggybacked, state, history)
         one.exchange.event("round_skipped", step)
-        return self._step(rule).without_sum(state, step), history
+        return state, history
 
     def _summed(
         self, state: State, held: ServerRound, layout: Layout, rule: AggregationRule
@@ -121,4 +118,4 @@ class SecureRound:
                 return finite(after), aggregate
         except (ProtocolError, *NUMERICAL) as fault:
             one.exchange.event("round_lost", step, reason=reason_of(fault))
-            return self._step(rule).without_sum(state, step), None
+            return state, None

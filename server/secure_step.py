@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -27,14 +27,9 @@ Sums = Mapping[str, NDArray[Any]]
 """Name of a field of the layout to its sum over sites."""
 
 
-class SumStep(Protocol):
-    """What becomes of the sums of a round."""
-
-    def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
-        """Return the state after the round, and what was aggregated."""
-
-    def without_sum(self, state: State, step: Step) -> State:
-        """Return the state after a round without a sum."""
+SumStep = Callable[[State, Sums, Step], tuple[State, Aggregate | None]]
+"""From the state before a round, its sums and its place, to the state after it and what was
+aggregated."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +52,6 @@ class GradientStep:
         }
         core = kind_of(self.experiment.adapter).core
         return replace(state, current=changed(state.current, change, core)), None
-
-    def without_sum(self, state: State, step: Step) -> State:
-        """Return the same state."""
-        return state
 
     def _rate(self, examples: int) -> float:
         """The learning rate, lowered where a step has much noise."""
@@ -90,7 +81,3 @@ class MeanUpdate:
         if len(trained) > 1:  # what the mean of each factor loses shows in single updates alone
             aggregate = replace(aggregate, error=None)
         return fold_residual(state, aggregate), aggregate
-
-    def without_sum(self, state: State, step: Step) -> State:
-        """Return the same state."""
-        return state

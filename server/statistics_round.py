@@ -58,8 +58,7 @@ class StatisticsRound:
             if piggybacked is None:
                 return state, history
             return one.evaluation.run(piggybacked, state, history)
-        tasks = sorted(set(clients.values()), key=one.plan.tasks.index)
-        exchange.event("round_started", step, clients=len(clients), tasks=tasks)
+        one.log_start(clients)
         sent = one.ask(state, clients, frozenset(), piggybacked)
         size = embedding_size(one.experiment.model, self.statistics.layers)
         replies = SumsGathering(

@@ -124,21 +124,27 @@ def with_live_rows(adapter: Adapter, taken: Adapter, generator: torch.Generator)
 
 def _fresh_rows(taken: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     d_in = taken.shape[1]
-    basis = _row_basis(taken)
+    basis = row_basis(taken)
     if rank + basis.shape[0] > d_in:
         raise UserError(
             f"no room for {rank} new directions: {basis.shape[0]} of {d_in} inputs are taken; "
             "lower adapter.rank or adapter.retained_rank, or choose a method that keeps less"
         )
     draw = torch.randn(rank, d_in, generator=generator, dtype=torch.float64)
-    for _ in range(2):  # the second pass removes what rounding left of the first
-        draw = draw - (draw @ basis.T) @ basis
-    rows = torch.linalg.qr(draw.T).Q.T
+    rows = torch.linalg.qr(outside(draw, basis).T).Q.T
     return rows.float() / math.sqrt(3.0)
 
 
-def _row_basis(matrix: Tensor) -> Tensor:
-    """Orthonormal basis of the row space, float64, shape ``(numerical rank, columns)``."""
+def outside(matrix: Tensor, basis: Tensor) -> Tensor:
+    """Return the matrix with its rows outside of a space, of which ``basis`` has orthonormal
+    rows."""
+    for _ in range(2):  # the second pass removes what rounding left of the first
+        matrix = matrix - (matrix @ basis.T) @ basis
+    return matrix
+
+
+def row_basis(matrix: Tensor) -> Tensor:
+    """Return an orthonormal basis of the row space, float64, ``(numerical rank, columns)``."""
     _, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     if s.numel() == 0 or s[0] == 0:
         return matrix.new_zeros((0, matrix.shape[1]), dtype=torch.float64)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.adapter import Adapter, LoraFactors, outside, row_basis
 
 NEGLIGIBLE = 1e-6
 """Singular values below this part of the largest are rounding."""
@@ -32,10 +32,7 @@ def begin_core(current: Adapter, gradients: Mapping[str, Tensor], retained: Adap
     size = current.rank // 2
     layers = {}
     for name, factors in current.layers.items():
-        gradient = gradients[name].double()
-        taken = _row_basis(retained.layers[name].A.double())
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            gradient = gradient - (gradient @ taken.T) @ taken
+        gradient = outside(gradients[name].double(), row_basis(retained.layers[name].A))
         u, s, vh = torch.linalg.svd(gradient, full_matrices=False)
         live = int((s > NEGLIGIBLE * s[0]).sum()) if s[0] > 0 else 0
         kept = min(size, live)
@@ -72,10 +69,3 @@ def from_core(change: Tensor, factors: LoraFactors) -> Tensor:
 def within_frame(B: Tensor, frame: Tensor) -> Tensor:
     """Return ``F F^T B``, also of copies for every example: gradients stay within the frame."""
     return frame @ (frame.T @ B)
-
-
-def _row_basis(matrix: Tensor) -> Tensor:
-    _, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    if not len(s) or s[0] == 0:
-        return matrix.new_zeros(0, matrix.shape[1])
-    return vh[s > NEGLIGIBLE * s[0]]

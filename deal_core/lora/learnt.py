@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
 from deal_core.lora.adapter import Adapter, LoraFactors
-from deal_core.lora.attach import factors_in, lora_layers
+from deal_core.lora.attach import learning_factors, lora_layers
 from deal_core.lora.core import core_shape, from_core, to_core
 from deal_core.lora.payload import PREFIX
 
@@ -32,28 +32,26 @@ def entries_of(adapter: Adapter, trained: frozenset[str], core: bool) -> int:
 
 def learnt_gradients(module: nn.Module) -> dict[str, Tensor | None]:
     """Return key to the gradient of what learns; None: there is none."""
-    layers = lora_layers(module)
     found: dict[str, Tensor | None] = {}
-    for name, factor in factors_in(module).items():
-        if factor.requires_grad:
-            frame = getattr(layers[name.rpartition(".")[0]], "frame", None)
-            gradient = factor.grad
-            if gradient is not None and frame is not None:
-                gradient = to_core(gradient, frame)
-            found[f"{PREFIX}{name}.weight"] = gradient
+    for key, factor, frame in _learning(module):
+        whole = factor.grad
+        found[key] = whole if whole is None or frame is None else to_core(whole, frame)
     return found
 
 
 def learnt_sizes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return key to shape of what learns in a model."""
-    layers, found = lora_layers(module), {}
-    for name, factor in factors_in(module).items():
-        if factor.requires_grad:
-            frame = getattr(layers[name.rpartition(".")[0]], "frame", None)
-            size = factor.shape[1] // 2
-            shape = tuple(factor.shape) if frame is None else (size, size)
-            found[f"{PREFIX}{name}.weight"] = shape
-    return found
+    return {
+        key: tuple(factor.shape) if frame is None else (frame.shape[1], frame.shape[1])
+        for key, factor, frame in _learning(module)
+    }
+
+
+def _learning(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor | None]]:
+    """Key, factor and frame (None: the whole factor learns) of what learns in a model."""
+    layers = lora_layers(module)
+    for name, factor in learning_factors(module).items():
+        yield f"{PREFIX}{name}.weight", factor, layers[name.rpartition(".")[0]].frame
 
 
 def changed(adapter: Adapter, change: Mapping[str, Tensor], core: bool) -> Adapter:

@@ -12,12 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.adapter import Adapter, LoraFactors, outside
 
 POOLED = "pooled"
 """Name of the map among the layers of a model."""
 NEGLIGIBLE = 1e-6
-"""Singular values below this part of the largest are rounding."""
+"""Singular values of centred unit vectors below this are rounding."""
 
 
 def add_pooled_map(base: nn.Module) -> None:
@@ -57,10 +57,8 @@ def label_basis(labels: Tensor, earlier: Tensor, rank: int) -> Tensor:
     """
     centred = _centred(labels)
     if len(earlier):
-        taken = _row_basis(_centred(earlier))
-        for _ in range(2):  # the second pass removes what rounding left of the first
-            centred = centred - (centred @ taken.T) @ taken
-    own = _row_basis(centred)[:rank]
+        centred = outside(centred, _strongest_first(_centred(earlier)))
+    own = _strongest_first(centred)[:rank]
     return torch.nn.functional.pad(own.T, (0, rank - len(own))).float()
 
 
@@ -68,8 +66,9 @@ def _centred(labels: Tensor) -> Tensor:
     return labels.double() - labels.double().mean(dim=0)
 
 
-def _row_basis(matrix: Tensor) -> Tensor:
-    """Orthonormal rows, the strongest first; the sign of each is fixed by its largest entry."""
+def _strongest_first(matrix: Tensor) -> Tensor:
+    """Return an orthonormal basis of the rows, the strongest first; the sign of each is fixed by
+    its largest entry."""
     _, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     kept: Tensor = vh[s > NEGLIGIBLE]
     peak = kept.abs().argmax(dim=1, keepdim=True)

@@ -64,7 +64,7 @@ class EncoderLabels:
         self._pooled_map = dict(base.named_children()).get(POOLED)
         self._frozen = None
         if self._pooled_map is not None:
-            self._frozen = FrozenVectors(self._embed, weights_name(base, self.device.type))
+            self._frozen = FrozenVectors(self._embed, lambda: _encoder_name(base))
         self._label_cache: dict[str, Tensor] = {}
         self._label_matrix: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
 
@@ -182,6 +182,13 @@ class EncoderLabels:
             matrix = torch.stack([self._label_cache[label] for label in labels])
             self._label_matrix = (wanted, matrix)
         return self._label_matrix[1]
+
+
+def _encoder_name(base: Any) -> str:
+    """Return a digest of an encoder's weights and device, without the map behind it, which
+    learns."""
+    weights = {k: v for k, v in base.state_dict().items() if not k.startswith(f"{POOLED}.")}
+    return weights_name(weights, next(iter(weights.values())).device.type)
 
 
 def last_layers(output: Any, layers: int) -> list[Tensor]:

@@ -7,8 +7,9 @@ same key of the experiment (``data.cache_tokens``).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -31,11 +32,11 @@ class FrozenVectors:
 
     Args:
         embed: makes ``(texts, size)``, float32; its gradients are not wanted.
-        name: of all that a vector depends on beside the text.
+        name: of all that a vector depends on beside the text; asked for where a file is.
     """
 
-    def __init__(self, embed: Embed, name: str) -> None:
-        self._embed, self._name = embed, name
+    def __init__(self, embed: Embed, name: Callable[[], str]) -> None:
+        self._embed, self._name = embed, cache(name)
         self._known: dict[Ids, Tensor] = {}
 
     def prepare(self, texts: Sequence[Ids], folder: Path | None) -> None:
@@ -76,19 +77,19 @@ class FrozenVectors:
         return torch.stack([made[place] for place in range(len(texts))])
 
     def _key(self, texts: Sequence[Ids]) -> str:
-        hashed = hashlib.sha256(self._name.encode())
+        hashed = hashlib.sha256(self._name().encode())
         for ids in texts:
             hashed.update(hashlib.sha256(np.asarray(ids, np.int64).tobytes()).digest())
         return hashed.hexdigest()[:40]
 
 
-def weights_name(module: torch.nn.Module, *settings: object) -> str:
-    """Return a digest of all weights, and of whatever else decides about vectors."""
+def weights_name(weights: Mapping[str, Tensor], *settings: object) -> str:
+    """Return a digest of named weights, and of whatever else decides about vectors."""
     hashed = hashlib.sha256(repr(settings).encode())
-    for name, weight in module.state_dict().items():
+    for name, weight in weights.items():
         data = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
         hashed.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        hashed.update(data)
+        hashed.update(data.tobytes())
     return hashed.hexdigest()
 
 

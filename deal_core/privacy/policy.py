@@ -159,6 +159,14 @@ def at_server(experiment: Experiment) -> bool:
     return experiment.train.step == "server"
 
 
+def fewest_in_sum(experiment: Experiment) -> int:
+    """Return how many clients a sum needs for its noise to be whole: all but those that may fail;
+    0 where the server takes no steps."""
+    if not at_server(experiment):
+        return 0
+    return experiment.federation.clients - experiment.privacy.dropouts
+
+
 def in_sum(privacy: PrivacyConfig) -> bool:
     """Return whether sites make the noise together, of the sum over all of them."""
     return privacy.mechanism == "record" and privacy.noise_share == "sum"

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from client.app import make_app
 from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
 from server.results import Results
+from server.run import run
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import InProcessGrid, Interceptor
 
 
 def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:
     """The experiment with its run in ``folder``; ``run_keys`` are other keys of ``[run]``."""
     changed = experiment.run.model_copy(update={"out": str(folder), **run_keys})
     return experiment.model_copy(update={"run": changed})
+
+
+def run_in_process(
+    experiment: Experiment, see: Interceptor = lambda reply: reply
+) -> list[dict[str, Any]]:
+    """The events of a run; ``see`` sees each reply on its way, and may change or lose it."""
+    events: list[dict[str, Any]] = []
+    grid = InProcessGrid(make_app(), flatten(experiment), experiment.federation.clients)
+    grid.interceptor = see
+    with assume_identity(1, 1):
+        run(grid, experiment, events.append)
+    return events
 
 
 def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:

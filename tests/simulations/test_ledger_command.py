@@ -12,27 +12,13 @@ from deal_core.privacy.accounting.certificate import KEY
 from deal_core.privacy.accounting.ledger import (
     Budget,
     Ledger,
-    LedgerEvent,
     composed,
     unprotected_event,
 )
 from simulations.cli import app
+from tests.ledger_events import ledger_event
 
-EVENT = LedgerEvent(
-    run="a run",
-    task="surgery",
-    phase="learn",
-    stage=0,
-    server_round=1,
-    mechanism="record",
-    unit="record",
-    sample_rate=0.1,
-    noise_multiplier=1.5,
-    steps=10,
-    max_grad_norm=1.0,
-    delta=1e-4,
-    simulation_only=True,
-)
+EVENT = ledger_event(run="a run", simulation_only=True)
 
 
 @pytest.fixture

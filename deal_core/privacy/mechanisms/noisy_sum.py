@@ -28,9 +28,13 @@ from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.mechanisms.noise import NoiseSource
 from deal_core.privacy.mechanisms.private_gradients import BELOW
-from deal_core.privacy.mechanisms.sampled_units import add_clipped, drawn_batch, require_drawn
+from deal_core.privacy.mechanisms.sampled_units import (
+    add_clipped,
+    drawn_batch,
+    rehearse_clipping,
+    require_drawn,
+)
 from deal_core.training.objective import Objective
-from deal_core.training.per_sample import clipped_gradients
 
 GRID_BITS = 16
 """A clipping bound is ``2^16`` steps of the grid."""
@@ -69,12 +73,7 @@ class NoisySum:
             UnsafeModel: something learns whose gradient per example cannot be had.
             ValueError: a loss reads a factor itself, or no gradient is finite.
         """
-        factors = require_plain_lora(module)
-        norms = clipped_gradients(module, objective, [list(range(probes))], self.max_grad_norm)
-        for factor in factors:
-            factor.grad = None
-        if norms.isnan().any():
-            raise UnsafeModel("the model has no gradient on constant texts")
+        rehearse_clipping(module, objective, probes, self.max_grad_norm)
 
     def total(self, module: nn.Module, objective: Objective) -> dict[str, NDArray[np.int64]]:
         """Return key of each trained factor to its noisy sum, in steps of the grid.

@@ -24,16 +24,19 @@ from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import (
-    UnsafeModel,
     require_moved,
     require_plain_lora,
     require_same_answers,
 )
 from deal_core.privacy.mechanisms.noise import NoiseSource
-from deal_core.privacy.mechanisms.sampled_units import add_clipped, drawn_batch, require_drawn
+from deal_core.privacy.mechanisms.sampled_units import (
+    add_clipped,
+    drawn_batch,
+    rehearse_clipping,
+    require_drawn,
+)
 from deal_core.training.gradients import Probes
 from deal_core.training.objective import Objective
-from deal_core.training.per_sample import clipped_gradients
 
 BELOW = 1 - 1e-5
 """Clipping keeps so far below the bound that rounding in float32 does not lead beyond it."""
@@ -81,12 +84,7 @@ class PrivateGradients:
             UnsafeModel: something learns whose gradient per example cannot be had.
             ValueError: a loss reads a factor itself, or no gradient is finite.
         """
-        factors = require_plain_lora(module)
-        norms = clipped_gradients(module, objective, [list(range(probes))], self.max_grad_norm)
-        for factor in factors:
-            factor.grad = None
-        if norms.isnan().any():
-            raise UnsafeModel("the model has no gradient on constant texts")
+        rehearse_clipping(module, objective, probes, self.max_grad_norm)
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
         """Add ``(sum_i clip(g_i) + noise) / expected_batch``; of groups, ``g_i`` is the mean over

@@ -9,7 +9,7 @@ from torch import nn
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.mechanisms.groups import Groups
-from deal_core.privacy.mechanisms.guards import require_sampled
+from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora, require_sampled
 from deal_core.privacy.mechanisms.noise import NoiseSource
 from deal_core.training.batching import sampled_passes
 from deal_core.training.objective import Objective
@@ -51,6 +51,21 @@ def require_drawn(
         require_sampled(batch, record_ids, sample_rate)
     else:
         groups.require_sampled(batch, sample_rate)
+
+
+def rehearse_clipping(module: nn.Module, objective: Objective, probes: int, bound: float) -> None:
+    """Take a clipped gradient over so many constant texts, and drop it.
+
+    Raises:
+        UnsafeModel: something learns whose gradient per example cannot be had.
+        ValueError: a loss reads a factor itself, or no gradient is finite.
+    """
+    factors = require_plain_lora(module)
+    norms = clipped_gradients(module, objective, [list(range(probes))], bound)
+    for factor in factors:
+        factor.grad = None
+    if norms.isnan().any():
+        raise UnsafeModel("the model has no gradient on constant texts")
 
 
 def add_clipped(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from deal_core.errors import UserError
 from simulations.audit.found import Kind
 from simulations.audit.judged import Judged
 from simulations.audit.tables import (
@@ -21,6 +20,7 @@ from simulations.report.charts.dots import Dot, dots
 from simulations.report.page.blocks import Block, Figure, Notice, Page, Section, Table, Text
 from simulations.report.page.numbers import decimal
 from simulations.report.page.tables import from_markdown
+from simulations.report.stored import read_stored
 
 FILE = "audit.json"
 
@@ -31,11 +31,7 @@ def read_audit(folder: Path) -> Audit:
     Raises:
         UserError: its file cannot be read.
     """
-    path = folder / FILE
-    try:
-        return Audit.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no audit ({str(error).splitlines()[0]})") from None
+    return read_stored(Audit, folder / FILE, "audit")
 
 
 def audit_page(audit: Audit) -> Page:

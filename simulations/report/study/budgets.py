@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from deal_core.errors import UserError
 from simulations.budgets.results import Budgets, Mean, Point
 from simulations.budgets.tables import (
     ALL_LABELS_EXPLAINED,
@@ -29,6 +28,7 @@ from simulations.report.page.blocks import (
 )
 from simulations.report.page.numbers import decimal
 from simulations.report.page.tables import from_markdown
+from simulations.report.stored import read_stored
 
 FILE = "budgets.json"
 PANELS: dict[str, Callable[[Point], Mean | None]] = {
@@ -45,11 +45,7 @@ def read_budgets(folder: Path) -> Budgets:
     Raises:
         UserError: its file cannot be read.
     """
-    path = folder / FILE
-    try:
-        return Budgets.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no budget study ({str(error).splitlines()[0]})") from None
+    return read_stored(Budgets, folder / FILE, "budget study")
 
 
 def budgets_page(budgets: Budgets) -> Page:

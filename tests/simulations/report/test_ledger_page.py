@@ -14,28 +14,14 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import (
     Budget,
     Ledger,
-    LedgerEvent,
     composed,
     unprotected_event,
 )
 from simulations.cli import app
+from tests.ledger_events import ledger_event
 from tests.simulations.report.html_page import HtmlPage
 
-EVENT = LedgerEvent(
-    run="67a2bfa05a7dd3f4",
-    task="surgery",
-    phase="learn",
-    stage=0,
-    server_round=1,
-    mechanism="record",
-    unit="record",
-    sample_rate=0.1,
-    noise_multiplier=1.5,
-    steps=10,
-    max_grad_norm=1.0,
-    delta=1e-4,
-    simulation_only=False,
-)
+EVENT = ledger_event(run="67a2bfa05a7dd3f4")
 SITE = """
 [site]
 name = "north"

@@ -16,19 +16,11 @@ from simulations.engines.inprocess import InProcessGrid
 from simulations.run.live_view import plain_lines
 from simulations.run.progress import Progress
 from simulations.run.summary import privacy_text
+from tests.simulations.runs import run_in_process
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
 CLIENT = ("privacy.mechanism=client", "privacy.target_delta=1e-3", "train.precision=float32")
-
-
-def events_of(experiment, see=lambda reply: reply) -> list[dict]:
-    events: list[dict] = []
-    grid = InProcessGrid(make_app(), flatten(experiment), experiment.federation.clients)
-    grid.interceptor = see
-    with assume_identity(1, 1):
-        run(grid, experiment, events.append)
-    return events
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +34,7 @@ def trusted(make_experiment, tmp_path_factory):
             figures.update(reply.content.metric_records["metrics"])
         return reply
 
-    return experiment, folder, events_of(experiment, see), figures
+    return experiment, folder, run_in_process(experiment, see), figures
 
 
 def test_the_results_say_what_the_servers_ledger_holds(trusted):
@@ -93,7 +85,7 @@ def test_stopped_after_the_charge_it_releases_the_same_mean_again(
         run(grid, again, stop)
     assert len(Ledger(tmp_path / "privacy").events()) == 2  # charged, not yet handed out
     resumed = again.model_copy(update={"run": changed.model_copy(update={"resume": True})})
-    events_of(resumed)
+    run_in_process(resumed)
     assert read_results(tmp_path).privacy == read_results(folder).privacy
     assert read_results(tmp_path).accuracy_matrix == read_results(folder).accuracy_matrix
     assert len(Ledger(tmp_path / "privacy").events()) == 4
@@ -111,7 +103,7 @@ def test_a_round_that_draws_nobody_is_noise_and_is_charged(make_experiment, tmp_
         "data.max_train=12",
         "data.max_test=12",
     )
-    events = events_of(experiment)
+    events = run_in_process(experiment)
     drawn = [e["clients"] for e in events if e["event"] == "round_started"]
     assert 0 in drawn
     assert len(set(drawn)) > 1
@@ -139,7 +131,7 @@ def test_without_trust_every_client_adds_its_own_noise_and_charges_itself(
         'data.tasks=["laboratory"]',
         f'run.out="{tmp_path}"',
     )
-    events_of(experiment, see)
+    run_in_process(experiment, see)
     privacy = read_results(tmp_path).privacy
     assert privacy.unit == "client"
     for client in "01":

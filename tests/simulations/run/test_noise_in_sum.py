@@ -11,21 +11,16 @@ from flwr.app import Message
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from client.app import make_app
-from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
-from deal_core.privacy.accounting.ledger import Ledger, LedgerEvent
+from deal_core.privacy.accounting.ledger import Budget, Ledger
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.mechanisms.shares import shares_of
 from server.results import read_results
-from server.run import run
-from simulations.engines.flower_identity import assume_identity
-from simulations.engines.inprocess import InProcessGrid, Interceptor
 from simulations.run.preflight import check_names
-from tests.simulations.runs import at, learnt_adapter, same
+from tests.ledger_events import ledger_event
+from tests.simulations.runs import at, learnt_adapter, run_in_process, same
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -45,13 +40,16 @@ IN_SUM = (
 )
 
 
-def with_replies(experiment: Experiment, see: Interceptor = lambda reply: reply) -> list[dict]:
-    events: list[dict] = []
-    grid = InProcessGrid(make_app(), flatten(experiment), experiment.federation.clients)
-    grid.interceptor = see
-    with assume_identity(1, 1):
-        run(grid, experiment, events.append)
-    return events
+class LoseOneUpdate:
+    """Loses the first masked update on its way; ``lost`` says whether there was one."""
+
+    lost = False
+
+    def __call__(self, reply: Message) -> Message | None:
+        if self.lost or not {"secure", "metrics"} <= set(reply.content):
+            return reply
+        self.lost = True
+        return None
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def finished(make_experiment, tmp_path_factory):
         left.update(reply.content.array_records)
         return reply
 
-    return experiment, folder, with_replies(at(experiment, folder), see), left
+    return experiment, folder, run_in_process(at(experiment, folder), see), left
 
 
 def test_no_array_leaves_a_client(finished):
@@ -105,7 +103,7 @@ def test_epsilon_is_that_of_an_independent_accountant(finished):
 
 def test_equal_seeds_give_equal_runs_whatever_the_masks(finished, tmp_path):
     experiment, folder, _, _ = finished
-    with_replies(at(experiment, tmp_path))
+    run_in_process(at(experiment, tmp_path))
     assert same(learnt_adapter(tmp_path), learnt_adapter(folder))
 
 
@@ -121,15 +119,8 @@ def test_a_lost_site_costs_the_round_and_not_the_run(make_experiment, tmp_path):
     experiment = make_experiment(
         *IN_SUM, "federation.deadline_seconds=1.0", "federation.quorum=0.3"
     )
-    lost: list[str] = []
-
-    def lose(reply: Message) -> Message | None:
-        if not lost and "secure" in reply.content and "metrics" in reply.content:
-            lost.append(reply.metadata.message_id)
-            return None
-        return reply
-
-    events = with_replies(at(experiment, tmp_path), lose)
+    lose = LoseOneUpdate()
+    events = run_in_process(at(experiment, tmp_path), lose)
     rounds = [event for event in events if event["event"] == "round_lost"]
     assert len(rounds) == 1
     assert "below" in rounds[0]["reason"]
@@ -145,40 +136,19 @@ def test_with_dropouts_planned_the_round_stands(make_experiment, tmp_path):
         "federation.quorum=0.3",
     )
     assert shares_of(experiment) == 3
-    lost: list[str] = []
-
-    def lose(reply: Message) -> Message | None:
-        if not lost and "secure" in reply.content and "metrics" in reply.content:
-            lost.append(reply.metadata.message_id)
-            return None
-        return reply
-
-    events = with_replies(at(experiment, tmp_path), lose)
-    assert lost
+    lose = LoseOneUpdate()
+    events = run_in_process(at(experiment, tmp_path), lose)
+    assert lose.lost
     assert not [event for event in events if event["event"] == "round_lost"]
 
 
 def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, tmp_path):
     experiment = at(make_experiment(*IN_SUM, "federation.quorum=0.3"), tmp_path)
-    spent = LedgerEvent(
-        run="earlier",
-        task="surgery",
-        phase="learn",
-        stage=0,
-        server_round=1,
-        mechanism="record",
-        unit="record",
-        sample_rate=1.0,
-        noise_multiplier=0.5,
-        steps=1,
-        max_grad_norm=1.0,
-        delta=1e-3,
-        simulation_only=True,
+    spent = ledger_event(
+        sample_rate=1.0, noise_multiplier=0.5, steps=1, delta=1e-3, simulation_only=True
     )
-    from deal_core.privacy.accounting.ledger import Budget
-
     Ledger(tmp_path / "sites" / "1").charge(spent, Budget(100.0, 1e-3), "earlier", b"")
-    events = with_replies(experiment)
+    events = run_in_process(experiment)
     assert {e["client"] for e in events if e["event"] == "client_idle"} == {"1"}
     lost = [e for e in events if e["event"] == "round_lost"]
     assert len(lost) == 4  # of two tasks; without its share no sum is ever made

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from flwr.app import Array, Message
 from safetensors.numpy import load_file
 
-from client.app import make_app
-from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Budget, Ledger, composed
 from server.checkpoint import load_checkpoint
 from server.results import read_results
-from server.run import run
-from simulations.engines.flower_identity import assume_identity
-from simulations.engines.inprocess import InProcessGrid, Interceptor, run_inprocess
+from simulations.engines.inprocess import run_inprocess
 from simulations.run.live_view import plain_lines
 from simulations.run.summary import privacy_text
+from tests.simulations.runs import at, run_in_process
 from tests.sizes import TWO_LAYERS
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
 PRIVATE = ("privacy.mechanism=record", "train.precision=float32", "train.batch_size=4", TWO_LAYERS)
-
-
-def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:
-    changed = experiment.run.model_copy(update={"out": str(folder), **run_keys})
-    return experiment.model_copy(update={"run": changed})
-
-
-def with_replies(experiment: Experiment, see: Interceptor) -> list[dict]:
-    events: list[dict] = []
-    grid = InProcessGrid(make_app(), flatten(experiment), experiment.federation.clients)
-    grid.interceptor = see
-    with assume_identity(1, 1):
-        run(grid, experiment, events.append)
-    return events
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +36,7 @@ def finished(make_experiment, tmp_path_factory):
         return reply
 
     experiment = make_experiment(*PRIVATE)
-    events = with_replies(at(experiment, folder), see)
+    events = run_in_process(at(experiment, folder), see)
     return experiment, folder, events, fields
 
 
@@ -69,7 +49,7 @@ def test_distillation_on_private_texts_is_charged_like_learning(make_experiment,
         "method.consolidation.rounds=2",
         "adapter.retained_rank=4",  # so that the second task leaves something to be distilled
     )
-    events = with_replies(at(experiment, tmp_path), lambda reply: reply)
+    events = run_in_process(at(experiment, tmp_path), lambda reply: reply)
     sent = [
         (event["phase"], event["client"]) for event in events if event["event"] == "client_finished"
     ]
@@ -87,7 +67,7 @@ def test_the_floor_counts_the_noise_of_rounds_that_train_lora_b(make_experiment,
 
     def variance(rule: str) -> float:
         experiment = make_experiment(*PRIVATE, f"aggregation.rule={rule}", "federation.rounds=2")
-        with_replies(at(experiment, tmp_path / rule), lambda reply: reply)
+        run_in_process(at(experiment, tmp_path / rule), lambda reply: reply)
         shapes = adapter_shapes(experiment.model, experiment.adapter)
         path = tmp_path / rule / "checkpoint.safetensors"
         return load_checkpoint(path, shapes).history.noise_variance
@@ -133,7 +113,7 @@ def test_simulated_clients_may_declare_disjoint_tasks(finished, make_experiment,
     """Less noise for the same budget, and everything that shows epsilon says what it is of."""
     first = Ledger(finished[1] / "sites" / "0").events()[0]
     experiment = make_experiment(*PRIVATE, "privacy.disjoint_tasks=true")
-    events = with_replies(at(experiment, tmp_path), lambda reply: reply)
+    events = run_in_process(at(experiment, tmp_path), lambda reply: reply)
     privacy = read_results(tmp_path).privacy
     assert privacy.disjoint_tasks
     for client, told in privacy.epsilon.items():

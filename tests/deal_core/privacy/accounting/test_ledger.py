@@ -20,26 +20,12 @@ from deal_core.privacy.accounting.ledger import (
     BudgetSpent,
     Ledger,
     LedgerError,
-    LedgerEvent,
     composed,
     unprotected_event,
 )
+from tests.ledger_events import ledger_event
 
-EVENT = LedgerEvent(
-    run="run",
-    task="surgery",
-    phase="learn",
-    stage=0,
-    server_round=1,
-    mechanism="record",
-    unit="record",
-    sample_rate=0.1,
-    noise_multiplier=1.5,
-    steps=10,
-    max_grad_norm=1.0,
-    delta=1e-4,
-    simulation_only=False,
-)
+EVENT = ledger_event()
 WIDE = Budget(100.0, 1e-4)
 
 
