@@ -78,7 +78,18 @@ def shell(tmp_path: Path) -> Children:
 
 def gone(process: psutil.Process) -> bool:
     """It runs no more; the machine's first process collects its entry, or does not."""
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two questions
+        return True
+
+
+def is_sleeping_program(process: psutil.Process) -> bool:
+    """Whether it is ``sleep``; one that has ended since it was listed is not."""
+    try:
+        return process.name() == "sleep"
+    except psutil.NoSuchProcess:
+        return False
 
 
 STUBBORN = "trap '' TERM; (setsid sleep 300 &) ; echo up; while true; do sleep 0.1; done"
@@ -97,7 +108,7 @@ def test_nothing_outlives_the_block_however_it_is_left(
             shell.start("mild", "exec sleep 300")
             shell.wait_for(
                 "both and the grandchild",
-                lambda: sum(p.name() == "sleep" for p in shell.alive()) >= 2,
+                lambda: sum(map(is_sleeping_program, shell.alive())) >= 2,
                 20,
             )
             running = shell.alive()
