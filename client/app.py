@@ -120,7 +120,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
             return local_update(bench, client_context, state, instruction, name)
 
         record = SUMS if bench.phase(instruction.phase).statistics is not None else LORA
-        secure = bench.experiment.aggregation.secure and record == LORA
+        secure = bench.experiment.aggregation.secure
         if secure:  # before anything is counted, trained or charged
             require_maskable(place, bench, message, state, instruction, name)
         counts = (

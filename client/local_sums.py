@@ -11,22 +11,27 @@ from client.resources import Workbench
 from deal_core.config.experiment import Experiment
 from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
-from deal_core.privacy.interface import LocalUpdate, Mechanism, Refusal, Site
+from deal_core.models import embedding_size
+from deal_core.privacy.interface import GradientSum, LocalUpdate, Mechanism, Refusal, Site
+from deal_core.privacy.policy import at_server
 from deal_core.wire.instruction import Instruction
+from deal_core.wire.secure_layout import CLASS_SUMS
 from deal_core.wire.sums import pack_sums
 
 
 def require_sums(config: Experiment, mechanism: Mechanism, site: Site) -> None:
-    """Check that sums over single records may leave: they carry no noise, and no mask.
+    """Check that sums over single records may leave: with noise in them, or where the site lets
+    them go without. A mask alone is not enough: of a label that one site alone has, a sum over
+    sites is that site's.
 
     Raises:
-        Refusal: a mechanism protects the records, updates are seen as a secure sum alone, or the
-            site's policy keeps sums.
+        Refusal: no noise protects the records that a mechanism should, or the site's policy keeps
+            sums.
     """
-    if config.aggregation.secure:
-        raise Refusal("policy", "sums of embeddings leave in the clear: aggregation.secure is true")
     if mechanism.unit is not None:
-        raise Refusal("policy", "sums of embeddings have no noise: no mechanism protects them")
+        if not at_server(config):
+            raise Refusal("policy", "sums of embeddings have no noise: no mechanism protects them")
+        return
     if site.policy is not None and not site.policy.share_sums:
         raise Refusal("policy", "the site's policy keeps sums of embeddings (policy.share_sums)")
 
@@ -41,6 +46,25 @@ def require_enough_of_each(tasks: Sequence[TaskDataset], site: Site) -> None:
     least = site.policy.min_records if site.policy is not None else 0
     if any(0 < len(task.data) < least for task in tasks):
         raise Refusal("no-data", f"fewer than {least} records of one of the tasks")
+
+
+def noisy_sums(
+    bench: Workbench,
+    client: int,
+    instruction: Instruction,
+    statistics: Statistics,
+    gradients: GradientSum,
+) -> LocalUpdate:
+    """Return class sums over the client's records of a task with its share of the noise."""
+    started, size = time.monotonic(), embedding_size(bench.experiment.model, statistics.layers)
+    labels, embeddings = len(bench.labels(instruction.task)), torch.zeros(0, size)
+    targets = torch.tensor([item.target for item in gradients.data], dtype=torch.long)
+    if len(targets):
+        share = bench.task(instruction.task, client)
+        embeddings = bench.embeddings(share, "train", statistics.layers)
+    total = gradients.class_sums(embeddings, targets, labels)
+    figures = {"num_examples": 1.0, "seconds": time.monotonic() - started}
+    return LocalUpdate({CLASS_SUMS: total}, figures)
 
 
 def sum_records(
@@ -67,6 +91,13 @@ def sum_records(
     ]
     examples = sum(len(share.train) for share in shares)
     figures = {"num_examples": examples, "seconds": time.monotonic() - started}
+    if bench.experiment.aggregation.secure:  # a layout of its own, of float64
+        named = {
+            f"{place}.{name}": value.numpy()
+            for place, sums in enumerate(parts)
+            for name, value in sums.items()
+        }
+        return LocalUpdate(named, figures)
     form = statistics.at(bench.experiment.wire.dtype)
     packed = pack_sums([form.pack(sums) for sums in parts], form.codes)
     return LocalUpdate(packed, figures)

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 from client.client_context import ClientContext
 from client.gradient_sum import gradient_sum
-from client.local_sums import require_enough_of_each, require_sums, sum_records
+from client.local_sums import noisy_sums, require_enough_of_each, require_sums, sum_records
 from client.policy_check import require_policy
 from client.request_check import check_training
 from client.resources import ClientTask, Workbench
@@ -21,6 +21,7 @@ from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import entries_of
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory, under_all_labels
+from deal_core.models import embedding_size
 from deal_core.privacy.interface import (
     GradientSum,
     LocalUpdate,
@@ -90,15 +91,16 @@ def local_update(
         ids=lambda: bench.ids(instruction.task, client_context.client),
         learning_rate=phase.learning_rate or config.train.learning_rate,
         generator=seeded(config.run.seed, "train", client_context.client, *where),
-        entries=entries_of(
-            state.current, frozenset(instruction.trained), kind_of(config.adapter).core
-        ),
+        entries=_entries(bench, state, instruction),
         grouping=(
             None if phase.public_path else bench.grouping(instruction.task, client_context.client)
         ),
     )
 
     def train(gradients: Gradients | GradientSum) -> LocalUpdate:
+        if phase.statistics is not None and isinstance(gradients, GradientSum):
+            number = client_context.client
+            return noisy_sums(bench, number, instruction, phase.statistics, gradients)
         if phase.statistics is not None:
             return sum_records(bench, client_context.client, state, instruction, phase.statistics)
         kept = _kept(bench, client_context, instruction)
@@ -118,6 +120,16 @@ def local_update(
         return _train(bench, client_context, state, instruction, task, cache, gradients)
 
     return release(_mechanism(bench, phase), ask, client_context.site, train)
+
+
+def _entries(bench: Workbench, state: State, instruction: Instruction) -> int:
+    """Return how many numbers an update is made of."""
+    statistics = bench.phase(instruction.phase).statistics
+    if statistics is not None:
+        size = embedding_size(bench.experiment.model, statistics.layers)
+        return len(bench.labels(instruction.task)) * (size + 1)
+    core = kind_of(bench.experiment.adapter).core
+    return entries_of(state.current, frozenset(instruction.trained), core)
 
 
 def _mechanism(bench: Workbench, phase: Phase) -> Mechanism:

@@ -19,6 +19,8 @@ from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import PayloadError, Template
 from deal_core.lora.state import State
+from deal_core.methods import Phase
+from deal_core.models import embedding_size
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import at_server
 from deal_core.randomness import seeded_numpy
@@ -28,7 +30,7 @@ from deal_core.secure_sum.messages import MaskRequest
 from deal_core.secure_sum.weighted import weighted_values
 from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.secure_layout import layout_of, within_bounds
+from deal_core.wire.secure_layout import layout_of, statistics_layout, within_bounds
 
 
 def require_maskable(
@@ -61,7 +63,7 @@ def require_maskable(
         context = MaskRequest.from_bytes(request).context
         if kept.round_of(context).terms.layout != layout.digest:
             raise PayloadError("secure: an update of another form than the round's terms say")
-        store.used().masking(context, round_name(instruction), name)
+        store.used().masking(context, place_of(bench, instruction), name)
 
 
 def masked_update(
@@ -82,14 +84,14 @@ def masked_update(
         message: has the round's mask request.
         state: what the client began from.
         instruction: what was asked.
-        update: trained factors, or their gradient sums in whole numbers.
+        update: trained factors, their gradient sums in whole numbers, or sums of embeddings.
         name: of the request that it answers.
 
     Raises:
         ProtocolError: the mask request is refused, or the update is in another sum.
     """
     layout, arrays = _layout(bench, state, instruction), dict(update.arrays)
-    if not _gradients(bench, instruction):
+    if _phase(bench, instruction).statistics is None and not _gradients(bench, instruction):
         arrays = _weighted(bench, state, instruction, update, layout)
     where = instruction.stage, instruction.server_round
     seed = bench.experiment.run.seed
@@ -99,13 +101,17 @@ def masked_update(
     with store.alone():
         answered = site_round.mask(announced_state(store), request, encoded)
         context = MaskRequest.from_bytes(request).context
-        store.keep_used(store.used().masking(context, round_name(instruction), name))
+        store.keep_used(store.used().masking(context, place_of(bench, instruction), name))
         store.keep(answered.state)
     return answered.reply
 
 
-def round_name(instruction: Instruction) -> str:
-    """Return the place of a round in its run: one update of it is masked."""
+def place_of(bench: Workbench, instruction: Instruction) -> str:
+    """Return the place of an update in its run, of which one is masked: its round; of sums that a
+    client gives once, its task, since in another round they would be the same."""
+    statistics = _phase(bench, instruction).statistics
+    if statistics is not None and statistics.once:
+        return f"{instruction.phase} {instruction.task}"
     return f"{instruction.phase} {instruction.stage} {instruction.server_round}"
 
 
@@ -118,8 +124,19 @@ def _layout(bench: Workbench, state: State, instruction: Instruction) -> Layout:
     config = bench.experiment
     if config.wire.dtype != EXACT:
         raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
+    statistics = _phase(bench, instruction).statistics
+    if statistics is not None:
+        tasks = instruction.tasks or (instruction.task,)
+        labels = [len(bench.labels(task)) for task in tasks]
+        size = embedding_size(config.model, statistics.layers)
+        sites, noised = config.federation.clients, at_server(config)
+        return statistics_layout(statistics.shapes, labels, size, sites, noised)
     trained = frozenset(instruction.trained)
     return layout_of(config, state.current, trained, _gradients(bench, instruction))
+
+
+def _phase(bench: Workbench, instruction: Instruction) -> Phase:
+    return bench.phase(instruction.phase)
 
 
 def _gradients(bench: Workbench, instruction: Instruction) -> bool:
@@ -129,7 +146,7 @@ def _gradients(bench: Workbench, instruction: Instruction) -> bool:
 
 def _public(bench: Workbench, instruction: Instruction) -> bool:
     """Whether the update is learnt from public texts."""
-    return bool(bench.phase(instruction.phase).public_path)
+    return bool(_phase(bench, instruction).public_path)
 
 
 def _weighted(

@@ -58,8 +58,8 @@ def read_request(
     if RECORD not in content.config_records:
         raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
-    phase, secure = bench.phase(instruction.phase), bench.experiment.aggregation.secure
-    masked = secure and bool(instruction.task) and phase.statistics is None
+    bench.phase(instruction.phase)
+    masked = bench.experiment.aggregation.secure and bool(instruction.task)
     others = {RECORD, SECURE} if masked else {RECORD}
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}

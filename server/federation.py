@@ -30,11 +30,14 @@ from server.exchange import Exchange
 from server.plan import Plan
 from server.process_memory import peak_rss_bytes
 from server.round import Round
+from server.round_sum import RoundSum
 from server.schedule import Step, StepKind
 from server.secure_legs import SecureLegs
 from server.secure_round import SecureRound
 from server.state_change import finite, reason_of
 from server.statistics_round import StatisticsRound
+from server.statistics_sum import StatisticsSum
+from server.update_sum import UpdateSum
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,19 @@ class Federation:
         # A round that learns from texts that are nobody's has nothing to protect.
         side = NoServerNoise(self.experiment) if phase.public_path else self.side
         one = Round(self.exchange, self.evaluation, self.plan, phase, side, step)
-        if phase.statistics is None and self.experiment.aggregation.secure:
-            return SecureRound(one, self._secure_legs).run(state, history, piggybacked)
-        if phase.statistics is None:
-            return one.run(state, history, piggybacked)
-        sums = StatisticsRound(one, phase.statistics, self._label_counts)
-        return sums.run(state, history, piggybacked)
+        sums = None
+        if phase.statistics is not None:
+            sums = StatisticsRound(one, phase.statistics, self._label_counts)
+        if self.experiment.aggregation.secure:
+            added = self._sum_of(one, sums, history)
+            return SecureRound(one, added, self._secure_legs).run(state, history, piggybacked)
+        return (sums or one).run(state, history, piggybacked)
+
+    def _sum_of(self, one: Round, sums: StatisticsRound | None, history: History) -> RoundSum:
+        """What a round adds up where only sums are seen."""
+        if sums is None:
+            return UpdateSum(one, one.rule(history))
+        return StatisticsSum(sums, lambda task: self._label_vectors(self._labels_of([task])))
 
     @cached_property
     def _secure_legs(self) -> SecureLegs:

@@ -136,6 +136,10 @@ class SecureLegs:
         self.exchange.event("summed", step, sites=summed, cohort=cohort)
         return total
 
+    def given(self, held: ServerRound) -> list[str]:
+        """Return the clients whose masked vectors have arrived."""
+        return list(self._clients(held, held.masked))
+
     def _meet(self, step: Step, clients: set[str]) -> None:
         """Learn the channel keys of clients that have not told theirs, or have another key now."""
         registered = self.exchange.roster.keys()

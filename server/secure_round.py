@@ -5,22 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from deal_core.aggregation import LORA_B, NUMERICAL, Aggregate, AggregationRule
+from deal_core.aggregation import LORA_B, NUMERICAL, Aggregate
 from deal_core.lora.state import State
-from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import LEARN
-from deal_core.wire.secure_layout import layout_of
 from server.checkpoint import History
 from server.gathering import RoundReplies
 from server.round import Round
+from server.round_sum import RoundSum
 from server.schedule import Step
 from server.secure_gathering import SecureGathering
 from server.secure_legs import SecureLegs
-from server.secure_step import GradientStep, MeanUpdate, SumStep
 from server.state_change import finite, reason_of
 
 
@@ -30,10 +28,12 @@ class SecureRound:
 
     Attributes:
         round: what it shares with a round whose updates are seen.
+        sum: what is added up, and what becomes of it.
         legs: of the protocol.
     """
 
     round: Round
+    sum: RoundSum
     legs: SecureLegs
 
     def run(
@@ -54,14 +54,15 @@ class SecureRound:
         """
         started, one, step = time.monotonic(), self.round, self.round.step
         exchange = one.exchange
-        clients = one.sample(one.plan.working(step.stage, step.server_round))
+        clients = self.sum.clients(history)
         if not clients or not one.phase.should_run(state):
             exchange.event("round_skipped", step)
-            return state, history
-        rule = one.rule(history)
-        trained = one.trained(rule)
+            if piggybacked is None:
+                return state, history
+            return one.evaluation.run(piggybacked, state, history)
+        trained = self.sum.trained
         one.log_start(clients)
-        layout = layout_of(one.experiment, state.current, trained, self._gradients)
+        layout = self.sum.layout(state)
         try:
             held = self.legs.open(step, clients, layout)
         except ProtocolError as fault:
@@ -75,21 +76,11 @@ class SecureRound:
         exchange.require_quorum(valid, len(members) - replies.idle, step)
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
-        state, aggregate = self._summed(sent.state, replies.held, layout, rule)
+        state, aggregate, summed = self._summed(sent.state, replies.held, layout)
+        history = self.sum.noted(history, {name: members[name] for name in summed})
         received = RoundReplies(sizes=replies.sizes, spent=replies.spent, idle=replies.idle)
         learnt = step.phase == LEARN and LORA_B in trained
         return state, one.record(sent, received, aggregate, learnt, started, history)
-
-    @property
-    def _gradients(self) -> bool:
-        """Whether gradient sums are added up, and not updates."""
-        return at_server(self.round.experiment) and not self.round.phase.public_path
-
-    def _step(self, rule: AggregationRule) -> SumStep:
-        """What is made of the sum."""
-        if self._gradients:
-            return GradientStep(self.round.experiment, len(self.round.plan.tasks))
-        return MeanUpdate(rule)
 
     def _not_begun(
         self,
@@ -107,15 +98,20 @@ class SecureRound:
         return state, history
 
     def _summed(
-        self, state: State, held: ServerRound, layout: Layout, rule: AggregationRule
-    ) -> tuple[State, Aggregate | None]:
-        """The state after the sum, and the aggregate; after a round without one where it fails."""
+        self, state: State, held: ServerRound, layout: Layout
+    ) -> tuple[State, Aggregate | None, list[str]]:
+        """Sum up, and step.
+
+        Returns:
+            The state after it, the aggregate, and whom the sum is of; where it fails the state
+            before, and nobody.
+        """
         one, step = self.round, self.round.step
         try:
             total = self.legs.total(step, held)
             with threads(1):
-                after, aggregate = self._step(rule)(state, layout.decode(total), step)
-                return finite(after), aggregate
+                after, aggregate = self.sum.add(state, layout.decode(total))
+                return finite(after), aggregate, self.legs.given(held)
         except (ProtocolError, *NUMERICAL) as fault:
             one.exchange.event("round_lost", step, reason=reason_of(fault))
-            return state, None
+            return state, None, []

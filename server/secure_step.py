@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from deal_core.aggregation import Aggregate, AggregationRule, ClientUpdate, finished
 from deal_core.config.experiment import Experiment
@@ -20,12 +18,9 @@ from deal_core.privacy.mechanisms.noisy_sum import grid_step
 from deal_core.privacy.mechanisms.shares import shares_of
 from deal_core.secure_sum.weighted import weighted_means
 from deal_core.wire.secure_layout import EXAMPLES
+from server.round_sum import Sums
 from server.schedule import Step
 from server.state_change import fold_residual
-
-Sums = Mapping[str, NDArray[Any]]
-"""Name of a field of the layout to its sum over sites."""
-
 
 SumStep = Callable[[State, Sums, Step], tuple[State, Aggregate | None]]
 """From the state before a round, its sums and its place, to the state after it and what was

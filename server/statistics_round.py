@@ -52,7 +52,7 @@ class StatisticsRound:
         started, one = time.monotonic(), self.round
         exchange, step = one.exchange, one.step
         eligible = one.plan.working(step.stage, step.server_round)
-        clients = self._asked(eligible, history)
+        clients = self.asked(eligible, history)
         if not clients or not one.phase.should_run(state):
             exchange.event("round_skipped", step)
             if piggybacked is None:
@@ -71,7 +71,7 @@ class StatisticsRound:
         received = RoundReplies(sizes=replies.sizes)
         return state, one.record(sent, received, None, False, started, history)
 
-    def _asked(self, eligible: Mapping[str, str], history: History) -> dict[str, str]:
+    def asked(self, eligible: Mapping[str, str], history: History) -> dict[str, str]:
         """Return whom to ask, and for which task: for sums that each gives once all that have not
         given theirs, however few a round samples."""
         if not self.statistics.once:
@@ -92,9 +92,14 @@ class StatisticsRound:
         except NUMERICAL as fault:
             one.exchange.event("round_lost", one.step, reason=reason_of(fault))
             return state, history
+        told = (*replies.sizes, *replies.without_data)
+        return state, self.noted(history, {client: clients[client] for client in told})
+
+    def noted(self, history: History, told: Mapping[str, str]) -> History:
+        """Return the history with the clients that have given their sums; client to task."""
         if not self.statistics.once:
-            return state, history
+            return history
         done: dict[str, list[str]] = {}
-        for client in (*replies.sizes, *replies.without_data):
-            done.setdefault(clients[client], []).append(client)
-        return state, history.collecting(done)
+        for client, task in told.items():
+            done.setdefault(task, []).append(client)
+        return history.collecting(done)

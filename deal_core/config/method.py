@@ -167,6 +167,9 @@ class PrototypeConfig(Table):
     within classes, over all tasks so far (linear discriminant analysis)."""
     ridge: float = Field(0.3, ge=1e-2)
     """Added to the shared covariance, in units of its mean eigenvalue."""
+    names_noise: float = Field(13.0, ge=0)
+    """Where class sums have noise: a label's name counts as so many records of it, for each
+    standard deviation of the noise (prototype, with ``covariance = "none"`` and one layer)."""
 
 
 class LinearProbeConfig(Table):

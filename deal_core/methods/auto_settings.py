@@ -16,7 +16,7 @@ def resolve_auto(experiment: Experiment) -> MethodConfig:
     fits = (
         experiment.privacy.mechanism == "none"
         and experiment.aggregation.robust == "none"
-        and not experiment.aggregation.secure
+        and experiment.train.step == "client"
         and experiment.stream.schedule != "per-client"
         and embedding_size(experiment.model) > 0
     )

@@ -154,6 +154,20 @@ class SumsOnWire:
 
 
 @dataclass(frozen=True)
+class SumNoise:
+    """What is known of sums that hide every record.
+
+    Attributes:
+        deviation: standard deviation of the noise in each entry of a sum of embeddings, in units of
+            the embeddings.
+        names: task to the frozen vectors of its label names, ``(labels, size)``, public.
+    """
+
+    deviation: float
+    names: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Statistics:
     """What a phase adds up over clients instead of training, and how labels are answered from then
     on: sums are exact however the data are divided, and what the frozen base model makes of a text
@@ -172,6 +186,8 @@ class Statistics:
         names: what scores of label names by the adapted model weigh beside those of heads; 0:
             heads answer alone.
         rounded: how sums travel at ``wire.dtype = "int8"``; None: exact all the same.
+        absorb_noised: server: as ``absorb``, of class sums with noise (``count`` and ``sum`` alone,
+            neither whole nor positive); None: nothing can be made of them.
     """
 
     shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
@@ -182,6 +198,7 @@ class Statistics:
     layers: int = 1
     names: float = 0.0
     rounded: SumsOnWire | None = None
+    absorb_noised: Callable[[State, Mapping[str, Tensors], SumNoise], State] | None = None
 
     def at(self, dtype: str) -> SumsOnWire:
         """Return how sums travel at ``wire.dtype``."""

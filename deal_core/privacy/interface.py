@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from deal_core.config.experiment import Experiment
 from deal_core.models.interface import Encoded
@@ -121,13 +121,24 @@ class UpdateRequest:
 
 @runtime_checkable
 class GradientSum(Protocol):
-    """One gradient sum over a client's records as it may leave, for a step that others take."""
+    """One sum over a client's records as it may leave, of gradients for a step that others take or
+    of embeddings."""
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
         """As :meth:`~deal_core.training.gradients.Gradients.rehearse`."""
 
     def total(self, module: nn.Module, objective: Objective) -> Mapping[str, NDArray[Any]]:
         """Return key of each trained factor to its sum, in whole numbers."""
+
+    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[Any]:
+        """Return sums of embeddings by label and, in the last column, counts, ``(labels, size +
+        1)``, in whole numbers.
+
+        Args:
+            embeddings: of the data, ``(examples, size)``.
+            targets: their labels, ``(examples,)``.
+            labels: how many there are.
+        """
 
     @property
     def data(self) -> Sequence[Encoded]:

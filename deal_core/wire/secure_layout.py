@@ -1,11 +1,12 @@
-"""What a secure sum of a round adds up: trained factors, or their gradient sums, and a weight.
+"""What a secure sum of a round adds up: trained factors, or their gradient sums, and a weight; or
+sums of embeddings; or counts of right answers.
 
 Both ends make the layout from what they know of the round; a message does not bring it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,16 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import learnt_shapes
-from deal_core.secure_sum.layout import Layout, SumField
+from deal_core.secure_sum.layout import Layout, SumField, finest_scale
 from deal_core.secure_sum.weighted import weighted_layout
 
+ShapesOf = Callable[[int, int], Mapping[str, tuple[int, ...]]]
 EXAMPLES = "examples"
 """Name of the number of examples behind a site's gradient sum."""
+CLASS_SUMS = "class_sums"
+"""Name of a site's noisy sums of embeddings by label, with counts in the last column."""
+MOST_RECORDS = 1e7
+"""Of a site and a task: bounds an entry of a sum of unit vectors, and a count."""
 SUM_BITS, UPDATE_BITS, NOISED_BITS = 64, 32, 64
 """Of a ring word: gradient sums with noise are few, updates are large."""
 LARGEST_SUM = 2.0**52
@@ -63,6 +69,31 @@ def update_layout(
         (LARGEST_NOISED_CHANGE, NOISED_BITS) if noised else (LARGEST_CHANGE, UPDATE_BITS)
     )
     return weighted_layout(shapes, largest, 1.0, bits, sites)
+
+
+def statistics_layout(
+    shapes: ShapesOf, labels: Sequence[int], size: int, sites: int, noised: bool
+) -> Layout:
+    """Return the layout of sums over unit vectors: named ``PLACE.NAME``, on the finest grid; with
+    noise, class sums of one task in whole numbers.
+
+    Args:
+        shapes: numbers of labels and of entries of a vector -> name to shape of what is summed.
+        labels: how many labels each task has.
+        size: entries of a vector.
+        sites: most that are summed.
+        noised: every site adds its share of the noise.
+    """
+    if noised:
+        field = SumField(CLASS_SUMS, (labels[0], size + 1), LARGEST_SUM)
+        return Layout((field,), SUM_BITS, sites)
+    scale = finest_scale(MOST_RECORDS, sites, SUM_BITS)
+    fields = [
+        SumField(f"{place}.{name}", shape, MOST_RECORDS, scale)
+        for place, number in enumerate(labels)
+        for name, shape in shapes(number, size).items()
+    ]
+    return Layout(tuple(fields), SUM_BITS, sites)
 
 
 def layout_of(

@@ -39,10 +39,11 @@ def check_secure(experiment: Experiment) -> None:
             "aggregation.secure: the server would have to clip every client's update; set "
             "privacy.trusted_server to false, or privacy.mechanism to record"
         )
-    if statistics_of(method_of(experiment)) is not None:
+    per_client = experiment.stream.schedule == "per-client"
+    if per_client and statistics_of(method_of(experiment)) is not None:
         raise UserError(
-            f"aggregation.secure: class sums of method.name '{name}' leave in the clear; set "
-            "method.prototype.enabled to off, or choose another method"
+            f"aggregation.secure: a sum of method.name '{name}' is of one task, and clients work "
+            'on others at a time; set stream.schedule to "synchronous"'
         )
     if experiment.faults.clients:
         raise UserError(

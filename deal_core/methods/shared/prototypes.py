@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deal_core.config.method import PrototypeConfig
 from deal_core.lora.state import State
-from deal_core.methods.interface import Statistics, Tensors
+from deal_core.methods.interface import Statistics, SumNoise, Tensors
 from deal_core.methods.shared.class_sums import (
     COUNT,
     GRAM,
@@ -47,6 +47,11 @@ def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
         layers=config.layers,
         names=names,
         rounded=ROUNDED,
+        absorb_noised=(
+            (lambda state, totals, noise: absorb_noised(state, totals, noise, config))
+            if config.covariance == "none" and config.layers == 1
+            else None
+        ),
     )
 
 
@@ -57,6 +62,34 @@ def absorb(state: State, totals: Mapping[str, Tensors], config: PrototypeConfig)
         for key, name in ((f"{COUNT}/{task}", COUNT), (f"{SUM}/{task}", SUM), (GRAM, GRAM)):
             sums[key] = sums[key] + total[name] if key in sums else total[name]
     return replace(state, sums=sums, heads=heads(sums, config))
+
+
+def absorb_noised(
+    state: State, totals: Mapping[str, Tensors], noise: SumNoise, config: PrototypeConfig
+) -> State:
+    """Server: make the heads of tasks from class sums with noise; they have no covariance."""
+    made = {
+        task: noised_head(
+            total[COUNT], total[SUM], noise.names[task], config.names_noise * noise.deviation
+        )
+        for task, total in totals.items()
+    }
+    return replace(state, heads={**state.heads, **made})
+
+
+def noised_head(count: Tensor, total: Tensor, names: Tensor, prior: float) -> Tensor:
+    """Return the head of a task, ``(labels, size + 1)``, float32: (M62).
+
+    Args:
+        count: records of each label, with noise, ``(labels,)``.
+        total: sum of embeddings of each label, with noise, ``(labels, size)``.
+        names: vectors of the labels' names, ``(labels, size)``.
+        prior: a name counts as so many records.
+    """
+    records = count.clamp(min=1.0)[:, None] + prior
+    means = (total + prior * names.to(total.dtype)) / records
+    rows = means / means.norm(dim=1, keepdim=True).clamp(min=SMALLEST)
+    return torch.cat([rows, torch.zeros(len(rows), 1, dtype=rows.dtype)], dim=1).float()
 
 
 def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tensor]:

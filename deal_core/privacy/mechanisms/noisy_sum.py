@@ -27,6 +27,7 @@ from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
 from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.mechanisms.noise import NoiseSource
+from deal_core.privacy.mechanisms.noisy_class_sums import clipped_class_sums
 from deal_core.privacy.mechanisms.private_gradients import BELOW
 from deal_core.privacy.mechanisms.sampled_units import (
     add_clipped,
@@ -83,25 +84,47 @@ class NoisySum:
                 no sample of the rate that is charged.
         """
         factors = require_plain_lora(module)
-        batch = drawn_batch(self.data, self.groups, self.sample_rate, self.noise)
-        require_drawn(batch, self.record_ids, self.groups, self.sample_rate)
+        batch = self._batch()
         for factor in factors:
             factor.grad = None
         shapes = learnt_sizes(module)
         entries = sum(math.prod(shape) for shape in shapes.values())
         bound, tokens = clipping_bound(self.max_grad_norm, entries), self.tokens_per_microbatch
         add_clipped(module, objective, self.data, self.groups, batch, tokens, bound)
-        sigma = self.noise_multiplier * 2**GRID_BITS / math.sqrt(self.shares)
         total = {
-            key: self._on_grid(gradient, shapes[key]) + self._share(shapes[key], sigma)
+            key: self._on_grid(gradient, shapes[key]) + self._share(shapes[key])
             for key, gradient in learnt_gradients(module).items()
         }
         for factor in factors:
             factor.grad = None
         return total
 
-    def _share(self, shape: tuple[int, ...], sigma: float) -> NDArray[np.int64]:
+    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[np.int64]:
+        """Return noisy sums of embeddings by label and, in the last column, counts, ``(labels,
+        size + 1)``, in steps of the grid: :mod:`~deal_core.privacy.mechanisms.noisy_class_sums`.
+
+        Args:
+            embeddings: of the data, ``(examples, size)``.
+            targets: their labels, ``(examples,)``.
+            labels: how many there are.
+
+        Raises:
+            UnsafeModel: the batch is no sample of the rate that is charged.
+        """
+        batch, shape = self._batch(), (labels, embeddings.shape[1] + 1)
+        bound = clipping_bound(self.max_grad_norm, math.prod(shape))
+        total = clipped_class_sums(embeddings, targets, labels, batch, self.groups, bound)
+        return self._on_grid(total, shape) + self._share(shape)
+
+    def _batch(self) -> list[int]:
+        """Return a sample of the data, checked."""
+        batch = drawn_batch(self.data, self.groups, self.sample_rate, self.noise)
+        require_drawn(batch, self.record_ids, self.groups, self.sample_rate)
+        return batch
+
+    def _share(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
         """This site's share of the noise."""
+        sigma = self.noise_multiplier * 2**GRID_BITS / math.sqrt(self.shares)
         if not sigma:
             return np.zeros(shape, np.int64)
         return discrete_gaussian(math.prod(shape), sigma, self.noise).reshape(shape)

@@ -10,11 +10,11 @@ from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Mechanism
 from deal_core.privacy.mechanisms.client import CLIENT
 from deal_core.privacy.mechanisms.definition import MechanismDefinition
-from deal_core.privacy.mechanisms.no_sums import check_no_sums
 from deal_core.privacy.mechanisms.none import NONE
 from deal_core.privacy.mechanisms.record import RECORD
 from deal_core.privacy.mechanisms.server_side import ServerSide
 from deal_core.privacy.mechanisms.server_steps import check_steps_at_server
+from deal_core.privacy.mechanisms.sums_protected import check_sums_protected
 
 MECHANISMS: Mapping[str, MechanismDefinition] = {"none": NONE, "record": RECORD, "client": CLIENT}
 """``privacy.mechanism`` to what it is."""
@@ -38,7 +38,7 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
     definition = mechanism_of(experiment)
     mechanism = definition.client(experiment)
     if mechanism.unit is not None:
-        check_no_sums(experiment)
+        check_sums_protected(experiment)
     definition.check(experiment)
     check_steps_at_server(experiment)
     return mechanism

@@ -5,6 +5,7 @@ from __future__ import annotations
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.mechanisms.shares import shares_of
+from deal_core.privacy.mechanisms.sums_protected import sums_in_place_of_steps
 from deal_core.privacy.policy import at_server
 
 
@@ -25,6 +26,7 @@ def check_steps_at_server(experiment: Experiment) -> None:
 def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
     """Whether something is wrong, and what to do about it."""
     method, federation = experiment.method, experiment.federation
+    sums = sums_in_place_of_steps(experiment) is not None
     return [
         (
             not experiment.aggregation.secure,
@@ -39,7 +41,7 @@ def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
             "it protects single records or nothing; set privacy.mechanism to record or none",
         ),
         (
-            experiment.adapter.kind == "lora" and experiment.aggregation.rule != "ffa",
+            not sums and experiment.adapter.kind == "lora" and experiment.aggregation.rule != "ffa",
             "steps are taken on one factor that keeps its coordinates; set aggregation.rule to "
             "ffa, or adapter.kind to pooled or core",
         ),
@@ -53,9 +55,10 @@ def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
             'all sites work on one task; set stream.schedule to "synchronous"',
         ),
         (
-            method.name not in {"deal", "sequential"} or method.update.enabled,
+            not sums and (method.name not in {"deal", "sequential"} or method.update.enabled),
             "the server takes the steps, and has no penalty; set method.name to deal or "
-            "sequential, and method.update.enabled to false",
+            "sequential, and method.update.enabled to false; or method.name to prototype, with "
+            "method.prototype.covariance none and method.prototype.layers 1",
         ),
         (
             method.consolidation.data == "private",

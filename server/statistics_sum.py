@@ -1,0 +1,103 @@
+"""Sums of embeddings in a secure sum: as they are, or with noise that hides every record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from deal_core.aggregation import Aggregate
+from deal_core.config.experiment import Experiment
+from deal_core.lora.state import State
+from deal_core.methods import SumNoise, Tensors
+from deal_core.models import embedding_size
+from deal_core.privacy.accounting.common_noise import common_noise_multiplier
+from deal_core.privacy.mechanisms.noisy_class_sums import COUNT_WEIGHT
+from deal_core.privacy.mechanisms.noisy_sum import grid_step
+from deal_core.privacy.mechanisms.shares import shares_of
+from deal_core.privacy.policy import at_server
+from deal_core.secure_sum.layout import Layout
+from deal_core.wire.secure_layout import CLASS_SUMS, statistics_layout
+from server.checkpoint import History
+from server.round_sum import Sums
+from server.statistics_round import StatisticsRound
+
+
+@dataclass(frozen=True)
+class StatisticsSum:
+    """Attributes: the ``round``; ``vectors``, task to the frozen vectors of its label names."""
+
+    round: StatisticsRound
+    vectors: Callable[[str], Tensor]
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Nothing is trained."""
+        return frozenset()
+
+    def clients(self, history: History) -> dict[str, str]:
+        """Return those that have not given their sums."""
+        one = self.round.round
+        return self.round.asked(one.plan.working(one.step.stage, one.step.server_round), history)
+
+    def layout(self, state: State) -> Layout:
+        """Return that of the sums of all tasks of the round."""
+        config, statistics = self._config, self.round.statistics
+        labels = [self.round.labels[task] for task in self._tasks]
+        size = embedding_size(config.model, statistics.layers)
+        sites, noised = config.federation.clients, at_server(config)
+        return statistics_layout(statistics.shapes, labels, size, sites, noised)
+
+    def add(self, state: State, sums: Sums) -> tuple[State, Aggregate | None]:
+        """Return the state with the sums. Those over all sites are checked as one site's are."""
+        statistics, tasks = self.round.statistics, self._tasks
+        if statistics.absorb_noised is not None and at_server(self._config):
+            names = {task: self.vectors(task) for task in tasks}
+            totals = {tasks[0]: self._class_sums(sums)}
+            return statistics.absorb_noised(state, totals, SumNoise(self._deviation, names)), None
+        totals = {}
+        for place, task in enumerate(tasks):
+            own = {
+                name.partition(".")[2]: torch.from_numpy(part)
+                for name, part in sums.items()
+                if name.startswith(f"{place}.")
+            }
+            if any(bool(part.any()) for part in own.values()):
+                statistics.check(own)
+                totals[task] = own
+        return statistics.absorb(state, totals), None
+
+    def noted(self, history: History, summed: Mapping[str, str]) -> History:
+        """Return the history with whom the sums are of."""
+        return self.round.noted(history, summed)
+
+    @property
+    def _config(self) -> Experiment:
+        return self.round.round.experiment
+
+    @property
+    def _tasks(self) -> Sequence[str]:
+        """Of the round: all at once, or the one that all clients work on."""
+        plan, step = self.round.round.plan, self.round.round.step
+        if plan.joint_tasks:
+            return plan.tasks
+        return list(dict.fromkeys(plan.working(step.stage, step.server_round).values()))
+
+    def _class_sums(self, sums: Sums) -> Tensors:
+        """The sums of embeddings and the counts, of noisy class sums on the grid."""
+        grid = grid_step(self._config.privacy.max_grad_norm)
+        values = grid * torch.from_numpy(sums[CLASS_SUMS]).double()
+        return {"count": values[:, -1] / COUNT_WEIGHT, "sum": values[:, :-1]}
+
+    @property
+    def _deviation(self) -> float:
+        """Standard deviation of the noise of all sites, in each entry."""
+        config = self._config
+        if config.privacy.mechanism == "none":
+            return 0.0
+        multiplier = common_noise_multiplier(config, len(self.round.round.plan.tasks))
+        added = math.sqrt(config.federation.clients / shares_of(config))
+        return multiplier * added * config.privacy.max_grad_norm
