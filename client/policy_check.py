@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.privacy.mechanisms.shares import require_shares
 from deal_core.privacy.policy import (
     Policy,
     Refusal,
@@ -14,8 +15,8 @@ from deal_core.privacy.policy import (
 
 
 def require_policy(config: Experiment, policy: Policy | None) -> None:
-    """Check that the site trains under the experiment's mechanism, such adapters, and sends its
-    updates in such a way.
+    """Check that the site trains under the experiment's mechanism, such adapters and such noise,
+    and sends its updates in such a way.
 
     Raises:
         Refusal: it does not.
@@ -24,5 +25,6 @@ def require_policy(config: Experiment, policy: Policy | None) -> None:
         require_mechanism(config.privacy.mechanism, policy)
         require_adapter(config.adapter, policy)
         require_secure(config.aggregation.secure, policy)
+        require_shares(config.privacy, policy)
     except UserError as error:
         raise Refusal("policy", str(error)) from None

@@ -11,6 +11,7 @@ from flwr.app import Array, Message
 
 from client.app import make_app
 from client.local_sums import require_enough_of_each, require_sums
+from client.policy_check import require_policy
 from client.site import site_of
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
@@ -268,13 +269,20 @@ def test_under_a_mechanism_no_sums_leave_whatever_is_asked(small):
         assert refusal.value.code == "policy"
 
 
-def test_in_a_secure_run_no_sums_leave_whatever_the_policy_shares(small):
-    config = small("aggregation.secure=true", "federation.clients=3")
-    site = Site(lambda: None, Policy(share_sums=True), simulated=False)
-    require_sums(small(), SimpleNamespace(unit=None), site)
-    with pytest.raises(Refusal, match="leave in the clear") as refusal:
-        require_sums(config, SimpleNamespace(unit=None), site)
-    assert refusal.value.code == "policy"
+def test_a_mask_alone_does_not_make_sums_leave_but_noise_does(small):
+    """Of a label that one site alone has, a sum over sites is that site's."""
+    secure = ("aggregation.secure=true", "federation.clients=3")
+    kept = Site(lambda: None, Policy(share_sums=False), simulated=False)
+    shared = Site(lambda: None, Policy(share_sums=True), simulated=False)
+    for asked in ((), secure):
+        require_sums(small(*asked), SimpleNamespace(unit=None), shared)
+        with pytest.raises(Refusal, match="share_sums") as refusal:
+            require_sums(small(*asked), SimpleNamespace(unit=None), kept)
+        assert refusal.value.code == "policy"
+    noised = small(*secure, "train.step=server")
+    require_sums(noised, SimpleNamespace(unit="record"), kept)
+    with pytest.raises(Refusal, match="have no noise"):
+        require_sums(small(*secure), SimpleNamespace(unit="record"), shared)
 
 
 def test_the_number_of_examples_stays_with_an_update_that_is_masked():
@@ -312,3 +320,19 @@ def test_figures_leave_one_by_one():
         "seconds": 3.0,
     }
     assert figures_allowed(figures, Policy(metrics="clear")) == {"num_examples": 1.0, "loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("policy", "line"),
+    [
+        (Policy(noise_share="site"), "wants all noise from the site"),
+        (Policy(noise_share="sum", colluding=2), "suffices against 2 other sites"),
+        (Policy(noise_share="sum", secure_aggregation="required", max_rank=4), "allows 4"),
+    ],
+)
+def test_noise_that_does_not_suffice_is_refused_before_anything_is_prepared(small, policy, line):
+    config = small("privacy.mechanism=record", "privacy.noise_share=sum", "aggregation.secure=true")
+    with pytest.raises(Refusal, match=line) as refusal:
+        require_policy(config, policy)
+    assert refusal.value.code == "policy"
+    require_policy(config, Policy(noise_share="sum", colluding=1))

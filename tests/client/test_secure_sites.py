@@ -20,6 +20,7 @@ from tests.client.secure_sites import (
     NAMES,
     OPEN,
     RUN,
+    TASK,
     SecureSite,
     SiteGrid,
     experiment_of,
@@ -149,14 +150,16 @@ def test_another_policy_refuses_before_it_has_prepared(sites, play):
     assert not north.trained()
 
 
-def test_sums_of_embeddings_do_not_leave_beside_masked_updates(sites, play):
-    """A server that skips its own checks of an experiment."""
+def test_sums_of_embeddings_leave_masked_and_where_the_policy_shares_them(sites, play):
+    ran = play(sites, "method.name=prototype")
+    assert {e["code"] for e in ran.events if e["event"] == "client_idle"} >= {"policy"}
+    assert not any(site.trained() for site in sites)
     for site in sites:
         site.write(pins(sites, site), OPEN + "share_sums = true\n")
-    ran = play(sites, "method.name=prototype", "method.prototype.enabled=on")
-    assert {e["code"] for e in ran.events if e["event"] == "client_idle"} >= {"policy"}
+    ran = play(sites, "method.name=prototype")
     assert not [key for key in ran.seen if key.startswith("sums")]
-    assert not any(site.trained() for site in sites)
+    assert ran.told("summed", "sites") == [4]
+    assert ran.state.heads.keys() == {TASK}
 
 
 class WithoutRecord(SiteGrid):

@@ -73,7 +73,15 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     assert code == 0
     commands = [line.split()[:3] for line in out.splitlines()]
     orders = [f"cl-order{number}" for number in range(1, 7)]
-    experiments = [*orders, "clinc10", "frugal", "per-client", "private", "private-site"]
+    experiments = [
+        *orders,
+        "clinc10",
+        "frugal",
+        "per-client",
+        "private",
+        "private-site",
+        "private-sums",
+    ]
     experiments += ["quickstart", "quickstart-llm", "trace"]
     asked = ["cl15-core", "clinc10", "many-clients", "medmcqa", "quantity", "skew"]
     studies = [

@@ -25,8 +25,6 @@ def test_every_rule_that_is_a_mean_of_factors_can_be_summed(make_experiment):
         ("aggregation.robust=multi-krum", "'multi-krum' judges single updates"),
         ("wire.dtype=int8", "set wire.dtype to float32"),
         ("privacy.mechanism=client", "privacy.trusted_server to false"),
-        ("method.prototype.enabled=on", "class sums of method.name 'deal' leave in the clear"),
-        ("method.name=prototype", "class sums of method.name 'prototype'"),
         ("federation.clients=2", "each knows the other's part"),
         ("federation.clients_per_round=2", "each knows the other's part"),
         ("federation.participants=[0, 1]", "each knows the other's part"),
