@@ -29,7 +29,7 @@ from client.site_log import SiteLog
 from client.state import FeedbackStore, forget
 from client.status_reply import STATUS, secure_reply, status_reply
 from deal_core.lora.payload import LORA, SUMS, PayloadError
-from deal_core.privacy.policy import OutsidePolicy, Refusal
+from deal_core.privacy.policy import OutsidePolicy, Refusal, counts_in_sum
 from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.wire.secure_record import LEGS
 
@@ -102,7 +102,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         from client import wire
         from client.local_evaluation import local_evaluation
         from client.local_update import local_update
-        from client.secure_update import masked_update, require_maskable
+        from client.secure_update import maskable_update, summed_arrays
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
         run = place.run_name(bench.experiment)
@@ -122,7 +122,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         record = SUMS if bench.phase(instruction.phase).statistics is not None else LORA
         secure = bench.experiment.aggregation.secure
         if secure:  # before anything is counted, trained or charged
-            require_maskable(place, bench, message, state, instruction, name)
+            maskable = maskable_update(place, bench, message, state, instruction, name)
+            maskable.require()
         counts = (
             counts_or_error(message, context, count) if instruction.piggybacked_evaluation else None
         )
@@ -131,7 +132,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         else:
             update = UpdateStore(place.folder).once(name, instruction, learn)
         if secure:
-            masked = masked_update(place, bench, message, state, instruction, update, name)
+            arrays = summed_arrays(bench, state, instruction, update, maskable.layout)
+            masked = maskable.masked(arrays, bench.experiment.run.seed)
             return wire.secure_update_reply(message, update.figures, instruction, counts, masked)
         return wire.update_reply(message, update, instruction, counts, record)
 
@@ -143,14 +145,22 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         bench = bench_for(context, place)
         from client import wire
         from client.local_evaluation import local_evaluation
+        from client.secure_counts import as_arrays, maskable_counts
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
         # Asked of every client, once, before a second stage. A site has a folder for each run.
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)
         name = wire.request_name(message, instruction, place.run_name(bench.experiment))
-        counts = local_evaluation(bench, client_context_of(place), state, instruction, name)
-        return wire.evaluation_reply(message, counts)
+        if not counts_in_sum(bench.experiment):
+            counts = local_evaluation(bench, client_context_of(place), state, instruction, name)
+            return wire.evaluation_reply(message, counts)
+        maskable = maskable_counts(place, bench, message, instruction, name)
+        maskable.require()
+        counts = local_evaluation(
+            bench, client_context_of(place), state, instruction, name, masked=True
+        )
+        return secure_reply(message, maskable.masked(as_arrays(counts), bench.experiment.run.seed))
 
     return app
 

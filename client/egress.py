@@ -60,6 +60,8 @@ LARGEST_SUM = 2**26
 SCALE = ".scale"
 """Ending of a key for the scales of a factor in a lossy format."""
 
+METRICS = "metrics"
+"""Record of figures beside an update, and of counts."""
 UNMASKED = frozenset({LORA, SUMS})
 """Records that show what one client has learnt."""
 CODES = frozenset(
@@ -103,9 +105,11 @@ def check_reply(reply: Message, request: Message, masked_only: bool = False) -> 
     Raises:
         PayloadError: names the record or field that may not.
     """
-    masked = masked_only or (request.has_content() and SECURE in request.content)
+    asked_for_sum = request.has_content() and SECURE in request.content
+    masked = masked_only or asked_for_sum
     for name, record in reply.content.items():
-        if masked and name in UNMASKED:
+        counted = asked_for_sum and "correct" in record and name in (METRICS, COUNTS)
+        if counted or (masked and name in UNMASKED):
             raise PayloadError(f"record '{name}' may leave this client in a secure sum alone")
         if name == LORA and name in reply.content.array_records:
             known = adapter_keys(request)

@@ -34,10 +34,11 @@ def local_evaluation(
     state: State,
     instruction: Instruction,
     request: str,
+    masked: bool = False,
 ) -> Counts:
     """Return ``correct``, ``examples`` and, where the model scores all labels at once,
     ``correct_all`` on the client's test share of every task asked for, as the privacy mechanism
-    lets them go.
+    lets them go; ``masked``: nothing is seen of them but their sum over clients.
 
     Raises:
         Refusal: they do not leave the site.
@@ -45,7 +46,8 @@ def local_evaluation(
     check_tasks(instruction, bench)
 
     all_labels = has_label_logits(bench.experiment.model)
-    allowed = metrics_allowed(bench.experiment.privacy.metrics, client_context.site.policy)
+    asked = bench.experiment.privacy.metrics
+    allowed = metrics_allowed(asked, client_context.site.policy, masked)
     by_group = allowed == "noised" and bench.mechanism.unit == GROUP
 
     def make() -> Counts:
@@ -83,6 +85,7 @@ def local_evaluation(
             bench.experiment.run.seed, "evaluate", client_context.client, instruction.stage
         ),
         evaluated=len(instruction.tasks),
+        masked=masked,
         counted=count_names(all_labels),
         grouping=bench.grouping("", client_context.client),
     )

@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from client.context import RequestContext
 from client.resources import Workbench
-from client.secure_legs import announced_state
-from client.secure_request import request_of
-from client.secure_store import SecureStore
+from client.secure_mask import Maskable
 from deal_core.aggregation import shortened
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
@@ -23,25 +21,22 @@ from deal_core.methods import Phase
 from deal_core.models import embedding_size
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import at_server
-from deal_core.randomness import seeded_numpy
-from deal_core.secure_sum import site_round
 from deal_core.secure_sum.layout import Layout
-from deal_core.secure_sum.messages import MaskRequest
 from deal_core.secure_sum.weighted import weighted_values
 from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import layout_of, statistics_layout, within_bounds
 
 
-def require_maskable(
+def maskable_update(
     place: RequestContext,
     bench: Workbench,
     message: Message,
     state: State,
     instruction: Instruction,
     name: str,
-) -> None:
-    """Check, before anything is counted, trained or charged, that the update can be masked.
+) -> Maskable:
+    """Return what a training request asks to be added to a sum.
 
     Args:
         place: which client.
@@ -52,58 +47,31 @@ def require_maskable(
         name: of the request that the update answers.
 
     Raises:
-        ProtocolError: the request is refused, or an update of this round is in a sum already.
-        PayloadError: no request, or not what the round's terms say.
+        PayloadError: the experiment has updates that are not summed as they are.
     """
-    store, request = SecureStore(place.folder), request_of(message)
     layout = _layout(bench, state, instruction)
-    with store.alone():
-        kept = announced_state(store)
-        site_round.require_maskable(kept, request)
-        context = MaskRequest.from_bytes(request).context
-        if kept.round_of(context).terms.layout != layout.digest:
-            raise PayloadError("secure: an update of another form than the round's terms say")
-        store.used().masking(context, place_of(bench, instruction), name)
+    return Maskable(place, message, layout, place_of(bench, instruction), name)
 
 
-def masked_update(
-    place: RequestContext,
+def summed_arrays(
     bench: Workbench,
-    message: Message,
     state: State,
     instruction: Instruction,
     update: LocalUpdate,
-    name: str,
-) -> bytes:
-    """Return the masked vector of an update. That it is in this sum, and in no other, is on the
-    disk before.
+    layout: Layout,
+) -> Mapping[str, NDArray[Any]]:
+    """Return an array for each field of the layout.
 
     Args:
-        place: which client.
         bench: whose experiment it is.
-        message: has the round's mask request.
         state: what the client began from.
         instruction: what was asked.
         update: trained factors, their gradient sums in whole numbers, or sums of embeddings.
-        name: of the request that it answers.
-
-    Raises:
-        ProtocolError: the mask request is refused, or the update is in another sum.
+        layout: of the sum.
     """
-    layout, arrays = _layout(bench, state, instruction), dict(update.arrays)
-    if _phase(bench, instruction).statistics is None and not _gradients(bench, instruction):
-        arrays = _weighted(bench, state, instruction, update, layout)
-    where = instruction.stage, instruction.server_round
-    seed = bench.experiment.run.seed
-    generator = seeded_numpy(seed, "secure rounding", place.client, *where)
-    encoded = layout.encode(arrays, generator)
-    store, request = SecureStore(place.folder), request_of(message)
-    with store.alone():
-        answered = site_round.mask(announced_state(store), request, encoded)
-        context = MaskRequest.from_bytes(request).context
-        store.keep_used(store.used().masking(context, place_of(bench, instruction), name))
-        store.keep(answered.state)
-    return answered.reply
+    if _phase(bench, instruction).statistics is not None or _gradients(bench, instruction):
+        return update.arrays
+    return _weighted(bench, state, instruction, update, layout)
 
 
 def place_of(bench: Workbench, instruction: Instruction) -> str:

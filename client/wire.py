@@ -26,6 +26,7 @@ from deal_core.lora.payload import (
 from deal_core.lora.state import State
 from deal_core.models import embedding_size
 from deal_core.privacy.interface import Counts, LocalUpdate
+from deal_core.privacy.policy import counts_in_sum
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction
 from deal_core.wire.record_digest import record_digest
@@ -59,7 +60,8 @@ def read_request(
         raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
     bench.phase(instruction.phase)
-    masked = bench.experiment.aggregation.secure and bool(instruction.task)
+    in_sum = counts_in_sum(bench.experiment)
+    masked = bench.experiment.aggregation.secure if instruction.task else in_sum
     others = {RECORD, SECURE} if masked else {RECORD}
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}

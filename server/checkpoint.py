@@ -29,6 +29,8 @@ from server.spending import Spending
 VERSION = 4
 """Of the file and of the schedule that ``position`` counts in."""
 RESIDUAL = "residual"
+EVERYBODY = "sum"
+"""In the place of a client: the counts are those of all of them together."""
 
 
 class History(BaseModel):
@@ -36,7 +38,8 @@ class History(BaseModel):
 
     Attributes:
         evaluations: one per evaluation, zero-shot first: client to ``[correct, examples]``
-            per task, or ``[correct, examples, correct_all]`` (:mod:`deal_core.wire.counts`).
+            per task, or ``[correct, examples, correct_all]`` (:mod:`deal_core.wire.counts`);
+            ``sum`` to those of all clients, where nobody sees more; empty: none are known.
         bytes_up, bytes_down, aggregation_error: one number a round; the last None where it is
             not known.
         evaluation_bytes_down: one number for each evaluation that no round has carried.

@@ -21,6 +21,7 @@ from deal_core.methods import Method, Phase, make_method, method_of, phases_of, 
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
 from deal_core.privacy.mechanisms.server_side import NoServerNoise, ServerSide
+from deal_core.privacy.policy import counts_in_sum
 from deal_core.randomness import seeded
 from deal_core.training.public_gradients import public_gradients
 from deal_core.training.threads import threads
@@ -32,6 +33,7 @@ from server.process_memory import peak_rss_bytes
 from server.round import Round
 from server.round_sum import RoundSum
 from server.schedule import Step, StepKind
+from server.secure_evaluation import SecureEvaluation
 from server.secure_legs import SecureLegs
 from server.secure_round import SecureRound
 from server.state_change import finite, reason_of
@@ -61,6 +63,13 @@ class Federation:
     def evaluation(self) -> Evaluation:
         """On all tasks of the plan."""
         return Evaluation(self.exchange, self.plan.tasks, self.plan.learnt)
+
+    def _evaluate(self, step: Step, state: State, history: History) -> tuple[State, History]:
+        """Evaluate a state on all tasks."""
+        if counts_in_sum(self.experiment):
+            secure = SecureEvaluation(self.evaluation, self._secure_legs)
+            return secure.run(step, state, history)
+        return self.evaluation.run(step, state, history)
 
     def run_step(self, step: Step, checkpoint: Checkpoint) -> Checkpoint:
         """Return the checkpoint after ``step``.
@@ -149,7 +158,7 @@ class Federation:
         if works and same_model(begun, state):
             return begun, history, before
         if step.stage:  # else the step that evaluates the start is still to come
-            state, history = self.evaluation.run(before, state, history)
+            state, history = self._evaluate(before, state, history)
         return self._begun(step, state), history, None
 
     def _begun(self, step: Step, state: State) -> State:
@@ -204,8 +213,9 @@ class Federation:
 
     @property
     def _at_sites(self) -> bool:
-        """Whether a message has a price; evaluations are carried along then."""
-        return self.exchange.roster.patience > 0
+        """Whether a message has a price; evaluations are carried along then, but for those that are
+        sums of their own."""
+        return self.exchange.roster.patience > 0 and not counts_in_sum(self.experiment)
 
     def _moved_on(self, step: Step, state: State, change: Callable[[], State]) -> State:
         """The state after a change that reads no reply; the one before where the numbers fail."""
@@ -226,7 +236,7 @@ class Federation:
         )
         last = step.stage == len(self.plan.stages) - 1
         if last or not self._at_sites:
-            state, history = self.evaluation.run(step, state, history)
+            state, history = self._evaluate(step, state, history)
         self.exchange.event("stage_finished", step)
         return state, history
 
@@ -237,7 +247,7 @@ class Federation:
         if history.evaluations:
             return state, history
         start = start_state(self.experiment, state.current.shapes)
-        return state, self.evaluation.run(step, start, history)[1]
+        return state, self._evaluate(step, start, history)[1]
 
     def _method(self) -> Method:
         return method_of(self.experiment)

@@ -140,8 +140,8 @@ def _guarantee(privacy: Privacy, results: Results) -> list[str]:
     ]
     if privacy.simulation_only:
         lines.append("- **Simulation only**: the noise came from a seed, so nothing is guaranteed")
-    if privacy.metrics == "clear" and results.accuracy_matrix:
-        lines.append("- The accuracies above are of test records, in the clear: outside of it")
+    if privacy.metrics in ("clear", "summed") and results.accuracy_matrix:
+        lines.append("- The accuracies above are of test records, without noise: outside of it")
     return lines
 
 

@@ -17,7 +17,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.whole_file import write_whole
-from server.checkpoint import History
+from server.checkpoint import EVERYBODY, History
 from server.commit import commit
 from server.plan import Plan
 
@@ -275,7 +275,7 @@ def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientRes
     last = history.evaluations[-1]
     unknown = [[0, 0]] * tasks
     results = {}
-    for client in sorted(last, key=int):
+    for client in sorted(last.keys() - {EVERYBODY}, key=int):
         matrix = [
             [_share(counts, right) for counts in row.get(client, unknown)]
             for row in history.evaluations[1:]

@@ -340,9 +340,11 @@ class PrivacyConfig(Table):
     dropouts: int = Field(0, ge=0)
     """So many sites may fail in a round: the noise suffices without theirs; a round that more fail
     in is lost (noise in the sum)."""
-    metrics: Literal["none", "noised", "clear"] = "clear"
+    metrics: Literal["none", "noised", "summed", "clear"] = "clear"
     """Counts of right answers on test records, which are no part of the training's guarantee:
-    they leave in the ``clear``, ``noised`` (and charged), or not at all."""
+    they leave in the ``clear``, as a sum over all sites alone (``summed``, with
+    ``aggregation.secure``: then nobody knows the accuracy at one client), ``noised`` (and charged),
+    or not at all."""
     metrics_noise: float = Field(10.0, gt=0)
     """Noise multiplier of ``noised`` counts; of one evaluation of all tasks."""
 

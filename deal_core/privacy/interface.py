@@ -96,6 +96,7 @@ class UpdateRequest:
         generator: orders ordinary batches.
         entries: how many numbers learn.
         evaluated: number of tasks whose test records are counted; 0: none are.
+        masked: whether nothing is seen of the counts but their sum over clients.
         counted: names of the counts that are taken on them.
         grouping: of the records; None: the experiment protects no groups.
     """
@@ -115,6 +116,7 @@ class UpdateRequest:
     generator: torch.Generator
     entries: int = 0
     evaluated: int = 0
+    masked: bool = False
     counted: tuple[str, ...] = ()
     grouping: Grouping | None = None
 

@@ -17,8 +17,8 @@ from deal_core.config.experiment import AdapterConfig, Experiment, PrivacyConfig
 from deal_core.config.table import Table
 from deal_core.errors import UserError
 
-Metrics = Literal["none", "noised", "clear"]
-STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "clear")
+Metrics = Literal["none", "noised", "summed", "clear"]
+STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "summed", "clear")
 
 
 class OutsidePolicy(UserError):
@@ -47,7 +47,7 @@ class Policy(Table):
     """Largest clipping bound that the site accepts; 0: no limit."""
     metrics: Metrics = "none"
     """Counts of right answers on the site's test records: ``none`` leaves, they leave ``noised``
-    (and charged), or in the ``clear``."""
+    (and charged), as part of a secure sum alone (``summed``), or in the ``clear``."""
     spending: bool = True
     """Whether it may leave what the site's ledger composes to: epsilon and its delta."""
     share_num_examples: bool = False
@@ -247,10 +247,19 @@ def require_adapter(adapter: AdapterConfig, policy: Policy | None) -> None:
         )
 
 
-def metrics_allowed(asked: Metrics, policy: Policy | None) -> Metrics:
-    """Return the stricter of what the experiment asks and what the site allows."""
+def metrics_allowed(asked: Metrics, policy: Policy | None, masked: bool = False) -> Metrics:
+    """Return the stricter of what the experiment asks and what the site allows: ``none``,
+    ``noised``, or ``clear`` (under a mask, where they go into a secure sum: ``masked``)."""
     allowed = policy.metrics if policy is not None else "clear"
-    return min(asked, allowed, key=STRICTEST_FIRST.index)
+    stricter = min(asked, allowed, key=STRICTEST_FIRST.index)
+    if stricter != "summed":
+        return stricter
+    return "clear" if masked else "none"
+
+
+def counts_in_sum(experiment: Experiment) -> bool:
+    """Return whether counts of right answers leave in a secure sum alone."""
+    return experiment.aggregation.secure and experiment.privacy.metrics == "summed"
 
 
 def figures_allowed(

@@ -96,6 +96,13 @@ def statistics_layout(
     return Layout(tuple(fields), SUM_BITS, sites)
 
 
+def counts_layout(names: Sequence[str], tasks: int, sites: int) -> Layout:
+    """Return the layout of counts on test records, an entry a task; of whole numbers exact."""
+    scale = finest_scale(MOST_RECORDS, sites, SUM_BITS)
+    fields = tuple(SumField(name, (tasks,), MOST_RECORDS, scale) for name in names)
+    return Layout(fields, SUM_BITS, sites)
+
+
 def layout_of(
     experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool
 ) -> Layout:

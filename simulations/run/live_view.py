@@ -27,7 +27,14 @@ IDLE = {
 """Codes of clients that take no part, in words."""
 
 
-SHOWN = ("checkpoint_damaged", "client_failed", "round_lost", "step_lost", "weight_cut")
+SHOWN = (
+    "checkpoint_damaged",
+    "client_failed",
+    "evaluation_lost",
+    "round_lost",
+    "step_lost",
+    "weight_cut",
+)
 """Events that stay on a terminal above the live view."""
 
 
@@ -70,7 +77,7 @@ def plain_lines(event: RunEvent, state: Progress) -> list[str]:
         return [f"resumed from the checkpoint before the last one: {reason}"]
     if kind == "client_failed":
         return [f"client {event['client']} left out: {event['reason']}"]
-    if kind in ("round_lost", "step_lost"):
+    if kind in ("evaluation_lost", "round_lost", "step_lost"):
         return [f"lost, the model stays as it was: {event['reason']}"]
     if kind == "leg_failed":
         return [f"client {event['client']} missed the leg {event['leg']}: {event['reason']}"]

@@ -19,6 +19,11 @@ def check_secure(experiment: Experiment) -> None:
         UserError: something does.
     """
     config, name = experiment.aggregation, experiment.method.name
+    if experiment.privacy.metrics == "summed" and not config.secure:
+        raise UserError(
+            'privacy.metrics = "summed": counts are added up before anybody sees them; set '
+            "aggregation.secure to true"
+        )
     if not config.secure:
         return
     rule = kind_of(experiment.adapter).rule or config.rule

@@ -73,7 +73,7 @@ class NoMechanism:
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """In the clear, or not at all: there is no ledger that noise could be charged to."""
-        if metrics_allowed(self.experiment.privacy.metrics, site.policy) != "clear":
+        if metrics_allowed(self.experiment.privacy.metrics, site.policy, ask.masked) != "clear":
             raise Refusal("withheld", "counts of right answers do not leave this site")
         return clear_counts(self.experiment, ask, site, make)
 

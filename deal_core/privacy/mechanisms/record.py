@@ -162,7 +162,7 @@ class RecordMechanism:
         Raises:
             Refusal: they may not leave, or the budget is spent.
         """
-        allowed = metrics_allowed(self.experiment.privacy.metrics, site.policy)
+        allowed = metrics_allowed(self.experiment.privacy.metrics, site.policy, ask.masked)
         if allowed == "none":
             raise Refusal("withheld", "counts of right answers do not leave this site")
         if allowed == "clear":

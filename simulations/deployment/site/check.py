@@ -20,7 +20,7 @@ from deal_core.data.source import TaskData
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.accounting.unit import GROUP, unit_text
-from deal_core.privacy.policy import figures_allowed, metrics_allowed, require_unit
+from deal_core.privacy.policy import figures_allowed, require_unit
 from deal_core.secure_sum.site_policy import LEAST_SITES
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.allowed_apps import allowed_apps
@@ -297,7 +297,8 @@ def what_leaves(site: SiteFile) -> list[str]:
         private += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
     summed = "as they are" if policy is None or policy.share_sums else "none leaves"
     counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
-    own = counts[metrics_allowed("clear", policy)]
+    counts["summed"] = "as part of a secure sum alone"
+    own = counts[policy.metrics if policy is not None else "clear"]
     least = max(LEAST_SITES, policy.min_cohort) if policy is not None else LEAST_SITES
     return [
         f"would leave: LoRA factors of {', '.join(site.models)}{noised}",

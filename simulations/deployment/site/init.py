@@ -68,7 +68,7 @@ max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one 
 # unit_column = "patient_id"  # whose a record is: all records of one are then protected together,
                          # in experiments alone that say so too; once and for all
 metrics = "none"         # counts of right answers stay; "noised": they leave with noise, and are
-                         # charged; "clear": they leave as they are, unprotected
+                         # charged; "summed": as part of a secure sum alone; "clear": as they are
 share_num_examples = false  # true: the exact number of training records may leave
 spending = true          # false: epsilon and delta of the ledger stay here as well
 secure_aggregation = "allowed"  # "required": an update leaves in a secure sum, or not at all

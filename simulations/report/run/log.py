@@ -16,6 +16,7 @@ FAULTS = {
     "reply_dropped": "reply dropped",
     "weight_cut": "weight cut",
     "client_idle": "took no part",
+    "evaluation_lost": "evaluation lost",
     "round_lost": "round lost",
     "step_lost": "step lost",
     "checkpoint_damaged": "checkpoint damaged",

@@ -34,6 +34,10 @@ class Spent:
     source: str
 
 
+OUTSIDE = {"clear": "in the clear", "summed": "as exact sums over all sites"}
+"""``privacy.metrics`` to how counts left that no noise protects."""
+
+
 def privacy(run: RunRecord) -> Section:
     """Return the section."""
     return Section("privacy", "Privacy", tuple(_blocks(run)))
@@ -56,10 +60,10 @@ def _blocks(run: RunRecord) -> Iterator[Block]:
     if spent:
         yield _figure(run, spent)
     yield Facts(tuple(_facts(run.experiment)))
-    if config.metrics == "clear":
+    if config.metrics in OUTSIDE:
         yield Notice(
-            "Counts of right answers on test records left in the clear: they are outside of the "
-            "guarantee."
+            f"Counts of right answers on test records left {OUTSIDE[config.metrics]}: they are "
+            "outside of the guarantee."
         )
 
 

@@ -1,0 +1,75 @@
+"""A client's vector under its masks: one for a place in the run, on the disk before it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Message
+from numpy.typing import NDArray
+
+from client.context import RequestContext
+from client.secure_legs import announced_state
+from client.secure_request import request_of
+from client.secure_store import SecureStore
+from deal_core.lora.payload import PayloadError
+from deal_core.randomness import seeded_numpy
+from deal_core.secure_sum import site_round
+from deal_core.secure_sum.layout import Layout
+from deal_core.secure_sum.messages import MaskRequest
+
+
+@dataclass(frozen=True)
+class Maskable:
+    """What a client is asked to add to a sum.
+
+    Attributes:
+        client: which client.
+        message: has the round's mask request.
+        layout: of the vector.
+        place: in the run; of one place one vector is masked.
+        name: of the request that the vector answers.
+    """
+
+    client: RequestContext
+    message: Message
+    layout: Layout
+    place: str
+    name: str
+
+    def require(self) -> None:
+        """Check, before anything is counted, trained or charged, that the vector can be masked.
+
+        Raises:
+            ProtocolError: the request is refused, or a vector of this place is in a sum already.
+            PayloadError: no request, or not what the round's terms say.
+        """
+        store, request = SecureStore(self.client.folder), request_of(self.message)
+        with store.alone():
+            kept = announced_state(store)
+            site_round.require_maskable(kept, request)
+            context = MaskRequest.from_bytes(request).context
+            if kept.round_of(context).terms.layout != self.layout.digest:
+                raise PayloadError("secure: an update of another form than the round's terms say")
+            store.used().masking(context, self.place, self.name)
+
+    def masked(self, arrays: Mapping[str, NDArray[Any]], seed: int) -> bytes:
+        """Return the masked vector. That it is in this sum, and in no other, is on the disk before.
+
+        Args:
+            arrays: an array for each field of the layout.
+            seed: of the run, for the random rounding.
+
+        Raises:
+            ProtocolError: the mask request is refused, or the vector is in another sum.
+        """
+        generator = seeded_numpy(seed, "secure rounding", self.client.client, self.place)
+        encoded = self.layout.encode(arrays, generator)
+        store, request = SecureStore(self.client.folder), request_of(self.message)
+        with store.alone():
+            answered = site_round.mask(announced_state(store), request, encoded)
+            context = MaskRequest.from_bytes(request).context
+            store.keep_used(store.used().masking(context, self.place, self.name))
+            store.keep(answered.state)
+        return answered.reply

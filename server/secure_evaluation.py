@@ -1,0 +1,91 @@
+"""An evaluation whose counts are only seen as one sum over clients."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deal_core.aggregation import NUMERICAL
+from deal_core.lora.state import State
+from deal_core.models import has_label_logits
+from deal_core.secure_sum.protocol_error import ProtocolError, UsedUpdate
+from deal_core.secure_sum.server_round import ServerRound
+from deal_core.wire.counts import count_names
+from deal_core.wire.secure_layout import counts_layout
+from server import wire
+from server.checkpoint import EVERYBODY, History
+from server.evaluation import Counts, Evaluation, pooled, pooled_among_all, without_zeros
+from server.exchange import answered
+from server.gathering import refuse
+from server.reply_collection import Reply
+from server.round_sum import Sums
+from server.schedule import Step
+from server.secure_legs import SecureLegs
+from server.state_change import reason_of
+
+NO_TASK = ""
+"""In the place of a task: clients that keep their counts are not counted on again."""
+
+
+@dataclass(frozen=True)
+class SecureEvaluation:
+    """Attributes: the ``evaluation`` that it is, and the ``legs`` of the protocol."""
+
+    evaluation: Evaluation
+    legs: SecureLegs
+
+    def run(self, step: Step, state: State, history: History) -> tuple[State, History]:
+        """Ask everybody; a sum that does not come about leaves the evaluation without counts.
+
+        Returns:
+            The state as the clients decode it, and the history with the sum over clients.
+
+        Raises:
+            UserError: fewer prepared than the quorum.
+        """
+        started, one = time.monotonic(), self.evaluation
+        exchange, experiment = one.exchange, one.exchange.experiment
+        shown = without_zeros(state)
+        names = count_names(has_label_logits(experiment.model))
+        layout = counts_layout(names, len(one.tasks), experiment.federation.clients)
+        counts: dict[str, Counts] = {}
+        try:
+            everyone = dict.fromkeys(exchange.roster.clients, NO_TASK)
+            held = self.legs.open(step, everyone, layout)
+            requests = self.legs.mask_requests(held)
+            asked = one.request(step, shown)
+            sent = exchange.ask(shown, asked, dict.fromkeys(requests, asked)).carrying(requests)
+            for reply in exchange.replies(step, sent):
+                held = self._heard(step, reply, held)
+            history = history.after_round({"evaluation_bytes_down": sent.bytes_down})
+            state = sent.state if shown is state else replace(sent.state, current=state.current)
+            sums = layout.decode(self.legs.total(step, held))
+            counts[EVERYBODY] = _rows(sums, names, bool(experiment.data.generation))
+        except (ProtocolError, *NUMERICAL) as fault:
+            exchange.event("evaluation_lost", step, reason=reason_of(fault))
+        accuracy = pooled(counts, one.tasks, withheld=True)
+        among_all = pooled_among_all(counts, one.tasks)
+        exchange.event("evaluated", step, accuracy=accuracy, class_incremental=among_all)
+        history = history.model_copy(update={"evaluations": (*history.evaluations, counts)})
+        return state, history.after("evaluate", time.monotonic() - started)
+
+    def _heard(self, step: Step, reply: Reply, held: ServerRound) -> ServerRound:
+        """The round with a client's masked counts, if it gives any."""
+        exchange = self.evaluation.exchange
+        try:
+            return self.legs.add(held, reply.client, answered(reply))
+        except wire.ClientSkipped as reason:
+            if reason.code != UsedUpdate.code:
+                self.legs.leave_out(reply.client, NO_TASK)
+            exchange.event("client_idle", step, client=reply.client, code=reason.code)
+        except NUMERICAL as fault:
+            refuse(exchange, step, reply.client, fault)
+        return held
+
+
+def _rows(sums: Sums, names: tuple[str, ...], shares: bool) -> Counts:
+    """The counts of each task; whole numbers unless answers may be right in part."""
+    columns = [sums[name] if shares else np.rint(sums[name]) for name in names]
+    return [[float(x) if shares else int(x) for x in row] for row in zip(*columns, strict=True)]

@@ -1,0 +1,136 @@
+"""Counts of right answers that leave in a secure sum alone: the same accuracies, nobody's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+
+from client.egress import check_reply
+from client.secure_counts import as_arrays
+from deal_core.errors import UserError
+from deal_core.lora.payload import PayloadError
+from deal_core.privacy.policy import Policy, metrics_allowed
+from deal_core.randomness import seeded_numpy
+from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES
+from deal_core.wire.secure_layout import counts_layout
+from server.results import read_results
+from simulations.engines.flower_identity import assume_identity
+from simulations.run.preflight import check_names
+from tests.simulations.runs import at, run_in_process
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+SECURE = (
+    "federation.clients=3",
+    "federation.rounds=1",
+    "federation.deadline_seconds=5",
+    "method.name=sequential",
+    "aggregation.secure=true",
+)
+SUMMED = (*SECURE, "privacy.metrics=summed")
+
+
+@pytest.fixture(scope="module")
+def finished(make_experiment, tmp_path_factory):
+    """A run with summed counts, all that left its clients, and the same run in the clear."""
+    left: list[Message] = []
+
+    def see(reply: Message) -> Message:
+        left.append(reply)
+        return reply
+
+    summed, clear = (tmp_path_factory.mktemp(name) for name in ("summed", "clear"))
+    events = run_in_process(at(make_experiment(*SUMMED), summed), see)
+    run_in_process(at(make_experiment(*SECURE), clear))
+    return events, left, read_results(summed), read_results(clear)
+
+
+def test_accuracies_are_those_of_counts_in_the_clear(finished):
+    _, _, summed, clear = finished
+    assert summed.accuracy_matrix == clear.accuracy_matrix
+    assert summed.zero_shot == clear.zero_shot
+    assert summed.forward_transfer == clear.forward_transfer
+    assert summed.class_incremental is not None
+    assert clear.class_incremental is not None
+    assert summed.class_incremental.accuracy_matrix == clear.class_incremental.accuracy_matrix
+
+
+def test_nobody_knows_the_accuracy_at_one_client(finished):
+    events, left, summed, clear = finished
+    assert len(clear.per_client) == 3
+    assert summed.per_client == {}
+    names = {CORRECT, CORRECT_ALL, EXAMPLES}
+    for reply in left:
+        assert not any(names & set(record) for record in reply.content.values())
+    assert sum(event["event"] == "evaluated" for event in events) == 3
+
+
+def test_a_client_whose_counts_are_lost_takes_the_evaluation_along_and_not_the_run(
+    make_experiment, tmp_path
+):
+    """Of three sites none may be missing; what is not known is left out of the results."""
+    lost: list[Message] = []
+
+    def lose_the_last(reply: Message) -> Message | None:
+        masked = {"secure", "status"} == set(reply.content) and len(lost) < 1
+        if masked and reply.metadata.message_type == "evaluate":
+            lost.append(reply)
+            return None
+        return reply
+
+    asked = ("federation.quorum=0.1", "federation.deadline_seconds=1", 'data.tasks=["laboratory"]')
+    experiment = make_experiment(*SUMMED, *asked)
+    events = run_in_process(at(experiment, tmp_path), lose_the_last)
+    assert lost
+    assert [event["stage"] for event in events if event["event"] == "evaluation_lost"] == [-1]
+    assert read_results(tmp_path).average_accuracy is None  # without a start nothing is compared
+
+
+@pytest.mark.parametrize(
+    ("asked", "policy", "masked", "left"),
+    [
+        ("summed", "clear", True, "clear"),
+        ("summed", "summed", True, "clear"),
+        ("clear", "summed", False, "none"),
+        ("summed", "clear", False, "none"),
+        ("summed", "noised", True, "noised"),
+        ("noised", "summed", False, "noised"),
+        ("summed", "none", True, "none"),
+    ],
+)
+def test_what_leaves_is_the_stricter_of_both(asked, policy, masked, left):
+    assert metrics_allowed(asked, Policy(metrics=policy), masked) == left
+
+
+def test_counts_of_sites_add_up_to_the_last_digit():
+    layout = counts_layout((CORRECT, EXAMPLES), 2, 3)
+    sites = [
+        {CORRECT: [1, 10_000], EXAMPLES: [3, 99_999]},
+        {CORRECT: [0, 0], EXAMPLES: [0, 1]},
+        {CORRECT: [7, 1], EXAMPLES: [9, 3]},
+    ]
+    words = [layout.encode(as_arrays(counts), seeded_numpy("counts")).words for counts in sites]
+    total = layout.decode(np.sum(words, axis=0, dtype=words[0].dtype))
+    assert total[CORRECT].tolist() == [8, 10_001]
+    assert total[EXAMPLES].tolist() == [12, 100_003]
+
+
+def test_counts_do_not_leave_beside_a_mask():
+    """Whoever puts them into the reply: the last look at it keeps them."""
+    told = RecordDict(
+        {
+            "status": ConfigRecord({"code": "ok"}),
+            "metrics": MetricRecord({CORRECT: [1], EXAMPLES: [2]}),
+        }
+    )
+    asked = RecordDict({"secure": ConfigRecord({"request": b""})})
+    with assume_identity(1, 1):
+        request = Message(asked, 1, "evaluate")
+        with pytest.raises(PayloadError, match="in a secure sum alone"):
+            check_reply(Message(told, reply_to=request), request)
+
+
+def test_without_masks_counts_cannot_be_summed(make_experiment):
+    with pytest.raises(UserError, match="counts are added up"):
+        check_names(make_experiment("privacy.metrics=summed"))
