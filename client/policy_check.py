@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.mechanisms.shares import require_shares
 from deal_core.privacy.policy import (
     Policy,
     Refusal,
     require_adapter,
     require_mechanism,
     require_secure,
+    require_shares,
 )
 
 

@@ -186,6 +186,26 @@ def require_mechanism(mechanism: str, policy: Policy | None) -> None:
         )
 
 
+def require_shares(privacy: PrivacyConfig, policy: Policy | None) -> None:
+    """Check that the noise of a sum suffices against as many as the site's policy names.
+
+    Raises:
+        UserError: it does not.
+    """
+    if policy is None or not in_sum(privacy):
+        return
+    if policy.noise_share != "sum":
+        raise UserError(
+            "privacy.noise_share is 'sum', but the site's policy wants all noise from the site; "
+            'set policy.noise_share to "sum" to accept it'
+        )
+    if privacy.colluding < policy.colluding:
+        raise UserError(
+            f"privacy.colluding is {privacy.colluding}, but the site's policy wants noise that "
+            f"suffices against {policy.colluding} other sites and the server together; raise it"
+        )
+
+
 def require_secure(secure: bool, policy: Policy | None) -> None:
     """Check that an update is masked where the site wants that.
 

@@ -59,7 +59,7 @@ def test_an_epsilon_has_delta_unit_extent_and_assumptions():
     assert "epsilon <= 7.5 at delta = 0.0001, largest over clients" in card
     assert "Unit: one record; composed over all rounds and tasks of this run" in card
     assert "Assumed honest: nobody outside the site is trusted" in card
-    assert "in the clear: outside of it" in card
+    assert "without noise: outside of it" in card
     assert "Simulation only" not in card
     seeded = PRIVATE.model_copy(update={"simulation_only": True, "disjoint_tasks": True})
     card = model_card(results(privacy=seeded), inference())

@@ -54,8 +54,7 @@ from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record_checks import check_records_protected, whom_to_trust
 from deal_core.privacy.mechanisms.record_events import RecordEvents
 from deal_core.privacy.mechanisms.record_gradients import GRADIENTS
-from deal_core.privacy.mechanisms.shares import require_shares
-from deal_core.privacy.policy import at_server, metrics_allowed, terms
+from deal_core.privacy.policy import at_server, metrics_allowed, require_shares, terms
 from deal_core.randomness import seeded
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
-from deal_core.privacy.policy import Policy, at_server, in_sum
+from deal_core.privacy.policy import at_server, in_sum
 
 
 def shares_of(experiment: Experiment) -> int:
@@ -43,23 +43,3 @@ def trust_in_sum(privacy: PrivacyConfig) -> str:
         f"all sites but {privacy.colluding}, which may pool what they know with the server; "
         f"at most {privacy.dropouts} fail in a round, or it is lost"
     )
-
-
-def require_shares(privacy: PrivacyConfig, policy: Policy | None) -> None:
-    """Check that the noise of a sum suffices against as many as the site's policy names.
-
-    Raises:
-        UserError: it does not.
-    """
-    if policy is None or not in_sum(privacy):
-        return
-    if policy.noise_share != "sum":
-        raise UserError(
-            "privacy.noise_share is 'sum', but the site's policy wants all noise from the site; "
-            'set policy.noise_share to "sum" to accept it'
-        )
-    if privacy.colluding < policy.colluding:
-        raise UserError(
-            f"privacy.colluding is {privacy.colluding}, but the site's policy wants noise that "
-            f"suffices against {policy.colluding} other sites and the server together; raise it"
-        )
