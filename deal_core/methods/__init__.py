@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
-from deal_core.methods.auto_settings import resolve_auto
+from deal_core.methods.auto_settings import every_task_ends_a_stage, resolve_auto
 from deal_core.methods.deal.method import make_deal
 from deal_core.methods.deal_reference.method import make_deal_reference
 from deal_core.methods.ewc import make_ewc
@@ -103,6 +103,7 @@ __all__ = [
     "TaskMemory",
     "TaskPrompt",
     "Tensors",
+    "every_task_ends_a_stage",
     "make_method",
     "method_of",
     "phases_after",

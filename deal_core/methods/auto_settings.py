@@ -7,6 +7,13 @@ from deal_core.config.method import MethodConfig
 from deal_core.models import embedding_size
 
 
+def every_task_ends_a_stage(experiment: Experiment) -> bool:
+    """Return whether each client works on each of its tasks when some stage ends, which is when
+    phases after learning take its sums."""
+    every = experiment.stream.consolidate_every
+    return experiment.stream.schedule != "per-client" or every <= experiment.federation.rounds
+
+
 def resolve_auto(experiment: Experiment) -> MethodConfig:
     """Return the method's settings without ``auto``: the analytic head of ``deal`` is on where
     nothing stands against sums."""
@@ -17,7 +24,7 @@ def resolve_auto(experiment: Experiment) -> MethodConfig:
         experiment.privacy.mechanism == "none"
         and experiment.aggregation.robust == "none"
         and experiment.train.step == "client"
-        and experiment.stream.schedule != "per-client"
+        and every_task_ends_a_stage(experiment)
         and embedding_size(experiment.model) > 0
     )
     prototype = method.prototype.model_copy(update={"enabled": "on" if fits else "off"})

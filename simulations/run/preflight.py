@@ -8,7 +8,7 @@ from deal_core.data import open_source, partition
 from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
 from deal_core.lora.kinds import kind_of
-from deal_core.methods import RULES, method_of, statistics_of
+from deal_core.methods import RULES, every_task_ends_a_stage, method_of, statistics_of
 from deal_core.models import (
     check_label_tokens,
     embedding_size,
@@ -132,11 +132,18 @@ def check_statistics(experiment: Experiment) -> None:
             f"aggregation.robust '{robust}' judges adapters, and method.name '{name}' adds up "
             "sums; set it to none"
         )
-    later = any(each.statistics and each.name != LEARN for each in method.phases)
-    if later and experiment.stream.schedule == "per-client":
+    sums = [each for each in method.phases if each.statistics is not None]
+    gradients = any(not each.statistics.once for each in sums if each.statistics is not None)
+    if gradients and experiment.stream.schedule == "per-client":
         raise UserError(
             f"method.name '{name}' needs all clients of a task in one stage; set stream.schedule "
             'to "synchronous", or choose another method'
+        )
+    if any(each.name != LEARN for each in sums) and not every_task_ends_a_stage(experiment):
+        raise UserError(
+            f"method.name '{name}' takes sums where a stage ends, and a client may begin and end a "
+            "task within one; set stream.consolidate_every to federation.rounds or less, or "
+            'method.prototype.enabled to "off"'
         )
 
 

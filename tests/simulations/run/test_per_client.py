@@ -14,7 +14,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.data import open_source, partition
 from deal_core.errors import UserError
-from deal_core.methods import METHODS, LocalTask
+from deal_core.methods import METHODS, LocalTask, method_of
 from deal_core.wire.instruction import Instruction, read_instruction
 from server.results import read_results
 from server.run import run
@@ -204,6 +204,44 @@ def test_prototypes_are_those_of_all_tasks_at_once_whatever_the_orders(
         np.testing.assert_allclose(heads[task], expected[task], rtol=1e-4, atol=1e-4)
     finished = [(e["task"], e["client"]) for e in events if e["event"] == "client_finished"]
     assert len(finished) == len(set(finished)) == 4
+
+
+@pytest.mark.parametrize("settings", [(), ("federation.rounds=2",)])
+def test_class_means_of_deal_are_those_of_all_tasks_at_once_whatever_the_orders(
+    make_experiment, tmp_path, settings
+):
+    """Every client gives its sums of a task once, when a stage ends while it works on it."""
+    everybody = 'stream.orders={0=["laboratory", "surgery"], 1=["surgery", "laboratory"]}'
+    asked = (*TINY, "federation.clients=2", 'data.tasks=["laboratory", "surgery"]')
+    deal = (*asked, "method.name=deal", "method.prototype.enabled=auto", *settings)
+    own = per_client(
+        make_experiment, tmp_path / "own", *deal, everybody, "stream.consolidate_every=1"
+    )
+    assert method_of(own).phases
+    check_names(own)
+    events: list[dict] = []
+    run_inprocess(own, events.append)
+    joint = make_experiment(
+        f'run.out="{tmp_path / "joint"}"',
+        *(*asked, *tiny("prototype"), "stream.schedule=joint", "federation.rounds=1"),
+    )
+    run_inprocess(joint, lambda event: None)
+    heads, expected = learnt_adapter(tmp_path / "own"), learnt_adapter(tmp_path / "joint")
+    for task in ("laboratory", "surgery"):
+        np.testing.assert_allclose(heads[task], expected[task], rtol=1e-4, atol=1e-4)
+    given = [
+        (e["task"], e["client"])
+        for e in events
+        if e["event"] == "client_finished" and e["phase"] == "prototypes"
+    ]
+    assert len(given) == len(set(given)) == 4
+
+
+def test_class_means_where_a_task_may_begin_and_end_within_a_stage_are_refused(own_orders):
+    """Or left out where the run decides."""
+    with pytest.raises(UserError, match="begin and end a task within one"):
+        check_names(own_orders("method.name=deal", "method.prototype.enabled=on"))
+    assert not method_of(own_orders("method.name=deal", "method.prototype.enabled=auto")).phases
 
 
 def same_ends(one: Path, two: Path) -> bool:
