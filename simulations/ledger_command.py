@@ -11,7 +11,8 @@ from rich.console import Console
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import certificate, check_certificate, composed_over
-from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError, composed
+from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError
+from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.accounting.unit import common_unit, unit_text
 from simulations.output.console import print_line
 from simulations.output.markdown import TextTable

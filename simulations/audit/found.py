@@ -9,7 +9,7 @@ from typing import Literal
 
 from deal_core.config.experiment import Experiment
 from deal_core.privacy.accounting.composition import DpEvent, with_steps_added
-from deal_core.privacy.accounting.ledger import LedgerEvent
+from deal_core.privacy.accounting.ledger_event import LedgerEvent
 from deal_core.privacy.audit.claim_audit import Repetition
 from deal_core.privacy.audit.guesses import Guesses
 from server.results import Strict

@@ -9,7 +9,8 @@ from statistics import fmean
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger import Ledger, LedgerEvent, composed
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.results import Privacy, Results, Strict, read_results
 from simulations.audit.found import Bound

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from client.app import _workbench
-from deal_core.privacy.accounting.ledger import composed
+from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.policy import Policy
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start

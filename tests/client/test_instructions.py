@@ -22,7 +22,7 @@ import client.app
 from client import local_update
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
-from deal_core.privacy.accounting.ledger import LedgerEvent, composed
+from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed
 from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import record as record_mechanism
 from deal_core.privacy.mechanisms.client import LocalDPClient, NoisedUpdate

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from deal_core.privacy.accounting.ledger import composed
+from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.mechanisms import record as record_mechanism
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start, update

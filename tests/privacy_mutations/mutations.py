@@ -12,9 +12,9 @@ import torch
 
 from client import local_evaluation
 from deal_core.privacy import interface
-from deal_core.privacy.accounting import ledger
+from deal_core.privacy.accounting import ledger_event
 from deal_core.privacy.accounting.composition import DpEvent
-from deal_core.privacy.accounting.ledger import LedgerEvent
+from deal_core.privacy.accounting.ledger_event import LedgerEvent
 from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import counts as counts_module
 from deal_core.privacy.mechanisms import record, sampled_units
@@ -202,7 +202,7 @@ def every_round_planned_by_itself(patch: Patch) -> None:
         return original(self, [], {ask.task: len(ask.data)}, len(ask.data), site)
 
     patch.setattr(RecordMechanism, "_plan", plan)
-    patch.setattr("deal_core.privacy.accounting.ledger._require", lambda events, budget: None)
+    patch.setattr("deal_core.privacy.accounting.ledger.require_within", lambda events, budget: None)
 
 
 def sampling_counted_twice(patch: Patch) -> None:
@@ -327,7 +327,7 @@ def every_test_record_of_a_group_counts(patch: Patch) -> None:
 
 
 def units_added_up(patch: Patch) -> None:
-    patch.setattr(ledger, "common_unit", lambda units: None)
+    patch.setattr(ledger_event, "common_unit", lambda units: None)
 
 
 def groups_charged_as_records(patch: Patch) -> None:

@@ -9,12 +9,8 @@ from typer.testing import CliRunner
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import KEY
-from deal_core.privacy.accounting.ledger import (
-    Budget,
-    Ledger,
-    composed,
-    unprotected_event,
-)
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import Budget, composed, unprotected_event
 from simulations.cli import app
 from tests.ledger_events import ledger_event
 

@@ -20,7 +20,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger import Entry, Ledger, LedgerEvent, composed
+from deal_core.privacy.accounting.ledger import Entry, Ledger
+from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed
 
 KEY = "ledger.key"
 VERSION = 3

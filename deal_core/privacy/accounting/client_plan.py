@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from deal_core.config.experiment import Experiment
 from deal_core.methods import method_of
-from deal_core.privacy.accounting.ledger import Budget, Ledger, LedgerEvent, composed
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import Budget, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import planned_work, solve_noise_multiplier
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.policy import Policy, default_delta

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -29,15 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
-from deal_core.privacy.accounting.unit import RECORD, common_unit, unit_text
+from deal_core.privacy.accounting.ledger_event import Budget, LedgerEvent, require_within
+from deal_core.privacy.accounting.unit import RECORD
 from deal_core.whole_file import write_whole
 
 FILE = "ledger.sqlite"
 KEPT_ANSWERS = 8
 """The latest answers of a site; an older request that comes again is charged again."""
-ROUNDING = 1e-9
-"""Relative; a budget is not passed by the last bit."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL);
@@ -59,93 +56,6 @@ class LedgerError(RuntimeError):
     """The ledger cannot be trusted, or used; the site takes no part until somebody looks."""
 
 
-class BudgetSpent(Exception):
-    """What is asked would take the site past its budget."""
-
-
-@dataclass(frozen=True)
-class LedgerEvent:
-    """One private release.
-
-    Attributes:
-        run: name of the experiment that asked (a hash of its settings).
-        task, phase, stage, server_round: where in the run; no task: of all tasks.
-        mechanism: ``record``, or ``counts`` for evaluation counts with noise.
-        unit: what a neighbour differs by (:mod:`~deal_core.privacy.accounting.unit`).
-        sample_rate, noise_multiplier, steps: see
-            :class:`~deal_core.privacy.accounting.composition.DpEvent`.
-        max_grad_norm: clipping bound; for the ledger's reader, it costs nothing.
-        delta: at which the budget was checked.
-        simulation_only: the noise came from a seed: nothing is guaranteed.
-        slack: what a step costs beyond the mechanism, because its noise is not quite that.
-        assumes: whom the noise takes to be honest; empty: nobody outside the site.
-        unit_column: whose values make the groups, where the unit is a group.
-    """
-
-    run: str
-    task: str
-    phase: str
-    stage: int
-    server_round: int
-    mechanism: str
-    unit: str
-    sample_rate: float
-    noise_multiplier: float
-    steps: int
-    max_grad_norm: float
-    delta: float
-    simulation_only: bool
-    slack: float = 0.0
-    assumes: str = ""
-    unit_column: str = ""
-
-    @property
-    def protected(self) -> bool:
-        """Whether a mechanism has hidden anything: an unprotected release costs no epsilon, it
-        voids every one that is told of its records."""
-        return self.noise_multiplier > 0
-
-    @property
-    def spent(self) -> DpEvent:
-        """What it costs.
-
-        Raises:
-            ValueError: of an unprotected release; no epsilon is large enough.
-        """
-        return DpEvent(self.sample_rate, self.noise_multiplier, self.steps)
-
-
-Place = tuple[str, str, int, int]
-"""Task, phase, stage and round."""
-
-
-def unprotected_event(run: str, mechanism: str, place: Place) -> LedgerEvent:
-    """Return a release that no mechanism has protected, as a ledger notes it.
-
-    Args:
-        run: name of the experiment.
-        mechanism: what left: ``none`` (an update), ``trusted-server`` (an update that the server is
-            trusted to protect), ``clear-counts``.
-        place: where in the run.
-    """
-    task, phase, stage, server_round = place
-    return LedgerEvent(
-        run=run,
-        task=task,
-        phase=phase,
-        stage=stage,
-        server_round=server_round,
-        mechanism=mechanism,
-        unit="none",
-        sample_rate=1.0,
-        noise_multiplier=0.0,
-        steps=1,
-        max_grad_norm=0.0,
-        delta=0.0,
-        simulation_only=False,
-    )
-
-
 @dataclass(frozen=True)
 class Entry:
     """An event as it stands in the ledger: its number (from 1), when (UTC), what, and the hash
@@ -155,39 +65,6 @@ class Entry:
     time: str
     event: LedgerEvent
     hash: str
-
-
-@dataclass(frozen=True)
-class Budget:
-    """``epsilon`` at ``delta``; tasks in parallel where they are ``disjoint``."""
-
-    epsilon: float
-    delta: float
-    disjoint_tasks: bool = False
-
-
-def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool = False) -> float:
-    """Return the epsilon of all protected events together: of one record (or group), whatever tasks
-    it is in, or, with ``disjoint_tasks``, of one that is in a single task. It is void for records
-    of which something has left unprotected (:attr:`LedgerEvent.protected`).
-
-    Raises:
-        MixedUnits: some events are of records and some of groups.
-    """
-    events = [event for event in events if event.protected]
-    if events:
-        common_unit((event.unit, event.unit_column) for event in events)
-    if not disjoint_tasks:
-        return _epsilon_with_slack(events, delta)
-    each = ([e for e in events if e.task in ("", task)] for task in {e.task for e in events})
-    return max((_epsilon_with_slack(some, delta) for some in each), default=0.0)
-
-
-def _epsilon_with_slack(events: Sequence[LedgerEvent], delta: float) -> float:
-    """Return the mechanisms' epsilon with the slack of all steps: of densities that differ by a
-    factor ``exp(s)`` in all, epsilon grows by ``s`` and delta by that factor."""
-    slack = math.fsum(event.steps * event.slack for event in events)
-    return epsilon_of((event.spent for event in events), delta * math.exp(-slack)) + slack
 
 
 @dataclass(frozen=True)
@@ -252,7 +129,7 @@ class Ledger:
         events = [*self.events(), event]
         if budget.disjoint_tasks:
             self.require_declared(events)
-        _require(events, budget)
+        require_within(events, budget)
 
     def charge(self, event: LedgerEvent, budget: Budget, request: str, answer: bytes) -> bytes:
         """Write the event and its answer, durably, unless the request has been answered before.
@@ -270,7 +147,7 @@ class Ledger:
             if row is not None:
                 return bytes(row[0])
             entries = self._entries(db)
-            _require([*(entry.event for entry in entries), event], budget)
+            require_within([*(entry.event for entry in entries), event], budget)
             seq = _append(db, entries, event)
             db.execute("INSERT INTO answers VALUES (?, ?, ?)", (request, seq, answer))
             old = "SELECT seq FROM answers ORDER BY seq DESC LIMIT -1 OFFSET ?"
@@ -403,17 +280,6 @@ def _append(db: sqlite3.Connection, entries: Sequence[Entry], event: LedgerEvent
     sealed = _seal(entries[-1].hash if entries else "", body)
     db.execute("INSERT INTO events VALUES (?, ?, ?)", (seq, body, sealed))
     return seq
-
-
-def _require(events: Sequence[LedgerEvent], budget: Budget) -> None:
-    epsilon = composed(events, budget.delta, budget.disjoint_tasks)
-    unit = unit_text(events[-1].unit, events[-1].unit_column)
-    if epsilon > budget.epsilon * (1 + ROUNDING):
-        raise BudgetSpent(
-            f"one more release would take epsilon to {epsilon:.4g}, past {budget.epsilon:.4g} at "
-            f"delta = {budget.delta:.3g} per {unit}, composed over all that the ledger "
-            f"holds{', tasks in parallel' if budget.disjoint_tasks else ''}"
-        )
 
 
 def _body(seq: int, event: LedgerEvent) -> str:

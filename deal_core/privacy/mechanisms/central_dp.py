@@ -25,7 +25,8 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.privacy.accounting.client_plan import ClientPlan, client_event, client_plan
-from deal_core.privacy.accounting.ledger import BudgetSpent, Ledger, composed
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import BudgetSpent, composed
 from deal_core.privacy.accounting.plan import NoFeasibleNoise
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, moved

@@ -29,7 +29,8 @@ from deal_core.privacy.accounting.client_plan import (
     client_plan,
     client_rounds,
 )
-from deal_core.privacy.accounting.ledger import Ledger, LedgerEvent, composed
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed
 from deal_core.privacy.interface import (
     Counts,
     LocalUpdate,

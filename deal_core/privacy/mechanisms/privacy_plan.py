@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from deal_core.privacy.accounting.ledger import Budget
+from deal_core.privacy.accounting.ledger_event import Budget
 from deal_core.privacy.accounting.plan import ReleaseSchedule
 from deal_core.privacy.policy import Policy
 

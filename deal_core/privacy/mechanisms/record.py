@@ -21,7 +21,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
-from deal_core.privacy.accounting.ledger import BudgetSpent, LedgerEvent, composed
+from deal_core.privacy.accounting.ledger_event import BudgetSpent, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import (
     NoFeasibleNoise,
     evaluations,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger import LedgerEvent
+from deal_core.privacy.accounting.ledger_event import LedgerEvent
 from deal_core.privacy.accounting.plan import ReleaseSchedule
 from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.counts import sensitivity

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from deal_core.config.experiment import Experiment
-from deal_core.privacy.accounting.ledger import LedgerEvent
+from deal_core.privacy.accounting.ledger_event import LedgerEvent
 from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.noise import NoiseSource

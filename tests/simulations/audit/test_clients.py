@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deal_core.privacy.accounting.ledger import Ledger, composed
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.audit.claim_audit import claim_p_value
 from deal_core.privacy.mechanisms import clipped_mean
 from deal_core.privacy.mechanisms.central_dp import CentralDP

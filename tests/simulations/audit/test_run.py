@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger import Ledger, composed
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.mechanisms.noise import SeededNoise
 from simulations.audit.command import AuditRequest, run_audit
 from simulations.audit.found import Training

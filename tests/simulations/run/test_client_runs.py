@@ -8,7 +8,8 @@ from flwr.app import Message
 
 from client.app import make_app
 from deal_core.config.run_config import flatten
-from deal_core.privacy.accounting.ledger import Ledger, composed
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import composed
 from server.results import read_results
 from server.run import run
 from simulations.engines.flower_identity import assume_identity

@@ -14,7 +14,8 @@ from scipy.stats import norm
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
-from deal_core.privacy.accounting.ledger import Budget, Ledger
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import Budget
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.mechanisms.shares import shares_of
 from server.results import read_results

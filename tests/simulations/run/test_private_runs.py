@@ -9,7 +9,8 @@ from safetensors.numpy import load_file
 
 from deal_core.errors import UserError
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.ledger import Budget, Ledger, composed
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import Budget, composed
 from server.checkpoint import load_checkpoint
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess

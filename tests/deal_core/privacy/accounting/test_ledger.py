@@ -14,12 +14,10 @@ import pytest
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
-from deal_core.privacy.accounting.ledger import (
-    KEPT_ANSWERS,
+from deal_core.privacy.accounting.ledger import KEPT_ANSWERS, Ledger, LedgerError
+from deal_core.privacy.accounting.ledger_event import (
     Budget,
     BudgetSpent,
-    Ledger,
-    LedgerError,
     composed,
     unprotected_event,
 )

@@ -15,7 +15,8 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.client_plan import client_event
-from deal_core.privacy.accounting.ledger import Budget, Ledger
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import Budget
 from deal_core.privacy.interface import RecordId, Refusal, Site, UpdateRequest, release
 from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.client import CentralDPClient, LocalDPClient, make_client

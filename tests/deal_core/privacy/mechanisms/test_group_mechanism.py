@@ -14,7 +14,8 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.certificate import certificate, check_certificate
-from deal_core.privacy.accounting.ledger import Ledger, LedgerEvent, composed, unprotected_event
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed, unprotected_event
 from deal_core.privacy.accounting.unit import MixedUnits
 from deal_core.privacy.interface import (
     Grouping,

@@ -10,7 +10,8 @@ import pytest
 
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.models.interface import Encoded
-from deal_core.privacy.accounting.ledger import Ledger, composed
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest, release
 from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
