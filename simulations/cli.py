@@ -242,6 +242,9 @@ def budgets(
         ),
     ] = "",
     noise: Annotated[str, typer.Option(help="Whose noise: site, sum, or both to compare.")] = "",
+    beside: Annotated[
+        str, typer.Option(help="Other experiments at the same budgets, e.g. private-sums.")
+    ] = "",
     audit: Annotated[str, typer.Option(help="Folder of a `deal audit` to show beside.")] = "",
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
     report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
@@ -252,7 +255,7 @@ def budgets(
 
     sets = tuple(overrides or ())
     request = BudgetsRequest(
-        experiment, epsilon, method, seeds, out, sets, audit, jobs, report, free, noise
+        experiment, epsilon, method, seeds, out, sets, audit, jobs, report, free, noise, beside
     )
     raise typer.Exit(budgets_with_report(request, wide_console()))
 

@@ -31,6 +31,7 @@ def budgets_study(
     seeds: list[int],
     free: Experiment | None = None,
     shares: list[str] | None = None,
+    beside: Mapping[str, Experiment] | None = None,
 ) -> Study:
     """Return the grid.
 
@@ -43,11 +44,12 @@ def budgets_study(
         free: experiment of the runs without privacy, where what suits noise does not suit them;
             None: ``base``.
         shares: of ``privacy.noise_share``, to be compared; none: the experiment's own.
+        beside: name to another experiment, whose runs have the same budgets.
 
     Raises:
         UserError: an unknown method; a method or a seed that stands there twice; no seed, or a
-            negative one; ``free`` has another model, other data or other clients, or another
-            method while none is named.
+            negative one; ``free``, or one of ``beside``, has another model, other data or other
+            clients, or ``free`` another method while none is named.
     """
     own = methods or [base.method.name]
     for method in own:
@@ -61,14 +63,15 @@ def budgets_study(
             f"--without-privacy: its method is {free.method.name}, the experiment's is "
             f"{base.method.name}; name the methods to compare with --method"
         )
-    without = _tables(free, base) if free is not None else {}
+    without = _tables("--without-privacy", free, base) if free is not None else {}
+    without.get("method", {}).pop("name", None)
     path = find_experiment(name).expanduser().resolve()
     file = StudyFile(
         description=f"Accuracy of {path.stem} against the privacy budget.",
         experiment=str(path),
         seeds=tuple(seeds),
         arms={arm_name(epsilon): _arm(base, epsilon, without) for epsilon in epsilons},
-        settings=_settings(own, shares or [], base),
+        settings=_settings(own, shares or [], base) | _others(beside or {}, base),
     )
     return Study(f"budgets-{path.stem}", path, file)
 
@@ -89,6 +92,23 @@ def _settings(methods: list[str], shares: list[str], base: Experiment) -> dict[s
     return compared
 
 
+def _others(beside: Mapping[str, Experiment], base: Experiment) -> dict[str, dict[str, Any]]:
+    """Return name to all tables of an experiment that stands beside; the budget is the arm's.
+
+    Raises:
+        UserError: its accuracy, or its epsilon, could not be compared.
+    """
+    found = {}
+    for name, other in beside.items():
+        if other.privacy.target_delta != base.privacy.target_delta:
+            raise UserError(f"--beside {name}: privacy.target_delta differs; make both the same")
+        tables = _tables(f"--beside {name}", other, base)
+        for key in ("mechanism", "target_epsilon"):
+            del tables["privacy"][key]
+        found[name] = tables
+    return found
+
+
 def _arm(base: Experiment, epsilon: float, without: Mapping[str, Any]) -> Arm:
     privacy = with_budget(base, epsilon).privacy
     changed = {"mechanism": privacy.mechanism, "target_epsilon": privacy.target_epsilon}
@@ -96,18 +116,16 @@ def _arm(base: Experiment, epsilon: float, without: Mapping[str, Any]) -> Arm:
     return Arm(label=f"epsilon = {named(epsilon)}", set=overlaid(own, {"privacy": changed}))
 
 
-def _tables(free: Experiment, base: Experiment) -> dict[str, Any]:
-    """Return all of ``free`` but its method, which is the setting's.
+def _tables(option: str, other: Experiment, base: Experiment) -> dict[str, Any]:
+    """Return all of another experiment but what both have in common.
 
     Raises:
         UserError: its accuracy could not be compared.
     """
     for name in COMMON:
-        if getattr(free, name) != getattr(base, name):
-            raise UserError(f"--without-privacy: [{name}] is another one; make both the same")
+        if getattr(other, name) != getattr(base, name):
+            raise UserError(f"{option}: [{name}] is another one; make both the same")
     for key in ("clients", "participants"):
-        if getattr(free.federation, key) != getattr(base.federation, key):
-            raise UserError(f"--without-privacy: federation.{key} differs; make both the same")
-    tables = free.model_dump(mode="json", exclude={"description", "run", *COMMON})
-    del tables["method"]["name"]
-    return tables
+        if getattr(other.federation, key) != getattr(base.federation, key):
+            raise UserError(f"{option}: federation.{key} differs; make both the same")
+    return other.model_dump(mode="json", exclude={"description", "run", *COMMON})

@@ -34,6 +34,7 @@ class BudgetsRequest:
         overrides: ``table.key=value``, for all runs.
         noise: of ``privacy.noise_share``, separated by commas; empty: the experiment's.
         free: the experiment of the runs without privacy; empty: the same one.
+        beside: other experiments at the same budgets, separated by commas.
         audit: folder of a ``deal audit``; empty: none.
         jobs: runs at a time; 0: as many as there are cores for.
         report: only read what is there, and run nothing.
@@ -50,6 +51,7 @@ class BudgetsRequest:
     report: bool = False
     free: str = ""
     noise: str = ""
+    beside: str = ""
 
 
 def run_budgets(request: BudgetsRequest, console: Console) -> int:
@@ -64,9 +66,13 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     values, methods = epsilons(request.epsilon), names(request.method)
     base = load_experiment(Request(request.experiment, "", request.overrides))
     free = load_experiment(Request(request.free, "", request.overrides)) if request.free else None
+    beside = {
+        Path(name).stem: load_experiment(Request(name, "", request.overrides))
+        for name in names(request.beside)
+    }
     seeds = numbers(request.seeds)
     study = budgets_study(
-        request.experiment, base, values, methods, seeds, free, names(request.noise)
+        request.experiment, base, values, methods, seeds, free, names(request.noise), beside
     )
     out = budgets_folder(request)
     cells = grid(study, out, request.overrides)
@@ -126,6 +132,7 @@ def command(request: BudgetsRequest) -> Sequence[str]:
         ("--method", request.method),
         ("--noise", request.noise),
         ("--without-privacy", request.free),
+        ("--beside", request.beside),
         ("--out", request.out),
         ("--audit", request.audit),
         ("--jobs", str(request.jobs or "")),

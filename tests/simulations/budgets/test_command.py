@@ -6,6 +6,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -235,3 +236,36 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
         with pytest.raises(UserError, match=told):
             run_budgets(BudgetsRequest("quickstart", out=out, **wrong), console())
     assert not (tmp_path / "out").exists()
+
+
+def test_another_experiment_stands_beside_with_the_same_budgets():
+    base, other = (load_experiment(Request(name)) for name in ("private", "private-sums"))
+    beside = {"private-sums": other}
+    study = budgets_study("private", base, [2.0, math.inf], [], [0], beside=beside)
+    cells = {cell.name: cell.runs[""] for cell in grid(study, Path("out"), ())}
+    assert list(cells) == [
+        "eps-2.deal.seed0",
+        "eps-inf.deal.seed0",
+        "eps-2.private-sums.seed0",
+        "eps-inf.private-sums.seed0",
+    ]
+    own, sums = cells["eps-2.deal.seed0"], cells["eps-2.private-sums.seed0"]
+    expected = with_budget(other, 2.0)
+    for table in ("method", "federation", "adapter", "train", "privacy", "aggregation"):
+        assert getattr(sums, table) == getattr(expected, table)
+    assert own.method.name == "deal"
+    assert cells["eps-inf.private-sums.seed0"].privacy.mechanism == "none"
+
+
+def test_what_cannot_be_compared_does_not_stand_beside():
+    base, other = (load_experiment(Request(name)) for name in ("private", "private-sums"))
+    strict = other.privacy.model_copy(update={"target_delta": 1e-6})
+    few = other.federation.model_copy(update={"clients": 3})
+    for changed, line in (
+        ({"privacy": strict}, "--beside x: privacy.target_delta differs"),
+        ({"federation": few}, "--beside x: federation.clients differs"),
+    ):
+        with pytest.raises(UserError, match=line):
+            budgets_study(
+                "private", base, [2.0], [], [0], beside={"x": other.model_copy(update=changed)}
+            )
