@@ -109,6 +109,10 @@ class HubTask(Table):
     """Empty: ``data.label_column``."""
     label_text: dict[str, str] = Field(default_factory=dict)
     """Label value (as text) to the words the model sees; empty: the data set's names."""
+    target_column: str = ""
+    """Column of the answer, where answers are texts; empty: ``data.target_column``."""
+    references_column: str = ""
+    """Column of further right answers; empty: ``data.references_column``."""
 
 
 class DataConfig(Table):
@@ -127,7 +131,7 @@ class DataConfig(Table):
     """Tasks in the order they are learnt; empty: all, in the source's order."""
     generation: tuple[str, ...] = ()
     """Tasks whose answer is a text, ``target_column``, instead of a label (generating models;
-    files, sites); an answer is measured by ROUGE-L."""
+    files, hub, sites); an answer is measured by ROUGE-L."""
     labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""

@@ -35,7 +35,8 @@ class HubSource:
 
     def load(self, task: str) -> TaskData:
         """Return a task. The label space is ``label_text`` in its order; without it the
-        data set's own label names; without them the training labels, sorted.
+        data set's own label names; without them the training labels, sorted; none where its answers
+        are texts.
 
         Raises:
             UserError: unknown task, data set, configuration or split, a missing column, an
@@ -45,41 +46,46 @@ class HubSource:
         spec = self._config.hub[task]
         train_rows = load_split(task, spec, spec.train_split)
         train = tuple(self._examples(task, spec.train_split, train_rows))
-        labels = _label_space(spec, train_rows, self._columns(spec).label, train)
+        columns = self._columns(task)
+        labels = _label_space(spec, train_rows, columns.label, train) if columns.label else ()
         test_rows = load_split(task, spec, spec.test_split)
         test = tuple(self._examples(task, spec.test_split, test_rows))
         for row, example in enumerate(test, start=1):
-            if example.label not in labels:
+            if columns.label and example.label not in labels:
                 raise UserError(
                     f"{_where(task, spec, spec.test_split)}, row {row}: no training example has "
                     f"the label '{example.label}'; choose another test_split"
                 )
         return limited(TaskData(task, labels, train, test, self._groups), self._config)
 
-    def _columns(self, spec: HubTask) -> Columns:
+    def _columns(self, task: str) -> Columns:
+        config, spec = self._config, self._config.hub[task]
+        texts = task in config.generation
         return Columns(
-            text=spec.text_column or self._config.text_column,
-            label=spec.label_column or self._config.label_column,
-            pair=spec.pair_column or self._config.pair_column,
-            group=group_column(self._config),
-            id=self._config.id_column,
+            text=spec.text_column or config.text_column,
+            label="" if texts else spec.label_column or config.label_column,
+            pair=spec.pair_column or config.pair_column,
+            group=group_column(config),
+            id=config.id_column,
+            target=(spec.target_column or config.target_column) if texts else "",
+            references=(spec.references_column or config.references_column) if texts else "",
             unit=self._unit_column,
         )
 
     def _examples(self, task: str, split: str, rows: Dataset) -> Iterator[Example]:
         spec = self._config.hub[task]
-        columns, where = self._columns(spec), _where(task, spec, split)
-        own = columns.text, columns.label, columns.pair, columns.group, columns.id, columns.unit
-        for column in own:
+        columns, where = self._columns(task), _where(task, spec, split)
+        for column in vars(columns).values():
             if column and column not in rows.column_names:
                 listed = ", ".join(rows.column_names)
                 close = nearest(column, rows.column_names)
                 raise UserError(f"{where}: no column '{column}'; the columns are: {listed}{close}")
-        name_label = _label_namer(spec, rows, columns.label)
+        name_label = _label_namer(spec, rows, columns.label) if columns.label else None
         wanted = [column for column in rows.column_names if column in vars(columns).values()]
         for number, row in enumerate(rows.select_columns(wanted), start=1):
-            named = {**row, columns.label: name_label(row[columns.label], where, number)}
-            yield to_example(named, columns, where, number)
+            if name_label is not None:
+                row = {**row, columns.label: name_label(row[columns.label], where, number)}
+            yield to_example(row, columns, where, number)
 
     @cached_property
     def _groups(self) -> tuple[str, ...]:

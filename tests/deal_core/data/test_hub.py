@@ -146,3 +146,31 @@ def test_bad_configuration_is_one_line(hub: Path, spec: dict[str, Any], problem:
 def test_empty_text_names_the_row(hub: Path) -> None:
     write(hub / "train.jsonl", [*ROWS, {**ROWS[0], "q": None}])
     assert "split train), row 3: column 'q' is empty" in error_of(config(hub))
+
+
+ANSWERS = [
+    {"q": "What is it?", "a": "a cat", "more": ["a cat", "the cat"]},
+    {"q": "And that?", "a": "a dog", "more": ["one dog"]},
+]
+
+
+def test_a_task_whose_answers_are_texts_has_columns_of_its_own(hub):
+    for split in ("train", "test"):
+        write(hub / f"{split}.jsonl", ANSWERS)
+    spec = {"target_column": "a", "references_column": "more"}
+    data = load(config(hub, spec, generation=["intents"]))
+    assert data.labels == ()
+    assert data.train == data.test
+    assert data.train[0] == Example(
+        "What is it?", "", target="a cat", references=("a cat", "the cat")
+    )
+
+
+def test_an_answer_that_is_not_there_is_named(hub):
+    for split in ("train", "test"):
+        write(hub / f"{split}.jsonl", [*ANSWERS, {"q": "Who?", "a": "", "more": []}])
+    said = error_of(config(hub, {"target_column": "a"}, generation=["intents"]))
+    assert "row 3: column 'a' is empty" in said
+    assert "no column 'answer'" in error_of(
+        config(hub, {"target_column": "answer"}, generation=["intents"])
+    )
