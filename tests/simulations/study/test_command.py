@@ -38,6 +38,8 @@ data.partition.kind = "pathological"
 federation.clients = 2
 federation.rounds = 1
 train.max_length = 16
+run.threads = 1
+run.workers = 1
 [arms.sequential]
 set.method.name = "sequential"
 [arms.broken]
