@@ -58,9 +58,12 @@ def spawn_or_fork(path, arguments, passed):
     finally:
         os._exit(0)
 
+# To look for garbage in what is imported takes seconds, here and when each process ends.
+gc.disable()
 for name in sys.argv[1:]:
     importlib.import_module(name)
-gc.freeze()  # else each process, when it ends, looks at all that was imported: for two seconds
+gc.freeze()
+gc.enable()
 for line in sys.stdin:
     asked = json.loads(line)
     if "pid" in asked:
