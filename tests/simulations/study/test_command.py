@@ -89,9 +89,7 @@ def one_real(fork: Forker) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def done(
-    tmp_path_factory: pytest.TempPathFactory, one_real: None
-) -> tuple[StudyRequest, int, str]:
+def done(tmp_path_factory: pytest.TempPathFactory, one_real: None) -> tuple[StudyRequest, int, str]:
     """The study after its first call: one cell fresh, one continued, one failed."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "mine.toml").write_text(STUDY)
