@@ -28,6 +28,7 @@ from client.site import site_of
 from client.site_log import SiteLog
 from client.state import FeedbackStore, forget
 from client.status_reply import STATUS, secure_reply, status_reply
+from deal_core.imports import without_collection
 from deal_core.lora.payload import LORA, SUMS, PayloadError
 from deal_core.privacy.policy import OutsidePolicy, Refusal, counts_in_sum
 from deal_core.secure_sum.protocol_error import ProtocolError
@@ -190,7 +191,8 @@ def _workbench(settings: frozenset[tuple[str, bool | int | float | str]], site: 
     decided = SiteFile.model_validate_json(site) if site else None
     if decided is not None:
         choose_device(decided)
-    from client.resources import Workbench
+    with without_collection():
+        from client.resources import Workbench
 
     experiment = RequestContext(0, Path(), decided).experiment(dict(settings))
     if decided is None:

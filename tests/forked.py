@@ -15,7 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from subprocess import DEVNULL, STDOUT
+from typing import IO, Any
 
 from simulations.engines.forkserver import PRELOADED
 
@@ -29,10 +30,40 @@ IMPORTED = (
     "simulations.run.summary",
 )
 PROGRAM = """
-import importlib, json, os, runpy, sys
+import gc, importlib, json, os, runpy, signal, sys, traceback
+from multiprocessing import util
 
+spawn = util.spawnv_passfds
+
+def spawn_or_fork(path, arguments, passed):
+    # As a new interpreter: no other open files, its own handlers of signals, what goes wrong shown.
+    if "forkserver" not in arguments[-1]:
+        return spawn(path, arguments, passed)
+    pid = os.fork()
+    if pid:
+        return pid
+    gc.freeze()  # no file of the other process is closed
+    below = 3
+    for number in (*sorted(passed), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(below, number)
+        below = number + 1
+    fresh = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for number, handler in fresh.items():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, handler)
+    try:
+        exec(arguments[-1], {"__name__": "__main__"})
+    except (Exception, KeyboardInterrupt):
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+# To look for garbage in what is imported takes seconds, here and when each process ends.
+gc.disable()
 for name in sys.argv[1:]:
     importlib.import_module(name)
+gc.freeze()
+gc.enable()
 for line in sys.stdin:
     asked = json.loads(line)
     if "pid" in asked:
@@ -48,8 +79,9 @@ else:
 
 if asked["own_session"]:
     os.setsid()
+util.spawnv_passfds = spawn_or_fork
 for number, path in enumerate((os.devnull, *asked["output"])):
-    opened = os.open(path, os.O_RDWR | os.O_CREAT)
+    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     os.dup2(opened, number)
     os.close(opened)
 os.chdir(asked["folder"])
@@ -140,8 +172,10 @@ class Forker:
         folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
         own_session: bool = False,
+        log: Path | None = None,
     ) -> Process:
-        """Start ``python -m program`` or ``python program.py``."""
+        """Start ``python -m program`` or ``python program.py``; the process that its workers are
+        forked from, if it has some, is forked too. What it says goes to the end of ``log``."""
         output = Path(tempfile.mkdtemp(dir=self._output))
         paths = os.pathsep.join(path for path in sys.path if path)
         pid = self._ask(
@@ -150,13 +184,25 @@ class Forker:
                 "arguments": arguments,
                 "folder": str(folder or Path.cwd()),
                 "environment": {**os.environ, "PYTHONPATH": paths, **(environment or {})},
-                "output": [str(output / "out"), str(output / "err")],
+                "output": [str(log or output / "out"), str(log or output / "err")],
                 "own_session": own_session,
             }
         )
         (output / "out").touch()
         (output / "err").touch()
         return Process(pid, self._ask, output)
+
+    def popen(
+        self, command: list[str], *, env: Mapping[str, str], stdout: IO[bytes], **options: Any
+    ) -> Process:
+        """Start the command as :class:`subprocess.Popen` would, which is ``python -m ...``."""
+        python, option, program, *arguments = command
+        assert (python, option) == (sys.executable, "-m")
+        assert (options.pop("stdin"), options.pop("stderr")) == (DEVNULL, STDOUT)
+        session = options.pop("start_new_session")
+        assert not options
+        log = Path(stdout.name)
+        return self(program, *arguments, environment=env, own_session=session, log=log)
 
     def close(self) -> None:
         self._process.communicate(timeout=60)

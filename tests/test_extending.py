@@ -20,7 +20,9 @@ from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference
 from server.results import Results, read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.runs import at, gain, learnt_adapter
-from tests.sizes import ENOUGH_TO_LEARN
+from tests.sizes import ENOUGH_TO_LEARN, TINY
+
+pytestmark = pytest.mark.usefixtures("one_model")
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
@@ -81,11 +83,14 @@ def results(make_experiment, tmp_path) -> Callable[..., tuple[Results, dict[str,
 
 def test_a_method(added, results, monkeypatch):
     module = added("A method")
-    learnt, near = results("method.name=fedprox", *ENOUGH_TO_LEARN)
+    learnt, _ = results("method.name=fedprox", *ENOUGH_TO_LEARN)
     assert gain(learnt) > 0
-    _, free = results("method.name=sequential", *ENOUGH_TO_LEARN)
+    one_round = (*TINY, 'data.tasks=["surgery"]', "federation.rounds=1")
+    several_steps = (*one_round, "train.batch_size=2")  # in the first one nothing has moved yet
+    _, near = results("method.name=fedprox", *several_steps)
+    _, free = results("method.name=sequential", *several_steps)
     monkeypatch.setattr(module, "MU", 0.0)
-    _, same = results("method.name=fedprox", *ENOUGH_TO_LEARN)
+    _, same = results("method.name=fedprox", *several_steps)
     lengths = [
         sum(float(np.square(value).sum()) for key, value in adapter.items() if "lora_B" in key)
         for adapter in (near, free, same)
@@ -122,8 +127,10 @@ def test_an_aggregation_rule(added, random_adapter):
 def test_a_model_family(added, results):
     added("A model family")
     prefixed, _ = results("model.family=query-encoder", *ENOUGH_TO_LEARN)
-    plain, _ = results(*ENOUGH_TO_LEARN)
-    assert prefixed.zero_shot != plain.zero_shot  # the prefix is seen
+    untrained = ('data.tasks=["laboratory"]', "federation.rounds=1", "data.max_train=4")
+    plain, _ = results(*ENOUGH_TO_LEARN, *untrained)
+    known = prefixed.zero_shot["laboratory"]
+    assert known != plain.zero_shot["laboratory"]  # the prefix is seen
     assert gain(prefixed) > 0
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,10 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         options["quantization_config"] = GgufConfig(dequantize=True)
     try:
         with quiet():
-            found = loader.from_pretrained(source.location, **source.options, **options)
+            if "gguf_file" in source.options and not options:
+                found = deepcopy(_read_gguf(loader, source.location, source.options["gguf_file"]))
+            else:
+                found = loader.from_pretrained(source.location, **source.options, **options)
     except KeyError:  # older models look the attention up in a table of their own
         raise UserError(
             f"model.name '{name}': its attention cannot be replaced; choose another model"
@@ -114,6 +118,13 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
             "saved for, or a complete checkpoint"
         )
     return model
+
+
+@lru_cache(maxsize=2)
+def _read_gguf(loader: Any, folder: str, file: str) -> Any:
+    """Return the configuration, or the tokeniser, that an embedded GGUF file holds. It is kept:
+    transformers takes three seconds to read either, and a run asks for them a dozen times."""
+    return loader.from_pretrained(folder, gguf_file=file)
 
 
 def check_weights(loader: Any, name: str) -> None:

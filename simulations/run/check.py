@@ -11,6 +11,7 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml, sound_part
 from deal_core.errors import UserError
+from deal_core.imports import without_collection
 from simulations.check.finding import Check, Finding, reading, run_checks
 from simulations.check.quick import QUICK, ROWS
 from simulations.output.console import print_line
@@ -85,7 +86,8 @@ def every_check() -> Iterator[Check]:
     """Yield the whole list; torch is imported when the quick ones are through."""
     yield from QUICK
     yield Check(warn_of_privacy, reading("privacy", "data", "federation", "run", ROWS))
-    from simulations.run.preflight import CHECKS
+    with without_collection():
+        from simulations.run.preflight import CHECKS
 
     yield from CHECKS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import BertConfig, BertModel
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
 from deal_core.models import check_weights, load_model
+from deal_core.models.loading import pretrained
 
 ADAPTER = AdapterConfig(rank=2)
 
@@ -81,3 +83,20 @@ def test_a_layer_that_is_used_may_not(encoder):
     early, late = refusals(ModelConfig(name=str(encoder)))
     assert early == late
     assert "encoder.layer.1.output.dense.weight" in early
+
+
+def test_a_gguf_file_is_read_once_and_what_is_changed_of_it_is_ones_own():
+    class Reader:
+        """A class of transformers that reads descriptions, as far as it matters."""
+
+        read: ClassVar[list[str]] = []
+
+        @classmethod
+        def from_pretrained(cls, folder: str, gguf_file: str) -> dict[str, list[int]]:
+            cls.read.append(gguf_file)
+            return {"layers": [1, 2]}
+
+    first = pretrained(Reader, "embedded:smollm2")
+    first["layers"].append(3)
+    assert pretrained(Reader, "embedded:smollm2") == {"layers": [1, 2]}
+    assert len(Reader.read) == 1

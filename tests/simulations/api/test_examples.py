@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.forked import Forker
+
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "simulations/examples"
 
@@ -32,12 +34,23 @@ def said_by(program: Path | str, where: Path) -> str:
     return done.stdout
 
 
+def said_by_forked(fork: Forker, program: Path, where: Path) -> str:
+    """The same, in a process that need not import everything again. The slow tests
+    are of a process from its start."""
+    where.mkdir(exist_ok=True)
+    run = fork(str(program), folder=where)
+    said, errors = run.communicate(timeout=560)
+    assert run.returncode == 0, errors
+    assert list(where.iterdir()) == []
+    return said
+
+
 def numbers(line: str) -> list[float]:
     return [float(word) for word in re.findall(r"\d+\.\d+", line)]
 
 
-def test_an_aggregation_of_ones_own(tmp_path: Path) -> None:
-    lines = said_by(FOLDER / "own_aggregation.py", tmp_path).splitlines()
+def test_an_aggregation_of_ones_own(fork: Forker, tmp_path: Path) -> None:
+    lines = said_by_forked(fork, FOLDER / "own_aggregation.py", tmp_path).splitlines()
     before, mean, median = (numbers(line)[0] for line in lines)
     assert [line.split()[0] for line in lines] == ["before", "mean", "median"]
     assert median > mean  # the mean is spoilt by one client of three
@@ -100,8 +113,10 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
-def test_rounds_by_hand_on_the_page(tmp_path: Path) -> None:
-    (share,) = numbers(said_by(blocks()[1], tmp_path))
+def test_rounds_by_hand_on_the_page(fork: Forker, tmp_path: Path) -> None:
+    program = tmp_path / "page.py"
+    program.write_text(blocks()[1], encoding="utf-8")
+    (share,) = numbers(said_by_forked(fork, program, tmp_path / "empty"))
     assert 0.3 < share <= 1
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -28,6 +31,7 @@ from simulations.budgets.tables import markdown, sweep_text
 from simulations.run.epsilons import epsilons, named, with_budget
 from simulations.run.experiment import Request, load_experiment
 from simulations.study.grid import grid
+from tests.forked import Forker
 
 SMALL = (
     'data.tasks=["laboratory", "surgery"]',
@@ -37,6 +41,8 @@ SMALL = (
     "federation.clients=2",
     "federation.rounds=1",
     "train.max_length=16",
+    "run.threads=1",
+    "run.workers=1",
 )
 
 
@@ -80,7 +86,16 @@ def audit_in(folder, *overrides: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def forked(fork: Forker) -> Iterator[None]:
+    """Runs are forked; that they are started rightly is seen in the tests of ``deal study``."""
+    names = {**vars(subprocess), "Popen": fork.popen}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("simulations.study.runs.subprocess", SimpleNamespace(**names))
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, forked):
     folder = tmp_path_factory.mktemp("budgets")
     audit = audit_in(folder / "audit")
     out = str(folder / "out")

@@ -23,7 +23,9 @@ from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid, Interceptor, run_inprocess
 from simulations.run.preflight import check_names
 from tests.simulations.runs import at, gain, learnt_adapter, same
-from tests.sizes import ENOUGH_TO_LEARN
+from tests.sizes import ENOUGH_TO_LEARN, TINY
+
+pytestmark = pytest.mark.usefixtures("one_model")
 
 
 def with_faults(experiment: Experiment, interceptor: Interceptor) -> list[dict]:
@@ -45,9 +47,9 @@ def is_update(reply: Message) -> bool:
 
 
 @pytest.fixture(scope="module")
-def finished(make_experiment, tmp_path_factory):
+def finished(make_experiment, tmp_path_factory, one_model):
     folder = tmp_path_factory.mktemp("finished")
-    experiment = at(make_experiment(), folder)
+    experiment = at(make_experiment(*TINY), folder)
     events: list[dict] = []
     run_inprocess(experiment, events.append)
     return experiment, folder, events
@@ -278,10 +280,8 @@ KINDS = [
 def test_a_bad_reply_costs_its_sender_the_round_and_nobody_else(make_experiment, tmp_path, kinds):
     """Another kind of reply in every round, always by the first who answers."""
     experiment = make_experiment(
+        *TINY,
         'data.tasks=["surgery"]',
-        "data.max_train=16",
-        "data.max_test=16",
-        "federation.clients=2",
         f"federation.rounds={len(kinds)}",
         f"federation.deadline_seconds={3 if kinds == ['silent'] else 20}",
     )

@@ -12,10 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from deal_core.errors import UserError
+from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.engines.worker_pool import WorkerPool
+from tests.conftest import SHORT
 from tests.forked import Forker, Process
+from tests.simulations.runs import at
+from tests.sizes import TINY
 
 
 class Line:
@@ -137,15 +141,16 @@ SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sums", "secure"
 
 
 @pytest.fixture(scope="module", params=["int8", *SLOW])
-def runs(request, make_experiment, tmp_path_factory) -> tuple[Path, Path]:
-    """The same experiment in this process and in two workers."""
-    folders = []
-    for workers in (1, 2):
-        folder = tmp_path_factory.mktemp(f"workers{workers}")
-        overrides = (f"run.workers={workers}", f'run.out="{folder}"', "federation.clients=3")
-        run_inprocess(make_experiment(*overrides, *KINDS[request.param]), lambda event: None)
-        folders.append(folder)
-    return folders[0], folders[1]
+def runs(request, make_experiment, fork, tmp_path_factory) -> tuple[Path, Path]:
+    """The same experiment in this process, and in another one with two workers."""
+    settings = ("federation.clients=3", *KINDS[request.param], *TINY)
+    alone = tmp_path_factory.mktemp("alone")
+    run_inprocess(at(make_experiment(*settings), alone), lambda event: None)
+    together = tmp_path_factory.mktemp("together")
+    with run_of(fork, together, *SHORT, *settings, "run.workers=2") as run:
+        assert run.wait() == 0, run.stderr
+    assert RunFolder(together).results.exists()
+    return alone, together
 
 
 def test_workers_give_the_very_numbers_of_one_process(runs):
@@ -173,12 +178,16 @@ if __name__ == "__main__":
 """
 
 
-def start_run(fork: Forker, folder: Path) -> Process:
+def run_of(fork: Forker, folder: Path, *settings: str) -> Process:
     script = folder / "run.py"
     script.write_text(RUN)
-    settings = ['data.tasks=["surgery"]', "data.max_train=400", "data.max_test=20"]
-    settings += ["train.max_length=16", "federation.clients=2", "run.workers=2"]
     return fork(str(script), "x", *settings, f'run.out="{folder}"')
+
+
+def start_run(fork: Forker, folder: Path) -> Process:
+    settings = ['data.tasks=["surgery"]', "data.max_train=100", "data.max_test=20"]
+    settings += ["train.max_length=16", "federation.clients=2", "run.workers=2"]
+    return run_of(fork, folder, *settings)
 
 
 def wait_for(run: Process, line: str) -> None:
@@ -215,12 +224,15 @@ def test_a_killed_worker_stops_the_run_with_a_way_on(fork, tmp_path, killed):
     assert "continue with --resume" in errors
 
 
+SLOW_IMPORT = "import time; time.sleep(2)"
 POOL = """
+from simulations.engines.forkserver import PRELOADED
 from simulations.engines.interrupt import stoppable
 from simulations.engines.worker_pool import worker_pool
 from simulations.engines.workers import Workers
 
 if __name__ == "__main__":
+    PRELOADED.append("slow_import")
     with stoppable(), worker_pool(Workers(2, 1, 0), 1, 1) as pool:
         print("waiting", flush=True)
         pool.submit(0, None, None).result()
@@ -239,9 +251,10 @@ def test_a_signal_while_workers_start_leaves_one_traceback(fork, tmp_path, send,
     """A terminal sends Ctrl-C to the whole group, workers and their imports included."""
     script = tmp_path / "pool.py"
     script.write_text(POOL)
+    (tmp_path / "slow_import.py").write_text(SLOW_IMPORT)  # as torch is, where nobody has it yet
     with fork(str(script), own_session=True) as run:
         wait_for(run, "waiting")
-        time.sleep(0.5)  # the fork server imports for seconds
+        time.sleep(0.5)  # the fork server imports for two seconds
         send(run.pid, number)
         _, errors = run.communicate(timeout=60)
     assert errors.count("Traceback") == 1, errors

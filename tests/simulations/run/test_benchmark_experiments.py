@@ -55,12 +55,15 @@ def test_the_orders_are_those_of_the_appendix_of_olora() -> None:
         assert shipped(f"cl-order{number}").data.tasks == names
 
 
-SLOW = (pytest.param(name, marks=pytest.mark.slow) for name in [*ORDERS[1:], "trace"])
-"""The same of other tasks; their data and settings are read in the tests above."""
+SLOW = (pytest.param(name, True, marks=pytest.mark.slow) for name in [*ORDERS, "trace"])
+"""With their own model, whose file takes seconds to read, and the same of other tasks; their data
+and settings are read in the tests above."""
 
 
-@pytest.mark.parametrize("name", [ORDERS[0], *SLOW])
-def test_a_shipped_order_runs_once_its_data_are_there(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "own_model"), [(ORDERS[0], False), *SLOW])
+def test_a_shipped_order_runs_once_its_data_are_there(
+    name: str, own_model: bool, make_causal: Callable[[Path, str], Path], tmp_path: Path
+) -> None:
     experiment = shipped(name)
     for task in experiment.data.tasks:
         column = "target" if task in experiment.data.generation else "label"
@@ -69,6 +72,8 @@ def test_a_shipped_order_runs_once_its_data_are_there(name: str, tmp_path: Path)
             (tmp_path / task).mkdir(exist_ok=True)
             (tmp_path / task / f"{split}.jsonl").write_text("\n".join(rows))
     overrides = (f"data.path={tmp_path}", "federation.clients=1")
+    if not own_model:
+        overrides += (f"model.name={make_causal(tmp_path / 'model', 'llama')}",)
     loaded = load_experiment(Request(name, str(tmp_path / "run"), overrides))
     check_names(loaded)
     check_data(loaded)

@@ -15,7 +15,9 @@ from server.results import Results, read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.runs import at, learnt_adapter, same
 
-STREAM = ("data.max_train=8", "data.max_test=8", "federation.rounds=3")
+pytestmark = pytest.mark.usefixtures("one_model")
+
+STREAM = ("data.max_train=8", "data.max_test=4", "train.max_length=8", "federation.rounds=3")
 
 
 def events(folder: Path, kind: str) -> list[dict[str, object]]:

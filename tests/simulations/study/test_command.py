@@ -10,8 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -26,6 +29,7 @@ from simulations.study.command import StudyRequest, fitting, numbers, run_study
 from simulations.study.grid import grid
 from simulations.study.results import StudyResults
 from simulations.study.study_file import load_study
+from tests.forked import Forker
 
 STUDY = """
 description = "A small one"
@@ -38,6 +42,8 @@ data.partition.kind = "pathological"
 federation.clients = 2
 federation.rounds = 1
 train.max_length = 16
+run.threads = 1
+run.workers = 1
 [arms.sequential]
 set.method.name = "sequential"
 [arms.broken]
@@ -69,7 +75,21 @@ def kill_midway(experiment: Experiment) -> None:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyRequest, int, str]:
+def one_real(fork: Forker) -> Iterator[None]:
+    """Of the processes that are started one imports all by itself; the others are forked."""
+
+    def start(command: list[str], **options: Any) -> Any:
+        real = any("sequential" in word for word in command)
+        return subprocess.Popen(command, **options) if real else fork.popen(command, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        names = {**vars(subprocess), "Popen": start}
+        patch.setattr("simulations.study.runs.subprocess", SimpleNamespace(**names))
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, one_real: None) -> tuple[StudyRequest, int, str]:
     """The study after its first call: one cell fresh, one continued, one failed."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "mine.toml").write_text(STUDY)

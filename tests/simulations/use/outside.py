@@ -1,10 +1,13 @@
 """Run by another interpreter, in which this project is not: what an export is to others.
 
-``outside.py SITE_PACKAGES KIND OUT IDS FOLDER...``: the numbers of each folder go to OUT.
+``outside.py SITE_PACKAGES JOBS``: a list of jobs in JSON, one after the other. A job
+``["page", FOLDER, CODE]`` runs the code of a page in a folder; of any other, ``[KIND, OUT, IDS,
+ADAPTER, MERGED, MOVED]``, the numbers of each folder go to OUT. Each prints one line.
 """
 
 import importlib.util
 import json
+import os
 import sys
 
 sys.path.append(sys.argv[1])
@@ -12,33 +15,46 @@ for name in ("deal_core", "client", "server", "simulations"):
     if importlib.util.find_spec(name) is not None:
         sys.exit(f"{name} is here")
 
-import peft  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 
-_, _, kind, out, ids, adapter, merged, moved = sys.argv
-torch.set_num_threads(1)
-suffix = "ForCausalLM" if kind == "causal" else ""
-plain = getattr(transformers, "AutoModel" + suffix)
-auto_peft = getattr(peft, "AutoPeftModel" + (suffix or "ForFeatureExtraction"))
-models = {
-    "peft": lambda: auto_peft.from_pretrained(adapter),
-    "transformers": lambda: plain.from_pretrained(adapter),
-    "merged": lambda: plain.from_pretrained(merged),
-}
-if moved:
-    models["moved"] = lambda: peft.PeftModel.from_pretrained(
-        plain.from_pretrained(f"{moved}/base"), moved
-    )
-tokens = torch.tensor([json.loads(ids)])
-numbers = {}
-for name, load in models.items():
-    model = load().eval()
-    assert next(model.parameters()).dtype == torch.float32
-    with torch.no_grad():
-        output = model(input_ids=tokens)
-    numbers[name] = output.logits if suffix else output.last_hidden_state
-save_file({name: value.contiguous().clone() for name, value in numbers.items()}, out)
-tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
-print(json.dumps(tokenizer("spinal block")["input_ids"]))
+def run_page(folder, code):
+    """As in a process of its own: all that the code uses, it imports."""
+    os.chdir(folder)
+    exec(compile(code, "docs/using.md", "exec"), {"__name__": "__main__"})
+
+
+def compute(kind, out, ids, adapter, merged, moved):
+    import peft
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    suffix = "ForCausalLM" if kind == "causal" else ""
+    plain = getattr(transformers, "AutoModel" + suffix)
+    auto_peft = getattr(peft, "AutoPeftModel" + (suffix or "ForFeatureExtraction"))
+    models = {
+        "peft": lambda: auto_peft.from_pretrained(adapter),
+        "transformers": lambda: plain.from_pretrained(adapter),
+        "merged": lambda: plain.from_pretrained(merged),
+    }
+    if moved:
+        models["moved"] = lambda: peft.PeftModel.from_pretrained(
+            plain.from_pretrained(f"{moved}/base"), moved
+        )
+    tokens = torch.tensor([ids])
+    numbers = {}
+    for name, load in models.items():
+        model = load().eval()
+        assert next(model.parameters()).dtype == torch.float32
+        with torch.no_grad():
+            output = model(input_ids=tokens)
+        numbers[name] = output.logits if suffix else output.last_hidden_state
+    save_file({name: value.contiguous().clone() for name, value in numbers.items()}, out)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
+    print(json.dumps(tokenizer("spinal block")["input_ids"]))
+
+
+for job in json.loads(sys.argv[2]):
+    if job[0] == "page":
+        run_page(*job[1:])
+    else:
+        compute(*job)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -57,22 +58,73 @@ def exported(encoder, tmp_path_factory) -> Path:
     return folder
 
 
-def outside(kind: str, tmp_path: Path, ids: list[int], *folders: str) -> dict[str, torch.Tensor]:
-    """The numbers of a process without this project."""
-    out = tmp_path / "numbers.safetensors"
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory, make_causal, make_experiment) -> dict[str, Path]:
+    """Kind to a folder with the run of a causal model, its adapter (``mine``), and merged."""
+    found = {}
+    for kind in ("llama", "gpt2"):
+        folder = tmp_path_factory.mktemp(kind)
+        base = make_causal(folder / "base", kind)
+        settings = ("model.family=causal-lm", f'model.name="{base}"', *LEARNING)
+        run = finished(folder / "run", make_experiment(*settings))
+        export(ExportRequest(str(run), str(folder / "mine")))
+        export(ExportRequest(str(run), str(folder / "merged"), merge=True))
+        found[kind] = folder
+    return found
+
+
+def run_outside(folder: Path, *jobs: list[object]) -> list[str]:
+    """What a process without this project says of each job; see ``outside.py``."""
     script = str(Path(__file__).with_name("outside.py"))
-    arguments = (SITE_PACKAGES, kind, str(out), json.dumps(ids), *folders)
     done = subprocess.run(
-        [*ALONE, script, *arguments],
-        cwd=tmp_path,
+        [*ALONE, script, SITE_PACKAGES, json.dumps(jobs)],
+        cwd=folder,
         capture_output=True,
         text=True,
         env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    if kind == "encoder":
-        assert json.loads(done.stdout) == ids
-    return load_file(out)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(jobs)
+    return lines
+
+
+@dataclass(frozen=True)
+class Outside:
+    """Attributes: ``said``, the line of each job; ``numbers``, those of each folder."""
+
+    said: dict[str, str]
+    numbers: dict[str, dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def outside(encoder, exported, causal, tmp_path_factory) -> Outside:
+    """All jobs in one process, which imports for seconds."""
+    folder = tmp_path_factory.mktemp("outside")
+    shutil.copytree(exported / "mine", folder / "moved")
+
+    def out(kind: str) -> str:
+        return str(folder / f"{kind}.safetensors")
+
+    folders = [str(exported / "mine"), str(exported / "merged"), str(folder / "moved")]
+    jobs: dict[str, list[object]] = {
+        "page": ["page", str(exported), page_example()],
+        "encoder": ["encoder", out("encoder"), ids_of(encoder), *folders],
+    }
+    for kind, place in causal.items():
+        folders = [str(place / "mine"), str(place / "merged"), ""]
+        jobs[kind] = ["causal", out(kind), ids_of(place / "run"), *folders]
+    said = dict(zip(jobs, run_outside(folder, *jobs.values()), strict=True))
+    return Outside(said, {kind: load_file(out(kind)) for kind in ("encoder", *causal)})
+
+
+def page_example() -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    return code
+
+
+def ids_of(run: Path) -> list[int]:
+    return token_ids(load_predictor(find_adapter(run)), "surgery")
 
 
 def token_ids(predictor: Predictor, task: str) -> list[int]:
@@ -94,31 +146,24 @@ def check_equal(numbers: dict[str, torch.Tensor], expected: torch.Tensor, names:
         torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)
 
 
-def test_an_encoder_without_this_project(encoder, exported, tmp_path):
+def test_an_encoder_without_this_project(encoder, outside):
     predictor = load_predictor(find_adapter(encoder))
     ids = token_ids(predictor, "surgery")
-    shutil.copytree(exported / "mine", tmp_path / "moved")
-    folders = [str(exported / "mine"), str(exported / "merged"), str(tmp_path / "moved")]
-    numbers = outside("encoder", tmp_path, ids, *folders)
+    assert json.loads(outside.said["encoder"]) == ids
     expected = own_numbers(predictor, ids)
-    check_equal(numbers, expected, {"peft", "transformers", "merged", "moved"})
+    check_equal(outside.numbers["encoder"], expected, {"peft", "transformers", "merged", "moved"})
     with base_only(predictor.model.module):
         assert (own_numbers(predictor, ids) - expected).abs().max() > 1e-2  # the adapter is there
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_a_causal_model_without_this_project(kind, tmp_path, make_causal, make_experiment):
-    base = make_causal(tmp_path / "base", kind)
-    settings = ("model.family=causal-lm", f'model.name="{base}"', *LEARNING)
-    run = finished(tmp_path / "run", make_experiment(*settings))
-    export(ExportRequest(str(run), str(tmp_path / "mine")))
-    export(ExportRequest(str(run), str(tmp_path / "merged"), merge=True))
-    predictor = load_predictor(find_adapter(run))
-    ids = token_ids(predictor, "surgery")
-    numbers = outside("causal", tmp_path, ids, str(tmp_path / "mine"), str(tmp_path / "merged"), "")
-    check_equal(numbers, own_numbers(predictor, ids), {"peft", "transformers", "merged"})
-    config = json.loads((tmp_path / "mine" / "adapter_config.json").read_text())
-    assert (config["base_model_name_or_path"], config["task_type"]) == (str(base), "CAUSAL_LM")
+def test_a_causal_model_without_this_project(kind, causal, outside):
+    predictor = load_predictor(find_adapter(causal[kind] / "run"))
+    expected = own_numbers(predictor, token_ids(predictor, "surgery"))
+    check_equal(outside.numbers[kind], expected, {"peft", "transformers", "merged"})
+    config = json.loads((causal[kind] / "mine" / "adapter_config.json").read_text())
+    named = (config["base_model_name_or_path"], config["task_type"])
+    assert named == (str(causal[kind] / "base"), "CAUSAL_LM")
 
 
 @pytest.mark.slow
@@ -130,29 +175,22 @@ def test_a_gguf_becomes_ordinary_safetensors(tmp_path, make_experiment):
     export(ExportRequest(str(run), str(tmp_path / "merged"), merge=True))
     predictor = load_predictor(find_adapter(run))
     ids = token_ids(predictor, "surgery")
-    folders = [str(tmp_path / "mine"), str(tmp_path / "merged"), str(tmp_path / "mine")]
-    numbers = outside("causal", tmp_path, ids, *folders)
+    out, mine = str(tmp_path / "numbers.safetensors"), str(tmp_path / "mine")
+    run_outside(tmp_path, ["causal", out, ids, mine, str(tmp_path / "merged"), mine])
+    numbers = load_file(out)
     expected = own_numbers(predictor, ids)
     assert numbers.keys() == {"peft", "transformers", "merged", "moved"}
     for value in numbers.values():  # logits of up to 30: relative
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_the_example_of_the_page_answers_as_deal_does(encoder, exported):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+def test_the_example_of_the_page_answers_as_deal_does(encoder, outside):
+    code = page_example()
     assert f'"{TEXT}"' in code
     assert len(code.strip().splitlines()) <= 11
-    done = subprocess.run(
-        [*ALONE, "-c", f"import sys; sys.path.append({SITE_PACKAGES!r})\n{code}"],
-        cwd=exported,
-        capture_output=True,
-        text=True,
-        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
     predictor = load_predictor(find_adapter(encoder))
     labels = predictor.inference.all_tasks["surgery"]
-    assert labels[int(done.stdout)] == predictor.answer(TEXT, "surgery").label
+    assert labels[int(outside.said["page"])] == predictor.answer(TEXT, "surgery").label
 
 
 def test_the_merged_model_meets_the_label_names(encoder, exported):

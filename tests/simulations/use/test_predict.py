@@ -79,7 +79,7 @@ def test_the_counts_of_a_report_by_label_are_the_accuracy_of_the_results(run):
 
 def test_an_answer_depends_on_no_other_text(run, predictor, tmp_path, deal):
     folder, experiment = run
-    texts = [e.text for e in load_for_clients(experiment, "surgery").test][:6]
+    texts = [e.text for e in load_for_clients(experiment, "surgery").test][:3]
     alone = [json.loads(deal("predict", str(folder), text)) for text in texts]
     assert [json.loads(line) for line in deal("predict", str(folder), *texts).splitlines()] == alone
     (tmp_path / "texts.jsonl").write_text(
@@ -87,7 +87,7 @@ def test_an_answer_depends_on_no_other_text(run, predictor, tmp_path, deal):
     )
     options = ("--file", str(tmp_path / "texts.jsonl"), "--column", "question")
     rows = [json.loads(line) for line in deal("predict", str(folder), *options).splitlines()]
-    assert [row.pop("row") for row in rows] == list(range(1, 7))
+    assert [row.pop("row") for row in rows] == [1, 2, 3]
     assert rows == [{k: v for k, v in one.items() if k != "text"} for one in reversed(alone)]
 
 
