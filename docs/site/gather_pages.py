@@ -70,7 +70,8 @@ def with_mathml(text: str) -> str:
         for command, character in DELIMITERS.items():
             latex = re.sub(re.escape(command) + r"(?![A-Za-z])", character, latex)
         latex = re.sub(r"\\tag\{(\w+)\}", r"\\qquad(\\mathrm{\1})", latex)
-        return convert(latex.strip(), display="block")
+        mathml = convert(latex.strip(), display="block")
+        return mathml.replace(r">\{<", ">{<").replace(r">\}<", ">}<")  # after \Bigl
 
     return EQUATION.sub(equation, text)
 
