@@ -60,12 +60,11 @@ SLOW = {
     "deal audit private-site --epsilon 8": AUDIT,
     "deal audit private-site --client 2 --canaries 4000 --repetitions 12 --text-canaries 0": AUDIT,
     "deal audit quickstart --set privacy.mechanism=client": AUDIT,
-    "deal budgets quickstart --method deal,lwf --audit runs/audit-quickstart": (
-        f"{SMALL} --epsilon 8,inf --seeds 0 --jobs 1"
+    "deal budgets private-site --audit runs/audit-private-site": (
+        f"{SMALL} --epsilon 8 --seeds 0 --jobs 1"
     ),
-    "deal budgets quickstart --report": (
-        f"{SMALL} --epsilon 8,inf --seeds 0 --method deal,lwf --audit runs/audit-quickstart"
-    ),
+    "deal budgets quickstart --method deal,lwf": f"{SMALL} --epsilon 8,inf --seeds 0 --jobs 1",
+    "deal budgets quickstart --report": f"{SMALL} --epsilon 8,inf --seeds 0 --method deal,lwf",
 }
 """Command to what makes it small: run one after another in one folder, marked slow."""
 
