@@ -73,6 +73,10 @@ ELSEWHERE = {
         "tests/simulations/deployment/demo/test_deployment_demo.py",
         "test_three_times_in_a_row_and_all_processes_are_gone_after_each",
     ),
+    "deal simulate quickstart --set run.track=tensorboard": (
+        "tests/server/tracking/test_tracker.py",
+        "test_it_holds_what_the_run_has_found_and_calls_nobody",
+    ),
     "deal simulate quickstart --set method.name=fedprox": (
         "tests/test_extending.py",
         "test_a_method",
@@ -130,6 +134,7 @@ NOT_OURS = {
     ".venv/bin/pip install --no-deps --require-hashes -r requirements-assets.txt": INSTALL,
     ".venv/bin/pip install torch --index-url ADDRESS": INSTALL,
     ".venv/bin/pip install --editable .": INSTALL,
+    "pip install --editable '.[tensorboard]'": INSTALL,
     "docker compose -f simulations/deployment/containers/compose.yaml up": (
         "needs a container runtime; tests/simulations/deployment/containers runs its steps"
     ),
