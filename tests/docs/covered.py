@@ -63,8 +63,8 @@ SLOW = {
     "deal budgets private-site --audit runs/audit-private-site": (
         f"{SMALL} --epsilon 8 --seeds 0 --jobs 1"
     ),
-    "deal budgets quickstart --method deal,lwf": f"{SMALL} --epsilon 8,inf --seeds 0 --jobs 1",
-    "deal budgets quickstart --report": f"{SMALL} --epsilon 8,inf --seeds 0 --method deal,lwf",
+    "deal budgets quickstart --method deal,lwf": f"{SMALL} --epsilon 8 --seeds 0 --jobs 1",
+    "deal budgets quickstart --report": f"{SMALL} --epsilon 8 --seeds 0 --method deal,lwf",
 }
 """Command to what makes it small: run one after another in one folder, marked slow."""
 
