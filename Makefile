@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint bench clean .venv
+.PHONY: quickstart test test-slow lint bench docs clean .venv
 
 .venv: .venv/installed
 
@@ -37,5 +37,11 @@ bench: .venv
 	$(BIN)/deal bench scale
 	$(BIN)/deal bench secure
 
+# The docs site: build/docs/site. A warning, or a link that leads nowhere, fails it.
+docs: .venv
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python docs/site/gather_pages.py build/docs
+	cd build/docs && $(CURDIR)/$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs build

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
-NOT_FOR_CLIENTS = frozenset({"run.out", "run.resume", "run.engine"})
+NOT_FOR_CLIENTS = frozenset({"run.out", "run.resume", "run.engine", "run.track"})
 """Keys of the run config on which nothing that a client computes depends."""
 TOLD = ("task", "stage", "phase", "server_round")
 """Of an instruction, what the site's log repeats."""

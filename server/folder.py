@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def tracking(self) -> Path:
+        """A folder for each tracker (``run.track``)."""
+        return self.path / "tracking"
+
+    @property
     def results(self) -> Path:
         """Written once, when the run has finished."""
         return self.path / "results.json"

@@ -26,6 +26,7 @@ from server.plan import Plan, make_plan
 from server.results import Results, make_results, write_results
 from server.roster import find_roster
 from server.schedule import rounds_of, schedule
+from server.tracking.tracker import tracked
 
 
 def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) -> Results:
@@ -40,12 +41,14 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
         The results of the run.
 
     Raises:
-        UserError: clients missing, quorum not met, checkpoint unusable, or another process
-            writes the run folder.
+        UserError: clients missing, quorum not met, checkpoint unusable, another process writes
+            the run folder, or the package of ``run.track`` is not installed.
     """
     folder = RunFolder(Path(experiment.run.out))
-    events = EventLog(folder.metrics, listener)
-    with exclusive_lock(folder.writing):
+    with (
+        exclusive_lock(folder.writing),
+        tracked(experiment, folder.tracking, EventLog(folder.metrics, listener)) as events,
+    ):
         try:
             return _run(grid, experiment, folder, events)
         except BaseException as error:

@@ -409,6 +409,9 @@ class RunConfig(Table):
     """Run folder; empty: ``runs/NAME-seedN``."""
     resume: bool = False
     """Continue the run in ``out`` from its checkpoint."""
+    track: Literal["none", "trackio", "tensorboard", "mlflow"] = "none"
+    """A tracker that follows the run, in the run folder (``tracking/``); it needs the extra of its
+    name."""
 
 
 class Experiment(Table):

@@ -32,7 +32,10 @@ def leaves(experiment: Experiment) -> dict[str, Any]:
 
 Value = bool | int | float | str
 
-WHERE = ("description", "run.out", "run.resume", "run.engine", "run.threads", "run.workers")
+WHERE = (
+    *("description", "run.out", "run.resume", "run.track"),
+    *("run.engine", "run.threads", "run.workers"),
+)
 """Keys that say where and how a run is done, and change nothing of what it finds or releases."""
 
 

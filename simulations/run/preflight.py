@@ -18,6 +18,7 @@ from deal_core.models import (
 from deal_core.models.prompt import read_template
 from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
+from server.tracking.tracker import check_tracker
 from simulations.check.finding import Check, reading, run_checks
 from simulations.check.quick import QUICK, ROWS
 from simulations.engines.faults import FAULTS
@@ -244,6 +245,7 @@ NAMES = (
     Check(check_answers, reading("model", "data", "method", MODEL)),
     Check(check_lengths, reading("train", "model", MODEL)),
     Check(check_faults, reading("faults", "run")),
+    Check(check_tracker, reading("run")),
 )
 """Names, and what must go together."""
 CHECKS = (

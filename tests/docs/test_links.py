@@ -1,0 +1,48 @@
+"""Links of the pages lead somewhere, by path and by heading. Those of other sites are not tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from tests.docs.pages import PAGES, RESULTS, ROOT, anchors, links
+
+
+def broken(page: Path) -> list[str]:
+    found = []
+    for address in links(page):
+        path, _, anchor = unquote(address).partition("#")
+        if "://" in address:
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not target.is_relative_to(ROOT) and not target.is_relative_to(page.parent):
+            found.append(f"{address}: outside the repository")
+        elif not target.is_file():
+            found.append(f"{address}: no such file")
+        elif anchor and anchor not in anchors(target):
+            found.append(f"{address}: no such heading")
+    return found
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RESULTS], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    assert broken(page) == []
+
+
+def test_what_leads_nowhere_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# `a.b_c` – Ö\n")
+    page = tmp_path / "a.md"
+    page.write_text("[](b.md#ab_c--ö) [](b.md#x) [](#y) ![](c.png) [](../d) `[](e)` https://f.g\n")
+    assert broken(page) == [
+        "b.md#x: no such heading",
+        "#y: no such heading",
+        "c.png: no such file",
+        "../d: outside the repository",
+    ]
+
+
+def test_every_page_of_docs_can_be_reached_from_the_list_of_pages() -> None:
+    listed = {(ROOT / "docs" / address).resolve() for address in links(ROOT / "docs/README.md")}
+    assert {*(ROOT / "docs").glob("*.md")} - listed == {ROOT / "docs/README.md"}

@@ -1,0 +1,80 @@
+"""docs/tutorial.md: its commands, pasted into a shell, from an empty folder to a report in under
+five minutes, and on to the last line."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from server.results import read_results
+from tests.docs.commands import LANGUAGES
+from tests.docs.pages import ROOT, fences
+
+BLOCKS = list(fences(ROOT / "docs/tutorial.md"))
+PASTED = "\n".join(block.text for block in BLOCKS if block.language in LANGUAGES)
+REPORT = "deal report runs/mine --labels\n"
+TO_THE_REPORT, AFTER_IT = PASTED.split(REPORT)
+(CHECKED,) = (block.text for block in BLOCKS if block.language not in LANGUAGES)
+SECONDS = 300
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """A PATH with ``deal`` and ``python``, as an active environment has them."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    python = shlex.quote(sys.executable)
+    for name, command in (("deal", f"{python} -m simulations.cli"), ("python", python)):
+        (folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def paste(commands: str, where: Path, path: str) -> str:
+    """What a shell says that is given the commands; the first fault ends it."""
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail"],
+        input=commands,
+        cwd=where,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * SECONDS)
+def test_from_an_empty_folder_to_a_report(tmp_path: Path, path: str) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    begun = time.monotonic()
+    told = paste(TO_THE_REPORT + REPORT, empty, path)
+    took = time.monotonic() - begun
+    assert took < SECONDS
+    assert CHECKED in told
+    runs = empty / "tutorial/runs"
+    assert (runs / "mine/report.html").stat().st_size > 50_000
+    assert (runs / "mine/labels.json").is_file()
+    told = paste(AFTER_IT, empty / "tutorial", path)
+    assert (empty / "tutorial/comparison/compare.html").is_file()
+    assert (empty / "tutorial/mine/adapter_config.json").is_file()
+    assert "Pathology" in told
+    learnt = read_results(runs / "mine")
+    zero_shot = sum(learnt.zero_shot.values()) / len(learnt.zero_shot)
+    assert learnt.average_accuracy > zero_shot
+    assert learnt.average_accuracy > read_results(runs / "sequential").average_accuracy
+    assert "delta = 0.001 per record" in told
+
+
+def test_no_command_is_told_to_end_early() -> None:
+    # `bash -e` stops at the first fault; nothing on the page hides one.
+    assert not {"||", "exit", "set"} & set(PASTED.split())
