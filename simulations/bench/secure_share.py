@@ -22,8 +22,10 @@ from simulations.bench.machine import machine
 
 PARTS = {
     "masking": (
-        ("client.secure_update", "require_maskable"),
-        ("client.secure_update", "masked_update"),
+        ("client.secure_update", "maskable_update"),
+        ("client.secure_update", "summed_arrays"),
+        ("client.secure_mask", "Maskable.require"),
+        ("client.secure_mask", "Maskable.masked"),
     ),
     "legs": (
         ("server.secure_legs", "SecureLegs.open"),

@@ -139,7 +139,8 @@ def test_a_failed_cell_is_named_with_its_reason_and_the_others_go_on(
     assert line.startswith("failed: broken.seed0: ")
     assert "quorum" in line
     assert "log.txt" in line
-    assert "3/3 deal.seed0 finished" in text or "3/3 broken.seed0 failed" in text
+    ends = ("3/3 broken.seed0 failed", "3/3 deal.seed0 finished", "3/3 sequential.seed0 finished")
+    assert any(end in text for end in ends)
 
 
 def test_again_no_finished_cell_is_run(done: tuple[StudyRequest, int, str]) -> None:

@@ -40,13 +40,13 @@ def test_by_default_it_is_one_round_after_learning():
         "privacy.mechanism=record",
         "privacy.mechanism=client",
         "aggregation.robust=median",
-        "stream.schedule=per-client",
+        "stream.schedule=per-client stream.consolidate_every=9",
         "model.family=causal-lm",
         "method.prototype.enabled=off",
     ],
 )
 def test_where_no_sums_can_leave_it_is_off(setting):
-    config = experiment(setting)
+    config = experiment(*setting.split())
     assert resolve_auto(config).prototype.enabled == "off"
     assert statistics_of(method_of(config)) is None
 
