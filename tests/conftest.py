@@ -47,6 +47,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """What is frozen would be told as a leak of torch's bindings when the process ends."""
+    gc.unfreeze()
+
+
 def experiment_with(*overrides: str) -> Experiment:
     return parse_experiment(apply_overrides({}, [*SHORT, *overrides]), "test")
 

@@ -30,7 +30,7 @@ IMPORTED = (
     "simulations.run.summary",
 )
 PROGRAM = """
-import gc, importlib, json, os, runpy, signal, sys, traceback
+import atexit, gc, importlib, json, os, runpy, signal, sys, threading, traceback
 from multiprocessing import util
 
 spawn = util.spawnv_passfds
@@ -88,12 +88,25 @@ os.chdir(asked["folder"])
 os.environ.clear()
 os.environ.update(asked["environment"])
 sys.argv = ["", *asked["arguments"]]
-if asked["program"].endswith(".py"):
-    sys.path.insert(0, os.path.dirname(asked["program"]))
-    runpy.run_path(asked["program"], run_name="__main__")
-else:
-    sys.modules.pop(asked["program"], None)
-    runpy.run_module(asked["program"], run_name="__main__", alter_sys=True)
+code = 0
+try:
+    if asked["program"].endswith(".py"):
+        sys.path.insert(0, os.path.dirname(asked["program"]))
+        runpy.run_path(asked["program"], run_name="__main__")
+    else:
+        sys.modules.pop(asked["program"], None)
+        runpy.run_module(asked["program"], run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    code = end.code or 0
+    if not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+# What is frozen would be told as a leak; to look through it takes seconds.
+threading._shutdown()
+atexit._run_exitfuncs()
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)
 """
 """Reads from its input what to fork, and whose end to tell."""
 STEP = 0.02
