@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint bench docs clean .venv
+.PHONY: quickstart smoke test test-slow lint bench docs clean .venv
 
 .venv: .venv/installed
 
@@ -27,6 +27,15 @@ test: lint
 
 test-slow: .venv
 	$(BIN)/python -m pytest -m slow
+
+# Another Python, `make smoke PYTHON=python3.13`: an environment of its own, imports, a small run.
+SMOKE := build/smoke-$(notdir $(PYTHON))
+smoke:
+	$(PYTHON) -m venv $(SMOKE)
+	$(SMOKE)/bin/python -m pip install --quiet --editable .
+	$(SMOKE)/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements-assets.txt
+	$(SMOKE)/bin/python -c "import client.app, server.app, simulations.cli"
+	$(SMOKE)/bin/deal simulate quickstart --out $(SMOKE)/run --set data.max_train=60 --set data.max_test=60
 
 bench: .venv
 	$(BIN)/deal bench aggregation
