@@ -20,7 +20,7 @@ from deal_core.data.source import TaskData
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.accounting.unit import GROUP, unit_text
-from deal_core.privacy.policy import figures_allowed, require_unit
+from deal_core.privacy.policy import at_server, figures_allowed, require_unit
 from deal_core.secure_sum.site_policy import LEAST_SITES
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.allowed_apps import allowed_apps
@@ -136,7 +136,9 @@ def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     statistics = statistics_of(method_of(experiment))
     if statistics is None:
         return
-    if site.policy is None or site.policy.share_sums:
+    if experiment.privacy.mechanism == "record" and at_server(experiment):
+        yield "the experiment asks for sums of embeddings: they leave with noise, charged"
+    elif site.policy is None or site.policy.share_sums:
         yield "the experiment asks for sums of embeddings: they leave"
     elif statistics.names:
         yield (

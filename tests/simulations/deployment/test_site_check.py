@@ -13,9 +13,16 @@ from client.site_file import read_site
 from deal_core.config.experiment import DataConfig, Experiment
 from deal_core.errors import UserError
 from simulations.deployment.server.certificates import make_authority
-from simulations.deployment.site.check import MOST_SKEW, Report, check_clock, check_site
+from simulations.deployment.site.check import (
+    MOST_SKEW,
+    Report,
+    check_clock,
+    check_site,
+    check_sums,
+)
 from simulations.deployment.site.init import SiteRequest, init_site
 from simulations.deployment.site.own_app import own_digest
+from simulations.run.experiment import Request, load_experiment
 
 AGREED = {"triage": ("a", "b")}
 GOOD = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(6)]
@@ -162,6 +169,15 @@ def test_what_becomes_of_sums_is_told_and_a_method_made_of_them_needs_them(site:
     path.write_text(path.read_text().replace("[policy]", "[policy]\nshare_sums = true", 1))
     report = checked(site, agreed)
     assert "the experiment asks for sums of embeddings: they leave" in report.lines
+
+
+def test_sums_with_noise_leave_a_site_that_shares_none(site: Path) -> None:
+    """A mechanism protects the records in them, and the ledger is charged."""
+    shipped = load_experiment(Request("private-sums"))
+    labels = {"triage": ("a", "b")}
+    agreed = shipped.model_copy(update={"data": DataConfig(source="sites", labels=labels)})
+    lines = list(check_sums(read_site(site / "site.toml"), agreed))
+    assert lines == ["the experiment asks for sums of embeddings: they leave with noise, charged"]
 
 
 @pytest.mark.parametrize("declared", [True, False])
