@@ -73,7 +73,7 @@ class Evaluation:
             self.hear(step, reply, sent, tally)
         history = self.finish(step, sent, tally, history)
         history = history.after_round({"evaluation_bytes_down": sent.bytes_down})
-        state = sent.state if shown is state else replace(sent.state, current=state.current)
+        state = decoded(sent, shown, state)
         return state, history.after("evaluate", time.monotonic() - started)
 
     def request(self, step: Step, state: State) -> Instruction:
@@ -129,7 +129,18 @@ class Evaluation:
         telling = len(roster.clients) - len(tally.withheld)
         self.exchange.require_quorum(len(tally.counts), telling, step)
         counts = {name: tally.counts[name] for name in roster.clients if name in tally.counts}
-        accuracy = pooled(counts, self.tasks, bool(tally.withheld))
+        return self.recorded(step, counts, bool(tally.withheld), history)
+
+    def recorded(
+        self, step: Step, counts: dict[str, Counts], withheld: bool, history: History
+    ) -> History:
+        """Return the history with the counts of an evaluation, and log what they say; ``withheld``:
+        some are not told.
+
+        Raises:
+            UserError: no client has a test example of a task.
+        """
+        accuracy = pooled(counts, self.tasks, withheld)
         among_all = pooled_among_all(counts, self.tasks)
         self.exchange.event("evaluated", step, accuracy=accuracy, class_incremental=among_all)
         return history.model_copy(update={"evaluations": (*history.evaluations, counts)})
@@ -171,6 +182,11 @@ def without_zeros(state: State) -> State:
     if is_nonzero(state.current):
         return state
     return replace(state, current=zero_adapter(state.current.shapes, 1))
+
+
+def decoded(sent: Dispatch, shown: State, state: State) -> State:
+    """Return the state as the clients decode it, of which ``shown`` was ``sent``."""
+    return sent.state if shown is state else replace(sent.state, current=state.current)
 
 
 def same_model(first: State, second: State) -> bool:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
-from deal_core.secure_sum.protocol_error import ProtocolError, UsedUpdate
+from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.wire.counts import count_names
 from deal_core.wire.secure_layout import counts_layout
 from server import wire
 from server.checkpoint import EVERYBODY, History
-from server.evaluation import Counts, Evaluation, pooled, pooled_among_all, without_zeros
+from server.evaluation import Counts, Evaluation, decoded, without_zeros
 from server.exchange import answered
 from server.gathering import refuse
 from server.reply_collection import Reply
@@ -60,15 +60,12 @@ class SecureEvaluation:
             for reply in exchange.replies(step, sent):
                 held = self._heard(step, reply, held)
             history = history.after_round({"evaluation_bytes_down": sent.bytes_down})
-            state = sent.state if shown is state else replace(sent.state, current=state.current)
+            state = decoded(sent, shown, state)
             sums = layout.decode(self.legs.total(step, held))
             counts[EVERYBODY] = _rows(sums, names, bool(experiment.data.generation))
         except (ProtocolError, *NUMERICAL) as fault:
             exchange.event("evaluation_lost", step, reason=reason_of(fault))
-        accuracy = pooled(counts, one.tasks, withheld=True)
-        among_all = pooled_among_all(counts, one.tasks)
-        exchange.event("evaluated", step, accuracy=accuracy, class_incremental=among_all)
-        history = history.model_copy(update={"evaluations": (*history.evaluations, counts)})
+        history = one.recorded(step, counts, True, history)
         return state, history.after("evaluate", time.monotonic() - started)
 
     def _heard(self, step: Step, reply: Reply, held: ServerRound) -> ServerRound:
@@ -77,9 +74,7 @@ class SecureEvaluation:
         try:
             return self.legs.add(held, reply.client, answered(reply))
         except wire.ClientSkipped as reason:
-            if reason.code != UsedUpdate.code:
-                self.legs.leave_out(reply.client, NO_TASK)
-            exchange.event("client_idle", step, client=reply.client, code=reason.code)
+            self.legs.sits_out(step, reply.client, NO_TASK, reason)
         except NUMERICAL as fault:
             refuse(exchange, step, reply.client, fault)
         return held

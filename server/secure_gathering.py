@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from deal_core.aggregation import NUMERICAL
-from deal_core.secure_sum.protocol_error import UsedUpdate
 from deal_core.secure_sum.server_round import ServerRound
 from server import wire
 from server.dispatch import Dispatch
@@ -68,9 +67,7 @@ class SecureGathering:
             figures, spent = wire.read_figures(message, instruction)
             held = self.legs.add(gathered.held, client, message)
         except wire.ClientSkipped as reason:
-            if reason.code != UsedUpdate.code:  # which is of this round alone
-                self.legs.leave_out(client, instruction.task)
-            self.exchange.event("client_idle", self.step, client=client, code=reason.code)
+            self.legs.sits_out(self.step, client, instruction.task, reason)
             return replace(gathered, idle=gathered.idle + 1)
         except NUMERICAL as fault:
             refuse(self.exchange, self.step, client, fault)

@@ -19,7 +19,7 @@ from deal_core.privacy.policy import fewest_in_sum
 from deal_core.secure_sum import server_legs as legs
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.masks import Words
-from deal_core.secure_sum.protocol_error import BelowThreshold, ProtocolError
+from deal_core.secure_sum.protocol_error import BelowThreshold, ProtocolError, UsedUpdate
 from deal_core.secure_sum.server_round import ServerRound, open_round
 from deal_core.secure_sum.site_policy import LEAST_SITES
 from deal_core.secure_sum.terms import RoundTerms, threshold
@@ -98,6 +98,13 @@ class SecureLegs:
     def leave_out(self, client: str, task: str) -> None:
         """Do not count on a client again in a task."""
         self.idle.setdefault(task, set()).add(client)
+
+    def sits_out(self, step: Step, client: str, task: str, reason: wire.ClientSkipped) -> None:
+        """Note that a client takes no part; it is not counted on again in the task, unless its
+        update is in another sum, which is of this round alone."""
+        if reason.code != UsedUpdate.code:
+            self.leave_out(client, task)
+        self.exchange.event("client_idle", step, client=client, code=reason.code)
 
     def mask_requests(self, held: ServerRound) -> dict[str, ConfigRecord]:
         """Return client to the record that its training request carries."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,9 +12,8 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import changed
 from deal_core.lora.state import State
-from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.mechanisms.noisy_sum import grid_step
-from deal_core.privacy.mechanisms.shares import shares_of
+from deal_core.privacy.mechanisms.shares import sum_deviation
 from deal_core.secure_sum.weighted import weighted_means
 from deal_core.wire.secure_layout import EXAMPLES
 from server.round_sum import Sums
@@ -54,9 +52,7 @@ class GradientStep:
         rate, limit = config.train.learning_rate, config.train.noise_per_example
         if config.privacy.mechanism == "none" or not limit:
             return rate
-        multiplier = common_noise_multiplier(config, self.tasks)
-        added = math.sqrt(config.federation.clients / shares_of(config))
-        return min(rate, limit * examples / (multiplier * added))
+        return min(rate, limit * examples / sum_deviation(config, self.tasks))
 
 
 @dataclass(frozen=True)

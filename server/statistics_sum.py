@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +13,9 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.state import State
 from deal_core.methods import SumNoise, Tensors
 from deal_core.models import embedding_size
-from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.mechanisms.noisy_class_sums import COUNT_WEIGHT
 from deal_core.privacy.mechanisms.noisy_sum import grid_step
-from deal_core.privacy.mechanisms.shares import shares_of
+from deal_core.privacy.mechanisms.shares import sum_deviation
 from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
 from deal_core.wire.secure_layout import CLASS_SUMS, statistics_layout
@@ -95,9 +93,5 @@ class StatisticsSum:
     @property
     def _deviation(self) -> float:
         """Standard deviation of the noise of all sites, in each entry."""
-        config = self._config
-        if config.privacy.mechanism == "none":
-            return 0.0
-        multiplier = common_noise_multiplier(config, len(self.round.round.plan.tasks))
-        added = math.sqrt(config.federation.clients / shares_of(config))
-        return multiplier * added * config.privacy.max_grad_norm
+        config, tasks = self._config, len(self.round.round.plan.tasks)
+        return sum_deviation(config, tasks) * config.privacy.max_grad_norm

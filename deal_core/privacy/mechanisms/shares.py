@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
 from deal_core.privacy.policy import at_server, in_sum
@@ -26,6 +29,20 @@ def shares_of(experiment: Experiment) -> int:
             f"leave nobody's noise among {clients} clients; lower them, or let more take part"
         )
     return shares
+
+
+def sum_deviation(experiment: Experiment, tasks: int) -> float:
+    """Return the standard deviation of the noise of all sites together, in each entry of a sum and
+    in clipping bounds; 0 without a mechanism.
+
+    Args:
+        experiment: rounds, rate, budget, and of how many sites the noise suffices.
+        tasks: of the run.
+    """
+    if experiment.privacy.mechanism == "none":
+        return 0.0
+    added = math.sqrt(experiment.federation.clients / shares_of(experiment))
+    return common_noise_multiplier(experiment, tasks) * added
 
 
 def slack_of(experiment: Experiment, noise_multiplier: float, entries: int) -> float:
