@@ -18,11 +18,11 @@ from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
     answer_space,
-    by_heads_and_names,
     by_name,
     count_both,
     count_correct,
 )
+from deal_core.training.head_scores import by_heads
 from deal_core.training.loop import load_state
 from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 from deal_core.wire.instruction import Instruction
@@ -139,4 +139,4 @@ def _scorer(
     if statistics is None or task not in state.heads:
         return names
     vectors = bench.embeddings(share, "test", statistics.layers)
-    return by_heads_and_names(vectors, space, state.heads, names, statistics.names)
+    return by_heads(vectors, space, state.heads, names, statistics.names)

@@ -146,9 +146,12 @@ def _heads(record: ArrayRecord, bench: Workbench) -> dict[str, Tensor]:
     """Label heads of tasks of the run, and of no others."""
     if not set(record) <= set(bench.tasks):
         raise PayloadError("heads: a task that is not of this run")
-    layers = bench.statistics.layers if bench.statistics is not None else 1
-    size = embedding_size(bench.experiment.model, layers)
-    return read_heads(record, {task: (len(bench.labels(task)), size + 1) for task in record})
+    statistics = bench.statistics
+    if statistics is None:
+        raise PayloadError("heads: no method of this run has any")
+    size = embedding_size(bench.experiment.model, statistics.layers)
+    shapes = {task: statistics.head_shape(len(bench.labels(task)), size) for task in record}
+    return read_heads(record, shapes)
 
 
 def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -> Adapter:

@@ -165,8 +165,12 @@ class PrototypeConfig(Table):
     covariance: Literal["none", "shared"] = "shared"
     """``none``: the nearest class mean; ``shared``: the nearest in the metric of one covariance
     within classes, over all tasks so far (linear discriminant analysis)."""
+    own_covariance: float = Field(0.5, ge=0, le=1)
+    """Labels of one task are told apart by a mean of two covariances, its own with this weight and
+    the shared one; tasks are told apart by the shared one. 0: by the shared one everywhere, and the
+    server keeps one Gram matrix for all tasks instead of one each (``covariance = "shared"``)."""
     ridge: float = Field(0.3, ge=1e-2)
-    """Added to the shared covariance, in units of its mean eigenvalue."""
+    """Added to a covariance, in units of its mean eigenvalue."""
     names_noise: float = Field(13.0, ge=0)
     """Where class sums have noise: a label's name counts as so many records of it, for each
     standard deviation of the noise (prototype, with ``covariance = "none"`` and one layer)."""

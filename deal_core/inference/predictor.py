@@ -28,10 +28,10 @@ from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
     answer_space,
-    by_heads_and_names,
     by_name,
     finite_scores,
 )
+from deal_core.training.head_scores import by_heads
 from deal_core.training.loop import load_state
 from deal_core.training.precision import compute_dtype
 
@@ -103,7 +103,7 @@ class Predictor:
             return names
         vectors = base_embeddings(self.model, data, self.inference.head_layers)
         weight = self.inference.names_weight
-        return by_heads_and_names(vectors, space, self.heads, names, weight)
+        return by_heads(vectors, space, self.heads, names, weight)
 
 
 def answer_among(scores: Tensor, space: AnswerSpace, chosen: Sequence[int]) -> Answer:

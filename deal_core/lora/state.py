@@ -23,8 +23,9 @@ class State:
         num_reference_directions: so many leading directions of ``retained`` show the model at the
             start of the task, and are no part of the model now: a teacher travels, but only once.
         heads: task to its label head, ``(labels, size + 1)``, float32: a row of weights on the
-            unit embedding and a bias for each label. A task without one is answered by the names
-            of its labels.
+            unit embedding and a bias for each label; or ``(labels, 2, size + 1)``, the second row
+            for telling it from other labels of its task. A task without one is answered by the
+            names of its labels.
         sums: what clients' statistics add up to so far, or what else a method keeps at the server,
             float64, by names of the method's own; none of it travels.
     """

@@ -185,6 +185,8 @@ class Statistics:
         layers: of how many of the base model's last layers embeddings are made.
         names: what scores of label names by the adapted model weigh beside those of heads; 0:
             heads answer alone.
+        head_rows: rows that a label has in its task's head, 1 or 2; see
+            :mod:`deal_core.training.head_scores`.
         rounded: how sums travel at ``wire.dtype = "int8"``; None: exact all the same.
         absorb_noised: server: as ``absorb``, of class sums with noise (``count`` and ``sum`` alone,
             neither whole nor positive); None: nothing can be made of them.
@@ -197,8 +199,14 @@ class Statistics:
     once: bool
     layers: int = 1
     names: float = 0.0
+    head_rows: int = 1
     rounded: SumsOnWire | None = None
     absorb_noised: Callable[[State, Mapping[str, Tensors], SumNoise], State] | None = None
+
+    def head_shape(self, labels: int, size: int) -> tuple[int, ...]:
+        """Return the shape of a task's head: of each label its rows of weights and a bias."""
+        rows = () if self.head_rows == 1 else (self.head_rows,)
+        return (labels, *rows, size + 1)
 
     def at(self, dtype: str) -> SumsOnWire:
         """Return how sums travel at ``wire.dtype``."""

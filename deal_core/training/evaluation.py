@@ -115,45 +115,6 @@ def by_name(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]
     return lambda batch: model.scores([data[i] for i in batch], names).cpu()[:, places]
 
 
-def by_head(embeddings: Tensor, space: AnswerSpace, heads: Mapping[str, Tensor]) -> Scorer:
-    """Return scores of labels by the heads of their tasks, a column each of the ``space``. A task
-    without a head gives no answer.
-
-    Args:
-        embeddings: of the data, ``(examples, size)``.
-        space: the columns.
-        heads: task to ``(labels, size + 1)``.
-    """
-    size = embeddings.shape[1]
-    place = {column: n for n, column in enumerate(space.columns)}
-    rows = torch.zeros(len(space.columns), size + 1, dtype=torch.float64)
-    rows[:, size] = NO_ANSWER
-    for task, head in heads.items():
-        labels = [column for column in space.columns if column[0] == task]
-        for row, column in zip(head, labels, strict=False):
-            rows[place[column]] = row.double()
-    return lambda batch: embeddings[batch].double() @ rows[:, :size].T + rows[:, size]
-
-
-def by_heads_and_names(
-    embeddings: Tensor,
-    space: AnswerSpace,
-    heads: Mapping[str, Tensor],
-    names: Scorer,
-    weight: float,
-) -> Scorer:
-    """Return scores of :func:`by_head`; where ``weight`` is not 0, :func:`together` with those of
-    ``names``."""
-    scores = by_head(embeddings, space, heads)
-    return together(scores, names, weight) if weight else scores
-
-
-def together(first: Scorer, second: Scorer, weight: float) -> Scorer:
-    """Return scores that add the second's, times ``weight``: of log probabilities a product of
-    experts. Source: docs/method.md, (M43)."""
-    return lambda batch: first(batch) + weight * second(batch).double()
-
-
 def finite_scores(score: Scorer, batch: Sequence[int]) -> Tensor:
     """Return ``(batch, columns)``. Where an example gives no number each is asked about alone, so
     that the answers to the others do not depend on it."""

@@ -1,5 +1,5 @@
-"""Label heads from class sums: nearest class mean, or linear discriminant analysis with one
-covariance within classes. Source: docs/method.md, (M40)."""
+"""Label heads from class sums: nearest class mean, or linear discriminant analysis with a
+covariance within classes, of all tasks and of each. Source: docs/method.md, (M40), (M63)."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
         once=True,
         layers=config.layers,
         names=names,
+        head_rows=2 if _in_two_steps(config) else 1,
         rounded=ROUNDED,
         absorb_noised=(
             (lambda state, totals, noise: absorb_noised(state, totals, noise, config))
@@ -59,9 +60,14 @@ def absorb(state: State, totals: Mapping[str, Tensors], config: PrototypeConfig)
     """Server: add the sums of a round, and make all heads anew: the covariance is shared."""
     sums = dict(state.sums)
     for task, total in totals.items():
-        for key, name in ((f"{COUNT}/{task}", COUNT), (f"{SUM}/{task}", SUM), (GRAM, GRAM)):
+        gram = f"{GRAM}/{task}" if _in_two_steps(config) else GRAM
+        for key, name in ((f"{COUNT}/{task}", COUNT), (f"{SUM}/{task}", SUM), (gram, GRAM)):
             sums[key] = sums[key] + total[name] if key in sums else total[name]
     return replace(state, sums=sums, heads=heads(sums, config))
+
+
+def _in_two_steps(config: PrototypeConfig) -> bool:
+    return config.covariance == "shared" and config.own_covariance > 0
 
 
 def absorb_noised(
@@ -93,28 +99,50 @@ def noised_head(count: Tensor, total: Tensor, names: Tensor, prior: float) -> Te
 
 
 def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tensor]:
-    """Return task to its head, ``(labels, size + 1)``, float32: (M40).
+    """Return task to its head, float32: (M40), ``(labels, size + 1)``; with a covariance of each
+    task's own (M63), ``(labels, 2, size + 1)``.
 
     Args:
-        sums: ``count/TASK`` ``(labels,)`` and ``sum/TASK`` ``(labels, size)`` of each task, and
-            ``gram`` of all, its upper triangle.
-        config: which covariance, and its ridge.
+        sums: ``count/TASK`` ``(labels,)``, ``sum/TASK`` ``(labels, size)`` and ``gram/TASK``, its
+            upper triangle, of each task; or one ``gram`` of all.
+        config: which covariances, and their ridge.
     """
     prefix = f"{COUNT}/"
     tasks = [key.removeprefix(prefix) for key in sums if key.startswith(prefix)]
-    count = torch.cat([sums[f"{COUNT}/{task}"] for task in tasks])
-    total = torch.cat([sums[f"{SUM}/{task}"] for task in tasks])
+    classes = {task: (sums[f"{COUNT}/{task}"], sums[f"{SUM}/{task}"]) for task in tasks}
+    if config.covariance == "none":
+        return {task: _head(count, total, None) for task, (count, total) in classes.items()}
+    size = next(iter(classes.values()))[1].shape[1]
+    count, total = (torch.cat(parts) for parts in zip(*classes.values(), strict=True))
+    grams = [value for key, value in sums.items() if key.split("/")[0] == GRAM]
+    shared = _covariance(count, total, symmetric(sum(grams[1:], grams[0]), size))
+    metric = _with_ridge(shared, config.ridge)
+    found = {task: _head(count, total, metric) for task, (count, total) in classes.items()}
+    if not _in_two_steps(config):
+        return found
+    for task, (count, total) in classes.items():
+        own = _covariance(count, total, symmetric(sums[f"{GRAM}/{task}"], size))
+        mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
+        second = _head(count, total, _with_ridge(mixed, config.ridge))
+        found[task] = torch.stack([found[task], second], dim=1)
+    return found
+
+
+def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
+    """Covariance within classes, ``(size, size)``."""
+    return without_negative(scatter(count, total, gram) / count.sum())
+
+
+def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
+    size = len(covariance)
+    mean_eigenvalue = (covariance.trace() / size).clamp(min=SMALLEST)
+    return covariance + ridge * mean_eigenvalue * torch.eye(size, dtype=covariance.dtype)
+
+
+def _head(count: Tensor, total: Tensor, metric: Tensor | None) -> Tensor:
+    """Weights and biases of class means in a metric, None: plain, ``(labels, size + 1)``."""
     means = total / count.clamp(min=1.0)[:, None]
-    weights = means
-    if config.covariance == "shared":
-        size = total.shape[1]
-        within = scatter(count, total, symmetric(sums[GRAM], size)) / count.sum()
-        within = without_negative(within)
-        mean_eigenvalue = (within.trace() / size).clamp(min=SMALLEST)
-        within += config.ridge * mean_eigenvalue * torch.eye(size, dtype=within.dtype)
-        weights = torch.linalg.solve(within, means.T).T
+    weights = means if metric is None else torch.linalg.solve(metric, means.T).T
     bias = -0.5 * (weights * means).sum(dim=1)
     bias[count == 0] = ABSENT
-    rows = torch.cat([weights, bias[:, None]], dim=1).float()
-    sizes = [len(sums[f"{COUNT}/{task}"]) for task in tasks]
-    return dict(zip(tasks, torch.split(rows, sizes), strict=True))
+    return torch.cat([weights, bias[:, None]], dim=1).float()

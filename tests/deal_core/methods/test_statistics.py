@@ -83,12 +83,20 @@ def start() -> State:
     return State(zero_adapter(shapes, 2, 1.0), zero_adapter(shapes, 2))
 
 
-def discriminant(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
-    """Weights and biases of linear discriminant analysis with equal priors, from the records."""
-    means = np.stack([x[y == c].mean(0) for c in range(LABELS)])
-    centred = x - means[y]
-    within = centred.T @ centred / len(x)
-    within += ridge * np.trace(within) / SIZE * np.eye(SIZE)
+def centred(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The records less the mean of their label, and the means."""
+    records, targets = x.double().numpy(), y.numpy()
+    means = np.stack([records[targets == c].mean(0) for c in range(LABELS)])
+    return records - means[targets], means
+
+
+def covariance(residual: np.ndarray) -> np.ndarray:
+    return residual.T @ residual / len(residual)
+
+
+def in_metric(means: np.ndarray, within: np.ndarray, ridge: float) -> np.ndarray:
+    """Weights and biases of linear discriminant analysis with equal priors."""
+    within = within + ridge * np.trace(within) / SIZE * np.eye(SIZE)
     weights = means @ np.linalg.inv(within)
     return np.concatenate([weights, -0.5 * (weights * means).sum(1, keepdims=True)], axis=1)
 
@@ -96,11 +104,29 @@ def discriminant(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
 @pytest.mark.parametrize("how", SPLITS)
 def test_prototypes_with_a_shared_covariance_are_the_central_closed_form(how):
     x, y = data(0)
-    method = method_with(name="prototype", prototype={"ridge": 0.2})
+    method = method_with(name="prototype", prototype={"ridge": 0.2, "own_covariance": 0.0})
     state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
-    expected = discriminant(x.double().numpy(), y.numpy(), 0.2)
+    residual, means = centred(x, y)
+    expected = in_metric(means, covariance(residual), 0.2)
     np.testing.assert_allclose(state.heads["skin"].numpy(), expected, rtol=1e-5, atol=1e-5)
     assert state.heads["skin"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("how", SPLITS)
+def test_labels_of_a_task_are_told_apart_by_a_mean_of_its_own_covariance_and_the_shared_one(how):
+    first, second = data(0), data(3, examples=90)
+    method = method_with(name="prototype", prototype={"ridge": 0.2, "own_covariance": 0.3})
+    statistics = statistics_in(method, "learn")
+    state = one_round(start(), statistics, {"skin": divided(*first, how)})
+    state = one_round(state, statistics, {"eye": divided(*second, how)})
+    parts = {"skin": centred(*first), "eye": centred(*second)}
+    shared = covariance(np.concatenate([residual for residual, _ in parts.values()]))
+    for task, (residual, means) in parts.items():
+        mixed = 0.3 * covariance(residual) + 0.7 * shared
+        head = state.heads[task].numpy()
+        assert head.shape == statistics.head_shape(LABELS, SIZE)
+        rows = [in_metric(means, metric, 0.2) for metric in (shared, mixed)]
+        np.testing.assert_allclose(head, np.stack(rows, axis=1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("how", SPLITS)
@@ -134,8 +160,9 @@ def test_a_label_that_nobody_has_shown_is_never_the_answer():
     x, y = x[y > 0], y[y > 0]
     statistics = statistics_in(method_with(name="prototype"), "learn")
     head = one_round(start(), statistics, {"skin": [(x, y)]}).heads["skin"]
-    assert head[0, SIZE] == ABSENT
-    assert (x @ head[:, :SIZE].T + head[:, SIZE]).argmax(1).min() > 0
+    assert head[0, :, SIZE].tolist() == [ABSENT, ABSENT]
+    for row in range(2):
+        assert (x @ head[:, row, :SIZE].T + head[:, row, SIZE]).argmax(1).min() > 0
     assert head.isfinite().all()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deal_core.models import Encoded
-from deal_core.training.evaluation import answer_space, by_head, count_both, together
+from deal_core.training.evaluation import answer_space, count_both
 
 LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
 
@@ -51,20 +51,6 @@ def test_of_equal_scores_the_first_column_wins():
     assert count_both(scorer([[0.5, 0.1, 0.1, 0.5]]), examples(1), space) == (1, 0)
     own = answer_space("heart", LEARNT["heart"], LEARNT, shared_labels=False)
     assert count_both(scorer([[0.5, 0.1, 0.1, 0.5]]), examples(0), own) == (1, 1)
-
-
-def test_heads_and_names_add_up_and_either_can_be_the_reason():
-    """A head that knows nothing of a task never gives its labels, whatever the names say."""
-    space = answer_space("skin", LEARNT["skin"], LEARNT, shared_labels=False)
-    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    head = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.5]])
-    heads = by_head(embeddings, space, {"skin": head})
-    names = scorer([[9.0, 9.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]])
-    assert count_both(heads, examples(0, 1), space) == (2, 2)
-    assert count_both(together(heads, names, 0.1), examples(0, 1), space) == (2, 2)
-    assert count_both(together(heads, names, 1.0), examples(0, 0), space) == (2, 2)
-    found = together(heads, names, 0.5)([1])[0, 2:]
-    torch.testing.assert_close(found, torch.tensor([1.0, 0.75]).double())
 
 
 def test_before_anything_is_learnt_both_protocols_are_the_same():
