@@ -16,7 +16,7 @@ from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line
 from simulations.output.files import write_texts
 from simulations.run.simulate import STOPPED
-from simulations.study.grid import Cell, chosen, default_settings, grid
+from simulations.study.grid import Cell, Part, chosen, default_settings, grid
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults, collect, kept
 from simulations.study.runs import run_all, run_status
 from simulations.study.study_file import Study, load_study
@@ -37,7 +37,7 @@ class StudyRequest:
         study: a shipped name or the path of a TOML file.
         out: folder of the study; empty: ``runs/study-NAME``.
         overrides: ``table.key=value``, for all cells.
-        seeds, arms, settings: what is run now, separated by commas; empty: all.
+        seeds, arms, orders, settings: what is run now, separated by commas; empty: all.
         jobs: runs at a time; 0: as many as there are cores for.
         report: only read what is there, and run nothing.
     """
@@ -47,6 +47,7 @@ class StudyRequest:
     overrides: tuple[str, ...] = ()
     seeds: str = ""
     arms: str = ""
+    orders: str = ""
     settings: str = ""
     jobs: int = 0
     report: bool = False
@@ -64,8 +65,8 @@ def run_study(request: StudyRequest, console: Console) -> int:
     study = load_study(request.study)
     out = study_folder(request)
     cells = grid(study, out, request.overrides)
-    part = names(request.arms), names(request.settings)
-    wanted = chosen(cells, numbers(request.seeds), *part)
+    listed = (names(text) for text in (request.arms, request.orders, request.settings))
+    wanted = chosen(cells, Part(numbers(request.seeds), *listed))
     left = remaining(cells, wanted)
     before = kept(out, study.name, cells)
     left = {run: left[run] for run in left if run.partition("/")[0] not in before}
@@ -245,6 +246,7 @@ def command(request: StudyRequest) -> list[str]:
         ("--out", request.out),
         ("--seeds", request.seeds),
         ("--arms", request.arms),
+        ("--orders", request.orders),
         ("--settings", request.settings),
         ("--jobs", str(request.jobs or "")),
     ):

@@ -94,36 +94,56 @@ def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
     return [_cell(study, out, overrides, *place) for place in _places(study)]
 
 
-def chosen(
-    cells: Sequence[Cell], seeds: Sequence[int], arms: Sequence[str], settings: Sequence[str] = ()
-) -> list[Cell]:
-    """Return the cells of these seeds, arms and settings; empty: of all.
+@dataclass(frozen=True)
+class Part:
+    """A part of a grid; what is empty: all of it.
+
+    Attributes:
+        seeds, arms, orders, settings: of the cells that are wanted.
+    """
+
+    seeds: Sequence[int] = ()
+    arms: Sequence[str] = ()
+    orders: Sequence[str] = ()
+    settings: Sequence[str] = ()
+
+    def __contains__(self, cell: Cell) -> bool:
+        """Is the cell wanted?"""
+        return (
+            (not self.seeds or cell.seed in self.seeds)
+            and (not self.arms or cell.arm in self.arms)
+            and (not self.orders or cell.order in self.orders)
+            and (not self.settings or cell.setting in self.settings)
+        )
+
+
+def chosen(cells: Sequence[Cell], part: Part) -> list[Cell]:
+    """Return the cells of a part.
 
     Raises:
-        UserError: the study has no such seed, arm or setting.
+        UserError: the study has no such seed, arm, order or setting, or no cell with all of it.
     """
-    for arm in arms:
+    for arm in part.arms:
         choose("arm", arm, {cell.arm: None for cell in cells})
-    named = {cell.setting: None for cell in cells if cell.setting}
-    if settings and not named:
-        raise UserError("--settings: the study has none; leave it out")
-    for setting in settings:
-        choose("setting", setting, named)
+    _require_known("order", part.orders, [cell.order for cell in cells])
+    _require_known("setting", part.settings, [cell.setting for cell in cells])
     known = sorted({cell.seed for cell in cells})
-    for seed in seeds:
+    for seed in part.seeds:
         if seed not in known:
             raise UserError(f"--seeds: the study has no seed {seed}; its seeds are {known}")
-    found = [
-        cell
-        for cell in cells
-        if (not seeds or cell.seed in seeds)
-        and (not arms or cell.arm in arms)
-        and (not settings or cell.setting in settings)
-    ]
+    found = [cell for cell in cells if cell in part]
     if not found:
-        has = {arm: sorted({c.seed for c in cells if c.arm == arm}) for arm in arms}
+        has = {arm: sorted({c.seed for c in cells if c.arm == arm}) for arm in part.arms}
         raise UserError(f"--seeds and --arms have no cell in common; seeds of these arms: {has}")
     return found
+
+
+def _require_known(kind: str, wanted: Sequence[str], has: Sequence[str]) -> None:
+    named = {name: None for name in has if name}
+    if wanted and not named:
+        raise UserError(f"--{kind}s: the study has none; leave it out")
+    for name in wanted:
+        choose(kind, name, named)
 
 
 def _places(study: Study) -> Iterator[tuple[str, str, str, int]]:

@@ -286,7 +286,7 @@ def test_heads_of_rounded_sums_answer_as_those_of_exact_ones(tmp_path, model):
         assert not [e for e in events if e["event"] == "client_failed"]
     x = normalize(torch.randn(2000, SIZE, generator=seeded("x")), dim=1).double()
     two = {dtype: head.transpose(0, 1) for dtype, head in heads.items()}
-    scores = {d: x @ head[..., :SIZE].mT + head[..., None, SIZE] for d, head in two.items()}
+    scores = {d: x @ head[..., :SIZE].mT + head[..., SIZE][:, None] for d, head in two.items()}
     spread = float(scores["float32"].std())
     assert 0 < float((scores["int8"] - scores["float32"]).std()) < 0.05 * spread
     assert torch.equal(heads["bfloat16"], heads["float32"])

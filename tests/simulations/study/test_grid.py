@@ -9,7 +9,7 @@ import simulations
 from deal_core.config.file import overlaid, parse_experiment, read_toml
 from deal_core.errors import UserError
 from simulations.run.shipped import descriptions, shipped_experiments, shipped_studies
-from simulations.study.grid import Cell, chosen, grid
+from simulations.study.grid import Cell, Part, chosen, grid
 from simulations.study.results import StudyResults
 from simulations.study.study_file import Study, load_study
 
@@ -118,25 +118,39 @@ def test_bounds_are_ordinary_experiments(tmp_path: Path) -> None:
 
 def test_a_part_of_the_grid(tmp_path: Path) -> None:
     whole = cells(tmp_path)
-    assert chosen(whole, (), ()) == whole
-    assert {c.name for c in chosen(whole, (1,), ("two",))} == {
+    assert chosen(whole, Part()) == whole
+    assert {c.name for c in chosen(whole, Part(seeds=(1,), arms=("two",)))} == {
         "two.forth.small.seed1",
         "two.back.small.seed1",
     }
-    with pytest.raises(UserError, match=r"unknown arm 'tow'.*did you mean 'two'"):
-        chosen(whole, (), ("tow",))
+    assert [c.name for c in chosen(whole, Part((1,), ("two",), orders=("back",)))] == [
+        "two.back.small.seed1"
+    ]
     large = replace(whole[0], setting="large")
-    assert chosen([*whole, large], (), (), ("large",)) == [large]
-    with pytest.raises(UserError, match=r"unknown setting 'smal'.*did you mean 'small'"):
-        chosen(whole, (), (), ("smal",))
-    with pytest.raises(UserError, match=r"no seed 2; its seeds are \[1, 3, 7\]"):
-        chosen(whole, (2,), ())
-    with pytest.raises(
-        UserError, match=r"no cell in common; seeds of these arms: {'two': \[1, 7\]}"
-    ):
-        chosen(whole, (3,), ("two",))
+    assert chosen([*whole, large], Part(settings=("large",))) == [large]
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (Part(arms=("tow",)), r"unknown arm 'tow'.*did you mean 'two'"),
+        (Part(orders=("frth",)), r"unknown order 'frth'.*did you mean 'forth'"),
+        (Part(settings=("smal",)), r"unknown setting 'smal'.*did you mean 'small'"),
+        (Part(seeds=(2,)), r"no seed 2; its seeds are \[1, 3, 7\]"),
+        (Part((3,), ("two",)), r"no cell in common; seeds of these arms: {'two': \[1, 7\]}"),
+    ],
+)
+def test_a_part_that_the_grid_has_not_is_named(tmp_path: Path, part: Part, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        chosen(cells(tmp_path), part)
+
+
+def test_a_study_without_orders_or_settings_says_so(tmp_path: Path) -> None:
+    plain = [replace(cell, setting="", order="") for cell in cells(tmp_path)]
     with pytest.raises(UserError, match="--settings: the study has none; leave it out"):
-        chosen([replace(cell, setting="") for cell in whole], (), (), ("small",))
+        chosen(plain, Part(settings=("small",)))
+    with pytest.raises(UserError, match="--orders: the study has none; leave it out"):
+        chosen(plain, Part(orders=("back",)))
 
 
 @pytest.mark.parametrize(
