@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from deal_core.config.experiment import Experiment
@@ -51,7 +53,10 @@ def check_tracker(experiment: Experiment) -> None:
 
 
 class Tracker:
-    """The process of a tracker, and what it is told."""
+    """The process of a tracker, and what it is told.
+
+    A thread writes to it, so that one which reads slowly, or no more, never holds up the run.
+    """
 
     def __init__(self, name: str, folder: Path, settings: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +64,7 @@ class Tracker:
         self._log = folder / "tracker.log"
         module, run = f"server.tracking.{name}", folder.parents[1].name
         with self._log.open("ab") as log:
-            self._process: subprocess.Popen[str] | None = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", module, str(folder), run],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -68,37 +73,39 @@ class Tracker:
                 env=_environment(folder),
                 start_new_session=True,  # Ctrl-C is for the run; the end of the input ends this
             )
-        self._tell({"settings": settings})
+        self._lines: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._writer = Thread(target=self._write, daemon=True)
+        self._writer.start()
+        self._lines.put({"settings": settings})
 
     def follow(self, event: RunEvent) -> None:
-        """Tell the process what an event gives; nothing, once it has failed or is closed."""
-        if self._process is not None and (line := self._figures.line(event)) is not None:
-            self._tell(line)
+        """Tell the process what an event gives."""
+        if (line := self._figures.line(event)) is not None:
+            self._lines.put(line)
 
     def close(self) -> str:
-        """End the process, and wait until all is written.
+        """End the process, and wait until all is written, ``CLOSING_SECONDS`` at most.
 
         Returns:
             Why the tracker has failed; empty: it has not.
         """
-        process, self._process = self._process, None
-        if process is None or process.stdin is None:
-            return ""
-        with suppress(BrokenPipeError):  # it has ended before: its exit code says so
-            process.stdin.close()
+        self._lines.put(None)
         try:
-            code = process.wait(CLOSING_SECONDS)
+            code = self._process.wait(CLOSING_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
+            self._process.kill()
+            code = self._process.wait()
+        self._writer.join()
         return f"exit code {code}; see {self._log}" if code else ""
 
-    def _tell(self, line: dict[str, Any]) -> None:
-        assert self._process is not None
+    def _write(self) -> None:
+        """Write line by line, and then end the input. A process that has ended takes no more;
+        :meth:`close` says why."""
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended: close() says why
-            self._process.stdin.write(json.dumps(line) + "\n")
-            self._process.stdin.flush()
+        with suppress(BrokenPipeError), self._process.stdin as stream:
+            while (line := self._lines.get()) is not None:
+                stream.write(json.dumps(line) + "\n")
+                stream.flush()
 
 
 @contextmanager

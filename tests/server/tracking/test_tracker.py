@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,28 @@ def test_a_tracker_that_fails_costs_nothing_of_the_run(
     assert [event["event"] for event in written[-2:]] == ["run_finished", "tracking_failed"]
     assert "exit code 1" in written[-1]["reason"]
     assert heard == written
+
+
+def test_a_tracker_that_reads_nothing_holds_up_nothing(
+    tmp_path: Path, make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far more than a pipe holds is told to it."""
+    deaf = tmp_path / "deaf"
+    deaf.write_text("#!/bin/sh\nexec sleep 600\n")
+    deaf.chmod(0o755)
+    monkeypatch.setattr(tracker, "TRACKERS", {"tensorboard": ()})
+    monkeypatch.setattr(tracker.sys, "executable", str(deaf))
+    monkeypatch.setattr(tracker, "CLOSING_SECONDS", 0.5)
+    experiment = at(make_experiment(), tmp_path / "run", track="tensorboard")
+    log = EventLog(tmp_path / "metrics.jsonl")
+    started = time.monotonic()
+    with tracked(experiment, tmp_path / "tracking", log) as events:
+        for number in range(200):
+            wide = {f"task {task}": 0.5 for task in range(100)}
+            events.write("evaluated", round=number, stage=0, accuracy=wide)
+    assert time.monotonic() - started < 30
+    last = read_events(tmp_path / "metrics.jsonl")[-1]
+    assert (last["event"], last["reason"].partition(";")[0]) == ("tracking_failed", "exit code -9")
 
 
 def test_without_its_package_nothing_starts(
