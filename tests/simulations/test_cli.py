@@ -102,6 +102,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         "data-budget",
         "medmcqa",
         "memory",
+        "own-orders-cl15-core",
         "own-orders-medmcqa",
         "standard-cl-llm",
         "tuning",
