@@ -28,10 +28,10 @@ from deal_core.models import embedding_size
 from deal_core.privacy.interface import Counts, LocalUpdate
 from deal_core.privacy.policy import counts_in_sum
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
+from deal_core.wire.heads import read_heads, tasks_in
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction
 from deal_core.wire.record_digest import record_digest
 from deal_core.wire.secure_record import REPLY, SECURE
-from deal_core.wire.sums import read_heads
 
 METRICS = "metrics"
 IN_THE_SUM = frozenset({"num_examples", "loss", "seconds"})
@@ -144,14 +144,16 @@ def _require_room(instruction: Instruction, bench: Workbench) -> None:
 
 def _heads(record: ArrayRecord, bench: Workbench) -> dict[str, Tensor]:
     """Label heads of tasks of the run, and of no others."""
-    if not set(record) <= set(bench.tasks):
-        raise PayloadError("heads: a task that is not of this run")
     statistics = bench.statistics
     if statistics is None:
         raise PayloadError("heads: no method of this run has any")
+    rounded = statistics.rounds(bench.experiment.wire.dtype)
+    tasks = tasks_in(record, rounded)
+    if not set(tasks) <= set(bench.tasks):
+        raise PayloadError("heads: a task that is not of this run")
     size = embedding_size(bench.experiment.model, statistics.layers)
-    shapes = {task: statistics.head_shape(len(bench.labels(task)), size) for task in record}
-    return read_heads(record, shapes)
+    shapes = {task: statistics.head_shape(len(bench.labels(task)), size) for task in tasks}
+    return read_heads(record, shapes, rounded)
 
 
 def _adapter(record: ArrayRecord, bench: Workbench, rank: int, scaling: float) -> Adapter:

@@ -11,6 +11,7 @@ from deal_core.aggregation import starting_adapter
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import DISTILLED, LORA
 from deal_core.lora.state import State
+from deal_core.methods import method_of, statistics_of
 from deal_core.randomness import seeded
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.instruction import Instruction
@@ -114,7 +115,9 @@ def dispatch(
     trains = MessageType.TRAIN in map(kind_of, instructions.values())
     kind = MessageType.TRAIN if trains else MessageType.EVALUATE
     where = (experiment.run.seed, "downlink", kind, common.stage, common.server_round)
-    full = wire.outgoing(state, dtype, seeded(*where))
+    statistics = statistics_of(method_of(experiment)) if state.heads else None
+    round_heads = statistics is not None and statistics.rounds(dtype)
+    full = wire.outgoing(state, dtype, seeded(*where), round_heads)
     sent = {state.current.rank: full}
     for rank in sorted(set(ranks.values()) - sent.keys()):
         scaling = experiment.adapter.lora_alpha / rank

@@ -21,10 +21,11 @@ from deal_core.secure_sum.protocol_error import UsedUpdate
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import Encoded
 from deal_core.wire.counts import EXAMPLES
+from deal_core.wire.heads import pack_heads, read_heads
 from deal_core.wire.instruction import RECORD, Instruction
 from deal_core.wire.record_digest import record_digest
 from deal_core.wire.secure_record import REPLY, SECURE
-from deal_core.wire.sums import Shapes, pack_heads, read_sums
+from deal_core.wire.sums import Shapes, read_sums
 from server.spending import Spending, spending_in
 
 F = TypeVar("F")
@@ -77,9 +78,17 @@ class Outgoing:
         return instruction.model_copy(update=named)
 
 
-def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
-    """Return a state packed, label heads as they are. Rows of the retained adapter that are zero do
-    not travel."""
+def outgoing(
+    state: State, dtype: str, generator: torch.Generator, round_heads: bool = False
+) -> Outgoing:
+    """Return a state packed. Rows of the retained adapter that are zero do not travel.
+
+    Args:
+        state: what all are sent.
+        dtype: of adapters on the wire.
+        generator: rounds them.
+        round_heads: label heads are rounded too.
+    """
     rank = live_rank(state.retained)
     sent = {LORA: state.current, DISTILLED: split(state.retained, rank)[0]}
     if state.residual is not None:
@@ -87,10 +96,14 @@ def outgoing(state: State, dtype: str, generator: torch.Generator) -> Outgoing:
     packed = {name: pack(adapter, dtype, generator) for name, adapter in sent.items()}
     arrived = {name: unpack(encoded, dtype, sent[name]) for name, encoded in packed.items()}
     records = {name: as_record(encoded) for name, encoded in packed.items()}
-    if state.heads:
-        records[HEADS] = as_record(pack_heads(state.heads))
+    heads = state.heads
+    if heads:
+        records[HEADS] = as_record(pack_heads(heads, round_heads))
+        shapes = {task: tuple(head.shape) for task, head in heads.items()}
+        heads = read_heads(records[HEADS], shapes, round_heads)
     decoded = replace(
         state,
+        heads=heads,
         current=arrived[LORA],
         retained=padded(arrived[DISTILLED], state.retained.rank),
         residual=arrived.get(RESIDUAL),

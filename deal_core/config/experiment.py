@@ -295,7 +295,8 @@ class WireConfig(Table):
 
     dtype: str = "float32"
     """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client). Class sums
-    of embeddings travel in int8 as well, else in float32; label heads always in float32."""
+    of embeddings and their label heads travel in int8 as well, else in float32; sums and heads of
+    ``linear-probe`` always in float32."""
 
 
 class PrivacyConfig(Table):

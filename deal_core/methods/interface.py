@@ -187,7 +187,8 @@ class Statistics:
             heads answer alone.
         head_rows: rows that a label has in its task's head, 1 or 2; see
             :mod:`deal_core.training.head_scores`.
-        rounded: how sums travel at ``wire.dtype = "int8"``; None: exact all the same.
+        rounded: how sums travel at ``wire.dtype = "int8"``, and heads by rows with them; None: all
+            is exact all the same.
         absorb_noised: server: as ``absorb``, of class sums with noise (``count`` and ``sum`` alone,
             neither whole nor positive); None: nothing can be made of them.
     """
@@ -208,9 +209,13 @@ class Statistics:
         rows = () if self.head_rows == 1 else (self.head_rows,)
         return (labels, *rows, size + 1)
 
+    def rounds(self, dtype: str) -> bool:
+        """Whether sums, and heads, are rounded at ``wire.dtype``."""
+        return self.rounded is not None and dtype == ROUNDED_AT
+
     def at(self, dtype: str) -> SumsOnWire:
         """Return how sums travel at ``wire.dtype``."""
-        if self.rounded is not None and dtype == ROUNDED_AT:
+        if self.rounded is not None and self.rounds(dtype):
             return self.rounded
         return SumsOnWire(self.shapes, {}, lambda sums: sums, self.check, lambda sums: sums)
 

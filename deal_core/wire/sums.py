@@ -1,5 +1,4 @@
-"""Sums and label heads on the wire: names, shapes and values are checked before anything is done
-with them."""
+"""Sums on the wire: names, shapes and values are checked before anything is done with them."""
 
 from __future__ import annotations
 
@@ -7,19 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from deal_core.lora.payload import PayloadError, WireArray
 from deal_core.wire.adapter_record import checked_arrays
-from deal_core.wire.sum_codes import EXACT, SUM_CODES, SumCode, header
+from deal_core.wire.sum_codes import EXACT, SUM_CODES, SumCode
 
 Shapes = Mapping[str, tuple[int, ...]]
 EXACTLY: Mapping[str, str] = {}
 """All sums as they are, in float32."""
-LARGEST_HEAD = 1e10
-"""Of an entry of a head: what is beyond would make scores that are no numbers."""
 
 
 def pack_sums(
@@ -62,7 +58,7 @@ def read_sums(
         for name, endings in own.items()
         for ending, header in endings.items()
     }
-    arrays = _finite(checked_arrays(record, expected))
+    arrays = require_finite(checked_arrays(record, expected))
     return [
         {
             name: _form(name, codes).decode({e: arrays[f"{place}.{name}{e}"] for e in endings})
@@ -76,27 +72,12 @@ def _form(name: str, codes: Mapping[str, str]) -> SumCode:
     return SUM_CODES[codes.get(name, EXACT)]
 
 
-def pack_heads(heads: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Return label heads as they travel: a key each task, float32."""
-    return {task: np.ascontiguousarray(head.float().numpy()) for task, head in heads.items()}
-
-
-def read_heads(record: Mapping[str, WireArray], shapes: Shapes) -> dict[str, Tensor]:
-    """Return the head of each task: undo :func:`pack_heads`.
+def require_finite(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Return the arrays.
 
     Raises:
-        PayloadError: as :func:`read_sums`; or a value out of bounds.
+        PayloadError: a value is not finite.
     """
-    expected = {task: header("float32", shape) for task, shape in shapes.items()}
-    arrays = _finite(checked_arrays(record, expected))
-    heads = {task: torch.from_numpy(array.copy()) for task, array in arrays.items()}
-    for task, head in heads.items():
-        if head.numel() and float(head.abs().max()) > LARGEST_HEAD:
-            raise PayloadError(f"heads: a value of {task[:80]!r} is out of bounds")
-    return heads
-
-
-def _finite(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise PayloadError(f"{key[:80]}: a value is not finite")

@@ -72,6 +72,15 @@ def test_bytes_of_sums_in_int8_and_answers_that_are_nearly_the_same(run_with):
         (wide.class_incremental.average_accuracy, narrow.class_incremental.average_accuracy),
     ):
         assert abs(exactly - coarsely) < 0.06  # of 128 answers
+    assert steps_off(small) < 1e-3 < 0.1 < steps_off(exact)  # what was judged is what is kept
+
+
+def steps_off(run):
+    """How far weights of the run's heads are from whole steps of their row's largest / 127."""
+    heads = load_file(run / "adapter" / "heads.safetensors").values()
+    rows = np.concatenate([head[..., :-1].reshape(-1, head.shape[-1] - 1) for head in heads])
+    steps = rows / (np.abs(rows).max(axis=1, keepdims=True) / 127)
+    return np.abs(steps - steps.round()).max()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
