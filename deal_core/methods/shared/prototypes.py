@@ -110,7 +110,7 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
     prefix = f"{COUNT}/"
     tasks = [key.removeprefix(prefix) for key in sums if key.startswith(prefix)]
     classes = {task: (sums[f"{COUNT}/{task}"], sums[f"{SUM}/{task}"]) for task in tasks}
-    if config.covariance == "none":
+    if config.covariance == "none" or not classes:
         return {task: _head(count, total, None) for task, (count, total) in classes.items()}
     size = next(iter(classes.values()))[1].shape[1]
     count, total = (torch.cat(parts) for parts in zip(*classes.values(), strict=True))
