@@ -99,6 +99,7 @@ def outgoing(
     heads = state.heads
     if heads:
         records[HEADS] = as_record(pack_heads(heads, round_heads))
+    if heads and round_heads:
         shapes = {task: tuple(head.shape) for task, head in heads.items()}
         heads = read_heads(records[HEADS], shapes, round_heads)
     decoded = replace(

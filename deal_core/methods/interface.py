@@ -211,11 +211,11 @@ class Statistics:
 
     def rounds(self, dtype: str) -> bool:
         """Whether sums, and heads, are rounded at ``wire.dtype``."""
-        return self.rounded is not None and dtype == ROUNDED_AT
+        return self.at(dtype) is self.rounded
 
     def at(self, dtype: str) -> SumsOnWire:
         """Return how sums travel at ``wire.dtype``."""
-        if self.rounded is not None and self.rounds(dtype):
+        if self.rounded is not None and dtype == ROUNDED_AT:
             return self.rounded
         return SumsOnWire(self.shapes, {}, lambda sums: sums, self.check, lambda sums: sums)
 

@@ -34,8 +34,9 @@ def by_heads(
         weight: what they count; 0: nothing, and they are not asked for.
     """
     first = _rows(space, heads, embeddings.shape[1], 0)
-    second = _rows(space, heads, embeddings.shape[1], 1)
-    steps = [_columns(space, task) for task, head in heads.items() if head.dim() == 3]
+    wide = {task: head for task, head in heads.items() if head.dim() == 3}
+    second = _rows(space, wide, embeddings.shape[1], 1)
+    steps = [_columns(space, task) for task in wide]
 
     def scores(batch: Sequence[int]) -> Tensor:
         beside = weight * names(batch).double() if names is not None and weight else 0.0

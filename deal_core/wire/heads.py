@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ def pack_heads(heads: Mapping[str, Tensor], rounded: bool = False) -> dict[str, 
         if not rounded:
             packed[task] = np.ascontiguousarray(head.float().numpy())
             continue
-        weights = head[..., :-1].reshape(-1, head.shape[-1] - 1).double()
+        weights = head[..., :-1].flatten(0, -2).double()
         packed[BIAS + task] = np.ascontiguousarray(head[..., -1].float().numpy())
         for ending, array in SUM_CODES[ROWS].encode(weights).items():
             packed[task + ending] = array
@@ -77,9 +78,13 @@ def _headers(task: str, shape: tuple[int, ...], rounded: bool) -> dict[str, Head
     exact = SUM_CODES[EXACT].headers
     if not rounded:
         return {task: exact(shape)[""]}
-    *rows, size = shape
-    own = SUM_CODES[ROWS].headers((int(np.prod(rows)), size - 1))
-    return {BIAS + task: exact(tuple(rows))[""], **{task + end: part for end, part in own.items()}}
+    own = SUM_CODES[ROWS].headers(_weights(shape))
+    return {BIAS + task: exact(shape[:-1])[""], **{task + end: part for end, part in own.items()}}
+
+
+def _weights(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the shape of a head's weights as rows of one matrix."""
+    return math.prod(shape[:-1]), shape[-1] - 1
 
 
 def _head(
@@ -87,9 +92,8 @@ def _head(
 ) -> Tensor:
     if not rounded:
         return torch.from_numpy(arrays[task].copy())
-    *rows, size = shape
     code = SUM_CODES[ROWS]
-    endings = code.headers((int(np.prod(rows)), size - 1))
+    endings = code.headers(_weights(shape))
     weights = code.decode({end: arrays[task + end] for end in endings}).float()
     bias = torch.from_numpy(arrays[BIAS + task].copy())
-    return torch.cat([weights.reshape(*rows, size - 1), bias[..., None]], dim=-1)
+    return torch.cat([weights.reshape(*shape[:-1], -1), bias[..., None]], dim=-1)

@@ -110,39 +110,42 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
     prefix = f"{COUNT}/"
     tasks = [key.removeprefix(prefix) for key in sums if key.startswith(prefix)]
     classes = {task: (sums[f"{COUNT}/{task}"], sums[f"{SUM}/{task}"]) for task in tasks}
-    if config.covariance == "none" or not classes:
-        return {task: _head(count, total, None) for task, (count, total) in classes.items()}
-    size = next(iter(classes.values()))[1].shape[1]
+    if not classes:
+        return {}
     count, total = (torch.cat(parts) for parts in zip(*classes.values(), strict=True))
-    grams = [value for key, value in sums.items() if key.split("/")[0] == GRAM]
-    shared = _covariance(count, total, symmetric(sum(grams[1:], grams[0]), size))
-    metric = _with_ridge(shared, config.ridge)
-    found = {task: _head(count, total, metric) for task, (count, total) in classes.items()}
-    if not _in_two_steps(config):
+    shared = None
+    if config.covariance == "shared":
+        grams = [value for key, value in sums.items() if key.split("/")[0] == GRAM]
+        shared = _covariance(count, total, sum(grams[1:], grams[0]))
+    rows = _rows(count, total, shared, config.ridge)
+    parts = torch.split(rows, [len(own) for own, _ in classes.values()])
+    found = dict(zip(classes, parts, strict=True))
+    if shared is None or not _in_two_steps(config):
         return found
     for task, (count, total) in classes.items():
-        own = _covariance(count, total, symmetric(sums[f"{GRAM}/{task}"], size))
+        own = _covariance(count, total, sums[f"{GRAM}/{task}"])
         mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
-        second = _head(count, total, _with_ridge(mixed, config.ridge))
+        second = _rows(count, total, mixed, config.ridge)
         found[task] = torch.stack([found[task], second], dim=1)
     return found
 
 
 def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
-    """Covariance within classes, ``(size, size)``."""
-    return without_negative(scatter(count, total, gram) / count.sum())
+    """Covariance within classes, ``(size, size)``, of the upper triangle of a Gram matrix."""
+    within = scatter(count, total, symmetric(gram, total.shape[1])) / count.sum()
+    return without_negative(within)
 
 
-def _with_ridge(covariance: Tensor, ridge: float) -> Tensor:
-    size = len(covariance)
-    mean_eigenvalue = (covariance.trace() / size).clamp(min=SMALLEST)
-    return covariance + ridge * mean_eigenvalue * torch.eye(size, dtype=covariance.dtype)
-
-
-def _head(count: Tensor, total: Tensor, metric: Tensor | None) -> Tensor:
-    """Weights and biases of class means in a metric, None: plain, ``(labels, size + 1)``."""
+def _rows(count: Tensor, total: Tensor, within: Tensor | None, ridge: float) -> Tensor:
+    """Return weights and biases, ``(labels, size + 1)``, float32; ``within``: the covariance in
+    whose metric class means are compared, None: none."""
     means = total / count.clamp(min=1.0)[:, None]
-    weights = means if metric is None else torch.linalg.solve(metric, means.T).T
+    weights = means
+    if within is not None:
+        size = len(within)
+        added = ridge * (within.trace() / size).clamp(min=SMALLEST)
+        metric = within + added * torch.eye(size, dtype=within.dtype)
+        weights = torch.linalg.solve(metric, means.T).T
     bias = -0.5 * (weights * means).sum(dim=1)
     bias[count == 0] = ABSENT
     return torch.cat([weights, bias[:, None]], dim=1).float()
