@@ -31,6 +31,7 @@ RESULTS = Path(simulations.__file__).parent / "results"
 FOLDERS = {
     "run": EXAMPLES / "plain",
     "private": EXAMPLES / "private",
+    "deployment": EXAMPLES / "deployment",
     "study": RESULTS / "all-labels-medmcqa",
     "settings": RESULTS / "memory",
     "budgets": RESULTS / "budgets",
