@@ -152,7 +152,8 @@ def _kept(
     protected = public or bench.mechanism.unit is not None
     past_tasks = () if protected else instruction.past  # whose records no charge would name
     shares = [partial(_share, bench, task, client_context.client) for task in past_tasks]
-    known = sum(1 for _ in takewhile(set(instruction.seen).__contains__, past_tasks))
+    met = {*instruction.seen, instruction.task}  # a task that returns was met before
+    known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
     past = TaskHistory(shares, TaskStore(folder), known) if shares else None
     return past, RoundStore(folder, instruction.stage, instruction.server_round)
 

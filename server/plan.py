@@ -1,10 +1,10 @@
 """Who works on which task in which round: pure, so that a resumed run finds the plan it left.
 
-Every client has an order of tasks and works ``rounds`` rounds on each; one that is through idles.
-All clients consolidate together, every ``every`` rounds; what lies between two consolidations is a
-stage. Where all clients have the same order and a stage is as long as a task, stages and tasks are
-the same thing: that is the synchronous schedule. All tasks at once are one stage, with the rounds
-of one task.
+Every client has an order of tasks and works ``rounds`` rounds on each; one that has not joined yet,
+or is through, idles. All clients consolidate together, every ``every`` rounds; what lies between
+two consolidations is a stage. Where all clients have the same order and a stage is as long as a
+task, stages and tasks are the same thing: that is the synchronous schedule. All tasks at once are
+one stage, with the rounds of one task.
 
 The clock is the federation's: a round in which a client is not sampled, or its reply is lost,
 counts as one of its rounds.
@@ -12,8 +12,9 @@ counts as one of its rounds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -32,12 +33,13 @@ class Plan:
 
     Attributes:
         tasks: all, in the stream's order.
-        orders: client name to its tasks.
+        orders: client name to its tasks; one may return.
         rounds: per task.
         every: rounds of learning per stage; the last stage may have fewer. Rounds of further phases
             come after them, with the clients and tasks of the last one.
         joint_tasks: every task is worked on in every round.
         trainers: clients that train, whatever their order says of the others; empty: all.
+        joins: client name to the rounds of the run that are over when its order begins; none: 0.
     """
 
     tasks: Order
@@ -46,30 +48,39 @@ class Plan:
     every: int
     joint_tasks: bool = False
     trainers: frozenset[str] = frozenset()
+    joins: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def stages(self) -> list[int]:
-        """Rounds of each stage: the client with the most tasks decides how many there are."""
-        total = self.rounds if self.joint_tasks else self.rounds * self._longest
+        """Rounds of each stage: the client that is through last decides how many there are."""
+        total = self.rounds if self.joint_tasks else max(map(self._end, self.orders))
         return [min(self.every, total - start) for start in range(0, total, self.every)]
 
     def working(self, stage: int, server_round: int) -> dict[str, str]:
         """Return client to task in a round (from 1 in every stage); who idles, or does not train,
         is not in it."""
-        turn = self._turn(stage, server_round)
-        return {name: order[turn] for name, order in self._trained.items() if turn < len(order)}
+        at_work = {}
+        for name, order in self._trained.items():
+            turn = self._turn(name, stage, server_round)
+            if 0 <= turn < len(order):
+                at_work[name] = order[turn]
+        return at_work
 
     def past(self, client: str, stage: int, server_round: int) -> Order:
-        """What the client worked on before its task in a round."""
-        return self.orders[client][: self._turn(stage, server_round)]
+        """Return the tasks that the client worked on before its turn in a round, by when it first
+        met them. A task that returns is among them: it was worked on before."""
+        turn = max(0, self._turn(client, stage, server_round))
+        return tuple(dict.fromkeys(self.orders[client][:turn]))
 
     def met(self, stage: int, server_round: int = 1) -> Order:
         """Return what the teacher of a round knows, in the stream's order: tasks that some client
         worked on before the stage, or, in the rounds of further phases, until its learning
         ended."""
         ended = stage + (server_round > self.stages[stage])
-        begun = -(-ended * self.every // self.rounds)
-        met = {task for order in set(self._trained.values()) for task in order[:begun]}
+        met: set[str] = set()
+        for name, order in self._trained.items():
+            worked = max(0, ended * self.every - self.joins.get(name, 0))
+            met.update(order[: -(-worked // self.rounds)])
         return tuple(task for task in self.tasks if task in met)
 
     def future(self, stage: int) -> Order:
@@ -85,11 +96,11 @@ class Plan:
 
     def work(self, stage: int) -> dict[str, list[str]]:
         """Task, in the stream's order, to the clients whose turn it is in some round of a stage."""
-        first = self._turn(stage, 1)
-        last = len(self.tasks) if self.joint_tasks else self._turn(stage, self.stages[stage])
         clients: dict[str, list[str]] = {task: [] for task in self.tasks}
         for name, order in self.orders.items():
-            for task in order[first : last + 1]:
+            first = max(0, self._turn(name, stage, 1))
+            after = max(0, self._turn(name, stage, self.stages[stage]) + 1)
+            for task in order if self.joint_tasks else dict.fromkeys(order[first:after]):
                 clients[task].append(name)
         return {task: names for task, names in clients.items() if names}
 
@@ -100,14 +111,15 @@ class Plan:
             return self.orders
         return {name: order for name, order in self.orders.items() if name in self.trainers}
 
-    @property
-    def _longest(self) -> int:
-        return max(map(len, self.orders.values()))
+    def _end(self, client: str) -> int:
+        """Rounds of the run that are over when the client is through."""
+        return self.joins.get(client, 0) + self.rounds * len(self.orders[client])
 
-    def _turn(self, stage: int, server_round: int) -> int:
-        """Position in a client's order."""
+    def _turn(self, client: str, stage: int, server_round: int) -> int:
+        """Position in the client's order; negative before it joins."""
         learning = min(server_round, self.stages[stage])
-        return (stage * self.every + learning - 1) // self.rounds
+        over = stage * self.every + learning - 1
+        return (over - self.joins.get(client, 0)) // self.rounds
 
 
 def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[str]) -> Plan:
@@ -119,26 +131,34 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
         clients: names.
 
     Raises:
-        UserError: ``stream.orders`` names what is not there, or no client meets some task.
+        UserError: ``stream.orders`` or ``stream.joins`` names what is not there, or no client
+            meets some task.
     """
     stream, rounds = experiment.stream, experiment.federation.rounds
-    trainers = frozenset(map(str, experiment.federation.participants))
-    if stream.schedule != "per-client":
-        joint_tasks = stream.schedule == "joint"
-        orders = dict.fromkeys(clients, tuple(tasks))
-        return Plan(tuple(tasks), orders, rounds, rounds, joint_tasks, trainers)
+    for name in (*stream.orders, *stream.joins):
+        _check_client(name, clients)
     for name, order in stream.orders.items():
-        _check_order(name, order, tasks, clients)
-    seed = experiment.run.seed
-    orders = {name: _order(stream, name, tasks, seed) for name in clients}
+        for task in order:
+            choose(f"task in stream.orders.{name}:", task, dict.fromkeys(tasks))
+    joint_tasks = stream.schedule == "joint"
+    joins: dict[str, int] = dict(stream.joins)
+    if stream.schedule == "per-client":
+        seed = experiment.run.seed
+        orders = {name: _order(stream, name, tasks, seed) for name in clients}
+    else:
+        begins = {name: math.ceil(joins.get(name, 0) / rounds) for name in clients}
+        orders = {name: tuple(tasks[begins[name] :]) for name in clients}
+        joins = {name: rounds * begins[name] for name in joins}
     missed = set(tasks).difference(*orders.values())
     if missed:
         raise UserError(
             f"stream: no client meets the task '{next(t for t in tasks if t in missed)}'; name it "
-            "in stream.orders, or raise stream.tasks_per_client or federation.clients"
+            "in stream.orders, or raise stream.tasks_per_client or federation.clients, or let a "
+            "client join earlier (stream.joins)"
         )
     every = stream.consolidate_every or rounds
-    return Plan(tuple(tasks), orders, rounds, every, trainers=trainers)
+    trainers = frozenset(map(str, experiment.federation.participants))
+    return Plan(tuple(tasks), orders, rounds, every, joint_tasks, trainers, joins)
 
 
 def _order(stream: StreamConfig, client: str, tasks: Sequence[str], seed: int) -> Order:
@@ -149,12 +169,9 @@ def _order(stream: StreamConfig, client: str, tasks: Sequence[str], seed: int) -
     return tuple(tasks[i] for i in drawn)[: stream.tasks_per_client or None]
 
 
-def _check_order(name: str, order: Order, tasks: Sequence[str], clients: Sequence[str]) -> None:
+def _check_client(name: str, clients: Sequence[str]) -> None:
     if name not in clients:
         raise UserError(
-            f"stream.orders names client '{name}'; the clients are {clients[0]} to {clients[-1]}"
+            f"stream names client '{name}' (orders, joins); the clients are {clients[0]} to "
+            f"{clients[-1]}"
         )
-    for position, task in enumerate(order):
-        choose(f"task in stream.orders.{name}:", task, dict.fromkeys(tasks))
-        if task in order[:position]:
-            raise UserError(f"stream.orders.{name} names '{task}' twice; name each task once")

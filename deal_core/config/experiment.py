@@ -8,7 +8,7 @@ same keys work in an experiment file, in ``--set table.key=value``
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -187,13 +187,18 @@ class StreamConfig(Table):
     """Whether labels of equal name in two tasks are one class, or two, where the answer is chosen
     among all labels seen so far (class-incremental accuracy)."""
     orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Number of a client (from 0) to its tasks in their order, instead of a draw; an empty list:
-    it only evaluates."""
+    """Number of a client (from 0) to its tasks in their order, instead of a draw; a task may
+    return; an empty list: it only evaluates."""
+    joins: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Number of a client (from 0) to the rounds of the run that are over when it joins; the others
+    are there from the start. Where tasks come in turn for all it begins with the next task."""
 
     @model_validator(mode="after")
-    def _all_labels_are_joint(self) -> Self:
+    def _joint_is_all_at_once(self) -> Self:
         if self.joint_labels == "all" and self.schedule != "joint":
             raise ValueError('joint_labels = "all" has an effect with schedule = "joint" alone')
+        if self.joins and self.schedule == "joint":
+            raise ValueError('nobody joins late with schedule = "joint"; leave joins out')
         return self
 
     @model_validator(mode="after")
@@ -205,6 +210,18 @@ class StreamConfig(Table):
                 '"per-client" alone; set it, or leave them out'
             )
         return self
+
+    def times(self, task: str) -> int:
+        """Return how often a client meets a task, at most."""
+        return max([1, *(order.count(task) for order in self.orders.values())])
+
+    def turns(self, tasks: int) -> int:
+        """Return how many tasks a client works on one after another, at most.
+
+        Args:
+            tasks: of the stream.
+        """
+        return max([tasks, *map(len, self.orders.values())])
 
 
 class FederationConfig(Table):

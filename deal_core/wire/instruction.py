@@ -30,7 +30,8 @@ class Instruction(BaseModel):
         seen: other tasks that some client had met before the stage, in the stream's order; in
             phases after learning, those of the stage as well.
         future: tasks that no client works on before the stage has ended.
-        past: tasks that this client worked on before this one, in its own order.
+        past: tasks that this client worked on before, in its own order; where a task returns, that
+            task as well.
         piggybacked_evaluation: in a training request, tasks on which the model is evaluated as it
             arrives: what an evaluation request at the end of the stage before would have asked.
         learnt: tasks that some client had worked on when the model that is evaluated was made, in

@@ -65,7 +65,9 @@ def check_cohort(experiment: Experiment) -> None:
         UserError: it is among too few, or too many may.
     """
     federation = experiment.federation
-    clients = federation.clients_per_round or len(federation.participants) or federation.clients
+    training = set(map(str, federation.participants or range(federation.clients)))
+    late = {name for name, over in experiment.stream.joins.items() if over}
+    clients = min(federation.clients_per_round or len(training), len(training - late))
     least, colluding = experiment.aggregation.min_cohort, experiment.privacy.colluding
     if clients < LEAST_SITES:
         raise UserError(

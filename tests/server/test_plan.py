@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig, StreamConfig
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.plan import evaluations, planned_work
 from server.plan import Plan, make_plan
 from server.schedule import Step, schedule
 
@@ -25,16 +28,20 @@ def planned(tasks=TASKS, clients=CLIENTS, rounds=2, seed=0, **stream) -> Plan:
 @st.composite
 def plans(draw) -> Plan:
     tasks = TASKS[: draw(st.integers(1, 4))]
-    own = st.lists(st.sampled_from(tasks), unique=True).map(tuple)
+    own = st.lists(st.sampled_from(tasks), max_size=6).map(tuple)
     orders = {str(n): draw(own) for n in range(draw(st.integers(0, 3)))} | {"all": tasks}
-    return Plan(tasks, orders, draw(st.integers(1, 3)), draw(st.integers(1, 7)))
+    joins = {name: draw(st.integers(0, 9)) for name in orders if draw(st.booleans())}
+    rounds, every = draw(st.integers(1, 3)), draw(st.integers(1, 7))
+    return Plan(tasks, orders, rounds, every, joins=joins)
 
 
 @given(plans())
 def test_the_plan_is_what_each_client_does_round_after_round(plan):
-    """Compared with clients that work through their own lists, one round at a time."""
-    left = {
-        name: [task for task in order for _ in range(plan.rounds)]
+    """Compared with clients that wait until they join, then work through their own lists, one round
+    at a time; tasks return."""
+    left: dict[str, list[str | None]] = {
+        name: [None] * plan.joins.get(name, 0)
+        + [task for task in order for _ in range(plan.rounds)]
         for name, order in plan.orders.items()
     }
     done: dict[str, list[str]] = {name: [] for name in plan.orders}
@@ -45,11 +52,13 @@ def test_the_plan_is_what_each_client_does_round_after_round(plan):
         assert plan.met(stage) == tuple(task for task in plan.tasks if task in met)
         worked: dict[str, set[str]] = {}
         for server_round in range(1, rounds + 1):
-            now = {name: tasks.pop(0) for name, tasks in left.items() if tasks}
-            assert now  # in no round does everybody idle
+            begun = {name: tasks.pop(0) for name, tasks in left.items() if tasks}
+            assert begun  # the run ends when the last is through
+            now = {name: task for name, task in begun.items() if task is not None}
             assert plan.working(stage, server_round) == now
             for name, task in now.items():
-                earlier = [other for other in dict.fromkeys(done[name]) if other != task]
+                turns = len(done[name]) // plan.rounds
+                earlier = dict.fromkeys(plan.orders[name][:turns])
                 assert plan.past(name, stage, server_round) == tuple(earlier)
                 worked.setdefault(task, set()).add(name)
                 done[name].append(task)
@@ -125,10 +134,9 @@ def test_every_task_is_met_or_nothing_starts(seed, tasks_per_client):
     ("orders", "problem"),
     [
         ({"0": ("a",), "1": ("b",), "2": ("d",)}, "no client meets the task 'c'"),
-        ({"3": ("a",)}, "names client '3'; the clients are 0 to 2"),
+        ({"3": ("a",)}, "names client '3' (orders, joins); the clients are 0 to 2"),
         ({"one": ("a",)}, "names client 'one'"),
         ({"1": ("a", "aa")}, "unknown task in stream.orders.1: 'aa'; known: a, b, c, d"),
-        ({"1": ("a", "b", "a")}, "stream.orders.1 names 'a' twice"),
     ],
 )
 def test_a_plan_that_cannot_be_is_one_line(orders, problem):
@@ -140,3 +148,78 @@ def test_a_plan_that_cannot_be_is_one_line(orders, problem):
 
 def test_where_all_is_learnt_at_once_nothing_is_to_come():
     assert planned(schedule="joint").future(0) == ()
+
+
+@given(st.integers(0, 8))
+def test_a_late_client_begins_with_the_next_task_where_tasks_come_in_turn_for_all(over):
+    plan = planned(schedule="synchronous", joins={"1": over})
+    own = TASKS[-(-over // 2) :]
+    assert plan.orders == {"0": TASKS, "1": own, "2": TASKS}
+    assert plan.stages == [2, 2, 2, 2]
+    for stage, task in enumerate(TASKS):
+        there = CLIENTS if task in own else ("0", "2")
+        for server_round in (1, 2):
+            assert plan.working(stage, server_round) == dict.fromkeys(there, task)
+        assert plan.work(stage) == {task: list(there)}
+        assert plan.past("1", stage, 1) == tuple(t for t in TASKS[:stage] if t in own)
+        assert plan.met(stage) == TASKS[:stage]
+
+
+def test_a_task_that_returns_is_worked_on_twice_and_was_met_before():
+    plan = planned(rounds=1, orders={"0": ("a", "b", "a"), "1": ("c",), "2": ("d",)})
+    assert [plan.working(stage, 1).get("0") for stage in range(3)] == ["a", "b", "a"]
+    assert plan.past("0", 2, 1) == ("a", "b")
+    assert plan.work(2) == {"a": ["0"]}
+    assert plan.future(2) == ()
+
+
+@pytest.mark.parametrize(
+    ("stream", "problem"),
+    [
+        ({"joins": {"5": 1}}, "names client '5' (orders, joins); the clients are 0 to 2"),
+        (
+            {"schedule": "synchronous", "joins": dict.fromkeys(CLIENTS, 1)},
+            "no client meets the task 'a'",
+        ),
+    ],
+)
+def test_who_joins_when_is_checked(stream, problem):
+    with pytest.raises(UserError) as error:
+        planned(**stream)
+    assert problem in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_nobody_joins_late_where_all_tasks_come_at_once():
+    with pytest.raises(ValueError, match="nobody joins late"):
+        StreamConfig(schedule="joint", joins={"0": 1})
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(TASKS), max_size=6), min_size=3, max_size=3),
+    st.dictionaries(st.sampled_from(CLIENTS), st.integers(0, 9)),
+    st.integers(1, 3),
+    st.integers(0, 4),
+)
+def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
+    drawn, joins, rounds, every
+):
+    """Whatever returns and whoever joins when; the plan of a budget is made of the settings."""
+    orders = dict(zip(CLIENTS, map(tuple, drawn), strict=True)) | {"0": (*drawn[0], *TASKS)}
+    stream = StreamConfig(
+        schedule="per-client", orders=orders, joins=joins, consolidate_every=every
+    )
+    experiment = Experiment(
+        stream=stream, federation=FederationConfig(rounds=rounds, clients=len(CLIENTS))
+    )
+    plan = make_plan(experiment, TASKS, CLIENTS)
+    asked: Counter[tuple[str, str]] = Counter()
+    for stage, count in enumerate(plan.stages):
+        for server_round in range(1, count + 1):
+            asked.update(plan.working(stage, server_round).items())
+    planned_rounds = {
+        each.task: each.rounds for each in planned_work(experiment, (), dict.fromkeys(TASKS, 9))
+    }
+    assert all(count <= planned_rounds[task] for (_, task), count in asked.items())
+    assert max(asked.values()) == max(planned_rounds.values())
+    assert len(plan.stages) + 1 <= evaluations(experiment, len(TASKS))

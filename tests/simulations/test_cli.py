@@ -104,6 +104,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         "memory",
         "own-orders-cl15-core",
         "own-orders-medmcqa",
+        "returning-tasks-medmcqa",
         "standard-cl-llm",
         "tuning",
     ]

@@ -66,13 +66,12 @@ def planned_work(
         records: task to the number of the client's own records, all tasks of the stream; none is
             a number like others.
     """
-    federation, every = experiment.federation, experiment.stream.consolidate_every
-    learning = federation.rounds
+    stream, learning = experiment.stream, experiment.federation.rounds
     private = sum(phase.rounds for phase in phases if not phase.public_path)
-    by_task = [(task, learning + private) for task in records]
-    if experiment.stream.schedule == "per-client" and every:
-        stages = math.ceil(learning * len(records) / every)
-        by_task = [(task, learning + private * stages) for task in records]
+    by_task = [(task, (learning + private) * stream.times(task)) for task in records]
+    if stream.schedule == "per-client" and stream.consolidate_every:
+        stages = math.ceil(learning * stream.turns(len(records)) / stream.consolidate_every)
+        by_task = [(task, learning * stream.times(task) + private * stages) for task in records]
     rates = sample_rates(experiment, records)
     return [
         ReleaseSchedule(
@@ -88,8 +87,9 @@ def planned_work(
 
 def evaluations(experiment: Experiment, tasks: int) -> int:
     """How often all tasks are evaluated: at the start, and after every stage."""
-    every = experiment.stream.consolidate_every or experiment.federation.rounds
-    return 1 + math.ceil(experiment.federation.rounds * tasks / every)
+    stream, rounds = experiment.stream, experiment.federation.rounds
+    until = max([0, *stream.joins.values()]) + rounds * stream.turns(tasks)
+    return 1 + math.ceil(until / (stream.consolidate_every or rounds))
 
 
 def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:

@@ -55,6 +55,10 @@ def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
             'all sites work on one task; set stream.schedule to "synchronous"',
         ),
         (
+            any(experiment.stream.joins.values()),
+            "every site's share is counted on from the start; leave out stream.joins",
+        ),
+        (
             not sums and (method.name not in {"deal", "sequential"} or method.update.enabled),
             "the server takes the steps, and has no penalty; set method.name to deal or "
             "sequential, and method.update.enabled to false; or method.name to prototype, with "

@@ -206,17 +206,22 @@ def test_prototypes_are_those_of_all_tasks_at_once_whatever_the_orders(
     assert len(finished) == len(set(finished)) == 4
 
 
-@pytest.mark.parametrize("settings", [(), ("federation.rounds=2",)])
+RETURNING = 'stream.orders={0=["laboratory", "surgery", "laboratory"], 1=["surgery", "laboratory"]}'
+
+
+@pytest.mark.parametrize(
+    "settings", [(), ("federation.rounds=2",), ("stream.joins={1=1}",), (RETURNING,)]
+)
 def test_class_means_of_deal_are_those_of_all_tasks_at_once_whatever_the_orders(
     make_experiment, tmp_path, settings
 ):
-    """Every client gives its sums of a task once, when a stage ends while it works on it."""
+    """Every client gives its sums of a task once, when a stage ends while it works on it, whenever
+    it joins, and also where the task returns."""
     everybody = 'stream.orders={0=["laboratory", "surgery"], 1=["surgery", "laboratory"]}'
     asked = (*TINY, "federation.clients=2", 'data.tasks=["laboratory", "surgery"]')
-    deal = (*asked, "method.name=deal", "method.prototype.enabled=auto", *settings)
-    own = per_client(
-        make_experiment, tmp_path / "own", *deal, everybody, "stream.consolidate_every=1"
-    )
+    deal = (*asked, "method.name=deal", "method.prototype.enabled=auto")
+    orders = (everybody, "stream.consolidate_every=1", *settings)
+    own = per_client(make_experiment, tmp_path / "own", *deal, *orders)
     assert method_of(own).phases
     check_names(own)
     events: list[dict] = []
@@ -338,3 +343,22 @@ def test_clients_distil_what_all_have_taught_the_model_by_the_end_of_the_stage(o
         (0, 3, "2"): (L, (S, M)),
         (1, 2, "0"): (M, (L, S)),
     }
+
+
+@pytest.mark.parametrize("method", ["ewc", "replay", "sequential", "lwf", "olora"])
+def test_a_task_that_returns_and_a_client_that_joins_late_are_learnt_by_every_method(
+    own_orders, tmp_path, method
+):
+    """The run is as long as the last client needs; a late client idles until it joins."""
+    orders = f'stream.orders={{0=["{L}", "{S}", "{L}"], 1=["{S}"], 2=["{M}"]}}'
+    every = "stream.consolidate_every=1"
+    experiment = own_orders(*tiny(method), orders, "stream.joins={2=2}", every)
+    events: list[dict] = []
+    run_inprocess(experiment, events.append)
+    finished = [e for e in events if e["event"] == "client_finished"]
+    worked = [(e["stage"], e["client"], e["task"]) for e in finished]
+    expected = [(0, "0", L), (0, "1", S), (1, "0", S), (2, "0", L), (2, "2", M)]
+    assert sorted(worked) == expected
+    results = read_results(tmp_path)
+    assert [list(stage.work) for stage in results.stages] == [[L, S], [S], [L, M]]
+    assert len(results.accuracy_matrix) == 3

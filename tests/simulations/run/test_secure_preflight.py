@@ -28,6 +28,7 @@ def test_every_rule_that_is_a_mean_of_factors_can_be_summed(make_experiment):
         ("federation.clients=2", "each knows the other's part"),
         ("federation.clients_per_round=2", "each knows the other's part"),
         ("federation.participants=[0, 1]", "each knows the other's part"),
+        ("stream.joins={3=1, 2=1}", "each knows the other's part"),
         ("aggregation.min_cohort=5", "min_cohort is 5, and a round has 4 clients"),
         ("privacy.colluding=3", "leaves no two whose parts"),
         ("faults.clients=[1]", "cannot be spoilt"),
