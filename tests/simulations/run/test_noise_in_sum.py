@@ -166,6 +166,7 @@ def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, t
         ("federation.clients=2", "3 clients"),
         ("privacy.colluding=3", "no two whose parts"),
         ("federation.clients=4\nfederation.clients_per_round=3", "clients_per_round"),
+        ("federation.clients=4\nstream.joins={3=1}", "stream.joins"),
         ("method.update.enabled=true", "update.enabled"),
         ("method.warm_start_rank=1", "warm_start_rank"),
         ("aggregation.robust=median", "aggregation.robust"),
