@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deal_core.lora.attach import lora_layers
 from deal_core.models.prompt_forest import PromptForest, PromptRow, plant
 
-CACHED_BYTES = 2**30
+CACHED_BYTES = 2**29
 """What is kept; beyond, what was used longest ago goes."""
 TOKENS_PER_PASS = 4096
 """Of prompts that are new, so many in one pass."""
