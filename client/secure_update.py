@@ -97,8 +97,7 @@ def _layout(bench: Workbench, state: State, instruction: Instruction) -> Layout:
         tasks = instruction.tasks or (instruction.task,)
         labels = [len(bench.labels(task)) for task in tasks]
         size = embedding_size(config.model, statistics.layers)
-        sites, noised = config.federation.clients, at_server(config)
-        return statistics_layout(statistics.shapes, labels, size, sites, noised)
+        return statistics_layout(config, statistics.shapes, size, labels)
     trained = frozenset(instruction.trained)
     return layout_of(config, state.current, trained, _gradients(bench, instruction))
 

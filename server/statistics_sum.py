@@ -43,11 +43,10 @@ class StatisticsSum:
 
     def layout(self, state: State) -> Layout:
         """Return that of the sums of all tasks of the round."""
-        config, statistics = self._config, self.round.statistics
+        statistics = self.round.statistics
         labels = [self.round.labels[task] for task in self._tasks]
-        size = embedding_size(config.model, statistics.layers)
-        sites, noised = config.federation.clients, at_server(config)
-        return statistics_layout(statistics.shapes, labels, size, sites, noised)
+        size = embedding_size(self._config.model, statistics.layers)
+        return statistics_layout(self._config, statistics.shapes, size, labels)
 
     def add(self, state: State, sums: Sums) -> tuple[State, Aggregate | None]:
         """Return the state with the sums. Those over all sites are checked as one site's are."""

@@ -72,19 +72,19 @@ def update_layout(
 
 
 def statistics_layout(
-    shapes: ShapesOf, labels: Sequence[int], size: int, sites: int, noised: bool
+    experiment: Experiment, shapes: ShapesOf, size: int, labels: Sequence[int]
 ) -> Layout:
     """Return the layout of sums over unit vectors: named ``PLACE.NAME``, on the finest grid; with
     noise, class sums of one task in whole numbers.
 
     Args:
+        experiment: where its server takes the steps every site adds its share of the noise.
         shapes: numbers of labels and of entries of a vector -> name to shape of what is summed.
-        labels: how many labels each task has.
         size: entries of a vector.
-        sites: most that are summed.
-        noised: every site adds its share of the noise.
+        labels: how many labels each task has.
     """
-    if noised:
+    sites = experiment.federation.clients
+    if experiment.train.step == "server":
         field = SumField(CLASS_SUMS, (labels[0], size + 1), LARGEST_SUM)
         return Layout((field,), SUM_BITS, sites)
     scale = finest_scale(MOST_RECORDS, sites, SUM_BITS)
