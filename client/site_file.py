@@ -12,7 +12,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from deal_core.config.experiment import DataConfig, Experiment, TaskColumns
+from deal_core.config.data import DataConfig, TaskColumns
+from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.config.table import Table
 from deal_core.errors import UserError

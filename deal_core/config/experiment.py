@@ -8,11 +8,13 @@ same keys work in an experiment file, in ``--set table.key=value``
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from deal_core.config.data import DataConfig
 from deal_core.config.method import MethodConfig
+from deal_core.config.stream import StreamConfig
 from deal_core.config.table import Table
 
 
@@ -61,167 +63,6 @@ class AdapterConfig(Table):
     first_layer: int = Field(0, ge=0)
     """First layer of the model that is adapted, of an encoder-decoder in both. What lies below
     never changes, so a text passes it once in a run (causal-lm)."""
-
-
-class PartitionConfig(Table):
-    """How one data set is divided among simulated clients."""
-
-    kind: str = "dirichlet"
-    """``iid``, ``dirichlet``, ``pathological``, ``quantity`` or ``column``."""
-    alpha: float = Field(0.5, gt=0)
-    """Dirichlet concentration over labels, or (quantity) over clients' sizes: small is skewed,
-    large is uniform."""
-    labels_per_client: int = Field(2, ge=1)
-    """Labels that each client holds (pathological)."""
-    column: str = ""
-    """The column whose values name the client (column)."""
-
-
-class TaskColumns(Table):
-    """Columns of one task's files, where they are not those of the others."""
-
-    text_column: str = ""
-    """Empty: ``data.text_column``."""
-    pair_column: str = ""
-    """Empty: ``data.pair_column``."""
-    label_column: str = ""
-    """Empty: ``data.label_column``."""
-    label_text: dict[str, str] = Field(default_factory=dict)
-    """Value in the label column (as text) to the label it stands for; empty: as they are."""
-
-
-class HubTask(Table):
-    """One task read with ``datasets.load_dataset``."""
-
-    path: str
-    """First argument of ``load_dataset``: a name on the hub, or a folder."""
-    config: str = ""
-    """Second argument of ``load_dataset``; empty: the data set has one configuration."""
-    train_split: str = "train"
-    """Split that clients train on."""
-    test_split: str = "test"
-    """Split that accuracy is counted on."""
-    text_column: str = ""
-    """Empty: ``data.text_column``."""
-    pair_column: str = ""
-    """Empty: ``data.pair_column``."""
-    label_column: str = ""
-    """Empty: ``data.label_column``."""
-    label_text: dict[str, str] = Field(default_factory=dict)
-    """Label value (as text) to the words the model sees; empty: the data set's names."""
-    target_column: str = ""
-    """Column of the answer, where answers are texts; empty: ``data.target_column``."""
-    references_column: str = ""
-    """Column of further right answers; empty: ``data.references_column``."""
-
-
-class DataConfig(Table):
-    """Where the stream of tasks comes from."""
-
-    source: str = "medmcqa"
-    """``medmcqa`` (embedded), ``embedded`` (the same, and a task that writes), ``files``, ``hub``,
-    or ``sites``: each site has its own, and says where (deployment)."""
-    path: str = ""
-    """Folder that holds one folder per task (files). One that is not absolute is looked for in the
-    working directory first, and then beside the experiment file."""
-    split: float = Field(0.0, ge=0, lt=1)
-    """Share of a task's training file that becomes its test examples, where it has no test file:
-    of every label, and the same rows in every run; 0: a test file is needed (files)."""
-    tasks: tuple[str, ...] = ()
-    """Tasks in the order they are learnt; empty: all, in the source's order."""
-    generation: tuple[str, ...] = ()
-    """Tasks whose answer is a text, ``target_column``, instead of a label (generating models;
-    files, hub, sites); an answer is measured by ROUGE-L."""
-    labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Task name to its labels (files, sites): the words that all clients share, needed where
-    nobody sees all data; a task that is not named has those of its training file (files)."""
-    instructions: dict[str, str] = Field(default_factory=dict)
-    """Task name to what its prompt asks for (generating models); a task that is not named:
-    ``model.instruction``."""
-    text_column: str = "text"
-    """Column of the text (files, hub)."""
-    pair_column: str = ""
-    """Second text column, joined to the first; empty: none."""
-    label_column: str = "label"
-    """Column of the label (files, hub)."""
-    target_column: str = "target"
-    """Column of the answer, where it is a text."""
-    references_column: str = ""
-    """Column of further right answers, a list (JSONL, Parquet), or one text; empty: none."""
-    id_column: str = ""
-    """Whose record it is (a patient's number): what is compared where a site declares that no
-    record is in two tasks; empty: the text itself."""
-    max_train: int = Field(0, ge=0)
-    """Training examples per task over all clients; 0: no limit."""
-    train_share: float = Field(1.0, gt=0, le=1)
-    """Share of a task's training examples (after ``max_train``) that there is, rounded up."""
-    max_test: int = Field(0, ge=0)
-    """Test examples per task over all clients; 0: no limit."""
-    cache_tokens: bool = True
-    """Keep token ids in the user's cache folder for the next process; they are the texts in
-    another form."""
-    partition: PartitionConfig = PartitionConfig()
-    files: dict[str, TaskColumns] = Field(default_factory=dict)
-    """Task name to its own columns (files)."""
-    hub: dict[str, HubTask] = Field(default_factory=dict)
-    """Task name to the hub data set behind it (hub)."""
-
-
-class StreamConfig(Table):
-    """How tasks arrive."""
-
-    schedule: Literal["synchronous", "per-client", "joint"] = "synchronous"
-    """``synchronous``: all clients work on one task at a time, in the order of ``data.tasks``;
-    ``per-client``: each on its own tasks, in its own order; who is through idles (the keys below
-    are for that); ``joint``: on all tasks at once, for the rounds of one (the bound that knows no
-    sequence)."""
-    consolidate_every: int = Field(0, ge=0)
-    """Rounds from one consolidation, and evaluation, to the next; 0: ``federation.rounds``."""
-    tasks_per_client: int = Field(0, ge=0)
-    """Tasks that a client meets, drawn with their order by the seed; 0, or more than there are:
-    all."""
-    joint_labels: Literal["own", "all"] = "own"
-    """With schedule ``joint``: whether an example's cross-entropy is over the labels of its own
-    task, or over those of all tasks (the bound where the task is not told)."""
-    shared_labels: bool = True
-    """Whether labels of equal name in two tasks are one class, or two, where the answer is chosen
-    among all labels seen so far (class-incremental accuracy)."""
-    orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Number of a client (from 0) to its tasks in their order, instead of a draw; a task may
-    return; an empty list: it only evaluates."""
-    joins: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
-    """Number of a client (from 0) to the rounds of the run that are over when it joins; the others
-    are there from the start. Where tasks come in turn for all it begins with the next task."""
-
-    @model_validator(mode="after")
-    def _joint_is_all_at_once(self) -> Self:
-        if self.joint_labels == "all" and self.schedule != "joint":
-            raise ValueError('joint_labels = "all" has an effect with schedule = "joint" alone')
-        if self.joins and self.schedule == "joint":
-            raise ValueError('nobody joins late with schedule = "joint"; leave joins out')
-        return self
-
-    @model_validator(mode="after")
-    def _orders_are_per_client(self) -> Self:
-        given = self.consolidate_every or self.tasks_per_client or self.orders
-        if given and self.schedule != "per-client":
-            raise ValueError(
-                "consolidate_every, tasks_per_client and orders have an effect with schedule = "
-                '"per-client" alone; set it, or leave them out'
-            )
-        return self
-
-    def times(self, task: str) -> int:
-        """Return how often a client meets a task, at most."""
-        return max([1, *(order.count(task) for order in self.orders.values())])
-
-    def turns(self, tasks: int) -> int:
-        """Return how many tasks a client works on one after another, at most.
-
-        Args:
-            tasks: of the stream.
-        """
-        return max([tasks, *map(len, self.orders.values())])
 
 
 class FederationConfig(Table):

@@ -13,7 +13,7 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data.assets import asset_folder, cure
 from deal_core.data.medmcqa import TASKS, MedMCQA
 from deal_core.data.source import Example, TaskData, limited, select_tasks

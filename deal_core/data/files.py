@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeAlias
 
-from deal_core.config.experiment import DataConfig, TaskColumns
+from deal_core.config.data import DataConfig, TaskColumns
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.data.split import split_off

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deal_core.config.experiment import DataConfig, HubTask
+from deal_core.config.data import DataConfig, HubTask
 from deal_core.data.hub_access import has_data_set, hub_answers, no_answer
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks

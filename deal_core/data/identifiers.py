@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data.files import split_file, task_folders
 from deal_core.data.hub import load_split
 from deal_core.data.rows import Columns

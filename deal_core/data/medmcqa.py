@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data.assets import asset_folder, cure
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError, choose

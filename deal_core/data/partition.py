@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from deal_core.config.experiment import PartitionConfig
+from deal_core.config.data import PartitionConfig
 from deal_core.data.sampling import by_label, largest_remainder
 from deal_core.data.source import Example, TaskData
 from deal_core.data.whole_groups import by_name, one_each

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data.rows import Columns, to_text
 from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
 from deal_core.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deal_core.config.experiment import DataConfig, TaskColumns
+from deal_core.config.data import DataConfig, TaskColumns
 from deal_core.data.source import Example
 from deal_core.errors import UserError, nearest
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from deal_core.config.experiment import DataConfig, TaskColumns
+from deal_core.config.data import DataConfig, TaskColumns
 from deal_core.data.files import SPLITS, split_file, split_files, task_folders
 from deal_core.data.rows import Columns, to_example
 from deal_core.data.source import Example, TaskData

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data.source import TaskData, select_tasks
 from deal_core.errors import UserError
 

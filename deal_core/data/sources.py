@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data.embedded import EmbeddedTasks
 from deal_core.data.files import FilesSource
 from deal_core.data.hub import HubSource

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deal_core.config.experiment import DataConfig, ModelConfig
+from deal_core.config.data import DataConfig
+from deal_core.config.experiment import ModelConfig
 from deal_core.data import Example
 from deal_core.data.medmcqa import TASKS, MedMCQA
 from deal_core.models.prompt import read_template, words

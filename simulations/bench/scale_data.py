@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data import Example
 from deal_core.data.medmcqa import TASKS, MedMCQA
 

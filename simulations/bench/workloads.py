@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from deal_core.config.experiment import DataConfig, ModelConfig
+from deal_core.config.data import DataConfig
+from deal_core.config.experiment import ModelConfig
 from deal_core.data import Example
 from deal_core.data.medmcqa import TASKS, MedMCQA
 

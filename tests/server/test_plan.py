@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deal_core.config.experiment import Experiment, FederationConfig, RunConfig, StreamConfig
+from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
+from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.plan import evaluations, planned_work
 from server.plan import Plan, make_plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from deal_core.config.experiment import DataConfig, PartitionConfig
+from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import TaskData, open_source, partition
 from deal_core.data.source import Example
 from simulations.deployment.demo.folder import DemoFolder

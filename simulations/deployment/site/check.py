@@ -13,7 +13,8 @@ from pathlib import Path
 
 from client.egress import FIELDS, SUM_FIELDS
 from client.site_file import SiteFile, read_site, site_files
-from deal_core.config.experiment import DataConfig, Experiment
+from deal_core.config.data import DataConfig
+from deal_core.config.experiment import Experiment
 from deal_core.data.files import FilesSource
 from deal_core.data.identifiers import repeated_identifiers
 from deal_core.data.source import TaskData

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deal_core.config.experiment import DataConfig, PartitionConfig, TaskColumns
+from deal_core.config.data import DataConfig, PartitionConfig, TaskColumns
 from deal_core.data import Example, TaskData, open_source
 from deal_core.data.files import FilesSource
 from deal_core.data.tables import READERS
@@ -331,7 +331,7 @@ def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path: Path, name
 
 
 def test_an_id_column_says_whose_a_record_is(tmp_path):
-    from deal_core.config.experiment import DataConfig
+    from deal_core.config.data import DataConfig
     from deal_core.data.rows import Columns, to_example
 
     config = DataConfig(id_column="patient")

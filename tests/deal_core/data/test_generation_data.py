@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.config.experiment import DataConfig, PartitionConfig
+from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import open_source, partition
 from deal_core.data.clients import each_by_itself
 from deal_core.data.source import Example, TaskData

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deal_core.config.experiment import DataConfig, HubTask, PartitionConfig
+from deal_core.config.data import DataConfig, HubTask, PartitionConfig
 from deal_core.data import Example, TaskData, open_source
 from deal_core.errors import UserError
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from deal_core.config.experiment import HubTask
+from deal_core.config.data import HubTask
 from deal_core.data import hub_access
 from deal_core.data.hub import load_split
 from deal_core.data.hub_access import hub_answers

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data import SOURCES, TaskData, open_source
 from deal_core.data.medmcqa import CAP, TASKS
 from deal_core.data.sampling import stratified

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deal_core.config.experiment import PartitionConfig
+from deal_core.config.data import PartitionConfig
 from deal_core.data import PARTITIONERS, Example, TaskData, partition
 from deal_core.errors import UserError
 
@@ -191,7 +191,7 @@ def test_seed_and_task_name_change_the_division(kind: str) -> None:
 
 PRINT_DIGEST = """
 import hashlib
-from deal_core.config.experiment import PartitionConfig
+from deal_core.config.data import PartitionConfig
 from deal_core.data import PARTITIONERS, Example, TaskData, partition
 examples = tuple(Example(f"text {i}", f"label {i % 3}", f"site {i % 5}") for i in range(90))
 task = TaskData("task", ("label 0", "label 1", "label 2"), examples, examples[:30])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data.public import read_public
 from deal_core.errors import UserError
 

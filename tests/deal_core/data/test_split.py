@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deal_core.config.experiment import DataConfig, Experiment, PrivacyConfig
+from deal_core.config.data import DataConfig
+from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.data import Example, load_for_clients, open_source
 from deal_core.data.files import FilesSource
 from deal_core.data.split import split_off, split_off_each

@@ -14,7 +14,7 @@ Rows = Sequence[Mapping[str, str]]
 def questions(train: int = 18, test: int = 9) -> dict[str, dict[str, list[dict[str, str]]]]:
     """Task to split to rows of real questions, so many of a label, always in the same order;
     where there are too few tests, training rows that nobody trains on are some."""
-    from deal_core.config.experiment import DataConfig
+    from deal_core.config.data import DataConfig
     from deal_core.data import open_source
 
     source = open_source(DataConfig(tasks=tuple(LABELS)))

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from client.site_file import read_site
-from deal_core.config.experiment import DataConfig, Experiment
+from deal_core.config.data import DataConfig
+from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from simulations.deployment.server import site_registry
 from simulations.deployment.server.certificates import make_authority

@@ -10,12 +10,11 @@ import pytest
 
 from client.site_file import SiteFile
 from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES
+from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.config.experiment import (
     AggregationConfig,
-    DataConfig,
     Experiment,
     ModelConfig,
-    PartitionConfig,
     PrivacyConfig,
     WireConfig,
 )

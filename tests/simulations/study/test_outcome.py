@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.config.experiment import Experiment, StreamConfig
+from deal_core.config.experiment import Experiment
+from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError
 from server.checkpoint import History
 from server.plan import make_plan

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import softmax
 
-from deal_core.config.experiment import AdapterConfig, DataConfig, ModelConfig, TrainConfig
+from deal_core.config.data import DataConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.file import parse_experiment
 from deal_core.config.method import ConsolidationConfig, MethodConfig
 from deal_core.data import open_source

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from client.site_file import read_site
-from deal_core.config.experiment import DataConfig
+from deal_core.config.data import DataConfig
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from simulations.deployment.demo import folder as folder_module
