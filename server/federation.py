@@ -15,15 +15,25 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import declared_labels, open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes, zero_adapter
+from deal_core.lora.input_metric import input_metric
 from deal_core.lora.kinds import PublicTask, kind_of
 from deal_core.lora.state import State
-from deal_core.methods import Method, Phase, make_method, method_of, phases_of, resolve_auto
+from deal_core.methods import (
+    Method,
+    Phase,
+    cut_by_inputs,
+    make_method,
+    method_of,
+    phases_of,
+    resolve_auto,
+)
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
 from deal_core.privacy.mechanisms.server_side import NoServerNoise, ServerSide
 from deal_core.privacy.policy import counts_in_sum
 from deal_core.randomness import seeded
 from deal_core.training.public_gradients import public_gradients
+from deal_core.training.public_inputs import public_inputs
 from deal_core.training.threads import threads
 from server.checkpoint import Checkpoint, History
 from server.evaluation import Evaluation, same_model
@@ -231,14 +241,22 @@ class Federation:
     def _end_stage(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks; at sites, with the next stage's first round."""
         before = state
-        state = self._moved_on(
-            step, before, lambda: self._denoising(before, history).end_task(before)
-        )
+        state = self._moved_on(step, before, lambda: self._ended(step, before, history))
         last = step.stage == len(self.plan.stages) - 1
         if last or not self._at_sites:
             state, history = self._evaluate(step, state, history)
         self.exchange.event("stage_finished", step)
         return state, history
+
+    def _ended(self, step: Step, state: State, history: History) -> State:
+        """Return the state that the method's end of a task gives."""
+        method = self._denoising(state, history)
+        if not cut_by_inputs(self.experiment.method):
+            return method.end_task(state)
+        words = self.experiment.data.instructions
+        tasks = {t: (self._labels[t], words.get(t, "")) for t in self.plan.learnt(step.stage)}
+        metric = input_metric(public_inputs(self._model, state, tasks))
+        return metric.shrunk(method.end_task(metric.stretched(state)))
 
     def _zero_shot(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Return the state as it is, and the history with the evaluation of what the run started

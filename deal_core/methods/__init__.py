@@ -9,6 +9,7 @@ from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
 from deal_core.methods.auto_settings import every_task_ends_a_stage, resolve_auto
 from deal_core.methods.deal.method import make_deal
+from deal_core.methods.deal.retention import cut_by_inputs
 from deal_core.methods.deal_reference.method import make_deal_reference
 from deal_core.methods.ewc import make_ewc
 from deal_core.methods.interface import (
@@ -103,6 +104,7 @@ __all__ = [
     "TaskMemory",
     "TaskPrompt",
     "Tensors",
+    "cut_by_inputs",
     "every_task_ends_a_stage",
     "make_method",
     "method_of",

@@ -99,6 +99,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         *(f"all-labels-{what}" for what in asked),
         "cl15-core",
         "clinc10",
+        "compression-clinc10",
         "data-budget",
         "medmcqa",
         "memory",

@@ -168,5 +168,10 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
             f'method.consolidation.data = "{method.consolidation.data}" distils into the retained '
             'adapter: set method.retention.enabled to true, or data to "none"'
         )
+    if consolidating and method.retention.metric != "plain":
+        raise UserError(
+            'method.retention.metric = "names" chooses what is retained once; set '
+            'method.consolidation.data to "none", or metric to "plain"'
+        )
     phases = consolidation_phases(adapter, method) + prototype_phases(method.prototype)
     return Deal(adapter, method, phases)
