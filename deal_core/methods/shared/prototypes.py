@@ -117,17 +117,26 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
     if config.covariance == "shared":
         grams = [value for key, value in sums.items() if key.split("/")[0] == GRAM]
         shared = _covariance(count, total, sum(grams[1:], grams[0]))
-    rows = _rows(count, total, shared, config.ridge)
+    rows = _without_common(_rows(count, total, shared, config.ridge))
     parts = torch.split(rows, [len(own) for own, _ in classes.values()])
     found = dict(zip(classes, parts, strict=True))
-    if shared is None or not _in_two_steps(config):
-        return found
-    for task, (count, total) in classes.items():
-        own = _covariance(count, total, sums[f"{GRAM}/{task}"])
-        mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
-        second = _rows(count, total, mixed, config.ridge)
-        found[task] = torch.stack([found[task], second], dim=1)
-    return found
+    if shared is not None and _in_two_steps(config):
+        for task, (count, total) in classes.items():
+            own = _covariance(count, total, sums[f"{GRAM}/{task}"])
+            mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
+            second = _without_common(_rows(count, total, mixed, config.ridge))
+            found[task] = torch.stack([found[task], second], dim=1)
+    return {task: head.float() for task, head in found.items()}
+
+
+def _without_common(rows: Tensor) -> Tensor:
+    """Return rows without what they have in common: it adds the same to the score of every label,
+    and would be most of what a format rounds. Labels without records stay out of the mean."""
+    shown = rows[:, -1] > ABSENT
+    if not bool(shown.any()):
+        return rows
+    centred = rows - rows[shown].mean(dim=0)
+    return torch.where(shown[:, None], centred, rows)
 
 
 def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
@@ -137,7 +146,7 @@ def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
 
 
 def _rows(count: Tensor, total: Tensor, within: Tensor | None, ridge: float) -> Tensor:
-    """Return weights and biases, ``(labels, size + 1)``, float32; ``within``: the covariance in
+    """Return weights and biases, ``(labels, size + 1)``, float64; ``within``: the covariance in
     whose metric class means are compared, None: none."""
     means = total / count.clamp(min=1.0)[:, None]
     weights = means
@@ -148,4 +157,4 @@ def _rows(count: Tensor, total: Tensor, within: Tensor | None, ridge: float) -> 
         weights = torch.linalg.solve(metric, means.T).T
     bias = -0.5 * (weights * means).sum(dim=1)
     bias[count == 0] = ABSENT
-    return torch.cat([weights, bias[:, None]], dim=1).float()
+    return torch.cat([weights, bias[:, None]], dim=1)

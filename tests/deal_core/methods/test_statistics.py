@@ -20,6 +20,7 @@ from deal_core.methods.shared import class_sums
 from deal_core.methods.shared.class_sums import without_negative
 from deal_core.methods.shared.prototypes import ABSENT
 from deal_core.randomness import seeded
+from deal_core.wire.sum_codes import ROWS, SUM_CODES
 
 SIZE, LABELS = 12, 4
 Data = tuple[Tensor, Tensor]
@@ -101,31 +102,38 @@ def in_metric(means: np.ndarray, within: np.ndarray, ridge: float) -> np.ndarray
     return np.concatenate([weights, -0.5 * (weights * means).sum(1, keepdims=True)], axis=1)
 
 
+def without_common(rows: np.ndarray) -> np.ndarray:
+    """What all labels have in common says nothing about which label."""
+    return rows - rows.mean(0)
+
+
 @pytest.mark.parametrize("how", SPLITS)
 def test_prototypes_with_a_shared_covariance_are_the_central_closed_form(how):
     x, y = data(0)
     method = method_with(name="prototype", prototype={"ridge": 0.2, "own_covariance": 0.0})
     state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
     residual, means = centred(x, y)
-    expected = in_metric(means, covariance(residual), 0.2)
+    expected = without_common(in_metric(means, covariance(residual), 0.2))
     np.testing.assert_allclose(state.heads["skin"].numpy(), expected, rtol=1e-5, atol=1e-5)
     assert state.heads["skin"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("how", SPLITS)
 def test_labels_of_a_task_are_told_apart_by_a_mean_of_its_own_covariance_and_the_shared_one(how):
-    first, second = data(0), data(3, examples=90)
+    skin, eye = data(0), data(3, examples=90)
     method = method_with(name="prototype", prototype={"ridge": 0.2, "own_covariance": 0.3})
     statistics = statistics_in(method, "learn")
-    state = one_round(start(), statistics, {"skin": divided(*first, how)})
-    state = one_round(state, statistics, {"eye": divided(*second, how)})
-    parts = {"skin": centred(*first), "eye": centred(*second)}
+    state = one_round(start(), statistics, {"skin": divided(*skin, how)})
+    state = one_round(state, statistics, {"eye": divided(*eye, how)})
+    parts = {"skin": centred(*skin), "eye": centred(*eye)}
     shared = covariance(np.concatenate([residual for residual, _ in parts.values()]))
-    for task, (residual, means) in parts.items():
+    means = np.concatenate([own for _, own in parts.values()])
+    firsts = np.split(without_common(in_metric(means, shared, 0.2)), 2)
+    for (task, (residual, own)), first in zip(parts.items(), firsts, strict=True):
         mixed = 0.3 * covariance(residual) + 0.7 * shared
         head = state.heads[task].numpy()
         assert head.shape == statistics.head_shape(LABELS, SIZE)
-        rows = [in_metric(means, metric, 0.2) for metric in (shared, mixed)]
+        rows = [first, without_common(in_metric(own, mixed, 0.2))]
         np.testing.assert_allclose(head, np.stack(rows, axis=1), rtol=1e-5, atol=1e-5)
 
 
@@ -136,7 +144,8 @@ def test_prototypes_without_a_covariance_answer_with_the_nearest_class_mean(how)
     state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
     head = state.heads["skin"]
     means = torch.stack([x[y == c].mean(0) for c in range(LABELS)])
-    torch.testing.assert_close(head[:, :SIZE], means, rtol=1e-5, atol=1e-5)
+    centre = means.mean(0)
+    torch.testing.assert_close(head[:, :SIZE], means - centre, rtol=1e-5, atol=1e-5)
     answers = (x @ head[:, :SIZE].T + head[:, SIZE]).argmax(1)
     assert torch.equal(answers, torch.cdist(x, means).argmin(1))
 
@@ -153,6 +162,19 @@ def test_the_covariance_is_that_of_all_tasks_whenever_and_from_whomever_they_com
         torch.testing.assert_close(late.heads[task], once.heads[task], rtol=1e-5, atol=1e-5)
     alone = one_round(start(), statistics, {"skin": [first]})
     assert not torch.allclose(alone.heads["skin"], once.heads["skin"], rtol=1e-3)
+
+
+def test_rounded_heads_answer_as_exact_ones_do():
+    """Embeddings point nearly one way, as those of real models do: what they have in common must
+    not take the steps that tell labels apart."""
+    x, y = data(8, examples=400)
+    x = normalize(0.1 * x + x[:1], dim=1)
+    statistics = statistics_in(method_with(name="prototype"), "learn")
+    head = one_round(start(), statistics, {"skin": [(x, y)]}).heads["skin"]
+    weights, bias, rows = head[:, 1, :SIZE], head[:, 1, SIZE], SUM_CODES[ROWS]
+    rounded = rows.decode(rows.encode(weights.double())).float()
+    exactly, coarsely = ((x @ own.T + bias).argmax(1) for own in (weights, rounded))
+    assert (exactly == coarsely).float().mean() > 0.98
 
 
 def test_a_label_that_nobody_has_shown_is_never_the_answer():
