@@ -47,6 +47,7 @@ FIELDS: dict[str, dict[str, str]] = {
 SUM_FIELDS = {
     "count": "how many embeddings a sum has, for each label: class means",
     "sum": "sum of embeddings for each label: class means",
+    "whole": "sum of embeddings of all labels, exact beside the rounded ones: their common part",
     "sum.scale": "what the codes of each row of the sum are multiples of, in a lossy format",
     "gram": "sum of outer products of embeddings: the covariance that classes share",
     "scatter": "scatter within labels, in the place of gram in a lossy format: the same covariance",

@@ -14,7 +14,7 @@ from deal_core.methods.interface import EmbeddedTask, SumsOnWire, Tensors
 from deal_core.wire.codec import LEVELS
 from deal_core.wire.sum_codes import CORRELATIONS, ROWS
 
-COUNT, SUM, GRAM, SCATTER = "count", "sum", "gram", "scatter"
+COUNT, SUM, GRAM, SCATTER, WHOLE = "count", "sum", "gram", "scatter", "whole"
 TOLERANCE = 1e-4
 """Relative error of what unit vectors add up to that rounding may make."""
 ROUNDING = 1e-6
@@ -103,16 +103,29 @@ def scatter(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
 
 
 def with_scatter(sums: Tensors) -> Tensors:
-    """Return the sums as they are rounded: the upper triangle of the scatter within classes in the
-    place of that of the Gram matrix. Then an error of a class sum leaves the covariance alone."""
+    """Return the sums as they are rounded. Class sums are less their label's part of the sum over
+    all labels, which is exact: embeddings point nearly one way, and what they have in common would
+    be most of what is rounded. The upper triangle of the scatter within classes is in the place of
+    that of the Gram matrix: then an error of a class sum leaves the covariance alone."""
     count, total = sums[COUNT], sums[SUM]
     within = scatter(count, total, symmetric(sums[GRAM], total.shape[1]))
-    return {COUNT: count, SUM: total, SCATTER: triangle(within)}
+    whole = total.sum(dim=0)
+    beside = total - _shares(count)[:, None] * whole
+    return {COUNT: count, WHOLE: whole, SUM: beside, SCATTER: triangle(within)}
+
+
+def _shares(count: Tensor) -> Tensor:
+    return count / count.sum().clamp(min=1.0)
+
+
+def _class_sums(sent: Tensors) -> Tensor:
+    """Return the class sums, ``(labels, size)``, of what has arrived."""
+    return sent[SUM] + _shares(sent[COUNT])[:, None] * sent[WHOLE]
 
 
 def with_gram(sent: Tensors) -> Tensors:
     """Undo :func:`with_scatter`, with the class sums that have arrived."""
-    count, total = sent[COUNT], sent[SUM]
+    count, total = sent[COUNT], _class_sums(sent)
     nothing = torch.zeros(total.shape[1], total.shape[1], dtype=total.dtype)
     between = -scatter(count, total, nothing)
     # Else one client's could take away from what others have sent.
@@ -136,10 +149,10 @@ def check_rounded(sent: Tensors) -> None:
     Raises:
         PayloadError: as :func:`check`, with room for the codes' error and no more.
     """
-    count, total, n = sent[COUNT], sent[SUM], require_counts(sent[COUNT])
+    count, total, n = sent[COUNT], _class_sums(sent), require_counts(sent[COUNT])
     within = symmetric(sent[SCATTER], total.shape[1])
     lengths, of_each = total.norm(dim=1), count.clamp(min=1.0)
-    off = math.sqrt(total.shape[1]) * total.abs().amax(dim=1) / (2 * LEVELS)
+    off = math.sqrt(total.shape[1]) * sent[SUM].abs().amax(dim=1) / (2 * LEVELS)
     _require_short(total, count * (1 + TOLERANCE) + off)
     trace = float(within.trace() + (lengths.square() / of_each).sum())
     room = float((off * (2 * lengths + off) / of_each).sum())
@@ -151,7 +164,7 @@ def check_rounded(sent: Tensors) -> None:
 def rounded_shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
     """Name to shape of what is rounded: see :func:`with_scatter`."""
     own = shapes(labels, size)
-    return {COUNT: own[COUNT], SUM: own[SUM], SCATTER: own[GRAM]}
+    return {COUNT: own[COUNT], WHOLE: (size,), SUM: own[SUM], SCATTER: own[GRAM]}
 
 
 ROUNDED = SumsOnWire(

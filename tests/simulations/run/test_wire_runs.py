@@ -63,7 +63,7 @@ def test_bytes_of_sums_in_int8_and_answers_that_are_nearly_the_same(run_with):
     header, labels, size = 128, 4, 2 * WIDTH  # of four layers
     beside = size * (size - 1) // 2
     whole = 3 * header + 4 * (labels + labels * size + beside + size)
-    coded = 5 * header + 4 * (2 * labels + size) + labels * size + beside
+    coded = 6 * header + 4 * (2 * labels + 2 * size) + labels * size + beside
     assert wide.wire.bytes_up[2::3] == [whole] * 2
     assert narrow.wire.bytes_up[2::3] == [coded] * 2
     assert coded < 0.26 * whole
