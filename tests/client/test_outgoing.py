@@ -138,6 +138,7 @@ def test_every_field_of_a_sum_has_its_reason():
     assert SUM_FIELDS.keys() == {
         "count",
         "sum",
+        "whole",
         "sum.scale",
         "gram",
         "scatter",
