@@ -254,7 +254,7 @@ class Federation:
         if not cut_by_inputs(self.experiment.method):
             return method.end_task(state)
         words = self.experiment.data.instructions
-        tasks = {t: (self._labels[t], words.get(t, "")) for t in self.plan.learnt(step.stage)}
+        tasks = [(self._labels[t], words.get(t, "")) for t in self.plan.learnt(step.stage)]
         metric = input_metric(public_inputs(self._model, state, tasks))
         return metric.shrunk(method.end_task(metric.stretched(state)))
 

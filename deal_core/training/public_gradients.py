@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from deal_core.data import Example
 from deal_core.lora.attach import lora_layers, set_trainable
 from deal_core.lora.state import State
 from deal_core.models import LanguageModel
+from deal_core.training.label_texts import label_texts
 from deal_core.training.loop import load_state
 
 
@@ -28,8 +28,7 @@ def public_gradients(
     """
     load_state(model, state)
     set_trainable(model.module, frozenset({"lora_A", "lora_B"}))
-    texts = [Example(label.replace("_", " "), label) for label in labels]
-    data = model.encode(texts, labels, instruction)
+    data = label_texts(model, labels, instruction)
     layers = lora_layers(model.module)
     sums: dict[str, Tensor] = {}
     hooks = [layer.register_forward_hook(_watching(name, sums)) for name, layer in layers.items()]

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from deal_core.data import Example
 from deal_core.lora.attach import lora_layers
 from deal_core.lora.state import State
 from deal_core.models import LanguageModel
+from deal_core.training.label_texts import label_texts
 from deal_core.training.loop import load_state
 
 
 def public_inputs(
-    model: LanguageModel, state: State, tasks: Mapping[str, tuple[Sequence[str], str]]
+    model: LanguageModel, state: State, tasks: Sequence[tuple[Sequence[str], str]]
 ) -> dict[str, Tensor]:
     """Return layer name to ``sum x x^T`` over its inputs, ``(d_in, d_in)``, float64, when the names
     of labels are asked about as texts.
@@ -24,8 +24,7 @@ def public_inputs(
     Args:
         model: of any family; holds the state afterwards.
         state: the model as it is.
-        tasks: name to labels, and to what the prompt asks for. A task without labels gives
-            nothing.
+        tasks: labels of each, and what its prompt asks for. One without labels gives nothing.
     """
     load_state(model, state)
     sums: dict[str, Tensor] = {}
@@ -35,9 +34,8 @@ def public_inputs(
     ]
     try:
         with torch.no_grad():
-            for labels, instruction in tasks.values():
-                texts = [Example(label.replace("_", " "), label) for label in labels]
-                for item in model.encode(texts, labels, instruction):
+            for labels, instruction in tasks:
+                for item in label_texts(model, labels, instruction):
                     model.forward_train([item], labels, ())
     finally:
         for hook in hooks:

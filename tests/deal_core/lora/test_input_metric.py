@@ -18,10 +18,7 @@ from deal_core.models import load_model
 from deal_core.training.public_inputs import public_inputs
 
 RANK, CUT = 6, 3
-TASKS = {
-    "one": (("Pathology", "Surgery"), ""),
-    "two": (("Heart_and_lung", "Eye"), ""),
-}
+TASKS = [(("Pathology", "Surgery"), ""), (("Heart_and_lung", "Eye"), "")]
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
@@ -107,7 +104,7 @@ def test_public_inputs_are_what_the_first_layer_takes_in():
     rows = torch.cat([each.reshape(-1, each.shape[-1]) for each in seen]).double()
     first = next(value for name, value in found.items() if ".0." in name)
     assert torch.allclose(first, rows.T @ rows, rtol=1e-6)
-    assert len(rows) > sum(len(labels) for labels, _ in TASKS.values())
+    assert len(rows) > sum(len(labels) for labels, _ in TASKS)
 
 
 def test_it_does_not_go_with_rounds_of_consolidation():
