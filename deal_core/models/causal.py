@@ -50,6 +50,7 @@ class CausalLM:
         self.module.eval()
         self._decoder = base.get_decoder()
         self._head = base.get_output_embeddings()
+        self._head.register_forward_pre_hook(_without_gaps)
         layers, below = first_adapted(self.module)
         self._lower = LowerLayers(self._decoder, layers, below) if below else None
         mark = tokenizer.bos_token_id
@@ -194,6 +195,12 @@ class CausalLM:
                 return decode(self._decoder, forest)[0]
             with self._lower.replaced(self._lower.states(forest)):
                 return decode(self._decoder, forest)[0]
+
+
+def _without_gaps(head: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Lay states out anew where they are a view with gaps, as the last ones of prompts are that an
+    answer is written to: the product would take a copy of the head for each of them."""
+    return tuple(each.contiguous() for each in states)
 
 
 def _within(rows: Sequence[PromptRow], tokens: int) -> list[list[PromptRow]]:

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deal_core.config.experiment import ModelConfig, TrainConfig
@@ -222,3 +223,28 @@ def test_words_are_one_choice_of_full_weight_and_none_of_tasks_to_come(
     if isinstance(objective, Distilled):
         assert list(objective.weights) == [0.6]
         assert objective.example_losses(range(len(batch))).isfinite().all()
+
+
+class ProductShapes(TorchDispatchMode):
+    """Remembers the shapes of the operands of products."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default):
+            self.seen.update(tuple(operand.shape) for operand in args)
+        return func(*args, **(kwargs or {}))
+
+
+def test_writing_repeats_the_head_for_no_text(model):
+    """The last states of prompts are a view with gaps: a product with one takes the matrix once for
+    every text, which in bfloat16 is a copy of 54 MB each in the embedded model."""
+    texts = [Example("a b c d"[: 1 + 2 * (n % 4)], "", target="a") for n in range(41)]
+    batch = model.encode(texts, ())
+    with ProductShapes() as products:
+        model.write(batch)
+    vocabulary, hidden = model.module.get_output_embeddings().weight.shape
+    assert (hidden, vocabulary) in products.seen
+    assert (len(batch), hidden, vocabulary) not in products.seen
