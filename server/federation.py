@@ -183,10 +183,10 @@ class Federation:
     def _of_its_kind(self, step: Step, state: State) -> Adapter:
         """Return the stage's new adapter as its kind lays it out, from public names of labels."""
         begin_task = kind_of(self.experiment.adapter).begin_task
-        if begin_task is None:
+        own = list(self.plan.work(step.stage))
+        if begin_task is None or not own:
             return state.current
-        met = self.plan.met(step.stage)
-        own = [task for task in self.plan.learnt(step.stage) if task not in met]
+        met = [task for task in self.plan.met(step.stage) if task not in own]
         labels, earlier = self._labels_of(own), self._labels_of(met)
 
         def vectors(names: list[str]) -> Tensor:
@@ -255,7 +255,10 @@ class Federation:
             return method.end_task(state)
         words = self.experiment.data.instructions
         tasks = [(self._labels[t], words.get(t, "")) for t in self.plan.learnt(step.stage)]
-        metric = input_metric(public_inputs(self._model, state, tasks))
+        moments = public_inputs(self._model, state, tasks)
+        if not moments:  # no task has labels yet: their answers are texts
+            return method.end_task(state)
+        metric = input_metric(moments)
         return metric.shrunk(method.end_task(metric.stretched(state)))
 
     def _zero_shot(self, step: Step, state: State, history: History) -> tuple[State, History]:

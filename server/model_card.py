@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deal_core.inference.folder import AdapterFolder, Inference
+from deal_core.lora.kinds import rule_of
 from deal_core.methods import KEEP_TEXTS
 from deal_core.privacy.accounting.unit import GROUP
 from deal_core.whole_file import write_whole
@@ -67,13 +68,14 @@ def _front_matter(inference: Inference) -> str:
 
 def _facts(results: Results, inference: Inference) -> list[str]:
     config = results.config
+    rule = rule_of(config.adapter, config.aggregation)
     upstream = f" (from {inference.upstream})" if inference.upstream else ""
     rounds = sum(stage.rounds for stage in results.stages)
     texts = "; clients kept texts" if config.method.name in KEEP_TEXTS else ""
     return [
         f"- Base model: `{inference.model.name}`{upstream}, family `{inference.model.family}`; "
         f"frozen{NOT_HERE}",
-        f"- Method: `{config.method.name}`{texts}; aggregation rule: `{config.aggregation.rule}`, "
+        f"- Method: `{config.method.name}`{texts}; aggregation rule: `{rule}`, "
         f"robust step: `{config.aggregation.robust}`",
         f"- Clients: {config.federation.clients}; rounds of learning: {rounds} in "
         f"{len(results.stages)} stages, schedule `{config.stream.schedule}`; seed {results.seed}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from deal_core.config.experiment import AdapterConfig
+from deal_core.config.experiment import AdapterConfig, AggregationConfig
 from deal_core.errors import choose
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.core import begin_core
@@ -72,6 +72,12 @@ KINDS: Mapping[str, AdapterKind] = {
     "core": AdapterKind(rule="ffa", begin_task=_begin_core, core=True),
 }
 """``adapter.kind`` to what it is."""
+
+
+def rule_of(adapter: AdapterConfig, aggregation: AggregationConfig) -> str:
+    """Return the name of the rule by which what is learnt is aggregated: the kind's own, or the
+    experiment's."""
+    return kind_of(adapter).rule or aggregation.rule
 
 
 def kind_of(adapter: AdapterConfig) -> AdapterKind:

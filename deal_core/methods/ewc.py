@@ -12,8 +12,9 @@ adds that to the sum which it keeps on its disk; a task whose successor it sat o
 since ``theta*``, is measured late, at the next ``theta*``. The server averages adapters as ever.
 
 The Fisher information is the true one: labels are drawn from what the model expects, not taken
-from the data (Kunstner et al. 2019). A generating model's loss is a mean over the answer's tokens,
-and its square is what is measured.
+from the data (Kunstner et al. 2019). Where answers are texts it is the empirical one, of the texts
+that the data hold: to draw one is to write it. A generating model's loss is a mean over the
+answer's tokens, and its square is what is measured.
 
 Limits. Factors are compared entry by entry, so the rule must keep their coordinates: ``fedit``,
 ``ffa``, ``alternating``. ``F`` is computed from private data and shapes the update: under
@@ -143,7 +144,10 @@ def drawn_labels(
     passes: Sequence[Sequence[int]],
     generator: torch.Generator,
 ) -> list[Encoded]:
-    """Return the examples, each with a label drawn from the model's own distribution."""
+    """Return the examples, each with a label drawn from the model's own distribution; as they are
+    where answers are texts."""
+    if not share.labels:
+        return list(share.data)
     relabelled = list(share.data)
     for part in passes:
         items = [share.data[i] for i in part]

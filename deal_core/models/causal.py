@@ -198,8 +198,8 @@ class CausalLM:
 
 
 def _without_gaps(head: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Lay states out anew where they are a view with gaps, as the last ones of prompts are that an
-    answer is written to: the product would take a copy of the head for each of them."""
+    """Return the states, laid out anew where they are a view with gaps. The last ones of prompts
+    are, which an answer is written to: the product would take a copy of the head for each."""
     return tuple(each.contiguous() for each in states)
 
 

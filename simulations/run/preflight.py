@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from deal_core.aggregation import make_rule
-from deal_core.config.experiment import Experiment
+from deal_core.aggregation import AGGREGATION_RULES, RULES_OF_KINDS, make_rule
+from deal_core.config.experiment import AggregationConfig, Experiment
 from deal_core.data import open_source, partition
 from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
@@ -62,6 +62,7 @@ def check_aggregation(experiment: Experiment) -> None:
     Raises:
         UserError: unknown names, or ranks that the rule or the adapter does not allow.
     """
+    check_rule_of_kind(experiment)
     rule = make_rule(experiment.aggregation)
     method, name = experiment.method.name, experiment.aggregation.rule
     if name not in RULES.get(method, {name}):
@@ -77,6 +78,26 @@ def check_aggregation(experiment: Experiment) -> None:
         )
     if any(not 1 <= each <= rank for each in own):
         raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
+
+
+def check_rule_of_kind(experiment: Experiment) -> None:
+    """A kind of adapter may have a rule of its own, which goes with no other kind.
+
+    Raises:
+        UserError: ``aggregation.rule`` names another than the kind has, or one of another kind.
+    """
+    kind, name = experiment.adapter.kind, experiment.aggregation.rule
+    own = kind_of(experiment.adapter).rule
+    if own and name not in {own, AggregationConfig().rule}:
+        raise UserError(
+            f"aggregation.rule '{name}': adapter.kind '{kind}' has a rule of its own; leave out "
+            "aggregation.rule"
+        )
+    if name in RULES_OF_KINDS and name != own:
+        raise UserError(
+            f"aggregation.rule '{name}' learns nothing with adapter.kind '{kind}', whose lora_B "
+            f"begins at zero; use {', '.join(AGGREGATION_RULES)}"
+        )
 
 
 def check_adapter_kind(experiment: Experiment) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.lora.kinds import kind_of
+from deal_core.lora.kinds import rule_of
 from deal_core.methods import method_of, statistics_of
 from deal_core.secure_sum.site_policy import LEAST_SITES
 
@@ -26,7 +26,7 @@ def check_secure(experiment: Experiment) -> None:
         )
     if not config.secure:
         return
-    rule = kind_of(experiment.adapter).rule or config.rule
+    rule = rule_of(experiment.adapter, config)
     if rule not in SUMMABLE:
         raise UserError(
             f"aggregation.secure: rule '{rule}' is no mean of factors; use "

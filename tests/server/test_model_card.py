@@ -48,6 +48,12 @@ def test_the_card_has_tasks_accuracies_method_and_versions():
     assert "peft 1.2.3" in lines
 
 
+def test_the_rule_is_the_one_that_ran():
+    """Some kinds of adapter have a rule of their own."""
+    pooled = Experiment.model_validate({"adapter": {"kind": "pooled"}})
+    assert "aggregation rule: `ffa-a`" in model_card(results(config=pooled), inference())
+
+
 def test_without_privacy_it_says_so():
     card = model_card(results(), inference())
     assert "**None.** No text left its client" in card

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.common import Message
 
 from client import local_update as work
 from client.app import make_app
@@ -21,7 +22,7 @@ from server.run import run
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
 from simulations.run.preflight import check_data, check_names
-from tests.simulations.runs import learnt_adapter, same
+from tests.simulations.runs import learnt_adapter, run_in_process, same
 from tests.sizes import TINY
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -362,3 +363,26 @@ def test_a_task_that_returns_and_a_client_that_joins_late_are_learnt_by_every_me
     results = read_results(tmp_path)
     assert [list(stage.work) for stage in results.stages] == [[L, S], [S], [L, M]]
     assert len(results.accuracy_matrix) == 3
+
+
+def test_a_pooled_adapter_learns_where_all_tasks_of_a_stage_were_met_before(own_orders, tmp_path):
+    """Its directions are those of the labels that the stage is about, by whomever they were met."""
+    experiment = own_orders(
+        "adapter.kind=pooled",
+        "adapter.target_modules=[]",
+        f'data.tasks=["{L}", "{S}"]',
+        "federation.clients=2",
+        f'stream.orders={{0=["{L}", "{S}"], 1=["{S}", "{L}"]}}',
+        "stream.consolidate_every=1",
+    )
+    learnt: list[bool] = []
+
+    def see(reply: Message) -> Message:
+        for record in reply.content.array_records.values():
+            found = [array.numpy() for key, array in record.items() if "lora_A" in key]
+            learnt.extend([any(np.any(each) for each in found)] if found else [])
+        return reply
+
+    events = run_in_process(experiment, see)
+    assert not [e for e in events if e["event"] == "step_lost"]
+    assert learnt == [True] * 4

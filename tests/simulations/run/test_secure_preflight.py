@@ -6,13 +6,15 @@ import pytest
 
 from deal_core.errors import UserError
 from simulations.run.preflight import check_names
+from tests.simulations.run.secure_runs import POOLED
 
 SECURE = ("aggregation.secure=true", "federation.clients=4")
 
 
 def test_every_rule_that_is_a_mean_of_factors_can_be_summed(make_experiment):
-    for rule in ("fedit", "ffa", "ffa-a", "alternating", "fedsvd"):
+    for rule in ("fedit", "ffa", "alternating", "fedsvd"):
         check_names(make_experiment(*SECURE, f"aggregation.rule={rule}"))
+    check_names(make_experiment(*SECURE, *POOLED))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from deal_core.models import adapter_shapes
 from server.checkpoint import load_checkpoint
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from simulations.run.preflight import preflight
+from simulations.run.preflight import check_names, preflight
+from tests.simulations.run.secure_runs import POOLED
 from tests.simulations.runs import gain
 from tests.sizes import ENOUGH_TO_LEARN, TWO_LAYERS
 
@@ -146,3 +147,12 @@ def test_ranks_that_cannot_be_are_refused_before_anything_starts(make_experiment
         preflight(make_experiment("adapter.client_ranks=[16]", "aggregation.rule=flexlora"))
     with pytest.raises(UserError, match=r"wire\.dtype"):
         preflight(make_experiment("wire.dtype=int4"))
+
+
+def test_the_rule_of_a_kind_of_adapter_goes_with_no_other(make_experiment):
+    """Rules that a kind brings along learn nothing elsewhere: lora_B begins at zero."""
+    with pytest.raises(UserError, match=r"'ffa-a' learns nothing with adapter\.kind 'lora'"):
+        check_names(make_experiment("aggregation.rule=ffa-a"))
+    with pytest.raises(UserError, match=r"'flora': adapter\.kind 'pooled' has a rule of its own"):
+        check_names(make_experiment(*POOLED, "aggregation.rule=flora"))
+    check_names(make_experiment(*POOLED, "aggregation.rule=ffa-a"))

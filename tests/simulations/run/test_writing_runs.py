@@ -67,6 +67,25 @@ def test_answers_that_are_texts_are_learnt_and_measured(experiment_of, tmp_path,
     assert results.class_incremental is None
 
 
+TEXTS_FIRST = 'data.tasks=["words", "colours"]'
+"""Nothing has labels when the first stage ends, nor when the second begins."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method.name=ewc",),
+        ("method.retention.metric=names", "adapter.retained_rank=4"),
+    ],
+)
+def test_what_asks_about_labels_goes_on_where_there_are_none_yet(experiment_of, tmp_path, settings):
+    experiment = experiment_of("llama", "federation.rounds=1", TEXTS_FIRST, *settings)
+    events: list[dict] = []
+    run_inprocess(at(experiment, tmp_path / "run"), events.append)
+    assert len([e for e in events if e["event"] == "client_finished"]) == 4
+    assert np.isfinite(np.array(read_results(tmp_path / "run").accuracy_matrix)).all()
+
+
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_and_records_are_protected(experiment_of, tmp_path, name):
     noised = ("privacy.mechanism=record", "privacy.metrics=noised")
