@@ -13,7 +13,7 @@ from deal_core.lora.attach import set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask
 from deal_core.models import Encoded
-from deal_core.privacy.interface import GradientSum, LocalUpdate
+from deal_core.privacy.interface import GradientSum, LocalUpdate, rehearsing
 from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
 from deal_core.training.objective import Objective
@@ -48,9 +48,10 @@ def gradient_sum(
     started, module = time.monotonic(), bench.model.module
     load_state(bench.model, state)
     set_trainable(module, trained)
-    probes = bench.probes(tuple(task.labels))
-    alone = replace(task, past=None, round_state=None)
-    gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
+    with rehearsing():
+        probes = bench.probes(tuple(task.labels))
+        alone = replace(task, past=None, round_state=None)
+        gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
     total = gradients.total(module, objective(task, gradients.data, cache))
     rate = bench.experiment.privacy.sample_rate or 1.0
     expected = np.array([max(1, round(rate * examples))], np.int64)

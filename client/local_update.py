@@ -27,6 +27,7 @@ from deal_core.privacy.interface import (
     LocalUpdate,
     Mechanism,
     UpdateRequest,
+    rehearsing,
     release,
 )
 from deal_core.privacy.mechanisms.none import PublicTexts
@@ -207,11 +208,12 @@ def _rehearse(
     no record has to do with it."""
     if bench.mechanism.unit is None:
         return
-    probes = bench.probes(tuple(task.labels))
-    alone = replace(task, past=None, round_state=None)
-    set_trainable(bench.model.module, trained)
-    objective = phase.objective(bench.model, state, alone, probes, Cache())
-    gradients.rehearse(bench.model.module, objective, len(probes))
+    with rehearsing():
+        probes = bench.probes(tuple(task.labels))
+        alone = replace(task, past=None, round_state=None)
+        set_trainable(bench.model.module, trained)
+        objective = phase.objective(bench.model, state, alone, probes, Cache())
+        gradients.rehearse(bench.model.module, objective, len(probes))
 
 
 def _data(

@@ -19,6 +19,7 @@ from deal_core.lora.payload import PayloadError, Template
 from deal_core.lora.state import State
 from deal_core.methods import Phase
 from deal_core.models import embedding_size
+from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
@@ -97,9 +98,10 @@ def _layout(bench: Workbench, state: State, instruction: Instruction) -> Layout:
         tasks = instruction.tasks or (instruction.task,)
         labels = [len(bench.labels(task)) for task in tasks]
         size = embedding_size(config.model, statistics.layers)
-        return statistics_layout(config, statistics.shapes, size, labels)
+        return statistics_layout(config, statistics.shapes, size, labels, sum_terms(config))
     trained = frozenset(instruction.trained)
-    return layout_of(config, state.current, trained, _gradients(bench, instruction))
+    summed = _gradients(bench, instruction)
+    return layout_of(config, state.current, trained, summed, sum_terms(config))
 
 
 def _phase(bench: Workbench, instruction: Instruction) -> Phase:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from deal_core.aggregation import Aggregate, AggregationRule
 from deal_core.lora.state import State
+from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
 from deal_core.wire.secure_layout import layout_of
@@ -36,7 +37,8 @@ class UpdateSum:
 
     def layout(self, state: State) -> Layout:
         """Return that of gradient sums, or of changes and their weight."""
-        return layout_of(self.round.experiment, state.current, self.trained, self._gradients)
+        config = self.round.experiment
+        return layout_of(config, state.current, self.trained, self._gradients, sum_terms(config))
 
     def add(self, state: State, sums: Sums) -> tuple[State, Aggregate | None]:
         """Return the state after the step."""

@@ -174,13 +174,13 @@ class PrivacyConfig(Table):
     """Column that says whose a record is (a patient's number): what is protected is then a group,
     all records of a client with one value of it (record; files, hub, sites). At a site the column
     is that of its own ``policy.unit_column``. Empty: the record by itself."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, ge=1e-6, le=1e6)
     """Clipping bound of an example's gradient, or of the mean gradient of a group: public, not
     taken from data."""
     disjoint_tasks: bool = False
     """Whether simulated clients declare that no record, or group, is in two tasks, so that tasks
     compose in parallel: it is checked (record). A real site declares it in its own policy alone."""
-    max_update_norm: float = Field(1.0, gt=0)
+    max_update_norm: float = Field(1.0, ge=1e-6, le=1e6)
     """Clipping bound of a client's whole update, over all factors that it trained (client)."""
     trusted_server: bool = True
     """Whether the server adds the noise, once for all clients; false: every client adds its own,
@@ -208,7 +208,7 @@ class PrivacyConfig(Table):
     they leave in the ``clear``, as a sum over all sites alone (``summed``, with
     ``aggregation.secure``: then nobody knows the accuracy at one client), ``noised`` (and charged),
     or not at all."""
-    metrics_noise: float = Field(10.0, gt=0)
+    metrics_noise: float = Field(10.0, gt=0, le=1e6)
     """Noise multiplier of ``noised`` counts; of one evaluation of all tasks."""
 
 

@@ -128,4 +128,11 @@ def _as_text(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, (str, int, float)):
         found = type(value).__name__
         raise UserError(f"column '{column}' holds a {found}; it should hold text or numbers")
-    return str(value).strip()
+    text = str(value).strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"column '{column}' holds half a character, which is no text; write the row anew"
+        ) from None
+    return text

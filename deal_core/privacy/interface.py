@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -38,6 +39,31 @@ class LocalUpdate:
 
     arrays: Mapping[str, NDArray[Any]]
     figures: Mapping[str, float]
+
+
+NOTHING = LocalUpdate({}, {})
+"""What is left where a training has failed on records, and on noise alone as well."""
+
+
+class RehearsalFailed(RuntimeError):
+    """What is tried out on constant texts, before any record is read, does not work."""
+
+
+class TrainingFailed(RuntimeError):
+    """A private training has failed, and so has one on noise alone."""
+
+
+@contextmanager
+def rehearsing() -> Iterator[None]:
+    """What is done inside has nothing to do with records: where it fails, nothing is charged.
+
+    Raises:
+        RehearsalFailed: it has failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise RehearsalFailed(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -214,23 +240,39 @@ def release(
 
     Raises:
         Refusal: the site takes no part, or its budget is spent.
-        Exception: ``train`` fails without any record as well: none has to do with it.
+        RehearsalFailed: no record has to do with it.
+        TrainingFailed: ``train`` fails on noise alone as well; that is charged, as it may tell what
+            the noised gradients of records were.
+        Exception: ``train`` fails, and nothing is protected.
     """
     permit = mechanism.permit(request, site)
-    if isinstance(permit, LocalUpdate):
-        return permit
-    return permit.release(_trained(train, permit))
+    if not isinstance(permit, LocalUpdate):
+        permit = permit.release(_trained(train, permit))
+    if not permit.arrays:
+        raise TrainingFailed("a private training has failed, and so has one on noise alone")
+    return permit
 
 
 def _trained(
     train: Callable[[Gradients | GradientSum], LocalUpdate], permit: Permit
 ) -> LocalUpdate:
     """Return the update; where a private training fails on its records, that of noise alone. So an
-    answer never tells whether something has failed; the log here does."""
+    answer does not tell that something has failed; the log here does. Nothing, where both fail.
+
+    Raises:
+        RehearsalFailed: no record was read.
+        Exception: a training without protection fails.
+    """
     try:
         return train(permit.gradients)
+    except RehearsalFailed:
+        raise
     except Exception:
         if permit.noise_only is None:
             raise
         log.exception("a private training has failed; noise alone leaves")
+    try:
         return train(permit.noise_only)
+    except Exception:
+        log.exception("a training on noise alone has failed; its charge stays")
+        return NOTHING

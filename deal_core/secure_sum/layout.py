@@ -71,11 +71,13 @@ class Layout:
         fields: one after another.
         bits: of a ring word.
         sites: most that are summed.
+        basis: what else must be the same at all of them.
     """
 
     fields: tuple[SumField, ...]
     bits: int
     sites: int
+    basis: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a layout whose sums could leave the ring.
@@ -113,7 +115,8 @@ class Layout:
             ]
             for field in self.fields
         ]
-        text = json.dumps([self.bits, self.sites, fields], separators=(",", ":"))
+        said = [self.bits, self.sites, fields, *([self.basis] if self.basis else [])]
+        text = json.dumps(said, separators=(",", ":"))
         return hashlib.sha256(text.encode()).digest()
 
     def encode(self, values: Mapping[str, ArrayLike], generator: np.random.Generator) -> Encoded:

@@ -21,6 +21,7 @@ from deal_core.training.objective import Objective
 from deal_core.training.per_sample import (
     ExampleGradients,
     SharedFactor,
+    clip_factors,
     example_gradients,
     gradient_norms,
 )
@@ -141,7 +142,7 @@ class _GroupSums:
             norms = torch.stack([mean.flatten(1).norm(dim=1) for mean in means.values()])
             norms = norms.norm(dim=0)
         finite = norms.isfinite()
-        scales = (self._bound / norms.clamp(min=1e-12)).clamp(max=1.0)
+        scales = clip_factors(norms, self._bound)
         for factor, mean in means.items():
             mean[~finite] = 0.0  # its scale is no number either
             part = torch.einsum("n,nij->ij", torch.where(finite, scales, 0.0), mean)

@@ -79,12 +79,19 @@ def _one_microbatch(
             _one_microbatch(module, objective, [example], max_grad_norm) for example in microbatch
         ]
         return torch.cat(alone)
-    factors = (max_grad_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+    factors = clip_factors(norms, max_grad_norm)
     for weight, copy in pairs:
         if copy.grad is not None:
             total = torch.einsum("n,nij->ij", factors, copy.grad)
             weight.grad = total if weight.grad is None else weight.grad.add_(total)
     return norms
+
+
+def clip_factors(norms: Tensor, bound: float) -> Tensor:
+    """Return what shortens gradients of these norms to the bound, as it is for those below. It is 0
+    where float32 has no exact number that small: rounded, it would leave more than the bound."""
+    factors = (bound / norms.clamp(min=1e-12)).clamp(max=1.0)
+    return torch.where(factors < torch.finfo(factors.dtype).tiny, 0.0, factors)
 
 
 ExampleGradients = list[tuple[nn.Parameter, Tensor]]

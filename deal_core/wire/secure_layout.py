@@ -7,6 +7,7 @@ Both ends make the layout from what they know of the round; a message does not b
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def update_layout(
 
 
 def statistics_layout(
-    experiment: Experiment, shapes: ShapesOf, size: int, labels: Sequence[int]
+    experiment: Experiment, shapes: ShapesOf, size: int, labels: Sequence[int], basis: str
 ) -> Layout:
     """Return the layout of sums over unit vectors: named ``PLACE.NAME``, on the finest grid; with
     noise, class sums of one task in whole numbers.
@@ -82,11 +83,12 @@ def statistics_layout(
         shapes: numbers of labels and of entries of a vector -> name to shape of what is summed.
         size: entries of a vector.
         labels: how many labels each task has.
+        basis: :func:`~deal_core.privacy.accounting.sum_terms.sum_terms` of the experiment.
     """
     sites = experiment.federation.clients
     if experiment.train.step == "server":
         field = SumField(CLASS_SUMS, (labels[0], size + 1), LARGEST_SUM)
-        return Layout((field,), SUM_BITS, sites)
+        return Layout((field,), SUM_BITS, sites, basis)
     scale = finest_scale(MOST_RECORDS, sites, SUM_BITS)
     fields = [
         SumField(f"{place}.{name}", shape, MOST_RECORDS, scale)
@@ -104,12 +106,14 @@ def counts_layout(names: Sequence[str], tasks: int, sites: int) -> Layout:
 
 
 def layout_of(
-    experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool
+    experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool, basis: str
 ) -> Layout:
-    """Return the layout of a round of an experiment; ``gradients``: of gradient sums."""
+    """Return the layout of a round of an experiment; ``gradients``: of gradient sums; ``basis``:
+    :func:`~deal_core.privacy.accounting.sum_terms.sum_terms` of the experiment."""
     sites = experiment.federation.clients
     if gradients:
-        return gradient_layout(adapter, trained, sites, kind_of(experiment.adapter).core)
+        layout = gradient_layout(adapter, trained, sites, kind_of(experiment.adapter).core)
+        return replace(layout, basis=basis)
     return update_layout(adapter, trained, sites, experiment.privacy.mechanism == "client")
 
 

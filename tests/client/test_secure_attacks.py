@@ -86,7 +86,7 @@ def first(tmp_path: Path, monkeypatch) -> FirstRound:
     ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites, Kept))
     (record,) = (tmp_path / RUN / "secure").glob("*.round")
     held = ServerRound.from_bytes(record.read_bytes())
-    layout = layout_of(experiment, ran.state.current, TRAINED, gradients=False)
+    layout = layout_of(experiment, ran.state.current, TRAINED, gradients=False, basis="")
     keys = ChannelKeys(tmp_path / RUN / "secure" / "keys.json", RUN)
     again = SiteGrid(make_app(), flatten(experiment), len(sites), sites=sites)
     again.asked = grids[0].asked
@@ -156,7 +156,7 @@ def second_sum(first: FirstRound, nudge: float = 0.0) -> list[str] | dict[str, n
             held = add(held, first.site(number), reply.content["secure"]["reply"])
         held = close(held)
     experiment = experiment_of(first.sites)
-    layout = layout_of(experiment, first.ran.state.current, TRAINED, gradients=False)
+    layout = layout_of(experiment, first.ran.state.current, TRAINED, gradients=False, basis="")
     return layout.decode(unmasked_sum(held))
 
 

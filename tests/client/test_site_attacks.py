@@ -202,11 +202,14 @@ def test_label_spaces_are_the_sites(site, labels):
     assert site.events == []
 
 
-def test_a_row_with_another_label_changes_no_answer_and_is_counted_here_alone(tmp_path):
+@pytest.mark.parametrize(
+    "row", [("odd case", "Unheard of"), ("half a character \ud800", "Surgery")]
+)
+def test_a_row_that_cannot_be_used_changes_no_answer_and_is_counted_here_alone(tmp_path, row):
     from client.app import _workbench
 
     codes = []
-    for name, extra in (("without", []), ("with", [("odd case", "Unheard of")])):
+    for name, extra in (("without", []), ("with", [row])):
         (tmp_path / name).mkdir()
         data = {**{t: rows(t) for t in LABELS}, "surgery": [*rows("surgery"), *extra]}
         site = RealSite(tmp_path / name, data=data)

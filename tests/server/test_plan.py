@@ -3,12 +3,14 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
+from deal_core.config.method import ConsolidationConfig, MethodConfig, PrototypeConfig
 from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError
+from deal_core.methods import method_of, phases_after
 from deal_core.privacy.accounting.plan import evaluations, planned_work
 from server.plan import Plan, make_plan
 from server.schedule import Step, schedule
@@ -201,9 +203,11 @@ def test_nobody_joins_late_where_all_tasks_come_at_once():
     st.dictionaries(st.sampled_from(CLIENTS), st.integers(0, 9)),
     st.integers(1, 3),
     st.integers(0, 4),
+    st.sampled_from(["none", "private"]),
 )
+@settings(deadline=None)
 def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
-    drawn, joins, rounds, every
+    drawn, joins, rounds, every, consolidation
 ):
     """Whatever returns and whoever joins when; the plan of a budget is made of the settings."""
     orders = dict(zip(CLIENTS, map(tuple, drawn), strict=True)) | {"0": (*drawn[0], *TASKS)}
@@ -211,16 +215,21 @@ def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
         schedule="per-client", orders=orders, joins=joins, consolidate_every=every
     )
     experiment = Experiment(
-        stream=stream, federation=FederationConfig(rounds=rounds, clients=len(CLIENTS))
+        stream=stream,
+        federation=FederationConfig(rounds=rounds, clients=len(CLIENTS)),
+        method=MethodConfig(
+            prototype=PrototypeConfig(enabled="off"),
+            consolidation=ConsolidationConfig(data=consolidation, rounds=2),
+        ),
     )
-    plan = make_plan(experiment, TASKS, CLIENTS)
+    plan, method = make_plan(experiment, TASKS, CLIENTS), method_of(experiment)
     asked: Counter[tuple[str, str]] = Counter()
-    for stage, count in enumerate(plan.stages):
-        for server_round in range(1, count + 1):
-            asked.update(plan.working(stage, server_round).items())
-    planned_rounds = {
-        each.task: each.rounds for each in planned_work(experiment, (), dict.fromkeys(TASKS, 9))
-    }
+    for step in schedule(plan.stages, phases_after(method, False)):
+        if step.kind == "round":
+            asked.update(plan.working(step.stage, step.server_round).items())
+    work = planned_work(experiment, method.phases, dict.fromkeys(TASKS, 9))
+    planned_rounds = {each.task: each.rounds for each in work}
     assert all(count <= planned_rounds[task] for (_, task), count in asked.items())
-    assert max(asked.values()) == max(planned_rounds.values())
+    if consolidation == "none":
+        assert max(asked.values()) == max(planned_rounds.values())
     assert len(plan.stages) + 1 <= evaluations(experiment, len(TASKS))

@@ -115,6 +115,7 @@ def test_the_digest_changes_with_everything():
         Layout((SumField("x", (1, 2), 1.0, 8.0),), 32, 3),
         Layout((SumField("x", (2,), 1.0, 4.0),), 32, 3),
         Layout((SumField("x", (2,), 1.0),), 32, 3),
+        Layout((field,), 32, 3, "told"),
     ]
     assert len({layout.digest for layout in layouts}) == len(layouts)
     assert Layout((SumField("x", (2,), 1, 8),), 32, 3).digest == layouts[0].digest

@@ -8,7 +8,7 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
-from deal_core.training.per_sample import clipped_gradients
+from deal_core.training.per_sample import clip_factors, clipped_gradients
 
 LABELS = ["heart", "skin", "lung"]
 TOKENS = ((101, 2540, 102), (101, 3096, 2003, 2009, 102), (101, 2146, 2966, 3160, 2005, 102))
@@ -110,3 +110,12 @@ def test_a_layer_that_mixes_examples_is_refused():
     A, B = torch.zeros(2, 2, 6).requires_grad_(), torch.zeros(2, 4, 2).requires_grad_()
     with pytest.raises(ValueError, match="mixes examples"):
         AdaptedLinear.apply(torch.zeros(10, 6), torch.zeros(4, 6), None, A, B, 1.0)
+
+
+@pytest.mark.parametrize("bound", [1e-6, 1.0, 1e6])
+def test_what_is_clipped_is_never_above_the_bound(bound):
+    """Also where float32 has few digits left for what shortens it."""
+    norms = torch.logspace(-20, 38, 2000, dtype=torch.float64).float()
+    clipped = clip_factors(norms, bound).double() * norms.double()
+    assert float(clipped.max()) <= bound * (1 + 1e-6)
+    assert (clip_factors(norms, bound)[norms <= bound] == 1).all()

@@ -1,0 +1,97 @@
+"""Sites that make the noise of a sum together, and a server that tells some of them to add less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from flwr.app import Context
+
+from deal_core.config.run_config import flatten
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.sum_terms import sum_terms
+from simulations.engines.inprocess import FIRST_CLIENT_NODE
+from tests.client.secure_sites import RUN, SecureSite, SiteGrid, experiment_of, grid_of, make_sites
+from tests.simulations.run.secure_runs import POOLED, Ran, rounds
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+POLICY = (
+    'mechanism = "record"\nmax_epsilon = 1.0\nmax_delta = 1e-5\nnoise_share = "sum"\n'
+    'metrics = "none"\nsecure_aggregation = "required"\n'
+)
+TOGETHER = (
+    *POOLED,
+    "adapter.rank=16",
+    "adapter.retained_rank=16",
+    "aggregation.rule=fedit",
+    "federation.rounds=1",
+    "train.step=server",
+    "method.distillation.weight=0",
+    "method.distillation.future_weight=0",
+    "privacy.mechanism=record",
+    "privacy.noise_share=sum",
+    "privacy.target_epsilon=1",
+    "privacy.target_delta=1e-5",
+    "privacy.metrics=none",
+)
+LESS = (
+    "privacy.sample_rate=0.0001",
+    "privacy.target_epsilon=0.9",
+    "privacy.max_grad_norm=0.001",
+    "privacy.colluding=0",
+    "federation.rounds=2",
+    'data.tasks=["surgery", "skin"]',
+    "privacy.unit_column=patient",
+)
+"""Each changes the noise of a site, or what it hides."""
+
+
+def played(sites: Sequence[SecureSite], folder: Path, *told_to_the_others: str) -> Ran:
+    """A round in which the first site is told the truth."""
+    truth = experiment_of(sites, *TOGETHER)
+    lie = flatten(experiment_of(sites, *TOGETHER, *told_to_the_others))
+
+    class Liar(SiteGrid):
+        def _context(self, node: int) -> Context:
+            context = super()._context(node)
+            if node != FIRST_CLIENT_NODE:
+                context.run_config = {**lie, "run.out": f"/srv/{RUN}"}
+            return context
+
+    return rounds(truth, folder / RUN, grid_of=grid_of(sites, Liar))
+
+
+def test_sites_that_are_told_the_same_are_summed(tmp_path):
+    sites = make_sites(tmp_path, policy=POLICY)
+    ran = played(sites, tmp_path)
+    assert ran.told("summed", "sites") == [4]
+    assert all(site.trained() for site in sites)
+
+
+def test_sites_that_are_told_to_add_less_noise_are_in_no_sum_with_the_others(tmp_path):
+    sites = make_sites(tmp_path, policy=POLICY)
+    with pytest.raises(UserError, match="1 of 4 clients gave a valid reply"):
+        played(sites, tmp_path, "privacy.sample_rate=0.0001")
+    assert not any(site.trained() for site in sites[1:])
+    assert any("another form than the round's terms say" in e for e in sites[1].errors())
+
+
+@pytest.mark.parametrize("told", LESS)
+def test_whatever_noise_follows_from_is_agreed_on(tmp_path, told):
+    sites = make_sites(tmp_path, policy=POLICY)
+    truth, lie = experiment_of(sites, *TOGETHER), experiment_of(sites, *TOGETHER, told)
+    assert sum_terms(truth)
+    assert sum_terms(truth) != sum_terms(lie)
+
+
+def test_what_is_a_sites_own_is_not(tmp_path):
+    """Its columns, its folders, its threads; and nothing where each adds all noise itself."""
+    sites = make_sites(tmp_path, policy=POLICY)
+    grouped = [
+        experiment_of(sites, *TOGETHER, f"privacy.unit_column={column}", f"run.threads={threads}")
+        for column, threads in (("patient", 1), ("person", 2))
+    ]
+    assert sum_terms(grouped[0]) == sum_terms(grouped[1])
+    assert sum_terms(experiment_of(sites, *TOGETHER, "privacy.noise_share=site")) == ""

@@ -1,0 +1,52 @@
+"""Whether a private training fails may tell what the noised gradients of records were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from client import local_update
+from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.state import State
+from tests.client.real_site import RealSite, asked, code, start
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+HARDLY = asked("train.learning_rate=1e-6", "privacy.target_epsilon=1")
+
+
+def heavy() -> State:
+    """A crafted model: numbers so large that a small step is lost in rounding, so that nothing
+    moves but where an attacker wants it to."""
+    begun = start(HARDLY)
+    layers = {
+        name: LoraFactors(factors.A, torch.full_like(factors.B, 1000.0))
+        for name, factors in begun.current.layers.items()
+    }
+    return State(Adapter(layers, begun.current.scaling), begun.retained)
+
+
+def test_a_training_that_fails_on_noise_as_well_is_charged(tmp_path):
+    site = RealSite(tmp_path)
+    assert code(site.answer(HARDLY, {}, heavy())) == "failed"
+    assert len(site.events) == 1
+    assert code(site.answer(HARDLY, {}, heavy())) == "failed"
+    assert len(site.events) == 1
+
+
+def test_so_it_can_be_asked_for_no_oftener_than_the_budget_allows(tmp_path):
+    site = RealSite(tmp_path)
+    codes = [code(site.answer(HARDLY, {"server_round": n}, heavy())) for n in range(1, 10)]
+    assert codes[0] == "failed"
+    assert codes[-1] == "budget-spent"
+    assert len(site.events) == codes.count("failed")
+
+
+def test_what_fails_before_a_record_is_read_costs_nothing(tmp_path, monkeypatch):
+    def broken(*_: object) -> None:
+        raise ValueError("this model cannot be trained here")
+
+    site = RealSite(tmp_path)
+    monkeypatch.setattr(local_update, "set_trainable", broken)
+    assert code(site.answer(HARDLY, {})) == "failed"
+    assert site.events == []
