@@ -34,12 +34,12 @@ class FeedbackStore:
     folder: Path
 
     def load(self, stage: int, server_round: int, basis: str) -> Arrays:
-        """Return what the round before lost; empty in the first round of a stage, or when the
+        """Return what the client's latest round of the stage lost; empty in its first, or when the
         basis has changed since (what was lost has no meaning in other coordinates)."""
         from safetensors import safe_open
 
-        path = self._path(stage, server_round - 1)
-        if not path.exists():
+        path = self._before(stage, server_round)
+        if path is None:
             return {}
         with safe_open(str(path), framework="numpy") as file:
             if (file.metadata() or {}).get("basis") != basis:
@@ -47,16 +47,21 @@ class FeedbackStore:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
     def save(self, stage: int, server_round: int, basis: str, lost: Arrays) -> None:
-        """Keep what this round lost; the rounds before the last are dropped."""
+        """Keep what this round lost, and what :meth:`load` returns: a request that is repeated
+        finds it."""
         from safetensors.numpy import save
 
         path = self._path(stage, server_round)
         arrays = {key: np.ascontiguousarray(value) for key, value in lost.items()}
         write_whole(path, save(arrays, {"basis": basis}))
-        keep = {path, self._path(stage, server_round - 1)}
+        keep = {path, self._before(stage, server_round)}
         for old in self.folder.glob("feedback-*.safetensors"):
             if old not in keep:
                 old.unlink()
+
+    def _before(self, stage: int, server_round: int) -> Path | None:
+        rounds = (self._path(stage, n) for n in range(server_round - 1, 0, -1))
+        return next((path for path in rounds if path.exists()), None)
 
     def _path(self, stage: int, server_round: int) -> Path:
         return self.folder / f"feedback-{stage}-{server_round}.safetensors"

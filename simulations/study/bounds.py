@@ -14,6 +14,7 @@ from typing import Any, Literal
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.config.stream import StreamConfig
+from server.plan import make_plan
 from server.results import Results
 from simulations.study.outcome import Outcome, outcome, pooled_own, together
 
@@ -47,12 +48,20 @@ def _joint(
 
 
 def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
-    """A federation, and a model, for each task alone; whose order leaves it out does not train."""
-    plain, orders = _plain(experiment), experiment.stream.orders
+    """A federation, and a model, for each task alone; who does not meet it does not train."""
+    everybody = [str(k) for k in range(experiment.federation.clients)]
+    plan = make_plan(experiment, tasks, everybody)
+    own_orders = experiment.stream.schedule == "per-client"
 
     def alone(task: str) -> Experiment:
-        own = {k: tuple(each for each in order if each == task) for k, order in orders.items()}
-        return _changed(_changed(plain, "data", tasks=(task,)), "stream", orders=own)
+        met = {name: tuple(t for t in order if t == task) for name, order in plan.orders.items()}
+        orders = met if own_orders else {}
+        one = _changed(_plain(experiment), "data", tasks=(task,))
+        one = _changed(one, "stream", orders=orders, joins={}, tasks_per_client=0)
+        if own_orders or all(met.values()):
+            return one
+        chosen = experiment.federation.participants or range(len(everybody))
+        return _changed(one, "federation", participants=tuple(k for k in chosen if met[str(k)]))
 
     return {task: alone(task) for task in tasks}
 

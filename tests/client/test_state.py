@@ -22,6 +22,16 @@ def test_a_repeated_round_finds_the_same_again(tmp_path):
     assert np.array_equal(store.load(0, 2, "basis")["first"], LOST["first"])
 
 
+def test_a_client_that_sat_rounds_out_finds_what_its_last_one_lost(tmp_path):
+    """Not every client is in every round."""
+    store = FeedbackStore(tmp_path)
+    store.save(0, 1, "basis", LOST)
+    assert np.array_equal(store.load(0, 4, "basis")["first"], LOST["first"])
+    store.save(0, 4, "basis", {"first": 2 * LOST["first"]})
+    assert np.array_equal(store.load(0, 4, "basis")["first"], LOST["first"])
+    assert np.array_equal(store.load(0, 6, "basis")["first"], 2 * LOST["first"])
+
+
 def test_nothing_crosses_a_task_or_a_change_of_basis(tmp_path):
     store = FeedbackStore(tmp_path)
     store.save(0, 1, "basis", LOST)

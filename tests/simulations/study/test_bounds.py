@@ -170,3 +170,27 @@ def test_bounds_of_clients_with_their_own_orders_are_runs(make_experiment):
     assert work == {"laboratory": {"laboratory": ["0"]}, "surgery": {"surgery": ["0", "1"]}}
     alone = BOUNDS["local-only"].parts(experiment, TASKS)
     assert {part.aggregation.robust for part in alone.values()} == {"none"}
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        ("stream.schedule=per-client", "stream.tasks_per_client=1", "run.seed=1"),
+        ("stream.schedule=per-client", "stream.joins={1=3}"),
+        ("stream.joins={1=1}",),
+    ],
+)
+def test_a_task_alone_is_learnt_by_those_that_the_plan_gives_it(make_experiment, stream):
+    """Also where orders are drawn, and where clients join late."""
+    experiment = make_experiment("federation.clients=4", "federation.rounds=2", *stream)
+    names = tuple(map(str, range(4)))
+
+    def learners(one, tasks):
+        plan = make_plan(one, tasks, names)
+        stages = range(len(plan.stages))
+        at_work = [plan.working(s, n) for s in stages for n in range(1, plan.stages[s] + 1)]
+        return {(name, task) for each in at_work for name, task in each.items()}
+
+    parts = BOUNDS["per-task"].parts(experiment, TASKS)
+    found = set().union(*(learners(part, [task]) for task, part in parts.items()))
+    assert found == learners(experiment, TASKS)
