@@ -107,10 +107,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
         run = place.run_name(bench.experiment)
-        client_context, name = (
-            client_context_of(place),
-            wire.request_name(message, instruction, run),
-        )
+        client_context = client_context_of(place)
+        name = wire.request_name(message, instruction, run)
 
         def count() -> Counts:
             asked = instruction.evaluation()

@@ -104,10 +104,17 @@ def local_update(
             return noisy_sums(bench, number, instruction, phase.statistics, gradients)
         if phase.statistics is not None:
             return sum_records(bench, client_context.client, state, instruction, phase.statistics)
-        kept = _kept(bench, client_context, instruction)
-        prompts = [bench.prompt(task) for task in instruction.seen]
-        protected = bench.mechanism.unit is not None
-        task = LocalTask(data.labels, seen, *kept, joint_tasks, future, prompts, protected)
+        past, round_state = _kept(bench, client_context, instruction)
+        task = LocalTask(
+            labels=data.labels,
+            seen=seen,
+            past=past,
+            round_state=round_state,
+            joint_tasks=joint_tasks,
+            future=future,
+            prompts=[bench.prompt(task) for task in instruction.seen],
+            protected=bench.mechanism.unit is not None,
+        )
         cache = (
             data.cache
             if phase.public_path

@@ -19,7 +19,7 @@ from torch import Tensor
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
-from deal_core.lora.payload import DISTILLED, HEADS, LORA, SUMS, Template
+from deal_core.lora.payload import DISTILLED, HEADS, LORA, RESIDUAL, SUMS, Template
 from deal_core.lora.state import State
 from deal_core.privacy.mechanisms.noise_floor import round_variance
 from deal_core.whole_file import written_beside
@@ -28,7 +28,6 @@ from server.spending import Spending
 
 VERSION = 4
 """Of the file and of the schedule that ``position`` counts in."""
-RESIDUAL = "residual"
 EVERYBODY = "sum"
 """In the place of a client: the counts are those of all of them together."""
 

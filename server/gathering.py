@@ -19,6 +19,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from deal_core.training.threads import threads
+from deal_core.wire.secure_layout import LARGEST_NOISED_CHANGE
 from server import wire
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, EvaluationReplies
@@ -29,8 +30,6 @@ from server.spending import Spending
 
 LARGEST_CHANGE = 100.0
 """Of an entry in a round. AdamW moves it by about its rate in a step: a thousand steps of 0.1."""
-LARGEST_NOISED_CHANGE = 1e6
-"""The same where every client adds noise to its own update: the noise has the size of the bound."""
 
 
 @dataclass

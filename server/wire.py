@@ -17,6 +17,7 @@ from deal_core.aggregation import ClientUpdate
 from deal_core.lora.adapter import live_rank, padded, split
 from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, SUMS, PayloadError
 from deal_core.lora.state import State
+from deal_core.methods.shared.class_sums import MOST_EXAMPLES
 from deal_core.secure_sum.protocol_error import UsedUpdate
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import Encoded
@@ -30,8 +31,6 @@ from server.spending import Spending, spending_in
 
 F = TypeVar("F")
 PLACE = ("stage", "phase", "server_round")
-MOST_EXAMPLES = 10_000_000
-"""A larger count is a lie or a bug; either would take over the average."""
 
 
 NO_PART = frozenset({"no-data", "budget-spent", "policy", UsedUpdate.code})
@@ -165,7 +164,7 @@ def read_statistics(
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or what is not expected.
-        Idle: the client takes no part.
+        ClientSkipped: the client takes no part.
     """
     record, measured = _answer(message, instruction, SUMS)
     return read_sums(record, shapes, codes), measured

@@ -91,7 +91,7 @@ def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float)
 
     Args:
         module: holds ``theta``, the current adapter.
-        fisher: key of a factor (see :func:`~deal_core.methods.shared.named_factors.parameters`) to
+        fisher: key of a factor (see :func:`~deal_core.methods.shared.named_factors.named`) to
             ``F``, of the factor's shape.
         anchor: key to ``theta*``.
         weight: 0 leaves the adapter free; a huge one freezes every entry that ever mattered.

@@ -130,11 +130,8 @@ def make_linear_probe(method: MethodConfig, adapter: AdapterConfig) -> LinearPro
     """Build from the experiment."""
     config = method.linear_probe
     first = Statistics(class_sums.shapes, class_sums.collect, class_sums.check, absorb_sums, True)
-    further = Statistics(shapes, collect, check, partial(_absorb, ridge=config.ridge), False)
+    absorb = partial(absorb_gradient, ridge=config.ridge)
+    further = Statistics(shapes, collect, check, absorb, False)
     learn = statistics_phase(LEARN, 0, first)
     probe = statistics_phase("probe", config.rounds, further)
     return LinearProbe(adapter, (learn, probe))
-
-
-def _absorb(state: State, totals: Mapping[str, Tensors], ridge: float) -> State:
-    return absorb_gradient(state, totals, ridge)

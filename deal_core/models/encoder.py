@@ -31,8 +31,6 @@ from deal_core.models.frozen_vectors import FrozenVectors, weights_name
 from deal_core.models.interface import Encoded, ForwardOutput, LabelVectors
 from deal_core.models.loading import best_device, pretrained
 
-FEW_LABELS = 256
-LABELS_PER_PASS = 64
 LONGEST_LABEL = 128
 """Tokens of a text for a model that reads names of labels alone."""
 ALONE_TOLERANCE = 0.05
@@ -168,17 +166,16 @@ class EncoderLabels:
 
     def label_vectors(self, labels: Sequence[str]) -> Tensor:
         """Return frozen unit vectors of the label names, ``(labels, hidden)``; each made once, and
-        the matrix asked for last is kept."""
+        by itself, so that it is the same to the bit whatever it is asked with. The matrix asked for
+        last is kept."""
         wanted = tuple(labels)
         if self._label_matrix[0] != wanted:
             missing = [label for label in dict.fromkeys(labels) if label not in self._label_cache]
             if missing:
                 words = self._tokenizer([label.replace("_", " ") for label in missing])["input_ids"]
                 with base_only(self.module):
-                    for part in _passes(words):
-                        vectors = self._embed([words[i] for i in part])
-                        names = [missing[i] for i in part]
-                        self._label_cache.update(zip(names, vectors, strict=True))
+                    for label, ids in zip(missing, words, strict=True):
+                        self._label_cache[label] = self._embed([ids])[0]
             matrix = torch.stack([self._label_cache[label] for label in labels])
             self._label_matrix = (wanted, matrix)
         return self._label_matrix[1]
@@ -198,22 +195,6 @@ def last_layers(output: Any, layers: int) -> list[Tensor]:
         return [output.last_hidden_state]
     after_each = output.hidden_states[1:]  # the first are the embedded tokens
     return list(after_each[: -layers - 1 : -1])
-
-
-def _passes(words: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return positions of label names that are embedded together: each alone, so that its vector is
-    the same to the bit whatever it is asked with; many at once in passes of equal length, for
-    speed."""
-    if len(words) <= FEW_LABELS:
-        return [[i] for i in range(len(words))]
-    alike: dict[int, list[int]] = {}
-    for i, ids in enumerate(words):
-        alike.setdefault(len(ids), []).append(i)
-    return [
-        part[start : start + LABELS_PER_PASS]
-        for part in alike.values()
-        for start in range(0, len(part), LABELS_PER_PASS)
-    ]
 
 
 def load_encoder(

@@ -24,7 +24,7 @@ def by_heads(
     weight: float = 0.0,
 ) -> Scorer:
     """Return scores of labels by the heads of their tasks, a column each of the ``space``. A task
-    without a head gives no answer.
+    without a head gives no answer here: its texts are scored by the names of labels.
 
     Args:
         embeddings: of the data, ``(examples, size)``.

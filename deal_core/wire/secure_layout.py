@@ -34,7 +34,7 @@ LARGEST_SUM = 2.0**52
 LARGEST_CHANGE = 8.0
 """Of an entry of an update, from what the round began with; AdamW moves it by its rate a step."""
 LARGEST_NOISED_CHANGE = 1e6
-"""The same where every client adds noise of its own to its whole update."""
+"""The same where every client adds noise of its own, of the size of the bound, to its update."""
 
 
 def gradient_layout(

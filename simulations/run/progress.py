@@ -41,7 +41,7 @@ class Progress:
         among_all: the same among all labels seen so far; empty: not known.
         zero_shot: mean over tasks before anything was learnt.
         resumed: this start continues another.
-        started, updated: time of the start and of the last event.
+        started: time of the start.
         step_ended: time of the end of the last round or evaluation.
         training: a round is at work.
         rounds_took, evaluations_took: seconds of all rounds, and of all evaluations beside them,
@@ -73,7 +73,6 @@ class Progress:
     round_seconds: float = 0.0
     resumed: bool = False
     started: float = 0.0
-    updated: float = 0.0
     step_ended: float = 0.0
     training: bool = False
     rounds_took: float = 0.0
@@ -142,8 +141,7 @@ class Progress:
 
     def update(self, event: RunEvent) -> Progress:
         """Return the state after one more event; unknown events change nothing."""
-        after = _HANDLERS.get(event["event"], _unknown)(self, event)
-        return replace(after, updated=event["time"])
+        return _HANDLERS.get(event["event"], _unknown)(self, event)
 
 
 def _unknown(state: Progress, event: RunEvent) -> Progress:

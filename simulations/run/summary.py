@@ -134,7 +134,12 @@ def _accuracy(results: Results) -> list[tuple[str, str]]:
     average, zero_shot = results.average_accuracy, list(results.zero_shot.values())
     backward, forward = results.backward_transfer, results.forward_transfer
     if average is None or backward is None or forward is None or results.forgetting is None:
-        return [("accuracy", "not known: clients keep their counts of right answers")]
+        return [
+            (
+                "accuracy",
+                "not known: clients keep their counts of right answers, or a sum of them was lost",
+            )
+        ]
     return [
         ("average accuracy", f"{100 * average:.1f} %"),
         ("among all labels", _among_all(results)),

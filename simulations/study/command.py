@@ -185,10 +185,9 @@ def run_left(
             working.remove(name)
             done.append(name)
             show()
+            why = why or renewed(renew)
             if why:
                 failures[name] = why
-            else:
-                renew()
             how = f"failed: {why}" if why else "finished"
             print_line(console, f"{len(done)}/{len(left)} {name} {how}")
 
@@ -200,6 +199,15 @@ def run_left(
             print_line(console, f"  {shlex.join(again)}")
             return None
     return failures
+
+
+def renewed(renew: Callable[[], object]) -> str:
+    """Renew the tables; return why they cannot be, which stops no other run."""
+    try:
+        renew()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def write(

@@ -90,10 +90,10 @@ class Consolidation:
             f"{fingerprint(state.retained)} {everything}",
             lambda: make_teacher(model, data, task.labels, everything),
         )
-        is_nonzero = Taught(model, task.labels, everything, data, teacher, config.temperature)
+        taught = Taught(model, task.labels, everything, data, teacher, config.temperature)
         if self.method.retention.filter != LEARNED:
-            return is_nonzero
-        return make_filter_learning(is_nonzero, model, state, self.method)
+            return taught
+        return make_filter_learning(taught, model, state, self.method)
 
 
 @dataclass(frozen=True)

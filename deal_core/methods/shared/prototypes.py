@@ -121,10 +121,10 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
     parts = torch.split(rows, [len(own) for own, _ in classes.values()])
     found = dict(zip(classes, parts, strict=True))
     if shared is not None and _in_two_steps(config):
-        for task, (count, total) in classes.items():
-            own = _covariance(count, total, sums[f"{GRAM}/{task}"])
+        for task, (own_count, own_total) in classes.items():
+            own = _covariance(own_count, own_total, sums[f"{GRAM}/{task}"])
             mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
-            second = _without_common(_rows(count, total, mixed, config.ridge))
+            second = _without_common(_rows(own_count, own_total, mixed, config.ridge))
             found[task] = torch.stack([found[task], second], dim=1)
     return {task: head.float() for task, head in found.items()}
 

@@ -26,7 +26,10 @@ def _blocks(run: RunRecord) -> Iterator[Block]:
         yield _unfinished(run)
     yield Tiles(tuple(_tiles(run)))
     if run.results is not None and not run.matrix:
-        yield Notice("Accuracy is not known: clients keep their counts of right answers.")
+        yield Notice(
+            "Accuracy is not known: clients keep their counts of right answers, or a sum of them "
+            "was lost."
+        )
     yield Text(EXPLANATION)
     if run.bounds:
         yield _bounds_table(run)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +25,7 @@ from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.run_folder import claimed, record, recorded
+from simulations.study import command as study_command
 from simulations.study.command import StudyRequest, fitting, numbers, run_study
 from simulations.study.grid import grid
 from simulations.study.results import StudyResults
@@ -315,6 +316,26 @@ def test_without_counts_there_is_nothing_to_compare(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"privacy\.metrics = \"none\""):
         run_study(request, console())
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_results_that_cannot_be_used_are_named_and_stop_no_other_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run_all(left: Mapping[str, Experiment], jobs: int, started: Any, ended: Any) -> None:
+        for name in left:
+            started(name)
+            ended(name, "")
+
+    faults = iter(["one: no accuracies", ""])
+
+    def renew() -> None:
+        if fault := next(faults):
+            raise UserError(fault)
+
+    monkeypatch.setattr(study_command, "run_all", run_all)
+    left = {"one": Experiment(), "two": Experiment()}
+    failures = study_command.run_left(left, tmp_path, 1, ["deal"], renew, Console(quiet=True))
+    assert failures == {"one": "one: no accuracies"}
 
 
 def test_jobs_fit_the_cores() -> None:
