@@ -37,7 +37,7 @@ from deal_core.training.distillation import joint_labels
 from deal_core.training.gradients import Gradients
 from deal_core.training.loop import load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
-from deal_core.wire.codec import Encoded
+from deal_core.wire.codec import WireArrays
 from deal_core.wire.instruction import Instruction
 
 
@@ -245,7 +245,7 @@ def _encode(
     before: Adapter,
     instruction: Instruction,
     store: FeedbackStore,
-) -> Encoded:
+) -> WireArrays:
     """Pack the update; keep what a lossy format lost for the client's next round."""
     where = (instruction.stage, instruction.server_round)
     trained = frozenset(instruction.trained)

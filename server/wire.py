@@ -20,7 +20,7 @@ from deal_core.lora.state import State
 from deal_core.methods.shared.class_sums import MOST_EXAMPLES
 from deal_core.secure_sum.protocol_error import UsedUpdate
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
-from deal_core.wire.codec import Encoded
+from deal_core.wire.codec import WireArrays
 from deal_core.wire.counts import EXAMPLES
 from deal_core.wire.heads import pack_heads, read_heads
 from deal_core.wire.instruction import RECORD, Instruction
@@ -346,7 +346,7 @@ def payload_bytes(content: RecordDict) -> int:
     return sum(len(a.data) for record in content.array_records.values() for a in record.values())
 
 
-def as_record(encoded: Encoded) -> ArrayRecord:
+def as_record(encoded: WireArrays) -> ArrayRecord:
     """Flower's record of what a codec made."""
     return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in encoded.items()})
 

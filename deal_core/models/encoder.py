@@ -30,6 +30,7 @@ from deal_core.models.attention import register_attention
 from deal_core.models.frozen_vectors import FrozenVectors, weights_name
 from deal_core.models.interface import Encoded, ForwardOutput, LabelVectors
 from deal_core.models.loading import best_device, pretrained
+from deal_core.models.prompt import words
 
 LONGEST_LABEL = 128
 """Tokens of a text for a model that reads names of labels alone."""
@@ -172,9 +173,9 @@ class EncoderLabels:
         if self._label_matrix[0] != wanted:
             missing = [label for label in dict.fromkeys(labels) if label not in self._label_cache]
             if missing:
-                words = self._tokenizer([label.replace("_", " ") for label in missing])["input_ids"]
+                names = self._tokenizer([words(label) for label in missing])["input_ids"]
                 with base_only(self.module):
-                    for label, ids in zip(missing, words, strict=True):
+                    for label, ids in zip(missing, names, strict=True):
                         self._label_cache[label] = self._embed([ids])[0]
             matrix = torch.stack([self._label_cache[label] for label in labels])
             self._label_matrix = (wanted, matrix)

@@ -29,7 +29,7 @@ from deal_core.lora.payload import (
     check_keys,
 )
 from deal_core.wire import codec
-from deal_core.wire.codec import CODECS, Codec, Encoded, Header
+from deal_core.wire.codec import CODECS, Codec, Header, WireArrays
 
 EXACT = "float32"
 NUMPY = "numpy.ndarray"
@@ -44,7 +44,7 @@ def codec_named(dtype: str) -> Codec:
     return choose("wire.dtype", dtype, CODECS)
 
 
-def pack(adapter: Adapter, dtype: str, generator: torch.Generator) -> Encoded:
+def pack(adapter: Adapter, dtype: str, generator: torch.Generator) -> WireArrays:
     """Return the whole adapter as it travels from server to client."""
     return codec.encode(codec_named(dtype), to_arrays(adapter), generator)
 
@@ -68,7 +68,7 @@ def pack_update(
     trained: frozenset[str],
     feedback: Arrays,
     generator: torch.Generator,
-) -> tuple[Encoded, Arrays]:
+) -> tuple[WireArrays, Arrays]:
     """Return the trained factors as they travel from client to server.
 
     Args:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from deal_core.lora.payload import Arrays, PayloadError, Template, check_keys
 
-Encoded = dict[str, NDArray[Any]]
+WireArrays = dict[str, NDArray[Any]]
 """Wire name to array: float32, uint16 (bfloat16 bits) or int8, and float32 scales."""
 
 SCALE = ".scale"
@@ -62,19 +62,19 @@ class Codec:
     """
 
     headers: Callable[[str, tuple[int, int]], dict[str, Header]]
-    encode: Callable[[str, NDArray[np.float32], torch.Generator], Encoded]
+    encode: Callable[[str, NDArray[np.float32], torch.Generator], WireArrays]
     decode: Callable[[str, Mapping[str, NDArray[Any]]], NDArray[np.float32]]
 
 
 def encode(
     codec: Codec, arrays: Mapping[str, NDArray[np.float32]], generator: torch.Generator
-) -> Encoded:
+) -> WireArrays:
     """Return what travels for the given tensors.
 
     Raises:
         PayloadError: a value is not finite; nothing should be sent.
     """
-    encoded: Encoded = {}
+    encoded: WireArrays = {}
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise PayloadError(f"{key}: a value is not finite")
@@ -160,7 +160,7 @@ def encode_with_feedback(
     arrays: Mapping[str, NDArray[np.float32]],
     residual: Mapping[str, NDArray[np.float32]],
     generator: torch.Generator,
-) -> tuple[Encoded, Arrays]:
+) -> tuple[WireArrays, Arrays]:
     """Return ``arrays + residual``, encoded, and what the code lost this time.
 
     The caller keeps the residual and passes it in again: then the sum of all decoded
@@ -197,7 +197,7 @@ def _float32_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
     return {key: Header("float32", shape, 4 * shape[0] * shape[1])}
 
 
-def _float32_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
+def _float32_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> WireArrays:
     return {key: array}
 
 
@@ -209,7 +209,9 @@ def _bfloat16_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
     return {key: Header("uint16", shape, 2 * shape[0] * shape[1])}
 
 
-def _bfloat16_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
+def _bfloat16_encode(
+    key: str, array: NDArray[np.float32], generator: torch.Generator
+) -> WireArrays:
     """Keep the upper half of the bits, rounded to nearest, ties to even."""
     bits = np.ascontiguousarray(array).view(np.uint32)
     half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
@@ -228,7 +230,7 @@ def _int8_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
     }
 
 
-def _int8_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> Encoded:
+def _int8_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> WireArrays:
     """Return ``x / scale`` rounded down or up with the probability that is right on average.
 
     What was decoded is encoded again to the bit, whatever is drawn: codes times a scale of 17

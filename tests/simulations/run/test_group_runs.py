@@ -114,6 +114,7 @@ def test_everything_says_the_unit_and_names_the_column(finished):
 def test_ledgers_are_of_the_groups_that_each_client_has(finished):
     experiment, folder, _ = finished
     privacy = read_results(folder).privacy
+    assert set(privacy.epsilon) == {str(k) for k in range(experiment.federation.clients)}
     for client, told in privacy.epsilon.items():
         events = Ledger(folder / "sites" / client).events()
         assert told == composed(events, events[0].delta)

@@ -112,8 +112,9 @@ def test_epsilon_is_that_of_an_independent_accountant(private):
         return first - math.exp(epsilon) * norm.cdf(-1 / (2 * multiplier) - epsilon * multiplier)
 
     expected = brentq(lambda epsilon: delta(epsilon) - 1e-3, 1e-6, 50.0)
-    for epsilon in read_results(folder).privacy.epsilon.values():
-        assert epsilon == pytest.approx(expected, rel=0.01)
+    told = read_results(folder).privacy.epsilon
+    assert set(told) == {str(k) for k in range(experiment.federation.clients)}
+    assert list(told.values()) == pytest.approx([expected] * len(told), rel=0.01)
 
 
 def test_heads_come_from_names_and_class_sums(private, make_experiment, tmp_path):
