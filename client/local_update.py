@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
-from itertools import takewhile
-
 from client.client_context import ClientContext
-from client.gradient_sum import gradient_sum
-from client.local_sums import noisy_sums, require_enough_of_each, require_sums, sum_records
+from client.local_sums import require_enough_of_each, require_sums
+from client.local_training import LocalTraining, own_share
 from client.policy_check import require_policy
 from client.request_check import check_training
 from client.resources import ClientTask, Workbench
-from client.state import FeedbackStore, RoundStore, TaskStore, digest
-from deal_core.lora.adapter import Adapter
-from deal_core.lora.attach import read, set_trainable
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import entries_of
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory, under_all_labels
+from deal_core.methods import Phase, TaskDataset, under_all_labels
 from deal_core.models import embedding_size
-from deal_core.privacy.interface import (
-    GradientSum,
-    LocalUpdate,
-    Mechanism,
-    UpdateRequest,
-    rehearsing,
-    release,
-)
+from deal_core.privacy.interface import LocalUpdate, Mechanism, UpdateRequest, release
 from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
 from deal_core.training.distillation import joint_labels
-from deal_core.training.gradients import Gradients
-from deal_core.training.loop import load_state, run_local_steps
-from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
-from deal_core.wire.codec import WireArrays
 from deal_core.wire.instruction import Instruction
 
 
@@ -64,70 +43,37 @@ def local_update(
     Raises:
         Refusal: the client has no data for it, no budget, or a policy against it.
     """
-    config, phase = bench.experiment, bench.phase(instruction.phase)
-    require_policy(config, client_context.site.policy)
+    phase, site, client = bench.phase(instruction.phase), client_context.site, client_context.client
+    require_policy(bench.experiment, site.policy)
     if phase.statistics is not None:
-        require_sums(config, bench.mechanism, client_context.site)
-    check_training(instruction, bench, client_context.site.policy)
-    seen = _spaces(bench, instruction.seen)
-    future = partial(_spaces, bench, instruction.future)
-    data = _data(bench, client_context.client, instruction.task, phase, seen)
-    joint_tasks = [_share(bench, task, client_context.client) for task in instruction.tasks]
-    if config.stream.joint_labels == "all" and phase.statistics is None:
-        joint_tasks = under_all_labels(joint_tasks)
+        require_sums(bench.experiment, bench.mechanism, site)
+    check_training(instruction, bench, site.policy)
+    data = _data(bench, client, instruction, phase)
+    joint_tasks = _joint_tasks(bench, client, instruction, phase)
     if phase.statistics is not None:
-        require_enough_of_each(joint_tasks, client_context.site)
+        require_enough_of_each(joint_tasks, site)
+    grouping = None if phase.public_path else bench.grouping(instruction.task, client)
+    units = len(data.train) if grouping is None else len(set(grouping.numbers))
+    training = LocalTraining(bench, client_context, state, instruction, data, joint_tasks, units)
     where = instruction.stage, instruction.server_round
     ask = UpdateRequest(
         request=f"{instruction.phase} {request}",
-        client=str(client_context.client),
+        client=str(client),
         task=instruction.task,
         phase=instruction.phase,
         stage=instruction.stage,
         server_round=instruction.server_round,
         data=[e for share in joint_tasks for e in share.data] if joint_tasks else data.train,
         record_ids=data.record_ids,
-        records=lambda: bench.records(client_context.client),
-        site_records=lambda: bench.site_records(client_context.client),
-        ids=lambda: bench.ids(instruction.task, client_context.client),
-        learning_rate=phase.learning_rate or config.train.learning_rate,
-        generator=seeded(config.run.seed, "train", client_context.client, *where),
+        records=lambda: bench.records(client),
+        site_records=lambda: bench.site_records(client),
+        ids=lambda: bench.ids(instruction.task, client),
+        learning_rate=phase.learning_rate or bench.experiment.train.learning_rate,
+        generator=seeded(bench.experiment.run.seed, "train", client, *where),
         entries=_entries(bench, state, instruction),
-        grouping=(
-            None if phase.public_path else bench.grouping(instruction.task, client_context.client)
-        ),
+        grouping=grouping,
     )
-
-    def train(gradients: Gradients | GradientSum) -> LocalUpdate:
-        if phase.statistics is not None and isinstance(gradients, GradientSum):
-            number = client_context.client
-            return noisy_sums(bench, number, instruction, phase.statistics, gradients)
-        if phase.statistics is not None:
-            return sum_records(bench, client_context.client, state, instruction, phase.statistics)
-        past, round_state = _kept(bench, client_context, instruction)
-        task = LocalTask(
-            labels=data.labels,
-            seen=seen,
-            past=past,
-            round_state=round_state,
-            joint_tasks=joint_tasks,
-            future=future,
-            prompts=[bench.prompt(task) for task in instruction.seen],
-            protected=bench.mechanism.unit is not None,
-        )
-        cache = (
-            data.cache
-            if phase.public_path
-            else bench.learning(client_context.client, instruction.task)
-        )
-        trained = frozenset(instruction.trained)
-        if isinstance(gradients, GradientSum):
-            objective = partial(phase.objective, bench.model, state)
-            examples = len(data.train) if ask.grouping is None else len(set(ask.grouping.numbers))
-            return gradient_sum(bench, state, objective, task, trained, gradients, examples, cache)
-        return _train(bench, client_context, state, instruction, task, cache, gradients)
-
-    return release(_mechanism(bench, phase), ask, client_context.site, train)
+    return release(_mechanism(bench, phase), ask, site, training.update)
 
 
 def _entries(bench: Workbench, state: State, instruction: Instruction) -> int:
@@ -146,114 +92,19 @@ def _mechanism(bench: Workbench, phase: Phase) -> Mechanism:
     return PublicTexts(bench.experiment) if phase.public_path else bench.mechanism
 
 
-def _spaces(bench: Workbench, tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Public label spaces."""
-    return tuple(bench.labels(task) for task in tasks)
-
-
-def _kept(
-    bench: Workbench, client_context: ClientContext, instruction: Instruction
-) -> tuple[TaskHistory | None, RoundStore]:
-    """What the client has of earlier tasks, and of earlier rounds."""
-    folder = client_context.store.folder
-    public = bench.phase(instruction.phase).public_path
-    protected = public or bench.mechanism.unit is not None
-    past_tasks = () if protected else instruction.past  # whose records no charge would name
-    shares = [partial(_share, bench, task, client_context.client) for task in past_tasks]
-    met = {*instruction.seen, instruction.task}  # a task that returns was met before
-    known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
-    past = TaskHistory(shares, TaskStore(folder), known) if shares else None
-    return past, RoundStore(folder, instruction.stage, instruction.server_round)
-
-
-def _train(
-    bench: Workbench,
-    client_context: ClientContext,
-    state: State,
-    instruction: Instruction,
-    task: LocalTask,
-    cache: Cache,
-    gradients: Gradients,
-) -> LocalUpdate:
-    """Return the update of the one local training, as it travels; the mechanism says with
-    ``gradients`` which data are read."""
-    started = time.monotonic()
-    config, phase = bench.experiment, bench.phase(instruction.phase)
-    trained, probes = frozenset(instruction.trained), bench.probes(tuple(task.labels))
-    load_state(bench.model, state)
-    _rehearse(bench, state, phase, task, trained, gradients)
-    rate = phase.learning_rate or config.train.learning_rate
-    report = run_local_steps(
-        bench.model,
-        phase.objective(bench.model, state, task, gradients.data, cache),
-        gradients,
-        trained,
-        config.train.model_copy(update={"learning_rate": rate}),
-    )
-    gradients.finished(bench.model, task.labels, probes)
-    adapter = read(bench.model.module)
-    encoded = _encode(
-        bench, client_context.client, adapter, state.current, instruction, client_context.store
-    )
-    figures = {
-        "num_examples": len(gradients.data),
-        "loss": report.loss,
-        "seconds": time.monotonic() - started,
-    }
-    return LocalUpdate(encoded, figures)
-
-
-def _rehearse(
-    bench: Workbench,
-    state: State,
-    phase: Phase,
-    task: LocalTask,
-    trained: frozenset[str],
-    gradients: Gradients,
-) -> None:
-    """Let the mechanism try its gradients out on constant texts: what cannot work fails here, and
-    no record has to do with it."""
-    if bench.mechanism.unit is None:
-        return
-    with rehearsing():
-        probes = bench.probes(tuple(task.labels))
-        alone = replace(task, past=None, round_state=None)
-        set_trainable(bench.model.module, trained)
-        objective = phase.objective(bench.model, state, alone, probes, Cache())
-        gradients.rehearse(bench.model.module, objective, len(probes))
-
-
-def _data(
-    bench: Workbench, client: int, task: str, phase: Phase, seen: tuple[tuple[str, ...], ...]
-) -> ClientTask:
+def _data(bench: Workbench, client: int, instruction: Instruction, phase: Phase) -> ClientTask:
     """The client's share of the task, or the public texts under all labels so far."""
     if not phase.public_path:
-        return bench.task(task, client)
-    return bench.public(phase.public_path, joint_labels((*seen, bench.labels(task))))
+        return bench.task(instruction.task, client)
+    spaces = bench.spaces((*instruction.seen, instruction.task))
+    return bench.public(phase.public_path, joint_labels(spaces))
 
 
-def _share(bench: Workbench, task: str, client: int) -> TaskDataset:
-    """The client's own training data of a task; of an earlier one, read when a method asks."""
-    data = bench.task(task, client)
-    return TaskDataset(data.labels, data.train)
-
-
-def _encode(
-    bench: Workbench,
-    client: int,
-    adapter: Adapter,
-    before: Adapter,
-    instruction: Instruction,
-    store: FeedbackStore,
-) -> WireArrays:
-    """Pack the update; keep what a lossy format lost for the client's next round."""
-    where = (instruction.stage, instruction.server_round)
-    trained = frozenset(instruction.trained)
-    basis = f"{instruction.phase} {digest(frozen_factors(before, trained))}"
-    generator = seeded(bench.experiment.run.seed, "uplink", client, *where)
-    dtype = bench.experiment.wire.dtype
-    feedback = store.load(*where, basis) if dtype != EXACT else {}
-    encoded, lost = pack_update(adapter, before, dtype, trained, feedback, generator)
-    if dtype != EXACT:
-        store.save(*where, basis, lost)
-    return encoded
+def _joint_tasks(
+    bench: Workbench, client: int, instruction: Instruction, phase: Phase
+) -> list[TaskDataset]:
+    """The client's shares of all tasks that are learnt at once; none where it is one."""
+    shares = [own_share(bench, client, task) for task in instruction.tasks]
+    if bench.experiment.stream.joint_labels == "all" and phase.statistics is None:
+        return under_all_labels(shares)
+    return shares

@@ -193,6 +193,10 @@ class Workbench:
         declared = declared_labels(self.experiment.data, task)
         return self._share(task)[0].labels if declared is None else declared
 
+    def spaces(self, tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+        """The public label spaces of tasks."""
+        return tuple(self.labels(task) for task in tasks)
+
     def prompt(self, task: str) -> TaskPrompt:
         """How a model that answers in words is asked about a task."""
         return TaskPrompt(self.labels(task), self._instruction(task))

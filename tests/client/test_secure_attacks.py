@@ -11,7 +11,7 @@ import pytest
 from flwr.app import Array, ConfigRecord, Message, RecordDict
 from safetensors.numpy import load_file
 
-from client import local_update as training
+from client import local_training as training
 from client.app import make_app
 from deal_core.config.run_config import flatten
 from deal_core.lora.payload import LORA

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flwr.common import Message
 
-from client import local_update as work
+from client import local_training as work
 from client.app import make_app
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
@@ -94,8 +94,8 @@ def test_a_task_is_told_what_comes_and_a_client_reads_its_labels(
     experiment = per_client(make_experiment, tmp_path, *own)
     learnt: list[LocalTask] = []
 
-    def spied(*args) -> LocalTask:
-        learnt.append(LocalTask(*args))
+    def spied(**fields) -> LocalTask:
+        learnt.append(LocalTask(**fields))
         return learnt[-1]
 
     monkeypatch.setattr(work, "LocalTask", spied)
@@ -109,8 +109,8 @@ def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, 
     experiment = own_orders("method.name=replay")
     learnt: list[LocalTask] = []
 
-    def spied(*args) -> LocalTask:
-        learnt.append(LocalTask(*args))
+    def spied(**fields) -> LocalTask:
+        learnt.append(LocalTask(**fields))
         return learnt[-1]
 
     monkeypatch.setattr(work, "LocalTask", spied)

@@ -1,0 +1,166 @@
+"""One local training, or one sum, of a request: what the client makes of the records that its
+privacy mechanism lets it read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
+
+from client.client_context import ClientContext
+from client.gradient_sum import gradient_sum
+from client.local_sums import noisy_sums, sum_records
+from client.resources import ClientTask, Workbench
+from client.state import RoundStore, TaskStore, digest
+from deal_core.lora.adapter import Adapter
+from deal_core.lora.attach import read, set_trainable
+from deal_core.lora.state import State
+from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory
+from deal_core.privacy.interface import GradientSum, LocalUpdate, rehearsing
+from deal_core.randomness import seeded
+from deal_core.training.cache import Cache
+from deal_core.training.gradients import Gradients
+from deal_core.training.loop import load_state, run_local_steps
+from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
+from deal_core.wire.codec import WireArrays
+from deal_core.wire.instruction import Instruction
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What a request is answered from.
+
+    Attributes:
+        bench: model, method and tokenised data of this process.
+        client_context: whose data they are.
+        state: the adapters as they arrived.
+        instruction: task, phase and factors to train.
+        data: the client's share of the task, or public texts.
+        joint_tasks: its shares of all tasks that are learnt at once; none: of one alone.
+        units: records, or groups, of the share.
+    """
+
+    bench: Workbench
+    client_context: ClientContext
+    state: State
+    instruction: Instruction
+    data: ClientTask
+    joint_tasks: Sequence[TaskDataset]
+    units: int
+
+    def update(self, gradients: Gradients | GradientSum) -> LocalUpdate:
+        """Return the update as it travels: trained factors, or the sums that the phase is made of;
+        ``gradients`` says which data are read, and what is done to them."""
+        bench, state, instruction = self.bench, self.state, self.instruction
+        client, statistics = self.client_context.client, self._phase.statistics
+        if statistics is not None and isinstance(gradients, GradientSum):
+            return noisy_sums(bench, client, instruction, statistics, gradients)
+        if statistics is not None:
+            return sum_records(bench, client, state, instruction, statistics)
+        if isinstance(gradients, GradientSum):
+            objective = partial(self._phase.objective, bench.model, state)
+            task, trained = self._task(), self._trained
+            return gradient_sum(
+                bench, state, objective, task, trained, gradients, self.units, self._cache
+            )
+        return self._learnt(self._task(), gradients)
+
+    @property
+    def _phase(self) -> Phase:
+        return self.bench.phase(self.instruction.phase)
+
+    @property
+    def _trained(self) -> frozenset[str]:
+        return frozenset(self.instruction.trained)
+
+    @property
+    def _cache(self) -> Cache:
+        if self._phase.public_path:
+            return self.data.cache
+        return self.bench.learning(self.client_context.client, self.instruction.task)
+
+    def _task(self) -> LocalTask:
+        bench, instruction = self.bench, self.instruction
+        past, round_state = self._kept()
+        return LocalTask(
+            labels=self.data.labels,
+            seen=bench.spaces(instruction.seen),
+            past=past,
+            round_state=round_state,
+            joint_tasks=self.joint_tasks,
+            future=partial(bench.spaces, instruction.future),
+            prompts=[bench.prompt(task) for task in instruction.seen],
+            protected=bench.mechanism.unit is not None,
+        )
+
+    def _kept(self) -> tuple[TaskHistory | None, RoundStore]:
+        """What the client has of earlier tasks, and of earlier rounds."""
+        instruction, folder = self.instruction, self.client_context.store.folder
+        protected = self._phase.public_path or self.bench.mechanism.unit is not None
+        past_tasks = () if protected else instruction.past  # whose records no charge would name
+        own = partial(own_share, self.bench, self.client_context.client)
+        shares = [partial(own, task) for task in past_tasks]
+        met = {*instruction.seen, instruction.task}  # a task that returns was met before
+        known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
+        past = TaskHistory(shares, TaskStore(folder), known) if shares else None
+        return past, RoundStore(folder, instruction.stage, instruction.server_round)
+
+    def _learnt(self, task: LocalTask, gradients: Gradients) -> LocalUpdate:
+        """The update of local steps."""
+        started, bench, phase = time.monotonic(), self.bench, self._phase
+        config, probes = bench.experiment.train, bench.probes(tuple(task.labels))
+        load_state(bench.model, self.state)
+        self._rehearse(task, gradients)
+        report = run_local_steps(
+            bench.model,
+            phase.objective(bench.model, self.state, task, gradients.data, self._cache),
+            gradients,
+            self._trained,
+            config.model_copy(
+                update={"learning_rate": phase.learning_rate or config.learning_rate}
+            ),
+        )
+        gradients.finished(bench.model, task.labels, probes)
+        encoded = self._encoded(read(bench.model.module))
+        figures = {
+            "num_examples": len(gradients.data),
+            "loss": report.loss,
+            "seconds": time.monotonic() - started,
+        }
+        return LocalUpdate(encoded, figures)
+
+    def _rehearse(self, task: LocalTask, gradients: Gradients) -> None:
+        """Let the mechanism try its gradients out on constant texts: what cannot work fails here,
+        and no record has to do with it."""
+        bench = self.bench
+        if bench.mechanism.unit is None:
+            return
+        with rehearsing():
+            probes = bench.probes(tuple(task.labels))
+            alone = replace(task, past=None, round_state=None)
+            set_trainable(bench.model.module, self._trained)
+            objective = self._phase.objective(bench.model, self.state, alone, probes, Cache())
+            gradients.rehearse(bench.model.module, objective, len(probes))
+
+    def _encoded(self, adapter: Adapter) -> WireArrays:
+        """Pack the update; keep what a lossy format lost for the client's next round."""
+        instruction, store = self.instruction, self.client_context.store
+        where, before = (instruction.stage, instruction.server_round), self.state.current
+        basis = f"{instruction.phase} {digest(frozen_factors(before, self._trained))}"
+        config = self.bench.experiment
+        generator = seeded(config.run.seed, "uplink", self.client_context.client, *where)
+        dtype = config.wire.dtype
+        feedback = store.load(*where, basis) if dtype != EXACT else {}
+        encoded, lost = pack_update(adapter, before, dtype, self._trained, feedback, generator)
+        if dtype != EXACT:
+            store.save(*where, basis, lost)
+        return encoded
+
+
+def own_share(bench: Workbench, client: int, task: str) -> TaskDataset:
+    """Return the client's own training data of a task; of an earlier one, read when a method
+    asks."""
+    data = bench.task(task, client)
+    return TaskDataset(data.labels, data.train)
