@@ -66,7 +66,7 @@ ONE_ADAPTER = deal(retention={"enabled": False})
 TRAINED = [
     name for name in METHODS if statistics_of(make_method(MethodConfig(name=name), CONFIG)) is None
 ]
-"""Methods that train an adapter; the others: tests/deal_core/methods/test_statistics.py."""
+"""Methods that train an adapter; the others: test_class_means.py, test_linear_probe.py."""
 SWITCHED = {
     **{name: MethodConfig(name=name) for name in TRAINED},
     "plain draws": deal(orthogonal_init=False),

@@ -1,0 +1,144 @@
+"""Class means are those of one machine however the data are divided."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from deal_core.methods import statistics_of
+from deal_core.methods.shared.prototypes import ABSENT
+from deal_core.randomness import seeded
+from deal_core.wire.sum_codes import ROWS, SUM_CODES
+from tests.deal_core.methods.sums import (
+    LABELS,
+    SIZE,
+    SPLITS,
+    data,
+    divided,
+    method_with,
+    one_round,
+    start,
+    statistics_in,
+)
+
+
+def centred(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """The records less the mean of their label, and the means."""
+    records, targets = x.double().numpy(), y.numpy()
+    means = np.stack([records[targets == c].mean(0) for c in range(LABELS)])
+    return records - means[targets], means
+
+
+def covariance(residual: np.ndarray) -> np.ndarray:
+    return residual.T @ residual / len(residual)
+
+
+def in_metric(means: np.ndarray, within: np.ndarray, ridge: float) -> np.ndarray:
+    """Weights and biases of linear discriminant analysis with equal priors."""
+    within = within + ridge * np.trace(within) / SIZE * np.eye(SIZE)
+    weights = means @ np.linalg.inv(within)
+    return np.concatenate([weights, -0.5 * (weights * means).sum(1, keepdims=True)], axis=1)
+
+
+def without_common(rows: np.ndarray) -> np.ndarray:
+    """What all labels have in common says nothing about which label."""
+    return rows - rows.mean(0)
+
+
+@pytest.mark.parametrize("how", SPLITS)
+def test_prototypes_with_a_shared_covariance_are_the_central_closed_form(how):
+    x, y = data(0)
+    method = method_with(name="prototype", prototype={"ridge": 0.2, "own_covariance": 0.0})
+    state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
+    residual, means = centred(x, y)
+    expected = without_common(in_metric(means, covariance(residual), 0.2))
+    np.testing.assert_allclose(state.heads["skin"].numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert state.heads["skin"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("how", SPLITS)
+def test_labels_of_a_task_are_told_apart_by_a_mean_of_its_own_covariance_and_the_shared_one(how):
+    skin, eye = data(0), data(3, examples=90)
+    method = method_with(name="prototype", prototype={"ridge": 0.2, "own_covariance": 0.3})
+    statistics = statistics_in(method, "learn")
+    state = one_round(start(), statistics, {"skin": divided(*skin, how)})
+    state = one_round(state, statistics, {"eye": divided(*eye, how)})
+    parts = {"skin": centred(*skin), "eye": centred(*eye)}
+    shared = covariance(np.concatenate([residual for residual, _ in parts.values()]))
+    means = np.concatenate([own for _, own in parts.values()])
+    firsts = np.split(without_common(in_metric(means, shared, 0.2)), 2)
+    for (task, (residual, own)), first in zip(parts.items(), firsts, strict=True):
+        mixed = 0.3 * covariance(residual) + 0.7 * shared
+        head = state.heads[task].numpy()
+        assert head.shape == statistics.head_shape(LABELS, SIZE)
+        rows = [first, without_common(in_metric(own, mixed, 0.2))]
+        np.testing.assert_allclose(head, np.stack(rows, axis=1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", SPLITS)
+def test_prototypes_without_a_covariance_answer_with_the_nearest_class_mean(how):
+    x, y = data(1)
+    method = method_with(name="prototype", prototype={"covariance": "none"})
+    state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
+    head = state.heads["skin"]
+    means = torch.stack([x[y == c].mean(0) for c in range(LABELS)])
+    centre = means.mean(0)
+    torch.testing.assert_close(head[:, :SIZE], means - centre, rtol=1e-5, atol=1e-5)
+    answers = (x @ head[:, :SIZE].T + head[:, SIZE]).argmax(1)
+    assert torch.equal(answers, torch.cdist(x, means).argmin(1))
+
+
+def test_the_covariance_is_that_of_all_tasks_whenever_and_from_whomever_they_come():
+    first, second = data(2), data(3, examples=90)
+    statistics = statistics_in(method_with(name="prototype"), "learn")
+    late = one_round(start(), statistics, {"skin": divided(*first, "at random")})
+    half = divided(*second, "at random")
+    late = one_round(late, statistics, {"eye": half[:2]})
+    late = one_round(late, statistics, {"eye": half[2:]})  # in a later round
+    once = one_round(start(), statistics, {"skin": [first], "eye": [second]})
+    for task in ("skin", "eye"):
+        torch.testing.assert_close(late.heads[task], once.heads[task], rtol=1e-5, atol=1e-5)
+    alone = one_round(start(), statistics, {"skin": [first]})
+    assert not torch.allclose(alone.heads["skin"], once.heads["skin"], rtol=1e-3)
+
+
+def test_rounded_heads_answer_as_exact_ones_do():
+    """Embeddings point nearly one way, as those of real models do: what they have in common must
+    not take the steps that tell labels apart."""
+    x, y = data(8, examples=400)
+    x = normalize(0.1 * x + x[:1], dim=1)
+    statistics = statistics_in(method_with(name="prototype"), "learn")
+    head = one_round(start(), statistics, {"skin": [(x, y)]}).heads["skin"]
+    weights, bias, rows = head[:, 1, :SIZE], head[:, 1, SIZE], SUM_CODES[ROWS]
+    rounded = rows.decode(rows.encode(weights.double())).float()
+    exactly, coarsely = ((x @ own.T + bias).argmax(1) for own in (weights, rounded))
+    assert (exactly == coarsely).float().mean() > 0.98
+
+
+def test_a_label_that_nobody_has_shown_is_never_the_answer():
+    x, y = data(4)
+    x, y = x[y > 0], y[y > 0]
+    statistics = statistics_in(method_with(name="prototype"), "learn")
+    head = one_round(start(), statistics, {"skin": [(x, y)]}).heads["skin"]
+    assert head[0, :, SIZE].tolist() == [ABSENT, ABSENT]
+    for row in range(2):
+        assert (x @ head[:, row, :SIZE].T + head[:, row, SIZE]).argmax(1).min() > 0
+    assert head.isfinite().all()
+
+
+def test_one_record_is_enough_for_a_head():
+    x, y = data(5)
+    statistics = statistics_in(method_with(name="prototype"), "learn")
+    assert one_round(start(), statistics, {"skin": [(x[:1], y[:1])]}).heads["skin"].isfinite().all()
+
+
+def test_nothing_that_is_zero_travels_at_a_larger_rank_than_one():
+    method = method_with(name="prototype")
+    state = method.begin_task(start(), seeded(0))
+    assert (state.current.rank, state.retained.rank) == (1, 1)
+    assert method.begin_task(state, seeded(1)) is state
+    assert statistics_of(method) is not None
+    assert statistics_of(method_with(name="lwf")) is None
