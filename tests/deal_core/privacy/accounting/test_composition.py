@@ -60,17 +60,28 @@ def test_equals_opacus_prv_within_one_percent(events):
     assert epsilon_of(spent(events), DELTA) == pytest.approx(expected, rel=0.01)
 
 
-@pytest.mark.parametrize(("multiplier", "steps"), [(1.0, 1), (3.0, 7), (10.0, 200)])
-@pytest.mark.parametrize("delta", [1e-8, 1e-5, 1e-2])
-def test_without_sampling_it_is_the_closed_form_of_one_gaussian(multiplier, steps, delta):
+def closed_form(multiplier: float, steps: int, delta: float) -> float:
     """Balle & Wang, ICML 2018: composed Gaussians are one with mean ``sqrt(steps) / sigma``."""
     mu = math.sqrt(steps) / multiplier
 
     def excess(epsilon: float) -> float:
         upper = norm.cdf(mu / 2 - epsilon / mu)
-        return upper - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu) - delta
+        return upper - math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu)) - delta
 
-    expected = brentq(excess, 0, 100)
+    return brentq(excess, 0, 100)
+
+
+@pytest.mark.parametrize(("multiplier", "steps"), [(244.0, 10**6), (250.0, 10**6), (3000.0, 10**6)])
+@pytest.mark.parametrize("delta", [1e-10, 1e-9, 1e-6])
+def test_rounding_of_a_million_steps_makes_no_epsilon_too_small(multiplier, steps, delta):
+    ours = epsilon_of([DpEvent(1.0, multiplier, steps)], delta)
+    assert closed_form(multiplier, steps, delta) <= ours * (1 + 1e-9) < 100
+
+
+@pytest.mark.parametrize(("multiplier", "steps"), [(1.0, 1), (3.0, 7), (10.0, 200)])
+@pytest.mark.parametrize("delta", [1e-8, 1e-5, 1e-2])
+def test_without_sampling_it_is_the_closed_form_of_one_gaussian(multiplier, steps, delta):
+    expected = closed_form(multiplier, steps, delta)
     ours = epsilon_of([DpEvent(1.0, multiplier, steps)], delta)
     assert expected <= ours * (1 + 1e-9)
     assert ours == pytest.approx(expected, rel=0.003)
