@@ -228,7 +228,8 @@ class Round:
             "bytes_down": sent.bytes_down,
         }
         excluded = aggregate.excluded if aggregate else ()
-        charged = self.side.spent(list(self.exchange.roster.clients))
+        eligible = len(self.plan.working(self.step.stage, self.step.server_round))
+        charged = self.side.spent(list(self.exchange.roster.clients), eligible)
         spent = next(iter(charged.values()), {})  # the same for all
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}

@@ -44,7 +44,7 @@ def canary_clients(training: Training, listener: Listener) -> Found:
         lambda server_round: mechanism.trained(rule.trained(server_round)),
         _private_rounds(config, training.canaries),
     )
-    figures = side.spent(["a canary"]).get("a canary", {})
+    figures = side.spent(["a canary"], 1).get("a canary", {})
     delta = figures.get("delta", training.delta)
     return Found(
         kind=training.kind,

@@ -80,11 +80,11 @@ class CentralDP:
         """A round that releases one noisy mean."""
         return NoisyRound(self, rule, before, trained, place)
 
-    def spent(self, clients: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+    def spent(self, clients: Sequence[str], eligible: int) -> Mapping[str, Mapping[str, float]]:
         """The same for every client: who was drawn stays secret."""
         plan, events = self.plan, self.ledger.events()
-        # of the mean, told as if each of so many clients had brought its part of it
-        floor = self._scale(plan) / self.sample_rate * len(clients) ** -0.5
+        # of the mean, told as if each client had brought its part of it
+        floor = self._scale(plan) / (self.sample_rate * eligible) * len(clients) ** 0.5
         figures = {
             "epsilon": composed(events, plan.delta),
             "delta": plan.delta,

@@ -52,9 +52,10 @@ class ServerSide(Protocol):
             place: of the round in the run.
         """
 
-    def spent(self, clients: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+    def spent(self, clients: Sequence[str], eligible: int) -> Mapping[str, Mapping[str, float]]:
         """Client to what the rounds so far have cost it, in the names of a client's own figures;
-        empty: the server knows only what clients say."""
+        empty: the server knows only what clients say. ``eligible``: how many had a task in the
+        latest round."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class NoServerNoise:
         """The rule's own."""
         return rule.begin(before, place.server_round)
 
-    def spent(self, clients: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+    def spent(self, clients: Sequence[str], eligible: int) -> Mapping[str, Mapping[str, float]]:
         """Return nothing: the server knows only what clients say."""
         return {}
 

@@ -114,9 +114,11 @@ def side(make_experiment, tmp_path):
     return make_server_side(make_experiment(*CLIENT), 6, Ledger(tmp_path))
 
 
-def played(side: CentralDP, server_round: int, updates: list[Adapter]) -> torch.Tensor:
+def played(
+    side: CentralDP, server_round: int, updates: list[Adapter], eligible: int = 40
+) -> torch.Tensor:
     rule = make_rule(AggregationConfig(rule="fedit"))
-    round_ = side.begin(rule, start(), B, RoundContext("learn", 0, server_round, 40))
+    round_ = side.begin(rule, start(), B, RoundContext("learn", 0, server_round, eligible))
     for k, each in enumerate(updates):
         round_.add(ClientUpdate(str(k), each, weight=1.0 + k))
     current = round_.finish().current
@@ -131,6 +133,15 @@ def test_the_denominator_is_fixed_and_weights_are_uniform(side):
     two = played(fresh, 1, [update(seed=1), update(seed=2)])
     expected = total(update(seed=1), update(seed=2)) / 10
     assert torch.allclose(two - noise_alone, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("eligible", [40, 10])
+def test_the_floor_is_the_spread_of_the_noise_also_where_not_all_have_a_task(side, eligible):
+    noise = torch.cat([played(side, n, [], eligible) for n in range(1, 7)])
+    clients = [str(k) for k in range(40)]
+    floor = side.spent(clients, eligible)["0"]["noise_floor"]
+    spread = noise.std().item()
+    assert floor / len(clients) ** 0.5 == pytest.approx(spread, rel=0.1)
 
 
 def test_asked_again_the_same_round_is_the_same_and_charged_once(side):
@@ -151,7 +162,7 @@ def test_everyone_is_drawn_with_the_rate_that_is_charged(side):
 def test_epsilon_is_what_an_independent_accountant_says(side):
     for server_round in range(1, 7):
         played(side, server_round, [])
-    spent = side.spent(["0", "1"])
+    spent = side.spent(["0", "1"], 40)
     assert spent["0"] == spent["1"]
     from opacus.accountants import PRVAccountant
 
