@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -41,8 +42,8 @@ class LocalUpdate:
     figures: Mapping[str, float]
 
 
-NOTHING = LocalUpdate({}, {})
-"""What is left where a training has failed on records, and on noise alone as well."""
+FAILED = "failed"
+"""Name of the one array of what is charged where a training has failed on noise alone as well."""
 
 
 class RehearsalFailed(RuntimeError):
@@ -248,7 +249,7 @@ def release(
     permit = mechanism.permit(request, site)
     if not isinstance(permit, LocalUpdate):
         permit = permit.release(_trained(train, permit))
-    if not permit.arrays:
+    if FAILED in permit.arrays:
         raise TrainingFailed("a private training has failed, and so has one on noise alone")
     return permit
 
@@ -257,7 +258,7 @@ def _trained(
     train: Callable[[Gradients | GradientSum], LocalUpdate], permit: Permit
 ) -> LocalUpdate:
     """Return the update; where a private training fails on its records, that of noise alone. So an
-    answer does not tell that something has failed; the log here does. Nothing, where both fail.
+    answer does not tell that something has failed; the log here does. Where both fail, ``FAILED``.
 
     Raises:
         RehearsalFailed: no record was read.
@@ -275,4 +276,4 @@ def _trained(
         return train(permit.noise_only)
     except Exception:
         log.exception("a training on noise alone has failed; its charge stays")
-        return NOTHING
+        return LocalUpdate({FAILED: np.zeros(0, np.float32)}, {})
