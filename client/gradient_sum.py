@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
+from client.rehearsal import ObjectiveOf, rehearse
 from client.resources import Workbench
-from deal_core.lora.attach import set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask
-from deal_core.models import Encoded
-from deal_core.privacy.interface import GradientSum, LocalUpdate, rehearsing
+from deal_core.privacy.interface import GradientSum, LocalUpdate
 from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
-from deal_core.training.objective import Objective
 from deal_core.wire.secure_layout import EXAMPLES
-
-ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
 
 
 def gradient_sum(
@@ -47,11 +41,7 @@ def gradient_sum(
     """
     started, module = time.monotonic(), bench.model.module
     load_state(bench.model, state)
-    set_trainable(module, trained)
-    with rehearsing():
-        probes = bench.probes(tuple(task.labels))
-        alone = replace(task, past=None, round_state=None)
-        gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
+    rehearse(bench, objective, task, trained, gradients)
     total = gradients.total(module, objective(task, gradients.data, cache))
     rate = bench.experiment.privacy.sample_rate or 1.0
     expected = np.array([max(1, round(rate * examples))], np.int64)

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 
 from client.client_context import ClientContext
 from client.gradient_sum import gradient_sum
 from client.local_sums import noisy_sums, sum_records
+from client.rehearsal import ObjectiveOf, rehearse
 from client.resources import ClientTask, Workbench
 from client.state import RoundStore, TaskStore, digest
 from deal_core.lora.adapter import Adapter
-from deal_core.lora.attach import read, set_trainable
+from deal_core.lora.attach import read
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory
-from deal_core.privacy.interface import GradientSum, LocalUpdate, rehearsing
+from deal_core.privacy.interface import GradientSum, LocalUpdate
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.gradients import Gradients
@@ -60,8 +61,7 @@ class LocalTraining:
         if statistics is not None:
             return sum_records(bench, client, state, instruction, statistics)
         if isinstance(gradients, GradientSum):
-            objective = partial(self._phase.objective, bench.model, state)
-            task, trained = self._task(), self._trained
+            objective, task, trained = self._objective, self._task(), self._trained
             return gradient_sum(
                 bench, state, objective, task, trained, gradients, self.units, self._cache
             )
@@ -70,6 +70,10 @@ class LocalTraining:
     @property
     def _phase(self) -> Phase:
         return self.bench.phase(self.instruction.phase)
+
+    @property
+    def _objective(self) -> ObjectiveOf:
+        return partial(self._phase.objective, self.bench.model, self.state)
 
     @property
     def _trained(self) -> frozenset[str]:
@@ -112,10 +116,11 @@ class LocalTraining:
         started, bench, phase = time.monotonic(), self.bench, self._phase
         config, probes = bench.experiment.train, bench.probes(tuple(task.labels))
         load_state(bench.model, self.state)
-        self._rehearse(task, gradients)
+        if bench.mechanism.unit is not None:
+            rehearse(bench, self._objective, task, self._trained, gradients)
         report = run_local_steps(
             bench.model,
-            phase.objective(bench.model, self.state, task, gradients.data, self._cache),
+            self._objective(task, gradients.data, self._cache),
             gradients,
             self._trained,
             config.model_copy(
@@ -130,19 +135,6 @@ class LocalTraining:
             "seconds": time.monotonic() - started,
         }
         return LocalUpdate(encoded, figures)
-
-    def _rehearse(self, task: LocalTask, gradients: Gradients) -> None:
-        """Let the mechanism try its gradients out on constant texts: what cannot work fails here,
-        and no record has to do with it."""
-        bench = self.bench
-        if bench.mechanism.unit is None:
-            return
-        with rehearsing():
-            probes = bench.probes(tuple(task.labels))
-            alone = replace(task, past=None, round_state=None)
-            set_trainable(bench.model.module, self._trained)
-            objective = self._phase.objective(bench.model, self.state, alone, probes, Cache())
-            gradients.rehearse(bench.model.module, objective, len(probes))
 
     def _encoded(self, adapter: Adapter) -> WireArrays:
         """Pack the update; keep what a lossy format lost for the client's next round."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,7 @@ class FeedbackStore:
                 old.unlink()
 
     def _before(self, stage: int, server_round: int) -> Path | None:
-        rounds = (self._path(stage, n) for n in range(server_round - 1, 0, -1))
-        return next((path for path in rounds if path.exists()), None)
+        return _latest(server_round, partial(self._path, stage))
 
     def _path(self, stage: int, server_round: int) -> Path:
         return self.folder / f"feedback-{stage}-{server_round}.safetensors"
@@ -127,11 +127,16 @@ class RoundStore:
                 old.unlink()
 
     def _before(self) -> Path | None:
-        rounds = range(self.server_round - 1, 0, -1)
-        return next((p for p in map(self._path, rounds) if p.exists()), None)
+        return _latest(self.server_round, self._path)
 
     def _path(self, server_round: int) -> Path:
         return self.folder / f"round-{self.stage}-{server_round}.safetensors"
+
+
+def _latest(server_round: int, path_of: Callable[[int], Path]) -> Path | None:
+    """The file of the client's latest round before this one, which need not be the one before."""
+    paths = map(path_of, range(server_round - 1, 0, -1))
+    return next((path for path in paths if path.exists()), None)
 
 
 def forget(folder: Path) -> None:

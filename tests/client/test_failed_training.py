@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from client import local_training
+from client import rehearsal
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from tests.client.real_site import RealSite, asked, code, start
@@ -47,6 +47,6 @@ def test_what_fails_before_a_record_is_read_costs_nothing(tmp_path, monkeypatch)
         raise ValueError("this model cannot be trained here")
 
     site = RealSite(tmp_path)
-    monkeypatch.setattr(local_training, "set_trainable", broken)
+    monkeypatch.setattr(rehearsal, "set_trainable", broken)
     assert code(site.answer(HARDLY, {})) == "failed"
     assert site.events == []

@@ -69,13 +69,11 @@ def planned_work(
     stream, learning = experiment.stream, experiment.federation.rounds
     private = sum(phase.rounds for phase in phases if not phase.public_path)
     late = bool(stream.joins)  # who joins in the middle of a stage works in one more
-    by_task = [
-        (task, learning * stream.times(task) + private * (stream.times(task) + late))
-        for task in records
-    ]
+    stages = {task: stream.times(task) + late for task in records}
     if stream.schedule == "per-client" and stream.consolidate_every:
-        stages = math.ceil(learning * stream.turns(len(records)) / stream.consolidate_every) + late
-        by_task = [(task, learning * stream.times(task) + private * stages) for task in records]
+        most = math.ceil(learning * stream.turns(len(records)) / stream.consolidate_every) + late
+        stages = dict.fromkeys(records, most)
+    by_task = [(task, learning * stream.times(task) + private * stages[task]) for task in records]
     rates = sample_rates(experiment, records)
     return [
         ReleaseSchedule(

@@ -1,0 +1,45 @@
+"""What a private training, or gradient sum, tries out on constant texts before it reads records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from client.resources import Workbench
+from deal_core.lora.attach import set_trainable
+from deal_core.methods import LocalTask
+from deal_core.models import Encoded
+from deal_core.privacy.interface import GradientSum, rehearsing
+from deal_core.training.cache import Cache
+from deal_core.training.gradients import Gradients
+from deal_core.training.objective import Objective
+
+ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
+
+
+def rehearse(
+    bench: Workbench,
+    objective: ObjectiveOf,
+    task: LocalTask,
+    trained: frozenset[str],
+    gradients: Gradients | GradientSum,
+) -> None:
+    """Let the mechanism try its gradients out on constant texts: what cannot work fails here, and
+    no record has to do with it.
+
+    Args:
+        bench: its model holds the adapters of the round.
+        objective: what is differentiated, over some data of a task.
+        task: what the client knows of the task.
+        trained: factors that learn, from now on.
+        gradients: of the mechanism.
+
+    Raises:
+        RehearsalFailed: it does not work.
+    """
+    module = bench.model.module
+    with rehearsing():
+        probes = bench.probes(tuple(task.labels))
+        alone = replace(task, past=None, round_state=None)
+        set_trainable(module, trained)
+        gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
