@@ -175,6 +175,10 @@ class PrototypeConfig(Table):
     server keeps one Gram matrix for all tasks instead of one each (``covariance = "shared"``)."""
     ridge: float = Field(0.3, ge=1e-2)
     """Added to a covariance, in units of its mean eigenvalue."""
+    few_records: float = Field(0.5, ge=0, le=1)
+    """Share of what a label's score loses because its class mean is uncertain that is given back,
+    so that labels of few records are answered as readily as those of many (``covariance =
+    "shared"``)."""
     names_noise: float = Field(13.0, ge=0)
     """Where class sums have noise: a label's name counts as so many records of it, for each
     standard deviation of the noise (prototype, with ``covariance = "none"`` and one layer)."""

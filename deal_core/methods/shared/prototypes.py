@@ -1,5 +1,5 @@
 """Label heads from class sums: nearest class mean, or linear discriminant analysis with a
-covariance within classes, of all tasks and of each. Source: docs/method.md, (M40), (M63)."""
+covariance within classes, of all tasks and of each. Source: docs/method.md, (M40), (M63), (M65)."""
 
 from __future__ import annotations
 
@@ -117,14 +117,14 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
     if config.covariance == "shared":
         grams = [value for key, value in sums.items() if key.split("/")[0] == GRAM]
         shared = _covariance(count, total, sum(grams[1:], grams[0]))
-    rows = _without_common(_rows(count, total, shared, config.ridge))
+    rows = _without_common(_rows(count, total, shared, config))
     parts = torch.split(rows, [len(own) for own, _ in classes.values()])
     found = dict(zip(classes, parts, strict=True))
     if shared is not None and _in_two_steps(config):
         for task, (own_count, own_total) in classes.items():
             own = _covariance(own_count, own_total, sums[f"{GRAM}/{task}"])
             mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
-            second = _without_common(_rows(own_count, own_total, mixed, config.ridge))
+            second = _without_common(_rows(own_count, own_total, mixed, config))
             found[task] = torch.stack([found[task], second], dim=1)
     return {task: head.float() for task, head in found.items()}
 
@@ -145,16 +145,18 @@ def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
     return without_negative(within)
 
 
-def _rows(count: Tensor, total: Tensor, within: Tensor | None, ridge: float) -> Tensor:
+def _rows(count: Tensor, total: Tensor, within: Tensor | None, config: PrototypeConfig) -> Tensor:
     """Return weights and biases, ``(labels, size + 1)``, float64; ``within``: the covariance in
     whose metric class means are compared, None: none."""
-    means = total / count.clamp(min=1.0)[:, None]
-    weights = means
+    records = count.clamp(min=1.0)
+    means = total / records[:, None]
+    weights, lost = means, torch.zeros_like(records)
     if within is not None:
         size = len(within)
-        added = ridge * (within.trace() / size).clamp(min=SMALLEST)
+        added = config.ridge * (within.trace() / size).clamp(min=SMALLEST)
         metric = within + added * torch.eye(size, dtype=within.dtype)
         weights = torch.linalg.solve(metric, means.T).T
-    bias = -0.5 * (weights * means).sum(dim=1)
+        lost = 0.5 * torch.linalg.solve(metric, within).trace() / records  # (M65)
+    bias = config.few_records * lost - 0.5 * (weights * means).sum(dim=1)
     bias[count == 0] = ABSENT
     return torch.cat([weights, bias[:, None]], dim=1)

@@ -18,6 +18,7 @@ from tests.deal_core.methods.sums import (
     SPLITS,
     data,
     divided,
+    embedded,
     method_with,
     one_round,
     start,
@@ -36,11 +37,19 @@ def covariance(residual: np.ndarray) -> np.ndarray:
     return residual.T @ residual / len(residual)
 
 
-def in_metric(means: np.ndarray, within: np.ndarray, ridge: float) -> np.ndarray:
-    """Weights and biases of linear discriminant analysis with equal priors."""
-    within = within + ridge * np.trace(within) / SIZE * np.eye(SIZE)
-    weights = means @ np.linalg.inv(within)
-    return np.concatenate([weights, -0.5 * (weights * means).sum(1, keepdims=True)], axis=1)
+def counts(y: Tensor) -> np.ndarray:
+    return np.bincount(y.numpy(), minlength=LABELS)
+
+
+def in_metric(
+    means: np.ndarray, within: np.ndarray, ridge: float, count: np.ndarray, share: float
+) -> np.ndarray:
+    """Weights and biases of linear discriminant analysis with equal priors, and a share of what
+    the error of a mean of so many records takes from its score."""
+    inverse = np.linalg.inv(within + ridge * np.trace(within) / SIZE * np.eye(SIZE))
+    weights = means @ inverse
+    bias = share * np.trace(inverse @ within) / (2 * count) - 0.5 * (weights * means).sum(1)
+    return np.concatenate([weights, bias[:, None]], axis=1)
 
 
 def without_common(rows: np.ndarray) -> np.ndarray:
@@ -51,10 +60,11 @@ def without_common(rows: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("how", SPLITS)
 def test_prototypes_with_a_shared_covariance_are_the_central_closed_form(how):
     x, y = data(0)
-    method = method_with(name="prototype", prototype={"ridge": 0.2, "own_covariance": 0.0})
+    settings = {"ridge": 0.2, "own_covariance": 0.0, "few_records": 0.7}
+    method = method_with(name="prototype", prototype=settings)
     state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
     residual, means = centred(x, y)
-    expected = without_common(in_metric(means, covariance(residual), 0.2))
+    expected = without_common(in_metric(means, covariance(residual), 0.2, counts(y), 0.7))
     np.testing.assert_allclose(state.heads["skin"].numpy(), expected, rtol=1e-5, atol=1e-5)
     assert state.heads["skin"].dtype == torch.float32
 
@@ -62,19 +72,22 @@ def test_prototypes_with_a_shared_covariance_are_the_central_closed_form(how):
 @pytest.mark.parametrize("how", SPLITS)
 def test_labels_of_a_task_are_told_apart_by_a_mean_of_its_own_covariance_and_the_shared_one(how):
     skin, eye = data(0), data(3, examples=90)
-    method = method_with(name="prototype", prototype={"ridge": 0.2, "own_covariance": 0.3})
+    settings = {"ridge": 0.2, "own_covariance": 0.3, "few_records": 0.7}
+    method = method_with(name="prototype", prototype=settings)
     statistics = statistics_in(method, "learn")
     state = one_round(start(), statistics, {"skin": divided(*skin, how)})
     state = one_round(state, statistics, {"eye": divided(*eye, how)})
     parts = {"skin": centred(*skin), "eye": centred(*eye)}
     shared = covariance(np.concatenate([residual for residual, _ in parts.values()]))
     means = np.concatenate([own for _, own in parts.values()])
-    firsts = np.split(without_common(in_metric(means, shared, 0.2)), 2)
+    records = {"skin": counts(skin[1]), "eye": counts(eye[1])}
+    all_records = np.concatenate(list(records.values()))
+    firsts = np.split(without_common(in_metric(means, shared, 0.2, all_records, 0.7)), 2)
     for (task, (residual, own)), first in zip(parts.items(), firsts, strict=True):
         mixed = 0.3 * covariance(residual) + 0.7 * shared
         head = state.heads[task].numpy()
         assert head.shape == statistics.head_shape(LABELS, SIZE)
-        rows = [first, without_common(in_metric(own, mixed, 0.2))]
+        rows = [first, without_common(in_metric(own, mixed, 0.2, records[task], 0.7))]
         np.testing.assert_allclose(head, np.stack(rows, axis=1), rtol=1e-5, atol=1e-5)
 
 
@@ -103,6 +116,38 @@ def test_the_covariance_is_that_of_all_tasks_whenever_and_from_whomever_they_com
         torch.testing.assert_close(late.heads[task], once.heads[task], rtol=1e-5, atol=1e-5)
     alone = one_round(start(), statistics, {"skin": [first]})
     assert not torch.allclose(alone.heads["skin"], once.heads["skin"], rtol=1e-3)
+
+
+def mean_score(share: float, records: int) -> float:
+    """Score of the first label, of so many records, less that of the second, of 300, where
+    both lie equally far from what is asked: the mean of 300 draws."""
+    statistics = statistics_in(
+        method_with(name="prototype", prototype={"few_records": share, "own_covariance": 0.0}),
+        "learn",
+    )
+    generator = seeded("few records", records)
+    means = torch.zeros(LABELS, SIZE, dtype=torch.float64)
+    means[0, 0], means[1, 1], means[2:, 2] = 0.7, 0.7, 0.7
+    y = torch.tensor([0] * records + [1, 2, 3] * 300)
+    found = []
+    for _ in range(300):
+        noise = 0.1 * torch.randn(len(y), SIZE, generator=generator, dtype=torch.float64)
+        totals = statistics.collect(embedded(means[y] + noise, y))
+        head = statistics.absorb(start(), {"skin": totals}).heads["skin"].double()
+        found.append(head[0] @ _between() - head[1] @ _between())
+    return float(torch.stack(found).mean())
+
+
+def _between() -> Tensor:
+    """As near to the first label as to the second; a 1 for the bias."""
+    return torch.tensor([0.35, 0.35] + [0.0] * (SIZE - 2) + [1.0], dtype=torch.float64)
+
+
+def test_labels_of_few_records_lose_a_score_that_is_given_back_whole_or_in_part():
+    lost = mean_score(0.0, records=4)
+    assert lost < -0.8  # tr(Sigma^-1 S) / 2n is 12 / 1.3 / 8 = 1.15
+    assert mean_score(1.0, records=4) == pytest.approx(0.0, abs=0.25)
+    assert mean_score(0.5, records=4) == pytest.approx(lost / 2, abs=0.15)
 
 
 def test_rounded_heads_answer_as_exact_ones_do():
