@@ -85,8 +85,8 @@ class CausalLM:
         if log_prior is not None:
             raise ValueError("losses are over words: labels have no prior")
         answers = [self._prompts.answer(item, labels) for item in batch]
-        logits = self.word_logits(self._answer_states(batch, answers))
-        return answer_losses(logits, answers, seen)
+        states = self._answer_states(batch, answers)
+        return answer_losses(self.word_logits, states, answers, seen)
 
     def word_states(
         self, batch: Sequence[Encoded], labels: Sequence[str]

@@ -17,6 +17,7 @@ from deal_core.errors import UserError
 from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.prompt import PromptTemplate, read_template, words
 from deal_core.models.prompt_forest import Tokens
+from deal_core.models.word_losses import word_losses
 
 CHAT_DATE = "01 Jan 2025"
 """What a chat template that names the date is told."""
@@ -201,21 +202,33 @@ def chat_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
 
 
 def answer_losses(
-    logits: Tensor, answers: Sequence[Tokens], seen: Sequence[Sequence[str]]
+    word_logits: Callable[[Tensor], Tensor],
+    states: Tensor,
+    answers: Sequence[Tokens],
+    seen: Sequence[Sequence[str]],
 ) -> ForwardOutput:
     """Return the mean loss over each example's own answer; distillation is over the vocabulary at
     its tokens, so ``seen`` only decides whether there is anything to distil.
 
     Args:
-        logits: those that predict the tokens of all answers, ``(words, vocabulary)``.
+        word_logits: states to logits over the vocabulary.
+        states: those that predict the tokens of all answers, ``(words, hidden)``.
         answers: their tokens, the ends included.
         seen: label spaces of other tasks.
     """
-    targets = torch.tensor([token for answer in answers for token in answer])
-    token_losses = cross_entropy(logits, targets.to(logits.device), reduction="none")
+    targets = torch.tensor([token for answer in answers for token in answer]).to(states.device)
+    if seen:
+        kept = word_logits(states)
+        token_losses = cross_entropy(kept, targets, reduction="none")
+    else:
+        kept = states.new_zeros(len(states), 0, dtype=torch.float32)
+        token_losses = word_losses(
+            lambda some, wanted: cross_entropy(word_logits(some), wanted, reduction="none"),
+            states,
+            targets,
+        )
     counts = [len(answer) for answer in answers]
     losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
-    kept = logits if seen else logits[:, :0]
     return ForwardOutput(losses, kept, counts, [kept.shape[1]])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,26 @@ from deal_core.training.batching import evaluation_batches
 
 Teacher = Callable[[Sequence[int]], list[Tensor]]
 """Positions in the client's data to each example's logits, ``(rows, classes)``."""
+
+
+@dataclass(frozen=True)
+class WordTeacher:
+    """Of the words of the examples' answers. Attributes: ``states``, positions in the client's data
+    to what each example's logits follow from, ``(words, hidden)``."""
+
+    model: GeneratingModel
+    states: Callable[[Sequence[int]], list[Tensor]]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return those that follow from states, ``(words, vocabulary)``."""
+        with at_task_start(self.model.module):  # the head may be adapted, too
+            return self.model.word_logits(states)
+
+    def __call__(self, batch: Sequence[int]) -> list[Tensor]:
+        """Return the logits of each example, ``(words, vocabulary)``."""
+        states = self.states(batch)
+        return list(torch.split(self.logits(torch.cat(states)), [len(own) for own in states]))
+
 
 CACHED_FLOATS = 2**25
 """What the teacher may keep for one client's task (128 MB); beyond, it answers batch by batch."""
@@ -61,7 +82,7 @@ def kept(
 
 def word_teacher(
     model: GeneratingModel, data: Sequence[Encoded], labels: Sequence[str] = ()
-) -> Teacher:
+) -> WordTeacher:
     """Return the teacher of the words of the examples' answers, asked once about all examples where
     the states that these are predicted from fit into memory."""
 
@@ -70,12 +91,5 @@ def word_teacher(
             found, words = model.word_states([data[i] for i in batch], labels)
         return list(torch.split(found, words))
 
-    states = kept(data, ask)
-
-    def logits(batch: Sequence[int]) -> list[Tensor]:
-        known = ask(batch) if states is None else [states[i] for i in batch]
-        with at_task_start(model.module):  # the head may be adapted, too
-            together = model.word_logits(torch.cat(known))
-        return list(torch.split(together, [len(state) for state in known]))
-
-    return logits
+    known = kept(data, ask)
+    return WordTeacher(model, ask if known is None else lambda batch: [known[i] for i in batch])

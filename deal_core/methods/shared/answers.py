@@ -22,11 +22,12 @@ from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, TaskPrompt
 from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, ForwardOutput, GeneratingModel
+from deal_core.models.word_losses import word_losses
 from deal_core.training.batching import evaluation_batches
 from deal_core.training.cache import Cache
-from deal_core.training.distillation import distillation_losses
+from deal_core.training.distillation import distillation_losses, mean_per_example
 from deal_core.training.objective import Objective
-from deal_core.training.teacher import Teacher, word_teacher
+from deal_core.training.teacher import WordTeacher, word_teacher
 
 
 def answers_distilled(
@@ -64,7 +65,7 @@ def ask(
     data: Sequence[Encoded],
     prompts: Sequence[TaskPrompt],
     alone: bool = False,
-) -> tuple[list[Encoded], Teacher]:
+) -> tuple[list[Encoded], WordTeacher]:
     """Return the texts as the teacher was asked about them, with its answers, and the teacher. A
     text is asked about under the prompt of one earlier task: which one follows from the text alone,
     so that an example's loss depends on no other example, and on no place in the data.
@@ -105,7 +106,7 @@ class AnswersDistilled:
     model: GeneratingModel
     learning: Objective
     asked: Sequence[Encoded]
-    teacher: Teacher
+    teacher: WordTeacher
     weight: float
     temperature: float
 
@@ -113,10 +114,14 @@ class AnswersDistilled:
         """Return ``CE + weight * KL``, ``(batch,)``."""
         losses = self.learning.example_losses(batch)
         states, words = self.model.word_states([self.asked[i] for i in batch], ())
+        kept = word_losses(self._divergence, states, torch.cat(self.teacher.states(batch)))
+        return losses + self.weight * mean_per_example(kept, words)
+
+    def _divergence(self, states: Tensor, teacher_states: Tensor) -> Tensor:
+        """Return that of each word, ``(words,)``."""
         logits = self.model.word_logits(states)
-        student = ForwardOutput(losses, logits, words, [logits.shape[1]])
-        kept = distillation_losses(student, torch.cat(self.teacher(batch)), self.temperature)
-        return losses + self.weight * kept
+        student = ForwardOutput(states, logits, [1] * len(logits), [logits.shape[1]])
+        return distillation_losses(student, self.teacher.logits(teacher_states), self.temperature)
 
     def penalty(self) -> Tensor | None:
         """Return that of the task at hand."""
