@@ -33,10 +33,16 @@ class Prompted:
     answer: tuple[int, ...]
 
 
-def questions(count: int, tokens: int) -> Questions:
+def questions(count: int, tokens: int, options: int = 0) -> Questions:
     """Return so many training examples and a few others, every text repeated to so many tokens at
-    least: the model cuts what is more."""
-    task = MedMCQA(DataConfig()).load(next(iter(TASKS)))
+    least: the model cuts what is more; with so many labels, those of other tasks too, or (0) those
+    of their task."""
+    source = MedMCQA(DataConfig())
+    task = source.load(next(iter(TASKS)))
+    labels = task.labels
+    if options:
+        known = [label for name in TASKS for label in source.load(name).labels]
+        labels = tuple(dict.fromkeys(known))[:options]
 
     def long(examples: Sequence[Example], count: int) -> Iterator[Example]:
         for number in range(count):
@@ -44,7 +50,7 @@ def questions(count: int, tokens: int) -> Questions:
             times = tokens // max(1, len(example.text.split())) + 1
             yield Example(" ".join([example.text] * times), example.label)
 
-    return Questions(task.labels, tuple(long(task.train, count)), tuple(long(task.test, HELD_OUT)))
+    return Questions(labels, tuple(long(task.train, count)), tuple(long(task.test, HELD_OUT)))
 
 
 def prompted(

@@ -21,7 +21,12 @@ SMOLLM2 = "embedded:smollm2"
 WINDOWS = 3
 REFERENCE = "trainer, all layers"
 PRODUCTS = "products"
-WORKLOADS = (Workload(64, 8, 16), Workload(128, 8, 8), Workload(256, 8, 8))
+WORKLOADS = (
+    Workload(64, 16, 32, options=14),
+    Workload(64, 8, 16),
+    Workload(128, 8, 8),
+    Workload(256, 8, 8),
+)
 QUICK = (Workload(16, 2, 2),)
 
 
@@ -51,6 +56,7 @@ class CausalLine:
         """Flat."""
         return {
             "tokens": self.workload.tokens,
+            "options": self.workload.options,
             "batch_size": self.workload.batch_size,
             "contestant": self.timed.name,
             "examples_per_second": self.timed.rates,
@@ -147,7 +153,7 @@ def sequence_tokens(workload: Workload, name: str) -> int:
     from deal_core.models.loading import pretrained
     from simulations.bench.prompts import prompted, questions
 
-    asked = questions(1, workload.tokens)
+    asked = questions(1, workload.tokens, workload.options)
     tokenizer = pretrained(AutoTokenizer, name)
     (item,) = prompted(tokenizer, ModelConfig(), asked.train, asked.labels, workload.tokens)
     return len(item.prompt) + len(item.answer)

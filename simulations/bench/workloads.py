@@ -24,17 +24,20 @@ class Workload:
         batch_size: examples of an optimiser step.
         examples: in a window.
         windows: different ones; after them the texts repeat.
+        options: labels that a prompt lists; 0: those of the task.
     """
 
     tokens: int
     batch_size: int
     examples: int
     windows: int = 1
+    options: int = 0
 
     @property
     def name(self) -> str:
         """In the table."""
-        return f"{self.tokens} tokens" if self.tokens else "real texts"
+        texts = f"{self.tokens} tokens" if self.tokens else "real texts"
+        return f"{texts}, {self.options} options" if self.options else texts
 
 
 T = TypeVar("T")

@@ -53,8 +53,11 @@ def no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "default_precision", lambda: PRECISION)
 
 
-def test_both_read_the_same_tokens(tiny: str) -> None:
-    asked = questions(3, SMALL.tokens)
+@pytest.mark.parametrize("options", [0, 14])
+def test_both_read_the_same_tokens(tiny: str, options: int) -> None:
+    asked = questions(3, SMALL.tokens, options)
+    assert len(asked.labels) == (options or 3)
+    assert {example.label for example in asked.train} <= set(asked.labels)
     model = new_model(tiny, AdapterConfig(), SMALL.tokens, torch.float32)
     ours = model.encode(asked.train, asked.labels)
     config, tokenizer = ModelConfig(name=tiny), AutoTokenizer.from_pretrained(tiny)
