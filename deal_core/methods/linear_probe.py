@@ -129,9 +129,12 @@ class LinearProbe(Frozen):
 def make_linear_probe(method: MethodConfig, adapter: AdapterConfig) -> LinearProbe:
     """Build from the experiment."""
     config = method.linear_probe
-    first = Statistics(class_sums.shapes, class_sums.collect, class_sums.check, absorb_sums, True)
+    layers = config.layers
+    first = Statistics(
+        class_sums.shapes, class_sums.collect, class_sums.check, absorb_sums, True, layers
+    )
     absorb = partial(absorb_gradient, ridge=config.ridge)
-    further = Statistics(shapes, collect, check, absorb, False)
+    further = Statistics(shapes, collect, check, absorb, False, layers)
     learn = statistics_phase(LEARN, 0, first)
     probe = statistics_phase("probe", config.rounds, further)
     return LinearProbe(adapter, (learn, probe))

@@ -21,7 +21,7 @@ under differential privacy it must be clipped, noised and charged. On public tex
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,7 +68,13 @@ class Consolidation:
             student = diagonal_student(everything, rank, scaling, self.method.retention)
         else:
             student = rescaled(retain(everything, rank, self.method.retention), scaling)
-        return State(student, everything, None, everything.rank)
+        return replace(
+            state,
+            current=student,
+            retained=everything,
+            residual=None,
+            num_reference_directions=everything.rank,
+        )
 
     def should_run(self, state: State) -> bool:
         """Server: whether the student differs from its teacher at all."""
@@ -126,7 +132,10 @@ class Taught:
 def consolidated(state: State, adapter: AdapterConfig) -> State:
     """Server, after the last round: the student is what is retained."""
     nothing = zero_adapter(state.current.shapes, adapter.rank, adapter.lora_alpha / adapter.rank)
-    return State(nothing, compress(stack(state.parts()), adapter.retained_rank))
+    retained = compress(stack(state.parts()), adapter.retained_rank)
+    return replace(
+        state, current=nothing, retained=retained, residual=None, num_reference_directions=0
+    )
 
 
 def consolidation_phases(adapter: AdapterConfig, method: MethodConfig) -> tuple[Phase, ...]:

@@ -75,6 +75,16 @@ def test_the_student_starts_from_what_the_server_alone_would_keep(end_of_learnin
     assert not any(f.B.any() for f in ended.current.layers.values())
 
 
+def test_heads_and_what_the_server_keeps_outlive_rounds_of_consolidation(end_of_learning):
+    """Clients give their class sums once: what is lost here is never asked for again."""
+    known = {"heads": {"skin": torch.ones(3, 2, 5)}, "sums": {"count/skin": torch.ones(3)}}
+    method = make_method(consolidating(), SMALL)
+    begun = method.phases[0].setup(replace(end_of_learning, **known))
+    for state in (begun, method.end_task(begun)):
+        assert state.heads == known["heads"]
+        assert state.sums == known["sums"]
+
+
 def test_where_no_phase_followed_the_filter_still_holds(end_of_learning):
     """All tasks at once have no phase after them."""
     alone = consolidating("wiener").model_copy(update={"consolidation": ConsolidationConfig()})
