@@ -188,7 +188,7 @@ class LinearProbeConfig(Table):
     """Softmax regression for each task on the frozen model's embeddings (linear-probe)."""
 
     layers: int = Field(1, ge=1)
-    """Of how many of the model's last layers the embeddings are made, as in ``method.prototype``."""
+    """Of how many of the model's last layers embeddings are made, as for ``method.prototype``."""
     rounds: int = Field(30, ge=1)
     """Rounds of exact gradients per task, after the one in which the sums are taken."""
     ridge: float = Field(3e-4, gt=0)
