@@ -52,7 +52,7 @@ class AdapterConfig(Table):
     retained_rank: int = Field(64, ge=1)
     """Rank of the retained adapter: all earlier tasks, compressed (deal with retention; whatever
     the number of tasks). Directions of several tasks share it: ``rank`` times the number of tasks
-    keeps all of them; every request carries it."""
+    keeps all of them; it travels once a stage."""
     lora_alpha: float = Field(16.0, gt=0)
     """The current adapter is scaled by ``lora_alpha / rank``."""
     client_ranks: tuple[int, ...] = ()
