@@ -48,13 +48,15 @@ def local_evaluation(
     all_labels = has_label_logits(bench.experiment.model)
     asked = bench.experiment.privacy.metrics
     allowed = metrics_allowed(asked, client_context.site.policy, masked)
-    by_group = allowed == "noised" and bench.mechanism.unit == GROUP
+    noised = allowed == "noised"
+    by_group = noised and bench.mechanism.unit == GROUP
 
     def make() -> Counts:
         shares = {task: bench.task(task, client_context.client) for task in instruction.tasks}
         learnt = instruction.learnt if all_labels else None
         right = [
-            _right(bench, task, share, state, learnt, by_group) for task, share in shares.items()
+            _right(bench, task, share, state, learnt, by_group, noised)
+            for task, share in shares.items()
         ]
         texts = bench.experiment.data.generation  # their measure is a sum of shares
         counts: dict[str, list[float]] = {
@@ -99,25 +101,28 @@ def _right(
     state: State,
     learnt: Sequence[str] | None,
     by_group: bool,
+    alone: bool,
 ) -> tuple[float, float]:
     """Return how many answers are right among the task's own labels, and among those of all tasks
     ``learnt`` as well (0 where that is None: not asked about); not counted again while nothing that
     they depend on has changed. By group: each counts as one, by the share of its answers that is
-    right, so that no group changes a count by more than 1."""
+    right, so that no group changes a count by more than 1. ``alone``: each text is asked about by
+    itself, so that no record changes the answer to another."""
     weights = group_weights(share.test_groups) if by_group else None
 
     def count() -> tuple[float, float]:
         load_state(bench.model, state)
         if learnt is None:
-            return count_correct(bench.model, share.test, share.labels, weights), 0
+            return count_correct(bench.model, share.test, share.labels, weights, alone), 0
         spaces = {name: bench.labels(name) for name in learnt}
         shared = bench.experiment.stream.shared_labels
         space = answer_space(task, share.labels, spaces, shared)
-        return count_both(_scorer(bench, task, share, state, space), share.test, space, weights)
+        score = _scorer(bench, task, share, state, space)
+        return count_both(score, share.test, space, weights, alone)
 
     if not share.test:
         return 0, 0
-    key = state, learnt, by_group
+    key = state, learnt, by_group, alone
     right: tuple[float, float] = share.cache.get_or_compute("right", key, count)
     return right
 

@@ -4,8 +4,8 @@ privacy mechanism lets it read."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 
@@ -18,7 +18,7 @@ from client.state import RoundStore, TaskStore, digest
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.attach import read
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Phase, TaskDataset, TaskHistory
+from deal_core.methods import LocalTask, Phase, RoundState, TaskDataset, TaskHistory, Tensors
 from deal_core.privacy.interface import GradientSum, LocalUpdate
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
@@ -41,6 +41,8 @@ class LocalTraining:
         data: the client's share of the task, or public texts.
         joint_tasks: its shares of all tasks that are learnt at once; none: of one alone.
         units: records, or groups, of the share.
+        unsaved: writes what the client carries to later rounds. It follows from what was read, so
+            that nothing of it may last before the update is charged: see :meth:`save`.
     """
 
     bench: Workbench
@@ -50,6 +52,12 @@ class LocalTraining:
     data: ClientTask
     joint_tasks: Sequence[TaskDataset]
     units: int
+    unsaved: list[Callable[[], None]] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Write what is carried to later rounds; the update has been charged."""
+        for write in self.unsaved:
+            write()
 
     def update(self, gradients: Gradients | GradientSum) -> LocalUpdate:
         """Return the update as it travels: trained factors, or the sums that the phase is made of;
@@ -99,7 +107,7 @@ class LocalTraining:
             protected=bench.mechanism.unit is not None,
         )
 
-    def _kept(self) -> tuple[TaskHistory | None, RoundStore]:
+    def _kept(self) -> tuple[TaskHistory | None, RoundState]:
         """What the client has of earlier tasks, and of earlier rounds."""
         instruction, folder = self.instruction, self.client_context.store.folder
         protected = self._phase.public_path or self.bench.mechanism.unit is not None
@@ -109,7 +117,8 @@ class LocalTraining:
         met = {*instruction.seen, instruction.task}  # a task that returns was met before
         known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
         past = TaskHistory(shares, TaskStore(folder), known) if shares else None
-        return past, RoundStore(folder, instruction.stage, instruction.server_round)
+        store = RoundStore(folder, instruction.stage, instruction.server_round)
+        return past, SavedLater(store, self.unsaved)
 
     def _learnt(self, task: LocalTask, gradients: Gradients) -> LocalUpdate:
         """The update of local steps."""
@@ -147,8 +156,24 @@ class LocalTraining:
         feedback = store.load(*where, basis) if dtype != EXACT else {}
         encoded, lost = pack_update(adapter, before, dtype, self._trained, feedback, generator)
         if dtype != EXACT:
-            store.save(*where, basis, lost)
+            self.unsaved.append(partial(store.save, *where, basis, lost))
         return encoded
+
+
+@dataclass(frozen=True)
+class SavedLater:
+    """What a method carries from round to round, written when the update has been charged."""
+
+    store: RoundStore
+    unsaved: list[Callable[[], None]]
+
+    def load(self, basis: str) -> Tensors:
+        """Return what the latest round before this one left."""
+        return self.store.load(basis)
+
+    def save(self, basis: str, tensors: Tensors) -> None:
+        """Leave this for a later round."""
+        self.unsaved.append(partial(self.store.save, basis, tensors))
 
 
 def own_share(bench: Workbench, client: int, task: str) -> TaskDataset:

@@ -73,7 +73,9 @@ def local_update(
         entries=_entries(bench, state, instruction),
         grouping=grouping,
     )
-    return release(_mechanism(bench, phase), ask, site, training.update)
+    update = release(_mechanism(bench, phase), ask, site, training.update)
+    training.save()
+    return update
 
 
 def _entries(bench: Workbench, state: State, instruction: Instruction) -> int:

@@ -234,8 +234,9 @@ class Workbench:
         """Return the frozen base model's unit vectors of a share's training or test texts,
         ``(examples, size)``, of so many layers; made once, for nothing changes them."""
         data = share.train if part == "train" else share.test
+        alone = self.mechanism.unit is not None
         vectors: Tensor = share.cache.get_or_compute(
-            f"embeddings {part}", layers, lambda: base_embeddings(self.model, data, layers)
+            f"embeddings {part}", layers, lambda: base_embeddings(self.model, data, layers, alone)
         )
         return vectors
 

@@ -30,13 +30,21 @@ def entries_of(adapter: Adapter, trained: frozenset[str], core: bool) -> int:
     return sum(math.prod(shape) for shape in learnt_shapes(adapter, trained, core).values())
 
 
-def learnt_gradients(module: nn.Module) -> dict[str, Tensor | None]:
-    """Return key to the gradient of what learns; None: there is none."""
-    found: dict[str, Tensor | None] = {}
-    for key, factor, frame in _learning(module):
-        whole = factor.grad
-        found[key] = whole if whole is None or frame is None else to_core(whole, frame)
-    return found
+def of_what_learns(
+    module: nn.Module, gradients: Mapping[nn.Parameter, Tensor], core: bool
+) -> dict[str, Tensor]:
+    """Return key to the gradient of what learns, of those of the factors; ``core``: of the
+    cores."""
+    return {
+        key: to_core(gradients[factor], frame) if core and frame is not None else gradients[factor]
+        for key, factor, frame in _learning(module)
+        if factor in gradients
+    }
+
+
+def learning_by_key(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return key to factor of what learns in a model."""
+    return {key: factor for key, factor, _ in _learning(module)}
 
 
 def learnt_sizes(module: nn.Module) -> dict[str, tuple[int, ...]]:

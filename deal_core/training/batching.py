@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from deal_core.lora.packing import packs
 from deal_core.models.interface import Encoded
 
 WINDOW = 32
@@ -17,8 +15,6 @@ EVALUATION_TOKENS = 4096
 """Without gradients no activations are kept, so a pass may be larger."""
 EVALUATION_WASTE = 512
 """Padding in one pass that costs as much as another pass would (measured)."""
-SAMPLED_WASTE = 64
-"""The same with gradients, of a batch that was drawn without regard to length."""
 
 
 def training_batches(
@@ -42,20 +38,13 @@ def training_batches(
     return [batches[i] for i in shuffled]
 
 
-def evaluation_batches(data: Sequence[Encoded]) -> list[list[int]]:
-    """Return every example once, sorted by length, in passes of equal cost."""
+def evaluation_batches(data: Sequence[Encoded], alone: bool = False) -> list[list[int]]:
+    """Return every example once, sorted by length, in passes of equal cost; ``alone``: each in a
+    pass of its own, so that not even rounding, which others in a pass change, depends on others."""
+    if alone:
+        return [[position] for position in range(len(data))]
     ordered = sorted(range(len(data)), key=lambda i: len(data[i].tokens))
     return within_budget(data, ordered, EVALUATION_TOKENS, EVALUATION_WASTE)
-
-
-def sampled_passes(
-    module: nn.Module, data: Sequence[Encoded], batch: Sequence[int], tokens: int
-) -> list[list[int]]:
-    """Return passes of a batch that was drawn without regard to length, sorted by it: a model that
-    packs wastes nothing on padding."""
-    if packs(module):
-        return within_budget(data, batch, tokens, padded=False)
-    return within_budget(data, batch, tokens, SAMPLED_WASTE)
 
 
 def within_budget(
@@ -63,7 +52,6 @@ def within_budget(
     batch: Sequence[int],
     tokens: int,
     waste: int | None = None,
-    padded: bool = True,
 ) -> list[list[int]]:
     """Return the passes of a batch, at least one example each, in the order given.
 
@@ -72,14 +60,13 @@ def within_budget(
         batch: positions in it.
         tokens: of a pass, at most, padding included.
         waste: tokens of padding, at most; None: no bound.
-        padded: false: there is no padding.
     """
     passes: list[list[int]] = []
     longest = real = 0
     for position in batch:
         length = len(data[position].tokens)
         longest, real = max(longest, length), real + length
-        taken = (len(passes[-1]) + 1) * longest if passes and padded else real
+        taken = (len(passes[-1]) + 1) * longest if passes else real
         if passes and taken <= tokens and (waste is None or taken - real <= waste):
             passes[-1].append(position)
         else:

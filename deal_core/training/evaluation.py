@@ -62,6 +62,7 @@ def count_both(
     data: Sequence[Encoded],
     space: AnswerSpace,
     weights: Sequence[float] | None = None,
+    alone: bool = False,
 ) -> tuple[float, float]:
     """Return how many examples are answered rightly among the task's own labels, and among all of
     the ``space``. Of equal scores the first column's wins.
@@ -71,10 +72,11 @@ def count_both(
         data: targets are positions in the task's own labels.
         space: the answers among which is chosen.
         weights: what each example counts, ``(examples,)``; None: 1.
+        alone: each example is asked about in a pass of its own: an answer depends on no other.
     """
     own, classes = torch.tensor(space.own), torch.tensor(space.classes)
     right = right_all = 0.0 if weights else 0
-    for batch in evaluation_batches(data):
+    for batch in evaluation_batches(data, alone):
         scores = finite_scores(score, batch).cpu()
         targets = torch.tensor([data[i].target for i in batch])
         right += _counted(scores[:, own].argmax(dim=1) == targets, batch, weights)
@@ -94,18 +96,19 @@ def count_correct(
     data: Sequence[Encoded],
     labels: Sequence[str],
     weights: Sequence[float] | None = None,
+    alone: bool = False,
 ) -> float:
     """Return how many examples the model answers rightly, among ``labels``; where there are none,
-    the sum of :func:`~deal_core.training.text_overlap.rouge_l` over what it writes. ``weights`` as
-    for :func:`count_both`."""
+    the sum of :func:`~deal_core.training.text_overlap.rouge_l` over what it writes. ``weights`` and
+    ``alone`` as for :func:`count_both`."""
     if isinstance(model, GeneratingModel) and not labels:
         return fsum(
             rouge_l(text, data[i].right) * (weights[i] if weights else 1)
-            for batch in evaluation_batches(data)
+            for batch in evaluation_batches(data, alone)
             for i, text in zip(batch, model.write([data[i] for i in batch]), strict=True)
         )
     space = answer_space("", labels, {}, True)
-    return count_both(by_name(model, data, labels), data, space, weights)[0]
+    return count_both(by_name(model, data, labels), data, space, weights, alone)[0]
 
 
 def by_name(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> Scorer:

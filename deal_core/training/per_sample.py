@@ -1,8 +1,9 @@
-"""Gradients of every example by itself, clipped and summed: what private training adds noise to.
+"""Gradients of every example by itself: clipped, and summed in whole numbers, which is what private
+training adds noise to; or squared.
 
-Each adapted layer gets its factors once for every example, as views of equal values that take
-no memory; the gradient of such a copy is that of its example. All sensitive work ends here:
-whatever an example is, what it adds to the sum has at most the norm ``max_grad_norm``.
+Whatever an example is, what it adds to a clipped sum has at most the norm that is charged, and
+depends on no other example: each is computed in a pass of its own, as who else is in a pass decides
+how its numbers are rounded, and a model can be made so that this is what it answers with.
 """
 
 from __future__ import annotations
@@ -14,118 +15,80 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.lora.attach import CURRENT, learning_factors, lora_layers
+from deal_core.lora.learnt import of_what_learns
+from deal_core.training.clipped_sum import ClippedSum, Gradient
 from deal_core.training.objective import Objective
 
 
 def clipped_gradients(
     module: nn.Module,
     objective: Objective,
-    microbatches: Sequence[Sequence[int]],
-    max_grad_norm: float,
-) -> Tensor:
-    """Add ``sum_i g_i min(1, C / ||g_i||)`` to the gradient of every trainable factor.
-
-    Whatever an example does to the arithmetic stays its own: a pass in which a gradient is not
-    finite, or that fails, is taken again example by example, and an example that fails alone adds
-    nothing. So what the others add does not depend on it.
+    examples: Sequence[int],
+    bound: float,
+    step: float,
+    core: bool = False,
+) -> ClippedSum:
+    """Return ``sum_i g_i min(1, C / ||g_i||)``, each ``g_i`` computed alone.
 
     Args:
         module: holds the adapter; factors that do not require a gradient get none.
         objective: whose losses of single examples are differentiated; its penalty is not part
             of it (a penalty reads no data: its gradient is added after the noise).
-        microbatches: the batch, cut up; an empty batch adds nothing.
-        max_grad_norm: ``C``, over all factors of all layers together (flat clipping). A
-            gradient that is not finite counts as zero.
-
-    Returns:
-        ``||g_i||`` before clipping, ``(examples,)``; private, for tests and tuning on public
-        data alone.
+        examples: positions in the data.
+        bound: ``C``, over all that learns together (flat clipping).
+        step: of the grid.
+        core: of a core adapter, gradients are those of the cores.
 
     Raises:
-        ValueError: a loss reaches a factor by another way than its example's copy, so that what
-            comes that way would not be clipped.
+        SharedFactor: a loss reaches a factor by another way than its example's copy.
 
-    Source: Abadi et al., CCS 2016, algorithm 1.
+    Source: Abadi et al., CCS 2016, algorithm 1; docs/method.md (M66).
     """
-    norms = [
-        _one_microbatch(module, objective, microbatch, max_grad_norm)
-        for microbatch in microbatches
-        if microbatch
-    ]
-    return torch.cat(norms) if norms else torch.empty(0)
+    total = ClippedSum(bound, step)
+    for example in examples:
+        total.add(gradient_alone(module, objective, example, core))
+    return total
+
+
+def gradient_alone(
+    module: nn.Module, objective: Objective, example: int, core: bool = False
+) -> Gradient:
+    """Return the gradient of one example, computed by itself; empty where it cannot be, so that
+    what an example does to the arithmetic stays its own. Gradients of the factors stay as they are.
+
+    Raises:
+        SharedFactor: a loss reads a factor itself.
+    """
+    try:
+        pairs = _gradients(module, objective, example)
+    except SharedFactor:
+        raise
+    except Exception:
+        return {}
+    own = {factor: copy.grad[0] for factor, copy in pairs if copy.grad is not None}
+    return of_what_learns(module, own, core)
 
 
 class SharedFactor(ValueError):
     """A loss reads a factor itself, not its example's copy: there is no gradient per example."""
 
 
-def _one_microbatch(
-    module: nn.Module, objective: Objective, microbatch: Sequence[int], max_grad_norm: float
-) -> Tensor:
-    """Norms of a microbatch, ``(len(microbatch),)``; NaN for an example that failed alone."""
-    try:
-        pairs = example_gradients(module, objective, microbatch)
-        norms = gradient_norms(pairs)
-    except SharedFactor:
-        raise
-    except Exception:
-        if len(microbatch) == 1:
-            return torch.full((1,), torch.nan)
-        norms = torch.full((len(microbatch),), torch.nan)
-    if not norms.isfinite().all():
-        if len(microbatch) == 1:
-            return norms
-        alone = [
-            _one_microbatch(module, objective, [example], max_grad_norm) for example in microbatch
-        ]
-        return torch.cat(alone)
-    factors = clip_factors(norms, max_grad_norm)
-    for weight, copy in pairs:
-        if copy.grad is not None:
-            total = torch.einsum("n,nij->ij", factors, copy.grad)
-            weight.grad = total if weight.grad is None else weight.grad.add_(total)
-    return norms
-
-
-def clip_factors(norms: Tensor, bound: float) -> Tensor:
-    """Return what shortens gradients of these norms to the bound, as it is for those below. It is 0
-    where float32 has no exact number that small: rounded, it would leave more than the bound."""
-    factors = (bound / norms.clamp(min=1e-12)).clamp(max=1.0)
-    return torch.where(factors < torch.finfo(factors.dtype).tiny, 0.0, factors)
-
-
-ExampleGradients = list[tuple[nn.Parameter, Tensor]]
-"""The trainable factors, each with its copies, ``(examples, *factor)``, whose ``grad`` is that of
-their examples."""
-
-
-def example_gradients(
-    module: nn.Module, objective: Objective, microbatch: Sequence[int]
-) -> ExampleGradients:
-    """Return the gradients of every example of a pass by itself; those of the factors themselves
-    stay as they are.
-
-    Raises:
-        SharedFactor: a loss reads a factor itself.
-    """
-    with _copies(module, len(microbatch)) as pairs:
+def _gradients(
+    module: nn.Module, objective: Objective, example: int
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """The trainable factors, each with a copy, ``(1, *factor)``, that has the gradient."""
+    with _copies(module, 1) as pairs:
         before = [weight.grad for weight, _ in pairs]
         for weight, _ in pairs:
             weight.grad = None
         try:
-            objective.example_losses(microbatch).sum().backward()  # type: ignore[no-untyped-call]
+            objective.example_losses([example]).sum().backward()  # type: ignore[no-untyped-call]
             if any(weight.grad is not None for weight, _ in pairs):
                 raise SharedFactor("a loss reads a factor itself: no gradient per example")
         finally:
             for (weight, _), gradient in zip(pairs, before, strict=True):
                 weight.grad = gradient
     return pairs
-
-
-def gradient_norms(pairs: ExampleGradients) -> Tensor:
-    """Return ``||g_i||`` over all factors, ``(examples,)``."""
-    gradients = [copy.grad for _, copy in pairs if copy.grad is not None]
-    return torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
 
 
 def squared_gradients(

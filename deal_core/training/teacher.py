@@ -44,12 +44,13 @@ def make_teacher(
     data: Sequence[Encoded],
     labels: Sequence[str],
     seen: Sequence[Sequence[str]],
+    alone: bool = False,
 ) -> Teacher:
     """Return the teacher, asked once about all examples, in batches without gradients, where the
     answers fit into memory; otherwise it is asked again each time. Of a model that answers in words
-    the states are kept from which the logits follow."""
+    the states are kept from which the logits follow. ``alone``: asked about each by itself."""
     if isinstance(model, GeneratingModel):
-        return word_teacher(model, data, labels)
+        return word_teacher(model, data, labels, alone)
 
     def ask(batch: Sequence[int]) -> list[Tensor]:
         with at_task_start(model.module):
@@ -60,18 +61,18 @@ def make_teacher(
             return [ask([i])[0] for i in batch]
         return answers
 
-    known = kept(data, ask)
+    known = kept(data, ask, alone)
     return ask if known is None else lambda batch: [known[i] for i in batch]
 
 
 def kept(
-    data: Sequence[Encoded], ask: Callable[[Sequence[int]], list[Tensor]]
+    data: Sequence[Encoded], ask: Callable[[Sequence[int]], list[Tensor]], alone: bool = False
 ) -> dict[int, Tensor] | None:
-    """Return what is answered about each example, asked in batches; None where it does not fit into
-    memory."""
+    """Return what is answered about each example, asked in batches, or about each by itself; None
+    where it does not fit into memory."""
     answers: dict[int, Tensor] = {}
     floats = 0
-    for batch in evaluation_batches(data):
+    for batch in evaluation_batches(data, alone):
         found = ask(batch)
         answers.update(zip(batch, found, strict=True))
         floats += sum(answer.numel() for answer in found)
@@ -81,7 +82,10 @@ def kept(
 
 
 def word_teacher(
-    model: GeneratingModel, data: Sequence[Encoded], labels: Sequence[str] = ()
+    model: GeneratingModel,
+    data: Sequence[Encoded],
+    labels: Sequence[str] = (),
+    alone: bool = False,
 ) -> WordTeacher:
     """Return the teacher of the words of the examples' answers, asked once about all examples where
     the states that these are predicted from fit into memory."""
@@ -91,5 +95,5 @@ def word_teacher(
             found, words = model.word_states([data[i] for i in batch], labels)
         return list(torch.split(found, words))
 
-    known = kept(data, ask)
+    known = kept(data, ask, alone)
     return WordTeacher(model, ask if known is None else lambda batch: [known[i] for i in batch])

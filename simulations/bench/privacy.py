@@ -88,7 +88,6 @@ class PrivacyWork:
             max_grad_norm=1.0,
             steps=len(data) // config.batch_size,
             expected_batch=config.batch_size,
-            tokens_per_microbatch=config.tokens_per_microbatch,
             noise=SecureNoise(),
         )
 

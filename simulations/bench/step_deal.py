@@ -10,11 +10,12 @@ import torch
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.attach import lora_layers, read, set_trainable, write
+from deal_core.lora.learnt import learning_by_key
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.randomness import seeded
 from deal_core.training.allocator import keep_memory
-from deal_core.training.batching import training_batches, within_budget
+from deal_core.training.batching import training_batches
 from deal_core.training.evaluation import count_correct
 from deal_core.training.loop import train
 from deal_core.training.per_sample import clipped_gradients
@@ -25,6 +26,8 @@ BOTH = frozenset({"lora_A", "lora_B"})
 WHOLE = 2**31
 """Tokens in one pass that no batch reaches."""
 MAX_GRAD_NORM = NOISE_MULTIPLIER = 1.0
+STEP = 2.0**-30
+"""Of the grid that clipped gradients are summed on."""
 
 
 class DealWork:
@@ -93,13 +96,11 @@ def train_privately(
     parameters = set_trainable(model.module, BOTH)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, fused=True)
     for batch in training_batches(data, config.batch_size, generator):
-        parts = within_budget(data, batch, config.tokens_per_microbatch)
-        clipped_gradients(model.module, objective, parts, MAX_GRAD_NORM)
-        for parameter in parameters:
-            assert parameter.grad is not None
+        found = clipped_gradients(model.module, objective, batch, MAX_GRAD_NORM, STEP).total
+        for key, parameter in learning_by_key(model.module).items():
             noise = torch.empty_like(parameter).normal_(generator=generator)
             noise *= NOISE_MULTIPLIER * MAX_GRAD_NORM
-            parameter.grad.add_(noise).div_(len(batch))
+            parameter.grad = (noise + STEP * found[key]) / len(batch)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from client import rehearsal
+from client.state import FeedbackStore
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
+from deal_core.privacy.accounting.ledger import Ledger
 from tests.client.real_site import RealSite, asked, code, start
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -50,3 +52,27 @@ def test_what_fails_before_a_record_is_read_costs_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr(rehearsal, "set_trainable", broken)
     assert code(site.answer(HARDLY, {})) == "failed"
     assert site.events == []
+
+
+def test_nothing_is_carried_on_of_an_update_that_was_not_charged(tmp_path, monkeypatch):
+    """What a lossy format has cut off follows from the noised training: the next round would send
+    it, though the ledger has nothing of this one."""
+    saved: list[tuple[object, ...]] = []
+    save, charge = FeedbackStore.save, Ledger.charge
+
+    def watched(self, *given):
+        saved.append(given)
+        save(self, *given)
+
+    def crashes(*_: object) -> bytes:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(FeedbackStore, "save", watched)
+    monkeypatch.setattr(Ledger, "charge", crashes)
+    small = asked("wire.dtype=int8", "privacy.target_epsilon=1")
+    site = RealSite(tmp_path)
+    assert code(site.answer(small, {})) == "failed"
+    assert (site.events, saved) == ([], [])
+    monkeypatch.setattr(Ledger, "charge", charge)
+    assert code(site.answer(small, {})) == "ok"
+    assert (len(site.events), len(saved)) == (1, 1)

@@ -162,7 +162,7 @@ def test_what_others_add_does_not_depend_on_a_record_that_gives_no_number(random
     from deal_core.methods.shared.plain import Plain
     from deal_core.models import load_model
     from deal_core.models.interface import Encoded
-    from deal_core.training.per_sample import clipped_gradients
+    from tests.deal_core.training.clipped import clipped_gradients
 
     config = Experiment()
     model = load_model(config.model, config.adapter, 16, torch.float32)
@@ -178,7 +178,7 @@ def test_what_others_add_does_not_depend_on_a_record_that_gives_no_number(random
     sums = []
     for objective, part in ((plain, [0, 1]), (Stumbling(), [0, 1, 2])):
         factors = set_trainable(model.module, frozenset({"lora_B"}))
-        clipped_gradients(model.module, objective, [part], 0.5)
+        clipped_gradients(model.module, objective, part, 0.5)
         sums.append(torch.cat([f.grad.flatten() for f in factors]))
         for factor in factors:
             factor.grad = None

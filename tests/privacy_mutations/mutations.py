@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +26,7 @@ from deal_core.privacy.mechanisms.record import RecordMechanism
 from deal_core.privacy.mechanisms.record_events import RecordEvents
 from deal_core.randomness import seeded
 from deal_core.training import per_group, per_sample
+from deal_core.training.clipped_sum import ClippedSum
 from tests.privacy_mutations import checks
 
 Patch = pytest.MonkeyPatch
@@ -70,42 +72,50 @@ def sampled_by_shuffling(patch: Patch) -> None:
     patch.setattr(PrivateGradients, "batches", batches)
 
 
-def _clip(patch: Patch, factors_of) -> None:
-    def one_microbatch(module, objective, part, bound):
-        pairs = per_sample.example_gradients(module, objective, part)
-        norms = per_sample.gradient_norms(pairs)
-        for weight, copy in pairs:
-            total = torch.einsum("n,nij->ij", factors_of(norms, copy, bound), copy.grad)
-            weight.grad = total if weight.grad is None else weight.grad + total
-        return norms
+def _with_bound(patch: Patch, bound_of) -> None:
+    """Clip records to another bound."""
+    original = per_sample.clipped_gradients
 
-    patch.setattr(per_sample, "_one_microbatch", one_microbatch)
+    def clipped(module, objective, examples, bound, *rest):
+        own = bound_of(lambda: original(module, objective, examples, bound, *rest), bound)
+        return original(module, objective, examples, own, *rest)
+
+    patch.setattr(sampled_units, "clipped_gradients", clipped)
 
 
 def clipping_off(patch: Patch) -> None:
-    _clip(patch, lambda norms, copy, bound: torch.ones_like(norms))
+    _with_bound(patch, lambda found, bound: 1e9)
 
 
 def bound_from_the_median_of_a_large_pass(patch: Patch) -> None:
-    def factors(norms, copy, bound):
-        own = float(norms.median()) if len(norms) > 3 else bound
-        return (own / norms).clamp(max=1.0)
+    def median(found, bound):
+        norms = found().norms
+        return float(np.median(norms)) if len(norms) > 3 else bound
 
-    _clip(patch, factors)
+    _with_bound(patch, median)
 
 
 def every_factor_clipped_by_itself(patch: Patch) -> None:
-    def factors(norms, copy, bound):
-        return (bound / copy.grad.flatten(1).norm(dim=1).clamp(min=1e-12)).clamp(max=1.0)
+    original = ClippedSum.add
 
-    _clip(patch, factors)
+    def add(self, gradient):
+        for name, values in gradient.items():
+            original(self, {name: values})
+
+    patch.setattr(ClippedSum, "add", add)
 
 
 def the_sum_clipped_and_not_its_parts(patch: Patch) -> None:
-    def factors(norms, copy, bound):
-        return torch.full_like(norms, min(1.0, len(norms) * bound / float(norms.sum())))
+    """All are shortened alike, so that together they are as long as bounds are."""
+    original = per_sample.clipped_gradients
 
-    _clip(patch, factors)
+    def clipped(module, objective, examples, bound, *rest):
+        found = original(module, objective, examples, 1e9, *rest)
+        scale = min(1.0, len(found.norms) * bound / max(sum(found.norms), 1e-30))
+        found.total = {key: (scale * total).round().long() for key, total in found.total.items()}
+        return found
+
+    patch.setattr(sampled_units, "clipped_gradients", clipped)
 
 
 def _noise(patch: Patch, change) -> None:
@@ -255,19 +265,23 @@ def charged_after_it_has_left(patch: Patch) -> None:
 def groups_clipped_record_by_record(patch: Patch) -> None:
     """The guarantee of a record, told as one of a group: fifty records move the sum fifty-fold."""
 
-    def by_record(module, objective, microbatches, groups, bound):
-        return per_sample.clipped_gradients(module, objective, microbatches, bound)
+    def by_record(module, objective, examples, groups, *rest):
+        return per_sample.clipped_gradients(module, objective, examples, *rest)
 
     patch.setattr(sampled_units, "clipped_group_gradients", by_record)
 
 
-def groups_clipped_pass_by_pass(patch: Patch) -> None:
-    """A group of many records is clipped anew in every pass, and counts as many times."""
+def groups_clipped_in_pieces(patch: Patch) -> None:
+    """A group of many records is clipped anew after every three, and counts as many times."""
     original = per_group.clipped_group_gradients
 
-    def in_parts(module, objective, microbatches, groups, bound):
-        for microbatch in microbatches:
-            original(module, objective, [microbatch], groups, bound)
+    def in_parts(module, objective, examples, groups, bound, *rest):
+        whole = original(module, objective, [], groups, bound, *rest)
+        for start in range(0, len(examples), 3):
+            own = original(module, objective, examples[start : start + 3], groups, bound, *rest)
+            for key, part in own.total.items():
+                whole.total[key] = whole.total[key] + part if key in whole.total else part
+        return whole
 
     patch.setattr(sampled_units, "clipped_group_gradients", in_parts)
 
@@ -275,8 +289,8 @@ def groups_clipped_pass_by_pass(patch: Patch) -> None:
 def groups_unclipped(patch: Patch) -> None:
     original = per_group.clipped_group_gradients
 
-    def unclipped(module, objective, microbatches, groups, bound):
-        return original(module, objective, microbatches, groups, 1e9)
+    def unclipped(module, objective, examples, groups, bound, *rest):
+        return original(module, objective, examples, groups, 1e9, *rest)
 
     patch.setattr(sampled_units, "clipped_group_gradients", unclipped)
 
@@ -284,19 +298,18 @@ def groups_unclipped(patch: Patch) -> None:
 def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
     """The mean is clipped, and the number of records multiplied back."""
 
-    def divided(total, sizes):
-        return total / torch.ones(len(sizes)).view(-1, 1, 1)
+    original = per_group.clipped_group_gradients
 
-    close = per_group._GroupSums._close
+    def weighted(module, objective, examples, groups, *rest):
+        whole = original(module, objective, [], groups, *rest)
+        for number in dict.fromkeys(groups[i] for i in examples):
+            members = [i for i in examples if groups[i] == number]
+            for key, part in original(module, objective, members, groups, *rest).total.items():
+                own = len(members) * part
+                whole.total[key] = whole.total[key] + own if key in whole.total else own
+        return whole
 
-    def weighted(self, sums, sizes):
-        bound = self._bound
-        self._bound = bound * max(sizes, default=1)
-        close(self, sums, sizes)
-        self._bound = bound
-
-    patch.setattr(per_group, "_divided", divided)
-    patch.setattr(per_group._GroupSums, "_close", weighted)
+    patch.setattr(sampled_units, "clipped_group_gradients", weighted)
 
 
 def records_drawn_where_groups_are_charged(patch: Patch) -> None:
@@ -392,7 +405,7 @@ MUTATIONS = [
         checks.check_group_neighbours,
     ),
     Mutation(
-        "groups: clipped pass by pass", groups_clipped_pass_by_pass, checks.check_group_neighbours
+        "groups: clipped pass by pass", groups_clipped_in_pieces, checks.check_group_neighbours
     ),
     Mutation("groups: clipping off", groups_unclipped, checks.check_group_neighbours),
     Mutation(

@@ -94,7 +94,7 @@ class Consolidation:
         teacher: Teacher = cache.get_or_compute(
             "teacher",
             f"{fingerprint(state.retained)} {everything}",
-            lambda: make_teacher(model, data, task.labels, everything),
+            lambda: make_teacher(model, data, task.labels, everything, task.protected),
         )
         taught = Taught(model, task.labels, everything, data, teacher, config.temperature)
         if self.method.retention.filter != LEARNED:

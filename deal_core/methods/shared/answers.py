@@ -83,13 +83,12 @@ def ask(
         for turn, prompt in enumerate(prompts):
             places = [i for i, own in enumerate(chosen) if own == turn]
             share = [data[i] for i in places]
-            batches = [[n] for n in range(len(share))] if alone else evaluation_batches(share)
-            for batch in batches:
+            for batch in evaluation_batches(share, alone):
                 texts = [share[i] for i in batch]
                 answered = model.answered(texts, prompt.labels, prompt.instruction)
                 asked.update(zip((places[i] for i in batch), answered, strict=True))
     items = [asked[i] for i in range(len(data))]
-    return items, word_teacher(model, items)
+    return items, word_teacher(model, items, alone=alone)
 
 
 def which(item: Encoded, prompts: int) -> int:

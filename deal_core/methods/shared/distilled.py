@@ -54,7 +54,7 @@ def distilled(
     spaces = [space for space, _ in choices]
     basis = f"{fingerprint(state.retained)} {spaces} {len(data)}"
     teacher: Teacher = cache.get_or_compute(
-        "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces)
+        "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces, task.protected)
     )
     weights = [weight for _, weight in choices] if model.has_label_logits else [config.weight]
     return Distilled(

@@ -14,4 +14,4 @@ def run_name(experiment: Experiment) -> str:
     settings = flatten(experiment)
     for key in WHERE:
         settings.pop(key)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

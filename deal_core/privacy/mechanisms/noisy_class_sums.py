@@ -27,9 +27,10 @@ def clipped_class_sums(
     batch: Sequence[int],
     groups: Groups | None,
     bound: float,
+    step: float,
 ) -> Tensor:
-    """Return the sum over a batch of what each record, or group, adds: ``(labels, size + 1)``,
-    float64; the last column counts.
+    """Return the sum over a batch of what each record, or group, adds: ``(labels, size + 1)``, in
+    steps of a grid, int64; the last column counts.
 
     Args:
         embeddings: of all records, ``(records, size)``.
@@ -37,25 +38,28 @@ def clipped_class_sums(
         labels: how many there are.
         batch: positions of the records that are in the sum; a group's all or none.
         groups: of all records; None: each by itself.
-        bound: what a record, or group, changes the sum by at most.
+        bound: to what a record's, or group's, part is clipped before it is rounded.
+        step: of the grid.
     """
     places = torch.tensor(list(batch), dtype=torch.long)
     vectors = embeddings[places].double()
     counts = torch.full((len(places), 1), COUNT_WEIGHT, dtype=torch.float64)
     vectors, rows = torch.cat([vectors, counts], dim=1), targets[places]
-    total = torch.zeros(labels, embeddings.shape[1] + 1, dtype=torch.float64)
+    total = torch.zeros(labels, embeddings.shape[1] + 1, dtype=torch.int64)
     if groups is None:
-        return total.index_add_(0, rows, _clipped(vectors, bound))
+        return total.index_add_(0, rows, _clipped(vectors, bound, step))
     numbers = torch.tensor([groups.numbers[place] for place in batch], dtype=torch.long)
     for number in sorted(set(numbers.tolist())):
         own = numbers == number
-        one = torch.zeros_like(total).index_add_(0, rows[own], vectors[own]) / int(own.sum())
-        total += _clipped(one.reshape(1, -1), bound).reshape(total.shape)
+        one = torch.zeros(total.shape, dtype=torch.float64)
+        one = one.index_add_(0, rows[own], vectors[own]) / int(own.sum())
+        total += _clipped(one.reshape(1, -1), bound, step).reshape(total.shape)
     return total
 
 
-def _clipped(vectors: Tensor, bound: float) -> Tensor:
-    """Return the rows, each at most ``bound`` long; one that is not finite as zeros."""
+def _clipped(vectors: Tensor, bound: float, step: float) -> Tensor:
+    """Return the rows, each at most ``bound`` long, in steps of the grid, int64; one that is not
+    finite as zeros."""
     vectors = torch.where(vectors.isfinite().all(dim=1, keepdim=True), vectors, 0.0)
     lengths = vectors.norm(dim=1, keepdim=True)
-    return vectors * (bound / lengths.clamp(min=bound))
+    return (vectors * (bound / lengths.clamp(min=bound)) / step).round().to(torch.int64)

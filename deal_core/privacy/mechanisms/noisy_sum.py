@@ -2,10 +2,10 @@
 adds up over sites.
 
 One step of DP-SGD whose sum runs over all sites: each clips the gradients of its own Poisson
-sample, rounds their sum to a grid of ``2^-16`` of the clipping bound and adds a discrete Gaussian.
-The shares of the sites that are counted on make up the whole noise. Rounding may move the sum by
-half a step of the grid in each entry, so gradients are clipped by that much tighter. The optimiser
-is at the server, after the noise.
+sample, rounds each to a grid of ``2^-16`` of the clipping bound and adds a discrete Gaussian to
+their sum. The shares of the sites that are counted on make up the whole noise. Rounding may move a
+gradient by half a step of the grid in each entry, so it is clipped by that much tighter. The
+optimiser is at the server, after the noise.
 
 Source: docs/method.md (M58) to (M60); Kairouz, Liu & Steinke, ICML 2021.
 """
@@ -20,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deal_core.lora.learnt import learnt_gradients, learnt_sizes
+from deal_core.lora.learnt import learnt_sizes
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
 from deal_core.privacy.mechanisms.groups import Groups
-from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora
+from deal_core.privacy.mechanisms.guards import require_plain_lora
 from deal_core.privacy.mechanisms.noise import NoiseSource
 from deal_core.privacy.mechanisms.noisy_class_sums import clipped_class_sums
-from deal_core.privacy.mechanisms.private_gradients import BELOW
 from deal_core.privacy.mechanisms.sampled_units import (
-    add_clipped,
+    clipped_total,
+    clipping_bound,
     drawn_batch,
     rehearse_clipping,
     require_drawn,
@@ -52,7 +52,6 @@ class NoisySum:
         noise_multiplier: of the sum over all sites, in clipping bounds; 0: no noise.
         max_grad_norm: clipping bound.
         shares: of so many sites the noise makes up the whole.
-        tokens_per_microbatch: bounds memory, not the sum.
         noise: of sample and share.
         groups: of the examples; None: each is protected by itself.
     """
@@ -63,7 +62,6 @@ class NoisySum:
     noise_multiplier: float
     max_grad_norm: float
     shares: int
-    tokens_per_microbatch: int
     noise: NoiseSource
     groups: Groups | None = None
 
@@ -74,7 +72,7 @@ class NoisySum:
             UnsafeModel: something learns whose gradient per example cannot be had.
             ValueError: a loss reads a factor itself, or no gradient is finite.
         """
-        rehearse_clipping(module, objective, probes, self.max_grad_norm)
+        rehearse_clipping(module, objective, probes, self.max_grad_norm, core=True)
 
     def total(self, module: nn.Module, objective: Objective) -> dict[str, NDArray[np.int64]]:
         """Return key of each trained factor to its noisy sum, in steps of the grid.
@@ -89,15 +87,13 @@ class NoisySum:
             factor.grad = None
         shapes = learnt_sizes(module)
         entries = sum(math.prod(shape) for shape in shapes.values())
-        bound, tokens = clipping_bound(self.max_grad_norm, entries), self.tokens_per_microbatch
-        add_clipped(module, objective, self.data, self.groups, batch, tokens, bound)
-        total = {
-            key: self._on_grid(gradient, shapes[key]) + self._share(shapes[key])
-            for key, gradient in learnt_gradients(module).items()
+        bound = clipping_bound(self.max_grad_norm, entries, GRID_BITS)
+        step = grid_step(self.max_grad_norm)
+        found = clipped_total(module, objective, self.groups, batch, bound, step, core=True).total
+        return {
+            key: _numbers(found.get(key), shape) + self._share(shape)
+            for key, shape in shapes.items()
         }
-        for factor in factors:
-            factor.grad = None
-        return total
 
     def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[np.int64]:
         """Return noisy sums of embeddings by label and, in the last column, counts, ``(labels,
@@ -112,9 +108,10 @@ class NoisySum:
             UnsafeModel: the batch is no sample of the rate that is charged.
         """
         batch, shape = self._batch(), (labels, embeddings.shape[1] + 1)
-        bound = clipping_bound(self.max_grad_norm, math.prod(shape))
-        total = clipped_class_sums(embeddings, targets, labels, batch, self.groups, bound)
-        return self._on_grid(total, shape) + self._share(shape)
+        bound = clipping_bound(self.max_grad_norm, math.prod(shape), GRID_BITS)
+        step = grid_step(self.max_grad_norm)
+        total = clipped_class_sums(embeddings, targets, labels, batch, self.groups, bound, step)
+        return _numbers(total, shape) + self._share(shape)
 
     def _batch(self) -> list[int]:
         """Return a sample of the data, checked."""
@@ -129,27 +126,12 @@ class NoisySum:
             return np.zeros(shape, np.int64)
         return discrete_gaussian(math.prod(shape), sigma, self.noise).reshape(shape)
 
-    def _on_grid(self, gradient: Tensor | None, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """A gradient sum, rounded to the nearest step."""
-        if gradient is None:
-            return np.zeros(shape, np.int64)
-        values = gradient.double().cpu().numpy() / grid_step(self.max_grad_norm)
-        return np.rint(values).astype(np.int64)
+
+def _numbers(total: Tensor | None, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """A sum in steps of the grid; None: no record has any."""
+    return np.zeros(shape, np.int64) if total is None else total.cpu().numpy()
 
 
 def grid_step(max_grad_norm: float) -> float:
     """Return the distance of neighbours on the grid, in the unit of the clipping bound."""
     return max_grad_norm / 2**GRID_BITS
-
-
-def clipping_bound(max_grad_norm: float, entries: int) -> float:
-    """Return the bound of a gradient over so many entries at which a rounded sum changes by
-    ``max_grad_norm`` at most, where a record is added or removed.
-
-    Raises:
-        UnsafeModel: rounding takes all of it.
-    """
-    left = 1 - math.sqrt(entries) / 2**GRID_BITS
-    if left <= 0:
-        raise UnsafeModel(f"{entries} entries are too many for a grid of 2^-{GRID_BITS}")
-    return BELOW * left * max_grad_norm

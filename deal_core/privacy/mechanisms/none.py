@@ -100,7 +100,6 @@ def gradient_sum_alone(experiment: Experiment, ask: UpdateRequest) -> NoisySum:
         noise_multiplier=0.0,
         max_grad_norm=experiment.privacy.max_grad_norm,
         shares=1,
-        tokens_per_microbatch=experiment.train.tokens_per_microbatch,
         noise=noise,
     )
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from deal_core.lora.learnt import learning_by_key
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.mechanisms.groups import Groups
@@ -30,7 +31,8 @@ from deal_core.privacy.mechanisms.guards import (
 )
 from deal_core.privacy.mechanisms.noise import NoiseSource
 from deal_core.privacy.mechanisms.sampled_units import (
-    add_clipped,
+    clipped_total,
+    clipping_bound,
     drawn_batch,
     rehearse_clipping,
     require_drawn,
@@ -38,8 +40,8 @@ from deal_core.privacy.mechanisms.sampled_units import (
 from deal_core.training.gradients import Probes
 from deal_core.training.objective import Objective
 
-BELOW = 1 - 1e-5
-"""Clipping keeps so far below the bound that rounding in float32 does not lead beyond it."""
+GRID_BITS = 30
+"""A clipping bound is ``2^30`` steps of the grid that gradients are summed on."""
 
 
 @dataclass
@@ -54,7 +56,6 @@ class PrivateGradients:
         max_grad_norm: clipping bound.
         steps: known before anything is drawn.
         expected_batch: what the noisy sum is divided by; public.
-        tokens_per_microbatch: bounds memory, not the step.
         noise: of samples and gradients.
         groups: of the examples; None: each is protected by itself.
     """
@@ -66,7 +67,6 @@ class PrivateGradients:
     max_grad_norm: float
     steps: int
     expected_batch: float
-    tokens_per_microbatch: int
     noise: NoiseSource
     groups: Groups | None = None
     _before: list[Tensor] = field(default_factory=list)
@@ -84,7 +84,7 @@ class PrivateGradients:
             UnsafeModel: something learns whose gradient per example cannot be had.
             ValueError: a loss reads a factor itself, or no gradient is finite.
         """
-        rehearse_clipping(module, objective, probes, self.max_grad_norm)
+        rehearse_clipping(module, objective, probes, self.max_grad_norm, core=False)
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
         """Add ``(sum_i clip(g_i) + noise) / expected_batch``; of groups, ``g_i`` is the mean over
@@ -104,13 +104,15 @@ class PrivateGradients:
             raise ValueError("gradients are there before those of the batch")
         if self._taken == 0:
             self._before = [factor.detach().clone() for factor in factors]
-        bound, tokens = BELOW * self.max_grad_norm, self.tokens_per_microbatch
-        add_clipped(module, objective, self.data, self.groups, batch, tokens, bound)
+        step = self.max_grad_norm / 2**GRID_BITS
+        entries = sum(factor.numel() for factor in factors)
+        bound = clipping_bound(self.max_grad_norm, entries, GRID_BITS)
+        found = clipped_total(module, objective, self.groups, batch, bound, step, core=False).total
         scale = self.noise_multiplier * self.max_grad_norm
-        for factor in factors:
+        for key, factor in learning_by_key(module).items():
             total = scale * self.noise.normal(factor.shape)
-            if factor.grad is not None:
-                total += factor.grad.double().cpu()
+            if key in found:
+                total += step * found[key].double().cpu()
             factor.grad = (total / self.expected_batch).to(factor.device, factor.dtype)
         return 0.0
 

@@ -41,7 +41,6 @@ def site_gradients(
         max_grad_norm=event.max_grad_norm,
         steps=event.steps,
         expected_batch=expected,
-        tokens_per_microbatch=experiment.train.tokens_per_microbatch,
         noise=noise,
         groups=groups,
     )
@@ -62,7 +61,6 @@ def sum_gradients(
         noise_multiplier=event.noise_multiplier,
         max_grad_norm=event.max_grad_norm,
         shares=shares_of(experiment),
-        tokens_per_microbatch=experiment.train.tokens_per_microbatch,
         noise=noise,
         groups=groups,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch import nn
@@ -11,7 +12,7 @@ from deal_core.privacy.interface import RecordId
 from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora, require_sampled
 from deal_core.privacy.mechanisms.noise import NoiseSource
-from deal_core.training.batching import sampled_passes
+from deal_core.training.clipped_sum import ClippedSum, bound_on_grid
 from deal_core.training.objective import Objective
 from deal_core.training.per_group import clipped_group_gradients
 from deal_core.training.per_sample import clipped_gradients
@@ -53,7 +54,9 @@ def require_drawn(
         groups.require_sampled(batch, sample_rate)
 
 
-def rehearse_clipping(module: nn.Module, objective: Objective, probes: int, bound: float) -> None:
+def rehearse_clipping(
+    module: nn.Module, objective: Objective, probes: int, bound: float, core: bool
+) -> None:
     """Take a clipped gradient over so many constant texts, and drop it.
 
     Raises:
@@ -61,36 +64,46 @@ def rehearse_clipping(module: nn.Module, objective: Objective, probes: int, boun
         ValueError: a loss reads a factor itself, or no gradient is finite.
     """
     factors = require_plain_lora(module)
-    norms = clipped_gradients(module, objective, [list(range(probes))], bound)
+    total = clipped_gradients(module, objective, range(probes), bound, bound, core)
     for factor in factors:
         factor.grad = None
-    if norms.isnan().any():
+    if not all(map(math.isfinite, total.norms)):
         raise UnsafeModel("the model has no gradient on constant texts")
 
 
-def add_clipped(
+def clipped_total(
     module: nn.Module,
     objective: Objective,
-    data: Sequence[Encoded],
     groups: Groups | None,
     batch: Sequence[int],
-    tokens_per_microbatch: int,
     bound: float,
-) -> None:
-    """Add the sum of clipped gradients, of groups the clipped means of theirs, to every trainable
-    factor's gradient.
+    step: float,
+    core: bool,
+) -> ClippedSum:
+    """Return the sum of clipped gradients, of groups the clipped means of theirs.
 
     Args:
         module: holds the adapter.
         objective: whose losses of single examples are differentiated.
-        data: the examples.
-        groups: of them; None: each by itself.
+        groups: of the examples; None: each by itself.
         batch: positions in the data.
-        tokens_per_microbatch: bounds memory, not the sum.
         bound: of each gradient.
+        step: of the grid.
+        core: of a core adapter, gradients are those of the cores.
     """
-    parts = sampled_passes(module, data, batch, tokens_per_microbatch)
     if groups is None:
-        clipped_gradients(module, objective, parts, bound)
-    else:
-        clipped_group_gradients(module, objective, parts, groups.numbers, bound)
+        return clipped_gradients(module, objective, batch, bound, step, core)
+    return clipped_group_gradients(module, objective, batch, groups.numbers, bound, step, core)
+
+
+def clipping_bound(max_grad_norm: float, entries: int, bits: int) -> float:
+    """Return the bound of a gradient over so many entries at which a sum that is rounded to a grid
+    of ``2^-bits`` changes by ``max_grad_norm`` at most, where a record is added or removed.
+
+    Raises:
+        UnsafeModel: rounding takes all of it.
+    """
+    bound = bound_on_grid(max_grad_norm, entries, bits)
+    if bound <= 0:
+        raise UnsafeModel(f"{entries} entries are too many for a grid of 2^-{bits}")
+    return bound

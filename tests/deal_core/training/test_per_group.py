@@ -11,8 +11,7 @@ from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.per_group import clipped_group_gradients
-from deal_core.training.per_sample import clipped_gradients
+from tests.deal_core.training.clipped import clipped_gradients, clipped_group_gradients
 
 LABELS = ["red", "green", "blue"]
 BOTH = frozenset({"lora_A", "lora_B"})
@@ -64,23 +63,14 @@ def by_loop(rows: torch.Tensor, groups, batch, bound: float) -> torch.Tensor:
     return total
 
 
-CUTS = {
-    "one pass": [list(range(12))],
-    "one by one": [[i] for i in range(12)],
-    "across groups": [[0, 1], [2, 3, 4], [5, 6], [], [7, 8, 9, 10], [11]],
-    "a group over three passes": [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9, 10, 11]],
-}
-
-
-@pytest.mark.parametrize("parts", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("trained", [{"lora_B"}, {"lora_A", "lora_B"}])
-def test_it_is_the_sum_of_clipped_means_wherever_the_batch_is_cut(model, data, trained, parts):
+def test_it_is_the_sum_of_clipped_means(model, data, trained):
     parameters = set_trainable(model.module, frozenset(trained))
     objective = Plain(model, LABELS, data)
     rows = rows_of(model, objective, parameters, 12)
     means = torch.stack([rows[torch.tensor(GROUPS) == n].mean(dim=0) for n in range(5)])
     bound = float(means.norm(dim=1).median())  # some are clipped, some are not
-    norms = clipped_group_gradients(model.module, objective, parts, GROUPS, bound)
+    norms = clipped_group_gradients(model.module, objective, range(12), GROUPS, bound)
     ours = taken(parameters)
     expected = by_loop(rows, GROUPS, range(12), bound)
     assert float((ours - expected).norm() / expected.norm()) < 1e-5
@@ -90,11 +80,9 @@ def test_it_is_the_sum_of_clipped_means_wherever_the_batch_is_cut(model, data, t
 def test_groups_of_one_are_examples(model, data):
     parameters = set_trainable(model.module, BOTH)
     objective = Plain(model, LABELS, data)
-    alone = clipped_gradients(model.module, objective, [range(6), range(6, 12)], 0.3)
+    alone = clipped_gradients(model.module, objective, range(12), 0.3)
     expected = taken(parameters)
-    norms = clipped_group_gradients(
-        model.module, objective, [range(6), range(6, 12)], range(12), 0.3
-    )
+    norms = clipped_group_gradients(model.module, objective, range(12), range(12), 0.3)
     torch.testing.assert_close(taken(parameters), expected)
     torch.testing.assert_close(norms, alone)
 
@@ -118,8 +106,7 @@ def test_an_example_that_fails_changes_its_own_group_alone(model, data, fault, b
 
     rows = rows_of(model, plain, parameters, 12)
     rows[bad] = 0.0  # it adds nothing; the mean is over all of its group
-    parts = [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9, 10], [11]]
-    clipped_group_gradients(model.module, Stumbling(), parts, GROUPS, 0.3)
+    clipped_group_gradients(model.module, Stumbling(), range(12), GROUPS, 0.3)
     ours = taken(parameters)
     own = GROUPS[bad]
     others = [i for i in range(12) if GROUPS[i] != own]
@@ -135,9 +122,9 @@ def test_a_group_in_two_pieces_is_refused(model, data):
     """Each piece would be clipped by itself, and the group count twice."""
     set_trainable(model.module, BOTH)
     objective = Plain(model, LABELS, data)
-    for parts in ([[0, 3, 1]], [[0, 1], [3], [2]], [[0], [3, 0]], [[4, 5], [4, 3, 4]]):
+    for batch in ([0, 3, 1], [0, 1, 3, 2], [0, 3, 0], [4, 5, 4, 3, 4]):
         with pytest.raises(ValueError, match="follow each other"):
-            clipped_group_gradients(model.module, objective, parts, GROUPS, 0.3)
+            clipped_group_gradients(model.module, objective, batch, GROUPS, 0.3)
         for factor in model.module.parameters():
             factor.grad = None
 
@@ -145,7 +132,6 @@ def test_a_group_in_two_pieces_is_refused(model, data):
 def test_an_empty_batch_adds_nothing(model, data):
     parameters = set_trainable(model.module, BOTH)
     objective = Plain(model, LABELS, data)
-    for parts in ([], [[]], [[], []]):
-        norms = clipped_group_gradients(model.module, objective, parts, GROUPS, 0.3)
-        assert norms.shape == (0,)
-        assert all(p.grad is None for p in parameters)
+    norms = clipped_group_gradients(model.module, objective, [], GROUPS, 0.3)
+    assert norms.shape == (0,)
+    assert all(p.grad is None for p in parameters)

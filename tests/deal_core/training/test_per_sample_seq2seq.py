@@ -18,9 +18,9 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.lora.attach import CURRENT, attach, lora_layers, read, set_trainable, write
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
-from deal_core.privacy.mechanisms.private_gradients import BELOW, PrivateGradients
-from deal_core.training.per_sample import clipped_gradients
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from tests.deal_core.privacy.mechanisms.silence import Silence
+from tests.deal_core.training.clipped import clipped_gradients
 
 TARGETS = ("q", "v")
 TEXTS = ((5, 9, 3, 1), (7, 1), (4, 8, 30, 21, 6, 17, 2, 1))
@@ -130,10 +130,9 @@ def private_sum(module, parameters, bound) -> torch.Tensor:
         data=data,
         sample_rate=1.0,
         noise_multiplier=1.0,
-        max_grad_norm=bound / BELOW,
+        max_grad_norm=bound,
         steps=1,
         expected_batch=1.0,
-        tokens_per_microbatch=2048,
         noise=Silence(),
     )
     step.accumulate(module, Answering(module), [0, 1, 2])
@@ -156,7 +155,7 @@ def test_an_example_among_others_has_the_gradient_that_it_has_alone(module, plai
     parameters = set_trainable(module, frozenset(trained))
     for i, expected in enumerate(loop(plain, trained)):
         alone = [float(i == k) for k in range(len(TEXTS))]
-        norms = clipped_gradients(module, Answering(module, alone), [[0, 1, 2]], UNCLIPPED)
+        norms = clipped_gradients(module, Answering(module, alone), [0, 1, 2], UNCLIPPED)
         ours = taken(parameters)
         assert float(expected.norm()) > 0.01
         assert [float(norm) > 0 for norm in norms] == [i == k for k in range(len(TEXTS))]

@@ -16,7 +16,7 @@ from deal_core.privacy.audit.planted import likelihood_ratio
 from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.audit.text_canaries import TextCanaries
 from deal_core.training.nonprivate_gradients import mean_gradient
-from deal_core.training.per_sample import clipped_gradients
+from tests.deal_core.training.clipped import clipped_gradients
 
 RECORDS = [Encoded((101, 2540, 102), 0), Encoded((101, 3096, 2003, 2009, 102), 1)]
 LABELS = ("heart", "skin")
@@ -78,13 +78,13 @@ def test_a_canary_has_its_direction_for_gradient_and_is_clipped_like_a_record(mi
     canaries = GradientCanaries(12, 1)
     objective = planted(minilm, canaries)
     batch = [3, 0, 5, 1, *range(6, 14)]  # in any order
-    norms = clipped_gradients(minilm.module, objective, [batch[:5], batch[5:]], 0.5)
+    norms = clipped_gradients(minilm.module, objective, batch, 0.5)
     together = taken(factors)
     there = np.array([p >= 2 and canaries.included[p - 2] for p in batch])
     away = np.array([p >= 2 and not canaries.included[p - 2] for p in batch])
     assert np.allclose(norms.numpy()[there], 50.0, rtol=1e-5)
     assert not norms.numpy()[away].any()
-    clipped_gradients(minilm.module, objective.inner, [[0, 1]], 0.5)
+    clipped_gradients(minilm.module, objective.inner, [0, 1], 0.5)
     expected = taken(factors)
     for number in (p - 2 for p in batch if p >= 2):
         for name, part in canaries.direction(number, factors).items():
@@ -97,7 +97,7 @@ def test_a_canary_has_its_direction_for_gradient_and_is_clipped_like_a_record(mi
 def test_a_pass_of_canaries_alone_that_are_all_away_adds_nothing(minilm, factors):
     canaries = GradientCanaries(12, 1)
     away = [2 + int(k) for k in np.flatnonzero(~canaries.included)]
-    clipped_gradients(minilm.module, planted(minilm, canaries), [away], 0.5)
+    clipped_gradients(minilm.module, planted(minilm, canaries), away, 0.5)
     assert not any(gradient.any() for gradient in taken(factors).values())
 
 

@@ -69,8 +69,8 @@ def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, monkeypatch, eps
     assert {(event.unit, event.unit_column) for event in events} == {("group", "patient")}
 
 
-def by_record(module, objective, microbatches, groups, bound):
-    return clipped_gradients(module, objective, microbatches, bound)
+def by_record(module, objective, examples, groups, *rest):
+    return clipped_gradients(module, objective, examples, *rest)
 
 
 def test_clipping_by_record_is_refuted_where_groups_are_claimed(audit, monkeypatch):

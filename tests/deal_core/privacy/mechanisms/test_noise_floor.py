@@ -45,7 +45,6 @@ def noise_alone():
                 max_grad_norm=0.3,
                 steps=STEPS,
                 expected_batch=16,
-                tokens_per_microbatch=2048,
                 noise=SeededNoise(seeded("floor", server_round, client)),
             )
             run_local_steps(model, Plain(model, ["a"], []), source, B_ONLY, TrainConfig())

@@ -19,7 +19,8 @@ from deal_core.models import load_model
 from deal_core.privacy.interface import GradientSum, RecordId
 from deal_core.privacy.mechanisms.guards import UnsafeModel
 from deal_core.privacy.mechanisms.noise import SeededNoise
-from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS, NoisySum, clipping_bound, grid_step
+from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS, NoisySum, grid_step
+from deal_core.privacy.mechanisms.sampled_units import clipping_bound
 
 LABELS = ("Pathology", "Surgery", "Pharmacology")
 TEXTS = [f"{'wound and fracture' if n % 2 else 'dose of a drug'} number {n}" for n in range(24)]
@@ -42,7 +43,7 @@ def sum_of(model, texts: list[str], bound: float = 0.05, noise: float = NO_NOISE
     data = model.encode([Example(text, LABELS[number[text] % 3]) for text in texts], LABELS)
     ids = [RecordId("task", n) for n in range(len(data))]
     generator = torch.Generator().manual_seed(changed.pop("seed", 0))
-    made = NoisySum(data, ids, 1.0, noise, bound, 3, 2048, SeededNoise(generator))
+    made = NoisySum(data, ids, 1.0, noise, bound, 3, SeededNoise(generator))
     made = replace(made, **changed)
     assert isinstance(made, GradientSum)
     return made.total(model.module, Plain(model, LABELS, made.data))
@@ -69,7 +70,7 @@ def test_the_sum_is_that_of_clipped_gradients(model):
     alone = [sum_of(model, [text]) for text in TEXTS[:6:3]]
     both = sum_of(model, TEXTS[:6:3])  # all of the first label
     key = next(iter(both))
-    assert np.abs(both[key] - sum(each[key] for each in alone)).max() <= len(alone)
+    assert np.array_equal(both[key], sum(each[key] for each in alone))  # to the bit
 
 
 def test_noise_is_a_share_and_has_its_size(model):
@@ -93,7 +94,8 @@ def test_no_gradient_is_left_behind(model):
 
 
 def test_the_bound_counts_rounding():
-    assert clipping_bound(1.0, 1152) == pytest.approx(1 - math.sqrt(1152) / 2**16, abs=2e-5)
-    assert clipping_bound(1.0, 1152) + math.sqrt(1152) * grid_step(1.0) <= 1.0
+    own = clipping_bound(1.0, 1152, GRID_BITS)
+    assert own == pytest.approx(1 - math.sqrt(1152) / 2**17, abs=2e-9)
+    assert own + math.sqrt(1152) * grid_step(1.0) / 2 <= 1.0
     with pytest.raises(UnsafeModel, match="too many"):
-        clipping_bound(1.0, 2**32)
+        clipping_bound(1.0, 2**34, GRID_BITS)

@@ -9,18 +9,15 @@ import torch
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.lora.attach import read, set_trainable, write
-from deal_core.lora.packing import packs
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
-from deal_core.models.encoder import EncoderLabels
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.private_gradients import BELOW, PrivateGradients
+from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.randomness import seeded
 from deal_core.training.loop import run_local_steps
-from deal_core.training.per_sample import clipped_gradients
 from tests.architectures import model_config, save
 from tests.deal_core.privacy.mechanisms.silence import Silence
 
@@ -54,7 +51,6 @@ def gradients(data, noise, **changes) -> PrivateGradients:
         "max_grad_norm": 0.7,
         "steps": 3,
         "expected_batch": 4,
-        "tokens_per_microbatch": 2048,
     }
     ids = [RecordId("task", row) for row in range(len(data))]
     return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
@@ -84,14 +80,15 @@ def test_without_noise_it_is_the_clipped_sum_of_a_loop_over_the_expected_batch(c
     bound = float(torch.stack(rows).norm(dim=1).median())
     quiet = gradients(data, Silence(), max_grad_norm=bound, expected_batch=4)
     quiet.accumulate(model.module, objective, [0, 1, 2])
-    expected = sum(row * min(1.0, BELOW * bound / float(row.norm())) for row in rows) / 4
+    expected = sum(row * min(1.0, bound / float(row.norm())) for row in rows) / 4
     ours = taken(parameters)
     assert float((ours - expected).norm() / expected.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e4, 1e8])
 def test_a_record_moves_the_sum_by_at_most_the_bound(case, scale):
-    """Neighbours: with record 2 and without, the empty batch included; exact, no tolerance."""
+    """Neighbours: with record 2 and without, the empty batch included. The tolerance is that of
+    what is made of a noised sum: float32."""
     model, data = case
     parameters = set_trainable(model.module, BOTH)
     plain = Plain(model, LABELS, data)
@@ -107,12 +104,12 @@ def test_a_record_moves_the_sum_by_at_most_the_bound(case, scale):
         quiet.accumulate(model.module, Loud(), list(batch))
         sums[batch] = taken(parameters)
     assert not sums[()].any()
-    assert float(sums[(2,)].norm()) <= 0.5
+    assert float(sums[(2,)].norm()) <= 0.5 * (1 + 1e-6)
     assert float((sums[(0, 2)] - sums[(0,)]).norm()) <= 0.5 * (1 + 1e-6)
 
 
 def test_among_many_a_record_still_moves_the_sum_by_at_most_the_bound(minilm, random_adapter):
-    """What rounding one gradient owes to its batch-mates fits between bound and clipping."""
+    """The tolerance is that of what is made of a noised sum: float32."""
     model = minilm
     before = read(model.module)
     write(model.module, random_adapter(before.shapes, 8, 0.01, seed=5))
@@ -126,28 +123,8 @@ def test_among_many_a_record_still_moves_the_sum_by_at_most_the_bound(minilm, ra
     whole = taken(parameters)
     for left_out in range(0, 32, 5):
         quiet.accumulate(model.module, objective, [i for i in range(32) if i != left_out])
-        assert float((whole - taken(parameters)).norm()) <= 1e-2
+        assert float((whole - taken(parameters)).norm()) <= 1e-2 * (1 + 1e-5)
     write(model.module, before)
-
-
-def test_a_long_text_does_not_pad_the_short_ones_of_its_batch(case, monkeypatch):
-    model, data = case
-    parameters = set_trainable(model.module, BOTH)
-    long = Encoded((*data[0].tokens, *data[0].tokens[1:2] * 90), 2)
-    batch = [*data[:2], long]
-    passes = []
-
-    def watched(module, objective, parts, bound):
-        passes.extend(parts)
-        clipped_gradients(module, objective, parts, bound)
-
-    monkeypatch.setattr("deal_core.privacy.mechanisms.sampled_units.clipped_gradients", watched)
-    quiet = gradients(batch, Silence())
-    quiet.accumulate(model.module, Plain(model, LABELS, batch), [0, 1, 2])
-    taken(parameters)
-    # the encoder packs; the others pad
-    assert passes == ([[0, 1, 2]] if packs(model.module) else [[0, 1], [2]])
-    assert packs(model.module) == isinstance(model, EncoderLabels)
 
 
 @pytest.mark.parametrize("batch", [[], [0, 1, 2]])
