@@ -73,6 +73,6 @@ def test_planned_failures_are_counted_on(make_experiment, records, tmp_path):
 
 def test_a_sum_that_is_not_clipped_is_noticed(make_experiment, records, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "deal_core.privacy.mechanisms.noisy_sum.clipping_bound", lambda bound, entries: 2 * bound
+        "deal_core.privacy.mechanisms.noisy_sum.clipping_bound", lambda bound, *rest: 2 * bound
     )
     assert audited(make_experiment, records, tmp_path, 4.0).refuted
