@@ -24,7 +24,6 @@ Embed = Callable[[Sequence[Ids]], Tensor]
 
 MOST = 200_000
 """Texts that are kept in memory: 300 MB of vectors with 384 entries."""
-TOKENS_PER_PASS = 4096
 
 
 class FrozenVectors:
@@ -65,19 +64,13 @@ class FrozenVectors:
         return torch.stack([self._known[ids] for ids in texts])
 
     def _made(self, texts: Sequence[Ids]) -> Tensor:
-        """Vectors in the order of the texts, made in passes of texts of like length."""
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-        made: dict[int, Tensor] = {}
-        while order:
-            longest = max(1, len(texts[order[-1]]))
-            part = order[-max(1, TOKENS_PER_PASS // longest) :]
-            del order[-len(part) :]
-            with torch.no_grad():
-                made.update(zip(part, self._embed([texts[p] for p in part]), strict=True))
-        return torch.stack([made[place] for place in range(len(texts))])
+        """Vectors in the order of the texts. Each is made in a pass of its own: beside others it
+        would be rounded otherwise, and tell of them."""
+        with torch.no_grad():
+            return torch.cat([self._embed([ids]) for ids in texts])
 
     def _key(self, texts: Sequence[Ids]) -> str:
-        hashed = hashlib.sha256(self._name().encode())
+        hashed = hashlib.sha256(f"alone {self._name()}".encode())
         for ids in texts:
             hashed.update(hashlib.sha256(np.asarray(ids, np.int64).tobytes()).digest())
         return hashed.hexdigest()[:40]

@@ -22,6 +22,7 @@ class Counted:
         self.texts: list[tuple[int, ...]] = []
 
     def __call__(self, texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        assert len(texts) == 1  # beside others a text is rounded otherwise
         self.texts += texts
         return embed(texts)
 
