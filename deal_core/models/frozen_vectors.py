@@ -64,8 +64,8 @@ class FrozenVectors:
         return torch.stack([self._known[ids] for ids in texts])
 
     def _made(self, texts: Sequence[Ids]) -> Tensor:
-        """Vectors in the order of the texts. Each is made in a pass of its own: beside others it
-        would be rounded otherwise, and tell of them."""
+        """Return the vectors in the order of the texts, each made in a pass of its own: beside
+        others it would be rounded otherwise, and tell of them."""
         with torch.no_grad():
             return torch.cat([self._embed([ids]) for ids in texts])
 

@@ -99,7 +99,6 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         *(f"all-labels-{what}" for what in asked),
         "cl15-core",
         "clinc10",
-        "compression-15-tasks",
         "compression-clinc10",
         "data-budget",
         "medmcqa",
@@ -108,7 +107,6 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         "own-orders-medmcqa",
         "returning-tasks-medmcqa",
         "standard-cl-llm",
-        "standard-cl-llm-writing",
         "tuning",
     ]
     assert commands == [
