@@ -49,17 +49,3 @@ class ClippedSum:
         for name, values in exact.items():
             whole = (values * shortened / self.step).round().to(torch.int64)
             self.total[name] = self.total[name] + whole if name in self.total else whole
-
-
-def bound_on_grid(max_grad_norm: float, entries: int, bits: int) -> float:
-    """Return the bound at which a clipped gradient over so many entries has at most the norm
-    ``max_grad_norm`` after rounding to a grid of ``2^-bits`` of it; not positive: rounding takes
-    all of it.
-
-    Source: docs/method.md (M66): rounding moves an entry by half a step at most.
-    """
-    return max_grad_norm * (BELOW - math.sqrt(entries) / 2 ** (bits + 1))
-
-
-BELOW = 1 - 1e-9
-"""What products in float64 may be off by."""

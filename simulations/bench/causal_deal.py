@@ -30,8 +30,7 @@ class CausalDealWork:
         self._config = TrainConfig(batch_size=workload.batch_size)
         adapter = AdapterConfig(first_layer=first_layer)
         self._model = new_model(name, adapter, workload.tokens, getattr(torch, precision))
-        count = workload.examples * workload.windows
-        asked = questions(count, workload.tokens, workload.options)
+        asked = questions(workload.total, workload.tokens, workload.options)
         self._labels = asked.labels
         data = self._model.encode(asked.train, asked.labels)
         if not shared:

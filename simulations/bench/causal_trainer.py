@@ -65,8 +65,7 @@ class CausalTrainerWork:
     """One model that keeps learning, window after window."""
 
     def __init__(self, workload: Workload, precision: str, name: str) -> None:
-        count = workload.examples * workload.windows
-        asked = questions(count, workload.tokens, workload.options)
+        asked = questions(workload.total, workload.tokens, workload.options)
         tokenizer = pretrained(AutoTokenizer, name)
         config = ModelConfig(family="causal-lm", name=name)
         train, self._held_out = (

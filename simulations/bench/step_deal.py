@@ -13,6 +13,7 @@ from deal_core.lora.attach import lora_layers, read, set_trainable, write
 from deal_core.lora.learnt import learning_by_key
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import Encoded, LanguageModel, load_model
+from deal_core.privacy.mechanisms.private_gradients import GRID_BITS
 from deal_core.randomness import seeded
 from deal_core.training.allocator import keep_memory
 from deal_core.training.batching import training_batches
@@ -26,7 +27,7 @@ BOTH = frozenset({"lora_A", "lora_B"})
 WHOLE = 2**31
 """Tokens in one pass that no batch reaches."""
 MAX_GRAD_NORM = NOISE_MULTIPLIER = 1.0
-STEP = 2.0**-30
+STEP = MAX_GRAD_NORM / 2**GRID_BITS
 """Of the grid that clipped gradients are summed on."""
 
 

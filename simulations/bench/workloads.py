@@ -34,6 +34,11 @@ class Workload:
     options: int = 0
 
     @property
+    def total(self) -> int:
+        """Examples of all windows."""
+        return self.examples * self.windows
+
+    @property
     def name(self) -> str:
         """In the table."""
         texts = f"{self.tokens} tokens" if self.tokens else "real texts"
@@ -74,7 +79,7 @@ def texts(workload: Workload) -> Texts:
 
     tokenizer = pretrained(AutoTokenizer, ModelConfig().name)
     task = MedMCQA(DataConfig()).load(next(iter(TASKS)))
-    wanted = workload.examples * workload.windows
+    wanted = workload.total
 
     def encoded(examples: Sequence[Example], count: int) -> tuple[tuple[tuple[int, ...], int], ...]:
         chosen = [examples[i % len(examples)] for i in range(count)]

@@ -155,8 +155,9 @@ def _rows(count: Tensor, total: Tensor, within: Tensor | None, config: Prototype
         size = len(within)
         added = config.ridge * (within.trace() / size).clamp(min=SMALLEST)
         metric = within + added * torch.eye(size, dtype=within.dtype)
-        weights = torch.linalg.solve(metric, means.T).T
-        lost = 0.5 * torch.linalg.solve(metric, within).trace() / records  # (M65)
+        factored = torch.linalg.lu_factor(metric)
+        weights = torch.linalg.lu_solve(*factored, means.T).T
+        lost = 0.5 * torch.linalg.lu_solve(*factored, within).trace() / records  # (M65)
     bias = config.few_records * lost - 0.5 * (weights * means).sum(dim=1)
     bias[count == 0] = ABSENT
     return torch.cat([weights, bias[:, None]], dim=1)

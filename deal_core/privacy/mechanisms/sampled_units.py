@@ -12,10 +12,13 @@ from deal_core.privacy.interface import RecordId
 from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora, require_sampled
 from deal_core.privacy.mechanisms.noise import NoiseSource
-from deal_core.training.clipped_sum import ClippedSum, bound_on_grid
+from deal_core.training.clipped_sum import ClippedSum
 from deal_core.training.objective import Objective
 from deal_core.training.per_group import clipped_group_gradients
 from deal_core.training.per_sample import clipped_gradients
+
+BELOW = 1 - 1e-9
+"""What products in float64 may be off by."""
 
 
 def drawn_batch(
@@ -102,8 +105,10 @@ def clipping_bound(max_grad_norm: float, entries: int, bits: int) -> float:
 
     Raises:
         UnsafeModel: rounding takes all of it.
+
+    Source: docs/method.md (M66): rounding moves an entry by half a step at most.
     """
-    bound = bound_on_grid(max_grad_norm, entries, bits)
+    bound = max_grad_norm * (BELOW - math.sqrt(entries) / 2 ** (bits + 1))
     if bound <= 0:
         raise UnsafeModel(f"{entries} entries are too many for a grid of 2^-{bits}")
     return bound

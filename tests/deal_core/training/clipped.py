@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,38 +11,25 @@ from torch import Tensor, nn
 from deal_core.lora.learnt import learning_by_key
 from deal_core.training import per_group, per_sample
 from deal_core.training.clipped_sum import ClippedSum
-from deal_core.training.objective import Objective
 
 FINE = 2.0**-40
 """Of a bound: rounding that no test sees."""
 
 
-def clipped_gradients(
-    module: nn.Module, objective: Objective, examples: Sequence[int], bound: float
-) -> Tensor:
-    """Add the clipped sum to the factors' gradients; return the norms, ``(examples,)``."""
-    return _added(
-        module, per_sample.clipped_gradients(module, objective, examples, bound, bound * FINE)
-    )
+def _added(clip: Callable[..., ClippedSum]) -> Callable[..., Tensor]:
+    """Return a function that takes what ``clip`` takes up to its bound, adds the sum to the
+    factors' gradients, and returns the norms."""
+
+    def add(module: nn.Module, *asked: Any) -> Tensor:
+        found = clip(module, *asked, asked[-1] * FINE)
+        for key, factor in learning_by_key(module).items():
+            if key in found.total:
+                own = (found.step * found.total[key].double()).float()
+                factor.grad = own if factor.grad is None else factor.grad + own
+        return torch.tensor(found.norms)
+
+    return add
 
 
-def clipped_group_gradients(
-    module: nn.Module,
-    objective: Objective,
-    examples: Sequence[int],
-    groups: Sequence[int],
-    bound: float,
-) -> Tensor:
-    """The same of groups; norms are ``(groups in the batch,)``."""
-    found = per_group.clipped_group_gradients(
-        module, objective, examples, groups, bound, bound * FINE
-    )
-    return _added(module, found)
-
-
-def _added(module: nn.Module, found: ClippedSum) -> Tensor:
-    for key, factor in learning_by_key(module).items():
-        if key in found.total:
-            own = (found.step * found.total[key].double()).float()
-            factor.grad = own if factor.grad is None else factor.grad + own
-    return torch.tensor(found.norms)
+clipped_gradients = _added(per_sample.clipped_gradients)
+clipped_group_gradients = _added(per_group.clipped_group_gradients)

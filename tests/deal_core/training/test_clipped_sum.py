@@ -13,8 +13,9 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
+from deal_core.privacy.mechanisms.sampled_units import clipping_bound
 from deal_core.randomness import seeded
-from deal_core.training.clipped_sum import ClippedSum, bound_on_grid
+from deal_core.training.clipped_sum import ClippedSum
 from deal_core.training.per_sample import clipped_gradients
 
 BITS = 30
@@ -23,7 +24,7 @@ LABELS = ("Anatomy", "Surgery", "Skin")
 
 def total(gradients: list[dict[str, torch.Tensor]], most: float = 1.0, bits: int = BITS):
     entries = sum(part.numel() for part in gradients[0].values())
-    found = ClippedSum(bound_on_grid(most, entries, bits), most / 2**bits)
+    found = ClippedSum(clipping_bound(most, entries, bits), most / 2**bits)
     for gradient in gradients:
         found.add(gradient)
     return found
