@@ -330,7 +330,7 @@ def large_groups_drawn_more_often(patch: Patch) -> None:
         for _ in range(self.steps):
             drawn = (self.noise.uniform(len(self.data)) <= self.sample_rate).nonzero()
             groups = {self.groups.numbers[i] for i in drawn.flatten().tolist()}
-            yield self.groups.batch(sorted(groups), self.data)
+            yield self.groups.batch(sorted(groups))
 
     patch.setattr(PrivateGradients, "batches", batches)
 

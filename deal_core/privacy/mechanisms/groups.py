@@ -11,7 +11,6 @@ from functools import cached_property
 
 from scipy.special import bdtrc
 
-from deal_core.models.interface import Encoded
 from deal_core.privacy.mechanisms.guards import IMPOSSIBLE, UnsafeModel
 
 
@@ -35,22 +34,10 @@ class Groups:
         """Return the number of groups."""
         return len(self.members)
 
-    def batch(self, drawn: Sequence[int], data: Sequence[Encoded]) -> list[int]:
-        """Return the positions of all examples of the groups that were drawn, those of a group one
-        after the other. Groups, and the examples in each, are sorted by length, so that a pass
-        pads little.
-
-        Args:
-            drawn: groups, each once.
-            data: the examples.
-        """
-
-        def length(position: int) -> int:
-            return len(data[position].tokens)
-
-        sorted_members = [sorted(self.members[number], key=length) for number in drawn]
-        ordered = sorted(sorted_members, key=lambda members: length(members[-1]))
-        return [position for members in ordered for position in members]
+    def batch(self, drawn: Sequence[int]) -> list[int]:
+        """Return the positions of all examples of the groups that were drawn, each once, those of a
+        group one after the other."""
+        return [position for number in drawn for position in self.members[number]]
 
     def require_sampled(self, batch: Sequence[int], sample_rate: float) -> None:
         """Check that a batch can be a Poisson sample of groups of the rate that is charged.

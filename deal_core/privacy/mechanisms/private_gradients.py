@@ -73,7 +73,7 @@ class PrivateGradients:
     _taken: int = 0
 
     def batches(self) -> Iterator[list[int]]:
-        """A Poisson sample a step, sorted by length; it may be empty."""
+        """A Poisson sample a step; it may be empty."""
         for _ in range(self.steps):
             yield drawn_batch(self.data, self.groups, self.sample_rate, self.noise)
 

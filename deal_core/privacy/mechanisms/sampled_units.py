@@ -24,7 +24,7 @@ BELOW = 1 - 1e-9
 def drawn_batch(
     data: Sequence[Encoded], groups: Groups | None, sample_rate: float, noise: NoiseSource
 ) -> list[int]:
-    """Return positions of a Poisson sample, sorted by length; it may be empty. A group comes whole.
+    """Return positions of a Poisson sample; it may be empty. A group comes whole.
 
     Args:
         data: the examples.
@@ -35,9 +35,7 @@ def drawn_batch(
     units = len(data) if groups is None else len(groups)
     taken = noise.uniform(units) <= sample_rate
     drawn: list[int] = taken.nonzero().flatten().tolist()
-    if groups is None:
-        return sorted(drawn, key=lambda i: len(data[i].tokens))
-    return groups.batch(drawn, data)
+    return drawn if groups is None else groups.batch(drawn)
 
 
 def require_drawn(

@@ -83,7 +83,7 @@ def released(model, gradients: PrivateGradients, drawn: Sequence[int], scale=1.0
         def example_losses(self, batch):
             return plain.example_losses(batch) * scale
 
-    gradients.accumulate(model.module, Loud(), gradients.groups.batch(drawn, gradients.data))
+    gradients.accumulate(model.module, Loud(), gradients.groups.batch(drawn))
     row = torch.cat([p.grad.flatten().double() for p in parameters])
     for p in parameters:
         p.grad = None
