@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from client.client_context import ClientContext
+from client.rehearsal import rehearse_answers
 from client.request_check import check_tasks
 from client.resources import ClientTask, Workbench
 from deal_core.lora.state import State
@@ -112,6 +113,8 @@ def _right(
 
     def count() -> tuple[float, float]:
         load_state(bench.model, state)
+        if alone:
+            rehearse_answers(bench, share.labels)
         if learnt is None:
             return count_correct(bench.model, share.test, share.labels, weights, alone), 0
         spaces = {name: bench.labels(name) for name in learnt}

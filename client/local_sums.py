@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from client.rehearsal import rehearse_embeddings
 from client.resources import Workbench
 from deal_core.config.experiment import Experiment
 from deal_core.lora.state import State
@@ -57,12 +58,13 @@ def noisy_sums(
 ) -> LocalUpdate:
     """Return class sums over the client's records of a task with its share of the noise."""
     started, size = time.monotonic(), embedding_size(bench.experiment.model, statistics.layers)
-    labels, embeddings = len(bench.labels(instruction.task)), torch.zeros(0, size)
+    labels, embeddings = bench.labels(instruction.task), torch.zeros(0, size)
     targets = torch.tensor([item.target for item in gradients.data], dtype=torch.long)
+    rehearse_embeddings(bench, labels, statistics.layers)
     if len(targets):
         share = bench.task(instruction.task, client)
         embeddings = bench.embeddings(share, "train", statistics.layers)
-    total = gradients.class_sums(embeddings, targets, labels)
+    total = gradients.class_sums(embeddings, targets, len(labels))
     figures = {"num_examples": 1.0, "seconds": time.monotonic() - started}
     return LocalUpdate({CLASS_SUMS: total}, figures)
 

@@ -1,4 +1,4 @@
-"""What a private training, or gradient sum, tries out on constant texts before it reads records."""
+"""What a client whose records are protected tries out on constant texts before it reads them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from deal_core.methods import LocalTask
 from deal_core.models import Encoded
 from deal_core.privacy.interface import GradientSum, rehearsing
 from deal_core.training.cache import Cache
+from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import count_correct
 from deal_core.training.gradients import Gradients
 from deal_core.training.objective import Objective
 
@@ -25,7 +27,8 @@ def rehearse(
     gradients: Gradients | GradientSum,
 ) -> None:
     """Let the mechanism try its gradients out on constant texts: what cannot work fails here, and
-    no record has to do with it.
+    no record has to do with it. One of them is as long as a text may be, and each text has a pass
+    of its own: where the machine has too little memory, it dies here.
 
     Args:
         bench: its model holds the adapters of the round.
@@ -39,7 +42,29 @@ def rehearse(
     """
     module = bench.model.module
     with rehearsing():
-        probes = bench.probes(tuple(task.labels))
+        labels = tuple(task.labels)
+        probes = [*bench.probes(labels), *bench.longest(labels)]
         alone = replace(task, past=None, round_state=None)
         set_trainable(module, trained)
         gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
+
+
+def rehearse_embeddings(bench: Workbench, labels: tuple[str, ...], layers: int) -> None:
+    """Embed the longest text that there may be, before the records of a task are.
+
+    Raises:
+        RehearsalFailed: it does not work.
+    """
+    with rehearsing():
+        base_embeddings(bench.model, bench.longest(labels), layers, alone=True)
+
+
+def rehearse_answers(bench: Workbench, labels: tuple[str, ...]) -> None:
+    """Answer the longest text that there may be, before the test records of a task are; the model
+    holds the adapters of the round.
+
+    Raises:
+        RehearsalFailed: it does not work.
+    """
+    with rehearsing():
+        count_correct(bench.model, bench.longest(labels), labels, alone=True)

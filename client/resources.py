@@ -111,6 +111,7 @@ class Workbench:
         self._public: dict[tuple[str, tuple[str, ...]], ClientTask] = {}
         self._learning = Cache()
         self._probes = Cache()
+        self._longest = Cache()
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -211,6 +212,20 @@ class Workbench:
         examples = [Example(text, first, target=text) for text in PROBE_TEXTS]
         encoded: Sequence[Encoded] = self._probes.get_or_compute(
             "probes", labels, lambda: self.model.encode(examples, labels)
+        )
+        return encoded
+
+    def longest(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
+        """Return one constant text, tokenised, as long as the run lets a text be, under the longest
+        of the labels; answered as long as an answer may be where there are none. No record needs
+        more memory than it."""
+        config = self.experiment
+        text = "word " * max(config.train.max_length, config.model.max_new_tokens)
+        label = max(labels, key=len, default="")
+        encoded: Sequence[Encoded] = self._longest.get_or_compute(
+            "longest",
+            labels,
+            lambda: self.model.encode([Example(text, label, target=text)], labels),
         )
         return encoded
 

@@ -60,6 +60,7 @@ class EncoderLabels:
             lambda texts: tokenizer(texts, truncation=True, max_length=max_length)["input_ids"],
             tokeniser_name(tokenizer, max_length),
         )
+        self._longest = "word " * max_length
         self._pooled_map = dict(base.named_children()).get(POOLED)
         self._frozen = None
         if self._pooled_map is not None:
@@ -112,9 +113,12 @@ class EncoderLabels:
         return normalize(self._pooled_map(vectors[:, None, :])[:, 0], dim=1)
 
     def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
-        """Make or read token ids, and where the encoder never changes its vectors as well."""
+        """Make or read token ids, and where the encoder never changes its vectors as well: of the
+        longest text that there may be first, so that no text decides whether memory suffices."""
         self.tokens.prepare(texts, folder)
         if self._frozen is not None and folder is not None:
+            with torch.no_grad():
+                self._embed(self.tokens([self._longest]))
             self._frozen.prepare([tuple(ids) for ids in self.tokens(texts)], folder)
 
     def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:

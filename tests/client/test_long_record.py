@@ -1,0 +1,73 @@
+"""A record that a machine dies of: it must die whether or not it has that record."""
+
+from __future__ import annotations
+
+import pytest
+
+from client.local_sums import noisy_sums
+from client.resources import Workbench
+from deal_core.models.encoder import EncoderLabels
+from deal_core.privacy.mechanisms.noise import SecureNoise
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum
+from deal_core.wire.instruction import Instruction
+from tests.client.real_site import LABELS, RealSite, asked, rows
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+LONG = "laboratory " * 60, LABELS["laboratory"][0]
+POLICY = (
+    'mechanism = "record"\nmax_epsilon = 9.0\nmetrics = "noised"\nnoise_share = "sum"\n'
+    "server_vouches_for_peers = true\n"
+)
+
+
+class OutOfMemory(BaseException):
+    """Ends the process: nothing catches it."""
+
+
+@pytest.fixture
+def small_machine(monkeypatch):
+    """Memory for texts of 24 tokens, where the run allows 32."""
+    embed = EncoderLabels._embed
+
+    def dies(self, token_ids, layers=1):
+        if max(map(len, token_ids)) > 24:
+            raise OutOfMemory
+        return embed(self, token_ids, layers)
+
+    monkeypatch.setattr(EncoderLabels, "_embed", dies)
+
+
+ASKED = {
+    "training": ((), {}, "train"),
+    "pooled": (("adapter.kind=pooled",), {}, "train"),
+    "counts": (
+        ("privacy.metrics=noised",),
+        {"tasks": ["laboratory"], "learnt": ["laboratory"]},
+        "evaluate",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("record", [(), (LONG,)], ids=["without", "with"])
+def test_it_dies_without_the_record_as_well(name, record, tmp_path, small_machine):
+    settings, instruction, kind = ASKED[name]
+    experiment = asked("train.max_length=32", "privacy.target_epsilon=1", *settings)
+    laboratory = [*rows("laboratory"), *record]
+    data = {task: laboratory if task == "laboratory" else rows(task) for task in LABELS}
+    site = RealSite(tmp_path, policy=POLICY, data=data)
+    with pytest.raises(OutOfMemory):
+        site.answer(experiment, instruction, kind=kind)
+    assert site.events == []
+
+
+def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine):
+    """What is charged where a sum of records fails is a sum of none: it must fail as well."""
+    bench = Workbench(asked("train.max_length=32", "method.name=prototype", "run.threads=1"))
+    statistics = bench.statistics
+    assert statistics is not None
+    asks = Instruction(task="laboratory", stage=0, server_round=1, rank=1, retained_rank=1)
+    nothing = NoisySum((), (), 1.0, 1.0, 1.0, 3, SecureNoise())
+    with pytest.raises(OutOfMemory):
+        noisy_sums(bench, 0, asks, statistics, nothing)
