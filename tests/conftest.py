@@ -7,6 +7,7 @@ test, before the others start.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Generator, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
@@ -64,9 +65,15 @@ def make_experiment() -> Callable[..., Experiment]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests leave the user's caches alone."""
+    """Tests leave the user's caches alone. Those that run side by side unpack a model once."""
+    own = tmp_path_factory.mktemp("cache")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        models = tmp_path_factory.getbasetemp().parent / "models"
+        models.mkdir(exist_ok=True)
+        (own / "federated-deal").mkdir()
+        (own / "federated-deal" / "models").symlink_to(models)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(own))
         yield
 
 

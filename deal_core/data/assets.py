@@ -85,16 +85,11 @@ def asset_folder(name: str) -> Path:
 def verify_sha256(path: Path, expected: str) -> None:
     """Check a file's SHA-256 against ``expected`` (64 hexadecimal digits, any case).
 
-    It is read once a process, and again when it has changed.
-
     Raises:
         UserError: the file cannot be read, or its hash differs.
     """
     try:
-        now = path.stat()
-        found = _sha256(
-            path, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
-        )
+        found = sha256_of(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); run {cure()}") from None
     if found != expected.lower():
@@ -102,6 +97,16 @@ def verify_sha256(path: Path, expected: str) -> None:
             f"{path}: SHA-256 is {found}, expected {expected}; "
             f"the file is damaged or was changed; reinstall it: {cure()}"
         )
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256; it is read once a process, and again when it has changed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    now = path.stat()
+    return _sha256(path, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns))
 
 
 @lru_cache(maxsize=16)

@@ -68,10 +68,10 @@ def tokeniser_name(tokenizer: Any, *settings: object) -> str:
     return hashlib.sha256(f"{backend.to_str()} {settings}".encode()).hexdigest()
 
 
-def cache_folder() -> Path:
-    """Where this user's caches lie (XDG)."""
+def cache_folder(name: str = "tokens") -> Path:
+    """Where this user's caches lie (XDG): a folder for each kind."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "federated-deal" / "tokens"
+    return Path(base) / "federated-deal" / name
 
 
 def _key(name: str, texts: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from deal_core.data.assets import asset_folder
 from deal_core.data.hub_access import has_model, hub_answers, no_answer
 from deal_core.errors import UserError, nearest
+from deal_core.models.unpacked import unpacked
 
 EMBEDDED = "embedded:"
 UPSTREAM = {
@@ -77,8 +78,6 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         UserError: neither a folder nor reachable on the hub (within ten seconds), a checkpoint
             that lacks weights, or an attention that cannot be replaced.
     """
-    from transformers.utils.quantization_config import GgufConfig
-
     source = locate(name)
     kind = "folder" if Path(source.location).exists() else "name"
     if kind == "name" and not hub_answers():
@@ -90,13 +89,12 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         options["local_files_only"] = True
     is_model = loader.__name__.startswith("AutoModel")
     options |= {"output_loading_info": True} if is_model else {}
-    if is_model and "gguf_file" in source.options:
-        # As plain weights: products with packed ones are computed in float32, and much slower.
-        options["quantization_config"] = GgufConfig(dequantize=True)
+    if source.options:
+        source, options = _plain(source, options, is_model)
     try:
         with quiet():
-            if "gguf_file" in source.options and not options:
-                found = deepcopy(_read_gguf(loader, source.location, source.options["gguf_file"]))
+            if name.startswith(EMBEDDED) and not options:
+                found = deepcopy(_read_once(loader, source.location, **source.options))
             else:
                 found = loader.from_pretrained(source.location, **source.options, **options)
     except KeyError:  # older models look the attention up in a table of their own
@@ -120,11 +118,25 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
     return model
 
 
-@lru_cache(maxsize=2)
-def _read_gguf(loader: Any, folder: str, file: str) -> Any:
-    """Return the configuration, or the tokeniser, that an embedded GGUF file holds. It is kept:
-    transformers takes three seconds to read either, and a run asks for them a dozen times."""
-    return loader.from_pretrained(folder, gguf_file=file)
+def _plain(
+    source: Source, options: dict[str, Any], is_model: bool
+) -> tuple[Source, dict[str, Any]]:
+    """Return where a GGUF file is read from, and how: unpacked, or where that cannot be written as
+    it is, weights as plain ones."""
+    from transformers.utils.quantization_config import GgufConfig
+
+    dtype = str(options.get("dtype", "float32")).removeprefix("torch.") if is_model else ""
+    folder = unpacked(Path(source.location) / source.options["gguf_file"], dtype)
+    if folder is not None:
+        return Source(str(folder), {}), options
+    return source, options | ({"quantization_config": GgufConfig(dequantize=True)} if dtype else {})
+
+
+@lru_cache(maxsize=4)
+def _read_once(loader: Any, folder: str, **options: str) -> Any:
+    """Return the configuration, or the tokeniser, of an embedded model. It is kept: transformers
+    takes seconds to read some, and a run asks for them a dozen times."""
+    return loader.from_pretrained(folder, **options)
 
 
 def check_weights(loader: Any, name: str) -> None:

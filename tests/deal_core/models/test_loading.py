@@ -85,18 +85,18 @@ def test_a_layer_that_is_used_may_not(encoder):
     assert "encoder.layer.1.output.dense.weight" in early
 
 
-def test_a_gguf_file_is_read_once_and_what_is_changed_of_it_is_ones_own():
+def test_an_embedded_model_is_read_once_and_what_is_changed_of_it_is_ones_own():
     class Reader:
         """A class of transformers that reads descriptions, as far as it matters."""
 
         read: ClassVar[list[str]] = []
 
         @classmethod
-        def from_pretrained(cls, folder: str, gguf_file: str) -> dict[str, list[int]]:
-            cls.read.append(gguf_file)
+        def from_pretrained(cls, folder: str) -> dict[str, list[int]]:
+            cls.read.append(folder)
             return {"layers": [1, 2]}
 
-    first = pretrained(Reader, "embedded:smollm2")
+    first = pretrained(Reader, "embedded:minilm")
     first["layers"].append(3)
-    assert pretrained(Reader, "embedded:smollm2") == {"layers": [1, 2]}
+    assert pretrained(Reader, "embedded:minilm") == {"layers": [1, 2]}
     assert len(Reader.read) == 1

@@ -1,0 +1,98 @@
+"""A GGUF file as the folder of an ordinary checkpoint: made once, and kept in the user's cache.
+
+Every process would take 17 seconds to read the embedded file, and memory for its weights several
+times over. Those of the folder are mapped: that takes 0.2 seconds, and processes share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from shutil import rmtree
+
+from filelock import FileLock
+
+from deal_core.data.assets import sha256_of
+from deal_core.data.tokens import cache_folder
+
+log = logging.getLogger(__name__)
+
+WORDS = "words"
+"""Folder of the tokeniser and the configuration."""
+READERS = ("transformers", "gguf")
+"""Packages whose versions decide what is made of a file."""
+
+
+def unpacked(gguf: Path, dtype: str = "") -> Path | None:
+    """Return a folder that ``from_pretrained`` reads; it is made where it is missing, by a process
+    of its own, whose memory goes with it.
+
+    Args:
+        gguf: the file.
+        dtype: of the weights (``bfloat16``); empty: the tokeniser and the configuration alone.
+
+    Returns:
+        The folder; None where none can be made.
+    """
+    folder = cache_folder("models") / _key(gguf) / (dtype or WORDS)
+    try:
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with FileLock(f"{folder}.lock"):
+                if not folder.exists():
+                    _make(gguf, folder, dtype)
+    except (OSError, subprocess.SubprocessError):
+        log.debug("%s: not unpacked", gguf, exc_info=True)
+        return None
+    return folder
+
+
+def _key(gguf: Path) -> str:
+    named = [sha256_of(gguf), *(version(package) for package in READERS)]
+    return hashlib.sha256(" ".join(named).encode()).hexdigest()[:40]
+
+
+def _make(gguf: Path, folder: Path, dtype: str) -> None:
+    """Write beside, then rename: a folder that is there is whole."""
+    beside = folder.with_name(f"{folder.name}.{os.getpid()}.writing")
+    try:
+        subprocess.run(
+            [sys.executable, "-m", __name__, str(gguf), str(beside), dtype],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        for path in beside.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        beside.replace(folder)
+    finally:
+        rmtree(beside, ignore_errors=True)
+
+
+def unpack(gguf: Path, folder: Path, dtype: str) -> None:
+    """Write to ``folder`` what :func:`unpacked` returns."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    if dtype:
+        # As plain weights: products with packed ones are computed in float32, and much slower.
+        plain = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, quantization_config=plain
+        )
+        model.save_pretrained(folder)
+        return
+    AutoConfig.from_pretrained(**where).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    unpack(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
