@@ -11,12 +11,15 @@ from server.results import ClientResult, Results, Strict
 
 
 class AmongAll(Strict):
-    """The measures of the same name among all labels seen so far."""
+    """The measures of the same name among all labels seen so far; None as well where a file is
+    from before they were kept."""
 
     accuracy_matrix: list[list[float]]
     average_accuracy: float
     backward_transfer: float | None
+    forward_transfer: float | None = None
     forgetting: float | None
+    worst_client: float | None = None
 
 
 class Outcome(Strict):
@@ -69,7 +72,9 @@ def outcome(results: Results) -> Outcome:
         [results], results.tasks, results.accuracy_matrix, results.zero_shot, list(own.values())
     )
     found = results.class_incremental
-    return _with(measured, None if found is None else found.accuracy_matrix)
+    if found is None:
+        return measured
+    return _with(measured, found.accuracy_matrix, list(found.per_client.values()))
 
 
 def together(parts: Sequence[Results]) -> Outcome:
@@ -103,20 +108,25 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
     means = {key: getattr(measured, key) / len(parts) for key in ("bytes_up", "bytes_down")}
     found = [part.class_incremental for part in parts]
     among_all = [each.per_client[str(k)] for k, each in enumerate(found) if each is not None]
-    whole = _with(measured, _pooled_matrix(among_all) if len(among_all) == len(parts) else None)
+    known = len(among_all) == len(parts)
+    whole = _with(measured, _pooled_matrix(among_all), among_all) if known else measured
     return whole.model_copy(update={"on_all_tests": everywhere, **means})
 
 
-def _with(measured: Outcome, among_all: list[list[float]] | None) -> Outcome:
-    """The outcome with the measures of a second matrix."""
-    if among_all is None:
-        return measured
-    rows = len(among_all) > 1
+def _with(
+    measured: Outcome, among_all: list[list[float]], clients: Sequence[ClientResult]
+) -> Outcome:
+    """Return the outcome with the measures of a second matrix. Before anything is learnt the labels
+    seen so far are a task's own, so that both begin with the same."""
+    rows, start = len(among_all) > 1, [measured.zero_shot[task] for task in measured.tasks]
+    begun, learnt = measured.begun, measured.learnt
     found = AmongAll(
         accuracy_matrix=among_all,
         average_accuracy=metrics.average_accuracy(among_all),
-        backward_transfer=metrics.backward_transfer(among_all, measured.learnt) if rows else None,
-        forgetting=metrics.forgetting(among_all, measured.learnt) if rows else None,
+        backward_transfer=metrics.backward_transfer(among_all, learnt) if rows else None,
+        forward_transfer=metrics.forward_transfer(among_all, start, begun) if rows else None,
+        forgetting=metrics.forgetting(among_all, learnt) if rows else None,
+        worst_client=_worst([client.average_accuracy for client in clients]),
     )
     return measured.model_copy(update={"class_incremental": found})
 
@@ -142,6 +152,10 @@ def _require_counts(parts: Sequence[Results]) -> None:
             )
 
 
+def _worst(own: Sequence[float | None]) -> float | None:
+    return min((accuracy for accuracy in own if accuracy is not None), default=None)
+
+
 def _measured(
     parts: Sequence[Results],
     tasks: list[str],
@@ -153,7 +167,6 @@ def _measured(
     stages = [list(stage.work) for stage in parts[0].stages] if rows else [tasks]
     begun, learnt = metrics.spans(tasks, stages)
     start = [zero_shot[task] for task in tasks]
-    known = [accuracy for accuracy in own if accuracy is not None]
     return Outcome(
         tasks=tasks,
         accuracy_matrix=matrix,
@@ -165,7 +178,7 @@ def _measured(
         backward_transfer=metrics.backward_transfer(matrix, learnt) if rows else None,
         forward_transfer=metrics.forward_transfer(matrix, start, begun) if rows else None,
         forgetting=metrics.forgetting(matrix, learnt) if rows else None,
-        worst_client=min(known, default=None),
+        worst_client=_worst(own),
         seconds=sum(part.seconds.get("total", 0.0) for part in parts),
         peak_rss_bytes=max(part.peak_rss_bytes for part in parts),
         bytes_up=sum(sum(part.wire.bytes_up) for part in parts),

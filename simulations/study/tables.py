@@ -10,7 +10,7 @@ from deal_core.config.run_config import Value
 from simulations.output.markdown import DASH, head, row
 from simulations.run.live_view import duration, signed
 from simulations.run.run_folder import PRECISION
-from simulations.study.outcome import Outcome
+from simulations.study.outcome import AmongAll, Outcome
 from simulations.study.results import CellResult, StudyResults
 from simulations.study.statistics import Estimate, estimate, paired_difference
 from simulations.study.study_file import Study
@@ -33,6 +33,14 @@ MEASURES: dict[str, Measure] = {
     "worst client": lambda o: o.worst_client,
 }
 """Column to figure."""
+AMONG_ALL: dict[str, Callable[[AmongAll], float | None]] = {
+    AVERAGE_ACCURACY: lambda found: found.average_accuracy,
+    "backward transfer": lambda found: found.backward_transfer,
+    "forward transfer": lambda found: found.forward_transfer,
+    "forgetting": lambda found: found.forgetting,
+    "worst client": lambda found: found.worst_client,
+}
+"""The same of what is counted among all labels; a cell from before some of it was kept has none."""
 EXPLANATION = (
     "Accuracies in %, transfer and forgetting in points: mean ± half width of the 95 % interval "
     "(Student's t over the n cells of different seed or order; one cell has no interval)."
@@ -74,6 +82,7 @@ def _section(study: Study, setting: str, cells: Sequence[CellResult]) -> Iterato
     yield from (f"{level} Arms", "", *arms_table(study, cells), "")
     yield from (f"{level} Differences in average accuracy", "", *significance(study, cells), "")
     if ALL_LABELS in measures_of(cells):
+        yield from (f"{level} Among all labels", "", *all_labels_table(study, cells), "")
         among_all = significance(study, cells, ALL_LABELS)
         yield from (f"{level} Differences among all labels", "", *among_all, "")
     yield from (f"{level} Forgetting", "", *age_table(study, cells), "")
@@ -107,6 +116,18 @@ def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
             f"The same accuracies in the same cells: {', '.join(group)}. To accuracy, what their "
             "settings differ in made no difference."
         )
+
+
+def all_labels_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
+    """Yield the measures among all labels of every arm that has counted them."""
+    yield from head("arm", "n", *AMONG_ALL)
+    for arm, own in by_arm(study, cells).items():
+        found = [c.outcome.class_incremental for c in own]
+        known = [each for each in found if each is not None]
+        if known:
+            values = ([measure(each) for each in known] for measure in AMONG_ALL.values())
+            cells_of = map(_estimated, AMONG_ALL, values)
+            yield row(study.label(arm), str(len(known)), *cells_of)
 
 
 def measures_of(cells: Sequence[CellResult]) -> list[str]:
@@ -163,7 +184,10 @@ def equally_accurate(study: Study, cells: Sequence[CellResult]) -> Iterator[list
 
 
 def _measure(cells: Sequence[CellResult], name: str) -> str:
-    values = [MEASURES[name](cell.outcome) for cell in cells]
+    return _estimated(name, [MEASURES[name](cell.outcome) for cell in cells])
+
+
+def _estimated(name: str, values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return DASH

@@ -46,6 +46,23 @@ def test_of_one_run_it_is_what_the_run_says() -> None:
     assert (found.bytes_up, found.bytes_down, found.seconds) == (30.0, 5.0, 1.0)
 
 
+def test_among_all_labels_all_measures_are_of_the_second_count() -> None:
+    start = {"0": [[1, 10, 1], [0, 10, 0]], "1": [[2, 10, 2], [10, 10, 10]]}
+    first = {"0": [[8, 10, 8], [1, 10, 0]], "1": [[8, 10, 8], [1, 10, 2]]}
+    last = {"0": [[4, 10, 2], [7, 10, 5]], "1": [[8, 10, 4], [9, 10, 3]]}
+    results = run(["a", "b"], start, first, last)
+    found, said = outcome(results).class_incremental, results.class_incremental
+    assert found is not None
+    assert said is not None
+    assert found.accuracy_matrix == said.accuracy_matrix == [[0.8, 0.1], [0.3, 0.4]]
+    assert found.average_accuracy == said.average_accuracy == pytest.approx(0.35)
+    assert found.backward_transfer == said.backward_transfer == pytest.approx(-0.5)
+    assert found.forward_transfer == said.forward_transfer == pytest.approx(0.1 - 0.5)
+    assert found.forgetting == said.forgetting == pytest.approx(0.5)
+    assert found.worst_client == pytest.approx((0.2 + 0.5) / 2)
+    assert outcome(results).worst_client == pytest.approx((0.4 + 0.7) / 2)
+
+
 def test_tasks_learnt_at_once_have_no_transfer() -> None:
     found = outcome(run(["a", "b"], START, {"0": [[4, 10], [7, 10]], "1": [[8, 10], [9, 10]]}))
     assert found.average_accuracy == found.learning_accuracy == pytest.approx(0.7)
@@ -83,6 +100,18 @@ def test_each_client_alone_is_judged_on_its_own_tests_every_example_once() -> No
     everybody = [(9 / 40 + 5 / 10) / 2, (22 / 40 + 8 / 10) / 2]
     assert found.on_all_tests == pytest.approx(sum(everybody) / 2)
     assert (found.bytes_up, found.bytes_down) == (30.0, 5.0)  # of each client
+
+
+def test_each_client_alone_is_judged_among_all_labels_on_its_own_tests_as_well() -> None:
+    start: Counts = {"0": [[0, 10, 0], [0, 0, 0]], "1": [[0, 30, 0], [0, 10, 0]]}
+    zero = run(["a", "b"], start, {"0": [[9, 10, 6], [0, 0, 0]], "1": [[1, 30, 1], [3, 10, 3]]})
+    one = run(["a", "b"], start, {"0": [[0, 10, 0], [0, 0, 0]], "1": [[24, 30, 18], [2, 10, 1]]})
+    found = pooled_own([zero, one]).class_incremental
+    assert found is not None
+    assert found.accuracy_matrix == [pytest.approx([(6 + 18) / 40, 1 / 10])]
+    assert found.worst_client == pytest.approx((0.6 + 0.1) / 2)
+    silent = run(["a", "b"], START, START)  # has not counted among all labels
+    assert pooled_own([zero, silent]).class_incremental is None
 
 
 @pytest.mark.parametrize("combine", [together, pooled_own, lambda parts: outcome(parts[0])])
