@@ -156,7 +156,7 @@ def _among_all(results: Results) -> str:
         return ""
     return (
         f"{100 * found.average_accuracy:.1f} %, backward transfer "
-        f"{signed(found.backward_transfer)} points"
+        f"{signed(found.backward_transfer)}, forgetting {100 * found.forgetting:.1f} points"
     )
 
 

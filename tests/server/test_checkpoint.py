@@ -25,7 +25,7 @@ SHAPES = {"first": (12, 20), "second": (30, 16)}
 def checkpoint(request: pytest.FixtureRequest, random_adapter) -> Checkpoint:
     residual = None if request.param is None else random_adapter(SHAPES, request.param, 1.0, 3)
     history = History(
-        evaluations=({"0": [[3, 4], [0, 0]]},),
+        evaluations=({"0": [[3, 4, 1], [0, 0, 0]], "1": [[3, 4], [2, 2]]},),
         bytes_up=(1.5,),
         aggregation_error=(0.25,),
         seconds={"train": 1.25},

@@ -47,6 +47,9 @@ def test_it_ends_with_accuracy_and_place(
         assert said[-3:] == closing_lines(results, tmp_path / "a")
         assert results.average_accuracy is not None
         assert f"{100 * results.average_accuracy:.1f} %" in said[-3]
+        assert results.class_incremental is not None
+        among_all = results.class_incremental.average_accuracy
+        assert said[-3].endswith(f", {100 * among_all:.1f} % among all labels")
         assert said[-2] == f"results: {tmp_path / 'a' / 'results.json'}"
         said.clear()
         inprocess.run_inprocess(at(one, tmp_path / "b"), lambda event: None)

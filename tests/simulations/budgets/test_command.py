@@ -120,6 +120,16 @@ def test_a_point_for_every_budget(done):
     assert (free.spent, free.delta, free.unit, free.lower_bound) == (None, None, None, None)
 
 
+def test_accuracy_among_all_labels_is_that_of_the_runs(done):
+    out, _, _, budgets = done
+    for point in budgets.points:
+        found = read_results(out / "cells" / f"eps-{point.epsilon}.sequential.seed0")
+        assert found.class_incremental is not None
+        assert point.class_incremental.mean == found.class_incremental.average_accuracy
+        shown = f"{100 * point.class_incremental.mean:.1f}"
+        assert f"| {shown} |" in (out / "budgets.md").read_text()
+
+
 def test_the_sweep_composes_the_ledgers_of_its_private_runs(done):
     out, _, _, budgets = done
     run = out / "cells" / "eps-8.sequential.seed0"

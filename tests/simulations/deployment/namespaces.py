@@ -131,7 +131,9 @@ def main(path: Path) -> None:
         deployed = fed.run(run)
     assert state_of(deployed).phase == "finished"
     here = alone(experiment, data, path / "alone", list(SITES))
-    assert read_results(deployed).accuracy_matrix == read_results(here).accuracy_matrix
+    there, alike = read_results(deployed), read_results(here)
+    assert there.accuracy_matrix == alike.accuracy_matrix
+    assert there.class_incremental == alike.class_incremental
     same_adapter(deployed, here)
 
 

@@ -38,6 +38,7 @@ def test_three_sites_learn_what_one_process_learns(tmp_path: Path) -> None:
     assert there.engine == "deployment"
     assert there.accuracy_matrix == read_results(here).accuracy_matrix
     assert there.zero_shot == read_results(here).zero_shot
+    assert there.class_incremental == read_results(here).class_incremental
     same_adapter(deployed, here)
     files = {path.name: path.read_bytes() for path in (deployed / "adapter").iterdir()}
     for site in SITES:

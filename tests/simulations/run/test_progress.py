@@ -87,6 +87,17 @@ def test_accuracy_so_far_is_the_mean_over_tasks_learnt() -> None:
     assert state.zero_shot == pytest.approx(0.3)
 
 
+def test_accuracy_among_all_labels_is_of_the_tasks_learnt_too() -> None:
+    def both(index: int, heart: float, skin: float) -> dict[str, Any]:
+        again = {"class_incremental": {"heart": heart, "skin": skin}}
+        return evaluated(index, START + 20, 0.8, 0.3) | again
+
+    state = after([*FIRST_TASK[:-2], both(0, 0.7, 0.1)])
+    assert state.among_all_so_far == pytest.approx(0.7)
+    assert state.update(both(1, 0.5, 0.4)).among_all_so_far == pytest.approx(0.45)
+    assert after(FIRST_TASK).among_all_so_far is None
+
+
 def test_time_left_is_that_of_the_rounds_and_of_the_evaluations_to_come() -> None:
     state = after(FIRST_TASK)  # 2 of 4 rounds of 8 s, 2 of 3 evaluations of 2 s
     assert state.seconds_left(START + 20) == pytest.approx(2 * 8 + 2)

@@ -10,7 +10,15 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from server.folder import RunFolder
-from server.results import ClientResult, Privacy, Results, Stage, Wire, write_results
+from server.results import (
+    ClassIncremental,
+    ClientResult,
+    Privacy,
+    Results,
+    Stage,
+    Wire,
+    write_results,
+)
 from simulations.run.live_view import signed
 from simulations.run.summary import large_delta, matrix_table, measures, print_report, privacy_text
 
@@ -47,6 +55,18 @@ def client(average: float | None) -> ClientResult:
     return ClientResult(accuracy_matrix=[], average_accuracy=average, test_examples=[])
 
 
+def among_all() -> ClassIncremental:
+    return ClassIncremental(
+        accuracy_matrix=[[0.8, 0.05], [0.35, 0.55]],
+        zero_shot={"heart": 0.2, "skin": 0.3},
+        average_accuracy=0.45,
+        backward_transfer=-0.45,
+        forward_transfer=-0.25,
+        forgetting=0.4,
+        per_client={"0": client(0.5), "1": client(0.4)},
+    )
+
+
 def test_which_task_is_measured_by_what_it_writes_is_said() -> None:
     assert "ROUGE-L" not in dict(measures(results()))
     mixed = results(measures={"heart": "accuracy", "skin": "rouge-l"})
@@ -65,10 +85,21 @@ def test_the_report_has_the_matrix_the_measures_and_the_place(tmp_path: Path) ->
     assert f"results {tmp_path / 'results.json'}" in lines
 
 
+def test_the_report_has_both_protocols(tmp_path: Path) -> None:
+    write_results(RunFolder(tmp_path).results, results(class_incremental=among_all()))
+    output = io.StringIO()
+    print_report(Console(file=output, width=100), tmp_path)
+    lines = [" ".join(line.replace("│", " ").split()) for line in output.getvalue().splitlines()]
+    assert lines.count("nothing (zero-shot) 20.0 30.0") == 2
+    assert lines.index("+ task 2 skin 60.0 90.0") < lines.index("+ task 2 skin 35.0 55.0")
+    assert "among all labels 45.0 %, backward transfer -45.0, forgetting 40.0 points" in lines
+    assert "among all labels" not in dict(measures(results()))
+
+
 def test_where_the_matrix_is_wider_than_a_window_there_is_a_row_for_each_task(
     tmp_path: Path,
 ) -> None:
-    names = [f"a-specialty-of-medicine-{number}" for number in range(15)]
+    names = [f"a-specialty-{number}" for number in range(15)]
     matrix = [[0.9 if j <= i else 0.3 for j in range(15)] for i in range(15)]
     matrix[-1][0] = 0.8
     long = results(
@@ -76,6 +107,12 @@ def test_where_the_matrix_is_wider_than_a_window_there_is_a_row_for_each_task(
         stages=[Stage(rounds=1, work={name: ["0"]}) for name in names],
         accuracy_matrix=matrix,
         zero_shot=dict.fromkeys(names, 0.25),
+        class_incremental=among_all().model_copy(
+            update={
+                "accuracy_matrix": [*matrix[:-1], [0.01 * j for j in range(15)]],
+                "zero_shot": dict.fromkeys(names, 0.25),
+            }
+        ),
     )
     write_results(RunFolder(tmp_path).results, long)
     output = io.StringIO()
@@ -83,8 +120,8 @@ def test_where_the_matrix_is_wider_than_a_window_there_is_a_row_for_each_task(
     table = output.getvalue().partition("average accuracy")[0].splitlines()
     assert max(map(len, table)) <= 80
     rows = [" ".join(line.split()) for line in table]
-    assert "1 a-specialty-of-medicine-0 25.0 90.0 80.0 -10.0" in rows
-    assert "15 a-specialty-of-medicine-14 25.0 90.0 90.0 +0.0" in rows
+    assert "1 a-specialty-0 25.0 90.0 80.0 -10.0 0.0" in rows
+    assert "15 a-specialty-14 25.0 90.0 90.0 +0.0 14.0" in rows
 
 
 def test_a_stage_is_named_with_its_tasks_where_clients_have_their_own() -> None:
