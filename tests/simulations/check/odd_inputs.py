@@ -246,10 +246,10 @@ ODD_INPUTS = (
     ),
     OddInput(
         "answers longer than is written",
-        "80 of 80 answers looked at have more than model.max_new_tokens = 8 tokens",
+        "40 of 80 answers looked at have more than model.max_new_tokens = 8 tokens",
         toml=SMALL_LM + "max_new_tokens = 8",
         data='generation = ["ward"]\ntarget_column = "label"',
-        train=tuple((t, "rest and drink" * 9) for t, _ in ROWS),
+        train=tuple((t, "rest and drink" * (9 if b == "a" else 2)) for t, b in ROWS),
         test=tuple((t, "rest and drink" * 9) for t, _ in TESTS),
         warns=True,
     ),
