@@ -21,7 +21,7 @@ def report(
         typer.Argument(metavar="PATH...", help="Folders of runs, studies, budgets or audits."),
     ] = None,
     labels: Annotated[
-        bool, typer.Option("--labels", help="Of runs: answer the test texts anew, F1 by label.")
+        bool, typer.Option("--labels", help="Of runs: answer the test texts anew; F1, ROUGE-1.")
     ] = False,
     privacy: Annotated[
         str, typer.Option(metavar="STATE", help="A site's state directory: its ledger as a page.")

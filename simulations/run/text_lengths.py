@@ -1,4 +1,4 @@
-"""How long texts and prompts are in the model's own tokens, and how much of them it reads."""
+"""How long texts, answers and prompts are in the model's own tokens, and how much is cut."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from deal_core.models.prompt import read_template
 from simulations.check.finding import Finding
 
 LOOKED_AT = 400
-"""Texts of a task, at equal distances: tokenising all would take longer than the answer may."""
+"""Examples of a task, at equal distances: tokenising all would take longer than the answer may."""
 MANY = 0.1
 """Share of cut texts from which it is worth a line."""
 
 
 def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
-    """Yield a warning for tasks of which many texts are cut at ``train.max_length``, and for those
-    whose prompt does not fit beside such a text.
+    """Yield a warning for tasks of which many texts are cut at ``train.max_length``, for those of
+    which some answers are cut at ``model.max_new_tokens``, and for those whose prompt does not fit
+    beside such a text.
 
     Raises:
         UserError: the data, or the tokeniser, cannot be read.
@@ -35,7 +36,8 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
     for name in source.task_names():
         task = source.load(name)
         longest = experiment.train.max_length
-        lengths = token_counts(tokenizer, spread(task.train))
+        looked_at = spread(task.train)
+        lengths = token_counts(tokenizer, [example.text for example in looked_at])
         cut = sum(length > longest for length in lengths)
         if cut > MANY * len(lengths):
             yield Finding(
@@ -43,14 +45,16 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
                 f"train.max_length = {longest} tokens (up to {max(lengths)}); the rest is cut off",
                 kind="warning",
             )
+        if name in experiment.data.generation:
+            yield from _answers(experiment, tokenizer, name, looked_at)
         if positions:
             yield from _prompt(experiment, tokenizer, positions, name, task.labels)
 
 
-def spread(examples: Sequence[Example]) -> list[str]:
-    """Return at most ``LOOKED_AT`` texts, at equal distances."""
+def spread(examples: Sequence[Example]) -> Sequence[Example]:
+    """Return at most ``LOOKED_AT`` examples, at equal distances."""
     step = max(1, -(-len(examples) // LOOKED_AT))
-    return [example.text for example in examples[::step]]
+    return examples[::step]
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
@@ -59,6 +63,22 @@ def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
         return []
     ids = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
     return [len(each) for each in ids["input_ids"]]
+
+
+def _answers(
+    experiment: Experiment, tokenizer: Any, task: str, examples: Sequence[Example]
+) -> Iterator[Finding]:
+    # From the first on: what is learnt of an answer that is cut is to end in the middle.
+    longest = experiment.model.max_new_tokens
+    lengths = token_counts(tokenizer, [example.target for example in examples])
+    cut = sum(length > longest for length in lengths)
+    if cut:
+        yield Finding(
+            f"task '{task}': {cut} of {len(lengths)} answers looked at have more than "
+            f"model.max_new_tokens = {longest} tokens (up to {max(lengths)}); the rest is neither "
+            f"learnt nor written; set model.max_new_tokens to {max(lengths)}",
+            kind="warning",
+        )
 
 
 def _prompt(

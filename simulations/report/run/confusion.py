@@ -1,4 +1,4 @@
-"""Labels: how well each is told, and which is taken for which."""
+"""Labels: how well each is told, and which is taken for which; texts: how near to right ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from simulations.report.page.blocks import (
 )
 from simulations.report.page.numbers import percent, whole
 from simulations.report.run.accuracy import LEVELS
-from simulations.report.run.label_counts import TaskCounts
+from simulations.report.run.label_counts import TaskCounts, TextScores
 from simulations.report.run.record import RunRecord
 
 FEW = 20
@@ -49,15 +49,14 @@ def _blocks(run: RunRecord) -> Iterator[Block]:
     for number, task in enumerate(run.tasks, start=1):
         if task in counted.tasks:
             yield from _task(run, number, task, counted.tasks[task])
+        if task in counted.texts:
+            yield from _texts(run, number, task, counted.texts[task])
 
 
 def _task(run: RunRecord, number: int, task: str, counts: TaskCounts) -> Iterator[Block]:
     yield Heading(f"{number} {task}")
-    if (share := _differs(run, task, counts)) is not None:
-        yield Notice(
-            f"Answered anew, {100 * counts.right / counts.total:.1f} % are right; the run counted "
-            f"{100 * share:.1f} %. Rounding on another machine can do that, another test set too."
-        )
+    if counts.total:
+        yield from _differs(run, task, counts.right / counts.total)
     table = scores(task, counts)
     if len(counts.labels) > FEW:
         yield Folded(f"{len(counts.labels)} labels, macro F1 {100 * counts.macro_f1:.1f}", (table,))
@@ -66,14 +65,25 @@ def _task(run: RunRecord, number: int, task: str, counts: TaskCounts) -> Iterato
     yield confusion(task, counts)
 
 
-def _differs(run: RunRecord, task: str, counts: TaskCounts) -> float | None:
-    """Return the accuracy that the run counted where that is another one."""
-    if not run.matrix or not counts.total:
-        return None
-    then = run.matrix[-1][run.tasks.index(task)]
-    if then is None or abs(then - counts.right / counts.total) <= DIFFERENT:
-        return None
-    return then
+def _texts(run: RunRecord, number: int, task: str, scores: TextScores) -> Iterator[Block]:
+    yield Heading(f"{number} {task}")
+    yield from _differs(run, task, scores.rouge_l)
+    measures = (scores.exact_match, scores.rouge_1, scores.rouge_l)
+    yield Table(
+        f"Texts written for {task}, in %",
+        ("task", "test texts", "exact match", "ROUGE-1", "ROUGE-L"),
+        ((task, whole(scores.total), *map(percent, measures)),),
+    )
+
+
+def _differs(run: RunRecord, task: str, share: float) -> Iterator[Notice]:
+    """Say so where the run has counted another share of right answers."""
+    then = run.matrix[-1][run.tasks.index(task)] if run.matrix else None
+    if then is not None and abs(then - share) > DIFFERENT:
+        yield Notice(
+            f"Answered anew, {100 * share:.1f} % are right; the run counted {100 * then:.1f} %. "
+            "Rounding on another machine can do that, another test set too."
+        )
 
 
 def scores(task: str, counts: TaskCounts) -> Table:

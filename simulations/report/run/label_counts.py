@@ -1,14 +1,16 @@
 """Which label is taken for which: the test texts of a simulation answered anew by what was learnt.
 
 Sites tell the server how many answers were right and no more, so ``results.json`` cannot have it.
-Where the texts are at hand, as in a simulation, they are answered as the last evaluation did.
+Where the texts are at hand, as in a simulation, they are answered as the last evaluation did. Of
+answers that are texts it is how near they are to right ones, by further measures than ROUGE-L.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -82,11 +84,31 @@ class TaskCounts(Strict):
         return sum(known) / len(known) if known else 0.0
 
 
+class TextScores(Strict):
+    """Of one task whose answers are texts: means over its test texts, 0 to 1
+    (:mod:`deal_core.training.text_overlap`).
+
+    Attributes:
+        total: test texts.
+    """
+
+    total: int
+    exact_match: float = Field(ge=0, le=1)
+    rouge_1: float = Field(ge=0, le=1)
+    rouge_l: float = Field(ge=0, le=1)
+
+
 class LabelCounts(Strict):
-    """``labels.json`` of a run folder; tasks whose answers are texts are not in it."""
+    """``labels.json`` of a run folder.
+
+    Attributes:
+        tasks: those whose answers are labels.
+        texts: those whose answers are texts (none in files from before).
+    """
 
     schema_version: int = 1
     tasks: dict[str, TaskCounts] = Field(default_factory=dict)
+    texts: dict[str, TextScores] = Field(default_factory=dict)
 
 
 def read_label_counts(folder: Path) -> LabelCounts | None:
@@ -118,11 +140,14 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
 
     predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))
     tasks: dict[str, TaskCounts] = {}
+    texts: dict[str, TextScores] = {}
     for task in results.tasks:
-        if results.measures.get(task) != "rouge-l":
-            progress(task)
+        progress(task)
+        if results.measures.get(task) == "rouge-l":
+            texts[task] = _scored(results, task, predictor)
+        else:
             tasks[task] = _counted(results, task, predictor)
-    counts = LabelCounts(tasks=tasks)
+    counts = LabelCounts(tasks=tasks, texts=texts)
     write_whole(folder / FILE, counts.model_dump_json(indent=1) + "\n")
     return counts
 
@@ -139,3 +164,31 @@ def _counted(results: Results, task: str, predictor: Predictor) -> TaskCounts:
         assert isinstance(answer, Answer)  # a task with labels
         counts[places[example.label]][places[answer.label]] += 1
     return TaskCounts(labels=list(data.labels), counts=counts)
+
+
+def _scored(results: Results, task: str, predictor: Predictor) -> TextScores:
+    from deal_core.data.clients import load_for_clients
+    from deal_core.inference.answer import Written
+
+    pairs = []
+    for example in load_for_clients(results.config, task).test:
+        answer = predictor.answer(example.text, task)
+        assert isinstance(answer, Written)  # a task without labels
+        pairs.append((answer.answer, (example.target, *example.references)))
+    return text_scores(pairs)
+
+
+def text_scores(answers: Sequence[tuple[str, Sequence[str]]]) -> TextScores:
+    """Return the measures of texts, each with the right ones.
+
+    Args:
+        answers: at least one.
+    """
+    from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l
+
+    return TextScores(
+        total=len(answers),
+        exact_match=fmean(exact_match(*each) for each in answers),
+        rouge_1=fmean(rouge_1(*each) for each in answers),
+        rouge_l=fmean(rouge_l(*each) for each in answers),
+    )

@@ -12,7 +12,7 @@ from deal_core.data import open_source, partition
 from deal_core.data.clients import each_by_itself
 from deal_core.data.source import Example, TaskData
 from deal_core.errors import UserError
-from deal_core.training.text_overlap import rouge_l
+from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l
 
 ROWS = [
     {"text": "What is it?", "target": "a cat", "refs": ["a cat", "the cat"]},
@@ -111,3 +111,35 @@ def test_embedded_abstracts():
 def test_rouge_l(written, right, expected):
     """Of two sequences of words, by hand: twice the common subsequence over both lengths."""
     assert rouge_l(written, right) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("written", "right", "expected"),
+    [
+        ("the cat sat on the mat", ["the cat was on the mat"], 10 / 12),
+        ("mat the", ["the mat"], 1.0),
+        ("the the the", ["The cat."], 2 / 5),
+        ("the the the", ["the, the"], 4 / 5),
+        ("", ["the mat"], 0.0),
+        ("...", ["?"], 1.0),
+        ("a dog", ["one cat", "one dog", "a"], 2 / 3),
+        ("größe", ["GRÖSSE", "Größe"], 1.0),
+    ],
+)
+def test_rouge_1(written, right, expected):
+    """Of two bags of words, by hand: twice what they share over both sizes."""
+    assert rouge_1(written, right) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("written", "right", "expected"),
+    [
+        ("The cat!", ["a dog", "the  cat"], True),
+        ("cat the", ["the cat"], False),
+        ("the cat sat", ["the cat"], False),
+        ("", ["the cat"], False),
+        ("größe", ["gr e"], False),
+    ],
+)
+def test_exact_match(written, right, expected):
+    assert exact_match(written, right) is expected

@@ -22,6 +22,7 @@ from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.evaluation import count_correct
 from deal_core.training.loop import load_state, train
+from tests.architectures import model_config, save
 
 OF_SUMS = ("linear-probe", "prototype")
 """Methods that need embeddings, which a causal model has none of."""
@@ -223,6 +224,33 @@ def test_words_are_one_choice_of_full_weight_and_none_of_tasks_to_come(
     if isinstance(objective, Distilled):
         assert list(objective.weights) == [0.6]
         assert objective.example_losses(range(len(batch))).isfinite().all()
+
+
+def greedy_words(folder, prompt, longest: int, end: int) -> list[int]:
+    """Word by word through the bare model, each time prompt and answer alone and anew."""
+    bare = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    answer: list[int] = []
+    while len(answer) < longest and end not in answer:
+        with torch.no_grad():
+            logits = bare(torch.tensor([[*prompt, *answer]])).logits[0, -1]
+        answer.append(int(logits.argmax()))
+    return answer
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_it_writes_the_likeliest_word_each_time(tmp_path, small_adapter, name):
+    """Prompts of unequal lengths are in one batch; of the GPT-2 some answers end before others."""
+    folder = save(tmp_path, name)
+    model = load_model(model_config(folder, name, max_new_tokens=5), small_adapter, 32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = ("a b", "c c c c d", "d", "a b a b a b a b", "b d a", "red", "blue a . , d")
+    batch = model.encode([Example(text, "", target="a") for text in texts], ())
+    assert len({len(item.tokens) for item in batch}) > 3
+    expected = [greedy_words(folder, item.tokens, 5, tokenizer.eos_token_id) for item in batch]
+    assert model._written(batch) == [tuple(words) for words in expected]
+    assert len({len(words) for words in expected}) > 1 or name == "llama"
+    said = [tokenizer.decode(words, skip_special_tokens=True).strip() for words in expected]
+    assert model.write(batch) == said
 
 
 class ProductShapes(TorchDispatchMode):

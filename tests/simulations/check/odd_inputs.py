@@ -245,6 +245,15 @@ ODD_INPUTS = (
         warns=True,
     ),
     OddInput(
+        "answers longer than is written",
+        "40 of 80 answers looked at have more than model.max_new_tokens = 8 tokens",
+        toml=SMALL_LM + "max_new_tokens = 8",
+        data='generation = ["ward"]\ntarget_column = "label"',
+        train=tuple((t, "rest and drink" * (9 if b == "a" else 2)) for t, b in ROWS),
+        test=tuple((t, "rest and drink" * 9) for t, _ in TESTS),
+        warns=True,
+    ),
+    OddInput(
         "a prompt that does not fit",
         "its prompt has ",
         toml=SMALL_LM + 'instruction = "' + "Answer well. " * 4000 + '"\n[federation]\nrounds = 1',

@@ -14,7 +14,10 @@ from simulations.report.run.label_counts import (
     LabelCounts,
     LabelScore,
     TaskCounts,
+    TextScores,
     count_labels,
+    read_label_counts,
+    text_scores,
 )
 from tests.simulations.report.html_page import HtmlPage, read_json
 
@@ -68,6 +71,24 @@ def test_another_accuracy_than_the_runs_is_said(run: Path) -> None:
     right = round(1000 * accuracy)
     same = TaskCounts(labels=["a", "b"], counts=[[right, 1000 - right], [0, 0]])
     assert "Answered anew" not in shown(run, surgery=same).text
+
+
+def test_scores_of_texts_are_means_by_hand() -> None:
+    found = text_scores([("A b.", ["a b"]), ("b a", ["a b", "x"]), ("c", ["d", "e"])])
+    assert (found.total, found.exact_match) == (3, pytest.approx(1 / 3))
+    assert (found.rouge_1, found.rouge_l) == (pytest.approx(2 / 3), pytest.approx(1 / 2))
+
+
+def test_texts_have_their_measures_and_older_files_none(run: Path) -> None:
+    scores = TextScores(total=8, exact_match=0.125, rouge_1=0.5, rouge_l=0.375)
+    (run / FILE).write_text(LabelCounts(texts={"surgery": scores}).model_dump_json())
+    page = HtmlPage(write_report(run).read_text(encoding="utf-8"))
+    assert page.table("Texts written for surgery, in %")[1:] == [
+        ["surgery", "8", "12.5", "50.0", "37.5"]
+    ]
+    assert "Answered anew, 37.5 % are right" in page.text
+    (run / FILE).write_text('{"schema_version": 1, "tasks": {}}')
+    assert read_label_counts(run) == LabelCounts()
 
 
 def test_many_labels_get_no_matrix(run: Path) -> None:

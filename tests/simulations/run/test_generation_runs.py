@@ -19,6 +19,7 @@ from deal_core.training.text_overlap import rouge_l
 from server.checkpoint import load_checkpoint
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
+from simulations.report.run.label_counts import count_labels
 from simulations.run.preflight import check_names
 from simulations.use.predict import json_line
 from simulations.use.texts import Text
@@ -100,6 +101,8 @@ def test_predictions_are_those_of_the_evaluation(experiment, finished):
     assert fmean(shares) == pytest.approx(found[1], abs=1e-9)
     line = json_line(Text("abc", None), written[0])
     assert set(json.loads(line)) == {"text", "task", "answer"}
+    scores = count_labels(finished, lambda task: None).texts["research-question"]
+    assert (scores.total, scores.rouge_l) == (len(texts), pytest.approx(found[1], abs=1e-9))
     with pytest.raises(UserError, match="name it with --task"):
         predictor.answer("abc")
 
