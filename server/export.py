@@ -15,6 +15,7 @@ from deal_core.data import declared_labels, open_source
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
 from deal_core.lora.adapter import Adapter, stack
 from deal_core.lora.arrays import to_arrays
+from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import method_of, statistics_of
 from deal_core.models import FAMILIES, embedding_size
@@ -32,7 +33,8 @@ def export_adapter(
     base model is read.
 
     All parts are stacked, so one PEFT adapter of the summed rank gives exactly the global model.
-    The base model is named as in the experiment.
+    The base model is named as in the experiment. Where PEFT alone could not load the adapter
+    (``AdapterKind.map_behind``), PEFT's settings are left out.
 
     Args:
         folder: made where it is missing.
@@ -48,10 +50,12 @@ def export_adapter(
     arrays = {key: np.ascontiguousarray(value) for key, value in to_arrays(merged).items()}
     save_file(arrays, files.weights, {"format": "pt"})
     files.heads.unlink(missing_ok=True)
+    files.config.unlink(missing_ok=True)
     if state.heads:
         heads = {task: np.ascontiguousarray(head.numpy()) for task, head in state.heads.items()}
         save_file(heads, files.heads, {"format": "pt"})
-    peft_config(merged, experiment).save_pretrained(str(folder))
+    if kind_of(experiment.adapter).map_behind is None:  # PEFT finds its layers in the base model
+        peft_config(merged, experiment).save_pretrained(str(folder))
     inference = make_inference(state, experiment, tasks)
     write_whole(files.inference, inference.model_dump_json(indent=2) + "\n")
     return inference

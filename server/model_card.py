@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deal_core.errors import choose
 from deal_core.inference.folder import AdapterFolder, Inference
-from deal_core.lora.kinds import rule_of
+from deal_core.lora.kinds import KINDS, rule_of
 from deal_core.methods import KEEP_TEXTS
 from deal_core.privacy.accounting.unit import GROUP
 from deal_core.whole_file import write_whole
@@ -15,6 +16,8 @@ from server.spending import extent
 
 TITLE = "# Adapter of a federated run"
 NOT_HERE = ", its weights are not in this folder"
+PEFT = "library_name: peft\n"
+LORA = "- lora\n"
 
 
 def write_card(folder: Path, results: Results, inference: Inference) -> None:
@@ -46,10 +49,23 @@ def model_card(results: Results, inference: Inference) -> str:
 def merged_card(card: str) -> str:
     """Return the card of an adapter as that of base model and adapter in one."""
     title = "# Base model and adapter of a federated run, merged"
-    text = card.replace("library_name: peft", "library_name: transformers", 1)
+    text = card.replace(PEFT, "library_name: transformers\n", 1)
     text = text.replace(TITLE, title, 1).replace(NOT_HERE, "", 1)
     use, versions = text.find("## Use\n"), text.find("## Versions\n")
     return text[:use] + text[versions:] if 0 <= use < versions else text
+
+
+def map_card(card: str, code: str) -> str:
+    """Return the card of an adapter as that of a map behind an encoder's pooling.
+
+    Args:
+        card: of the adapter folder.
+        code: Python that answers with it; goes to the end of the section on use.
+    """
+    text = card.replace(PEFT, "", 1).replace(LORA, "", 1)
+    before, heading, after = text.partition("## Versions\n")
+    use = f"Without this project, in this folder:\n\n```python\n{code}```\n\n"
+    return before + use + heading + after
 
 
 def hub_name(inference: Inference) -> str:
@@ -62,8 +78,14 @@ def hub_name(inference: Inference) -> str:
 def _front_matter(inference: Inference) -> str:
     """Return what the hub reads."""
     base = hub_name(inference)
-    lines = ["---", "library_name: peft", *([f"base_model: {base}"] if base else [])]
-    return "\n".join([*lines, "tags:", "- lora", "- federated-learning", "---"])
+    peft, lora = (PEFT, LORA) if _is_for_peft(inference) else ("", "")
+    named = f"base_model: {base}\n" if base else ""
+    return f"---\n{peft}{named}tags:\n{lora}- federated-learning\n---"
+
+
+def _is_for_peft(inference: Inference) -> bool:
+    """Whether PEFT alone loads the adapter."""
+    return choose("adapter_kind", inference.adapter_kind, KINDS).map_behind is None
 
 
 def _facts(results: Results, inference: Inference) -> list[str]:
@@ -156,7 +178,8 @@ def _unit(privacy: Privacy) -> str:
 
 def _use(inference: Inference) -> str:
     task = "" if inference.pooling == "mean" else f" --task {inference.tasks[0].name}"
+    readers = "PEFT and transformers" if _is_for_peft(inference) else "transformers"
     return (
         f'```\ndeal predict . "a text"{task}\n'
-        "deal export . --to DIR              # for PEFT and transformers, without this project\n```"
+        f"deal export . --to DIR              # for {readers}, without this project\n```"
     )

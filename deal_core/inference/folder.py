@@ -34,7 +34,7 @@ class AdapterFolder:
 
     @property
     def config(self) -> Path:
-        """PEFT's settings."""
+        """PEFT's settings; not there where PEFT alone could not load the adapter (pooled)."""
         return self.path / "adapter_config.json"
 
     @property

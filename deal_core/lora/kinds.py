@@ -11,7 +11,7 @@ from deal_core.config.experiment import AdapterConfig, AggregationConfig
 from deal_core.errors import choose
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.core import begin_core
-from deal_core.lora.pooled import POOLED, add_pooled_map, begin_pooled
+from deal_core.lora.pooled import POOLED, add_pooled_map, begin_pooled, map_behind
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ class AdapterKind:
         rule: the aggregation rule that it needs; empty: ``aggregation.rule``.
         begin_task: server, at the start of a stage; None: as the method leaves it.
         core: whether a core between frozen factors learns (:mod:`deal_core.lora.core`).
+        map_behind: the map behind an encoder's pooling that it is in the end, ``(d, d)``; None: it
+            is LoRA on the base model's own layers, which PEFT alone loads.
     """
 
     add_layers: Callable[[nn.Module], None] = add_nothing
@@ -56,6 +58,7 @@ class AdapterKind:
     rule: str = ""
     begin_task: BeginTask | None = None
     core: bool = False
+    map_behind: Callable[[Adapter], Tensor] | None = None
 
 
 def _begin_pooled(current: Adapter, task: PublicTask) -> Adapter:
@@ -68,7 +71,7 @@ def _begin_core(current: Adapter, task: PublicTask) -> Adapter:
 
 KINDS: Mapping[str, AdapterKind] = {
     "lora": AdapterKind(),
-    "pooled": AdapterKind(add_pooled_map, (POOLED,), "ffa-a", _begin_pooled),
+    "pooled": AdapterKind(add_pooled_map, (POOLED,), "ffa-a", _begin_pooled, map_behind=map_behind),
     "core": AdapterKind(rule="ffa", begin_task=_begin_core, core=True),
 }
 """``adapter.kind`` to what it is."""

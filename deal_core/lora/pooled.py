@@ -46,6 +46,18 @@ def begin_pooled(current: Adapter, labels: Tensor, earlier: Tensor) -> Adapter:
     return Adapter(layers, current.scaling)
 
 
+def map_behind(adapter: Adapter) -> Tensor:
+    """Return the map that takes a text's pooled unit vector ``e`` to ``W e``, ``(d, d)``, float32:
+    the identity and its update (M57).
+
+    Args:
+        adapter: of the pooled map alone, all tasks together.
+    """
+    factors = adapter.layers[POOLED]
+    update = adapter.scaling * factors.B.double() @ factors.A.double()
+    return (torch.eye(len(update), dtype=torch.float64) + update).float()
+
+
 def label_basis(labels: Tensor, earlier: Tensor, rank: int) -> Tensor:
     """Return orthonormal columns, ``(d, rank)``, float32: (M56). Columns of zeros where the labels
     have fewer directions of their own than ``rank``.

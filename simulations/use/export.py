@@ -12,15 +12,34 @@ from typing import TYPE_CHECKING, Any
 from deal_core.errors import UserError, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
 from deal_core.models.loading import EMBEDDED, quiet
-from server.model_card import hub_name, merged_card
+from server.model_card import hub_name, map_card, merged_card
 from simulations.use.push import check_token, upload
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
+
+    from deal_core.lora.adapter import Adapter
 
 BASE = "base"
 """Folder of an embedded base model beside the adapter: it is on no hub, or not as it was used."""
 LABELS = "label_embeddings.safetensors"
+MAP = "pooled_map.safetensors"
+"""``weight``, ``(hidden, hidden)``: the map behind the pooling, where PEFT alone cannot load the
+adapter."""
+ANSWER_BY_MAP = """\
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+model, tokenizer = AutoModel.from_pretrained({base}).eval(), AutoTokenizer.from_pretrained({base})
+weight = load_file("{map}")["weight"]
+names = load_file("{labels}")[{task}]
+tokens = tokenizer("a text", truncation=True, max_length={max_length}, return_tensors="pt")
+vector = model(**tokens).last_hidden_state.mean(dim=1) @ weight.T  # of one text, without padding
+print(torch.cosine_similarity(vector, names).argmax().item())  # place in the task's labels
+"""
 TO_THE_BIT = frozenset({"embedded:minilm"})
 """Embedded models whose weights are those of their hub name."""
 
@@ -51,8 +70,8 @@ def export(request: ExportRequest) -> list[str]:
         What has been written, and how to go on.
 
     Raises:
-        UserError: no adapter, a folder that is not empty, a base model that cannot be loaded or
-            that a hub's readers could not load, or no access to the hub.
+        UserError: no adapter, one that cannot be merged, a folder that is not empty, a base model
+            that cannot be loaded or that a hub's readers could not load, or no access to the hub.
     """
     source = find_adapter(Path(request.folder).expanduser())
     inference = read_inference(source)
@@ -60,6 +79,11 @@ def export(request: ExportRequest) -> list[str]:
         model = inference.model.model_copy(update={"name": request.base})
         inference = inference.model_copy(update={"model": model, "upstream": ""})
     to = new_folder(Path(request.to).expanduser())
+    if request.merge and _map_of(inference) is not None:
+        raise UserError(
+            f"--merge: adapter.kind '{inference.adapter_kind}' is a map behind the encoder's "
+            "pooling, for which its checkpoint has no place; leave --merge out"
+        )
     if request.push:
         check_push(inference, request)
         check_token()
@@ -91,9 +115,10 @@ def check_push(inference: Inference, request: ExportRequest) -> None:
         UserError: its base model is on no hub as it was used.
     """
     if not request.merge and not _public_base(inference):
+        cure = "add --merge" if _map_of(inference) is None else "upload that, name it with --model"
         raise UserError(
             f"--push: the base model '{inference.model.name}' is not on the hub as it was used, so "
-            "nobody else could load the adapter; add --merge"
+            f"nobody else could load the adapter; {cure}"
         )
 
 
@@ -117,13 +142,53 @@ def write_adapter(source: AdapterFolder, inference: Inference, to: Path, push: b
             to.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, to / file.name)
     base = _public_base(inference) if push else _local_base(inference, to)
+    _write_labels(inference, to)
+    if _map_of(inference) is not None:
+        return write_map(source, inference, to, base)
     config = json.loads(source.config.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
     AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _write_labels(inference, to)
     auto = "AutoPeftModel" + _auto_class(inference).removeprefix("AutoModel")
     auto += "ForFeatureExtraction" if auto == "AutoPeftModel" else ""
     return [f"{to}: an adapter of {base}; load it with peft.{auto}.from_pretrained"]
+
+
+def write_map(source: AdapterFolder, inference: Inference, to: Path, base: str) -> list[str]:
+    """Write an adapter that PEFT cannot load as the map that it is, and to the card how to use it.
+
+    Args:
+        source: the run's adapter folder.
+        inference: what it says.
+        to: the folder that all else is in.
+        base: name of the base model, or the folder that it was written to.
+
+    Returns:
+        What has been written.
+    """
+    from safetensors.torch import save_file
+
+    from deal_core.inference.predictor import read_adapter
+
+    map_of = _map_of(inference)
+    assert map_of is not None
+    save_file({"weight": map_of(read_adapter(source))}, to / MAP)
+    if source.card.exists():
+        code = _code_with_map(inference, BASE if base == str(to / BASE) else base)
+        card = map_card(source.card.read_text(encoding="utf-8"), code)
+        (to / source.card.name).write_text(card, encoding="utf-8")
+    said = f"{MAP} is a map behind the pooling of {base}; docs/using.md has the lines to use it"
+    return [f"{to}: {said}"]
+
+
+def _code_with_map(inference: Inference, base: str) -> str:
+    """Return Python that answers a text of the first task, run in the folder."""
+    return ANSWER_BY_MAP.format(
+        map=MAP,
+        labels=LABELS,
+        base=json.dumps(base),
+        task=json.dumps(inference.tasks[0].name),
+        max_length=inference.max_length,
+    )
 
 
 def write_merged(source: AdapterFolder, inference: Inference, to: Path) -> list[str]:
@@ -220,6 +285,13 @@ def _write_labels(inference: Inference, to: Path) -> None:
 
     if inference.pooling != "none":
         save_file(label_embeddings(inference), to / LABELS)
+
+
+def _map_of(inference: Inference) -> Callable[[Adapter], Tensor] | None:
+    """Return what makes a map of the adapter; None: PEFT alone loads it."""
+    from deal_core.lora.kinds import KINDS
+
+    return choose("adapter_kind", inference.adapter_kind, KINDS).map_behind
 
 
 def _public_base(inference: Inference) -> str:

@@ -115,7 +115,7 @@ PARSED = {
     ),
     "deal simulate trace --set data.path=trace-tasks": BENCHMARK,
     "deal export runs/quickstart-seed0 --to mine --push OWNER/NAME": (
-        "needs an account of the hub; tests/simulations/use/test_export.py sees what is sent"
+        "needs an account of the hub; tests/simulations/use/test_export.py sends it to a local one"
     ),
     "flwr run . --stream": (
         "starts Flower's own SuperLink; tests/simulations/engines/test_flower.py runs the app"

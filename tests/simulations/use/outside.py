@@ -28,7 +28,7 @@ def compute(kind, out, ids, adapter, merged, moved):
     import transformers
     from safetensors.torch import save_file
 
-    suffix = "ForCausalLM" if kind == "causal" else ""
+    suffix = {"causal": "ForCausalLM", "seq2seq": "ForSeq2SeqLM", "encoder": ""}[kind]
     plain = getattr(transformers, "AutoModel" + suffix)
     auto_peft = getattr(peft, "AutoPeftModel" + (suffix or "ForFeatureExtraction"))
     models = {
@@ -40,13 +40,15 @@ def compute(kind, out, ids, adapter, merged, moved):
         models["moved"] = lambda: peft.PeftModel.from_pretrained(
             plain.from_pretrained(f"{moved}/base"), moved
         )
-    tokens = torch.tensor([ids])
+    tokens = {"input_ids": torch.tensor([ids])}
+    if kind == "seq2seq":
+        tokens["decoder_input_ids"] = tokens["input_ids"]
     numbers = {}
     for name, load in models.items():
         model = load().eval()
         assert next(model.parameters()).dtype == torch.float32
         with torch.no_grad():
-            output = model(input_ids=tokens)
+            output = model(**tokens)
         numbers[name] = output.logits if suffix else output.last_hidden_state
     save_file({name: value.contiguous().clone() for name, value in numbers.items()}, out)
     tokenizer = transformers.AutoTokenizer.from_pretrained(merged)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +29,7 @@ from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.lora.attach import base_only
 from simulations.engines.inprocess import run_inprocess
 from simulations.use.export import ExportRequest, export
+from tests.architectures import save
 from tests.simulations.runs import at
 
 ROOT = Path(__file__).parents[3]
@@ -73,6 +78,31 @@ def causal(tmp_path_factory, make_causal, make_experiment) -> dict[str, Path]:
     return found
 
 
+@pytest.fixture(scope="module")
+def seq2seq(tmp_path_factory, make_experiment) -> dict[str, Path]:
+    """The same of encoder-decoders: output weights that are the input's (t5, bart), or are not."""
+    found = {}
+    for name in ("t5", "flan-t5", "bart"):
+        folder = tmp_path_factory.mktemp(name)
+        base = save(folder / "base", name)
+        settings = ("model.family=seq2seq-lm", f'model.name="{base}"', *LEARNING)
+        run = finished(folder / "run", make_experiment(*settings))
+        export(ExportRequest(str(run), str(folder / "mine")))
+        export(ExportRequest(str(run), str(folder / "merged"), merge=True))
+        found[name] = folder
+    return found
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory, make_experiment) -> Path:
+    """A folder with the run of a map behind the pooling (``run``), and its export (``mine``)."""
+    folder = tmp_path_factory.mktemp("pooled")
+    settings = ("adapter.kind=pooled", "federation.rounds=1", "train.learning_rate=1")
+    run = finished(folder / "run", make_experiment(*settings, "train.precision=float32"))
+    export(ExportRequest(str(run), str(folder / "mine")))
+    return folder
+
+
 def run_outside(folder: Path, *jobs: list[object]) -> list[str]:
     """What a process without this project says of each job; see ``outside.py``."""
     script = str(Path(__file__).with_name("outside.py"))
@@ -98,7 +128,7 @@ class Outside:
 
 
 @pytest.fixture(scope="module")
-def outside(encoder, exported, causal, tmp_path_factory) -> Outside:
+def outside(encoder, exported, causal, seq2seq, pooled, tmp_path_factory) -> Outside:
     """All jobs in one process, which imports for seconds."""
     folder = tmp_path_factory.mktemp("outside")
     shutil.copytree(exported / "mine", folder / "moved")
@@ -108,19 +138,39 @@ def outside(encoder, exported, causal, tmp_path_factory) -> Outside:
 
     folders = [str(exported / "mine"), str(exported / "merged"), str(folder / "moved")]
     jobs: dict[str, list[object]] = {
-        "page": ["page", str(exported), page_example()],
+        "page": ["page", str(exported), page_example("adapter")],
+        "map of the page": ["page", str(pooled), all_cosines(page_example("map"))],
+        "map of the card": ["page", str(pooled / "mine"), all_cosines(card_example(pooled))],
         "encoder": ["encoder", out("encoder"), ids_of(encoder), *folders],
     }
-    for kind, place in causal.items():
-        folders = [str(place / "mine"), str(place / "merged"), ""]
-        jobs[kind] = ["causal", out(kind), ids_of(place / "run"), *folders]
+    for family, places in (("causal", causal), ("seq2seq", seq2seq)):
+        for kind, place in places.items():
+            folders = [str(place / "mine"), str(place / "merged"), ""]
+            jobs[kind] = [family, out(kind), ids_of(place / "run"), *folders]
     said = dict(zip(jobs, run_outside(folder, *jobs.values()), strict=True))
-    return Outside(said, {kind: load_file(out(kind)) for kind in ("encoder", *causal)})
+    return Outside(said, {kind: load_file(out(kind)) for kind in ("encoder", *causal, *seq2seq)})
 
 
-def page_example() -> str:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    return code
+def page_example(of: str) -> str:
+    adapter, behind = examples(PAGE)
+    return {"adapter": adapter, "map": behind}[of]
+
+
+def card_example(folder: Path) -> str:
+    """The lines of a card, with text and task of the page."""
+    (code,) = examples((folder / "mine" / "README.md").read_text(encoding="utf-8"))
+    assert '"a text"' in code
+    return code.replace("a text", TEXT).replace('"laboratory"', '"surgery"')
+
+
+def all_cosines(code: str) -> str:
+    """The same lines; they print the cosine of each label, not which is the largest."""
+    assert code.count(".argmax().item()") == 1
+    return code.replace(".argmax().item()", ".tolist()")
+
+
+def examples(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def ids_of(run: Path) -> list[int]:
@@ -133,10 +183,11 @@ def token_ids(predictor: Predictor, task: str) -> list[int]:
 
 
 def own_numbers(predictor: Predictor, ids: list[int]) -> torch.Tensor:
+    tokens = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
+    if predictor.inference.model.family == "seq2seq-lm":
+        tokens["decoder_input_ids"] = tokens["input_ids"]
     with torch.no_grad():
-        output = predictor.model.module(
-            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long)
-        )
+        output = predictor.model.module(**tokens)
     return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
 
@@ -166,6 +217,56 @@ def test_a_causal_model_without_this_project(kind, causal, outside):
     assert named == (str(causal[kind] / "base"), "CAUSAL_LM")
 
 
+@pytest.mark.parametrize("kind", ["t5", "flan-t5", "bart"])
+def test_an_encoder_decoder_without_this_project(kind, seq2seq, outside):
+    predictor = load_predictor(find_adapter(seq2seq[kind] / "run"))
+    ids = token_ids(predictor, "surgery")
+    expected = own_numbers(predictor, ids)
+    check_equal(outside.numbers[kind], expected, {"peft", "transformers", "merged"})
+    with base_only(predictor.model.module):
+        assert (own_numbers(predictor, ids) - expected).abs().max() > 1e-3  # the adapter is there
+    config = json.loads((seq2seq[kind] / "mine" / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_2_SEQ_LM"
+
+
+def test_a_map_behind_the_pooling_without_this_project(pooled, outside):
+    """The lines of the page, and of the card in the folder."""
+    predictor = load_predictor(find_adapter(pooled / "run"))
+    labels = predictor.inference.all_tasks["surgery"]
+    batch = predictor.model.encode([Example(TEXT, labels[0])], labels)
+    with torch.no_grad():
+        expected = predictor.model.scores(batch, labels)[0] / predictor.inference.model.logit_scale
+    with base_only(predictor.model.module):
+        before = predictor.model.scores(batch, labels)[0] / predictor.inference.model.logit_scale
+    assert (before - expected).abs().max() > 0.05  # it has learnt
+    for source in ("page", "card"):
+        said = torch.tensor(json.loads(outside.said[f"map of the {source}"]))
+        torch.testing.assert_close(said, expected, rtol=0, atol=1e-5)
+    answers = [load_predictor(find_adapter(pooled / place)) for place in ("run", "mine")]
+    assert answers[0].answer(TEXT) == answers[1].answer(TEXT)
+
+
+def test_a_map_is_not_called_an_adapter_of_peft(pooled):
+    for folder in (pooled / "run" / "adapter", pooled / "mine"):
+        assert not (folder / "adapter_config.json").exists()
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        assert "base_model: sentence-transformers/all-MiniLM-L6-v2" in card
+        assert "peft\n" not in card
+        assert "- lora" not in card
+        assert "PEFT" not in card
+
+
+def test_a_map_is_merged_into_nothing(pooled, tmp_path, hub):
+    asked = ExportRequest(str(pooled / "run"), str(tmp_path / "merged"), merge=True)
+    with pytest.raises(UserError, match=r"map behind .* pooling.*; leave --merge out"):
+        export(asked)
+    assert not (tmp_path / "merged").exists()
+    hub("hf_none")
+    elsewhere = {"push": "me/mine", "base": str(tmp_path)}
+    with pytest.raises(UserError, match="upload that, name it with --model"):
+        export(ExportRequest(str(pooled / "run"), str(tmp_path / "mine"), **elsewhere))
+
+
 @pytest.mark.slow
 def test_a_gguf_becomes_ordinary_safetensors(tmp_path, make_experiment):
     settings = ("model.family=causal-lm", "model.name=embedded:smollm2", "train.max_length=8")
@@ -185,7 +286,7 @@ def test_a_gguf_becomes_ordinary_safetensors(tmp_path, make_experiment):
 
 
 def test_the_example_of_the_page_answers_as_deal_does(encoder, outside):
-    code = page_example()
+    code = page_example("adapter")
     assert f'"{TEXT}"' in code
     assert len(code.strip().splitlines()) <= 11
     predictor = load_predictor(find_adapter(encoder))
@@ -239,6 +340,98 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
 
     return signed_in
+
+
+class Hub(ThreadingHTTPServer):
+    """A hub that keeps what is sent to it, as far as an upload needs one.
+
+    Attributes:
+        created: bodies of the requests for a new repository.
+        files: name to content of what was committed to ``me/mine``.
+        tokens: with which all of that was asked.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), HubRequest)
+        self.created: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
+        self.tokens: set[str | None] = set()
+
+    def answer(self, path: str, body: bytes) -> dict[str, Any] | None:
+        """None: no such address."""
+        if path == "/api/repos/create":
+            self.created.append(json.loads(body))
+            return {"url": "https://huggingface.co/me/mine", "id": "me/mine"}
+        if path == "/api/models/me/mine/preupload/main":
+            named = [file["path"] for file in json.loads(body)["files"]]
+            mode = {"uploadMode": "regular", "shouldIgnore": False}
+            return {"files": [{"path": path, **mode} for path in named]}
+        if path == "/api/models/me/mine/commit/main":
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.files[line["value"]["path"]] = content
+            return {"commitUrl": "https://huggingface.co/me/mine/commit/0", "commitOid": "0"}
+        return {} if path == "/api/validate-yaml" else None
+
+
+class HubRequest(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Hub)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path != "/api/validate-yaml":
+            self.server.tokens.add(self.headers["Authorization"])
+        found = self.server.answer(self.path, body)
+        content = json.dumps(found).encode()
+        self.send_response(404 if found is None else 200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *said: object) -> None:
+        """Nothing is printed."""
+
+
+@pytest.fixture
+def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Signed in at a hub on this machine."""
+    with Hub() as server:
+        monkeypatch.setenv("HF_TOKEN", "hf_mine")
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_push_makes_a_private_repository_and_sends_the_folder(encoder, tmp_path, local_hub):
+    said = export(ExportRequest(str(encoder), str(tmp_path / "mine"), push="me/mine"))
+    assert said[-1] == "uploaded to me/mine; a new repository is private"
+    (created,) = local_hub.created
+    assert (created["organization"], created["name"]) == ("me", "mine")
+    assert created["visibility"] == "private"
+    written = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
+    assert local_hub.files == written
+    assert written.keys() == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "inference.json",
+        "label_embeddings.safetensors",
+    }
+    assert local_hub.tokens == {"Bearer hf_mine"}
+
+
+def test_a_pushed_map_is_used_with_the_base_model_of_the_hub(pooled, tmp_path, local_hub):
+    export(ExportRequest(str(pooled / "run"), str(tmp_path / "mine"), push="me/mine"))
+    assert {"pooled_map.safetensors", "label_embeddings.safetensors"} < local_hub.files.keys()
+    assert not {"adapter_config.json", "base"} & local_hub.files.keys()
+    (code,) = examples(local_hub.files["README.md"].decode())
+    assert 'AutoModel.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")' in code
+    assert 'load_file("pooled_map.safetensors")' in code
 
 
 def test_nobody_is_signed_in(encoder, tmp_path, hub):

@@ -5,38 +5,109 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import load_for_clients
+from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.models import Encoded
+from deal_core.training.evaluation import AnswerSpace, Scorer, count_both
 from server.results import read_results
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.run.label_counts import count_labels, read_label_counts
+from tests.architectures import CONFIGS, save
 from tests.simulations.runs import at
 
 TASKS = ("laboratory", "surgery")
+COLOURS = {"a": "red", "b": "green", "c": "blue"}
 SETTINGS = {
     "heads": ("method.prototype.enabled=on",),  # heads, and names beside them
     "names": ("method.name=sequential", "train.learning_rate=1e-2"),  # a current adapter alone
     "residual": ("aggregation.rule=fedex", "adapter.lora_alpha=10"),  # a scaling of no power of 2
+    "pooled": ("adapter.kind=pooled", "train.learning_rate=1"),
+    "core": (
+        "adapter.kind=core",
+        "federation.clients=3",
+        "aggregation.secure=true",
+        "train.step=server",
+        "train.learning_rate=1",
+        "method.distillation.weight=0",
+    ),
 }
+FLOAT32 = ("train.precision=float32",)  # in bfloat16 ties are near
+ROUNDING = 1e-5
+"""Of a probability: in evaluations texts are computed beside others."""
+
+Key = tuple[tuple[str, ...], tuple[int, ...]]
+"""A task's labels, and the tokens of a text."""
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@dataclass
+class EvaluationAnswers:
+    """What clients' evaluations answered last.
+
+    Attributes:
+        told: to the label, the task being told, and its probability.
+        among_all: to task and label.
+    """
+
+    told: dict[Key, tuple[str, float]] = field(default_factory=dict)
+    among_all: dict[Key, tuple[str, str]] = field(default_factory=dict)
+
+    def count_both(
+        self, score: Scorer, data: Sequence[Encoded], space: AnswerSpace, *options: Any
+    ) -> tuple[float, float]:
+        """The real one, with an eye on the scores."""
+        labels = tuple(space.columns[column][1] for column in space.own)
+
+        def seen(batch: Sequence[int]) -> torch.Tensor:
+            scores = score(batch)
+            for i, row in zip(batch, scores.cpu(), strict=True):
+                key = labels, data[i].tokens
+                shares = torch.softmax(row[list(space.own)].double(), dim=0)
+                self.told[key] = labels[int(shares.argmax())], float(shares.max())
+                self.among_all[key] = space.columns[int(row.argmax())]
+            return scores
+
+        return count_both(seen, data, space, *options)
+
+
+def finished(experiment: Experiment) -> EvaluationAnswers:
+    """Run it; return what its evaluations answered."""
+    answers = EvaluationAnswers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("client.local_evaluation.count_both", answers.count_both)
+        patch.setattr("deal_core.training.evaluation.count_both", answers.count_both)
+        run_inprocess(experiment, lambda event: None)
+    return answers
+
+
+SLOW = {"core"}
+ANSWERS: dict[Path, EvaluationAnswers] = {}
+"""Run folder to what its evaluations answered."""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SETTINGS
+    ],
+)
 def run(request, tmp_path_factory, make_experiment) -> tuple[Path, Experiment]:
     folder = tmp_path_factory.mktemp(request.param)
-    sizes = ("data.max_train=24", "data.max_test=24", "federation.rounds=1")
-    sizes += ("train.precision=float32",)  # in bfloat16 ties are near
+    sizes = ("data.max_train=24", "data.max_test=24", "federation.rounds=1", *FLOAT32)
     experiment = at(make_experiment(*sizes, *SETTINGS[request.param]), folder)
-    run_inprocess(experiment, lambda event: None)
+    ANSWERS[folder] = finished(experiment)
     return folder, experiment
 
 
@@ -45,20 +116,31 @@ def predictor(run) -> Predictor:
     return load_predictor(find_adapter(run[0]))
 
 
-def accuracy(predictor: Predictor, experiment: Experiment, task: str, told: bool) -> float:
-    """Share of a task's test texts that are answered rightly."""
-    examples = load_for_clients(experiment, task).test
-    answers = [predictor.answer(e.text, task if told else "") for e in examples]
-    right = [a.label == e.label for a, e in zip(answers, examples, strict=True)]
-    return sum(right) / len(right)
+def encoded(predictor: Predictor, experiment: Experiment, task: str) -> list[tuple[Example, Key]]:
+    """A task's test texts, and under what their answers are in :class:`EvaluationAnswers`."""
+    data = load_for_clients(experiment, task)
+    items = predictor.model.encode(data.test, data.labels, predictor.inference.instruction(task))
+    return [(e, (data.labels, item.tokens)) for e, item in zip(data.test, items, strict=True)]
 
 
-def test_it_is_as_accurate_as_the_results_say_in_both_protocols(run, predictor):
+def test_each_text_is_answered_as_the_evaluation_did_in_both_protocols(run, predictor):
     folder, experiment = run
     results = read_results(folder)
     assert results.class_incremental is not None
-    told = [accuracy(predictor, experiment, task, True) for task in TASKS]
-    among_all = [accuracy(predictor, experiment, task, False) for task in TASKS]
+    told, among_all = [], []
+    for task in TASKS:
+        right = [0, 0]
+        texts = encoded(predictor, experiment, task)
+        for example, key in texts:
+            own, any_task = predictor.answer(example.text, task), predictor.answer(example.text)
+            assert (own.label, pytest.approx(own.probability, abs=ROUNDING)) == (
+                ANSWERS[folder].told[key]
+            )
+            assert (any_task.task, any_task.label) == ANSWERS[folder].among_all[key]
+            right[0] += own.label == example.label
+            right[1] += any_task.label == example.label
+        told.append(right[0] / len(texts))
+        among_all.append(right[1] / len(texts))
     assert told == results.accuracy_matrix[-1]
     assert among_all == results.class_incremental.accuracy_matrix[-1]
     assert told != list(results.zero_shot.values())  # what was learnt is there
@@ -130,6 +212,13 @@ def deal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
+def accuracy(predictor: Predictor, experiment: Experiment, task: str) -> float:
+    """Share of a task's test texts that are answered rightly."""
+    examples = load_for_clients(experiment, task).test
+    right = [predictor.answer(e.text, task).label == e.label for e in examples]
+    return sum(right) / len(right)
+
+
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory, make_causal, make_experiment) -> tuple[Path, Experiment]:
     base = make_causal(tmp_path_factory.mktemp("base"), "llama")
@@ -145,8 +234,50 @@ def test_a_causal_model_is_told_the_task(causal, deal):
     with pytest.raises(UserError, match=r"name it with --task \(laboratory, surgery\)"):
         deal("predict", str(folder), "a text")
     predictor = load_predictor(find_adapter(folder))
-    told = [accuracy(predictor, experiment, task, True) for task in TASKS]
+    told = [accuracy(predictor, experiment, task) for task in TASKS]
     assert told == read_results(folder).accuracy_matrix[-1]
+
+
+@pytest.fixture(scope="module", params=["llama", "t5"])
+def colours(request, tmp_path_factory, make_experiment) -> tuple[Predictor, Experiment, Any]:
+    """A model that answers in words, on labels that are words to it: what a run has learnt, the
+    run, and what its evaluations answered."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "data" / "colours").mkdir(parents=True)
+    texts = list(product(COLOURS, repeat=3))
+    for split in ("train", "test"):
+        rows = [{"text": " ".join(t), "label": COLOURS[t[-1]]} for t in texts]
+        table = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "data" / "colours" / f"{split}.jsonl").write_text(table)
+    settings = (
+        f"model.family={CONFIGS[request.param][0]}",
+        f'model.name="{save(folder / "base", request.param)}"',
+        "data.source=files",
+        f'data.path="{folder / "data"}"',
+        'data.tasks=["colours"]',
+        "data.max_train=27",
+        "data.max_test=27",
+        'data.partition.kind="iid"',
+        "train.max_length=32",
+        "train.learning_rate=5e-2",
+        "federation.rounds=5",
+        "method.name=sequential",
+        *FLOAT32,
+    )
+    experiment = at(make_experiment(*settings), folder / "run")
+    answers = finished(experiment)
+    return load_predictor(find_adapter(folder / "run")), experiment, answers
+
+
+def test_each_text_is_answered_in_words_as_the_evaluation_did(colours):
+    predictor, experiment, answers = colours
+    texts = encoded(predictor, experiment, "colours")
+    shares = set()
+    for example, key in texts:
+        answer = predictor.answer(example.text, "colours")
+        shares.add(round(answer.probability, 4))
+        assert (answer.label, pytest.approx(answer.probability, abs=ROUNDING)) == answers.told[key]
+    assert len(shares) > 9  # texts differ to the model
 
 
 def lines(error: pytest.ExceptionInfo[Any]) -> list[str]:
