@@ -11,8 +11,10 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.privacy.audit.planted_sum import require_gradients_in_sum
 from deal_core.privacy.mechanisms.definition import Attacked
 from deal_core.privacy.mechanisms.registry import mechanism_of
+from deal_core.privacy.policy import at_server
 from server.folder import RunFolder
 from simulations.audit.found import Found, Kind, Training
 from simulations.audit.judged import judged
@@ -39,6 +41,12 @@ KINDS_OF: Mapping[Attacked, tuple[Kind, ...]] = {
     "clients": ("clients",),
 }
 """What canaries are planted in, to their kinds."""
+
+
+def kinds_of(experiment: Experiment) -> tuple[Kind, ...]:
+    """Return the kinds of canaries of an audit; where the server takes the steps nothing of a site
+    is seen but a sum."""
+    return ("sums",) if at_server(experiment) else KINDS_OF[mechanism_of(experiment).attacked]
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def planned(request: AuditRequest, out: Path) -> list[Training]:
     return [
         _training(request, base, epsilon, kind, repeat, out)
         for epsilon in epsilons(request.epsilon)
-        for kind in KINDS_OF[mechanism_of(base).attacked]
+        for kind in kinds_of(base)
         for repeat in range(_repetitions(request, kind))
     ]
 
@@ -140,7 +148,7 @@ def _training(
         canaries=request.text_canaries if kind == "texts" else request.canaries,
         seed=request.seed,
         delta=base.privacy.target_delta or DELTA,
-        records=request.records if kind == "gradients" else 0,
+        records=request.records if kind in ("gradients", "sums") else 0,
         repeat=repeat,
     )
 
@@ -148,11 +156,15 @@ def _training(
 def _settled(
     base: Experiment, epsilon: float, folder: Path, client: int, repeat: int
 ) -> Experiment:
-    """Return one site alone, in this process, and every update as it was made."""
+    """Return one site alone, or, where the noise is in a sum, all of them; in this process, and
+    every update as it was made."""
     config = with_budget(base, epsilon)
     delta = config.privacy.target_delta or DELTA
     privacy = config.privacy.model_copy(update={"target_delta": delta})
-    federation = config.federation.model_copy(update={"participants": (client,)})
+    alone = not at_server(config)
+    federation = config.federation
+    if alone:
+        federation = federation.model_copy(update={"participants": (client,)})
     aggregation = config.aggregation.model_copy(update={"robust": "none"})
     wire = config.wire.model_copy(update={"dtype": "float32"})
     keys = {"out": str(folder), "resume": False, "workers": 1, "engine": "inprocess"}
@@ -186,7 +198,9 @@ def _check(request: AuditRequest, base: Experiment) -> None:
             "an audit's canaries are in every task, but privacy.disjoint_tasks says that no record "
             "is in two; --set privacy.disjoint_tasks=false"
         )
-    kinds = KINDS_OF[mechanism_of(base).attacked]
+    kinds = kinds_of(base)
+    if "sums" in kinds:
+        require_gradients_in_sum(base)
     if "clients" in kinds and not base.privacy.trusted_server:
         raise UserError(
             "an audit of whole clients is of the server's noise, but privacy.trusted_server is "

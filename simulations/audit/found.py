@@ -14,7 +14,7 @@ from deal_core.privacy.audit.claim_audit import Repetition
 from deal_core.privacy.audit.guesses import Guesses
 from server.results import Strict
 
-Kind = Literal["gradients", "texts", "clients"]
+Kind = Literal["gradients", "texts", "clients", "sums"]
 
 
 class Bound(Strict):
@@ -73,6 +73,7 @@ class Found(Strict):
             released in all rounds and tasks, at ``delta``; None: no guarantee.
         spent: what the ledger holds.
         outcomes: of the guesses, one for every choice of how many.
+        assumes: whom the claim takes to be honest; empty: as its unit of privacy says.
         membership: of the site's other records; with texts alone.
     """
 
@@ -90,6 +91,7 @@ class Found(Strict):
     delta: float
     spent: list[Steps]
     outcomes: list[Outcome]
+    assumes: str = ""
     membership: Attack | None = None
 
     @property

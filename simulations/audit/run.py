@@ -1,6 +1,7 @@
 """One training with canaries, in this process, and what was seen of it.
 
 Records are audited by the real apps, one site alone: what others add to a release can only hide it.
+Where the noise is in a sum all sites take part, since each adds its share.
 For whole clients see :mod:`simulations.audit.clients`.
 """
 
@@ -27,6 +28,7 @@ from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.membership import membership
 from deal_core.privacy.audit.planted import plant
+from deal_core.privacy.audit.planted_sum import plant_in_sum
 from deal_core.privacy.audit.text_canaries import (
     Scores,
     TextCanaries,
@@ -36,6 +38,7 @@ from deal_core.privacy.audit.text_canaries import (
 )
 from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
+from deal_core.privacy.policy import in_sum
 from deal_core.wire.instruction import LEARN
 from server.events import Listener
 from server.results import Results
@@ -143,6 +146,27 @@ def _gradients(training: Training, listener: Listener) -> Found:
     return _found(training, results, planted.seen.total, canaries.included, None)
 
 
+def _sums(training: Training, listener: Listener) -> Found:
+    """Gradient canaries at one site, seen in the sum over the sites whose noise is counted on."""
+    config, attacked = training.experiment, training.client
+    canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
+    planted = plant_in_sum(config, make_mechanism(config), canaries, attacked)
+
+    def prepare(shares: list[TaskData]) -> list[TaskData]:
+        own = few(shares, training.records)
+        alone = few(shares, 1)
+        return [own[k] if k == attacked else share for k, share in enumerate(alone)]
+
+    bench = Workbench(config, lambda same: planted, prepare)
+    results = _run(config, bench, listener)
+    if planted.seen.open or not planted.seen.scored:
+        raise UserError(
+            f"not every site took part in every round of {training.folder}, so the audit saw no "
+            "whole sums; its metrics.jsonl says why"
+        )
+    return _found(training, results, planted.seen.total, canaries.included, None)
+
+
 def beside_canaries(training: Training) -> Experiment:
     """Return the experiment with the sampling rate that its site has without canaries: they are
     many, and would make a batch of a given size a small part of the records."""
@@ -195,6 +219,7 @@ KINDS: dict[Kind, Callable[[Training, Listener], Found]] = {
     "gradients": _gradients,
     "texts": _texts,
     "clients": canary_clients,
+    "sums": _sums,
 }
 """Kind of canaries to how a training with them is judged."""
 
@@ -233,6 +258,7 @@ def _found(
         delta=delta,
         spent=steps_of(ledger.events()) if claimed is not None else [],
         outcomes=outcomes_of(guess(scores, included)),
+        assumes=privacy.assumes if in_sum(training.experiment.privacy) else "",
         membership=attack,
     )
 

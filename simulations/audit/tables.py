@@ -32,6 +32,9 @@ MEANING: Mapping[Kind, str] = {
     "bootstrap intervals.",
     "clients": "Canary clients: each sends an update 100 times as long as the bound, in every "
     "round that it is drawn for; every model that the server hands out is seen.",
+    "sums": "Gradient canaries in the sum: records (or groups) of one site whose gradient is 100 "
+    "times as long as the bound. The attacker is the server with as many other sites as the noise "
+    "is planned against, and as many more have failed as may: every sum over the others is seen.",
 }
 HONEST: Mapping[str, str] = {
     "record": "against everybody but the site itself, the server included",
@@ -70,7 +73,7 @@ def markdown(audit: Audit) -> str:
     """Return the whole page."""
     trainings = [found for cell in audit.cells for found in cell.trainings]
     kinds = [kind for kind in MEANING if any(found.kind == kind for found in trainings)]
-    who = "Canary clients alone." if "clients" in kinds else f"Client {trainings[0].client} alone."
+    who = _who(trainings[0])
     text = [who, claims(trainings), EXPLANATION, *(MEANING[kind] for kind in kinds)]
     lines = [f"# Audit of {audit.experiment}", "", *wrap(" ".join(text), WIDTH), ""]
     lines += list(attack_table(audit))
@@ -81,15 +84,25 @@ def markdown(audit: Audit) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _who(found: Found) -> str:
+    if found.kind == "clients":
+        return "Canary clients alone."
+    return f"Client {found.client}" + (" among all." if found.kind == "sums" else " alone.")
+
+
 def claims(trainings: list[Found]) -> str:
     """Return what every epsilon of an audit is of."""
     delta = trainings[0].delta
-    units = {(found.unit, found.unit_column) for found in trainings if found.unit}
+    units = {(found.unit, found.unit_column, found.assumes) for found in trainings if found.unit}
     told = [
-        f"per {unit_text(unit, column)}, over all rounds and tasks, {HONEST[unit]}"
-        for unit, column in sorted(units)
+        f"per {unit_text(unit, column)}, over all rounds and tasks, {_against(unit, assumes)}"
+        for unit, column, assumes in sorted(units)
     ]
     return f"Every epsilon is at delta = {delta:.3g} {'; '.join(told) or 'of what leaves'}."
+
+
+def _against(unit: str, assumes: str) -> str:
+    return f"if these are honest: {assumes}" if assumes else HONEST[unit]
 
 
 def attack_table(audit: Audit) -> Iterator[str]:

@@ -7,18 +7,16 @@ charges as in a run. The masks are left out: the sum is all that they let throug
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from deal_core.config.experiment import Experiment
 from deal_core.lora.attach import set_trainable
-from deal_core.lora.payload import PREFIX
 from deal_core.methods.shared.plain import Plain
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.canaries import GradientCanaries
@@ -31,13 +29,21 @@ from deal_core.privacy.audit.mechanism_audit import (
     judged,
     with_seed,
 )
-from deal_core.privacy.audit.planted import FAR, Planted, Scores, Updates, likelihood_ratio
-from deal_core.privacy.audit.planted_objective import PlantedObjective
-from deal_core.privacy.interface import LocalUpdate, Permit, Site
-from deal_core.privacy.mechanisms.noisy_sum import NoisySum, grid_step
+from deal_core.privacy.audit.planted import Scores
+from deal_core.privacy.audit.planted_sum import PlantedSum, SeenSums
+from deal_core.privacy.interface import (
+    Counts,
+    GradientSum,
+    LocalUpdate,
+    Mechanism,
+    Permit,
+    Site,
+    UpdateRequest,
+    release,
+)
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.privacy.mechanisms.registry import make_mechanism
-
-Total = dict[str, NDArray[Any]]
+from deal_core.training.gradients import Gradients
 
 
 @dataclass(frozen=True)
@@ -80,82 +86,64 @@ def audit_sum(audit: SumAudit, folder: Path, repetitions: int = 4, seed: int = 0
         canaries = GradientCanaries(audit.canaries, seed, k)
         own = with_seed(audit.experiment, audit.experiment.run.seed + k)
         scores = _scores(replace(audit, experiment=own), folder / f"repetition-{k}", canaries)
-        spent = tuple(event.spent for event in _ledger(folder / f"repetition-{k}", 0).events())
+        spent = tuple(event.spent for event in _ledger(folder / f"repetition-{k}", "0").events())
         done.append(Repetition(spent, guess(scores, canaries.included)))
-    return judged(done, _ledger(folder / "repetition-0", 0))
+    return judged(done, _ledger(folder / "repetition-0", "0"))
 
 
-def _ledger(folder: Path, client: int) -> Ledger:
-    return Ledger(folder / str(client))
+def _ledger(folder: Path, client: str) -> Ledger:
+    return Ledger(folder / client)
 
 
 def _scores(audit: SumAudit, folder: Path, canaries: GradientCanaries) -> Scores:
-    """Return how the canaries look in all rounds, ``(count,)``: the logarithm of how much likelier
-    it is, as planned, that each was there."""
-    config = audit.experiment
-    seen = np.zeros(canaries.count)
-    honest = config.federation.clients - config.privacy.colluding
+    """Return how the canaries look in all rounds, ``(count,)``."""
+    config, module = audit.experiment, audit.records.model.module
+    honest = tuple(str(k) for k in range(config.federation.clients - config.privacy.colluding))
+    seen = SeenSums(canaries, honest, np.zeros(canaries.count))
+    mechanism = _Muted(make_mechanism(config), honest[1 : 1 + audit.silent])
+    planted = PlantedSum(mechanism, seen)
+    objective: Any = Plain(audit.records.model, audit.records.labels, audit.records.data)
+    learning = set_trainable(module, mechanism.trained(frozenset({"lora_A", "lora_B"})))
+    entries = sum(factor.numel() for factor in learning)
+
+    def make(given: Gradients | GradientSum) -> LocalUpdate:
+        assert isinstance(given, GradientSum)
+        return LocalUpdate(given.total(module, objective), {"num_examples": 1.0})
+
     for server_round in range(1, config.federation.rounds + 1):
-        totals: list[Total] = []
-        noise, rate = 0.0, 1.0
-        for client in range(honest):
-            permit, gradients = _permit(audit, folder, client, server_round, canaries)
-            if client == 0:  # as the attacked site plans, whatever the others do
-                noise, rate = gradients.noise_multiplier, gradients.sample_rate
-            total = _total(audit, client, gradients, canaries)
-            permit.release(LocalUpdate(total, {"num_examples": 1.0}))
-            totals.append(total)
-        along = canaries.scores(_added(totals)) * grid_step(1.0)
-        seen += likelihood_ratio(along, rate, noise)
-    return seen
+        ask = audit_request(config, audit.records, server_round)
+        for client in honest:
+            site = Site(partial(_ledger, folder, client), policy=None, simulated=True)
+            release(planted, replace(ask, client=client, entries=entries), site, make)
+    assert not seen.open
+    return seen.total
 
 
-def _permit(
-    audit: SumAudit, folder: Path, client: int, server_round: int, canaries: GradientCanaries
-) -> tuple[Permit, NoisySum]:
-    """Leave of a site for a round; the first has the canaries for further records."""
-    mechanism = make_mechanism(audit.experiment)
-    ask = replace(
-        audit_request(audit.experiment, audit.records, server_round),
-        client=str(client),
-        entries=_entries(audit),
-    )
-    if client == 0:
-        ask = Planted(mechanism, canaries, Updates(canaries, np.zeros(0)), FAR).with_canaries(ask)
-    ledger = _ledger(folder, client)
-    permit = mechanism.permit(ask, Site(ledger=lambda: ledger, policy=None, simulated=True))
-    assert isinstance(permit, Permit)
-    assert isinstance(permit.gradients, NoisySum)
-    gradients = permit.gradients
-    if 0 < client <= audit.silent:
-        gradients = replace(gradients, noise_multiplier=0.0)
-    return permit, gradients
+@dataclass(frozen=True)
+class _Muted:
+    """A mechanism that some sites have broken: they add no noise.
 
+    Attributes:
+        inner: as it should be.
+        silent: names of those sites.
+    """
 
-def _entries(audit: SumAudit) -> int:
-    return sum(factor.numel() for factor in _learning(audit))
+    inner: Mechanism
+    silent: tuple[str, ...]
 
+    @property
+    def unit(self) -> str | None:
+        return self.inner.unit
 
-def _learning(audit: SumAudit) -> list[torch.nn.Parameter]:
-    trained = make_mechanism(audit.experiment).trained(frozenset({"lora_A", "lora_B"}))
-    return set_trainable(audit.records.model.module, trained)
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        return self.inner.trained(factors)
 
+    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
+        permit = self.inner.permit(ask, site)
+        if isinstance(permit, LocalUpdate) or ask.client not in self.silent:
+            return permit
+        assert isinstance(permit.gradients, NoisySum)
+        return replace(permit, gradients=replace(permit.gradients, noise_multiplier=0.0))
 
-def _total(audit: SumAudit, client: int, gradients: NoisySum, canaries: GradientCanaries) -> Total:
-    records, module = audit.records, audit.records.model.module
-    _learning(audit)
-    objective: Any = Plain(records.model, records.labels, records.data)
-    if client == 0:
-        bound = FAR * gradients.max_grad_norm
-        objective = PlantedObjective(objective, module, len(records.data), canaries, bound)
-    return gradients.total(module, objective)
-
-
-def _added(totals: Sequence[Total]) -> Mapping[str, torch.Tensor]:
-    """The sum over sites, by the names of factors."""
-    return {
-        key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(
-            np.sum([total[key] for total in totals], axis=0, dtype=np.float64)
-        )
-        for key in totals[0]
-    }
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
+        return self.inner.count(ask, site, make)

@@ -12,6 +12,7 @@ from simulations.audit import command
 from simulations.audit.command import AuditRequest, planned, run_audit
 from simulations.audit.found import Attack, Figure, Found, Outcome, Steps, Training
 from simulations.audit.tables import Audit
+from simulations.run.preflight import preflight
 
 WHOLE = ("privacy.mechanism=client",)
 
@@ -105,6 +106,31 @@ def test_whole_clients_are_attacked_by_canary_clients_alone(monkeypatch, tmp_pat
     told = " ".join(screen.split())
     for part in ("delta = 1e-05 per client", "all rounds and tasks", "everybody but the server"):
         assert part in told
+
+
+def test_noise_in_a_sum_is_attacked_through_the_sum_with_all_sites(tmp_path):
+    trainings = planned(AuditRequest("private", "8,inf", client=3, repetitions=2), tmp_path)
+    assert [(t.kind, t.experiment.privacy.mechanism, t.records) for t in trainings] == [
+        ("sums", "record", 32),
+        ("sums", "record", 32),
+        ("sums", "none", 32),
+        ("sums", "none", 32),
+    ]
+    for training in trainings:
+        config = training.experiment
+        assert config.federation.participants == ()
+        assert config.aggregation.secure
+        preflight(config)
+
+
+def test_sums_that_canaries_do_not_fit_into_are_refused_by_name(tmp_path):
+    for request, told in (
+        (AuditRequest("private-sums"), "method.name 'prototype' adds up embeddings"),
+        (AuditRequest("private", overrides=("adapter.kind=core",)), "--set adapter.kind=pooled"),
+    ):
+        with pytest.raises(UserError, match=told) as caught:
+            planned(request, tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_guesses_as_the_claims_allow_refute_nothing(monkeypatch, tmp_path):

@@ -13,11 +13,12 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.mechanisms.noise import SeededNoise
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from simulations.audit.command import AuditRequest, run_audit
-from simulations.audit.found import Training
+from simulations.audit.found import Found, Training
 from simulations.audit.judged import judged
 from simulations.audit.run import carry_out, known, share_of
-from simulations.audit.tables import Audit
+from simulations.audit.tables import Audit, AuditedCell, markdown
 
 AUDITED = (
     'data.tasks=["laboratory"]',
@@ -99,6 +100,73 @@ def test_canaries_change_no_claim(make_experiment, tmp_path):
     assert spent.steps == 4 * -(-1 // spent.sample_rate)
     ledger = Ledger(tmp_path / "run" / "sites" / "0")
     assert composed(ledger.events(), 1e-5) == found.claimed
+
+
+SUMMED = (
+    'data.tasks=["laboratory"]',
+    'adapter.kind="pooled"',
+    "aggregation.secure=true",
+    "federation.clients=3",
+    "federation.rounds=2",
+    "train.step=server",
+    "train.precision=float32",
+    "data.max_test=8",
+    "privacy.target_delta=1e-5",
+    "privacy.target_epsilon=4.0",
+)
+SUM_NOISE = ("privacy.mechanism=record", "privacy.noise_share=sum")
+
+
+def summed(make_experiment, folder, *overrides) -> Found:
+    experiment = make_experiment(*SUMMED, f'run.out="{folder}"', *overrides)
+    what = Training(experiment, "sums", client=1, canaries=600, seed=5, delta=1e-5, records=4)
+    return carry_out(what, lambda event: None)
+
+
+def test_noise_in_the_sum_stays_below_its_claim_and_says_whom_it_trusts(make_experiment, tmp_path):
+    found = summed(make_experiment, tmp_path / "on", *SUM_NOISE)
+    assert 3.6 < found.claimed <= 4.0
+    assert [(s.sample_rate, s.steps) for s in found.spent] == [(1.0, 2)]
+    assert found.assumes.startswith("all sites but 1, which may pool what they know")
+    verdict = judged([found])
+    assert not verdict.refuted
+    assert 0.7 < verdict.notices.efficiency < 1.3
+    audit = Audit(experiment="it", cells=[AuditedCell(epsilon="4", attacks=[verdict])])
+    told = " ".join(markdown(audit).split())
+    for part in ("Client 1 among all.", f"if these are honest: {found.assumes}.", "600 sums"):
+        assert part in told
+    assert "the server included" not in told
+
+
+def test_shares_that_are_too_small_are_caught(make_experiment, tmp_path, monkeypatch):
+    """Each site adds a tenth of the variance that it is counted on for; the ledgers know nothing of
+    it."""
+    monkeypatch.setattr(
+        "deal_core.privacy.mechanisms.record_gradients.shares_of", lambda experiment: 20
+    )
+    found = summed(make_experiment, tmp_path / "less", *SUM_NOISE)
+    assert 3.6 < found.claimed <= 4.0
+    assert judged([found]).refuted
+
+
+def test_a_sum_without_noise_hides_nothing(make_experiment, tmp_path):
+    found = summed(make_experiment, tmp_path / "none")
+    assert (found.claimed, found.assumes) == (None, "")
+    assert judged([found]).bound.epsilon > 3
+
+
+def test_a_sum_that_a_site_is_missing_from_is_no_audit(make_experiment, tmp_path, monkeypatch):
+    """Where the attacked one cannot read its records, noise alone leaves it."""
+    total = NoisySum.total
+
+    def failing(self, module, objective):
+        if len(self.data) > 600:  # the attacked site's, canaries included
+            raise RuntimeError("broken")
+        return total(self, module, objective)
+
+    monkeypatch.setattr(NoisySum, "total", failing)
+    with pytest.raises(UserError, match="saw no whole sums"):
+        summed(make_experiment, tmp_path / "broken", *SUM_NOISE)
 
 
 @pytest.mark.slow

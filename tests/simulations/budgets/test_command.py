@@ -263,6 +263,23 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_noise_at_the_site_stands_beside_noise_in_the_sum():
+    base = load_experiment(Request("private"))
+    study = budgets_study("private", base, [2.0, math.inf], [], [0], shares=["sum", "site"])
+    cells = {cell.name: cell.runs[""].privacy for cell in grid(study, Path("out"), ())}
+    assert {
+        name: (own.mechanism, own.noise_share, own.target_epsilon) for name, own in cells.items()
+    } == {
+        "eps-2.deal.seed0": ("record", "sum", 2.0),
+        "eps-inf.deal.seed0": ("none", "sum", 8.0),
+        "eps-2.deal-noise-site.seed0": ("record", "site", 2.0),
+        "eps-inf.deal-noise-site.seed0": ("none", "site", 8.0),
+    }
+    for bad in (["sum", "sum"], ["server"]):
+        with pytest.raises(UserError, match=f"--noise {','.join(bad)}: write site, sum or both"):
+            budgets_study("private", base, [2.0], [], [0], shares=bad)
+
+
 def test_another_experiment_stands_beside_with_the_same_budgets():
     base, other = (load_experiment(Request(name)) for name in ("private", "private-sums"))
     beside = {"private-sums": other}

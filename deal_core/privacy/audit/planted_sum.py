@@ -1,0 +1,241 @@
+"""Noise in the sum, with canaries at one site, and what the server and some sites see of them.
+
+The attacker is the server with as many other sites as the noise is planned against: what these
+send it knows, and takes away. As many others as may fail have failed. So it sees the sum over the
+sites that are counted on, which make up the whole noise and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from deal_core.lora.payload import PREFIX
+from deal_core.models.interface import Encoded
+from deal_core.privacy.accounting.unit import GROUP
+from deal_core.privacy.audit.canaries import GradientCanaries
+from deal_core.privacy.audit.planted import (
+    FAR,
+    GROUP_RECORDS,
+    Planted,
+    Scores,
+    Updates,
+    likelihood_ratio,
+)
+from deal_core.privacy.audit.planted_objective import PlantedObjective
+from deal_core.privacy.interface import (
+    Counts,
+    LocalUpdate,
+    Mechanism,
+    Permit,
+    Site,
+    UpdateRequest,
+)
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum, grid_step
+from deal_core.privacy.mechanisms.shares import shares_of
+from deal_core.training.objective import Objective
+
+Total = Mapping[str, NDArray[Any]]
+Place = tuple[str, str, int, int]
+"""Task, phase, stage and round of a sum."""
+
+
+def counted_sites(experiment: Experiment, attacked: int) -> tuple[str, ...]:
+    """Return the sites whose noise hides the attacked one's records: itself, first, and as many
+    others as its plan counts on."""
+    others = [k for k in range(experiment.federation.clients) if k != attacked]
+    return tuple(str(k) for k in (attacked, *others[: shares_of(experiment) - 1]))
+
+
+@dataclass
+class SeenSums:
+    """Adds up what the attacker sees of the canaries, over all rounds and tasks.
+
+    Attributes:
+        canaries: whose directions are looked along.
+        counted: sites in the sum that is seen; the first is the attacked one.
+        total: ``(count,)``: the logarithm of how much likelier it is, as the attacked site plans,
+            that each canary was there; without noise, how far the sums went along it.
+        open: sums that not all sites have given their part of. scored: how many were whole.
+    """
+
+    canaries: GradientCanaries
+    counted: tuple[str, ...]
+    total: Scores
+    open: dict[Place, dict[str, Total]] = field(default_factory=dict)
+    scored: int = 0
+    _plan: dict[Place, tuple[float, float]] = field(default_factory=dict)
+
+    def add(self, client: str, place: Place, part: Total, sum_of: NoisySum) -> None:
+        """Take a site's part of a sum, and score the sum when it is whole."""
+        if client not in self.counted:
+            return
+        parts = self.open.setdefault(place, {})
+        parts[client] = part
+        if client == self.counted[0]:  # as it plans, whatever the others do
+            self._plan[place] = sum_of.sample_rate, sum_of.noise_multiplier
+        if len(parts) == len(self.counted):
+            self._score(*self._plan.pop(place), self.open.pop(place))
+
+    def _score(self, rate: float, noise: float, parts: Mapping[str, Total]) -> None:
+        self.scored += 1
+        along = self.canaries.scores(_added(list(parts.values()))) * grid_step(1.0)
+        self.total += likelihood_ratio(along, rate, noise) if noise else along
+
+
+def _added(parts: Sequence[Total]) -> Mapping[str, Tensor]:
+    """The sum over sites, by the names of factors."""
+    return {
+        key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(
+            np.sum([part[key] for part in parts], axis=0, dtype=np.float64)
+        )
+        for key in parts[0]
+    }
+
+
+@dataclass(frozen=True)
+class WatchedSum:
+    """One noisy sum of a site, with the attacker, who sees it among the others.
+
+    Attributes:
+        inner: the mechanism's.
+        records: positions below are records, those from there on canaries.
+        see: is told of the sum.
+        canaries: of the attacked site; None: of another one.
+        records_each: positions that a canary has.
+    """
+
+    inner: NoisySum
+    records: int
+    see: Callable[[Total, NoisySum], None]
+    canaries: GradientCanaries | None
+    records_each: int
+
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """The records: canaries are no texts."""
+        return self.inner.data[: self.records]
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """Let the mechanism's own sum try the objective out, without canaries."""
+        self.inner.rehearse(module, objective, probes)
+
+    def total(self, module: nn.Module, objective: Objective) -> dict[str, NDArray[np.int64]]:
+        """Return the sum of records and canaries, and show it to the attacker."""
+        if self.canaries is not None:
+            length = FAR * self.inner.max_grad_norm
+            objective = PlantedObjective(
+                objective, module, self.records, self.canaries, length, self.records_each
+            )
+        total = self.inner.total(module, objective)
+        self.see(total, self.inner)
+        return total
+
+    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[Any]:
+        """Sums of embeddings have no gradients to plant anything in.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("sums of embeddings are not audited")
+
+
+@dataclass(frozen=True)
+class PlantedSum:
+    """A mechanism with canaries at one of the sites that share it.
+
+    Attributes:
+        inner: the mechanism that is attacked.
+        seen: canaries, the attacked site, and who looks.
+        group_records: records of each canary, where the mechanism protects groups.
+    """
+
+    inner: Mechanism
+    seen: SeenSums
+    group_records: int = GROUP_RECORDS
+
+    @property
+    def unit(self) -> str | None:
+        """What the mechanism beneath protects; None: nothing."""
+        return self.inner.unit
+
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """Return the factors that the mechanism beneath lets learn."""
+        return self.inner.trained(factors)
+
+    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
+        """Return leave as the mechanism beneath gives it, at the attacked site with the canaries
+        for further records, or the update that the same request was answered with.
+
+        Raises:
+            Refusal: the mechanism takes no part.
+        """
+        attacked = ask.client == self.seen.counted[0]
+        permit = self.inner.permit(self._with_canaries(ask) if attacked else ask, site)
+        if isinstance(permit, LocalUpdate):
+            return permit
+        assert isinstance(permit.gradients, NoisySum)
+        place = ask.task, ask.phase, ask.stage, ask.server_round
+        watched = WatchedSum(
+            permit.gradients,
+            len(ask.data),
+            lambda total, sum_of: self.seen.add(ask.client, place, total, sum_of),
+            self.seen.canaries if attacked else None,
+            self._each,
+        )
+        return replace(permit, gradients=watched)
+
+    @property
+    def _each(self) -> int:
+        return self.group_records if self.unit == GROUP else 1
+
+    def _with_canaries(self, ask: UpdateRequest) -> UpdateRequest:
+        canaries = self.seen.canaries
+        unseen = Updates(canaries, np.zeros(0))
+        return Planted(self.inner, canaries, unseen, FAR, self._each).with_canaries(ask)
+
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
+        """Return the counts as the mechanism beneath lets them go; canaries are not tested."""
+        return self.inner.count(ask, site, make)
+
+
+def plant_in_sum(
+    experiment: Experiment, inner: Mechanism, canaries: GradientCanaries, attacked: int
+) -> PlantedSum:
+    """Return a mechanism with canaries at one site, which is attacked through the sum.
+
+    Args:
+        experiment: how many sites there are, and how many of them are counted on.
+        inner: the mechanism itself.
+        canaries: their directions, and which of them are there.
+        attacked: number of the site.
+    """
+    counted = counted_sites(experiment, attacked)
+    return PlantedSum(inner, SeenSums(canaries, counted, np.zeros(canaries.count)))
+
+
+def require_gradients_in_sum(experiment: Experiment) -> None:
+    """Check that what is summed has gradients of whole factors to plant canaries in.
+
+    Raises:
+        UserError: it is of embeddings, or of the cores of an adapter.
+    """
+    if experiment.method.name == "prototype":
+        raise UserError(
+            "an audit plants its canaries in gradients, but method.name 'prototype' adds up "
+            "embeddings; audit an experiment that adds up gradients, with noise of the same kind: "
+            "deal audit private"
+        )
+    if experiment.adapter.kind == "core":
+        raise UserError(
+            "an audit plants its canaries in whole factors, and adapter.kind 'core' learns less; "
+            "--set adapter.kind=pooled, whose noise is of the same kind"
+        )
