@@ -103,9 +103,39 @@ def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name != "sequential"])
+ADAPTERS = [name for name in RUNS if name not in ("linear-probe", "prototype")]
+TASKS = ("laboratory", "surgery")
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "sequential"])
 def test_a_method_is_more_than_its_name(whole_run, name):
-    assert not same(learnt_adapter(whole_run(name)[1]), learnt_adapter(whole_run("sequential")[1]))
+    """No other method has left the same factors; heads are not looked at."""
+    others = [other for other in ("sequential", "deal", "lwf") if other != name]
+    if name == "deal with prototypes":
+        others.remove("deal")
+    own = factors(whole_run(name)[1])
+    assert not [other for other in others if same(own, factors(whole_run(other)[1]))]
+
+
+def test_what_is_made_of_sums_is_in_the_heads_alone(whole_run):
+    """Their adapters are zero, and no two have the same heads; those of deal are those of class
+    means, beside what it learns without them."""
+    heads = {}
+    for name in ("linear-probe", "prototype", "deal with prototypes"):
+        learnt = learnt_adapter(whole_run(name)[1])
+        heads[name] = [learnt[task] for task in TASKS]
+        assert all(head.any() and np.isfinite(head).all() for head in heads[name])
+    for name in ("linear-probe", "prototype"):
+        assert not any(value.any() for value in factors(whole_run(name)[1]).values())
+    probes = [head.shape for head in heads["linear-probe"]]
+    assert probes != [head.shape for head in heads["prototype"]]
+    for one, other in zip(heads["prototype"], heads["deal with prototypes"], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert same(*(factors(whole_run(name)[1]) for name in ("deal", "deal with prototypes")))
+
+
+def factors(folder: Path) -> dict[str, np.ndarray]:
+    return {key: value for key, value in learnt_adapter(folder).items() if key not in TASKS}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,157 @@
+"""Two tasks that have a label in common, through the real apps: one class, or two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import log_softmax, logsumexp
+
+from deal_core.config.experiment import Experiment
+from deal_core.data import open_source
+from deal_core.training.embedding import base_embeddings
+from server.results import read_results
+from simulations.engines.inprocess import run_inprocess
+from tests.conftest import load_once
+from tests.simulations.runs import at, learnt_adapter
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+TEXTS = {
+    "ward": {
+        "blood": ["a blood count", "anaemia", "low platelets", "clotting factor", "haemoglobin"],
+        "other": ["the bed is broken", "visiting hours", "a lost key", "lunch", "a noisy room"],
+        "heart": ["chest pain", "a fast pulse", "heart failure", "a murmur", "an infarct"],
+    },
+    "clinic": {
+        "lung": ["a cough", "asthma attack", "short of breath", "pneumonia", "an inhaler"],
+        "other": ["the bill", "a new appointment", "parking", "heart of the town", "blood moon"],
+        "skin": ["an itching rash", "eczema", "a mole", "acne", "sunburn"],
+    },
+}
+"""Task to label to texts. ``other`` is in both, and of something else; some of the second task's
+sound like labels of the first."""
+ASKED = {
+    "ward": {
+        "blood": ["blood loss", "a blood bill"],
+        "other": ["a bill for the room", "parking at night", "heart-shaped balloons"],
+        "heart": ["pain in the chest", "pulse"],
+    },
+    "clinic": {
+        "lung": ["breathing is hard", "coughing"],
+        "other": ["visiting", "lunch with a friend", "a lost key", "the noise of a broken heart"],
+        "skin": ["a red rash", "itching"],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data")
+    for split, texts in (("train", TEXTS), ("test", ASKED)):
+        for task, labels in texts.items():
+            (path / task).mkdir(exist_ok=True)
+            rows = [{"text": t, "label": label} for label, own in labels.items() for t in own]
+            (path / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def played(make_experiment, folder, tmp_path_factory):
+    """The experiment and the folder of a run."""
+    finished: dict[tuple[bool, int], tuple[Experiment, Path]] = {}
+
+    def run(shared: bool, tasks: int = 2) -> tuple[Experiment, Path]:
+        if (shared, tasks) not in finished:
+            experiment = make_experiment(
+                'data.source="files"',
+                f'data.path="{folder}"',
+                f"data.tasks={json.dumps([*TEXTS][:tasks])}",
+                f"stream.shared_labels={json.dumps(shared)}",
+                "method.name=prototype",
+                "federation.rounds=1",
+                "train.precision=float32",
+            )
+            out = tmp_path_factory.mktemp("run")
+            run_inprocess(at(experiment, out), lambda event: None)
+            finished[shared, tasks] = experiment, out
+        return finished[shared, tasks]
+
+    return run
+
+
+Heads = dict[str, NDArray[np.float32]]
+
+
+class ByHand:
+    """Answers to the texts of a task, from its head, (M63), or else from the names of labels."""
+
+    def __init__(self, experiment: Experiment, task: str) -> None:
+        self.model = load_once()(experiment.model, experiment.adapter, experiment.train.max_length)
+        source = open_source(experiment.data)
+        self.task, self.data = task, {name: source.load(name) for name in experiment.data.tasks}
+        own = self.data[task]
+        self.right = [example.label for example in own.test]
+        self.encoded = self.model.encode(own.test, own.labels)
+        layers = experiment.method.prototype.layers
+        self.x = base_embeddings(self.model, self.encoded, layers).double().numpy()
+
+    def answers(self, heads: Heads, among: list[str]) -> list[tuple[str, str]]:
+        """Task and label of the best score of each text, among the labels of these tasks."""
+        columns = [(task, label) for task in among for label in self.data[task].labels]
+        found = [self._by_head(heads[t]) if self.task in heads else self._by_name(t) for t in among]
+        return [columns[place] for place in np.hstack(found).argmax(1)]
+
+    def _by_head(self, head: NDArray[np.float32]) -> NDArray[np.float64]:
+        first, second = (
+            self.x @ head[:, row, :-1].T.astype(np.float64) + head[:, row, -1] for row in (0, 1)
+        )
+        return logsumexp(first, axis=1, keepdims=True) + log_softmax(second, axis=1)
+
+    def _by_name(self, task: str) -> NDArray[np.float64]:
+        with torch.no_grad():
+            return self.model.scores(self.encoded, self.data[task].labels).double().numpy()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_both_matrices_are_those_of_the_answers(played, shared):
+    """After the first task its own head answers, and the names of labels in the second."""
+    experiment, out = played(shared)
+    results = read_results(out)
+    assert results.class_incremental is not None
+    after = [learnt_adapter(played(shared, tasks=1)[1]), learnt_adapter(out)]
+    for j, task in enumerate(TEXTS):
+        hand = ByHand(experiment, task)
+        for stage, exported in enumerate(after):
+            heads = {name: exported[name] for name in TEXTS if name in exported}
+            told = [label for _, label in hand.answers(heads, [task])]
+            assert results.accuracy_matrix[stage][j] == share(told, hand.right)
+            among = [name for name in TEXTS if name in heads or name == task]
+            best = hand.answers(heads, among)
+            found = results.class_incremental.accuracy_matrix[stage][j]
+            if shared:
+                assert found == share([label for _, label in best], hand.right)
+            else:
+                assert found == share(best, [(task, label) for label in hand.right])
+
+
+def share(answers: list, right: list) -> float:
+    return sum(a == b for a, b in zip(answers, right, strict=True)) / len(right)
+
+
+def test_of_equal_names_one_class_is_answered_rightly_more_often_than_two(played):
+    """Nothing else is different: the sums of a label are those of its task."""
+    one, two = played(True)[1], played(False)[1]
+    heads, others = learnt_adapter(one), learnt_adapter(two)
+    assert all(np.array_equal(heads[task], others[task]) for task in TEXTS)
+    first, second = read_results(one), read_results(two)
+    assert first.accuracy_matrix == second.accuracy_matrix
+    assert first.class_incremental is not None
+    assert second.class_incremental is not None
+    among = [np.array(each.class_incremental.accuracy_matrix) for each in (first, second)]
+    assert (among[0] >= among[1]).all()
+    assert among[0][-1].sum() > among[1][-1].sum()

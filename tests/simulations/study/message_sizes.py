@@ -1,0 +1,146 @@
+"""What the messages of an arm of a study weigh: the real server and the real wire, with clients
+that learn noise and have noise for records, so that nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch.nn.functional import normalize
+
+from client import wire
+from client.distilled_store import DistilledStore
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
+from deal_core.lora.payload import LORA, SUMS
+from deal_core.methods import EmbeddedTask, method_of, phases_of, statistics_of
+from deal_core.models import adapter_shapes, embedding_size
+from deal_core.privacy.interface import LocalUpdate
+from deal_core.randomness import seeded
+from deal_core.training.cache import Cache
+from deal_core.wire.adapter_record import pack_update
+from deal_core.wire.sums import pack_sums
+from server.run import run
+from simulations.engines.flower_identity import assume_identity
+from simulations.engines.inprocess import InProcessGrid
+from simulations.study.grid import grid
+from simulations.study.study_file import load_study
+from tests.server.fuzz_grid import counts, nudged
+
+Bytes = Counter[tuple[str, str]]
+"""``("up" | "down", record)`` to the bytes of its arrays in the whole run, of one client."""
+SPACES = {
+    "all-labels-medmcqa": {
+        "basic-science": 3,
+        "laboratory": 4,
+        "medicine": 4,
+        "surgery": 4,
+        "head-and-neck": 3,
+    },
+    "all-labels-cl15-core": {
+        "yelp": 5,
+        "amazon": 5,
+        "qqp": 2,
+        "sst2": 2,
+        "dbpedia": 14,
+        "ag_news": 4,
+        "yahoo": 10,
+    },
+    "all-labels-clinc10": {f"clinc_{number}": 15 for number in range(10)},
+}
+"""Study to its tasks and how many labels each has; the names of labels weigh nothing."""
+
+
+def arm(study: str, name: str, folder: Path, *overrides: str) -> Experiment:
+    """The experiment of an arm, with one client: what is sent to each is the same."""
+    data = folder / "data"
+    for task, labels in SPACES[study].items():
+        (data / task).mkdir(parents=True)
+        rows = [json.dumps({"text": "a", "text_pair": "b", "label": f"{n}"}) for n in range(labels)]
+        for split in ("train", "test"):
+            (data / task / f"{split}.jsonl").write_text("\n".join(rows))
+    files = (
+        f'data.path="{data}"',
+        "data.source=files",
+        f"data.tasks={json.dumps([*SPACES[study]])}",
+    )
+    cells = grid(load_study(study), folder / "study", ["federation.clients=1", *files, *overrides])
+    [experiment] = next(cell.runs.values() for cell in cells if cell.arm == name and cell.seed == 0)
+    Path(experiment.run.out).mkdir(parents=True)
+    return experiment
+
+
+def message_sizes(experiment: Experiment) -> Bytes:
+    """Play the whole run."""
+    weighed: Bytes = Counter()
+
+    def weigh(way: str, message: Message) -> Message:
+        for name, record in message.content.array_records.items():
+            weighed[way, name] += sum(len(array.data) for array in record.values())
+        return message
+
+    grid = _Weighing(_app(experiment), flatten(experiment), experiment.federation.clients)
+    grid.sent = lambda message: weigh("down", message)
+    grid.interceptor = lambda reply: weigh("up", reply)
+    with assume_identity(1, 1):
+        run(grid, experiment)
+    return weighed
+
+
+class _Weighing(InProcessGrid):
+    def push_messages(self, messages):
+        return super().push_messages([self.sent(message) for message in messages])
+
+
+def _app(experiment: Experiment) -> ClientApp:
+    app, method = ClientApp(), method_of(experiment)
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    spaces = next(s for s in SPACES.values() if set(s) == set(experiment.data.tasks))
+    bench = SimpleNamespace(
+        experiment=experiment,
+        shapes=shapes,
+        latest=Cache(),
+        phase=lambda name: phases_of(method)[name],
+        statistics=statistics_of(method),
+        tasks=experiment.data.tasks,
+        labels=lambda task: ("",) * spaces[task],
+    )
+    store = DistilledStore(Path(experiment.run.out) / "sites" / "0")
+    dtype = experiment.wire.dtype
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"site": ConfigRecord({"client": 0})}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        state, asked = wire.read_request(message, bench, store)
+        generator = seeded("noise", asked.stage, asked.server_round)
+        statistics, told = bench.phase(asked.phase).statistics, None
+        if asked.piggybacked_evaluation:
+            told = "ok", counts(len(asked.piggybacked_evaluation))
+        figures = {"num_examples": 100, "loss": 0.5, "seconds": 0.1}
+        if statistics is None:
+            trained = frozenset(asked.trained)
+            after = nudged(state.current, trained, generator)
+            packed, _ = pack_update(after, state.current, dtype, trained, {}, generator)
+            return wire.update_reply(message, LocalUpdate(packed, figures), asked, told, LORA)
+        size, labels = embedding_size(experiment.model, statistics.layers), spaces[asked.task]
+        x = normalize(torch.randn(100, size, generator=generator), dim=1)
+        sums = statistics.collect(EmbeddedTask(x, torch.arange(100) % labels, labels))
+        form = statistics.at(dtype)
+        packed = pack_sums([form.pack(sums)], form.codes)
+        del figures["loss"]
+        return wire.update_reply(message, LocalUpdate(packed, figures), asked, told, SUMS)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        _, asked = wire.read_request(message, bench, store)
+        return wire.evaluation_reply(message, counts(len(asked.tasks)))
+
+    return app
