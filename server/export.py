@@ -19,7 +19,7 @@ from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import method_of, statistics_of
 from deal_core.models import FAMILIES, embedding_size
-from deal_core.models.loading import upstream_of
+from deal_core.models.loading import upstream_of, with_revision
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from deal_core.whole_file import write_whole
 
@@ -63,11 +63,13 @@ def export_adapter(
 
 def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:
     """Return PEFT's settings of all adapters as one."""
+    name, revision = with_revision(experiment.model.name)
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.rank,
         target_modules=sorted(adapter.layers),
-        base_model_name_or_path=experiment.model.name,
+        base_model_name_or_path=name,
+        revision=revision or None,
         task_type=FAMILIES[experiment.model.family].task_type,
         inference_mode=True,
     )

@@ -9,6 +9,7 @@ from deal_core.errors import choose
 from deal_core.inference.folder import AdapterFolder, Inference
 from deal_core.lora.kinds import KINDS, rule_of
 from deal_core.methods import KEEP_TEXTS
+from deal_core.models.loading import with_revision
 from deal_core.privacy.accounting.unit import GROUP
 from deal_core.whole_file import write_whole
 from server.results import Privacy, Results
@@ -69,8 +70,9 @@ def map_card(card: str, code: str) -> str:
 
 
 def hub_name(inference: Inference) -> str:
-    """Return the base model's name on the Hugging Face hub; empty where it is a folder."""
-    name = inference.upstream or inference.model.name
+    """Return the base model's name on the Hugging Face hub, without a revision; empty where it is a
+    folder."""
+    name = with_revision(inference.upstream or inference.model.name)[0]
     is_hub = name.count("/") <= 1 and not name.startswith((".", "/", "~", "embedded:"))
     return name if is_hub and not Path(name).exists() else ""
 

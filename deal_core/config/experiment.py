@@ -25,7 +25,8 @@ class ModelConfig(Table):
     """Model family: ``encoder-labels``, ``causal-lm`` or ``seq2seq-lm``; the last two answer in
     words (generating models)."""
     name: str = "embedded:minilm"
-    """``embedded:NAME``, a folder, or a Hugging Face hub name."""
+    """``embedded:NAME``, a folder, or a Hugging Face hub name; ``NAME@REVISION`` (a tag, or the
+    hash of a commit) is the same at every institution, however the name moves on."""
     logit_scale: float = Field(20.0, gt=0)
     """Multiplier of the cosine between text and label (encoder-labels)."""
     instruction: str = "Classify the text. Answer with one of the options."

@@ -51,13 +51,14 @@ def _answers(address: str) -> bool:
     return answered.is_set()
 
 
-def has_model(name: str) -> bool:
-    """Return whether a model of the hub is in this machine's cache; at least its description."""
+def has_model(name: str, revision: str | None = None) -> bool:
+    """Return whether a model of the hub is in this machine's cache; at least its description.
+    Without a revision: the latest that this machine knows."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json"), str)
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
     except HFValidationError:  # no name of the hub
         return False
 

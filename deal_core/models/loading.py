@@ -16,6 +16,7 @@ from deal_core.errors import UserError, nearest
 from deal_core.models.unpacked import unpacked
 
 EMBEDDED = "embedded:"
+GGUF = "gguf_file"
 UPSTREAM = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -33,7 +34,7 @@ class Source:
 
     Attributes:
         location: folder or hub name.
-        options: further keyword arguments (``gguf_file``).
+        options: further keyword arguments (``gguf_file``, ``revision``).
     """
 
     location: str
@@ -47,7 +48,8 @@ def locate(name: str) -> Source:
         UserError: unknown embedded name, or the asset wheel is missing or altered.
     """
     if not name.startswith(EMBEDDED):
-        return Source(name, {})
+        location, revision = with_revision(name)
+        return Source(location, {"revision": revision} if revision else {})
     short = name.removeprefix(EMBEDDED)
     if short not in EMBEDDED_NAMES:
         listed = ", ".join(EMBEDDED + known for known in EMBEDDED_NAMES)
@@ -56,8 +58,15 @@ def locate(name: str) -> Source:
         )
     found = asset_folder(short)
     if found.suffix == ".gguf":
-        return Source(str(found.parent), {"gguf_file": found.name})
+        return Source(str(found.parent), {GGUF: found.name})
     return Source(str(found), {})
+
+
+def with_revision(name: str) -> tuple[str, str]:
+    """Return a hub name and the revision behind its ``@``; empty: none is named. A folder is its
+    whole name."""
+    location, _, revision = name.partition("@")
+    return (name, "") if Path(name).exists() else (location, revision)
 
 
 def upstream_of(name: str) -> str:
@@ -81,7 +90,7 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
     source = locate(name)
     kind = "folder" if Path(source.location).exists() else "name"
     if kind == "name" and not hub_answers():
-        if not has_model(source.location):
+        if not has_model(source.location, source.options.get("revision")):
             raise UserError(
                 f"model.name '{name}': cannot load this name ({no_answer()}); "
                 "check the name, and the connection to the hub"
@@ -89,7 +98,7 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         options["local_files_only"] = True
     is_model = loader.__name__.startswith("AutoModel")
     options |= {"output_loading_info": True} if is_model else {}
-    if source.options:
+    if GGUF in source.options:
         source, options = _plain(source, options, is_model)
     try:
         with quiet():
@@ -126,7 +135,7 @@ def _plain(
     from transformers.utils.quantization_config import GgufConfig
 
     dtype = str(options.get("dtype", "float32")).removeprefix("torch.") if is_model else ""
-    folder = unpacked(Path(source.location) / source.options["gguf_file"], dtype)
+    folder = unpacked(Path(source.location) / source.options[GGUF], dtype)
     if folder is not None:
         return Source(str(folder), {}), options
     return source, options | ({"quantization_config": GgufConfig(dequantize=True)} if dtype else {})
@@ -150,7 +159,7 @@ def check_weights(loader: Any, name: str) -> None:
     Raises:
         UserError: as :func:`pretrained`.
     """
-    if not locate(name).options:
+    if GGUF not in locate(name).options:
         pretrained(loader, name, device_map="meta")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from deal_core.errors import UserError, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
-from deal_core.models.loading import EMBEDDED, quiet
+from deal_core.models.loading import EMBEDDED, quiet, with_revision
 from server.model_card import hub_name, map_card, merged_card
 from simulations.use.push import check_token, upload
 
@@ -147,6 +147,7 @@ def write_adapter(source: AdapterFolder, inference: Inference, to: Path, push: b
         return write_map(source, inference, to, base)
     config = json.loads(source.config.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
+    config["revision"] = with_revision(inference.model.name)[1] or None
     AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     auto = "AutoPeftModel" + _auto_class(inference).removeprefix("AutoModel")
     auto += "ForFeatureExtraction" if auto == "AutoPeftModel" else ""
@@ -307,7 +308,7 @@ def _local_base(inference: Inference, to: Path) -> str:
         base, tokenizer = load_base(inference)
         _save(base, tokenizer, to / BASE)
         return str(to / BASE)
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    return str(Path(name).resolve()) if Path(name).is_dir() else with_revision(name)[0]
 
 
 def _save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deal_core.config.experiment import Experiment
+import pytest
+
+from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from server.export import export_adapter
+from server.export import export_adapter, peft_config
 
 
 def test_ten_tasks_take_no_more_bytes_than_one(tmp_path: Path, random_adapter) -> None:
@@ -30,3 +32,13 @@ def test_ten_tasks_take_no_more_bytes_than_one(tmp_path: Path, random_adapter) -
         sizes.append((folder / "adapter_model.safetensors").stat().st_size)
     assert sizes == [sizes[0]] * 10
     assert sizes[0] < 3e6
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("org/model", ("org/model", None)), ("org/model@v1.0", ("org/model", "v1.0"))],
+)
+def test_peft_is_told_the_revision_of_the_base_model(name, base, random_adapter) -> None:
+    adapter = random_adapter({"query": (8, 8)}, 2, 1.0, 0)
+    config = peft_config(adapter, Experiment(model=ModelConfig(name=name)))
+    assert (config.base_model_name_or_path, config.revision) == base

@@ -82,6 +82,7 @@ def test_an_epsilon_has_delta_unit_extent_and_assumptions():
         ("embedded:minilm", "org/model", "org/model"),
         ("org/other", "", "org/other"),
         ("bert-base-uncased", "", "bert-base-uncased"),
+        ("org/other@v1.0", "", "org/other"),
         ("/srv/models/bert", "", ""),
         ("./bert", "", ""),
     ],

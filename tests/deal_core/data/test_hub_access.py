@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from deal_core.data import hub_access
 from deal_core.data.hub import load_split
 from deal_core.data.hub_access import hub_answers
 from deal_core.errors import UserError
-from deal_core.models.loading import pretrained
+from deal_core.models.loading import pretrained, with_revision
 
 
 @pytest.fixture
@@ -76,22 +77,51 @@ def test_any_answer_is_one(answering: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert not hub_answers()
 
 
+def keep_in_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of the hub in two revisions; the name means the first."""
+    snapshot = folder / "models--somebody--something"
+    (snapshot / "refs").mkdir(parents=True)
+    (snapshot / "refs" / "main").write_text("1")
+    for revision, kind in (("1", "bert"), ("2", "roberta")):
+        (snapshot / "snapshots" / revision).mkdir(parents=True)
+        text = json.dumps({"model_type": kind})
+        (snapshot / "snapshots" / revision / "config.json").write_text(text)
+    for name in (
+        "huggingface_hub.constants.HF_HUB_CACHE",
+        "huggingface_hub.file_download.HF_HUB_CACHE",
+    ):
+        monkeypatch.setattr(name, str(folder), raising=False)
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(folder), raising=False)
+
+
+def test_a_revision_is_the_one_that_is_named(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, silent)
+    monkeypatch.setattr(hub_access, "SECONDS", 0.2)
+    keep_in_cache(tmp_path, monkeypatch)
+    kinds = [
+        pretrained(AutoConfig, f"somebody/something{named}", cache_dir=str(tmp_path)).model_type
+        for named in ("", "@1", "@2")
+    ]
+    assert kinds == ["bert", "bert", "roberta"]
+    with pytest.raises(UserError, match="'somebody/something@3': cannot load this name"):
+        pretrained(AutoConfig, "somebody/something@3", cache_dir=str(tmp_path))
+
+
+def test_a_folder_with_such_a_sign_is_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "model@2"
+    folder.mkdir()
+    assert with_revision(str(folder)) == (str(folder), "")
+    assert with_revision("somebody/something@v1.0") == ("somebody/something", "v1.0")
+
+
 def test_what_is_in_the_cache_needs_no_hub(
     silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, silent)
     monkeypatch.setattr(hub_access, "SECONDS", 0.2)
-    snapshot = tmp_path / "models--somebody--something"
-    (snapshot / "snapshots" / "1").mkdir(parents=True)
-    (snapshot / "refs").mkdir()
-    (snapshot / "refs" / "main").write_text("1")
-    (snapshot / "snapshots" / "1" / "config.json").write_text('{"model_type": "bert"}')
-    for name in (
-        "huggingface_hub.constants.HF_HUB_CACHE",
-        "huggingface_hub.file_download.HF_HUB_CACHE",
-    ):
-        monkeypatch.setattr(name, str(tmp_path), raising=False)
-    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path), raising=False)
+    keep_in_cache(tmp_path, monkeypatch)
     assert hub_access.has_model("somebody/something")
     assert not hub_access.has_model("somebody/else")
     assert not hub_access.has_model("/no/name")
