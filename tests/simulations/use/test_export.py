@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -103,6 +104,16 @@ def pooled(tmp_path_factory, make_experiment) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def with_heads(tmp_path_factory, make_experiment) -> Path:
+    """The same of a run of the default method, which answers by heads and names."""
+    folder = tmp_path_factory.mktemp("heads")
+    settings = ("method.prototype.enabled=on", "federation.rounds=1", "train.precision=float32")
+    run = finished(folder / "run", make_experiment(*settings))
+    export(ExportRequest(str(run), str(folder / "mine")))
+    return folder
+
+
 def run_outside(folder: Path, *jobs: list[object]) -> list[str]:
     """What a process without this project says of each job; see ``outside.py``."""
     script = str(Path(__file__).with_name("outside.py"))
@@ -128,7 +139,7 @@ class Outside:
 
 
 @pytest.fixture(scope="module")
-def outside(encoder, exported, causal, seq2seq, pooled, tmp_path_factory) -> Outside:
+def outside(encoder, exported, causal, seq2seq, pooled, with_heads, tmp_path_factory) -> Outside:
     """All jobs in one process, which imports for seconds."""
     folder = tmp_path_factory.mktemp("outside")
     shutil.copytree(exported / "mine", folder / "moved")
@@ -141,6 +152,7 @@ def outside(encoder, exported, causal, seq2seq, pooled, tmp_path_factory) -> Out
         "page": ["page", str(exported), page_example("adapter")],
         "map of the page": ["page", str(pooled), all_cosines(page_example("map"))],
         "map of the card": ["page", str(pooled / "mine"), all_cosines(card_example(pooled))],
+        "heads of the page": ["page", str(with_heads), all_scores(page_example("heads"))],
         "encoder": ["encoder", out("encoder"), ids_of(encoder), *folders],
     }
     for family, places in (("causal", causal), ("seq2seq", seq2seq)):
@@ -152,8 +164,8 @@ def outside(encoder, exported, causal, seq2seq, pooled, tmp_path_factory) -> Out
 
 
 def page_example(of: str) -> str:
-    adapter, behind = examples(PAGE)
-    return {"adapter": adapter, "map": behind}[of]
+    adapter, behind, heads = examples(PAGE)
+    return {"adapter": adapter, "map": behind, "heads": heads}[of]
 
 
 def card_example(folder: Path) -> str:
@@ -167,6 +179,12 @@ def all_cosines(code: str) -> str:
     """The same lines; they print the cosine of each label, not which is the largest."""
     assert code.count(".argmax().item()") == 1
     return code.replace(".argmax().item()", ".tolist()")
+
+
+def all_scores(code: str) -> str:
+    """The same lines; they print how far each label is behind the best, in units of log odds."""
+    assert code.count("scores.argmax().item()") == 1
+    return code.replace("scores.argmax().item()", "scores.log_softmax(dim=1)[0].tolist()")
 
 
 def examples(text: str) -> list[str]:
@@ -292,6 +310,16 @@ def test_the_example_of_the_page_answers_as_deal_does(encoder, outside):
     predictor = load_predictor(find_adapter(encoder))
     labels = predictor.inference.all_tasks["surgery"]
     assert labels[int(outside.said["page"])] == predictor.answer(TEXT, "surgery").label
+
+
+def test_heads_and_names_of_the_page_score_as_deal_does(with_heads, outside):
+    predictor = load_predictor(find_adapter(with_heads / "run"))
+    labels = predictor.inference.all_tasks["surgery"]
+    said = dict(zip(labels, json.loads(outside.said["heads of the page"]), strict=True))
+    answer = predictor.answer(TEXT, "surgery")
+    assert answer.label == max(said, key=lambda label: said[label])
+    assert math.exp(said[answer.label]) == pytest.approx(answer.probability, rel=1e-4)
+    assert (predictor.inference.names_weight, predictor.inference.model.logit_scale) == (0.5, 20.0)
 
 
 def test_the_merged_model_meets_the_label_names(encoder, exported):
