@@ -128,6 +128,7 @@ def test_every_record_in_every_step_is_refuted_and_refused(audit, monkeypatch, c
     assert found.p_value < 0.01
 
 
+@pytest.mark.slow
 def test_a_rate_that_doubles_after_the_first_step_is_refuted(audit, monkeypatch):
     def doubled(self):
         for step in range(self.steps):
