@@ -23,12 +23,12 @@ from deal_core.data.partition import partition
 from deal_core.errors import UserError
 from deal_core.models.interface import LanguageModel
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.audit.audited import Audited
+from deal_core.privacy.audit.audited import audited
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.membership import membership
 from deal_core.privacy.audit.planted import plant
-from deal_core.privacy.audit.planted_sum import plant_in_sum
+from deal_core.privacy.audit.planted_sum import counted_sites, plant_in_sum
 from deal_core.privacy.audit.text_canaries import (
     Scores,
     TextCanaries,
@@ -135,7 +135,7 @@ def _gradients(training: Training, listener: Listener) -> Found:
     """Gradient canaries, seen in every noised step, or, without a mechanism, in every update."""
     canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
     config = beside_canaries(training)
-    planted = plant(
+    planted, seen = plant(
         mechanism_of(config).attacked,
         make_mechanism(config),
         canaries,
@@ -143,14 +143,15 @@ def _gradients(training: Training, listener: Listener) -> Found:
     )
     bench = Workbench(config, lambda same: planted, lambda shares: few(shares, training.records))
     results = _run(config, bench, listener)
-    return _found(training, results, planted.seen.total, canaries.included, None)
+    return _found(training, results, seen.total, canaries.included, None)
 
 
 def _sums(training: Training, listener: Listener) -> Found:
     """Gradient canaries at one site, seen in the sum over the sites whose noise is counted on."""
     config, attacked = training.experiment, training.client
     canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
-    planted = plant_in_sum(config, make_mechanism(config), canaries, attacked)
+    counted = counted_sites(config, attacked)
+    planted, seen = plant_in_sum(make_mechanism(config), canaries, counted)
 
     def prepare(shares: list[TaskData]) -> list[TaskData]:
         own = few(shares, training.records)
@@ -159,12 +160,12 @@ def _sums(training: Training, listener: Listener) -> Found:
 
     bench = Workbench(config, lambda same: planted, prepare)
     results = _run(config, bench, listener)
-    if planted.seen.open or not planted.seen.scored:
+    if seen.open or not seen.scored:
         raise UserError(
             f"not every site took part in every round of {training.folder}, so the audit saw no "
             "whole sums; its metrics.jsonl says why"
         )
-    return _found(training, results, planted.seen.total, canaries.included, None)
+    return _found(training, results, seen.total, canaries.included, None)
 
 
 def beside_canaries(training: Training) -> Experiment:
@@ -198,7 +199,7 @@ def _texts(training: Training, listener: Listener) -> Found:
     )
     bench = Workbench(
         training.experiment,
-        lambda config: Audited(make_mechanism(config), witness),
+        lambda config: audited(make_mechanism(config), witness),
         canaries.prepare,
     )
     results = _run(training.experiment, bench, listener)

@@ -96,38 +96,47 @@ class Witnessed:
 
 
 @dataclass(frozen=True)
-class Audited:
-    """A mechanism with a witness.
+class Overseen:
+    """A mechanism whose leave to read records somebody looks at, and may change.
 
     Attributes:
-        inner: the mechanism under audit.
-        witness: sees every model that the site hands over.
+        inner: the mechanism beneath.
+        granted: returns the leave that a request gets in the end.
+        asked: returns the request that the mechanism beneath gets.
     """
 
     inner: Mechanism
-    witness: Witness
+    granted: Callable[[UpdateRequest, Permit], Permit]
+    asked: Callable[[UpdateRequest], UpdateRequest] = lambda ask: ask
 
     @property
     def unit(self) -> str | None:
-        """What the mechanism protects; None: nothing."""
+        """What the mechanism beneath protects; None: nothing."""
         return self.inner.unit
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """Return the factors that the mechanism lets learn."""
+        """Return the factors that the mechanism beneath lets learn."""
         return self.inner.trained(factors)
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """Return the mechanism's leave to train, where the witness sees what is trained, or the
-        update that the same request was answered with.
+        """Return the leave of the mechanism beneath as it is granted, or the update that the same
+        request was answered with.
 
         Raises:
             Refusal: the mechanism takes no part.
         """
-        permit = self.inner.permit(ask, site)
-        if isinstance(permit, LocalUpdate):
-            return permit
-        return watched(permit, lambda gradients: Witnessed(gradients, ask, self.witness))
+        permit = self.inner.permit(self.asked(ask), site)
+        return permit if isinstance(permit, LocalUpdate) else self.granted(ask, permit)
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """Return the counts as the mechanism lets them go."""
+        """Return the counts as the mechanism beneath lets them go."""
         return self.inner.count(ask, site, make)
+
+
+def audited(inner: Mechanism, witness: Witness) -> Overseen:
+    """Return the mechanism with a witness, who sees every model that the site hands over."""
+
+    def granted(ask: UpdateRequest, permit: Permit) -> Permit:
+        return watched(permit, lambda gradients: Witnessed(gradients, ask, witness))
+
+    return Overseen(inner, granted)

@@ -157,7 +157,7 @@ def _trained(
 ) -> Scores:
     """All rounds of one repetition; return how the canaries look, ``(count,)``."""
     attacked, bound = mechanism_of(experiment).attacked, experiment.privacy.max_grad_norm
-    planted = plant(attacked, mechanism, canaries, bound, group_records)
+    planted, seen = plant(attacked, mechanism, canaries, bound, group_records)
     site = Site(ledger=lambda: ledger, policy=None, simulated=True)
     trained = mechanism.trained(frozenset({"lora_A", "lora_B"}))
 
@@ -170,7 +170,7 @@ def _trained(
 
     for server_round in range(1, experiment.federation.rounds + 1):
         release(planted, audit_request(experiment, records, server_round), site, make)
-    return planted.seen.total
+    return seen.total
 
 
 def audit_request(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -20,17 +21,14 @@ from torch import Tensor, nn
 from deal_core.lora.attach import learning_factors
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.accounting.unit import GROUP
-from deal_core.privacy.audit.audited import watched
+from deal_core.privacy.audit.audited import Overseen, watched
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.interface import (
-    Counts,
     Grouping,
-    LocalUpdate,
     Mechanism,
     Permit,
     RecordId,
-    Site,
     UpdateRequest,
 )
 from deal_core.privacy.mechanisms.definition import Attacked
@@ -176,75 +174,36 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
     return {name: f.detach().cpu().clone() for name, f in learning_factors(module).items()}
 
 
-@dataclass(frozen=True)
-class Planted:
-    """A mechanism with canaries.
+def with_canaries(ask: UpdateRequest, count: int, each: int) -> UpdateRequest:
+    """Return the request with canaries for further records of the site.
 
-    Attributes:
-        inner: the mechanism that is attacked.
-        canaries: in every task. seen: who looks.
-        length: of a canary's gradient.
-        records_each: further records of the site that a canary is; more than one: of one group.
+    Args:
+        ask: the site's own.
+        count: number of canaries.
+        each: records that a canary is; more than one: of one group.
     """
+    first, more = len(ask.data), each * count
+    tokens = (ask.data[0].tokens if ask.data else (0,) * SHORT)[:SHORT]
+    return replace(
+        ask,
+        data=[*ask.data, *([Encoded(tokens, 0)] * more)],
+        record_ids=[*ask.record_ids, *(RecordId(ask.task, first + k) for k in range(more))],
+        site_records=lambda: ask.site_records() + more,
+        records=lambda: {task: known + more for task, known in ask.records().items()},
+        ids=lambda: [*ask.ids(), *(f"canary {k // each}" for k in range(more))],
+        grouping=None if ask.grouping is None else _with_groups(ask.grouping, count, each),
+    )
 
-    inner: Mechanism
-    canaries: GradientCanaries
-    seen: Seen
-    length: float
-    records_each: int = 1
 
-    @property
-    def unit(self) -> str | None:
-        """What the mechanism beneath protects; None: nothing."""
-        return self.inner.unit
-
-    def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """Return the factors that the mechanism beneath lets learn."""
-        return self.inner.trained(factors)
-
-    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """Return leave as the mechanism beneath gives it, with the canaries for further records, or
-        the update that the same request was answered with.
-
-        Raises:
-            Refusal: the mechanism takes no part.
-        """
-        each, records = self.records_each, len(ask.data)
-
-        def watch(gradients: Gradients) -> Gradients:
-            return Watched(gradients, records, self.canaries, self.length, self.seen, each)
-
-        permit = self.inner.permit(self.with_canaries(ask), site)
-        return permit if isinstance(permit, LocalUpdate) else watched(permit, watch)
-
-    def with_canaries(self, ask: UpdateRequest) -> UpdateRequest:
-        """Return the request with the canaries for further records of the site."""
-        each, records = self.records_each, len(ask.data)
-        count = each * self.canaries.count
-        tokens = (ask.data[0].tokens if ask.data else (0,) * SHORT)[:SHORT]
-        return replace(
-            ask,
-            data=[*ask.data, *([Encoded(tokens, 0)] * count)],
-            record_ids=[*ask.record_ids, *(RecordId(ask.task, records + k) for k in range(count))],
-            site_records=lambda: ask.site_records() + count,
-            records=lambda: {task: known + count for task, known in ask.records().items()},
-            ids=lambda: [*ask.ids(), *(f"canary {k // each}" for k in range(count))],
-            grouping=None if ask.grouping is None else self._with_canaries(ask.grouping),
-        )
-
-    def _with_canaries(self, own: Grouping) -> Grouping:
-        """Return the groups of the site, and after them a group for every canary."""
-        first, count = len(set(own.numbers)), self.canaries.count
-        more = [first + k for k in range(count) for _ in range(self.records_each)]
-        return Grouping(
-            numbers=[*own.numbers, *more],
-            groups=lambda: {task: known + count for task, known in own.groups().items()},
-            site_groups=lambda: own.site_groups() + count,
-        )
-
-    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """Return the counts as the mechanism beneath lets them go; canaries are not tested."""
-        return self.inner.count(ask, site, make)
+def _with_groups(own: Grouping, count: int, each: int) -> Grouping:
+    """Return the groups of the site, and after them a group for every canary."""
+    first = len(set(own.numbers))
+    more = [first + k for k in range(count) for _ in range(each)]
+    return Grouping(
+        numbers=[*own.numbers, *more],
+        groups=lambda: {task: known + count for task, known in own.groups().items()},
+        site_groups=lambda: own.site_groups() + count,
+    )
 
 
 SEEN: Mapping[Attacked, Callable[[GradientCanaries, Scores], Seen]] = {
@@ -260,8 +219,9 @@ def plant(
     canaries: GradientCanaries,
     bound: float,
     group_records: int = GROUP_RECORDS,
-) -> Planted:
-    """Return a mechanism with canaries planted in it; each is one of the units that it protects.
+) -> tuple[Overseen, Seen]:
+    """Return a mechanism with canaries planted in it, and who looks; each canary is one of the
+    units that the mechanism protects.
 
     Args:
         attacked: what of the mechanism is.
@@ -271,5 +231,18 @@ def plant(
         group_records: records of each canary, where the mechanism protects groups.
     """
     seen = SEEN[attacked](canaries, np.zeros(canaries.count))
-    each = group_records if inner.unit == GROUP else 1
-    return Planted(inner, canaries, seen, FAR * bound, each)
+    each = records_of_each(inner, group_records)
+
+    def granted(ask: UpdateRequest, permit: Permit) -> Permit:
+        return watched(
+            permit,
+            lambda own: Watched(own, len(ask.data), canaries, FAR * bound, seen, each),
+        )
+
+    asked = partial(with_canaries, count=canaries.count, each=each)
+    return Overseen(inner, granted, asked), seen
+
+
+def records_of_each(inner: Mechanism, group_records: int = GROUP_RECORDS) -> int:
+    """Return how many records a canary is, which is one of the units that a mechanism protects."""
+    return group_records if inner.unit == GROUP else 1

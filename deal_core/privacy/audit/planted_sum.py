@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,19 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.payload import PREFIX
 from deal_core.models.interface import Encoded
-from deal_core.privacy.accounting.unit import GROUP
+from deal_core.privacy.audit.audited import Overseen
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted import (
     FAR,
-    GROUP_RECORDS,
-    Planted,
     Scores,
-    Updates,
     likelihood_ratio,
+    records_of_each,
+    with_canaries,
 )
 from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.interface import (
-    Counts,
-    LocalUpdate,
     Mechanism,
     Permit,
-    Site,
     UpdateRequest,
 )
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum, grid_step
@@ -148,78 +145,30 @@ class WatchedSum:
         raise TypeError("sums of embeddings are not audited")
 
 
-@dataclass(frozen=True)
-class PlantedSum:
-    """A mechanism with canaries at one of the sites that share it.
-
-    Attributes:
-        inner: the mechanism that is attacked.
-        seen: canaries, the attacked site, and who looks.
-        group_records: records of each canary, where the mechanism protects groups.
-    """
-
-    inner: Mechanism
-    seen: SeenSums
-    group_records: int = GROUP_RECORDS
-
-    @property
-    def unit(self) -> str | None:
-        """What the mechanism beneath protects; None: nothing."""
-        return self.inner.unit
-
-    def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """Return the factors that the mechanism beneath lets learn."""
-        return self.inner.trained(factors)
-
-    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """Return leave as the mechanism beneath gives it, at the attacked site with the canaries
-        for further records, or the update that the same request was answered with.
-
-        Raises:
-            Refusal: the mechanism takes no part.
-        """
-        attacked = ask.client == self.seen.counted[0]
-        permit = self.inner.permit(self._with_canaries(ask) if attacked else ask, site)
-        if isinstance(permit, LocalUpdate):
-            return permit
-        assert isinstance(permit.gradients, NoisySum)
-        place = ask.task, ask.phase, ask.stage, ask.server_round
-        watched = WatchedSum(
-            permit.gradients,
-            len(ask.data),
-            lambda total, sum_of: self.seen.add(ask.client, place, total, sum_of),
-            self.seen.canaries if attacked else None,
-            self._each,
-        )
-        return replace(permit, gradients=watched)
-
-    @property
-    def _each(self) -> int:
-        return self.group_records if self.unit == GROUP else 1
-
-    def _with_canaries(self, ask: UpdateRequest) -> UpdateRequest:
-        canaries = self.seen.canaries
-        unseen = Updates(canaries, np.zeros(0))
-        return Planted(self.inner, canaries, unseen, FAR, self._each).with_canaries(ask)
-
-    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """Return the counts as the mechanism beneath lets them go; canaries are not tested."""
-        return self.inner.count(ask, site, make)
-
-
 def plant_in_sum(
-    experiment: Experiment, inner: Mechanism, canaries: GradientCanaries, attacked: int
-) -> PlantedSum:
-    """Return a mechanism with canaries at one site, which is attacked through the sum.
+    inner: Mechanism, canaries: GradientCanaries, counted: tuple[str, ...]
+) -> tuple[Overseen, SeenSums]:
+    """Return a mechanism with canaries at one of the sites that share it, and who looks.
 
     Args:
-        experiment: how many sites there are, and how many of them are counted on.
         inner: the mechanism itself.
         canaries: their directions, and which of them are there.
-        attacked: number of the site.
+        counted: see :class:`SeenSums`; the first site is attacked.
     """
-    counted = counted_sites(experiment, attacked)
-    return PlantedSum(inner, SeenSums(canaries, counted, np.zeros(canaries.count)))
+    seen, each = SeenSums(canaries, counted, np.zeros(canaries.count)), records_of_each(inner)
+
+    def asked(ask: UpdateRequest) -> UpdateRequest:
+        return with_canaries(ask, canaries.count, each) if ask.client == counted[0] else ask
+
+    def granted(ask: UpdateRequest, permit: Permit) -> Permit:
+        assert isinstance(permit.gradients, NoisySum)
+        place = ask.task, ask.phase, ask.stage, ask.server_round
+        planted = canaries if ask.client == counted[0] else None
+        see = partial(seen.add, ask.client, place)
+        watched = WatchedSum(permit.gradients, len(ask.data), see, planted, each)
+        return replace(permit, gradients=watched)
+
+    return Overseen(inner, granted, asked), seen
 
 
 def require_gradients_in_sum(experiment: Experiment) -> None:

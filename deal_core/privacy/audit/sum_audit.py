@@ -7,18 +7,16 @@ charges as in a run. The masks are left out: the sum is all that they let throug
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from deal_core.config.experiment import Experiment
 from deal_core.lora.attach import set_trainable
 from deal_core.methods.shared.plain import Plain
 from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.audit.audited import Overseen
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.claim_audit import Repetition
 from deal_core.privacy.audit.guesses import guess
@@ -30,9 +28,8 @@ from deal_core.privacy.audit.mechanism_audit import (
     with_seed,
 )
 from deal_core.privacy.audit.planted import Scores
-from deal_core.privacy.audit.planted_sum import PlantedSum, SeenSums
+from deal_core.privacy.audit.planted_sum import plant_in_sum
 from deal_core.privacy.interface import (
-    Counts,
     GradientSum,
     LocalUpdate,
     Mechanism,
@@ -99,9 +96,8 @@ def _scores(audit: SumAudit, folder: Path, canaries: GradientCanaries) -> Scores
     """Return how the canaries look in all rounds, ``(count,)``."""
     config, module = audit.experiment, audit.records.model.module
     honest = tuple(str(k) for k in range(config.federation.clients - config.privacy.colluding))
-    seen = SeenSums(canaries, honest, np.zeros(canaries.count))
-    mechanism = _Muted(make_mechanism(config), honest[1 : 1 + audit.silent])
-    planted = PlantedSum(mechanism, seen)
+    mechanism = _muted(make_mechanism(config), honest[1 : 1 + audit.silent])
+    planted, seen = plant_in_sum(mechanism, canaries, honest)
     objective: Any = Plain(audit.records.model, audit.records.labels, audit.records.data)
     learning = set_trainable(module, mechanism.trained(frozenset({"lora_A", "lora_B"})))
     entries = sum(factor.numel() for factor in learning)
@@ -119,31 +115,13 @@ def _scores(audit: SumAudit, folder: Path, canaries: GradientCanaries) -> Scores
     return seen.total
 
 
-@dataclass(frozen=True)
-class _Muted:
-    """A mechanism that some sites have broken: they add no noise.
+def _muted(inner: Mechanism, silent: tuple[str, ...]) -> Overseen:
+    """Return a mechanism that some sites, which are named, have broken: they add no noise."""
 
-    Attributes:
-        inner: as it should be.
-        silent: names of those sites.
-    """
-
-    inner: Mechanism
-    silent: tuple[str, ...]
-
-    @property
-    def unit(self) -> str | None:
-        return self.inner.unit
-
-    def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        return self.inner.trained(factors)
-
-    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        permit = self.inner.permit(ask, site)
-        if isinstance(permit, LocalUpdate) or ask.client not in self.silent:
+    def granted(ask: UpdateRequest, permit: Permit) -> Permit:
+        if ask.client not in silent:
             return permit
         assert isinstance(permit.gradients, NoisySum)
         return replace(permit, gradients=replace(permit.gradients, noise_multiplier=0.0))
 
-    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        return self.inner.count(ask, site, make)
+    return Overseen(inner, granted)
