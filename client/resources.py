@@ -110,8 +110,7 @@ class Workbench:
         self._tasks: dict[tuple[str, int], ClientTask] = {}
         self._public: dict[tuple[str, tuple[str, ...]], ClientTask] = {}
         self._learning = Cache()
-        self._probes = Cache()
-        self._longest = Cache()
+        self._constants = Cache()
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -208,12 +207,7 @@ class Workbench:
     def probes(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
         """Return constant texts, tokenised, under the first of the labels; answered by themselves
         where there are none."""
-        first = labels[0] if labels else ""
-        examples = [Example(text, first, target=text) for text in PROBE_TEXTS]
-        encoded: Sequence[Encoded] = self._probes.get_or_compute(
-            "probes", labels, lambda: self.model.encode(examples, labels)
-        )
-        return encoded
+        return self._constant("probes", PROBE_TEXTS, labels[0] if labels else "", labels)
 
     def longest(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
         """Return one constant text, tokenised, as long as the run lets a text be, under the longest
@@ -221,11 +215,14 @@ class Workbench:
         more memory than it."""
         config = self.experiment
         text = "word " * max(config.train.max_length, config.model.max_new_tokens)
-        label = max(labels, key=len, default="")
-        encoded: Sequence[Encoded] = self._longest.get_or_compute(
-            "longest",
-            labels,
-            lambda: self.model.encode([Example(text, label, target=text)], labels),
+        return self._constant("longest", (text,), max(labels, key=len, default=""), labels)
+
+    def _constant(
+        self, name: str, texts: Sequence[str], label: str, labels: tuple[str, ...]
+    ) -> Sequence[Encoded]:
+        examples = [Example(text, label, target=text) for text in texts]
+        encoded: Sequence[Encoded] = self._constants.get_or_compute(
+            name, labels, lambda: self.model.encode(examples, labels)
         )
         return encoded
 

@@ -69,14 +69,18 @@ def causal(tmp_path_factory, make_causal, make_experiment) -> dict[str, Path]:
     """Kind to a folder with the run of a causal model, its adapter (``mine``), and merged."""
     found = {}
     for kind in ("llama", "gpt2"):
-        folder = tmp_path_factory.mktemp(kind)
+        found[kind] = folder = tmp_path_factory.mktemp(kind)
         base = make_causal(folder / "base", kind)
-        settings = ("model.family=causal-lm", f'model.name="{base}"', *LEARNING)
-        run = finished(folder / "run", make_experiment(*settings))
-        export(ExportRequest(str(run), str(folder / "mine")))
-        export(ExportRequest(str(run), str(folder / "merged"), merge=True))
-        found[kind] = folder
+        export_both(folder, make_experiment, base, "causal-lm")
     return found
+
+
+def export_both(folder: Path, make_experiment, base: Path, family: str) -> None:
+    """Run a model that answers in words; export its adapter, and merged."""
+    settings = (f"model.family={family}", f'model.name="{base}"', *LEARNING)
+    run = finished(folder / "run", make_experiment(*settings))
+    export(ExportRequest(str(run), str(folder / "mine")))
+    export(ExportRequest(str(run), str(folder / "merged"), merge=True))
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +88,8 @@ def seq2seq(tmp_path_factory, make_experiment) -> dict[str, Path]:
     """The same of encoder-decoders: output weights that are the input's (t5, bart), or are not."""
     found = {}
     for name in ("t5", "flan-t5", "bart"):
-        folder = tmp_path_factory.mktemp(name)
-        base = save(folder / "base", name)
-        settings = ("model.family=seq2seq-lm", f'model.name="{base}"', *LEARNING)
-        run = finished(folder / "run", make_experiment(*settings))
-        export(ExportRequest(str(run), str(folder / "mine")))
-        export(ExportRequest(str(run), str(folder / "merged"), merge=True))
-        found[name] = folder
+        found[name] = folder = tmp_path_factory.mktemp(name)
+        export_both(folder, make_experiment, save(folder / "base", name), "seq2seq-lm")
     return found
 
 
