@@ -18,6 +18,7 @@ from deal_core.aggregation import (
 )
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase
@@ -94,7 +95,7 @@ class Round:
         if piggybacked is not None:
             history = self.evaluation.finish(piggybacked, sent, replies.tally, history)
         self.exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
-        state, aggregate = sent.state, None
+        state, aggregate = self.basis(state, sent), None
         if replies.sizes or self.side.releases_noise:
             complete = len(replies.sizes) == len(clients)
             state, aggregate = self._aggregate(state, aggregation, complete)
@@ -136,15 +137,16 @@ class Round:
         piggybacked: Step | None,
     ) -> Dispatch:
         """Return the round's requests, and those of the evaluation that goes along; nothing is sent
-        yet. Label heads go to those who answer questions with them, or take gradients of them.
+        yet.
 
         Args:
-            state: what all are sent.
+            state: of the server; all are sent it, but for what neither is asked about.
             clients: client name to its task.
             trained: factors that learn.
             piggybacked: the step whose evaluation goes along; None: none.
         """
-        common = self.exchange.instruction(self.step, state).model_copy(
+        shown = self._shown(state) if piggybacked is None else state
+        common = self.exchange.instruction(self.step, shown).model_copy(
             update={"trained": tuple(sorted(trained))}
         )
         roster = self.exchange.roster.clients
@@ -152,13 +154,27 @@ class Round:
         ranks = self.experiment.adapter.client_ranks if learns else ()
         requests = training_requests(self.plan, self.step, clients, common, roster, ranks)
         if piggybacked is None:
-            quorum = self.experiment.federation.quorum
-            sums = self.phase.statistics
-            heads = state.heads if sums is not None and not sums.once else {}
-            sent = self.exchange.ask(replace(state, heads=heads), common, requests, quorum)
-            return replace(sent, state=replace(sent.state, heads=state.heads))
+            return self.exchange.ask(shown, common, requests, self.experiment.federation.quorum)
         counting = self.evaluation.request(piggybacked, state)
-        return self.exchange.ask(state, common, carrying(counting, requests, roster))
+        return self.exchange.ask(shown, common, carrying(counting, requests, roster))
+
+    def _shown(self, state: State) -> State:
+        """Return what clients need of a state where no question is answered with it: label heads
+        to take gradients of them, and the adapters unless sums are of the frozen model."""
+        statistics = self.phase.statistics
+        if statistics is None:
+            return replace(state, heads={})
+        alpha = self.experiment.adapter.lora_alpha
+        nothing = zero_adapter(state.current.shapes, 1, alpha)
+        heads = {} if statistics.once else state.heads
+        return replace(state, current=nothing, residual=None, heads=heads)
+
+    def basis(self, state: State, sent: Dispatch) -> State:
+        """Return what the replies to a round's requests are about, and the server goes on from: the
+        state as clients decode it where they train it, and as it is where they take sums."""
+        if self.phase.statistics is not None:
+            return state
+        return replace(sent.state, heads=state.heads)
 
     def _collect(
         self, sent: Dispatch, aggregation: Aggregation, piggybacked: Step | None

@@ -76,7 +76,7 @@ class SecureRound:
         exchange.require_quorum(valid, len(members) - replies.idle, step)
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
-        state, aggregate, summed = self._summed(sent.state, replies.held, layout)
+        state, aggregate, summed = self._summed(one.basis(state, sent), replies.held, layout)
         history = self.sum.noted(history, {name: members[name] for name in summed})
         received = RoundReplies(sizes=replies.sizes, spent=replies.spent, idle=replies.idle)
         learnt = step.phase == LEARN and LORA_B in trained

@@ -67,7 +67,7 @@ class StatisticsRound:
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
         exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
-        state, history = self._add(sent.state, history, replies, clients)
+        state, history = self._add(one.basis(state, sent), history, replies, clients)
         received = RoundReplies(sizes=replies.sizes)
         return state, one.record(sent, received, None, False, started, history)
 

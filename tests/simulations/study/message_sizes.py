@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
 from torch.nn.functional import normalize
 
 from client import wire
 from client.distilled_store import DistilledStore
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, FederationConfig
 from deal_core.config.run_config import flatten
 from deal_core.lora.payload import LORA, SUMS
 from deal_core.methods import EmbeddedTask, method_of, phases_of, statistics_of
@@ -25,6 +29,7 @@ from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.wire.adapter_record import pack_update
 from deal_core.wire.sums import pack_sums
+from server.roster import Roster, find_roster
 from server.run import run
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
@@ -75,8 +80,9 @@ def arm(study: str, name: str, folder: Path, *overrides: str) -> Experiment:
     return experiment
 
 
-def message_sizes(experiment: Experiment) -> Bytes:
-    """Play the whole run."""
+def message_sizes(experiment: Experiment, *, sites: bool = False) -> Bytes:
+    """Play the whole run; with ``sites`` the server waits for clients as it does for registered
+    sites, and so lets a training request carry the evaluation before it."""
     weighed: Bytes = Counter()
 
     def weigh(way: str, message: Message) -> Message:
@@ -87,9 +93,14 @@ def message_sizes(experiment: Experiment) -> Bytes:
     grid = _Weighing(_app(experiment), flatten(experiment), experiment.federation.clients)
     grid.sent = lambda message: weigh("down", message)
     grid.interceptor = lambda reply: weigh("up", reply)
-    with assume_identity(1, 1):
+    waiting = patch("server.run.find_roster", _patient) if sites else nullcontext()
+    with assume_identity(1, 1), waiting:
         run(grid, experiment)
     return weighed
+
+
+def _patient(grid: Grid, config: FederationConfig) -> Roster:
+    return replace(find_roster(grid, config), patience=1.0)
 
 
 class _Weighing(InProcessGrid):
