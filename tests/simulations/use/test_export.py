@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
-from deal_core.config.experiment import Experiment
 from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.lora.attach import base_only
-from simulations.engines.inprocess import run_inprocess
 from simulations.use.export import ExportRequest, export
 from tests.architectures import save
-from tests.simulations.runs import at
+from tests.simulations.use.finished_runs import LEARNING, examples, finished
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/using.md").read_text(encoding="utf-8")
@@ -39,20 +30,6 @@ SITE_PACKAGES = sysconfig.get_paths()["purelib"]
 ALONE = (sys.executable, "-I", "-S")
 """No folder of this project, none of a user, and no editable installation."""
 TEXT = "spinal block"
-LEARNING = (
-    *("federation.rounds=1", "train.learning_rate=1e-2", "method.name=sequential"),
-    "train.precision=float32",
-)
-
-
-def finished(folder: Path, experiment: Experiment) -> Path:
-    run_inprocess(at(experiment, folder), lambda event: None)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory, make_experiment) -> Path:
-    return finished(tmp_path_factory.mktemp("encoder"), make_experiment(*LEARNING))
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +68,6 @@ def seq2seq(tmp_path_factory, make_experiment) -> dict[str, Path]:
         found[name] = folder = tmp_path_factory.mktemp(name)
         export_both(folder, make_experiment, save(folder / "base", name), "seq2seq-lm")
     return found
-
-
-@pytest.fixture(scope="module")
-def pooled(tmp_path_factory, make_experiment) -> Path:
-    """A folder with the run of a map behind the pooling (``run``), and its export (``mine``)."""
-    folder = tmp_path_factory.mktemp("pooled")
-    settings = ("adapter.kind=pooled", "federation.rounds=1", "train.learning_rate=1")
-    run = finished(folder / "run", make_experiment(*settings, "train.precision=float32"))
-    export(ExportRequest(str(run), str(folder / "mine")))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -184,10 +151,6 @@ def all_scores(code: str) -> str:
     """The same lines; they print how far each label is behind the best, in units of log odds."""
     assert code.count("scores.argmax().item()") == 1
     return code.replace("scores.argmax().item()", "scores.log_softmax(dim=1)[0].tolist()")
-
-
-def examples(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def ids_of(run: Path) -> list[int]:
@@ -356,135 +319,3 @@ def test_a_folder_that_is_not_empty_is_left_alone(encoder, tmp_path):
     with pytest.raises(UserError, match="is there already; choose another --to"):
         export(ExportRequest(str(encoder), str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """``hub(token)``: signed in with it, and a hub that cannot be reached."""
-
-    def signed_in(token: str) -> None:
-        monkeypatch.setattr("huggingface_hub.get_token", lambda: token or None)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-
-    return signed_in
-
-
-class Hub(ThreadingHTTPServer):
-    """A hub that keeps what is sent to it, as far as an upload needs one.
-
-    Attributes:
-        created: bodies of the requests for a new repository.
-        files: name to content of what was committed to ``me/mine``.
-        tokens: with which all of that was asked.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubRequest)
-        self.created: list[dict[str, Any]] = []
-        self.files: dict[str, bytes] = {}
-        self.tokens: set[str | None] = set()
-
-    def answer(self, path: str, body: bytes) -> dict[str, Any] | None:
-        """None: no such address."""
-        if path == "/api/repos/create":
-            self.created.append(json.loads(body))
-            return {"url": "https://huggingface.co/me/mine", "id": "me/mine"}
-        if path == "/api/models/me/mine/preupload/main":
-            named = [file["path"] for file in json.loads(body)["files"]]
-            mode = {"uploadMode": "regular", "shouldIgnore": False}
-            return {"files": [{"path": path, **mode} for path in named]}
-        if path == "/api/models/me/mine/commit/main":
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    content = base64.b64decode(line["value"]["content"])
-                    self.files[line["value"]["path"]] = content
-            return {"commitUrl": "https://huggingface.co/me/mine/commit/0", "commitOid": "0"}
-        return {} if path == "/api/validate-yaml" else None
-
-
-class HubRequest(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Hub)
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path != "/api/validate-yaml":
-            self.server.tokens.add(self.headers["Authorization"])
-        found = self.server.answer(self.path, body)
-        content = json.dumps(found).encode()
-        self.send_response(404 if found is None else 200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *said: object) -> None:
-        """Nothing is printed."""
-
-
-@pytest.fixture
-def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """Signed in at a hub on this machine."""
-    with Hub() as server:
-        monkeypatch.setenv("HF_TOKEN", "hf_mine")
-        address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def test_a_push_makes_a_private_repository_and_sends_the_folder(encoder, tmp_path, local_hub):
-    said = export(ExportRequest(str(encoder), str(tmp_path / "mine"), push="me/mine"))
-    assert said[-1] == "uploaded to me/mine; a new repository is private"
-    (created,) = local_hub.created
-    assert (created["organization"], created["name"]) == ("me", "mine")
-    assert created["visibility"] == "private"
-    written = {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()}
-    assert local_hub.files == written
-    assert written.keys() == {
-        "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "inference.json",
-        "label_embeddings.safetensors",
-    }
-    assert local_hub.tokens == {"Bearer hf_mine"}
-
-
-def test_a_pushed_map_is_used_with_the_base_model_of_the_hub(pooled, tmp_path, local_hub):
-    export(ExportRequest(str(pooled / "run"), str(tmp_path / "mine"), push="me/mine"))
-    assert {"pooled_map.safetensors", "label_embeddings.safetensors"} < local_hub.files.keys()
-    assert not {"adapter_config.json", "base"} & local_hub.files.keys()
-    (code,) = examples(local_hub.files["README.md"].decode())
-    assert 'AutoModel.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")' in code
-    assert 'load_file("pooled_map.safetensors")' in code
-
-
-def test_nobody_is_signed_in(encoder, tmp_path, hub):
-    hub("")
-    with pytest.raises(UserError, match="no Hugging Face token; run `hf auth login`"):
-        export(ExportRequest(str(encoder), str(tmp_path / "mine"), push="me/mine"))
-    assert not (tmp_path / "mine").exists()
-
-
-def test_no_network(encoder, tmp_path, hub, monkeypatch):
-    hub("hf_none")
-
-    def nowhere(*arguments, **options):
-        return HfApi(endpoint="http://127.0.0.1:9", token="hf_none")
-
-    monkeypatch.setattr("huggingface_hub.HfApi", nowhere)
-    with pytest.raises(UserError, match="--push me/mine: not uploaded") as error:
-        export(ExportRequest(str(encoder), str(tmp_path / "mine"), push="me/mine"))
-    assert "\n" not in str(error.value)
-    config = json.loads((tmp_path / "mine" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
-    assert not (tmp_path / "mine" / "base").exists()
-
-
-def test_an_adapter_that_nobody_else_could_load_is_not_uploaded(encoder, tmp_path, hub):
-    hub("hf_none")
-    base = ExportRequest(str(encoder), str(tmp_path / "mine"), push="me/mine", base=str(tmp_path))
-    with pytest.raises(UserError, match="is not on the hub as it was used"):
-        export(base)

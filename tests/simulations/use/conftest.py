@@ -1,0 +1,37 @@
+"""Two runs that several files export, and a hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from simulations.use.export import ExportRequest, export
+from tests.simulations.use.finished_runs import LEARNING, finished
+
+
+@pytest.fixture(scope="package")
+def encoder(tmp_path_factory, make_experiment) -> Path:
+    return finished(tmp_path_factory.mktemp("encoder"), make_experiment(*LEARNING))
+
+
+@pytest.fixture(scope="package")
+def pooled(tmp_path_factory, make_experiment) -> Path:
+    """A folder with the run of a map behind the pooling (``run``), and its export (``mine``)."""
+    folder = tmp_path_factory.mktemp("pooled")
+    settings = ("adapter.kind=pooled", "federation.rounds=1", "train.learning_rate=1")
+    run = finished(folder / "run", make_experiment(*settings, "train.precision=float32"))
+    export(ExportRequest(str(run), str(folder / "mine")))
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``hub(token)``: signed in with it, and a hub that cannot be reached."""
+
+    def signed_in(token: str) -> None:
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: token or None)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+
+    return signed_in
