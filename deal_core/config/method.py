@@ -18,12 +18,9 @@ def _require_higher(a: float, b: float) -> None:
 class RetentionConfig(Table):
     """Compression of all earlier tasks into the retained adapter (deal)."""
 
-    enabled: Literal["auto", "on", "off"] = "auto"
-    """off: every task keeps training the same adapter, and nothing is compressed. auto: off where
-    class means answer (``method.prototype.enabled``), beside which it gained nothing where it was
-    measured, unless a setting that is not the default needs it: one of those below,
-    ``adapter.retained_rank``, ``orthogonal_init``, ``warm_start_rank``, ``update.enabled``,
-    ``consolidation.data`` or ``adapter.kind``."""
+    enabled: bool = True
+    """False: every task keeps training the same adapter, and nothing is compressed. The keys
+    below then have no effect."""
     filter: str = "identity"
     """Gains of the kernels: ``identity`` (plain truncation; nothing measured beats it),
     ``wiener`` (singular values near the noise floor shrink, those below it vanish) or ``learned``

@@ -74,8 +74,7 @@ def _adapter(experiment: Experiment) -> Iterator[str]:
             f"scales the adapter by {adapter.lora_alpha / adapter.rank:g}; usual are 1 to 4"
         )
     method = experiment.method
-    retains = method.name == "deal" and method.retention.enabled != "off"
-    if retains and adapter.retained_rank < adapter.rank:
+    if method.name == "deal" and method.retention.enabled and adapter.retained_rank < adapter.rank:
         yield (
             f"adapter.retained_rank = {adapter.retained_rank} is below adapter.rank = "
             f"{adapter.rank}: not even one task is kept whole"

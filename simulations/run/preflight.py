@@ -116,11 +116,10 @@ def check_adapter_kind(experiment: Experiment) -> None:
             f"{where} needs vectors of label names, and model.family '{experiment.model.family}' "
             "has none; use encoder-labels, or adapter.kind lora"
         )
-    one_adapter = method.retention.enabled == "off"
-    if method.name != "deal" or one_adapter or method.warm_start_rank:
+    if method.name != "deal" or not method.retention.enabled or method.warm_start_rank:
         raise UserError(
             f"{where} lays out every task anew; set method.name to deal, method.retention.enabled "
-            'to "auto" and method.warm_start_rank to 0'
+            "to true and method.warm_start_rank to 0"
         )
     core = kind_of(adapter).core
     if core and (experiment.train.step != "server" or adapter.rank % 2 or adapter.client_ranks):

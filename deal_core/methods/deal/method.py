@@ -62,7 +62,7 @@ class Deal:
         """Return a state with a fresh current adapter, outside the retained directions unless told
         not to (M4); the strongest of them may go on in it. Without retention the adapter that is
         there goes on."""
-        if self.method.retention.enabled == "off":
+        if not self.method.retention.enabled:
             return snapshot_task_start(continued(state, self.adapter, generator))
         nothing = zero_adapter(state.retained.shapes, 1)
         avoided = state.retained if self.method.orthogonal_init else nothing
@@ -86,7 +86,7 @@ class Deal:
         """Return a state that retains, of both adapters stacked, the best part of rank
         ``retained_rank`` of what passes the filter (exact while everything learnt so far fits, and
         no noise floor is given); after rounds of consolidation, what they have made of it."""
-        if self.method.retention.enabled == "off":
+        if not self.method.retention.enabled:
             return drop_task_start(state)
         distilling = self.method.consolidation.data != "none"
         if distilling and state.num_reference_directions:  # laid out, with the teacher apart
@@ -163,10 +163,10 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
             'method.retention.filter = "learned" learns from texts: set method.consolidation.data '
             'to "private" or "public", or choose another filter'
         )
-    if consolidating and method.retention.enabled == "off":
+    if consolidating and not method.retention.enabled:
         raise UserError(
             f'method.consolidation.data = "{method.consolidation.data}" distils into the retained '
-            'adapter: set method.retention.enabled to "on", or data to "none"'
+            'adapter: set method.retention.enabled to true, or data to "none"'
         )
     if consolidating and method.retention.metric != "plain":
         raise UserError(

@@ -41,7 +41,7 @@ def cut_by_inputs(method: MethodConfig) -> bool:
     """Return whether what is retained is chosen by what layers take in
     (:mod:`deal_core.lora.input_metric`)."""
     retention = method.retention
-    return method.name == "deal" and retention.enabled != "off" and retention.metric == "names"
+    return method.name == "deal" and retention.enabled and retention.metric == "names"
 
 
 def filtered_spectra(adapter: Adapter, rank: int, config: RetentionConfig) -> dict[str, Spectrum]:

@@ -22,7 +22,7 @@ RICH: dict[str, Any] = {
         "hub": {"a": {"path": "x/y", "label_text": {"0": "nein", "1": "ja"}}},
         "partition": {"kind": "iid"},
     },
-    "method": {"update": {"enabled": True}},
+    "method": {"retention": {"enabled": False}},
 }
 
 
@@ -48,7 +48,7 @@ def test_lists_and_tables_are_json_text() -> None:
     flat = flatten(parse_experiment(RICH, "test"))
     assert flat["adapter.target_modules"] == '["query", "value"]'
     assert flat["data.tasks"] == '["a", "b c"]'
-    assert flat["method.update.enabled"] is True
+    assert flat["method.retention.enabled"] is False
     assert flat["adapter.lora_alpha"] == 8.0
 
 

@@ -23,7 +23,7 @@ RUNS = {
     **{name: (f"method.name={name}",) for name in METHODS},
     "linear-probe": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
     "deal with prototypes": ("method.name=deal", "method.prototype.enabled=auto"),
-    "deal with one adapter": ("method.name=deal", "method.retention.enabled=off"),
+    "deal with one adapter": ("method.name=deal", "method.retention.enabled=false"),
 }
 STEPS = {"prototype": 2}
 """Rounds and stages before a run is stopped, else 4: the second task's first round has just ended,

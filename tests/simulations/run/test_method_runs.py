@@ -42,7 +42,7 @@ SWITCHES = [
     ("method.distillation.weight=0.0",),
     ("method.distillation.future_weight=0.0",),
     ("method.distillation.temperature=4.0",),
-    ("method.retention.enabled=off",),
+    ("method.retention.enabled=false",),
 ]
 """Each changes what clients learn, or what the server keeps of it."""
 
@@ -72,7 +72,7 @@ def test_every_switch_reaches_the_run(run_with, tasks, switches):
             assert switch == other or not torch.equal(update, its), (switch, other)
 
 
-OFF = "method.retention.enabled=off"
+OFF = "method.retention.enabled=false"
 
 
 def test_without_retention_and_distillation_deal_is_sequential(run_with):

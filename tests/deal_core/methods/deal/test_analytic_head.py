@@ -51,33 +51,6 @@ def test_where_no_sums_can_leave_it_is_off(setting):
     assert statistics_of(method_of(config)) is None
 
 
-@pytest.mark.parametrize("setting", ["", "train.step=server", "method.prototype.enabled=off"])
-def test_an_adapter_is_retained_apart_where_class_means_do_not_answer(setting):
-    resolved = resolve_auto(experiment(*setting.split()))
-    assert (resolved.retention.enabled == "on") == (resolved.prototype.enabled == "off")
-    assert (resolved.retention.enabled == "on") == bool(setting)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "method.retention.metric=names",
-        "method.retention.noise=0.1",
-        "method.update.enabled=true",
-        "method.consolidation.data=private",
-        "method.warm_start_rank=2",
-        "method.orthogonal_init=false",
-        "adapter.retained_rank=16",
-        "adapter.kind=pooled",
-    ],
-)
-def test_what_works_on_the_retained_adapter_keeps_one(setting):
-    assert resolve_auto(experiment(setting)).prototype.enabled == "on"
-    assert resolve_auto(experiment(setting)).retention.enabled == "on"
-    off = resolve_auto(experiment(setting, "method.retention.enabled=off"))
-    assert off.retention.enabled == "off"
-
-
 def test_what_is_asked_for_is_not_decided_otherwise():
     config = experiment("privacy.mechanism=record", "method.prototype.enabled=on")
     assert statistics_of(method_of(config)) is not None  # and the mechanism refuses it

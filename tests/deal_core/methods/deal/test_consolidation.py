@@ -126,7 +126,7 @@ def test_parts_that_need_each_other_are_named():
     learned = MethodConfig.model_validate({"retention": {"filter": "learned"}})
     with pytest.raises(UserError, match=r"filter = \"learned\".*consolidation.data"):
         make_method(learned, SMALL)
-    off = {"retention": {"enabled": "off"}, "consolidation": {"data": "private"}}
+    off = {"retention": {"enabled": False}, "consolidation": {"data": "private"}}
     with pytest.raises(UserError, match=r"consolidation.data.*retention.enabled"):
         make_method(MethodConfig.model_validate(off), SMALL)
     for keys, text in (({"data": "public"}, "public_path"), ({"a": 1.0, "b": 2.0}, "raise a")):
