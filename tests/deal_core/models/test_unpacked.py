@@ -33,6 +33,7 @@ def from_the_file(monkeypatch):
     return read
 
 
+@pytest.mark.slow
 def test_words_and_configuration_are_those_of_the_file(from_the_file):
     folder, file = pretrained(AutoTokenizer, NAME), from_the_file(AutoTokenizer)
     assert folder(TEXTS)["input_ids"] == file(TEXTS)["input_ids"]

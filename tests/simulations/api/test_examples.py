@@ -49,6 +49,7 @@ def numbers(line: str) -> list[float]:
     return [float(word) for word in re.findall(r"\d+\.\d+", line)]
 
 
+@pytest.mark.slow
 def test_an_aggregation_of_ones_own(fork: Forker, tmp_path: Path) -> None:
     lines = said_by_forked(fork, FOLDER / "own_aggregation.py", tmp_path).splitlines()
     before, mean, median = (numbers(line)[0] for line in lines)

@@ -53,7 +53,7 @@ def test_noise_switched_off_is_caught(make_experiment, tmp_path, monkeypatch):
     assert verdict.refuted
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+@pytest.mark.parametrize("epsilon", [1.0, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_the_mechanism_as_it_is_stays_below_its_claim(make_experiment, tmp_path, epsilon):
     what = training(make_experiment, tmp_path / "on", *RECORD, f"privacy.target_epsilon={epsilon}")
     found = carry_out(what, lambda event: None)

@@ -25,6 +25,7 @@ def bench(monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_every_rule_is_measured_and_the_ratios_fit(bench, tmp_path):
     path = tmp_path / "bench.json"
     printed = bench("aggregation", "--quick", "--out", str(path))

@@ -50,7 +50,7 @@ def audit(make_experiment, records, tmp_path, one_thread):
     return run
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+@pytest.mark.parametrize("epsilon", [1.0, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, monkeypatch, epsilon):
     sizes = []
     original = PrivateGradients.batches

@@ -64,7 +64,7 @@ def scale_noise(monkeypatch, scale: float) -> None:
 
 
 @pytest.mark.parametrize("overrides", [(), ("privacy.noise=secure",), ("privacy.factors=both",)])
-@pytest.mark.parametrize("epsilon", [1.0, 8.0])
+@pytest.mark.parametrize("epsilon", [1.0, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, epsilon, overrides):
     found = audit(epsilon, *overrides, repetitions=2)
     assert 0.9 * epsilon < found.claimed <= epsilon
@@ -85,6 +85,7 @@ def test_half_the_noise_is_refuted_at_epsilon_1(audit, monkeypatch):
     assert found.p_value < 0.01
 
 
+@pytest.mark.slow
 def test_a_quarter_of_the_noise_is_refuted_at_epsilon_8(audit, monkeypatch):
     scale_noise(monkeypatch, 0.25)
     found = audit(8.0, "privacy.noise=secure")
@@ -140,7 +141,7 @@ def test_a_rate_that_doubles_after_the_first_step_is_refuted(audit, monkeypatch)
     assert audit(1.0, *SAMPLED, "federation.local_epochs=2", repetitions=6).p_value < 0.05
 
 
-@pytest.mark.parametrize("factors", ["one", "both"])
+@pytest.mark.parametrize("factors", ["one", pytest.param("both", marks=pytest.mark.slow)])
 def test_one_draw_of_noise_for_all_layers_of_a_shape_is_refuted(audit, monkeypatch, factors):
     drawn = SeededNoise.normal
     kept: dict[torch.Size, list[torch.Tensor]] = {}

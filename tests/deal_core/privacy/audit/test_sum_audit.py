@@ -36,6 +36,9 @@ AUDITED = (
 )
 
 
+LARGER = [pytest.param(epsilon, marks=pytest.mark.slow) for epsilon in (2.0, 4.0, 8.0)]
+
+
 @pytest.fixture(scope="module")
 def records(make_experiment) -> Records:
     config = make_experiment(*AUDITED)
@@ -60,7 +63,7 @@ def noticed(found: MechanismAudit) -> float:
     return power.scale
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("epsilon", [1.0, *LARGER])
 def test_the_sum_as_it_is_is_below_the_claim(make_experiment, records, tmp_path, epsilon):
     """As far as so few canaries can tell, which is to half of the noise."""
     found = audited(make_experiment, records, tmp_path, epsilon)
@@ -97,7 +100,7 @@ THREE = ("federation.clients=3",)
         pytest.param(1.0, 3000, 16, marks=pytest.mark.slow),
         pytest.param(2.0, 2500, 8, marks=pytest.mark.slow),
         (4.0, 1000, 8),
-        (8.0, 1000, 8),
+        pytest.param(8.0, 1000, 8, marks=pytest.mark.slow),
     ],
 )
 def test_a_site_that_leaves_its_noise_out_is_noticed(
@@ -109,7 +112,9 @@ def test_a_site_that_leaves_its_noise_out_is_noticed(
     assert audited(make_experiment, records, tmp_path, epsilon, *THREE, **sizes).refuted
 
 
-@pytest.mark.parametrize(("epsilon", "canaries"), [(1.0, 1500), (2.0, 1000)])
+@pytest.mark.parametrize(
+    ("epsilon", "canaries"), [pytest.param(1.0, 1500, marks=pytest.mark.slow), (2.0, 1000)]
+)
 def test_so_are_two_of_three_at_small_budgets(
     make_experiment, records, tmp_path, epsilon, canaries
 ):

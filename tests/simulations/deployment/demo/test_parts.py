@@ -96,7 +96,13 @@ STUBBORN = "trap '' TERM; (setsid sleep 300 &) ; echo up; while true; do sleep 0
 """Refuses to end, and has a child that has left its session and its parent."""
 
 
-@pytest.mark.parametrize("how", [None, RuntimeError("anything"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *(pytest.param(how, marks=pytest.mark.slow) for how in (None, RuntimeError("anything"))),
+        KeyboardInterrupt(),
+    ],
+)
 def test_nothing_outlives_the_block_however_it_is_left(
     shell: Children, how: BaseException | None
 ) -> None:
