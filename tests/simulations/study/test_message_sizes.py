@@ -75,14 +75,18 @@ def test_it_needs_fewer_at_sites_too_where_lwf_saves_more(study, tmp_path):
 
 
 @pytest.mark.parametrize("study", STREAMS)
-@pytest.mark.parametrize("name", ["lwf", pytest.param("deal", marks=pytest.mark.slow)])
-def test_sizes_are_those_that_were_measured(study, name, tmp_path):
-    """The runs of the studies, which trained real clients, in float32."""
+@pytest.mark.parametrize(
+    ("name", "first_seed"), [("lwf", 0), pytest.param("deal", 3, marks=pytest.mark.slow)]
+)
+def test_sizes_are_those_that_were_measured(study, name, first_seed, tmp_path):
+    """The runs of the studies, which trained real clients, in float32. Of deal those of seeds 0 to
+    2 are older: their requests for sums carried the adapter."""
     stored = json.loads((RESULTS / study / "study.json").read_text())
-    cells = [cell["outcome"] for cell in stored["cells"] if cell["arm"] == name]
+    found = [c for c in stored["cells"] if c["arm"] == name and c["seed"] >= first_seed]
+    cells = [cell["outcome"] for cell in found]
     measured = {(cell["bytes_up"], cell["bytes_down"]) for cell in cells}
     sizes = both_ways(message_sizes(arm(study, name, tmp_path)))
-    assert (sizes["up"], sizes["down"]) in measured
+    assert measured == {(sizes["up"], sizes["down"])}
 
 
 @pytest.mark.parametrize(("dtype", "sent", "given"), [("float32", 3076, 6152), ("int8", 776, 1552)])
