@@ -98,13 +98,18 @@ def _facts(results: Results, inference: Inference) -> list[str]:
     texts = "; clients kept texts" if config.method.name in KEEP_TEXTS else ""
     return [
         f"- Base model: `{inference.model.name}`{upstream}, family `{inference.model.family}`; "
-        f"frozen{NOT_HERE}",
+        f"frozen{_bits(inference)}{NOT_HERE}",
         f"- Method: `{config.method.name}`{texts}; aggregation rule: `{rule}`, "
         f"robust step: `{config.aggregation.robust}`",
         f"- Clients: {config.federation.clients}; rounds of learning: {rounds} in "
         f"{len(results.stages)} stages, schedule `{config.stream.schedule}`; seed {results.seed}",
         f"- Engine: `{results.engine}`; written {datetime.now(UTC):%Y-%m-%d}",
     ]
+
+
+def _bits(inference: Inference) -> str:
+    bits = inference.model.bits
+    return f", weights of {bits} bits (bitsandbytes)" if bits else ""
 
 
 def _tasks(results: Results, inference: Inference) -> list[str]:

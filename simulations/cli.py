@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Annotated
 
@@ -365,6 +366,8 @@ def command() -> click.Command:
 
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
+    # PEFT imports bitsandbytes where it is; that warns of a faster kernel which is not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         require_own_packages()
         command()(prog_name="deal")

@@ -27,6 +27,9 @@ class ModelConfig(Table):
     name: str = "embedded:minilm"
     """``embedded:NAME``, a folder, or a Hugging Face hub name; ``NAME@REVISION`` (a tag, or the
     hash of a commit) is the same at every institution, however the name moves on."""
+    bits: Literal[0, 4, 8] = 0
+    """Bits of a frozen weight: 8 or 4 save memory at some accuracy, and need the extra
+    ``quantized``; 0: those of ``train.precision``."""
     logit_scale: float = Field(20.0, gt=0)
     """Multiplier of the cosine between text and label (encoder-labels)."""
     instruction: str = "Classify the text. Answer with one of the options."

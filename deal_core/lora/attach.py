@@ -10,9 +10,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -23,28 +22,13 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, split, stack, zero_adapter
 from deal_core.lora.core import frame_of
+from deal_core.lora.frozen_states import Moment, frozen_states
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.linear import adapted_forward
 from deal_core.lora.payload import PREFIX
 
 CURRENT = "current"
 """PEFT's name of the adapter that learns."""
-
-
-@dataclass
-class Weights:
-    """The frozen weight of one layer, three times; equal ones share their memory.
-
-    Attributes:
-        base: as it was loaded.
-        start: ``base + retained``, the model at the start of the task.
-        now: ``base + retained + residual``, what the current adapter is added to; without the
-            part of ``retained`` that only shows the start.
-    """
-
-    base: Tensor
-    start: Tensor
-    now: Tensor
 
 
 def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
@@ -60,8 +44,7 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
     model.adapted_layers = layers = lora_layers(model)  # type: ignore[assignment]
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
     for layer in layers.values():
-        weight = layer.base_layer.weight.data
-        layer.weights = Weights(weight, weight, weight)
+        layer.weights = frozen_states(layer)
         layer.core = kind_of(config).core
         layer.forward = partial(adapted_forward, layer, CURRENT)
     write(model, zero_adapter(shapes, config.rank, config.lora_alpha / config.rank))
@@ -165,34 +148,28 @@ def merge(
 def _merge(
     model: nn.Module, retained: Adapter, residual: Adapter | None, num_reference_directions: int
 ) -> None:
-    for layer, factors in _matched(model, retained):
-        start = _plus(layer, layer.weights.base, factors, retained.scaling)
-        layer.weights = Weights(layer.weights.base, start, start)
+    start, now = stack([retained]), None
     if residual is not None or num_reference_directions:
         kept = split(retained, num_reference_directions)[1]
         # Summed before anything is rounded to the weight's type: the two may cancel.
-        both = stack([kept] if residual is None else [kept, residual])
-        for layer, factors in _matched(model, both):
-            layer.weights.now = _plus(layer, layer.weights.base, factors, both.scaling)
+        now = stack([kept] if residual is None else [kept, residual])
+    layers = lora_layers(model)
+    _require_layers(layers, start)
+    for name, layer in layers.items():
+        layer.weights.put(start.layers[name], None if now is None else now.layers[name])
     _select(model, "now")
-
-
-def _plus(layer: Any, weight: Tensor, factors: LoraFactors, scaling: float) -> Tensor:
-    """Return ``weight + s B A`` in the weight's type and layout; the same tensor where B is
-    zero."""
-    if not factors.B.any():
-        return weight
-    A, B = factors.A.to(weight.device), factors.B.to(weight.device)
-    delta = scaling * B @ A
-    return (weight.float() + (delta.T if layer.fan_in_fan_out else delta)).to(weight.dtype)
 
 
 def _matched(model: nn.Module, adapter: Adapter) -> Iterator[tuple[Any, LoraFactors]]:
     layers = lora_layers(model)
-    if layers.keys() != adapter.layers.keys():
-        raise ValueError("the adapter was made for other layers than the model's")
+    _require_layers(layers, adapter)
     for name, layer in layers.items():
         yield layer, adapter.layers[name]
+
+
+def _require_layers(layers: dict[str, Any], adapter: Adapter) -> None:
+    if layers.keys() != adapter.layers.keys():
+        raise ValueError("the adapter was made for other layers than the model's")
 
 
 def _assign(parameter: Tensor, value: Tensor) -> None:
@@ -248,13 +225,13 @@ def base_only(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _frozen_alone(model: nn.Module, which: Literal["base", "start"]) -> Iterator[None]:
-    """Scale the current adapter by 0, put one of the frozen weights in place; and back."""
+def _frozen_alone(model: nn.Module, moment: Moment) -> Iterator[None]:
+    """Scale the current adapter by 0, select a frozen state; and back."""
     layers = list(lora_layers(model).values())
     before = [layer.scaling[CURRENT] for layer in layers]
     for layer in layers:
         layer.scaling[CURRENT] = 0.0
-    _select(model, which)
+    _select(model, moment)
     try:
         yield
     finally:
@@ -263,6 +240,6 @@ def _frozen_alone(model: nn.Module, which: Literal["base", "start"]) -> Iterator
             layer.scaling[CURRENT] = scaling
 
 
-def _select(model: nn.Module, which: Literal["base", "start", "now"]) -> None:
+def _select(model: nn.Module, moment: Moment) -> None:
     for layer in lora_layers(model).values():
-        layer.base_layer.weight.data = getattr(layer.weights, which)
+        layer.weights.select(moment)

@@ -2,18 +2,46 @@
 
 PEFT computes the same sum with eight operations forward and as many backward, in float32.
 Here the product with the frozen weight and the two thin ones share their results in place,
-in the precision of the frozen weight, and nothing is computed whose gradient nobody wants.
+in the precision of the input, and nothing is computed whose gradient nobody wants.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from deal_core.lora.core import within_frame
 from deal_core.lora.packing import Packing
+
+
+class FrozenWeight(Protocol):
+    """A weight ``W``, ``(d_out, d_in)``, that does not learn, however it is stored."""
+
+    def times(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``rows W^T + bias``, ``(rows, d_out)``, in a tensor of its own."""
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """Return ``gradient W``, ``(rows, d_in)``, in a tensor of its own."""
+
+
+@dataclass(frozen=True)
+class WholeWeight:
+    """A weight that lies there as one tensor."""
+
+    tensor: Tensor
+
+    def times(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``rows W^T + bias``."""
+        if bias is None:
+            return rows @ self.tensor.T
+        return torch.addmm(bias, rows, self.tensor.T)
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """Return ``gradient W``."""
+        return gradient @ self.tensor
 
 
 class AdaptedLinear(torch.autograd.Function):
@@ -28,7 +56,7 @@ class AdaptedLinear(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
+        weight: FrozenWeight,
         bias: Tensor | None,
         lora_A: Tensor,
         lora_B: Tensor,
@@ -37,15 +65,16 @@ class AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:
         """Return ``x W^T + scaling (x A^T) B^T + bias``, ``(..., d_out)``.
 
-        ``x`` is ``(..., d_in)``, weight ``(d_out, d_in)``, A ``(r, d_in)``, B ``(d_out, r)``.
+        ``x`` is ``(..., d_in)``, A ``(r, d_in)``, B ``(d_out, r)``.
         """
         rows = x.reshape(-1, x.shape[-1])
         A = _one(lora_A).to(x.dtype)
         B = (scaling * _one(lora_B)).to(x.dtype)
         hidden = rows @ A.T
-        y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+        y = weight.times(rows, bias)
         y.addmm_(hidden, B.T)
-        ctx.save_for_backward(rows, hidden, weight, A, B)
+        ctx.save_for_backward(rows, hidden, A, B)
+        ctx.weight = weight
         ctx.scaling = scaling
         ctx.packing = packing
         ctx.copies = _copies(lora_A, x, packing), _copies(lora_B, x, packing)
@@ -54,14 +83,14 @@ class AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The first layer's input needs no gradient, a frozen factor none either."""
-        rows, hidden, weight, A, B = ctx.saved_tensors
+        rows, hidden, A, B = ctx.saved_tensors
         wants_x, _, _, wants_A, wants_B, *_ = ctx.needs_input_grad
         gradient = gradients[0]
         g = gradient.reshape(-1, gradient.shape[-1])
         back = g @ B if wants_x or wants_A else None
         dx = dA = dB = None
         if wants_x and back is not None:
-            dx = (g @ weight).addmm_(back, A).view(*gradient.shape[:-1], -1)
+            dx = ctx.weight.back(g).addmm_(back, A).view(*gradient.shape[:-1], -1)
         of_A, of_B = ctx.copies
         if wants_A and back is not None:
             dA = _outer(back, rows, of_A, ctx.packing).float()
@@ -105,17 +134,11 @@ def _outer(left: Tensor, right: Tensor, examples: int | None, packing: Packing |
     return left.view(shape).transpose(1, 2) @ right.view(shape)
 
 
-def frozen_weight(layer: Any) -> Tensor:
-    """Return the layer's frozen weight as ``(d_out, d_in)``; Conv1D stores its transpose."""
-    weight: Tensor = layer.base_layer.weight
-    return weight.T if layer.fan_in_fan_out else weight
-
-
 def adapted_forward(layer: Any, name: str, x: Tensor) -> Tensor:
     """Forward of a PEFT LoRA layer with the adapter ``name``; its scaling 0 silences it."""
     scaling = layer.scaling[name]
     if scaling == 0.0:
-        silent: Tensor = layer.base_layer(x)
+        silent: Tensor = layer.weights.alone(x)
         return silent
     A, B = getattr(layer, "copies", None) or (layer.lora_A[name].weight, layer.lora_B[name].weight)
     frame = getattr(layer, "frame", None)
@@ -123,6 +146,6 @@ def adapted_forward(layer: Any, name: str, x: Tensor) -> Tensor:
         B = within_frame(B, frame)
     packing = getattr(layer, "packing", None)
     out: Tensor = AdaptedLinear.apply(  # type: ignore[no-untyped-call]
-        x, frozen_weight(layer), layer.base_layer.bias, A, B, scaling, packing
+        x, layer.weights.selected(), layer.base_layer.bias, A, B, scaling, packing
     )
     return out

@@ -12,6 +12,7 @@ from peft import TaskType
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
+from deal_core.models.base_model import check_bits
 from deal_core.models.causal import causal_skeleton, load_causal
 from deal_core.models.encoder import (
     encoder_label_vectors,
@@ -184,6 +185,7 @@ __all__ = [
     "LanguageModel",
     "adapter_shapes",
     "auto_class",
+    "check_bits",
     "check_label_tokens",
     "check_weights",
     "embedding_size",

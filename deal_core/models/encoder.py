@@ -27,6 +27,7 @@ from deal_core.lora.packing import Packing, packed, packing_of, packs
 from deal_core.lora.pooled import POOLED
 from deal_core.models.attention import NAME as ATTENTION
 from deal_core.models.attention import register_attention
+from deal_core.models.base_model import load_base_model
 from deal_core.models.frozen_vectors import FrozenVectors, weights_name
 from deal_core.models.interface import Encoded, ForwardOutput, LabelVectors
 from deal_core.models.loading import best_device, pretrained
@@ -212,7 +213,7 @@ def load_encoder(
     """
     from transformers import AutoTokenizer
 
-    base = pretrained_encoder(model.name, dtype)
+    base = pretrained_encoder(model, dtype)
     return EncoderLabels(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
 
 
@@ -227,7 +228,7 @@ def encoder_label_vectors(model: ModelConfig) -> LabelVectors:
     return lambda labels: encoder.label_vectors(labels).cpu()
 
 
-def pretrained_encoder(name: str, dtype: torch.dtype) -> Any:
+def pretrained_encoder(model: ModelConfig, dtype: torch.dtype) -> Any:
     """Return the base model with our attention, or, where it has one of its own that takes masks of
     another kind (MPNet), with that.
 
@@ -238,11 +239,11 @@ def pretrained_encoder(name: str, dtype: torch.dtype) -> Any:
     from transformers import AutoModel
 
     for attention in (register_attention(), "eager"):
-        base = pretrained(AutoModel, name, dtype=dtype, attn_implementation=attention)
+        base = load_base_model(AutoModel, model, dtype, attention)
         if reads_alone(base):
             return base
     raise UserError(
-        f"model.name '{name}': does not read a padded text as it reads it alone, which "
+        f"model.name '{model.name}': does not read a padded text as it reads it alone, which "
         "encoder-labels needs; choose an encoder, or another model.family"
     )
 

@@ -131,13 +131,22 @@ def _plain(
     source: Source, options: dict[str, Any], is_model: bool
 ) -> tuple[Source, dict[str, Any]]:
     """Return where a GGUF file is read from, and how: unpacked, or where that cannot be written as
-    it is, weights as plain ones."""
+    it is, weights as plain ones.
+
+    Raises:
+        UserError: it cannot be unpacked, and its weights are to have other bits.
+    """
     from transformers.utils.quantization_config import GgufConfig
 
     dtype = str(options.get("dtype", "float32")).removeprefix("torch.") if is_model else ""
     folder = unpacked(Path(source.location) / source.options[GGUF], dtype)
     if folder is not None:
         return Source(str(folder), {}), options
+    if "quantization_config" in options:
+        raise UserError(
+            "model.bits: this model is quantized already, and its weights cannot be unpacked into "
+            "a folder; make HF_HOME writable, or leave model.bits out"
+        )
     return source, options | ({"quantization_config": GgufConfig(dequantize=True)} if dtype else {})
 
 

@@ -21,6 +21,7 @@ from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.lora.attach import attach
 from deal_core.models.attention import register_attention
+from deal_core.models.base_model import load_base_model
 from deal_core.models.greedy import greedy
 from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.loading import best_device, pretrained
@@ -254,9 +255,7 @@ def load_seq2seq(
     """
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    base = pretrained(
-        AutoModelForSeq2SeqLM, model.name, dtype=dtype, attn_implementation=register_attention()
-    )
+    base = load_base_model(AutoModelForSeq2SeqLM, model, dtype, register_attention())
     tokenizer = pretrained(AutoTokenizer, model.name)
     loaded = Seq2SeqLM(base, tokenizer, model, adapter, max_length)
     require_same_logits(loaded, base, model.name)

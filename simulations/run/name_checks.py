@@ -5,7 +5,13 @@ from __future__ import annotations
 from deal_core.config.experiment import Experiment
 from deal_core.lora.kinds import kind_of
 from deal_core.methods import method_of
-from deal_core.models import adapter_shapes, check_weights, has_label_logits, max_positions
+from deal_core.models import (
+    adapter_shapes,
+    check_bits,
+    check_weights,
+    has_label_logits,
+    max_positions,
+)
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
 
@@ -23,8 +29,9 @@ def check_model_names(experiment: Experiment) -> None:
     """Look up family and kind of adapter, and read the model's description.
 
     Raises:
-        UserError: unknown name, or a model that is nowhere.
+        UserError: unknown name, a model that is nowhere, or a package that is missing.
     """
+    check_bits(experiment.model)
     has_label_logits(experiment.model)
     kind_of(experiment.adapter)
     max_positions(experiment.model)

@@ -272,7 +272,8 @@ def label_embeddings(inference: Inference) -> dict[str, Tensor]:
     from deal_core.models import load_model
     from deal_core.training.embedding import base_embeddings
 
-    model = load_model(inference.model, AdapterConfig(rank=1), inference.max_length)
+    whole = inference.model.model_copy(update={"bits": 0})  # as the folder's user loads it
+    model = load_model(whole, AdapterConfig(rank=1), inference.max_length)
     found = {}
     for task in inference.tasks:
         words = [Example(label.replace("_", " "), task.labels[0]) for label in task.labels]

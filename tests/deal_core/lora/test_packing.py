@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.lora.attach import read, set_trainable, write
-from deal_core.lora.linear import AdaptedLinear
+from deal_core.lora.linear import AdaptedLinear, WholeWeight
 from deal_core.lora.packing import Packing, packing_of
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
@@ -118,8 +118,12 @@ def test_a_packing_of_other_texts_gives_no_gradient_per_example() -> None:
     A, B = torch.zeros(2, 3, 6), torch.zeros(2, 4, 3)
     for lengths in ((3, 3), (7,), (3, 2, 2)):
         with pytest.raises(ValueError, match="mixes examples"):
-            AdaptedLinear.apply(x, weight, None, A, B, 1.0, Packing(lengths))
-    assert AdaptedLinear.apply(x, weight, None, A, B, 1.0, Packing((3, 4))).shape == (1, 7, 4)
+            AdaptedLinear.apply(x, WholeWeight(weight), None, A, B, 1.0, Packing(lengths))
+    assert AdaptedLinear.apply(x, WholeWeight(weight), None, A, B, 1.0, Packing((3, 4))).shape == (
+        1,
+        7,
+        4,
+    )
 
 
 def test_a_pass_without_padding_holds_more() -> None:

@@ -105,8 +105,8 @@ def test_an_ordinary_step_after_it_is_as_before(model, data):
 
 
 def test_a_layer_that_mixes_examples_is_refused():
-    from deal_core.lora.linear import AdaptedLinear
+    from deal_core.lora.linear import AdaptedLinear, WholeWeight
 
     A, B = torch.zeros(2, 2, 6).requires_grad_(), torch.zeros(2, 4, 2).requires_grad_()
     with pytest.raises(ValueError, match="mixes examples"):
-        AdaptedLinear.apply(torch.zeros(10, 6), torch.zeros(4, 6), None, A, B, 1.0)
+        AdaptedLinear.apply(torch.zeros(10, 6), WholeWeight(torch.zeros(4, 6)), None, A, B, 1.0)

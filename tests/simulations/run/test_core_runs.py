@@ -19,7 +19,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
-from deal_core.lora.attach import Weights, lora_layers
+from deal_core.lora.attach import lora_layers
 from deal_core.models import load_model
 from deal_core.training.label_texts import label_texts
 from server.results import read_results
@@ -113,7 +113,7 @@ class Plain:
         layer = self.layers[name]
         change = (learnt.T if layer.fan_in_fan_out else learnt).float()
         moved = layer.weights.base + change
-        layer.weights = Weights(layer.weights.base, moved, moved)
+        layer.weights.start = layer.weights.now = moved
         layer.base_layer.weight.data = moved
 
     def gradients(self, item: Any, labels: tuple[str, ...]) -> dict[str, Tensor]:

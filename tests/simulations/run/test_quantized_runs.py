@@ -1,0 +1,83 @@
+"""Runs whose frozen weights have 8 or 4 bits."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+import pytest
+import torch
+
+from deal_core.config.experiment import AdapterConfig
+from deal_core.data import open_source
+from deal_core.errors import UserError
+from deal_core.inference.folder import find_adapter
+from deal_core.inference.predictor import load_predictor
+from deal_core.models import load_model
+from server.results import read_results
+from simulations.engines.inprocess import run_inprocess
+from simulations.run.preflight import check_names
+
+pytest.importorskip("bitsandbytes")
+WORDS = ("model.max_new_tokens=6", "train.max_length=24")
+
+
+@pytest.fixture(scope="module")
+def small(make_experiment, make_causal, tmp_path_factory):
+    """Encoder and causal model, both with weights of few bits."""
+    llama = make_causal(tmp_path_factory.mktemp("llama"), "llama")
+    size = ("federation.rounds=1", "federation.clients=2", "data.max_train=16", "data.max_test=8")
+    tasks = 'data.tasks=["medicine", "surgery"]'
+    names = {
+        "encoder": ("model.bits=4", 'train.precision="float32"'),
+        "causal": ("model.bits=8", "model.family=causal-lm", f'model.name="{llama}"', *WORDS),
+    }
+    return {name: make_experiment(*size, tasks, *own) for name, own in names.items()}
+
+
+def at(experiment, folder):
+    return experiment.model_copy(
+        update={"run": experiment.run.model_copy(update={"out": str(folder)})}
+    )
+
+
+@pytest.mark.parametrize("name", ["encoder", "causal"])
+def test_a_run_learns_repeats_itself_and_is_predicted_from(small, name, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        run_inprocess(at(small[name], folder), lambda event: None)
+    found = read_results(first)
+    assert found.accuracy_matrix == read_results(second).accuracy_matrix
+    predictor = load_predictor(find_adapter(first))
+    assert predictor.inference.model.bits == small[name].model.bits
+    source = open_source(small[name].data)
+    for task, accuracy in zip(("medicine", "surgery"), found.accuracy_matrix[-1], strict=True):
+        answers = [(predictor.answer(e.text, task).label, e.label) for e in source.load(task).test]
+        assert fmean(given == right for given, right in answers) == accuracy
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_frozen_weights_take_less_memory(small, bits):
+    def size(bits: int) -> int:
+        model = small["encoder"].model.model_copy(update={"bits": bits})
+        module = load_model(model, AdapterConfig(rank=1), 16, torch.float32).module
+        inner = [
+            p for n, p in module.named_parameters() if "encoder.layer" in n and "lora" not in n
+        ]
+        return sum(p.numel() * p.element_size() for p in inner)
+
+    assert size(bits) < 1.1 * size(0) * bits / 32
+
+
+def test_without_the_package_it_is_told_how_to_get_it(small, monkeypatch):
+    import deal_core.models.base_model as module
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs bitsandbytes.*pip install --editable '.\[quantized\]'"
+    ):
+        check_names(small["encoder"])
+
+
+def test_other_numbers_of_bits_are_refused(make_experiment):
+    with pytest.raises(UserError, match=r"model\.bits"):
+        make_experiment("model.bits=2")
