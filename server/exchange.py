@@ -125,6 +125,21 @@ class Exchange:
                 "stands, continue with --resume (metrics.jsonl has the reasons)"
             )
 
+    def require_willing(self, refused: int, asked: int, step: Step) -> None:
+        """Check that the policy of some client allows what the experiment asks: where none does,
+        every round would end so.
+
+        Raises:
+            UserError: all refuse.
+        """
+        if asked and refused == asked:
+            raise UserError(
+                f"{step.kind} {step.server_round} of stage {step.stage}: all clients that were "
+                f"asked ({asked}) refuse the experiment by their policy; deal site check "
+                "--experiment FILE tells each why; the checkpoint before it stands, continue with "
+                "--resume"
+            )
+
     def event(self, event: str, step: Step, **fields: object) -> None:
         """Log what happened in a step."""
         where = {"round": step.round, "stage": step.stage, "phase": step.phase}

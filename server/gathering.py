@@ -40,12 +40,14 @@ class RoundReplies:
         sizes: bytes of each valid update, by client.
         spent: what privacy has cost, by client that says so, whether or not its update counts.
         idle: how many clients took no part.
+        refused: how many of them because their policy does not allow what the experiment asks.
         tally: of the evaluation that the requests carried along.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
     spent: dict[str, Spending] = field(default_factory=dict)
     idle: int = 0
+    refused: int = 0
     tally: EvaluationReplies = field(default_factory=EvaluationReplies)
 
 
@@ -104,6 +106,7 @@ class Gathering:
                 verdicts = screen.add(update, reader.before)
         except wire.ClientSkipped as reason:
             gathered.idle += 1
+            gathered.refused += reason.code == wire.BY_POLICY
             self.exchange.event("client_idle", self.step, client=client, code=reason.code)
             return ()
         except NUMERICAL as fault:

@@ -33,7 +33,8 @@ F = TypeVar("F")
 PLACE = ("stage", "phase", "server_round")
 
 
-NO_PART = frozenset({"no-data", "budget-spent", "policy", UsedUpdate.code})
+BY_POLICY = "policy"
+NO_PART = frozenset({"no-data", "budget-spent", BY_POLICY, UsedUpdate.code})
 NO_COUNTS = frozenset({"withheld"})
 """Codes by which a client takes no part in a round, or an evaluation: not a fault."""
 LACKS_DISTILLED = "resend"

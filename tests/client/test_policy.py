@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 from flwr.app import Array, Message
 
 from client.app import make_app
+from client.context import RequestContext
 from client.local_sums import require_enough_of_each, require_sums
 from client.policy_check import require_policy
 from client.site import site_of
@@ -65,8 +67,9 @@ OPEN = {
 }
 
 
-def sent(experiment: Experiment, folder, policy: Policy | None):
-    """Run with this policy at every site; return the fields and values that left, and events."""
+def sent(experiment: Experiment, folder, policy, stops: str = ""):
+    """Run with this policy at every site, or that which a function of a request gives; return the
+    fields and values that left, and events. ``stops``: with what the run ends before its end."""
     own = experiment.run.model_copy(update={"out": str(folder)})
     experiment = experiment.model_copy(update={"run": own})
     left: dict[str, set[str]] = {}
@@ -79,10 +82,12 @@ def sent(experiment: Experiment, folder, policy: Policy | None):
         return reply
 
     events: list[dict] = []
-    app = make_app(lambda place: replace(site_of(place), policy=policy))
+    policy_of = policy if callable(policy) else lambda place: policy
+    app = make_app(lambda place: replace(site_of(place), policy=policy_of(place)))
     grid = InProcessGrid(app, flatten(experiment), experiment.federation.clients)
     grid.interceptor = see
-    with assume_identity(1, 1):
+    ends = pytest.raises(UserError, match=stops) if stops else nullcontext()
+    with assume_identity(1, 1), ends:
         run(grid, experiment, events.append)
     return left, events
 
@@ -215,14 +220,34 @@ def test_counts_leave_where_both_sides_want_them(small, tmp_path):
 
 def test_the_server_cannot_switch_a_sites_privacy_off(small, tmp_path):
     policy = Policy(mechanism="record", metrics="clear")
-    left, events = sent(small(), tmp_path, policy)
-    assert left.keys() == (ALWAYS.keys() | COUNTS.keys()) - {
+    left, events = sent(small(), tmp_path, policy, stops="all clients .* refuse")
+    assert left.keys() == ALWAYS.keys() - {
         "status.stage",
         "status.phase",
         "status.server_round",
     }
     assert {e["code"] for e in events if e["event"] == "client_idle"} == {"policy"}
     assert Ledger(tmp_path / "sites" / "0").events() == []
+
+
+def test_a_run_that_all_refuse_is_not_called_finished(small, tmp_path):
+    policy = Policy(mechanism="record")
+    for number, asked in enumerate(((), ("aggregation.secure=true", "federation.clients=3"))):
+        folder = tmp_path / str(number)
+        _, events = sent(small(*asked), folder, policy, stops="all clients .* refuse")
+        assert events[-1]["event"] == "run_stopped"
+        assert not (folder / "results.json").exists()
+
+
+def test_a_run_that_some_refuse_goes_on(small, tmp_path):
+    """The others learn."""
+
+    def policy_of(place: RequestContext) -> Policy | None:
+        return Policy(mechanism="record") if place.client == "0" else None
+
+    left, events = sent(small(), tmp_path, policy_of)
+    assert events[-1]["event"] == "run_finished"
+    assert "lora.*" in left
 
 
 def test_a_policy_without_mechanism_still_keeps_counts_and_loss(small, tmp_path):

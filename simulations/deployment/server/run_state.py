@@ -22,6 +22,11 @@ MEANING = {
     "client reports 'protocol'": "it refuses a leg of the secure sum; its log says why",
 }
 """What Flower has a number for, and a site a word."""
+SITS_OUT = {
+    "policy": "its policy refuses the experiment (deal site check --experiment FILE, there)",
+    "budget-spent": "its privacy budget is spent (deal ledger, there)",
+}
+"""Words by which a site takes no part for longer than a task."""
 
 
 @dataclass
@@ -33,7 +38,7 @@ class SiteState:
         task: of that reply.
         rounds: valid updates so far.
         faults: rounds without a valid reply, and replies that were dropped.
-        last_fault: the reason of the last one.
+        last_fault: the reason of the last one, or why it takes no part at all.
         spent: what privacy has cost, all rounds and tasks so far; None: nobody says.
     """
 
@@ -97,12 +102,19 @@ def run_state(events: Iterable[RunEvent]) -> RunState:
             names = event.get("sites") or [str(k) for k in range(event["clients"])]
             _begin(state, event, names)
         elif event["event"] in ("client_finished", *FAULTS):
-            client = event["client"]
-            name = names[int(client)] if client.isdigit() and int(client) < len(names) else client
-            _heard(state, name, event)
+            _heard(state, _name(event["client"], names), event)
+        elif event["event"] == "client_idle" and event.get("code") in SITS_OUT:
+            site = state.sites.setdefault(_name(event["client"], names), SiteState())
+            site.last_fault = SITS_OUT[event["code"]]
         else:
             _told(state, event, names)
     return state
+
+
+def _name(client: str, names: list[str]) -> str:
+    """Return the name of the site that is a client."""
+    known = client.isdigit() and int(client) < len(names)
+    return names[int(client)] if known else client
 
 
 def state_of(run: Path) -> RunState:

@@ -12,6 +12,7 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.egress import FIELDS, SUM_FIELDS
+from client.policy_check import check_terms
 from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
@@ -76,6 +77,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         lambda: compare_labels(site, agreed) if experiment else declared_labels(site),
     ]
     if experiment is not None:
+        checks.append(lambda: check_policy(site, experiment))
         checks.append(lambda: check_sums(site, experiment))
         checks.append(lambda: check_unit(site, experiment))
     if not offline:
@@ -126,6 +128,16 @@ def check_state(site: SiteFile) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{state}: cannot be written ({error.strerror}); see site.state") from None
     yield f"state folder {state}: can be written"
+
+
+def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
+    """Yield that the policy allows what the experiment asks.
+
+    Raises:
+        UserError: the site would take no part in it.
+    """
+    check_terms(experiment, site.policy)
+    yield f"the policy allows the experiment: privacy.mechanism '{experiment.privacy.mechanism}'"
 
 
 def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:

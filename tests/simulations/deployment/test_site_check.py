@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from client.site_file import read_site
 from deal_core.config.data import DataConfig
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
 from simulations.deployment.server.certificates import make_authority
 from simulations.deployment.site.check import (
@@ -44,6 +45,12 @@ def site(tmp_path: Path) -> Path:
     folder = tmp_path / "site"
     init_site(SiteRequest(folder, data, "north", "127.0.0.1:1", authority, labels=AGREED))
     return folder
+
+
+def asked(labels: dict[str, tuple[str, ...]], **privacy: str) -> Experiment:
+    """An experiment that the policy of `deal site init` allows."""
+    data = DataConfig(source="sites", labels=labels)
+    return Experiment(data=data, privacy=PrivacyConfig(**{"mechanism": "record"} | privacy))
 
 
 def checked(site: Path, experiment: Experiment | None = None) -> Report:
@@ -150,24 +157,34 @@ def test_every_task_is_read_though_one_is_broken(site: Path, tmp_path: Path) -> 
 
 def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
     labels = {"triage": ("a", "beta"), "later": ("x", "y")}
-    report = checked(site, Experiment(data=DataConfig(source="sites", labels=labels)))
+    report = checked(site, asked(labels))
     differ, row = report.problems
     assert "[data.labels] of site.toml: 'triage' differs, 'later' is missing" in differ
     assert "row 2: 'b' is no label of the task (they are: a, beta" in row
     assert any("'later': no folder, so this site sits it out" in line for line in report.lines)
 
 
+def test_an_experiment_that_the_policy_refuses_is_told(site: Path) -> None:
+    labels = {"triage": ("a", "b")}
+    (problem,) = checked(site, asked(labels, mechanism="none")).problems
+    assert "'none', but the site's policy demands 'record'" in problem
+    assert any(
+        "the policy allows the experiment" in line for line in checked(site, asked(labels)).lines
+    )
+
+
 def test_what_becomes_of_sums_is_told_and_a_method_made_of_them_needs_them(site: Path) -> None:
     labels = {"triage": ("a", "b")}
-    agreed = Experiment(data=DataConfig(source="sites", labels=labels))
+    agreed, path = asked(labels, mechanism="none"), site / "site.toml"
+    demands = re.compile(r"^(mechanism|max_epsilon) = .*\n", re.MULTILINE)
+    path.write_text(demands.sub("", path.read_text()))
     report = checked(site, agreed)
     assert report.problems == []
     assert any("they stay here (policy.share_sums)" in line for line in report.lines)
     method = agreed.method.model_copy(update={"name": "prototype"})
     (problem,) = checked(site, agreed.model_copy(update={"method": method})).problems
     assert "set policy.share_sums to true" in problem
-    path = site / "site.toml"
-    path.write_text(path.read_text().replace("[policy]", "[policy]\nshare_sums = true", 1))
+    path.write_text(path.read_text().replace("share_sums = false", "share_sums = true", 1))
     report = checked(site, agreed)
     assert "the experiment asks for sums of embeddings: they leave" in report.lines
 
@@ -185,7 +202,7 @@ def test_sums_with_noise_leave_a_site_that_shares_none(site: Path) -> None:
 def test_the_lines_that_are_printed_make_the_labels_agree(site: Path, declared: bool) -> None:
     """Also with names that TOML must quote."""
     labels = {"triage": ("a", "b"), 'a "rare" task': ("x, y", "z]")}
-    agreed = Experiment(data=DataConfig(source="sites", labels=labels))
+    agreed = asked(labels)
     path = site / "site.toml"
     if not declared:
         head, _, rest = path.read_text().partition("[data.labels]")
@@ -225,7 +242,7 @@ def test_label_values_can_be_mapped(site: Path) -> None:
     path = site / "site.toml"
     path.write_text(path.read_text().replace('["a", "b"]', '["a", "beta"]'))
     labels = {"triage": ("a", "beta")}
-    report = checked(site, Experiment(data=DataConfig(source="sites", labels=labels)))
+    report = checked(site, asked(labels))
     assert report.problems == []
     assert "train: a 3, beta 3" in "\n".join(report.lines)
 
