@@ -44,4 +44,6 @@ def upload(folder: Path, repository: str) -> str:
             f"--push {repository}: not uploaded ({reason}); {folder} is complete, upload it with "
             f"`hf upload {repository} {folder}`"
         ) from None
-    return f"uploaded to {where}; a new repository is private"
+    return (
+        f"uploaded to {where}; a new repository is private, one that was there keeps its visibility"
+    )

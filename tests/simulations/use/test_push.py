@@ -84,7 +84,9 @@ def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 def test_a_push_makes_a_private_repository_and_sends_the_folder(encoder, tmp_path, local_hub):
     said = export(ExportRequest(str(encoder), str(tmp_path / "mine"), push="me/mine"))
-    assert said[-1] == "uploaded to me/mine; a new repository is private"
+    assert said[-1] == (
+        "uploaded to me/mine; a new repository is private, one that was there keeps its visibility"
+    )
     (created,) = local_hub.created
     assert (created["organization"], created["name"]) == ("me", "mine")
     assert created["visibility"] == "private"
