@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
-from deal_core.config.data import DataConfig, TaskColumns
+from deal_core.config.data import DataConfig, Labels, TaskColumns
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.config.table import Table
@@ -89,7 +89,7 @@ class SiteData(Table):
     """File of public texts, for experiments that consolidate on public data."""
     files: dict[str, TaskColumns] = Field({})
     """Task name to its own columns, and to what its label values stand for."""
-    labels: dict[str, tuple[str, ...]] = Field({})
+    labels: dict[str, Labels] = Field({})
     """Task name to its labels, as the consortium has agreed on: the site takes part in these tasks
     alone, under these labels. No labels, ``TASK = []``: the answers are texts."""
     instructions: dict[str, str] = Field({})

@@ -23,13 +23,10 @@ Matrix = Sequence[Sequence[float]]
 
 def spans(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> tuple[list[int], list[int]]:
     """Return ``begun`` and ``learnt`` of each task, from the tasks that are worked on in each
-    stage.
-
-    Raises:
-        ValueError: a task is in no stage.
-    """
+    stage. One that nobody works on is begun after the last stage, and learnt in the last."""
     places = [[i for i, worked in enumerate(stages) if task in worked] for task in tasks]
-    return [min(found) for found in places], [max(found) for found in places]
+    begun = [min(found, default=len(stages)) for found in places]
+    return begun, [max(found, default=len(stages) - 1) for found in places]
 
 
 def in_turn(tasks: Sequence[str], stages: Sequence[Collection[str]]) -> bool:

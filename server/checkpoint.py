@@ -172,7 +172,8 @@ def _digest(tensors: Mapping[str, np.ndarray], meta: Mapping[str, str]) -> str:
 
 
 def load_latest(path: Path, shapes: Mapping[str, tuple[int, int]]) -> tuple[Checkpoint, str]:
-    """Return the last checkpoint that is good, and why it is not the last one (empty: it is).
+    """Return the last checkpoint that is good, and why it is not the last one (empty: it is). It
+    takes the place of a damaged one, which the next would otherwise keep as its predecessor.
 
     Raises:
         UserError: none is good; the message is about the last one.
@@ -180,10 +181,15 @@ def load_latest(path: Path, shapes: Mapping[str, tuple[int, int]]) -> tuple[Chec
     try:
         return load_checkpoint(path, shapes), ""
     except UserError as error:
-        if previous_checkpoint(path).exists():
-            with suppress(UserError):
-                return load_checkpoint(previous_checkpoint(path), shapes), str(error)
-        raise
+        previous = previous_checkpoint(path)
+        if not previous.exists():
+            raise
+        try:
+            found = load_checkpoint(previous, shapes)
+        except UserError:
+            raise error from None
+        previous.replace(path)
+        return found, str(error)
 
 
 def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkpoint:

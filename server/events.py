@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,24 @@ RunEvent = dict[str, Any]
 Listener = Callable[[RunEvent], None]
 
 
+ROUND_OVER = ("round_finished", "round_skipped")
+PLAYED = ("client_finished", *ROUND_OVER)
+"""Events that a round has again when it is played again."""
+
+
 @dataclass(frozen=True)
 class EventLog:
     """Appends events to ``path`` and hands each to ``listener``."""
 
     path: Path
     listener: Listener | None = None
+
+    def mend(self) -> None:
+        """Drop a last line that a crash has cut off: what follows it could not be read."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; the line is complete before the listener sees it."""
@@ -36,3 +48,23 @@ def read_events(path: Path) -> list[RunEvent]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def without_undone(events: Iterable[RunEvent]) -> list[RunEvent]:
+    """Return the events without rounds that a crash undid after they had ended: a resumed run
+    plays them again."""
+    kept: list[RunEvent] = []
+    for event in events:
+        if event["event"] == "run_started":
+            kept = _first_rounds(kept, int(event["done_rounds"]))
+        kept.append(event)
+    return kept
+
+
+def _first_rounds(events: Iterable[RunEvent], rounds: int) -> list[RunEvent]:
+    kept, over = [], 0
+    for event in events:
+        if over < rounds or event["event"] not in PLAYED:
+            kept.append(event)
+        over += event["event"] in ROUND_OVER
+    return kept

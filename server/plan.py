@@ -96,9 +96,9 @@ class Plan:
         return tuple(task for task in self.tasks if task not in future)
 
     def work(self, stage: int) -> dict[str, list[str]]:
-        """Task, in the stream's order, to the clients whose turn it is in some round of a stage."""
+        """Task, in the stream's order, to the clients that train on it in some round of a stage."""
         clients: dict[str, list[str]] = {task: [] for task in self.tasks}
-        for name, order in self.orders.items():
+        for name, order in self._trained.items():
             first = max(0, self._turn(name, stage, 1))
             after = max(0, self._turn(name, stage, self.stages[stage]) + 1)
             for task in order if self.joint_tasks else dict.fromkeys(order[first:after]):
@@ -132,8 +132,8 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
         clients: names.
 
     Raises:
-        UserError: ``stream.orders`` or ``stream.joins`` names what is not there, or no client
-            meets some task.
+        UserError: ``stream.orders`` or ``stream.joins`` names what is not there, no client meets
+            some task, or a client joins when there is nothing left to do.
     """
     stream, rounds = experiment.stream, experiment.federation.rounds
     for name in (*stream.orders, *stream.joins):
@@ -157,6 +157,7 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
             "in stream.orders, or raise stream.tasks_per_client or federation.clients, or let a "
             "client join earlier (stream.joins)"
         )
+    _check_joins(orders, joins, rounds)
     every = stream.consolidate_every or rounds
     trainers = frozenset(map(str, experiment.federation.participants))
     return Plan(tuple(tasks), orders, rounds, every, joint_tasks, trainers, joins)
@@ -168,6 +169,25 @@ def _order(stream: StreamConfig, client: str, tasks: Sequence[str], seed: int) -
         return stream.orders[client]
     drawn = torch.randperm(len(tasks), generator=seeded(seed, "order", client)).tolist()
     return tuple(tasks[i] for i in drawn)[: stream.tasks_per_client or None]
+
+
+def _check_joins(orders: Mapping[str, Order], joins: Mapping[str, int], rounds: int) -> None:
+    """Check that who joins late has something to do, and that nobody waits for it."""
+    for name in joins:
+        if not orders[name]:
+            raise UserError(
+                f"stream.joins: client {name} has nothing left to do when it joins; let it join "
+                "earlier, or leave it out"
+            )
+    over = 0
+    for name, order in sorted(orders.items(), key=lambda each: joins.get(each[0], 0)):
+        begins = joins.get(name, 0)
+        if order and begins > over:
+            raise UserError(
+                f"stream.joins: client {name} joins after round {begins}, and nobody works in "
+                f"rounds {over + 1} to {begins}; let it join after round {over} or before"
+            )
+        over = max(over, begins + rounds * len(order))
 
 
 def _check_client(name: str, clients: Sequence[str]) -> None:

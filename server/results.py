@@ -318,6 +318,8 @@ def read_results(folder: Path) -> Results:
         return Results.model_validate(data)
     except FileNotFoundError:
         raise UserError(f"{path}: not there; the run has not finished (see --resume)") from None
-    except (ValidationError, json.JSONDecodeError) as error:
+    except (ValidationError, ValueError) as error:  # no JSON, no UTF-8, or not what it should say
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a valid results file ({reason})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -50,6 +50,7 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
         tracked(experiment, folder.tracking, EventLog(folder.metrics, listener)) as events,
     ):
         try:
+            events.mend()
             return _run(grid, experiment, folder, events)
         except BaseException as error:
             with suppress(OSError):  # a full disk must not hide the reason

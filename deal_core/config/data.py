@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from deal_core.config.table import Table
+
+
+def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Check that the labels of a task can be told apart: those of rows are read without blanks."""
+    for place, label in enumerate(labels):
+        if not label.strip():
+            raise ValueError("an empty label; leave it out")
+        if label != label.strip():
+            raise ValueError(f"the label '{label}' with blanks around it; remove them")
+        if label in labels[:place]:
+            raise ValueError(f"the label '{label}' twice; leave one out")
+    return labels
+
+
+Labels = Annotated[tuple[str, ...], AfterValidator(_distinct)]
+"""Of a task; none: its answers are texts."""
 
 
 class PartitionConfig(Table):
@@ -76,7 +94,7 @@ class DataConfig(Table):
     generation: tuple[str, ...] = ()
     """Tasks whose answer is a text, ``target_column``, instead of a label (generating models;
     files, hub, sites); an answer is measured by ROUGE-L."""
-    labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    labels: dict[str, Labels] = Field(default_factory=dict)
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
     instructions: dict[str, str] = Field(default_factory=dict)

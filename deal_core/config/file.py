@@ -93,7 +93,10 @@ def sound_part(schema: type[T], tables: Mapping[str, Any]) -> tuple[T, frozenset
     Raises:
         UserError: values that no TOML file has.
     """
-    rest: dict[str, Any] = json.loads(json.dumps(tables))
+    try:
+        rest: dict[str, Any] = json.loads(json.dumps(tables))
+    except TypeError as error:
+        raise UserError(f"{error}; use strings, numbers, booleans and lists") from None
     unsound: set[str] = set()
     while True:
         try:

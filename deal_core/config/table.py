@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Table(BaseModel):
-    """Base of every table: frozen, and an unknown key is an error."""
+    """Base of every table: frozen; an unknown key is an error, and so is a number without end,
+    which JSON cannot hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -22,6 +22,8 @@ STOP_SECONDS = 20.0
 WATCH_SECONDS = 2.0
 HUNG_SECONDS = 10.0
 """How long a program may live after it has said that it cannot go on."""
+PIECE = 2**16
+"""Bytes of a log that are read at a time."""
 HUNG = 75
 """Exit code of a program that was ended because it hung."""
 
@@ -73,24 +75,32 @@ def supervise(
 
 def _watched(process: subprocess.Popen[bytes], log: Path, start: int, fatal: str) -> int:
     """Wait for the end of the process; do not wait for ever where it hangs."""
-    said = 0.0
+    said, found, words = 0.0, start, fatal.encode()
     while True:
         try:
             return process.wait(WATCH_SECONDS)
         except subprocess.TimeoutExpired:
             pass
-        if not said and fatal and fatal.encode() in _since(log, start):
-            said = time.monotonic()
+        if words and not said:
+            found = _look_for(words, log, found)
+            said = time.monotonic() if found < 0 else 0.0
         if said and time.monotonic() > said + HUNG_SECONDS:
             process.kill()
             process.wait()
             return HUNG
 
 
-def _since(log: Path, start: int) -> bytes:
+def _look_for(words: bytes, log: Path, start: int) -> int:
+    """Return -1 where the words stand behind a place of the log, and else from where to look next
+    time: a log grows for weeks, and words may be half written."""
     with log.open("rb") as file:
         file.seek(start)
-        return file.read()
+        rest = b""
+        while piece := file.read(PIECE):
+            if words in (rest := rest + piece):
+                return -1
+            rest = rest[-len(words) + 1 :] if len(words) > 1 else b""
+        return file.tell() - len(rest)
 
 
 @contextmanager

@@ -83,6 +83,12 @@ def check_data_record(experiment: Experiment) -> None:
 
 
 def _changes(before: DataRecord, now: DataRecord, folder: str) -> Iterator[str]:
+    if list(before.tasks) != list(now.tasks):
+        yield (
+            f"--resume: the experiment has the tasks {', '.join(now.tasks)}, and the run in "
+            f"{folder} was started with {', '.join(before.tasks)}; put them back, or start in "
+            "another --out"
+        )
     for task, record in now.tasks.items():
         old = before.tasks.get(task)
         if old is not None and old != record:

@@ -139,9 +139,24 @@ def test_one_wrong_bit_is_found_and_the_checkpoint_before_it_is_used(tmp_path, c
     back, reason = load_latest(path, SHAPES)
     assert back.position == 4
     assert "damaged checkpoint (its content is not what was written)" in reason
-    spoilt(previous_checkpoint(path))
+    assert load_latest(path, SHAPES)[1] == ""  # the good one has taken its place
+    save_checkpoint(path, checkpoint.model_copy(update={"position": 6}))
+    for each in (path, previous_checkpoint(path)):
+        spoilt(each)
     with pytest.raises(UserError, match="damaged"):
         load_latest(path, SHAPES)
+
+
+def test_a_save_that_fails_after_damage_leaves_the_good_checkpoint(tmp_path, checkpoint):
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, checkpoint)
+    save_checkpoint(path, checkpoint.model_copy(update={"position": 5}))
+    spoilt(path)
+    load_latest(path, SHAPES)
+    path.with_name(f"{path.name}.{os.getpid()}.writing").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="stands"):
+        save_checkpoint(path, checkpoint.model_copy(update={"position": 6}))
+    assert load_latest(path, SHAPES)[0].position == 4
 
 
 def test_a_full_disk_is_one_line_and_the_old_checkpoint_stands(tmp_path, checkpoint):

@@ -11,6 +11,7 @@ from deal_core.config.method import ConsolidationConfig, MethodConfig, Prototype
 from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError
 from deal_core.methods import method_of, phases_after
+from deal_core.metrics import spans
 from deal_core.privacy.accounting.plan import evaluations, planned_work
 from server.plan import Plan, make_plan
 from server.schedule import Step, schedule
@@ -153,7 +154,7 @@ def test_where_all_is_learnt_at_once_nothing_is_to_come():
     assert planned(schedule="joint").future(0) == ()
 
 
-@given(st.integers(0, 8))
+@given(st.integers(0, 6))
 def test_a_late_client_begins_with_the_next_task_where_tasks_come_in_turn_for_all(over):
     plan = planned(schedule="synchronous", joins={"1": over})
     own = TASKS[-(-over // 2) :]
@@ -199,8 +200,8 @@ def test_nobody_joins_late_where_all_tasks_come_at_once():
 
 
 @given(
-    st.lists(st.lists(st.sampled_from(TASKS), max_size=6), min_size=3, max_size=3),
-    st.dictionaries(st.sampled_from(CLIENTS), st.integers(0, 9)),
+    st.lists(st.lists(st.sampled_from(TASKS), min_size=1, max_size=6), min_size=3, max_size=3),
+    st.dictionaries(st.sampled_from(CLIENTS[1:]), st.integers(0, len(TASKS))),
     st.integers(1, 3),
     st.integers(0, 4),
     st.sampled_from(["none", "private"]),
@@ -233,3 +234,27 @@ def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
     if consolidation == "none":
         assert max(asked.values()) == max(planned_rounds.values())
     assert len(plan.stages) + 1 <= evaluations(experiment, len(TASKS))
+
+
+def test_only_those_who_train_begin_and_end_a_task():
+    orders = {"0": ("a", "b"), "1": ("b", "a")}
+    experiment = Experiment(
+        stream=StreamConfig(schedule="per-client", orders=orders),
+        federation=FederationConfig(rounds=1, clients=2, participants=(0,)),
+    )
+    plan = make_plan(experiment, ("a", "b"), ("0", "1"))
+    assert [plan.work(stage) for stage in range(2)] == [{"a": ["0"]}, {"b": ["0"]}]
+    assert spans(plan.tasks, [plan.work(stage) for stage in range(2)]) == ([0, 1], [0, 1])
+
+
+def test_a_client_that_comes_when_all_is_over_is_named():
+    with pytest.raises(UserError, match=r"stream\.joins.*rounds 9 to 20") as error:
+        planned(joins={"1": 20})
+    assert "\n" not in str(error.value)
+    planned(joins={"1": 8})
+
+
+@pytest.mark.parametrize("over", [7, 20])
+def test_a_client_that_comes_after_the_last_task_began_has_nothing_to_do(over):
+    with pytest.raises(UserError, match=r"stream\.joins: client 1 has nothing left to do"):
+        planned(schedule="synchronous", joins={"1": over})

@@ -145,6 +145,17 @@ def test_a_broken_file_is_one_line(tmp_path, text):
         read_results(tmp_path)
 
 
+def test_what_is_no_text_file_is_one_line(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(UserError, match="not a valid results file"):
+        read_results(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        read_results(tmp_path)
+
+
 def test_a_file_of_another_version_says_so(tmp_path):
     (tmp_path / "results.json").write_text('{"schema_version": 1, "tasks": []}')
     with pytest.raises(UserError, match="schema version 1, not 3"):

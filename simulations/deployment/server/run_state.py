@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.errors import UserError
-from server.events import RunEvent, read_events
+from server.events import RunEvent, read_events, without_undone
 from server.folder import RunFolder
 from server.results import read_results
 from server.spending import Spending, spending_in
@@ -96,7 +96,7 @@ class RunState:
 def run_state(events: Iterable[RunEvent]) -> RunState:
     """Fold the events into a state; sites go by their names."""
     state, names = RunState(), list[str]()
-    for event in events:
+    for event in without_undone(events):
         state.last_event = event["time"]
         if event["event"] == "run_started":
             names = event.get("sites") or [str(k) for k in range(event["clients"])]

@@ -209,11 +209,12 @@ def check_data(config: DataConfig, report: Report, unit_column: str = "") -> Non
     except UserError as error:
         report.problems.append(str(error))
         return
-    for name in names:
-        _note(lambda name=name: _described(source.load(name), report), report)  # type: ignore[misc]
     known = config.labels
-    for name in set(names) - set(known) if known else ():
-        report.lines.append(f"task '{name}': a folder, but no task agreed on; it stays out")
+    for name in names:
+        if known and name not in known:
+            report.lines.append(f"task '{name}': a folder, but no task agreed on; it stays out")
+            continue
+        _note(lambda name=name: _described(source.load(name), report), report)  # type: ignore[misc]
     for name in known:
         if name not in names:
             report.lines.append(f"task '{name}': no folder, so this site sits it out")

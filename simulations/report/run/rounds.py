@@ -11,7 +11,12 @@ from simulations.report.page.numbers import decimal, pointer, size, time, whole
 from simulations.report.run.log import RoundLog
 from simulations.report.run.record import RunRecord
 
-PHASES = {"learn": "training", "consolidate": "consolidation", "prototypes": "sums", "probe": "sums"}
+PHASES = {
+    "learn": "training",
+    "consolidate": "consolidation",
+    "prototypes": "sums",
+    "probe": "sums",
+}
 
 
 def rounds(run: RunRecord) -> Section:

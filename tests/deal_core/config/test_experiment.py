@@ -198,3 +198,28 @@ def test_a_key_with_another_name_now_is_named(old: str, new: str) -> None:
     with pytest.raises(UserError, match=f"key '{old}' is now '{new}'"):
         parse_experiment(apply_overrides({}, [f"{old}=1"]), "here")
     assert new in flatten(Experiment())
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
+@pytest.mark.parametrize(
+    "key", ["aggregation.norm_bound", "train.learning_rate", "method.update.a"]
+)
+def test_a_number_is_finite(key: str, value: str) -> None:
+    """JSON has no other: results could not be read back."""
+    with pytest.raises(UserError, match=key) as error:
+        parse_experiment(apply_overrides({}, [f"{key}={value}"]), "--set")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        (["animal", "animal", "vehicle"], "the label 'animal' twice"),
+        (["animal", ""], "an empty label"),
+        (["animal", "vehicle "], "the label 'vehicle ' with blanks around it"),
+    ],
+)
+def test_labels_of_a_task_can_be_told_apart(labels: list[str], problem: str) -> None:
+    with pytest.raises(UserError, match=r"data\.labels") as error:
+        parse_experiment({"data": {"labels": {"t": labels}}}, "my.toml")
+    assert problem in str(error.value)

@@ -147,8 +147,17 @@ def test_a_good_site_counts_per_task_and_label_and_says_what_leaves(site: Path) 
     assert "case" not in said
 
 
+def test_a_folder_that_is_no_task_stays_out_unread(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "archive").mkdir()
+    report = checked(site, asked({"triage": ("a", "b")}))
+    assert report.problems == []
+    assert "task 'archive': a folder, but no task agreed on; it stays out" in report.lines
+
+
 def test_every_task_is_read_though_one_is_broken(site: Path, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "data" / "triage", tmp_path / "data" / "ward")
+    toml = site / "site.toml"
+    toml.write_text(toml.read_text().replace("triage = ", 'ward = ["a", "b"]\ntriage = ', 1))
     empty(tmp_path / "data")
     report = checked(site)
     assert len(report.problems) == 1

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
+from server.events import EventLog, read_events
 from server.folder import RunFolder
 from simulations.deployment.server import start as server_start
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
@@ -216,3 +217,24 @@ def test_a_site_that_refuses_the_app_is_told_in_words() -> None:
     assert "the app is not allowed there" in run_state([started, failed]).sites["x"].last_fault
     other = {**failed, "reason": "flower error 3"}
     assert run_state([started, other]).sites["x"].last_fault == "flower error 3"
+
+
+def test_a_round_that_is_played_again_counts_once(run: Path) -> None:
+    """The server was killed between the event and the checkpoint."""
+    events = read_events(RunFolder(run).metrics)
+    cut = next(i for i, each in enumerate(events) if each["event"] == "round_finished") + 1
+    again = {**events[0], "done_rounds": 0}
+    once, twice = run_state(events), run_state([*events[:cut], again, *events])
+    assert (twice.rounds, twice.bytes_up) == (once.rounds, once.bytes_up) == (2, once.bytes_up)
+    assert twice.sites["north"].rounds == once.sites["north"].rounds == 2
+
+
+def test_a_line_that_a_crash_cut_off_does_not_spoil_those_that_follow(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "metrics.jsonl")
+    log.mend()
+    log.write("first")
+    with log.path.open("a") as file:
+        file.write('{"event": "half')
+    log.mend()
+    log.write("second")
+    assert [event["event"] for event in read_events(log.path)] == ["first", "second"]

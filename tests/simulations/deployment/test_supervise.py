@@ -49,6 +49,20 @@ def test_one_that_hangs_after_its_last_word_is_ended(
     assert time.monotonic() - started < 20
 
 
+def test_a_log_is_read_once_however_long_it_grows(tmp_path: Path) -> None:
+    log, words = tmp_path / "log", HANDSHAKE.encode()
+    log.write_bytes(b"before " + words + b"\n")
+    place = log.stat().st_size
+    for written in (b"x" * 3 * module.PIECE, words[:4]):
+        with log.open("ab") as file:
+            file.write(written)
+        place = module._look_for(words, log, place)
+        assert 0 <= log.stat().st_size - place < len(words)
+    with log.open("ab") as file:
+        file.write(words[4:])
+    assert module._look_for(words, log, place) == -1
+
+
 def test_nobody_runs_it_twice(tmp_path: Path) -> None:
     with (
         exclusive_lock(tmp_path / "it.lock"),

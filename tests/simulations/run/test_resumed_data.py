@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +61,21 @@ def test_the_same_rows_go_on(start: Callable[[bool], Experiment]) -> None:
         pass
     folder.data_record.unlink()  # as in a run of an earlier version
     with claimed(start(True)):
+        pass
+
+
+def test_a_task_more_or_fewer_does_not(start: Callable[[bool], Experiment], tmp_path: Path) -> None:
+    folder, ward, other = begun(start(False)), tmp_path / "data" / "ward", tmp_path / "data" / "bed"
+    shutil.copytree(ward, other)
+    line = r"has the tasks bed, ward, .* was started with ward;"
+    with pytest.raises(UserError, match=line), claimed(start(True)):
+        pass
+    folder.data_record.unlink()
+    folder.checkpoint.unlink()
+    begun(start(False))
+    shutil.rmtree(other)
+    line = r"has the tasks ward, .* was started with bed, ward;"
+    with pytest.raises(UserError, match=line), claimed(start(True)):
         pass
 
 
