@@ -157,7 +157,7 @@ def test_a_folder_that_is_no_task_stays_out_unread(site: Path, tmp_path: Path) -
 def test_every_task_is_read_though_one_is_broken(site: Path, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "data" / "triage", tmp_path / "data" / "ward")
     toml = site / "site.toml"
-    toml.write_text(toml.read_text().replace("triage = ", 'ward = ["a", "b"]\ntriage = ', 1))
+    toml.write_text(toml.read_text().replace('"triage" = ', 'ward = ["a", "b"]\n"triage" = ', 1))
     empty(tmp_path / "data")
     report = checked(site)
     assert len(report.problems) == 1
