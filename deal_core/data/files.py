@@ -118,7 +118,8 @@ class FilesSource:
                 refuse(error)
                 yield number, None
             else:
-                yield number, replace(example, label=mapped.get(example.label, example.label))
+                label = mapped.get(example.label, example.label).strip()
+                yield number, replace(example, label=label)
 
     def _file(self, task: str, split: str) -> Path:
         folder = self._folder() / task

@@ -122,9 +122,12 @@ def load_split(task: str, spec: HubTask, split: str) -> Dataset:
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(spec.path, spec.config or None, split=split)
-    # ValueError: unknown configuration or split, or no rows; OSError: not found, no connection.
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    # ValueError: unknown configuration or split, or no rows; OSError: not found, no connection;
+    # RuntimeError: a loading script, which the library no longer runs.
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, RuntimeError):
+            cure = "choose a data set of plain files, or save it as such"
         raise UserError(
             f"{_where(task, spec, split)}: cannot be loaded ({reason}); {cure}"
         ) from None
@@ -161,4 +164,6 @@ def _label_space(
     spec: HubTask, rows: Dataset, column: str, train: tuple[Example, ...]
 ) -> tuple[str, ...]:
     declared = tuple(spec.label_text.values()) or _class_names(rows, column)
-    return tuple(dict.fromkeys(declared)) or tuple(sorted({e.label for e in train}))
+    # Labels of rows have no blanks around them either.
+    stripped = dict.fromkeys(name.strip() for name in declared)
+    return tuple(stripped) or tuple(sorted({e.label for e in train}))

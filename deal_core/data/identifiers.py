@@ -93,9 +93,11 @@ def _repeated(
     found: dict[str, Counter[str]] = {}
     try:
         for row in rows:
-            for column, value in row.items():
+            for column in row:
                 known = str(column)
-                if known not in used and value not in (None, "") and looks_like_identifier(known):
+                if known in used or not looks_like_identifier(known):
+                    continue
+                if (value := row[column]) not in (None, ""):
                     found.setdefault(known, Counter())[str(value)] += 1
     except UserError:
         return

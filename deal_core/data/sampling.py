@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Protocol, TypeVar
 
 
@@ -25,6 +27,12 @@ def by_label(examples: Sequence[Labelled]) -> dict[str, list[int]]:
     for index, example in enumerate(examples):
         found[example.label].append(index)
     return {label: found[label] for label in sorted(found)}
+
+
+def rounded_up(share: float, count: int) -> int:
+    """Return ``share * count``, rounded up: of the number as it is written, since the float product
+    of 0.07 and 100 is above 7."""
+    return math.ceil(Fraction(str(share)) * count)
 
 
 def largest_remainder(weights: Sequence[int], total: int, ties: random.Random) -> list[int]:

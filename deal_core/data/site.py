@@ -71,7 +71,7 @@ class SiteSource:
             except UserError:
                 left_out += 1
                 continue
-            label = mapped.get(example.label, example.label)
+            label = mapped.get(example.label, example.label).strip()
             if texts or label in known:
                 examples.append(replace(example, label=label))
             else:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from deal_core.config.data import DataConfig
-from deal_core.data.sampling import stratified
+from deal_core.data.sampling import rounded_up, stratified
 from deal_core.errors import UserError, choose
 
 
@@ -104,6 +103,6 @@ def limited(task: TaskData, config: DataConfig) -> TaskData:
     train = stratified(task.train, config.max_train)
     return replace(
         task,
-        train=stratified(train, math.ceil(config.train_share * len(train))),
+        train=stratified(train, rounded_up(config.train_share, len(train))),
         test=stratified(task.test, config.max_test),
     )

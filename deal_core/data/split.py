@@ -1,7 +1,8 @@
 """Test examples taken out of a training file, where there is no file of them.
 
 The split depends on what is in the rows and on no seed: it is the same on every machine, in every
-run, and in any order of the rows. Rows that are alike are on one side.
+run, and in any order of the rows. Rows alike in text and answer are on one side; where they have a
+unit, those of one unit.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ Sides = tuple[tuple[Example, ...], tuple[Example, ...]]
 
 def split_off(examples: Sequence[Example], share: float) -> Sides:
     """Return training and test examples: of every label, a ``share`` is for testing, and at least
-    one of two. Where examples have a unit, all of a unit are on one side, and the share of a
-    label is about right."""
+    one of two. A text with several labels is placed for each of them, and may be on both sides.
+    Where examples have a unit, all of a unit are on one side, and the share of a label is about
+    right."""
     if any(example.unit for example in examples):
         return split_off_each(examples, share)
     test: set[int] = set()

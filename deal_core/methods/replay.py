@@ -21,6 +21,7 @@ from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig, ReplayConfig
+from deal_core.data.sampling import rounded_up
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, Phase, TaskDataset, TaskHistory
@@ -106,7 +107,7 @@ def kept_examples(past: TaskHistory, share: float) -> list[Placed]:
 
 
 def _sample(task: TaskDataset, share: float, position: int) -> list[Encoded]:
-    count = math.ceil(share * len(task.data))
+    count = rounded_up(share, len(task.data))
     order = torch.randperm(len(task.data), generator=seeded("kept", position))
     return [task.data[i] for i in order[:count].tolist()]
 

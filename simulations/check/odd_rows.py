@@ -40,10 +40,12 @@ def _answer(example: Example) -> str:
 def _in_both(task: TaskData) -> Iterator[str]:
     known = {example.text for example in task.train}
     count = sum(example.text in known for example in task.test)
+    # data.split keeps those of one text and one answer, or of one group, on one side.
+    cure = "add a test file without them" if task.held_out else "take them out of one side"
     if count:
         yield (
-            f"{count} of {len(task.test)} test rows have a text that is in training too; take them "
-            "out of one side: accuracy is partly of what was seen"
+            f"{count} of {len(task.test)} test rows have a text that is in training too; {cure}: "
+            "accuracy is partly of what was seen"
         )
 
 
@@ -74,9 +76,6 @@ def _alike_labels(task: TaskData) -> Iterator[str]:
         if len(labels) > 1:
             named = ", ".join(f"'{label}'" for label in labels)
             yield f"labels {named} differ by case or blanks alone; write them alike"
-    for label in task.labels:
-        if label != label.strip():
-            yield f"label '{label}' has blanks around it, and labels of rows have none; remove them"
 
 
 def _label_counts(task: TaskData) -> Iterator[str]:
@@ -94,8 +93,6 @@ def _label_counts(task: TaskData) -> Iterator[str]:
             yield f"fewer than {ROWS_PER_LABEL} training rows of: {', '.join(few[:5])}"
     if task.train and 0 < len(task.test) < FEW_TESTS:
         yield f"{len(task.test)} test rows: one answer is {100 / len(task.test):.0f} % of accuracy"
-    if task.train and task.held_out and not task.test:
-        yield "data.split leaves no test row; raise it, or add a test file"
 
 
 def _empty_texts(task: TaskData) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deal_core.aggregation import AGGREGATION_RULES, RULES_OF_KINDS, make_rule
 from deal_core.config.experiment import AggregationConfig, Experiment
-from deal_core.data import open_source, partition
+from deal_core.data import load_for_clients, open_source, partition
 from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
 from deal_core.lora.kinds import kind_of
@@ -233,16 +233,17 @@ def check_public(experiment: Experiment) -> None:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Plan who works on which task, read every task and divide it among the clients.
+    """Plan who works on which task, read every task as the clients do and divide it among them.
 
     Raises:
-        UserError: see :mod:`deal_core.data` and :func:`server.plan.make_plan`.
+        UserError: see :mod:`deal_core.data` and :func:`server.plan.make_plan`; or a task has no
+            test example, and nothing could be said of its accuracy.
     """
     source = open_source(experiment.data, experiment.privacy.unit_column)
     clients = [str(number) for number in range(experiment.federation.clients)]
     make_plan(experiment, source.task_names(), clients)
     for name in source.task_names():
-        task = source.load(name)
+        task = load_for_clients(experiment, name)
         check_label_tokens(experiment.model, task.labels)
         partition(
             task,
@@ -250,6 +251,12 @@ def check_data(experiment: Experiment) -> None:
             experiment.federation.clients,
             experiment.run.seed,
         )
+        if not task.test:
+            problem = "no test row; add some, or leave the task out"
+            if task.held_out:
+                share = f"data.split = {experiment.data.split:g}"
+                problem = f"{share} leaves no test row; raise it, or add a test file"
+            raise UserError(f"task '{name}': {problem}")
 
 
 TABLES = tuple(Experiment.model_fields)

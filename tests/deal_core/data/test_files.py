@@ -12,6 +12,7 @@ import pytest
 from deal_core.config.data import DataConfig, PartitionConfig, TaskColumns
 from deal_core.data import Example, TaskData, open_source
 from deal_core.data.files import FilesSource
+from deal_core.data.source import limited
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 
@@ -90,7 +91,7 @@ def make_task(root: Path, suffix: str = ".jsonl", name: str = "triage") -> Path:
 
 
 def load(root: Path, task: str = "triage", **keys: Any) -> TaskData:
-    return open_source(DataConfig(source="files", path=str(root), **keys)).load(task)
+    return open_source(DataConfig(**{"source": "files", "path": str(root), **keys})).load(task)
 
 
 def error_of(root: Path, task: str = "triage", **keys: Any) -> str:
@@ -290,6 +291,13 @@ def test_a_share_of_the_training_examples_is_rounded_up(
     assert set(task.train) <= set(load(tmp_path).train)
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.07, 7), (0.55, 55), (0.071, 8), (1e-12, 1)])
+def test_a_share_is_the_number_that_is_written(share: float, kept: int) -> None:
+    """Not its float, of which 0.07 of 100 is a little more than 7."""
+    task = TaskData("t", ("a",), tuple(Example(str(n), "a") for n in range(100)), ())
+    assert len(limited(task, DataConfig(train_share=share)).train) == kept
+
+
 def test_the_share_is_of_what_the_limit_leaves(tmp_path: Path) -> None:
     make_task(tmp_path)
     assert len(load(tmp_path, max_train=2, train_share=0.5).train) == 1
@@ -314,10 +322,13 @@ def test_a_label_that_is_not_declared_is_named_with_its_row(tmp_path: Path) -> N
 
 def test_label_values_stand_for_labels(tmp_path: Path) -> None:
     make_task(tmp_path)
-    mapped = {"triage": TaskColumns(label_text={"1": "heart", "2": "skin"})}
-    data = load(tmp_path, files=mapped, labels={"triage": ("skin", "heart")})
-    assert data.labels == ("skin", "heart")
-    assert [example.label for example in data.train] == ["heart", "skin", "heart"]
+    labels = {"triage": ("skin", "heart")}
+    for texts in ({"1": "heart", "2": "skin"}, {"1": "heart ", "2": " skin"}):
+        mapped = {"triage": TaskColumns(label_text=texts)}
+        for source in ("files", "site"):
+            data = load(tmp_path, files=mapped, labels=labels, source=source)
+            assert data.labels == ("skin", "heart")
+            assert [example.label for example in data.train] == ["heart", "skin", "heart"]
 
 
 @pytest.mark.parametrize("name", ["..", "../outside", ".", "/etc"])

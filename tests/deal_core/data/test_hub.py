@@ -36,10 +36,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_class_labels(folder: Path, test_label: int = 1) -> None:
+def write_class_labels(
+    folder: Path, test_label: int = 1, names: tuple[str, ...] = ("travel", "money")
+) -> None:
     from datasets import ClassLabel, Dataset, Features, Value
 
-    features = Features({"q": Value("string"), "intent": ClassLabel(names=["travel", "money"])})
+    features = Features({"q": Value("string"), "intent": ClassLabel(names=list(names))})
     for split, label in (("train", 0), ("test", test_label)):
         (folder / f"{split}.jsonl").unlink()
         rows = Dataset.from_dict({"q": ["book a flight"], "intent": [label]}, features=features)
@@ -141,6 +143,27 @@ def test_bad_configuration_is_one_line(hub: Path, spec: dict[str, Any], problem:
     message = error_of(config(hub, spec))
     assert message.startswith("data.hub.intents (")
     assert problem in message
+
+
+def test_a_loading_script_is_one_line(hub: Path) -> None:
+    folder = hub.parent / "scripted"
+    folder.mkdir()
+    (folder / "scripted.py").write_text("import datasets\n")
+    message = error_of(config(folder))
+    assert "split train): cannot be loaded (Dataset scripts are no longer supported" in message
+    assert message.endswith("; choose a data set of plain files, or save it as such")
+
+
+def test_declared_labels_have_no_blanks_around_them(hub: Path) -> None:
+    spec = {"label_text": {"0": "travel ", "1": " money"}}
+    assert load(config(hub, spec)).labels == ("travel", "money")
+
+
+def test_names_of_class_labels_have_no_blanks_around_them(hub: Path) -> None:
+    write_class_labels(hub, names=("travel ", " money"))
+    task = load(config(hub))
+    assert task.labels == ("travel", "money")
+    assert {example.label for example in (*task.train, *task.test)} == {"travel", "money"}
 
 
 def test_empty_text_names_the_row(hub: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.data import Example, load_for_clients, open_source
 from deal_core.data.files import FilesSource
-from deal_core.data.split import split_off, split_off_each
+from deal_core.data.split import Sides, split_off, split_off_each
 from deal_core.errors import UserError
 
 EXAMPLES = tuple(
@@ -47,6 +48,43 @@ def test_the_order_of_the_rows_does_not_matter(order: random.Random, share: floa
 def test_rows_that_are_alike_are_on_one_side(split) -> None:
     train, test = split([*EXAMPLES, *EXAMPLES, *EXAMPLES], 0.3)
     assert {e.text + e.label for e in train}.isdisjoint(e.text + e.label for e in test)
+
+
+TEXTS, ANSWERS = st.sampled_from("pqrstuvw"), st.sampled_from("abc")
+LABELLED = st.lists(st.builds(Example, TEXTS, ANSWERS))
+WRITTEN = st.lists(st.builds(Example, TEXTS, st.just(""), target=ANSWERS))
+
+
+@pytest.mark.parametrize("split", [split_off, split_off_each])
+@given(rows=LABELLED | WRITTEN, order=st.randoms(), share=st.sampled_from([0.1, 0.3, 0.5, 0.9]))
+def test_rows_alike_in_text_and_answer_are_on_one_side(
+    split: Callable[[Sequence[Example], float], Sides],
+    rows: list[Example],
+    order: random.Random,
+    share: float,
+) -> None:
+    train, test = split(rows, share)
+    assert Counter((*train, *test)) == Counter(rows)
+    assert set(train).isdisjoint(test)
+    order.shuffle(rows)
+    assert [Counter(side) for side in split(rows, share)] == [Counter(train), Counter(test)]
+
+
+@given(rows=LABELLED, share=st.sampled_from([0.1, 0.3, 0.5, 0.9]))
+def test_where_records_are_protected_a_text_is_on_one_side_whatever_its_labels(
+    rows: list[Example], share: float
+) -> None:
+    train, test = split_off_each(rows, share)
+    assert {e.text for e in train}.isdisjoint(e.text for e in test)
+
+
+def test_a_label_has_its_share_whatever_other_labels_its_texts_have() -> None:
+    """So a text may be on both sides, with another label on each."""
+    rows = [Example(f"text {n}", "ab"[n < 10]) for n in range(100)]
+    rows += [Example(f"text {n}", "c") for n in range(50)]
+    train, test = split_off(rows, 0.2)
+    assert Counter(e.label for e in test) == {"a": 18, "b": 2, "c": 10}
+    assert not {e.text for e in train}.isdisjoint(e.text for e in test)
 
 
 def test_a_label_of_equal_rows_is_for_training() -> None:

@@ -87,6 +87,7 @@ def test_a_share_of_every_earlier_task_is_kept_the_same_in_all_later_ones():
     assert kept_examples(past([*shares, numbered(20, 200)]), 0.1)[:5] == kept
     assert len(kept_examples(past(shares), 1.0)) == 45
     assert kept_examples(past(shares), 0.0) == []
+    assert len(kept_examples(past([numbered(100)]), 0.07)) == 7  # the float is 7.000000000000001
 
 
 def test_every_old_example_comes_equally_often():

@@ -155,6 +155,18 @@ ODD_INPUTS = (
     ),
     OddInput("an empty file", "holds no examples", files={TEST: "text,label\n"}),
     OddInput(
+        "no test file, and a split that leaves no test row",
+        "task 'ward': data.split = 0.3 leaves no test row; raise it, or add a test file",
+        data="split = 0.3",
+        train=tuple((f"the same {b}", b) for _, b in ROWS),
+        files={TEST: None},
+    ),
+    OddInput(
+        "a column that occurs twice",
+        "row 1: column 'label' occurs twice; rename one",
+        files={TRAIN: "text,label,label\na,b,c\n"},
+    ),
+    OddInput(
         "two files for one split",
         "several files for the split 'train'",
         files={"data/ward/train.jsonl": '{"text": "x", "label": "a"}\n'},
@@ -205,9 +217,8 @@ ODD_INPUTS = (
     ),
     OddInput(
         "a declared label with blanks around it",
-        "label 'b ' has blanks around it",
+        "data.labels.ward: the label 'b ' with blanks around it; remove them",
         data='labels.ward = ["a", "b", "b "]',
-        warns=True,
     ),
     OddInput(
         "a task with one label",

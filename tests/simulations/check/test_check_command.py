@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from deal_core.data import Example, TaskData
+from deal_core.data.files import FilesSource
 from deal_core.errors import UserError
 from simulations.check.finding import Check, Finding, reading, run_checks
+from simulations.check.odd_rows import odd_rows
 from simulations.check.rows import grouped
 from simulations.run.check import check
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.simulate import simulate
-from tests.simulations.check.odd_inputs import ROWS, TESTS, OddInput
+from tests.simulations.check.odd_inputs import ROWS, TEST, TESTS, OddInput
 
 
 def checked(path: Path, *overrides: str, strict: bool = False) -> tuple[int, list[str]]:
@@ -46,6 +50,44 @@ def test_errors_fail(tmp_path: Path) -> None:
     assert code == 2
     assert lines[-1] == "2 errors, no warnings"
     assert all(line.startswith("error: ") for line in lines[1:-1])
+
+
+def test_a_task_has_test_rows_or_no_run(tmp_path: Path) -> None:
+    """As the clients split it: where records are protected, each record by itself."""
+    odd = OddInput("", "", data="split = 0.001", files={TEST: None})
+    code, lines = checked(odd.write(tmp_path))
+    assert code == 0
+    assert lines[0] == "task 'ward': 78 train and 2 test rows, 2 labels"
+    code, lines = checked(odd.write(tmp_path), "privacy.mechanism=record")
+    assert code == 2
+    assert [line for line in lines if line.startswith("error: ")] == [
+        "error: task 'ward': data.split = 0.001 leaves no test row; raise it, or add a test file"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("held_out", "cure"),
+    [(False, "take them out of one side"), (True, "add a test file without them")],
+)
+def test_a_text_on_both_sides_has_a_cure(held_out: bool, cure: str) -> None:
+    """Who lets data.split choose the sides cannot take a row out of one."""
+    sides = (Example("itch", "a"),), (Example("itch", "b"),)
+    lines = odd_rows(TaskData("ward", ("a", "b"), *sides, held_out=held_out))
+    assert f"task 'ward': 1 of 1 test rows have a text that is in training too; {cure}: " in next(
+        lines
+    )
+
+
+def test_no_source_may_have_a_task_without_test_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = FilesSource.load
+    monkeypatch.setattr(
+        FilesSource, "load", lambda source, task: replace(load(source, task), test=())
+    )
+    code, lines = checked(OddInput("", "").write(tmp_path))
+    assert code == 2
+    assert "error: task 'ward': no test row; add some, or leave the task out" in lines
 
 
 def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None:

@@ -1,0 +1,219 @@
+"""Files that are damaged, or say two things at once: each is refused in one line, and what nobody
+reads harms nobody."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deal_core.config.data import DataConfig
+from deal_core.data.identifiers import repeated_identifiers
+from deal_core.data.rows import Columns, to_example
+from deal_core.data.site import SiteSource
+from deal_core.data.source import Example
+from deal_core.data.tables import read_table
+from deal_core.errors import UserError
+
+COLUMNS = Columns("text", "label")
+Table = Sequence[Sequence[Any]]
+
+
+def examples(path: Path) -> list[Example]:
+    return [to_example(row, COLUMNS, str(path), number) for number, row in read_table(path)]
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        examples(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(str(path))
+    return message.removeprefix(str(path))
+
+
+def write_csv(path: Path, rows: Table) -> Path:
+    path = path.with_suffix(".csv")
+    path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
+    return path
+
+
+def write_excel(path: Path, rows: Table) -> Path:
+    openpyxl = pytest.importorskip("openpyxl")
+    path, book = path.with_suffix(".xlsx"), openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.save(path)
+    return path
+
+
+def write_parquet(path: Path, rows: Table) -> Path:
+    import pyarrow as pa
+
+    values = [pa.array(column) for column in zip(*rows[1:], strict=True)]
+    return save(path, pa.Table.from_arrays(values, names=list(rows[0])))
+
+
+def save(path: Path, table: Any) -> Path:
+    import pyarrow.parquet as pq
+
+    path = path.with_suffix(".parquet")
+    pq.write_table(table, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "place"),
+    [(write_csv, ", row 1"), (write_excel, ", row 1"), (write_parquet, "")],
+)
+def test_two_columns_of_one_name_are_refused(
+    tmp_path: Path, write: Callable[[Path, Table], Path], place: str
+) -> None:
+    path = write(tmp_path / "train", [("text", "label", "label"), ("a", "x", "WRONG")])
+    assert refusal(path) == f"{place}: column 'label' occurs twice; rename one"
+
+
+@pytest.mark.parametrize("write", [write_csv, write_excel])
+def test_blanks_around_a_name_make_no_other_name(
+    tmp_path: Path, write: Callable[[Path, Table], Path]
+) -> None:
+    path = write(tmp_path / "train", [("text", "label", "label "), ("a", "x", "WRONG")])
+    assert refusal(path) == ", row 1: column 'label' occurs twice; rename one"
+
+
+def test_the_header_of_a_sheet_is_its_first_row_with_a_value(tmp_path: Path) -> None:
+    rows = [(None,), ("text", None, "label", None), ("a", "note", 1, None), (None,), ("b", "", 2)]
+    path = write_excel(tmp_path / "train", rows)
+    assert examples(path) == [Example("a", "1"), Example("b", "2")]
+    assert [number for number, _ in read_table(path)] == [3, 5]
+    assert [list(row) for _, row in read_table(path)] == [["text", "label"]] * 2
+
+
+def test_a_sheet_without_a_value_has_no_rows(tmp_path: Path) -> None:
+    assert list(read_table(write_excel(tmp_path / "train", []))) == []
+    assert list(read_table(write_excel(tmp_path / "train", [("text", "label")]))) == []
+
+
+SHEET = [("text", "label"), *((f"text {n}", "x") for n in range(3000))]
+
+
+def changed(path: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
+    """The workbook with another content of one of its parts."""
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    with zipfile.ZipFile(path, "w") as book:
+        for name, content in parts.items():
+            book.writestr(name, change(content) if name.endswith(part) else content)
+    return path
+
+
+def test_a_workbook_with_a_damaged_stream_is_one_line(tmp_path: Path) -> None:
+    path = write_excel(tmp_path / "train", SHEET)
+    with zipfile.ZipFile(path) as book:
+        start = book.getinfo("xl/worksheets/sheet1.xml").header_offset + 200
+    content = bytearray(path.read_bytes())
+    content[start : start + 60] = bytes(byte ^ 0x55 for byte in content[start : start + 60])
+    path.write_bytes(content)
+    assert ": not a readable Excel workbook (" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("sheet1.xml", lambda xml: xml[: len(xml) // 2]),  # ParseError
+        ("sheet1.xml", lambda xml: b""),
+        (
+            "sheet1.xml",  # IndexError: a text that is in no list of texts
+            lambda xml: xml.replace(b't="inlineStr"><is><t>x</t></is>', b't="s"><v>7</v>'),
+        ),
+        ("[Content_Types].xml", lambda xml: xml.replace(b"PartName", b"Part4ame", 1)),  # TypeError
+    ],
+)
+def test_a_workbook_with_a_damaged_part_is_one_line(
+    tmp_path: Path, part: str, change: Callable[[bytes], bytes]
+) -> None:
+    path = changed(write_excel(tmp_path / "train", SHEET[:9]), part, change)
+    assert ": not a readable Excel workbook (" in refusal(path)
+
+
+def no_text() -> Any:
+    """A column of texts whose second is not UTF-8."""
+    import pyarrow as pa
+
+    values = pa.array([b"good", b"\xff\xfe"], pa.binary())
+    return pa.Array.from_buffers(pa.string(), 2, values.buffers())
+
+
+def no_date() -> Any:
+    """A column of times, the second in a year that Python does not know."""
+    import pyarrow as pa
+
+    return pa.array([0, 2 * 253402300800000000], pa.timestamp("us"))
+
+
+@pytest.mark.parametrize("column", [no_text, no_date])
+def test_what_nobody_reads_of_a_parquet_file_harms_nobody(
+    tmp_path: Path, column: Callable[[], Any]
+) -> None:
+    import pyarrow as pa
+
+    table = pa.table(
+        {"text": ["a", "b"], "label": ["x", "y"], "note": column(), "patient_id": [1, 1]}
+    )
+    (tmp_path / "ward").mkdir()
+    path = save(tmp_path / "ward" / "train", table)
+    assert examples(path) == [Example("a", "x"), Example("b", "y")]
+    (found,) = repeated_identifiers(DataConfig(source="files", path=str(tmp_path)))
+    assert (found.column, found.rows, found.values) == ("patient_id", 2, 1)
+
+
+@pytest.mark.parametrize("column", [no_text, no_date])
+@pytest.mark.parametrize("used", ["text", "label"])
+def test_a_value_of_a_parquet_file_that_is_none_is_named(
+    tmp_path: Path, column: Callable[[], Any], used: str
+) -> None:
+    import pyarrow as pa
+
+    table = pa.table({"text": ["a", "b"], "label": ["x", "y"], "ward": ["n", "s"]})
+    table = table.set_column(table.column_names.index(used), used, column())
+    path = save(tmp_path / "train", table.slice(1))
+    assert refusal(path).startswith(f", row 1: column '{used}' holds a value that cannot be read (")
+
+
+def test_a_value_that_cannot_be_read_is_a_matter_of_its_row(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    (tmp_path / "ward").mkdir()
+    for split in ("train", "test"):
+        save(tmp_path / "ward" / split, pa.table({"text": no_text(), "label": ["x", "x"]}))
+    config = DataConfig(source="site", path=str(tmp_path), labels={"ward": ("x",)})
+    data = SiteSource(config).load("ward")
+    assert data.train == data.test == (Example("good", "x"),)
+    assert data.left_out == 2
+
+
+def test_a_column_of_a_parquet_file_whose_name_is_no_text_is_one_line(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "train", [("text", "label", "notes"), ("a", "x", "n")])
+    path.write_bytes(path.read_bytes().replace(b"notes", b"not\xff\xfe"))
+    assert refusal(path).startswith(", row 1: not a readable Parquet file (")
+
+
+def test_a_number_with_too_many_digits_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"text": "a", "label": "x", "n": 0})[:-2] + "1" * 5000 + "}\n")
+    message = refusal(path)
+    assert message.startswith(", row 1: not valid JSON (a number has too many digits); ")
+
+
+def test_a_field_beyond_the_limit_has_a_cure_of_its_own(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "train", [("text", "label"), ("a" * 131_073, "x")])
+    assert refusal(path) == (
+        ", row 2: a field has more than 131072 characters; close its quotes, or write the rows as "
+        ".jsonl"
+    )
+    write_csv(tmp_path / "train", [("text", "label"), ("a" * 131_072, "x")])
+    assert len(examples(path)[0].text) == 131_072
