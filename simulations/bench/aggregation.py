@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from deal_core.aggregation import AGGREGATION_RULES
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 from simulations.bench.measure import Measured, RuleCase, flower_peak, measure
 
 LINEAR = ("fedit", "ffa", "alternating", "fedsvd")
@@ -70,7 +68,12 @@ class Row:
 
 
 def bench(sizes: Sizes, console: Console, out: str = "") -> None:
-    """Measure, print the table and, with ``out``, write it as JSON."""
+    """Measure, print the table and, with ``out``, write it as JSON.
+
+    Raises:
+        UserError: ``out`` cannot be written; nothing was measured.
+    """
+    write = figures_to(out)
     work = cells(sizes)
     title = "measuring"
     rows = list(track(rows_of(work), title, len(work), console=Console(stderr=True)))
@@ -80,9 +83,7 @@ def bench(sizes: Sizes, console: Console, out: str = "") -> None:
         "MB: peak memory above a round of one client. n: passes behind each median.",
         soft_wrap=True,
     )
-    if out:
-        described = {"machine": machine(), "rows": [row.as_json() for row in rows]}
-        Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    write({"rows": [row.as_json() for row in rows]})
 
 
 def cells(sizes: Sizes) -> list[RuleCase]:

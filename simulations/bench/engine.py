@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 from simulations.bench.peak_memory import run_watched
 
 ENGINES = ("inprocess", "flower")
@@ -80,14 +80,17 @@ def cells(sizes: Sizes) -> Iterator[EngineCase]:
 
 
 def bench(sizes: Sizes, console: Console, out: str = "") -> None:
-    """Measure, print the table, and write all figures as JSON."""
+    """Measure, print the table, and write all figures as JSON.
+
+    Raises:
+        UserError: ``out`` cannot be written; nothing was measured.
+    """
+    write = figures_to(out)
     rows: list[Row] = []
     for cell in cells(sizes):
         repeats = sizes.repeats if cell.training == "trivial" else 1
         rows += [measured(cell) for _ in range(repeats)]
-        if out:
-            described = {"machine": machine(), "rows": [as_json(row) for row in rows]}
-            Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        write({"rows": [as_json(row) for row in rows]})
     console.print(table(rows))
     console.print(
         "Seconds a round (median over rounds after the first, and over repeats). Memory: peak of "

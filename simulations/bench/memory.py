@@ -5,17 +5,15 @@ A ladder: every rung adds one measure to the one below it.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 from simulations.bench.measures import Measures
 from simulations.bench.paired import Contestant, Timed, ratios, timed_in_turn
 from simulations.bench.workloads import Workload
@@ -68,11 +66,14 @@ def contestants(workload: Workload) -> list[Contestant]:
 
 
 def bench(workload: Workload, console: Console, out: str = "") -> None:
-    """Measure, print the table, and write all figures as JSON."""
+    """Measure, print the table, and write all figures as JSON.
+
+    Raises:
+        UserError: ``out`` cannot be written; nothing was measured.
+    """
+    write = figures_to(out)
     done = timed_in_turn(contestants(workload), WINDOWS)
-    if out:
-        described = {"machine": machine(), "workload": asdict(workload), "rows": _rows(done)}
-        Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    write({"workload": asdict(workload), "rows": _rows(done)})
     console.print(table(workload, done))
     console.print(
         "Memory: peak of the process, libraries and base model included. Ratios: to the Trainer in "

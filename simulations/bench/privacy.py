@@ -6,17 +6,15 @@ size and mix lengths; a rate counts the examples that were in a batch.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 from simulations.bench.paired import Contestant, Timed, ratios, timed_in_turn
 from simulations.bench.workloads import Turn, Workload, texts
 
@@ -121,7 +119,12 @@ def measured(case: Case) -> tuple[Timed, Timed]:
 
 
 def bench(workloads: Sequence[Workload], console: Console, out: str = "") -> None:
-    """Measure, print, and write the figures as JSON."""
+    """Measure, print, and write the figures as JSON.
+
+    Raises:
+        UserError: ``out`` cannot be written; nothing was measured.
+    """
+    write = figures_to(out)
     table = Table(title="Cost of a private step", title_justify="left")
     for name in ("texts", "batch", "factors", "plain, examples/s", "record, examples/s", "cost"):
         table.add_column(name)
@@ -138,6 +141,4 @@ def bench(workloads: Sequence[Workload], console: Console, out: str = "") -> Non
             rows.append({**where, "plain": plain.rate, "record": private.rate, "cost": costs})
     console.print(table)
     console.print("Cost: time of an example, record over plain, median of the pairs (range).")
-    if out:
-        found = {"machine": machine(), "rows": rows}
-        Path(out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write({"rows": rows})

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deal_core.errors import UserError
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 from simulations.bench.peak_memory import run_watched
 from simulations.bench.scale_axes import Axis, Run
 from simulations.bench.scale_data import write_stream
@@ -30,25 +30,32 @@ def bench(axes: Sequence[Axis], console: Console, out: str = "") -> None:
     figures and the plot there.
 
     Raises:
-        UserError: ``out`` is a file.
+        UserError: ``out`` is no folder and cannot be made one; nothing was measured.
     """
-    folder = Path(out) if out else None
-    if folder is not None and folder.is_file():
-        raise UserError(f"--out {out}: is a file; name a folder")
+    folder = _made(Path(out)) if out else None
     done: list[tuple[Axis, list[Point]]] = []
     for axis in axes:
         points = [point for run in axis.runs for point in measured(run)]
         done.append((axis, points))
         console.print(table(axis, points))
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            described = {"machine": machine(), "axes": [as_json(*each) for each in done]}
-            text = json.dumps(described, indent=1) + "\n"
-            (folder / "scale.json").write_text(text, encoding="utf-8")
+            figures_to(str(folder / "scale.json"))({"axes": [as_json(*each) for each in done]})
     if folder is not None:
         from simulations.bench.scale_plot import draw
 
         draw(folder / "scale.png", done)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"--out {folder}: is a file; name a folder") from None
+    except OSError as error:
+        raise UserError(
+            f"--out {folder}: cannot be made ({error.strerror}); name another folder"
+        ) from None
+    return folder
 
 
 def measured(run: Run) -> Iterator[Point]:

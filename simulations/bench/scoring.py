@@ -3,17 +3,15 @@ beside the plain model."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 from simulations.bench.paired import Contestant, Timed, ratios, timed_in_turn
 from simulations.bench.step_causal import SMOLLM2, default_precision
 
@@ -54,18 +52,19 @@ def contestants(case: Case, precision: str, name: str) -> list[Contestant]:
 
 
 def bench(cases: Sequence[Case], console: Console, out: str = "", name: str = SMOLLM2) -> None:
-    """Measure case by case, print each table as it is done, write all as JSON."""
+    """Measure case by case, print each table as it is done, write all as JSON.
+
+    Raises:
+        UserError: ``out`` cannot be written; nothing was measured.
+    """
+    write = figures_to(out)
     precision = default_precision()
     rows: list[dict[str, Any]] = []
     for case in cases:
         done = timed_in_turn(contestants(case, precision, name), WINDOWS, warm_up=0)
         console.print(table(case, precision, done))
         rows += [as_json(case, each, done[REFERENCE]) for each in done.values()]
-        if out:
-            described = {
-                "machine": machine(), "model": name, "precision": precision, "rows": rows,
-            }  # fmt: skip
-            Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        write({"model": name, "precision": precision, "rows": rows})
     console.print(
         "Ratio: texts per second over those with each option alone, median of the pairs (smallest "
         "to largest). Memory: peak of the process over the same. Score: mean log-likelihood of "

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 from simulations.bench.scale_fit import power
 from simulations.bench.secure_round import LEGS, SecureCase, SecureCost, measure_secure
 
@@ -57,7 +55,12 @@ class Row:
 
 
 def bench(sizes: Sizes, console: Console, out: str = "") -> None:
-    """Measure, print the table and the growth, and, with ``out``, write both as JSON."""
+    """Measure, print the table and the growth, and, with ``out``, write both as JSON.
+
+    Raises:
+        UserError: ``out`` cannot be written; nothing was measured.
+    """
+    write = figures_to(out)
     work = cases(sizes)
     rows = list(track(rows_of(work), "measuring", len(work), console=Console(stderr=True)))
     console.print(table(rows))
@@ -73,13 +76,7 @@ def bench(sizes: Sizes, console: Console, out: str = "") -> None:
         "server, one after another. MB: of a site in a round. Setup: once a run.",
         soft_wrap=True,
     )
-    if out:
-        described = {
-            "machine": machine(),
-            "growth": growth,
-            "rows": [row.as_json() for row in rows],
-        }
-        Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    write({"growth": growth, "rows": [row.as_json() for row in rows]})
 
 
 def cases(sizes: Sizes) -> list[SecureCase]:

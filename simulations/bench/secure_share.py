@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import statistics
 import tempfile
 import time
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 
 PARTS = {
     "masking": (
@@ -70,7 +69,12 @@ class Spent:
 
 
 def bench(case: ShareCase, console: Console, out: str = "") -> None:
-    """Measure, print the table, and, with ``out``, write it as JSON."""
+    """Measure, print the table, and, with ``out``, write it as JSON.
+
+    Raises:
+        UserError: ``out`` cannot be written; nothing was measured.
+    """
+    write = figures_to(out)
     spent = measure(case)
     drawn = Table(title=f"Secure sums in rounds of {case.clients} clients, one process")
     for column in ("round", "s", *PARTS, "together"):
@@ -86,9 +90,7 @@ def bench(case: ShareCase, console: Console, out: str = "") -> None:
         f"{case.examples} examples among {case.clients} clients",
         soft_wrap=True,
     )
-    if out:
-        described = {"machine": machine(), "case": asdict(case), **asdict(spent), "share": total}
-        Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    write({"case": asdict(case), **asdict(spent), "share": total})
 
 
 def measure(case: ShareCase) -> Spent:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 from simulations.bench.paired import Contestant, Timed, ratios, timed_in_turn
 from simulations.bench.workloads import Workload
 
@@ -86,15 +84,18 @@ def contestants(workload: Workload) -> list[Contestant]:
 
 
 def bench(workloads: Sequence[Workload], console: Console, out: str = "") -> None:
-    """Measure workload by workload, print each table as it is done, write all as JSON."""
+    """Measure workload by workload, print each table as it is done, write all as JSON.
+
+    Raises:
+        UserError: ``out`` cannot be written; nothing was measured.
+    """
+    write = figures_to(out)
     rows: list[dict[str, Any]] = []
     for workload in workloads:
         lines = measured(workload)
         console.print(table(workload, lines))
         rows += [line.as_json() for line in lines]
-        if out:
-            described = {"machine": machine(), "rows": rows}
-            Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        write({"rows": rows})
     console.print(
         "Ratio: examples per second over the reference's (trainer float32; private ones: Opacus), "
         "median of the pairs (smallest to largest). Limit: float32 matrix products of this "

@@ -3,17 +3,15 @@ Trainer and the machine, in the default precision."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from simulations.bench.machine import machine
+from simulations.bench.figures import figures_to
 from simulations.bench.paired import Contestant, Timed, ratios, timed_in_turn
 from simulations.bench.workloads import Workload
 
@@ -112,18 +110,19 @@ def layers(name: str) -> int:
 def bench(
     workloads: Sequence[Workload], console: Console, out: str = "", name: str = SMOLLM2
 ) -> None:
-    """Measure workload by workload, print each table as it is done, write all as JSON."""
+    """Measure workload by workload, print each table as it is done, write all as JSON.
+
+    Raises:
+        UserError: ``out`` cannot be written; nothing was measured.
+    """
+    write = figures_to(out)
     precision = default_precision()
     rows: list[dict[str, Any]] = []
     for workload in workloads:
         lines = measured(workload, precision, name)
         console.print(table(workload, precision, lines))
         rows += [line.as_json() for line in lines]
-        if out:
-            described = {
-                "machine": machine(), "model": name, "precision": precision, "rows": rows,
-            }  # fmt: skip
-            Path(out).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        write({"model": name, "precision": precision, "rows": rows})
     console.print(
         "Tokens: of a text; prompt and answer come on top. Ratio: examples per second over the "
         "Trainer's, median of the pairs (smallest to largest). Limit: matrix products of this "

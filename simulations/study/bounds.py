@@ -61,7 +61,10 @@ def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
         if own_orders or all(met.values()):
             return one
         chosen = experiment.federation.participants or range(len(everybody))
-        return _changed(one, "federation", participants=tuple(k for k in chosen if met[str(k)]))
+        trainers = tuple(k for k in chosen if met[str(k)])
+        if not trainers:  # nobody trains; without a name, everybody would
+            return _changed(one, "stream", schedule="per-client", orders=met)
+        return _changed(one, "federation", participants=trainers)
 
     return {task: alone(task) for task in tasks}
 

@@ -141,7 +141,7 @@ def check_counts(experiment: Experiment) -> None:
     if experiment.privacy.metrics == "none":
         raise UserError(
             'privacy.metrics = "none": without counts there is no accuracy to compare; '
-            'use "clear" or "noised"'
+            'use "clear", "noised" or, with aggregation.secure, "summed"'
         )
 
 

@@ -21,7 +21,7 @@ from simulations.run.experiment import (
 )
 from simulations.study.bounds import BOUNDS
 from simulations.study.outcome import Outcome, outcome
-from simulations.study.study_file import Study
+from simulations.study.study_file import Study, StudyFile
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
     Raises:
         UserError: an experiment that is not valid; the message names the table of the study.
     """
-    return [_cell(study, out, overrides, *place) for place in _places(study)]
+    return [_cell(study, out, overrides, *place) for place in places(study.file)]
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,8 @@ def _require_known(kind: str, wanted: Sequence[str], has: Sequence[str]) -> None
         choose(kind, name, named)
 
 
-def _places(study: Study) -> Iterator[tuple[str, str, str, int]]:
-    """Arm, order, setting and seed of every cell."""
-    file = study.file
+def places(file: StudyFile) -> Iterator[tuple[str, str, str, int]]:
+    """Yield arm, order, setting and seed of every cell."""
     orders, settings = list(file.orders) or [""], list(file.settings) or [""]
     own = [seed for arm in file.arms.values() for seed in arm.seeds]
     for seed in dict.fromkeys((*file.seeds, *own)):

@@ -31,7 +31,8 @@ class Outcome(Strict):
         begun, learnt: of each task, the row of its first and of its last learner
             (:mod:`deal_core.metrics`).
         learning_accuracy: on every task just after it was learnt, mean.
-        worst_client: smallest of the clients' own average accuracies; None: no client has tests.
+        worst_client: smallest of the clients' own average accuracies; None: no client has tests,
+            or their counts are known as a sum alone.
         class_incremental: among all labels seen so far; None where no model has seen those of all
             tasks, or that was not counted.
         on_all_tests: of models that know one client each, on everybody's tests (local-only).
@@ -65,7 +66,11 @@ class Outcome(Strict):
 
 
 def outcome(results: Results) -> Outcome:
-    """Return what an ordinary run has measured."""
+    """Return what an ordinary run has measured.
+
+    Raises:
+        UserError: its clients kept their counts.
+    """
     _require_counts([results])
     own = {name: client.average_accuracy for name, client in results.per_client.items()}
     measured = _measured(
@@ -78,7 +83,11 @@ def outcome(results: Results) -> Outcome:
 
 
 def together(parts: Sequence[Results]) -> Outcome:
-    """Of a federation for each task alone: the accuracies side by side, in one row."""
+    """Return the outcome of a federation for each task alone: the accuracies side by side.
+
+    Raises:
+        UserError: the clients of one kept their counts.
+    """
     _require_counts(parts)
     row = [part.accuracy_matrix[-1][0] for part in parts]
     own: dict[str, list[float]] = {}
@@ -97,11 +106,15 @@ def together(parts: Sequence[Results]) -> Outcome:
 
 def pooled_own(parts: Sequence[Results]) -> Outcome:
     """Return the outcome of clients that are each alone: every client's model on its own tests,
-    each test example counted once; part ``k`` is the run in which client ``k`` trained."""
+    each test example counted once; part ``k`` is the run in which client ``k`` trained.
+
+    Raises:
+        UserError: the counts of a client did not arrive.
+    """
     _require_counts(parts)
-    mine = [part.per_client[str(k)] for k, part in enumerate(parts)]
+    mine = _own(parts)
     tasks = parts[0].tasks
-    matrix = _pooled_matrix(mine)
+    matrix = _pooled_matrix(parts, mine)
     own = [client.average_accuracy for client in mine]
     measured = _measured(parts, tasks, matrix, parts[0].zero_shot, own)
     everywhere = fmean(p.average_accuracy for p in parts if p.average_accuracy is not None)
@@ -109,7 +122,7 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
     found = [part.class_incremental for part in parts]
     among_all = [each.per_client[str(k)] for k, each in enumerate(found) if each is not None]
     known = len(among_all) == len(parts)
-    whole = _with(measured, _pooled_matrix(among_all), among_all) if known else measured
+    whole = _with(measured, _pooled_matrix(parts, among_all), among_all) if known else measured
     return whole.model_copy(update={"on_all_tests": everywhere, **means})
 
 
@@ -131,21 +144,40 @@ def _with(
     return measured.model_copy(update={"class_incremental": found})
 
 
-def _pooled_matrix(clients: Sequence[ClientResult]) -> list[list[float]]:
+def _own(parts: Sequence[Results]) -> list[ClientResult]:
+    """Return of each part the client that trained."""
+    for k, part in enumerate(parts):
+        if str(k) not in part.per_client:
+            raise _missing(parts, k)
+    return [part.per_client[str(k)] for k, part in enumerate(parts)]
+
+
+def _missing(parts: Sequence[Results], client: int) -> UserError:
+    return UserError(
+        f"{parts[client].config.run.out}: has no counts of client {client} by itself, which is "
+        "judged on its own tests; remove that folder to run it again"
+    )
+
+
+def _pooled_matrix(parts: Sequence[Results], clients: Sequence[ClientResult]) -> list[list[float]]:
     rows, tasks = len(clients[0].accuracy_matrix), len(clients[0].test_examples)
-    return [[_pooled(clients, i, j) for j in range(tasks)] for i in range(rows)]
+    return [[_pooled(parts, clients, i, j) for j in range(tasks)] for i in range(rows)]
 
 
-def _pooled(clients: Sequence[ClientResult], row: int, task: int) -> float:
+def _pooled(
+    parts: Sequence[Results], clients: Sequence[ClientResult], row: int, task: int
+) -> float:
     """Over the tests of those whose counts arrived."""
     values = [(c.accuracy_matrix[row][task], c.test_examples[task]) for c in clients]
     known = [(accuracy, count) for accuracy, count in values if accuracy is not None]
+    if not known:
+        raise _missing(parts, next(k for k, (_, count) in enumerate(values) if count))
     return fmean([accuracy for accuracy, _ in known], [count for _, count in known])
 
 
 def _require_counts(parts: Sequence[Results]) -> None:
     for part in parts:
-        if not part.accuracy_matrix or not part.per_client:
+        if not part.accuracy_matrix:
             raise UserError(
                 f"{part.config.run.out}: its clients kept their counts, so there is no accuracy to "
                 "compare; remove that folder"

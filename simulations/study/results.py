@@ -11,7 +11,14 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.run.run_folder import AUTO, PRECISION, differing
-from simulations.study.grid import Cell, cell_name, default_settings, precise, settings_of
+from simulations.study.grid import (
+    Cell,
+    cell_name,
+    default_settings,
+    places,
+    precise,
+    settings_of,
+)
 from simulations.study.outcome import Outcome
 from simulations.study.study_file import StudyFile
 
@@ -51,6 +58,8 @@ class StudyResults(Strict):
     Attributes:
         wanted: cells of the whole grid.
         defaults: of every setting, by flat key.
+        cells: what has finished; also of arms, orders, settings and seeds that are no longer in the
+            study (see ``standing``).
         file: the study file, with the labels of its arms; None: written before schema version 3.
     """
 
@@ -61,6 +70,15 @@ class StudyResults(Strict):
     defaults: dict[str, Value]
     cells: list[CellResult]
     file: StudyFile | None = None
+
+    @property
+    def standing(self) -> list[CellResult]:
+        """The cells that the study has now, without those that an earlier form of it had; all of
+        them where the file does not say."""
+        if self.file is None or not self.file.arms:
+            return self.cells
+        asked = {cell_name(*place) for place in places(self.file)}
+        return [cell for cell in self.cells if cell.name in asked]
 
 
 def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResult]:

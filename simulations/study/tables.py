@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from deal_core.config.run_config import Value
@@ -136,19 +136,21 @@ def measures_of(cells: Sequence[CellResult]) -> list[str]:
     return [name for name in MEASURES if known or name != ALL_LABELS]
 
 
-ZeroShots = dict[tuple[int, str], Counter[tuple[tuple[float, ...], Value]]]
-"""Seed and order to what was found there (accuracy on each task, precision), and by how many
+ZeroShots = dict[tuple[int, tuple[str, ...]], Counter[tuple[tuple[float, ...], Value]]]
+"""Seed and tasks to what was found there (accuracy on each task, precision), and by how many
 cells."""
 
 
 def zero_shots(cells: Sequence[CellResult]) -> ZeroShots:
-    """Return what the cells of every seed and order found before anything was learnt. They have the
-    same texts and the same model, so a second value is due to rounding (docs/studies.md)."""
+    """Return what the cells of every seed found before anything was learnt, in whatever order they
+    were to learn. They have the same texts and the same model, so a second value is due to rounding
+    (docs/studies.md)."""
     found: ZeroShots = {}
     for cell in cells:
+        tasks = tuple(sorted(cell.outcome.zero_shot))
         # A bound of several runs is summed otherwise: its last bits are no disagreement.
-        values = tuple(round(value, 9) for _, value in sorted(cell.outcome.zero_shot.items()))
-        found.setdefault((cell.seed, cell.order), Counter())[values, cell.precision] += 1
+        values = tuple(round(cell.outcome.zero_shot[task], 9) for task in tasks)
+        found.setdefault((cell.seed, tasks), Counter())[values, cell.precision] += 1
     return {place: found[place] for place in sorted(found)}
 
 
@@ -157,15 +159,14 @@ def disagreement(starts: ZeroShots) -> str:
     several = {place: own for place, own in starts.items() if len(own) > 1}
     mixed = len({precision for own in several.values() for _, precision in own}) > 1
     parts = []
-    for (seed, order), own in several.items():
+    for (seed, _), own in several.items():
         each = []
         for (values, precision), count in sorted(own.items(), key=repr):
             cells = f"{count} cell{'s' if count > 1 else ''}"
             each.append(f"{_percent(fmean(values))} ({cells}{f', {precision}' if mixed else ''})")
         tasks = zip(*(values for values, _ in own), strict=True)
         apart = 100 * max(max(task) - min(task) for task in tasks)
-        where = f"seed {seed}" + (f", order {order}" if order else "")
-        parts.append(f"{where}: {', '.join(each)}, on a single task {apart:.1f} points apart")
+        parts.append(f"seed {seed}: {', '.join(each)}, on a single task {apart:.1f} points apart")
     told = "; ".join(parts)
     return (
         "Cells of one seed disagree on zero-shot; each value counts once above. "
@@ -230,13 +231,19 @@ def significance(
 def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> str:
     """Return the arm of the highest mean average accuracy, the candidate aside (unless it is
     alone), over the cells that all of them have; over their own where they have none in common."""
-    others = [arm for arm in accuracy if arm != study.file.candidate] or list(accuracy)
-    shared = set.intersection(*(set(accuracy[arm]) for arm in others)) if others else set()
+    others = {arm: own for arm, own in accuracy.items() if arm != study.file.candidate}
+    return best_of(others or accuracy)
+
+
+def best_of(accuracy: Mapping[str, Mapping[Hashable, float]]) -> str:
+    """Return the arm of the highest mean over the cells that all arms have; over their own where
+    they have none in common; empty: there is no arm."""
+    shared = set.intersection(*map(set, accuracy.values())) if accuracy else set()
 
     def mean(arm: str) -> float:
         return fmean(value for key, value in accuracy[arm].items() if not shared or key in shared)
 
-    return max(others, key=mean, default="")
+    return max(accuracy, key=mean, default="")
 
 
 def age_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
@@ -314,11 +321,19 @@ def best_settings(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
     """Yield the setting under which each arm has its highest average accuracy."""
     under = by_setting(study, cells)
     yield from head("arm", "setting", "average accuracy", "n", "settings tried")
-    for arm in by_arm(study, cells):
-        tried = {setting: found for (own, setting), found in under.items() if own == arm}
-        best = max(tried, key=lambda setting: tried[setting].mean)
-        n = str(tried[best].n)
-        yield row(study.label(arm), best, _accuracy(tried[best]), n, str(len(tried)))
+    for arm, setting in best_setting(study, cells).items():
+        found, tried = under[arm, setting], sum(own == arm for own, _ in under)
+        yield row(study.label(arm), setting, _accuracy(found), str(found.n), str(tried))
+
+
+def best_setting(study: Study, cells: Sequence[CellResult]) -> dict[str, str]:
+    """Return every arm's setting of the highest average accuracy."""
+    best: dict[str, str] = {}
+    under = by_setting(study, cells)
+    for arm, setting in under:
+        if arm not in best or under[arm, setting].mean > under[arm, best[arm]].mean:
+            best[arm] = setting
+    return best
 
 
 def by_setting(study: Study, cells: Sequence[CellResult]) -> dict[tuple[str, str], Estimate]:

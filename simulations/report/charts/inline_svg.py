@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -19,6 +20,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 HREF = "{http://www.w3.org/1999/xlink}href"
 FONT_FAMILY = re.compile(r"font-family:[^;]*;?\s*|font:\s*(?=[\d.]+px)")
 REFERENCE = re.compile(r"#([\w.-]+)")
+FORBIDDEN = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML has no way to write, such as those that ring a bell."""
 COLOURS = re.compile("|".join(["#000000", *VARIABLES]))
 
 
@@ -40,7 +43,9 @@ def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure
 
     written = io.StringIO()
     settings: Any = {**SETTINGS, "svg.hashsalt": name}
-    with rc_context(settings):
+    with rc_context(settings), warnings.catch_warnings():
+        # The page's font draws the text, not the one that it is measured with.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         paint(figure)
         figure.savefig(written, format="svg", metadata={"Date": None})
@@ -48,6 +53,7 @@ def draw(name: str, alt: str, size: tuple[float, float], paint: Callable[[Figure
 
 
 def _inline(text: str, name: str, alt: str) -> Markup:
+    text = FORBIDDEN.sub("", text)
     root = ElementTree.fromstring(text)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -57,7 +63,7 @@ def _inline(text: str, name: str, alt: str) -> Markup:
     for element in root.iter():
         _clean(element, name, referred)
     view = root.attrib["viewBox"]
-    root.attrib = {"viewBox": view, "role": "img", "aria-label": alt}
+    root.attrib = {"viewBox": view, "role": "img", "aria-label": FORBIDDEN.sub("", alt)}
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 

@@ -43,7 +43,7 @@ def bounds_of(folder: Path, experiment: Experiment) -> tuple[BoundFigure, ...]:
     place = folder.name.split(".")[1:-1]
     return tuple(
         BoundFigure(cell.arm, cell.outcome.average_accuracy, cell.outcome.among_all_labels)
-        for cell in study.cells
+        for cell in study.standing
         if cell.bound and cell.seed == experiment.run.seed and _comparable(cell, place)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean, pstdev
 
@@ -124,6 +125,7 @@ def _row(
     start = _zero_shots(run).get(log.name)
     average = found.average_accuracy if found else None
     replies, seconds = len(log.replies), sum(log.replies.values())
+    idle = Counter(log.idle.values())
     return (
         log.name,
         whole(_examples(log)),
@@ -131,10 +133,10 @@ def _row(
         percent(start),
         percent(average, pointer("per_client", number, "average_accuracy") if number else ""),
         _lowest(run, found),
-        whole(replies - log.excluded),
+        whole(replies - len(log.excluded)),
         whole(log.left_out),
         time(seconds / replies if seconds else None),
-        ", ".join(f"{IDLE.get(code, code)} ({n} ×)" for code, n in log.idle.items()) or "–",
+        ", ".join(f"{IDLE.get(code, code)} ({n} ×)" for code, n in idle.items()) or "–",
     )
 
 

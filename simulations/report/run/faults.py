@@ -11,6 +11,7 @@ from simulations.report.run.record import RunRecord
 
 SHOWN = 200
 """Faults that are listed; the log has all."""
+AGAIN = " (the round was played again after a resume)"
 
 
 def faults(run: RunRecord) -> Section:
@@ -22,27 +23,22 @@ def _blocks(run: RunRecord) -> tuple[Block, ...]:
     found = run.log.faults
     if not found:
         return (Text("None: every reply that was asked for came and was used."),)
-    counted = Counter((fault.what, fault.client) for fault in found)
-    summary = Table(
-        "How often",
-        ("what", "client", "times"),
-        tuple((what, client or "–", whole(count)) for (what, client), count in counted.items()),
-        words=(1,),
-    )
+    counted = Counter((fault.what, fault.client) for fault in found if not fault.again)
+    times = tuple((what, client or "–", whole(n)) for (what, client), n in counted.items())
+    summary = Table("How often", ("what", "client", "times"), times, words=(1,))
     rows = tuple(
         (
             f"{datetime.fromtimestamp(fault.time, UTC):%Y-%m-%d %H:%M:%S}",
             str(fault.round) if fault.round else "–",
             fault.client or "–",
             fault.what,
-            fault.why,
+            fault.why + AGAIN * fault.again,
         )
         for fault in found[:SHOWN]
     )
     listed = Table(
         "Each, in order (UTC)", ("time", "round", "client", "what", "why"), rows, (2, 3, 4)
     )
-    if len(found) <= SHOWN:
-        return (summary, listed)
     more = Notice(f"{len(found)} in all; metrics.jsonl has the others.")
-    return (summary, more, listed)
+    first = (summary,) if counted else ()
+    return (*first, more, listed) if len(found) > SHOWN else (*first, listed)

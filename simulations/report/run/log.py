@@ -4,7 +4,7 @@ simulation and of a deployment alike."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.spending import Spending, spending_in
@@ -62,7 +62,7 @@ class RoundLog:
 
 
 RoundKey = tuple[int, str, int]
-"""Stage, phase, and number of the round within the stage."""
+"""Stage, phase, and number of the round within the stage; 0: an evaluation."""
 
 
 @dataclass
@@ -72,35 +72,49 @@ class ClientLog:
     Attributes:
         replies: round to the seconds that its valid reply took there.
         examples: task to the number of training examples, as the client says it.
-        faults: replies that did not come, or failed a check.
-        excluded: replies that a robust step has left out.
-        idle: code to how often the client took no part for that reason.
+        faults: rounds and evaluations whose reply did not come, or failed a check.
+        excluded: rounds whose reply a robust step has left out.
+        idle: round to the code of the reason for which the client took no part.
         spent: on privacy, in all that its ledger holds; None: it does not say.
     """
 
     name: str
     replies: dict[RoundKey, float] = field(default_factory=dict)
     examples: dict[str, float] = field(default_factory=dict)
-    faults: int = 0
-    excluded: int = 0
-    idle: dict[str, int] = field(default_factory=dict)
+    faults: set[RoundKey] = field(default_factory=set)
+    excluded: set[RoundKey] = field(default_factory=set)
+    idle: dict[RoundKey, str] = field(default_factory=dict)
     spent: Spending | None = None
 
     @property
     def left_out(self) -> int:
         """Replies that were not used, for whatever reason."""
-        return self.faults + self.excluded
+        return len(self.faults) + len(self.excluded)
+
+    def forget(self, key: RoundKey) -> None:
+        """Take back all that was said of a round."""
+        self.replies.pop(key, None)
+        self.idle.pop(key, None)
+        self.faults.discard(key)
+        self.excluded.discard(key)
 
 
 @dataclass(frozen=True)
 class FaultLog:
-    """Something that a reader asks after."""
+    """Something that a reader asks after.
+
+    Attributes:
+        key: of the round; None: it is of none.
+        again: the round was played again after it, and counts as it went then.
+    """
 
     time: float
     round: int
     what: str
     client: str
     why: str
+    key: RoundKey | None = None
+    again: bool = False
 
 
 @dataclass
@@ -113,6 +127,7 @@ class RunLog:
         evaluations: stage, from 0, to accuracy by task; -1: before any training.
         among_all: the same among all labels seen so far.
         starts: times; the second and the others continue the first.
+        played: round to the number of the start that it was last played after.
         stopped: why, if it has stopped since it was last started; empty: it has not.
         finished: its last event says so.
     """
@@ -128,6 +143,7 @@ class RunLog:
     among_all: dict[int, dict[str, float]] = field(default_factory=dict)
     faults: list[FaultLog] = field(default_factory=list)
     starts: list[float] = field(default_factory=list)
+    played: dict[RoundKey, int] = field(default_factory=dict)
     ended: float = 0.0
     stopped: str = ""
     finished: bool = False
@@ -155,16 +171,31 @@ class RunLog:
 
 def read_log(events: Iterable[RunEvent]) -> RunLog:
     """Return what the events say; what is unknown changes nothing. A round that was played again
-    after a resume counts once."""
+    after a resume counts once, as it went the last time."""
     log = RunLog()
     for event in events:
         log.ended = event["time"]
+        if "server_round" in event:
+            _play(log, _key(event))
         if event["event"] in FAULTS:
             _fault(log, event)
         handler = HANDLERS.get(event["event"])
         if handler is not None:
             handler(log, event)
     return log
+
+
+def _play(log: RunLog, key: RoundKey) -> None:
+    """A round that is met after a later start is played again: it was killed before its
+    checkpoint."""
+    if log.played.get(key, len(log.starts)) != len(log.starts):
+        for client in log.clients.values():
+            client.forget(key)
+        log.skipped.discard(key)
+        if key in log.rounds:  # in its place: rounds are in their order
+            log.rounds[key] = RoundLog(log.rounds[key].number, *key[:2])
+        log.faults = [replace(f, again=True) if f.key == key else f for f in log.faults]
+    log.played[key] = len(log.starts)
 
 
 def _fault(log: RunLog, event: RunEvent) -> None:
@@ -175,9 +206,9 @@ def _fault(log: RunLog, event: RunEvent) -> None:
         why = f"weighs {event['weight']:g}, not what it claimed"
     client = str(event.get("client", ""))
     number = event.get("round") or _number(log, event)
-    log.faults.append(
-        FaultLog(event["time"], number, FAULTS[event["event"]], log.name(client), plain(why))
-    )
+    key = _key(event) if "server_round" in event else None
+    what = FAULTS[event["event"]]
+    log.faults.append(FaultLog(event["time"], number, what, log.name(client), plain(why), key))
 
 
 def _number(log: RunLog, event: RunEvent) -> int:
@@ -218,7 +249,6 @@ def _round(log: RunLog, event: RunEvent) -> RoundLog:
 def _round_started(log: RunLog, event: RunEvent) -> None:
     one = _round(log, event)
     one.tasks, one.asked = list(event["tasks"]), int(event["clients"])
-    one.answered, one.losses, one.seconds = 0, [], None
 
 
 def _client_finished(log: RunLog, event: RunEvent) -> None:
@@ -238,7 +268,7 @@ def _round_finished(log: RunLog, event: RunEvent) -> None:
     one.bytes_up, one.bytes_down = event.get("bytes_up"), event.get("bytes_down")
     one.excluded = [log.name(str(client)) for client in event.get("excluded", [])]
     for name in one.excluded:
-        log.clients.setdefault(name, ClientLog(name)).excluded += 1
+        log.clients.setdefault(name, ClientLog(name)).excluded.add(_key(event))
     by_server = spending(event)
     if by_server is not None:  # where the server adds the noise: the same for all
         for client in log.clients.values():
@@ -250,12 +280,11 @@ def _round_skipped(log: RunLog, event: RunEvent) -> None:
 
 
 def _client_failed(log: RunLog, event: RunEvent) -> None:
-    _client(log, event).faults += 1
+    _client(log, event).faults.add(_key(event))
 
 
 def _client_idle(log: RunLog, event: RunEvent) -> None:
-    idle, code = _client(log, event).idle, str(event["code"])
-    idle[code] = idle.get(code, 0) + 1
+    _client(log, event).idle[_key(event)] = str(event["code"])
 
 
 def _client(log: RunLog, event: RunEvent) -> ClientLog:

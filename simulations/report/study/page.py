@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from simulations.output.markdown import TextTable, blocks
@@ -25,6 +25,7 @@ from simulations.report.study.figures import ages_figure, arms_figure, differenc
 from simulations.report.study.record import StudyRecord
 from simulations.study.results import CellResult
 from simulations.study.statistics import estimate
+from simulations.study.study_file import Study
 from simulations.study.tables import (
     ALL_LABELS,
     ALL_LABELS_EXPLAINED,
@@ -32,11 +33,14 @@ from simulations.study.tables import (
     EXPLANATION,
     age_table,
     arms_table,
+    best_of,
+    best_setting,
     best_settings,
     by_arm,
     cost_table,
     curves,
     measures_of,
+    pair,
     precisions,
     setting_table,
     significance,
@@ -99,6 +103,11 @@ def _summary(record: StudyRecord) -> Iterator[Block]:
             f"{missing} of {results.wanted} cells have not finished, and are not on this page. The "
             "same command continues them."
         )
+    if record.gone:
+        yield Text(
+            "Cells of study.json that are no longer in the study, and on no part of this page: "
+            f"{len(record.gone)}."
+        )
     yield Tiles(tuple(_tiles(record)))
     more = ALL_LABELS_EXPLAINED if ALL_LABELS in measures_of(results.cells) else ""
     yield Text(plain(EXPLANATION + more))
@@ -113,24 +122,34 @@ def _summary(record: StudyRecord) -> Iterator[Block]:
 def _tiles(record: StudyRecord) -> Iterator[Tile]:
     results, study = record.results, record.study
     yield Tile("Cells", whole(len(results.cells)), f"of {results.wanted}")
-    candidate, arms = study.file.candidate, by_arm(study, results.cells)
-    for arm, title in ((candidate, "Candidate"), (_best(record), "Best contestant")):
+    arms = _at_their_best(record)
+    named = {"Candidate": study.file.candidate, "Best contestant": _best(study, arms)}
+    for title, arm in named.items():
         if arm in arms:
-            values = [cell.outcome.average_accuracy for cell in arms[arm]]
-            found = estimate(values)
+            found = estimate([cell.outcome.average_accuracy for cell in arms[arm]])
             width = "" if found.half_width is None else f"± {100 * found.half_width:.1f} "
-            yield Tile(title, percent(found.mean), f"{width}%", study.label(arm))
+            under = f", setting {arms[arm][0].setting}" if len(record.settings) > 1 else ""
+            yield Tile(title, percent(found.mean), f"{width}%", study.label(arm) + under)
 
 
-def _best(record: StudyRecord) -> str:
-    """Return the contestant of the highest mean average accuracy, under any setting."""
-    arms = by_arm(record.study, record.results.cells)
-    means = {
-        arm: estimate([cell.outcome.average_accuracy for cell in own]).mean
-        for arm, own in arms.items()
-        if record.study.file.arms[arm].contestant
-    }
-    return max(means, key=lambda arm: means[arm], default="")
+def _at_their_best(record: StudyRecord) -> dict[str, list[CellResult]]:
+    """Return arm to its cells; of several settings, those of its best one."""
+    study, cells = record.study, record.results.cells
+    if len(record.settings) < 2:
+        return by_arm(study, cells)
+    best = best_setting(study, cells)
+    return by_arm(study, [cell for cell in cells if cell.setting == best.get(cell.arm)])
+
+
+def _best(study: Study, arms: Mapping[str, Sequence[CellResult]]) -> str:
+    """Return the contestant that is best on the cells that all contestants have."""
+    return best_of(
+        {
+            arm: {pair(cell): cell.outcome.average_accuracy for cell in own}
+            for arm, own in arms.items()
+            if study.file.arms[arm].contestant
+        }
+    )
 
 
 def _of_setting(record: StudyRecord, cells: list[CellResult]) -> Iterator[Section]:
@@ -213,12 +232,10 @@ def _settings(record: StudyRecord, settings: list[str]) -> Iterator[Block]:
 
 
 def _links(record: StudyRecord) -> tuple[tuple[str, str], ...]:
-    """Return the pages of the runs that lie in the study's folder."""
-    pages = sorted((record.folder / "cells").glob(f"**/{REPORT}"))
+    """Return the pages of the runs that lie in the study's folder, but for those of cells that are
+    no longer in the study."""
+    cells = record.folder / "cells"
+    runs = [page.parent.relative_to(cells) for page in sorted(cells.glob(f"**/{REPORT}"))]
     return tuple(
-        (
-            str(page.relative_to(record.folder)),
-            str(page.parent.relative_to(record.folder / "cells")),
-        )
-        for page in pages
+        (str("cells" / run / REPORT), str(run)) for run in runs if run.parts[0] not in record.gone
     )

@@ -13,11 +13,17 @@ from simulations.study.study_file import Arm, Study, StudyFile, load_study
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study and what it has found."""
+    """A study and what it has found.
+
+    Attributes:
+        results: of the cells that are in the study.
+        gone: names of those that no longer are.
+    """
 
     folder: Path
     study: Study
     results: StudyResults
+    gone: frozenset[str] = frozenset()
 
     @property
     def settings(self) -> list[str]:
@@ -41,9 +47,11 @@ def read_study(folder: Path) -> StudyRecord:
     except (OSError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise UserError(f"{path}: no figures of a study ({why})") from None
-    known = set(results.file.arms) if results.file else set()
-    file = results.file if known >= {c.arm for c in results.cells} and known else _file(results)
-    return StudyRecord(folder, Study(results.study, path, file or StudyFile()), results)
+    standing = results.standing
+    gone = {cell.name for cell in results.cells} - {cell.name for cell in standing}
+    file = results.file if results.file and results.file.arms else _file(results)
+    results = results.model_copy(update={"cells": standing})
+    return StudyRecord(folder, Study(results.study, path, file), results, frozenset(gone))
 
 
 def _file(results: StudyResults) -> StudyFile:

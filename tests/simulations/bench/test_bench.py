@@ -6,9 +6,11 @@ import sys
 import pytest
 
 from deal_core.aggregation import AGGREGATION_RULES
+from deal_core.errors import UserError
 from simulations import cli
 from simulations.bench.aggregation import LINEAR, Sizes, cells
 from simulations.bench.exactness import SETTINGS
+from simulations.bench.figures import figures_to
 
 
 @pytest.fixture
@@ -92,6 +94,54 @@ def test_the_share_of_secure_sums_is_of_rounds_that_train(bench, tmp_path):
         assert all(each > 0 for each in own)
         assert sum(own) < whole
     assert 0 < described["share"] < 1
+
+
+MEASURING = {
+    "aggregation": "aggregation.rows_of",
+    "step": "step.measured",
+    "step --family causal-lm": "step_causal.measured",
+    "scoring": "scoring.timed_in_turn",
+    "privacy": "privacy.measured",
+    "secure": "secure.rows_of",
+    "secure-share": "secure_share.measure",
+    "memory": "memory.timed_in_turn",
+    "engine": "engine.measured",
+    "scale": "scale.measured",
+}
+"""Command to what takes long."""
+
+
+@pytest.mark.parametrize("name", MEASURING)
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(
+    monkeypatch, capsys, tmp_path, name
+):
+    def measure(*arguments: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(f"simulations.bench.{MEASURING[name]}", measure)
+    (tmp_path / "file").touch()
+    out = str(tmp_path / "file" / "out.json")
+    monkeypatch.setattr(sys, "argv", ["deal", "bench", *name.split(), "--quick", "--out", out])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"--out {out}: " in line
+
+
+def test_figures_are_written_whole_and_say_of_which_machine(tmp_path):
+    path = tmp_path / "out.json"
+    write = figures_to(str(path))
+    write({"rows": [1]})
+    write({"rows": [1, 2]})
+    described = json.loads(path.read_text())
+    assert list(described) == ["machine", "rows"]
+    assert described["rows"] == [1, 2]
+    assert list(tmp_path.iterdir()) == [path]
+    figures_to("")({"rows": []})  # nowhere
+    for out, why in ((tmp_path / "no" / "x.json", "no folder"), (tmp_path, "is a folder")):
+        with pytest.raises(UserError, match=why):
+            figures_to(str(out))
 
 
 @pytest.mark.slow

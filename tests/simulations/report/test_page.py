@@ -126,6 +126,14 @@ def test_text_and_lines_can_be_seen(number: int) -> None:
         assert contrast(colours[f"heat-{level}"], colours[ink[1]]) >= 4.5
 
 
+def test_characters_that_xml_forbids_are_left_out_of_drawings() -> None:
+    odd = "bell\x07 and\x1b tab\tumlaut ä 🙂"
+    drawn = dots("a", odd, [Dot(odd, 1.0, 0.5)], odd)
+    assert "bell and tab" in drawn
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", drawn)
+    assert "umlaut ä 🙂" in drawn
+
+
 def test_what_users_wrote_is_text_and_no_markup() -> None:
     evil = "<script>alert('$x^2$ & more')</script>"
     drawn = [

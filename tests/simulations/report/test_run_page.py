@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -260,6 +261,53 @@ def test_a_round_that_was_played_twice_counts_once() -> None:
     assert len(log.starts) == 2
 
 
+def fault(event: str, client: str, **more: object) -> dict[str, Any]:
+    return {**EVENT, "event": event, "client": client, **more}
+
+
+def test_what_went_wrong_in_a_round_that_was_played_twice_counts_once() -> None:
+    """Also in an evaluation, and where the second playing went otherwise: the last one counts."""
+    counting = {"stage": -1, "server_round": 0}
+    first = [
+        *played(excluded=["1"]),
+        fault("client_failed", "0", reason="slow"),
+        fault("client_idle", "1", code="busy"),
+        fault("client_failed", "1", reason="slow", **counting),
+    ]
+    excluded = [START, *first, START, *first]
+    log = read_log(excluded)
+    zero, one = log.clients.values()
+    assert (len(one.replies), len(one.excluded), one.left_out) == (1, 1, 2)
+    assert (zero.left_out, list(one.idle.values())) == (1, ["busy"])
+    assert [each.again for each in log.faults] == [True] * 3 + [False] * 3
+    skipped = {**EVENT, "event": "round_skipped"}
+    log = read_log([START, skipped, START, *played()])
+    assert (log.passed, log.skipped) == (1, set())
+    log = read_log([START, *first, START, skipped])
+    assert log.passed == 1
+    assert [client.left_out for client in log.clients.values()] == [0, 1]  # its evaluation stands
+    assert not any(client.replies or client.idle for client in log.clients.values())
+
+
+def test_a_page_after_a_resume_counts_every_step_once(plain: Path) -> None:
+    """Every step killed before its checkpoint, and played again."""
+    path = RunFolder(plain).metrics
+    before, lines = page(plain), path.read_text().splitlines()
+    start, *events = [json.loads(line) for line in lines]
+    steps = groupby(events, lambda e: [e.get(key) for key in ("stage", "phase", "server_round")])
+    twice = [start]
+    for _, step in steps:
+        own = list(step)
+        twice += own if own[-1]["event"] == "run_finished" else [*own, start, *own]
+    path.write_text("".join(json.dumps(event) + "\n" for event in twice))
+    after = page(plain)
+    for caption in ("Each client; accuracies", "Every round that has ended", "How often"):
+        assert after.table(caption) == before.table(caption)
+    listed = after.table("Each, in order")[1:]
+    assert len(listed) == 8
+    assert ["played again" in row[4] for row in listed] == [True, False] * 4
+
+
 def test_logs_from_before_rounds_were_counted_over_the_run_can_be_read() -> None:
     stages = [{"rounds": 2, "tasks": ["a"]}, {"rounds": 1, "tasks": ["b"]}]
     events = [{**START, "stages": stages}, *played(), *played(server_round=2), *played(stage=1)]
@@ -324,6 +372,13 @@ def test_bounds_of_the_same_study_and_seed_stand_beside_the_run(tmp_path: Path) 
     rows = page(run).table("Average accuracy beside the bounds")
     shown = {row[0]: row[1] for row in rows[3:]}
     assert shown == {f"{arm} (bound)": f"{100 * value:.1f}" for arm, value in bounds.items()}
+    arms = {arm: {"bound": arm} for arm in bounds if arm != "joint"}
+    arms |= {"deal": {}}  # without a bound that was measured before it was taken out
+    (tmp_path / "study" / "study.json").write_text(
+        json.dumps({**study, "file": {"arms": arms, "seeds": [0, 1, 2, 3, 4]}})
+    )
+    rows = page(run).table("Average accuracy beside the bounds")
+    assert {row[0] for row in rows[3:]} == {f"{arm} (bound)" for arm in bounds if arm != "joint"}
     (tmp_path / "study" / "study.json").write_text("damaged")
     assert "beside the bounds" not in page(run).text
 

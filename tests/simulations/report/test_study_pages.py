@@ -16,8 +16,11 @@ from simulations.budgets.results import Budgets
 from simulations.budgets.tables import budget_table, sweep_text
 from simulations.output.markdown import TextTable, blocks
 from simulations.report.command import write_report
+from simulations.report.page.blocks import Tile, Tiles
+from simulations.report.study.page import study_page
 from simulations.report.study.record import read_study
-from simulations.study.results import StudyResults
+from simulations.study.results import CellResult, StudyResults
+from simulations.study.study_file import StudyFile
 from simulations.study.tables import (
     age_table,
     arms_table,
@@ -101,6 +104,100 @@ def test_labels_are_those_of_the_file_or_else_of_the_shipped_study_or_the_names(
     (folder / "study.json").write_text(unknown.model_dump_json())
     rows = page(folder).table("Arms and measures")
     assert {"lwf", "deal"} <= {row[0] for row in rows}
+
+
+def measured(folder: Path) -> StudyResults:
+    return StudyResults.model_validate_json((folder / "study.json").read_text())
+
+
+def stored(folder: Path, results: StudyResults, file: StudyFile, cells: list[CellResult]) -> None:
+    update = {"study": "mine", "file": file, "cells": cells, "wanted": 4}
+    (folder / "study.json").write_text(results.model_copy(update=update).model_dump_json())
+
+
+def test_cells_that_are_no_longer_in_the_study_are_on_no_part_of_its_page(tmp_path: Path) -> None:
+    """An arm has another name, a seed was taken out, and one cell has not been run yet."""
+    folder = copied("medmcqa", tmp_path)
+    results = measured(folder)
+    arms = {"new": {"label": "My method"}, "lwf": {"label": "LwF here"}}
+    file = StudyFile.model_validate({"arms": arms, "seeds": [0, 1], "candidate": "new"})
+    own = {(cell.arm, cell.seed): cell for cell in results.cells}
+    new = own["deal", 0].model_copy(update={"arm": "new"})
+    standing = [new, own["lwf", 0], own["lwf", 1]]
+    stored(folder, results, file, [*standing, own["deal", 0], own["lwf", 2]])
+    for cell in ("new.seed0", "deal.seed0"):
+        (folder / "cells" / cell).mkdir(parents=True)
+        (folder / "cells" / cell / "report.html").touch()
+    shown, record = page(folder), read_study(folder)
+    assert "3 of 4 cells" in shown.text
+    assert "no longer in the study, and on no part of this page: 2." in shown.text
+    assert record.study.file == file
+    has(shown, list(arms_table(record.study, standing)))
+    has(shown, list(significance(record.study, standing)))
+    assert [row[:2] for row in shown.table("Arms and measures")[2:]] == [
+        ["My method", "1"],
+        ["LwF here", "2"],
+    ]
+    links = [address for tag, address in shown.addresses if tag == "a"]
+    assert [link for link in links if "cells/" in link] == ["cells/new.seed0/report.html"]
+    stored(folder, results, file, standing)
+    assert "no longer in the study" not in page(folder).text
+
+
+def tiles(folder: Path) -> dict[str, Tile]:
+    (found,) = (
+        b for b in study_page(read_study(folder)).sections[0].blocks if isinstance(b, Tiles)
+    )
+    return {tile.name: tile for tile in found.tiles}
+
+
+def shown_in(tile: Tile) -> str:
+    return tile.cell if isinstance(tile.cell, str) else tile.cell.text
+
+
+def accurate(cell: CellResult, value: float, **place: object) -> CellResult:
+    outcome = cell.outcome.model_copy(update={"average_accuracy": value})
+    return cell.model_copy(update={"outcome": outcome, **place})
+
+
+def test_the_best_contestant_is_best_on_the_cells_that_all_have(tmp_path: Path) -> None:
+    """A hard seed that others have not run yet is no fault of its own."""
+    folder = copied("medmcqa", tmp_path)
+    results = measured(folder)
+    one = results.cells[0].model_copy(update={"bound": ""})
+    file = StudyFile.model_validate({"arms": {"lwf": {}, "deal": {}}, "seeds": [0, 1]})
+    cells = [
+        accurate(one, 0.9, arm="lwf", seed=0),
+        accurate(one, 0.5, arm="lwf", seed=1),
+        accurate(one, 0.8, arm="deal", seed=0),
+    ]
+    stored(folder, results, file, cells)
+    best = tiles(folder)["Best contestant"]
+    assert (best.note, shown_in(best)) == ("lwf", "70.0")  # as in the table of the arms
+
+
+def test_headlines_of_several_settings_are_of_the_best_setting_of_an_arm(tmp_path: Path) -> None:
+    """The mean over settings is the accuracy of nothing that was run."""
+    folder = copied("medmcqa", tmp_path)
+    results = measured(folder)
+    one = results.cells[0].model_copy(update={"bound": ""})
+    tables = {
+        "arms": {"lwf": {}, "deal": {}},
+        "candidate": "deal",
+        "settings": {"s1": {}, "s2": {}},
+    }
+    places = {("lwf", "s1"): 0.8, ("lwf", "s2"): 0.1, ("deal", "s1"): 0.5, ("deal", "s2"): 0.7}
+    cells = [
+        accurate(one, value, arm=arm, setting=setting, seed=0)
+        for (arm, setting), value in places.items()
+    ]
+    stored(folder, results, StudyFile.model_validate(tables), cells)
+    found = tiles(folder)
+    told = {name: (tile.note, shown_in(tile)) for name, tile in found.items() if name != "Cells"}
+    assert told == {
+        "Candidate": ("deal, setting s2", "70.0"),
+        "Best contestant": ("lwf, setting s1", "80.0"),
+    }
 
 
 def test_the_runs_of_a_study_are_linked_where_they_have_pages(tmp_path: Path) -> None:

@@ -178,10 +178,12 @@ def test_bounds_of_clients_with_their_own_orders_are_runs(make_experiment):
         ("stream.schedule=per-client", "stream.tasks_per_client=1", "run.seed=1"),
         ("stream.schedule=per-client", "stream.joins={1=3}"),
         ("stream.joins={1=1}",),
+        ("stream.joins={0=2}", "federation.participants=[0]"),
     ],
 )
 def test_a_task_alone_is_learnt_by_those_that_the_plan_gives_it(make_experiment, stream):
-    """Also where orders are drawn, and where clients join late."""
+    """Also where orders are drawn, where clients join late, and where nobody who trains meets
+    it."""
     experiment = make_experiment("federation.clients=4", "federation.rounds=2", *stream)
     names = tuple(map(str, range(4)))
 

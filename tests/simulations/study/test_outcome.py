@@ -7,7 +7,7 @@ import pytest
 from deal_core.config.experiment import Experiment
 from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError
-from server.checkpoint import History
+from server.checkpoint import EVERYBODY, History
 from server.plan import make_plan
 from server.results import Results, make_results
 from simulations.study.outcome import outcome, pooled_own, together
@@ -119,6 +119,45 @@ def test_runs_without_counts_are_refused_in_one_line(combine) -> None:
     results = run(["a"], START, START).model_copy(update={"accuracy_matrix": []})
     with pytest.raises(UserError, match=r"its clients kept their counts.*remove that folder"):
         combine([results, results])
+
+
+SUMMED: Counts = {EVERYBODY: [[5, 10, 4], [7, 10, 6]]}
+"""What a secure sum tells: nothing of single clients."""
+
+
+def test_counts_of_all_clients_together_are_enough() -> None:
+    results = run(["a", "b"], SUMMED, SUMMED, SUMMED)
+    assert not results.per_client
+    found = outcome(results)
+    assert found.average_accuracy == pytest.approx(0.6)
+    assert found.among_all_labels == pytest.approx(0.5)
+    assert found.worst_client is None
+    parts = [run([task], {EVERYBODY: [[5, 10]]}, {EVERYBODY: [[8, 10]]}) for task in ("a", "b")]
+    assert together(parts).accuracy_matrix == [[0.8, 0.8]]
+    assert together(parts).worst_client is None
+
+
+def test_clients_alone_need_counts_of_their_own() -> None:
+    """Of the last evaluation, and at every stage those of one of them."""
+    last: Counts = {"0": [[7, 10], [6, 10]], "1": [[2, 10], [5, 10]]}
+    whole = run(["a", "b"], START, last, last)
+    missing = run(["a", "b"], START, last, {"0": last["0"]})
+    others = [run(["a", "b"], START, {name: last[name]}, last) for name in ("1", "0")]
+    summed = run(["a", "b"], SUMMED, SUMMED, SUMMED)
+    for parts, client in (
+        ([whole, missing], 1),
+        ([missing, missing], 1),
+        (others, 0),
+        ([summed, summed], 0),
+    ):
+        parts = [at(part, f"runs/client-{k}") for k, part in enumerate(parts)]
+        with pytest.raises(UserError, match=f"runs/client-{client}: .* client {client} .*remove"):
+            pooled_own(parts)
+
+
+def at(results: Results, out: str) -> Results:
+    run = results.config.run.model_copy(update={"out": out})
+    return results.model_copy(update={"config": results.config.model_copy(update={"run": run})})
 
 
 def test_counts_that_did_not_arrive_are_no_wrong_answers() -> None:

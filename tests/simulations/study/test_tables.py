@@ -148,13 +148,27 @@ def test_zero_shot_of_another_precision_or_with_equal_means_is_told_apart(study:
     other = {"": {"train.precision": "float32"}}
     exact = cell("good", 0, matrix, zero_shot=(0.12, 0.28), order="A")
     cells = [
-        cell("weak", 0, matrix, order="A"),
+        cell("weak", 0, matrix, order="B"),
         exact.model_copy(update={"settings": other}),
     ]
     lines = list(arms_table(study, cells))
     assert rows(lines)["zero-shot (bound)"][:2] == ["2", "20.0 ± 0.0"]
     (line,) = [line for line in lines if "disagree" in line]
-    assert "Seed 0, order A: 20.0 (1 cell, auto), 20.0 (1 cell, float32), on a single" in line
+    assert "Seed 0: 20.0 (1 cell, auto), 20.0 (1 cell, float32), on a single" in line
+
+
+def test_an_order_cannot_change_zero_shot(study: Study) -> None:
+    """Nothing was learnt: the same texts, hence one value for each seed. Orders of other tasks have
+    values of their own."""
+    matrix = [[0.8, 0.3], [0.4, 0.8]]
+    places = [(seed, order) for seed in (0, 1) for order in "ABC"]
+    cells = [cell("weak", seed, matrix, order=order) for seed, order in places]
+    assert rows(list(arms_table(study, cells)))["zero-shot (bound)"][0] == "2"
+    third = cells[0].outcome.model_copy(update={"zero_shot": {"a": 0.1, "b": 0.3, "c": 0.5}})
+    longer = cell("weak", 0, matrix, order="D").model_copy(update={"outcome": third})
+    lines = list(arms_table(study, [*cells, longer]))
+    assert rows(lines)["zero-shot (bound)"][0] == "3"
+    assert not [line for line in lines if "disagree" in line]
 
 
 @pytest.mark.parametrize("name", sorted(shipped_studies()))
