@@ -14,6 +14,7 @@ from deal_core.models import (
 )
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.wire.adapter_record import codec_named
+from simulations.run.room_check import check_room
 
 
 def check_method(experiment: Experiment) -> None:
@@ -56,10 +57,12 @@ def check_mechanism(experiment: Experiment) -> None:
 
 
 def check_model(experiment: Experiment) -> None:
-    """Build the model without weights, and see whether its checkpoint has them all.
+    """Build the model without weights, see whether its checkpoint has them all, and whether the
+    stream's tasks find room in its layers.
 
     Raises:
-        UserError: layers, or weights, that it lacks.
+        UserError: layers, or weights, that it lacks; more directions than a layer has.
     """
-    adapter_shapes(experiment.model, experiment.adapter)
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
     check_weights(experiment.model)
+    check_room(experiment, shapes)
