@@ -104,8 +104,8 @@ class Privacy(Strict):
 
 
 class Wire(Strict):
-    """Payload bytes, mean per client: one number a round; and one for each evaluation that had
-    messages of its own (in deployment, rounds carry them)."""
+    """Payload bytes, mean over the clients of a round: one number a round; and one for each
+    evaluation that had messages of its own (in deployment, rounds carry them)."""
 
     bytes_up: list[float]
     bytes_down: list[float]
@@ -113,7 +113,7 @@ class Wire(Strict):
 
     @property
     def received(self) -> float:
-        """Bytes that a client has received in the whole run."""
+        """Bytes that a client in every round has received in the whole run."""
         return sum(self.bytes_down) + sum(self.evaluation_bytes_down)
 
 

@@ -36,7 +36,7 @@ class Outcome(Strict):
         class_incremental: among all labels seen so far; None where no model has seen those of all
             tasks, or that was not counted.
         on_all_tests: of models that know one client each, on everybody's tests (local-only).
-        seconds, bytes_up, bytes_down: of the whole cell; bytes are means per client.
+        seconds, bytes_up, bytes_down: of the whole cell; bytes are of a client in every round.
         peak_rss_bytes: largest of the cell's processes.
     """
 

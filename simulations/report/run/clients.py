@@ -47,8 +47,8 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, Cell]]:
     parts = (f"{name} ({count} ×)" for name, count in left_out.items())
     yield "left out of a round", ", ".join(parts) or "nobody"
     if run.results is not None:
-        yield "sent per client, whole run", size(sum(run.results.wire.bytes_up))
-        yield "received per client, whole run", size(run.results.wire.received)
+        yield "sent by a client in every round", size(sum(run.results.wire.bytes_up))
+        yield "received by a client in every round", size(run.results.wire.received)
     else:
         yield "sent per client so far", size(sum(each.bytes_up or 0 for each in run.log.done))
 
