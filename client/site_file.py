@@ -16,6 +16,7 @@ from deal_core.config.data import DataConfig, Labels, TaskColumns
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.config.table import Table
+from deal_core.data.sites import named_tasks
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy, require_unit
 
@@ -203,7 +204,7 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
         UserError: a task that the site has not declared, or with other labels, another kind of
             answer, or another instruction.
     """
-    tasks = asked.tasks or tuple(asked.labels)
+    tasks = asked.tasks or named_tasks(asked)
     for task in tasks:
         declared = site.labels.get(task)
         if declared is None or declared != asked.labels.get(task, declared):

@@ -25,7 +25,7 @@ def agreed_labels(experiment: Experiment) -> dict[str, tuple[str, ...]]:
             'data.source = "sites" and [data.labels] with TASK = ["label", ...]'
         )
     labels = experiment.data.labels
-    return {task: tuple(labels[task]) for task in SitesSource(experiment.data).task_names()}
+    return {task: labels.get(task, ()) for task in SitesSource(experiment.data).task_names()}
 
 
 def compare_labels(site: SiteFile, agreed: Labels) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from client.site_file import read_site
+from client.site_file import SiteData, own_data, read_site
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
@@ -23,6 +23,7 @@ from simulations.deployment.site.check import (
     check_sums,
 )
 from simulations.deployment.site.init import SiteRequest, init_site
+from simulations.deployment.site.labels import agreed_labels
 from simulations.deployment.site.own_app import own_digest
 from simulations.run.experiment import Request, load_experiment
 
@@ -171,6 +172,18 @@ def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
     assert "[data.labels] of site.toml: 'triage' differs, 'later' is missing" in differ
     assert "row 2: 'b' is no label of the task (they are: a, beta" in row
     assert any("'later': no folder, so this site sits it out" in line for line in report.lines)
+
+
+@pytest.mark.parametrize("tasks", [(), ("words", "triage")])
+def test_tasks_whose_answers_are_texts_are_named_by_generation_alone(
+    tasks: tuple[str, ...],
+) -> None:
+    labels = {"triage": ("a", "b")}
+    data = DataConfig(source="sites", labels=labels, generation=("words",), tasks=tasks)
+    agreed = agreed_labels(Experiment(data=data))
+    assert agreed == {"triage": ("a", "b"), "words": ()}
+    own = SiteData(path="data", labels=agreed)
+    assert own_data(data, own).tasks == (tasks or ("triage", "words"))
 
 
 def test_an_experiment_that_the_policy_refuses_is_told(site: Path) -> None:
