@@ -22,18 +22,9 @@ def require_policy(config: Experiment, policy: Policy | None) -> None:
         Refusal: it does not.
     """
     try:
-        check_terms(config, policy)
+        require_mechanism(config.privacy.mechanism, policy)
+        require_adapter(config.adapter, policy)
+        require_secure(config.aggregation.secure, policy)
+        require_shares(config.privacy, policy)
     except UserError as error:
         raise Refusal("policy", str(error)) from None
-
-
-def check_terms(config: Experiment, policy: Policy | None) -> None:
-    """Check the same, before anything is asked.
-
-    Raises:
-        UserError: the site would refuse.
-    """
-    require_mechanism(config.privacy.mechanism, policy)
-    require_adapter(config.adapter, policy)
-    require_secure(config.aggregation.secure, policy)
-    require_shares(config.privacy, policy)

@@ -73,7 +73,8 @@ class SecureRound:
         gathering = SecureGathering(exchange, one.evaluation, self.legs, step, piggybacked)
         replies = gathering.run(sent, held)
         valid = max(len(replies.sizes), len(replies.held.masked))
-        exchange.require_willing(replies.refused, len(members), step)
+        if one.phase.statistics is None:
+            exchange.require_willing(replies.refused, len(members), step)
         exchange.require_quorum(valid, len(members) - replies.idle, step)
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)

@@ -12,7 +12,6 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.egress import FIELDS, SUM_FIELDS
-from client.policy_check import check_terms
 from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
@@ -22,7 +21,14 @@ from deal_core.data.source import TaskData
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.accounting.unit import GROUP, unit_text
-from deal_core.privacy.policy import at_server, figures_allowed, require_unit
+from deal_core.privacy.policy import (
+    at_server,
+    figures_allowed,
+    require_adapter,
+    require_mechanism,
+    require_shares,
+    require_unit,
+)
 from deal_core.secure_sum.site_policy import LEAST_SITES
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.allowed_apps import allowed_apps
@@ -131,12 +137,14 @@ def check_state(site: SiteFile) -> Iterator[str]:
 
 
 def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield that the policy allows what the experiment asks.
+    """Yield that the policy allows what the experiment asks; secure sums have a check of their own.
 
     Raises:
         UserError: the site would take no part in it.
     """
-    check_terms(experiment, site.policy)
+    require_mechanism(experiment.privacy.mechanism, site.policy)
+    require_adapter(experiment.adapter, site.policy)
+    require_shares(experiment.privacy, site.policy)
     yield f"the policy allows the experiment: privacy.mechanism '{experiment.privacy.mechanism}'"
 
 

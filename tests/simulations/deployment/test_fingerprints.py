@@ -67,6 +67,7 @@ def checked(site: Path, *, sites: tuple[str, ...] = (), **aggregation: object) -
             data=DataConfig(source="sites", labels=LABELS),
             aggregation=aggregation,
             federation={"sites": sites},
+            privacy={"mechanism": "record"},
         )
     return check_site(site, experiment, offline=True)
 
