@@ -145,7 +145,7 @@ def _plain(
     if "quantization_config" in options:
         raise UserError(
             "model.bits: this model is quantized already, and its weights cannot be unpacked into "
-            "a folder; make HF_HOME writable, or leave model.bits out"
+            "a folder; make the cache writable (XDG_CACHE_HOME), or leave model.bits out"
         )
     return source, options | ({"quantization_config": GgufConfig(dequantize=True)} if dtype else {})
 
