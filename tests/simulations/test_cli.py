@@ -100,6 +100,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         "cl15-core",
         "clinc10",
         "compression-clinc10",
+        "compression-15-tasks",
         "data-budget",
         "medmcqa",
         "memory",
