@@ -27,6 +27,7 @@ from deal_core.secure_sum.weighted import weighted_values
 from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import layout_of, statistics_layout, within_bounds
+from deal_core.wire.summed_loss import LOSS, loss_values
 
 
 def maskable_update(
@@ -122,12 +123,17 @@ def _weighted(
     bench: Workbench, state: State, instruction: Instruction, update: LocalUpdate, layout: Layout
 ) -> dict[str, NDArray[Any]]:
     """Return the change of every trained factor times the weight, and the weight: examples as a
-    share of those that count whole; where a mechanism protects them all clients weigh the same."""
+    share of those that count whole; where a mechanism protects them all clients weigh the same.
+    Where the layout has it, the loss as well, if the site lets it into a sum."""
     alike = bench.mechanism.unit is not None and not _public(bench, instruction)
     share = update.figures["num_examples"] / bench.experiment.aggregation.secure_examples
     change = _change(state.current, update.arrays, bench.experiment.aggregation.norm_bound)
-    largest = max(field.largest for field in layout.fields)
-    return weighted_values(within_bounds(change, largest), 1.0 if alike else min(1.0, share))
+    bounds = {field.name: field.largest for field in layout.fields}
+    weight = 1.0 if alike else min(1.0, share)
+    values = weighted_values(within_bounds(change, max(bounds[key] for key in change)), weight)
+    if LOSS not in bounds:
+        return values
+    return {**values, **loss_values(update.figures.get("loss"), weight)}
 
 
 def _change(

@@ -14,7 +14,7 @@ Listener = Callable[[RunEvent], None]
 
 
 ROUND_OVER = ("round_finished", "round_skipped")
-PLAYED = ("client_finished", *ROUND_OVER)
+PLAYED = ("client_finished", "loss_summed", *ROUND_OVER)
 """Events that a round has again when it is played again."""
 
 

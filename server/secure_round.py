@@ -12,6 +12,7 @@ from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import LEARN
+from deal_core.wire.summed_loss import mean_loss, without_loss
 from server.checkpoint import History
 from server.gathering import RoundReplies
 from server.round import Round
@@ -110,10 +111,14 @@ class SecureRound:
         """
         one, step = self.round, self.round.step
         try:
-            total = self.legs.total(step, held)
+            sums = layout.decode(self.legs.total(step, held))
             with threads(1):
-                after, aggregate = self.sum.add(state, layout.decode(total))
-                return finite(after), aggregate, self.legs.given(held)
+                after, aggregate = self.sum.add(state, without_loss(sums))
+                after = finite(after)
         except (ProtocolError, *NUMERICAL) as fault:
             one.exchange.event("round_lost", step, reason=reason_of(fault))
             return state, None, []
+        loss = mean_loss(sums)
+        if loss is not None:
+            one.exchange.event("loss_summed", step, loss=loss)
+        return after, aggregate, self.legs.given(held)

@@ -47,7 +47,9 @@ class Policy(Table):
     """Largest clipping bound that the site accepts; 0: no limit."""
     metrics: Metrics = "none"
     """Counts of right answers on the site's test records: ``none`` leaves, they leave ``noised``
-    (and charged), as part of a secure sum alone (``summed``), or in the ``clear``."""
+    (and charged), as part of a secure sum alone (``summed``), or in the ``clear``. The mean
+    training loss, where no mechanism protects, leaves with the last, and in a secure sum with the
+    last two."""
     spending: bool = True
     """Whether it may leave what the site's ledger composes to: epsilon and its delta."""
     share_num_examples: bool = False
@@ -286,17 +288,19 @@ def figures_allowed(
     figures: Mapping[str, float], policy: Policy | None, masked: bool = False
 ) -> dict[str, float]:
     """Return what of an unprotected update's figures may leave. Without leave to send counts every
-    client weighs the same and keeps its time to itself; the loss is a metric.
+    client weighs the same and keeps its time to itself; the loss is a metric, and under a mask
+    goes into the sum alone.
 
     Args:
         figures: of the update.
         policy: None: the site has none.
-        masked: the number of examples leaves as part of a secure sum alone, where nobody reads it.
+        masked: the number of examples and the loss leave as part of a secure sum alone.
     """
     if policy is None:
         return dict(figures)
     withheld = set() if policy.share_num_examples else {"seconds"}
-    withheld |= set() if policy.metrics == "clear" else {"loss"}
+    clear = policy.metrics == "clear" or (masked and policy.metrics == "summed")
+    withheld |= set() if clear else {"loss"}
     allowed = {name: value for name, value in figures.items() if name not in withheld}
     kept = masked or policy.share_num_examples
     return allowed if kept else {**allowed, "num_examples": 1.0}

@@ -19,6 +19,7 @@ from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import learnt_shapes
 from deal_core.secure_sum.layout import Layout, SumField, finest_scale
 from deal_core.secure_sum.weighted import weighted_layout
+from deal_core.wire.summed_loss import loss_fields
 
 ShapesOf = Callable[[int, int], Mapping[str, tuple[int, ...]]]
 EXAMPLES = "examples"
@@ -54,22 +55,26 @@ def gradient_layout(
 
 
 def update_layout(
-    adapter: Adapter, trained: frozenset[str], sites: int, noised: bool = False
+    adapter: Adapter, trained: frozenset[str], sites: int, mechanism: str = "none"
 ) -> Layout:
     """Return the layout of changes of trained factors, each times a weight from 0 to 1, and of the
-    weight.
+    weight; where no mechanism protects what is learnt from, of the losses as well.
 
     Args:
         adapter: has the factors.
         trained: which of them learn.
         sites: most that are summed.
-        noised: every site adds noise to its whole update.
+        mechanism: ``privacy.mechanism``; with ``client`` every site adds noise to its whole update.
     """
     shapes = learnt_shapes(adapter, trained, core=False)
+    noised = mechanism == "client"
     largest, bits = (
         (LARGEST_NOISED_CHANGE, NOISED_BITS) if noised else (LARGEST_CHANGE, UPDATE_BITS)
     )
-    return weighted_layout(shapes, largest, 1.0, bits, sites)
+    layout = weighted_layout(shapes, largest, 1.0, bits, sites)
+    if mechanism != "none":
+        return layout
+    return replace(layout, fields=(*layout.fields, *loss_fields(bits, sites)))
 
 
 def statistics_layout(
@@ -114,7 +119,7 @@ def layout_of(
     if gradients:
         layout = gradient_layout(adapter, trained, sites, kind_of(experiment.adapter).core)
         return replace(layout, basis=basis)
-    return update_layout(adapter, trained, sites, experiment.privacy.mechanism == "client")
+    return update_layout(adapter, trained, sites, experiment.privacy.mechanism)
 
 
 def within_bounds(

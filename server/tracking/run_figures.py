@@ -28,6 +28,8 @@ class RunFigures:
         self._round = event.get("round", self._round)
         if kind == "client_finished" and "loss" in event and "num_examples" in event:
             self._losses.append((event["loss"], event["num_examples"]))
+        if kind == "loss_summed":  # the mean over clients, in a secure sum
+            self._losses.append((event["loss"], 1.0))
         elif kind == "round_finished":
             return self._line({f"round/{key}": event.get(key) for key in OF_A_ROUND} | self._loss())
         elif kind == "evaluated":

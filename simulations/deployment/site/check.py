@@ -323,6 +323,8 @@ def what_leaves(site: SiteFile) -> list[str]:
     counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
     counts["summed"] = "as part of a secure sum alone"
     own = counts[policy.metrics if policy is not None else "clear"]
+    masked = {} if protected else figures_allowed(ordinary, policy, masked=True)
+    loss = " and the mean loss" if "loss" in masked else ""
     least = max(LEAST_SITES, policy.min_cohort) if policy is not None else LEAST_SITES
     return [
         f"would leave: LoRA factors of {', '.join(site.models)}{noised}",
@@ -331,8 +333,8 @@ def what_leaves(site: SiteFile) -> list[str]:
         f"right answers (correct, correct_all, examples) for each task: {own}",
         f"sums of embeddings for each label ({', '.join(SUM_FIELDS)}), where a method is made of "
         f"them: {summed}",
-        "in a secure sum: keys, shares and, in the place of the factors, masked ones: what can be "
-        f"read is their sum over {least} sites or more",
+        f"in a secure sum: keys, shares and, in the place of the factors, masked ones{loss}: what "
+        f"can be read is their sum over {least} sites or more",
         f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "
         "of an error",
     ]

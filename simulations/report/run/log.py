@@ -36,7 +36,7 @@ class RoundLog:
         tasks: worked on.
         asked, answered: clients.
         seconds: of the round, with the waiting; None: it has not ended.
-        losses: of the clients that said theirs.
+        losses: of the clients that said theirs, or one, the mean in a secure sum.
         error: of the aggregation; None: nothing was aggregated.
         bytes_up, bytes_down: mean per client.
         excluded: clients that a robust step has left out.
@@ -262,6 +262,10 @@ def _client_finished(log: RunLog, event: RunEvent) -> None:
     client.spent = spending(event) or client.spent
 
 
+def _loss_summed(log: RunLog, event: RunEvent) -> None:
+    _round(log, event).losses.append(float(event["loss"]))
+
+
 def _round_finished(log: RunLog, event: RunEvent) -> None:
     one = _round(log, event)
     one.seconds, one.error = event["seconds"], event.get("aggregation_error")
@@ -317,6 +321,7 @@ HANDLERS: Mapping[str, Callable[[RunLog, RunEvent], None]] = {
     "run_started": _started,
     "round_started": _round_started,
     "client_finished": _client_finished,
+    "loss_summed": _loss_summed,
     "round_finished": _round_finished,
     "round_skipped": _round_skipped,
     "client_failed": _client_failed,

@@ -30,6 +30,13 @@ def test_a_round_has_its_figures_and_the_loss_of_its_examples() -> None:
     assert two["figures"] == {"round/seconds": 2.0, "round/clients": 2.0}  # no loss is left over
 
 
+def test_a_loss_in_a_secure_sum_is_the_round_s() -> None:
+    masked = {"event": "client_finished", "client": "0"}
+    told = {"event": "loss_summed", "loss": 1.5}
+    (line,) = lines(masked, told, {"event": "round_finished", "seconds": 1.0})
+    assert line["figures"]["train/loss"] == 1.5
+
+
 def test_a_client_that_keeps_its_loss_to_itself_has_none() -> None:
     private = {"event": "client_finished", "client": "0", "num_examples": 1.0, "epsilon": 2.0}
     (line,) = lines(private, {"event": "round_finished", "seconds": 1.0})
