@@ -102,7 +102,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         bench = bench_for(context, place)
         from client import wire
         from client.local_evaluation import local_evaluation
-        from client.local_update import local_update
+        from client.local_update import as_allowed, local_update, require_allowed
         from client.secure_update import maskable_update, summed_arrays
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
@@ -119,6 +119,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
             return local_update(bench, client_context, state, instruction, name)
 
         record = SUMS if bench.phase(instruction.phase).statistics is not None else LORA
+        require_allowed(bench, client_context, instruction)
         secure = bench.experiment.aggregation.secure
         if secure:  # before anything is counted, trained or charged
             maskable = maskable_update(place, bench, message, state, instruction, name)
@@ -129,7 +130,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         if place.site is None:
             update = learn()
         else:
-            update = UpdateStore(place.folder).once(name, instruction, learn)
+            kept = UpdateStore(place.folder).once(name, instruction, learn)
+            update = as_allowed(kept, client_context.site.policy, secure)
         if secure:
             arrays = summed_arrays(bench, state, instruction, update, maskable.layout)
             masked = maskable.masked(arrays, bench.experiment.run.seed)

@@ -80,6 +80,10 @@ def adapter_keys(request: Message) -> frozenset[str]:
     return frozenset(names | {name + SCALE for name in names})
 
 
+IN_THE_SUM = frozenset({"num_examples", "loss", "seconds"})
+"""Figures that do not leave beside a masked vector: they would tell of one site."""
+
+
 def sum_keys(request: Message) -> frozenset[str]:
     """The keys that statistics may have: those of the tasks that were asked about."""
     content = request.content if request.has_content() else RecordDict()
@@ -108,6 +112,11 @@ def check_reply(reply: Message, request: Message, masked_only: bool = False) -> 
     """
     asked_for_sum = request.has_content() and SECURE in request.content
     masked = masked_only or asked_for_sum
+    if asked_for_sum and METRICS in reply.content.metric_records:
+        figures = reply.content.metric_records[METRICS]
+        told = IN_THE_SUM & figures.keys() - {"num_examples"}
+        if told or figures.get("num_examples", 1.0) != 1.0:
+            raise PayloadError("figures of an update may leave this client in a secure sum alone")
     for name, record in reply.content.items():
         counted = asked_for_sum and name == METRICS and "correct" in record
         if counted or (masked and name in UNMASKED):

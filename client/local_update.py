@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from client.client_context import ClientContext
 from client.local_sums import require_enough_of_each, require_sums
 from client.local_training import LocalTraining, own_share
@@ -15,6 +17,7 @@ from deal_core.methods import Phase, TaskDataset, under_all_labels
 from deal_core.models import embedding_size
 from deal_core.privacy.interface import LocalUpdate, Mechanism, UpdateRequest, release
 from deal_core.privacy.mechanisms.none import PublicTexts
+from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded
 from deal_core.training.distillation import joint_labels
 from deal_core.wire.instruction import Instruction
@@ -44,10 +47,7 @@ def local_update(
         Refusal: the client has no data for it, no budget, or a policy against it.
     """
     phase, site, client = bench.phase(instruction.phase), client_context.site, client_context.client
-    require_policy(bench.experiment, site.policy)
-    if phase.statistics is not None:
-        require_sums(bench.experiment, bench.mechanism, site)
-    check_training(instruction, bench, site.policy)
+    require_allowed(bench, client_context, instruction)
     data = _data(bench, client, instruction, phase)
     joint_tasks = _joint_tasks(bench, client, instruction, phase)
     if phase.statistics is not None:
@@ -76,6 +76,28 @@ def local_update(
     update = release(_mechanism(bench, phase), ask, site, training.update)
     training.save()
     return update
+
+
+def require_allowed(
+    bench: Workbench, client_context: ClientContext, instruction: Instruction
+) -> None:
+    """Check that the site's policy allows such an update, one that is kept too: the policy may have
+    become stricter since it was made.
+
+    Raises:
+        Refusal: it does not.
+        PayloadError: what is asked is not part of the experiment.
+    """
+    site = client_context.site
+    require_policy(bench.experiment, site.policy)
+    if bench.phase(instruction.phase).statistics is not None:
+        require_sums(bench.experiment, bench.mechanism, site)
+    check_training(instruction, bench, site.policy)
+
+
+def as_allowed(update: LocalUpdate, policy: Policy | None, masked: bool) -> LocalUpdate:
+    """Return an update that was kept with those of its figures that may leave today."""
+    return replace(update, figures=figures_allowed(update.figures, policy, masked))
 
 
 def _entries(bench: Workbench, state: State, instruction: Instruction) -> int:

@@ -54,11 +54,11 @@ class Maskable:
                 raise PayloadError("secure: an update of another form than the round's terms say")
             store.used().masking(context, self.place, self.name)
 
-    def masked(self, arrays: Mapping[str, NDArray[Any]], seed: int) -> bytes:
+    def masked(self, arrays: Mapping[str, NDArray[Any] | None], seed: int) -> bytes:
         """Return the masked vector. That it is in this sum, and in no other, is on the disk before.
 
         Args:
-            arrays: an array for each field of the layout.
+            arrays: an array for each field of the layout, or that it is covered.
             seed: of the run, for the random rounding.
 
         Raises:

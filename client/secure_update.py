@@ -61,8 +61,8 @@ def summed_arrays(
     instruction: Instruction,
     update: LocalUpdate,
     layout: Layout,
-) -> Mapping[str, NDArray[Any]]:
-    """Return an array for each field of the layout.
+) -> Mapping[str, NDArray[Any] | None]:
+    """Return an array for each field of the layout, or that it is covered.
 
     Args:
         bench: whose experiment it is.
@@ -121,7 +121,7 @@ def _public(bench: Workbench, instruction: Instruction) -> bool:
 
 def _weighted(
     bench: Workbench, state: State, instruction: Instruction, update: LocalUpdate, layout: Layout
-) -> dict[str, NDArray[Any]]:
+) -> Mapping[str, NDArray[Any] | None]:
     """Return the change of every trained factor times the weight, and the weight: examples as a
     share of those that count whole; where a mechanism protects them all clients weigh the same.
     Where the layout has it, the loss as well, if the site lets it into a sum."""

@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from torch import Tensor
 
 from client.distilled_store import DistilledStore
+from client.egress import IN_THE_SUM
 from client.resources import Workbench
 from client.status_reply import STATUS
 from deal_core.lora.adapter import Adapter, padded, zero_adapter
@@ -34,8 +35,6 @@ from deal_core.wire.record_digest import record_digest
 from deal_core.wire.secure_record import REPLY, SECURE
 
 METRICS = "metrics"
-IN_THE_SUM = frozenset({"num_examples", "loss", "seconds"})
-"""Figures that do not leave beside a masked vector: they would tell of one site."""
 
 
 def read_request(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from deal_core.secure_sum.masks import Words, ring_type
 from deal_core.secure_sum.protocol_error import ProtocolError
+
+COVERED = None
+"""In the place of an array: words drawn from the whole ring, so that the field's sum says nothing
+of what other sites have added."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,13 @@ class Layout:
         text = json.dumps(said, separators=(",", ":"))
         return hashlib.sha256(text.encode()).digest()
 
-    def encode(self, values: Mapping[str, ArrayLike], generator: np.random.Generator) -> Encoded:
+    def encode(
+        self, values: Mapping[str, ArrayLike | None], generator: np.random.Generator
+    ) -> Encoded:
         """Return a site's vector.
 
         Args:
-            values: an array for each field, and no other.
+            values: an array for each field, and no other; or :data:`COVERED`.
             generator: of the random rounding.
 
         Raises:
@@ -132,9 +139,18 @@ class Layout:
         """
         if set(values) != {field.name for field in self.fields}:
             raise ProtocolError("the vector has other fields than its layout")
-        parts = [_points(field, np.asarray(values[field.name]), generator) for field in self.fields]
-        points = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        return Encoded(self.digest, self.sites, points.astype(ring_type(self.bits)))
+        parts = [self._words(field, values[field.name], generator) for field in self.fields]
+        words = np.concatenate(parts) if parts else np.zeros(0, ring_type(self.bits))
+        return Encoded(self.digest, self.sites, words)
+
+    def _words(
+        self, field: SumField, values: ArrayLike | None, generator: np.random.Generator
+    ) -> Words:
+        """The words of one field. What covers is drawn from the system: a seed is known to all."""
+        ring = ring_type(self.bits)
+        if values is COVERED:
+            return np.frombuffer(secrets.token_bytes(field.size * ring.itemsize), ring)
+        return _points(field, np.asarray(values), generator).astype(ring)
 
     def decode(self, total: Words) -> dict[str, NDArray[Any]]:
         """Return the sums: float64, or int64 where integers were summed.

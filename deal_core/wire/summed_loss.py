@@ -1,6 +1,9 @@
-"""The mean training loss as part of a secure sum: nobody sees that of one site.
+"""The mean training loss as part of a secure sum: known where every site of the sum lets its own
+in, and else not at all.
 
-A site that keeps its loss to itself adds zeros, so that all sites have one layout.
+A sum over those alone who say theirs would be another sum than that of the updates: the difference
+of the two is of those who do not. So a site that keeps its loss fills the field with a word drawn
+from the whole ring, which covers what all others have added, and counts itself.
 """
 
 from __future__ import annotations
@@ -11,36 +14,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.secure_sum.layout import SumField, finest_scale
+from deal_core.secure_sum.layout import COVERED, SumField, finest_scale
+from deal_core.secure_sum.weighted import WEIGHT
 
-LOSS, LOSS_WEIGHT = "loss", "loss_weight"
-"""Fields: weight times loss, and the weight of those sites that say theirs."""
+LOSS, LOSS_KEPT = "loss", "loss_kept"
+"""Fields: weight times loss, and 1 for a site that keeps its own."""
 LARGEST_LOSS = 64.0
 """What is more counts as this; cross-entropy over 10^27 labels at random is less."""
 
 
 def loss_fields(bits: int, sites: int) -> tuple[SumField, ...]:
-    """Return the two fields, each on the finest grid that fits; a weight is from 0 to 1."""
-    bounds = {LOSS: LARGEST_LOSS, LOSS_WEIGHT: 1.0}
-    return tuple(
-        SumField(n, (), most, finest_scale(most, sites, bits)) for n, most in bounds.items()
-    )
+    """Return the two fields; the first on the finest grid that fits, with weights from 0 to 1."""
+    scale = finest_scale(LARGEST_LOSS, sites, bits)
+    return SumField(LOSS, (), LARGEST_LOSS, scale), SumField(LOSS_KEPT, (), 1.0)
 
 
-def loss_values(loss: float | None, weight: float) -> dict[str, NDArray[Any]]:
-    """Return what one site adds; zeros for None, and for what is no number."""
-    if loss is None or not np.isfinite(loss):
-        return {LOSS: np.zeros(()), LOSS_WEIGHT: np.zeros(())}
-    bounded = min(max(loss, 0.0), LARGEST_LOSS)
-    return {LOSS: np.asarray(weight * bounded), LOSS_WEIGHT: np.asarray(weight)}
+def loss_values(loss: float | None, weight: float) -> dict[str, NDArray[Any] | None]:
+    """Return what one site adds; a covered field for None, and for what is no number."""
+    kept = loss is None or not np.isfinite(loss)
+    value = COVERED if kept else np.asarray(weight * min(max(loss or 0.0, 0.0), LARGEST_LOSS))
+    return {LOSS: value, LOSS_KEPT: np.asarray(int(kept))}
 
 
 def mean_loss(sums: Mapping[str, NDArray[Any]]) -> float | None:
-    """Return the mean loss by weight; None where no site said its own, or it is not summed."""
-    total = float(sums.get(LOSS_WEIGHT, 0.0))
-    return float(sums[LOSS]) / total if total > 0 else None
+    """Return the mean loss by weight; None where a site keeps its own, where losses are not
+    summed, and for what no losses can add up to."""
+    if LOSS not in sums or sums[LOSS_KEPT] != 0 or sums[WEIGHT] <= 0:
+        return None
+    mean = float(sums[LOSS] / sums[WEIGHT])
+    return mean if 0 <= mean <= LARGEST_LOSS else None
 
 
 def without_loss(sums: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return the sums of all else."""
-    return {name: each for name, each in sums.items() if name not in (LOSS, LOSS_WEIGHT)}
+    return {name: each for name, each in sums.items() if name not in (LOSS, LOSS_KEPT)}

@@ -66,7 +66,9 @@ def test_nothing_else_may(records):
 
 def masked(*names: str) -> tuple[Message, Message]:
     """A reply to a request for a masked update, with these records beside it, and the request."""
-    reply = reply_with(secure=ConfigRecord({"reply": b"masked"}))
+    reply = reply_with(
+        secure=ConfigRecord({"reply": b"masked"}), metrics=MetricRecord({"num_examples": 1.0})
+    )
     if "lora" not in names:
         del reply.content["lora"]
     if "sums" in names:

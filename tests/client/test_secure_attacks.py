@@ -21,6 +21,7 @@ from deal_core.secure_sum.unmasking import unmasked_sum
 from deal_core.secure_sum.used_updates import UsedUpdates
 from deal_core.secure_sum.weighted import WEIGHT
 from deal_core.wire.secure_layout import layout_of
+from deal_core.wire.summed_loss import without_loss
 from server.secure_keys import ChannelKeys
 from server.secure_legs import SecureLegs
 from simulations.engines.flower_identity import assume_identity
@@ -170,7 +171,8 @@ def own_update(first: FirstRound, number: int) -> dict[str, np.ndarray]:
 def stolen(first: FirstRound, less: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The difference of two sums, as an update of one site."""
     weight = first.total[WEIGHT] - less[WEIGHT]
-    return {key: (first.total[key] - less[key]) / weight for key in less if key != WEIGHT}
+    others = without_loss(less).keys() - {WEIGHT}
+    return {key: (first.total[key] - less[key]) / weight for key in others}
 
 
 @pytest.mark.parametrize("nudge", [0.0, 1e-6])

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
+from client.egress import check_reply
+from client.local_update import as_allowed
+from deal_core.lora.payload import PayloadError
+from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded_numpy
-from deal_core.secure_sum.layout import Layout
+from deal_core.secure_sum.weighted import WEIGHT, weighted_layout, weighted_values
 from deal_core.wire.summed_loss import (
     LARGEST_LOSS,
+    LOSS,
+    LOSS_KEPT,
     loss_fields,
     loss_values,
     mean_loss,
     without_loss,
 )
+from simulations.engines.flower_identity import assume_identity
 from simulations.report.run.log import read_log
 from tests.simulations.run.secure_runs import SHORT, rounds
 
@@ -68,14 +80,68 @@ def test_a_site_lets_its_loss_go_as_its_policy_says(metrics, masked, kept):
     assert ("loss" not in left) == kept
 
 
-def test_who_says_nothing_does_not_count_and_nobody_leaves_the_ring():
-    sites = [(0.5, 0.25), (None, 1.0), (float("nan"), 1.0), (float("inf"), 1.0), (1e9, 0.75)]
-    layout = Layout(loss_fields(32, 5), 32, 5)
-    values = [loss_values(loss, weight) for loss, weight in sites]
-    words = [layout.encode(each, seeded_numpy("loss")).words for each in values]
-    sums = layout.decode(np.sum(words, axis=0, dtype=words[0].dtype))
-    expected = (0.5 * 0.25 + LARGEST_LOSS * 0.75) / 1.0
-    assert mean_loss(sums) == pytest.approx(expected, abs=1e-4)
-    assert mean_loss({**sums, **loss_values(None, 1.0)}) is None
-    assert mean_loss({}) is None
-    assert without_loss({**sums, "x": np.zeros(2)}).keys() == {"x"}
+def summed(sites: list[tuple[float | None, float]], bits: int = 32) -> dict[str, NDArray[Any]]:
+    """What the server decodes of a weighted value, its weight and the losses."""
+    count = len(sites)
+    whole = weighted_layout({"x": (2,)}, 1.0, 1.0, bits, count)
+    layout = replace(whole, fields=(*whole.fields, *loss_fields(bits, count)))
+    vectors = []
+    for loss, weight in sites:
+        values = {**weighted_values({"x": np.ones(2)}, weight), **loss_values(loss, weight)}
+        vectors.append(layout.encode(values, seeded_numpy("loss")).words)
+    return layout.decode(np.sum(vectors, axis=0, dtype=vectors[0].dtype))
+
+
+def test_losses_beyond_the_bound_count_as_the_bound():
+    sums = summed([(0.5, 0.25), (1e9, 0.75)])
+    assert mean_loss(sums) == pytest.approx(0.5 * 0.25 + LARGEST_LOSS * 0.75, abs=1e-4)
+
+
+@pytest.mark.parametrize("kept", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("tellers", [1, 3])
+def test_where_one_keeps_its_loss_nothing_can_be_read_of_the_others(kept, tellers):
+    """The decoded field is as likely any word of the ring, whatever the others have added."""
+    sites = [(0.5, 0.0317)] * tellers + [(kept, 0.0089)]
+    seen = [summed(sites) for _ in range(400)]
+    assert all(mean_loss(each) is None for each in seen)
+    assert {int(each[LOSS_KEPT]) for each in seen} == {1}
+    bound = max(float(abs(each[LOSS])) for each in seen)
+    told = np.array([float(each[LOSS]) for each in seen]) / bound
+    assert len(set(told)) > 390
+    counts, _ = np.histogram(told, bins=8, range=(-1, 1))
+    assert float(((counts - 50) ** 2 / 50).sum()) < 35  # chi-square, 7 degrees: 1 in 100,000
+    only = {"x", WEIGHT}
+    assert without_loss(seen[0]).keys() == only  # no sum over a part of the sites
+
+
+@pytest.mark.parametrize("forged", [-320.0, 320.0])
+def test_a_mean_that_no_losses_can_have_is_not_told(forged):
+    sums = summed([(1.0, 0.5), (2.0, 0.5)])
+    assert mean_loss(sums) == pytest.approx(1.5, abs=1e-4)
+    assert mean_loss({**sums, LOSS: sums[LOSS] + forged}) is None
+    assert mean_loss({**sums, WEIGHT: np.zeros(())}) is None
+    assert mean_loss({"x": np.zeros(2)}) is None
+
+
+@ALONE
+def test_an_update_that_was_kept_leaves_as_the_policy_of_today_says():
+    kept = LocalUpdate({}, {"num_examples": 7.0, "loss": 1.5, "seconds": 2.0})
+    told = as_allowed(kept, Policy(metrics="none"), masked=True).figures
+    assert told == {"num_examples": 7.0}
+    assert as_allowed(kept, Policy(metrics="none"), masked=False).figures == {"num_examples": 1.0}
+    assert as_allowed(kept, None, masked=True) == kept
+
+
+@pytest.mark.parametrize(
+    "figures", [{"loss": 1.0}, {"seconds": 1.0}, {"num_examples": 89.0}, {"num_examples": 89.0001}]
+)
+def test_figures_of_an_update_do_not_leave_beside_a_mask(figures):
+    """Whoever puts them into the reply: the last look at it keeps them."""
+    told = RecordDict({"status": ConfigRecord({"code": "ok"}), "metrics": MetricRecord(figures)})
+    asked = RecordDict({"secure": ConfigRecord({"request": b""})})
+    with assume_identity(1, 1):
+        request = Message(asked, 1, "train")
+        with pytest.raises(PayloadError, match="in a secure sum alone"):
+            check_reply(Message(told, reply_to=request), request)
+        plain = Message(RecordDict({"x": ConfigRecord({})}), 1, "train")
+        assert check_reply(Message(told, reply_to=plain), plain)
