@@ -5,7 +5,7 @@ Every field has its reason. What is not listed does not leave, whoever put it th
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from deal_core.lora.payload import COUNTS, LORA, PREFIX, SUMS, PayloadError
 from deal_core.secure_sum.protocol_error import ProtocolError, UnpinnedPeer, UsedUpdate
@@ -63,6 +63,8 @@ SCALE = ".scale"
 
 METRICS = "metrics"
 """Record of figures beside an update, and of counts."""
+IN_THE_SUM = frozenset({"num_examples", "loss", "seconds"})
+"""Figures that do not leave beside a masked vector: they would tell of one site."""
 UNMASKED = frozenset({LORA, SUMS})
 """Records that show what one client has learnt."""
 CODES = frozenset(
@@ -78,10 +80,6 @@ def adapter_keys(request: Message) -> frozenset[str]:
     sent = content.array_records.get(LORA, ArrayRecord())
     names = {key.removesuffix(SCALE) for key in sent if is_factor(key.removesuffix(SCALE))}
     return frozenset(names | {name + SCALE for name in names})
-
-
-IN_THE_SUM = frozenset({"num_examples", "loss", "seconds"})
-"""Figures that do not leave beside a masked vector: they would tell of one site."""
 
 
 def sum_keys(request: Message) -> frozenset[str]:
@@ -112,11 +110,8 @@ def check_reply(reply: Message, request: Message, masked_only: bool = False) -> 
     """
     asked_for_sum = request.has_content() and SECURE in request.content
     masked = masked_only or asked_for_sum
-    if asked_for_sum and METRICS in reply.content.metric_records:
-        figures = reply.content.metric_records[METRICS]
-        told = IN_THE_SUM & figures.keys() - {"num_examples"}
-        if told or figures.get("num_examples", 1.0) != 1.0:
-            raise PayloadError("figures of an update may leave this client in a secure sum alone")
+    if asked_for_sum and _tells_of_one(reply):
+        raise PayloadError("figures of an update may leave this client in a secure sum alone")
     for name, record in reply.content.items():
         counted = asked_for_sum and name == METRICS and "correct" in record
         if counted or (masked and name in UNMASKED):
@@ -140,3 +135,11 @@ def check_reply(reply: Message, request: Message, masked_only: bool = False) -> 
     if "status" not in records or not CODES.issuperset(codes):
         raise PayloadError("a status code that is not a fixed word")
     return reply
+
+
+def _tells_of_one(reply: Message) -> bool:
+    """Return whether figures of an update would leave that belong in a sum; a number of examples of
+    1 is what everybody says."""
+    figures = reply.content.metric_records.get(METRICS, MetricRecord())
+    told = IN_THE_SUM & figures.keys()
+    return bool(told - {"num_examples"}) or figures.get("num_examples", 1.0) != 1.0

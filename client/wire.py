@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from torch import Tensor
 
 from client.distilled_store import DistilledStore
-from client.egress import IN_THE_SUM
+from client.egress import IN_THE_SUM, METRICS
 from client.resources import Workbench
 from client.status_reply import STATUS
 from deal_core.lora.adapter import Adapter, padded, zero_adapter
@@ -33,8 +33,6 @@ from deal_core.wire.heads import read_heads, tasks_in
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction
 from deal_core.wire.record_digest import record_digest
 from deal_core.wire.secure_record import REPLY, SECURE
-
-METRICS = "metrics"
 
 
 def read_request(

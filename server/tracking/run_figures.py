@@ -20,7 +20,8 @@ class RunFigures:
     def __init__(self) -> None:
         self._round = 0
         self._losses: list[tuple[float, float]] = []
-        """Loss and number of examples of each client in the round, where it says both."""
+        """Loss and number of examples of each client in the round, where it says both; or the mean
+        in a secure sum, and 1."""
 
     def line(self, event: RunEvent) -> dict[str, Any] | None:
         """Return the line that an event gives, or None: see :mod:`server.tracking.lines`."""
@@ -28,7 +29,7 @@ class RunFigures:
         self._round = event.get("round", self._round)
         if kind == "client_finished" and "loss" in event and "num_examples" in event:
             self._losses.append((event["loss"], event["num_examples"]))
-        if kind == "loss_summed":  # the mean over clients, in a secure sum
+        elif kind == "loss_summed":  # the mean over clients, in a secure sum
             self._losses.append((event["loss"], 1.0))
         elif kind == "round_finished":
             return self._line({f"round/{key}": event.get(key) for key in OF_A_ROUND} | self._loss())
