@@ -287,9 +287,9 @@ def counts_in_sum(experiment: Experiment) -> bool:
 def figures_allowed(
     figures: Mapping[str, float], policy: Policy | None, masked: bool = False
 ) -> dict[str, float]:
-    """Return what of an unprotected update's figures may leave. Without leave to send counts every
-    client weighs the same and keeps its time to itself; the loss is a metric, and under a mask
-    goes into the sum alone.
+    """Return what of an update's figures may leave. Without leave to send counts every client
+    weighs the same, and keeps to itself its time and the spread of its noise, whose steps tell how
+    many records it has; the loss is a metric, and under a mask goes into the sum alone.
 
     Args:
         figures: of the update.
@@ -298,7 +298,8 @@ def figures_allowed(
     """
     if policy is None:
         return dict(figures)
-    withheld = set() if policy.share_num_examples else {"seconds"}
+    withheld = set() if policy.share_num_examples else {"seconds", "noise_floor"}
+    withheld |= set() if policy.spending else {"epsilon", "delta", "disjoint_tasks"}
     clear = policy.metrics == "clear" or (masked and policy.metrics == "summed")
     withheld |= set() if clear else {"loss"}
     allowed = {name: value for name, value in figures.items() if name not in withheld}

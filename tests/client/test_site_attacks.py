@@ -79,6 +79,17 @@ def test_figures_that_were_kept_leave_as_the_policy_of_today_says(tmp_path):
     assert torch.equal(one, two)
 
 
+def test_spending_that_was_kept_leaves_as_the_policy_of_today_says(tmp_path):
+    private = 'mechanism = "record"\nmax_epsilon = 1.0\n'
+    told = {"epsilon", "delta", "noise_floor"}
+    first = RealSite(tmp_path, private + "share_num_examples = true\n").answer(asked(), {})
+    assert told <= set(first.content["metrics"])
+    again = RealSite(tmp_path, private + "spending = false\n").answer(asked(), {})
+    assert set(again.content["metrics"]) == set(first.content["metrics"]) - told
+    one, two = (update(reply) for reply in (first, again))  # the same one, charged once
+    assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize("tasks", [["laboratory"], ["surgery"], ["surgery", "laboratory", "skin"]])
 def test_a_public_phase_reads_no_private_record(tmp_path, tasks):
     public = tmp_path / "public.txt"

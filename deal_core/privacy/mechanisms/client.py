@@ -49,6 +49,7 @@ from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected, ord
 from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
 from deal_core.privacy.mechanisms.record import one_factor, refusing_when_spent
 from deal_core.privacy.mechanisms.server_side import ServerSide, no_server_noise
+from deal_core.privacy.policy import figures_allowed
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Probes
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
@@ -205,11 +206,10 @@ class LocalDPClient:
             "num_examples": 1.0,  # every client weighs the same
             "simulation_only": float(event.simulation_only),
             "noise_floor": self._scale(plan),
+            "epsilon": composed([*site.ledger().events(), event], plan.delta),
+            "delta": plan.delta,
         }
-        if site.policy is None or site.policy.spending:
-            epsilon = composed([*site.ledger().events(), event], plan.delta)
-            figures |= {"epsilon": epsilon, "delta": plan.delta}
-        answer = packed(LocalUpdate(update.arrays, figures))
+        answer = packed(LocalUpdate(update.arrays, figures_allowed(figures, site.policy)))
         with refusing_when_spent():
             budget = plan.budget(site.policy)
             return unpacked(site.ledger().charge(event, budget, ask.request, answer))

@@ -54,7 +54,13 @@ from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record_checks import check_records_protected, whom_to_trust
 from deal_core.privacy.mechanisms.record_events import RecordEvents
 from deal_core.privacy.mechanisms.record_gradients import GRADIENTS
-from deal_core.privacy.policy import at_server, metrics_allowed, require_shares, terms
+from deal_core.privacy.policy import (
+    at_server,
+    figures_allowed,
+    metrics_allowed,
+    require_shares,
+    terms,
+)
 from deal_core.randomness import seeded
 
 log = logging.getLogger(__name__)
@@ -141,19 +147,16 @@ class RecordMechanism:
         self, ask: UpdateRequest, site: Site, plan: PrivacyPlan, event: LedgerEvent
     ) -> dict[str, float]:
         """What goes with an update: of rates, noise and steps, not of data."""
+        disjoint = plan.budget(site.policy).disjoint_tasks
         figures = {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
             "simulation_only": float(event.simulation_only),
+            "noise_floor": entry_noise(event.steps, ask.learning_rate),
+            "epsilon": composed([*site.ledger().events(), event], plan.delta, disjoint),
+            "delta": plan.delta,
         }
-        policy = site.policy
-        if policy is None or policy.share_num_examples:  # the steps tell the number of records
-            figures |= {"noise_floor": entry_noise(event.steps, ask.learning_rate)}
-        if policy is None or policy.spending:
-            disjoint = plan.budget(policy).disjoint_tasks
-            epsilon = composed([*site.ledger().events(), event], plan.delta, disjoint)
-            figures |= {"epsilon": epsilon, "delta": plan.delta}
-            figures |= {"disjoint_tasks": 1.0} if disjoint else {}
-        return figures
+        figures |= {"disjoint_tasks": 1.0} if disjoint else {}
+        return figures_allowed(figures, site.policy)
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """Return the counts in the clear, or with noise that is charged like an update.

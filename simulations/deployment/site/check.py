@@ -314,11 +314,10 @@ def what_leaves(site: SiteFile) -> list[str]:
     figures = ["num_examples"] if protected else list(figures_allowed(ordinary, policy))
     if policy is not None and (protected or not policy.share_num_examples):
         figures[figures.index("num_examples")] = "num_examples (always 1)"
-    private = ["simulation_only"]
-    private += ["noise_floor"] if policy is None or policy.share_num_examples else []
-    if policy is None or policy.spending:
-        private += ["epsilon", "delta"]
-        private += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
+    charged = ["simulation_only", "noise_floor", "epsilon", "delta"]
+    charged += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
+    allowed = figures_allowed(dict.fromkeys(charged, 0.0), policy)
+    private = [name for name in charged if name in allowed]
     summed = "as they are" if policy is None or policy.share_sums else "none leaves"
     counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
     counts["summed"] = "as part of a secure sum alone"
