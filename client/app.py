@@ -156,7 +156,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         if not counts_in_sum(bench.experiment):
             counts = local_evaluation(bench, client_context_of(place), state, instruction, name)
             return wire.evaluation_reply(message, counts)
-        maskable = maskable_counts(place, bench, message, instruction, name)
+        maskable = maskable_counts(place, bench, message, state, instruction, name)
         maskable.require()
         counts = local_evaluation(
             bench, client_context_of(place), state, instruction, name, masked=True

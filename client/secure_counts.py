@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from client.context import RequestContext
 from client.resources import Workbench
 from client.secure_mask import Maskable
+from deal_core.lora.state import State
 from deal_core.models import has_label_logits
+from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.interface import Counts
 from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import Instruction
@@ -20,12 +22,18 @@ from deal_core.wire.secure_layout import counts_layout
 
 
 def maskable_counts(
-    place: RequestContext, bench: Workbench, message: Message, instruction: Instruction, name: str
+    place: RequestContext,
+    bench: Workbench,
+    message: Message,
+    state: State,
+    instruction: Instruction,
+    name: str,
 ) -> Maskable:
     """Return what an evaluation request asks to be added to a sum."""
     names = count_names(has_label_logits(bench.experiment.model))
     sites = bench.experiment.federation.clients
-    layout = counts_layout(names, len(instruction.tasks), sites)
+    basis = sum_terms(bench.experiment, instruction, state)
+    layout = counts_layout(names, len(instruction.tasks), sites, basis)
     return Maskable(place, message, layout, f"evaluate {instruction.stage}", name)
 
 

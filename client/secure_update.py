@@ -94,15 +94,16 @@ def _layout(bench: Workbench, state: State, instruction: Instruction) -> Layout:
     config = bench.experiment
     if config.wire.dtype != EXACT:
         raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
+    basis = sum_terms(config, instruction, state)
     statistics = _phase(bench, instruction).statistics
     if statistics is not None:
         tasks = instruction.tasks or (instruction.task,)
         labels = [len(bench.labels(task)) for task in tasks]
         size = embedding_size(config.model, statistics.layers)
-        return statistics_layout(config, statistics.shapes, size, labels, sum_terms(config))
+        return statistics_layout(config, statistics.shapes, size, labels, basis)
     trained = frozenset(instruction.trained)
     summed = _gradients(bench, instruction)
-    return layout_of(config, state.current, trained, summed, sum_terms(config))
+    return layout_of(config, state.current, trained, summed, basis)
 
 
 def _phase(bench: Workbench, instruction: Instruction) -> Phase:

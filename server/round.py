@@ -25,7 +25,7 @@ from deal_core.methods import Phase
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.mechanisms.server_side import RoundContext, ServerSide
 from deal_core.training.threads import threads
-from deal_core.wire.instruction import LEARN
+from deal_core.wire.instruction import LEARN, Instruction
 from server.checkpoint import History
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation
@@ -146,23 +146,40 @@ class Round:
             trained: factors that learn.
             piggybacked: the step whose evaluation goes along; None: none.
         """
-        shown = self._shown(state) if piggybacked is None else state
-        common = self.exchange.instruction(self.step, shown).model_copy(
-            update={"trained": tuple(sorted(trained))}
-        )
-        roster = self.exchange.roster.clients
-        learns = self.step.phase == LEARN and self.phase.statistics is None
-        ranks = self.experiment.adapter.client_ranks if learns else ()
-        requests = training_requests(self.plan, self.step, clients, common, roster, ranks)
+        shown, roster = self.shown(state, piggybacked), self.exchange.roster.clients
+        common, requests = self._common(shown, trained), self.instructions(shown, clients, trained)
         if piggybacked is None:
             return self.exchange.ask(shown, common, requests, self.experiment.federation.quorum)
         counting = self.evaluation.request(piggybacked, state)
         return self.exchange.ask(shown, common, carrying(counting, requests, roster))
 
-    def _shown(self, state: State) -> State:
-        """Return what clients need of a state where no question is answered with it: label heads
-        to take gradients of them, and the adapters unless sums are of the frozen model."""
+    def instructions(
+        self, shown: State, clients: Mapping[str, str], trained: frozenset[str]
+    ) -> dict[str, Instruction]:
+        """Return client to what it is asked to learn, or to add up.
+
+        Args:
+            shown: the state that it is sent.
+            clients: client name to its task.
+            trained: factors that learn.
+        """
+        learns = self.step.phase == LEARN and self.phase.statistics is None
+        ranks = self.experiment.adapter.client_ranks if learns else ()
+        common, roster = self._common(shown, trained), self.exchange.roster.clients
+        return training_requests(self.plan, self.step, clients, common, roster, ranks)
+
+    def _common(self, shown: State, trained: frozenset[str]) -> Instruction:
+        """What is the same in all requests of the round."""
+        common = self.exchange.instruction(self.step, shown)
+        return common.model_copy(update={"trained": tuple(sorted(trained))})
+
+    def shown(self, state: State, piggybacked: Step | None) -> State:
+        """Return what clients need of a state: all of it where questions are answered with it;
+        else label heads to take gradients of them, and the adapters unless sums are of the frozen
+        model."""
         statistics = self.phase.statistics
+        if piggybacked is not None:
+            return state
         if statistics is None:
             return replace(state, heads={})
         alpha = self.experiment.adapter.lora_alpha

@@ -27,9 +27,9 @@ class RoundSum(Protocol):
     def clients(self, history: History) -> dict[str, str]:
         """Return whom to ask, and for which task."""
 
-    def layout(self, state: State) -> Layout:
+    def layout(self, state: State, basis: str) -> Layout:
         """Return the layout of what each of them gives, from the state that the round begins
-        from."""
+        from; ``basis``: what all of them must be told alike."""
 
     def add(self, state: State, sums: Sums) -> tuple[State, Aggregate | None]:
         """Return the state after the round, and what was aggregated."""

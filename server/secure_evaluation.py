@@ -10,6 +10,7 @@ import numpy as np
 from deal_core.aggregation import NUMERICAL
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
+from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.wire.counts import count_names
@@ -49,13 +50,14 @@ class SecureEvaluation:
         exchange, experiment = one.exchange, one.exchange.experiment
         shown = without_zeros(state)
         names = count_names(has_label_logits(experiment.model))
-        layout = counts_layout(names, len(one.tasks), experiment.federation.clients)
+        asked = one.request(step, shown)
+        sites, basis = experiment.federation.clients, sum_terms(experiment, asked, shown)
+        layout = counts_layout(names, len(one.tasks), sites, basis)
         counts: dict[str, Counts] = {}
         try:
             everyone = dict.fromkeys(exchange.roster.clients, NO_TASK)
             held = self.legs.open(step, everyone, layout)
             requests = self.legs.mask_requests(held)
-            asked = one.request(step, shown)
             sent = exchange.ask(shown, asked, dict.fromkeys(requests, asked)).carrying(requests)
             for reply in exchange.replies(step, sent):
                 held = self._heard(step, reply, held)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deal_core.aggregation import LORA_B, NUMERICAL, Aggregate
 from deal_core.lora.state import State
+from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
@@ -63,7 +65,7 @@ class SecureRound:
             return one.evaluation.run(piggybacked, state, history)
         trained = self.sum.trained
         one.log_start(clients)
-        layout = self.sum.layout(state)
+        layout = self.sum.layout(state, self._basis(state, clients, piggybacked))
         try:
             held = self.legs.open(step, clients, layout)
         except ProtocolError as fault:
@@ -84,6 +86,13 @@ class SecureRound:
         received = RoundReplies(sizes=replies.sizes, spent=replies.spent, idle=replies.idle)
         learnt = step.phase == LEARN and LORA_B in trained
         return state, one.record(sent, received, aggregate, learnt, started, history)
+
+    def _basis(self, state: State, clients: Mapping[str, str], piggybacked: Step | None) -> str:
+        """What all clients are told alike."""
+        shown = self.round.shown(state, piggybacked)
+        instructions = self.round.instructions(shown, clients, self.sum.trained)
+        one = next(iter(instructions.values()))
+        return sum_terms(self.round.experiment, one, shown)
 
     def _not_begun(
         self,

@@ -13,7 +13,6 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.state import State
 from deal_core.methods import SumNoise, Tensors
 from deal_core.models import embedding_size
-from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.mechanisms.noisy_class_sums import COUNT_WEIGHT
 from deal_core.privacy.mechanisms.noisy_sum import grid_step
 from deal_core.privacy.mechanisms.shares import sum_deviation
@@ -42,13 +41,12 @@ class StatisticsSum:
         one = self.round.round
         return self.round.asked(one.plan.working(one.step.stage, one.step.server_round), history)
 
-    def layout(self, state: State) -> Layout:
+    def layout(self, state: State, basis: str) -> Layout:
         """Return that of the sums of all tasks of the round."""
         statistics = self.round.statistics
         labels = [self.round.labels[task] for task in self._tasks]
         size = embedding_size(self._config.model, statistics.layers)
-        config = self._config
-        return statistics_layout(config, statistics.shapes, size, labels, sum_terms(config))
+        return statistics_layout(self._config, statistics.shapes, size, labels, basis)
 
     def add(self, state: State, sums: Sums) -> tuple[State, Aggregate | None]:
         """Return the state with the sums. Those over all sites are checked as one site's are."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from deal_core.aggregation import Aggregate, AggregationRule
 from deal_core.lora.state import State
-from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
 from deal_core.wire.secure_layout import layout_of
@@ -35,10 +34,10 @@ class UpdateSum:
         step = self.round.step
         return self.round.sample(self.round.plan.working(step.stage, step.server_round))
 
-    def layout(self, state: State) -> Layout:
+    def layout(self, state: State, basis: str) -> Layout:
         """Return that of gradient sums, or of changes and their weight."""
         config = self.round.experiment
-        return layout_of(config, state.current, self.trained, self._gradients, sum_terms(config))
+        return layout_of(config, state.current, self.trained, self._gradients, basis)
 
     def add(self, state: State, sums: Sums) -> tuple[State, Aggregate | None]:
         """Return the state after the step."""

@@ -88,7 +88,7 @@ def statistics_layout(
         shapes: numbers of labels and of entries of a vector -> name to shape of what is summed.
         size: entries of a vector.
         labels: how many labels each task has.
-        basis: :func:`~deal_core.privacy.accounting.sum_terms.sum_terms` of the experiment.
+        basis: :func:`~deal_core.privacy.accounting.sum_terms.sum_terms` of the round.
     """
     sites = experiment.federation.clients
     if experiment.train.step == "server":
@@ -100,26 +100,27 @@ def statistics_layout(
         for place, number in enumerate(labels)
         for name, shape in shapes(number, size).items()
     ]
-    return Layout(tuple(fields), SUM_BITS, sites)
+    return Layout(tuple(fields), SUM_BITS, sites, basis)
 
 
-def counts_layout(names: Sequence[str], tasks: int, sites: int) -> Layout:
+def counts_layout(names: Sequence[str], tasks: int, sites: int, basis: str) -> Layout:
     """Return the layout of counts on test records, an entry a task; of whole numbers exact."""
     scale = finest_scale(MOST_RECORDS, sites, SUM_BITS)
     fields = tuple(SumField(name, (tasks,), MOST_RECORDS, scale) for name in names)
-    return Layout(fields, SUM_BITS, sites)
+    return Layout(fields, SUM_BITS, sites, basis)
 
 
 def layout_of(
     experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool, basis: str
 ) -> Layout:
     """Return the layout of a round of an experiment; ``gradients``: of gradient sums; ``basis``:
-    :func:`~deal_core.privacy.accounting.sum_terms.sum_terms` of the experiment."""
+    :func:`~deal_core.privacy.accounting.sum_terms.sum_terms` of the round."""
     sites = experiment.federation.clients
     if gradients:
         layout = gradient_layout(adapter, trained, sites, kind_of(experiment.adapter).core)
-        return replace(layout, basis=basis)
-    return update_layout(adapter, trained, sites, experiment.privacy.mechanism)
+    else:
+        layout = update_layout(adapter, trained, sites, experiment.privacy.mechanism)
+    return replace(layout, basis=basis)
 
 
 def within_bounds(

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 from flwr.app import Context
 
+from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
+from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.sum_terms import sum_terms
+from deal_core.wire.instruction import Instruction
+from server.federation import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure_sites import RUN, SecureSite, SiteGrid, experiment_of, grid_of, make_sites
 from tests.simulations.run.secure_runs import POOLED, Ran, rounds
@@ -36,6 +40,15 @@ TOGETHER = (
     "privacy.target_delta=1e-5",
     "privacy.metrics=none",
 )
+
+
+def terms(experiment: Experiment) -> str:
+    """Of a first request."""
+    state = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
+    return sum_terms(experiment, Instruction(task="surgery", **PLACE), state)
+
+
+PLACE = {"stage": 0, "server_round": 1, "rank": 16, "retained_rank": 16}
 LESS = (
     "privacy.sample_rate=0.0001",
     "privacy.target_epsilon=0.9",
@@ -82,16 +95,14 @@ def test_sites_that_are_told_to_add_less_noise_are_in_no_sum_with_the_others(tmp
 def test_whatever_noise_follows_from_is_agreed_on(tmp_path, told):
     sites = make_sites(tmp_path, policy=POLICY)
     truth, lie = experiment_of(sites, *TOGETHER), experiment_of(sites, *TOGETHER, told)
-    assert sum_terms(truth)
-    assert sum_terms(truth) != sum_terms(lie)
+    assert terms(truth) != terms(lie)
 
 
 def test_what_is_a_sites_own_is_not(tmp_path):
-    """Its columns, its folders, its threads; and nothing where each adds all noise itself."""
+    """Its columns, its folders, its threads."""
     sites = make_sites(tmp_path, policy=POLICY)
     grouped = [
         experiment_of(sites, *TOGETHER, f"privacy.unit_column={column}", f"run.threads={threads}")
         for column, threads in (("patient", 1), ("person", 2))
     ]
-    assert sum_terms(grouped[0]) == sum_terms(grouped[1])
-    assert sum_terms(experiment_of(sites, *TOGETHER, "privacy.noise_share=site")) == ""
+    assert terms(grouped[0]) == terms(grouped[1])

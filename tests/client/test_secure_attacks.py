@@ -8,20 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from safetensors.numpy import load_file
 
 from client import local_training as training
 from client.app import make_app
 from deal_core.config.run_config import flatten
-from deal_core.lora.payload import LORA
+from deal_core.lora.arrays import from_arrays
+from deal_core.lora.payload import LORA, Template
+from deal_core.models import adapter_shapes
+from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.secure_sum import server_legs as legs
+from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.server_round import ServerRound, open_round
 from deal_core.secure_sum.unmasking import unmasked_sum
 from deal_core.secure_sum.used_updates import UsedUpdates
 from deal_core.secure_sum.weighted import WEIGHT
+from deal_core.wire.instruction import RECORD, read_instruction
 from deal_core.wire.secure_layout import layout_of
 from deal_core.wire.summed_loss import without_loss
+from server.federation import start_state
 from server.secure_keys import ChannelKeys
 from server.secure_legs import SecureLegs
 from simulations.engines.flower_identity import assume_identity
@@ -106,11 +112,13 @@ def code(reply: Message) -> str:
     return str(reply.content["status"]["code"])
 
 
-def prepared_again(first: FirstRound) -> ServerRound:
-    """Another round of the run, of all but the victim: the sites have nothing against it."""
+def prepared_again(first: FirstRound, content: RecordDict) -> ServerRound:
+    """Another round of the run, of all but the victim: the sites have nothing against it. Its terms
+    are those of what will be asked."""
     terms = first.held.terms
     cohort = tuple(site for site in terms.cohort if site != first.site(VICTIM))
-    held = open_round(replace(terms, number=terms.number + 1, cohort=cohort))
+    layout = layout_told(first, content).digest
+    held = open_round(replace(terms, number=terms.number + 1, cohort=cohort, layout=layout))
     for number in first.others:
         record = ConfigRecord(
             {
@@ -126,21 +134,38 @@ def prepared_again(first: FirstRound) -> ServerRound:
     return legs.close_prepared(held)
 
 
-def train_again(first: FirstRound, held: ServerRound, number: int, nudge: float) -> Message:
+def layout_told(first: FirstRound, content: RecordDict) -> Layout:
+    """What a site makes of a request for an update."""
+    experiment, instruction = experiment_of(first.sites), read_instruction(dict(content[RECORD]))
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    start = start_state(experiment, shapes)
+    template = Template(shapes, start.current.rank)
+    arrays = {key: array.numpy() for key, array in content[LORA].items()}
+    state = replace(start, current=from_arrays(arrays, template, start.current.scaling))
+    basis = sum_terms(experiment, instruction, state)
+    return layout_of(experiment, state.current, TRAINED, gradients=False, basis=basis)
+
+
+def request_again(first: FirstRound, number: int, nudge: float) -> RecordDict:
     """The request of the first round, word for word but for the sum; or a hair beside it."""
     content = RecordDict(dict(first.grid.asked["mask", number].content))
-    record = ConfigRecord({"request": legs.mask_request(held, first.site(number))})
-    content["secure"] = record
     if nudge:
-        arrays = content[LORA]
+        arrays = ArrayRecord(dict(content[LORA]))
         key = next(key for key in arrays if "lora_A" in key)
         arrays[key] = Array(arrays[key].numpy() + np.float32(nudge))
+        content[LORA] = arrays
+    return content
+
+
+def train_again(first: FirstRound, held: ServerRound, number: int, nudge: float) -> Message:
+    content = request_again(first, number, nudge)
+    content["secure"] = ConfigRecord({"request": legs.mask_request(held, first.site(number))})
     return asked(first, number, "mask", content)
 
 
 def second_sum(first: FirstRound, nudge: float = 0.0) -> list[str] | dict[str, np.ndarray]:
     """The sum over all but the victim; or the codes of those who did not add to it."""
-    held = prepared_again(first)
+    held = prepared_again(first, request_again(first, first.others[0], nudge))
     replies = {number: train_again(first, held, number, nudge) for number in first.others}
     if any(code(reply) != "ok" for reply in replies.values()):
         return [code(reply) for reply in replies.values()]

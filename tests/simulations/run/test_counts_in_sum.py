@@ -104,7 +104,7 @@ def test_what_leaves_is_the_stricter_of_both(asked, policy, masked, left):
 
 
 def test_counts_of_sites_add_up_to_the_last_digit():
-    layout = counts_layout((CORRECT, EXAMPLES), 2, 3)
+    layout = counts_layout((CORRECT, EXAMPLES), 2, 3, basis="")
     sites = [
         {CORRECT: [1, 10_000], EXAMPLES: [3, 99_999]},
         {CORRECT: [0, 0], EXAMPLES: [0, 1]},

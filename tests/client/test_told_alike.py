@@ -1,0 +1,203 @@
+"""A server that wants one site's update out of a single sum: it tells the others something from
+which they learn nothing. Shown to work where a sum does not depend on what its sites were told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, Context, Message
+from safetensors.numpy import load_file
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
+from deal_core.errors import UserError
+from deal_core.lora.payload import LORA
+from deal_core.lora.state import State
+from deal_core.models import adapter_shapes
+from deal_core.privacy.accounting.sum_terms import sum_terms
+from deal_core.secure_sum.weighted import WEIGHT, weighted_means
+from deal_core.wire.instruction import Instruction
+from deal_core.wire.summed_loss import without_loss
+from server.federation import start_state
+from server.secure_step import MeanUpdate
+from simulations.engines.inprocess import FIRST_CLIENT_NODE
+from tests.client.secure_sites import (
+    RUN,
+    SecureSite,
+    SiteGrid,
+    experiment_of,
+    grid_of,
+    make_sites,
+)
+from tests.simulations.run.secure_runs import rounds
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+VICTIM = 0
+EQUAL = "aggregation.secure_examples=1"
+"""Every site weighs the same."""
+LIGHT = "aggregation.secure_examples=1000000000000000"
+"""Whoever is told so weighs nothing."""
+
+
+class Zeros(SiteGrid):
+    """Tells all sites but one that the model is zero: no factor of it has a gradient."""
+
+    def tamper(self, leg: str, number: int, request: Message) -> None:
+        if leg != "mask" or number == VICTIM:
+            return
+        arrays = request.content[LORA]
+        for key in arrays:
+            arrays[key] = Array(np.zeros_like(arrays[key].numpy()))
+
+
+class Lightweights(SiteGrid):
+    """Tells all sites but one that they weigh nothing."""
+
+    def _context(self, node: int) -> Context:
+        context = super()._context(node)
+        if node != FIRST_CLIENT_NODE + VICTIM:
+            lie = flatten(experiment_of(self.sites, LIGHT))
+            context.run_config = {**lie, "run.out": f"/srv/{RUN}"}
+        return context
+
+
+LIARS = pytest.mark.parametrize("liar", [Zeros, Lightweights])
+
+
+def own_update(site: SecureSite, grid: SiteGrid) -> dict[str, np.ndarray]:
+    """What the site has learnt, as it lies on its own disk: change of each factor."""
+    (file,) = site.state.glob("update-0-1.safetensors")
+    sent = grid.asked["mask", VICTIM].content[LORA]
+    return {key: value - sent[key].numpy() for key, value in load_file(file).items()}
+
+
+@LIARS
+def test_sites_that_are_told_otherwise_are_in_no_sum_with_the_one(tmp_path, liar):
+    sites = make_sites(tmp_path)
+    with pytest.raises(UserError, match="1 of 4 clients gave a valid reply"):
+        rounds(experiment_of(sites, EQUAL), tmp_path / RUN, grid_of=grid_of(sites, liar))
+    assert not any(site.trained() for site in sites[1:])
+    for site in sites[1:]:
+        assert "another form than the round's terms say" in site.errors()[-1]
+
+
+@LIARS
+def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
+    tmp_path: Path, monkeypatch, liar: type[SiteGrid]
+):
+    """So the test above can fail, and the terms of a round are what stands in the way."""
+    for module in ("client.secure_update", "server.secure_round"):
+        monkeypatch.setattr(f"{module}.sum_terms", lambda *told: "")
+    sums, grids = [], []
+    step = MeanUpdate.__call__
+
+    def noted(self, state, summed, place):
+        sums.append(summed)
+        return step(self, state, summed, place)
+
+    class Kept(liar):
+        def __init__(self, *arguments, **named) -> None:
+            super().__init__(*arguments, **named)
+            grids.append(self)
+
+    monkeypatch.setattr(MeanUpdate, "__call__", noted)
+    sites = make_sites(tmp_path)
+    rounds(experiment_of(sites, EQUAL), tmp_path / RUN, grid_of=grid_of(sites, Kept))
+    own, read = own_update(sites[VICTIM], grids[0]), weighted_means(without_loss(sums[0]))
+    scale = sums[0][WEIGHT]  # of all; the one alone has weight 1
+    assert scale == pytest.approx(4.0 if liar is Zeros else 1.0, abs=1e-6)
+    read = {key: scale * value for key, value in read.items()}
+    for key, value in own.items():
+        assert np.abs(value).max() > 1e-4
+        np.testing.assert_allclose(read[key], value, atol=1e-6)
+
+
+def told(experiment: Experiment, state: State | None = None, **fields) -> str:
+    """Terms of a first request, but for what is given."""
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    state = state or start_state(experiment, shapes)
+    asked = {"task": "surgery", "stage": 0, "server_round": 1, "seen": ("laboratory",)}
+    ranks = {"rank": state.current.rank, "retained_rank": state.retained.rank}
+    return sum_terms(experiment, Instruction.model_validate({**asked, **ranks, **fields}), state)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        LIGHT,
+        "train.learning_rate=1e-9",
+        "train.weight_decay=0.5",
+        "federation.local_epochs=9",
+        "aggregation.norm_bound=1e-9",
+        "method.distillation.weight=0",
+        "model.max_new_tokens=3",
+        "privacy.metrics=none",
+    ],
+)
+def test_settings_are_among_the_terms(tmp_path, changed):
+    sites = make_sites(tmp_path)
+    assert told(experiment_of(sites, EQUAL)) != told(experiment_of(sites, EQUAL, changed))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stage": 1},
+        {"server_round": 2},
+        {"phase": "consolidate"},
+        {"task": "laboratory", "seen": ()},
+        {"seen": ()},
+        {"future": ("skin",)},
+        {"trained": ("lora_B",)},
+        {"task": "", "tasks": ("surgery",)},
+    ],
+)
+def test_the_request_is_among_the_terms(tmp_path, fields):
+    experiment = experiment_of(make_sites(tmp_path))
+    assert told(experiment) != told(experiment, **fields)
+
+
+def test_counts_are_of_the_labels_that_all_are_told(tmp_path):
+    experiment = experiment_of(make_sites(tmp_path))
+    asked = {"task": "", "tasks": ("surgery",), "seen": ()}
+    assert told(experiment, **asked) != told(experiment, **asked, learnt=("surgery",))
+
+
+@pytest.mark.parametrize("fields", [{"past": ("skin",)}, {"piggybacked_evaluation": ("skin",)}])
+def test_what_is_of_one_client_is_not(tmp_path, fields):
+    experiment = experiment_of(make_sites(tmp_path))
+    assert told(experiment) == told(experiment, **fields)
+
+
+def test_with_orders_of_their_own_clients_have_tasks_of_their_own(tmp_path):
+    experiment = experiment_of(make_sites(tmp_path), "stream.schedule=per-client")
+    assert told(experiment) == told(experiment, task="laboratory", seen=("surgery",))
+
+
+@pytest.mark.parametrize("part", ["current", "retained"])
+def test_every_number_of_the_model_is_among_the_terms(tmp_path, part):
+    experiment = experiment_of(make_sites(tmp_path))
+    state = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
+    adapter = getattr(state, part)
+    name, factors = next(iter(adapter.layers.items()))
+    moved = factors.B.clone()
+    moved[-1, -1] = 1e-7
+    layers = {**adapter.layers, name: replace(factors, B=moved)}
+    other = replace(state, **{part: replace(adapter, layers=layers)})
+    assert told(experiment, state) != told(experiment, other)
+    headed = replace(state, heads={"surgery": torch.zeros(2, 3)})
+    assert told(experiment, state) != told(experiment, headed)
+
+
+def test_what_is_a_sites_own_is_not_among_the_terms(tmp_path):
+    sites = make_sites(tmp_path)
+    public = "method.consolidation.public_path"
+    data = "method.consolidation.data=public"
+    one = experiment_of(sites, data, f"{public}=/one", "run.threads=1")
+    other = experiment_of(sites, data, f"{public}=/other", "run.threads=2")
+    assert told(one) == told(other)
