@@ -26,13 +26,10 @@ def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
     """Print what was spent, a row for each task of a run.
 
     Raises:
-        UserError: no ledger in the folder, or one that cannot be trusted; tasks in parallel, but
-            some were not compared.
+        UserError: no ledger in the folder, or one that cannot be trusted.
     """
     ledger = open_ledger(folder)
     entries = checked_entries(ledger)
-    if disjoint_tasks:
-        ledger.require_declared([entry.event for entry in entries])
     rows: list[tuple[str, ...]] = []
     for run, of_run in groupby(entries, lambda entry: entry.event.run):
         rows.append((f"run {run}", *[""] * (len(COLUMNS) - 1)))

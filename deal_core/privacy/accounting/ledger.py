@@ -11,8 +11,8 @@ of them whenever it is asked.
   flushed to the disk, before the answer is returned. A kill leaves both or neither.
 * **Once.** A request that is answered already gets the same answer, and costs nothing.
 * **Composition.** Sequential over everything, tasks included. Where the site declares that no
-  record is in two tasks, and the ids of the records have been checked
-  (:meth:`Ledger.declare_members`), a record's epsilon is the largest of one task.
+  record is in two tasks, a record's epsilon is the largest of one task, over the events before
+  which the ids of the records were checked (:meth:`Ledger.declare_members`), and all others.
 """
 
 from __future__ import annotations
@@ -123,13 +123,9 @@ class Ledger:
 
         Raises:
             BudgetSpent: there is not.
-            UserError: as :meth:`require_declared`, where tasks compose in parallel; or (MixedUnits)
-                the ledger holds releases of another unit.
+            MixedUnits: the ledger holds releases of another unit.
         """
-        events = [*self.events(), event]
-        if budget.disjoint_tasks:
-            self.require_declared(events)
-        require_within(events, budget)
+        require_within([*self.events(), event], budget)
 
     def charge(self, event: LedgerEvent, budget: Budget, request: str, answer: bytes) -> bytes:
         """Write the event and its answer, durably, unless the request has been answered before.
@@ -186,22 +182,6 @@ class Ledger:
                     )
                 if row is None:
                     db.execute("INSERT INTO members VALUES (?, ?)", (one, task))
-
-    def require_declared(self, events: Sequence[LedgerEvent]) -> None:
-        """Check that the records of every task of these events have been compared with the
-        others': only then can tasks compose in parallel.
-
-        Raises:
-            UserError: those of some task have not.
-        """
-        with self._open() as db:
-            known = {row[0] for row in db.execute("SELECT DISTINCT task FROM members")}
-        unknown = {event.task for event in events if event.protected} - known - {""}
-        if unknown:
-            raise UserError(
-                f"{self.path}: nobody has checked that records of task '{min(unknown)}' are "
-                "in no other task, so tasks cannot compose in parallel; set disjoint_tasks to false"
-            )
 
     def _entries(self, db: sqlite3.Connection) -> list[Entry]:
         entries: list[Entry] = []

@@ -35,6 +35,8 @@ class LedgerEvent:
         slack: what a step costs beyond the mechanism, because its noise is not quite that.
         assumes: whom the noise takes to be honest; empty: nobody outside the site.
         unit_column: whose values make the groups, where the unit is a group.
+        compared: the records of its task were compared with those of other tasks before it was
+            charged, and none was in two; what was not is of records that may be in any task.
     """
 
     run: str
@@ -53,6 +55,7 @@ class LedgerEvent:
     slack: float = 0.0
     assumes: str = ""
     unit_column: str = ""
+    compared: bool = False
 
     @property
     def protected(self) -> bool:
@@ -112,8 +115,9 @@ class Budget:
 
 def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool = False) -> float:
     """Return the epsilon of all protected events together: of one record (or group), whatever tasks
-    it is in, or, with ``disjoint_tasks``, of one that is in a single task. It is void for records
-    of which something has left unprotected (:attr:`LedgerEvent.protected`).
+    it is in, or, with ``disjoint_tasks``, of one that is in a single task, as far as records were
+    compared: other events count in every task. It is void for records of which something has left
+    unprotected (:attr:`LedgerEvent.protected`).
 
     Raises:
         MixedUnits: some events are of records and some of groups.
@@ -123,7 +127,10 @@ def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool =
         common_unit((event.unit, event.unit_column) for event in events)
     if not disjoint_tasks:
         return _epsilon_with_slack(events, delta)
-    each = ([e for e in events if e.task in ("", task)] for task in {e.task for e in events})
+    each = (
+        [e for e in events if e.task in ("", task) or not e.compared]
+        for task in {e.task for e in events}
+    )
     return max((_epsilon_with_slack(some, delta) for some in each), default=0.0)
 
 

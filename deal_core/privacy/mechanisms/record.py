@@ -118,6 +118,7 @@ class RecordMechanism:
                 if budget.disjoint_tasks:
                     ledger.declare_members(ask.task, ask.ids(), self.unit)
                 event = self._events.update(ask, self._seeds(site), plan)
+                event = replace(event, compared=budget.disjoint_tasks)
                 planned, groups = plan.records(ask.task), self._groups(ask)
                 require_planned(ask.record_ids, len(ask.data), ask.task, planned, groups)
                 ledger.require(event, budget)

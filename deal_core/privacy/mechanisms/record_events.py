@@ -48,6 +48,7 @@ class RecordEvents:
             simulation_only=False,
             slack=slack_of(self.experiment, noise_multiplier, entries) if entries else 0.0,
             unit_column=self.experiment.privacy.unit_column,
+            compared=True,  # where tasks compose in parallel, before each charge
         )
 
     def planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:

@@ -107,16 +107,13 @@ def read_ledger(folder: str, disjoint_tasks: bool = False) -> LedgerRecord:
         disjoint_tasks: compose tasks in parallel; also where the site's policy declares it.
 
     Raises:
-        UserError: no ledger in it, or one that cannot be trusted; tasks in parallel, but some were
-            not compared.
+        UserError: no ledger in it, or one that cannot be trusted.
     """
     ledger = open_ledger(folder)
     entries = checked_entries(ledger)
     site = _site(ledger.folder)
     policy = site.policy if site else None
     disjoint = disjoint_tasks or bool(policy and policy.disjoint_tasks)
-    if disjoint:
-        ledger.require_declared([entry.event for entry in entries])
     limit = policy.max_epsilon if policy and policy.max_epsilon else _planned(ledger)
     return LedgerRecord(ledger.folder, tuple(entries), site, disjoint, limit)
 

@@ -323,23 +323,28 @@ def test_no_experiment_can_declare_a_real_sites_tasks_disjoint(site):
 
 def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
     """An earlier run had declared nothing: its records may be in any task."""
-    make = Maker()
-    release(
-        make_mechanism(experiment("run.seed=1", "privacy.target_epsilon=1.0")),
-        ask("task0", 1),
-        site,
-        make,
-    )
+    make, delta = Maker(), default_delta(5 * 225)
+    first = make_mechanism(experiment("run.seed=1", "privacy.target_epsilon=1.0"))
+    for n in range(1, 4):
+        release(first, ask("task0", n), site, make)
     declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
-    later = make_mechanism(experiment("privacy.metrics=noised"))
-    with pytest.raises(Refusal, match="nobody has checked") as refusal:
-        release(later, ask("task1", 1), declared, make)
-    assert refusal.value.code == "policy"
-    noised = replace(declared, policy=Policy(disjoint_tasks=True, metrics="noised"))
-    with pytest.raises(Refusal, match="nobody has checked"):
-        count(later, noised, 0, dict)
-    assert len(site.ledger().events()) == 1
-    assert len(make.seen) == 1
+    later = make_mechanism(experiment())
+    for task in ("task1", "task2"):
+        for n in range(1, 4):
+            release(later, ask(task, n), declared, make)
+    events = site.ledger().events()
+    assert [event.compared for event in events] == [False] * 3 + [True] * 6
+    each = [[*events[:3], *events[at : at + 3]] for at in (3, 6)]
+    expected = max(composed(some, delta) for some in each)
+    assert composed(events, delta, disjoint_tasks=True) == pytest.approx(expected)
+    assert expected > composed(events[3:6], delta)
+
+
+def test_a_task_without_records_is_answered_like_one_with_some(site):
+    """That a record's task has no other is nobody's business."""
+    declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
+    mechanism, none = make_mechanism(experiment()), {**dict.fromkeys(TASKS, 225), "task0": 0}
+    assert mechanism.permit(ask("task0", 1, none), declared).gradients.data == []
 
 
 def test_who_takes_the_declaration_back_tells_what_all_tasks_cost(site):
