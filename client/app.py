@@ -109,6 +109,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         run = place.run_name(bench.experiment)
         client_context = client_context_of(place)
         name = wire.request_name(message, instruction, run)
+        today = place.as_of_today(name)
 
         def count() -> Counts:
             asked = instruction.evaluation()
@@ -122,7 +123,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         require_allowed(bench, client_context, instruction)
         secure = bench.experiment.aggregation.secure
         if secure:  # before anything is counted, trained or charged
-            maskable = maskable_update(place, bench, message, state, instruction, name)
+            maskable = maskable_update(place, bench, message, state, instruction, today)
             maskable.require()
         counts = (
             counts_or_error(message, context, count) if instruction.piggybacked_evaluation else None
@@ -130,7 +131,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         if place.site is None:
             update = learn()
         else:
-            kept = UpdateStore(place.folder).once(name, instruction, learn)
+            kept = UpdateStore(place.folder).once(today, instruction, learn)
             update = as_allowed(kept, client_context.site.policy, secure)
         if secure:
             arrays = summed_arrays(bench, state, instruction, update, maskable.layout)
@@ -156,7 +157,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         if not counts_in_sum(bench.experiment):
             counts = local_evaluation(bench, client_context_of(place), state, instruction, name)
             return wire.evaluation_reply(message, counts)
-        maskable = maskable_counts(place, bench, message, state, instruction, name)
+        today = place.as_of_today(name)
+        maskable = maskable_counts(place, bench, message, state, instruction, today)
         maskable.require()
         counts = local_evaluation(
             bench, client_context_of(place), state, instruction, name, masked=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import from_run_config
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.run_name import run_name
+from deal_core.privacy.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,17 @@ class RequestContext:
         """
         asked = from_run_config(run_config)
         return asked if self.site is None else as_the_site_decides(asked, self.site)
+
+    @property
+    def policy(self) -> Policy | None:
+        """The site's; None where it has none, or the client is simulated."""
+        return self.site.policy if self.site is not None else None
+
+    def as_of_today(self, request: str) -> str:
+        """Return the name of a request under the policy of today: what was kept, or masked, under
+        another one is no answer to it."""
+        said = "" if self.policy is None else self.policy.model_dump_json()
+        return f"{request} {hashlib.sha256(said.encode()).hexdigest()}"
 
     def run_name(self, experiment: Experiment) -> str:
         """Whose run a request is of: its settings, and, at a site, the run's own name."""

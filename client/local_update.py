@@ -81,8 +81,7 @@ def local_update(
 def require_allowed(
     bench: Workbench, client_context: ClientContext, instruction: Instruction
 ) -> None:
-    """Check that the site's policy allows such an update, one that is kept too: the policy may have
-    become stricter since it was made.
+    """Check that the site's policy allows such an update.
 
     Raises:
         Refusal: it does not.
@@ -96,7 +95,7 @@ def require_allowed(
 
 
 def as_allowed(update: LocalUpdate, policy: Policy | None, masked: bool) -> LocalUpdate:
-    """Return an update that was kept with those of its figures that may leave today."""
+    """Return an update that was charged before with those of its figures that may leave today."""
     return replace(update, figures=figures_allowed(update.figures, policy, masked))
 
 

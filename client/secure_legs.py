@@ -7,6 +7,7 @@ model: a process that answers these legs starts in a second.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
@@ -24,9 +25,17 @@ from deal_core.privacy.policy import fewest_in_sum
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.identity import site_of
 from deal_core.secure_sum.leg_order import Answer
+from deal_core.secure_sum.messages import ConfirmRequest, UnmaskRequest
 from deal_core.secure_sum.site_policy import LEAST_SITES, SitePolicy
 from deal_core.secure_sum.site_run import open_run
 from deal_core.secure_sum.site_state import SiteState
+
+Read = Callable[[bytes], ConfirmRequest | UnmaskRequest]
+LATER_LEGS: Mapping[str, tuple[Read, Callable[[SiteState, bytes], Answer]]] = {
+    "confirm": (ConfirmRequest.from_bytes, site_round.confirm),
+    "unmask": (UnmaskRequest.from_bytes, site_round.unmask),
+}
+"""Leg to what reads its request, and what answers it."""
 
 
 def announcement(place: RequestContext, message: Message) -> bytes:
@@ -54,7 +63,7 @@ def leg_reply(place: RequestContext, experiment: Experiment, message: Message, l
     before.
 
     Raises:
-        Refusal: the site takes no part in such an experiment.
+        Refusal: the site takes no part in such an experiment, today.
         ProtocolError: the request is refused; nothing is revealed.
         PayloadError: it is no request.
     """
@@ -63,12 +72,14 @@ def leg_reply(place: RequestContext, experiment: Experiment, message: Message, l
     store, request = SecureStore(place.folder), request_of(message)
     with store.alone():
         state = announced_state(store)
+        require_policy(experiment, place.policy)
         if leg == "prepare":
             answered = _prepared(place, experiment, message, state)
-        elif leg == "confirm":
-            answered = site_round.confirm(state, request)
         else:
-            answered = site_round.unmask(state, request)
+            read, answer = LATER_LEGS[leg]
+            terms = state.round_of(read(request).context).terms
+            _conditions(place, experiment).check(terms)
+            answered = answer(state, request)
         store.keep(answered.state)
     return answered.reply
 
@@ -89,15 +100,13 @@ def announced_state(store: SecureStore) -> SiteState:
 def _prepared(
     place: RequestContext, experiment: Experiment, message: Message, state: SiteState
 ) -> Answer:
-    policy = place.site.policy if place.site is not None else None
-    require_policy(experiment, policy)
     state = met(place, state, announcements_of(message))
     return site_round.prepare(state, request_of(message), _conditions(place, experiment))
 
 
 def _conditions(place: RequestContext, experiment: Experiment) -> SitePolicy:
     """What the site asks of a round: what it has decided, and what its noise counts on."""
-    policy, privacy = (place.site.policy if place.site else None), experiment.privacy
+    policy, privacy = place.policy, experiment.privacy
     least, colluding = max(LEAST_SITES, fewest_in_sum(experiment)), privacy.colluding
     if policy is not None:
         least, colluding = max(least, policy.min_cohort), max(colluding, policy.colluding)

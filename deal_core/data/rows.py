@@ -73,8 +73,8 @@ def to_example(row: Mapping[str, Any], columns: Columns, where: str, number: int
     try:
         text = to_text(row, columns)
         group = _filled(row, columns.group) if columns.group else ""
-        own = _filled(row, columns.id) if columns.id else ""
-        unit = _unit(row, columns.unit) if columns.unit else ""
+        own = _identity(row, columns.id) if columns.id else ""
+        unit = _identity(row, columns.unit) if columns.unit else ""
         if not columns.label:
             target = _filled(row, columns.target)
             return Example(text, "", group, own, target, _references(row, columns), unit)
@@ -104,11 +104,12 @@ def _references(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
     return tuple(text for text in texts if text)
 
 
-def _unit(row: Mapping[str, Any], column: str) -> str:
-    """Return whose record a row is. A whole number is one person's whether it was written as 7 or,
-    as some writers do beside missing values, as 7.0."""
-    text, value = _filled(row, column), row[column]
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else text
+def _identity(row: Mapping[str, Any], column: str) -> str:
+    """Return which record a row is, or whose. A whole number is the same whether it was written as
+    7 or, as some writers do beside missing values, as 7.0."""
+    text = _filled(row, column)
+    whole, _, zeros = text.partition(".")
+    return whole if whole.isdecimal() and zeros and not zeros.strip("0") else text
 
 
 def _filled(row: Mapping[str, Any], column: str) -> str:

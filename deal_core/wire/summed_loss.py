@@ -2,8 +2,10 @@
 in, and else not at all.
 
 A sum over those alone who say theirs would be another sum than that of the updates: the difference
-of the two is of those who do not. So a site that keeps its loss fills the field with a word drawn
-from the whole ring, which covers what all others have added, and counts itself.
+of the two is of those who do not. So a site that keeps its loss fills both fields with words drawn
+from the whole ring: the one covers what all others have added, the other says that somebody keeps
+its own, and not how many do. A sum of such words is 0, and the loss a word of no meaning, once in
+2^32 rounds of updates.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from deal_core.secure_sum.layout import COVERED, SumField, finest_scale
 from deal_core.secure_sum.weighted import WEIGHT
 
 LOSS, LOSS_KEPT = "loss", "loss_kept"
-"""Fields: weight times loss, and 1 for a site that keeps its own."""
+"""Fields: weight times loss, and 0 for a site that says its own."""
 LARGEST_LOSS = 64.0
 """What is more counts as this; cross-entropy over 10^27 labels at random is less."""
 
@@ -30,10 +32,11 @@ def loss_fields(bits: int, sites: int) -> tuple[SumField, ...]:
 
 
 def loss_values(loss: float | None, weight: float) -> dict[str, NDArray[Any] | None]:
-    """Return what one site adds; a covered field for None, and for what is no number."""
-    kept = loss is None or not np.isfinite(loss)
-    value = COVERED if kept else np.asarray(weight * min(max(loss or 0.0, 0.0), LARGEST_LOSS))
-    return {LOSS: value, LOSS_KEPT: np.asarray(int(kept))}
+    """Return what one site adds; covered fields for None, and for what is no number."""
+    if loss is None or not np.isfinite(loss):
+        return {LOSS: COVERED, LOSS_KEPT: COVERED}
+    told = np.asarray(weight * min(max(loss, 0.0), LARGEST_LOSS))
+    return {LOSS: told, LOSS_KEPT: np.asarray(0)}
 
 
 def mean_loss(sums: Mapping[str, NDArray[Any]]) -> float | None:

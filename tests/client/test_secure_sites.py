@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.app import make_app
 from deal_core.config.run_config import flatten
@@ -128,6 +128,44 @@ def test_a_policy_that_asks_for_as_many_as_the_experiment_is_met(sites, play):
     for site in sites:
         site.write(pins(sites, site), OPEN + "min_cohort = 4\n")
     assert play(sites, "aggregation.min_cohort=4").told("summed", "sites") == [4]
+
+
+@pytest.mark.parametrize("leg", ["mask", "confirm", "unmask"])
+def test_a_round_that_is_open_does_not_outlive_a_stricter_policy(sites, play, leg):
+    """The sites want larger sums when three legs are left, two, or one."""
+
+    class Stricter(SiteGrid):
+        def tamper(self, at: str, number: int, request: Message) -> None:
+            if at == leg and number == 0:
+                for site in self.sites:
+                    site.write(pins(self.sites, site), OPEN + "min_cohort = 5\n")
+
+    assert play(sites, kind=Stricter).told("summed", "sites") == []
+    assert all("min_cohort = 5" in site.errors()[-1] for site in sites)
+
+
+def test_a_masked_vector_does_not_outlive_a_stricter_policy(sites, play):
+    """It was sent, and its reply lost; the site has thought better of it; the server asks again."""
+    grids = []
+
+    class Kept(SiteGrid):
+        def __init__(self, *arguments, **named) -> None:
+            super().__init__(*arguments, **named)
+            grids.append(self)
+
+    play(sites, kind=Kept)
+    asked = grids[0].asked["mask", 0]
+    with assume_identity(1, 1):
+        assert answered_again(grids[0], asked) == "ok"
+        sites[0].write(pins(sites, sites[0]), OPEN + "max_rank = 16\n")
+        assert answered_again(grids[0], asked) == "masked"
+
+
+def answered_again(grid: SiteGrid, asked: Message) -> str:
+    """Code of the reply to a request that comes once more."""
+    message = Message(RecordDict(dict(asked.content)), asked.metadata.dst_node_id, "train")
+    (reply,) = grid.send_and_receive([message])
+    return str(reply.content["status"]["code"])
 
 
 def test_a_site_that_requires_masks_takes_no_part_in_an_experiment_without(sites, play):

@@ -55,6 +55,7 @@ OPEN = 'mechanism = "none"\nmetrics = "clear"\nshare_num_examples = true\n'
         ('mechanism = "record"\nmax_epsilon = 1.0\n', "policy"),
         ('mechanism = "none"\nsecure_aggregation = "required"\n', "policy"),
         ('mechanism = "none"\nmax_rank = 1\n', "policy"),
+        ('mechanism = "none"\nmin_records = 100\n', "no-data"),
     ],
 )
 def test_an_update_that_was_kept_does_not_outlive_a_stricter_policy(tmp_path, stricter, ends):
@@ -64,6 +65,19 @@ def test_an_update_that_was_kept_does_not_outlive_a_stricter_policy(tmp_path, st
     assert list((tmp_path / "state").rglob("update-*.safetensors"))
     reply = RealSite(tmp_path, stricter).answer(experiment, {})
     assert code(reply) == ends
+    assert set(reply.content) == {"status"}
+
+
+TRUSTING = 'mechanism = "client"\ntrusted_server = true\n'
+
+
+@pytest.mark.parametrize("stricter", ['mechanism = "client"\n', TRUSTING + "max_epsilon = 1.0\n"])
+def test_who_no_longer_trusts_the_server_sends_nothing_that_it_kept(tmp_path, stricter):
+    trusted = ("privacy.mechanism=client", "privacy.trusted_server=true")
+    experiment = asked(*trusted, "privacy.metrics=none")
+    assert code(RealSite(tmp_path, TRUSTING).answer(experiment, {})) == "ok"
+    reply = RealSite(tmp_path, stricter).answer(experiment, {})
+    assert code(reply) == "policy"
     assert set(reply.content) == {"status"}
 
 

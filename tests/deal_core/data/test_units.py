@@ -53,13 +53,25 @@ def test_a_column_of_the_unit_may_serve_something_else_too(folder):
 
 @pytest.mark.parametrize(
     ("value", "unit"),
-    [(7, "7"), (7.0, "7"), ("7", "7"), (" 7 ", "7"), (7.5, "7.5"), ("7.0", "7.0")],
+    [
+        (7, "7"),
+        (7.0, "7"),
+        ("7", "7"),
+        (" 7 ", "7"),
+        (7.5, "7.5"),
+        ("7.0", "7"),
+        ("7.", "7."),
+        ("v7.0", "v7.0"),
+        (70.0, "70"),
+    ],
 )
 def test_a_number_is_one_persons_however_it_was_written(folder, value, unit):
-    """Writers turn whole numbers into floats where a value is missing elsewhere."""
+    """Writers turn whole numbers into floats where a value is missing elsewhere; and one record's,
+    or it would not be found in two tasks."""
     jsonl(folder / "triage" / "train.jsonl", [{**ROWS[0], "patient": value}])
     jsonl(folder / "triage" / "test.jsonl", [ROWS[0]])
-    assert open_source(files(folder), "patient").load("triage").train[0].unit == unit
+    row = open_source(files(folder, id_column="patient"), "patient").load("triage").train[0]
+    assert (row.unit, row.id) == (unit, unit)
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", float("nan")])

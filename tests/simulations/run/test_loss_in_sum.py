@@ -104,7 +104,7 @@ def test_where_one_keeps_its_loss_nothing_can_be_read_of_the_others(kept, teller
     sites = [(0.5, 0.0317)] * tellers + [(kept, 0.0089)]
     seen = [summed(sites) for _ in range(400)]
     assert all(mean_loss(each) is None for each in seen)
-    assert {int(each[LOSS_KEPT]) for each in seen} == {1}
+    assert len({int(each[LOSS_KEPT]) for each in seen}) > 390  # how many keep theirs is not told
     bound = max(float(abs(each[LOSS])) for each in seen)
     told = np.array([float(each[LOSS]) for each in seen]) / bound
     assert len(set(told)) > 390
