@@ -48,6 +48,13 @@ class RequestContext:
         """The site's; None where it has none, or the client is simulated."""
         return self.site.policy if self.site is not None else None
 
+    def asked_model(self, experiment: Experiment) -> str:
+        """Return the name of the base model as the server knows it; of several that lie in the same
+        place here, the first."""
+        name = experiment.model.name
+        known = self.site.models if self.site is not None else {}
+        return next((asked for asked, place in known.items() if (place or asked) == name), name)
+
     def as_of_today(self, request: str) -> str:
         """Return the name of a request under the policy of today: what was kept, or masked, under
         another one is no answer to it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.sum_terms import require_comparable
 from deal_core.privacy.policy import (
     Policy,
     Refusal,
@@ -16,7 +17,7 @@ from deal_core.privacy.policy import (
 
 def require_policy(config: Experiment, policy: Policy | None) -> None:
     """Check that the site trains under the experiment's mechanism, such adapters and such noise,
-    and sends its updates in such a way.
+    and sends its updates in such a way; into sums of what can be compared alone.
 
     Raises:
         Refusal: it does not.
@@ -26,5 +27,6 @@ def require_policy(config: Experiment, policy: Policy | None) -> None:
         require_adapter(config.adapter, policy)
         require_secure(config.aggregation.secure, policy)
         require_shares(config.privacy, policy)
+        require_comparable(config)
     except UserError as error:
         raise Refusal("policy", str(error)) from None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from client.context import RequestContext
 from client.resources import Workbench
+from client.secure_legs import conditions
 from client.secure_mask import Maskable
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
@@ -32,9 +33,11 @@ def maskable_counts(
     """Return what an evaluation request asks to be added to a sum."""
     names = count_names(has_label_logits(bench.experiment.model))
     sites = bench.experiment.federation.clients
-    basis = sum_terms(bench.experiment, instruction, state)
+    model = place.asked_model(bench.experiment)
+    basis = sum_terms(bench.experiment, model, instruction, state)
     layout = counts_layout(names, len(instruction.tasks), sites, basis)
-    return Maskable(place, message, layout, f"evaluate {instruction.stage}", name)
+    asked = conditions(place, bench.experiment)
+    return Maskable(place, message, layout, asked, f"evaluate {instruction.stage}", name)
 
 
 def as_arrays(counts: Counts) -> Mapping[str, NDArray[Any]]:

@@ -78,7 +78,7 @@ def leg_reply(place: RequestContext, experiment: Experiment, message: Message, l
         else:
             read, answer = LATER_LEGS[leg]
             terms = state.round_of(read(request).context).terms
-            _conditions(place, experiment).check(terms)
+            conditions(place, experiment).check(terms)
             answered = answer(state, request)
         store.keep(answered.state)
     return answered.reply
@@ -101,11 +101,11 @@ def _prepared(
     place: RequestContext, experiment: Experiment, message: Message, state: SiteState
 ) -> Answer:
     state = met(place, state, announcements_of(message))
-    return site_round.prepare(state, request_of(message), _conditions(place, experiment))
+    return site_round.prepare(state, request_of(message), conditions(place, experiment))
 
 
-def _conditions(place: RequestContext, experiment: Experiment) -> SitePolicy:
-    """What the site asks of a round: what it has decided, and what its noise counts on."""
+def conditions(place: RequestContext, experiment: Experiment) -> SitePolicy:
+    """Return what the site asks of a round: what it has decided, and what its noise counts on."""
     policy, privacy = place.policy, experiment.privacy
     least, colluding = max(LEAST_SITES, fewest_in_sum(experiment)), privacy.colluding
     if policy is not None:

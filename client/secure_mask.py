@@ -18,6 +18,7 @@ from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.messages import MaskRequest
+from deal_core.secure_sum.site_policy import SitePolicy
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Maskable:
         client: which client.
         message: has the round's mask request.
         layout: of the vector.
+        conditions: on the round, from the settings that the vector is made with: the legs before
+            may have come with others.
         place: in the run; of one place one vector is masked.
         name: of the request that the vector answers.
     """
@@ -35,6 +38,7 @@ class Maskable:
     client: RequestContext
     message: Message
     layout: Layout
+    conditions: SitePolicy
     place: str
     name: str
 
@@ -50,7 +54,9 @@ class Maskable:
             kept = announced_state(store)
             site_round.require_maskable(kept, request)
             context = MaskRequest.from_bytes(request).context
-            if kept.round_of(context).terms.layout != self.layout.digest:
+            terms = kept.round_of(context).terms
+            self.conditions.check(terms)
+            if terms.layout != self.layout.digest:
                 raise PayloadError("secure: an update of another form than the round's terms say")
             store.used().masking(context, self.place, self.name)
 

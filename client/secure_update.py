@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from client.context import RequestContext
 from client.resources import Workbench
+from client.secure_legs import conditions
 from client.secure_mask import Maskable
 from deal_core.aggregation import shortened
 from deal_core.lora.adapter import Adapter
@@ -51,8 +52,10 @@ def maskable_update(
     Raises:
         PayloadError: the experiment has updates that are not summed as they are.
     """
-    layout = _layout(bench, state, instruction)
-    return Maskable(place, message, layout, place_of(bench, instruction), name)
+    model = place.asked_model(bench.experiment)
+    basis = sum_terms(bench.experiment, model, instruction, state)
+    layout, asked = _layout(bench, state, instruction, basis), conditions(place, bench.experiment)
+    return Maskable(place, message, layout, asked, place_of(bench, instruction), name)
 
 
 def summed_arrays(
@@ -85,8 +88,8 @@ def place_of(bench: Workbench, instruction: Instruction) -> str:
     return f"{instruction.phase} {instruction.stage} {instruction.server_round}"
 
 
-def _layout(bench: Workbench, state: State, instruction: Instruction) -> Layout:
-    """Return that of what the client adds to the sum.
+def _layout(bench: Workbench, state: State, instruction: Instruction, basis: str) -> Layout:
+    """Return that of what the client adds to the sum, with what all are told alike.
 
     Raises:
         PayloadError: the experiment has updates that are not summed as they are.
@@ -94,7 +97,6 @@ def _layout(bench: Workbench, state: State, instruction: Instruction) -> Layout:
     config = bench.experiment
     if config.wire.dtype != EXACT:
         raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
-    basis = sum_terms(config, instruction, state)
     statistics = _phase(bench, instruction).statistics
     if statistics is not None:
         tasks = instruction.tasks or (instruction.task,)

@@ -51,7 +51,8 @@ class SecureEvaluation:
         shown = without_zeros(state)
         names = count_names(has_label_logits(experiment.model))
         asked = one.request(step, shown)
-        sites, basis = experiment.federation.clients, sum_terms(experiment, asked, shown)
+        basis = sum_terms(experiment, experiment.model.name, asked, shown)
+        sites = experiment.federation.clients
         layout = counts_layout(names, len(one.tasks), sites, basis)
         counts: dict[str, Counts] = {}
         try:

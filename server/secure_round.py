@@ -92,7 +92,8 @@ class SecureRound:
         shown = self.round.shown(state, piggybacked)
         instructions = self.round.instructions(shown, clients, self.sum.trained)
         one = next(iter(instructions.values()))
-        return sum_terms(self.round.experiment, one, shown)
+        config = self.round.experiment
+        return sum_terms(config, config.model.name, one, shown)
 
     def _not_begun(
         self,

@@ -124,7 +124,8 @@ class AggregationConfig(Table):
     ``flexlora-truncated`` (inexact). An ``adapter.kind`` of few numbers has its own."""
     secure: bool = False
     """Whether the server sees the sum over sites alone: each masks its update, and the masks cancel
-    (rules ``fedit``, ``ffa``, ``alternating`` and ``fedsvd``)."""
+    (rules ``fedit``, ``ffa``, ``alternating`` and ``fedsvd``). Without a mechanism all clients must
+    be told alike: no orders of their own, no ``ewc``, ``replay`` or ``deal-reference``."""
     secure_examples: int = Field(10_000, ge=1)
     """A site with so many examples, or more, has the largest weight in a secure sum."""
     min_cohort: int = Field(3, ge=3)

@@ -107,9 +107,12 @@ def _references(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
 def _identity(row: Mapping[str, Any], column: str) -> str:
     """Return which record a row is, or whose. A whole number is the same whether it was written as
     7 or, as some writers do beside missing values, as 7.0."""
-    text = _filled(row, column)
+    text, value = _filled(row, column), row[column]
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     whole, _, zeros = text.partition(".")
-    return whole if whole.isdecimal() and zeros and not zeros.strip("0") else text
+    written = whole.removeprefix("-").isdecimal() and zeros and not zeros.strip("0")
+    return whole if written else text
 
 
 def _filled(row: Mapping[str, Any], column: str) -> str:

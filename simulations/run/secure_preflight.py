@@ -6,6 +6,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.kinds import rule_of
 from deal_core.methods import method_of, statistics_of
+from deal_core.privacy.accounting.sum_terms import require_comparable
 from deal_core.secure_sum.site_policy import LEAST_SITES
 
 SUMMABLE = frozenset({"fedit", "ffa", "ffa-a", "alternating", "fedsvd"})
@@ -44,6 +45,7 @@ def check_secure(experiment: Experiment) -> None:
             "aggregation.secure: the server would have to clip every client's update; set "
             "privacy.trusted_server to false, or privacy.mechanism to record"
         )
+    require_comparable(experiment)
     per_client = experiment.stream.schedule == "per-client"
     if per_client and statistics_of(method_of(experiment)) is not None:
         raise UserError(

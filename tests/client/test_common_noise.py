@@ -6,18 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from flwr.app import Context
+from flwr.app import Context, Message
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
-from deal_core.models import adapter_shapes
+from deal_core.models import Encoded, adapter_shapes
+from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.sum_terms import sum_terms
+from deal_core.privacy.interface import RecordId, Site, UpdateRequest
+from deal_core.privacy.mechanisms.none import NoMechanism
+from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.federation import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure_sites import RUN, SecureSite, SiteGrid, experiment_of, grid_of, make_sites
-from tests.simulations.run.secure_runs import POOLED, Ran, rounds
+from tests.simulations.run.secure_runs import POOLED, Ran, leg_of, rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -45,7 +49,7 @@ TOGETHER = (
 def terms(experiment: Experiment) -> str:
     """Of a first request."""
     state = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
-    return sum_terms(experiment, Instruction(task="surgery", **PLACE), state)
+    return sum_terms(experiment, "", Instruction(task="surgery", **PLACE), state)
 
 
 PLACE = {"stage": 0, "server_round": 1, "rank": 16, "retained_rank": 16}
@@ -91,6 +95,33 @@ def test_sites_that_are_told_to_add_less_noise_are_in_no_sum_with_the_others(tmp
     assert any("another form than the round's terms say" in e for e in sites[1].errors())
 
 
+def test_a_round_is_judged_by_the_settings_that_its_noise_is_made_with(tmp_path, monkeypatch):
+    """The other legs are told that a site may fail; the noise is made as if none could, in sums of
+    all. The sum would be of three, with three shares of four that are needed."""
+    sites = make_sites(tmp_path, policy=POLICY)
+    truth = experiment_of(sites, *TOGETHER)
+    lie = flatten(experiment_of(sites, *TOGETHER, "privacy.dropouts=1"))
+
+    class Liar(SiteGrid):
+        leg = ""
+
+        def _execute(self, request: Message) -> Message:
+            self.leg = leg_of(request)
+            return super()._execute(request)
+
+        def _context(self, node: int) -> Context:
+            context = super()._context(node)
+            if self.leg != "mask":
+                context.run_config = {**lie, "run.out": f"/srv/{RUN}"}
+            return context
+
+    monkeypatch.setattr("server.secure_legs.fewest_in_sum", lambda experiment: 3)
+    with pytest.raises(UserError, match="0 of 4 clients gave a valid reply"):
+        rounds(truth, tmp_path / RUN, grid_of=grid_of(sites, Liar))
+    assert not any(site.trained() for site in sites)
+    assert all("would sum 3 sites" in site.errors()[-1] for site in sites)
+
+
 @pytest.mark.parametrize("told", LESS)
 def test_whatever_noise_follows_from_is_agreed_on(tmp_path, told):
     sites = make_sites(tmp_path, policy=POLICY)
@@ -106,3 +137,29 @@ def test_what_is_a_sites_own_is_not(tmp_path):
         for column, threads in (("patient", 1), ("person", 2))
     ]
     assert terms(grouped[0]) == terms(grouped[1])
+
+
+@pytest.mark.parametrize("simulated", [False, True])
+def test_without_noise_no_server_chooses_whose_gradients_are_summed(tmp_path, simulated):
+    """The run's seed would: with a small rate, of one site two records, and of the others none."""
+    asked = ("privacy.mechanism=none", "privacy.noise_share=site", "privacy.sample_rate=0.001")
+    experiment = experiment_of(make_sites(tmp_path), *TOGETHER, *asked)
+    site = Site(lambda: Ledger(tmp_path), None, simulated)
+    data = [Encoded((1, 2), 0)] * 200
+    request = UpdateRequest(
+        request="r",
+        client="0",
+        task="surgery",
+        phase="learn",
+        stage=0,
+        server_round=1,
+        data=data,
+        record_ids=[RecordId("surgery", row) for row in range(200)],
+        records=lambda: {"surgery": 200},
+        site_records=lambda: 200,
+        ids=list,
+        learning_rate=1e-3,
+        generator=seeded("any"),
+    )
+    drawn = NoMechanism(experiment).permit(request, site).gradients.sample_rate
+    assert drawn == (0.001 if simulated else 1.0)

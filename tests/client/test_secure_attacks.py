@@ -142,7 +142,7 @@ def layout_told(first: FirstRound, content: RecordDict) -> Layout:
     template = Template(shapes, start.current.rank)
     arrays = {key: array.numpy() for key, array in content[LORA].items()}
     state = replace(start, current=from_arrays(arrays, template, start.current.scaling))
-    basis = sum_terms(experiment, instruction, state)
+    basis = sum_terms(experiment, experiment.model.name, instruction, state)
     return layout_of(experiment, state.current, TRAINED, gradients=False, basis=basis)
 
 

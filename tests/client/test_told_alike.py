@@ -12,13 +12,15 @@ import torch
 from flwr.app import Array, Context, Message
 from safetensors.numpy import load_file
 
+from client.context import RequestContext
+from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.lora.payload import LORA
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.sum_terms import sum_terms
+from deal_core.privacy.accounting.sum_terms import require_comparable, sum_terms
 from deal_core.secure_sum.weighted import WEIGHT, weighted_means
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.summed_loss import without_loss
@@ -40,6 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_model")
 VICTIM = 0
 EQUAL = "aggregation.secure_examples=1"
 """Every site weighs the same."""
+OWN_ORDERS = "stream.schedule=per-client"
 LIGHT = "aggregation.secure_examples=1000000000000000"
 """Whoever is told so weighs nothing."""
 
@@ -123,7 +126,8 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
     state = state or start_state(experiment, shapes)
     asked = {"task": "surgery", "stage": 0, "server_round": 1, "seen": ("laboratory",)}
     ranks = {"rank": state.current.rank, "retained_rank": state.retained.rank}
-    return sum_terms(experiment, Instruction.model_validate({**asked, **ranks, **fields}), state)
+    request = Instruction.model_validate({**asked, **ranks, **fields})
+    return sum_terms(experiment, experiment.model.name, request, state)
 
 
 @pytest.mark.parametrize(
@@ -137,11 +141,34 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
         "method.distillation.weight=0",
         "model.max_new_tokens=3",
         "privacy.metrics=none",
+        'data.instructions={surgery="Answer nothing."}',
     ],
 )
 def test_settings_are_among_the_terms(tmp_path, changed):
     sites = make_sites(tmp_path)
     assert told(experiment_of(sites, EQUAL)) != told(experiment_of(sites, EQUAL, changed))
+
+
+def test_a_site_makes_them_of_the_model_that_it_was_asked_for(tmp_path):
+    """Wherever that lies at the site; another name is another model."""
+    asked = experiment_of(make_sites(tmp_path))
+    site = SiteFile.model_validate(
+        {
+            "site": {"name": "north"},
+            "server": {"address": "a:1"},
+            "data": {"path": "x"},
+            "models": {"embedded:smollm2": "/b", "embedded:minilm": "/a"},
+        }
+    )
+    place = RequestContext(0, tmp_path, site)
+    model = asked.model.model_copy(update={"name": "/a"})
+    here = asked.model_copy(update={"model": model})
+    assert place.asked_model(here) == "embedded:minilm" == asked.model.name
+    assert RequestContext(0, tmp_path).asked_model(asked) == asked.model.name
+    state = start_state(asked, adapter_shapes(asked.model, asked.adapter))
+    request = Instruction(task="surgery", stage=0, server_round=1, rank=8, retained_rank=8)
+    one, other = (sum_terms(asked, name, request, state) for name in ("/a", "/b"))
+    assert one != other
 
 
 @pytest.mark.parametrize(
@@ -175,8 +202,28 @@ def test_what_is_of_one_client_is_not(tmp_path, fields):
 
 
 def test_with_orders_of_their_own_clients_have_tasks_of_their_own(tmp_path):
-    experiment = experiment_of(make_sites(tmp_path), "stream.schedule=per-client")
+    experiment = experiment_of(make_sites(tmp_path), OWN_ORDERS)
     assert told(experiment) == told(experiment, task="laboratory", seen=("surgery",))
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (OWN_ORDERS, "order of their own"),
+        ("method.name=ewc", "what it keeps of earlier tasks"),
+        ("method.name=deal-reference", "what it keeps of earlier tasks"),
+        ("method.name=replay", "what it keeps of earlier tasks"),
+    ],
+)
+def test_a_site_adds_nothing_that_no_other_could_compare(tmp_path, asked, line):
+    sites = make_sites(tmp_path)
+    experiment = experiment_of(sites, asked, "aggregation.rule=fedit")
+    ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites))
+    assert ran.told("summed", "sites") == []
+    assert not any(site.trained() for site in sites)
+    assert all(line in site.errors()[-1] for site in sites)
+    protected = experiment_of(sites, asked, "privacy.mechanism=record", "aggregation.rule=fedit")
+    require_comparable(protected)
 
 
 @pytest.mark.parametrize("part", ["current", "retained"])

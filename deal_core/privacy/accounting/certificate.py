@@ -70,6 +70,11 @@ def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("certificate: the signature is not that of its statement") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"certificate: not one ({type(error).__name__}: {error})") from None
+    if statement.get("disjoint_tasks") and statement.get("version") != VERSION:
+        raise UserError(
+            "certificate: of an earlier version, which did not say what was compared before tasks "
+            "were composed in parallel; export it anew"
+        )
     _check_figures(statement)
     return statement
 

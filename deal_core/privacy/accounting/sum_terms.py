@@ -6,16 +6,21 @@ import hashlib
 import json
 
 from deal_core.config.experiment import Experiment
+from deal_core.data.sites import named_tasks
+from deal_core.errors import UserError
 from deal_core.lora.state import State
+from deal_core.methods import OWN_MEMORY
 from deal_core.privacy.accounting.unit import unit_of
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.told_alike import told_alike
 
-OF_ONE_SITE = frozenset({"data", "run"})
-"""Tables of an experiment that each site has its own of: files and columns, folders and threads."""
+OF_ONE_SITE = frozenset({"data", "run", "description"})
+"""Of an experiment what is each site's own (files and columns, folders and threads), or changes
+nothing."""
+OWN_ORDERS = "per-client"
 
 
-def sum_terms(experiment: Experiment, instruction: Instruction, state: State) -> str:
+def sum_terms(experiment: Experiment, model: str, instruction: Instruction, state: State) -> str:
     """Return a digest, hexadecimal, of all that what a site adds to a sum follows from, but its
     data.
 
@@ -23,17 +28,43 @@ def sum_terms(experiment: Experiment, instruction: Instruction, state: State) ->
     could tell all sites but one to add hardly any noise, or to learn nothing.
 
     Args:
-        experiment: its settings; a site's own names, of a column, a model's or a public file's
-            place, are not among them.
+        experiment: its settings; where a column, a model or public texts lie at a site is not among
+            them.
+        model: name of the base model, as the experiment was asked with.
         instruction: what is asked.
         state: what the request brings.
     """
     told = experiment.model_dump(mode="json", exclude=set(OF_ONE_SITE))
     told["privacy"]["unit_column"] = unit_of(experiment.privacy)
-    told["model"].pop("name")
+    told["model"]["name"] = model
     consolidation = told["method"]["consolidation"]
     consolidation["public_path"] = bool(consolidation["public_path"])
-    told["tasks"] = list(experiment.data.tasks or experiment.data.labels)
-    own_tasks = experiment.stream.schedule == "per-client"
-    told["request"] = told_alike(instruction, state, own_tasks)
+    told["tasks"] = tasks = list(experiment.data.tasks or named_tasks(experiment.data))
+    words = experiment.data.instructions
+    told["instructions"] = {task: words[task] for task in tasks if task in words}
+    told["request"] = told_alike(instruction, state, experiment.stream.schedule == OWN_ORDERS)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def require_comparable(experiment: Experiment) -> None:
+    """Check that what a site adds to a sum follows from its data and from what all are told, where
+    no noise protects it.
+
+    Raises:
+        UserError: it follows from what the site alone was told, in this round or before.
+    """
+    if not experiment.aggregation.secure or experiment.privacy.mechanism != "none":
+        return
+    name = experiment.method.name
+    if name in OWN_MEMORY:
+        raise UserError(
+            f"aggregation.secure: what a client of method.name '{name}' learns also follows from "
+            "what it keeps of earlier tasks or rounds, which no other can compare; take another "
+            "method, or let privacy.mechanism protect it"
+        )
+    if experiment.stream.schedule == OWN_ORDERS:
+        raise UserError(
+            "aggregation.secure: clients that each have an order of their own are not told alike, "
+            'so a sum might be of one; set stream.schedule to "synchronous", or let '
+            "privacy.mechanism protect it"
+        )

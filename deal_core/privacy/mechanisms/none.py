@@ -63,7 +63,7 @@ class NoMechanism:
             raise Refusal("no-data", f"fewer than {least} records of task '{ask.task}'")
         make = UNPROTECTED[self.experiment.train.step]
         return Permit(
-            gradients=make(self.experiment, ask),
+            gradients=make(self.experiment, ask, site),
             release=lambda update: self._noted(update, ask, site),
         )
 
@@ -90,13 +90,16 @@ def ordinary_gradients(experiment: Experiment, ask: UpdateRequest) -> NonPrivate
     return NonPrivateGradients(ask.data, epochs, experiment.train, ask.generator)
 
 
-def gradient_sum_alone(experiment: Experiment, ask: UpdateRequest) -> NoisySum:
-    """The sum of clipped gradients, for a step at the server, without noise."""
-    noise = SeededNoise(ask.generator)  # of nothing: every example is in the sum
+def gradient_sum_alone(experiment: Experiment, ask: UpdateRequest, site: Site) -> NoisySum:
+    """Return the sum of clipped gradients, for a step at the server, without noise: of all records
+    at a real site, since the run's seed, the server's word, would choose a sample; of one in a
+    simulation."""
+    sample_rate = (experiment.privacy.sample_rate or 1.0) if site.simulated else 1.0
+    noise = SeededNoise(ask.generator)  # of nothing but the draw
     return NoisySum(
         data=ask.data,
         record_ids=ask.record_ids,
-        sample_rate=experiment.privacy.sample_rate or 1.0,
+        sample_rate=sample_rate,
         noise_multiplier=0.0,
         max_grad_norm=experiment.privacy.max_grad_norm,
         shares=1,
@@ -104,8 +107,9 @@ def gradient_sum_alone(experiment: Experiment, ask: UpdateRequest) -> NoisySum:
     )
 
 
-UNPROTECTED: Mapping[str, Callable[[Experiment, UpdateRequest], NonPrivateGradients | NoisySum]] = {
-    "client": ordinary_gradients,
+MakeGradients = Callable[[Experiment, UpdateRequest, Site], NonPrivateGradients | NoisySum]
+UNPROTECTED: Mapping[str, MakeGradients] = {
+    "client": lambda experiment, ask, site: ordinary_gradients(experiment, ask),
     "server": gradient_sum_alone,
 }
 """``train.step`` to what reads the records."""

@@ -63,6 +63,10 @@ def test_a_column_of_the_unit_may_serve_something_else_too(folder):
         ("7.", "7."),
         ("v7.0", "v7.0"),
         (70.0, "70"),
+        (-7.0, "-7"),
+        ("-7.0", "-7"),
+        (-0.0, "0"),
+        (1e16, "10000000000000000"),
     ],
 )
 def test_a_number_is_one_persons_however_it_was_written(folder, value, unit):
