@@ -45,13 +45,13 @@ def check_secure(experiment: Experiment) -> None:
             "aggregation.secure: the server would have to clip every client's update; set "
             "privacy.trusted_server to false, or privacy.mechanism to record"
         )
-    require_comparable(experiment)
     per_client = experiment.stream.schedule == "per-client"
     if per_client and statistics_of(method_of(experiment)) is not None:
         raise UserError(
             f"aggregation.secure: a sum of method.name '{name}' is of one task, and clients work "
             'on others at a time; set stream.schedule to "synchronous"'
         )
+    require_comparable(experiment)
     if experiment.faults.clients:
         raise UserError(
             "faults.clients: what leaves under aggregation.secure is masked, and cannot be spoilt "
