@@ -134,7 +134,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
             kept = UpdateStore(place.folder).once(today, instruction, learn)
             update = as_allowed(kept, client_context.site.policy, secure)
         if secure:
-            arrays = summed_arrays(bench, state, instruction, update, maskable.layout)
+            policy = client_context.site.policy
+            arrays = summed_arrays(bench, state, instruction, update, maskable.layout, policy)
             masked = maskable.masked(arrays, bench.experiment.run.seed)
             return wire.secure_update_reply(message, update.figures, instruction, counts, masked)
         return wire.update_reply(message, update, instruction, counts, record)
@@ -147,9 +148,13 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         bench = bench_for(context, place)
         from client import wire
         from client.local_evaluation import local_evaluation
+        from client.policy_check import require_policy
         from client.secure_counts import as_arrays, maskable_counts
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
+        require_policy(bench.experiment, place.policy)
+        if instruction.task:
+            raise PayloadError("instruction: an evaluation is of no one task")
         # Asked of every client, once, before a second stage. A site has a folder for each run.
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)

@@ -43,7 +43,6 @@ def gradient_sum(
     load_state(bench.model, state)
     rehearse(bench, objective, task, trained, gradients)
     total = gradients.total(module, objective(task, gradients.data, cache))
-    rate = bench.experiment.privacy.sample_rate or 1.0
-    expected = np.array([max(1, round(rate * examples))], np.int64)
+    expected = np.array([max(1, round(gradients.sample_rate * examples))], np.int64)
     figures = {"num_examples": 1.0, "seconds": time.monotonic() - started}
     return LocalUpdate({**total, EXAMPLES: expected}, figures)

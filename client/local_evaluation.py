@@ -12,7 +12,7 @@ from client.resources import ClientTask, Workbench
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.accounting.unit import GROUP
-from deal_core.privacy.interface import Counts, UpdateRequest
+from deal_core.privacy.interface import Counts, Refusal, UpdateRequest
 from deal_core.privacy.policy import metrics_allowed
 from deal_core.randomness import seeded
 from deal_core.training.evaluation import (
@@ -51,6 +51,9 @@ def local_evaluation(
     allowed = metrics_allowed(asked, client_context.site.policy, masked)
     noised = allowed == "noised"
     by_group = noised and bench.mechanism.unit == GROUP
+
+    if masked and allowed == "clear":
+        require_enough_to_count(bench, client_context, instruction)
 
     def make() -> Counts:
         shares = {task: bench.task(task, client_context.client) for task in instruction.tasks}
@@ -93,6 +96,23 @@ def local_evaluation(
         grouping=bench.grouping("", client_context.client),
     )
     return bench.mechanism.count(ask, client_context.site, make)
+
+
+def require_enough_to_count(
+    bench: Workbench, client_context: ClientContext, instruction: Instruction
+) -> None:
+    """Check that the site has test records of every task that is asked about: whoever has none adds
+    zeros, and a sum over three sites might be one's.
+
+    Raises:
+        Refusal: it has fewer of one than the site's policy lets go.
+    """
+    policy = client_context.site.policy
+    if policy is None:
+        return
+    tests = [len(bench.task(each, client_context.client).test) for each in instruction.tasks]
+    if min(tests, default=0) < policy.min_records:
+        raise Refusal("no-data", f"fewer than {policy.min_records} test records of a task")
 
 
 def _right(

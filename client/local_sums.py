@@ -14,7 +14,7 @@ from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
 from deal_core.models import embedding_size
 from deal_core.privacy.interface import GradientSum, LocalUpdate, Mechanism, Refusal, Site
-from deal_core.privacy.policy import at_server
+from deal_core.privacy.policy import at_server, protects
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import CLASS_SUMS
 from deal_core.wire.sums import pack_sums
@@ -29,9 +29,9 @@ def require_sums(config: Experiment, mechanism: Mechanism, site: Site) -> None:
         Refusal: no noise protects the records that a mechanism should, or the site's policy keeps
             sums.
     """
-    if mechanism.unit is not None:
-        if not at_server(config):
-            raise Refusal("policy", "sums of embeddings have no noise: no mechanism protects them")
+    if mechanism.unit is not None and not at_server(config):
+        raise Refusal("policy", "sums of embeddings have no noise: no mechanism protects them")
+    if protects(config.privacy, site.policy):
         return
     if site.policy is not None and not site.policy.share_sums:
         raise Refusal("policy", "the site's policy keeps sums of embeddings (policy.share_sums)")

@@ -27,6 +27,6 @@ def require_policy(config: Experiment, policy: Policy | None) -> None:
         require_adapter(config.adapter, policy)
         require_secure(config.aggregation.secure, policy)
         require_shares(config.privacy, policy)
-        require_comparable(config)
+        require_comparable(config, policy)
     except UserError as error:
         raise Refusal("policy", str(error)) from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
@@ -65,12 +67,16 @@ class Maskable:
 
         Args:
             arrays: an array for each field of the layout, or that it is covered.
-            seed: of the run, for the random rounding.
+            seed: of the run, for the random rounding of a simulated client.
 
         Raises:
             ProtocolError: the mask request is refused, or the vector is in another sum.
         """
-        generator = seeded_numpy(seed, "secure rounding", self.client.client, self.place)
+        generator = (
+            seeded_numpy(seed, "secure rounding", self.client.client, self.place)
+            if self.client.site is None
+            else np.random.default_rng(secrets.randbits(128))  # the seed is the server's word
+        )
         encoded = self.layout.encode(arrays, generator)
         store, request = SecureStore(self.client.folder), request_of(self.message)
         with store.alone():

@@ -22,7 +22,7 @@ from deal_core.methods import Phase
 from deal_core.models import embedding_size
 from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.interface import LocalUpdate
-from deal_core.privacy.policy import at_server
+from deal_core.privacy.policy import Policy, at_server
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.weighted import weighted_values
 from deal_core.wire.adapter_record import EXACT
@@ -64,6 +64,7 @@ def summed_arrays(
     instruction: Instruction,
     update: LocalUpdate,
     layout: Layout,
+    policy: Policy | None,
 ) -> Mapping[str, NDArray[Any] | None]:
     """Return an array for each field of the layout, or that it is covered.
 
@@ -73,10 +74,11 @@ def summed_arrays(
         instruction: what was asked.
         update: trained factors, their gradient sums in whole numbers, or sums of embeddings.
         layout: of the sum.
+        policy: of the site.
     """
     if _phase(bench, instruction).statistics is not None or _gradients(bench, instruction):
         return update.arrays
-    return _weighted(bench, state, instruction, update, layout)
+    return _weighted(bench, state, instruction, update, layout, policy)
 
 
 def place_of(bench: Workbench, instruction: Instruction) -> str:
@@ -84,7 +86,7 @@ def place_of(bench: Workbench, instruction: Instruction) -> str:
     client gives once, its task, since in another round they would be the same."""
     statistics = _phase(bench, instruction).statistics
     if statistics is not None and statistics.once:
-        return f"{instruction.phase} {instruction.task}"
+        return f"sums of {instruction.task}"  # whatever the phase is called
     return f"{instruction.phase} {instruction.stage} {instruction.server_round}"
 
 
@@ -123,12 +125,19 @@ def _public(bench: Workbench, instruction: Instruction) -> bool:
 
 
 def _weighted(
-    bench: Workbench, state: State, instruction: Instruction, update: LocalUpdate, layout: Layout
+    bench: Workbench,
+    state: State,
+    instruction: Instruction,
+    update: LocalUpdate,
+    layout: Layout,
+    policy: Policy | None,
 ) -> Mapping[str, NDArray[Any] | None]:
     """Return the change of every trained factor times the weight, and the weight: examples as a
-    share of those that count whole; where a mechanism protects them all clients weigh the same.
+    share of those that count whole; 1 where a mechanism protects them, and where the site keeps
+    their number: the sum of few weights tells each.
     Where the layout has it, the loss as well, if the site lets it into a sum."""
-    alike = bench.mechanism.unit is not None and not _public(bench, instruction)
+    kept = policy is not None and not policy.share_num_examples
+    alike = kept or (bench.mechanism.unit is not None and not _public(bench, instruction))
     share = update.figures["num_examples"] / bench.experiment.aggregation.secure_examples
     change = _change(state.current, update.arrays, bench.experiment.aggregation.norm_bound)
     bounds = {field.name: field.largest for field in layout.fields}

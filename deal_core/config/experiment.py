@@ -169,7 +169,7 @@ class PrivacyConfig(Table):
     """``none`` (no guarantee), ``record`` (differential privacy for every record of a site, by
     the site itself: nobody else need be trusted) or ``client`` (for a whole client, whatever its
     records are; by the server, or by the client itself: ``trusted_server``)."""
-    target_epsilon: float = Field(8.0, gt=0)
+    target_epsilon: float = Field(8.0, gt=0, le=1000)
     """Budget of a record, or group: of everything that its site's ledger holds, this whole run
     included."""
     target_delta: float = Field(0.0, ge=0, lt=1)
@@ -220,8 +220,9 @@ class PrivacyConfig(Table):
 class TrainConfig(Table):
     """The local optimiser."""
 
-    learning_rate: float = Field(2e-3, gt=0)
-    """Of AdamW, constant; its state starts anew in every round."""
+    learning_rate: float = Field(2e-3, gt=0, le=100)
+    """Of AdamW, constant; its state starts anew in every round. At most 1 where the client takes
+    the steps."""
     step: Literal["client", "server"] = "client"
     """Who takes the steps: each ``client`` several in a round, or the ``server`` one, of gradient
     descent, on the sum of all clients' clipped gradients (with ``aggregation.secure``). Then a
@@ -244,7 +245,23 @@ class TrainConfig(Table):
     tokens_per_microbatch: int = Field(2048, ge=1)
     """Tokens, padding included, in one pass of a training batch: bounds memory, not the step."""
     weight_decay: float = Field(0.0, ge=0)
-    """Of AdamW, decoupled from the gradient."""
+    """Of AdamW, decoupled from the gradient; at most 1 over the learning rate."""
+
+    @model_validator(mode="after")
+    def _steps_that_stay_small(self) -> Self:
+        """Refuse steps that grow with their number, which is that of a client's records."""
+        if self.step == "client" and self.learning_rate > 1:
+            raise ValueError(
+                f"learning_rate {self.learning_rate:g} is more than a step of AdamW may move an "
+                "entry, 1; lower it"
+            )
+        if self.learning_rate * self.weight_decay > 1:
+            raise ValueError(
+                f"weight_decay {self.weight_decay:g} times learning_rate "
+                f"{self.learning_rate:g} is more than 1, so entries would grow with every step; "
+                "lower one"
+            )
+        return self
 
 
 class FaultsConfig(Table):

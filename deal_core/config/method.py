@@ -97,7 +97,7 @@ class ConsolidationConfig(Table):
     """Rounds per task, after those of ``federation.rounds``."""
     temperature: float = Field(2.0, gt=0)
     """As ``method.distillation.temperature``, in these rounds."""
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, le=1)
     """Of the retained adapter, which starts near its goal: large steps lead away from it. Learned
     gains, numbers from 0 to 1, want thirty times as much."""
     public_path: str = ""

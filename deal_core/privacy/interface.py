@@ -153,6 +153,10 @@ class GradientSum(Protocol):
     """One sum over a client's records as it may leave, of gradients for a step that others take or
     of embeddings."""
 
+    @property
+    def sample_rate(self) -> float:
+        """Probability that a record is in the sum."""
+
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
         """As :meth:`~deal_core.training.gradients.Gradients.rehearse`."""
 

@@ -21,6 +21,10 @@ Metrics = Literal["none", "noised", "summed", "clear"]
 STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "summed", "clear")
 
 
+NOMINAL = 100.0
+"""An epsilon beyond it hides next to nothing."""
+
+
 class OutsidePolicy(UserError):
     """What is asked is not what the site's policy allows, whatever its data are."""
 
@@ -172,6 +176,15 @@ def fewest_in_sum(experiment: Experiment) -> int:
 def in_sum(privacy: PrivacyConfig) -> bool:
     """Return whether sites make the noise together, of the sum over all of them."""
     return privacy.mechanism == "record" and privacy.noise_share == "sum"
+
+
+def protects(privacy: PrivacyConfig, policy: Policy | None) -> bool:
+    """Return whether the experiment's mechanism, within a site's limits, hides anything from the
+    server: an epsilon beyond ``NOMINAL`` is one in name alone."""
+    if privacy.mechanism == "none" or (privacy.mechanism == "client" and privacy.trusted_server):
+        return False
+    limit = policy.max_epsilon if policy is not None else 0.0
+    return min(privacy.target_epsilon, limit or privacy.target_epsilon) <= NOMINAL
 
 
 def require_mechanism(mechanism: str, policy: Policy | None) -> None:

@@ -28,6 +28,7 @@ from server.federation import start_state
 from server.secure_step import MeanUpdate
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure_sites import (
+    OPEN,
     RUN,
     SecureSite,
     SiteGrid,
@@ -109,7 +110,7 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
             grids.append(self)
 
     monkeypatch.setattr(MeanUpdate, "__call__", noted)
-    sites = make_sites(tmp_path)
+    sites = make_sites(tmp_path, policy=OPEN + "share_num_examples = true\n")
     rounds(experiment_of(sites, EQUAL), tmp_path / RUN, grid_of=grid_of(sites, Kept))
     own, read = own_update(sites[VICTIM], grids[0]), weighted_means(without_loss(sums[0]))
     scale = sums[0][WEIGHT]  # of all; the one alone has weight 1
@@ -136,6 +137,7 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
         LIGHT,
         "train.learning_rate=1e-9",
         "train.weight_decay=0.5",
+        "method.distillation.temperature=3",
         "federation.local_epochs=9",
         "aggregation.norm_bound=1e-9",
         "method.distillation.weight=0",
@@ -209,7 +211,8 @@ def test_with_orders_of_their_own_clients_have_tasks_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "line"),
     [
-        (OWN_ORDERS, "order of their own"),
+        (OWN_ORDERS, "work on different tasks"),
+        ("stream.schedule=joint", "sums of several"),
         ("method.name=ewc", "what it keeps of earlier tasks"),
         ("method.name=deal-reference", "what it keeps of earlier tasks"),
         ("method.name=replay", "what it keeps of earlier tasks"),
@@ -218,12 +221,17 @@ def test_with_orders_of_their_own_clients_have_tasks_of_their_own(tmp_path):
 def test_a_site_adds_nothing_that_no_other_could_compare(tmp_path, asked, line):
     sites = make_sites(tmp_path)
     experiment = experiment_of(sites, asked, "aggregation.rule=fedit")
-    ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites))
-    assert ran.told("summed", "sites") == []
+    with pytest.raises(UserError, match="the quorum is"):
+        rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites))
     assert not any(site.trained() for site in sites)
     assert all(line in site.errors()[-1] for site in sites)
-    protected = experiment_of(sites, asked, "privacy.mechanism=record", "aggregation.rule=fedit")
-    require_comparable(protected)
+    require_comparable(experiment_of(sites, asked, "privacy.mechanism=record"))
+    for nominal in (
+        ("privacy.mechanism=record", "privacy.target_epsilon=1000"),
+        ("privacy.mechanism=client", "privacy.trusted_server=true"),
+    ):
+        with pytest.raises(UserError, match=line):
+            require_comparable(experiment_of(sites, asked, *nominal))
 
 
 @pytest.mark.parametrize("part", ["current", "retained"])
@@ -248,3 +256,64 @@ def test_what_is_a_sites_own_is_not_among_the_terms(tmp_path):
     one = experiment_of(sites, data, f"{public}=/one", "run.threads=1")
     other = experiment_of(sites, data, f"{public}=/other", "run.threads=2")
     assert told(one) == told(other)
+
+
+def test_an_evaluation_that_names_a_task_is_refused(tmp_path):
+    """Else the labels that it counts among were not compared."""
+    sites = make_sites(tmp_path, policy=OPEN.replace('"none"', '"summed"'))
+
+    class Named(SiteGrid):
+        def tamper(self, leg: str, number: int, request: Message) -> None:
+            if request.metadata.message_type == "evaluate":
+                request.content["instruction"]["task"] = "surgery"
+
+    experiment = experiment_of(sites, "privacy.metrics=summed")
+    ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites, Named))
+    assert ran.told("evaluation_lost", "reason")
+    assert any("an evaluation is of no one task" in site.errors()[-1] for site in sites)
+
+
+def test_counts_are_summed_where_every_site_has_some(tmp_path):
+    """Whoever has no test records of a task would add zeros: the sum might be one site's."""
+    policy = OPEN.replace('"none"', '"summed"')
+    sites = make_sites(tmp_path, policy=policy)
+    for site in sites[1:]:
+        (site.folder / "data" / "surgery" / "test.jsonl").write_text("")
+    experiment = experiment_of(sites, "privacy.metrics=summed")
+    ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites))
+    assert ran.told("evaluation_lost", "reason")
+    for site in sites[1:]:
+        assert "fewer than 1 test records of a task" in site.errors()[-1]
+
+
+def test_a_site_that_keeps_its_number_of_records_weighs_as_any_other(tmp_path, monkeypatch):
+    sums = []
+    step = MeanUpdate.__call__
+
+    def noted(self, state, summed, place):
+        sums.append(summed)
+        return step(self, state, summed, place)
+
+    monkeypatch.setattr(MeanUpdate, "__call__", noted)
+    for name, policy, weight in (
+        ("kept", OPEN, 4.0),
+        ("told", OPEN + "share_num_examples = true\n", (8 + 12 + 16 + 20) / 20),
+    ):
+        sites = make_sites(tmp_path / name, policy=policy)
+        rounds(experiment_of(sites), tmp_path / name / RUN, grid_of=grid_of(sites))
+        assert sums[-1][WEIGHT] == pytest.approx(weight, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (("train.learning_rate=4e-12", "train.weight_decay=2.5e23"), "grow with every step"),
+        (("train.learning_rate=1e10",), "less than or equal to 100"),
+        (("train.learning_rate=4",), "more than a step of AdamW"),
+        (("method.consolidation.learning_rate=2",), "less than or equal to 1"),
+    ],
+)
+def test_no_setting_makes_an_update_grow_with_the_number_of_records(tmp_path, settings, line):
+    """Of steps there are as many: entries of the site with most would stand out, or overflow."""
+    with pytest.raises(UserError, match=line):
+        experiment_of(make_sites(tmp_path), *settings)

@@ -11,6 +11,7 @@ from deal_core.errors import UserError
 from deal_core.lora.state import State
 from deal_core.methods import OWN_MEMORY
 from deal_core.privacy.accounting.unit import unit_of
+from deal_core.privacy.policy import Policy, protects
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.told_alike import told_alike
 
@@ -18,6 +19,7 @@ OF_ONE_SITE = frozenset({"data", "run", "description"})
 """Of an experiment what is each site's own (files and columns, folders and threads), or changes
 nothing."""
 OWN_ORDERS = "per-client"
+SYNCHRONOUS = "synchronous"
 
 
 def sum_terms(experiment: Experiment, model: str, instruction: Instruction, state: State) -> str:
@@ -46,14 +48,18 @@ def sum_terms(experiment: Experiment, model: str, instruction: Instruction, stat
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def require_comparable(experiment: Experiment) -> None:
+def require_comparable(experiment: Experiment, policy: Policy | None = None) -> None:
     """Check that what a site adds to a sum follows from its data and from what all are told, where
     no noise protects it.
+
+    Args:
+        experiment: asked for.
+        policy: of the site.
 
     Raises:
         UserError: it follows from what the site alone was told, in this round or before.
     """
-    if not experiment.aggregation.secure or experiment.privacy.mechanism != "none":
+    if not experiment.aggregation.secure or protects(experiment.privacy, policy):
         return
     name = experiment.method.name
     if name in OWN_MEMORY:
@@ -62,9 +68,9 @@ def require_comparable(experiment: Experiment) -> None:
             "what it keeps of earlier tasks or rounds, which no other can compare; take another "
             "method, or let privacy.mechanism protect it"
         )
-    if experiment.stream.schedule == OWN_ORDERS:
+    if experiment.stream.schedule != SYNCHRONOUS:
         raise UserError(
-            "aggregation.secure: clients that each have an order of their own are not told alike, "
-            'so a sum might be of one; set stream.schedule to "synchronous", or let '
-            "privacy.mechanism protect it"
+            "aggregation.secure: clients that work on different tasks, or give sums of several, "
+            'are not told alike, so a sum might be of one; set stream.schedule to "synchronous", '
+            "or let privacy.mechanism protect it"
         )

@@ -117,6 +117,11 @@ class WatchedSum:
     records_each: int
 
     @property
+    def sample_rate(self) -> float:
+        """Of the mechanism."""
+        return self.inner.sample_rate
+
+    @property
     def data(self) -> Sequence[Encoded]:
         """The records: canaries are no texts."""
         return self.inner.data[: self.records]

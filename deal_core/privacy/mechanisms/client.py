@@ -86,8 +86,9 @@ class CentralDPClient:
             raise Refusal("policy", "the server accounts, so policy.max_epsilon cannot be kept")
         if policy is not None and policy.demanded and not policy.trusted_server:
             raise Refusal("policy", "the site's policy does not trust the server with an update")
-        if not ask.data:
-            raise Refusal("no-data", f"no example of task '{ask.task}'")
+        least = max(1, policy.min_records if policy is not None else 1)
+        if len(ask.data) < least:
+            raise Refusal("no-data", f"fewer than {least} records of task '{ask.task}'")
         return Permit(
             gradients=ordinary_gradients(self.experiment, ask),
             release=lambda update: self._noted(update, ask, site),
