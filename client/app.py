@@ -148,11 +148,9 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         bench = bench_for(context, place)
         from client import wire
         from client.local_evaluation import local_evaluation
-        from client.policy_check import require_policy
         from client.secure_counts import as_arrays, maskable_counts
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
-        require_policy(bench.experiment, place.policy)
         if instruction.task:
             raise PayloadError("instruction: an evaluation is of no one task")
         # Asked of every client, once, before a second stage. A site has a folder for each run.

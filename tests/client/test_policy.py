@@ -304,8 +304,11 @@ def test_a_mask_alone_does_not_make_sums_leave_but_noise_does(small):
         with pytest.raises(Refusal, match="share_sums") as refusal:
             require_sums(small(*asked), SimpleNamespace(unit=None), kept)
         assert refusal.value.code == "policy"
-    noised = small(*secure, "train.step=server")
-    require_sums(noised, SimpleNamespace(unit="record"), kept)
+    noised = (*secure, "train.step=server", "privacy.mechanism=record")
+    require_sums(small(*noised), SimpleNamespace(unit="record"), kept)
+    nominal = small(*noised, "privacy.target_epsilon=1000")
+    with pytest.raises(Refusal, match="share_sums"):
+        require_sums(nominal, SimpleNamespace(unit="record"), kept)
     with pytest.raises(Refusal, match="have no noise"):
         require_sums(small(*secure), SimpleNamespace(unit="record"), shared)
 
