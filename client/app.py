@@ -134,8 +134,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
             kept = UpdateStore(place.folder).once(today, instruction, learn)
             update = as_allowed(kept, client_context.site.policy, secure)
         if secure:
-            policy = client_context.site.policy
-            arrays = summed_arrays(bench, state, instruction, update, maskable.layout, policy)
+            layout, simulated = maskable.layout, place.site is None
+            arrays = summed_arrays(bench, state, instruction, update, layout, simulated)
             masked = maskable.masked(arrays, bench.experiment.run.seed)
             return wire.secure_update_reply(message, update.figures, instruction, counts, masked)
         return wire.update_reply(message, update, instruction, counts, record)

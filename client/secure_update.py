@@ -22,7 +22,7 @@ from deal_core.methods import Phase
 from deal_core.models import embedding_size
 from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.interface import LocalUpdate
-from deal_core.privacy.policy import Policy, at_server
+from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.weighted import weighted_values
 from deal_core.wire.adapter_record import EXACT
@@ -64,7 +64,7 @@ def summed_arrays(
     instruction: Instruction,
     update: LocalUpdate,
     layout: Layout,
-    policy: Policy | None,
+    simulated: bool,
 ) -> Mapping[str, NDArray[Any] | None]:
     """Return an array for each field of the layout, or that it is covered.
 
@@ -74,11 +74,11 @@ def summed_arrays(
         instruction: what was asked.
         update: trained factors, their gradient sums in whole numbers, or sums of embeddings.
         layout: of the sum.
-        policy: of the site.
+        simulated: whether the client is.
     """
     if _phase(bench, instruction).statistics is not None or _gradients(bench, instruction):
         return update.arrays
-    return _weighted(bench, state, instruction, update, layout, policy)
+    return _weighted(bench, state, instruction, update, layout, simulated)
 
 
 def place_of(bench: Workbench, instruction: Instruction) -> str:
@@ -130,14 +130,14 @@ def _weighted(
     instruction: Instruction,
     update: LocalUpdate,
     layout: Layout,
-    policy: Policy | None,
+    simulated: bool,
 ) -> Mapping[str, NDArray[Any] | None]:
-    """Return the change of every trained factor times the weight, and the weight: examples as a
-    share of those that count whole; 1 where a mechanism protects them, and where the site keeps
-    their number: the sum of few weights tells each.
+    """Return the change of every trained factor times the weight, and the weight: of a simulated
+    client examples as a share of those that count whole; 1 where a mechanism protects them, and at
+    all real sites: the sum of few weights tells each, and a light one hides nobody.
     Where the layout has it, the loss as well, if the site lets it into a sum."""
-    kept = policy is not None and not policy.share_num_examples
-    alike = kept or (bench.mechanism.unit is not None and not _public(bench, instruction))
+    protected = bench.mechanism.unit is not None and not _public(bench, instruction)
+    alike = protected or not simulated
     share = update.figures["num_examples"] / bench.experiment.aggregation.secure_examples
     change = _change(state.current, update.arrays, bench.experiment.aggregation.norm_bound)
     bounds = {field.name: field.largest for field in layout.fields}

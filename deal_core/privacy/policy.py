@@ -83,7 +83,8 @@ class Policy(Table):
     """Where no peer is pinned: take the keys of other sites from the server, which is then trusted
     not to pose as a site."""
     min_records: int = Field(32, ge=1)
-    """Fewest training records of a task from which an unprotected update may leave."""
+    """Fewest training records of a task from which an unprotected update may leave; and fewest test
+    records of each task whose counts may go into a secure sum."""
     max_rank: int = Field(32, ge=1)
     """Largest rank of an adapter that the site trains: what an update can carry grows with it."""
     target_modules: tuple[str, ...] = ()

@@ -7,6 +7,9 @@ import math
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 
+LARGEST = 1000.0
+"""Of ``privacy.target_epsilon``."""
+
 
 def epsilons(text: str) -> list[float]:
     """Return the budgets in the text, the smallest first; ``inf`` is training without privacy.
@@ -22,6 +25,10 @@ def epsilons(text: str) -> list[float]:
         raise UserError(f"--epsilon {text}: {cure}") from None
     if not values or any(not value > 0 for value in values):
         raise UserError(f"--epsilon {text}: {cure}")
+    if any(LARGEST < value < math.inf for value in values):
+        raise UserError(
+            f"--epsilon {text}: beyond {LARGEST:g} nothing is hidden; write inf for no privacy"
+        )
     if len(set(values)) < len(values):
         raise UserError(f"--epsilon {text}: names a budget twice; name each once")
     return sorted(values)

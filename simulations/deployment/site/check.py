@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from deal_core.privacy.accounting.sum_terms import require_comparable
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.policy import (
     at_server,
+    counts_in_sum,
     figures_allowed,
     require_adapter,
     require_mechanism,
@@ -94,7 +96,9 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     labels = agreed if experiment else site.data.labels
     unit_column = site.policy.unit_column if site.policy is not None else ""
     data = site_files(site.data).model_copy(update={"labels": labels})
-    check_data(data, report, unit_column)
+    summed = experiment is not None and counts_in_sum(experiment) and site.policy is not None
+    least = site.policy.min_records if summed and site.policy is not None else 0
+    check_data(data, report, unit_column, least)
     if not unit_column:
         found = repeated_identifiers(data)
         report.warnings.extend(identifier_warning(each, "policy.unit_column") for each in found)
@@ -205,13 +209,16 @@ def check_app(folder: Path, site: SiteFile) -> Iterator[str]:
         )
 
 
-def check_data(config: DataConfig, report: Report, unit_column: str = "") -> None:
+def check_data(
+    config: DataConfig, report: Report, unit_column: str = "", least_tests: int = 0
+) -> None:
     """Read every task; one line for each, and one for each fault.
 
     Args:
         config: the site's files.
         report: gets the lines.
         unit_column: of the policy: every row should have a value in it.
+        least_tests: fewest test rows of a task that is counted in a secure sum.
     """
     source = FilesSource(config, unit_column)
     try:
@@ -224,7 +231,8 @@ def check_data(config: DataConfig, report: Report, unit_column: str = "") -> Non
         if known and name not in known:
             report.lines.append(f"task '{name}': a folder, but no task agreed on; it stays out")
             continue
-        _note(lambda name=name: _described(source.load(name), report), report)  # type: ignore[misc]
+        load = partial(source.load, name)
+        _note(lambda load=load: _described(load(), report, least_tests), report)  # type: ignore[misc]
     for name in known:
         if name not in names:
             report.lines.append(f"task '{name}': no folder, so this site sits it out")
@@ -235,8 +243,13 @@ def check_data(config: DataConfig, report: Report, unit_column: str = "") -> Non
         )
 
 
-def _described(task: TaskData, report: Report) -> Iterator[str]:
+def _described(task: TaskData, report: Report, least_tests: int) -> Iterator[str]:
     report.warnings.extend(both_sides_warning(task))
+    if len(task.test) < least_tests:
+        report.warnings.append(
+            f"task '{task.name}': {len(task.test)} test rows, and counts go into a secure sum from "
+            f"policy.min_records = {least_tests} on; this site sits the evaluations out"
+        )
     yield from described(task)
 
 

@@ -272,8 +272,8 @@ ODD_INPUTS = (
     ),
     OddInput(
         "a learning rate out of any sense",
-        "train.learning_rate = 3 is large for AdamW, and diverges",
-        toml="[train]\nlearning_rate = 3.0",
+        "train.learning_rate = 0.5 is large for AdamW, and diverges",
+        toml="[train]\nlearning_rate = 0.5",
         warns=True,
     ),
     OddInput(

@@ -49,7 +49,7 @@ def test_all_at_once(tmp_path: Path) -> None:
     odd = OddInput(
         "everything",
         "",
-        toml='speed = 1\n[method]\nname = "deel"\n[train]\nlearning_rate = 3.0\n'
+        toml='speed = 1\n[method]\nname = "deel"\n[train]\nlearning_rate = 0.5\n'
         '[wire]\ndtype = "int4"\n[stream]\nscheduel = 3',
         train=(*ROWS_WITH_TWO, ("", "a")),
     )
@@ -59,7 +59,7 @@ def test_all_at_once(tmp_path: Path) -> None:
         "unknown key 'stream.scheduel'; did you mean 'schedule'?",
         "column 'text' is empty",
         "repeat an earlier one",
-        "train.learning_rate = 3",
+        "train.learning_rate = 0.5",
         "unknown method.name 'deel'",
         "unknown wire.dtype 'int4'",
     ):

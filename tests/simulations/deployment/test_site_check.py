@@ -12,7 +12,7 @@ import pytest
 
 from client.site_file import SiteData, own_data, read_site
 from deal_core.config.data import DataConfig
-from deal_core.config.experiment import Experiment, PrivacyConfig
+from deal_core.config.experiment import AggregationConfig, Experiment, PrivacyConfig
 from deal_core.errors import UserError
 from simulations.deployment.server.certificates import make_authority
 from simulations.deployment.site.check import (
@@ -353,3 +353,13 @@ def test_units_of_site_and_experiment_are_compared(site):
     assert any("unit of privacy: group of 'patient_id'" in line for line in report.lines)
     (found,) = checked(site, records).problems
     assert "demands groups of 'patient_id'" in found
+
+
+def test_a_site_with_few_test_rows_knows_that_its_counts_are_in_no_sum(site: Path) -> None:
+    labels = {"triage": ("a", "b")}
+    plain = asked(labels, metrics="summed")
+    secure = plain.model_copy(update={"aggregation": AggregationConfig(secure=True)})
+    (told,) = [line for line in checked(site, secure).warnings if "evaluations out" in line]
+    assert told.startswith(f"task 'triage': {len(GOOD)} test rows")
+    assert "policy.min_records = 32" in told
+    assert not any("evaluations out" in line for line in checked(site, plain).warnings)
