@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.sum_terms import require_comparable
 from deal_core.privacy.policy import (
     Policy,
     Refusal,
     require_adapter,
+    require_comparable,
     require_mechanism,
     require_secure,
     require_shares,

@@ -8,6 +8,10 @@ from pydantic import Field, model_validator
 
 from deal_core.config.table import Table
 
+OWN_MEMORY = frozenset({"deal-reference", "ewc", "replay"})
+"""Names of methods whose clients keep something from task to task or round to round on their own
+disks, and learn from it: more than a request and the task at hand."""
+
 
 def _require_higher(a: float, b: float) -> None:
     """The first of two powers is at least the second, in every penalty that has two."""

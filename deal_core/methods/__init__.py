@@ -68,10 +68,6 @@ coordinates."""
 KEEP_TEXTS = frozenset({"replay"})
 """Methods whose clients keep texts of earlier tasks, and train on them again: a reference."""
 
-OWN_MEMORY = frozenset({"deal-reference", "ewc", "replay"})
-"""Methods whose clients keep something from task to task or round to round on their own disks, and
-learn from it: more than a request and the task at hand."""
-
 
 def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
     """Return the method that the experiment names.
@@ -94,7 +90,6 @@ def method_of(experiment: Experiment) -> Method:
 __all__ = [
     "KEEP_TEXTS",
     "METHODS",
-    "OWN_MEMORY",
     "RULES",
     "EmbeddedTask",
     "LocalTask",

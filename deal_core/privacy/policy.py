@@ -14,6 +14,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from deal_core.config.experiment import AdapterConfig, Experiment, PrivacyConfig
+from deal_core.config.method import OWN_MEMORY
 from deal_core.config.table import Table
 from deal_core.errors import UserError
 
@@ -21,6 +22,7 @@ Metrics = Literal["none", "noised", "summed", "clear"]
 STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "summed", "clear")
 
 
+SYNCHRONOUS = "synchronous"
 NOMINAL = 100.0
 """An epsilon beyond it hides next to nothing."""
 
@@ -232,6 +234,34 @@ def require_secure(secure: bool, policy: Policy | None) -> None:
         raise UserError(
             "the site's policy demands secure aggregation; set aggregation.secure to true in the "
             "experiment"
+        )
+
+
+def require_comparable(experiment: Experiment, policy: Policy | None = None) -> None:
+    """Check that what a site adds to a sum follows from its data and from what all are told, where
+    no noise protects it.
+
+    Args:
+        experiment: asked for.
+        policy: of the site.
+
+    Raises:
+        UserError: it follows from what the site alone was told, in this round or before.
+    """
+    if not experiment.aggregation.secure or protects(experiment.privacy, policy):
+        return
+    name = experiment.method.name
+    if name in OWN_MEMORY:
+        raise UserError(
+            f"aggregation.secure: what a client of method.name '{name}' learns also follows from "
+            "what it keeps of earlier tasks or rounds, which no other can compare; take another "
+            "method, or let privacy.mechanism protect it"
+        )
+    if experiment.stream.schedule != SYNCHRONOUS:
+        raise UserError(
+            "aggregation.secure: clients that work on different tasks, or give sums of several, "
+            'are not told alike, so a sum might be of one; set stream.schedule to "synchronous", '
+            "or let privacy.mechanism protect it"
         )
 
 

@@ -6,7 +6,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.kinds import rule_of
 from deal_core.methods import method_of, statistics_of
-from deal_core.privacy.accounting.sum_terms import require_comparable
+from deal_core.privacy.policy import require_comparable
 from deal_core.secure_sum.site_policy import LEAST_SITES
 
 SUMMABLE = frozenset({"fedit", "ffa", "ffa-a", "alternating", "fedsvd"})

@@ -3,6 +3,7 @@ which they learn nothing. Shown to work where a sum does not depend on what its 
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from safetensors.numpy import load_file
 from client.context import RequestContext
 from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment
+from deal_core.config.method import OWN_MEMORY
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.lora.payload import LORA
 from deal_core.lora.state import State
+from deal_core.methods import METHODS
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.sum_terms import require_comparable, sum_terms
+from deal_core.privacy.accounting.sum_terms import sum_terms
+from deal_core.privacy.policy import require_comparable
 from deal_core.secure_sum.weighted import WEIGHT, weighted_means
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.summed_loss import without_loss
@@ -316,3 +320,15 @@ def test_no_setting_makes_an_update_grow_with_the_number_of_records(tmp_path, se
     """Of steps there are as many: entries of the site with most would stand out, or overflow."""
     with pytest.raises(UserError, match=line):
         experiment_of(make_sites(tmp_path), *settings)
+
+
+def test_methods_with_a_memory_of_their_own_are_known():
+    """By what their files read of a task."""
+    reads = {
+        name: any(
+            word in Path(inspect.getsourcefile(make)).read_text(encoding="utf-8")
+            for word in ("task.past", "task.round_state")
+        )
+        for name, make in METHODS.items()
+    }
+    assert {name for name, one in reads.items() if one} == OWN_MEMORY

@@ -7,11 +7,8 @@ import json
 
 from deal_core.config.experiment import Experiment
 from deal_core.data.sites import named_tasks
-from deal_core.errors import UserError
 from deal_core.lora.state import State
-from deal_core.methods import OWN_MEMORY
 from deal_core.privacy.accounting.unit import unit_of
-from deal_core.privacy.policy import Policy, protects
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.told_alike import told_alike
 
@@ -19,7 +16,6 @@ OF_ONE_SITE = frozenset({"data", "run", "description"})
 """Of an experiment what is each site's own (files and columns, folders and threads), or changes
 nothing."""
 OWN_ORDERS = "per-client"
-SYNCHRONOUS = "synchronous"
 
 
 def sum_terms(experiment: Experiment, model: str, instruction: Instruction, state: State) -> str:
@@ -46,31 +42,3 @@ def sum_terms(experiment: Experiment, model: str, instruction: Instruction, stat
     told["instructions"] = {task: words[task] for task in tasks if task in words}
     told["request"] = told_alike(instruction, state, experiment.stream.schedule == OWN_ORDERS)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def require_comparable(experiment: Experiment, policy: Policy | None = None) -> None:
-    """Check that what a site adds to a sum follows from its data and from what all are told, where
-    no noise protects it.
-
-    Args:
-        experiment: asked for.
-        policy: of the site.
-
-    Raises:
-        UserError: it follows from what the site alone was told, in this round or before.
-    """
-    if not experiment.aggregation.secure or protects(experiment.privacy, policy):
-        return
-    name = experiment.method.name
-    if name in OWN_MEMORY:
-        raise UserError(
-            f"aggregation.secure: what a client of method.name '{name}' learns also follows from "
-            "what it keeps of earlier tasks or rounds, which no other can compare; take another "
-            "method, or let privacy.mechanism protect it"
-        )
-    if experiment.stream.schedule != SYNCHRONOUS:
-        raise UserError(
-            "aggregation.secure: clients that work on different tasks, or give sums of several, "
-            'are not told alike, so a sum might be of one; set stream.schedule to "synchronous", '
-            "or let privacy.mechanism protect it"
-        )

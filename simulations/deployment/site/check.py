@@ -21,13 +21,13 @@ from deal_core.data.identifiers import repeated_identifiers
 from deal_core.data.source import TaskData
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
-from deal_core.privacy.accounting.sum_terms import require_comparable
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.policy import (
     at_server,
     counts_in_sum,
     figures_allowed,
     require_adapter,
+    require_comparable,
     require_mechanism,
     require_shares,
     require_unit,
