@@ -56,7 +56,7 @@ def ask(experiment, state, tmp_path_factory):
     def send(spoil: Spoil, message_type: str = "train", renamed: bool = True) -> Message:
         learn = message_type == "train"
         instruction = Instruction(
-            task="surgery",
+            task="surgery" if learn else "",
             stage=0,
             server_round=int(learn),
             tasks=() if learn else ("surgery",),

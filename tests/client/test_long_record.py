@@ -43,7 +43,7 @@ ASKED = {
     "pooled": (("adapter.kind=pooled",), {}, "train"),
     "counts": (
         ("privacy.metrics=noised",),
-        {"tasks": ["laboratory"], "learnt": ["laboratory"]},
+        {"task": "", "tasks": ["laboratory"], "learnt": ["laboratory"]},
         "evaluate",
     ),
 }
