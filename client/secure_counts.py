@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 from client.context import RequestContext
 from client.resources import Workbench
 from client.secure_legs import conditions
-from client.secure_mask import Maskable
+from client.secure_mask import Maskable, told_here
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
-from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.interface import Counts
 from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import Instruction
@@ -33,8 +32,7 @@ def maskable_counts(
     """Return what an evaluation request asks to be added to a sum."""
     names = count_names(has_label_logits(bench.experiment.model))
     sites = bench.experiment.federation.clients
-    model = place.asked_model(bench.experiment)
-    basis = sum_terms(bench.experiment, model, instruction, state)
+    basis = told_here(place, bench.experiment, instruction, state)
     layout = counts_layout(names, len(instruction.tasks), sites, basis)
     asked = conditions(place, bench.experiment)
     return Maskable(place, message, layout, asked, f"evaluate {instruction.stage}", name)

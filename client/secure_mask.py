@@ -15,12 +15,24 @@ from client.context import RequestContext
 from client.secure_legs import announced_state
 from client.secure_request import request_of
 from client.secure_store import SecureStore
+from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
+from deal_core.lora.state import State
+from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.messages import MaskRequest
 from deal_core.secure_sum.site_policy import SitePolicy
+from deal_core.wire.instruction import Instruction
+
+
+def told_here(
+    place: RequestContext, experiment: Experiment, instruction: Instruction, state: State
+) -> str:
+    """Return what this client was told of a sum, for its layout: others must have been told the
+    same."""
+    return sum_terms(experiment, place.asked_model(experiment), instruction, state)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from client.context import RequestContext
 from client.resources import Workbench
 from client.secure_legs import conditions
-from client.secure_mask import Maskable
+from client.secure_mask import Maskable, told_here
 from deal_core.aggregation import shortened
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
@@ -20,7 +20,6 @@ from deal_core.lora.payload import PayloadError, Template
 from deal_core.lora.state import State
 from deal_core.methods import Phase
 from deal_core.models import embedding_size
-from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
@@ -52,8 +51,7 @@ def maskable_update(
     Raises:
         PayloadError: the experiment has updates that are not summed as they are.
     """
-    model = place.asked_model(bench.experiment)
-    basis = sum_terms(bench.experiment, model, instruction, state)
+    basis = told_here(place, bench.experiment, instruction, state)
     layout, asked = _layout(bench, state, instruction, basis), conditions(place, bench.experiment)
     return Maskable(place, message, layout, asked, place_of(bench, instruction), name)
 

@@ -127,7 +127,8 @@ class AggregationConfig(Table):
     (rules ``fedit``, ``ffa``, ``alternating`` and ``fedsvd``). Without a mechanism all clients must
     be told alike: no orders of their own, no ``ewc``, ``replay`` or ``deal-reference``."""
     secure_examples: int = Field(10_000, ge=1)
-    """A site with so many examples, or more, has the largest weight in a secure sum."""
+    """A simulated client with so many examples, or more, has the largest weight in a secure sum;
+    all real sites have that."""
     min_cohort: int = Field(3, ge=3)
     """Fewest sites in a secure sum; a round with fewer ends without one. A site's own policy may
     ask for more: it takes part where this is as large."""

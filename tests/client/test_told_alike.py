@@ -99,7 +99,7 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
     tmp_path: Path, monkeypatch
 ):
     """So the test above can fail, and the terms of a round are what stands in the way."""
-    for module in ("client.secure_update", "server.secure_round"):
+    for module in ("client.secure_mask", "server.secure_round"):
         monkeypatch.setattr(f"{module}.sum_terms", lambda *told: "")
     sums, grids = [], []
     step = MeanUpdate.__call__

@@ -96,9 +96,8 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     labels = agreed if experiment else site.data.labels
     unit_column = site.policy.unit_column if site.policy is not None else ""
     data = site_files(site.data).model_copy(update={"labels": labels})
-    summed = experiment is not None and counts_in_sum(experiment) and site.policy is not None
-    least = site.policy.min_records if summed and site.policy is not None else 0
-    check_data(data, report, unit_column, least)
+    summed = experiment is not None and counts_in_sum(experiment)
+    check_data(data, report, unit_column, site.policy.min_records if site.policy and summed else 0)
     if not unit_column:
         found = repeated_identifiers(data)
         report.warnings.extend(identifier_warning(each, "policy.unit_column") for each in found)
