@@ -178,12 +178,22 @@ def stop_all(home: Path, variable: str = "FLWR_HOME") -> None:
         with suppress(psutil.Error):
             process.terminate()
     deadline = time.monotonic() + STOP_SECONDS
-    while (left := members(home, variable)) and time.monotonic() < deadline:
+    while (left := _left(home, variable)) and time.monotonic() < deadline:
         psutil.wait_procs(left, timeout=0.5)
-    while left := members(home, variable):
+    while left := _left(home, variable):
         for process in left:
             with suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(left, timeout=0.5)
         if time.monotonic() > deadline + STOP_SECONDS:
             return
+
+
+def _left(home: Path, variable: str) -> list[psutil.Process]:
+    """Return the members; looks again where there is none: while a process starts its program, its
+    environment reads as empty."""
+    found = members(home, variable)
+    if not found:
+        time.sleep(0.05)
+        found = members(home, variable)
+    return found

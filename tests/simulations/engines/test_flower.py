@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,20 +114,27 @@ def test_without_a_checkout_there_is_one_line(
         app_folder()
 
 
+@contextmanager
+def sleeper(home: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process with this home that has begun: until then its environment may read as empty."""
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+    environment = {**os.environ, "FLWR_HOME": str(home)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "\n"
+            yield process
+        finally:
+            process.kill()
+
+
 def test_only_what_was_started_with_the_home_is_stopped(tmp_path: Path) -> None:
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
-    environment = {**os.environ, "FLWR_HOME": str(tmp_path)}
-    mine = subprocess.Popen(sleep, env=environment, start_new_session=True)
-    other = subprocess.Popen(sleep, env={**os.environ, "FLWR_HOME": str(tmp_path / "other")})
-    try:
+    with sleeper(tmp_path) as mine, sleeper(tmp_path / "other") as other:
         assert [process.pid for process in members(tmp_path)] == [mine.pid]
         stop_all(tmp_path)
         mine.wait(timeout=5)
         assert members(tmp_path) == []
         assert other.poll() is None
-    finally:
-        other.kill()
-        other.wait()
 
 
 def test_the_sandbox_is_private_empty_and_leaves_nothing(tmp_path: Path) -> None:
