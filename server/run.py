@@ -12,7 +12,7 @@ from deal_core.data import open_source
 from deal_core.methods import method_of, phases_after
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side
+from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side, mechanism_of
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.exchange import Exchange
@@ -76,6 +76,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         sites=list(experiment.federation.sites),
         unit=make_mechanism(experiment).unit,
         unit_column=experiment.privacy.unit_column,
+        assumes=mechanism_of(experiment).assumes(experiment.privacy),
         stages=[
             {"rounds": rounds_of(stage, steps), "tasks": list(plan.work(stage))}
             for stage in range(len(plan.stages))

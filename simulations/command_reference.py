@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 
@@ -21,8 +22,9 @@ INTRODUCTION = """\
 This page is made from the command line itself; a test says when it is out of date.
 
 `deal COMMAND --help` says the same. The exit code is 0 where a command has done what it is for,
-2 where what was typed, or a file that it names, is wrong (one line says what, where, and the
-cure), and 1 where a run has failed, or an audit has refuted a claim.
+2 where what was typed, or a file that it names, is wrong, or a run cannot go on (one line says
+what, where, and the cure); 1 where a run of a study or of budgets has failed, an audit has refuted
+a claim, or the program has a fault; 130 where it was interrupted.
 
 Made by `python -m simulations.command_reference > docs/commands.md`.
 """
@@ -100,7 +102,7 @@ def _default(parameter: click.Parameter) -> str:
     default = parameter.default
     if isinstance(parameter, click.Option) and parameter.is_flag:
         return f"`{parameter.opts[0]}`" if default is True else ""
-    return f"`{default}`" if isinstance(default, (int, float, str)) and default != "" else ""
+    return f"`{default}`" if isinstance(default, (int, float, str, Path)) and default != "" else ""
 
 
 if __name__ == "__main__":

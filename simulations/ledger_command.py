@@ -12,13 +12,13 @@ from rich.console import Console
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import certificate, check_certificate, composed_over
 from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError
-from deal_core.privacy.accounting.ledger_event import composed
+from deal_core.privacy.accounting.ledger_event import assumed_honest, composed
 from deal_core.privacy.accounting.unit import common_unit, unit_text
 from simulations.output.console import print_line
 from simulations.output.markdown import TextTable
 from simulations.output.terminal import NARROW, text_table
 
-COLUMNS = ("task", "releases", "steps", "rate", "noise multiplier", "clip", "epsilon")
+COLUMNS = ("task", "releases", "steps", "rate", "noise multiplier", "clip", "epsilon", "delta")
 """Of the table of releases."""
 
 
@@ -83,7 +83,7 @@ def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
         over = composed_over(disjoint_tasks, unprotected)
         unit = unit_text(*common_unit((event.unit, event.unit_column) for event in protected))
         lines.append(f"epsilon {epsilon:.4g} at delta = {delta:.3g} per {unit}, over {over}")
-        lines.append("against everybody but the keeper of this ledger")
+        lines.append(assumed_honest(protected))
     elif unprotected:
         lines.append(f"{unprotected} releases left without protection: no epsilon holds for them")
     if any(event.simulation_only for event in events):
@@ -103,7 +103,7 @@ def _row(task: str, part: Iterable[Entry]) -> tuple[str, ...]:
     first, delta = events[0], min(event.delta for event in events)
     name = f"  {task or '(all)'}"
     if not first.protected:
-        return f"{name}, {first.mechanism}", str(len(events)), "", "", "none", "", "no bound"
+        return f"{name}, {first.mechanism}", str(len(events)), "", "", "none", "", "no bound", ""
     return (
         name,
         str(len(events)),
@@ -112,6 +112,7 @@ def _row(task: str, part: Iterable[Entry]) -> tuple[str, ...]:
         f"{first.noise_multiplier:.4g}",
         f"{first.max_grad_norm:g}",
         f"{composed(events, delta):.3g}",
+        f"{delta:.2g}",
     )
 
 

@@ -144,7 +144,7 @@ class Process:
             self.returncode = self._ask({"pid": self.pid})
         return self.returncode
 
-    def wait(self, timeout: float = 120.0) -> int:
+    def wait(self, timeout: float = 500.0) -> int:
         deadline = time.monotonic() + timeout
         while (ended := self.poll()) is None:
             assert time.monotonic() < deadline, f"it did not end: {self.stderr}"
@@ -158,7 +158,7 @@ class Process:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout: float = 120.0) -> tuple[str, str]:
+    def communicate(self, timeout: float = 500.0) -> tuple[str, str]:
         self.wait(timeout)
         return self.stdout, self.stderr
 

@@ -98,7 +98,8 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the next queued request.
+        """Run queued requests until one is answered: nobody waits for a lost reply while others
+        are still to be asked.
 
         Whoever collects a round asks for what he still waits for, in the order in which it was
         sent: the reply is the first of these, and finding it costs the same whether ten clients
@@ -108,11 +109,13 @@ class InProcessGrid(Grid):
             The replies that are there, of those that are asked for; none is given twice.
         """
         wanted = message_ids if isinstance(message_ids, Collection) else list(message_ids)
-        if self._pending:
+        answered = False
+        while self._pending and not answered:
             request, running = self._pending.popleft()
             reply = self._execute(request) if running is None else arrived(request, running)
             if self.interceptor is not None:
                 reply = self.interceptor(reply)  # type: ignore[assignment]
+            answered = reply is not None
             if reply is not None:
                 self._replies[request.metadata.message_id] = reply
         return [self._replies.pop(key) for key in list(self._replies) if key in wanted]

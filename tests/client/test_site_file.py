@@ -6,10 +6,11 @@ import json
 import multiprocessing
 import os
 import stat
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
@@ -242,26 +243,36 @@ def test_a_process_that_cannot_be_started_costs_no_answer_and_tells_nothing(
     assert "FileExistsError" in log
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it outlives us
-def test_the_process_that_stays_answers_and_keeps_its_faults(site_file: Path) -> None:
+def test_the_process_that_stays_answers_and_keeps_its_faults(
+    site_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real one: it lives on between requests, is replaced when it is dead, and ends."""
-    site_file.write_text(TOML.replace("keep_seconds = 0", "keep_seconds = 2"))
-    folder = site_file.parent / "state" / "worker"
+    started, popen = list[subprocess.Popen[bytes]](), subprocess.Popen
+
+    def start(*given: Any, **named: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*given, **named))
+        return started[-1]
+
+    monkeypatch.setattr("client.resident_worker.subprocess.Popen", start)
+    site_file.write_text(TOML.replace("keep_seconds = 0", "keep_seconds = 60"))
     try:
         for _ in range(2):
             reply = ask(site_file, "train", RecordDict())
             assert dict(reply.content.config_records["status"]) == {"code": "refused"}
-        workers = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in str(p.info)]
-        assert len(workers) == 1
+        (first,) = started  # the second request found it alive
+        assert first.poll() is None
+        folder = site_file.parent / "state" / "worker"
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        workers[0].kill()
-        workers[0].wait(5)
+        first.kill()
+        first.wait()
+        site_file.write_text(TOML.replace("keep_seconds = 0", "keep_seconds = 2"))
         assert ask(site_file, "train", RecordDict()).content["status"]["code"] == "refused"
+        _, second = started
+        assert second.wait(60) == 0  # nobody asks: it ends
     finally:
-        mine = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in str(p.info)]
-        gone, alive = psutil.wait_procs(mine, timeout=15)
-    assert len(gone) == 1
-    assert alive == []
+        for each in started:
+            each.kill()
+            each.wait()
     log = (site_file.parent / "state" / "log.jsonl").read_text()
     assert log.count("request_refused") == 3
     assert "PayloadError" in log

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Entry, Ledger
-from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed
+from deal_core.privacy.accounting.ledger_event import LedgerEvent, assumed_honest, composed
 
 KEY = "ledger.key"
 VERSION = 4
@@ -82,7 +82,8 @@ def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:
 def _check_figures(statement: Mapping[str, Any]) -> None:
     try:
         placed = [{k: v for k, v in e.items() if k not in PLACE} for e in statement["events"]]
-        told = _figures([LedgerEvent(**fields) for fields in placed], statement["disjoint_tasks"])
+        events = [LedgerEvent(**fields) for fields in placed]
+        told, trust = _figures(events, statement["disjoint_tasks"]), statement["assumes"]
         said = {name: statement[name] for name in told}
         difference = abs((told["epsilon"] or 0.0) - (said["epsilon"] or 0.0))
     except (KeyError, TypeError, ValueError) as error:
@@ -91,6 +92,11 @@ def _check_figures(statement: Mapping[str, Any]) -> None:
         raise UserError("certificate: its epsilon is not what its events cost")
     if told["unprotected"] != said["unprotected"]:
         raise UserError("certificate: its number of unprotected releases is not that of its events")
+    if trust != assumed_honest(events):
+        raise UserError(
+            "certificate: whom it assumes honest is not what its events say; one of an earlier "
+            "version named nobody: export it anew"
+        )
 
 
 def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
@@ -103,7 +109,7 @@ def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
         "unit_column": sorted({event.unit_column for event in events if event.unit_column}),
         **figures,
         "disjoint_tasks": disjoint_tasks,
-        "assumes": "nobody but the keeper of this ledger is trusted",
+        "assumes": assumed_honest(events),
         "composed_over": composed_over(disjoint_tasks, figures["unprotected"]),
         "simulation_only": any(event.simulation_only for event in events),
         "entries": len(entries),

@@ -113,6 +113,16 @@ class Budget:
     disjoint_tasks: bool = False
 
 
+KEEPER_ALONE = "nobody but the keeper of this ledger is trusted"
+
+
+def assumed_honest(events: Sequence[LedgerEvent]) -> str:
+    """Return whom an epsilon of all protected events together takes to be honest, in words: all
+    that one of them does."""
+    found = sorted({event.assumes for event in events if event.protected and event.assumes})
+    return f"assumed honest: {'; and: '.join(found)}" if found else KEEPER_ALONE
+
+
 def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool = False) -> float:
     """Return the epsilon of all protected events together: of one record (or group), whatever tasks
     it is in, or, with ``disjoint_tasks``, of one that is in a single task, as far as records were

@@ -117,7 +117,7 @@ class RecordMechanism:
                 budget = plan.budget(site.policy)
                 if budget.disjoint_tasks:
                     ledger.declare_members(ask.task, ask.ids(), self.unit)
-                event = self._events.update(ask, self._seeds(site), plan)
+                event = self._events.update(ask, self._seeds(site), plan, site.policy)
                 event = replace(event, compared=budget.disjoint_tasks)
                 planned, groups = plan.records(ask.task), self._groups(ask)
                 require_planned(ask.record_ids, len(ask.data), ask.task, planned, groups)

@@ -12,7 +12,7 @@ from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.counts import sensitivity
 from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
 from deal_core.privacy.mechanisms.shares import slack_of, trust_in_sum
-from deal_core.privacy.policy import in_sum
+from deal_core.privacy.policy import Policy, in_sum
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class RecordEvents:
         work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
         return self.planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1, 1))
 
-    def update(self, ask: UpdateRequest, seeded: bool, plan: PrivacyPlan) -> LedgerEvent:
-        """Return the ledger's event of a round; ``seeded``: its noise is.
+    def update(
+        self, ask: UpdateRequest, seeded: bool, plan: PrivacyPlan, policy: Policy | None
+    ) -> LedgerEvent:
+        """Return the ledger's event of a round; ``seeded``: its noise is; ``policy``: of the site.
 
         Raises:
             UserError: of a task that was not planned.
@@ -81,7 +83,7 @@ class RecordEvents:
             delta=plan.delta,
             simulation_only=seeded,
             slack=slack_of(self.experiment, plan.noise_multiplier, ask.entries),
-            assumes=trust_in_sum(privacy) if in_sum(privacy) else "",
+            assumes=trust_in_sum(privacy, policy) if in_sum(privacy) else "",
             unit_column=self.experiment.privacy.unit_column,
         )
 

@@ -9,7 +9,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
-from deal_core.privacy.policy import at_server, in_sum
+from deal_core.privacy.policy import Policy, at_server, in_sum
 
 
 def shares_of(experiment: Experiment) -> int:
@@ -54,9 +54,13 @@ def slack_of(experiment: Experiment, noise_multiplier: float, entries: int) -> f
     return 2 * density_gap(sigma, shares_of(experiment), max(1, entries))
 
 
-def trust_in_sum(privacy: PrivacyConfig) -> str:
-    """Return whom an epsilon takes to be honest where noise is in the sum."""
-    return (
+def trust_in_sum(privacy: PrivacyConfig, policy: Policy | None = None) -> str:
+    """Return whom an epsilon takes to be honest where noise is in the sum; at a site whose
+    ``policy`` takes the keys of the others from the server, that one as well, in this."""
+    others = (
         f"all sites but {privacy.colluding}, which may pool what they know with the server; "
         f"at most {privacy.dropouts} fail in a round, or it is lost"
     )
+    if policy is None or not policy.server_vouches_for_peers:
+        return others
+    return f"{others}; the server, which passes on the keys of sites, poses as none of them"

@@ -88,14 +88,14 @@ def _of_sites(states: dict[str, RunState]) -> Iterator[GaugeMetricFamily]:
 def _spending(states: dict[str, RunState]) -> GaugeMetricFamily:
     """An epsilon says nothing without its labels."""
     text = "privacy spent so far, where a site tells it"
-    labels = ["run", "site", "delta", "unit", "over", "simulation_only"]
+    labels = ["run", "site", "delta", "unit", "over", "assumes", "simulation_only"]
     family = GaugeMetricFamily("deal_site_epsilon", text, labels=labels)
     for run, state in states.items():
         for name, site in state.sites.items():
             if site.spent is not None:
                 spent, seeded = site.spent, str(site.spent.simulation_only).lower()
                 over = extent(spent.disjoint_tasks)
-                own = [run, name, f"{spent.delta:.2g}", state.unit, over, seeded]
+                own = [run, name, f"{spent.delta:.2g}", state.unit, over, state.assumes, seeded]
                 family.add_metric(own, spent.epsilon)
     return family
 

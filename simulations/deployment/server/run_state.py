@@ -68,6 +68,7 @@ class RunState:
         among_all: the same among all labels seen so far; empty: not known.
         unit: of privacy: what an epsilon protects; empty: nothing is protected.
         unit_column: of groups, as the experiment names it.
+        assumes: whom an epsilon takes to be honest.
     """
 
     phase: str = "starting"
@@ -89,6 +90,7 @@ class RunState:
     evaluated: int = -1
     unit: str = ""
     unit_column: str = ""
+    assumes: str = ""
     last_event: float = 0.0
     sites: dict[str, SiteState] = field(default_factory=dict)
 
@@ -133,6 +135,7 @@ def _begin(state: RunState, event: RunEvent, names: list[str]) -> None:
     state.phase, state.reason = "running", ""
     state.tasks, state.unit = list(event["tasks"]), str(event.get("unit") or "")
     state.unit_column = str(event.get("unit_column") or "")
+    state.assumes = str(event.get("assumes") or "")
     state.planned = sum(stage["rounds"] for stage in event["stages"])
     state.rounds, state.stages = int(event["done_rounds"]), len(event["stages"])
     for name in names:

@@ -50,6 +50,8 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
     for line in described(run.name, state):
         print_line(console, line)
     _print_sites(console, sites, state.sites, fault, unit_text(state.unit, state.unit_column))
+    if any(site.spent is not None for site in state.sites.values()):
+        print_line(console, f"ε assumes honest: {state.assumes or 'not known'}")
     print_line(console, next_step(run.name, state))
 
 

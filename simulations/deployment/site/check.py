@@ -234,7 +234,10 @@ def check_data(
         _note(lambda load=load: _described(load(), report, least_tests), report)  # type: ignore[misc]
     for name in known:
         if name not in names:
-            report.lines.append(f"task '{name}': no folder, so this site sits it out")
+            report.lines.append(
+                f"task '{name}': no folder; this site sits it out, or under 'record' answers with "
+                "noise alone"
+            )
     if known and not set(known) & set(names):
         report.problems.append(
             f"{config.path}: no folder is named like a task of the experiment "

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from client.egress import FIELDS, SUM_FIELDS
 from deal_core.privacy.accounting.certificate import composed_over
+from deal_core.privacy.accounting.ledger_event import KEEPER_ALONE, LedgerEvent, assumed_honest
 from deal_core.privacy.policy import Policy
 from simulations.report.page.blocks import (
     Block,
@@ -43,6 +45,13 @@ COMPUTED = {
     "counts left as they are.",
 }
 """Mechanism of a release to what was done."""
+IN_SUM = (
+    "What was learnt on the site's records, or their sums, was put under masks, and added to that "
+    "of other sites. The influence of each record was cut to a bound. The site added its share of "
+    "the noise. Nobody can read what left without that of the other sites; with it the sum has the "
+    "whole noise, as long as the sites are honest that the promise names."
+)
+"""The same where sites share the noise of a sum."""
 NEVER_LEFT = (
     "texts, labels and answers of any record",
     "names, ids and numbers that stand in the data; names of files, folders and columns",
@@ -158,10 +167,13 @@ def promise(record: LedgerRecord, epsilon: float, delta: float) -> Iterator[str]
         f"most {factor} times as much, or as little, had any one {unit} not been in the data; but "
         f"for a chance of {delta:.3g}, one in {1 / delta:,.0f}, of which nothing is promised."
     )
+    trust = assumed_honest([entry.event for entry in record.protected])
     yield (
         "It holds against everybody but the keeper of this ledger. At a site, that is everybody "
         "outside of the site: the server, the other sites, who reads the network, and who is given "
         "the model, also all together. Nobody of them has to be honest."
+        if trust == KEEPER_ALONE
+        else f"It holds only if those are honest whom it counts on. {trust[0].upper()}{trust[1:]}."
     )
 
 
@@ -173,18 +185,23 @@ def _times(factor: float) -> str:
 
 
 def _computed(record: LedgerRecord) -> Iterator[Block]:
-    counted: dict[str, int] = {}
-    for entry in record.entries:
-        counted[entry.event.mechanism] = counted.get(entry.event.mechanism, 0) + 1
+    counted = Counter(map(_kind, (entry.event for entry in record.entries)))
     if not counted:
         yield Text("Nothing.")
-    for mechanism, count in counted.items():
-        yield Heading(f"{count} × {mechanism}")
-        yield Text(COMPUTED.get(mechanism, "A release of another kind."))
+    for (kind, text), count in counted.items():
+        yield Heading(f"{count} × {kind}")
+        yield Text(text)
     if record.site is not None:
         tasks = ", ".join(record.site.data.labels) or "–"
         models = ", ".join(record.site.models) or "–"
         yield Facts((("tasks that the site takes part in", tasks), ("base models", models)))
+
+
+def _kind(event: LedgerEvent) -> tuple[str, str]:
+    """Return what kind of release it was, and what was done."""
+    if event.assumes:
+        return f"{event.mechanism}, noise in a sum", IN_SUM
+    return event.mechanism, COMPUTED.get(event.mechanism, "A release of another kind.")
 
 
 def _spent(record: LedgerRecord) -> Iterator[Block]:

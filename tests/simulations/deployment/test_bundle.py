@@ -33,7 +33,7 @@ def test_the_bundle_holds_code_only(tmp_path: Path) -> None:
     home = FlowerHome(tmp_path / "flower")
     home.make()
     command = [program("flwr"), "build", "--app", str(copy)]
-    subprocess.run(command, cwd=home.empty, env=home.environment(), check=True, timeout=60)
+    subprocess.run(command, cwd=home.empty, env=home.environment(), check=True, timeout=400)
     (built,) = home.empty.glob("*.fab")
     with zipfile.ZipFile(built) as bundle:
         names = set(bundle.namelist())

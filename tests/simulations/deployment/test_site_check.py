@@ -171,7 +171,7 @@ def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
     differ, row = report.problems
     assert "[data.labels] of site.toml: 'triage' differs, 'later' is missing" in differ
     assert "row 2: 'b' is no label of the task (they are: a, beta" in row
-    assert any("'later': no folder, so this site sits it out" in line for line in report.lines)
+    assert any("'later': no folder; this site sits it out" in line for line in report.lines)
 
 
 @pytest.mark.parametrize("tasks", [(), ("words", "triage")])

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
+from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.events import EventLog, read_events
 from server.folder import RunFolder
 from simulations.deployment.server import start as server_start
@@ -169,7 +170,8 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     private = (f"privacy.mechanism={mechanism}", "privacy.noise=seeded", "train.batch_size=4")
     private += ("federation.rounds=1", TWO_LAYERS)
     private += (f"privacy.disjoint_tasks={str(disjoint).lower()}",)
-    run_inprocess(make_experiment(f'run.out="{path}"', *private), lambda event: None)
+    private_run = make_experiment(f'run.out="{path}"', *private)
+    run_inprocess(private_run, lambda event: None)
     state = state_of(path)
     assert state.unit == mechanism
     spent = [site.spent for site in state.sites.values()]
@@ -181,6 +183,8 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     shown = console.export_text()
     assert f"ε per {mechanism} so far" in shown
     assert shown.count(OVER[disjoint]) == len(spent)
+    assert f"ε assumes honest: {state.assumes}" in shown
+    assert state.assumes == mechanism_of(private_run).assumes(private_run.privacy)
     assert shown.count(" at δ ") == shown.count("simulation only") == len(spent)
     capsys.readouterr()
     status(server_folder(str(tmp_path)), "one", console, as_json=True)
@@ -191,6 +195,7 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     assert len(labels) == len(spent)
     assert {each["unit"] for each in labels} == {mechanism}
     assert {each["over"] for each in labels} == {OVER[disjoint]}
+    assert {each["assumes"] for each in labels} == {state.assumes}
     assert {each["simulation_only"] for each in labels} == {"true"}
     assert all(0 < float(each["delta"]) < 1 for each in labels)
 

@@ -34,8 +34,22 @@ def test_an_end_that_nobody_asked_for_is_a_failure(tmp_path: Path, script: str, 
 
 
 def test_a_signal_ends_it_in_order(tmp_path: Path) -> None:
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    assert run(tmp_path, "exec sleep 60") == 0
+    over = threading.Event()
+
+    def ask() -> None:
+        """Once it is listened for: before, the signal would end this process."""
+        while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+            if over.wait(0.05):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        assert run(tmp_path, "exec sleep 60") == 0
+    finally:
+        over.set()
+        asking.join()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

@@ -207,12 +207,21 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, s
 
 PROGRAM = """
 import sys
+import time
 from pathlib import Path
 from deal_core.config.experiment import Experiment
 from simulations.engines.inprocess import run_inprocess
 
-experiment = Experiment.model_validate_json(Path(sys.argv[1]).read_text())
-run_inprocess(experiment, lambda event: None)
+heard = []
+
+
+def listen(event):
+    heard.append(event["event"])
+    if heard.count("client_finished") == 3:
+        time.sleep(600)  # until it is killed
+
+
+run_inprocess(Experiment.model_validate_json(Path(sys.argv[1]).read_text()), listen)
 """
 
 

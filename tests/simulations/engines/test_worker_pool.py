@@ -187,6 +187,7 @@ def run_of(fork: Forker, folder: Path, *settings: str) -> Process:
 def start_run(fork: Forker, folder: Path) -> Process:
     settings = ['data.tasks=["surgery"]', "data.max_train=100", "data.max_test=20"]
     settings += ["train.max_length=16", "federation.clients=2", "run.workers=2"]
+    settings += ["federation.rounds=500"]  # it cannot end before it is killed
     return run_of(fork, folder, *settings)
 
 
@@ -218,13 +219,21 @@ def test_a_killed_worker_stops_the_run_with_a_way_on(fork, tmp_path, killed):
         wait_for(run, "round_started")
         for worker in workers_of(run)[:killed]:
             worker.send_signal(signal.SIGKILL)
-        _, errors = run.communicate(timeout=60)
+        _, errors = run.communicate()
     assert run.returncode == 1
     assert UserError.__name__ in errors
     assert "continue with --resume" in errors
 
 
-SLOW_IMPORT = "import time; time.sleep(2)"
+SLOW_IMPORT = """
+import pathlib
+import time
+
+here = pathlib.Path(__file__)
+here.with_name("begun").touch()
+while not here.with_name("go").exists():
+    time.sleep(0.05)
+"""
 POOL = """
 from simulations.engines.forkserver import PRELOADED
 from simulations.engines.interrupt import stoppable
@@ -254,8 +263,11 @@ def test_a_signal_while_workers_start_leaves_one_traceback(fork, tmp_path, send,
     (tmp_path / "slow_import.py").write_text(SLOW_IMPORT)  # as torch is, where nobody has it yet
     with fork(str(script), own_session=True) as run:
         wait_for(run, "waiting")
-        time.sleep(0.5)  # the fork server imports for two seconds
+        while not (tmp_path / "begun").exists():  # the fork server imports
+            assert run.poll() is None, run.stderr
+            time.sleep(0.01)
         send(run.pid, number)
-        _, errors = run.communicate(timeout=60)
+        (tmp_path / "go").touch()
+        _, errors = run.communicate()
     assert errors.count("Traceback") == 1, errors
     assert errors.rstrip().endswith("KeyboardInterrupt")

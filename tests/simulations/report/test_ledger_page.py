@@ -68,6 +68,18 @@ def test_the_promise_is_that_of_the_ledger_with_all_that_it_means(ledger: Ledger
     assert "imulation only" not in shown.text
 
 
+HONEST = "all sites but 1, which may pool what they know with the server"
+
+
+def test_noise_that_others_share_makes_the_promise_count_on_them(ledger: Ledger) -> None:
+    ledger.charge(replace(EVENT, assumes=HONEST), Budget(100.0, 1e-4), "shared", b"an answer")
+    shown = page(ledger)
+    assert f"Assumed honest: {HONEST}." in shown.text
+    assert "Nobody of them has to be honest" not in shown.text
+    assert "1 × record, noise in a sum" in shown.text
+    assert "3 × record" in shown.text
+
+
 def test_every_charge_is_there_by_run_and_task(ledger: Ledger) -> None:
     shown = page(ledger)
     rows = [dict(zip(r[0], row, strict=True)) for r in [shown.table("Charges")] for row in r[1:]]

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
+from rich.console import Console
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from deal_core.config.experiment import PrivacyConfig
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.certificate import certificate, check_certificate
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import Budget
+from deal_core.privacy.accounting.ledger_event import KEEPER_ALONE, Budget
 from deal_core.privacy.mechanisms.registry import make_mechanism
-from deal_core.privacy.mechanisms.shares import shares_of
+from deal_core.privacy.mechanisms.shares import shares_of, trust_in_sum
+from deal_core.privacy.policy import Policy
 from server.results import read_results
+from simulations.ledger_command import show
 from simulations.run.preflight import check_names
 from tests.ledger_events import ledger_event
 from tests.simulations.runs import at, learnt_adapter, run_in_process, same
@@ -82,6 +91,38 @@ def test_every_site_charges_the_common_noise_before_it_answers(finished):
         assert {e.noise_multiplier for e in held} == {multiplier}
         assert all(e.slack > 0 and "all sites but 1" in e.assumes for e in held)
     assert sum(event["event"] == "round_lost" for event in events) == 0
+
+
+def test_whom_an_epsilon_counts_on_stands_beside_it_in_all_that_a_site_shows(finished):
+    folder = finished[1] / "sites" / "0"
+    (trust,) = {event.assumes for event in Ledger(folder).events()}
+    signed = certificate(Ledger(folder))
+    assert check_certificate(signed)["assumes"] == f"assumed honest: {trust}"
+    out = StringIO()
+    show(str(folder), Console(file=out, width=200), False)
+    assert trust in out.getvalue().replace("\n", " ")
+    assert "nobody" not in out.getvalue()
+
+
+def test_a_certificate_that_names_nobody_where_its_events_count_on_sites_is_none(finished):
+    ledger = Ledger(finished[1] / "sites" / "0")
+    statement = certificate(ledger)["statement"] | {"assumes": KEEPER_ALONE}
+    key = Ed25519PrivateKey.generate()
+    sealed = key.sign(json.dumps(statement, sort_keys=True).encode())
+    parts = {"public_key": key.public_key().public_bytes_raw(), "signature": sealed}
+    forged = {name: base64.b64encode(part).decode() for name, part in parts.items()}
+    with pytest.raises(UserError, match="whom it assumes honest is not what its events say"):
+        check_certificate({"statement": statement, **forged})
+
+
+def test_a_site_that_takes_keys_from_the_server_counts_on_it_in_that():
+    privacy = PrivacyConfig(mechanism="record", noise_share="sum")
+    vouched = Policy(mechanism="record", noise_share="sum", server_vouches_for_peers=True)
+    assert trust_in_sum(privacy, vouched).startswith(trust_in_sum(privacy))
+    assert "the server, which passes on the keys of sites, poses as none" in trust_in_sum(
+        privacy, vouched
+    )
+    assert trust_in_sum(privacy, Policy(noise_share="sum")) == trust_in_sum(privacy)
 
 
 def test_epsilon_is_that_of_an_independent_accountant(finished):
