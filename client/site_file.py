@@ -13,12 +13,13 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, StringConstraints
 
 from deal_core.config.data import DataConfig, Labels, TaskColumns
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.config.file import parse_tables, read_toml
+from deal_core.config.method import MethodConfig
 from deal_core.config.table import Table
 from deal_core.data.sites import named_tasks
 from deal_core.errors import UserError
-from deal_core.privacy.policy import Policy, require_unit
+from deal_core.privacy.policy import OutsidePolicy, Policy, require_unit
 
 NODE_KEY = "site"
 """Key of Flower's node config with the path of ``site.toml``; simulated clients have none."""
@@ -178,22 +179,41 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
     """
     unit = require_unit(experiment.privacy.unit_column, site.policy)
     privacy = experiment.privacy.model_copy(update={"unit_column": unit})
-    model, method = experiment.model, experiment.method
-    if model.name not in site.models:
-        raise UserError(f"[models] of site.toml does not name '{model.name}'; add it to accept it")
-    model = model.model_copy(update={"name": site.models[model.name] or model.name})
-    if method.consolidation.public_path:
-        if not site.data.public_path:
-            raise UserError("the experiment needs public texts; set data.public_path in site.toml")
-        own = {"public_path": site.data.public_path}
-        method = method.model_copy(
-            update={"consolidation": method.consolidation.model_copy(update=own)}
-        )
+    model, method = agreed_model(experiment, site), agreed_method(experiment, site)
     run = experiment.run.model_copy(
         update={"threads": site.compute.threads or experiment.run.threads}
     )
     tables = {"data": own_data(experiment.data, site.data), "model": model, "method": method}
     return experiment.model_copy(update={**tables, "privacy": privacy, "run": run})
+
+
+def agreed_model(experiment: Experiment, site: SiteFile) -> ModelConfig:
+    """Return the base model, where it lies at the site.
+
+    Raises:
+        OutsidePolicy: the site has not agreed to it.
+    """
+    model = experiment.model
+    if model.name not in site.models:
+        raise OutsidePolicy(
+            f"[models] of site.toml does not name '{model.name}'; add it to accept it"
+        )
+    return model.model_copy(update={"name": site.models[model.name] or model.name})
+
+
+def agreed_method(experiment: Experiment, site: SiteFile) -> MethodConfig:
+    """Return the method with the site's own public texts, if it needs some.
+
+    Raises:
+        OutsidePolicy: the site has none.
+    """
+    method = experiment.method
+    if not method.consolidation.public_path:
+        return method
+    if not site.data.public_path:
+        raise OutsidePolicy("the experiment needs public texts; set data.public_path in site.toml")
+    own = {"public_path": site.data.public_path}
+    return method.model_copy(update={"consolidation": method.consolidation.model_copy(update=own)})
 
 
 def own_data(asked: DataConfig, site: SiteData) -> DataConfig:

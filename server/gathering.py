@@ -96,7 +96,10 @@ class Gathering:
         reader, instruction = sent.readers[client], sent.instructions[client]
         try:
             message = answered(reply)
-            update, figures, spent = wire.read_update(client, message, reader, instruction)
+            spent = wire.read_spending(message, instruction)
+            if spent is not None:  # it is charged there, whatever is found wrong here
+                gathered.spent[client] = spent
+            update, figures = wire.read_update(client, message, reader, instruction)
             if self.alike and update.weight != 1:
                 raise PayloadError("num_examples is not 1, the weight of every client here")
             with threads(1):
@@ -113,8 +116,6 @@ class Gathering:
             refuse(self.exchange, self.step, client, fault)
             return ()
         arrived[client] = wire.payload_bytes(message.content)
-        if spent is not None:
-            gathered.spent[client] = spent
         self.exchange.event(
             "client_finished", self.step, client=client, task=instruction.task, **figures
         )

@@ -13,7 +13,7 @@ from deal_core.models.loading import with_revision
 from deal_core.privacy.accounting.unit import GROUP
 from deal_core.whole_file import write_whole
 from server.results import Privacy, Results
-from server.spending import extent
+from server.spending import VOID, rounded_up
 
 TITLE = "# Adapter of a federated run"
 NOT_HERE = ", its weights are not in this folder"
@@ -164,11 +164,13 @@ def privacy_lines(results: Results) -> str:
 def _guarantee(privacy: Privacy, results: Results) -> list[str]:
     largest = max(privacy.epsilon.values())
     lines = [
-        f"- epsilon <= {largest:.3g} at delta = {privacy.delta:.3g}, largest over clients",
-        f"- Unit: one {_unit(privacy)}; composed over {extent(privacy.disjoint_tasks)} of this "
-        "run, and whatever a site's ledger held before",
-        f"- Assumed honest: {privacy.assumes}",
+        f"- epsilon <= {rounded_up(largest, 3)} at delta = {rounded_up(privacy.delta or 0.0, 3)}, "
+        f"largest over {privacy.tellers}",
+        f"- Unit: one {_unit(privacy)}; composed over {privacy.extent}",
+        f"- Assumed honest: {privacy.trust}",
     ]
+    if privacy.void:
+        lines.append(f"- **{VOID[0].upper()}{VOID[1:]}**")
     if privacy.simulation_only:
         lines.append("- **Simulation only**: the noise came from a seed, so nothing is guaranteed")
     if privacy.metrics in ("clear", "summed") and results.accuracy_matrix:

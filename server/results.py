@@ -14,12 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.unit import GROUP, unit_text
+from deal_core.privacy.accounting.unit import CLIENT, GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.whole_file import write_whole
 from server.checkpoint import EVERYBODY, History
 from server.commit import commit
 from server.plan import Plan
+from server.spending import EARLIER, MORE_TRUST, VOID, extent, rounded_up
 
 SCHEMA: Literal[3] = 3
 """Version of ``results.json``; 1 had no stages, 2 no labels, no date and no zero-shot accuracy of
@@ -70,6 +71,10 @@ class ClientResult(Strict):
     test_examples: list[int]
 
 
+OUTSIDE = {"clear": "in the clear", "summed": "as exact sums over all sites"}
+"""``privacy.metrics`` to how counts left that no noise protects."""
+
+
 class Privacy(Strict):
     """What was spent. With mechanism ``none`` there is no guarantee and no epsilon.
 
@@ -82,6 +87,10 @@ class Privacy(Strict):
             whatever the site has released before; see ``disjoint_tasks``.
         disjoint_tasks: some client's epsilon is that of a record in a single task, since it
             declares that none is in two.
+        void: some client has released something of training records without protection.
+        assumes_more: some client's epsilon counts on others than ``assumes`` says.
+        silent: so many clients tell no epsilon.
+        kept_by: whose ledgers the epsilons are of; that of a trusted server holds this run alone.
         simulation_only: some noise came from a seed, so that nothing is guaranteed.
         metrics: how counts of right answers on test records left; in the ``clear`` they are
             outside of the guarantee.
@@ -94,6 +103,10 @@ class Privacy(Strict):
     delta: float | None = None
     epsilon: dict[str, float] = {}
     disjoint_tasks: bool = False
+    void: bool = False
+    assumes_more: bool = False
+    silent: int = 0
+    kept_by: Literal["clients", "server"] = "clients"
     simulation_only: bool = False
     metrics: str = "clear"
 
@@ -101,6 +114,43 @@ class Privacy(Strict):
     def unit_text(self) -> str:
         """The unit in words, as it follows 'per'; the column of groups included."""
         return unit_text(self.unit or "", self.unit_column)
+
+    @property
+    def extent(self) -> str:
+        """What an epsilon composes over, in words."""
+        if self.kept_by == "server":
+            return f"{extent(self.disjoint_tasks)} of this run alone: others add to it"
+        return f"{extent(self.disjoint_tasks)}{EARLIER}"
+
+    @property
+    def trust(self) -> str:
+        """Whom an epsilon takes to be honest, in words."""
+        return f"{self.assumes}, {MORE_TRUST}" if self.assumes_more else self.assumes
+
+    @property
+    def tellers(self) -> str:
+        """Over whom the largest epsilon is the largest."""
+        telling = len(self.epsilon)
+        return (
+            f"the {telling} of {telling + self.silent} clients that tell"
+            if self.silent
+            else ("clients")
+        )
+
+    @property
+    def meaning(self) -> str:
+        """What the largest epsilon means: delta, unit, extent, trust, and what it is void for."""
+        parts = [
+            f"at delta = {rounded_up(self.delta or 0.0, 3)} per {self.unit_text}, over "
+            f"{self.extent} (largest over {self.tellers})",
+            self.trust,
+            VOID if self.void else "",
+            "simulation only: the noise came from a seed" if self.simulation_only else "",
+            f"counts of right answers on test records left {OUTSIDE[self.metrics]}, outside of it"
+            if self.metrics in OUTSIDE
+            else "",
+        ]
+        return "; ".join(part for part in parts if part)
 
 
 class Wire(Strict):
@@ -234,9 +284,19 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
         delta=max((each.delta for each in spent.values()), default=None),
         epsilon={client: spent[client].epsilon for client in sorted(spent, key=int)},
         disjoint_tasks=any(each.disjoint_tasks for each in spent.values()),
+        void=any(each.void for each in spent.values()),
+        assumes_more=any(each.assumes_more for each in spent.values()),
+        silent=max(0, _clients(experiment) - len(spent)) if spent else 0,
+        kept_by="server"
+        if experiment.privacy.trusted_server and mechanism.unit == CLIENT
+        else ("clients"),
         simulation_only=any(each.simulation_only for each in spent.values()),
         metrics=experiment.privacy.metrics,
     )
+
+
+def _clients(experiment: Experiment) -> int:
+    return len(experiment.federation.sites) or experiment.federation.clients
 
 
 def _measured(

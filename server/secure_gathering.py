@@ -67,6 +67,8 @@ class SecureGathering:
         try:
             message = answered(reply)
             figures, spent = wire.read_figures(message, instruction)
+            if spent is not None:  # it is charged there, whatever is found wrong here
+                gathered.spent[client] = spent
             held = self.legs.add(gathered.held, client, message)
         except wire.ClientSkipped as reason:
             self.legs.sits_out(self.step, client, instruction.task, reason)
@@ -76,8 +78,6 @@ class SecureGathering:
             refuse(self.exchange, self.step, client, fault)
             return gathered
         gathered.sizes[client] = wire.secure_bytes(message.content)
-        if spent is not None:
-            gathered.spent[client] = spent
         self.exchange.event(
             "client_finished", self.step, client=client, task=instruction.task, **figures
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,6 +19,10 @@ class Spending(BaseModel):
     Attributes:
         epsilon: of all that the ledger holds, at ``delta``.
         disjoint_tasks: no record is in two tasks, so that they compose in parallel.
+        void: something of training records has left without protection, so that for these no
+            epsilon holds.
+        assumes_more: it counts on others than this run's settings say: earlier releases do, or the
+            site takes the keys of other sites from the server.
         simulation_only: some noise came from a seed.
         noise_floor: spread that the noise leaves in an entry of the round's ``lora_B``; 0: the
             client does not say.
@@ -29,11 +35,31 @@ class Spending(BaseModel):
     simulation_only: bool
     noise_floor: float = Field(0.0, ge=0, le=LARGEST_FLOOR)
     disjoint_tasks: bool = False
+    void: bool = False
+    assumes_more: bool = False
 
 
 def extent(disjoint_tasks: bool) -> str:
     """What an epsilon composes over, in words."""
     return "all rounds, a record being in one task" if disjoint_tasks else "all rounds and tasks"
+
+
+EARLIER = ", and whatever its ledger held before"
+"""What an epsilon of a client's own ledger composes over beside the run."""
+MORE_TRUST = "and whom other releases of a client's ledger count on, which its certificate names"
+"""Behind whom a run's settings count on, where a client has said that its ledger counts on more."""
+VOID = "void for records of which a client has released something without protection"
+
+
+def rounded_up(value: float, digits: int) -> str:
+    """Return a number with so many significant digits, and never a smaller one: "at most" is
+    true of it."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    last = math.floor(math.log10(abs(value))) + 1 - digits
+    step = Decimal(1).scaleb(last)
+    up = Decimal(repr(value)).quantize(step, rounding=ROUND_CEILING)
+    return f"{float(up):.{digits}g}"
 
 
 def spending_in(figures: Mapping[str, Any]) -> Spending | None:

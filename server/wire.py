@@ -132,11 +132,21 @@ def request(
     return Message(content, node, message_type, ttl=deadline)
 
 
+def read_spending(message: Message, instruction: Instruction) -> Spending | None:
+    """Return what a reply with an update says of privacy, whatever the update is: it is charged at
+    the client.
+
+    Raises:
+        PayloadError: an error code, another record, a wrong round, or figures that cannot be.
+        ClientSkipped: the client takes no part.
+    """
+    return _spent(_answer(message, instruction, LORA)[1])
+
+
 def read_update(
     client: str, message: Message, reader: UpdateReader, instruction: Instruction
-) -> tuple[ClientUpdate, dict[str, float], Spending | None]:
-    """Return a local update, checked and decoded, its figures, and what they say of privacy (None:
-    nothing).
+) -> tuple[ClientUpdate, dict[str, float]]:
+    """Return a local update, checked and decoded, and its figures.
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or anything that
@@ -146,7 +156,7 @@ def read_update(
     record, measured = _answer(message, instruction, LORA)
     adapter = reader.read(record)
     update = ClientUpdate(client, adapter, measured["num_examples"])
-    return update, measured, _spent(measured)
+    return update, measured
 
 
 def read_statistics(

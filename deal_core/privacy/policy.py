@@ -328,6 +328,10 @@ def counts_in_sum(experiment: Experiment) -> bool:
     return experiment.aggregation.secure and experiment.privacy.metrics == "summed"
 
 
+SPENDING = frozenset({"epsilon", "delta", "disjoint_tasks", "void", "assumes_more"})
+"""Figures that tell what a site's ledger composes to, and what that means."""
+
+
 def figures_allowed(
     figures: Mapping[str, float], policy: Policy | None, masked: bool = False
 ) -> dict[str, float]:
@@ -343,7 +347,7 @@ def figures_allowed(
     if policy is None:
         return dict(figures)
     withheld = set() if policy.share_num_examples else {"seconds", "noise_floor"}
-    withheld |= set() if policy.spending else {"epsilon", "delta", "disjoint_tasks"}
+    withheld |= set() if policy.spending else SPENDING
     clear = policy.metrics == "clear" or (masked and policy.metrics == "summed")
     withheld |= set() if clear else {"loss"}
     allowed = {name: value for name, value in figures.items() if name not in withheld}

@@ -92,13 +92,15 @@ def _who(found: Found) -> str:
 
 def claims(trainings: list[Found]) -> str:
     """Return what every epsilon of an audit is of."""
-    delta = trainings[0].delta
+    deltas = sorted({found.delta for found in trainings})
     units = {(found.unit, found.unit_column, found.assumes) for found in trainings if found.unit}
     told = [
         f"per {unit_text(unit, column)}, over all rounds and tasks, {_against(unit, assumes)}"
         for unit, column, assumes in sorted(units)
     ]
-    return f"Every epsilon is at delta = {delta:.3g} {'; '.join(told) or 'of what leaves'}."
+    at = " or ".join(f"{delta:.3g}" for delta in deltas)
+    which = ", its attack's own" if len(deltas) > 1 else ""
+    return f"Every epsilon is at delta = {at}{which} {'; '.join(told) or 'of what leaves'}."
 
 
 def _against(unit: str, assumes: str) -> str:

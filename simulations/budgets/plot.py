@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def _meaning(private: list[Point]) -> str:
         return ""
     seeded = "; simulation only" if any(point.simulation_only for point in private) else ""
     over = extent(any(point.disjoint_tasks for point in private))
-    return f"epsilon at delta <= {max(deltas):.2g} per {private[0].unit}, over {over}{seeded}"
+    trust = dict.fromkeys(textwrap.fill(point.assumes, 110) for point in private if point.assumes)
+    told = "".join(f"\n{text}" for text in trust)
+    return f"epsilon at delta <= {max(deltas):.2g} per {private[0].unit}, over {over}{seeded}{told}"
 
 
 def _methods(

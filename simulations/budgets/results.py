@@ -10,7 +10,7 @@ from statistics import fmean
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed
+from deal_core.privacy.accounting.ledger_event import LedgerEvent, assumed_honest, composed
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.results import Privacy, Results, Strict, read_results
 from simulations.audit.found import Bound
@@ -74,6 +74,8 @@ class Sweep(Strict):
         epsilon: composed at ``delta`` per ``unit``, for a record that lies in every run at the
             client that spent most, or for that client; None: nothing private has run, or some
             run has no ledger.
+        assumes: whom it takes to be honest; empty in files from before.
+        simulation_only: some noise came from a seed.
         without_privacy: runs that protect nothing: had they been trained on the same real data,
             no epsilon at all would hold.
     """
@@ -82,6 +84,8 @@ class Sweep(Strict):
     epsilon: float | None
     delta: float | None
     unit: str | None
+    assumes: str = ""
+    simulation_only: bool = False
     without_privacy: int
 
 
@@ -186,8 +190,8 @@ def _point(
         gain_retained=_mean(ways),
         spent=max(spent, default=None),
         delta=_largest_delta(privacy),
-        unit=privacy[0].unit,
-        assumes=privacy[0].assumes,
+        unit=privacy[0].unit_text or None,
+        assumes=privacy[0].trust,
         disjoint_tasks=any(each.disjoint_tasks for each in privacy),
         simulation_only=any(each.simulation_only for each in privacy),
         lower_bound=bound.epsilon if bound else None,
@@ -214,7 +218,9 @@ def _sweep(done: Sequence[Cell]) -> Sweep:
         runs=len(private),
         epsilon=composed(together, delta) if together and delta else None,
         delta=delta,
-        unit=privacy[0].unit if privacy else None,
+        unit=privacy[0].unit_text or None if privacy else None,
+        assumes=assumed_honest(together) if together else "",
+        simulation_only=any(each.simulation_only for each in privacy),
         without_privacy=len(done) - len(private),
     )
 

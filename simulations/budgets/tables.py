@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from server.spending import extent
-from simulations.audit.tables import HONEST
 from simulations.budgets.results import Budgets, Mean, Point, Sweep
 from simulations.output.markdown import DASH, head, row
 
@@ -106,8 +105,7 @@ def spent_meaning(point: Point) -> str:
     if point.spent is None or point.delta is None:
         return ""
     seeded = "; simulation only: the noise came from a seed" if point.simulation_only else ""
-    trust = point.assumes or (HONEST["record"] if point.unit == "record" else "")
-    trusted = f"; {trust}" if trust else ""
+    trusted = f"; {point.assumes or 'whom it assumes honest was not recorded'}"
     return (
         f"Spent: epsilon at delta = {point.delta:.2g} per {point.unit}, over "
         f"{extent(point.disjoint_tasks)}{trusted}{seeded}."
@@ -138,7 +136,7 @@ def sweep_text(sweep: Sweep) -> str:
             f"Every run is a release of its own. On the same real data the {sweep.runs} private "
             f"runs of this sweep would together spend epsilon = {sweep.epsilon:.3g} at delta = "
             f"{sweep.delta:.2g} per {sweep.unit}, composed over all rounds, tasks, seeds, methods "
-            f"and budgets, for {_whose(sweep)}."
+            f"and budgets, for {_whose(sweep)}{_trust(sweep)}."
         )
     if sweep.without_privacy:
         whole += (
@@ -146,6 +144,11 @@ def sweep_text(sweep: Sweep) -> str:
             "epsilon holds at all."
         )
     return f"{whole} So choose a budget on public data."
+
+
+def _trust(sweep: Sweep) -> str:
+    seeded = "; simulation only" if sweep.simulation_only else ""
+    return f"; {sweep.assumes or 'whom it assumes honest was not recorded'}{seeded}"
 
 
 def _whose(sweep: Sweep) -> str:

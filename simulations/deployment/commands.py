@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -100,11 +101,11 @@ def site_init(
     from simulations.run.experiment import Request, load_experiment
 
     where = folder.expanduser().resolve()
-    labels = agreed_labels(load_experiment(Request(experiment))) if experiment else {}
-    columns = (text_column, label_column)
-    print_line(
-        init_site(SiteRequest(where, data, name, server_address, certificate, *columns, labels))
-    )
+    request = SiteRequest(where, data, name, server_address, certificate, text_column, label_column)
+    if experiment:
+        agreed = load_experiment(Request(experiment))
+        request = replace(request, labels=agreed_labels(agreed), model=agreed.model.name)
+    print_line(init_site(request))
 
 
 @site.command("allow-app")

@@ -57,7 +57,8 @@ def service_unit(
     code = Path(__file__).resolve().parents[2]
     # Below a home the strict setting would hide the folder itself.
     homes = {Path("/home"), Path("/root")}
-    hidden = any(homes & set(Path(p).parents) for p in (folder, code, sys.executable))
+    places = [folder, code, Path(sys.executable), *fixed]
+    hidden = any(homes & set(place.parents) for place in places)
     return UNIT.format(
         what=what,
         name=name,

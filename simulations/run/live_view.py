@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deal_core.privacy.accounting.unit import unit_text
-from server.spending import extent
+from server.spending import MORE_TRUST, VOID, extent, rounded_up
 from simulations.output.console import print_line
 from simulations.run.progress import PHASES, Progress, RunEvent
 
@@ -159,9 +159,12 @@ def spent(state: Progress) -> list[str]:
         return []
     seeded = ", simulation only" if state.simulation_only else ""
     unit = unit_text(state.unit, state.unit_column)
+    trust = f"{state.assumes}, {MORE_TRUST}" if state.assumes_more else state.assumes
+    void = f", {VOID}" if state.void else ""
     return [
-        f"epsilon {state.epsilon:.3g} at delta {state.delta:.2g} per {unit}, "
-        f"{extent(state.disjoint_tasks)} so far{seeded}"
+        f"epsilon {rounded_up(state.epsilon, 3)} at delta {rounded_up(state.delta, 2)} per {unit}, "
+        f"{extent(state.disjoint_tasks)} so far, largest over the clients that have answered; "
+        f"{trust}{void}{seeded}"
     ]
 
 

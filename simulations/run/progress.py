@@ -51,6 +51,8 @@ class Progress:
         delta: largest over clients. unit: what is protected. unit_column: that makes groups.
         disjoint_tasks: some epsilon is of a record that is in one task.
         simulation_only: some noise came from a seed.
+        void: some client has released something of training records without protection.
+        assumes: whom an epsilon takes to be honest. assumes_more: some counts on others, too.
     """
 
     phase: str = "starting"
@@ -84,6 +86,9 @@ class Progress:
     unit_column: str = ""
     disjoint_tasks: bool = False
     simulation_only: bool = False
+    void: bool = False
+    assumes: str = ""
+    assumes_more: bool = False
 
     @property
     def total(self) -> int:
@@ -158,6 +163,7 @@ def _run_started(state: Progress, event: RunEvent) -> Progress:
         tasks=tuple(event["tasks"]),
         unit=event.get("unit") or "",
         unit_column=event.get("unit_column") or "",
+        assumes=event.get("assumes") or "",
         stages=stages,
         done=done,
         evaluated=sum(end <= done for end in ends),
@@ -223,6 +229,8 @@ def _charged(state: Progress, event: RunEvent) -> Progress:
         delta=delta,
         disjoint_tasks=state.disjoint_tasks or bool(event.get("disjoint_tasks")),
         simulation_only=state.simulation_only or bool(event.get("simulation_only")),
+        void=state.void or bool(event.get("void")),
+        assumes_more=state.assumes_more or bool(event.get("assumes_more")),
     )
 
 

@@ -12,7 +12,7 @@ from deal_core.methods import KEEP_TEXTS
 from deal_core.metrics import in_turn, spans
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
-from server.spending import extent
+from server.spending import rounded_up
 from simulations.output.console import print_line
 from simulations.output.markdown import TextTable
 from simulations.output.terminal import NARROW, text_table
@@ -167,12 +167,7 @@ def privacy_text(privacy: Privacy) -> str:
     if not privacy.epsilon or privacy.delta is None or privacy.unit is None:
         return f"{privacy.mechanism}; no guarantee recorded"
     largest = max(privacy.epsilon.values())
-    return (
-        f"{privacy.mechanism}: epsilon <= {largest:.3g} at delta = {privacy.delta:.3g} "
-        f"per {privacy.unit_text}, over {extent(privacy.disjoint_tasks)} (largest over clients); "
-        f"{privacy.assumes}"
-        + ("; simulation only: the noise came from a seed" if privacy.simulation_only else "")
-    )
+    return f"{privacy.mechanism}: epsilon <= {rounded_up(largest, 3)} {privacy.meaning}"
 
 
 def large_delta(privacy: Privacy) -> str:

@@ -22,10 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Entry, Ledger
 from deal_core.privacy.accounting.ledger_event import LedgerEvent, assumed_honest, composed
+from deal_core.privacy.accounting.unit import common_unit
 
 KEY = "ledger.key"
-VERSION = 4
-"""Of statements; 2 had no ``unit_column``, 3 did not say which events were ``compared``."""
+VERSION = 5
+"""Of statements; 2 had no ``unit_column``, 3 did not say which events were ``compared``, and until
+4 all said that nobody is trusted."""
+COMPARED = (4, VERSION)
 PLACE = ("seq", "time")
 ROUNDING = 1e-6
 
@@ -70,7 +73,7 @@ def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("certificate: the signature is not that of its statement") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"certificate: not one ({type(error).__name__}: {error})") from None
-    if statement.get("disjoint_tasks") and statement.get("version") != VERSION:
+    if statement.get("disjoint_tasks") and statement.get("version") not in COMPARED:
         raise UserError(
             "certificate: of an earlier version, which did not say what was compared before tasks "
             "were composed in parallel; export it anew"
@@ -83,8 +86,9 @@ def _check_figures(statement: Mapping[str, Any]) -> None:
     try:
         placed = [{k: v for k, v in e.items() if k not in PLACE} for e in statement["events"]]
         events = [LedgerEvent(**fields) for fields in placed]
-        told, trust = _figures(events, statement["disjoint_tasks"]), statement["assumes"]
-        said = {name: statement[name] for name in told}
+        told = _figures(events, statement["disjoint_tasks"])
+        meant = _meaning(events, statement["disjoint_tasks"])
+        said = {name: statement[name] for name in [*told, *meant]}
         difference = abs((told["epsilon"] or 0.0) - (said["epsilon"] or 0.0))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"certificate: not one ({type(error).__name__}: {error})") from None
@@ -92,10 +96,13 @@ def _check_figures(statement: Mapping[str, Any]) -> None:
         raise UserError("certificate: its epsilon is not what its events cost")
     if told["unprotected"] != said["unprotected"]:
         raise UserError("certificate: its number of unprotected releases is not that of its events")
-    if trust != assumed_honest(events):
+    if told["delta"] != said["delta"]:
+        raise UserError("certificate: its delta is not that of its events")
+    wrong = next((name for name, text in meant.items() if said[name] != text), "")
+    if wrong:
         raise UserError(
-            "certificate: whom it assumes honest is not what its events say; one of an earlier "
-            "version named nobody: export it anew"
+            f"certificate: its '{wrong}' is not what its events say; if it is of an earlier "
+            "version, export it anew"
         )
 
 
@@ -105,18 +112,29 @@ def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
     return {
         "version": VERSION,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "unit": sorted({event.unit for event in events if event.protected}),
-        "unit_column": sorted({event.unit_column for event in events if event.unit_column}),
         **figures,
         "disjoint_tasks": disjoint_tasks,
-        "assumes": assumed_honest(events),
-        "composed_over": composed_over(disjoint_tasks, figures["unprotected"]),
-        "simulation_only": any(event.simulation_only for event in events),
+        **_meaning(events, disjoint_tasks),
         "entries": len(entries),
         "head": entries[-1].hash,
         "events": [
             {"seq": entry.seq, "time": entry.time, **asdict(entry.event)} for entry in entries
         ],
+    }
+
+
+def _meaning(events: Sequence[LedgerEvent], disjoint_tasks: bool) -> dict[str, Any]:
+    """Return what an epsilon of the events is of: unit, extent, trust, and if it is nothing."""
+    units = [(event.unit, event.unit_column) for event in events if event.protected]
+    unit, column = common_unit(units) if units else ("", "")
+    return {
+        "unit": unit,
+        "unit_column": column,
+        "composed_over": composed_over(
+            disjoint_tasks, sum(not event.protected for event in events)
+        ),
+        "assumes": assumed_honest(events),
+        "simulation_only": any(event.simulation_only for event in events),
     }
 
 

@@ -87,6 +87,7 @@ def client_event(
     steps: int = 1,
     place: tuple[str, str, int, int] = ("", "", 0, 0),
     simulation_only: bool = False,
+    assumes: str = "",
 ) -> LedgerEvent:
     """Return one round, or several, as a ledger has it.
 
@@ -98,6 +99,7 @@ def client_event(
         steps: rounds that the event stands for.
         place: task, phase, stage and round.
         simulation_only: the noise came from a seed.
+        assumes: whom the noise takes to be honest; empty: nobody outside the client.
     """
     task, phase, stage, server_round = place
     return LedgerEvent(
@@ -114,6 +116,7 @@ def client_event(
         max_grad_norm=experiment.privacy.max_update_norm,
         delta=delta,
         simulation_only=simulation_only,
+        assumes=assumes,
     )
 
 

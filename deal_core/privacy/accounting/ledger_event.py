@@ -73,6 +73,8 @@ class LedgerEvent:
         return DpEvent(self.sample_rate, self.noise_multiplier, self.steps)
 
 
+COUNTS, CLEAR_COUNTS = "counts", "clear-counts"
+"""Mechanism of counts of right answers on test records: with noise, and as they are."""
 Place = tuple[str, str, int, int]
 """Task, phase, stage and round."""
 
@@ -123,6 +125,17 @@ def assumed_honest(events: Sequence[LedgerEvent]) -> str:
     return f"assumed honest: {'; and: '.join(found)}" if found else KEEPER_ALONE
 
 
+def assumes_more(events: Sequence[LedgerEvent], trust: str) -> bool:
+    """Return whether an epsilon of all protected events counts on somebody else than ``trust``."""
+    return any(event.protected and event.assumes not in ("", trust) for event in events)
+
+
+def is_void(events: Sequence[LedgerEvent]) -> bool:
+    """Return whether something made of training records has left without protection: for these no
+    epsilon holds."""
+    return any(not event.protected and event.mechanism != CLEAR_COUNTS for event in events)
+
+
 def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool = False) -> float:
     """Return the epsilon of all protected events together: of one record (or group), whatever tasks
     it is in, or, with ``disjoint_tasks``, of one that is in a single task, as far as records were
@@ -164,5 +177,6 @@ def require_within(events: Sequence[LedgerEvent], budget: Budget) -> None:
         raise BudgetSpent(
             f"one more release would take epsilon to {epsilon:.4g}, past {budget.epsilon:.4g} at "
             f"delta = {budget.delta:.3g} per {unit}, composed over all that the ledger "
-            f"holds{', tasks in parallel' if budget.disjoint_tasks else ''}"
+            f"holds{', tasks in parallel' if budget.disjoint_tasks else ''}; "
+            f"{assumed_honest(events)}"
         )

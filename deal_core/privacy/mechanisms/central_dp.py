@@ -30,6 +30,7 @@ from deal_core.privacy.accounting.ledger_event import BudgetSpent, composed
 from deal_core.privacy.accounting.plan import NoFeasibleNoise
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, moved
+from deal_core.privacy.mechanisms.definition import HONEST_SERVER
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.server_side import RoundContext
 from deal_core.randomness import seeded
@@ -109,6 +110,7 @@ class CentralDP:
             plan.delta,
             place=("", place.phase, place.stage, place.server_round),
             simulation_only=self._seeds,
+            assumes=HONEST_SERVER,
         )
         try:
             kept = self.ledger.answer(request)

@@ -42,7 +42,11 @@ from deal_core.privacy.interface import (
 )
 from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.clipped_mean import clipped, noised
-from deal_core.privacy.mechanisms.definition import MechanismDefinition, nobody_trusted
+from deal_core.privacy.mechanisms.definition import (
+    HONEST_SERVER,
+    MechanismDefinition,
+    nobody_trusted,
+)
 from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected, ordinary_gradients
@@ -297,7 +301,7 @@ def check_clients_protected(experiment: Experiment) -> None:
 
 def trusted_server(privacy: PrivacyConfig) -> str:
     """Return whom an epsilon of the mechanism takes to be honest."""
-    return "the server is honest" if privacy.trusted_server else nobody_trusted(privacy)
+    return HONEST_SERVER if privacy.trusted_server else nobody_trusted(privacy)
 
 
 CLIENT = MechanismDefinition(

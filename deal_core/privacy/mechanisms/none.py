@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
-from deal_core.privacy.accounting.ledger_event import unprotected_event
+from deal_core.privacy.accounting.ledger_event import CLEAR_COUNTS, unprotected_event
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.definition import MechanismDefinition
@@ -120,7 +120,7 @@ def clear_counts(
 ) -> Counts:
     """Counts as they are; a site notes that they have left."""
     counts = make()
-    note_unprotected(experiment, ask, site, "clear-counts")
+    note_unprotected(experiment, ask, site, CLEAR_COUNTS)
     return counts
 
 

@@ -21,7 +21,14 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
-from deal_core.privacy.accounting.ledger_event import BudgetSpent, LedgerEvent, composed
+from deal_core.privacy.accounting.ledger_event import (
+    COUNTS,
+    BudgetSpent,
+    LedgerEvent,
+    assumes_more,
+    composed,
+    is_void,
+)
 from deal_core.privacy.accounting.plan import (
     NoFeasibleNoise,
     evaluations,
@@ -55,6 +62,7 @@ from deal_core.privacy.mechanisms.record_checks import check_records_protected, 
 from deal_core.privacy.mechanisms.record_events import RecordEvents
 from deal_core.privacy.mechanisms.record_gradients import GRADIENTS
 from deal_core.privacy.policy import (
+    EffectivePolicy,
     at_server,
     figures_allowed,
     metrics_allowed,
@@ -149,15 +157,38 @@ class RecordMechanism:
     ) -> dict[str, float]:
         """What goes with an update: of rates, noise and steps, not of data."""
         disjoint = plan.budget(site.policy).disjoint_tasks
+        events = [*site.ledger().events(), event]
+        to_come = self._counts_to_come(events, ask, site, plan)
         figures = {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
             "simulation_only": float(event.simulation_only),
             "noise_floor": entry_noise(event.steps, ask.learning_rate),
-            "epsilon": composed([*site.ledger().events(), event], plan.delta, disjoint),
+            "epsilon": composed([*events, *to_come], plan.delta, disjoint),
             "delta": plan.delta,
         }
-        figures |= {"disjoint_tasks": 1.0} if disjoint else {}
+        trust = whom_to_trust(self.experiment.privacy)
+        flags = {
+            "disjoint_tasks": disjoint,
+            "void": is_void(events),
+            "assumes_more": assumes_more(events, trust),
+        }
+        figures |= {name: 1.0 for name, holds in flags.items() if holds}
         return figures_allowed(figures, site.policy)
+
+    def _counts_to_come(
+        self, events: Sequence[LedgerEvent], ask: UpdateRequest, site: Site, plan: PrivacyPlan
+    ) -> list[LedgerEvent]:
+        """Return the noised counts that the run still plans: an evaluation tells no epsilon, so an
+        update tells it with them."""
+        if not self._counts_are_noised(site):
+            return []
+        planned = evaluations(self.experiment, len(self._counts(ask)[0]))
+        given = sum(each.run == self._run and each.mechanism == COUNTS for each in events)
+        left = planned - given
+        return [self._events.planned_counts(left, plan.delta)] if left > 0 else []
+
+    def _counts_are_noised(self, site: Site) -> bool:
+        return metrics_allowed(self.experiment.privacy.metrics, site.policy) == "noised"
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """Return the counts in the clear, or with noise that is charged like an update.
@@ -234,8 +265,7 @@ class RecordMechanism:
         disjoint = agreed.disjoint_tasks or asked
         phases = method_of(config).phases
         work = planned_work(config, phases, records)
-        counted = metrics_allowed(config.privacy.metrics, site.policy) == "noised"
-        counts = evaluations(config, len(records)) if counted else 0
+        counts = evaluations(config, len(records)) if self._counts_are_noised(site) else 0
 
         def epsilon_with(noise_multiplier: float) -> float:
             planned = [
@@ -248,7 +278,7 @@ class RecordMechanism:
             return composed([*past, *planned], agreed.delta, disjoint)
 
         return PrivacyPlan(
-            noise_multiplier=self._multiplier(epsilon_with, agreed.epsilon, len(records)),
+            noise_multiplier=self._multiplier(epsilon_with, agreed, len(records)),
             epsilon=agreed.epsilon,
             delta=agreed.delta,
             disjoint_tasks=disjoint,
@@ -257,16 +287,18 @@ class RecordMechanism:
         )
 
     def _multiplier(
-        self, epsilon_with: Callable[[float], float], epsilon: float, tasks: int
+        self, epsilon_with: Callable[[float], float], agreed: EffectivePolicy, tasks: int
     ) -> float:
         """That of all sites, where they make the noise together; else the smallest that fits."""
+        epsilon, delta = agreed.epsilon, agreed.delta
         if not at_server(self.experiment):
             return solve_noise_multiplier(epsilon_with, epsilon)
         common = common_noise_multiplier(self.experiment, tasks)
         if epsilon_with(common) > epsilon:
             raise NoFeasibleNoise(
                 f"noise of {common:.2f} clipping bounds, that of all sites, takes epsilon to "
-                f"{epsilon_with(common):.4g} here, and {epsilon:g} are left; raise the budget, or "
+                f"{epsilon_with(common):.4g} here at delta = {delta:.3g} per {self.unit}, composed "
+                f"over all that the ledger holds, and {epsilon:g} are left; raise the budget, or "
                 "plan the run with a smaller privacy.target_epsilon or target_delta"
             )
         return common

@@ -11,6 +11,20 @@ from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_
 from deal_core.privacy.mechanisms.shares import trust_in_sum
 from deal_core.privacy.policy import at_server, in_sum
 
+READ_BATCHES_ALONE: Mapping[str, str] = {
+    "deal": "penalties of adapters; distillation and class sums on the records of the batch",
+    "deal-reference": "gates on the spectrum of adapters",
+    "linear-probe": "sums over records, which are checked by themselves",
+    "lwf": "distillation on the records of the batch",
+    "nlora": "a penalty on factors",
+    "olora": "a penalty on factors",
+    "prototype": "sums over records, which are checked by themselves",
+    "sequential": "cross-entropy alone",
+    "slao": "merges adapters",
+}
+"""Methods of whose updates nothing tells of a record but its clipped gradient, or its part of a
+noised sum; and of what the rest is made. A penalty is added after the noise: it must read no
+record. One that is not named here runs under no such mechanism."""
 UNPROTECTED: Mapping[str, str] = {
     "ewc": "Fisher information of earlier records goes into every update unclipped",
     "replay": "earlier texts are trained on beside the batch",
@@ -25,10 +39,11 @@ def check_records_protected(experiment: Experiment) -> None:
         UserError: the experiment has a part that reads others.
     """
     where, method = f'privacy.mechanism = "{experiment.privacy.mechanism}"', experiment.method.name
-    if method in UNPROTECTED:
+    if method not in READ_BATCHES_ALONE:
+        unknown = "nothing says that its penalty reads no record (READ_BATCHES_ALONE)"
         raise UserError(
-            f"{where} does not go with method.name '{method}': {UNPROTECTED[method]}; use "
-            "deal, lwf, nlora, olora, sequential or slao"
+            f"{where} does not go with method.name '{method}': {UNPROTECTED.get(method, unknown)}; "
+            "use deal, lwf, nlora, olora, sequential or slao"
         )
     if method == "deal-reference" and experiment.privacy.factors == "one":
         raise UserError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger_event import LedgerEvent
+from deal_core.privacy.accounting.ledger_event import COUNTS, LedgerEvent
 from deal_core.privacy.accounting.plan import ReleaseSchedule
 from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.counts import sensitivity
@@ -95,7 +95,7 @@ class RecordEvents:
             phase=ask.phase,
             stage=ask.stage,
             server_round=ask.server_round,
-            mechanism="counts",
+            mechanism=COUNTS,
             unit=self.unit,
             sample_rate=1.0,
             noise_multiplier=self.experiment.privacy.metrics_noise,

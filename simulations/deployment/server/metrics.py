@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from server.spending import extent
+from deal_core.privacy.accounting.unit import unit_text
+from server.spending import EARLIER, MORE_TRUST, extent, rounded_up
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.run_state import RunState, SiteState, state_of
 
@@ -88,14 +89,17 @@ def _of_sites(states: dict[str, RunState]) -> Iterator[GaugeMetricFamily]:
 def _spending(states: dict[str, RunState]) -> GaugeMetricFamily:
     """An epsilon says nothing without its labels."""
     text = "privacy spent so far, where a site tells it"
-    labels = ["run", "site", "delta", "unit", "over", "assumes", "simulation_only"]
+    labels = ["run", "site", "delta", "unit", "over", "assumes", "void", "simulation_only"]
     family = GaugeMetricFamily("deal_site_epsilon", text, labels=labels)
     for run, state in states.items():
         for name, site in state.sites.items():
             if site.spent is not None:
                 spent, seeded = site.spent, str(site.spent.simulation_only).lower()
-                over = extent(spent.disjoint_tasks)
-                own = [run, name, f"{spent.delta:.2g}", state.unit, over, state.assumes, seeded]
+                over = f"{extent(spent.disjoint_tasks)}{EARLIER}"
+                trust = f"{state.assumes}, {MORE_TRUST}" if spent.assumes_more else state.assumes
+                unit = unit_text(state.unit, state.unit_column)
+                delta, void = rounded_up(spent.delta, 2), str(spent.void).lower()
+                own = [run, name, delta, unit, over, trust, void, seeded]
                 family.add_metric(own, spent.epsilon)
     return family
 

@@ -15,7 +15,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.unit import unit_text
 from server.folder import RunFolder
 from server.lock import held
-from server.spending import Spending, extent
+from server.spending import EARLIER, VOID, Spending, extent, rounded_up
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.run_state import RunState, SiteState, state_of
@@ -181,7 +181,10 @@ def _cost(spent: Spending | None) -> str:
         return ""
     seeded = ", simulation only" if spent.simulation_only else ""
     over = extent(spent.disjoint_tasks)
-    return f"{spent.epsilon:.2f} at δ {spent.delta:.2g}, {over}{seeded}"
+    more = ", counts on more (its certificate says on whom)" if spent.assumes_more else ""
+    void = f", {VOID}" if spent.void else ""
+    delta = rounded_up(spent.delta, 2)
+    return f"{spent.epsilon:.2f} at δ {delta}, {over}{EARLIER}{more}{void}{seeded}"
 
 
 def _ago(moment: float) -> str:

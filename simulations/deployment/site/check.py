@@ -13,7 +13,7 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.egress import FIELDS, SUM_FIELDS
-from client.site_file import SiteFile, read_site, site_files
+from client.site_file import SiteFile, agreed_method, agreed_model, read_site, site_files
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.data.files import FilesSource
@@ -86,6 +86,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         lambda: compare_labels(site, agreed) if experiment else declared_labels(site),
     ]
     if experiment is not None:
+        checks.append(lambda: check_agreed(site, experiment))
         checks.append(lambda: check_policy(site, experiment))
         checks.append(lambda: check_sums(site, experiment))
         checks.append(lambda: check_unit(site, experiment))
@@ -103,6 +104,16 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         report.warnings.extend(identifier_warning(each, "policy.unit_column") for each in found)
     report.lines.extend(what_leaves(site))
     return report
+
+
+def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
+    """Yield that base model and public texts of the experiment are among those of the site.
+
+    Raises:
+        UserError: the site has not agreed to one of them.
+    """
+    yield f"base model '{agreed_model(experiment, site).name}': agreed to"
+    agreed_method(experiment, site)
 
 
 def check_keys(site: SiteFile) -> Iterator[str]:
@@ -331,7 +342,7 @@ def what_leaves(site: SiteFile) -> list[str]:
     figures = ["num_examples"] if protected else list(figures_allowed(ordinary, policy))
     if policy is not None and (protected or not policy.share_num_examples):
         figures[figures.index("num_examples")] = "num_examples (always 1)"
-    charged = ["simulation_only", "noise_floor", "epsilon", "delta"]
+    charged = ["simulation_only", "noise_floor", "epsilon", "delta", "void", "assumes_more"]
     charged += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
     allowed = figures_allowed(dict.fromkeys(charged, 0.0), policy)
     private = [name for name in charged if name in allowed]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.site_file import NAME
+from deal_core.config.experiment import ModelConfig
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 from simulations.deployment.secret_files import write_secret
@@ -46,8 +47,7 @@ threads = 0              # 0: as the experiment asks
 keep_seconds = 900       # the model stays in memory so long after a request; 0: not at all
 
 [models]                 # base models that this site accepts; "" or the folder where one lies
-"embedded:minilm" = ""
-
+{models}
 # [peers]                # the sites with which secure sums are made (the server sees the sum
 # west = "SHA256:..."    # alone), each with the fingerprint of its key. Let each institution read
 #                        # its own out by telephone (deal site check shows it); take none from the
@@ -92,8 +92,8 @@ NO_LABELS = """\
 
 @dataclass(frozen=True)
 class SiteRequest:
-    """The arguments of ``deal site init``; ``labels`` are those of the agreed experiment, and
-    ``policy`` the keys of its table, as TOML."""
+    """The arguments of ``deal site init``; ``labels`` and base ``model`` are those of the agreed
+    experiment, and ``policy`` the keys of its table, as TOML."""
 
     folder: Path
     data: Path
@@ -103,6 +103,7 @@ class SiteRequest:
     text_column: str = "text"
     label_column: str = "label"
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    model: str = ModelConfig().name
     policy: str = POLICY
 
 
@@ -152,6 +153,7 @@ def _toml(request: SiteRequest, data: Path, app: str) -> str:
         text=toml_value(request.text_column),
         label=toml_value(request.label_column),
         labels=LABELS.format(lines=label_lines(request.labels)) if request.labels else NO_LABELS,
+        models=f'{toml_value(request.model)} = ""\n',
         policy=request.policy,
         app=toml_value(app),
     )

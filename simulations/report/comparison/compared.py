@@ -12,7 +12,6 @@ from typing import Any
 from deal_core.config.run_config import leaves
 from deal_core.errors import UserError
 from server.results import Results, read_results
-from server.spending import extent
 from simulations.report.run.settings import HIDDEN
 
 
@@ -63,11 +62,7 @@ class ComparedRun:
         privacy = self.results.privacy
         if self.epsilon is None:
             return ""
-        seeded = "; simulation only" if privacy.simulation_only else ""
-        return (
-            f"epsilon at delta = {privacy.delta:.3g} per {privacy.unit}, over "
-            f"{extent(privacy.disjoint_tasks)}; {privacy.assumes}{seeded}"
-        )
+        return f"epsilon {privacy.meaning}"
 
     @property
     def seconds(self) -> float | None:

@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Callable
 
-from server.spending import extent
 from simulations.report.comparison.compared import ComparedRun, Comparison
 
 Value = str | float | int | bool | None
@@ -25,11 +24,10 @@ COLUMNS: dict[str, Callable[[ComparedRun], Value]] = {
     "worst_client": lambda run: run.worst_client,
     "epsilon": lambda run: run.epsilon,
     "delta": lambda run: run.results.privacy.delta,
-    "unit": lambda run: run.results.privacy.unit,
-    "composed_over": lambda run: (
-        "" if run.epsilon is None else extent(run.results.privacy.disjoint_tasks)
-    ),
-    "assumes": lambda run: run.results.privacy.assumes,
+    "unit": lambda run: run.results.privacy.unit_text or None,
+    "composed_over": lambda run: "" if run.epsilon is None else run.results.privacy.extent,
+    "assumes": lambda run: run.results.privacy.trust,
+    "void": lambda run: run.results.privacy.void,
     "simulation_only": lambda run: run.results.privacy.simulation_only,
     "seconds": lambda run: run.seconds,
     "bytes_up_per_client": lambda run: sum(run.results.wire.bytes_up),

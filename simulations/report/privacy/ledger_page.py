@@ -9,7 +9,13 @@ from datetime import UTC, datetime
 
 from client.egress import FIELDS, SUM_FIELDS
 from deal_core.privacy.accounting.certificate import composed_over
-from deal_core.privacy.accounting.ledger_event import KEEPER_ALONE, LedgerEvent, assumed_honest
+from deal_core.privacy.accounting.ledger_event import (
+    CLEAR_COUNTS,
+    KEEPER_ALONE,
+    LedgerEvent,
+    assumed_honest,
+)
+from deal_core.privacy.accounting.unit import common_unit, unit_text
 from deal_core.privacy.policy import Policy
 from simulations.report.page.blocks import (
     Block,
@@ -149,8 +155,8 @@ def _whose_limit(record: LedgerRecord) -> str:
 
 
 def _unit(record: LedgerRecord) -> str:
-    units = sorted({entry.event.unit for entry in record.protected})
-    return " or ".join(units) or "record"
+    units = [(entry.event.unit, entry.event.unit_column) for entry in record.protected]
+    return unit_text(*common_unit(units)) if units else "record"
 
 
 def promise(record: LedgerRecord, epsilon: float, delta: float) -> Iterator[str]:
@@ -199,7 +205,7 @@ def _computed(record: LedgerRecord) -> Iterator[Block]:
 
 def _kind(event: LedgerEvent) -> tuple[str, str]:
     """Return what kind of release it was, and what was done."""
-    if event.assumes:
+    if event.assumes and event.mechanism == "record":
         return f"{event.mechanism}, noise in a sum", IN_SUM
     return event.mechanism, COMPUTED.get(event.mechanism, "A release of another kind.")
 
@@ -300,7 +306,7 @@ def _shown(value: object) -> str:
 
 
 def _limits(record: LedgerRecord) -> Iterator[Block]:
-    if any(entry.event.mechanism == "clear-counts" for entry in record.entries):
+    if any(entry.event.mechanism == CLEAR_COUNTS for entry in record.entries):
         yield Text("Counts of right answers on test records left as they are.")
     yield Bullets(NOT_COVERED)
 

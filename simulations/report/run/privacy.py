@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deal_core.config.experiment import Experiment
+from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
-from server.spending import extent
+from server.results import OUTSIDE
+from server.spending import EARLIER, MORE_TRUST, VOID, extent, rounded_up
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Notice, Section, Table, Text
 from simulations.report.page.numbers import decimal, pointer
@@ -31,11 +33,9 @@ class Spent:
     delta: float
     disjoint_tasks: bool
     simulation_only: bool
+    void: bool
+    assumes_more: bool
     source: str
-
-
-OUTSIDE = {"clear": "in the clear", "summed": "as exact sums over all sites"}
-"""``privacy.metrics`` to how counts left that no noise protects."""
 
 
 def privacy(run: RunRecord) -> Section:
@@ -54,6 +54,8 @@ def _blocks(run: RunRecord) -> Iterator[Block]:
             "Simulation only: noise came from a seed, so that the run can be repeated. Whoever "
             "knows the seed can take the noise off: nothing is guaranteed."
         )
+    if any(each.void for each in spent):
+        yield Notice(f"The epsilon is {VOID}.")
     if run.results is not None and (warning := large_delta(run.results.privacy)):
         yield Notice(warning[0].upper() + warning[1:] + ".")
     yield Text(statement(run, spent))
@@ -75,11 +77,11 @@ def spendings(run: RunRecord) -> list[Spent]:
     if told is not None and told.delta is not None:
         for number, epsilon in told.epsilon.items():
             name, source = run.log.name(number), pointer("privacy", "epsilon", number)
-            seeded, disjoint = told.simulation_only, told.disjoint_tasks
-            found.append(Spent(name, epsilon, told.delta, disjoint, seeded, source))
+            flags = (told.disjoint_tasks, told.simulation_only, told.void, told.assumes_more)
+            found.append(Spent(name, epsilon, told.delta, *flags, source))
         return found
     for name, own in logged.items():
-        flags = (own.disjoint_tasks, own.simulation_only)
+        flags = (own.disjoint_tasks, own.simulation_only, own.void, own.assumes_more)
         found.append(Spent(name, own.epsilon, own.delta, *flags, ""))
     return found
 
@@ -90,19 +92,30 @@ def statement(run: RunRecord, spent: list[Spent]) -> str:
         return f"Mechanism {run.experiment.privacy.mechanism}; no spending is recorded."
     largest = max(each.epsilon for each in spent)
     delta = max(each.delta for each in spent)
-    unit = make_mechanism(run.experiment).unit or "record"
+    clients = len(run.experiment.federation.sites) or run.experiment.federation.clients
+    who = "Every client" if len(spent) >= clients else f"Each of the {len(spent)} that tell it"
     over = extent(any(each.disjoint_tasks for each in spent))
+    alone = run.experiment.privacy.mechanism == "client" and run.experiment.privacy.trusted_server
+    over += " of this run alone: others add to it" if alone else EARLIER
     trust = mechanism_of(run.experiment).assumes(run.experiment.privacy)
+    trust += f", {MORE_TRUST}" if any(each.assumes_more for each in spent) else ""
     return (
-        f"Every client has spent at most epsilon = {largest:.4g} at delta = {delta:.3g} per "
-        f"{unit}, composed over {over} and whatever its ledger held before. Trust: {trust}."
+        f"{who} has spent at most epsilon = {rounded_up(largest, 4)} at delta = "
+        f"{rounded_up(delta, 3)} per {unit_of_run(run.experiment)}, composed over {over}. Trust: "
+        f"{trust}."
     )
+
+
+def unit_of_run(experiment: Experiment) -> str:
+    """Return what an epsilon of a run protects, in words; the column of groups included."""
+    unit = make_mechanism(experiment).unit or "record"
+    return unit_text(unit, experiment.privacy.unit_column if unit == GROUP else "")
 
 
 def _figure(run: RunRecord, spent: list[Spent]) -> Figure:
     limit = run.experiment.privacy.target_epsilon
     delta = max(each.delta for each in spent)
-    unit = make_mechanism(run.experiment).unit or "record"
+    unit = unit_of_run(run.experiment)
     ordered = sorted(spent, key=lambda each: -each.epsilon)
     rows = [Dot(f"client {each.client}", each.epsilon) for each in ordered[:DRAWN]]
     name = f"epsilon at delta = {delta:.2g} per {unit}"
@@ -124,7 +137,7 @@ def _figure(run: RunRecord, spent: list[Spent]) -> Figure:
 def spending_table(run: RunRecord, spent: list[Spent]) -> Table:
     """Return a row for each client."""
     limit = run.experiment.privacy.target_epsilon
-    unit = make_mechanism(run.experiment).unit or "record"
+    unit = unit_of_run(run.experiment)
     rows = tuple(
         (
             each.client,
@@ -143,9 +156,12 @@ def spending_table(run: RunRecord, spent: list[Spent]) -> Table:
 def _facts(experiment: Experiment) -> Iterator[tuple[str, Cell]]:
     config = experiment.privacy
     yield "mechanism", MECHANISMS.get(config.mechanism, config.mechanism)
-    unit = make_mechanism(experiment).unit or "record"
+    unit = unit_of_run(experiment)
     yield "unit of privacy", unit
-    limit = f"epsilon = {config.target_epsilon:g} for a whole run, at the delta above, per {unit}"
+    alone = config.mechanism == "client" and config.trusted_server
+    whose = "this run" if alone else "all that a client's ledger holds"
+    delta = f"delta = {config.target_delta:g}" if config.target_delta else "the client's own delta"
+    limit = f"epsilon = {config.target_epsilon:g} for {whose}, at {delta}, per {unit}"
     yield "limit of the experiment", limit
     yield "assumed honest", mechanism_of(experiment).assumes(config)
     if config.mechanism == "record":

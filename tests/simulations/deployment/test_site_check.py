@@ -12,7 +12,12 @@ import pytest
 
 from client.site_file import SiteData, own_data, read_site
 from deal_core.config.data import DataConfig
-from deal_core.config.experiment import AggregationConfig, Experiment, PrivacyConfig
+from deal_core.config.experiment import (
+    AggregationConfig,
+    Experiment,
+    ModelConfig,
+    PrivacyConfig,
+)
 from deal_core.errors import UserError
 from simulations.deployment.server.certificates import make_authority
 from simulations.deployment.site.check import (
@@ -56,6 +61,21 @@ def asked(labels: dict[str, tuple[str, ...]], **privacy: str) -> Experiment:
 
 def checked(site: Path, experiment: Experiment | None = None) -> Report:
     return check_site(site, experiment, offline=True)
+
+
+def test_a_base_model_that_the_site_has_not_agreed_to_is_a_problem(site: Path) -> None:
+    experiment = asked(AGREED)
+    assert any(
+        "base model 'embedded:minilm': agreed" in line for line in checked(site, experiment).lines
+    )
+    other = experiment.model_copy(update={"model": ModelConfig(name="somebody/else")})
+    assert any("does not name 'somebody/else'" in line for line in checked(site, other).problems)
+
+
+def test_the_base_model_of_the_agreed_experiment_is_in_a_new_site_file(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    init_site(SiteRequest(tmp_path / "site", tmp_path / "data", "north", model="somebody/else"))
+    assert read_site(tmp_path / "site" / "site.toml").models == {"somebody/else": ""}
 
 
 def train(data: Path) -> Path:

@@ -13,6 +13,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.events import EventLog, read_events
 from server.folder import RunFolder
+from server.spending import EARLIER
 from simulations.deployment.server import start as server_start
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
 from simulations.deployment.server.metrics import RunFigures, serve
@@ -194,7 +195,8 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     labels = [sample.labels for family in figures for sample in family.samples]
     assert len(labels) == len(spent)
     assert {each["unit"] for each in labels} == {mechanism}
-    assert {each["over"] for each in labels} == {OVER[disjoint]}
+    assert {each["over"] for each in labels} == {OVER[disjoint] + EARLIER}
+    assert {each["void"] for each in labels} == {"false"}
     assert {each["assumes"] for each in labels} == {state.assumes}
     assert {each["simulation_only"] for each in labels} == {"true"}
     assert all(0 < float(each["delta"]) < 1 for each in labels)

@@ -104,14 +104,25 @@ def test_whom_an_epsilon_counts_on_stands_beside_it_in_all_that_a_site_shows(fin
     assert "nobody" not in out.getvalue()
 
 
-def test_a_certificate_that_names_nobody_where_its_events_count_on_sites_is_none(finished):
+@pytest.mark.parametrize(
+    ("lie", "named"),
+    [
+        ({"assumes": KEEPER_ALONE}, "its 'assumes' is not"),
+        ({"simulation_only": False}, "its 'simulation_only' is not"),
+        ({"unit": "client"}, "its 'unit' is not"),
+        ({"composed_over": "everything"}, "its 'composed_over' is not"),
+        ({"delta": 1e-9}, "its delta is not"),
+        ({"epsilon": 0.1}, "its epsilon is not"),
+    ],
+)
+def test_a_certificate_that_tells_what_its_events_do_not_is_none(finished, lie, named):
     ledger = Ledger(finished[1] / "sites" / "0")
-    statement = certificate(ledger)["statement"] | {"assumes": KEEPER_ALONE}
+    statement = certificate(ledger)["statement"] | lie
     key = Ed25519PrivateKey.generate()
     sealed = key.sign(json.dumps(statement, sort_keys=True).encode())
     parts = {"public_key": key.public_key().public_bytes_raw(), "signature": sealed}
     forged = {name: base64.b64encode(part).decode() for name, part in parts.items()}
-    with pytest.raises(UserError, match="whom it assumes honest is not what its events say"):
+    with pytest.raises(UserError, match=named):
         check_certificate({"statement": statement, **forged})
 
 

@@ -13,7 +13,7 @@ from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import Budget, composed
 from server.checkpoint import load_checkpoint
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
+from simulations.engines.inprocess import FIRST_CLIENT_NODE, run_inprocess
 from simulations.run.live_view import plain_lines
 from simulations.run.summary import privacy_text
 from tests.simulations.runs import at, run_in_process
@@ -61,6 +61,24 @@ def test_distillation_on_private_texts_is_charged_like_learning(make_experiment,
         assert {"learn", "consolidate"} <= set(phases)
         assert all(event.noise_multiplier > 0 and event.steps > 0 for event in held)
         assert 0 < composed(held, held[0].delta) <= 8.0
+
+
+def test_what_an_update_has_cost_is_told_though_the_server_refuses_it(make_experiment, tmp_path):
+    def spoil(reply: Message) -> Message:
+        if reply.metadata.src_node_id == FIRST_CLIENT_NODE and "lora" in reply.content:
+            record = reply.content["lora"]
+            key = next(iter(record))
+            record[key] = Array(np.full_like(record[key].numpy(), np.nan))
+        return reply
+
+    events = run_in_process(at(make_experiment(*PRIVATE), tmp_path), spoil)
+    assert {event["client"] for event in events if event["event"] == "client_failed"} == {"0"}
+    privacy = read_results(tmp_path).privacy
+    assert privacy.epsilon.keys() == {"0", "1"}
+    assert privacy.silent == 0
+    for client, epsilon in privacy.epsilon.items():
+        held = Ledger(tmp_path / "sites" / client).events()
+        assert epsilon == composed(held, held[0].delta)
 
 
 def test_the_floor_counts_the_noise_of_rounds_that_train_lora_b(make_experiment, tmp_path):

@@ -265,7 +265,7 @@ def test_the_certificate_names_unit_and_column(site):
     whole_run(site)
     signed = certificate(site.ledger())
     statement = check_certificate(signed)
-    assert (statement["unit"], statement["unit_column"]) == (["group"], ["patient"])
+    assert (statement["unit"], statement["unit_column"]) == ("group", "patient")
     assert {event["unit"] for event in statement["events"]} == {"group"}
     assert statement["epsilon"] == composed(site.ledger().events(), 1e-3)
 

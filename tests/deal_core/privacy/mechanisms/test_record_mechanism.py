@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 
 from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.errors import UserError
+from deal_core.methods import METHODS
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import composed
+from deal_core.privacy.accounting.ledger_event import Budget, composed, unprotected_event
 from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest, release
 from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.record_checks import READ_BATCHES_ALONE, UNPROTECTED
 from deal_core.privacy.mechanisms.registry import make_mechanism
-from deal_core.privacy.policy import Policy, default_delta
+from deal_core.privacy.policy import SPENDING, Policy, default_delta
 from deal_core.randomness import seeded
 from deal_core.wire.counts import count_names
 
@@ -213,20 +216,65 @@ def test_an_answer_is_kept_to_the_bit():
         np.testing.assert_array_equal(back.arrays[key], value)
 
 
+def told(site, seed: int = 0) -> dict[str, float]:
+    """The figures beside the first update of a run."""
+    mechanism = make_mechanism(experiment("federation.rounds=1", f"run.seed={seed}"))
+    return release(mechanism, ask("task0", 1, request=f"seed {seed}"), site, Maker()).figures
+
+
+def test_what_left_without_protection_is_told_beside_an_epsilon(site):
+    site.ledger().note(unprotected_event("run", "clear-counts", ("", "evaluate", 0, 0)))
+    assert "void" not in told(site)  # of test records
+    site.ledger().note(unprotected_event("run", "none", ("task0", "learn", 0, 1)))
+    assert told(site, 1)["void"] == 1.0
+    quiet = replace(site, policy=Policy(mechanism="record", spending=False))
+    assert not told(quiet, 2).keys() & SPENDING
+
+
+def test_whom_earlier_releases_count_on_is_told_beside_an_epsilon(site):
+    assert "assumes_more" not in told(site)
+    event = replace(site.ledger().events()[0], assumes="all sites but 1", server_round=7)
+    site.ledger().charge(event, Budget(100.0, 1e-3), "another", b"x")
+    assert told(site, 1)["assumes_more"] == 1.0
+
+
+def test_an_epsilon_that_is_told_holds_the_counts_that_come_after_it(site):
+    """The last evaluation of a run is charged when no update is left to tell it with."""
+    mechanism = make_mechanism(experiment("privacy.metrics=noised", "federation.rounds=1"))
+    for stage, task in enumerate(TASKS):
+        last = release(mechanism, ask(task, 1), site, Maker()).figures
+        if stage == 0:
+            count(mechanism, site, -1, no_counts)
+        count(mechanism, site, stage, no_counts)
+    spent = composed(site.ledger().events(), last["delta"])
+    assert last["epsilon"] == pytest.approx(spent, rel=1e-12)
+
+
+def no_counts() -> dict[str, list[int]]:
+    return {name: [0] * 5 for name in ("correct", "examples", "correct_all")}
+
+
 @pytest.mark.parametrize("method", ["ewc", "replay"])
 def test_methods_that_read_earlier_records_are_refused(method):
-    from deal_core.errors import UserError
-
     with pytest.raises(UserError, match=method):
         make_mechanism(experiment(f"method.name={method}"))
+
+
+def test_a_method_of_which_nobody_has_said_what_its_penalty_reads_is_refused(monkeypatch):
+    monkeypatch.setitem(METHODS, "new", METHODS["sequential"])
+    with pytest.raises(UserError, match="'new': nothing says that its penalty reads no record"):
+        make_mechanism(experiment("method.name=new"))
+
+
+def test_of_every_method_it_is_said():
+    assert {*READ_BATCHES_ALONE, *UNPROTECTED} == METHODS.keys()
+    assert not READ_BATCHES_ALONE.keys() & UNPROTECTED.keys()
 
 
 @pytest.mark.parametrize(
     "override", ["train.precision=bfloat16", "stream.schedule=joint", "method.logit_adjustment=1.0"]
 )
 def test_what_would_make_records_depend_on_each_other_is_refused(override):
-    from deal_core.errors import UserError
-
     with pytest.raises(UserError, match=r'privacy.mechanism = "record"'):
         make_mechanism(experiment(override))
 
