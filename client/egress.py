@@ -27,7 +27,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "num_examples": "weight in the average",
         "loss": "mean training loss, for the progress view",
         "seconds": "duration, for the progress view",
-        "epsilon": "what the site's ledger composes to: of rates, noise and steps, not of data",
+        "epsilon": "what the site's ledger composes to, with counts to come: not of data",
         "delta": "an epsilon means nothing without it",
         "disjoint_tasks": "how epsilon composes: no record is in two tasks, as the policy says",
         "void": "whether epsilon is void for records that something left of without protection",

@@ -20,4 +20,4 @@ def site_of(place: RequestContext) -> Site:
     if place.site is None:
         return Site(partial(Ledger, place.folder), None, simulated=True)
     state = Path(place.site.site.state)
-    return Site(partial(Ledger, state), place.site.policy, simulated=False)
+    return Site(partial(Ledger, state), place.policy, simulated=False)

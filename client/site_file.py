@@ -173,9 +173,9 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
     """Return the experiment with everything that is the site's to say taken from ``site``.
 
     Raises:
-        UserError: the experiment needs a base model, or public texts, that the site has not
-            agreed to; or names a task, or labels, that it has not declared.
-        OutsidePolicy: another unit of privacy than the site's.
+        OutsidePolicy: the experiment needs a base model, or public texts, that the site has not
+            agreed to; names a task, or labels, that it has not declared; or has another unit of
+            privacy than the site's.
     """
     unit = require_unit(experiment.privacy.unit_column, site.policy)
     privacy = experiment.privacy.model_copy(update={"unit_column": unit})
@@ -221,7 +221,7 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
     the run is left.
 
     Raises:
-        UserError: a task that the site has not declared, or with other labels, another kind of
+        OutsidePolicy: a task that the site has not declared, or with other labels, another kind of
             answer, or another instruction.
     """
     tasks = asked.tasks or named_tasks(asked)
@@ -229,19 +229,19 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
         declared = site.labels.get(task)
         if declared is None or declared != asked.labels.get(task, declared):
             what = "is not in" if declared is None else "has other labels than in"
-            raise UserError(
+            raise OutsidePolicy(
                 f"task '{task[:80]}' {what} [data.labels] of site.toml; if the consortium has "
                 "agreed on it, add the lines that deal site check --experiment FILE prints"
             )
         if (task in asked.generation) != (not declared):
             kind = "texts" if declared == () else "labels"
-            raise UserError(
+            raise OutsidePolicy(
                 f"task '{task[:80]}': its answers are {kind} by [data.labels] of site.toml, and "
                 "others by data.generation of the experiment"
             )
         words = asked.instructions.get(task, "")
         if site.instructions.get(task, words) != words:
-            raise UserError(
+            raise OutsidePolicy(
                 f"task '{task[:80]}' has another instruction than in [data.instructions] of "
                 "site.toml"
             )

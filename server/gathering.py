@@ -94,6 +94,7 @@ class Gathering:
         """Check a reply by itself; return the updates that can be judged beside others now."""
         client = reply.client
         reader, instruction = sent.readers[client], sent.instructions[client]
+        spent: Spending | None = None
         try:
             message = answered(reply)
             spent = wire.read_spending(message, instruction)
@@ -113,7 +114,7 @@ class Gathering:
             self.exchange.event("client_idle", self.step, client=client, code=reason.code)
             return ()
         except NUMERICAL as fault:
-            refuse(self.exchange, self.step, client, fault)
+            refuse(self.exchange, self.step, client, fault, spent)
             return ()
         arrived[client] = wire.payload_bytes(message.content)
         self.exchange.event(
@@ -146,10 +147,17 @@ class Gathering:
                 )
 
 
-def refuse(exchange: Exchange, step: Step, client: str, fault: Exception) -> None:
-    """Log why a client's reply does not count."""
+def refuse(
+    exchange: Exchange,
+    step: Step,
+    client: str,
+    fault: Exception,
+    spent: Spending | None = None,
+) -> None:
+    """Log why a client's reply does not count, and what the client says that it has ``spent``."""
     reason = str(fault) if isinstance(fault, ValueError) else one_line(fault)
-    exchange.event("client_failed", step, client=client, reason=reason[:400])
+    told = {} if spent is None else spent.model_dump()
+    exchange.event("client_failed", step, client=client, reason=reason[:400], **told)
 
 
 def limits_of(experiment: Experiment, public: bool, clips: bool) -> Limits:

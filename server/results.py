@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.unit import CLIENT, GROUP, unit_text
+from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.whole_file import write_whole
 from server.checkpoint import EVERYBODY, History
 from server.commit import commit
 from server.plan import Plan
-from server.spending import EARLIER, MORE_TRUST, VOID, extent, rounded_up
+from server.spending import MORE_TRUST, VOID, beside_the_run, extent, rounded_up
 
 SCHEMA: Literal[3] = 3
 """Version of ``results.json``; 1 had no stages, 2 no labels, no date and no zero-shot accuracy of
@@ -90,7 +90,6 @@ class Privacy(Strict):
         void: some client has released something of training records without protection.
         assumes_more: some client's epsilon counts on others than ``assumes`` says.
         silent: so many clients tell no epsilon.
-        kept_by: whose ledgers the epsilons are of; that of a trusted server holds this run alone.
         simulation_only: some noise came from a seed, so that nothing is guaranteed.
         metrics: how counts of right answers on test records left; in the ``clear`` they are
             outside of the guarantee.
@@ -106,7 +105,6 @@ class Privacy(Strict):
     void: bool = False
     assumes_more: bool = False
     silent: int = 0
-    kept_by: Literal["clients", "server"] = "clients"
     simulation_only: bool = False
     metrics: str = "clear"
 
@@ -118,9 +116,7 @@ class Privacy(Strict):
     @property
     def extent(self) -> str:
         """What an epsilon composes over, in words."""
-        if self.kept_by == "server":
-            return f"{extent(self.disjoint_tasks)} of this run alone: others add to it"
-        return f"{extent(self.disjoint_tasks)}{EARLIER}"
+        return f"{extent(self.disjoint_tasks)}{beside_the_run(self.assumes)}"
 
     @property
     def trust(self) -> str:
@@ -146,7 +142,8 @@ class Privacy(Strict):
             self.trust,
             VOID if self.void else "",
             "simulation only: the noise came from a seed" if self.simulation_only else "",
-            f"counts of right answers on test records left {OUTSIDE[self.metrics]}, outside of it"
+            "counts of right answers on test records may leave "
+            f"{OUTSIDE[self.metrics]}, outside of it"
             if self.metrics in OUTSIDE
             else "",
         ]
@@ -287,9 +284,6 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
         void=any(each.void for each in spent.values()),
         assumes_more=any(each.assumes_more for each in spent.values()),
         silent=max(0, _clients(experiment) - len(spent)) if spent else 0,
-        kept_by="server"
-        if experiment.privacy.trusted_server and mechanism.unit == CLIENT
-        else ("clients"),
         simulation_only=any(each.simulation_only for each in spent.values()),
         metrics=experiment.privacy.metrics,
     )

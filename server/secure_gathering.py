@@ -64,6 +64,7 @@ class SecureGathering:
 
     def _heard(self, reply: Reply, sent: Dispatch, gathered: MaskedReplies) -> MaskedReplies:
         client, instruction = reply.client, sent.instructions[reply.client]
+        spent: Spending | None = None
         try:
             message = answered(reply)
             figures, spent = wire.read_figures(message, instruction)
@@ -75,7 +76,7 @@ class SecureGathering:
             refused = gathered.refused + (reason.code == wire.BY_POLICY)
             return replace(gathered, idle=gathered.idle + 1, refused=refused)
         except NUMERICAL as fault:
-            refuse(self.exchange, self.step, client, fault)
+            refuse(self.exchange, self.step, client, fault, spent)
             return gathered
         gathered.sizes[client] = wire.secure_bytes(message.content)
         self.exchange.event(

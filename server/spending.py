@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deal_core.privacy.accounting.ledger_event import HONEST_SERVER
+
 LARGEST_FLOOR = 1e6
 """Of an entry of a factor: no learning rate leads near it, and its square is a number."""
 
@@ -44,11 +46,17 @@ def extent(disjoint_tasks: bool) -> str:
     return "all rounds, a record being in one task" if disjoint_tasks else "all rounds and tasks"
 
 
-EARLIER = ", and whatever its ledger held before"
-"""What an epsilon of a client's own ledger composes over beside the run."""
-MORE_TRUST = "and whom other releases of a client's ledger count on, which its certificate names"
+EARLIER = ", and whatever the client's ledger held before"
+ALONE = " of this run alone: other runs add to it"
+MORE_TRUST = "and on more, which the certificate of a client's ledger names"
 """Behind whom a run's settings count on, where a client has said that its ledger counts on more."""
 VOID = "void for records of which a client has released something without protection"
+
+
+def beside_the_run(assumes: str) -> str:
+    """Return what an epsilon composes over beside the run, in words: the server's own ledger, where
+    it is trusted to add the noise, holds one run, and a client's all of them."""
+    return ALONE if assumes == HONEST_SERVER else EARLIER
 
 
 def rounded_up(value: float, digits: int) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,11 +16,12 @@ from deal_core.privacy.accounting.certificate import certificate, check_certific
 from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError
 from deal_core.privacy.accounting.ledger_event import assumed_honest, composed
 from deal_core.privacy.accounting.unit import common_unit, unit_text
+from server.spending import rounded_up
 from simulations.output.console import print_line
 from simulations.output.markdown import TextTable
 from simulations.output.terminal import NARROW, text_table
 
-COLUMNS = ("task", "releases", "steps", "rate", "noise multiplier", "clip", "epsilon", "delta")
+COLUMNS = ("task", "releases", "steps", "rate", "noise", "clip", "epsilon", "delta")
 """Of the table of releases."""
 
 
@@ -54,7 +57,7 @@ def verify(folder: str, certificate_file: str, console: Console) -> None:
         return
     said = check_certificate(_read_json(Path(certificate_file)))
     console.print(f"certificate: signature good, {said['entries']} entries", highlight=False)
-    if folder and (said["entries"] > len(entries) or _head(entries, said) != said["head"]):
+    if folder and not _are_of(said, entries):
         raise UserError(f"{certificate_file}: is not of the ledger in {folder}")
 
 
@@ -82,7 +85,8 @@ def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
         epsilon = composed(protected, delta, disjoint_tasks)
         over = composed_over(disjoint_tasks, unprotected)
         unit = unit_text(*common_unit((event.unit, event.unit_column) for event in protected))
-        lines.append(f"epsilon {epsilon:.4g} at delta = {delta:.3g} per {unit}, over {over}")
+        shown = rounded_up(epsilon, 4)
+        lines.append(f"epsilon {shown} at delta = {delta:.3g} per {unit}, over {over}")
         lines.append(assumed_honest(protected))
     elif unprotected:
         lines.append(f"{unprotected} releases left without protection: no epsilon holds for them")
@@ -116,8 +120,11 @@ def _row(task: str, part: Iterable[Entry]) -> tuple[str, ...]:
     )
 
 
-def _head(entries: list[Entry], said: dict[str, int]) -> str:
-    return entries[said["entries"] - 1].hash
+def _are_of(said: dict[str, Any], entries: list[Entry]) -> bool:
+    """Return whether a certificate's events are the first of a ledger, up to its head."""
+    first = entries[: said["entries"]]
+    told = [{"seq": each.seq, "time": each.time, **asdict(each.event)} for each in first]
+    return bool(first) and said["events"] == told and said["head"] == first[-1].hash
 
 
 def open_ledger(folder: str) -> Ledger:

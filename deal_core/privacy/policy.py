@@ -57,7 +57,8 @@ class Policy(Table):
     training loss, where no mechanism protects, leaves with the last, and in a secure sum with the
     last two."""
     spending: bool = True
-    """Whether it may leave what the site's ledger composes to: epsilon and its delta."""
+    """Whether it may leave what the site's ledger composes to: epsilon and its delta, and what they
+    mean."""
     share_num_examples: bool = False
     """Whether the number of training records may leave; sums of embeddings hold it for each label,
     see ``share_sums``."""

@@ -236,7 +236,7 @@ def _charged(state: Progress, event: RunEvent) -> Progress:
 
 def _client_failed(state: Progress, event: RunEvent) -> Progress:
     failure = (str(event["client"]), str(event["reason"]))
-    return replace(state, failures=(*state.failures, failure))
+    return _charged(replace(state, failures=(*state.failures, failure)), event)
 
 
 def _round_finished(state: Progress, event: RunEvent) -> Progress:

@@ -165,6 +165,8 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.epsilon",
         "metrics.delta",
         "metrics.disjoint_tasks",
+        "metrics.void",
+        "metrics.assumes_more",
         "metrics.simulation_only",
         "metrics.noise_floor",
         "metrics.correct",

@@ -256,7 +256,7 @@ def test_what_others_add_does_not_depend_on_a_record_that_gives_no_number(random
 def test_label_spaces_are_the_sites(site, labels):
     """Where the server leaves one out, an error told which sites have rows of it."""
     reply = site.answer(asked(labels=labels), {})
-    assert code(reply) in ("failed", "refused")
+    assert code(reply) in ("policy", "refused")
     assert site.events == []
 
 

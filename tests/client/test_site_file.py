@@ -15,14 +15,16 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.app import make_app
-from client.context import choose_device, here
+from client.context import RequestContext, choose_device, here
 from client.reply_cache import UpdateStore
+from client.site import site_of
 from client.site_file import NODE_KEY, as_the_site_decides, read_site
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.privacy.interface import LocalUpdate
+from deal_core.privacy.policy import OutsidePolicy
 from deal_core.wire.instruction import Instruction
 from simulations.engines.flower_identity import assume_identity
 
@@ -145,10 +147,10 @@ def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> 
 
 def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None:
     site = read_site(site_file)
-    with pytest.raises(UserError, match=r"does not name '/srv/model'; add it"):
+    with pytest.raises(OutsidePolicy, match=r"does not name '/srv/model'; add it"):
         as_the_site_decides(experiment(model={"name": "/srv/model"}), site)
     public = {"consolidation": {"data": "public", "public_path": "/etc/passwd"}}
-    with pytest.raises(UserError, match=r"set data\.public_path in site\.toml"):
+    with pytest.raises(OutsidePolicy, match=r"set data\.public_path in site\.toml"):
         as_the_site_decides(experiment(method=public), site)
     own = site.data.model_copy(update={"public_path": "/srv/public.txt"})
     named = {"data": own, "models": {"bert": "/srv/bert"}}
@@ -157,6 +159,16 @@ def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None
     )
     assert decided.method.consolidation.public_path == "/srv/public.txt"
     assert decided.model.name == "/srv/bert"
+
+
+def test_where_peers_are_pinned_the_server_vouches_for_none(site_file: Path) -> None:
+    vouched = TOML.replace("[policy]\n", "[policy]\nserver_vouches_for_peers = true\n")
+    for pinned, vouches in (("", True), (f'[peers]\nwest = "SHA256:{"A" * 43}"\n', False)):
+        site_file.write_text(vouched + pinned)
+        place = RequestContext(0, site_file.parent, read_site(site_file))
+        policy = site_of(place).policy
+        assert policy is not None
+        assert policy.server_vouches_for_peers == vouches
 
 
 def context(site_file: Path, out: str = "/srv/server/runs/run-1", **tables: object) -> Context:

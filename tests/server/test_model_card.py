@@ -63,9 +63,7 @@ def test_without_privacy_it_says_so():
 def test_an_epsilon_has_delta_unit_extent_and_assumptions():
     card = model_card(results(privacy=PRIVATE), inference())
     assert "epsilon <= 7.5 at delta = 0.0001, largest over clients" in card
-    assert (
-        "Unit: one record; composed over all rounds and tasks, and whatever its ledger held" in card
-    )
+    assert "Unit: one record; composed over all rounds and tasks, and whatever" in card
     assert "Assumed honest: nobody outside the site is trusted" in card
     assert "without noise: outside of it" in card
     assert "Simulation only" not in card

@@ -11,6 +11,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import KEY
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import Budget, composed, unprotected_event
+from server.spending import rounded_up
 from simulations.cli import app
 from tests.ledger_events import ledger_event
 
@@ -43,7 +44,13 @@ def exported(ledger, tmp_path) -> dict:
 def test_show_says_what_epsilon_means(ledger):
     text = call("show", ledger.folder)
     total = composed(ledger.events(), 1e-4)
-    for part in ("surgery", "skin", f"epsilon {total:.4g} at delta", "per record", "simulation"):
+    for part in (
+        "surgery",
+        "skin",
+        f"epsilon {rounded_up(total, 4)} at delta",
+        "per record",
+        "simulation",
+    ):
         assert part in text
 
 
@@ -60,7 +67,7 @@ def test_the_table_fits_a_window_and_nothing_of_it_is_cut_off(ledger):
 def test_a_certificate_holds_the_ledger_and_its_signature_is_good(ledger, tmp_path):
     statement = exported(ledger, tmp_path)["statement"]
     assert statement["epsilon"] == composed(ledger.events(), 1e-4)
-    assert statement["unit"] == ["record"]
+    assert statement["unit"] == "record"
     assert [e["task"] for e in statement["events"]] == ["surgery", "surgery", "skin"]
     assert "signature good" in call("verify", "--certificate", tmp_path / "c.json")
     assert "chain holds" in call("verify", ledger.folder, "--certificate", tmp_path / "c.json")

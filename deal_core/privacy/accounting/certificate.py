@@ -28,7 +28,6 @@ KEY = "ledger.key"
 VERSION = 5
 """Of statements; 2 had no ``unit_column``, 3 did not say which events were ``compared``, and until
 4 all said that nobody is trusted."""
-COMPARED = (4, VERSION)
 PLACE = ("seq", "time")
 ROUNDING = 1e-6
 
@@ -73,10 +72,10 @@ def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("certificate: the signature is not that of its statement") from None
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"certificate: not one ({type(error).__name__}: {error})") from None
-    if statement.get("disjoint_tasks") and statement.get("version") not in COMPARED:
+    if statement.get("version") != VERSION:
         raise UserError(
-            "certificate: of an earlier version, which did not say what was compared before tasks "
-            "were composed in parallel; export it anew"
+            f"certificate: of version {statement.get('version')}, and this is version {VERSION}, "
+            "which says more of what an epsilon means; export it anew"
         )
     _check_figures(statement)
     return statement
@@ -96,14 +95,13 @@ def _check_figures(statement: Mapping[str, Any]) -> None:
         raise UserError("certificate: its epsilon is not what its events cost")
     if told["unprotected"] != said["unprotected"]:
         raise UserError("certificate: its number of unprotected releases is not that of its events")
+    if statement.get("entries") != len(events):
+        raise UserError("certificate: its number of entries is not that of its events")
     if told["delta"] != said["delta"]:
         raise UserError("certificate: its delta is not that of its events")
     wrong = next((name for name, text in meant.items() if said[name] != text), "")
     if wrong:
-        raise UserError(
-            f"certificate: its '{wrong}' is not what its events say; if it is of an earlier "
-            "version, export it anew"
-        )
+        raise UserError(f"certificate: its '{wrong}' is not what its events say")
 
 
 def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:

@@ -115,19 +115,30 @@ class Budget:
     disjoint_tasks: bool = False
 
 
+HONEST_SERVER = "the server is honest"
+"""Whom an epsilon counts on where the server is the one that adds noise."""
 KEEPER_ALONE = "nobody but the keeper of this ledger is trusted"
 
 
 def assumed_honest(events: Sequence[LedgerEvent]) -> str:
     """Return whom an epsilon of all protected events together takes to be honest, in words: all
     that one of them does."""
-    found = sorted({event.assumes for event in events if event.protected and event.assumes})
-    return f"assumed honest: {'; and: '.join(found)}" if found else KEEPER_ALONE
+    counted = {(event.assumes, event.run) for event in events if event.protected and event.assumes}
+    found = sorted({assumes for assumes, _ in counted})
+    if not found:
+        return KEEPER_ALONE
+    runs = len({run for _, run in counted})
+    which = f", of the {runs} runs that count on others each its own" if runs > 1 else ""
+    return f"assumed honest{which}: {'; and: '.join(found)}"
 
 
-def assumes_more(events: Sequence[LedgerEvent], trust: str) -> bool:
-    """Return whether an epsilon of all protected events counts on somebody else than ``trust``."""
-    return any(event.protected and event.assumes not in ("", trust) for event in events)
+def assumes_more(events: Sequence[LedgerEvent], trust: str, run: str) -> bool:
+    """Return whether an epsilon of all protected events counts on others than ``trust`` says, in
+    this ``run``: the sites of another run are others."""
+    return any(
+        event.protected and event.assumes and (event.run, event.assumes) != (run, trust)
+        for event in events
+    )
 
 
 def is_void(events: Sequence[LedgerEvent]) -> bool:

@@ -26,11 +26,10 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.privacy.accounting.client_plan import ClientPlan, client_event, client_plan
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import BudgetSpent, composed
+from deal_core.privacy.accounting.ledger_event import HONEST_SERVER, BudgetSpent, composed
 from deal_core.privacy.accounting.plan import NoFeasibleNoise
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, moved
-from deal_core.privacy.mechanisms.definition import HONEST_SERVER
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.server_side import RoundContext
 from deal_core.randomness import seeded

@@ -30,7 +30,7 @@ from deal_core.privacy.accounting.client_plan import (
     client_rounds,
 )
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed
+from deal_core.privacy.accounting.ledger_event import HONEST_SERVER, LedgerEvent, composed
 from deal_core.privacy.interface import (
     Counts,
     LocalUpdate,
@@ -43,7 +43,6 @@ from deal_core.privacy.interface import (
 from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.clipped_mean import clipped, noised
 from deal_core.privacy.mechanisms.definition import (
-    HONEST_SERVER,
     MechanismDefinition,
     nobody_trusted,
 )

@@ -17,10 +17,6 @@ def no_conflict(experiment: Experiment) -> None:
     """Accept every experiment."""
 
 
-HONEST_SERVER = "the server is honest"
-"""Whom an epsilon counts on where the server is the one that adds noise."""
-
-
 def nobody_trusted(privacy: PrivacyConfig) -> str:
     """Return whom an epsilon of the mechanism takes to be honest."""
     return "nobody outside the client is trusted"

@@ -22,7 +22,6 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.ledger_event import (
-    COUNTS,
     BudgetSpent,
     LedgerEvent,
     assumes_more,
@@ -158,7 +157,7 @@ class RecordMechanism:
         """What goes with an update: of rates, noise and steps, not of data."""
         disjoint = plan.budget(site.policy).disjoint_tasks
         events = [*site.ledger().events(), event]
-        to_come = self._counts_to_come(events, ask, site, plan)
+        to_come = self._counts_to_come(ask, site, plan)
         figures = {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
             "simulation_only": float(event.simulation_only),
@@ -170,21 +169,20 @@ class RecordMechanism:
         flags = {
             "disjoint_tasks": disjoint,
             "void": is_void(events),
-            "assumes_more": assumes_more(events, trust),
+            "assumes_more": assumes_more(events, trust, self._run),
         }
         figures |= {name: 1.0 for name, holds in flags.items() if holds}
         return figures_allowed(figures, site.policy)
 
     def _counts_to_come(
-        self, events: Sequence[LedgerEvent], ask: UpdateRequest, site: Site, plan: PrivacyPlan
+        self, ask: UpdateRequest, site: Site, plan: PrivacyPlan
     ) -> list[LedgerEvent]:
         """Return the noised counts that the run still plans: an evaluation tells no epsilon, so an
         update tells it with them."""
         if not self._counts_are_noised(site):
             return []
         planned = evaluations(self.experiment, len(self._counts(ask)[0]))
-        given = sum(each.run == self._run and each.mechanism == COUNTS for each in events)
-        left = planned - given
+        left = planned - 1 - ask.stage  # one before the first stage, one after each
         return [self._events.planned_counts(left, plan.delta)] if left > 0 else []
 
     def _counts_are_noised(self, site: Site) -> bool:

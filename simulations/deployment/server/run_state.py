@@ -144,6 +144,7 @@ def _begin(state: RunState, event: RunEvent, names: list[str]) -> None:
 
 def _heard(state: RunState, name: str, event: RunEvent) -> None:
     site = state.sites.setdefault(name, SiteState())
+    site.spent = _spending(event) or site.spent
     if event["event"] != "client_finished":
         site.faults += 1
         site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
@@ -152,7 +153,6 @@ def _heard(state: RunState, name: str, event: RunEvent) -> None:
         return
     site.last_seen, site.task = event["time"], str(event["task"])
     site.rounds += 1
-    site.spent = _spending(event) or site.spent
 
 
 def _spending(event: RunEvent) -> Spending | None:

@@ -15,7 +15,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.unit import unit_text
 from server.folder import RunFolder
 from server.lock import held
-from server.spending import EARLIER, VOID, Spending, extent, rounded_up
+from server.spending import VOID, Spending, beside_the_run, extent, rounded_up
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.run_state import RunState, SiteState, state_of
@@ -49,9 +49,10 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         return
     for line in described(run.name, state):
         print_line(console, line)
-    _print_sites(console, sites, state.sites, fault, unit_text(state.unit, state.unit_column))
+    unit = unit_text(state.unit, state.unit_column)
+    _print_sites(console, sites, state.sites, fault, unit, state.assumes)
     if any(site.spent is not None for site in state.sites.values()):
-        print_line(console, f"ε assumes honest: {state.assumes or 'not known'}")
+        print_line(console, f"whom ε counts on: {state.assumes or 'not known'}")
     print_line(console, next_step(run.name, state))
 
 
@@ -157,6 +158,7 @@ def _print_sites(
     seen: Mapping[str, SiteState],
     fault: str,
     unit: str = "",
+    assumes: str = "",
 ) -> None:
     table = Table()
     for column in ("site", "connection", "last reply", "task", "rounds", "faults", "last fault"):
@@ -169,14 +171,14 @@ def _print_sites(
         row: list[Any] = [name, sites.get(name, "not registered"), _ago(site.last_seen), site.task]
         row += [str(site.rounds), str(site.faults), site.last_fault]
         if private:
-            row.append(_cost(site.spent))
+            row.append(_cost(site.spent, assumes))
         table.add_row(*row)
     console.print(table)
     if fault:
         print_line(console, f"connections unknown: {fault}")
 
 
-def _cost(spent: Spending | None) -> str:
+def _cost(spent: Spending | None, assumes: str) -> str:
     if spent is None:
         return ""
     seeded = ", simulation only" if spent.simulation_only else ""
@@ -184,7 +186,8 @@ def _cost(spent: Spending | None) -> str:
     more = ", counts on more (its certificate says on whom)" if spent.assumes_more else ""
     void = f", {VOID}" if spent.void else ""
     delta = rounded_up(spent.delta, 2)
-    return f"{spent.epsilon:.2f} at δ {delta}, {over}{EARLIER}{more}{void}{seeded}"
+    epsilon, beside = rounded_up(spent.epsilon, 3), beside_the_run(assumes)
+    return f"{epsilon} at δ {delta}, {over}{beside}{more}{void}{seeded}"
 
 
 def _ago(moment: float) -> str:

@@ -112,8 +112,9 @@ def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     Raises:
         UserError: the site has not agreed to one of them.
     """
-    yield f"base model '{agreed_model(experiment, site).name}': agreed to"
+    agreed_model(experiment, site)
     agreed_method(experiment, site)
+    yield f"base model '{experiment.model.name}': agreed to"
 
 
 def check_keys(site: SiteFile) -> Iterator[str]:

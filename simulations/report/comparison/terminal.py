@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from server.spending import rounded_up
 from simulations.output.console import print_line
 from simulations.output.markdown import DASH, TextTable
 from simulations.output.terminal import NARROW, text_table
@@ -59,7 +60,7 @@ def _row(run: ComparedRun, meanings: list[str]) -> tuple[str, ...]:
         DASH if found.backward_transfer is None else signed(found.backward_transfer),
         _percent(found.forgetting),
         _percent(run.worst_client),
-        DASH if run.epsilon is None else f"{run.epsilon:.3g}{mark}",
+        DASH if run.epsilon is None else f"{rounded_up(run.epsilon, 3)}{mark}",
         DASH if run.seconds is None else duration(run.seconds),
     )
 

@@ -17,6 +17,7 @@ from deal_core.privacy.accounting.ledger_event import (
 )
 from deal_core.privacy.accounting.unit import common_unit, unit_text
 from deal_core.privacy.policy import Policy
+from server.spending import rounded_up
 from simulations.report.page.blocks import (
     Block,
     Bullets,
@@ -164,8 +165,8 @@ def promise(record: LedgerRecord, epsilon: float, delta: float) -> Iterator[str]
     unit = _unit(record)
     factor = _times(math.exp(min(epsilon, 50.0)))
     yield (
-        f"All protected releases together have spent epsilon = {epsilon:.4g} at delta = "
-        f"{delta:.3g} per {unit}. It is composed over "
+        f"All protected releases together have spent epsilon = {rounded_up(epsilon, 4)} at "
+        f"delta = {delta:.3g} per {unit}. It is composed over "
         f"{composed_over(record.disjoint_tasks, len(record.unprotected))}."
     )
     yield (

@@ -284,7 +284,9 @@ def _round_skipped(log: RunLog, event: RunEvent) -> None:
 
 
 def _client_failed(log: RunLog, event: RunEvent) -> None:
-    _client(log, event).faults.add(_key(event))
+    client = _client(log, event)
+    client.faults.add(_key(event))
+    client.spent = spending(event) or client.spent
 
 
 def _client_idle(log: RunLog, event: RunEvent) -> None:

@@ -9,7 +9,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from server.results import OUTSIDE
-from server.spending import EARLIER, MORE_TRUST, VOID, extent, rounded_up
+from server.spending import MORE_TRUST, VOID, beside_the_run, extent, rounded_up
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Notice, Section, Table, Text
 from simulations.report.page.numbers import decimal, pointer
@@ -95,9 +95,8 @@ def statement(run: RunRecord, spent: list[Spent]) -> str:
     clients = len(run.experiment.federation.sites) or run.experiment.federation.clients
     who = "Every client" if len(spent) >= clients else f"Each of the {len(spent)} that tell it"
     over = extent(any(each.disjoint_tasks for each in spent))
-    alone = run.experiment.privacy.mechanism == "client" and run.experiment.privacy.trusted_server
-    over += " of this run alone: others add to it" if alone else EARLIER
     trust = mechanism_of(run.experiment).assumes(run.experiment.privacy)
+    over += beside_the_run(trust)
     trust += f", {MORE_TRUST}" if any(each.assumes_more for each in spent) else ""
     return (
         f"{who} has spent at most epsilon = {rounded_up(largest, 4)} at delta = "

@@ -13,7 +13,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.events import EventLog, read_events
 from server.folder import RunFolder
-from server.spending import EARLIER
+from server.spending import beside_the_run
 from simulations.deployment.server import start as server_start
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
 from simulations.deployment.server.metrics import RunFigures, serve
@@ -184,7 +184,7 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     shown = console.export_text()
     assert f"ε per {mechanism} so far" in shown
     assert shown.count(OVER[disjoint]) == len(spent)
-    assert f"ε assumes honest: {state.assumes}" in shown
+    assert f"whom ε counts on: {state.assumes}" in shown
     assert state.assumes == mechanism_of(private_run).assumes(private_run.privacy)
     assert shown.count(" at δ ") == shown.count("simulation only") == len(spent)
     capsys.readouterr()
@@ -195,7 +195,7 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     labels = [sample.labels for family in figures for sample in family.samples]
     assert len(labels) == len(spent)
     assert {each["unit"] for each in labels} == {mechanism}
-    assert {each["over"] for each in labels} == {OVER[disjoint] + EARLIER}
+    assert {each["over"] for each in labels} == {OVER[disjoint] + beside_the_run(state.assumes)}
     assert {each["void"] for each in labels} == {"false"}
     assert {each["assumes"] for each in labels} == {state.assumes}
     assert {each["simulation_only"] for each in labels} == {"true"}

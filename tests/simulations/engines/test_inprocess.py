@@ -9,7 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from deal_core.config.experiment import Experiment
@@ -20,7 +30,12 @@ from server.checkpoint import load_checkpoint
 from server.results import read_results
 from server.run import run
 from simulations.engines.flower_identity import assume_identity
-from simulations.engines.inprocess import InProcessGrid, Interceptor, run_inprocess
+from simulations.engines.inprocess import (
+    FIRST_CLIENT_NODE,
+    InProcessGrid,
+    Interceptor,
+    run_inprocess,
+)
 from simulations.run.preflight import check_names
 from tests.simulations.runs import at, gain, learnt_adapter, same
 from tests.sizes import ENOUGH_TO_LEARN, TINY
@@ -242,6 +257,24 @@ def test_killed_and_resumed_equals_uninterrupted(fork, finished, tmp_path):
     assert not (tmp_path / "results.json").exists()
     run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
     assert matrix(tmp_path) == matrix(folder)
+
+
+def test_a_lost_reply_is_not_waited_for_while_others_are_to_be_asked() -> None:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
+    lost = iter([True, True, False])
+    grid = InProcessGrid(app, {}, 3)
+    grid.interceptor = lambda reply: None if next(lost) else reply
+    with assume_identity(1, 1):
+        nodes = range(FIRST_CLIENT_NODE, FIRST_CLIENT_NODE + 3)
+        requests = [Message(RecordDict(), node, MessageType.TRAIN, ttl=60) for node in nodes]
+        ids = list(grid.push_messages(requests))
+        (reply,) = grid.pull_messages(ids)
+    assert reply.metadata.reply_to_message_id == ids[2]
 
 
 def spoil(kind: str, reply: Message) -> Message | None:

@@ -68,7 +68,7 @@ def test_the_csv_has_exact_values(runs: list[Path], tmp_path: Path) -> None:
     told = read_results(runs[1]).privacy
     assert float(private["epsilon"]) == max(told.epsilon.values())
     assert float(private["delta"]) == told.delta
-    over = "all rounds and tasks, and whatever its ledger held before"
+    over = "all rounds and tasks, and whatever the client's ledger held before"
     assert (private["unit"], private["composed_over"], private["void"]) == ("record", over, "false")
     assert private["assumes"] == told.assumes
     assert json.loads(private["simulation_only"]) is True

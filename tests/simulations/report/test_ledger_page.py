@@ -13,6 +13,7 @@ from client.egress import FIELDS, SUM_FIELDS
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import Budget, composed, unprotected_event
+from server.spending import rounded_up
 from simulations.cli import app
 from tests.ledger_events import ledger_event
 from tests.simulations.report.html_page import HtmlPage
@@ -55,7 +56,7 @@ def test_the_promise_is_that_of_the_ledger_with_all_that_it_means(ledger: Ledger
     epsilon = composed(ledger.events(), 1e-4)
     shown = page(ledger)
     for part in (
-        f"have spent epsilon = {epsilon:.4g} at delta = 0.0001 per record",
+        f"have spent epsilon = {rounded_up(epsilon, 4)} at delta = 0.0001 per record",
         "composed over all protected releases of the ledger: all runs, tasks and rounds",
         "It holds against everybody but the keeper of this ledger",
         "one in 10,000",
@@ -133,7 +134,9 @@ def test_seeded_noise_is_called_what_it_is(ledger: Ledger) -> None:
 
 def test_tasks_in_parallel_only_where_they_were_compared(ledger: Ledger) -> None:
     sequential = composed(ledger.events(), 1e-4)
-    assert f"epsilon = {sequential:.4g} at delta" in page(ledger, "--disjoint-tasks").text
+    assert (
+        f"epsilon = {rounded_up(sequential, 4)} at delta" in page(ledger, "--disjoint-tasks").text
+    )
     for n, task in enumerate(("skin", "hand")):
         ledger.declare_members(task, [f"record of {task}"])
         event = replace(EVENT, task=task, compared=True)
@@ -141,7 +144,7 @@ def test_tasks_in_parallel_only_where_they_were_compared(ledger: Ledger) -> None
     epsilon = composed(ledger.events(), 1e-4, disjoint_tasks=True)
     assert sequential < epsilon < composed(ledger.events(), 1e-4)
     shown = page(ledger, "--disjoint-tasks")
-    assert f"have spent epsilon = {epsilon:.4g} at delta" in shown.text
+    assert f"have spent epsilon = {rounded_up(epsilon, 4)} at delta" in shown.text
     assert "as the site declares them disjoint" in shown.text
     assert "record of" not in " ".join(shown.words)
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from server.folder import RunFolder
 from server.lock import exclusive_lock
 from server.results import read_results
+from server.spending import rounded_up
 from simulations.report.command import write_report
 from simulations.report.run.log import read_log
 from simulations.report.run.record import read_run
@@ -165,8 +166,8 @@ def test_no_epsilon_without_what_it_means(tmp_path: Path) -> None:
     run = Path(shutil.copytree(EXAMPLES / "private", tmp_path / "a-run"))
     privacy, shown = read_results(run).privacy, page(run)
     statement = (
-        f"at most epsilon = {max(privacy.epsilon.values()):.4g} at delta = {privacy.delta:.3g} per "
-        "record, composed over all rounds and tasks"
+        f"at most epsilon = {rounded_up(max(privacy.epsilon.values()), 4)} at delta = "
+        f"{privacy.delta:.3g} per record, composed over all rounds and tasks"
     )
     assert statement in shown.text
     assert f"Trust: {privacy.assumes}" in shown.text
