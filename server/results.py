@@ -283,14 +283,16 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
         disjoint_tasks=any(each.disjoint_tasks for each in spent.values()),
         void=any(each.void for each in spent.values()),
         assumes_more=any(each.assumes_more for each in spent.values()),
-        silent=max(0, _clients(experiment) - len(spent)) if spent else 0,
+        silent=max(0, clients_that_train(experiment) - len(spent)) if spent else 0,
         simulation_only=any(each.simulation_only for each in spent.values()),
         metrics=experiment.privacy.metrics,
     )
 
 
-def _clients(experiment: Experiment) -> int:
-    return len(experiment.federation.sites) or experiment.federation.clients
+def clients_that_train(experiment: Experiment) -> int:
+    """Return how many of a run there are: the others only evaluate."""
+    federation = experiment.federation
+    return len(federation.participants) or len(federation.sites) or federation.clients
 
 
 def _measured(

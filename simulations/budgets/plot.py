@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from server.spending import extent
+from server.spending import extent, rounded_up
 from simulations.budgets.results import Budgets, Mean, Point
 
 PANELS: dict[str, Callable[[Point], Mean | None]] = {
@@ -74,7 +74,8 @@ def _meaning(private: list[Point]) -> str:
     over = extent(any(point.disjoint_tasks for point in private))
     trust = dict.fromkeys(textwrap.fill(point.assumes, 110) for point in private if point.assumes)
     told = "".join(f"\n{text}" for text in trust)
-    return f"epsilon at delta <= {max(deltas):.2g} per {private[0].unit}, over {over}{seeded}{told}"
+    delta, unit = rounded_up(max(deltas), 2), private[0].unit
+    return f"epsilon at delta <= {delta} per {unit}, over {over}{seeded}{told}"
 
 
 def _methods(

@@ -191,7 +191,7 @@ def _point(
         spent=max(spent, default=None),
         delta=_largest_delta(privacy),
         unit=privacy[0].unit_text or None,
-        assumes=privacy[0].trust,
+        assumes=next((each.trust for each in privacy if each.assumes_more), privacy[0].trust),
         disjoint_tasks=any(each.disjoint_tasks for each in privacy),
         simulation_only=any(each.simulation_only for each in privacy),
         lower_bound=bound.epsilon if bound else None,

@@ -148,7 +148,7 @@ def sweep_text(sweep: Sweep) -> str:
 
 def _trust(sweep: Sweep) -> str:
     seeded = "; simulation only" if sweep.simulation_only else ""
-    return f"; {sweep.assumes or 'whom it assumes honest was not recorded'}{seeded}"
+    return f"{f'; {sweep.assumes}' if sweep.assumes else ''}{seeded}"
 
 
 def _whose(sweep: Sweep) -> str:

@@ -92,7 +92,8 @@ def site_init(
     text_column: Annotated[str, typer.Option()] = "text",
     label_column: Annotated[str, typer.Option()] = "label",
     experiment: Annotated[
-        str, typer.Option(help="The consortium's, by a way you trust: its tasks and labels.")
+        str,
+        typer.Option(help="The consortium's, by a way you trust: its tasks, labels, base model."),
     ] = "",
 ) -> None:
     """Make a key pair and site.toml."""
@@ -124,7 +125,9 @@ def site_allow_app(
 @site.command("check")
 def site_check(
     folder: SiteFolder = Path("."),
-    experiment: Annotated[str, typer.Option(help="Compare with its tasks and labels.")] = "",
+    experiment: Annotated[
+        str, typer.Option(help="Compare with its tasks, labels, base model.")
+    ] = "",
     offline: Annotated[bool, typer.Option("--offline", help="Data and keys only.")] = False,
 ) -> None:
     """Read the data, try the connection, say what would leave; nothing is sent."""

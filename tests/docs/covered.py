@@ -126,6 +126,7 @@ PARSED = {
 """Command to why its command line alone is read, by the real ``deal`` or ``flwr``."""
 
 NOT_OURS = {
+    "source .venv/bin/activate": "no program",
     "git clone REPOSITORY": "needs a network",
     "cd federated-deal": "no program",
     "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1": "no program",

@@ -66,7 +66,8 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
 
     Args:
         folder: of ``deal site init``.
-        experiment: its tasks and labels are compared with the site's; the data are read under them.
+        experiment: its tasks, labels and base model are compared with the site's; the data are read
+            under them.
         offline: leave connection and clock out.
 
     Returns:
@@ -110,10 +111,14 @@ def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     """Yield that base model and public texts of the experiment are among those of the site.
 
     Raises:
-        UserError: the site has not agreed to one of them.
+        UserError: the site has not agreed to one of them, or the model's folder is not there.
     """
-    agreed_model(experiment, site)
+    place = Path(agreed_model(experiment, site).name)
     agreed_method(experiment, site)
+    if place.is_absolute() and not place.is_dir():
+        raise UserError(
+            f"[models] of site.toml: no folder {place}; write where the model lies here"
+        )
     yield f"base model '{experiment.model.name}': agreed to"
 
 

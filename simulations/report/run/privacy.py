@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deal_core.config.experiment import Experiment
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
-from server.results import OUTSIDE
+from server.results import OUTSIDE, clients_that_train
 from server.spending import MORE_TRUST, VOID, beside_the_run, extent, rounded_up
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Notice, Section, Table, Text
@@ -92,7 +92,7 @@ def statement(run: RunRecord, spent: list[Spent]) -> str:
         return f"Mechanism {run.experiment.privacy.mechanism}; no spending is recorded."
     largest = max(each.epsilon for each in spent)
     delta = max(each.delta for each in spent)
-    clients = len(run.experiment.federation.sites) or run.experiment.federation.clients
+    clients = clients_that_train(run.experiment)
     who = "Every client" if len(spent) >= clients else f"Each of the {len(spent)} that tell it"
     over = extent(any(each.disjoint_tasks for each in spent))
     trust = mechanism_of(run.experiment).assumes(run.experiment.privacy)
@@ -159,7 +159,15 @@ def _facts(experiment: Experiment) -> Iterator[tuple[str, Cell]]:
     yield "unit of privacy", unit
     alone = config.mechanism == "client" and config.trusted_server
     whose = "this run" if alone else "all that a client's ledger holds"
-    delta = f"delta = {config.target_delta:g}" if config.target_delta else "the client's own delta"
+    delta = (
+        f"delta = {config.target_delta:g}"
+        if config.target_delta
+        else (
+            "the delta that follows from the number of clients"
+            if config.mechanism == "client"
+            else "the client's own delta"
+        )
+    )
     limit = f"epsilon = {config.target_epsilon:g} for {whose}, at {delta}, per {unit}"
     yield "limit of the experiment", limit
     yield "assumed honest", mechanism_of(experiment).assumes(config)

@@ -70,9 +70,6 @@ def test_they_learn_what_one_process_learns_and_count_their_own_answers(tmp_path
     with federation(tmp_path) as fed:
         for site in SITES:
             fed.add(site, data / site, path)
-            toml = fed.site(site) / "site.toml"
-            accepted = f'[models]\n{json.dumps(str(model))} = ""\n'
-            toml.write_text(toml.read_text().replace("[models]", accepted, 1))
             fed.start_site(site)
         run = fed.submit(str(path))
         fed.wait_event(run, "run_finished", 400)
