@@ -20,7 +20,7 @@ from deal_core.whole_file import write_whole
 from server.checkpoint import EVERYBODY, History
 from server.commit import commit
 from server.plan import Plan
-from server.spending import MORE_TRUST, VOID, beside_the_run, extent, rounded_up
+from server.spending import VOID, rounded_up, whole_extent, whole_trust
 
 SCHEMA: Literal[3] = 3
 """Version of ``results.json``; 1 had no stages, 2 no labels, no date and no zero-shot accuracy of
@@ -116,22 +116,20 @@ class Privacy(Strict):
     @property
     def extent(self) -> str:
         """What an epsilon composes over, in words."""
-        return f"{extent(self.disjoint_tasks)}{beside_the_run(self.assumes)}"
+        return whole_extent(self.disjoint_tasks, self.assumes)
 
     @property
     def trust(self) -> str:
         """Whom an epsilon takes to be honest, in words."""
-        return f"{self.assumes}, {MORE_TRUST}" if self.assumes_more else self.assumes
+        return whole_trust(self.assumes, self.assumes_more)
 
     @property
     def tellers(self) -> str:
         """Over whom the largest epsilon is the largest."""
         telling = len(self.epsilon)
-        return (
-            f"the {telling} of {telling + self.silent} clients that tell"
-            if self.silent
-            else ("clients")
-        )
+        if not self.silent:
+            return "clients"
+        return f"the {telling} of {telling + self.silent} clients that tell"
 
     @property
     def meaning(self) -> str:

@@ -59,6 +59,17 @@ def beside_the_run(assumes: str) -> str:
     return ALONE if assumes == HONEST_SERVER else EARLIER
 
 
+def whole_extent(disjoint_tasks: bool, assumes: str) -> str:
+    """Return all that an epsilon composes over, in words: the run, and what stands beside it."""
+    return f"{extent(disjoint_tasks)}{beside_the_run(assumes)}"
+
+
+def whole_trust(assumes: str, more: bool) -> str:
+    """Return whom an epsilon takes to be honest, in words: whom the run's settings say, and that it
+    counts on ``more``."""
+    return f"{assumes}, {MORE_TRUST}" if more else assumes
+
+
 def rounded_up(value: float, digits: int) -> str:
     """Return a number with so many significant digits, and never a smaller one: "at most" is
     true of it."""

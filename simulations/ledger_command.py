@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.certificate import certificate, check_certificate, composed_over
+from deal_core.privacy.accounting.certificate import (
+    certificate,
+    check_certificate,
+    composed_over,
+    told_events,
+)
 from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError
 from deal_core.privacy.accounting.ledger_event import assumed_honest, composed
 from deal_core.privacy.accounting.unit import common_unit, unit_text
@@ -123,8 +127,8 @@ def _row(task: str, part: Iterable[Entry]) -> tuple[str, ...]:
 def _are_of(said: dict[str, Any], entries: list[Entry]) -> bool:
     """Return whether a certificate's events are the first of a ledger, up to its head."""
     first = entries[: said["entries"]]
-    told = [{"seq": each.seq, "time": each.time, **asdict(each.event)} for each in first]
-    return bool(first) and said["events"] == told and said["head"] == first[-1].hash
+    same = said["events"] == told_events(first)
+    return bool(first) and same and said["head"] == first[-1].hash
 
 
 def open_ledger(folder: str) -> Ledger:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from deal_core.privacy.accounting.ledger_event import HONEST_SERVER
 from deal_core.privacy.accounting.unit import unit_text
-from server.spending import MORE_TRUST, VOID, beside_the_run, extent, rounded_up
+from server.spending import VOID, beside_the_run, extent, rounded_up, whole_trust
 from simulations.output.console import print_line
 from simulations.run.progress import PHASES, Progress, RunEvent
 
@@ -160,7 +160,7 @@ def spent(state: Progress) -> list[str]:
         return []
     seeded = ", simulation only" if state.simulation_only else ""
     unit = unit_text(state.unit, state.unit_column)
-    trust = f"{state.assumes}, {MORE_TRUST}" if state.assumes_more else state.assumes
+    trust = whole_trust(state.assumes, state.assumes_more)
     void = f", {VOID}" if state.void else ""
     whose = beside_the_run(state.assumes)
     if state.assumes != HONEST_SERVER:

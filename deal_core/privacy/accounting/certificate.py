@@ -115,10 +115,13 @@ def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
         **_meaning(events, disjoint_tasks),
         "entries": len(entries),
         "head": entries[-1].hash,
-        "events": [
-            {"seq": entry.seq, "time": entry.time, **asdict(entry.event)} for entry in entries
-        ],
+        "events": told_events(entries),
     }
+
+
+def told_events(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return entries of a ledger as a statement tells them: number, time, and all of the event."""
+    return [{"seq": entry.seq, "time": entry.time, **asdict(entry.event)} for entry in entries]
 
 
 def _meaning(events: Sequence[LedgerEvent], disjoint_tasks: bool) -> dict[str, Any]:

@@ -42,10 +42,7 @@ from deal_core.privacy.interface import (
 )
 from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.clipped_mean import clipped, noised
-from deal_core.privacy.mechanisms.definition import (
-    MechanismDefinition,
-    nobody_trusted,
-)
+from deal_core.privacy.mechanisms.definition import MechanismDefinition, nobody_trusted
 from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected, ordinary_gradients

@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from deal_core.privacy.accounting.unit import unit_text
-from server.spending import MORE_TRUST, beside_the_run, extent, rounded_up
+from server.spending import rounded_up, whole_extent, whole_trust
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.run_state import RunState, SiteState, state_of
 
@@ -95,8 +95,8 @@ def _spending(states: dict[str, RunState]) -> GaugeMetricFamily:
         for name, site in state.sites.items():
             if site.spent is not None:
                 spent, seeded = site.spent, str(site.spent.simulation_only).lower()
-                over = f"{extent(spent.disjoint_tasks)}{beside_the_run(state.assumes)}"
-                trust = f"{state.assumes}, {MORE_TRUST}" if spent.assumes_more else state.assumes
+                over = whole_extent(spent.disjoint_tasks, state.assumes)
+                trust = whole_trust(state.assumes, spent.assumes_more)
                 unit = unit_text(state.unit, state.unit_column)
                 delta, void = rounded_up(spent.delta, 2), str(spent.void).lower()
                 own = [run, name, delta, unit, over, trust, void, seeded]

@@ -15,7 +15,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.unit import unit_text
 from server.folder import RunFolder
 from server.lock import held
-from server.spending import VOID, Spending, beside_the_run, extent, rounded_up
+from server.spending import VOID, Spending, rounded_up, whole_extent
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.run_state import RunState, SiteState, state_of
@@ -182,12 +182,11 @@ def _cost(spent: Spending | None, assumes: str) -> str:
     if spent is None:
         return ""
     seeded = ", simulation only" if spent.simulation_only else ""
-    over = extent(spent.disjoint_tasks)
+    over = whole_extent(spent.disjoint_tasks, assumes)
     more = ", counts on more (its certificate says on whom)" if spent.assumes_more else ""
     void = f", {VOID}" if spent.void else ""
-    delta = rounded_up(spent.delta, 2)
-    epsilon, beside = rounded_up(spent.epsilon, 3), beside_the_run(assumes)
-    return f"{epsilon} at δ {delta}, {over}{beside}{more}{void}{seeded}"
+    epsilon, delta = rounded_up(spent.epsilon, 3), rounded_up(spent.delta, 2)
+    return f"{epsilon} at δ {delta}, {over}{more}{void}{seeded}"
 
 
 def _ago(moment: float) -> str:

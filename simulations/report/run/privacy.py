@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from server.results import OUTSIDE, clients_that_train
-from server.spending import MORE_TRUST, VOID, beside_the_run, extent, rounded_up
+from server.spending import VOID, extent, rounded_up, whole_extent, whole_trust
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Notice, Section, Table, Text
 from simulations.report.page.numbers import decimal, pointer
@@ -94,10 +94,9 @@ def statement(run: RunRecord, spent: list[Spent]) -> str:
     delta = max(each.delta for each in spent)
     clients = clients_that_train(run.experiment)
     who = "Every client" if len(spent) >= clients else f"Each of the {len(spent)} that tell it"
-    over = extent(any(each.disjoint_tasks for each in spent))
-    trust = mechanism_of(run.experiment).assumes(run.experiment.privacy)
-    over += beside_the_run(trust)
-    trust += f", {MORE_TRUST}" if any(each.assumes_more for each in spent) else ""
+    assumes = mechanism_of(run.experiment).assumes(run.experiment.privacy)
+    over = whole_extent(any(each.disjoint_tasks for each in spent), assumes)
+    trust = whole_trust(assumes, any(each.assumes_more for each in spent))
     return (
         f"{who} has spent at most epsilon = {rounded_up(largest, 4)} at delta = "
         f"{rounded_up(delta, 3)} per {unit_of_run(run.experiment)}, composed over {over}. Trust: "
@@ -152,6 +151,15 @@ def spending_table(run: RunRecord, spent: list[Spent]) -> Table:
     return Table("Spending of each client", columns, rows, words=(4, 5))
 
 
+def _delta(config: PrivacyConfig) -> str:
+    """Return at which delta the limit of an experiment holds, in words."""
+    if config.target_delta:
+        return f"delta = {config.target_delta:g}"
+    if config.mechanism == "client":
+        return "the delta that follows from the number of clients"
+    return "the client's own delta"
+
+
 def _facts(experiment: Experiment) -> Iterator[tuple[str, Cell]]:
     config = experiment.privacy
     yield "mechanism", MECHANISMS.get(config.mechanism, config.mechanism)
@@ -159,16 +167,7 @@ def _facts(experiment: Experiment) -> Iterator[tuple[str, Cell]]:
     yield "unit of privacy", unit
     alone = config.mechanism == "client" and config.trusted_server
     whose = "this run" if alone else "all that a client's ledger holds"
-    delta = (
-        f"delta = {config.target_delta:g}"
-        if config.target_delta
-        else (
-            "the delta that follows from the number of clients"
-            if config.mechanism == "client"
-            else "the client's own delta"
-        )
-    )
-    limit = f"epsilon = {config.target_epsilon:g} for {whose}, at {delta}, per {unit}"
+    limit = f"epsilon = {config.target_epsilon:g} for {whose}, at {_delta(config)}, per {unit}"
     yield "limit of the experiment", limit
     yield "assumed honest", mechanism_of(experiment).assumes(config)
     if config.mechanism == "record":
