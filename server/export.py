@@ -11,7 +11,7 @@ from peft import LoraConfig
 from safetensors.numpy import save_file
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import declared_labels, open_source
+from deal_core.data import open_source, public_labels
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
 from deal_core.lora.adapter import Adapter, stack
 from deal_core.lora.arrays import to_arrays
@@ -109,20 +109,15 @@ def task_spaces(experiment: Experiment, learnt: Sequence[str]) -> tuple[TaskSpac
     Raises:
         UserError: the labels are in data that cannot be read.
     """
-    source = open_source(experiment.data)
-
-    def labels(task: str) -> tuple[str, ...]:
-        declared = declared_labels(experiment.data, task)
-        return source.load(task).labels if declared is None else declared
-
+    data = experiment.data
     return tuple(
         TaskSpace(
             name=task,
-            labels=labels(task),
+            labels=public_labels(data, task),
             learnt=task in learnt,
-            instruction=experiment.data.instructions.get(task, ""),
+            instruction=data.instructions.get(task, ""),
         )
-        for task in source.task_names()
+        for task in open_source(data).task_names()
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.config.experiment import Experiment
-from deal_core.data import declared_labels, open_source
+from deal_core.data import public_labels
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes, zero_adapter
 from deal_core.lora.input_metric import input_metric
@@ -145,13 +145,7 @@ class Federation:
     @cached_property
     def _labels(self) -> dict[str, Sequence[str]]:
         """Task to its labels, which are public."""
-        data = self.experiment.data
-        source = open_source(data)
-        declared = {task: declared_labels(data, task) for task in self.plan.tasks}
-        return {
-            task: source.load(task).labels if labels is None else labels
-            for task, labels in declared.items()
-        }
+        return {task: public_labels(self.experiment.data, task) for task in self.plan.tasks}
 
     def _begin_stage(
         self, step: Step, state: State, history: History

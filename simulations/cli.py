@@ -122,6 +122,23 @@ def check(
 
 
 @app.command()
+def layers(
+    experiment: ExperimentName,
+    take: Annotated[int, typer.Option(min=1, help="Layers in the line for the experiment.")] = 1,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. adapter.rank=16."),
+    ] = None,
+) -> None:
+    """Where few numbers can learn most: layers by their gradient on names of labels
+    (docs/privacy.md)."""
+    from simulations.run.experiment import Request
+    from simulations.run.public_layers import print_layers
+
+    print_layers(Request(experiment, overrides=tuple(overrides or ())), take, wide_console())
+
+
+@app.command()
 def predict(
     folder: RunFolderName,
     texts: Annotated[

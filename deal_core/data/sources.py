@@ -12,7 +12,7 @@ from deal_core.data.hub import HubSource
 from deal_core.data.medmcqa import MedMCQA
 from deal_core.data.site import SiteSource
 from deal_core.data.sites import SitesSource
-from deal_core.data.source import DataSource
+from deal_core.data.source import DataSource, declared_labels
 from deal_core.errors import UserError, choose
 
 SOURCES: dict[str, Callable[[DataConfig], DataSource]] = {
@@ -61,3 +61,14 @@ def open_source(config: DataConfig, unit_column: str = "") -> DataSource:
             f"'{config.source}' has none; use files or hub, or leave it empty"
         )
     return BY_COLUMNS[config.source](config, unit_column)
+
+
+def public_labels(config: DataConfig, task: str) -> tuple[str, ...]:
+    """Return the label space of a task, none where its answers are texts. Where it is declared no
+    data are read.
+
+    Raises:
+        UserError: the labels are in data that cannot be read.
+    """
+    declared = declared_labels(config, task)
+    return open_source(config).load(task).labels if declared is None else declared
