@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from server.spending import extent
+from server.spending import extent, rounded_up
 from simulations.budgets.results import Budgets, Mean, Point, Sweep
 from simulations.output.markdown import DASH, head, row
 
@@ -77,7 +77,7 @@ def _table(points: list[Point], among_all: bool) -> Iterator[str]:
 
 
 def _spent(point: Point) -> str:
-    return DASH if point.spent is None or point.delta is None else f"{point.spent:.3g}"
+    return DASH if point.spent is None or point.delta is None else rounded_up(point.spent, 3)
 
 
 def _shown(point: Point) -> str:
@@ -107,7 +107,7 @@ def spent_meaning(point: Point) -> str:
     seeded = "; simulation only: the noise came from a seed" if point.simulation_only else ""
     trusted = f"; {point.assumes or 'whom it assumes honest was not recorded'}"
     return (
-        f"Spent: epsilon at delta = {point.delta:.2g} per {point.unit}, over "
+        f"Spent: epsilon at delta = {rounded_up(point.delta, 2)} per {point.unit}, over "
         f"{extent(point.disjoint_tasks)}{trusted}{seeded}."
     )
 
@@ -134,9 +134,9 @@ def sweep_text(sweep: Sweep) -> str:
     else:
         whole = (
             f"Every run is a release of its own. On the same real data the {sweep.runs} private "
-            f"runs of this sweep would together spend epsilon = {sweep.epsilon:.3g} at delta = "
-            f"{sweep.delta:.2g} per {sweep.unit}, composed over all rounds, tasks, seeds, methods "
-            f"and budgets, for {_whose(sweep)}{_trust(sweep)}."
+            f"runs of this sweep would together spend epsilon = {rounded_up(sweep.epsilon, 3)} at "
+            f"delta = {rounded_up(sweep.delta, 2)} per {sweep.unit}, composed over all rounds, "
+            f"tasks, seeds, methods and budgets, for {_whose(sweep)}{_trust(sweep)}."
         )
     if sweep.without_privacy:
         whole += (

@@ -19,7 +19,7 @@ from simulations.report.page.blocks import (
     Table,
     Text,
 )
-from simulations.report.page.numbers import decimal, percent, points, size, time
+from simulations.report.page.numbers import at_most, percent, points, size, time
 from simulations.report.run.settings import shown
 
 EXPLANATION = (
@@ -90,7 +90,7 @@ def _row(run: ComparedRun) -> tuple[Cell, ...]:
         points(found.forward_transfer),
         percent(found.forgetting),
         percent(run.worst_client),
-        decimal(run.epsilon, 4),
+        at_most(run.epsilon, 4),
     )
 
 

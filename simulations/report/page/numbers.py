@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from server.spending import rounded_up
 from simulations.output.markdown import DASH
 from simulations.report.page.blocks import Cell, Number
 from simulations.run.live_view import duration, signed
@@ -30,6 +31,11 @@ def whole(count: float | None, source: str = "") -> Cell:
 def decimal(value: float | None, digits: int = 3, source: str = "") -> Cell:
     """Return a figure to so many significant digits."""
     return DASH if value is None else Number(value, f"{value:.{digits}g}", source)
+
+
+def at_most(value: float | None, digits: int = 3, source: str = "") -> Cell:
+    """Return a bound to so many significant digits, never a smaller one: an epsilon, a delta."""
+    return DASH if value is None else Number(value, rounded_up(value, digits), source)
 
 
 def fixed(value: float | None, digits: int = 2, source: str = "") -> Cell:

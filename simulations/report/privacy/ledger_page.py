@@ -33,7 +33,7 @@ from simulations.report.page.blocks import (
     Tile,
     Tiles,
 )
-from simulations.report.page.numbers import decimal, whole
+from simulations.report.page.numbers import at_most, decimal, whole
 from simulations.report.privacy.ledger_record import Charge, LedgerRecord
 
 COMPUTED = {
@@ -138,10 +138,9 @@ def _short(record: LedgerRecord, seeded: bool) -> Iterator[Block]:
 
 def _tiles(record: LedgerRecord) -> Iterator[Tile]:
     unit = _unit(record)
-    if record.epsilon is not None:
-        yield Tile(
-            "Epsilon spent", decimal(record.epsilon, 4), "", f"at delta = {record.delta:.3g}"
-        )
+    if record.epsilon is not None and record.delta is not None:
+        at = f"at delta = {rounded_up(record.delta, 3)}"
+        yield Tile("Epsilon spent", at_most(record.epsilon, 4), "", at)
         yield Tile("Limit", decimal(record.limit, 4), "", _whose_limit(record))
         yield Tile("Protects", f"one {unit}", "", "the unit of privacy")
     yield Tile("Releases", whole(len(record.entries)), "", "each is a line of the ledger")
@@ -166,13 +165,14 @@ def promise(record: LedgerRecord, epsilon: float, delta: float) -> Iterator[str]
     factor = _times(math.exp(min(epsilon, 50.0)))
     yield (
         f"All protected releases together have spent epsilon = {rounded_up(epsilon, 4)} at "
-        f"delta = {delta:.3g} per {unit}. It is composed over "
+        f"delta = {rounded_up(delta, 3)} per {unit}. It is composed over "
         f"{composed_over(record.disjoint_tasks, len(record.unprotected))}."
     )
     yield (
         f"That means: whatever anyone has seen of it, it would have been seen with a chance of at "
         f"most {factor} times as much, or as little, had any one {unit} not been in the data; but "
-        f"for a chance of {delta:.3g}, one in {1 / delta:,.0f}, of which nothing is promised."
+        f"for a chance of {rounded_up(delta, 3)}, one in {1 / delta:,.0f}, of which nothing is "
+        "promised."
     )
     trust = assumed_honest([entry.event for entry in record.protected])
     yield (
@@ -241,8 +241,8 @@ def _row(charge: Charge) -> tuple[Cell, ...]:
             decimal(charge.sample_rate, 4),
             decimal(charge.noise_multiplier, 4),
             decimal(charge.clipping_bound, 4),
-            decimal(charge.delta),
-            decimal(charge.epsilon, 4),
+            at_most(charge.delta),
+            at_most(charge.epsilon, 4),
         )
     place = (charge.run[:RUN_LETTERS], charge.task or "all tasks", charge.mechanism)
     return (*place, _day(charge.first), _day(charge.last), whole(charge.releases), *figures)

@@ -12,7 +12,7 @@ from server.results import OUTSIDE, clients_that_train
 from server.spending import VOID, extent, rounded_up, whole_extent, whole_trust
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Notice, Section, Table, Text
-from simulations.report.page.numbers import decimal, pointer
+from simulations.report.page.numbers import at_most, decimal, pointer
 from simulations.report.run.record import RunRecord
 from simulations.run.summary import large_delta
 
@@ -116,7 +116,7 @@ def _figure(run: RunRecord, spent: list[Spent]) -> Figure:
     unit = unit_of_run(run.experiment)
     ordered = sorted(spent, key=lambda each: -each.epsilon)
     rows = [Dot(f"client {each.client}", each.epsilon) for each in ordered[:DRAWN]]
-    name = f"epsilon at delta = {delta:.2g} per {unit}"
+    name = f"epsilon at delta = {rounded_up(delta, 2)} per {unit}"
     return Figure(
         "Epsilon spent by each client against the experiment's limit. At a site, its own policy "
         "may set a lower one, which the server does not know.",
@@ -139,9 +139,9 @@ def spending_table(run: RunRecord, spent: list[Spent]) -> Table:
     rows = tuple(
         (
             each.client,
-            decimal(each.epsilon, 4, each.source),
+            at_most(each.epsilon, 4, each.source),
             decimal(limit, 4),
-            decimal(each.delta, 3),
+            at_most(each.delta, 3),
             unit,
             extent(each.disjoint_tasks),
         )

@@ -21,6 +21,7 @@ from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.audit.guesses import CHOICES, Guesses
 from deal_core.privacy.audit.one_run_audit import lower_bound
 from server.results import read_results
+from server.spending import rounded_up
 from simulations.audit.command import AuditRequest, run_audit
 from simulations.audit.found import Found, Outcome, Steps, Training
 from simulations.budgets.budget_study import budgets_study
@@ -144,9 +145,14 @@ def test_no_epsilon_without_what_it_means(done):
     text = (done[0] / "budgets.md").read_text()
     (point, _) = done[3].points
     line = next(line for line in text.splitlines() if line.startswith("| 8 "))
-    assert line.endswith(f" {point.spent:.3g} | ≥ {SHOWN:.2f} |")
+    assert line.endswith(f" {rounded_up(point.spent, 3)} | ≥ {SHOWN:.2f} |")
     (spent,) = [line for line in text.splitlines() if line.startswith("Spent: ")]
-    meaning = (f"at delta = {point.delta:.2g}", "per record", "over all rounds", point.assumes)
+    meaning = (
+        f"at delta = {rounded_up(point.delta, 2)}",
+        "per record",
+        "over all rounds",
+        point.assumes,
+    )
     for part in (*meaning, "simulation only"):
         assert part
         assert part in spent

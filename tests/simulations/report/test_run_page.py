@@ -71,7 +71,7 @@ def test_every_figure_with_a_source_is_that_of_the_file_and_shown_rounded(run: P
         elif any(part in figure.source for part in PERCENT):
             assert figure.text == f"{100 * value:.1f}"
         elif "/epsilon/" in figure.source:
-            assert figure.text == f"{value:.4g}"
+            assert figure.text == rounded_up(value, 4)
 
 
 def expected(results: dict[str, Any]) -> Iterator[str]:
@@ -167,7 +167,7 @@ def test_no_epsilon_without_what_it_means(tmp_path: Path) -> None:
     privacy, shown = read_results(run).privacy, page(run)
     statement = (
         f"at most epsilon = {rounded_up(max(privacy.epsilon.values()), 4)} at delta = "
-        f"{privacy.delta:.3g} per record, composed over all rounds and tasks"
+        f"{rounded_up(privacy.delta, 3)} per record, composed over all rounds and tasks"
     )
     assert statement in shown.text
     assert f"Trust: {privacy.assumes}" in shown.text
@@ -176,9 +176,20 @@ def test_no_epsilon_without_what_it_means(tmp_path: Path) -> None:
     assert len(table) == 1 + len(privacy.epsilon)
     for row in table[1:]:
         assert row[2] == "8"  # the limit
-        assert row[3:] == [f"{privacy.delta:.3g}", "record", "all rounds and tasks"]
+        assert row[3:] == [rounded_up(privacy.delta, 3), "record", "all rounds and tasks"]
     assert "training examples" in shown.text  # but not how many: every client weighs 1
     assert {row[1] for row in shown.table("Each client; accuracies in %")[1:]} == {"–"}
+
+
+def test_no_epsilon_and_no_delta_is_shown_smaller_than_it_is(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(EXAMPLES / "private", tmp_path / "a-run"))
+    results = json.loads((run / "results.json").read_text())
+    spent = {client: 7.99414 + 1e-4 * n for n, client in enumerate(results["privacy"]["epsilon"])}
+    results["privacy"] |= {"epsilon": spent, "delta": 1.2341e-5}
+    (run / "results.json").write_text(json.dumps(results))
+    for row in page(run).table("Spending of each client")[1:]:
+        assert spent[row[0]] <= float(row[1]) < spent[row[0]] + 1e-3
+        assert float(row[3]) >= 1.2341e-5
 
 
 def test_without_a_mechanism_the_page_says_that_no_epsilon_holds(plain: Path) -> None:
