@@ -80,10 +80,11 @@ def sum_records(
     started = time.monotonic()
     tasks = instruction.tasks or (instruction.task,)
     shares = [bench.task(task, client) for task in tasks]
+    nothing = torch.zeros(0, embedding_size(bench.experiment.model, statistics.layers))
     parts = [
         statistics.collect(
             EmbeddedTask(
-                bench.embeddings(share, "train", statistics.layers),
+                bench.embeddings(share, "train", statistics.layers) if share.train else nothing,
                 torch.tensor([item.target for item in share.train], dtype=torch.long),
                 len(share.labels),
                 state.heads.get(task),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, public_labels
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
-from deal_core.lora.adapter import Adapter, stack
+from deal_core.lora.adapter import Adapter, is_nonzero, live_rank, split, stack, zero_adapter
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
@@ -32,7 +33,8 @@ def export_adapter(
     """Write everything of an adapter folder (:class:`AdapterFolder`) but its card. No weight of the
     base model is read.
 
-    All parts are stacked, so one PEFT adapter of the summed rank gives exactly the global model.
+    All parts are stacked, so one PEFT adapter of the summed rank gives exactly the global model;
+    directions that are zero in every layer are left out.
     The base model is named as in the experiment. Where PEFT alone could not load the adapter
     (``AdapterKind.map_behind``), PEFT's settings are left out.
 
@@ -45,6 +47,7 @@ def export_adapter(
     Returns:
         What ``inference.json`` says.
     """
+    state = without_zero_directions(state)
     files, merged = AdapterFolder(folder), stack(state.parts())
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.ascontiguousarray(value) for key, value in to_arrays(merged).items()}
@@ -59,6 +62,16 @@ def export_adapter(
     inference = make_inference(state, experiment, tasks)
     write_whole(files.inference, inference.model_dump_json(indent=2) + "\n")
     return inference
+
+
+def without_zero_directions(state: State) -> State:
+    """Return the same model in as few directions as its parts are laid out in: what is retained
+    without its last ones that are zero, and one in the place of a current adapter that is zero."""
+    retained = split(state.retained, live_rank(state.retained))[0]
+    current = state.current
+    if not is_nonzero(current):
+        current = zero_adapter(current.shapes, 1, current.scaling)
+    return replace(state, retained=retained, current=current)
 
 
 def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from deal_core.aggregation import NUMERICAL
@@ -50,6 +51,9 @@ from server.state_change import finite, reason_of
 from server.statistics_round import StatisticsRound
 from server.statistics_sum import StatisticsSum
 from server.update_sum import UpdateSum
+
+STOPS = (UserError, torch.OutOfMemoryError)
+"""What ends a run, though linear algebra raises its like."""
 
 
 @dataclass(frozen=True)
@@ -222,11 +226,12 @@ class Federation:
         return self.exchange.roster.patience > 0 and not counts_in_sum(self.experiment)
 
     def _moved_on(self, step: Step, state: State, change: Callable[[], State]) -> State:
-        """The state after a change that reads no reply; the one before where the numbers fail."""
+        """Return the state after a change that reads no reply, or the one before where the numbers
+        fail. Memory that is not there stops the run, which can go on elsewhere."""
         try:
             with threads(1):
                 return finite(change())
-        except UserError:
+        except STOPS:
             raise
         except NUMERICAL as fault:
             self.exchange.event("step_lost", step, reason=reason_of(fault))

@@ -63,9 +63,14 @@ def map_card(card: str, code: str) -> str:
         card: of the adapter folder.
         code: Python that answers with it; goes to the end of the section on use.
     """
-    text = card.replace(PEFT, "", 1).replace(LORA, "", 1)
-    before, heading, after = text.partition("## Versions\n")
-    use = f"Without this project, in this folder:\n\n```python\n{code}```\n\n"
+    return with_code(card.replace(PEFT, "", 1).replace(LORA, "", 1), code)
+
+
+def with_code(card: str, code: str) -> str:
+    """Return the card with Python that answers, at the end of the section on use."""
+    before, heading, after = card.partition("## Versions\n")
+    title = "" if "## Use\n" in before else "## Use\n\n"
+    use = f"{title}Without this project, in this folder:\n\n```python\n{code}```\n\n"
     return before + use + heading + after
 
 

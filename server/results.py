@@ -289,8 +289,10 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
 
 def clients_that_train(experiment: Experiment) -> int:
     """Return how many of a run there are: the others only evaluate."""
-    federation = experiment.federation
-    return len(federation.participants) or len(federation.sites) or federation.clients
+    federation, orders = experiment.federation, experiment.stream.orders
+    clients = len(federation.sites) or federation.clients
+    training = federation.participants or range(clients)
+    return sum(orders.get(str(client), ("all",)) != () for client in training)
 
 
 def _measured(

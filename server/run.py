@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.methods import method_of, phases_after
+from deal_core.methods.interface import phases_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side, mechanism_of
@@ -25,7 +26,7 @@ from server.model_card import write_card
 from server.plan import Plan, make_plan
 from server.results import Results, make_results, write_results
 from server.roster import find_roster
-from server.schedule import rounds_of, schedule
+from server.schedule import private_rounds, rounds_of, schedule
 from server.tracking.tracker import tracked
 
 
@@ -66,7 +67,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     roster = find_roster(grid, experiment.federation)
     plan = make_plan(experiment, tasks, roster.clients)
     steps = schedule(plan.stages, phases_after(method, plan.joint_tasks))
-    rounds = sum(step.kind == "round" for step in steps)
+    rounds = len(private_rounds(steps, phases_of(method)))
     side = make_server_side(experiment, rounds, Ledger(folder.path / "privacy"))
     federation = Federation(Exchange(grid, experiment, roster, events), plan, side)
     events.write(

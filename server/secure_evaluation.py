@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deal_core.aggregation import NUMERICAL
+from deal_core.errors import UserError
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.accounting.sum_terms import sum_terms
@@ -66,7 +67,11 @@ class SecureEvaluation:
             state = decoded(sent, shown, state)
             sums = layout.decode(self.legs.total(step, held))
             counts[EVERYBODY] = _rows(sums, names, bool(experiment.data.generation))
-        except (ProtocolError, *NUMERICAL) as fault:
+        except ProtocolError as fault:
+            exchange.event("evaluation_lost", step, reason=reason_of(fault))
+        except UserError:  # too few, or a site twice: the run stops here, and can go on
+            raise
+        except NUMERICAL as fault:
             exchange.event("evaluation_lost", step, reason=reason_of(fault))
         history = one.recorded(step, counts, True, history)
         return state, history.after("evaluate", time.monotonic() - started)

@@ -124,7 +124,7 @@ def check(
 @app.command()
 def layers(
     experiment: ExperimentName,
-    take: Annotated[int, typer.Option(min=1, help="Layers in the line for the experiment.")] = 1,
+    take: Annotated[int, typer.Option(min=1, help="Layers in the table for the experiment.")] = 1,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. adapter.rank=16."),
@@ -277,11 +277,6 @@ def budgets(
     raise typer.Exit(budgets_with_report(request, wide_console()))
 
 
-@demo.callback()
-def demos() -> None:
-    """See a deployment before you have one."""
-
-
 @demo.command("deployment")
 def demo_deployment(
     folder: Annotated[
@@ -300,7 +295,9 @@ def demo_deployment(
 def demo_files(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Server and sites go into it.")],
     sites: Annotated[int, typer.Option(min=2, max=3, help="Two or three.")] = 2,
-    port: Annotated[int, typer.Option("--superlink-port", help="On this machine alone.")] = 9444,
+    port: Annotated[
+        int, typer.Option("--superlink-port", min=2, max=65535, help="On this machine alone.")
+    ] = 9444,
 ) -> None:
     """Write keys, shares of the embedded data and the experiment; start nothing."""
     from pathlib import Path

@@ -22,6 +22,7 @@ from deal_core.privacy.accounting.ledger_event import assumed_honest, composed
 from deal_core.privacy.accounting.unit import common_unit, unit_text
 from server.spending import rounded_up
 from simulations.output.console import print_line
+from simulations.output.files import write_texts
 from simulations.output.markdown import TextTable
 from simulations.output.terminal import NARROW, text_table
 
@@ -74,7 +75,8 @@ def export(folder: str, out: str, console: Console, disjoint_tasks: bool) -> Non
     ledger = open_ledger(folder)
     checked_entries(ledger)
     signed = certificate(ledger, disjoint_tasks)
-    Path(out).write_text(json.dumps(signed, indent=1) + "\n", encoding="utf-8")
+    path = Path(out)
+    write_texts(path.parent, {path.name: json.dumps(signed, indent=1) + "\n"})
     console.print(f"{out}: {signed['statement']['entries']} entries, signed", highlight=False)
 
 
@@ -90,7 +92,7 @@ def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
         over = composed_over(disjoint_tasks, unprotected)
         unit = unit_text(*common_unit((event.unit, event.unit_column) for event in protected))
         shown = rounded_up(epsilon, 4)
-        lines.append(f"epsilon {shown} at delta = {delta:.3g} per {unit}, over {over}")
+        lines.append(f"epsilon {shown} at delta = {rounded_up(delta, 3)} per {unit}, over {over}")
         lines.append(assumed_honest(protected))
     elif unprotected:
         lines.append(f"{unprotected} releases left without protection: no epsilon holds for them")
@@ -119,8 +121,8 @@ def _row(task: str, part: Iterable[Entry]) -> tuple[str, ...]:
         f"{first.sample_rate:.4g}",
         f"{first.noise_multiplier:.4g}",
         f"{first.max_grad_norm:g}",
-        f"{composed(events, delta):.3g}",
-        f"{delta:.2g}",
+        rounded_up(composed(events, delta), 3),
+        rounded_up(delta, 2),
     )
 
 

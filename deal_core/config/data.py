@@ -50,6 +50,10 @@ class TaskColumns(Table):
     """Empty: ``data.label_column``."""
     label_text: dict[str, str] = Field(default_factory=dict)
     """Value in the label column (as text) to the label it stands for; empty: as they are."""
+    target_column: str = ""
+    """Column of the answer, where answers are texts; empty: ``data.target_column``."""
+    references_column: str = ""
+    """Column of further right answers; empty: ``data.references_column``."""
 
 
 class HubTask(Table):

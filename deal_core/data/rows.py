@@ -44,8 +44,8 @@ class Columns:
             own.pair_column or config.pair_column,
             group_column(config),
             config.id_column,
-            config.target_column if texts else "",
-            config.references_column if texts else "",
+            (own.target_column or config.target_column) if texts else "",
+            (own.references_column or config.references_column) if texts else "",
             unit_column,
         )
 

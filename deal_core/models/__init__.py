@@ -13,7 +13,7 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.base_model import check_bits
-from deal_core.models.causal import causal_skeleton, load_causal
+from deal_core.models.causal import causal_prompts, causal_skeleton, load_causal
 from deal_core.models.encoder import (
     encoder_label_vectors,
     encoder_size,
@@ -29,8 +29,8 @@ from deal_core.models.interface import (
 )
 from deal_core.models.loading import check_weights as check_checkpoint
 from deal_core.models.loading import pretrained
-from deal_core.models.prompt_tokens import require_distinct
-from deal_core.models.seq2seq import load_seq2seq, seq2seq_skeleton
+from deal_core.models.prompt_tokens import PromptTokens, require_distinct
+from deal_core.models.seq2seq import load_seq2seq, seq2seq_prompts, seq2seq_skeleton
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class Family:
         has_label_logits: of its models (:class:`LanguageModel`).
         embedding_size: model, number of last layers -> length of a text's embedding; 0: none.
         label_vectors: model -> vectors of names of labels; None: the family has none.
+        prompts: tokeniser, the base model's own settings, model, ``max_length`` -> what makes the
+            prompts; None: a text is read alone.
+        decodes_apart: an answer is a decoder's own, and does not follow the prompt.
     """
 
     load: Callable[[ModelConfig, AdapterConfig, int, torch.dtype], LanguageModel]
@@ -52,6 +55,8 @@ class Family:
     has_label_logits: bool
     embedding_size: Callable[[ModelConfig, int], int]
     label_vectors: Callable[[ModelConfig], LabelVectors] | None = None
+    prompts: Callable[[Any, Any, ModelConfig, int], PromptTokens] | None = None
+    decodes_apart: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -64,10 +69,21 @@ FAMILIES: Mapping[str, Family] = {
         encoder_label_vectors,
     ),
     "causal-lm": Family(
-        load_causal, causal_skeleton, TaskType.CAUSAL_LM, False, lambda model, layers: 0
+        load_causal,
+        causal_skeleton,
+        TaskType.CAUSAL_LM,
+        False,
+        lambda model, layers: 0,
+        prompts=causal_prompts,
     ),
     "seq2seq-lm": Family(
-        load_seq2seq, seq2seq_skeleton, TaskType.SEQ_2_SEQ_LM, False, lambda model, layers: 0
+        load_seq2seq,
+        seq2seq_skeleton,
+        TaskType.SEQ_2_SEQ_LM,
+        False,
+        lambda model, layers: 0,
+        prompts=seq2seq_prompts,
+        decodes_apart=True,
     ),
 }
 

@@ -30,13 +30,22 @@ from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.loading import best_device, pretrained
 from deal_core.models.lower_layers import LowerLayers, decode, first_adapted
 from deal_core.models.prompt_forest import PromptForest, PromptRow, Tokens, plant
-from deal_core.models.prompt_tokens import answer_losses, prompt_tokens
+from deal_core.models.prompt_tokens import PromptTokens, answer_losses, prompt_tokens
 
 SCORING_TOKENS = 4096
 """Most tokens in one scoring pass: bounds memory, not results."""
 FOREST_TOLERANCE = {torch.float32: 1e-3}
 """Relative difference of states that rounding may make; of other types 0.05, and 0.1 where weights
 have few bits (0.06 was measured)."""
+
+
+def causal_prompts(
+    tokenizer: Any, config: Any, model: ModelConfig, max_length: int
+) -> PromptTokens:
+    """Return what makes the prompts of ``model``, whose own settings, ``config``, do not matter."""
+    mark = tokenizer.bos_token_id
+    opening = () if mark is None else (mark,)
+    return prompt_tokens(tokenizer, model, max_length, (opening, ()), gap=" ")
 
 
 class CausalLM:
@@ -55,9 +64,7 @@ class CausalLM:
         self._head.register_forward_pre_hook(_without_gaps)
         layers, below = first_adapted(self.module)
         self._lower = LowerLayers(self._decoder, layers, below) if below else None
-        mark = tokenizer.bos_token_id
-        opening = () if mark is None else (mark,)
-        self._prompts = prompt_tokens(tokenizer, model, max_length, (opening, ()), gap=" ")
+        self._prompts = causal_prompts(tokenizer, base.config, model, max_length)
         base.generation_config = greedy(self._prompts)
         self.tokens = self._prompts.texts
 

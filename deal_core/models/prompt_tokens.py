@@ -36,6 +36,7 @@ class PromptTokens:
         opening: ids before every prompt.
         closing: ids after every prompt.
         gap: what stands before an answer, where it continues the prompt.
+        start: ids that a decoder of its own begins with; none: an answer follows the prompt.
     """
 
     tokenizer: Any
@@ -46,6 +47,7 @@ class PromptTokens:
     opening: Tokens = ()
     closing: Tokens = ()
     gap: str = ""
+    start: Tokens = ()
     _known: dict[str, Tokens] = field(default_factory=dict)
 
     def encode(
@@ -166,12 +168,20 @@ def prompt_tokens(
         tokeniser_name(tokenizer, "text alone", max_length),
     )
     if model.chat:  # which has marks and gaps of its own
-        template, around, gap = chat_template(tokenizer, model), ((), ()), ""
-    else:
-        template = read_template(model.template)
+        around, gap = ((), ()), ""
+    template = prompt_template(tokenizer, model)
     return PromptTokens(
         tokenizer, template, model.instruction, model.max_new_tokens, texts, *around, gap
     )
+
+
+def prompt_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
+    """Return the template of the prompts of ``model``.
+
+    Raises:
+        UserError: see :func:`chat_template`.
+    """
+    return chat_template(tokenizer, model) if model.chat else read_template(model.template)
 
 
 def chat_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:

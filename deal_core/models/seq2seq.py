@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from deal_core.models.greedy import greedy
 from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.loading import best_device, pretrained
 from deal_core.models.prompt_forest import Tokens
-from deal_core.models.prompt_tokens import answer_losses, prompt_tokens
+from deal_core.models.prompt_tokens import PromptTokens, answer_losses, prompt_tokens
 
 SCORING_TOKENS = 4096
 """Most tokens of texts, once for every label, in one scoring pass: bounds memory, not results."""
@@ -63,10 +63,9 @@ class Seq2SeqLM:
         self._head = base.get_output_embeddings()
         self._factor = state_factor(base)
         self._bias: Tensor | None = getattr(base, "final_logits_bias", None)
-        opening, closing = special_tokens(tokenizer)
-        self._prompts = prompt_tokens(tokenizer, model, max_length, (opening, closing), gap="")
-        self.start = (base.config.decoder_start_token_id, *opening)
-        base.generation_config = greedy(self._prompts, base.config.decoder_start_token_id)
+        self._prompts = seq2seq_prompts(tokenizer, base.config, model, max_length)
+        self.start = self._prompts.start
+        base.generation_config = greedy(self._prompts)
         self.tokens = self._prompts.texts
 
     def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
@@ -226,6 +225,15 @@ def cache_name(decoder: Any) -> str:
     return (
         "cache" if "cache" in inspect.signature(decoder.forward).parameters else ("past_key_values")
     )
+
+
+def seq2seq_prompts(
+    tokenizer: Any, config: Any, model: ModelConfig, max_length: int
+) -> PromptTokens:
+    """Return what makes the prompts of ``model``; ``config`` knows what its decoder begins with."""
+    opening, closing = special_tokens(tokenizer)
+    prompts = prompt_tokens(tokenizer, model, max_length, (opening, closing), gap="")
+    return replace(prompts, start=(config.decoder_start_token_id, *opening))
 
 
 def special_tokens(tokenizer: Any) -> tuple[Tokens, Tokens]:

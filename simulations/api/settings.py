@@ -10,7 +10,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError
 from simulations.output.toml import toml_value
-from simulations.run.experiment import Request, completed, find_experiment
+from simulations.run.experiment import Request, beside, completed, find_experiment
 
 Config: TypeAlias = str | Path | Mapping[str, Any] | Experiment
 """Name of a shipped experiment, path of a TOML file, nested tables, or an experiment."""
@@ -51,9 +51,11 @@ def placed(config: Config, overrides: Mapping[str, Any] | None, request: Request
     Raises:
         UserError: as of :func:`experiment`.
     """
-    named = isinstance(config, (str, Path))
-    name = find_experiment(str(config)).stem if named else "python"
-    return completed(experiment(config, overrides), request, name)
+    if not isinstance(config, (str, Path)):
+        return completed(experiment(config, overrides), request, "python")
+    path = find_experiment(str(config))
+    folder = beside(str(config), path)
+    return completed(experiment(config, overrides), request, path.stem, folder)
 
 
 def _as_lines(values: Mapping[str, Any]) -> list[str]:

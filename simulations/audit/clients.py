@@ -24,7 +24,7 @@ from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_si
 from deal_core.privacy.mechanisms.server_side import RoundContext, ServerSide
 from server.events import Listener
 from server.plan import make_plan
-from server.schedule import Step, schedule
+from server.schedule import Step, private_rounds, schedule
 from simulations.audit.found import Found, Training, outcomes_of, steps_of
 
 
@@ -65,7 +65,7 @@ def canary_clients(training: Training, listener: Listener) -> Found:
 
 def _server_side(experiment: Experiment, folder: Path) -> ServerSide:
     """Return the mechanism at the server as a run has it, with its ledger in ``folder``."""
-    rounds = sum(step.kind == "round" for step in _steps(experiment))
+    rounds = len(private_rounds(_steps(experiment), phases_of(method_of(experiment))))
     if experiment.privacy.mechanism == "none":  # everybody is in the mean: nothing is hidden
         everybody = experiment.federation.model_copy(update={"clients_per_round": 0})
         experiment = experiment.model_copy(update={"federation": everybody})
@@ -74,12 +74,8 @@ def _server_side(experiment: Experiment, folder: Path) -> ServerSide:
 
 def _private_rounds(experiment: Experiment, clients: int) -> list[RoundContext]:
     """Return the rounds of a run that learn from clients' data."""
-    phases = phases_of(method_of(experiment))
-    return [
-        RoundContext(step.phase, step.stage, step.server_round, clients)
-        for step in _steps(experiment)
-        if step.kind == "round" and not phases[step.phase].public_path
-    ]
+    private = private_rounds(_steps(experiment), phases_of(method_of(experiment)))
+    return [RoundContext(step.phase, step.stage, step.server_round, clients) for step in private]
 
 
 def _steps(experiment: Experiment) -> list[Step]:

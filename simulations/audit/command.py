@@ -15,7 +15,6 @@ from deal_core.privacy.audit.planted_sum import require_gradients_in_sum
 from deal_core.privacy.mechanisms.definition import Attacked
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from deal_core.privacy.policy import at_server
-from server.folder import RunFolder
 from simulations.audit.found import Found, Kind, Training
 from simulations.audit.judged import judged
 from simulations.audit.run import carry_out, known
@@ -212,7 +211,7 @@ def _carried_out(training: Training, console: Console) -> Found:
     before = known(training)
     if before is not None:
         return before
-    name = RunFolder(training.folder).path.name
+    name = training.folder.name
     print_line(console, f"training {name}")
     with progress_view(console, name) as listener:
         return carry_out(training, listener)

@@ -39,8 +39,10 @@ from deal_core.privacy.audit.text_canaries import (
 from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.privacy.policy import in_sum
+from deal_core.whole_file import write_whole
 from deal_core.wire.instruction import LEARN
 from server.events import Listener
+from server.lock import exclusive_lock
 from server.results import Results
 from server.run import run
 from simulations.audit.clients import canary_clients
@@ -83,15 +85,20 @@ def carry_out(training: Training, listener: Listener) -> Found:
         What was found.
 
     Raises:
-        UserError: as a run; or the site has too little to plant canaries in.
+        UserError: as a run; the site has too little to plant canaries in; or another process is at
+            this training.
     """
-    if training.folder.exists():
-        shutil.rmtree(training.folder)
-    record(training.experiment)
-    judge = KINDS[training.kind]
-    found = judge(training, listener)
-    (training.folder / FOUND).write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return found
+    folder = training.folder
+    with exclusive_lock(folder.parent / f".{folder.name}.lock"):
+        before = known(training)
+        if before is not None:  # by another process, meanwhile
+            return before
+        if folder.exists():
+            shutil.rmtree(folder)
+        record(training.experiment)
+        found = KINDS[training.kind](training, listener)
+        write_whole(folder / FOUND, found.model_dump_json(indent=1) + "\n")
+        return found
 
 
 @dataclass

@@ -7,6 +7,7 @@ from textwrap import wrap
 
 from deal_core.privacy.accounting.unit import unit_text
 from server.results import Strict
+from server.spending import rounded_up
 from simulations.audit.found import Figure, Found, Kind
 from simulations.audit.judged import Judged
 from simulations.output.markdown import DASH, row
@@ -98,7 +99,7 @@ def claims(trainings: list[Found]) -> str:
         f"per {unit_text(unit, column)}, over all rounds and tasks, {_against(unit, assumes)}"
         for unit, column, assumes in sorted(units)
     ]
-    at = " or ".join(f"{delta:.3g}" for delta in deltas)
+    at = " or ".join(rounded_up(delta, 3) for delta in deltas)
     which = ", its attack's own" if len(deltas) > 1 else ""
     return f"Every epsilon is at delta = {at}{which} {'; '.join(told) or 'of what leaves'}."
 
@@ -116,7 +117,7 @@ def attack_table(audit: Audit) -> Iterator[str]:
         for each in cell.attacks:
             yield row(
                 each.trainings[0].mechanism,
-                "none" if each.claimed is None else f"{each.claimed:.3g}",
+                "none" if each.claimed is None else rounded_up(each.claimed, 3),
                 f"{len(each.trainings)} × {each.trainings[0].outcomes[0].canaries} {each.kind}",
                 f"{each.bound.epsilon:.2f}",
                 DASH if each.p_value is None else f"{each.p_value:.2g}",
@@ -156,7 +157,7 @@ def membership_table(audit: Audit) -> Iterator[str]:
             found = attack.true_positives
             yield row(
                 each.trainings[0].mechanism,
-                "none" if each.claimed is None else f"{each.claimed:.3g}",
+                "none" if each.claimed is None else rounded_up(each.claimed, 3),
                 str(attack.members),
                 str(attack.others),
                 _figure(attack.auc, 1, 3),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import overlaid
+from deal_core.config.file import apply_overrides, overlaid
 from deal_core.errors import UserError, choose
 from deal_core.methods import METHODS
 from simulations.run.epsilons import named, with_budget
@@ -32,6 +32,7 @@ def budgets_study(
     free: Experiment | None = None,
     shares: list[str] | None = None,
     beside: Mapping[str, Experiment] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Study:
     """Return the grid.
 
@@ -45,11 +46,13 @@ def budgets_study(
             None: ``base``.
         shares: of ``privacy.noise_share``, to be compared; none: the experiment's own.
         beside: name to another experiment, whose runs have the same budgets.
+        overrides: ``table.key=value``, for all runs; budgets, methods and shares hold over them.
 
     Raises:
         UserError: an unknown method; a method or a seed that stands there twice; no seed, or a
             negative one; ``free``, or one of ``beside``, has another model, other data or other
-            clients, or ``free`` another method while none is named.
+            clients, or ``free`` another method while none is named; one of ``beside`` has the name
+            of a method.
     """
     own = methods or [base.method.name]
     for method in own:
@@ -70,10 +73,27 @@ def budgets_study(
         description=f"Accuracy of {path.stem} against the privacy budget.",
         experiment=str(path),
         seeds=tuple(seeds),
+        set=apply_overrides({}, overrides),
         arms={arm_name(epsilon): _arm(base, epsilon, without) for epsilon in epsilons},
-        settings=_settings(own, shares or [], base) | _others(beside or {}, base),
+        settings=_distinct(_settings(own, shares or [], base), _others(beside or {}, base)),
     )
     return Study(f"budgets-{path.stem}", path, file)
+
+
+def _distinct(
+    compared: dict[str, dict[str, Any]], others: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Return both.
+
+    Raises:
+        UserError: a name stands for two things.
+    """
+    for name in others:
+        if name in compared:
+            raise UserError(
+                f"--beside {name}: is the name of a method that is compared; rename the file"
+            )
+    return compared | others
 
 
 def _settings(methods: list[str], shares: list[str], base: Experiment) -> dict[str, dict[str, Any]]:

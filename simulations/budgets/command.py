@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
 from deal_core.whole_file import written_beside
 from simulations.budgets.budget_study import budgets_study
 from simulations.budgets.plot import draw
@@ -64,18 +66,23 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
         UserError: bad input, or a folder with other settings; nothing has started.
     """
     values, methods = epsilons(request.epsilon), names(request.method)
+    _require_one_place(request.overrides)
     base = load_experiment(Request(request.experiment, "", request.overrides))
     free = load_experiment(Request(request.free, "", request.overrides)) if request.free else None
-    beside = {
-        Path(name).stem: load_experiment(Request(name, "", request.overrides))
-        for name in names(request.beside)
-    }
     seeds = numbers(request.seeds)
     study = budgets_study(
-        request.experiment, base, values, methods, seeds, free, names(request.noise), beside
+        request.experiment,
+        base,
+        values,
+        methods,
+        seeds,
+        free,
+        names(request.noise),
+        _beside(request),
+        request.overrides,
     )
     out = budgets_folder(request)
-    cells = grid(study, out, request.overrides)
+    cells = grid(study, out)
     audit = read_audit(request.audit)
     if audit is not None:
         check_unit(audit, with_budget(base, 1.0))
@@ -100,6 +107,32 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     for name, why in failures.items():
         print_line(console, f"failed: {name}: {why}")
     return FAILED if failures else 0
+
+
+def _require_one_place(overrides: Sequence[str]) -> None:
+    """Check that budgets are named by ``--epsilon`` alone.
+
+    Raises:
+        UserError: ``--set`` names one as well.
+    """
+    for override in overrides:
+        if override.partition("=")[0].strip() == "privacy.target_epsilon":
+            raise UserError(f"--set {override}: budgets are those of --epsilon; leave it out")
+
+
+def _beside(request: BudgetsRequest) -> dict[str, Experiment]:
+    """Return name to experiment of ``--beside``.
+
+    Raises:
+        UserError: one is not there, or two have one name.
+    """
+    found: dict[str, Experiment] = {}
+    for name in names(request.beside):
+        stem = Path(name).stem
+        if stem in found:
+            raise UserError(f"--beside {request.beside}: names '{stem}' twice; rename a file")
+        found[stem] = load_experiment(Request(name, "", request.overrides))
+    return found
 
 
 def budgets_folder(request: BudgetsRequest) -> Path:

@@ -60,7 +60,7 @@ def _bounds(panel: Any, private: list[Point]) -> None:
     """Equal for all methods: an audit has one of its own."""
     shown = {float(p.epsilon): p.lower_bound for p in private if p.lower_bound is not None}
     delta = max(p.lower_bound_delta or 0.0 for p in private)
-    label = f"lower bound (95 %), delta = {delta:.2g}"
+    label = f"lower bound (95 %), delta = {rounded_up(delta, 2)}"
     panel.plot(list(shown), list(shown), "--", color="#888888", label="claimed")
     panel.plot(list(shown), list(shown.values()), "v", color=INKS[1], label=label)
 

@@ -122,7 +122,8 @@ def bound_meaning(point: Point, unit: str) -> str:
     if point.lower_bound is None:
         return ""
     of_what = f" per {unit}" if unit else ""
-    return f"Lower bound: on epsilon at delta = {point.lower_bound_delta:.2g}{of_what}."
+    delta = rounded_up(point.lower_bound_delta or 0.0, 2)
+    return f"Lower bound: on epsilon at delta = {delta}{of_what}."
 
 
 def sweep_text(sweep: Sweep) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from simulations.output.wide_console import wide_console
 
 server = typer.Typer(help="The coordinating server of several institutions.", no_args_is_help=True)
 site = typer.Typer(help="One institution's own side.", no_args_is_help=True)
@@ -31,8 +32,10 @@ def server_init(
         list[str],
         typer.Option("--host", help="Name or address by which sites reach it; may be repeated."),
     ],
-    port: Annotated[int, typer.Option(help="Of the reverse proxy.")] = 9443,
-    superlink_port: Annotated[int, typer.Option(help="Of the SuperLink, local only.")] = 9444,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of the reverse proxy.")] = 9443,
+    superlink_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Of the SuperLink, local only.")
+    ] = 9444,
 ) -> None:
     """Make certificates, settings, a proxy file and a service file."""
     from simulations.deployment.server.folder import ServerSettings, server_folder
@@ -195,13 +198,10 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Where a run and its sites stand."""
-    from rich.console import Console
-
     from simulations.deployment.server.folder import server_folder
     from simulations.deployment.server.status import status
 
-    width = None if sys.stdout.isatty() else 160
-    status(server_folder(folder), run, Console(width=width), as_json)
+    status(server_folder(folder), run, wide_console(), as_json)
 
 
 def stop(run: str, folder: ServerDir = ".") -> None:

@@ -62,11 +62,10 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
     """
     path = find_experiment(name)
     tables = read_toml(path)
-    experiment, unsound = sound_part(Experiment, tables)
+    changed = apply_overrides(tables, overrides)
+    experiment, unsound = sound_part(Experiment, changed)
     try:
         parse_experiment(tables, str(path))
-        changed = apply_overrides(tables, overrides)
-        experiment, unsound = sound_part(Experiment, changed)
         parse_experiment(changed, "--set")
     except UserError as error:
         for problem in error.problems:

@@ -102,7 +102,7 @@ def check_rule_of_kind(experiment: Experiment) -> None:
 
 def check_adapter_kind(experiment: Experiment) -> None:
     """A kind of adapter that lays out every task anew needs a method that does, and a model that
-    has vectors of label names.
+    has vectors of label names; a core needs labels in every task.
 
     Raises:
         UserError: it has another, or other keys say where the adapter is.
@@ -126,6 +126,18 @@ def check_adapter_kind(experiment: Experiment) -> None:
         raise UserError(
             f"{where} learns a core of half the rank in steps at the server; set train.step to "
             "server, adapter.rank to an even number, and leave out adapter.client_ranks"
+        )
+    if core and method.consolidation.data != "none":
+        raise UserError(
+            f"{where} has frozen factors, and rounds of consolidation train a whole adapter; set "
+            'method.consolidation.data to "none"'
+        )
+    texts = experiment.data.generation
+    if core and texts:
+        raise UserError(
+            f"{where} takes its directions from the names of labels, and answers of task "
+            f"'{texts[0]}' are texts; leave the task out, or set adapter.kind to lora and "
+            "aggregation.rule to ffa"
         )
     if not core and (adapter.target_modules or adapter.first_layer or adapter.client_ranks):
         raise UserError(

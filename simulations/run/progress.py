@@ -74,7 +74,6 @@ class Progress:
     aggregation_error: float | None = None
     round_seconds: float = 0.0
     resumed: bool = False
-    started: float = 0.0
     step_ended: float = 0.0
     training: bool = False
     rounds_took: float = 0.0
@@ -168,7 +167,6 @@ def _run_started(state: Progress, event: RunEvent) -> Progress:
         done=done,
         evaluated=sum(end <= done for end in ends),
         resumed=event["resumed"],
-        started=event["time"],
         step_ended=event["time"],
     )
 

@@ -52,7 +52,7 @@ def public_layers(experiment: Experiment) -> list[PublicLayer]:
         UserError: unknown names, data that cannot be read, or no task that has labels.
     """
     names = linear_layers(experiment.model)
-    size = max(1, experiment.adapter.rank // 2)
+    size = core_size(experiment)
     model = _on_all_layers(experiment, tuple(names))
     shares: dict[str, list[float]] = {}
     for task in open_source(experiment.data).task_names():
@@ -67,6 +67,11 @@ def public_layers(experiment: Experiment) -> list[PublicLayer]:
         PublicLayer(names[name], sum(each) / len(each), size**2) for name, each in shares.items()
     ]
     return sorted(found, key=lambda layer: -layer.share)
+
+
+def core_size(experiment: Experiment) -> int:
+    """Return the number of directions of a core of the experiment's rank."""
+    return max(1, experiment.adapter.rank // 2)
 
 
 def core_shares(gradients: Mapping[str, Tensor], size: int) -> dict[str, float]:
@@ -85,12 +90,13 @@ def core_shares(gradients: Mapping[str, Tensor], size: int) -> dict[str, float]:
 
 
 def print_layers(request: Request, take: int, console: Console) -> None:
-    """Print the layers, and the line that puts cores on the best ``take`` of them.
+    """Print the layers, and the table that puts cores on the best ``take`` of them.
 
     Raises:
         UserError: see :func:`public_layers`.
     """
-    layers = public_layers(load_experiment(request))
+    experiment = load_experiment(request)
+    layers, size = public_layers(experiment), core_size(experiment)
     rows = tuple(
         (layer.name, f"{100 * layer.share:.1f}", str(layer.numbers)) for layer in layers[:SHOWN]
     )
@@ -98,8 +104,9 @@ def print_layers(request: Request, take: int, console: Console) -> None:
     console.print(text_table(table), width=min(NARROW, console.width))
     if len(layers) > SHOWN:
         print_line(console, f"and {len(layers) - SHOWN} more with less")
-    names = [layer.name for layer in layers[:take]]
-    print_line(console, f"adapter.target_modules = {toml_value(names)}")
+    names = toml_value([layer.name for layer in layers[:take]])
+    for line in ("[adapter]", 'kind = "core"', f"rank = {2 * size}", f"target_modules = {names}"):
+        print_line(console, line)
 
 
 def _squares(gradient: Tensor) -> Tensor:

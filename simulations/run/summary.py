@@ -175,8 +175,8 @@ def large_delta(privacy: Privacy) -> str:
     if privacy.delta is None or privacy.delta <= LARGE_DELTA:
         return ""
     return (
-        f"delta = {privacy.delta:.3g} is large: of one in {1 / privacy.delta:.0f} {privacy.unit}s "
-        "everything may be told; set privacy.target_delta"
+        f"delta = {rounded_up(privacy.delta, 3)} is large: of one in {1 / privacy.delta:.0f} "
+        f"{privacy.unit}s everything may be told; set privacy.target_delta"
     )
 
 

@@ -9,7 +9,8 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import Example, open_source
 from deal_core.models import has_label_logits, max_positions
 from deal_core.models.loading import pretrained
-from deal_core.models.prompt import read_template
+from deal_core.models.prompt import PromptTemplate
+from deal_core.models.prompt_tokens import prompt_template
 from simulations.check.finding import Finding
 
 LOOKED_AT = 400
@@ -24,12 +25,14 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
     beside such a text.
 
     Raises:
-        UserError: the data, or the tokeniser, cannot be read.
+        UserError: the data, or the tokeniser, cannot be read, or it has no chat template for
+            ``model.chat``.
     """
     from transformers import AutoTokenizer
 
     tokenizer = pretrained(AutoTokenizer, experiment.model.name)
-    has_prompt = not has_label_logits(experiment.model) and not experiment.model.chat
+    has_prompt = not has_label_logits(experiment.model)
+    template = prompt_template(tokenizer, experiment.model) if has_prompt else None
     # Of a GGUF file even that takes seconds.
     positions = max_positions(experiment.model) if has_prompt else 0
     source = open_source(experiment.data)
@@ -47,8 +50,8 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
             )
         if name in experiment.data.generation:
             yield from _answers(experiment, tokenizer, name, looked_at)
-        if positions:
-            yield from _prompt(experiment, tokenizer, positions, name, task.labels)
+        if positions and template is not None:
+            yield from _prompt(experiment, tokenizer, template, positions, name, task.labels)
 
 
 def spread(examples: Sequence[Example]) -> Sequence[Example]:
@@ -82,11 +85,16 @@ def _answers(
 
 
 def _prompt(
-    experiment: Experiment, tokenizer: Any, positions: int, task: str, labels: Sequence[str]
+    experiment: Experiment,
+    tokenizer: Any,
+    template: PromptTemplate,
+    positions: int,
+    task: str,
+    labels: Sequence[str],
 ) -> Iterator[Finding]:
     model, text = experiment.model, experiment.train.max_length
     instruction = experiment.data.instructions.get(task, model.instruction)
-    around = read_template(model.template).around(instruction, labels)
+    around = template.around(instruction, labels)
     beside = sum(token_counts(tokenizer, around))
     answers = token_counts(tokenizer, labels)
     answer = max(answers) if answers else model.max_new_tokens

@@ -119,17 +119,22 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
     """Every error in the input shows before anything starts: all names and public texts, and what
     cells differ in of data and model, once each."""
     with console.status("checking the study and its data"):
+        from simulations.run.name_checks import check_model
         from simulations.run.preflight import check_names, check_public, preflight
 
         for experiment in left.values():
             check_names(experiment)
             check_public(experiment)
             check_counts(experiment)
-        inputs = {
-            (each.model_dump_json(include=INPUTS), each.run.seed): each for each in left.values()
-        }
+        inputs, methods = dict[tuple[str, ...], Experiment](), dict[tuple[str, ...], Experiment]()
+        for each in left.values():
+            read = each.model_dump_json(include=INPUTS)
+            inputs[read, each.privacy.unit_column, str(each.run.seed)] = each
+            methods[read, each.method.model_dump_json()] = each
         for experiment in inputs.values():
             preflight(experiment)
+        for experiment in methods.values():  # each lays out the stream's tasks in its own way
+            check_model(experiment)
 
 
 def check_counts(experiment: Experiment) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,11 @@ def chosen(cells: Sequence[Cell], part: Part) -> list[Cell]:
             raise UserError(f"--seeds: the study has no seed {seed}; its seeds are {known}")
     found = [cell for cell in cells if cell in part]
     if not found:
+        given = [field.name for field in fields(part) if getattr(part, field.name)]
+        options = " and ".join(f"--{name}" for name in given)
         has = {arm: sorted({c.seed for c in cells if c.arm == arm}) for arm in part.arms}
-        raise UserError(f"--seeds and --arms have no cell in common; seeds of these arms: {has}")
+        seeds = f"; seeds of these arms: {has}" if has else ""
+        raise UserError(f"{options} have no cell in common{seeds}")
     return found
 
 

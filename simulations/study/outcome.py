@@ -188,6 +188,14 @@ def _worst(own: Sequence[float | None]) -> float | None:
     return min((accuracy for accuracy in own if accuracy is not None), default=None)
 
 
+def _stages(parts: Sequence[Results]) -> list[list[str]]:
+    """Return the tasks that somebody has worked on in each stage, in whichever part."""
+    return [
+        list(dict.fromkeys(task for part in parts for task in part.stages[i].work))
+        for i in range(len(parts[0].stages))
+    ]
+
+
 def _measured(
     parts: Sequence[Results],
     tasks: list[str],
@@ -196,7 +204,7 @@ def _measured(
     own: Sequence[float | None],
 ) -> Outcome:
     rows = len(matrix) > 1
-    stages = [list(stage.work) for stage in parts[0].stages] if rows else [tasks]
+    stages = _stages(parts) if rows else [tasks]
     begun, learnt = metrics.spans(tasks, stages)
     start = [zero_shot[task] for task in tasks]
     return Outcome(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from deal_core.errors import UserError, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
 from deal_core.models.loading import EMBEDDED, quiet, with_revision
-from server.model_card import hub_name, map_card, merged_card
+from server.model_card import hub_name, map_card, merged_card, with_code
+from simulations.use.prompts import asking_code, prompts_of, write_prompts
 from simulations.use.push import check_token, upload
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def write_adapter(source: AdapterFolder, inference: Inference, to: Path, push: b
     _write_labels(inference, to)
     if _map_of(inference) is not None:
         return write_map(source, inference, to, base)
+    _write_prompts(inference, to, _in_folder(to, base), merged=False)
     config = json.loads(source.config.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
     config["revision"] = with_revision(inference.model.name)[1] or None
@@ -174,7 +176,7 @@ def write_map(source: AdapterFolder, inference: Inference, to: Path, base: str) 
     assert map_of is not None
     save_file({"weight": map_of(read_adapter(source))}, to / MAP)
     if source.card.exists():
-        code = _code_with_map(inference, BASE if base == str(to / BASE) else base)
+        code = _code_with_map(inference, _in_folder(to, base))
         card = map_card(source.card.read_text(encoding="utf-8"), code)
         (to / source.card.name).write_text(card, encoding="utf-8")
     said = f"{MAP} is a map behind the pooling of {base}; docs/using.md has the lines to use it"
@@ -208,16 +210,22 @@ def write_merged(source: AdapterFolder, inference: Inference, to: Path) -> list[
     """
     from peft import PeftModel
 
+    from deal_core.models.greedy import greedy
+
     base, tokenizer = load_base(inference)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False.*", UserWarning)
         merged = PeftModel.from_pretrained(base, str(source.path)).merge_and_unload()
+    prompts = prompts_of(inference)
+    if prompts is not None:
+        merged.generation_config = greedy(prompts)
     _save(merged, tokenizer, to)
     shutil.copyfile(source.inference, to / source.inference.name)
     if source.card.exists():
         text = merged_card(source.card.read_text(encoding="utf-8"))
         (to / source.card.name).write_text(text, encoding="utf-8")
     _write_labels(inference, to)
+    _write_prompts(inference, to, ".", merged=True)
     note = ["label heads are not in it: they score embeddings of the base model as it was"]
     note = note if source.heads.exists() else []
     loader = _auto_class(inference)
@@ -287,6 +295,20 @@ def _write_labels(inference: Inference, to: Path) -> None:
 
     if inference.pooling != "none":
         save_file(label_embeddings(inference), to / LABELS)
+
+
+def _write_prompts(inference: Inference, to: Path, base: str, merged: bool) -> None:
+    """What others ask a model with that answers in words, and the lines for it in the card."""
+    write_prompts(inference, to)
+    code, card = asking_code(inference, base, merged), AdapterFolder(to).card
+    if code and card.exists():
+        text = with_code(card.read_text(encoding="utf-8"), code)
+        card.write_text(text, encoding="utf-8")
+
+
+def _in_folder(to: Path, base: str) -> str:
+    """Return where the base model lies, seen from the export."""
+    return BASE if base == str(to / BASE) else base
 
 
 def _map_of(inference: Inference) -> Callable[[Adapter], Tensor] | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from deal_core.config.experiment import Experiment, ModelConfig
-from deal_core.lora.adapter import zero_adapter
+from deal_core.inference.folder import AdapterFolder
+from deal_core.inference.predictor import read_adapter
+from deal_core.lora.adapter import relative_difference, stack, zero_adapter
 from deal_core.lora.state import State
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
@@ -15,14 +18,16 @@ from deal_core.randomness import seeded
 from server.export import export_adapter, peft_config
 
 
-def test_ten_tasks_take_no_more_bytes_than_one(tmp_path: Path, random_adapter) -> None:
+def test_bytes_grow_until_the_retained_rank_is_full_and_no_further(
+    tmp_path: Path, random_adapter
+) -> None:
     """Of the default method on the embedded model, as a run exports it."""
     experiment, generator = Experiment(), seeded(0)
     method = make_method(experiment.method, experiment.adapter)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     nothing = zero_adapter(shapes, experiment.adapter.retained_rank)
     state = State(zero_adapter(shapes, experiment.adapter.rank), nothing)
-    sizes = []
+    sizes, ranks = [], []
     for task in range(10):
         begun = method.begin_task(state, generator)
         learnt = random_adapter(shapes, begun.current.rank, begun.current.scaling, task)
@@ -30,8 +35,14 @@ def test_ten_tasks_take_no_more_bytes_than_one(tmp_path: Path, random_adapter) -
         folder = tmp_path / str(task)
         export_adapter(folder, state, experiment, ())
         sizes.append((folder / "adapter_model.safetensors").stat().st_size)
-    assert sizes == [sizes[0]] * 10
-    assert sizes[0] < 3e6
+        ranks.append(json.loads((folder / "adapter_config.json").read_text())["r"])
+        whole, written = stack(state.parts()), read_adapter(AdapterFolder(folder))
+        assert relative_difference(whole, written) < 1e-6
+    assert ranks == [*range(9, 65, 8), 65, 65, 65]  # 8 more a task, up to 64, and one of zeros
+    assert sizes == sorted(sizes)
+    assert sizes[7:] == [sizes[7]] * 3
+    assert sizes[0] < sizes[-1] / 6
+    assert sizes[-1] < 2.5e6
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from deal_core.errors import UserError
 from server.checkpoint import History
 from server.commit import commit
 from server.plan import Plan
-from server.results import make_results, read_results, write_results
+from server.results import clients_that_train, make_results, read_results, write_results
 
 HISTORY = History(
     evaluations=(
@@ -206,3 +206,17 @@ def test_a_clients_matrix_has_a_row_for_every_stage():
 def test_an_unfinished_run_says_so(tmp_path):
     with pytest.raises(UserError, match="has not finished"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stream", "participants", "training"),
+    [
+        ({}, (), 3),
+        ({}, (0, 2), 2),
+        ({"schedule": "per-client", "orders": {"2": ()}}, (), 2),
+        ({"schedule": "per-client", "orders": {"2": (), "1": ("a",)}}, (1, 2), 1),
+    ],
+)
+def test_who_has_nothing_to_learn_is_not_missed(stream, participants, training) -> None:
+    experiment = Experiment(federation={"clients": 3, "participants": participants}, stream=stream)
+    assert clients_that_train(experiment) == training

@@ -93,7 +93,7 @@ class Consolidation:
         everything = (joint_labels((*task.seen, task.labels)),)
         teacher: Teacher = cache.get_or_compute(
             "teacher",
-            f"{fingerprint(state.retained)} {everything}",
+            f"{fingerprint(state.retained)} {everything} {len(data)}",
             lambda: make_teacher(model, data, task.labels, everything, task.protected),
         )
         taught = Taught(model, task.labels, everything, data, teacher, config.temperature)

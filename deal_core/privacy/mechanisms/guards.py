@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
@@ -37,7 +36,10 @@ def require_plain_lora(module: nn.Module) -> list[Tensor]:
     known: dict[int, Any] = {}
     for name, layer in lora_layers(module).items():
         forward = getattr(layer.forward, "func", None)
-        if not isinstance(layer, Linear) or forward is not adapted_forward:
+        linear = all(
+            isinstance(factor[CURRENT], nn.Linear) for factor in (layer.lora_A, layer.lora_B)
+        )
+        if not linear or forward is not adapted_forward:
             raise UnsafeModel(f"layer {name} is no plain LoRA layer")
         for factor in (layer.lora_A[CURRENT].weight, layer.lora_B[CURRENT].weight):
             known[id(factor)] = factor

@@ -22,6 +22,7 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.ledger_event import (
+    COUNTS,
     BudgetSpent,
     LedgerEvent,
     assumes_more,
@@ -177,12 +178,14 @@ class RecordMechanism:
     def _counts_to_come(
         self, ask: UpdateRequest, site: Site, plan: PrivacyPlan
     ) -> list[LedgerEvent]:
-        """Return the noised counts that the run still plans: an evaluation tells no epsilon, so an
-        update tells it with them."""
+        """Return the noised counts that the run still plans, those left out that the ledger holds:
+        an evaluation tells no epsilon, so an update tells it with them."""
         if not self._counts_are_noised(site):
             return []
-        planned = evaluations(self.experiment, len(self._counts(ask)[0]))
-        left = planned - 1 - ask.stage  # one before the first stage, one after each
+        given = sum(
+            event.mechanism == COUNTS and event.run == self._run for event in site.ledger().events()
+        )
+        left = evaluations(self.experiment, len(self._counts(ask)[0])) - given
         return [self._events.planned_counts(left, plan.delta)] if left > 0 else []
 
     def _counts_are_noised(self, site: Site) -> bool:

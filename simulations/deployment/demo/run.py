@@ -22,9 +22,8 @@ from simulations.engines.flower import Tail
 from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line
 from simulations.run.live_view import progress_view
+from simulations.run.simulate import STOPPED
 
-STOPPED = 130
-"""Exit code where it was interrupted."""
 START_SECONDS = 90.0
 RUN_SECONDS = 1200.0
 """A machine that is busy with other things may take long; none takes longer than this."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
@@ -70,7 +71,7 @@ def lines(name: str, alt: str, curves: Sequence[Curve], axis: Axis) -> Markup:
             plot.axvline(place, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
         for i, (value, label) in enumerate(axis.levels):
             plot.axhline(value, color=MUTED, linestyle=DASHES[i + 1], linewidth=1.2, label=label)
-        for curve, colour, dashes in zip(curves, SERIES, DASHES, strict=False):
+        for curve, colour, dashes in zip(curves, cycle(SERIES), cycle(DASHES), strict=False):
             _curve(plot, curve, colour, dashes, axis.intervals)
         if axis.from_zero and axis.log != "y":
             low, high = plot.dataLim.intervaly

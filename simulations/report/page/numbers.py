@@ -18,11 +18,6 @@ def points(difference: float | None, source: str = "") -> Cell:
     return DASH if difference is None else Number(difference, signed(difference), source)
 
 
-def unsigned(difference: float | None, source: str = "") -> Cell:
-    """Return a difference that is never negative, in points."""
-    return percent(difference, source)
-
-
 def whole(count: float | None, source: str = "") -> Cell:
     """Return a count."""
     return DASH if count is None else Number(count, f"{count:,.0f}".replace(",", " "), source)
@@ -36,11 +31,6 @@ def decimal(value: float | None, digits: int = 3, source: str = "") -> Cell:
 def at_most(value: float | None, digits: int = 3, source: str = "") -> Cell:
     """Return a bound to so many significant digits, never a smaller one: an epsilon, a delta."""
     return DASH if value is None else Number(value, rounded_up(value, digits), source)
-
-
-def fixed(value: float | None, digits: int = 2, source: str = "") -> Cell:
-    """Return a figure to so many digits after the point."""
-    return DASH if value is None else Number(value, f"{value:.{digits}f}", source)
 
 
 def size(count: float | None, source: str = "") -> Cell:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from server.spending import rounded_up
 from simulations.audit.found import Kind
 from simulations.audit.judged import Judged
 from simulations.audit.tables import (
@@ -18,7 +19,7 @@ from simulations.audit.tables import (
 )
 from simulations.report.charts.dots import Dot, dots
 from simulations.report.page.blocks import Block, Figure, Notice, Page, Section, Table, Text
-from simulations.report.page.numbers import decimal
+from simulations.report.page.numbers import at_most, decimal
 from simulations.report.page.tables import from_markdown
 from simulations.report.stored import read_stored
 
@@ -97,9 +98,9 @@ def _figure(audit: Audit) -> Figure:
                     before=claimed,
                 )
             )
-            cells.append((name, decimal(claimed), decimal(judged.bound.epsilon)))
+            cells.append((name, at_most(claimed), decimal(judged.bound.epsilon)))
     delta = audit.cells[0].attacks[0].bound.delta
-    axis = f"epsilon at delta = {delta:.2g}"
+    axis = f"epsilon at delta = {rounded_up(delta, 2)}"
     return Figure(
         "Lower bound on epsilon by each attack (filled) and what was claimed (hollow, grey). An "
         "attack at the right of its claim refutes it.",

@@ -83,6 +83,9 @@ RECORDS = {
 }
 """Record of a reply to what it is, in words."""
 
+LARGEST_TOLD = 20.0
+"""An epsilon whose factor of chances, some 485 million, still says something."""
+
 
 def ledger_page(record: LedgerRecord) -> Page:
     """Return the page."""
@@ -162,18 +165,12 @@ def _unit(record: LedgerRecord) -> str:
 def promise(record: LedgerRecord, epsilon: float, delta: float) -> Iterator[str]:
     """Yield the guarantee in words: no epsilon without delta, unit, extent and trust."""
     unit = _unit(record)
-    factor = _times(math.exp(min(epsilon, 50.0)))
     yield (
         f"All protected releases together have spent epsilon = {rounded_up(epsilon, 4)} at "
         f"delta = {rounded_up(delta, 3)} per {unit}. It is composed over "
         f"{composed_over(record.disjoint_tasks, len(record.unprotected))}."
     )
-    yield (
-        f"That means: whatever anyone has seen of it, it would have been seen with a chance of at "
-        f"most {factor} times as much, or as little, had any one {unit} not been in the data; but "
-        f"for a chance of {rounded_up(delta, 3)}, one in {1 / delta:,.0f}, of which nothing is "
-        "promised."
-    )
+    yield _in_chances(epsilon, delta, unit)
     trust = assumed_honest([entry.event for entry in record.protected])
     yield (
         "It holds against everybody but the keeper of this ledger. At a site, that is everybody "
@@ -184,11 +181,24 @@ def promise(record: LedgerRecord, epsilon: float, delta: float) -> Iterator[str]
     )
 
 
+def _in_chances(epsilon: float, delta: float, unit: str) -> str:
+    """Return what an epsilon means, as people read it."""
+    if epsilon > LARGEST_TOLD:
+        return (
+            f"That promises next to nothing: what anyone has seen of it may be thousands of "
+            f"millions of times as likely because one {unit} was in the data."
+        )
+    return (
+        f"That means: whatever anyone has seen of it, it would have been seen with a chance of at "
+        f"most {_times(math.exp(epsilon))} times as much, or as little, had any one {unit} not "
+        f"been in the data; but for a chance of {rounded_up(delta, 3)}, one in "
+        f"{1 / delta:,.0f}, of which nothing is promised."
+    )
+
+
 def _times(factor: float) -> str:
-    """Return a factor of chances as people read it."""
-    if factor > 1e9:
-        return "more than a thousand million"
-    return f"{factor:.2g}" if factor < 10 else f"{factor:,.0f}"
+    """Return a factor of chances, and never a smaller one."""
+    return rounded_up(factor, 2) if factor < 10 else f"{math.ceil(factor):,}"
 
 
 def _computed(record: LedgerRecord) -> Iterator[Block]:

@@ -30,7 +30,6 @@ class Charge:
     run: str
     task: str
     mechanism: str
-    unit: str
     releases: int
     steps: int
     sample_rate: float
@@ -148,7 +147,6 @@ def _charge(entries: Sequence[Entry]) -> Charge:
         run=first.run,
         task=first.task,
         mechanism=first.mechanism,
-        unit=first.unit,
         releases=len(events),
         steps=sum(event.steps for event in events),
         sample_rate=first.sample_rate,

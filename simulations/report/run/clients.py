@@ -100,8 +100,9 @@ def table(run: RunRecord) -> Table:
     for number in results:
         logs.setdefault(run.log.name(number), ClientLog(run.log.name(number)))
     numbers = {run.log.name(number): number for number in results}
+    start = _zero_shots(run)
     rows = tuple(
-        _row(run, log, numbers.get(name, ""), results.get(numbers.get(name, "")))
+        _row(run, log, numbers.get(name, ""), results.get(numbers.get(name, "")), start.get(name))
         for name, log in logs.items()
     )
     columns = (
@@ -120,9 +121,8 @@ def table(run: RunRecord) -> Table:
 
 
 def _row(
-    run: RunRecord, log: ClientLog, number: str, found: ClientResult | None
+    run: RunRecord, log: ClientLog, number: str, found: ClientResult | None, start: float | None
 ) -> tuple[Cell, ...]:
-    start = _zero_shots(run).get(log.name)
     average = found.average_accuracy if found else None
     replies, seconds = len(log.replies), sum(log.replies.values())
     idle = Counter(log.idle.values())

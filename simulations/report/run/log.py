@@ -129,7 +129,6 @@ class RunLog:
         starts: times; the second and the others continue the first.
         played: round to the number of the start that it was last played after.
         stopped: why, if it has stopped since it was last started; empty: it has not.
-        finished: its last event says so.
     """
 
     tasks: list[str] = field(default_factory=list)
@@ -146,7 +145,6 @@ class RunLog:
     played: dict[RoundKey, int] = field(default_factory=dict)
     ended: float = 0.0
     stopped: str = ""
-    finished: bool = False
 
     @property
     def planned(self) -> int:
@@ -228,7 +226,7 @@ def _started(log: RunLog, event: RunEvent) -> None:
     log.stages = [(list(stage["tasks"]), int(stage["rounds"])) for stage in event["stages"]]
     log.unit = str(event.get("unit") or "")
     log.starts.append(event["time"])
-    log.stopped, log.finished = "", False
+    log.stopped = ""
     for number in range(event["clients"]):
         client = log.name(str(number))
         log.clients.setdefault(client, ClientLog(client))
@@ -303,10 +301,6 @@ def _evaluated(log: RunLog, event: RunEvent) -> None:
     log.among_all[event["stage"]] = dict(event.get("class_incremental") or {})
 
 
-def _finished(log: RunLog, event: RunEvent) -> None:
-    log.finished = True
-
-
 def _stopped(log: RunLog, event: RunEvent) -> None:
     log.stopped = plain(event["reason"]) or "without a word"
 
@@ -329,6 +323,5 @@ HANDLERS: Mapping[str, Callable[[RunLog, RunEvent], None]] = {
     "client_failed": _client_failed,
     "client_idle": _client_idle,
     "evaluated": _evaluated,
-    "run_finished": _finished,
     "run_stopped": _stopped,
 }

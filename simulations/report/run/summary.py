@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from simulations.report.page.blocks import Block, Notice, Section, Table, Text, Tile, Tiles
-from simulations.report.page.numbers import percent, pointer, points, size, time, unsigned
+from simulations.report.page.numbers import percent, pointer, points, size, time
 from simulations.report.run.record import RunRecord
 
 EXPLANATION = (
@@ -75,7 +75,7 @@ def _tiles(run: RunRecord) -> Iterator[Tile]:
     if found.forgetting is not None:
         yield Tile(
             "Forgetting",
-            unsigned(found.forgetting, pointer("forgetting")),
+            percent(found.forgetting, pointer("forgetting")),
             "points",
             "from the best to the end",
         )

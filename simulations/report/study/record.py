@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from deal_core.errors import UserError
+from simulations.report.stored import read_stored
 from simulations.run.shipped import shipped_studies
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults
 from simulations.study.study_file import Arm, Study, StudyFile, load_study
@@ -42,11 +42,7 @@ def read_study(folder: Path) -> StudyRecord:
         UserError: its file cannot be read.
     """
     path = folder / STUDY_JSON
-    try:
-        results = StudyResults.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(f"{path}: no figures of a study ({why})") from None
+    results = read_stored(StudyResults, path, "figures of a study")
     standing = results.standing
     gone = {cell.name for cell in results.cells} - {cell.name for cell in standing}
     file = results.file if results.file and results.file.arms else _file(results)

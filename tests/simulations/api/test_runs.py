@@ -12,7 +12,9 @@ import pytest
 import simulations.api as api
 from deal_core.config.experiment import Experiment
 from simulations.api import UserError, experiment, load_run, run
+from simulations.api.settings import placed
 from simulations.engines.inprocess import run_inprocess
+from simulations.run.experiment import Request, load_experiment
 from simulations.use.predict import PredictRequest, predict
 from tests.simulations.runs import at, learnt_adapter, same
 
@@ -50,6 +52,15 @@ def test_it_answers_as_the_command_does(finished: api.Run) -> None:
         finished.predict([], "nothing")
     with pytest.raises(UserError, match=r"results\.json: not there"):
         _ = load_run(finished.folder / "adapter").results
+
+
+def test_data_beside_an_experiment_file_are_found_as_by_the_command(tmp_path: Path) -> None:
+    (tmp_path / "exp" / "rows").mkdir(parents=True)
+    file = tmp_path / "exp" / "own.toml"
+    file.write_text('[data]\nsource = "files"\npath = "rows"\n')
+    ready = placed(file, None, Request(str(file)))
+    assert ready.data.path == str(tmp_path / "exp" / "rows")
+    assert ready == load_experiment(Request(str(file)))
 
 
 def test_events_come_and_nothing_is_printed(

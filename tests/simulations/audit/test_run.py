@@ -14,6 +14,7 @@ from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.mechanisms.noise import SeededNoise
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
+from server.lock import exclusive_lock
 from simulations.audit.command import AuditRequest, run_audit
 from simulations.audit.found import Found, Training
 from simulations.audit.judged import judged
@@ -51,6 +52,21 @@ def test_noise_switched_off_is_caught(make_experiment, tmp_path, monkeypatch):
     verdict = judged([found])
     assert verdict.bound.epsilon > 2 * found.claimed
     assert verdict.refuted
+
+
+def test_a_training_is_one_processs_at_a_time(make_experiment, tmp_path, monkeypatch):
+    what = training(make_experiment, tmp_path / "one", *RECORD)
+    kept = what.folder / "ledger.jsonl"
+    kept.parent.mkdir()
+    kept.write_text("of the other process")
+    lock = tmp_path / ".one.lock"
+    with exclusive_lock(lock), pytest.raises(UserError, match="another process"):
+        carry_out(what, lambda event: None)
+    assert kept.read_text() == "of the other process"
+    found = object()
+    monkeypatch.setattr("simulations.audit.run.known", lambda training: found)
+    assert carry_out(what, lambda event: None) is found  # the other has ended with it meanwhile
+    assert kept.exists()
 
 
 @pytest.mark.parametrize("epsilon", [1.0, pytest.param(8.0, marks=pytest.mark.slow)])

@@ -31,6 +31,7 @@ from simulations.budgets.results import Budgets, Sweep
 from simulations.budgets.tables import markdown, sweep_text
 from simulations.run.epsilons import epsilons, named, with_budget
 from simulations.run.experiment import Request, load_experiment
+from simulations.run.shipped import shipped_experiments
 from simulations.study.grid import grid
 from tests.forked import Forker
 
@@ -104,6 +105,40 @@ def done(tmp_path_factory, forked):
     code = run_budgets(request, console())
     budgets = Budgets.model_validate_json((folder / "out" / "budgets.json").read_text())
     return folder / "out", request, code, budgets
+
+
+def test_what_is_set_for_all_runs_overrules_neither_budget_nor_its_absence(tmp_path):
+    sets = (*SMALL, "privacy.mechanism=client", "privacy.target_delta=1e-3", "adapter.rank=2")
+    base = load_experiment(Request("quickstart", "", sets))
+    study = budgets_study("quickstart", base, [2.0, math.inf], ["deal", "lwf"], [0], overrides=sets)
+    cells = grid(study, tmp_path)
+    assert len(cells) == 4
+    for cell in cells:
+        (run,) = cell.runs.values()
+        privacy = run.privacy
+        if cell.arm == "eps-inf":
+            assert privacy.mechanism == "none"
+        else:
+            assert (privacy.mechanism, privacy.target_epsilon) == ("client", 2.0)
+        assert run.method.name == cell.setting
+        assert (run.adapter.rank, run.privacy.target_delta) == (2, 1e-3)
+
+
+def test_a_budget_has_one_place_and_a_name_one_meaning(tmp_path):
+    def refused(**changes) -> str:
+        request = BudgetsRequest("quickstart", out=str(tmp_path), **changes)
+        with pytest.raises(UserError) as caught:
+            run_budgets(request, console())
+        return str(caught.value)
+
+    assert "--epsilon" in refused(overrides=("privacy.target_epsilon=4",))
+    lwf = tmp_path / "lwf.toml"
+    lwf.write_text(shipped_experiments()["quickstart"].read_text())
+    same = tmp_path / "other"
+    same.mkdir()
+    (same / "lwf.toml").write_text(lwf.read_text())
+    assert "names 'lwf' twice" in refused(beside=f"{lwf},{same / 'lwf.toml'}")
+    assert "is the name of a method" in refused(method="deal,lwf", beside=str(lwf))
 
 
 def test_a_point_for_every_budget(done):

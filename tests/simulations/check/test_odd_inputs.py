@@ -102,6 +102,20 @@ def test_the_first_answer_needs_no_torch(tmp_path: Path) -> None:
     assert modules == "[]"
 
 
+def test_a_fault_of_the_file_does_not_hide_what_is_set(tmp_path: Path) -> None:
+    for task in ("a", "b"):
+        (tmp_path / "there" / task).mkdir(parents=True)
+        for name in ("train", "test"):
+            rows = "".join(f'{{"text": "t {n}", "label": "{n % 2}"}}\n' for n in range(40))
+            (tmp_path / "there" / task / f"{name}.jsonl").write_text(rows)
+    path = tmp_path / "my.toml"
+    path.write_text('[train]\nrate = 1\n[data]\nsource = "files"\npath = "gone"\n')
+    told = [f.text for f in findings(str(path), (f"data.path={tmp_path / 'there'}",))]
+    assert any("rate" in line for line in told)
+    assert not any("gone" in line for line in told)
+    assert any("task 'a': 40 train" in line for line in told)
+
+
 def test_data_here_beat_data_beside_the_experiment(tmp_path: Path) -> None:
     path = OddInput("two folders", "").write(tmp_path)
     OddInput("", "").write(tmp_path / "cwd")

@@ -15,6 +15,7 @@ from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import Budget, composed, unprotected_event
 from server.spending import rounded_up
 from simulations.cli import app
+from simulations.report.privacy.ledger_page import _in_chances
 from tests.ledger_events import ledger_event
 from tests.simulations.report.html_page import HtmlPage
 
@@ -67,6 +68,14 @@ def test_the_promise_is_that_of_the_ledger_with_all_that_it_means(ledger: Ledger
     ):
         assert part in shown.text
     assert "imulation only" not in shown.text
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "told"),
+    [(1.0, "at most 2.8 times"), (3.0, "at most 21 times"), (25.0, "promises next to nothing")],
+)
+def test_chances_are_never_told_smaller_than_they_may_be(epsilon: float, told: str) -> None:
+    assert told in _in_chances(epsilon, 1e-5, "record")
 
 
 HONEST = "all sites but 1, which may pool what they know with the server"

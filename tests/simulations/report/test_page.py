@@ -147,3 +147,16 @@ def test_what_users_wrote_is_text_and_no_markup() -> None:
         assert "<script" not in text
         assert "$x^2$" in text  # and no formula
     assert HtmlPage(made).table("<script>")[1] == [evil]
+
+
+def test_no_curve_is_left_out_however_many_there_are() -> None:
+    names = [f"method number {n}" for n in range(11)]
+    drawn = str(
+        lines(
+            "many",
+            "many",
+            [Curve(name, (1, 2), (n, n)) for n, name in enumerate(names)],
+            Axis("x", "y"),
+        )
+    )
+    assert all(name in drawn for name in names)

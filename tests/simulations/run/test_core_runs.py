@@ -17,12 +17,14 @@ from torch import Tensor
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
+from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.lora.attach import lora_layers
 from deal_core.models import load_model
 from deal_core.training.label_texts import label_texts
 from server.results import read_results
+from simulations.run.preflight import check_adapter_kind
 from tests.architectures import CONFIGS, LOADERS, save
 from tests.simulations.runs import at, learnt_adapter, run_in_process
 
@@ -53,6 +55,25 @@ class Ran:
 
     def predictor(self) -> Predictor:
         return load_predictor(find_adapter(self.folder))
+
+
+CORE = (
+    *("adapter.kind=core", "train.step=server", "aggregation.secure=true", "federation.clients=4"),
+    "method.distillation.weight=0.0",
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ('data.generation=["surgery"]', "answers of task 'surgery' are texts"),
+        ('method.consolidation={data="public", public_path="texts.txt"}', "consolidation.data to"),
+    ],
+)
+def test_what_a_core_cannot_begin_with_is_refused_before_the_start(make_experiment, override, line):
+    check_adapter_kind(make_experiment(*CORE))
+    with pytest.raises(UserError, match=line):
+        check_adapter_kind(make_experiment(*CORE, override))
 
 
 def write_data(folder: Path) -> None:

@@ -12,9 +12,11 @@ from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import Policy, metrics_allowed
 from deal_core.randomness import seeded_numpy
+from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES
 from deal_core.wire.secure_layout import counts_layout
 from server.results import read_results
+from server.secure_legs import SecureLegs
 from simulations.engines.flower_identity import assume_identity
 from simulations.run.preflight import check_names
 from tests.simulations.runs import at, run_in_process
@@ -85,6 +87,29 @@ def test_a_client_whose_counts_are_lost_takes_the_evaluation_along_and_not_the_r
     assert lost
     assert [event["stage"] for event in events if event["event"] == "evaluation_lost"] == [-1]
     assert read_results(tmp_path).average_accuracy is None  # without a start nothing is compared
+
+
+@pytest.mark.parametrize(
+    ("fault", "ends"), [(UserError("too few"), True), (ProtocolError("a torn share"), False)]
+)
+def test_too_few_end_the_run_which_can_go_on_and_a_broken_sum_costs_the_counts(
+    make_experiment, tmp_path, monkeypatch, fault, ends
+):
+    opened = SecureLegs.open
+
+    def fail(self, step, *rest):
+        if step.kind == "zero-shot":
+            raise fault
+        return opened(self, step, *rest)
+
+    monkeypatch.setattr(SecureLegs, "open", fail)
+    experiment = at(make_experiment(*SUMMED, 'data.tasks=["laboratory"]'), tmp_path)
+    if ends:
+        with pytest.raises(UserError, match="too few"):
+            run_in_process(experiment)
+        return
+    events = run_in_process(experiment)
+    assert [e["stage"] for e in events if e["event"] == "evaluation_lost"] == [-1]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tomllib
+
 import pytest
 import torch
+from rich.console import Console
 
 from deal_core.config.experiment import AdapterConfig, Experiment, ModelConfig
 from deal_core.errors import UserError
@@ -14,7 +19,8 @@ from deal_core.lora.state import State
 from deal_core.models import adapter_shapes, load_model
 from deal_core.models.linear_layers import linear_layers, shortest_end
 from deal_core.training.public_gradients import public_gradients
-from simulations.run.public_layers import core_shares, public_layers
+from simulations.run.experiment import Request
+from simulations.run.public_layers import core_shares, print_layers, public_layers
 from tests.architectures import WORKING, model_config, save
 
 LABELS = {"pharmacology": ["Heparin", "Aspirin", "Warfarin"], "heart": ["Angina", "Infarction"]}
@@ -66,6 +72,20 @@ def test_a_gradient_of_one_direction_is_one_share() -> None:
     squares = float(one.square().sum())
     assert shares["one"] == pytest.approx(squares / (squares + 12))
     assert shares["two"] == pytest.approx(4 / (squares + 12))
+
+
+def test_the_table_that_is_printed_can_be_pasted(tmp_path) -> None:
+    file = tmp_path / "my.toml"
+    named = {task: list(labels) for task, labels in LABELS.items()}
+    lines = [f"{task} = {json.dumps(labels)}" for task, labels in named.items()]
+    file.write_text('[data]\nsource = "sites"\n[data.labels]\n' + "\n".join(lines))
+    console = Console(file=io.StringIO(), width=100)
+    print_layers(Request(str(file), overrides=("adapter.rank=6",)), 2, console)
+    pasted = console.file.getvalue().partition("[adapter]")[1:]
+    table = tomllib.loads("".join(pasted))["adapter"]
+    assert (table["kind"], table["rank"]) == ("core", 6)
+    expected = [layer.name for layer in public_layers(small(rank=6))[:2]]
+    assert table["target_modules"] == expected
 
 
 def test_no_labels_is_one_line() -> None:

@@ -8,14 +8,19 @@ import pytest
 import torch
 
 from deal_core.config.experiment import AdapterConfig
-from deal_core.data import open_source
+from deal_core.data import Example, open_source
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import load_predictor
+from deal_core.lora.adapter import orthogonal_init, zero_adapter
+from deal_core.lora.attach import read, set_trainable, write
+from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
+from deal_core.randomness import seeded
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.preflight import check_names
+from tests.deal_core.training.clipped import clipped_gradients
 
 pytest.importorskip("bitsandbytes")
 WORDS = ("model.max_new_tokens=6", "train.max_length=24")
@@ -53,6 +58,37 @@ def test_a_run_learns_repeats_itself_and_is_predicted_from(small, name, tmp_path
     for task, accuracy in zip(("medicine", "surgery"), found.accuracy_matrix[-1], strict=True):
         answers = [(predictor.answer(e.text, task).label, e.label) for e in source.load(task).test]
         assert fmean(given == right for given, right in answers) == accuracy
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_records_are_protected_as_with_whole_weights(small, tmp_path, bits):
+    """What a record adds is its own gradient: the sum of all is that of torch's backward pass."""
+    bits_of = small["encoder"].model.model_copy(update={"bits": bits})
+    model = load_model(bits_of, AdapterConfig(rank=2), 16, torch.float32)
+    shapes = read(model.module).shapes
+    write(model.module, orthogonal_init(zero_adapter(shapes, 2), 2, 8.0, seeded(0)))
+    parameters = set_trainable(model.module, frozenset({"lora_B"}))
+    labels = ("skin", "heart")
+    data = model.encode([Example("it itches", "skin"), Example("it beats fast", "heart")], labels)
+    objective = Plain(model, labels, data)
+    objective.example_losses([0]).sum().backward()
+    one = torch.cat([p.grad.flatten() for p in parameters])
+    objective.example_losses([1]).sum().backward()  # adds to it
+    both = torch.cat([p.grad.flatten() for p in parameters])
+    for parameter in parameters:
+        parameter.grad = None
+    norms = clipped_gradients(model.module, objective, [0, 1], 10.0)
+    ours = torch.cat([p.grad.flatten() for p in parameters])
+    assert float((ours - both).norm() / both.norm()) < 1e-5
+    assert float(norms[0]) == pytest.approx(float(one.norm()), rel=1e-4)
+
+
+def test_a_private_run_of_few_bits_spends_its_budget(small, make_experiment, tmp_path):
+    settings = ("privacy.mechanism=record", "federation.rounds=1", "federation.clients=2")
+    sizes = ("data.max_train=24", "data.max_test=8", 'data.tasks=["surgery"]', "model.bits=4")
+    run_inprocess(at(make_experiment(*settings, *sizes), tmp_path), lambda event: None)
+    found = read_results(tmp_path)
+    assert 7.5 < max(found.privacy.epsilon.values()) <= 8
 
 
 @pytest.mark.parametrize("bits", [8, 4])

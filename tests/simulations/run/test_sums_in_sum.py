@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -170,6 +171,29 @@ def test_sums_of_a_task_are_masked_once_even_after_a_round_that_is_lost(make_exp
 def test_what_noise_would_not_protect_is_refused(make_experiment, override, line):
     with pytest.raises(UserError, match=line):
         make_mechanism(make_experiment(*PRIVATE, override))
+
+
+def test_who_has_no_record_of_a_task_gives_sums_of_the_others(make_experiment, tmp_path):
+    for task, hospitals in (("itch", ("north", "south")), ("pain", ("north",))):
+        (tmp_path / "data" / task).mkdir(parents=True)
+        rows = [
+            {"text": f"{task} {h} {n}", "label": f"{task} {n % 2}", "hospital": h}
+            for h in ("north", "south")
+            for n in range(6)
+        ]
+        train = [row for row in rows if row["hospital"] in hospitals]
+        for name, kept in (("train", train), ("test", rows)):
+            lines = "\n".join(json.dumps(row) for row in kept)
+            (tmp_path / "data" / task / f"{name}.jsonl").write_text(lines)
+    experiment = make_experiment(
+        *("data.source=files", f'data.path="{tmp_path / "data"}"', 'data.tasks=["itch", "pain"]'),
+        *("federation.clients=2", "federation.rounds=1", "stream.schedule=joint"),
+        'data.partition={kind="column", column="hospital"}',
+        "method.name=prototype",
+    )
+    events = run_in_process(at(experiment, tmp_path / "run"))
+    assert not [event for event in events if event["event"] == "client_failed"]
+    assert read_results(tmp_path / "run").average_accuracy > 0.5
 
 
 def test_sums_of_several_tasks_at_a_time_are_refused(make_experiment):

@@ -114,6 +114,21 @@ def test_each_client_alone_is_judged_among_all_labels_on_its_own_tests_as_well()
     assert pooled_own([zero, silent]).class_incremental is None
 
 
+def test_of_clients_alone_in_their_own_orders_a_task_is_learnt_when_its_last_learner_was() -> None:
+    orders = {"0": ("a", "b"), "1": ("b", "a")}
+    parts = []
+    for client in (0, 1):
+        experiment = Experiment(
+            federation={"clients": 2, "participants": (client,)},
+            stream={"schedule": "per-client", "orders": orders},
+        )
+        history = History(evaluations=(START, START, START), bytes_up=(1.0,), bytes_down=(1.0,))
+        plan = make_plan(experiment, ["a", "b"], ["0", "1"])
+        parts.append(make_results(experiment, plan, history))
+    found = pooled_own(parts)
+    assert (found.begun, found.learnt) == ([0, 0], [1, 1])
+
+
 @pytest.mark.parametrize("combine", [together, pooled_own, lambda parts: outcome(parts[0])])
 def test_runs_without_counts_are_refused_in_one_line(combine) -> None:
     results = run(["a"], START, START).model_copy(update={"accuracy_matrix": []})

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.inference.folder import find_adapter
+from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.lora.attach import base_only
 from simulations.use.export import ExportRequest, export
+from simulations.use.prompts import asking_code, write_prompts
 from tests.architectures import save
 from tests.simulations.use.finished_runs import LEARNING, examples, finished
 
@@ -125,6 +126,9 @@ def outside(encoder, exported, causal, seq2seq, pooled, with_heads, tmp_path_fac
         for kind, place in places.items():
             folders = [str(place / "mine"), str(place / "merged"), ""]
             jobs[kind] = [family, out(kind), ids_of(place / "run"), *folders]
+            for copy in ("mine", "merged"):
+                jobs[f"{copy} card of {kind}"] = ["page", str(place / copy), words_of(place / copy)]
+            jobs[f"writing of {kind}"] = ["page", *writing_page(place)]
     said = dict(zip(jobs, run_outside(folder, *jobs.values()), strict=True))
     return Outside(said, {kind: load_file(out(kind)) for kind in ("encoder", *causal, *seq2seq)})
 
@@ -139,6 +143,27 @@ def card_example(folder: Path) -> str:
     (code,) = examples((folder / "mine" / "README.md").read_text(encoding="utf-8"))
     assert '"a text"' in code
     return code.replace("a text", TEXT).replace('"laboratory"', '"surgery"')
+
+
+def words_of(folder: Path) -> str:
+    """The lines of a card of a model that answers in words; they print the score of each label."""
+    (code,) = examples((folder / "README.md").read_text(encoding="utf-8"))
+    lines = code.replace("a text", TEXT).splitlines()
+    assert lines[-1].startswith("print(max(")
+    scores = 'print(json.dumps({label: score(ids) for label, ids in task["labels"].items()}))'
+    return "\n".join([*lines[:-1], scores])
+
+
+def writing_page(place: Path) -> tuple[str, str]:
+    """Folder and lines of an export whose first task has texts for answers."""
+    inference = read_inference(find_adapter(place / "run"))
+    texts = inference.tasks[0].model_copy(update={"labels": ()})
+    writing = inference.model_copy(update={"tasks": (texts,)})
+    folder = Path(shutil.copytree(place / "mine", place / "writing"))
+    write_prompts(writing, folder)
+    code = asking_code(writing, str(place / "base"), merged=False)
+    said = code.replace("print(", "print(json.dumps(").rstrip() + ")"  # in one line
+    return str(folder), said.replace("a text", TEXT)
 
 
 def all_cosines(code: str) -> str:
@@ -207,6 +232,28 @@ def test_an_encoder_decoder_without_this_project(kind, seq2seq, outside):
         assert (own_numbers(predictor, ids) - expected).abs().max() > 1e-3  # the adapter is there
     config = json.loads((seq2seq[kind] / "mine" / "adapter_config.json").read_text())
     assert config["task_type"] == "SEQ_2_SEQ_LM"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "flan-t5", "bart"])
+def test_the_lines_of_a_card_score_labels_and_write_as_deal_does(kind, causal, seq2seq, outside):
+    place = {**causal, **seq2seq}[kind]
+    predictor = load_predictor(find_adapter(place / "run"))
+    task = predictor.inference.tasks[0]
+    labels, model = task.labels, predictor.model
+    batch = model.encode([Example(TEXT, labels[0])], labels, task.instruction)
+    with torch.no_grad():
+        expected = dict(zip(labels, model.scores(batch, labels)[0].tolist(), strict=True))
+    for copy in ("mine", "merged"):
+        said = json.loads(outside.said[f"{copy} card of {kind}"])
+        assert said == pytest.approx(expected, abs=1e-4)
+    asked = model.encode([Example(TEXT, "", target="x")], (), task.instruction)
+    assert json.loads(outside.said[f"writing of {kind}"]) == model.write(asked)[0]
+
+
+def test_an_export_writes_greedily_whatever_its_base_does(causal):
+    settings = json.loads((causal["llama"] / "merged" / "generation_config.json").read_text())
+    assert not settings.get("do_sample", False)
+    assert settings["max_new_tokens"] == 48
 
 
 def test_a_map_behind_the_pooling_without_this_project(pooled, outside):

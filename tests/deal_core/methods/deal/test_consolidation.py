@@ -12,7 +12,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.file import parse_experiment
 from deal_core.config.method import ConsolidationConfig, MethodConfig
-from deal_core.data import open_source
+from deal_core.data import Example, open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.attach import read, set_trainable
@@ -41,6 +41,19 @@ def consolidating(filter_: str = "identity", **keys: object) -> MethodConfig:
 def phase_of(method: MethodConfig, adapter: AdapterConfig) -> Phase:
     (phase,) = make_method(method, adapter).phases
     return phase
+
+
+def test_a_teacher_of_no_example_is_not_kept_for_all(minilm, random_adapter):
+    """Under a mechanism a round that fails is trained once more, on nothing."""
+    phase, cache = phase_of(consolidating(), REAL), Cache()
+    shapes = read(minilm.module).shapes
+    begun = phase.setup(State(random_adapter(shapes, 8, 2.0, 1), random_adapter(shapes, 4, 1.0, 2)))
+    data = minilm.encode([Example("an itching eye", "Eye")], SEEN)
+    load_state(minilm, begun)
+    task = LocalTask(SEEN, ())
+    phase.objective(minilm, begun, task, (), cache)
+    losses = phase.objective(minilm, begun, task, data, cache).example_losses([0])
+    assert losses.isfinite().all()
 
 
 @pytest.fixture

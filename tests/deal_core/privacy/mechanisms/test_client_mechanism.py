@@ -16,8 +16,8 @@ from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.client_plan import client_event
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import Budget
-from deal_core.privacy.interface import RecordId, Refusal, Site, UpdateRequest, release
+from deal_core.privacy.accounting.ledger_event import Budget, unprotected_event
+from deal_core.privacy.interface import Permit, RecordId, Refusal, Site, UpdateRequest, release
 from deal_core.privacy.mechanisms.central_dp import CentralDP
 from deal_core.privacy.mechanisms.client import CentralDPClient, LocalDPClient, make_client
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, clipped, factors_of
@@ -242,6 +242,24 @@ def test_what_has_hidden_records_alone_hid_no_client(make_experiment, tmp_path, 
         release(make_client(wary), asked(), Site(lambda: ledger, None, simulated=True), never)
     assert caught.value.code == "policy"
     assert len(ledger.events()) == 1
+
+
+@pytest.mark.parametrize(("left", "allowed"), [("clear-counts", True), ("none", False)])
+def test_counts_in_the_clear_are_of_test_records_and_stop_nothing(
+    make_experiment, tmp_path, left, allowed
+):
+    """A first training request carries an evaluation along, and a site notes its counts."""
+    ledger = Ledger(tmp_path)
+    ledger.note(unprotected_event("run", left, ("", "evaluate", -1, 0)))
+    wary = make_client(make_experiment(*CLIENT, "privacy.trusted_server=false"))
+    site = Site(lambda: ledger, None, simulated=False)
+    if allowed:
+        permit = wary.permit(asked(), site)
+        assert isinstance(permit, Permit)
+        return
+    with pytest.raises(Refusal) as caught:
+        wary.permit(asked(), site)
+    assert caught.value.code == "policy"
 
 
 def test_a_client_whose_budget_is_spent_is_refused_before_it_trains(make_experiment, tmp_path):

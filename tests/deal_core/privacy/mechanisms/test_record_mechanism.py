@@ -250,6 +250,19 @@ def test_an_epsilon_that_is_told_holds_the_counts_that_come_after_it(site):
     assert last["epsilon"] == pytest.approx(spent, rel=1e-12)
 
 
+def test_nor_is_it_too_small_where_the_start_is_counted_after_the_first_update(site):
+    """Simulated clients learn first: of one task and one round two evaluations are to come."""
+    mechanism = make_mechanism(experiment("privacy.metrics=noised", "federation.rounds=1"))
+    records = {"task0": 225}
+    told = release(mechanism, ask("task0", 1, records), site, Maker()).figures
+    for stage in (-1, 0):
+        asked = replace(ask("task0", 0, records), task="", phase="evaluate", stage=stage)
+        asked = replace(asked, request=f"e{stage}", evaluated=1, counted=count_names(True))
+        mechanism.count(asked, site, lambda: {name: [0] for name in count_names(True)})
+    spent = composed(site.ledger().events(), told["delta"])
+    assert told["epsilon"] == pytest.approx(spent, rel=1e-12)
+
+
 def no_counts() -> dict[str, list[int]]:
     return {name: [0] * 5 for name in ("correct", "examples", "correct_all")}
 

@@ -1,0 +1,119 @@
+"""What an export says of prompts: how others ask a model that answers in words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deal_core.errors import choose
+from deal_core.inference.folder import Inference, TaskSpace
+
+if TYPE_CHECKING:
+    from deal_core.models.prompt_tokens import PromptTokens
+
+PROMPTS = "prompts.json"
+"""Task to the token ids of its prompt before and after a text, and of its answers."""
+ASK = """\
+import json
+import torch
+from {package} import {loader}
+from transformers import AutoTokenizer{also}
+
+model = {loader}.from_pretrained(".").eval()
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+task = json.load(open("{prompts}"))[{task}]
+text = tokenizer("a text", add_special_tokens=False)["input_ids"][: task["max_length"]]
+prompt = torch.tensor([task["before"] + text + task["after"]])
+"""
+SCORE = """\
+
+def score(answer):  # the mean log-likelihood of a label's tokens
+    logits = model({inputs}).logits[0, -len(answer) :]
+    return logits.log_softmax(dim=1).gather(1, torch.tensor(answer)[:, None]).mean().item()
+
+print(max(task["labels"], key=lambda label: score(task["labels"][label])))
+"""
+BEHIND = "torch.cat([prompt, torch.tensor([answer[:-1]], dtype=int)], dim=1)"
+WRITE = """\
+greedy = GenerationConfig(**task["writing"])
+words = model.generate(input_ids=prompt, generation_config=greedy)[0]
+print(tokenizer.decode(words{after}, skip_special_tokens=True).strip())
+"""
+
+
+def write_prompts(inference: Inference, to: Path) -> None:
+    """Write ``prompts.json``, where the model is asked with prompts.
+
+    Raises:
+        UserError: the tokeniser cannot be loaded.
+    """
+    prompts = prompts_of(inference)
+    if prompts is not None:
+        told = {task.name: told_of(task, prompts, inference) for task in inference.tasks}
+        (to / PROMPTS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+def prompts_of(inference: Inference) -> PromptTokens | None:
+    """Return what makes the prompts of a run's model; None: it is asked with the text alone.
+
+    Raises:
+        UserError: the tokeniser cannot be loaded.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from deal_core.models import FAMILIES
+    from deal_core.models.loading import pretrained
+
+    model = inference.model
+    make = choose("model.family", model.family, FAMILIES).prompts
+    if make is None:
+        return None
+    tokenizer, config = pretrained(AutoTokenizer, model.name), pretrained(AutoConfig, model.name)
+    return make(tokenizer, config, model, inference.max_length)
+
+
+def told_of(task: TaskSpace, prompts: PromptTokens, inference: Inference) -> dict[str, Any]:
+    """Return what a task's entry says: ids around a text, those of each label, how to write."""
+    from deal_core.models.greedy import greedy_settings
+
+    around = prompts.prompt((), task.labels, task.instruction)
+    return {
+        "before": list(around.tokens[: around.shared]),
+        "after": list(around.tokens[around.shared :]),
+        "max_length": inference.max_length,
+        "labels": {label: list(prompts.label(label)) for label in task.labels},
+        "start": list(prompts.start),
+        "writing": greedy_settings(prompts),
+    }
+
+
+def asking_code(inference: Inference, base: str, merged: bool) -> str:
+    """Return Python that asks about a text of the first task, run in the folder; empty where the
+    model is asked with the text alone.
+
+    Args:
+        inference: of the run.
+        base: where the tokeniser lies.
+        merged: the folder holds one model, and its tokeniser.
+    """
+    from deal_core.models import FAMILIES, auto_class
+
+    family = choose("model.family", inference.model.family, FAMILIES)
+    if family.prompts is None:
+        return ""
+    name: str = auto_class(family.task_type).__name__
+    task, own = inference.tasks[0], family.decodes_apart
+    head = ASK.format(
+        package="transformers" if merged else "peft",
+        loader=name if merged else f"AutoPeft{name.removeprefix('Auto')}",
+        tokenizer=json.dumps("." if merged else base),
+        prompts=PROMPTS,
+        task=json.dumps(task.name),
+        also="" if task.labels else ", GenerationConfig",
+    )
+    if not task.labels:
+        start = '[len(task["start"]) :]' if own else "[prompt.shape[1] :]"
+        return head + WRITE.format(after=start)
+    apart = 'prompt, decoder_input_ids=torch.tensor([task["start"] + answer[:-1]])'
+    return head + SCORE.format(inputs=apart if own else BEHIND)
