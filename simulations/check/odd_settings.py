@@ -13,6 +13,9 @@ LARGEST_RANK = 256
 LARGEST_SCALE = 64.0
 """Of ``lora_alpha / rank``."""
 LARGEST_DELTA, LARGEST_EPSILON = 1e-3, 20.0
+LEAST_REACH = 1.0
+"""Of steps at the server on sums of clipped gradients: rate, rounds, bound and scale together."""
+TRAINED_AT_SERVER = ("deal", "sequential")
 SHORTEST = 16
 """Tokens; a text of fewer is a few words."""
 MOST_PASSES = 1000
@@ -49,6 +52,15 @@ def _training(experiment: Experiment) -> Iterator[str]:
         yield f"train.learning_rate = {train.learning_rate:g} is so small that nothing is learnt"
     if train.max_length < SHORTEST:
         yield f"train.max_length = {train.max_length}: of a text a few words are left"
+    steps = train.step == "server" and experiment.method.name in TRAINED_AT_SERVER
+    scale = experiment.adapter.lora_alpha / experiment.adapter.rank
+    reach = train.learning_rate * federation.rounds * experiment.privacy.max_grad_norm * scale
+    if steps and reach < LEAST_REACH:
+        yield (
+            f"train.learning_rate = {train.learning_rate:g} is of AdamW; the server takes plain "
+            f"steps, which together move the adapter by {reach:.2g} at most, and hardly anything "
+            "is learnt; usual are 0.5 to 8"
+        )
     passes = federation.rounds * federation.local_epochs
     if train.step == "client" and passes > MOST_PASSES:
         yield (

@@ -10,7 +10,7 @@ ROWS = "rows"
 """The fact that all rows can be read."""
 QUICK = (
     Check(check_rows, reading("data"), settles=ROWS),
-    Check(check_training, reading("train", "federation")),
+    Check(check_training, reading("train", "federation", "adapter", "privacy", "method")),
     Check(check_adapter, reading("adapter", "method")),
     Check(check_privacy, reading("privacy")),
 )

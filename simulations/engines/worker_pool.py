@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from flwr.app import Context, Message
 
 from simulations.engines import forkserver
 from simulations.engines.flower_identity import become
+from simulations.engines.shown_gpu import gpus_here, shown_gpu
 from simulations.engines.workers import Workers
 
 
@@ -118,9 +119,10 @@ def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerP
         return
     context = forkserver.start()
     with ExitStack() as stack:
+        gpus = gpus_here()
         executors = [
-            ProcessPoolExecutor(1, context, prepare, (run_id, node_id))
-            for _ in range(workers.count)
+            ProcessPoolExecutor(1, context, prepare, (run_id, node_id, shown_gpu(place, gpus)))
+            for place in range(workers.count)
         ]
         for executor in executors:
             stack.callback(executor.shutdown, wait=True, cancel_futures=True)
@@ -134,8 +136,9 @@ def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerP
         yield pool
 
 
-def prepare(run_id: int, node_id: int) -> None:
-    """In a new worker: end with the parent, and be allowed to answer."""
+def prepare(run_id: int, node_id: int, environment: Mapping[str, str]) -> None:
+    """In a new worker: end with the parent, see one GPU, and be allowed to answer."""
+    os.environ.update(environment)
     Thread(target=end_with_parent, daemon=True).start()
     become(run_id, node_id)
 

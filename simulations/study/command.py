@@ -13,6 +13,7 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from simulations.engines.interrupt import stoppable
+from simulations.engines.shown_gpu import gpus_here
 from simulations.output.console import print_line
 from simulations.output.files import write_texts
 from simulations.run.simulate import STOPPED
@@ -174,7 +175,7 @@ def run_left(
     failures: dict[str, str] = {}
     done: list[str] = []
     working: list[str] = []
-    jobs = jobs or fitting(list(left.values()), os.cpu_count() or 1)
+    jobs = jobs or fitting(list(left.values()), os.cpu_count() or 1, gpus_here())
     print_line(console, f"{len(left)} runs left, {jobs} at a time, in {out}")
     with console.status("starting") as status:
 
@@ -246,10 +247,10 @@ def write(
     return results
 
 
-def fitting(runs: Sequence[Experiment], cores: int) -> int:
-    """Runs at a time for which there are cores."""
+def fitting(runs: Sequence[Experiment], cores: int, gpus: int) -> int:
+    """Runs at a time for which there are cores, and GPUs where there are some."""
     widest = max(run.run.threads * run.run.workers for run in runs)
-    return max(1, cores // widest)
+    return max(1, min(cores // widest, gpus or cores))
 
 
 def command(request: StudyRequest) -> list[str]:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from deal_core.config.experiment import Experiment
@@ -17,6 +18,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines.interrupt import deferred, uninterrupted
+from simulations.engines.shown_gpu import gpus_here, shown_gpu
 from simulations.run.run_folder import RECORD, check_same, claimed, recorded
 from simulations.study.grid import precise
 
@@ -60,17 +62,20 @@ def run_all(
         on_start: told the name of a run that has begun.
         on_end: told the name of one that has ended, and why it failed (empty: it has not).
 
-    Interrupted, it stops what is at work (each leaves its checkpoint) before it returns.
+    Interrupted, it stops what is at work (each leaves its checkpoint) before it returns. Of
+    several GPUs each of the runs side by side has one.
     """
-    waiting = deque(runs)
+    waiting, places = deque(runs), dict[str, int]()
+    gpus = gpus_here()
     with _stopped_at_the_end() as working:
         while waiting or working:
             while waiting and len(working) < jobs:
                 name = waiting.popleft()
                 on_start(name)
                 try:
+                    places[name] = min(set(range(jobs)) - {places[each] for each in working})
                     with deferred():
-                        working[name] = start(runs[name])
+                        working[name] = start(runs[name], shown_gpu(places[name], gpus))
                 except UserError as error:
                     on_end(name, str(error))
             ended = [name for name, process in working.items() if process.poll() is not None]
@@ -81,7 +86,9 @@ def run_all(
                 time.sleep(POLL_SECONDS)
 
 
-def start(experiment: Experiment) -> subprocess.Popen[bytes]:
+def start(
+    experiment: Experiment, environment: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
     """Return ``deal simulate`` on the experiment, started: this very code, in a process of its own
     that Ctrl-C at the terminal does not reach; a run that was stopped continues."""
     folder = Path(experiment.run.out)
@@ -100,7 +107,7 @@ def start(experiment: Experiment) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
             start_new_session=True,
         )
 

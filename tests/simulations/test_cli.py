@@ -90,6 +90,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         "frugal",
         "per-client",
         "private",
+        "private-llm",
         "private-site",
         "private-sums",
     ]

@@ -18,9 +18,9 @@ def check_steps_at_server(experiment: Experiment) -> None:
     if not at_server(experiment):
         return
     shares_of(experiment)
-    wrong = next((cure for bad, cure in _conditions(experiment) if bad), "")
+    wrong = [f'train.step = "server": {cure}' for bad, cure in _conditions(experiment) if bad]
     if wrong:
-        raise UserError(f'train.step = "server": {wrong}')
+        raise UserError(*wrong)
 
 
 def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:

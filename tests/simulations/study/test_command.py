@@ -342,9 +342,11 @@ def test_jobs_fit_the_cores() -> None:
     one = Experiment()
     wide = one.model_copy(update={"run": one.run.model_copy(update={"threads": 2, "workers": 2})})
     narrow = one.model_copy(update={"run": one.run.model_copy(update={"threads": 1, "workers": 1})})
-    assert fitting([narrow], 8) == 8
-    assert fitting([narrow, wide], 8) == 2
-    assert fitting([wide], 1) == 1
+    assert fitting([narrow], 8, 0) == 8
+    assert fitting([narrow, wide], 8, 0) == 2
+    assert fitting([wide], 1, 0) == 1
+    assert fitting([narrow], 8, 2) == 2
+    assert fitting([wide], 1, 4) == 1
 
 
 def test_seeds_are_numbers() -> None:
