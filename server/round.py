@@ -80,7 +80,7 @@ class Round:
             UserError: too few valid replies.
         """
         started, step = time.monotonic(), self.step
-        eligible = self.plan.working(step.stage, step.server_round)
+        eligible = self.eligible
         if not eligible or not self.phase.should_run(state):
             self.exchange.event("round_skipped", step)
             return state, history
@@ -119,6 +119,11 @@ class Round:
         rule = kind.rule or self.phase.rule or config.rule
         own = config.model_copy(update={"rule": rule})
         return make_rule(own, frozenset(history.distrusted))
+
+    @property
+    def eligible(self) -> dict[str, str]:
+        """Client name to its task, of those that have one in this round."""
+        return self.plan.working(self.step.stage, self.step.server_round)
 
     def sample(self, eligible: Mapping[str, str]) -> dict[str, str]:
         """Return the clients of the round and their tasks.
@@ -262,7 +267,7 @@ class Round:
             "bytes_down": sent.bytes_down,
         }
         excluded = aggregate.excluded if aggregate else ()
-        eligible = len(self.plan.working(self.step.stage, self.step.server_round))
+        eligible = len(self.eligible)
         charged = self.side.spent(list(self.exchange.roster.clients), eligible)
         spent = next(iter(charged.values()), {})  # the same for all
         seconds = time.monotonic() - started

@@ -249,7 +249,7 @@ class SecureLegs:
                 if tasks is not None:
                     self.leave_out(reply.client, tasks[reply.client])
                 self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
-            except (UserError, ValueError) as fault:
+            except ValueError as fault:
                 self._fault(event, step, leg, reply.client, fault)
         return [(name, replies[name]) for name in records if name in replies]
 

@@ -125,7 +125,7 @@ class SecureRound:
             with threads(1):
                 after, aggregate = self.sum.add(state, without_loss(sums))
                 after = finite(after)
-        except (ProtocolError, *NUMERICAL) as fault:
+        except NUMERICAL as fault:
             one.exchange.event("round_lost", step, reason=reason_of(fault))
             return state, None, []
         loss = mean_loss(sums)

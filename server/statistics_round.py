@@ -51,7 +51,7 @@ class StatisticsRound:
         """
         started, one = time.monotonic(), self.round
         exchange, step = one.exchange, one.step
-        eligible = one.plan.working(step.stage, step.server_round)
+        eligible = one.eligible
         clients = self.asked(eligible, history)
         if not clients or not one.phase.should_run(state):
             exchange.event("round_skipped", step)

@@ -38,8 +38,7 @@ class StatisticsSum:
 
     def clients(self, history: History) -> dict[str, str]:
         """Return those that have not given their sums."""
-        one = self.round.round
-        return self.round.asked(one.plan.working(one.step.stage, one.step.server_round), history)
+        return self.round.asked(self.round.round.eligible, history)
 
     def layout(self, state: State, basis: str) -> Layout:
         """Return that of the sums of all tasks of the round."""
@@ -78,10 +77,10 @@ class StatisticsSum:
     @property
     def _tasks(self) -> Sequence[str]:
         """Of the round: all at once, or the one that all clients work on."""
-        plan, step = self.round.round.plan, self.round.round.step
-        if plan.joint_tasks:
-            return plan.tasks
-        return list(dict.fromkeys(plan.working(step.stage, step.server_round).values()))
+        one = self.round.round
+        return (
+            one.plan.tasks if one.plan.joint_tasks else list(dict.fromkeys(one.eligible.values()))
+        )
 
     def _class_sums(self, sums: Sums) -> Tensors:
         """The sums of embeddings and the counts, of noisy class sums on the grid."""

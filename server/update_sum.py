@@ -31,8 +31,7 @@ class UpdateSum:
 
     def clients(self, history: History) -> dict[str, str]:
         """Return a sample of those that have a task."""
-        step = self.round.step
-        return self.round.sample(self.round.plan.working(step.stage, step.server_round))
+        return self.round.sample(self.round.eligible)
 
     def layout(self, state: State, basis: str) -> Layout:
         """Return that of gradient sums, or of changes and their weight."""

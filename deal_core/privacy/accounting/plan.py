@@ -16,7 +16,6 @@ from deal_core.config.experiment import Experiment
 from deal_core.methods import Phase
 from deal_core.privacy.accounting.composition import DpEvent
 from deal_core.privacy.policy import at_server
-from deal_core.privacy.policy import in_sum as in_sum
 
 NARROWEST = 1e-4
 """Relative width of the interval that a multiplier is known to."""

@@ -277,6 +277,13 @@ ODD_INPUTS = (
         warns=True,
     ),
     OddInput(
+        "a learning rate of AdamW where the server takes the steps",
+        "train.learning_rate = 0.002 is of AdamW; the server takes plain steps",
+        toml='[train]\nstep = "server"\n[aggregation]\nsecure = true\n[federation]\nclients = 3\n'
+        '[adapter]\nkind = "pooled"',
+        warns=True,
+    ),
+    OddInput(
         "a rank out of any sense",
         "adapter.rank = 5000 is hardly low",
         toml="[adapter]\nrank = 5000",

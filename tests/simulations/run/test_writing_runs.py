@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deal_core.config.file import parse_experiment
+from deal_core.data import open_source
 from deal_core.errors import UserError
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from simulations.run.preflight import check_answers
+from simulations.run.preflight import check_answers, preflight
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import at
 
+PAGE = Path(__file__).parents[3] / "docs/generation.md"
 TEXTS = ("a b", "c d", "a c", "b d", "a d", "b c", "a a", "d d")
 
 
@@ -100,3 +106,27 @@ def test_and_records_are_protected(experiment_of, tmp_path, name):
 def test_a_model_that_chooses_among_labels_cannot_write(experiment_of):
     with pytest.raises(UserError, match="use causal-lm or seq2seq-lm"):
         check_answers(experiment_of("bert"))
+
+
+def test_the_experiment_of_the_page_on_generation_is_in_order(make_causal, tmp_path) -> None:
+    """With a small model in the place of the page's, and three tasks of the page's names."""
+    (told,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    tables = tomllib.loads(told)
+    for task in tables["data"]["tasks"]:
+        folder = tmp_path / "data" / task
+        folder.mkdir(parents=True)
+        kind = "target" if task in tables["data"]["generation"] else "label"
+        answers = ("a b c d", "b c") if kind == "target" else ("red", "green")
+        lines = [f'"{text} {n}","{answers[n % 2]}"' for n, text in enumerate(TEXTS * 8)]
+        (folder / "train.csv").write_text(f"text,{kind}\n" + "\n".join(lines))
+    tables["model"]["name"] = str(make_causal(tmp_path / "model", "llama"))
+    tables["adapter"]["first_layer"] = 1  # of two
+    tables["data"]["path"] = str(tmp_path / "data")
+    preflight(parse_experiment(tables, str(PAGE)))
+
+
+def test_two_tasks_that_write_may_have_columns_of_their_own(experiment_of, tmp_path) -> None:
+    own = 'data.files={words={target_column="also", references_column="target"}}'
+    experiment = experiment_of("llama", own)
+    (example, *_) = open_source(experiment.data).load("words").train
+    assert (example.target, example.references) == ("blue", ("red blue",))

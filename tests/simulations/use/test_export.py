@@ -129,13 +129,15 @@ def outside(encoder, exported, causal, seq2seq, pooled, with_heads, tmp_path_fac
             for copy in ("mine", "merged"):
                 jobs[f"{copy} card of {kind}"] = ["page", str(place / copy), words_of(place / copy)]
             jobs[f"writing of {kind}"] = ["page", *writing_page(place)]
+    words = page_example("words").replace("mine/base", "base")
+    jobs["words of the page"] = ["page", str(causal["llama"]), words]
     said = dict(zip(jobs, run_outside(folder, *jobs.values()), strict=True))
     return Outside(said, {kind: load_file(out(kind)) for kind in ("encoder", *causal, *seq2seq)})
 
 
 def page_example(of: str) -> str:
-    adapter, behind, heads = examples(PAGE)
-    return {"adapter": adapter, "map": behind, "heads": heads}[of]
+    adapter, behind, heads, words = examples(PAGE)
+    return {"adapter": adapter, "map": behind, "heads": heads, "words": words}[of]
 
 
 def card_example(folder: Path) -> str:
@@ -248,6 +250,11 @@ def test_the_lines_of_a_card_score_labels_and_write_as_deal_does(kind, causal, s
         assert said == pytest.approx(expected, abs=1e-4)
     asked = model.encode([Example(TEXT, "", target="x")], (), task.instruction)
     assert json.loads(outside.said[f"writing of {kind}"]) == model.write(asked)[0]
+
+
+def test_the_lines_of_the_page_about_words_answer_as_deal_does(causal, outside):
+    predictor = load_predictor(find_adapter(causal["llama"] / "run"))
+    assert outside.said["words of the page"] == predictor.answer(TEXT, "surgery").label
 
 
 def test_an_export_writes_greedily_whatever_its_base_does(causal):
