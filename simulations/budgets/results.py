@@ -89,6 +89,10 @@ class Sweep(Strict):
     without_privacy: int
 
 
+Read = tuple[Cell, Results]
+"""A finished cell and its results."""
+
+
 class Budgets(Strict):
     """Schema of ``budgets.json``; ``wanted`` counts the runs of the whole grid."""
 
@@ -108,7 +112,7 @@ def collect(
     Raises:
         UserError: a results file that is not valid.
     """
-    done = [cell for cell in cells if finished(cell)]
+    done = [(cell, _results(cell)) for cell in cells if finished(cell)]
     return Budgets(
         experiment=experiment,
         wanted=len(cells),
@@ -154,14 +158,14 @@ def check_unit(audit: Audit, private: Experiment) -> None:
 
 
 def _points(
-    done: Sequence[Cell], epsilons: Sequence[float], audit: Audit | None
+    done: Sequence[Read], epsilons: Sequence[float], audit: Audit | None
 ) -> Iterator[Point]:
     bounds = {cell.epsilon: cell.strongest.bound for cell in audit.cells} if audit else {}
-    for method in dict.fromkeys(cell.setting for cell in done):
-        own = [cell for cell in done if cell.setting == method]
-        free = {c.seed: _results(c) for c in own if c.arm == arm_name(math.inf)}
+    for method in dict.fromkeys(cell.setting for cell, _ in done):
+        own = [(cell, found) for cell, found in done if cell.setting == method]
+        free = {cell.seed: found for cell, found in own if cell.arm == arm_name(math.inf)}
         for epsilon in epsilons:
-            results = {c.seed: _results(c) for c in own if c.arm == arm_name(epsilon)}
+            results = {cell.seed: found for cell, found in own if cell.arm == arm_name(epsilon)}
             if results:
                 name = named(epsilon)
                 yield _point(method, name, results, free, bounds.get(name))
@@ -208,10 +212,10 @@ def _way(private: Results, free: Results) -> float | None:
     return reached / best if best > 0 else None
 
 
-def _sweep(done: Sequence[Cell]) -> Sweep:
-    private = [cell for cell in done if _results(cell).privacy.epsilon]
-    spent = [_largest_ledger(cell) for cell in private]
-    privacy = [_results(cell).privacy for cell in private]
+def _sweep(done: Sequence[Read]) -> Sweep:
+    private = [(cell, found.privacy) for cell, found in done if found.privacy.epsilon]
+    spent = [_largest_ledger(cell, own) for cell, own in private]
+    privacy = [own for _, own in private]
     delta = _largest_delta(privacy)
     together = [event for events in spent for event in events] if all(spent) else []
     return Sweep(
@@ -225,11 +229,10 @@ def _sweep(done: Sequence[Cell]) -> Sweep:
     )
 
 
-def _largest_ledger(cell: Cell) -> list[LedgerEvent]:
+def _largest_ledger(cell: Cell, privacy: Privacy) -> list[LedgerEvent]:
     """Return events of the client that spent most in a run, or of the server, where that keeps the
     book; empty: there is none."""
     folder = Path(next(iter(cell.runs.values())).run.out)
-    privacy = _results(cell).privacy
     books = [Ledger(folder / "privacy")]
     books += [Ledger(folder / "sites" / client) for client in privacy.epsilon]
     held = [book.events() for book in books if book.path.exists()]

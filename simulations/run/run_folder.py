@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
@@ -104,8 +105,26 @@ def differing(wanted: Mapping[str, Value], before: Mapping[str, Value]) -> list[
     return [
         key
         for key, value in wanted.items()
-        if value != before[key] and (key, value) != (PRECISION, AUTO)
+        if _said(value) != _said(before[key]) and (key, value) != (PRECISION, AUTO)
     ]
+
+
+def _said(value: Value) -> Any:
+    """Return what a setting says: of tables in it (``data.files``) no key that is empty, which an
+    earlier version may not have had."""
+    try:
+        tables = json.loads(value) if isinstance(value, str) else None
+    except ValueError:
+        return value
+    return _filled(tables) if isinstance(tables, dict) else value
+
+
+def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _filled(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+        if value not in ("", {}, [])
+    }
 
 
 def recorded(folder: Path) -> Experiment:

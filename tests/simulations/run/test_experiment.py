@@ -4,13 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from deal_core.config.data import DataConfig, TaskColumns
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
+from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from simulations.run.experiment import Request, find_experiment, load_experiment
 from simulations.run.preflight import preflight
-from simulations.run.run_folder import RECORD, check_folder, record
+from simulations.run.run_folder import RECORD, check_folder, differing, record
 from simulations.run.shipped import descriptions, shipped_experiments
 
 
@@ -155,3 +157,15 @@ def test_a_method_says_which_rules_it_cannot_work_with() -> None:
     pair = ("method.name=ewc", "aggregation.rule=flora")
     with pytest.raises(UserError, match=r"'flora' .* 'ewc'; use alternating, fedit, ffa$"):
         preflight(load_experiment(Request("quickstart", overrides=pair)))
+
+
+def test_a_key_that_an_earlier_version_did_not_have_is_no_difference_while_it_says_nothing() -> (
+    None
+):
+    files = DataConfig(files={"triage": TaskColumns(text_column="note")})
+    now = flatten(Experiment(data=files))
+    then = dict(now) | {"data.files": '{"triage": {"text_column": "note", "label_text": {}}}'}
+    assert differing(now, then) == []
+    other = dict(now) | {"data.files": '{"triage": {"text_column": "text"}}'}
+    assert differing(now, other) == ["data.files"]
+    assert differing(now, dict(now) | {"model.template": "{text}"}) == ["model.template"]
