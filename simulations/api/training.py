@@ -8,6 +8,7 @@ import torch
 
 from deal_core.aggregation import ClientUpdate, make_rule
 from deal_core.config.experiment import Experiment
+from deal_core.config.method import OWN_MEMORY
 from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.lora.attach import read
@@ -20,9 +21,6 @@ from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state, train
 from deal_core.training.precision import compute_dtype
 from deal_core.wire.instruction import LEARN
-
-REMEMBERS = frozenset({"ewc", "replay", "deal-reference"})
-"""Methods whose clients keep something from round to round or from task to task."""
 
 
 def load_base(experiment: Experiment) -> LanguageModel:
@@ -108,7 +106,7 @@ def _learning(experiment: Experiment) -> Phase:
             "run, or set it to none"
         )
     phase = phases_of(method_of(experiment))[LEARN]
-    if name in REMEMBERS or phase.statistics is not None:
+    if name in OWN_MEMORY or phase.statistics is not None:
         what = "does not train" if phase.statistics is not None else "keeps data at its clients"
         raise UserError(
             f"method.name '{name}' {what}, so it needs a whole run; use run, or another method"

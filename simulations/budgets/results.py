@@ -9,6 +9,7 @@ from statistics import fmean
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.models import has_label_logits
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import LedgerEvent, assumed_honest, composed
 from deal_core.privacy.mechanisms.registry import mechanism_of
@@ -45,6 +46,7 @@ class Point(Strict):
         disjoint_tasks: what was spent is that of a record in a single task.
         lower_bound: the largest epsilon that a kind of canaries of the audit has shown, each with
             95 % confidence by itself, at ``lower_bound_delta`` per the same unit; None: no audit.
+        class_means: those of ``deal`` answer beside what is trained.
     """
 
     method: str
@@ -64,6 +66,7 @@ class Point(Strict):
     simulation_only: bool
     lower_bound: float | None = None
     lower_bound_delta: float | None = None
+    class_means: bool = False
 
 
 class Sweep(Strict):
@@ -200,7 +203,17 @@ def _point(
         simulation_only=any(each.simulation_only for each in privacy),
         lower_bound=bound.epsilon if bound else None,
         lower_bound_delta=bound.delta if bound else None,
+        class_means=any(has_class_means(each.config) for each in results.values()),
     )
+
+
+def has_class_means(experiment: Experiment) -> bool:
+    """Return whether class means of ``deal`` answer in a run, as ``auto`` decides; nothing of the
+    model is read."""
+    enabled, private = experiment.method.prototype.enabled, experiment.privacy.mechanism != "none"
+    learns_alone = private or experiment.train.step == "server"
+    fits = has_label_logits(experiment.model) and not learns_alone
+    return experiment.method.name == "deal" and (enabled == "on" or (enabled == "auto" and fits))
 
 
 def _way(private: Results, free: Results) -> float | None:

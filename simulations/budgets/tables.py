@@ -16,6 +16,11 @@ EXPLANATION = (
     "Lower bound: the largest that a kind of canaries of an audit has shown, each with 95 % "
     "confidence by itself, over all rounds and tasks of the audited run."
 )
+MEANS_APART = (
+    "Class means answer as well where there is no privacy, and not under a mechanism "
+    '(`method.prototype.enabled = "auto"`): of the gain without privacy a part is theirs, and of '
+    "what is lost a part is not the noise's."
+)
 ALL_LABELS = "all labels"
 ALL_LABELS_EXPLAINED = (
     " All labels: average accuracy among the labels of all tasks, the task not told."
@@ -54,6 +59,9 @@ def budget_table(points: list[Point], among_all: bool) -> Iterator[str]:
         among_all: whether accuracy among all labels is known of some method.
     """
     yield from (*_table(points, among_all), "", *_guarantees(points))
+    if len({point.class_means for point in points}) > 1:
+        yield MEANS_APART
+        yield ""
 
 
 def _table(points: list[Point], among_all: bool) -> Iterator[str]:
@@ -123,7 +131,7 @@ def bound_meaning(point: Point, unit: str) -> str:
         return ""
     of_what = f" per {unit}" if unit else ""
     delta = rounded_up(point.lower_bound_delta or 0.0, 2)
-    return f"Lower bound: on epsilon at delta = {delta}{of_what}."
+    return f"Lower bound: on epsilon at delta = {delta}{of_what}, of the audit's own experiment."
 
 
 def sweep_text(sweep: Sweep) -> str:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+import simulations
 from deal_core.config.experiment import RunConfig
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
@@ -27,8 +28,8 @@ from simulations.audit.found import Found, Outcome, Steps, Training
 from simulations.budgets.budget_study import budgets_study
 from simulations.budgets.command import BudgetsRequest, run_budgets
 from simulations.budgets.plot import figure_of
-from simulations.budgets.results import Budgets, Sweep
-from simulations.budgets.tables import markdown, sweep_text
+from simulations.budgets.results import Budgets, Sweep, has_class_means
+from simulations.budgets.tables import MEANS_APART, budget_table, markdown, sweep_text
 from simulations.run.epsilons import epsilons, named, with_budget
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.shipped import shipped_experiments
@@ -48,6 +49,7 @@ SMALL = (
 )
 
 
+STORED = Path(simulations.__file__).parent / "results/budgets/budgets.json"
 SHOWN = lower_bound([[Guesses(400, 400, 256)] * len(CHOICES)] * 2, 1e-5).epsilon
 """What the audit below shows."""
 
@@ -164,6 +166,18 @@ def test_accuracy_among_all_labels_is_that_of_the_runs(done):
         assert point.class_incremental.mean == found.class_incremental.average_accuracy
         shown = f"{100 * point.class_incremental.mean:.1f}"
         assert f"| {shown} |" in (out / "budgets.md").read_text()
+
+
+def test_it_is_said_where_class_means_answer_without_privacy_alone(make_experiment):
+    free = make_experiment("method.name=deal")
+    private = make_experiment("method.name=deal", "privacy.mechanism=record")
+    assert [has_class_means(each) for each in (free, private)] == [True, False]
+    assert not has_class_means(make_experiment("method.name=lwf"))
+    assert not has_class_means(make_experiment("method.name=deal", "method.prototype.enabled=off"))
+    point = Budgets.model_validate_json(STORED.read_text()).points[0]
+    apart = [point, point.model_copy(update={"epsilon": "inf", "class_means": True})]
+    assert MEANS_APART in list(budget_table(apart, False))
+    assert MEANS_APART not in list(budget_table([point], False))
 
 
 def test_the_sweep_composes_the_ledgers_of_its_private_runs(done):
