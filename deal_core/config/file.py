@@ -141,9 +141,12 @@ def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[st
     The value is read as TOML; a bare word is a string.
 
     Raises:
-        UserError: no ``=`` in an override, or a path that runs through a plain value.
+        UserError: no ``=`` in an override, a path that runs through a plain value, or a date.
     """
-    result: dict[str, Any] = json.loads(json.dumps(tables))
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(tables))
+    except TypeError as error:  # a date, which TOML knows and no key takes
+        raise UserError(f"a value is no text or number ({error}); put it in quotes") from None
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key.strip():

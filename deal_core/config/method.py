@@ -128,8 +128,8 @@ class EwcConfig(Table):
     """Elastic weight consolidation (ewc)."""
 
     weight: float = Field(1000.0, ge=0)
-    """Of half the squared change of every factor entry, times its Fisher information. Of 10, 100 and
-    1000 the studies found 100 best, and set it."""
+    """Of half the squared change of every factor entry, times its Fisher information. Of 10, 100
+    and 1000 the studies found 100 best, and set it."""
 
 
 class NLoraConfig(Table):

@@ -40,9 +40,11 @@ class EmbeddedTasks:
 
         Raises:
             UserError: unknown task, the data package is missing or incomplete, or
-                ``research-question`` is not in ``data.generation``.
+                ``research-question`` is not in ``data.generation``, or another task is.
         """
         if task != RESEARCH_QUESTION:
+            if task in self._config.generation:
+                raise UserError(f"task '{task}': its answers are labels; leave data.generation")
             return MedMCQA(self._config).load(task)
         if task not in self._config.generation:
             raise UserError(

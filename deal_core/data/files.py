@@ -174,8 +174,15 @@ def _raised(error: UserError) -> None:
 
 
 def task_folders(folder: Path) -> list[str]:
-    """Names of the folders below ``folder``, sorted; hidden ones are none."""
-    return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+    """Return names of the folders below ``folder``, sorted; hidden ones are none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
 def split_file(folder: Path, split: str) -> Path:
@@ -195,5 +202,12 @@ def split_file(folder: Path, split: str) -> Path:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """Return all files of a split."""
-    return [path for suffix in READERS if (path := folder / f"{split}{suffix}").is_file()]
+    """Return all files of a split.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        return [path for suffix in READERS if (path := folder / f"{split}{suffix}").is_file()]
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None

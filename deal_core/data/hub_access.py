@@ -66,8 +66,11 @@ def has_model(name: str, revision: str | None = None) -> bool:
 def has_data_set(name: str) -> bool:
     """Return whether a data set of the hub is in this machine's cache, in some form."""
     from datasets import config
+    from datasets.naming import camelcase_to_snakecase
 
-    return (Path(config.HF_DATASETS_CACHE) / name.replace("/", "___").lower()).is_dir()
+    owner, slash, own = name.rpartition("/")
+    folder = f"{owner}___{camelcase_to_snakecase(own)}" if slash else camelcase_to_snakecase(own)
+    return (Path(config.HF_DATASETS_CACHE) / folder).is_dir()
 
 
 def no_answer() -> str:

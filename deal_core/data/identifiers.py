@@ -110,7 +110,7 @@ def _repeated(
 
 def _file_rows(config: DataConfig) -> Iterator[Table]:
     folder = Path(config.path).expanduser()
-    wanted = config.tasks or tuple(config.labels)
+    wanted = config.tasks or (tuple(config.labels) if config.source == "site" else ())
     for task in task_folders(folder) if folder.is_dir() else ():
         if wanted and task not in wanted:
             continue

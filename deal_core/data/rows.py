@@ -72,7 +72,7 @@ def to_example(row: Mapping[str, Any], columns: Columns, where: str, number: int
     """
     try:
         text = to_text(row, columns)
-        group = _filled(row, columns.group) if columns.group else ""
+        group = _identity(row, columns.group) if columns.group else ""
         own = _identity(row, columns.id) if columns.id else ""
         unit = _identity(row, columns.unit) if columns.unit else ""
         if not columns.label:
@@ -105,8 +105,8 @@ def _references(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
 
 
 def _identity(row: Mapping[str, Any], column: str) -> str:
-    """Return which record a row is, or whose. A whole number is the same whether it was written as
-    7 or, as some writers do beside missing values, as 7.0."""
+    """Return which record a row is, whose, or where it is from. A whole number is the same whether
+    it was written as 7 or, as some writers do beside missing values, as 7.0."""
     text, value = _filled(row, column), row[column]
     if isinstance(value, float) and value.is_integer():
         return str(int(value))

@@ -45,6 +45,7 @@ def train_client(
     server_round: int = 1,
     seen: Sequence[Sequence[str]] = (),
     future: Sequence[Sequence[str]] = (),
+    instruction: str = "",
 ) -> ClientUpdate:
     """Train the current adapter on a client's examples, as the method of the experiment does.
 
@@ -62,18 +63,26 @@ def train_client(
         server_round: within the task, from 1.
         seen: labels of each earlier task; what they are answered with is distilled.
         future: labels of each task to come that the stream names.
+        instruction: what a prompt asks for (generating models); empty: ``model.instruction``.
 
     Returns:
         The adapter after training; its weight is the number of examples.
 
     Raises:
         UserError: a method that keeps something at the client or that does not train, a privacy
-            mechanism, or no examples.
+            mechanism, no examples, one of another label, or a generating model that is to be taught
+            what it ``seen``, which takes the prompts of a whole run.
     """
     phase = _learning(experiment)
     if not examples:
         raise UserError(f"client {client}: no examples; leave it out of the round")
-    data = model.encode(examples, labels)
+    if seen and not model.has_label_logits:
+        raise UserError(
+            "train_client: a model that answers in words is asked with the prompts of earlier "
+            "tasks, which a whole run knows; use run, or leave seen out"
+        )
+    require_labels(examples, labels)
+    data = model.encode(examples, labels, instruction)
     load_state(model, state)
     task = LocalTask(labels, seen, future=lambda: future)
     config = experiment.train
@@ -88,6 +97,20 @@ def train_client(
         _generator(experiment, client, stage, server_round),
     )
     return ClientUpdate(client, read(model.module), float(len(data)))
+
+
+def require_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
+    """Check that every example is answered by one of the labels; none: answers are texts.
+
+    Raises:
+        UserError: one is not.
+    """
+    for number, example in enumerate(examples):
+        if labels and example.label not in labels:
+            raise UserError(
+                f"example {number}: its label '{example.label}' is not one of "
+                f"{', '.join(labels)}; add it, or leave the example out"
+            )
 
 
 def _generator(

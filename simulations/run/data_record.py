@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import TaskData, open_source
+from deal_core.data import TaskData, load_for_clients, open_source
+from deal_core.data.public import read_public
 from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
 from server.folder import RunFolder
@@ -33,11 +34,16 @@ class TaskRecord(BaseModel):
 
 
 class DataRecord(BaseModel):
-    """The rows of a run, task by task."""
+    """The rows of a run, task by task, as its clients have them.
+
+    Attributes:
+        public: SHA-256 of the public texts; empty: there are none, or a version before wrote this.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     tasks: dict[str, TaskRecord]
+    public: str = ""
 
 
 def data_record(experiment: Experiment) -> DataRecord:
@@ -46,8 +52,12 @@ def data_record(experiment: Experiment) -> DataRecord:
     Raises:
         UserError: they cannot be read.
     """
-    source = open_source(experiment.data, experiment.privacy.unit_column)
-    return DataRecord(tasks={name: _record(source.load(name)) for name in source.task_names()})
+    names = open_source(experiment.data, experiment.privacy.unit_column).task_names()
+    public = experiment.method.consolidation.public_path
+    return DataRecord(
+        tasks={name: _record(load_for_clients(experiment, name)) for name in names},
+        public=_sha256(read_public(public, experiment.data)) if public else "",
+    )
 
 
 def write_data_record(experiment: Experiment) -> None:
@@ -89,6 +99,11 @@ def _changes(before: DataRecord, now: DataRecord, folder: str) -> Iterator[str]:
             f"{folder} was started with {', '.join(before.tasks)}; put them back, or start in "
             "another --out"
         )
+    if before.public and before.public != now.public:
+        yield (
+            "--resume: the texts of method.consolidation.public_path are not those that the run in "
+            f"{folder} was started with; put the old file back, or start in another --out"
+        )
     for task, record in now.tasks.items():
         old = before.tasks.get(task)
         if old is not None and old != record:
@@ -97,6 +112,10 @@ def _changes(before: DataRecord, now: DataRecord, folder: str) -> Iterator[str]:
                 f"started with ({old.train} train and {old.test} test rows then, {record.train} "
                 f"and {record.test} now); put the old files back, or start in another --out"
             )
+
+
+def _sha256(texts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def _record(task: TaskData) -> TaskRecord:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deal_core.config.data import HubTask
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError, nearest
@@ -107,6 +108,12 @@ def with_absolute_paths(experiment: Experiment, folder: Path | None = None) -> E
     return with_absolute_inputs(experiment, folder).model_copy(update={"run": run})
 
 
+def _with_own_folder(task: HubTask, folder: Path | None) -> HubTask:
+    """A name of the hub stays as it is."""
+    path = _resolved(task.path, folder)
+    return task.model_copy(update={"path": path}) if Path(path).is_dir() else task
+
+
 def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> Experiment:
     """Return the experiment with absolute paths of data, model and public texts.
 
@@ -118,6 +125,9 @@ def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> 
     data, model, method = experiment.data, experiment.model, experiment.method
     if data.path:
         data = data.model_copy(update={"path": _resolved(data.path, folder)})
+    if data.hub:
+        hub = {task: _with_own_folder(own, folder) for task, own in data.hub.items()}
+        data = data.model_copy(update={"hub": hub})
     if Path(_resolved(model.name, folder)).is_dir():
         model = model.model_copy(update={"name": _resolved(model.name, folder)})
     if public := method.consolidation.public_path:

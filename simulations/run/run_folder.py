@@ -21,6 +21,8 @@ RECORD = "experiment.toml"
 """The whole experiment, beside the results; it can be run again as it is."""
 
 PRECISION, AUTO = "train.precision", "auto"
+TASK_TABLES = frozenset({"data.files", "data.hub"})
+"""Settings that hold a table for each task."""
 """The key whose default leaves it to the machine."""
 
 
@@ -105,26 +107,20 @@ def differing(wanted: Mapping[str, Value], before: Mapping[str, Value]) -> list[
     return [
         key
         for key, value in wanted.items()
-        if _said(value) != _said(before[key]) and (key, value) != (PRECISION, AUTO)
+        if _said(key, value) != _said(key, before[key]) and (key, value) != (PRECISION, AUTO)
     ]
 
 
-def _said(value: Value) -> Any:
-    """Return what a setting says: of tables in it (``data.files``) no key that is empty, which an
-    earlier version may not have had."""
-    try:
-        tables = json.loads(value) if isinstance(value, str) else None
-    except ValueError:
+def _said(key: str, value: Value) -> Any:
+    """Return what a setting says: of a task's own columns none that is empty, which an earlier
+    version may not have had."""
+    if key not in TASK_TABLES:
         return value
-    return _filled(tables) if isinstance(tables, dict) else value
+    return {task: _filled(own) for task, own in json.loads(str(value)).items()}
 
 
 def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _filled(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-        if value not in ("", {}, [])
-    }
+    return {key: value for key, value in table.items() if value not in ("", {}, [])}
 
 
 def recorded(folder: Path) -> Experiment:

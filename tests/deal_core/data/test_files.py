@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 
 from deal_core.config.data import DataConfig, PartitionConfig, TaskColumns
 from deal_core.data import Example, TaskData, open_source
-from deal_core.data.files import FilesSource
+from deal_core.data.files import FilesSource, split_files, task_folders
+from deal_core.data.rows import Columns, to_example
 from deal_core.data.source import limited
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
@@ -224,6 +226,53 @@ def test_missing_column_lists_the_columns(tmp_path: Path, suffix: str) -> None:
         f"{folder / f'train{suffix}'}, row {row}: no column 'labels'; "
         "the columns are: text, label, ward; did you mean 'label'?"
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"labels": {"surgery": ("b", "a")}}, "has the labels of its data"),
+        ({"source": "hub", "labels": {"t": ("b", "a")}}, "has the labels of its data"),
+        ({"generation": ("surgery",)}, "answers are labels"),
+        ({"source": "files", "labels": {"t": ("a",)}, "generation": ("t",)}, "leave one out"),
+    ],
+)
+def test_answers_that_nobody_would_read_are_refused(settings, told) -> None:
+    """Heads would be of labels in one order, and scores of labels in another."""
+    with pytest.raises(ValueError, match=told):
+        DataConfig(**settings)
+
+
+def test_an_embedded_task_with_labels_writes_no_texts() -> None:
+    config = DataConfig(source="embedded", tasks=("surgery",), generation=("surgery",))
+    with pytest.raises(UserError, match="its answers are labels"):
+        open_source(config).load("surgery")
+
+
+def test_a_hospital_is_one_client_whether_its_number_was_written_as_7_or_as_7_0() -> None:
+    columns = Columns("text", "label", group="hospital")
+    found = {
+        to_example({"text": "a", "label": "b", "hospital": value}, columns, "f", 1).group
+        for value in (7, 7.0, "7", "7.0")
+    }
+    assert found == {"7"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
+    folder = make_task(tmp_path, ".csv")
+    folder.chmod(0)
+    try:
+        with pytest.raises(UserError, match="cannot be read"):
+            split_files(folder, "train")
+    finally:
+        folder.chmod(0o755)
+
+
+def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be read"):
+        task_folders(tmp_path / "file")
 
 
 GOOD_LINE = b'{"text": "x", "label": "y"}\n'

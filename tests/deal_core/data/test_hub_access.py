@@ -50,6 +50,19 @@ def use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     hub_access._answers.cache_clear()  # an earlier test may have had the same port
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("PolyAI/banking77", "PolyAI___banking77"), ("Owner/MedMCQA", "Owner___med_mcqa")],
+)
+def test_a_data_set_in_the_cache_is_found_whatever_its_capitals(
+    name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    assert not hub_access.has_data_set(name)
+    (tmp_path / folder).mkdir()
+    assert hub_access.has_data_set(name)
+
+
 def test_a_hub_that_keeps_silent_costs_seconds_once(
     silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

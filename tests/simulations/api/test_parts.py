@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import TaskData, load_for_clients, partition
+from deal_core.data import Example, TaskData, load_for_clients, partition
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import read_adapter
 from deal_core.lora.adapter import relative_difference, stack
@@ -121,6 +121,27 @@ def test_what_a_round_alone_cannot_do_is_refused(
     share = shares_of(plain, "surgery")[0]
     with pytest.raises(UserError, match=reason):
         train_client(model, state, share.train, share.labels, config)
+
+
+def test_labels_and_prompts_that_a_round_alone_does_not_know_are_one_line(
+    make_experiment: Make, make_causal, tmp_path: Path
+) -> None:
+    llama = make_causal(tmp_path, "llama")
+    words = make_experiment("model.family=causal-lm", f'model.name="{llama}"', "adapter.rank=2")
+    model = load_base(words)
+    state = begin_task(start(words), words, 0)
+    examples, labels = [Example("a b", "red"), Example("c d", "blue")], ("red", "blue")
+    with pytest.raises(UserError, match="a whole run knows"):
+        train_client(model, state, examples, labels, words, seen=[("green", "red")])
+    with pytest.raises(UserError, match="its label 'blue' is not one of red, green"):
+        train_client(model, state, examples, ("red", "green"), words)
+    with pytest.raises(UserError, match="its label 'blue' is not one of red"):
+        evaluate(model, state, examples, ("red",))
+    told = [
+        train_client(model, state, examples, labels, words, instruction=text).adapter
+        for text in ("", "Answer with one of the options .")
+    ]
+    assert relative_difference(*told) > 1e-3  # the prompt is another
 
 
 def test_nothing_to_learn_from_and_nothing_to_judge_by(make_experiment: Make) -> None:

@@ -92,6 +92,7 @@ def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path
             "federation.rounds": 3,
             "data.tasks": ("surgery",),
             "data.path": tmp_path,
+            "data.source": "files",
             "data.labels": {"surgery": ["a", "b"]},
             "train.learning_rate": 1e-5,
             "method.orthogonal_init": False,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deal_core.errors import UserError
 from simulations.check.finding import Finding
 from simulations.run.check import findings
 from simulations.run.shipped import shipped_experiments
@@ -114,6 +115,13 @@ def test_a_fault_of_the_file_does_not_hide_what_is_set(tmp_path: Path) -> None:
     assert any("rate" in line for line in told)
     assert not any("gone" in line for line in told)
     assert any("task 'a': 40 train" in line for line in told)
+
+
+def test_a_date_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "my.toml"
+    path.write_text("description = 2026-03-01\n")
+    with pytest.raises(UserError, match="put it in quotes"):
+        list(findings(str(path), ()))
 
 
 def test_data_here_beat_data_beside_the_experiment(tmp_path: Path) -> None:

@@ -169,3 +169,20 @@ def test_a_key_that_an_earlier_version_did_not_have_is_no_difference_while_it_sa
     other = dict(now) | {"data.files": '{"triage": {"text_column": "text"}}'}
     assert differing(now, other) == ["data.files"]
     assert differing(now, dict(now) | {"model.template": "{text}"}) == ["model.template"]
+
+
+def test_a_client_that_is_to_learn_nothing_is_a_difference() -> None:
+    def with_orders(orders: dict[str, tuple[str, ...]]) -> Experiment:
+        return Experiment(stream={"schedule": "per-client", "orders": orders})
+
+    assert differing(flatten(with_orders({"3": ()})), flatten(with_orders({}))) == ["stream.orders"]
+
+
+def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_path: Path) -> None:
+    (tmp_path / "exp" / "mine").mkdir(parents=True)
+    file = tmp_path / "exp" / "own.toml"
+    file.write_text(
+        '[data]\nsource = "hub"\n[data.hub.a]\npath = "mine"\n[data.hub.b]\npath = "o/n"\n'
+    )
+    hub = load_experiment(Request(str(file))).data.hub
+    assert (hub["a"].path, hub["b"].path) == (str(tmp_path / "exp" / "mine"), "o/n")

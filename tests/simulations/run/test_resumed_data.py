@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.config.experiment import Experiment
+from deal_core.data import load_for_clients
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from simulations.engines.inprocess import run_inprocess
@@ -100,6 +101,32 @@ def test_other_rows_do_not(
         pass
     assert "\n" not in str(refused.value)
     assert "put the old files back, or start in another --out" in str(refused.value)
+
+
+def test_rows_are_those_that_clients_have_where_records_are_protected(
+    make_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    """Of a part of the file each record is drawn by itself, from the whole file."""
+    for split in ("train", "test"):
+        path = tmp_path / "data" / "ward" / f"{split}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(ROWS)
+    texts = tmp_path / "public.txt"
+    texts.write_text("a text\nanother\n")
+    experiment = make_experiment(
+        *("data.source=files", "data.tasks=[]", f'data.path="{tmp_path / "data"}"'),
+        *("privacy.mechanism=record", "data.max_train=12", f'run.out="{tmp_path / "run"}"'),
+        f'method.consolidation={{data="public", public_path="{texts}"}}',
+    )
+    used = load_for_clients(experiment, "ward").train
+    before = data_record(experiment)
+    assert before.tasks["ward"].train == len(used)
+    path = tmp_path / "data" / "ward" / "train.csv"
+    for example in used[:2]:
+        path.write_text(path.read_text().replace(example.text, f"{example.text} again"))
+    assert data_record(experiment).tasks["ward"].sha256 != before.tasks["ward"].sha256
+    texts.write_text("other texts\n")
+    assert data_record(experiment).public != before.public
 
 
 def test_a_damaged_record_is_one_line(start: Callable[[bool], Experiment]) -> None:
