@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,10 +65,12 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     app = ClientApp()
     bench_for = find_bench or bench_of
 
-    def client_context_of(place: RequestContext) -> ClientContext:
+    def client_context_of(place: RequestContext, run: str) -> ClientContext:
         from client.client_context import ClientContext
 
-        return ClientContext(place.client, FeedbackStore(place.folder), find_site(place))
+        site = find_site(place)
+        known = site if place.site is None else replace(site, run=run)
+        return ClientContext(place.client, FeedbackStore(place.folder), known)
 
     @app.query("hello")
     @guarded
@@ -106,8 +109,8 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         from client.secure_update import maskable_update, summed_arrays
 
         state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
-        run = place.run_name(bench.experiment)
-        client_context = client_context_of(place)
+        run = place.run_name(dict(context.run_config))
+        client_context = client_context_of(place, run)
         name = wire.request_name(message, instruction, run)
         today = place.as_of_today(name)
 
@@ -156,15 +159,18 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         # Asked of every client, once, before a second stage. A site has a folder for each run.
         if instruction.stage < 0 and place.site is None:
             forget(place.folder)
-        name = wire.request_name(message, instruction, place.run_name(bench.experiment))
+        run = place.run_name(dict(context.run_config))
+        name = wire.request_name(message, instruction, run)
         if not counts_in_sum(bench.experiment):
-            counts = local_evaluation(bench, client_context_of(place), state, instruction, name)
+            counts = local_evaluation(
+                bench, client_context_of(place, run), state, instruction, name
+            )
             return wire.evaluation_reply(message, counts)
         today = place.as_of_today(name)
         maskable = maskable_counts(place, bench, message, state, instruction, today)
         maskable.require()
         counts = local_evaluation(
-            bench, client_context_of(place), state, instruction, name, masked=True
+            bench, client_context_of(place, run), state, instruction, name, masked=True
         )
         return secure_reply(message, maskable.masked(as_arrays(counts), bench.experiment.run.seed))
 

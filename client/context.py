@@ -66,9 +66,14 @@ class RequestContext:
         said = "" if self.policy is None else self.policy.model_dump_json()
         return f"{request} {hashlib.sha256(said.encode()).hexdigest()}"
 
-    def run_name(self, experiment: Experiment) -> str:
-        """Whose run a request is of: its settings, and, at a site, the run's own name."""
-        settings = run_name(experiment)
+    def run_name(self, run_config: dict[str, bool | int | float | str]) -> str:
+        """Return whose run a request is of: its settings as they are asked for, which stay when the
+        site changes its own file, and, at a site, the run's own name.
+
+        Raises:
+            UserError: they are none.
+        """
+        settings = run_name(from_run_config(run_config))
         return settings if self.site is None else f"{settings} {self.folder.name}"
 
 

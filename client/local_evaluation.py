@@ -134,7 +134,7 @@ def _right(
     def count() -> tuple[float, float]:
         load_state(bench.model, state)
         if alone:
-            rehearse_answers(bench, share.labels)
+            rehearse_answers(bench, share.labels, bench.instruction(task))
         if learnt is None:
             return count_correct(bench.model, share.test, share.labels, weights, alone), 0
         spaces = {name: bench.labels(name) for name in learnt}

@@ -105,6 +105,7 @@ class LocalTraining:
             future=partial(bench.spaces, instruction.future),
             prompts=[bench.prompt(task) for task in instruction.seen],
             protected=bench.mechanism.unit is not None,
+            instruction=bench.instruction(instruction.task),
         )
 
     def _kept(self) -> tuple[TaskHistory | None, RoundState]:
@@ -123,7 +124,8 @@ class LocalTraining:
     def _learnt(self, task: LocalTask, gradients: Gradients) -> LocalUpdate:
         """The update of local steps."""
         started, bench, phase = time.monotonic(), self.bench, self._phase
-        config, probes = bench.experiment.train, bench.probes(tuple(task.labels))
+        config = bench.experiment.train
+        probes = bench.probes(tuple(task.labels), task.instruction)
         load_state(bench.model, self.state)
         if bench.mechanism.unit is not None:
             rehearse(bench, self._objective, task, self._trained, gradients)

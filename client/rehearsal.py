@@ -27,8 +27,9 @@ def rehearse(
     gradients: Gradients | GradientSum,
 ) -> None:
     """Let the mechanism try its gradients out on constant texts: what cannot work fails here, and
-    no record has to do with it. One of them is as long as a text may be, and each text has a pass
-    of its own: where the machine has too little memory, it dies here.
+    no record has to do with it. One of them is as long as a text may be, under the prompt of the
+    task and of each earlier one, and each text has a pass of its own: where the machine has too
+    little memory, it dies here.
 
     Args:
         bench: its model holds the adapters of the round.
@@ -43,10 +44,15 @@ def rehearse(
     module = bench.model.module
     with rehearsing():
         labels = tuple(task.labels)
-        probes = [*bench.probes(labels), *bench.longest(labels)]
+        longest = bench.longest(labels, task.instruction)
+        probes = [*bench.probes(labels, task.instruction), *longest]
         alone = replace(task, past=None, round_state=None)
         set_trainable(module, trained)
         gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
+        asked = () if bench.model.has_label_logits else task.prompts
+        for prompt in asked:  # a text is asked about under one of them, whichever it is
+            under = replace(alone, seen=(prompt.labels,), prompts=(prompt,))
+            gradients.rehearse(module, objective(under, longest, Cache()), len(longest))
 
 
 def rehearse_embeddings(bench: Workbench, labels: tuple[str, ...], layers: int) -> None:
@@ -59,12 +65,17 @@ def rehearse_embeddings(bench: Workbench, labels: tuple[str, ...], layers: int) 
         base_embeddings(bench.model, bench.longest(labels), layers, alone=True)
 
 
-def rehearse_answers(bench: Workbench, labels: tuple[str, ...]) -> None:
+def rehearse_answers(bench: Workbench, labels: tuple[str, ...], instruction: str) -> None:
     """Answer the longest text that there may be, before the test records of a task are; the model
     holds the adapters of the round.
+
+    Args:
+        bench: its model.
+        labels: of the task.
+        instruction: of the task.
 
     Raises:
         RehearsalFailed: it does not work.
     """
     with rehearsing():
-        count_correct(bench.model, bench.longest(labels), labels, alone=True)
+        count_correct(bench.model, bench.longest(labels, instruction), labels, alone=True)

@@ -31,7 +31,7 @@ from deal_core.methods import (
     phases_of,
     statistics_of,
 )
-from deal_core.models import Encoded, LanguageModel, load_model
+from deal_core.models import Encoded, GeneratingModel, LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.privacy.accounting.unit import GROUP
 from deal_core.privacy.interface import Grouping, MakeMechanism, Mechanism, RecordId
@@ -199,30 +199,39 @@ class Workbench:
 
     def prompt(self, task: str) -> TaskPrompt:
         """How a model that answers in words is asked about a task."""
-        return TaskPrompt(self.labels(task), self._instruction(task))
+        return TaskPrompt(self.labels(task), self.instruction(task))
 
-    def _instruction(self, task: str) -> str:
+    def instruction(self, task: str) -> str:
+        """What the prompt of a task asks for; empty: ``model.instruction``."""
         return self.experiment.data.instructions.get(task, "")
 
-    def probes(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
+    def probes(self, labels: tuple[str, ...], instruction: str = "") -> Sequence[Encoded]:
         """Return constant texts, tokenised, under the first of the labels; answered by themselves
         where there are none."""
-        return self._constant("probes", PROBE_TEXTS, labels[0] if labels else "", labels)
+        label = labels[0] if labels else ""
+        return self._constant("probes", PROBE_TEXTS, label, labels, instruction)
 
-    def longest(self, labels: tuple[str, ...]) -> Sequence[Encoded]:
+    def longest(self, labels: tuple[str, ...], instruction: str = "") -> Sequence[Encoded]:
         """Return one constant text, tokenised, as long as the run lets a text be, under the longest
-        of the labels; answered as long as an answer may be where there are none. No record needs
-        more memory than it."""
-        config = self.experiment
+        of the labels; answered as long as an answer may be where there are none. Asked for the
+        same, no record needs more memory than it."""
+        config, model = self.experiment, self.model
         text = "word " * max(config.train.max_length, config.model.max_new_tokens)
-        return self._constant("longest", (text,), max(labels, key=len, default=""), labels)
+        length = model.answer_length if isinstance(model, GeneratingModel) else len
+        label = max(labels, key=length, default="")
+        return self._constant("longest", (text,), label, labels, instruction)
 
     def _constant(
-        self, name: str, texts: Sequence[str], label: str, labels: tuple[str, ...]
+        self,
+        name: str,
+        texts: Sequence[str],
+        label: str,
+        labels: tuple[str, ...],
+        instruction: str,
     ) -> Sequence[Encoded]:
         examples = [Example(text, label, target=text) for text in texts]
         encoded: Sequence[Encoded] = self._constants.get_or_compute(
-            name, labels, lambda: self.model.encode(examples, labels)
+            name, (labels, instruction), lambda: self.model.encode(examples, labels, instruction)
         )
         return encoded
 
@@ -230,7 +239,7 @@ class Workbench:
         """The share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""
         if (task, client) not in self._tasks:
             share = self._own(task, client)
-            asks = share.labels, self._instruction(task)
+            asks = share.labels, self.instruction(task)
             self._tasks[task, client] = ClientTask(
                 share.labels,
                 self.model.encode(share.train, *asks),

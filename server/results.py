@@ -136,7 +136,7 @@ class Privacy(Strict):
         """What the largest epsilon means: delta, unit, extent, trust, and what it is void for."""
         parts = [
             f"at delta = {rounded_up(self.delta or 0.0, 3)} per {self.unit_text}, over "
-            f"{self.extent} (largest over {self.tellers})",
+            f"{self.extent} (largest over {self.tellers}, as last told)",
             self.trust,
             VOID if self.void else "",
             "simulation only: the noise came from a seed" if self.simulation_only else "",
@@ -281,10 +281,18 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
         disjoint_tasks=any(each.disjoint_tasks for each in spent.values()),
         void=any(each.void for each in spent.values()),
         assumes_more=any(each.assumes_more for each in spent.values()),
-        silent=max(0, clients_that_train(experiment) - len(spent)) if spent else 0,
+        silent=max(0, clients_that_spend(experiment) - len(spent)) if spent else 0,
         simulation_only=any(each.simulation_only for each in spent.values()),
         metrics=experiment.privacy.metrics,
     )
+
+
+def clients_that_spend(experiment: Experiment) -> int:
+    """Return how many clients of a run release something that is charged: those that train, and,
+    where counts of right answers have noise, all."""
+    if experiment.privacy.metrics == "noised":
+        return len(experiment.federation.sites) or experiment.federation.clients
+    return clients_that_train(experiment)
 
 
 def clients_that_train(experiment: Experiment) -> int:

@@ -92,6 +92,7 @@ class LocalTask:
         future: label spaces of the stream's tasks that no client works on before the stage has
             ended; read when called.
         prompts: of the tasks of ``seen``, in their order.
+        instruction: what the prompt of the task asks for; empty: ``model.instruction``.
         protected: single records are: nothing discrete may be decided about several together.
         past: what the client has of its own earlier tasks; None in its first.
         round_state: what it has of earlier rounds; None where nothing can be kept.
@@ -107,6 +108,7 @@ class LocalTask:
     future: Callable[[], Sequence[Sequence[str]]] = tuple
     prompts: Sequence[TaskPrompt] = ()
     protected: bool = False
+    instruction: str = ""
 
 
 MakeObjective = Callable[

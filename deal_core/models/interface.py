@@ -158,6 +158,9 @@ class GeneratingModel(LanguageModel, Protocol):
         """Return the same texts under the prompt of another task, each with the answer that the
         model gives now, as a text: its best label, or where there are none what it writes."""
 
+    def answer_length(self, label: str) -> int:
+        """Return how many tokens a label has as an answer, without an end."""
+
     def write(self, batch: Sequence[Encoded]) -> list[str]:
         """Return what the model answers, each time with the likeliest word, until it ends or
         ``model.max_new_tokens``."""

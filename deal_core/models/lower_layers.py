@@ -87,13 +87,12 @@ class LowerLayers:
         return self._known[row]
 
     def _learn(self, rows: Sequence[PromptRow]) -> None:
-        """Pass those that are not known through the layers."""
+        """Pass those that are not known through the layers. What prompts begin with has a pass of
+        its own: many texts use it, and no text may leave its rounding in it."""
         missing = [row for row in dict.fromkeys(rows) if row not in self._known]
-        missing += [
-            alone
-            for head in dict.fromkeys(row.head for row in rows if row.head)
-            if (alone := PromptRow(head, ())) not in self._known
-        ]
+        for head in dict.fromkeys(row.head for row in rows if row.head):
+            if (alone := PromptRow(head, ())) not in self._known:
+                self._pass([alone])
         part: list[PromptRow] = []
         tokens = 0
         for row in sorted(missing, key=lambda row: row.below):

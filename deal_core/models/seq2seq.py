@@ -118,6 +118,10 @@ class Seq2SeqLM:
         model gives now: its best label, and the end."""
         return self._prompts.answered(batch, labels, instruction, self.scores, self._written)
 
+    def answer_length(self, label: str) -> int:
+        """Return how many tokens a label has as an answer, without an end."""
+        return len(self._prompts.label(label))
+
     def write(self, batch: Sequence[Encoded]) -> list[str]:
         """Return the answers as texts."""
         return [self._prompts.text(ids) for ids in self._written(batch)]

@@ -75,11 +75,14 @@ class Site:
         ledger: opened when it is first needed.
         policy: None: the site has none, and does what the experiment asks.
         simulated: whether this is a simulated client, whose noise may be seeded.
+        run: whose releases these are: one run, as asked for, whatever the site has decided and
+            however often it is resumed; empty: the settings alone say it.
     """
 
     ledger: Callable[[], Ledger]
     policy: Policy | None
     simulated: bool
+    run: str = ""
 
 
 class RecordId(NamedTuple):

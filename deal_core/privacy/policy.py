@@ -149,12 +149,8 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Effect
         UserError: what is asked cannot be narrowed to the policy.
     """
     limits = policy or Policy(metrics="clear", share_num_examples=True)
-    bound, low, high = privacy.max_grad_norm, limits.min_grad_norm, limits.max_grad_norm
-    if bound < low or (high and bound > high):
-        raise UserError(
-            f"privacy.max_grad_norm is {bound:g}, but the site's policy allows {low:g} to "
-            f"{high or float('inf'):g}; change the experiment, or policy.max_grad_norm"
-        )
+    bound = privacy.max_grad_norm
+    require_bound(bound, policy)
     largest = default_delta(records)
     return EffectivePolicy(
         epsilon=min(privacy.target_epsilon, limits.max_epsilon or privacy.target_epsilon),
@@ -162,6 +158,20 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Effect
         max_grad_norm=bound,
         disjoint_tasks=limits.disjoint_tasks,
     )
+
+
+def require_bound(bound: float, policy: Policy | None) -> None:
+    """Check a clipping bound, also that of a run which is planned already.
+
+    Raises:
+        UserError: the site's policy, which may have become tighter, does not allow it.
+    """
+    low, high = (policy.min_grad_norm, policy.max_grad_norm) if policy else (0.0, 0.0)
+    if bound < low or (high and bound > high):
+        raise UserError(
+            f"privacy.max_grad_norm is {bound:g}, but the site's policy allows {low:g} to "
+            f"{high or float('inf'):g}; change the experiment, or policy.max_grad_norm"
+        )
 
 
 def at_server(experiment: Experiment) -> bool:

@@ -88,12 +88,13 @@ def word_teacher(
     alone: bool = False,
 ) -> WordTeacher:
     """Return the teacher of the words of the examples' answers, asked once about all examples where
-    the states that these are predicted from fit into memory."""
+    the states that these are predicted from fit into memory; ``alone``: again each time, for
+    whether they fit depends on how long the answers of all are."""
 
     def ask(batch: Sequence[int]) -> list[Tensor]:
         with at_task_start(model.module):
             found, words = model.word_states([data[i] for i in batch], labels)
         return list(torch.split(found, words))
 
-    known = kept(data, ask, alone)
+    known = None if alone else kept(data, ask)
     return WordTeacher(model, ask if known is None else lambda batch: [known[i] for i in batch])

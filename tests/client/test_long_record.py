@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from client.local_sums import noisy_sums
+from client.rehearsal import rehearse
 from client.resources import Workbench
+from deal_core.data import Example
+from deal_core.methods import LocalTask
 from deal_core.models.encoder import EncoderLabels
 from deal_core.privacy.mechanisms.noise import SecureNoise
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
@@ -60,6 +65,37 @@ def test_it_dies_without_the_record_as_well(name, record, tmp_path, small_machin
     with pytest.raises(OutOfMemory):
         site.answer(experiment, instruction, kind=kind)
     assert site.events == []
+
+
+def test_it_is_rehearsed_with_the_words_of_the_task_and_of_earlier_ones(
+    make_causal, tmp_path, monkeypatch
+):
+    """An instruction is the server's: as long as it likes."""
+    llama = make_causal(tmp_path, "llama")
+    words = "Answer with one of the options . " * 9
+    experiment = asked(
+        *("model.family=causal-lm", f'model.name="{llama}"', "run.threads=1", "adapter.rank=2"),
+        f'data.instructions={{laboratory="{words}", skin="{words * 2}"}}',
+    )
+    bench, lengths = Workbench(experiment), []
+    labels = bench.labels("laboratory")
+    prompts = [bench.prompt("surgery"), bench.prompt("skin")]
+    task = LocalTask(labels, (), prompts=prompts, instruction=bench.instruction("laboratory"))
+
+    class Gradients:
+        def rehearse(self, module, objective, probes):
+            lengths.append(max(len(objective.data[n].tokens) for n in range(probes)))
+
+    def objective(local, data, cache):
+        asks = local.prompts if len(local.prompts) == 1 else ()
+        texts = [bench.model.answered(data, p.labels, p.instruction) for p in asks]
+        return SimpleNamespace(data=[item for own in texts for item in own] or data)
+
+    rehearse(bench, objective, task, frozenset({"lora_B"}), Gradients())
+    record = Example("word " * 99, labels[-1])
+    own = len(bench.model.encode([record], labels, bench.instruction("laboratory"))[0].tokens)
+    assert lengths[0] >= own
+    assert lengths[2] > lengths[0] > lengths[1]  # skin has the longest instruction, surgery none
 
 
 def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine):

@@ -46,6 +46,45 @@ def test_an_honest_request_is_answered_and_charged(site):
     assert set(reply.content) == {"status", "lora", "metrics"}
 
 
+def test_a_second_run_of_the_same_settings_is_planned_on_its_own(tmp_path):
+    """It spends on top of the first, and its noise is solved for that."""
+    policy = 'mechanism = "record"\nmax_epsilon = 1.0\nmetrics = "noised"\n'
+    site, experiment = RealSite(tmp_path, policy), asked("privacy.metrics=noised")
+    assert code(site.answer(experiment, {}, run="run-1")) == "ok"
+    evaluation = {"task": "", "tasks": ["laboratory"], "learnt": ["laboratory"]}
+    for stage in (-1, 0):
+        site.answer(experiment, {**evaluation, "stage": stage}, run="run-1", kind="evaluate")
+    reply = site.answer(experiment, {}, run="run-2")
+    assert code(reply) == "ok"
+    updates = [event for event in site.events if event.task == "surgery"]
+    assert len({event.run for event in updates}) == len(site.ledger.plans()) == 2
+    assert updates[1].noise_multiplier > 1.05 * updates[0].noise_multiplier
+    counts = [event for event in site.events if event.mechanism == "counts"]
+    assert {event.run for event in counts} == {updates[0].run}
+    assert reply.content["metrics"]["epsilon"] > composed(site.events, updates[1].delta)
+
+
+def test_what_the_site_changes_in_its_file_makes_no_request_new(tmp_path):
+    """Asked again after its data have moved, it gives what it charged, and pays once."""
+    experiment = asked()
+    first = RealSite(tmp_path).answer(experiment, {})
+    (tmp_path / "data").rename(tmp_path / "moved")
+    moved = RealSite(tmp_path, data_lines="cache_tokens = true\n")
+    (tmp_path / "site.toml").write_text(
+        (tmp_path / "site.toml").read_text().replace('path = "data"', 'path = "moved"')
+    )
+    again = moved.answer(experiment, {})
+    assert torch.equal(update(first), update(again))
+    assert len(moved.events) == len(moved.ledger.plans()) == 1
+
+
+def test_a_tighter_clipping_bound_holds_at_once(tmp_path):
+    experiment = asked("privacy.max_grad_norm=10.0")
+    assert code(RealSite(tmp_path).answer(experiment, {})) == "ok"
+    tighter = RealSite(tmp_path, 'mechanism = "record"\nmax_epsilon = 1.0\nmax_grad_norm = 1.0\n')
+    assert code(tighter.answer(experiment, {"server_round": 2})) == "policy"
+
+
 OPEN = 'mechanism = "none"\nmetrics = "clear"\nshare_num_examples = true\n'
 
 

@@ -10,7 +10,13 @@ from deal_core.errors import UserError
 from server.checkpoint import History
 from server.commit import commit
 from server.plan import Plan
-from server.results import clients_that_train, make_results, read_results, write_results
+from server.results import (
+    clients_that_spend,
+    clients_that_train,
+    make_results,
+    read_results,
+    write_results,
+)
 
 HISTORY = History(
     evaluations=(
@@ -219,4 +225,10 @@ def test_an_unfinished_run_says_so(tmp_path):
 )
 def test_who_has_nothing_to_learn_is_not_missed(stream, participants, training) -> None:
     experiment = Experiment(federation={"clients": 3, "participants": participants}, stream=stream)
-    assert clients_that_train(experiment) == training
+    assert clients_that_train(experiment) == clients_that_spend(experiment) == training
+    noised = Experiment(
+        federation={"clients": 3, "participants": participants},
+        stream=stream,
+        privacy={"mechanism": "record", "metrics": "noised"},
+    )
+    assert clients_that_spend(noised) == 3  # who evaluates is charged, too

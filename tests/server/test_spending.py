@@ -46,7 +46,10 @@ def test_an_epsilon_says_for_whom_it_is_the_largest_and_when_it_is_void():
     known = {"mechanism": "record", "unit": "record", "assumes": "nobody", "delta": 1e-4}
     plain = Privacy(**known, epsilon={"0": 1.0, "1": 2.0}, metrics="none")
     over = f"over all rounds and tasks{EARLIER}"
-    assert plain.meaning == f"at delta = 0.0001 per record, {over} (largest over clients); nobody"
+    assert (
+        plain.meaning
+        == f"at delta = 0.0001 per record, {over} (largest over clients, as last told); nobody"
+    )
     more = plain.model_copy(
         update={"silent": 3, "void": True, "assumes_more": True, "simulation_only": True}
     )

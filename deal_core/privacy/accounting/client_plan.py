@@ -45,6 +45,7 @@ def client_plan(
     sample_rate: float,
     policy: Policy | None = None,
     largest_delta: float = 1.0,
+    run: str = "",
 ) -> ClientPlan:
     """Return the run's plan as the ledger has it; made with the first round.
 
@@ -55,6 +56,7 @@ def client_plan(
         sample_rate: probability that a client is in a round.
         policy: of a site, which can only tighten.
         largest_delta: whatever the experiment asks, unless the policy names another.
+        run: whose plan it is; empty: that of all runs of these settings.
 
     Raises:
         NoFeasibleNoise: the ledger's past leaves nothing, or nothing that could be learnt with.
@@ -76,7 +78,7 @@ def client_plan(
             noise_multiplier=multiplier, epsilon=epsilon, delta=delta
         ).model_dump_json()
 
-    return ClientPlan.model_validate_json(ledger.plan(run_name(experiment), solve))
+    return ClientPlan.model_validate_json(ledger.plan(run or run_name(experiment), solve))
 
 
 def client_event(
@@ -88,6 +90,7 @@ def client_event(
     place: tuple[str, str, int, int] = ("", "", 0, 0),
     simulation_only: bool = False,
     assumes: str = "",
+    run: str = "",
 ) -> LedgerEvent:
     """Return one round, or several, as a ledger has it.
 
@@ -100,10 +103,11 @@ def client_event(
         place: task, phase, stage and round.
         simulation_only: the noise came from a seed.
         assumes: whom the noise takes to be honest; empty: nobody outside the client.
+        run: as of :func:`client_plan`.
     """
     task, phase, stage, server_round = place
     return LedgerEvent(
-        run=run_name(experiment),
+        run=run or run_name(experiment),
         task=task,
         phase=phase,
         stage=stage,

@@ -229,7 +229,8 @@ class LocalDPClient:
     def _plan(self, ask: UpdateRequest, site: Site) -> ClientPlan:
         rounds = client_rounds(self.experiment, list(ask.records()))
         largest = 1.0 if site.simulated else LARGEST_DELTA
-        return client_plan(self.experiment, site.ledger(), rounds, 1.0, site.policy, largest)
+        limits = site.policy, largest, site.run
+        return client_plan(self.experiment, site.ledger(), rounds, 1.0, *limits)
 
     def _event(self, ask: UpdateRequest, site: Site, plan: ClientPlan) -> LedgerEvent:
         return client_event(
@@ -239,6 +240,7 @@ class LocalDPClient:
             plan.delta,
             place=(ask.task, ask.phase, ask.stage, ask.server_round),
             simulation_only=self._seeds(site),
+            run=site.run,
         )
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:

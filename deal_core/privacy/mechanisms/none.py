@@ -132,7 +132,7 @@ def note_unprotected(
     if site.simulated:
         return
     place = ask.task, ask.phase, ask.stage, ask.server_round
-    site.ledger().note(unprotected_event(run_name(experiment), mechanism, place))
+    site.ledger().note(unprotected_event(site.run or run_name(experiment), mechanism, place))
 
 
 def nobody(privacy: PrivacyConfig) -> str:

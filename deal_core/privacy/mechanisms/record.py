@@ -66,6 +66,7 @@ from deal_core.privacy.policy import (
     at_server,
     figures_allowed,
     metrics_allowed,
+    require_bound,
     require_shares,
     terms,
 )
@@ -122,10 +123,11 @@ class RecordMechanism:
             with refusing_when_spent():
                 require_shares(self.experiment.privacy, site.policy)
                 plan = self._plan(ask, site)
+                require_bound(plan.max_grad_norm, site.policy)
                 budget = plan.budget(site.policy)
                 if budget.disjoint_tasks:
                     ledger.declare_members(ask.task, ask.ids(), self.unit)
-                event = self._events.update(ask, self._seeds(site), plan, site.policy)
+                event = self._events(site).update(ask, self._seeds(site), plan, site.policy)
                 event = replace(event, compared=budget.disjoint_tasks)
                 planned, groups = plan.records(ask.task), self._groups(ask)
                 require_planned(ask.record_ids, len(ask.data), ask.task, planned, groups)
@@ -170,7 +172,7 @@ class RecordMechanism:
         flags = {
             "disjoint_tasks": disjoint,
             "void": is_void(events),
-            "assumes_more": assumes_more(events, trust, self._run),
+            "assumes_more": assumes_more(events, trust, self._run(site)),
         }
         figures |= {name: 1.0 for name, holds in flags.items() if holds}
         return figures_allowed(figures, site.policy)
@@ -182,11 +184,10 @@ class RecordMechanism:
         an evaluation tells no epsilon, so an update tells it with them."""
         if not self._counts_are_noised(site):
             return []
-        given = sum(
-            event.mechanism == COUNTS and event.run == self._run for event in site.ledger().events()
-        )
+        run, events = self._run(site), site.ledger().events()
+        given = sum(event.mechanism == COUNTS and event.run == run for event in events)
         left = evaluations(self.experiment, len(self._counts(ask)[0])) - given
-        return [self._events.planned_counts(left, plan.delta)] if left > 0 else []
+        return [self._events(site).planned_counts(left, plan.delta)] if left > 0 else []
 
     def _counts_are_noised(self, site: Site) -> bool:
         return metrics_allowed(self.experiment.privacy.metrics, site.policy) == "noised"
@@ -208,7 +209,7 @@ class RecordMechanism:
             try:
                 plan = self._plan(ask, site)
                 budget = plan.budget(site.policy)
-                event = self._events.counting(ask, self._seeds(site), plan)
+                event = self._events(site).counting(ask, self._seeds(site), plan)
                 ledger.require(event, budget)
                 answer = self._noised_counts(ask, event, make)
                 kept = ledger.charge(event, budget, ask.request, answer)
@@ -236,7 +237,7 @@ class RecordMechanism:
         def solve(past: Sequence[LedgerEvent]) -> str:
             return self._solve(past, *self._counts(ask), site, ask.entries).model_dump_json()
 
-        return PrivacyPlan.model_validate_json(site.ledger().plan(self._run, solve))
+        return PrivacyPlan.model_validate_json(site.ledger().plan(self._run(site), solve))
 
     def _counts(self, ask: UpdateRequest) -> tuple[Mapping[str, int], int]:
         """Return how many units there are: of every task of the run, and of the whole site.
@@ -267,15 +268,14 @@ class RecordMechanism:
         phases = method_of(config).phases
         work = planned_work(config, phases, records)
         counts = evaluations(config, len(records)) if self._counts_are_noised(site) else 0
+        events = self._events(site)
 
         def epsilon_with(noise_multiplier: float) -> float:
             planned = [
-                self._events.planned(
-                    each, noise_multiplier, agreed.delta, agreed.max_grad_norm, entries
-                )
+                events.planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm, entries)
                 for each in work
             ]
-            planned += [self._events.planned_counts(counts, agreed.delta)] if counts else []
+            planned += [events.planned_counts(counts, agreed.delta)] if counts else []
             return composed([*past, *planned], agreed.delta, disjoint)
 
         return PrivacyPlan(
@@ -326,12 +326,14 @@ class RecordMechanism:
         where = ask.client, ask.phase, ask.stage, ask.server_round
         return SeededNoise(seeded(self.experiment.run.seed, "privacy", *where))
 
-    @cached_property
-    def _events(self) -> RecordEvents:
-        return RecordEvents(self.experiment, self.unit, self._run)
+    def _events(self, site: Site) -> RecordEvents:
+        return RecordEvents(self.experiment, self.unit, self._run(site))
+
+    def _run(self, site: Site) -> str:
+        return site.run or self._settings
 
     @cached_property
-    def _run(self) -> str:
+    def _settings(self) -> str:
         return run_name(self.experiment)
 
 

@@ -67,7 +67,9 @@ NEVER_LEFT = (
     "this ledger, and the keys of the site",
 )
 NOT_COVERED = (
-    "How many records the site has of a task counts as public in the mathematics. It is not sent.",
+    "How many records the site has of a task counts as public in the mathematics: rate and steps "
+    "of a release, which this page and a certificate hold, tell it, and so may an epsilon that is "
+    "told.",
     "How long the site takes to answer is not hidden.",
     "Names of tasks and labels are public by agreement.",
     "The machine of the site, its administrator, and the code that the site has allowed are "
@@ -338,6 +340,6 @@ def _check(record: LedgerRecord) -> Iterator[Block]:
     ]
     yield Facts(tuple(facts))
     yield Text(
-        "The page holds no number of records and nothing of any record. It does name runs, tasks "
-        "and times."
+        "The page holds nothing of any record. Rates and steps tell how many records a task has, "
+        "and it names runs, tasks and times."
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
-from server.results import OUTSIDE, clients_that_train
+from server.results import OUTSIDE, clients_that_spend
 from server.spending import VOID, extent, rounded_up, whole_extent, whole_trust
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Notice, Section, Table, Text
@@ -92,15 +92,15 @@ def statement(run: RunRecord, spent: list[Spent]) -> str:
         return f"Mechanism {run.experiment.privacy.mechanism}; no spending is recorded."
     largest = max(each.epsilon for each in spent)
     delta = max(each.delta for each in spent)
-    clients = clients_that_train(run.experiment)
+    clients = clients_that_spend(run.experiment)
     who = "Every client" if len(spent) >= clients else f"Each of the {len(spent)} that tell it"
     assumes = mechanism_of(run.experiment).assumes(run.experiment.privacy)
     over = whole_extent(any(each.disjoint_tasks for each in spent), assumes)
     trust = whole_trust(assumes, any(each.assumes_more for each in spent))
     return (
         f"{who} has spent at most epsilon = {rounded_up(largest, 4)} at delta = "
-        f"{rounded_up(delta, 3)} per {unit_of_run(run.experiment)}, composed over {over}. Trust: "
-        f"{trust}."
+        f"{rounded_up(delta, 3)} per {unit_of_run(run.experiment)}, composed over {over}, as each "
+        f"last told. Trust: {trust}."
     )
 
 

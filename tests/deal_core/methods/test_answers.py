@@ -7,19 +7,21 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoTokenizer
 
-from deal_core.config.experiment import ModelConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.config.method import DistillationConfig, MethodConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import compress, zero_adapter
-from deal_core.lora.attach import at_task_start, read
+from deal_core.lora.attach import at_task_start, read, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, TaskPrompt, make_method
 from deal_core.methods.shared.answers import AnswersDistilled, answers_distilled, ask, which
 from deal_core.methods.shared.distilled import Distilled
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
+from deal_core.training import per_sample
 from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
+from deal_core.training.teacher import word_teacher
 from tests.deal_core.training.clipped import clipped_gradients
 
 LABELS = ("red", "blue_green", "green")
@@ -42,6 +44,61 @@ def model(causal_folder, small_adapter, random_adapter):
     state = State(random_adapter(shapes, 4, 2.0, 7), learnt)
     load_state(model, state)
     return model, state
+
+
+LETTERS = ("a", "b", "c", "d", "a b", "b c", "c d", "d a", "a c", "b d", "c c a", "d d b")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("left_out", [0, 5, 11])
+def test_a_record_adds_the_same_to_the_bit_whoever_else_is_there(
+    make_causal, random_adapter, tmp_path, kind, left_out
+):
+    """What all prompts begin with is kept below the adapted layers, and so might be what the
+    teacher says: neither may hold the rounding of a pass with one of the records in it."""
+    folder = make_causal(tmp_path, kind)
+    adapter = AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0, first_layer=1)
+    examples = [Example(text, LABELS[n % 3]) for n, text in enumerate(LETTERS)]
+
+    def added(places: list[int]) -> dict[str, torch.Tensor]:
+        config = ModelConfig(family="causal-lm", name=str(folder), max_new_tokens=4)
+        model = load_model(config, adapter, 32)
+        shapes = read(model.module).shapes
+        learnt = compress(random_adapter(shapes, 4, 2.0, 5), 6)
+        state = State(random_adapter(shapes, 4, 2.0, 7), learnt)
+        load_state(model, state)
+        set_trainable(model.module, frozenset({"lora_B"}))
+        data = model.encode([examples[place] for place in places], LABELS)
+        task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
+        objective = answers_distilled(model, state, task, data, Cache(), DistillationConfig())
+        places = list(range(len(data)))
+        return per_sample.clipped_gradients(model.module, objective, places, 0.9, 2.0**-40).total
+
+    whole = added(list(range(12)))
+    rest, alone = added([n for n in range(12) if n != left_out]), added([left_out])
+    for key, total in whole.items():
+        assert torch.equal(total - rest[key], alone[key])
+
+
+def test_where_records_are_protected_no_length_decides_what_the_teacher_keeps(model, monkeypatch):
+    """What fits into memory depends on how long the answers of all are."""
+    loaded, _ = model
+    data = loaded.encode(EXAMPLES, LABELS)
+    asked: list[int] = []
+    states = type(loaded).word_states
+
+    def counted(self, batch, labels):
+        asked.append(len(batch))
+        return states(self, batch, labels)
+
+    monkeypatch.setattr(type(loaded), "word_states", counted)
+    teacher = word_teacher(loaded, data, LABELS, alone=True)
+    assert asked == []
+    teacher.states([2])
+    teacher.states([2])
+    assert asked == [1, 1]
+    word_teacher(loaded, data, LABELS)
+    assert sum(asked) == 2 + len(data)
 
 
 def test_who_else_is_there_does_not_decide_under_which_prompt_a_text_is_asked_about(model):

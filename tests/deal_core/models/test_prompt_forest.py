@@ -106,6 +106,26 @@ def test_what_the_lower_layers_made_once_serves_any_forest(model):
     assert not passes
 
 
+def test_what_prompts_begin_with_has_a_pass_of_its_own(model, monkeypatch):
+    """It serves every text: none may leave the rounding of a pass with itself in it."""
+    decoder = model.get_decoder()
+    layers = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList))
+    lower, passes = LowerLayers(decoder, list(layers), 2), []
+    carried = LowerLayers._pass
+
+    def noted(self, rows):
+        passes.append(list(rows))
+        carried(self, rows)
+
+    monkeypatch.setattr(LowerLayers, "_pass", noted)
+    head, first, second = (3, 4, 5), (6, 7), (8, 9, 10)
+    with torch.no_grad():
+        for body in (first, second):
+            lower.states(plant([PromptRow(head, body)])[0])
+    alone = PromptRow(head, ())
+    assert passes == [[alone], [PromptRow(head, first)], [PromptRow(head, second)]]
+
+
 def test_gradients_reach_what_is_shared(model):
     """The sum over separate prompts, through a head that they have in common."""
     embedding = model.get_input_embeddings().weight
