@@ -35,7 +35,7 @@ PLACE = ("stage", "phase", "server_round")
 
 BY_POLICY = "policy"
 NO_PART = frozenset({"no-data", "budget-spent", BY_POLICY, UsedUpdate.code})
-NO_COUNTS = frozenset({"withheld"})
+NO_COUNTS = frozenset({"withheld", BY_POLICY})
 """Codes by which a client takes no part in a round, or an evaluation: not a fault."""
 LACKS_DISTILLED = "resend"
 HAS_DISTILLED = frozenset({"ok"}) | NO_PART | NO_COUNTS

@@ -37,7 +37,7 @@ def supervise(
         command: the program.
         home: Flower's; gives environment and working directory.
         log: its output is appended.
-        pid: holds the id of this process while it runs.
+        pid: holds the id of this process while it runs, and stays where it ends unasked.
         fatal: words in the log after which the program should end; where it does not, it is ended.
 
     Returns:
@@ -66,9 +66,11 @@ def supervise(
         try:
             with _forwarded(process) as asked:
                 code = _watched(process, log, start, fatal)
-            return 0 if asked.is_set() else code or 1
-        finally:
+            if not asked.is_set():
+                return code or 1
             pid.unlink(missing_ok=True)
+            return 0
+        finally:
             stop_all(home.path)
             process.wait()
 

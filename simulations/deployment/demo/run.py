@@ -156,9 +156,10 @@ def follow(children: Children, run: Path, listener: Listener, seconds: float = R
 
 def _require_running(folder: DemoFolder, run: Path) -> None:
     """Raise where Flower has given up the run, and the run could not say so."""
-    from simulations.deployment.server.status import flower_status
+    from simulations.deployment.server.flower_status import flower_status
 
-    said = flower_status(folder.server, [start["run"] for start in starts(run)])
+    begun = starts(run)
+    said = flower_status(folder.server, begun[-1]["run"]) if begun else ""
     if said.startswith("finished"):
         raise UserError(f"the run has ended as '{said}'; see {folder.server.log}")
 

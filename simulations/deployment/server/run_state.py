@@ -10,6 +10,7 @@ from typing import Any
 from deal_core.errors import UserError
 from server.events import RunEvent, read_events, without_undone
 from server.folder import RunFolder
+from server.lock import held
 from server.results import read_results
 from server.spending import Spending, spending_in
 
@@ -120,9 +121,13 @@ def _name(client: str, names: list[str]) -> str:
 
 
 def state_of(run: Path) -> RunState:
-    """Return the state of a run folder. ``finished`` is a run whose results are there and valid."""
+    """Return the state of a run folder. ``finished`` is a run whose results are there and valid,
+    ``running`` one that some process writes."""
     folder = RunFolder(run)
     state = run_state(read_events(folder.metrics))
+    if state.phase == "running" and not held(folder.writing):
+        state.phase = "stopped"
+        state.reason = "its process has ended without a word: the server was killed or restarted"
     if state.phase == "finished":
         try:
             read_results(run)

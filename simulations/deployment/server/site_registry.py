@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from client.site_file import NAME
 from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
 from simulations.deployment.flower_home import CONNECTION
-from simulations.deployment.server.folder import ServerFolder
+from simulations.deployment.server.folder import ServerFolder, ServerSettings
 from simulations.deployment.site_keys import fingerprint_of_line, read_public_key
+
+WAIT_SECONDS = 60.0
+"""For a command that changes the list at the same time."""
 
 
 def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
@@ -42,6 +49,11 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
     settings = folder.settings()
     if not NAME.fullmatch(name):
         raise UserError(f"'{name}': a site's name has letters, digits, '.', '_' and '-', up to 64")
+    with _alone(folder):
+        return _add(folder, settings, name, key_file)
+
+
+def _add(folder: ServerFolder, settings: ServerSettings, name: str, key_file: Path) -> list[str]:
     key, sites = read_public_key(key_file), registered(folder)
     if name in sites:
         raise UserError(
@@ -54,7 +66,11 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
         "supernode", "register", str(key_file.resolve()), CONNECTION, "--name", name
     )
     sites[name] = {"key": key, "node": str(answer["node-id"]), "since": time.time()}
-    _write(folder.sites, sites)
+    try:
+        _write(folder.sites, sites)
+    except OSError as error:  # else Flower would know the key, and nobody its name
+        folder.flower.ask("supernode", "unregister", sites[name]["node"], CONNECTION)
+        raise UserError(f"{folder.sites}: cannot be written ({error.strerror})") from None
     folder.events.write("site_added", site=name, **sites[name])
     where = f"{settings.hosts[0]}:{settings.port}"
     return [
@@ -96,6 +112,11 @@ def remove_site(folder: ServerFolder, name: str) -> list[str]:
         UserError: no such site, or the server is not running.
     """
     folder.settings()
+    with _alone(folder):
+        return _remove(folder, name)
+
+
+def _remove(folder: ServerFolder, name: str) -> list[str]:
     sites = registered(folder)
     if name not in sites:
         raise UserError(f"'{name}' is not registered; known: {', '.join(sites) or 'none'}")
@@ -108,6 +129,18 @@ def remove_site(folder: ServerFolder, name: str) -> list[str]:
         f"next: for a new key, deal server add-site {name} KEY.pub (the name keeps its place in "
         "runs that are continued)",
     ]
+
+
+@contextmanager
+def _alone(folder: ServerFolder) -> Iterator[None]:
+    """Within the block no other command changes the list, which is read, and written whole."""
+    try:
+        with FileLock(folder.sites.with_suffix(".lock"), timeout=WAIT_SECONDS):
+            yield
+    except Timeout:
+        raise UserError(
+            f"{folder.sites}: another command changes the list; try again when it has ended"
+        ) from None
 
 
 def _write(path: Path, sites: dict[str, dict[str, Any]]) -> None:

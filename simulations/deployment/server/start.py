@@ -22,6 +22,7 @@ def start_server(folder: ServerFolder) -> int:
     check_secret(folder.key)
     check_free(settings.superlink_port, "superlink_port in server.toml")
     if settings.metrics_port:
+        check_free(settings.metrics_port, "metrics_port in server.toml")
         from simulations.deployment.server.metrics import serve
 
         serve(folder, settings.metrics_port)

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from server.folder import RunFolder
 from server.lock import held
 from server.spending import VOID, Spending, rounded_up, whole_extent
 from simulations.deployment.flower_home import CONNECTION
+from simulations.deployment.server.flower_status import flower_status
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.run_state import RunState, SiteState, state_of
 from simulations.deployment.server.site_registry import registered
@@ -33,16 +35,18 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
     folder.settings()
     sites, fault = connected(folder)
     if not name and not any(folder.runs.glob("*")):
+        if as_json:
+            print(json.dumps({"run": "", "connected": sites}, indent=1))
+            return
         _print_sites(console, sites, {}, fault)
         console.print("no run yet; next: deal submit EXPERIMENT")
         return
     run = run_folder(folder, name)
     state = state_of(run)
-    if state.phase == "running" and not held(RunFolder(run).writing):
-        state.phase = "stopped"
-        state.reason = "its process has ended without a word: the server was killed or restarted"
-    elif state.phase == "starting" and not fault:
-        _as_flower_sees_it(folder, state, [start["run"] for start in starts(run)])
+    if state.phase == "stopped" and _starts_again(run, state):
+        state.phase, state.reason = "starting", ""
+    if state.phase == "starting" and not fault:
+        _as_flower_sees_it(folder, state, run)
     if as_json:
         told = {"run": run.name, **asdict(state), "connected": sites}
         print(json.dumps(told, indent=1, default=Spending.model_dump))
@@ -54,6 +58,14 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
     if any(site.spent is not None for site in state.sites.values()):
         print_line(console, f"whom ε counts on: {state.assumes or 'not known'}")
     print_line(console, next_step(run.name, state))
+
+
+def _starts_again(run: Path, state: RunState) -> bool:
+    """Return whether a run that has stopped was continued, and has not said so yet: it waits for
+    its sites first."""
+    begun = starts(run)
+    later = bool(begun) and float(begun[-1]["time"]) > state.last_event
+    return later or held(RunFolder(run).writing)
 
 
 def connected(folder: ServerFolder) -> tuple[dict[str, str], str]:
@@ -128,25 +140,10 @@ def next_step(name: str, state: RunState) -> str:
     return f"next: wait; deal stop {name} ends it and keeps its checkpoint"
 
 
-def flower_status(folder: ServerFolder, numbers: list[str]) -> str:
-    """Return what Flower says of the last start of a run; empty where it cannot be asked.
-
-    Args:
-        folder: of the server.
-        numbers: Flower's ids of all starts.
-    """
-    if not numbers:
-        return ""
-    try:
-        runs = folder.flower.ask("list", CONNECTION, "--run-id", numbers[-1])["runs"]
-    except UserError:
-        return ""
-    return str(runs[0]["status"]) if runs else "unknown"
-
-
-def _as_flower_sees_it(folder: ServerFolder, state: RunState, numbers: list[str]) -> None:
+def _as_flower_sees_it(folder: ServerFolder, state: RunState, run: Path) -> None:
     """A run that ended before its first event is not starting any more."""
-    found = flower_status(folder, numbers)
+    begun = starts(run)
+    found = flower_status(folder, begun[-1]["run"]) if begun else ""
     if found.startswith("finished"):
         state.phase = "stopped"
         state.reason = f"Flower says '{found}'; superlink.log in the server's folder has more"

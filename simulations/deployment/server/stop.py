@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulations.deployment.flower_home import CONNECTION
+from simulations.deployment.server.flower_status import flower_status
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.submit import run_folder, starts
 
@@ -21,8 +22,11 @@ def stop(folder: ServerFolder, name: str) -> list[str]:
     begun = starts(run)
     if not begun:
         return [f"{run.name} was never started; its folder is {run}"]
-    folder.flower.ask("stop", begun[-1]["run"], CONNECTION)
-    folder.events.write("run_stopped", run=run.name, flower=begun[-1]["run"])
+    numbers = [start["run"] for start in reversed(begun)]
+    alive = (n for n in numbers if not flower_status(folder, n).startswith("finished"))
+    number = next(alive, numbers[0])
+    folder.flower.ask("stop", number, CONNECTION)
+    folder.events.write("run_stopped", run=run.name, flower=number)
     return [
         f"stopped {run.name}; the checkpoint after its last step stands",
         f"next: deal submit --resume {run.name} --dir {folder.path} goes on from there",

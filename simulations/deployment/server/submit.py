@@ -17,6 +17,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.lock import exclusive_lock
 from simulations.deployment.flower_home import CONNECTION
+from simulations.deployment.server.flower_status import flower_status
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.site_registry import registered
 from simulations.engines.flower import app_folder
@@ -56,6 +57,11 @@ def submit(folder: ServerFolder, submission: Submission) -> list[str]:
     folder.settings()
     sites = list(registered(folder))
     if submission.resume:
+        if submission.overrides or submission.seed is not None:
+            raise UserError(
+                "deal submit: a run goes on with the settings that it was started with; leave out "
+                "--set and --seed, or submit the experiment anew"
+            )
         experiment = continued(folder, submission.resume, sites)
     else:
         experiment = begun(folder, submission, sites)
@@ -64,7 +70,7 @@ def submit(folder: ServerFolder, submission: Submission) -> list[str]:
     with exclusive_lock(run.launching):
         check_folder(experiment)
         if submission.resume:
-            _nobody_writes(run.path)
+            _nobody_writes(folder, run.path)
         record(experiment)
         number = _start(folder, experiment, run.path)
     name = run.path.name
@@ -183,10 +189,16 @@ def _at(experiment: Experiment, out: str, sites: tuple[str, ...]) -> Experiment:
     return experiment.model_copy(update={"run": run, "federation": federation, "data": data})
 
 
-def _nobody_writes(run: Path) -> None:
-    """Raise where the run that should go on has not ended."""
+def _nobody_writes(folder: ServerFolder, run: Path) -> None:
+    """Raise where the run that should go on has not ended, or is about to begin."""
     with exclusive_lock(RunFolder(run).writing):
         pass
+    begun = starts(run)
+    found = flower_status(folder, begun[-1]["run"]) if begun else ""
+    if found and not found.startswith(("finished", "unknown")):
+        raise UserError(
+            f"{run.name} was continued a moment ago and has not begun; wait, and see deal status"
+        )
 
 
 def _start(folder: ServerFolder, experiment: Experiment, run: Path) -> str:

@@ -38,6 +38,7 @@ from simulations.deployment.site.allowed_apps import allowed_apps
 from simulations.deployment.site.labels import agreed_labels, compare_labels, declared_labels
 from simulations.deployment.site.own_app import own_digest
 from simulations.deployment.site.secure_sums import check_secure_sums
+from simulations.deployment.site.start import make_private
 from simulations.deployment.site_keys import fingerprint_of_private_key
 from simulations.run.privacy_warnings import both_sides_warning, identifier_warning
 
@@ -148,7 +149,7 @@ def check_state(site: SiteFile) -> Iterator[str]:
     """
     state = Path(site.site.state)
     try:
-        state.mkdir(parents=True, exist_ok=True)
+        make_private(state)
         probe = state / ".check"
         probe.write_text("x")
         probe.unlink()
@@ -291,11 +292,14 @@ def check_connection(site: SiteFile) -> Iterator[str]:
         UserError: no connection, another server, or a clock that is too far off.
     """
     host, _, port = site.server.address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UserError(f"server.address '{site.server.address}': write it as HOST:PORT")
     if not Path(site.server.certificate).is_file():
         return
-    context = ssl.create_default_context(cafile=site.server.certificate)
+    try:
+        context = ssl.create_default_context(cafile=site.server.certificate)
+    except OSError:  # no certificate: what is wrong with it is told where keys are checked
+        return
     connection = HTTPSConnection(
         host.strip("[]"), int(port), timeout=CONNECT_SECONDS, context=context
     )

@@ -51,10 +51,17 @@ def start_site(folder: Path) -> int:
             f"{site.server.certificate}: not there; it is the ca.crt of the server's administrator"
         )
     state = Path(site.site.state)
-    state.mkdir(parents=True, exist_ok=True)
+    make_private(state)
     home = FlowerHome(state / "flower")
     command = supernode_command(folder)
     return _keep_going(site, command, home, state / "supernode.log", state / "site.pid")
+
+
+def make_private(state: Path) -> None:
+    """Make the state folder, and let its owner alone into it: log and ledger are the site's."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if state.stat().st_mode & 0o077:
+        state.chmod(0o700)
 
 
 def _keep_going(site: SiteFile, command: list[str], home: FlowerHome, log: Path, pid: Path) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -177,3 +179,50 @@ def test_the_server_shows_the_same_fingerprints(
     assert line.startswith("north ")
     assert own(site) in line
     assert "deal site check" in cure
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerFolder:
+    folder = server_folder(str(tmp_path / "server"))
+    init_server(folder, ServerSettings(hosts=("example.org",)))
+    asked: list[tuple[str, ...]] = []
+
+    class Flower:
+        @staticmethod
+        def ask(*words: str) -> dict[str, str]:
+            asked.append(words)
+            time.sleep(0.2)
+            return {"node-id": str(len(asked))}
+
+    Flower.asked = asked
+    monkeypatch.setattr(ServerFolder, "flower", Flower)
+    return folder
+
+
+def key_of(folder: Path, name: str) -> Path:
+    path = folder / f"{name}.pub"
+    path.write_bytes(make_key_pair(name).public)
+    return path
+
+
+def test_two_sites_that_are_added_at_the_same_time_are_both_there(
+    server: ServerFolder, tmp_path: Path
+):
+    keys = {name: key_of(tmp_path, name) for name in ("north", "south", "west")}
+    with ThreadPoolExecutor(3) as pool:
+        for name, key in keys.items():
+            pool.submit(site_registry.add_site, server, name, key)
+    assert set(site_registry.registered(server)) == set(keys)
+
+
+def test_a_list_that_cannot_be_written_leaves_no_key_behind(
+    server: ServerFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(path: Path, sites: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(site_registry, "_write", full)
+    with pytest.raises(UserError, match="No space left"):
+        site_registry.add_site(server, "north", key_of(tmp_path, "north"))
+    assert [words[1] for words in ServerFolder.flower.asked] == ["register", "unregister"]
+    assert site_registry.registered(server) == {}

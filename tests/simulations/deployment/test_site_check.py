@@ -383,3 +383,28 @@ def test_a_site_with_few_test_rows_knows_that_its_counts_are_in_no_sum(site: Pat
     assert told.startswith(f"task 'triage': {len(GOOD)} test rows")
     assert "policy.min_records = 32" in told
     assert not any("evaluations out" in line for line in checked(site, plain).warnings)
+
+
+@pytest.mark.parametrize("text", ["", "<html>not found</html>"])
+def test_a_certificate_that_is_none_is_told_and_nothing_of_the_rest_is_lost(
+    site: Path, text: str
+) -> None:
+    (site / "ca.crt").write_text(text)
+    report = check_site(site, None, offline=False)
+    assert any("ca.crt" in line for line in report.problems)
+    assert any("task 'triage'" in line for line in report.lines)
+
+
+def test_a_port_that_is_none_is_one_line(site: Path) -> None:
+    path = site / "site.toml"
+    path.write_text(path.read_text().replace("127.0.0.1:1", "127.0.0.1:99443"))
+    assert any("HOST:PORT" in line for line in check_site(site, None, offline=False).problems)
+
+
+def test_a_state_folder_elsewhere_is_its_owners_alone(site: Path, tmp_path: Path) -> None:
+    state = tmp_path / "elsewhere"
+    state.mkdir(mode=0o755)
+    path = site / "site.toml"
+    path.write_text(path.read_text().replace('state = "state"', f'state = "{state}"', 1))
+    checked(site)
+    assert state.stat().st_mode & 0o777 == 0o700

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.events import EventLog, read_events
 from server.folder import RunFolder
@@ -19,6 +21,8 @@ from simulations.deployment.server.folder import ServerFolder, ServerSettings, s
 from simulations.deployment.server.metrics import RunFigures, serve
 from simulations.deployment.server.run_state import RunState, run_state, state_of
 from simulations.deployment.server.status import described, status
+from simulations.deployment.server.stop import stop
+from simulations.deployment.server.submit import Submission, _nobody_writes, submit
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.page.render import render
 from simulations.report.run.page import run_page
@@ -245,3 +249,78 @@ def test_a_line_that_a_crash_cut_off_does_not_spoil_those_that_follow(tmp_path: 
     log.mend()
     log.write("second")
     assert [event["event"] for event in read_events(log.path)] == ["first", "second"]
+
+
+def quiet_server(monkeypatch: pytest.MonkeyPatch, folder: Path) -> ServerFolder:
+    monkeypatch.setattr("simulations.deployment.server.status.connected", lambda folder: ({}, ""))
+    monkeypatch.setattr(ServerFolder, "settings", lambda self: None)
+    return server_folder(str(folder))
+
+
+def test_before_any_run_a_script_gets_json_too(tmp_path, monkeypatch, capsys) -> None:
+    status(quiet_server(monkeypatch, tmp_path), "", Console(), as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"run": "", "connected": {}}
+
+
+@pytest.mark.parametrize(("since", "phase"), [(1.0, "stopped"), (3.0, "starting")])
+def test_a_run_that_was_continued_is_starting_while_it_waits_for_its_sites(
+    tmp_path, monkeypatch, capsys, since: float, phase: str
+) -> None:
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 1, "sites": ["x"]}
+    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
+    stopped = {"event": "run_stopped", "time": 2.0, "reason": "UserError: quorum"}
+    lines = [json.dumps(event) + "\n" for event in (started, stopped)]
+    RunFolder(run).metrics.write_text("".join(lines))
+    (run / "starts.jsonl").write_text(json.dumps({"run": "7", "time": since}) + "\n")
+    said = "simulations.deployment.server.status.flower_status"
+    monkeypatch.setattr(said, lambda folder, number: "running")
+    status(quiet_server(monkeypatch, tmp_path), "one", Console(), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["phase"] == phase
+    assert bool(told["reason"]) == (phase == "stopped")
+
+
+@pytest.mark.parametrize("found", ["running", "pending", "finished:failed", "unknown", ""])
+def test_a_run_that_was_continued_a_moment_ago_is_not_continued_again(
+    tmp_path, monkeypatch, found: str
+) -> None:
+    run = tmp_path / "one"
+    run.mkdir()
+    (run / "starts.jsonl").write_text(json.dumps({"run": "7", "time": 1.0}) + "\n")
+    monkeypatch.setattr(
+        "simulations.deployment.server.submit.flower_status", lambda folder, number: found
+    )
+    if found in ("running", "pending"):
+        with pytest.raises(UserError, match="a moment ago"):
+            _nobody_writes(server_folder(str(tmp_path)), run)
+    else:
+        _nobody_writes(server_folder(str(tmp_path)), run)
+
+
+def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(
+    tmp_path, monkeypatch
+) -> None:
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    lines = [json.dumps({"run": number, "time": 1.0}) + "\n" for number in ("7", "8")]
+    (run / "starts.jsonl").write_text("".join(lines))
+    asked: list[tuple[str, ...]] = []
+    folder = quiet_server(monkeypatch, tmp_path)
+    flower = SimpleNamespace(ask=lambda *words: asked.append(words))
+    monkeypatch.setattr(ServerFolder, "flower", flower)
+    found = {"7": "running", "8": "finished:failed"}
+    monkeypatch.setattr(
+        "simulations.deployment.server.stop.flower_status", lambda folder, number: found[number]
+    )
+    stop(folder, "one")
+    assert asked[0][:2] == ("stop", "7")
+
+
+def test_a_run_goes_on_with_the_settings_that_it_was_started_with(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("simulations.deployment.server.submit.registered", lambda folder: {})
+    folder = quiet_server(monkeypatch, tmp_path)
+    for given in ({"overrides": ("federation.quorum=0.3",)}, {"seed": 1}):
+        with pytest.raises(UserError, match="leave out --set and --seed"):
+            submit(folder, Submission("", "one", **{"overrides": (), "seed": None} | given))
