@@ -184,7 +184,13 @@ class Federation:
         own = list(self.plan.work(step.stage))
         if begin_task is None or not own:
             return state.current
-        met = [task for task in self.plan.met(step.stage) if task not in own]
+        # Of a task with the very same labels the directions are this one's: it learns on in them.
+        same = {frozenset(self._labels[task]) for task in own}
+        met = [
+            task
+            for task in self.plan.met(step.stage)
+            if task not in own and frozenset(self._labels[task]) not in same
+        ]
         labels, earlier = self._labels_of(own), self._labels_of(met)
 
         def vectors(names: list[str]) -> Tensor:

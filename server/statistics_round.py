@@ -72,10 +72,11 @@ class StatisticsRound:
         return state, one.record(sent, received, None, False, started, history)
 
     def asked(self, eligible: Mapping[str, str], history: History) -> dict[str, str]:
-        """Return whom to ask, and for which task: for sums that each gives once all that have not
-        given theirs, however few a round samples."""
+        """Return whom to ask, and for which task, however few a round samples: sums are of all
+        records, or of none that anybody could name. For sums that each gives once, all that have
+        not given theirs."""
         if not self.statistics.once:
-            return self.round.sample(eligible)
+            return dict(eligible)
         given = history.collected
         return {name: task for name, task in eligible.items() if name not in given.get(task, ())}
 

@@ -48,6 +48,7 @@ from deal_core.errors import choose
 __all__ = [
     "AGGREGATION_RULES",
     "BOTH",
+    "LAID_OUT_ANEW",
     "LORA_A",
     "LORA_B",
     "NUMERICAL",
@@ -83,6 +84,9 @@ AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
     "flexlora-truncated": lambda config: FlexLora(keep_tail=False),
 }
 """Name to rule. Inexact: ``fedit``, ``flexlora-truncated``, and any with a rank cap."""
+
+LAID_OUT_ANEW = frozenset({"flexlora", "flexlora-truncated"})
+"""Rules after which both factors are others: what a format lost of the old ones fits no more."""
 
 RULES_OF_KINDS: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
     "ffa-a": lambda config: Ffa(LORA_A),

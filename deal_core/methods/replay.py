@@ -66,7 +66,9 @@ class Replay:
         old = kept_examples(task.past, self.config.share)
         if not old:
             return learning
-        generator = seeded("replay", fingerprint(state.current))  # other partners in every round
+        # Other partners in every round, also where what is learnt goes into the residual.
+        moved = [each for each in (state.current, state.residual) if each is not None]
+        generator = seeded("replay", *map(fingerprint, moved))
         partners = paired(old, len(data), generator)
         labels = [share().labels for share in task.past.shares]
         return Replayed(model, learning, labels, partners, self.config.weight)

@@ -79,10 +79,17 @@ def count_both(
     for batch in evaluation_batches(data, alone):
         scores = finite_scores(score, batch).cpu()
         targets = torch.tensor([data[i].target for i in batch])
-        right += _counted(scores[:, own].argmax(dim=1) == targets, batch, weights)
-        among_all = classes[scores.argmax(dim=1)] == classes[own[targets]]
+        right += _counted(_best(scores[:, own]) == targets, batch, weights)
+        best = _best(scores)
+        among_all = (best >= 0) & (classes[best] == classes[own[targets]])
         right_all += _counted(among_all, batch, weights)
     return right, right_all
+
+
+def _best(scores: Tensor) -> Tensor:
+    """Return the column of the largest score, -1 where no score is a number: that is no answer."""
+    numbers = scores.nan_to_num(nan=-torch.inf)
+    return torch.where(numbers.max(dim=1).values > -torch.inf, numbers.argmax(dim=1), -1)
 
 
 def _counted(right: Tensor, batch: Sequence[int], weights: Sequence[float] | None) -> float:

@@ -28,19 +28,24 @@ def public_inputs(
     """
     load_state(model, state)
     sums: dict[str, Tensor] = {}
+    _read(model, tasks)  # vectors of names, by the frozen model, are made once: not while it counts
     hooks = [
         layer.register_forward_pre_hook(_watching(name, sums))
         for name, layer in lora_layers(model.module).items()
     ]
     try:
-        with torch.no_grad():
-            for labels, instruction in tasks:
-                for item in label_texts(model, labels, instruction):
-                    model.forward_train([item], labels, ())
+        _read(model, tasks)
     finally:
         for hook in hooks:
             hook.remove()
     return sums
+
+
+def _read(model: LanguageModel, tasks: Sequence[tuple[Sequence[str], str]]) -> None:
+    with torch.no_grad():
+        for labels, instruction in tasks:
+            for item in label_texts(model, labels, instruction):
+                model.forward_train([item], labels, ())
 
 
 def _watching(name: str, sums: dict[str, Tensor]) -> Any:

@@ -98,8 +98,14 @@ def require_counts(count: Tensor) -> float:
 
 def scatter(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
     """Return the scatter within classes, ``sum_x x x^T - sum_c s_c s_c^T / n_c``."""
-    scaled = total / count.clamp(min=1.0).sqrt()[:, None]
+    scaled = total / filled(count).sqrt()[:, None]
     return gram - scaled.T @ scaled
+
+
+def filled(count: Tensor) -> Tensor:
+    """Return numbers of examples to divide by: as they are, also below 1, as those of a client are
+    whose weight is capped; 1 where there are none."""
+    return torch.where(count > 0, count, 1.0)
 
 
 def with_scatter(sums: Tensors) -> Tensors:

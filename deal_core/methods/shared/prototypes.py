@@ -19,6 +19,7 @@ from deal_core.methods.shared.class_sums import (
     SUM,
     check,
     collect,
+    filled,
     scatter,
     shapes,
     symmetric,
@@ -148,7 +149,7 @@ def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
 def _rows(count: Tensor, total: Tensor, within: Tensor | None, config: PrototypeConfig) -> Tensor:
     """Return weights and biases, ``(labels, size + 1)``, float64; ``within``: the covariance in
     whose metric class means are compared, None: none."""
-    records = count.clamp(min=1.0)
+    records = filled(count)
     means = total / records[:, None]
     weights, lost = means, torch.zeros_like(records)
     if within is not None:
@@ -157,7 +158,8 @@ def _rows(count: Tensor, total: Tensor, within: Tensor | None, config: Prototype
         metric = within + added * torch.eye(size, dtype=within.dtype)
         factored = torch.linalg.lu_factor(metric)
         weights = torch.linalg.lu_solve(*factored, means.T).T
-        lost = 0.5 * torch.linalg.lu_solve(*factored, within).trace() / records  # (M65)
+        spread = 0.5 * torch.linalg.lu_solve(*factored, within).trace()
+        lost = spread / records.clamp(min=1.0)  # (M65)
     bias = config.few_records * lost - 0.5 * (weights * means).sum(dim=1)
     bias[count == 0] = ABSENT
     return torch.cat([weights, bias[:, None]], dim=1)

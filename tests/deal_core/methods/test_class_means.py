@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from deal_core.config.method import PrototypeConfig
 from deal_core.methods import statistics_of
-from deal_core.methods.shared.prototypes import ABSENT
+from deal_core.methods.shared.class_sums import COUNT, SUM, scatter
+from deal_core.methods.shared.prototypes import ABSENT, heads
 from deal_core.randomness import seeded
 from deal_core.wire.sum_codes import ROWS, SUM_CODES
 from tests.deal_core.methods.sums import (
@@ -161,6 +163,22 @@ def test_rounded_heads_answer_as_exact_ones_do():
     rounded = rows.decode(rows.encode(weights.double())).float()
     exactly, coarsely = ((x @ own.T + bias).argmax(1) for own in (weights, rounded))
     assert (exactly == coarsely).float().mean() > 0.98
+
+
+def test_a_client_whose_weight_is_capped_moves_no_mean_of_a_label_that_it_alone_has():
+    """Its sums and counts are shortened alike, so that a count may be below 1."""
+    x, _ = data(4)
+    alone = x[:1]
+    count, total = torch.tensor([1.0, 20.0]).double(), torch.stack([alone[0], 20 * x[1]]).double()
+    few = count * torch.tensor([0.1, 1.0]), total * torch.tensor([[0.1], [1.0]])
+    config = PrototypeConfig(covariance="none", names=0.0)
+    heads_of = [
+        heads({f"{COUNT}/t": c, f"{SUM}/t": s}, config)["t"] for c, s in ((count, total), few)
+    ]
+    torch.testing.assert_close(*heads_of)
+    own = alone.double()
+    left = scatter(torch.tensor([0.1]).double(), 0.1 * own, 0.1 * own.T @ own)
+    assert float(left.abs().max()) < 1e-8  # and not 0.09
 
 
 def test_a_label_that_nobody_has_shown_is_never_the_answer():

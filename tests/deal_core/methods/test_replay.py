@@ -138,3 +138,6 @@ def test_partners_change_with_the_round(minilm, start, random_adapter, old_share
     assert first.partners == again.partners
     assert first.partners != second.partners
     assert len(objective(minilm, start, many, share=1.0)[0].partners) == 3
+    apart = State(start.current, start.retained, random_adapter(start.current.shapes, 2, 1.0, 3))
+    third, _ = objective(minilm, apart, old_shares, share=1.0)  # what flora has learnt
+    assert first.partners != third.partners

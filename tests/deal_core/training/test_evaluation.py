@@ -53,6 +53,14 @@ def test_of_equal_scores_the_first_column_wins():
     assert count_both(scorer([[0.5, 0.1, 0.1, 0.5]]), examples(0), own) == (1, 1)
 
 
+def test_scores_that_are_no_numbers_are_no_answer():
+    """Else a model that gives none would be right wherever the first label is."""
+    nan = float("nan")
+    space = answer_space("heart", LEARNT["heart"], {}, shared_labels=True)
+    assert count_both(scorer([[nan, nan], [nan, nan]]), examples(0, 1), space) == (0, 0)
+    assert count_both(scorer([[nan, 0.3], [0.3, nan]]), examples(1, 1), space) == (1, 1)
+
+
 def test_before_anything_is_learnt_both_protocols_are_the_same():
     space = answer_space("heart", LEARNT["heart"], {}, shared_labels=True)
     rows = [[0.2, 0.1], [0.2, 0.1], [0.0, 0.3]]

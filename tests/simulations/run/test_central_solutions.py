@@ -221,6 +221,11 @@ def test_a_probe_takes_the_steps_of_one_machine_and_stops_short_of_the_minimum(
     assert np.array_equal(*answers)
 
 
+def test_a_sample_of_clients_gives_the_same_since_sums_are_asked_of_all(learnt, everything):
+    [head] = learnt("by size", *ONE_PROBE, "federation.clients_per_round=2")
+    assert off(head, stepped(everything(PROBE.layers)[0], PROBE.rounds)) < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_probe_with_more_rounds_is_the_central_minimum(learnt, everything, split):
