@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean, pstdev
 
+from deal_core.config.experiment import Experiment
 from server.results import ClientResult
+from simulations.output.markdown import DASH
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Section, Table, Text
 from simulations.report.page.numbers import percent, pointer, size, time, whole
@@ -125,7 +127,7 @@ def _row(
 ) -> tuple[Cell, ...]:
     average = found.average_accuracy if found else None
     replies, seconds = len(log.replies), sum(log.replies.values())
-    idle = Counter(log.idle.values())
+    idle, secret = Counter(log.idle.values()), draws_are_secret(run.experiment)
     return (
         log.name,
         whole(_examples(log)),
@@ -133,11 +135,17 @@ def _row(
         percent(start),
         percent(average, pointer("per_client", number, "average_accuracy") if number else ""),
         _lowest(run, found),
-        whole(replies - len(log.excluded)),
+        DASH if secret else whole(replies - len(log.excluded)),
         whole(log.left_out),
-        time(seconds / replies if seconds else None),
+        time(seconds / replies if seconds and not secret else None),
         ", ".join(f"{IDLE.get(code, code)} ({n} ×)" for code, n in idle.items()) or "–",
     )
+
+
+def draws_are_secret(experiment: Experiment) -> bool:
+    """Return whether an epsilon counts on nobody knowing who was drawn in which round."""
+    privacy = experiment.privacy
+    return privacy.mechanism == "client" and privacy.trusted_server
 
 
 def _examples(log: ClientLog) -> float | None:
