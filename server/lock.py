@@ -10,6 +10,9 @@ from filelock import FileLock, Timeout
 
 from deal_core.errors import UserError
 
+PATIENCE = 0.5
+"""Seconds for which somebody may look whether a lock is held."""
+
 
 @contextmanager
 def exclusive_lock(lock: Path) -> Iterator[None]:
@@ -20,7 +23,7 @@ def exclusive_lock(lock: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    held = FileLock(lock, timeout=0)
+    held = FileLock(lock, timeout=PATIENCE)  # who only looks lets go at once
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()

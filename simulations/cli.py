@@ -197,7 +197,9 @@ def study(
     arms: Annotated[str, typer.Option(help="Run these only, e.g. deal,lwf.")] = "",
     orders: Annotated[str, typer.Option(help="Run these only, e.g. order1.")] = "",
     settings: Annotated[str, typer.Option(help="Run these only, e.g. share10,share58.")] = "",
-    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Runs at a time; 0: one per core, or per GPU.")
+    ] = 0,
     report: Annotated[bool, typer.Option("--report", help="Only renew the tables.")] = False,
 ) -> None:
     """Run a grid of methods, orders, seeds and settings; the same command continues it."""
@@ -263,7 +265,9 @@ def budgets(
         str, typer.Option(help="Other experiments at the same budgets, e.g. private-sums.")
     ] = "",
     audit: Annotated[str, typer.Option(help="Folder of a `deal audit` to show beside.")] = "",
-    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0: one per core.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Runs at a time; 0: one per core, or per GPU.")
+    ] = 0,
     report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
 ) -> None:
     """Accuracy, forgetting and worst client against epsilon; the same command continues it."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from deal_core.config.table import Table
 
@@ -23,10 +23,6 @@ def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 Labels = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 """Of a task; none: its answers are texts."""
-
-
-OWN_ANSWERS = frozenset({"medmcqa", "embedded", "hub"})
-"""Sources that know the labels of their tasks."""
 
 
 class PartitionConfig(Table):
@@ -135,18 +131,3 @@ class DataConfig(Table):
     """Task name to its own columns (files)."""
     hub: dict[str, HubTask] = Field(default_factory=dict)
     """Task name to the hub data set behind it (hub)."""
-
-    @model_validator(mode="after")
-    def _answers_are_declared_where_they_count(self) -> Self:
-        own = self.source in OWN_ANSWERS
-        if self.labels and own:
-            raise ValueError(
-                f'with source = "{self.source}" a task has the labels of its data; leave labels '
-                "out, which are for files and sites"
-            )
-        if self.generation and self.source == "medmcqa":
-            raise ValueError('answers are labels with source = "medmcqa"; leave generation out')
-        both = [task for task in self.generation if self.labels.get(task)]
-        if both:
-            raise ValueError(f"task '{both[0]}' has labels and is in generation; leave one out")
-        return self

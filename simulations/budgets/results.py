@@ -9,7 +9,7 @@ from statistics import fmean
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.models import has_label_logits
+from deal_core.methods.auto_settings import resolve_auto
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import LedgerEvent, assumed_honest, composed
 from deal_core.privacy.mechanisms.registry import mechanism_of
@@ -208,12 +208,8 @@ def _point(
 
 
 def has_class_means(experiment: Experiment) -> bool:
-    """Return whether class means of ``deal`` answer in a run, as ``auto`` decides; nothing of the
-    model is read."""
-    enabled, private = experiment.method.prototype.enabled, experiment.privacy.mechanism != "none"
-    learns_alone = private or experiment.train.step == "server"
-    fits = has_label_logits(experiment.model) and not learns_alone
-    return experiment.method.name == "deal" and (enabled == "on" or (enabled == "auto" and fits))
+    """Return whether class means of ``deal`` answer in a run, as ``auto`` decides."""
+    return experiment.method.name == "deal" and resolve_auto(experiment).prototype.enabled == "on"
 
 
 def _way(private: Results, free: Results) -> float | None:

@@ -17,6 +17,9 @@ from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
 from server.folder import RunFolder
 
+FORM = 1
+"""Of the records that are written."""
+
 
 class TaskRecord(BaseModel):
     """The rows of a task.
@@ -37,13 +40,15 @@ class DataRecord(BaseModel):
     """The rows of a run, task by task, as its clients have them.
 
     Attributes:
-        public: SHA-256 of the public texts; empty: there are none, or a version before wrote this.
+        public: SHA-256 of the public texts; empty: there are none.
+        form: what is hashed; 0: a version wrote it that looked at other rows than clients have.
     """
 
     model_config = ConfigDict(frozen=True)
 
     tasks: dict[str, TaskRecord]
     public: str = ""
+    form: int = 0
 
 
 def data_record(experiment: Experiment) -> DataRecord:
@@ -53,10 +58,12 @@ def data_record(experiment: Experiment) -> DataRecord:
         UserError: they cannot be read.
     """
     names = open_source(experiment.data, experiment.privacy.unit_column).task_names()
-    public = experiment.method.consolidation.public_path
+    consolidation = experiment.method.consolidation
+    public = consolidation.public_path if consolidation.data == "public" else ""
     return DataRecord(
         tasks={name: _record(load_for_clients(experiment, name)) for name in names},
         public=_sha256(read_public(public, experiment.data)) if public else "",
+        form=FORM,
     )
 
 
@@ -105,7 +112,7 @@ def _changes(before: DataRecord, now: DataRecord, folder: str) -> Iterator[str]:
             f"{folder} was started with; put the old file back, or start in another --out"
         )
     for task, record in now.tasks.items():
-        old = before.tasks.get(task)
+        old = before.tasks.get(task) if before.form == now.form else None
         if old is not None and old != record:
             yield (
                 f"--resume: the rows of task '{task}' are not those that the run in {folder} was "

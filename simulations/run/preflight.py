@@ -273,7 +273,36 @@ def check_data(experiment: Experiment) -> None:
 
 TABLES = tuple(Experiment.model_fields)
 MODEL, METHOD = "the model's names", "the method's name"
+OWN_ANSWERS = frozenset({"medmcqa", "embedded", "hub"})
+"""Sources that know the labels of their tasks."""
+
+
+def check_declared(experiment: Experiment) -> None:
+    """Check that labels and tasks of texts are declared where a source asks for them: else heads
+    would be of labels in one order, and scores of labels in another.
+
+    Raises:
+        UserError: they are declared where nobody reads them, or twice.
+    """
+    data = experiment.data
+    if data.labels and data.source in OWN_ANSWERS:
+        raise UserError(
+            f'data.labels: with data.source = "{data.source}" a task has the labels of its data; '
+            "leave it out, it is for files and sites"
+        )
+    if data.generation and data.source == "medmcqa":
+        raise UserError(
+            'data.generation: answers are labels with data.source = "medmcqa"; leave it out'
+        )
+    both = [task for task in data.generation if data.labels.get(task)]
+    if both:
+        raise UserError(
+            f"task '{both[0]}' is in data.labels and in data.generation; leave it out of one"
+        )
+
+
 NAMES = (
+    Check(check_declared, reading("data")),
     Check(check_method, reading("method"), settles=METHOD),
     Check(check_model_names, reading("model", "adapter"), settles=MODEL),
     Check(check_aggregation, reading("aggregation", "method", "adapter")),

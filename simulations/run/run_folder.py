@@ -21,9 +21,9 @@ RECORD = "experiment.toml"
 """The whole experiment, beside the results; it can be run again as it is."""
 
 PRECISION, AUTO = "train.precision", "auto"
+"""The key whose default leaves it to the machine."""
 TASK_TABLES = frozenset({"data.files", "data.hub"})
 """Settings that hold a table for each task."""
-"""The key whose default leaves it to the machine."""
 
 
 def check_folder(experiment: Experiment) -> None:
@@ -120,7 +120,9 @@ def _said(key: str, value: Value) -> Any:
 
 
 def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if value not in ("", {}, [])}
+    """Where a folder lies says nothing: ``data.path`` does not either."""
+    said = {key: value for key, value in table.items() if value not in ("", {}, [])}
+    return {k: v for k, v in said.items() if k != "path" or not Path(str(v)).expanduser().is_dir()}
 
 
 def recorded(folder: Path) -> Experiment:

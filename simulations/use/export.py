@@ -13,7 +13,7 @@ from deal_core.errors import UserError, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
 from deal_core.models.loading import EMBEDDED, quiet, with_revision
 from server.model_card import hub_name, map_card, merged_card, with_code
-from simulations.use.prompts import asking_code, prompts_of, write_prompts
+from simulations.use.prompts import PROMPTS, asking_code, prompts_of, write_prompts
 from simulations.use.push import check_token, upload
 
 if TYPE_CHECKING:
@@ -146,14 +146,14 @@ def write_adapter(source: AdapterFolder, inference: Inference, to: Path, push: b
     _write_labels(inference, to)
     if _map_of(inference) is not None:
         return write_map(source, inference, to, base)
-    _write_prompts(inference, to, _in_folder(to, base), merged=False)
+    note = _write_prompts(inference, to, _in_folder(to, base), merged=False)
     config = json.loads(source.config.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
     config["revision"] = with_revision(inference.model.name)[1] or None
     AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     auto = "AutoPeftModel" + _auto_class(inference).removeprefix("AutoModel")
     auto += "ForFeatureExtraction" if auto == "AutoPeftModel" else ""
-    return [f"{to}: an adapter of {base}; load it with peft.{auto}.from_pretrained"]
+    return [f"{to}: an adapter of {base}; load it with peft.{auto}.from_pretrained", *note]
 
 
 def write_map(source: AdapterFolder, inference: Inference, to: Path, base: str) -> list[str]:
@@ -297,13 +297,21 @@ def _write_labels(inference: Inference, to: Path) -> None:
         save_file(label_embeddings(inference), to / LABELS)
 
 
-def _write_prompts(inference: Inference, to: Path, base: str, merged: bool) -> None:
-    """What others ask a model with that answers in words, and the lines for it in the card."""
-    write_prompts(inference, to)
+def _write_prompts(inference: Inference, to: Path, base: str, merged: bool) -> list[str]:
+    """Write what others ask a model with that answers in words, and the lines for it in the card.
+
+    Returns:
+        A note, where the tokeniser is not here, which makes them.
+    """
+    try:
+        write_prompts(inference, to)
+    except UserError as reason:
+        return [f"{PROMPTS} is left out: {reason}"]
     code, card = asking_code(inference, base, merged), AdapterFolder(to).card
     if code and card.exists():
         text = with_code(card.read_text(encoding="utf-8"), code)
         card.write_text(text, encoding="utf-8")
+    return []
 
 
 def _in_folder(to: Path, base: str) -> str:

@@ -23,7 +23,7 @@ class LedgerEvent:
     """One private release.
 
     Attributes:
-        run: name of the experiment that asked (a hash of its settings).
+        run: name of the run that asked: a hash of its settings, and at a site the run's own name.
         task, phase, stage, server_round: where in the run; no task: of all tasks.
         mechanism: ``record``, or ``counts`` for evaluation counts with noise.
         unit: what a neighbour differs by (:mod:`~deal_core.privacy.accounting.unit`).

@@ -126,6 +126,8 @@ def state_of(run: Path) -> RunState:
     folder = RunFolder(run)
     state = run_state(read_events(folder.metrics))
     if state.phase == "running" and not held(folder.writing):
+        state = run_state(read_events(folder.metrics))  # it may have ended in between
+    if state.phase == "running" and not held(folder.writing):
         state.phase = "stopped"
         state.reason = "its process has ended without a word: the server was killed or restarted"
     if state.phase == "finished":

@@ -14,6 +14,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.data.sites import SitesSource
 from deal_core.errors import UserError
+from server.events import read_events
 from server.folder import RunFolder
 from server.lock import exclusive_lock
 from simulations.deployment.flower_home import CONNECTION
@@ -193,8 +194,10 @@ def _nobody_writes(folder: ServerFolder, run: Path) -> None:
     """Raise where the run that should go on has not ended, or is about to begin."""
     with exclusive_lock(RunFolder(run).writing):
         pass
-    begun = starts(run)
-    found = flower_status(folder, begun[-1]["run"]) if begun else ""
+    begun, events = starts(run), list(read_events(RunFolder(run).metrics))
+    if not begun or (events and events[-1]["time"] > begun[-1]["time"]):
+        return  # it has begun, and has ended since
+    found = flower_status(folder, begun[-1]["run"])
     if found and not found.startswith(("finished", "unknown")):
         raise UserError(
             f"{run.name} was continued a moment ago and has not begun; wait, and see deal status"

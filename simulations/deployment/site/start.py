@@ -66,7 +66,7 @@ def make_private(state: Path) -> None:
 
 def _keep_going(site: SiteFile, command: list[str], home: FlowerHome, log: Path, pid: Path) -> int:
     """Run the SuperNode, again where what has ended it will pass."""
-    was_in = pid.exists()  # whoever ended in order has taken it away
+    was_in = pid.exists()  # whoever ended in order has taken it away, or never was in
     give_up = time.monotonic() + (AFTERLIFE_SECONDS if was_in else 0.0)
     while True:
         start = log.stat().st_size if log.exists() else 0
@@ -77,6 +77,8 @@ def _keep_going(site: SiteFile, command: list[str], home: FlowerHome, log: Path,
             was_in, give_up = True, time.monotonic() + AFTERLIFE_SECONDS
         passes = HANDSHAKE in said and was_in and UNKNOWN not in said
         if not passes and (IN_USE not in said or time.monotonic() > give_up):
+            if not was_in:  # it never was: the next start has nothing to wait for
+                pid.unlink(missing_ok=True)
             raise UserError(f"{site.server.address}: {why(said)} (log: {log})")
         what = "no TLS with the server" if passes else "the server holds the connection from before"
         print(f"{what}; trying again", flush=True)

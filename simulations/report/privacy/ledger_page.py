@@ -256,7 +256,8 @@ def _row(charge: Charge) -> tuple[Cell, ...]:
             at_most(charge.delta),
             at_most(charge.epsilon, 4),
         )
-    place = (charge.run[:RUN_LETTERS], charge.task or "all tasks", charge.mechanism)
+    settings, _, own = charge.run.partition(" ")
+    place = (own or settings[:RUN_LETTERS], charge.task or "all tasks", charge.mechanism)
     return (*place, _day(charge.first), _day(charge.last), whole(charge.releases), *figures)
 
 

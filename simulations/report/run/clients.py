@@ -47,7 +47,8 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, Cell]]:
         yield "standard deviation over clients", f"{100 * spread:.1f} points"
     left_out = {each.name: each.left_out for each in run.log.clients.values() if each.left_out}
     parts = (f"{name} ({count} ×)" for name, count in left_out.items())
-    yield "left out of a round", ", ".join(parts) or "nobody"
+    if not draws_are_secret(run.experiment):
+        yield "left out of a round", ", ".join(parts) or "nobody"
     if run.results is not None:
         yield "sent by a client in every round", size(sum(run.results.wire.bytes_up))
         yield "received by a client in every round", size(run.results.wire.received)
@@ -136,9 +137,10 @@ def _row(
         percent(average, pointer("per_client", number, "average_accuracy") if number else ""),
         _lowest(run, found),
         DASH if secret else whole(replies - len(log.excluded)),
-        whole(log.left_out),
+        DASH if secret else whole(log.left_out),
         time(seconds / replies if seconds and not secret else None),
-        ", ".join(f"{IDLE.get(code, code)} ({n} ×)" for code, n in idle.items()) or "–",
+        ", ".join(f"{IDLE.get(code, code)} ({n} ×)" for code, n in idle.items() if not secret)
+        or DASH,
     )
 
 

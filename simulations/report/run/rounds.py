@@ -99,11 +99,11 @@ def table(run: RunRecord) -> Table:
             PHASES.get(each.phase, each.phase),
             ", ".join(each.tasks),
             DASH if secret else f"{each.answered - len(each.excluded)} of {each.asked}",
-            decimal(each.loss, 4),
+            DASH if secret else decimal(each.loss, 4),
             decimal(each.error, 3, f"{error}/{place}" if error else ""),
             time(each.seconds),
-            size(each.bytes_up),
-            size(each.bytes_down),
+            DASH if secret else size(each.bytes_up),
+            DASH if secret else size(each.bytes_down),
         )
         for place, each in enumerate(run.log.done)
     )

@@ -228,21 +228,6 @@ def test_missing_column_lists_the_columns(tmp_path: Path, suffix: str) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"labels": {"surgery": ("b", "a")}}, "has the labels of its data"),
-        ({"source": "hub", "labels": {"t": ("b", "a")}}, "has the labels of its data"),
-        ({"generation": ("surgery",)}, "answers are labels"),
-        ({"source": "files", "labels": {"t": ("a",)}, "generation": ("t",)}, "leave one out"),
-    ],
-)
-def test_answers_that_nobody_would_read_are_refused(settings, told) -> None:
-    """Heads would be of labels in one order, and scores of labels in another."""
-    with pytest.raises(ValueError, match=told):
-        DataConfig(**settings)
-
-
 def test_an_embedded_task_with_labels_writes_no_texts() -> None:
     config = DataConfig(source="embedded", tasks=("surgery",), generation=("surgery",))
     with pytest.raises(UserError, match="its answers are labels"):

@@ -169,8 +169,8 @@ def test_accuracy_among_all_labels_is_that_of_the_runs(done):
 
 
 def test_it_is_said_where_class_means_answer_without_privacy_alone(make_experiment):
-    free = make_experiment("method.name=deal")
-    private = make_experiment("method.name=deal", "privacy.mechanism=record")
+    auto = ("method.name=deal", "method.prototype.enabled=auto")
+    free, private = make_experiment(*auto), make_experiment(*auto, "privacy.mechanism=record")
     assert [has_class_means(each) for each in (free, private)] == [True, False]
     assert not has_class_means(make_experiment("method.name=lwf"))
     assert not has_class_means(make_experiment("method.name=deal", "method.prototype.enabled=off"))
@@ -205,7 +205,8 @@ def test_no_epsilon_without_what_it_means(done):
     for part in (*meaning, "simulation only"):
         assert part
         assert part in spent
-    assert "Lower bound: on epsilon at delta = 1e-05 per record." in text.splitlines()
+    bound = "Lower bound: on epsilon at delta = 1e-05 per record, of the audit's own experiment."
+    assert bound in text.splitlines()
     sweep = text.split("## The sweep itself")[1]
     for part in ("epsilon = ", "at delta", "per record", "composed over", "no epsilon holds"):
         assert part in sweep

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ from deal_core.config.file import parse_experiment, read_toml
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from server.folder import RunFolder
+from simulations.run.data_record import check_data_record, write_data_record
 from simulations.run.experiment import Request, find_experiment, load_experiment
-from simulations.run.preflight import preflight
+from simulations.run.preflight import check_declared, preflight
 from simulations.run.run_folder import RECORD, check_folder, differing, record
 from simulations.run.shipped import descriptions, shipped_experiments
 
@@ -186,3 +188,31 @@ def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_
     )
     hub = load_experiment(Request(str(file))).data.hub
     assert (hub["a"].path, hub["b"].path) == (str(tmp_path / "exp" / "mine"), "o/n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"labels": {"surgery": ("b", "a")}}, "has the labels of its data"),
+        ({"source": "hub", "labels": {"t": ("b", "a")}}, "has the labels of its data"),
+        ({"generation": ("surgery",)}, "answers are labels"),
+        ({"source": "files", "labels": {"t": ("a",)}, "generation": ("t",)}, "leave it out of one"),
+    ],
+)
+def test_answers_that_nobody_would_read_are_refused(settings, told) -> None:
+    with pytest.raises(UserError, match=told):
+        check_declared(Experiment(data=DataConfig(**settings)))
+
+
+def test_a_run_of_an_earlier_version_is_compared_by_what_its_record_says(tmp_path: Path) -> None:
+    experiment = load_experiment(Request("quickstart", out=str(tmp_path / "run")))
+    write_data_record(experiment)
+    path = RunFolder(tmp_path / "run").data_record
+    kept = json.loads(path.read_text())
+    kept["tasks"]["surgery"]["sha256"] = "another"
+    path.write_text(json.dumps(kept))
+    with pytest.raises(UserError, match="the rows of task 'surgery'"):
+        check_data_record(experiment)
+    del kept["form"], kept["public"]
+    path.write_text(json.dumps(kept))
+    check_data_record(experiment)
