@@ -41,7 +41,6 @@ class Progress:
         among_all: the same among all labels seen so far; empty: not known.
         zero_shot: mean over tasks before anything was learnt.
         resumed: this start continues another.
-        started: time of the start.
         step_ended: time of the end of the last round or evaluation.
         training: a round is at work.
         rounds_took, evaluations_took: seconds of all rounds, and of all evaluations beside them,
