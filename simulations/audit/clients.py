@@ -65,7 +65,7 @@ def canary_clients(training: Training, listener: Listener) -> Found:
 
 def _server_side(experiment: Experiment, folder: Path) -> ServerSide:
     """Return the mechanism at the server as a run has it, with its ledger in ``folder``."""
-    rounds = len(private_rounds(_steps(experiment), phases_of(method_of(experiment))))
+    rounds = len(_private_steps(experiment))
     if experiment.privacy.mechanism == "none":  # everybody is in the mean: nothing is hidden
         everybody = experiment.federation.model_copy(update={"clients_per_round": 0})
         experiment = experiment.model_copy(update={"federation": everybody})
@@ -74,11 +74,12 @@ def _server_side(experiment: Experiment, folder: Path) -> ServerSide:
 
 def _private_rounds(experiment: Experiment, clients: int) -> list[RoundContext]:
     """Return the rounds of a run that learn from clients' data."""
-    private = private_rounds(_steps(experiment), phases_of(method_of(experiment)))
-    return [RoundContext(step.phase, step.stage, step.server_round, clients) for step in private]
+    steps = _private_steps(experiment)
+    return [RoundContext(step.phase, step.stage, step.server_round, clients) for step in steps]
 
 
-def _steps(experiment: Experiment) -> list[Step]:
+def _private_steps(experiment: Experiment) -> list[Step]:
     plan = make_plan(experiment, open_source(experiment.data).task_names(), ["a client"])
     method = method_of(experiment)
-    return schedule(plan.stages, phases_after(method, plan.joint_tasks))
+    steps = schedule(plan.stages, phases_after(method, plan.joint_tasks))
+    return private_rounds(steps, phases_of(method))

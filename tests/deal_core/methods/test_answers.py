@@ -37,8 +37,13 @@ EARLIER = (TaskPrompt(("a", "b c"), "Text with one of"), TaskPrompt((), "Answer 
 
 @pytest.fixture
 def model(causal_folder, small_adapter, random_adapter):
-    config = ModelConfig(family="causal-lm", name=str(causal_folder), max_new_tokens=4)
-    model = load_model(config, small_adapter, 32)
+    return loaded(causal_folder, small_adapter, random_adapter)
+
+
+def loaded(folder, adapter: AdapterConfig, random_adapter):
+    """A decoder that holds adapters of rank 4, what is retained of 6, and their state."""
+    config = ModelConfig(family="causal-lm", name=str(folder), max_new_tokens=4)
+    model = load_model(config, adapter, 32)
     shapes = read(model.module).shapes
     learnt = compress(random_adapter(shapes, 4, 2.0, 5), 6)
     state = State(random_adapter(shapes, 4, 2.0, 7), learnt)
@@ -61,12 +66,7 @@ def test_a_record_adds_the_same_to_the_bit_whoever_else_is_there(
     examples = [Example(text, LABELS[n % 3]) for n, text in enumerate(LETTERS)]
 
     def added(places: list[int]) -> dict[str, torch.Tensor]:
-        config = ModelConfig(family="causal-lm", name=str(folder), max_new_tokens=4)
-        model = load_model(config, adapter, 32)
-        shapes = read(model.module).shapes
-        learnt = compress(random_adapter(shapes, 4, 2.0, 5), 6)
-        state = State(random_adapter(shapes, 4, 2.0, 7), learnt)
-        load_state(model, state)
+        model, state = loaded(folder, adapter, random_adapter)
         set_trainable(model.module, frozenset({"lora_B"}))
         data = model.encode([examples[place] for place in places], LABELS)
         task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
