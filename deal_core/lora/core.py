@@ -54,9 +54,9 @@ def core_shape(factors: LoraFactors) -> tuple[int, int]:
     return size, size
 
 
-def to_core(gradient: Tensor, frame: Tensor) -> Tensor:
-    """Return the gradient of the core, ``(r, r)``, of that of ``lora_B``."""
-    return frame.T @ gradient[:, : gradient.shape[1] // 2]
+def to_core(B: Tensor, frame: Tensor) -> Tensor:
+    """Return the core, ``(r, r)``, of ``lora_B``, or the core's gradient of that of ``lora_B``."""
+    return frame.T @ B[:, : B.shape[1] // 2]
 
 
 def from_core(change: Tensor, factors: LoraFactors) -> Tensor:

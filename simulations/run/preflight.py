@@ -16,6 +16,7 @@ from deal_core.models import (
     max_positions,
 )
 from deal_core.models.prompt import read_template
+from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
 from server.tracking.tracker import check_tracker
@@ -122,11 +123,13 @@ def check_adapter_kind(experiment: Experiment) -> None:
             "to true and method.warm_start_rank to 0"
         )
     core = kind_of(adapter).core
-    if core and (experiment.train.step != "server" or adapter.rank % 2 or adapter.client_ranks):
+    if core and (adapter.rank % 2 or adapter.client_ranks):
         raise UserError(
-            f"{where} learns a core of half the rank in steps at the server; set train.step to "
-            "server, adapter.rank to an even number, and leave out adapter.client_ranks"
+            f"{where} learns a core of half the rank; set adapter.rank to an even number, and "
+            "leave out adapter.client_ranks"
         )
+    if core and experiment.train.step != "server":
+        _check_core_at_clients(experiment)
     if core and method.consolidation.data != "none":
         raise UserError(
             f"{where} has frozen factors, and rounds of consolidation train a whole adapter; set "
@@ -143,6 +146,23 @@ def check_adapter_kind(experiment: Experiment) -> None:
         raise UserError(
             f"{where} has its own place and one rank; leave out adapter.target_modules, "
             "first_layer and client_ranks"
+        )
+
+
+def _check_core_at_clients(experiment: Experiment) -> None:
+    """Noise, rounding, masks and medians are of whole factors: they would leave a core's frame."""
+    aggregation = experiment.aggregation
+    whole = {
+        "privacy.mechanism": experiment.privacy.mechanism != "none",
+        "wire.dtype": experiment.wire.dtype != EXACT,
+        "aggregation.secure": aggregation.secure,
+        "aggregation.robust": aggregation.robust != "none",
+    }
+    if any(whole.values()):
+        named = ", ".join(key for key, wrong in whole.items() if wrong)
+        raise UserError(
+            f"adapter.kind 'core' does not go with {named} in steps at the clients, which change "
+            "whole factors; set train.step to server, or leave them out"
         )
 
 

@@ -76,6 +76,24 @@ def test_what_a_core_cannot_begin_with_is_refused_before_the_start(make_experime
         check_adapter_kind(make_experiment(*CORE, override))
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "privacy.mechanism=record",
+        "wire.dtype=int8",
+        "aggregation.secure=true",
+        'aggregation.robust="median"',
+    ],
+)
+def test_what_changes_whole_factors_is_refused_where_clients_take_the_steps(
+    make_experiment, override
+):
+    check_adapter_kind(make_experiment("adapter.kind=core"))
+    key = override.partition("=")[0]
+    with pytest.raises(UserError, match=f"does not go with {key} in steps at the clients"):
+        check_adapter_kind(make_experiment("adapter.kind=core", override))
+
+
 def write_data(folder: Path) -> None:
     for task, labels in LABELS.items():
         (folder / task).mkdir(parents=True)
@@ -227,6 +245,21 @@ def test_the_evaluation_counts_what_the_predictor_answers(ran):
         answers = [predictor.answer(example.text, task).label for example in tests]
         shares.append(fmean(a == e.label for a, e in zip(answers, tests, strict=True)))
     assert read_results(ran.folder).accuracy_matrix[-1] == pytest.approx(shares)
+
+
+@THEIRS
+def test_steps_at_the_clients_leave_cores_in_their_frames(make_experiment, tmp_path):
+    """Two tasks of cores retained, and PEFT alone gives what the loaded predictor gives."""
+    local = ("train.step=client", "aggregation.secure=false", "train.learning_rate=0.05")
+    ran = played(make_experiment, "bert", tmp_path, *local)
+    factors = learnt_adapter(ran.folder)
+    for layer in {key.partition(".lora_")[0] for key in factors}:
+        A, B = (factors[f"{layer}.lora_{factor}.weight"] for factor in "AB")
+        assert np.linalg.matrix_rank(B @ A, tol=1e-5) == SIZE * len(LABELS)
+    theirs = outputs(ran.plain_peft(), "encoder-labels")
+    torch.testing.assert_close(
+        outputs(ran.predictor().model.module, "encoder-labels"), theirs, rtol=0, atol=2e-5
+    )
 
 
 def test_and_records_are_protected(make_experiment, tmp_path):
