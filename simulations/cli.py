@@ -221,7 +221,9 @@ def audit(
         typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all trainings."),
     ] = None,
     client: Annotated[int, typer.Option(min=0, help="The site that is attacked (records).")] = 0,
-    canaries: Annotated[int, typer.Option(min=2, help="Gradients, or clients.")] = 2000,
+    canaries: Annotated[
+        int, typer.Option(min=2, help="Gradients, as many as there is room for; or clients.")
+    ] = 2000,
     text_canaries: Annotated[int, typer.Option(min=0, help="Texts a task; 0: none.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the canaries.")] = 0,
     repetitions: Annotated[

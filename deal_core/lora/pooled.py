@@ -33,17 +33,22 @@ def add_pooled_map(base: nn.Module) -> None:
 def begin_pooled(current: Adapter, labels: Tensor, earlier: Tensor) -> Adapter:
     """Return the adapter that a task begins with: ``lora_A`` zero, ``lora_B`` the label basis.
 
+    Its rank ``k`` is the number of directions, so that nothing else is learnt, sent or hidden by
+    noise. Whoever is sent an adapter scales it by ``lora_alpha / k``; ``lora_B`` is ``k / rank``
+    long, so that what is learnt counts as much for every task.
+
     Args:
-        current: any, of the rank and scaling that are kept.
+        current: any, of the largest rank, and of the scaling that belongs to it.
         labels: unit vectors of the names of the task's labels, ``(labels, d)``.
         earlier: those of all earlier tasks, ``(any, d)``.
     """
     basis = label_basis(labels, earlier, current.rank)
+    size, share = basis.shape[1], basis.shape[1] / current.rank
     layers = {
-        name: LoraFactors(torch.zeros_like(factors.A), basis)
+        name: LoraFactors(factors.A.new_zeros(size, factors.A.shape[1]), share * basis)
         for name, factors in current.layers.items()
     }
-    return Adapter(layers, current.scaling)
+    return Adapter(layers, current.scaling / share)
 
 
 def map_behind(adapter: Adapter) -> Tensor:
@@ -59,8 +64,8 @@ def map_behind(adapter: Adapter) -> Tensor:
 
 
 def label_basis(labels: Tensor, earlier: Tensor, rank: int) -> Tensor:
-    """Return orthonormal columns, ``(d, rank)``, float32: (M56). Columns of zeros where the labels
-    have fewer directions of their own than ``rank``.
+    """Return orthonormal columns, ``(d, k)``, float32: (M56); one column of zeros where the labels
+    have no direction of their own.
 
     Args:
         labels: of the task, ``(labels, d)``.
@@ -71,7 +76,7 @@ def label_basis(labels: Tensor, earlier: Tensor, rank: int) -> Tensor:
     if len(earlier):
         centred = outside(centred, _strongest_first(_centred(earlier)))
     own = _strongest_first(centred)[:rank]
-    return torch.nn.functional.pad(own.T, (0, rank - len(own))).float()
+    return own.T.float() if len(own) else torch.zeros(labels.shape[1], 1)
 
 
 def _centred(labels: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.privacy.audit.canary_room import with_room
 from deal_core.privacy.audit.planted_sum import require_gradients_in_sum
 from deal_core.privacy.mechanisms.definition import Attacked
 from deal_core.privacy.mechanisms.registry import mechanism_of
@@ -58,7 +59,8 @@ class AuditRequest:
         out: folder; empty: ``runs/audit-NAME``.
         overrides: ``table.key=value``.
         client: the site that is attacked; whole clients: none in particular.
-        canaries, text_canaries: gradients, or whole clients; texts a task, 0: none are planted.
+        canaries, text_canaries: gradients (at most as many as there is room for), or whole clients;
+            texts a task, 0: none are planted.
         seed: of the canaries.
         repetitions: trainings with gradients, or with whole clients, for every budget.
         records: real ones of a task beside gradient canaries; 0: all.
@@ -140,14 +142,16 @@ def _training(
     request: AuditRequest, base: Experiment, epsilon: float, kind: Kind, repeat: int, out: Path
 ) -> Training:
     name = f"{kind}-{named(epsilon)}" + ("" if kind == "texts" else f"-{repeat}")
+    gradients = kind in ("gradients", "sums")
+    canaries = request.text_canaries if kind == "texts" else request.canaries
     return Training(
         experiment=_settled(base, epsilon, out / "cells" / name, request.client, repeat),
         kind=kind,
         client=request.client,
-        canaries=request.text_canaries if kind == "texts" else request.canaries,
+        canaries=with_room(base, canaries) if gradients else canaries,
         seed=request.seed,
         delta=base.privacy.target_delta or DELTA,
-        records=request.records if kind in ("gradients", "sums") else 0,
+        records=request.records if gradients else 0,
         repeat=repeat,
     )
 

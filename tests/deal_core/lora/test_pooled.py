@@ -24,9 +24,7 @@ def test_the_basis_is_orthonormal_and_spans_centred_labels(rank):
     labels = vectors(5, 0)
     basis = label_basis(labels, labels[:0], rank)
     own = min(rank, 4)  # centred labels have one direction less than there are
-    gram = basis.T @ basis
-    expected = torch.diag(torch.cat([torch.ones(own), torch.zeros(rank - own)]))
-    assert torch.allclose(gram, expected, atol=1e-6)
+    assert torch.allclose(basis.T @ basis, torch.eye(own), atol=1e-6)
     if rank >= 4:
         left = centred(labels) - centred(labels) @ basis @ basis.T
         assert left.norm() < 1e-5
@@ -44,6 +42,18 @@ def test_labels_that_an_earlier_task_had_as_well_leave_nothing_to_learn():
     assert not label_basis(labels, labels, 4).any()
 
 
+@pytest.mark.parametrize(("labels", "size"), [(3, 2), (7, 6), (12, 8)])
+def test_an_adapter_has_the_rank_of_its_directions_and_counts_as_much_for_every_task(labels, size):
+    names, alpha, rank = vectors(labels, 0), 16.0, 8
+    start = zero_adapter({POOLED: (32, 32)}, rank, alpha / rank)
+    begun = begin_pooled(start, names, names[:0])
+    factors = begun.layers[POOLED]
+    assert begun.rank == factors.A.shape[0] == factors.B.shape[1] == size
+    assert begun.scaling == pytest.approx(alpha / size)  # as a client computes it
+    basis = label_basis(names, names[:0], rank)
+    assert torch.allclose(begun.scaling * factors.B, alpha / rank * basis, atol=1e-6)
+
+
 def test_equal_labels_give_equal_bases_to_the_bit():
     labels, earlier = vectors(5, 0), vectors(3, 1)
     assert torch.equal(label_basis(labels, earlier, 4), label_basis(labels, earlier, 4))
@@ -54,7 +64,7 @@ def test_a_later_task_moves_no_order_of_earlier_labels():
     first, second, texts = vectors(4, 0), vectors(4, 1), vectors(50, 2)
     start = zero_adapter({POOLED: (32, 32)}, 4)
     later = begin_pooled(start, second, first).layers[POOLED]
-    A = torch.randn(4, 32, generator=torch.Generator().manual_seed(3))
+    A = torch.randn(3, 32, generator=torch.Generator().manual_seed(3))
     moved = (texts @ A.T) @ later.B.T @ first.T
     assert torch.allclose(moved, moved[:, :1].expand_as(moved), atol=1e-5)
 

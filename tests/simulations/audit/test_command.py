@@ -116,6 +116,10 @@ def test_noise_in_a_sum_is_attacked_through_the_sum_with_all_sites(tmp_path):
         ("sums", "none", 32),
         ("sums", "none", 32),
     ]
+    # Two rows learn where a task has three labels; two of their 384 entries each are a canary's.
+    assert {t.canaries for t in trainings} == {2 * 384 // 2}
+    less = AuditRequest("private", "8", client=3, canaries=100, repetitions=1)
+    assert [t.canaries for t in planned(less, tmp_path)] == [100]
     for training in trainings:
         config = training.experiment
         assert config.federation.participants == ()

@@ -135,7 +135,7 @@ SUM_NOISE = ("privacy.mechanism=record", "privacy.noise_share=sum")
 
 def summed(make_experiment, folder, *overrides) -> Found:
     experiment = make_experiment(*SUMMED, f'run.out="{folder}"', *overrides)
-    what = Training(experiment, "sums", client=1, canaries=600, seed=5, delta=1e-5, records=4)
+    what = Training(experiment, "sums", client=1, canaries=500, seed=5, delta=1e-5, records=4)
     return carry_out(what, lambda event: None)
 
 
@@ -149,7 +149,7 @@ def test_noise_in_the_sum_stays_below_its_claim_and_says_whom_it_trusts(make_exp
     assert 0.7 < verdict.notices.efficiency < 1.3
     audit = Audit(experiment="it", cells=[AuditedCell(epsilon="4", attacks=[verdict])])
     told = " ".join(markdown(audit).split())
-    for part in ("Client 1 among all.", f"if these are honest: {found.assumes}.", "600 sums"):
+    for part in ("Client 1 among all.", f"if these are honest: {found.assumes}.", "500 sums"):
         assert part in told
     assert "the server included" not in told
 
@@ -176,7 +176,7 @@ def test_a_sum_that_a_site_is_missing_from_is_no_audit(make_experiment, tmp_path
     total = NoisySum.total
 
     def failing(self, module, objective):
-        if len(self.data) > 600:  # the attacked site's, canaries included
+        if len(self.data) > 500:  # the attacked site's, canaries included
             raise RuntimeError("broken")
         return total(self, module, objective)
 
