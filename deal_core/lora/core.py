@@ -20,6 +20,11 @@ NEGLIGIBLE = 1e-6
 """Singular values below this part of the largest are rounding."""
 
 
+def core_size(rank: int) -> int:
+    """Return how many directions a core has on either side, of an adapter of that rank."""
+    return rank // 2
+
+
 def begin_core(current: Adapter, gradients: Mapping[str, Tensor], retained: Adapter) -> Adapter:
     """Return the adapter that a task begins with: a core of zeros between the directions in which
     public texts would move a layer most, outside of what is retained.
@@ -29,7 +34,7 @@ def begin_core(current: Adapter, gradients: Mapping[str, Tensor], retained: Adap
         gradients: layer name to the gradient of its weight on public texts, ``(d_out, d_in)``.
         retained: whose inputs are left out.
     """
-    size = current.rank // 2
+    size = core_size(current.rank)
     layers = {}
     for name, factors in current.layers.items():
         gradient = outside(gradients[name].double(), row_basis(retained.layers[name].A))
@@ -45,24 +50,25 @@ def begin_core(current: Adapter, gradients: Mapping[str, Tensor], retained: Adap
 
 def frame_of(factors: LoraFactors) -> Tensor:
     """Return ``F``, ``(d_out, r)``; columns of zeros where a layer has fewer directions."""
-    return factors.B[:, factors.B.shape[1] // 2 :]
+    return factors.B[:, core_size(factors.B.shape[1]) :]
 
 
 def core_shape(factors: LoraFactors) -> tuple[int, int]:
     """Return the shape of the core of a layer."""
-    size = factors.B.shape[1] // 2
+    size = core_size(factors.B.shape[1])
     return size, size
 
 
 def to_core(B: Tensor, frame: Tensor) -> Tensor:
     """Return the core, ``(r, r)``, of ``lora_B``, or the core's gradient of that of ``lora_B``."""
-    return frame.T @ B[:, : B.shape[1] // 2]
+    return frame.T @ B[:, : core_size(B.shape[1])]
 
 
 def from_core(change: Tensor, factors: LoraFactors) -> Tensor:
     """Return the change of ``lora_B`` that a change of the core is."""
     whole = torch.zeros_like(factors.B)
-    whole[:, : factors.B.shape[1] // 2] = (frame_of(factors).double() @ change.double()).float()
+    learnt = frame_of(factors).double() @ change.double()
+    whole[:, : learnt.shape[1]] = learnt.float()
     return whole
 
 

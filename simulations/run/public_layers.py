@@ -14,6 +14,7 @@ from deal_core.data import open_source, public_labels
 from deal_core.errors import UserError
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.attach import read
+from deal_core.lora.core import core_size
 from deal_core.lora.state import State
 from deal_core.models import LanguageModel, load_model
 from deal_core.models.linear_layers import linear_layers
@@ -52,7 +53,7 @@ def public_layers(experiment: Experiment) -> list[PublicLayer]:
         UserError: unknown names, data that cannot be read, or no task that has labels.
     """
     names = linear_layers(experiment.model)
-    size = core_size(experiment)
+    size = max(1, core_size(experiment.adapter.rank))
     model = _on_all_layers(experiment, tuple(names))
     shares: dict[str, list[float]] = {}
     for task in open_source(experiment.data).task_names():
@@ -67,11 +68,6 @@ def public_layers(experiment: Experiment) -> list[PublicLayer]:
         PublicLayer(names[name], sum(each) / len(each), size**2) for name, each in shares.items()
     ]
     return sorted(found, key=lambda layer: -layer.share)
-
-
-def core_size(experiment: Experiment) -> int:
-    """Return the number of directions of a core of the experiment's rank."""
-    return max(1, experiment.adapter.rank // 2)
 
 
 def core_shares(gradients: Mapping[str, Tensor], size: int) -> dict[str, float]:
@@ -96,7 +92,7 @@ def print_layers(request: Request, take: int, console: Console) -> None:
         UserError: see :func:`public_layers`.
     """
     experiment = load_experiment(request)
-    layers, size = public_layers(experiment), core_size(experiment)
+    layers, size = public_layers(experiment), max(1, core_size(experiment.adapter.rank))
     rows = tuple(
         (layer.name, f"{100 * layer.share:.1f}", str(layer.numbers)) for layer in layers[:SHOWN]
     )
