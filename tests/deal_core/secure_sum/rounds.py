@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -20,6 +22,7 @@ from deal_core.secure_sum.terms import RoundTerms
 from deal_core.secure_sum.unmasking import unmasked_sum
 
 RUN = "run-1"
+LEGS = ("prepare", "mask", "confirm", "unmask")
 LEAST = 2
 """min_cohort of the sites here, but where it is what a test is about."""
 States = Mapping[bytes, SiteState]
@@ -134,16 +137,22 @@ class Round:
 
     def until(self, leg: str) -> Round:
         """Run the legs before one; those who are gone when it begins are taken out."""
-        for name in ("prepare", "mask", "confirm", "unmask"):
-            if name == leg:
-                break
+        for name in itertools.takewhile(lambda each: each != leg, LEGS):
             getattr(self, name)()
         return self
 
-    def total(self) -> Words:
-        """Run it all."""
-        self.until("end")
+    def total(self, leg: str = "prepare") -> Words:
+        """Run it all, or what is left of it from a leg on."""
+        for name in LEGS[LEGS.index(leg) :]:
+            getattr(self, name)()
         return unmasked_sum(self.held)
+
+    def forked(self, absent: Absent) -> Round:
+        """A round with the same past, from which others are absent."""
+        fork = copy.copy(self)
+        fork.absent, fork.gone, fork.states = absent, set(self.gone), dict(self.states)
+        fork.sent, fork.received = dict(self.sent), dict(self.received)
+        return fork
 
     def here(self, leg: str) -> list[bytes]:
         self.gone |= set(self.absent.get(leg, ()))

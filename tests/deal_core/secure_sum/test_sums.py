@@ -19,6 +19,7 @@ from deal_core.secure_sum.weighted import (
 )
 from tests.deal_core.secure_sum.rounds import (
     LEAST,
+    LEGS,
     Round,
     first,
     integers,
@@ -45,14 +46,34 @@ def a_round(sites: int, absent=None, bits: int = 32, length: int = 5, **changed)
     return Round(terms, states, vectors(states, layout), absent or {}, policy)
 
 
-@pytest.mark.parametrize("sites", [*range(2, 12), 23, 50])
-@pytest.mark.parametrize("leg", ["prepare", "mask", "confirm", "unmask"])
+@pytest.mark.parametrize("sites", [*range(2, 18), 23, 31, 50])
+@pytest.mark.parametrize("leg", LEGS)
 def test_as_many_may_drop_out_as_the_threshold_allows_in_any_leg(sites, leg):
     most = (sites - 1) // 2
-    for dropped in {0, 1, most} if sites < 12 else {most}:
+    for dropped in {0, 1, most} if sites < 18 else {most}:
         round_ = a_round(sites, {leg: range(min(dropped, most))})
         assert round_.terms.threshold == sites - most
         assert np.array_equal(round_.total(), survivors_sum(round_))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sites", range(2, SITES + 1))
+def test_any_number_may_drop_out_up_to_the_threshold_before_and_after_masking(sites):
+    """All numbers of 2 to 50 sites, none left out; who they are is drawn at random.
+
+    Rounds with the same past share it: all that prepare, all that mask.
+    """
+    order = np.random.default_rng(sites).permutation(sites).tolist()
+    prepared = a_round(sites).until("mask")
+    masked = prepared.forked({})
+    masked.mask()
+    for dropped in range((sites - 1) // 2 + 1):
+        before = prepared.forked({"mask": order[:dropped]})
+        assert np.array_equal(before.total("mask"), survivors_sum(before))
+        assert len(before.held.survivors or ()) == sites - dropped
+        after = masked.forked({"confirm": order[:dropped]})
+        assert np.array_equal(after.total("confirm"), plain_sum(after.encoded, list(after.states)))
+        assert len(after.held.unmasked) == sites - dropped
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -69,7 +90,7 @@ def test_whoever_is_gone_in_whichever_leg(data):
     sites = data.draw(st.integers(2, 12))
     most = (sites - 1) // 2
     gone = data.draw(st.lists(st.integers(0, sites - 1), unique=True, max_size=most))
-    legs = st.sampled_from(["prepare", "mask", "confirm", "unmask"])
+    legs = st.sampled_from(LEGS)
     absent: dict[str, list[int]] = {}
     for position in gone:
         absent.setdefault(data.draw(legs), []).append(position)
@@ -77,7 +98,7 @@ def test_whoever_is_gone_in_whichever_leg(data):
     assert np.array_equal(round_.total(), survivors_sum(round_))
 
 
-@pytest.mark.parametrize("leg", ["prepare", "mask", "confirm", "unmask"])
+@pytest.mark.parametrize("leg", LEGS)
 @pytest.mark.parametrize("sites", [3, 4, 9])
 def test_below_the_threshold_there_is_no_sum(sites, leg):
     round_ = a_round(sites, {leg: range((sites - 1) // 2 + 1)})
