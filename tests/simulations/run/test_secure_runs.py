@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from deal_core.config.experiment import Experiment
-from deal_core.lora.arrays import to_arrays
-from deal_core.secure_sum.weighted import WEIGHT
-from deal_core.wire.secure_layout import update_layout
-from tests.simulations.run.secure_runs import (
-    LEGS,
-    POOLED,
-    SHORT,
-    Ran,
-    leg_of,
-    lost,
-    rounds,
+from tests.simulations.run.secure_compare import (
+    PLAIN,
+    RULES,
+    assert_same_factors,
+    assert_same_model,
+    changed,
+    changed_at_all,
 )
+from tests.simulations.run.secure_runs import LEGS, SHORT, leg_of, lost, rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")
-
-Arrays = Mapping[str, NDArray[np.float32]]
-PLAIN = "aggregation.secure=false"
-RULES: dict[str, tuple[str, ...]] = {
-    "fedit": ("aggregation.rule=fedit",),
-    "ffa": ("aggregation.rule=ffa",),
-    "ffa-a, pooled": POOLED,
-    "alternating": ("aggregation.rule=alternating",),
-    "fedsvd": ("aggregation.rule=fedsvd",),
-}
 
 
 @pytest.fixture
@@ -42,45 +27,6 @@ def short(make_experiment):
         return make_experiment(*SHORT, *overrides)
 
     return make
-
-
-def tolerances(experiment: Experiment, ran: Ran, trained: frozenset[str]) -> tuple[float, float]:
-    """How far an entry of a mean of factors may be from what it is without masks.
-
-    Each of ``n`` sites rounds each of ``w x`` and ``w`` to a neighbour on its grid, so their sums
-    are wrong by less than ``n`` steps, and the mean ``sum w x / sum w`` by less than
-    ``n (step + |mean| weight step) / sum w``. The weights, examples over EXAMPLES, sum to 1 here.
-
-    Returns:
-        The first part, and the factor of ``|mean|`` in the second; twice the spacing of float32,
-        in which both adapters are kept, is in both.
-    """
-    sites = experiment.federation.clients
-    layout = update_layout(ran.state.current, trained, sites)
-    steps = {each.name: 1 / (each.scale or 1) for each in layout.fields}
-    step = max(value for name, value in steps.items() if name != WEIGHT)
-    eps = 2 * float(np.finfo(np.float32).eps)
-    return sites * step + eps, sites * steps[WEIGHT] + eps
-
-
-def assert_same_factors(
-    experiment: Experiment, one: Ran, two: Ran, trained: frozenset[str]
-) -> None:
-    added, times = tolerances(experiment, one, trained)
-    first, second = one.factors, two.factors
-    assert first.keys() == second.keys()
-    for key, value in second.items():
-        np.testing.assert_allclose(first[key], value, rtol=times, atol=added, err_msg=key)
-
-
-def product(arrays: Arrays, layer: str) -> NDArray[np.float64]:
-    a, b = (arrays[f"{layer}.{factor}.weight"].astype(float) for factor in ("lora_A", "lora_B"))
-    return b @ a
-
-
-def changed(one: Arrays, two: Arrays) -> float:
-    """Largest difference of two adapters' factors."""
-    return max(float(np.abs(one[key] - two[key]).max()) for key in two)
 
 
 @pytest.mark.parametrize("clients", [3, 5])
@@ -92,27 +38,7 @@ def test_a_secure_round_gives_what_a_plain_one_gives(short, tmp_path, rule, clie
     plain = rounds(short(*asked, PLAIN), tmp_path / "plain")
     assert secure.told("summed", "sites") == [clients]
     assert {key.partition(".")[0] for key in secure.seen} == {"site", "status", "secure", "metrics"}
-    if rule != "fedsvd":
-        factors = {"fedit": {"lora_A", "lora_B"}, "ffa-a, pooled": {"lora_A"}}
-        trained = frozenset(factors.get(rule, {"lora_B"}))
-        assert_same_factors(experiment, secure, plain, trained)
-    else:  # an SVD of the mean may turn the factors, and not their product
-        added, times = tolerances(experiment, secure, frozenset({"lora_B"}))
-        one, two = secure.factors, plain.factors
-        for key in [key for key in two if "lora_B" in key]:
-            layer = key.removesuffix(".lora_B.weight")
-            expected = product(two, layer)
-            # B A with orthonormal rows of A: an error of B's entries, over its columns
-            rank, width = two[f"{layer}.lora_A.weight"].shape
-            error = np.sqrt(rank * width) * (added + times * float(np.abs(expected).max()))
-            assert np.abs(product(one, layer) - expected).max() <= error
-    moved = changed(to_arrays(plain.state.current), to_arrays(secure.state.current))
-    assert moved < changed_at_all(plain) / 50  # the tolerances are far below what was learnt
-
-
-def changed_at_all(ran: Ran) -> float:
-    """Largest entry of what starts at zero."""
-    return max(float(np.abs(value).max()) for key, value in ran.factors.items() if "lora_B" in key)
+    assert_same_model(experiment, secure, plain, rule)
 
 
 @pytest.mark.parametrize("leg", LEGS[1:])
