@@ -3,22 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from Crypto.Cipher import AES
 
+from deal_core.secure_sum import server_legs
 from deal_core.secure_sum.frames import positions_from
 from deal_core.secure_sum.masks import Words, add_masks, ring_type
 from deal_core.secure_sum.messages import Masked, Prepared, Unmasked, UnmaskRequest
 from deal_core.secure_sum.round_keys import mask_private_key, pair_mask_key, self_mask_key
 from deal_core.secure_sum.shamir import combine, combining_weights
-from tests.deal_core.secure_sum.rounds import Round, seeded_bytes
+from deal_core.secure_sum.site_policy import SitePolicy
+from tests.deal_core.secure_sum.rounds import (
+    Absent,
+    Round,
+    first,
+    integers,
+    met,
+    seeded_bytes,
+    terms_of,
+    vectors,
+)
 
 UNKNOWN_BITS = 16
-"""Searched in all, 65,536 choices. One seed of 32 bits is the same search, 2^16 times as long: a
-day on one core, with this code."""
+"""Searched in all, 65,536 choices."""
+TARGET, LARGEST = 1, 1000
 WORDS = 8
 """First words of a stream: enough to tell a small number from a random one."""
+
+
+def attacked(
+    absent: Absent,
+    length: int = WORDS,
+    seed: int = 0,
+    sites: int = 4,
+    bits: int = 32,
+    **changed: Any,
+) -> Round:
+    """A whole round; a target that was said to be gone sends its vector all the same."""
+    states = first(met(5), sites)
+    layout = integers(length, sites, bits, LARGEST)
+    policy = SitePolicy(min_cohort=2, confirm=changed.get("confirm", True))
+    encoded = vectors(states, layout, seed)
+    round_ = Round(terms_of(states, layout, **changed), states, encoded, absent, policy, seed)
+    round_.total()
+    site = round_.terms.cohort[TARGET]
+    if ("mask", site) not in round_.received:
+        round_.reply("mask", site, server_legs.mask_request(round_.held, site))
+    return round_
 
 
 def stream_of(key: bytes) -> object:

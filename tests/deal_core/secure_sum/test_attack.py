@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from deal_core.secure_sum import masks, server_legs
+from deal_core.secure_sum import masks
 from deal_core.secure_sum.frames import positions_bytes
 from deal_core.secure_sum.messages import ConfirmRequest, Masked, UnmaskRequest
 from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.site_policy import SitePolicy
 from tests.deal_core.secure_sum.attack import (
+    LARGEST,
+    TARGET,
     UNKNOWN_BITS,
     WORDS,
+    attacked,
     colluding_seed,
     residual,
     revealed_seeds,
@@ -22,6 +25,7 @@ from tests.deal_core.secure_sum.attack import (
     weak_number,
 )
 from tests.deal_core.secure_sum.rounds import (
+    Absent,
     Round,
     first,
     integers,
@@ -30,31 +34,22 @@ from tests.deal_core.secure_sum.rounds import (
     vectors,
 )
 
-TARGET, LARGEST, SITES = 1, 1000, 4
-PATTERNS = {
-    "nobody": ({}, 3),
-    "before preparing": ({"prepare": [3]}, 2),
-    "before masking": ({"mask": [3]}, 2),
-    "after masking": ({"confirm": [3]}, 3),
-    "in unmasking": ({"unmask": [3]}, 3),
-    "the target, in unmasking": ({"unmask": [TARGET]}, 3),
-    "the target, whose vector comes late": ({"mask": [TARGET]}, 1),
+PATTERNS: dict[str, tuple[int, Absent, int]] = {
+    "nobody": (4, {}, 3),
+    "before preparing": (4, {"prepare": [3]}, 2),
+    "before masking": (4, {"mask": [3]}, 2),
+    "after masking": (4, {"confirm": [3]}, 3),
+    "in unmasking": (4, {"unmask": [3]}, 3),
+    "the target, after masking": (4, {"confirm": [TARGET]}, 3),
+    "the target, in unmasking": (4, {"unmask": [TARGET]}, 3),
+    "the target, whose vector comes late": (4, {"mask": [TARGET]}, 1),
+    "two, before masking": (5, {"mask": [3, 4]}, 2),
+    "two, before preparing and before masking": (5, {"prepare": [4], "mask": [3]}, 2),
+    "two, before and after masking": (5, {"mask": [4], "confirm": [3]}, 3),
+    "two, after masking": (5, {"confirm": [3], "unmask": [4]}, 4),
+    "another and the target, whose vector comes late": (5, {"mask": [TARGET, 4]}, 1),
 }
-"""Who drops out -> in which leg, and how many masks of the target stay unknown."""
-
-
-def attacked(absent, length: int = WORDS, seed: int = 0, sites: int = SITES, **changed) -> Round:
-    """A whole round; a target that was said to be gone sends its vector all the same."""
-    states = first(met(5), sites)
-    layout = integers(length, sites, largest=LARGEST)
-    policy = SitePolicy(min_cohort=2, confirm=changed.get("confirm", True))
-    encoded = vectors(states, layout, seed)
-    round_ = Round(terms_of(states, layout, **changed), states, encoded, absent, policy, seed)
-    round_.total()
-    site = round_.terms.cohort[TARGET]
-    if ("mask", site) not in round_.received:
-        round_.reply("mask", site, server_legs.mask_request(round_.held, site))
-    return round_
+"""Who drops out -> sites, who is gone in which leg, how many masks of the target stay unknown."""
 
 
 @pytest.fixture
@@ -72,8 +67,8 @@ def weak(monkeypatch):
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_all_that_the_server_sees_does_not_give_a_vector(name):
-    absent, unknown = PATTERNS[name]
-    round_ = attacked(absent)
+    sites, absent, unknown = PATTERNS[name]
+    round_ = attacked(absent, sites=sites)
     words, left = residual(round_, TARGET)
     assert len(left) == unknown
     assert search(words, left, LARGEST) is None
@@ -81,9 +76,9 @@ def test_all_that_the_server_sees_does_not_give_a_vector(name):
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_the_same_attack_succeeds_where_masks_come_from_short_seeds(name, weak):
-    absent, unknown = PATTERNS[name]
+    sites, absent, unknown = PATTERNS[name]
     weak(UNKNOWN_BITS // unknown)
-    round_ = attacked(absent)
+    round_ = attacked(absent, sites=sites)
     words, left = residual(round_, TARGET)
     found = search(words, left, LARGEST)
     assert found is not None
@@ -123,16 +118,17 @@ def test_a_revealed_key_opens_no_other_round():
     assert search(words, left, LARGEST) is not None
 
 
+@pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("name", PATTERNS)
-def test_the_bytes_of_a_masked_vector_are_uniform_also_with_known_masks_taken_away(name):
-    absent, _ = PATTERNS[name]
-    round_ = attacked(absent, length=1 << 15, seed=4)
+def test_the_bytes_of_a_masked_vector_are_uniform_also_with_known_masks_taken_away(name, bits):
+    sites, absent, _ = PATTERNS[name]
+    round_ = attacked(absent, length=1 << 15, seed=4, sites=sites, bits=bits)
     site = round_.terms.cohort[TARGET]
     sent = np.frombuffer(Masked.from_bytes(round_.received["mask", site]).words, np.uint8)
     words, _ = residual(round_, TARGET)
     for data in (sent, words.view(np.uint8)):
         # As a whole, and each byte of a word by itself: the upper ones of plain words are 0 or 255.
-        for part in (data, *data.reshape(-1, 4).T):
+        for part in (data, *data.reshape(-1, bits // 8).T):
             assert uniform(part) > 1e-4
     plain = round_.encoded[site].words.view(np.uint8)
     assert uniform(plain) < 1e-12
