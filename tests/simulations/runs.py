@@ -17,6 +17,22 @@ from server.run import run
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid, Interceptor
 
+IN_SUM = (
+    "federation.clients=3",
+    "federation.rounds=2",
+    "adapter.kind=pooled",
+    "adapter.rank=2",
+    "aggregation.secure=true",
+    "train.step=server",
+    "train.learning_rate=1.0",
+    "train.precision=float32",
+    "method.distillation.weight=0.0",
+    "privacy.mechanism=record",
+    "privacy.noise_share=sum",
+    "privacy.target_delta=1e-3",
+)
+"""Three sites, two rounds of a task: every record protected by noise in the masked sum."""
+
 
 def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:
     """The experiment with its run in ``folder``; ``run_keys`` are other keys of ``[run]``."""

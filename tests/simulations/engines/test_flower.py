@@ -37,6 +37,7 @@ from simulations.engines.registry import ENGINES
 from simulations.engines.workers import Workers
 from simulations.output.toml import toml_lines
 from simulations.run.experiment import Request, load_experiment
+from tests.simulations.runs import IN_SUM
 
 
 def ignore(event: dict[str, Any]) -> None:
@@ -199,13 +200,13 @@ SECURE = ("aggregation.secure=true", "federation.clients=3")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stream",
-    [("method.prototype.enabled=on",), OWN_ORDERS, SECURE],
-    ids=["synchronous, with sums", "per-client", "secure sums"],
+    [("method.prototype.enabled=on",), OWN_ORDERS, SECURE, IN_SUM],
+    ids=["synchronous, with sums", "per-client", "secure sums", "noise in the sum"],
 )
 def test_both_engines_give_the_same_numbers(
     tmp_path: Path, make_experiment: Callable[..., Experiment], stream: tuple[str, ...]
 ) -> None:
-    adapters, matrices, events = [], [], []
+    adapters, matrices, events, spent = [], [], [], []
     for name, engine in ENGINES.items():
         out = tmp_path / name
         out.mkdir()
@@ -217,9 +218,12 @@ def test_both_engines_give_the_same_numbers(
         events.append(seen)
         results = read_results(out)
         matrices.append([list(results.zero_shot.values()), *results.accuracy_matrix])
+        spent.append(results.privacy.epsilon)
         files = sorted(RunFolder(out).adapter.rglob("*.safetensors"))
         adapters.append({k: v for file in files for k, v in load_file(file).items()})
     assert matrices[0] == matrices[1]
+    assert spent[0] == spent[1]
+    assert bool(spent[0]) == (stream is IN_SUM)
     assert sorted(events[0]) == sorted(events[1])
     assert adapters[0].keys() == adapters[1].keys() != set()
     for key, value in adapters[0].items():

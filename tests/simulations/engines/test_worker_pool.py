@@ -18,7 +18,7 @@ from simulations.engines.inprocess import run_inprocess
 from simulations.engines.worker_pool import WorkerPool
 from tests.conftest import SHORT
 from tests.forked import Forker, Process
-from tests.simulations.runs import at
+from tests.simulations.runs import IN_SUM, at
 from tests.sizes import TINY
 
 
@@ -134,10 +134,12 @@ KINDS = {
     "int8": ('wire.dtype="int8"', "method.prototype.enabled=on"),
     "sums": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
     "secure": ("aggregation.secure=true", "method.prototype.enabled=off"),
+    "private": IN_SUM,
 }
 """With error feedback, whose stores travel between the workers too, and heads from sums; with sums
-in every round; with secure sums, whose state any worker may have to go on from."""
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sums", "secure")]
+in every round; with secure sums, whose state any worker may have to go on from; with noise in them,
+which is charged to ledgers that any worker may write."""
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sums", "secure", "private")]
 
 
 @pytest.fixture(scope="module", params=["int8", *SLOW])
@@ -158,6 +160,7 @@ def test_workers_give_the_very_numbers_of_one_process(runs):
     assert alone.accuracy_matrix == together.accuracy_matrix
     assert alone.class_incremental == together.class_incremental
     assert alone.per_client == together.per_client
+    assert alone.privacy == together.privacy
     files = [sorted((run / "adapter").rglob("*.safetensors")) for run in runs]
     for first, second in zip(*files, strict=True):
         a, b = load_file(first), load_file(second)

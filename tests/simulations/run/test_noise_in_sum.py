@@ -30,24 +30,9 @@ from server.results import read_results
 from simulations.ledger_command import show
 from simulations.run.preflight import check_names
 from tests.ledger_events import ledger_event
-from tests.simulations.runs import at, learnt_adapter, run_in_process, same
+from tests.simulations.runs import IN_SUM, at, learnt_adapter, run_in_process, same
 
 pytestmark = pytest.mark.usefixtures("one_model")
-
-IN_SUM = (
-    "federation.clients=3",
-    "federation.rounds=2",
-    "adapter.kind=pooled",
-    "adapter.rank=2",
-    "aggregation.secure=true",
-    "train.step=server",
-    "train.learning_rate=1.0",
-    "train.precision=float32",
-    "method.distillation.weight=0.0",
-    "privacy.mechanism=record",
-    "privacy.noise_share=sum",
-    "privacy.target_delta=1e-3",
-)
 
 
 class LoseOneUpdate:
