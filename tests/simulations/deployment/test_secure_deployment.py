@@ -10,8 +10,8 @@ import pytest
 
 from server.results import read_results
 from simulations.deployment.server.run_state import state_of
-from simulations.deployment.site_keys import fingerprint_of_line, read_public_key
-from tests.simulations.deployment.loopback import OPEN, SLOW, Federation, done, federation
+from tests.simulations.deployment.loopback import OPEN, SLOW, done, federation
+from tests.simulations.deployment.pins import pin_each_other
 from tests.simulations.deployment.short_experiment import experiment_file
 from tests.simulations.deployment.site_data import divide
 
@@ -22,23 +22,6 @@ WEST = "2"
 REQUIRED = OPEN + 'secure_aggregation = "required"\n'
 
 
-def pin_each_other(fed: Federation) -> None:
-    """As if each institution had read out its fingerprint, which the server shows as well."""
-    shown = {
-        name: fingerprint_of_line(read_public_key(fed.site(name) / "site.pub")) for name in SITES
-    }
-    listed = done("server", "sites", "--dir", str(fed.folder.path))
-    assert all(fingerprint in listed for fingerprint in shown.values())
-    for name in SITES:
-        others = "".join(f'{peer} = "{shown[peer]}"\n' for peer in SITES if peer != name)
-        path = fed.site(name) / "site.toml"
-        text = path.read_text().replace("[policy]", f"[peers]\n{others}\n[policy]", 1)
-        path.write_text(text)
-        checked = done("site", "check", str(fed.site(name)), "--offline")
-        assert f"read out by telephone: {shown[name]}" in checked
-        assert "secure sums: required by the policy, with" in checked
-
-
 def test_a_site_that_is_killed_after_it_has_masked_is_in_the_sum(tmp_path: Path) -> None:
     data = tmp_path / "data"
     divide(data, SITES, train=32, test=8)
@@ -46,7 +29,7 @@ def test_a_site_that_is_killed_after_it_has_masked_is_in_the_sum(tmp_path: Path)
     with federation(tmp_path) as fed:
         for site in SITES:
             fed.add(site, data / site, path, policy=REQUIRED)
-        pin_each_other(fed)
+        pin_each_other(fed, SITES)
         for site in SITES:
             fed.start_site(site)
         run = fed.submit(
