@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -17,13 +17,15 @@ from deal_core.lora.pooled import begin_pooled
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.privacy.interface import GradientSum, RecordId
+from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel
 from deal_core.privacy.mechanisms.noise import SeededNoise
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS, NoisySum, grid_step
 from deal_core.privacy.mechanisms.sampled_units import clipping_bound
 
 LABELS = ("Pathology", "Surgery", "Pharmacology")
-TEXTS = [f"{'wound and fracture' if n % 2 else 'dose of a drug'} number {n}" for n in range(24)]
+MANY = [f"{'wound and fracture' if n % 2 else 'dose of a drug'} number {n}" for n in range(74)]
+TEXTS = MANY[:24]
 NO_NOISE = 1e-9
 
 
@@ -39,14 +41,25 @@ def model():
 
 
 def sum_of(model, texts: list[str], bound: float = 0.05, noise: float = NO_NOISE, **changed):
-    number = {text: n for n, text in enumerate(TEXTS)}
+    number = {text: n for n, text in enumerate(MANY)}
     data = model.encode([Example(text, LABELS[number[text] % 3]) for text in texts], LABELS)
     ids = [RecordId("task", n) for n in range(len(data))]
     generator = torch.Generator().manual_seed(changed.pop("seed", 0))
+    pull = changed.pop("pull", 1.0)
     made = NoisySum(data, ids, 1.0, noise, bound, 3, SeededNoise(generator))
     made = replace(made, **changed)
     assert isinstance(made, GradientSum)
-    return made.total(model.module, Plain(model, LABELS, made.data))
+    return made.total(model.module, Pulled(model, LABELS, made.data, pull=pull))
+
+
+@dataclass(frozen=True)
+class Pulled(Plain):
+    """Times a factor."""
+
+    pull: float = 1.0
+
+    def example_losses(self, batch):
+        return super().example_losses(batch) * self.pull
 
 
 def norm_of(change: dict[str, np.ndarray], bound: float) -> float:
@@ -64,6 +77,45 @@ def test_a_record_changes_the_rounded_sum_by_the_bound_at_most(model, left_out, 
     assert change <= bound
     if bound < 1:
         assert change > 0.9 * bound
+
+
+def among(groups: Groups, size: int) -> Groups:
+    """With a group more, whose records come after all others."""
+    return Groups([*groups.numbers, *[len(groups)] * size])
+
+
+THERE = Groups([n % 5 for n in range(len(TEXTS))])
+"""Five groups, their records dealt in turn."""
+
+
+@pytest.mark.parametrize("size", [1, 50])
+@pytest.mark.parametrize("bound", [0.05, 1.0])
+def test_a_group_changes_the_rounded_sum_by_the_bound_at_most(model, size, bound):
+    """However many records it has, its mean is clipped and then rounded: the bound is reached, and
+    not passed. So it is with a loss that pulls far harder."""
+    texts, more = MANY[: len(TEXTS) + size], among(THERE, size)
+    for pull in (1.0, 1e6):
+        whole = sum_of(model, texts, bound, groups=more, pull=pull)
+        without = sum_of(model, TEXTS, bound, groups=THERE, pull=pull)
+        change = norm_of({key: whole[key] - without[key] for key in whole}, bound)
+        assert 0 < change <= bound
+        if bound < 1 or pull > 1:
+            assert change > 0.98 * bound
+
+
+def test_a_group_of_equal_records_adds_what_one_of_them_does(model):
+    one = sum_of(model, TEXTS[:1], groups=Groups([0]))
+    fifty = sum_of(model, TEXTS[:1] * 50, groups=Groups([0] * 50))
+    key = next(iter(one))
+    assert np.abs(one[key]).max() > 100
+    assert np.abs(one[key] - fifty[key]).max() <= 1  # steps of the grid
+
+
+def test_a_group_of_one_record_is_that_record(model):
+    key, groups = "base_model.model.pooled.lora_A.weight", Groups(range(6))
+    grouped, plain = sum_of(model, TEXTS[:6], groups=groups), sum_of(model, TEXTS[:6])
+    assert grouped.keys() == plain.keys() == {key}
+    assert np.abs(grouped[key] - plain[key]).max() <= len(groups)  # a step each
 
 
 def test_the_sum_is_that_of_clipped_gradients(model):

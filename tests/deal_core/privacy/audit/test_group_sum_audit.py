@@ -1,0 +1,79 @@
+"""Noise in the sum where groups are protected: a canary is a group of records, and the sum shows
+what it would show if records were clipped one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deal_core.models import load_model
+from deal_core.models.interface import Encoded
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.audit.mechanism_audit import Records
+from deal_core.privacy.audit.sum_audit import SumAudit, audit_sum
+from deal_core.privacy.mechanisms import sampled_units
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum
+from deal_core.training.per_sample import clipped_gradients
+
+AUDITED = (
+    'data.tasks=["laboratory"]',
+    "data.max_train=0",
+    'adapter.target_modules=["4.attention.self.value","5.attention.self.value"]',
+    "aggregation.rule=ffa",
+    "aggregation.secure=true",
+    "federation.clients=3",
+    "federation.rounds=1",
+    "train.step=server",
+    "train.precision=float32",
+    "privacy.mechanism=record",
+    "privacy.noise_share=sum",
+    "privacy.unit_column=patient",
+    "privacy.target_epsilon=2.0",
+    "privacy.target_delta=1e-5",
+)
+CANARIES = 1000
+
+
+@pytest.fixture(scope="module")
+def records(make_experiment) -> Records:
+    """Six texts of three patients."""
+    config = make_experiment(*AUDITED)
+    model = load_model(config.model, config.adapter, 32, torch.float32)
+    data = [Encoded((101, 2540 + i, 102), i % 2) for i in range(6)]
+    return Records(model, data, ("heart", "skin"), [0, 1, 0, 2, 1, 0])
+
+
+@pytest.fixture
+def audit(make_experiment, records, tmp_path):
+    def run():
+        asked = SumAudit(make_experiment(*AUDITED), records, canaries=CANARIES)
+        return audit_sum(asked, tmp_path, repetitions=2)
+
+    return run
+
+
+def test_the_sum_as_it_is_is_below_the_claim_of_groups(audit, tmp_path, monkeypatch):
+    sizes = set()
+    original = NoisySum.total
+
+    def watched(self, module, objective):
+        sizes.add((len(self.data), len(self.groups)))
+        return original(self, module, objective)
+
+    monkeypatch.setattr(NoisySum, "total", watched)
+    found = audit()
+    assert 1.8 < found.claimed <= 2.0
+    assert not found.refuted
+    assert sizes == {(6 + 3 * CANARIES, 3 + CANARIES), (6, 3)}  # a canary is a group of three
+    events = Ledger(tmp_path / "repetition-0" / "0").events()
+    assert {(event.unit, event.unit_column) for event in events} == {("group", "patient")}
+
+
+def test_clipping_by_record_is_noticed_in_the_sum(audit, monkeypatch):
+    """Three records that each pull as far as a group may."""
+
+    def by_record(module, objective, examples, groups, *rest, **named):
+        return clipped_gradients(module, objective, examples, *rest, **named)
+
+    monkeypatch.setattr(sampled_units, "clipped_group_gradients", by_record)
+    assert audit().refuted
