@@ -10,6 +10,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, overlaid
 from deal_core.errors import UserError, choose
 from deal_core.methods import METHODS
+from simulations.budgets.curve_names import BETWEEN
 from simulations.run.epsilons import named, with_budget
 from simulations.run.experiment import find_experiment
 from simulations.study.study_file import Arm, Study, StudyFile
@@ -107,7 +108,7 @@ def _settings(methods: list[str], shares: list[str], base: Experiment) -> dict[s
     compared: dict[str, dict[str, Any]] = {}
     for method in methods:
         for share in shares or [base.privacy.noise_share]:
-            name = method if share == base.privacy.noise_share else f"{method}-noise-{share}"
+            name = method if share == base.privacy.noise_share else f"{method}{BETWEEN}{share}"
             compared[name] = {"method": {"name": method}, "privacy": {"noise_share": share}}
     return compared
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from server.spending import extent, rounded_up
+from simulations.budgets.curve_names import curve_names
 from simulations.budgets.results import Budgets, Mean, Point
 
+FORGETTING = "Forgetting (points)"
 PANELS: dict[str, Callable[[Point], Mean | None]] = {
     "Average accuracy (%)": lambda p: p.average_accuracy,
-    "Forgetting (points)": lambda p: p.forgetting,
+    FORGETTING: lambda p: p.forgetting,
     "Accuracy of the worst client (%)": lambda p: p.worst_client,
 }
 """Title of a panel to its figure."""
+AT_LEAST = 1.0
+"""Points that the panel of forgetting shows on both sides of 0: less would look like much."""
+FREE = "without privacy"
 BEYOND = 2.0
 """How far to the right of the largest budget 'no privacy' stands, as a factor."""
 SLIDE = (13.33, 5.2)
 """Inches: three panels fit a slide of 16 to 9 with a title above."""
+FREE_INK = "#222222"
 INKS = ("#1f4e79", "#c0504d", "#4f8f4f", "#7f5f9f", "#b8860b", "#444444")
 
 
@@ -29,8 +35,9 @@ def draw(path: Path, budgets: Budgets) -> None:
 
 
 def figure_of(budgets: Budgets) -> Any:
-    """Return means with 95 % intervals over the budgets, without privacy at the right end (∞), a
-    line at zero-shot, and, where an audit was run, its lower bound beside what was claimed."""
+    """Return means with 95 % intervals over the budgets, a line of what is reached without privacy,
+    with its point at the right end (∞), a line at zero-shot, and, where an audit was run, its lower
+    bound beside what was claimed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -42,9 +49,14 @@ def figure_of(budgets: Budgets) -> Any:
     ticks = sorted({float(point.epsilon) for point in private})
     end = BEYOND * max(ticks, default=1.0)
     free = len(private) < len(budgets.points)
+    names = curve_names(list(dict.fromkeys(point.method for point in budgets.points)))
     for number, (label, measure) in enumerate(PANELS.items()):
         panel = figure.add_subplot(1, count, number + 1)
-        _methods(panel, budgets.points, measure, end)
+        _methods(panel, private, names, measure)
+        _without_privacy(panel, budgets.points, names, measure, end)
+        if label == FORGETTING:
+            low, high = panel.get_ylim()
+            panel.set_ylim(min(low, -AT_LEAST), max(high, AT_LEAST))
         if number == 0 and budgets.points:
             _level(panel, budgets.points[0].zero_shot, "#888888", ":", "zero-shot")
         _dress(panel, label, ticks, end if free else 0.0)
@@ -52,7 +64,9 @@ def figure_of(budgets: Budgets) -> Any:
         panel = figure.add_subplot(1, count, count)
         _bounds(panel, private)
         _dress(panel, "Epsilon that an attack has shown", ticks, 0.0)
-    figure.suptitle(f"{budgets.experiment}: what privacy costs\n{_meaning(private)}", fontsize=11)
+    figure.suptitle(
+        f"{budgets.experiment}: what privacy costs\n{_meaning(private, names)}", fontsize=11
+    )
     return figure
 
 
@@ -65,40 +79,75 @@ def _bounds(panel: Any, private: list[Point]) -> None:
     panel.plot(list(shown), list(shown.values()), "v", color=INKS[1], label=label)
 
 
-def _meaning(private: list[Point]) -> str:
-    """An epsilon is never without its delta, unit and extent."""
+def _meaning(private: list[Point], names: Mapping[str, str]) -> str:
+    """An epsilon is never without its delta, unit and extent, nor without whom it counts on."""
     deltas = [point.delta for point in private if point.delta is not None]
     if not deltas:
         return ""
     seeded = "; simulation only" if any(point.simulation_only for point in private) else ""
     over = extent(any(point.disjoint_tasks for point in private))
-    trust = dict.fromkeys(textwrap.fill(point.assumes, 110) for point in private if point.assumes)
-    told = "".join(f"\n{text}" for text in trust)
+    told = "".join(f"\n{textwrap.fill(text, 140)}" for text in _trust(private, names))
     delta, unit = rounded_up(max(deltas), 2), private[0].unit
     return f"epsilon at delta <= {delta} per {unit}, over {over}{seeded}{told}"
 
 
+def _trust(private: list[Point], names: Mapping[str, str]) -> list[str]:
+    """Whom an epsilon counts on, with the curves of which that is so, unless it is so of all."""
+    curves: dict[str, list[str]] = {}
+    for point in private:
+        own = curves.setdefault(point.assumes, [])
+        own += [names[point.method]] if names[point.method] not in own else []
+    if len(curves) == 1:
+        return [text for text in curves if text]
+    return [f"{', '.join(own)}: {text}" for text, own in curves.items() if text]
+
+
 def _methods(
-    panel: Any, points: list[Point], measure: Callable[[Point], Mean | None], end: float
+    panel: Any,
+    private: list[Point],
+    names: Mapping[str, str],
+    measure: Callable[[Point], Mean | None],
 ) -> None:
-    """A curve for each, dotted on to the value without privacy at ``end``; curves stand a little
-    aside of each other."""
-    for k, method in enumerate(dict.fromkeys(point.method for point in points)):
-        ink = INKS[k % len(INKS)]
-        own = [(p.epsilon, m) for p in points if p.method == method and (m := measure(p))]
-        private = [(float(epsilon), mean) for epsilon, mean in own if epsilon != "inf"]
-        free = [(end, mean) for epsilon, mean in own if epsilon == "inf"]
-        for some, style in ((private, "o-"), (free, "D")):
-            xs = [epsilon * 1.03**k for epsilon, _ in some]
-            ys = [100 * mean.mean for _, mean in some]
-            errors = [100 * (mean.half_width or 0.0) for _, mean in some]
-            label = method if style == "o-" or not private else None
-            if some:
-                panel.errorbar(xs, ys, errors, fmt=style, color=ink, capsize=3, ms=5, label=label)
-        if private and free:
-            last, (_, mean) = private[-1], free[0]
-            xs = [last[0] * 1.03**k, end * 1.03**k]
-            panel.plot(xs, [100 * last[1].mean, 100 * mean.mean], ":", color=ink, linewidth=1)
+    """A curve for each; they stand a little aside of each other."""
+    for k, (method, name) in enumerate(names.items()):
+        own = [(p, mean) for p in private if p.method == method and (mean := measure(p))]
+        xs = [float(point.epsilon) * 1.03**k for point, _ in own]
+        if own:
+            _points(panel, xs, [mean for _, mean in own], "o-", INKS[k % len(INKS)], name)
+
+
+def _without_privacy(
+    panel: Any,
+    points: list[Point],
+    names: Mapping[str, str],
+    measure: Callable[[Point], Mean | None],
+    end: float,
+) -> None:
+    """A line across, and its point at ``end``: one for all curves, if what they reach is the same;
+    else each has its own, in its ink and with its name."""
+    free = [point for point in points if point.epsilon == "inf"]
+    same = len({_figures(point) for point in free}) == 1 and len(free) == len(names)
+    for point in free[:1] if same else free:
+        mean, k = measure(point), list(names).index(point.method)
+        if mean is not None:
+            ink = FREE_INK if same else INKS[k % len(INKS)]
+            label = FREE if same else f"{names[point.method]}, {FREE}"
+            panel.axhline(100 * mean.mean, color=ink, linestyle="--", linewidth=1, label=label)
+            _points(panel, [end if same else end * 1.03**k], [mean], "D", ink)
+
+
+def _figures(point: Point) -> tuple[float | None, ...]:
+    """What the panels show of a point."""
+    means = [measure(point) for measure in PANELS.values()]
+    return tuple(None if mean is None else mean.mean for mean in means)
+
+
+def _points(
+    panel: Any, xs: list[float], means: list[Mean], style: str, ink: str, label: str | None = None
+) -> None:
+    ys = [100 * mean.mean for mean in means]
+    errors = [100 * (mean.half_width or 0.0) for mean in means]
+    panel.errorbar(xs, ys, errors, fmt=style, color=ink, capsize=3, ms=5, label=label)
 
 
 def _level(panel: Any, found: Mean, ink: str, style: str, label: str) -> None:
