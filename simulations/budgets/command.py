@@ -87,6 +87,8 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     if audit is not None:
         check_unit(audit, with_budget(base, 1.0))
     unfinished = remaining(cells, cells)
+    if len(unfinished) == len(cells):
+        _require_no_figures(out)
     left = {} if request.report else unfinished
 
     def renew() -> None:
@@ -118,6 +120,17 @@ def _require_one_place(overrides: Sequence[str]) -> None:
     for override in overrides:
         if override.partition("=")[0].strip() == "privacy.target_epsilon":
             raise UserError(f"--set {override}: budgets are those of --epsilon; leave it out")
+
+
+def _require_no_figures(out: Path) -> None:
+    """Check that nothing is overwritten where no run of the folder is there to renew it from.
+
+    Raises:
+        UserError: the folder has figures, and none of their runs.
+    """
+    stored = out / "budgets.json"
+    if stored.exists() and Budgets.model_validate_json(stored.read_text(encoding="utf-8")).points:
+        raise UserError(f"{stored} has figures, but their runs are not there; name another --out")
 
 
 def _beside(request: BudgetsRequest) -> dict[str, Experiment]:

@@ -367,3 +367,13 @@ def test_what_cannot_be_compared_does_not_stand_beside():
             budgets_study(
                 "private", base, [2.0], [], [0], beside={"x": other.model_copy(update=changed)}
             )
+
+
+@pytest.mark.parametrize("report", [True, False])
+def test_stored_figures_whose_runs_are_gone_are_not_overwritten(tmp_path, report):
+    (tmp_path / "budgets.json").write_bytes(STORED.read_bytes())
+    request = BudgetsRequest("private-site", "8", out=str(tmp_path), report=report)
+    with pytest.raises(UserError, match="their runs are not there; name another --out"):
+        run_budgets(request, console())
+    assert (tmp_path / "budgets.json").read_bytes() == STORED.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["budgets.json"]
