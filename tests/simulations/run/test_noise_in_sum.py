@@ -78,6 +78,18 @@ def test_every_site_charges_the_common_noise_before_it_answers(finished):
     assert sum(event["event"] == "round_lost" for event in events) == 0
 
 
+def test_a_round_between_others_carries_what_learns_and_asks_nothing_else(finished):
+    """Rounds are many: neither what is retained (64 rows) nor test questions go along."""
+    experiment, _, events, _ = finished
+    later = [e for e in events if e["event"] == "round_finished" and e["server_round"] == 2]
+    rank, size, sites = experiment.adapter.rank, 384, 3
+    assert len(later) == len(experiment.data.tasks)
+    for each in later:
+        assert each["bytes_down"] < 1.1 * sites * 4 * rank * 2 * size
+    evaluated = [e for e in events if e["event"] == "evaluated"]
+    assert len(evaluated) == 1 + len(experiment.data.tasks)
+
+
 def test_whom_an_epsilon_counts_on_stands_beside_it_in_all_that_a_site_shows(finished):
     folder = finished[1] / "sites" / "0"
     (trust,) = {event.assumes for event in Ledger(folder).events()}
