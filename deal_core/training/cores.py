@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +53,6 @@ class Cores:
 
 def cores_of(module: nn.Module) -> list[Core]:
     """Return the cores of a model that holds a core adapter; none of another kind."""
-    return list(_cores(module))
-
-
-def _cores(module: nn.Module) -> Iterator[Core]:
-    for layer in lora_layers(module).values():
-        if layer.frame is not None:
-            weight = layer.lora_B[CURRENT].weight
-            yield Core(weight, layer.frame, nn.Parameter(to_core(weight.detach(), layer.frame)))
+    framed = [layer for layer in lora_layers(module).values() if layer.frame is not None]
+    pairs = [(layer.lora_B[CURRENT].weight, layer.frame) for layer in framed]
+    return [Core(B, frame, nn.Parameter(to_core(B.detach(), frame))) for B, frame in pairs]

@@ -41,6 +41,8 @@ KINDS_OF: Mapping[Attacked, tuple[Kind, ...]] = {
     "clients": ("clients",),
 }
 """What canaries are planted in, to their kinds."""
+GRADIENTS: tuple[Kind, ...] = ("gradients", "sums")
+"""Kinds whose canaries are gradients."""
 
 
 def kinds_of(experiment: Experiment) -> tuple[Kind, ...]:
@@ -123,10 +125,11 @@ def planned(request: AuditRequest, out: Path) -> list[Training]:
     """
     base = load_experiment(Request(request.experiment, str(out), request.overrides))
     _check(request, base)
+    counts = {kind: _canaries(request, base, kind) for kind in kinds_of(base)}
     return [
-        _training(request, base, epsilon, kind, repeat, out)
+        _training(request, base, epsilon, kind, count, repeat, out)
         for epsilon in epsilons(request.epsilon)
-        for kind in kinds_of(base)
+        for kind, count in counts.items()
         for repeat in range(_repetitions(request, kind))
     ]
 
@@ -138,20 +141,31 @@ def _repetitions(request: AuditRequest, kind: Kind) -> int:
     return request.repetitions
 
 
+def _canaries(request: AuditRequest, base: Experiment, kind: Kind) -> int:
+    """Return how many are planted in a training."""
+    if kind == "texts":
+        return request.text_canaries
+    return with_room(base, request.canaries) if kind in GRADIENTS else request.canaries
+
+
 def _training(
-    request: AuditRequest, base: Experiment, epsilon: float, kind: Kind, repeat: int, out: Path
+    request: AuditRequest,
+    base: Experiment,
+    epsilon: float,
+    kind: Kind,
+    canaries: int,
+    repeat: int,
+    out: Path,
 ) -> Training:
     name = f"{kind}-{named(epsilon)}" + ("" if kind == "texts" else f"-{repeat}")
-    gradients = kind in ("gradients", "sums")
-    canaries = request.text_canaries if kind == "texts" else request.canaries
     return Training(
         experiment=_settled(base, epsilon, out / "cells" / name, request.client, repeat),
         kind=kind,
         client=request.client,
-        canaries=with_room(base, canaries) if gradients else canaries,
+        canaries=canaries,
         seed=request.seed,
         delta=base.privacy.target_delta or DELTA,
-        records=request.records if gradients else 0,
+        records=request.records if kind in GRADIENTS else 0,
         repeat=repeat,
     )
 

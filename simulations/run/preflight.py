@@ -158,8 +158,8 @@ def _check_core_at_clients(experiment: Experiment) -> None:
         "aggregation.secure": aggregation.secure,
         "aggregation.robust": aggregation.robust != "none",
     }
-    if any(whole.values()):
-        named = ", ".join(key for key, wrong in whole.items() if wrong)
+    named = ", ".join(key for key, wrong in whole.items() if wrong)
+    if named:
         raise UserError(
             f"adapter.kind 'core' does not go with {named} in steps at the clients, which change "
             "whole factors; set train.step to server, or leave them out"

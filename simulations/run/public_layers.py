@@ -53,7 +53,7 @@ def public_layers(experiment: Experiment) -> list[PublicLayer]:
         UserError: unknown names, data that cannot be read, or no task that has labels.
     """
     names = linear_layers(experiment.model)
-    size = max(1, core_size(experiment.adapter.rank))
+    size = _directions(experiment)
     model = _on_all_layers(experiment, tuple(names))
     shares: dict[str, list[float]] = {}
     for task in open_source(experiment.data).task_names():
@@ -68,6 +68,11 @@ def public_layers(experiment: Experiment) -> list[PublicLayer]:
         PublicLayer(names[name], sum(each) / len(each), size**2) for name, each in shares.items()
     ]
     return sorted(found, key=lambda layer: -layer.share)
+
+
+def _directions(experiment: Experiment) -> int:
+    """Of a core, one at least."""
+    return max(1, core_size(experiment.adapter.rank))
 
 
 def core_shares(gradients: Mapping[str, Tensor], size: int) -> dict[str, float]:
@@ -92,7 +97,7 @@ def print_layers(request: Request, take: int, console: Console) -> None:
         UserError: see :func:`public_layers`.
     """
     experiment = load_experiment(request)
-    layers, size = public_layers(experiment), max(1, core_size(experiment.adapter.rank))
+    layers, size = public_layers(experiment), _directions(experiment)
     rows = tuple(
         (layer.name, f"{100 * layer.share:.1f}", str(layer.numbers)) for layer in layers[:SHOWN]
     )

@@ -247,15 +247,19 @@ def test_the_evaluation_counts_what_the_predictor_answers(ran):
     assert read_results(ran.folder).accuracy_matrix[-1] == pytest.approx(shares)
 
 
+def assert_a_core_of_each_task_is_kept(ran: Ran) -> None:
+    factors = learnt_adapter(ran.folder)
+    for layer in {key.partition(".lora_")[0] for key in factors}:
+        A, B = (factors[f"{layer}.lora_{factor}.weight"] for factor in "AB")
+        assert np.linalg.matrix_rank(B @ A, tol=1e-5) == SIZE * len(LABELS)
+
+
 @THEIRS
 def test_steps_at_the_clients_leave_cores_in_their_frames(make_experiment, tmp_path):
     """Two tasks of cores retained, and PEFT alone gives what the loaded predictor gives."""
     local = ("train.step=client", "aggregation.secure=false", "train.learning_rate=0.05")
     ran = played(make_experiment, "bert", tmp_path, *local)
-    factors = learnt_adapter(ran.folder)
-    for layer in {key.partition(".lora_")[0] for key in factors}:
-        A, B = (factors[f"{layer}.lora_{factor}.weight"] for factor in "AB")
-        assert np.linalg.matrix_rank(B @ A, tol=1e-5) == SIZE * len(LABELS)
+    assert_a_core_of_each_task_is_kept(ran)
     theirs = outputs(ran.plain_peft(), "encoder-labels")
     torch.testing.assert_close(
         outputs(ran.predictor().model.module, "encoder-labels"), theirs, rtol=0, atol=2e-5
@@ -269,7 +273,4 @@ def test_and_records_are_protected(make_experiment, tmp_path):
     spent = read_results(ran.folder).privacy.epsilon
     assert len(spent) == 3
     assert all(0 < epsilon <= 8.0 for epsilon in spent.values())
-    factors = learnt_adapter(ran.folder)
-    for layer in {key.partition(".lora_")[0] for key in factors}:
-        A, B = (factors[f"{layer}.lora_{factor}.weight"] for factor in "AB")
-        assert np.linalg.matrix_rank(B @ A, tol=1e-5) == SIZE * len(LABELS)
+    assert_a_core_of_each_task_is_kept(ran)

@@ -5,17 +5,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from deal_core.data import Example, TaskData
-from deal_core.models import load_model
-from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.mechanism_audit import Records, audit_mechanism
 from deal_core.privacy.audit.text_canaries import TextCanaries, mean_scores, members_of
 from deal_core.privacy.mechanisms import sampled_units
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
-from deal_core.training.per_sample import clipped_gradients
+from tests.deal_core.privacy.audit.group_records import by_record, three_patients
 
 AUDITED = (
     "method.name=sequential",
@@ -33,11 +30,7 @@ AUDITED = (
 
 @pytest.fixture(scope="module")
 def records(make_experiment) -> Records:
-    """Six texts of three patients."""
-    config = make_experiment(*AUDITED)
-    model = load_model(config.model, config.adapter, 32, torch.float32)
-    data = [Encoded((101, 2540 + i, 102), i % 2) for i in range(6)]
-    return Records(model, data, ("heart", "skin"), [0, 1, 0, 2, 1, 0])
+    return three_patients(make_experiment(*AUDITED))
 
 
 @pytest.fixture
@@ -67,10 +60,6 @@ def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, monkeypatch, eps
     assert set(sizes) == {(6 + 3 * 1500, 3 + 1500)}  # a canary is a group of three
     events = Ledger(tmp_path / "audit" / "repetition-0").events()
     assert {(event.unit, event.unit_column) for event in events} == {("group", "patient")}
-
-
-def by_record(module, objective, examples, groups, *rest):
-    return clipped_gradients(module, objective, examples, *rest)
 
 
 def test_clipping_by_record_is_refuted_where_groups_are_claimed(audit, monkeypatch):

@@ -4,16 +4,13 @@ what it would show if records were clipped one by one."""
 from __future__ import annotations
 
 import pytest
-import torch
 
-from deal_core.models import load_model
-from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.mechanism_audit import Records
 from deal_core.privacy.audit.sum_audit import SumAudit, audit_sum
 from deal_core.privacy.mechanisms import sampled_units
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
-from deal_core.training.per_sample import clipped_gradients
+from tests.deal_core.privacy.audit.group_records import by_record, three_patients
 
 AUDITED = (
     'data.tasks=["laboratory"]',
@@ -36,11 +33,7 @@ CANARIES = 1000
 
 @pytest.fixture(scope="module")
 def records(make_experiment) -> Records:
-    """Six texts of three patients."""
-    config = make_experiment(*AUDITED)
-    model = load_model(config.model, config.adapter, 32, torch.float32)
-    data = [Encoded((101, 2540 + i, 102), i % 2) for i in range(6)]
-    return Records(model, data, ("heart", "skin"), [0, 1, 0, 2, 1, 0])
+    return three_patients(make_experiment(*AUDITED))
 
 
 @pytest.fixture
@@ -71,9 +64,5 @@ def test_the_sum_as_it_is_is_below_the_claim_of_groups(audit, tmp_path, monkeypa
 
 def test_clipping_by_record_is_noticed_in_the_sum(audit, monkeypatch):
     """Three records that each pull as far as a group may."""
-
-    def by_record(module, objective, examples, groups, *rest, **named):
-        return clipped_gradients(module, objective, examples, *rest, **named)
-
     monkeypatch.setattr(sampled_units, "clipped_group_gradients", by_record)
     assert audit().refuted
