@@ -13,6 +13,7 @@ from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.mechanisms import record as record_mechanism
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start, update
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -300,7 +301,11 @@ def test_label_spaces_are_the_sites(site, labels):
 
 
 @pytest.mark.parametrize(
-    "row", [("odd case", "Unheard of"), ("half a character \ud800", "Surgery")]
+    "row",
+    slow_but(
+        [("odd case", "Unheard of"), ("half a character \ud800", "Surgery")],
+        ("half a character \ud800", "Surgery"),
+    ),
 )
 def test_a_row_that_cannot_be_used_changes_no_answer_and_is_counted_here_alone(tmp_path, row):
     from client.app import _workbench
@@ -318,7 +323,12 @@ def test_a_row_that_cannot_be_used_changes_no_answer_and_is_counted_here_alone(t
 
 
 @pytest.mark.parametrize(
-    "limit", ["data.max_train=1", "data.max_train=20", "data.train_share=0.3", "data.max_test=1"]
+    "limit",
+    slow_but(
+        ["data.max_train=1", "data.max_train=20", "data.train_share=0.3", "data.max_test=1"],
+        "data.max_train=1",
+        "data.max_test=1",
+    ),
 )
 def test_no_experiment_takes_records_of_a_real_site_away(site, monkeypatch, limit):
     """A subset that is drawn again is another one for a neighbour; one record is an open book."""
@@ -380,7 +390,16 @@ def test_a_charge_names_the_task_whose_records_were_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "other",
-    ["privacy.target_epsilon=0.5", "train.learning_rate=0.02", "method.name=sequential", "same"],
+    slow_but(
+        [
+            "privacy.target_epsilon=0.5",
+            "train.learning_rate=0.02",
+            "method.name=sequential",
+            "same",
+        ],
+        "train.learning_rate=0.02",
+        "same",
+    ),
 )
 def test_another_run_gets_an_answer_of_its_own(site, other):
     """Also one of equal seed and adapters: the first run's update belongs to the first run."""

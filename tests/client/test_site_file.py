@@ -255,6 +255,7 @@ def test_a_process_that_cannot_be_started_costs_no_answer_and_tells_nothing(
     assert "FileExistsError" in log
 
 
+@pytest.mark.slow
 def test_the_process_that_stays_answers_and_keeps_its_faults(
     site_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

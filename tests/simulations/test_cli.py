@@ -295,7 +295,10 @@ def test_a_study_of_which_nothing_has_run_yet_has_empty_tables(deal: Call, tmp_p
     assert "0 of 52 cells done" in (tmp_path / "runs/study-medmcqa/study.md").read_text()
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow), (signal.SIGTERM, 1)],
+)
 def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
     fork: Forker, tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:

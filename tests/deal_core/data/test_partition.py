@@ -201,6 +201,7 @@ for kind in PARTITIONERS:
 """
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_partitions_in_every_process() -> None:
     """Also where strings have other hashes than here."""
     hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"

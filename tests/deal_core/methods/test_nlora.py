@@ -74,6 +74,7 @@ def shape_of(adapter: Adapter) -> tuple[float, float]:
     return length, float(dense.abs().sum()) / (length * dense.numel() ** 0.5)
 
 
+@pytest.mark.slow
 def test_training_makes_the_update_smaller_and_sparser_by_the_weight(minilm, second_task):
     free, light, heavy = (
         shape_of(update_after_training(minilm, second_task, weight)) for weight in (0, 1e-4, 1e-2)

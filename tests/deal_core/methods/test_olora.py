@@ -88,6 +88,7 @@ def after_training(minilm, state: State, weight: float) -> tuple[Adapter, float]
         return read(minilm.module), float(overlap(minilm.module, rows(state), 1.0))
 
 
+@pytest.mark.slow
 def test_training_makes_rows_orthogonal_by_the_weight(minilm, second_task):
     free, overlap_free = after_training(minilm, second_task, 0.0)
     light, _ = after_training(minilm, second_task, 0.001)

@@ -108,6 +108,7 @@ def trained(minilm, state, shares, **settings):
     return report, read(minilm.module), float(sum(old))
 
 
+@pytest.mark.slow
 def test_equal_steps_and_what_is_old_is_learnt_too(minilm, start, old_shares):
     """Old labels that the base model would never give: only practice lowers their loss."""
     odd = [Encoded(item.tokens, 1) for item in old_shares[0].data]

@@ -45,6 +45,7 @@ def test_words_and_configuration_are_those_of_the_file(from_the_file):
     assert {k: v for k, v in own.to_dict().items() if k in kept} == kept
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_the_file_itself_is_read(tmp_path, monkeypatch):
     (tmp_path / "full").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "full"))

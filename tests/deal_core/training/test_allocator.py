@@ -41,6 +41,7 @@ def grown() -> float:
     return float(ran.stdout)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_every_new_shape() -> None:
     """Where bfloat16 has kernels of oneDNN's, each kept one holds about a megabyte."""
     assert grown() < 30

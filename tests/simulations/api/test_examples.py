@@ -114,6 +114,7 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_rounds_by_hand_on_the_page(fork: Forker, tmp_path: Path) -> None:
     program = tmp_path / "page.py"
     program.write_text(blocks()[1], encoding="utf-8")

@@ -45,7 +45,7 @@ def all_tests(shares: list[TaskData]) -> TaskData:
 @pytest.mark.parametrize(
     "settings",
     [
-        ("method.name=sequential", "aggregation.rule=fedex"),
+        pytest.param(("method.name=sequential", "aggregation.rule=fedex"), marks=pytest.mark.slow),
         ("method.name=deal", "method.distillation.future_weight=0.5"),
     ],
     ids=["sequential-fedex", "deal"],

@@ -105,6 +105,7 @@ def test_texts_are_planted_scored_and_counted(make_experiment, tmp_path):
     assert judged([found]).bound.epsilon == 0  # six coins can refute nothing
 
 
+@pytest.mark.slow
 def test_canaries_change_no_claim(make_experiment, tmp_path):
     """They are charged what the site's records would be: with the rate that it has without them."""
     config = make_experiment(*AUDITED, "privacy.mechanism=record", f'run.out="{tmp_path / "run"}"')

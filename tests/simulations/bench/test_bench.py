@@ -50,6 +50,7 @@ def test_a_thousand_clients_for_linear_rules_only():
     assert large == set(LINEAR)
 
 
+@pytest.mark.slow
 def test_exact_rules_are_exact_and_the_baseline_is_not(bench):
     header, _, *lines = bench("exactness").strip().splitlines()
     assert all(setting.name in header for setting in SETTINGS)

@@ -15,6 +15,7 @@ def test_every_client_is_heard_in_every_round():
     assert len(on_inprocess(5, 9600, 3)) == 3
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_all_processes_together(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("simulations.bench.peak_memory.SAMPLE_SECONDS", 0.1)
     grandchild = "import time; x = bytearray(150_000_000); time.sleep(5)"

@@ -28,6 +28,7 @@ def test_ratios_are_taken_pair_by_pair():
     assert first.rate == 2.5
 
 
+@pytest.mark.slow
 def test_a_contestant_that_fails_is_named_with_its_error():
     with pytest.raises(RuntimeError, match=r"benchmark 'bad'.*float33"):
         timed_in_turn([Contestant("bad", product_work, ("float33",))], windows=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,15 @@ from deal_core.errors import UserError
 from simulations.check.finding import Finding
 from simulations.run.check import findings
 from simulations.run.shipped import shipped_experiments
-from tests.simulations.check.odd_inputs import ODD_INPUTS, OddInput
+from tests.simulations.check.odd_inputs import ODD_INPUTS, SMALL_LM, OddInput
 
 ROOT = Path(__file__).parents[3]
+
+
+def case(odd: OddInput) -> Any:
+    """A language model is unpacked first, which takes half a minute."""
+    slow = odd.toml.startswith(SMALL_LM)
+    return pytest.param(odd, id=odd.what, marks=[pytest.mark.slow] if slow else [])
 
 
 def found(path: Path, *overrides: str) -> list[Finding]:
@@ -34,7 +41,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deal_core.models.loading.hub_answers", lambda: False)
 
 
-@pytest.mark.parametrize("odd", ODD_INPUTS, ids=[odd.what for odd in ODD_INPUTS])
+@pytest.mark.parametrize("odd", [case(odd) for odd in ODD_INPUTS])
 def test_the_line_of_an_input(odd: OddInput, tmp_path: Path) -> None:
     lines = [line for line in found(odd.write(tmp_path)) if line.kind != "note"]
     if not odd.message:

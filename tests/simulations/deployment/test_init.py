@@ -8,6 +8,8 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -195,13 +197,20 @@ def nginx_words(text: str) -> list[str]:
     return [re.sub(r"\\(.)", r"\1", quoted) if quoted else bare for quoted, bare in words]
 
 
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """systemd takes no folder below /dev, where those of tests may lie."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
-def test_systemd_takes_the_units_as_they_are(tmp_path: Path) -> None:
-    server = server_folder(str(tmp_path / 'a "server" at 50%n'))
+def test_systemd_takes_the_units_as_they_are(on_disk: Path) -> None:
+    server = server_folder(str(on_disk / 'a "server" at 50%n'))
     init_server(server, ServerSettings(hosts=HOSTS))
-    data = tmp_path / "the data $HOME 50%n"
+    data = on_disk / "the data $HOME 50%n"
     data.mkdir()
-    site = tmp_path / 'a "site" at 50%n $HOME'
+    site = on_disk / 'a "site" at 50%n $HOME'
     init_site(SiteRequest(site, data, "north"))
     for unit in (server.path / "deal-server.service", site / "deal-site.service"):
         told = subprocess.run(

@@ -165,7 +165,12 @@ OVER = {False: "all rounds and tasks", True: "all rounds, a record being in one 
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "disjoint"), [("record", False), ("record", True), ("client", False)]
+    ("mechanism", "disjoint"),
+    [
+        ("record", True),
+        pytest.param("record", False, marks=pytest.mark.slow),
+        pytest.param("client", False, marks=pytest.mark.slow),
+    ],
 )
 def test_an_epsilon_is_never_shown_without_what_it_means(
     make_experiment, tmp_path, monkeypatch, capsys, mechanism, disjoint

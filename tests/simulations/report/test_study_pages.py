@@ -30,6 +30,7 @@ from simulations.study.tables import (
     significance,
 )
 from tests.simulations.report.html_page import HtmlPage
+from tests.slow import slow_but
 
 RESULTS = Path(simulations.__file__).parent / "results"
 STUDIES = ["medmcqa", "all-labels-medmcqa", "cl15-core", "standard-cl-llm"]
@@ -52,7 +53,7 @@ def has(shown: HtmlPage, lines: list[str]) -> None:
         assert rows in [found.rows for found in shown.tables]
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", slow_but(STUDIES, "cl15-core", "standard-cl-llm"))
 def test_a_study_has_all_its_tables(name: str, tmp_path: Path) -> None:
     folder = copied(name, tmp_path)
     shown, record = page(folder), read_study(folder)
@@ -88,6 +89,7 @@ def test_a_study_that_is_not_complete_says_so(tmp_path: Path) -> None:
     assert f"0 of {results.wanted} cells" in page(folder).text
 
 
+@pytest.mark.slow
 def test_labels_are_those_of_the_file_or_else_of_the_shipped_study_or_the_names(
     tmp_path: Path,
 ) -> None:

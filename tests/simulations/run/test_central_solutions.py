@@ -21,6 +21,7 @@ from deal_core.training.embedding import base_embeddings
 from simulations.engines.inprocess import run_inprocess
 from tests.conftest import load_once
 from tests.simulations.runs import at, learnt_adapter
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -150,7 +151,7 @@ def test_the_data_are_divided_as_unequally_as_they_can_be(make_experiment, split
             assert max(sizes) > 10 * min(sizes), sizes
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", slow_but(SPLITS, "by size"))
 @pytest.mark.parametrize(("covariance", "central"), [("none", nearest), ("shared", analysed)])
 def test_class_means_are_the_central_closed_form(learnt, everything, split, covariance, central):
     """Measured: 1e-7 without a covariance; 4e-6 with one, whose inverse enlarges the wire's
@@ -205,7 +206,7 @@ def stepped(task: Records, rounds: int) -> Floats:
     return weights
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", slow_but(SPLITS, "by size"))
 def test_a_probe_takes_the_steps_of_one_machine_and_stops_short_of_the_minimum(
     learnt, everything, split
 ):
@@ -221,6 +222,7 @@ def test_a_probe_takes_the_steps_of_one_machine_and_stops_short_of_the_minimum(
     assert np.array_equal(*answers)
 
 
+@pytest.mark.slow
 def test_a_sample_of_clients_gives_the_same_since_sums_are_asked_of_all(learnt, everything):
     [head] = learnt("by size", *ONE_PROBE, "federation.clients_per_round=2")
     assert off(head, stepped(everything(PROBE.layers)[0], PROBE.rounds)) < 1e-5

@@ -51,6 +51,7 @@ def bytes_of(distilled_rows: int, lora_rows: int) -> int:
     return LAYERS * ROWS * (distilled_rows + lora_rows)
 
 
+@pytest.mark.slow
 def test_rounds_are_named_counted_and_weighed(run_with):
     """Where everything fits there is nothing to distil, and no message."""
     _, folder = run_with(*PRIVATE)
@@ -115,6 +116,7 @@ def test_learned_gains_travel_as_lora_b_and_average_exactly(run_with):
     assert up[2] == up[3] == bytes_of(0, RANK) / 2 + headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -27,6 +27,7 @@ from server.results import read_results
 from simulations.run.preflight import check_adapter_kind
 from tests.architectures import CONFIGS, LOADERS, save
 from tests.simulations.runs import at, learnt_adapter, run_in_process
+from tests.slow import slow_but
 
 NAMES = ("llama", "gpt2", "t5", "bert")
 SIZE, SCALING, BOUND, RATE = 2, 2.0, 0.1, 6.0
@@ -132,7 +133,7 @@ def played(make_experiment, name: str, folder: Path, *overrides: str) -> Ran:
     return Ran(name, folder / "run", base, experiment, events)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=slow_but(NAMES, "bert", "llama"))
 def ran(request, make_experiment, tmp_path_factory) -> Ran:
     return played(make_experiment, request.param, tmp_path_factory.mktemp(request.param))
 

@@ -16,6 +16,7 @@ from simulations.engines.inprocess import run_inprocess
 from tests.registered import register
 from tests.simulations.runs import at, gain, learnt_adapter, same
 from tests.sizes import ENOUGH_TO_LEARN, TINY
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -54,7 +55,7 @@ def whole_run(make_experiment, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_but(RUNS, "deal", "ewc"))
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, tmp_path, name):
     experiment, folder = whole_run(name)
     assert len(read_results(folder).accuracy_matrix) == 2
@@ -73,7 +74,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", slow_but(RUNS, "deal", "prototype"))
 def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, monkeypatch, name):
     """Their evaluations are carried along by training requests; one method begins its tasks with
     another model than it ended the last with, and has to be asked before."""
@@ -142,11 +143,16 @@ def factors(folder: Path) -> dict[str, np.ndarray]:
     ("name", "setting"),
     [
         ("lwf", "aggregation.rule=fedex"),  # a residual beside the start
-        ("lwf", "wire.dtype=int8"),  # the start and what takes it back, each rounded
-        ("ewc", "aggregation.rule=alternating"),
-        ("olora", "aggregation.rule=flora"),
-        ("nlora", "aggregation.rule=fedex"),
-        ("slao", "wire.dtype=int8"),  # what it keeps at the server is not rounded
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("lwf", "wire.dtype=int8"),  # the start and what takes it back, each rounded
+                ("ewc", "aggregation.rule=alternating"),
+                ("olora", "aggregation.rule=flora"),
+                ("nlora", "aggregation.rule=fedex"),
+                ("slao", "wire.dtype=int8"),  # what it keeps at the server is not rounded
+            )
+        ),
     ],
 )
 def test_a_method_goes_with_other_rules_and_wires(make_experiment, tmp_path, name, setting):

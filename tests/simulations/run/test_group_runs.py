@@ -29,6 +29,7 @@ from simulations.run.privacy_warnings import privacy_warnings
 from simulations.run.progress import Progress
 from simulations.run.summary import privacy_text
 from tests.sizes import TWO_LAYERS
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -192,7 +193,7 @@ def test_what_cannot_be_is_one_line_before_anything_starts(settings, overrides, 
     assert all("\n" not in line for line in error.value.problems)
 
 
-@pytest.mark.parametrize("kind", ["gradients", "texts"])
+@pytest.mark.parametrize("kind", slow_but(["gradients", "texts"], "gradients"))
 def test_an_audit_attacks_groups_and_says_so(settings, tmp_path, kind):
     config = settings(
         GROUPS,

@@ -195,6 +195,7 @@ def test_killed_after_the_charge_it_sends_what_was_charged_and_pays_once(
     assert not same(later, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it outlives us
 def test_where_the_process_that_stays_dies_another_sends_what_it_charged(
     site: Path, monkeypatch: pytest.MonkeyPatch

@@ -58,7 +58,11 @@ TWO, THREE = ["laboratory", "surgery"], ["laboratory", "surgery", "medicine"]
 
 
 @pytest.mark.parametrize(
-    ("tasks", "switches"), [(TWO, SWITCHES), (THREE, LATER_SWITCHES)], ids=["two", "three"]
+    ("tasks", "switches"),
+    [
+        pytest.param(TWO, SWITCHES, id="two"),
+        pytest.param(THREE, LATER_SWITCHES, id="three", marks=pytest.mark.slow),
+    ],
 )
 def test_every_switch_reaches_the_run(run_with, tasks, switches):
     """A switch that a run drops on its way leaves the very same model."""

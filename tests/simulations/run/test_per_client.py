@@ -24,6 +24,7 @@ from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_
 from simulations.run.preflight import check_data, check_names
 from tests.simulations.runs import learnt_adapter, run_in_process, same
 from tests.sizes import TINY
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -211,7 +212,7 @@ RETURNING = 'stream.orders={0=["laboratory", "surgery", "laboratory"], 1=["surge
 
 
 @pytest.mark.parametrize(
-    "settings", [(), ("federation.rounds=2",), ("stream.joins={1=1}",), (RETURNING,)]
+    "settings", slow_but([(), ("federation.rounds=2",), ("stream.joins={1=1}",), (RETURNING,)], ())
 )
 def test_class_means_of_deal_are_those_of_all_tasks_at_once_whatever_the_orders(
     make_experiment, tmp_path, settings
@@ -254,7 +255,7 @@ def same_ends(one: Path, two: Path) -> bool:
     return same(learnt_adapter(one), learnt_adapter(two))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in SUMS])
+@pytest.mark.parametrize("name", slow_but([name for name in METHODS if name not in SUMS], "deal"))
 def test_every_method_goes_through_stages_of_several_tasks(whole_run, name):
     folder = whole_run(name)
     assert all(np.isfinite(value).all() for value in learnt_adapter(folder).values())
@@ -346,7 +347,9 @@ def test_clients_distil_what_all_have_taught_the_model_by_the_end_of_the_stage(o
     }
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "linear-probe"])
+@pytest.mark.parametrize(
+    "method", slow_but([name for name in METHODS if name != "linear-probe"], "deal")
+)
 def test_a_task_that_returns_and_a_client_that_joins_late_are_learnt_by_every_method(
     own_orders, tmp_path, method
 ):

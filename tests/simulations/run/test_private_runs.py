@@ -81,6 +81,7 @@ def test_what_an_update_has_cost_is_told_though_the_server_refuses_it(make_exper
         assert epsilon == composed(held, held[0].delta)
 
 
+@pytest.mark.slow
 def test_the_floor_counts_the_noise_of_rounds_that_train_lora_b(make_experiment, tmp_path):
     """``alternating`` trains ``lora_A`` in its second round."""
 
@@ -128,6 +129,7 @@ def test_epsilon_is_never_shown_without_what_it_means(finished):
             assert part in line
 
 
+@pytest.mark.slow
 def test_simulated_clients_may_declare_disjoint_tasks(finished, make_experiment, tmp_path):
     """Less noise for the same budget, and everything that shows epsilon says what it is of."""
     first = Ledger(finished[1] / "sites" / "0").events()[0]
@@ -175,6 +177,7 @@ def test_only_what_is_charged_or_allowed_leaves(finished):
     assert weights == {1.0}
 
 
+@pytest.mark.slow
 def test_equal_seeds_equal_private_runs(finished, tmp_path):
     experiment, folder, _, _ = finished
     run_inprocess(at(experiment, tmp_path), lambda event: None)

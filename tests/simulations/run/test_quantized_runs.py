@@ -21,6 +21,7 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.preflight import check_names
 from tests.deal_core.training.clipped import clipped_gradients
+from tests.slow import slow_but
 
 pytest.importorskip("bitsandbytes")
 WORDS = ("model.max_new_tokens=6", "train.max_length=24")
@@ -45,7 +46,7 @@ def at(experiment, folder):
     )
 
 
-@pytest.mark.parametrize("name", ["encoder", "causal"])
+@pytest.mark.parametrize("name", slow_but(["encoder", "causal"], "causal"))
 def test_a_run_learns_repeats_itself_and_is_predicted_from(small, name, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):

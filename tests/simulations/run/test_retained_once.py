@@ -51,6 +51,7 @@ def test_rounds_of_a_stage_carry_the_current_adapter_alone(
     assert events(tmp_path, "resent") == []
 
 
+@pytest.mark.slow
 def test_label_heads_go_to_those_who_answer_with_them(
     make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
@@ -80,6 +81,7 @@ def test_lwf_sends_its_start_once_a_stage(
     assert [size > least for size in results.wire.bytes_down[3:]] == [True, False, False]
 
 
+@pytest.mark.slow
 def test_a_client_that_lost_its_folder_is_sent_it_again(
     make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from tests.simulations.run.secure_compare import (
     tolerances,
 )
 from tests.simulations.run.secure_runs import POOLED, SHORT, Ran, lost, rounds
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -62,7 +63,7 @@ def of_factor(ran: Ran, factor: str) -> Arrays:
     return {key: value for key, value in ran.factors.items() if factor in key}
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", slow_but(RULES, "alternating"))
 def test_one_is_gone_before_masking_and_another_after_it(make_experiment, tmp_path, rule):
     secure, plain = compared(make_experiment, tmp_path, rule, [BEFORE, AFTER])
     assert secure.told("leg_failed", "client") == [AFTER[1]]
@@ -79,6 +80,7 @@ def test_one_is_gone(make_experiment, tmp_path, rule, when):
     compared(make_experiment, tmp_path, rule, DROPPED[when])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legs", [[], [BEFORE, AFTER]], ids=["all are there", "two drop out"])
 def test_alternating_in_two_rounds_moves_both_factors_as_without_masks(
     make_experiment, tmp_path, legs
@@ -100,7 +102,7 @@ def test_alternating_in_two_rounds_moves_both_factors_as_without_masks(
     assert changed_at_all(plain) > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, "pooled"))
 def test_sums_of_gradients_are_those_of_plain_vectors_to_the_bit(
     make_experiment, tmp_path, monkeypatch, kind
 ):

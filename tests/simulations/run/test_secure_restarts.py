@@ -15,6 +15,7 @@ from server.secure_legs import SecureLegs
 from simulations.engines.inprocess import InProcessGrid
 from tests.registered import register
 from tests.simulations.run.secure_runs import LEGS, SHORT, Ran, client_of, leg_of, rounds
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -91,7 +92,7 @@ def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
     assert same(rounds(experiment, tmp_path / "run", last=2), whole)
 
 
-@pytest.mark.parametrize("leg", ["mask", "confirm", "unmask"])
+@pytest.mark.parametrize("leg", slow_but(["mask", "confirm", "unmask"], "mask"))
 def test_the_evaluation_that_goes_along_is_not_lost_with_the_server(
     make_experiment, tmp_path, monkeypatch, leg
 ):
@@ -135,7 +136,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch, client: str, leg: str, point: str)
 
 
 @pytest.mark.parametrize("point", ["before", "after"])
-@pytest.mark.parametrize("leg", LEGS[1:])
+@pytest.mark.parametrize("leg", slow_but(LEGS[1:], "mask"))
 def test_a_client_that_starts_again_costs_one_reply(experiment, tmp_path, monkeypatch, leg, point):
     crashing(monkeypatch, "2", leg, point)
     ran = rounds(experiment, tmp_path / "run", last=2, grid_of=CrashingGrid)
@@ -144,7 +145,7 @@ def test_a_client_that_starts_again_costs_one_reply(experiment, tmp_path, monkey
 
 
 @pytest.mark.parametrize("point", ["before", "after"])
-@pytest.mark.parametrize("leg", LEGS)
+@pytest.mark.parametrize("leg", slow_but(LEGS, "mask", "unmask"))
 def test_where_both_start_again_the_sum_is_the_same(
     experiment, whole, tmp_path, monkeypatch, leg, point
 ):

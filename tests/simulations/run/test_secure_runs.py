@@ -17,6 +17,7 @@ from tests.simulations.run.secure_compare import (
     changed_at_all,
 )
 from tests.simulations.run.secure_runs import LEGS, SHORT, leg_of, lost, rounds
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -29,7 +30,7 @@ def short(make_experiment):
     return make
 
 
-@pytest.mark.parametrize("clients", [3, 5])
+@pytest.mark.parametrize("clients", slow_but([3, 5], 3))
 @pytest.mark.parametrize("rule", RULES)
 def test_a_secure_round_gives_what_a_plain_one_gives(short, tmp_path, rule, clients):
     asked = (*RULES[rule], f"federation.clients={clients}")
@@ -41,7 +42,7 @@ def test_a_secure_round_gives_what_a_plain_one_gives(short, tmp_path, rule, clie
     assert_same_model(experiment, secure, plain, rule)
 
 
-@pytest.mark.parametrize("leg", LEGS[1:])
+@pytest.mark.parametrize("leg", slow_but(LEGS[1:], "mask", "unmask"))
 def test_a_client_whose_reply_is_lost_costs_its_part_of_the_sum_or_nothing(short, tmp_path, leg):
     """Before its vector has come it is left out, as without masks; after that it counts."""
     asked = ("federation.clients=5", "federation.deadline_seconds=0.2", "aggregation.rule=ffa")
@@ -59,7 +60,7 @@ def test_a_client_whose_reply_is_lost_costs_its_part_of_the_sum_or_nothing(short
         assert changed(secure.factors, whole.factors) > 1e-4
 
 
-@pytest.mark.parametrize("leg", LEGS[1:])
+@pytest.mark.parametrize("leg", slow_but(LEGS[1:], "mask"))
 def test_below_the_threshold_a_round_is_lost_and_the_run_goes_on(short, tmp_path, leg):
     """Four clients, one of whom may collude: three are needed."""
     asked = (

@@ -21,6 +21,7 @@ from server.checkpoint import Checkpoint, load_latest
 from server.results import read_results
 from simulations.run.preflight import check_names
 from tests.simulations.runs import at, run_in_process
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -49,7 +50,7 @@ def played(experiment, folder: Path, see=lambda reply: reply):
     return events, last(folder, experiment)
 
 
-@pytest.mark.parametrize("method", ["prototype", "deal", "linear-probe"])
+@pytest.mark.parametrize("method", slow_but(["prototype", "deal", "linear-probe"], "prototype"))
 def test_a_secure_run_has_the_heads_of_a_plain_one(make_experiment, tmp_path, method):
     """Sums are the same to the ring's rounding; of deal, the adapter is too."""
     asked = (

@@ -37,6 +37,7 @@ def adapter_of(folder):
 LAYERS, WIDTH, RANK, RETAINED = 2, 384, 8, 64
 
 
+@pytest.mark.slow
 def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_with):
     _, exact = run_with("aggregation.rule=fedit", name="exact")
     _, small = run_with("aggregation.rule=alternating", "wire.dtype=int8", name="small")
@@ -55,6 +56,7 @@ def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_with):
     assert spent < 0.35 * (sum(wide.bytes_up) + wide.received)
 
 
+@pytest.mark.slow
 def test_bytes_of_sums_in_int8_and_answers_that_are_nearly_the_same(run_with):
     """One round of class sums after two of learning, in each of two tasks of four labels."""
     on = ("method.prototype.enabled=on", *ENOUGH_TO_LEARN)

@@ -54,6 +54,7 @@ def both_ways(sizes: Bytes) -> dict[str, int]:
     return {way: sum(n for (own, _), n in sizes.items() if own == way) for way in ("up", "down")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STREAMS)
 def test_deal_at_the_bytes_of_lwf_in_int8_needs_fewer_in_all_and_more_upwards(study, tmp_path):
     found = {name: message_sizes(arm(study, name, tmp_path / name)) for name in INT8[study]}
@@ -64,6 +65,7 @@ def test_deal_at_the_bytes_of_lwf_in_int8_needs_fewer_in_all_and_more_upwards(st
     assert deal["down"] < lwf["down"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("study", STREAMS)
 def test_it_needs_fewer_at_sites_too_where_lwf_saves_more(study, tmp_path):
     """Evaluations ride along with training requests there."""

@@ -92,7 +92,7 @@ def finished(experiment: Experiment) -> EvaluationAnswers:
     return answers
 
 
-SLOW = {"core"}
+SLOW = {"core", "pooled", "residual"}
 ANSWERS: dict[Path, EvaluationAnswers] = {}
 """Run folder to what its evaluations answered."""
 

@@ -271,6 +271,7 @@ def test_a_learned_filter_only_scales_directions(minilm, learnt, task):
     assert changed > 0
 
 
+@pytest.mark.slow
 def test_every_key_changes_the_numbers(minilm, learnt, task):
     """Of what is learnt: the filter, the temperature; of learned gains, each weight and power."""
     free = {"lambda1": 50.0, "lambda2": 50.0, "a": 3.0, "b": 2.0}

@@ -186,6 +186,7 @@ def size(adapter: Adapter) -> float:
     return sum(float((adapter.scaling * f.B @ f.A).norm()) for f in adapter.layers.values())
 
 
+@pytest.mark.slow
 def test_the_penalty_reaches_the_gradients_of_real_training(minilm, second_task):
     plain, off, mild = (
         trained(minilm, second_task, update, 4)

@@ -227,6 +227,7 @@ def test_only_maps_of_factors_that_learn_move_and_are_priced(minilm, begun, trai
         assert torch.equal(value, before[key]) != learns, key
 
 
+@pytest.mark.slow
 def test_a_penalty_pulls_what_it_is_for(minilm, begun, tmp_path):
     """Zero weights leave the maps to the data; each weight shrinks its own part."""
     sizes = {}

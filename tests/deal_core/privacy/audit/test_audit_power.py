@@ -27,6 +27,7 @@ def noticed(spent: DpEvent, scale: float, canaries: int, repetitions: int, audit
     return float(np.mean(np.array(p_values) < 0.05))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spent", [EPSILON_1, EPSILON_8])
 def test_it_holds_in_audits_of_their_own(spent):
     power = audit_power([spent], 500, 4, seed=0)

@@ -43,6 +43,7 @@ def audit(make_experiment, records, tmp_path, one_thread):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [1.0, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, monkeypatch, epsilon):
     sizes = []
@@ -62,6 +63,7 @@ def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, monkeypatch, eps
     assert {(event.unit, event.unit_column) for event in events} == {("group", "patient")}
 
 
+@pytest.mark.slow
 def test_clipping_by_record_is_refuted_where_groups_are_claimed(audit, monkeypatch):
     monkeypatch.setattr(sampled_units, "clipped_group_gradients", by_record)
     found = audit(1.0)

@@ -62,6 +62,7 @@ def test_the_sum_as_it_is_is_below_the_claim_of_groups(audit, tmp_path, monkeypa
     assert {(event.unit, event.unit_column) for event in events} == {("group", "patient")}
 
 
+@pytest.mark.slow
 def test_clipping_by_record_is_noticed_in_the_sum(audit, monkeypatch):
     """Three records that each pull as far as a group may."""
     monkeypatch.setattr(sampled_units, "clipped_group_gradients", by_record)

@@ -20,6 +20,7 @@ from deal_core.privacy.audit.mechanism_audit import MechanismAudit, Records, aud
 from deal_core.privacy.mechanisms import sampled_units
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from tests.slow import slow_but
 
 AUDITED = (
     "method.name=sequential",
@@ -63,7 +64,9 @@ def scale_noise(monkeypatch, scale: float) -> None:
         )
 
 
-@pytest.mark.parametrize("overrides", [(), ("privacy.noise=secure",), ("privacy.factors=both",)])
+@pytest.mark.parametrize(
+    "overrides", slow_but([(), ("privacy.noise=secure",), ("privacy.factors=both",)], ())
+)
 @pytest.mark.parametrize("epsilon", [1.0, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, epsilon, overrides):
     found = audit(epsilon, *overrides, repetitions=2)
@@ -100,6 +103,7 @@ def test_no_noise_is_refuted_by_the_bound_alone(audit, monkeypatch):
     assert found.refuted
 
 
+@pytest.mark.slow
 def test_no_clipping_is_refuted(audit, monkeypatch):
     clipped = sampled_units.clipped_gradients
     monkeypatch.setattr(
@@ -115,6 +119,7 @@ def test_no_clipping_is_refuted(audit, monkeypatch):
 SAMPLED = ("privacy.sample_rate=0.25",)
 
 
+@pytest.mark.slow
 def test_every_record_in_every_step_is_refuted_and_refused(audit, monkeypatch, caplog):
     def everybody(self):
         for _ in range(self.steps):
@@ -141,6 +146,7 @@ def test_a_rate_that_doubles_after_the_first_step_is_refuted(audit, monkeypatch)
     assert audit(1.0, *SAMPLED, "federation.local_epochs=2", repetitions=6).p_value < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factors", ["one", pytest.param("both", marks=pytest.mark.slow)])
 def test_one_draw_of_noise_for_all_layers_of_a_shape_is_refuted(audit, monkeypatch, factors):
     drawn = SeededNoise.normal
@@ -157,6 +163,7 @@ def test_one_draw_of_noise_for_all_layers_of_a_shape_is_refuted(audit, monkeypat
     assert audit(1.0, f"privacy.factors={factors}", repetitions=2).p_value < 0.01
 
 
+@pytest.mark.slow
 def test_a_bound_from_the_batch_itself_is_refuted(audit, monkeypatch):
     """The upper quartile of the norms in the place of the bound."""
     clipped = sampled_units.clipped_gradients

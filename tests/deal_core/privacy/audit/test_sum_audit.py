@@ -81,6 +81,7 @@ def test_so_it_is_as_far_as_many_canaries_can_tell(make_experiment, records, tmp
     assert noticed(found) >= 0.65
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides", [("privacy.sample_rate=0.5", "federation.rounds=2"), ("privacy.noise=secure",)]
 )
@@ -112,6 +113,7 @@ def test_a_site_that_leaves_its_noise_out_is_noticed(
     assert audited(make_experiment, records, tmp_path, epsilon, *THREE, **sizes).refuted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epsilon", "canaries"), [pytest.param(1.0, 1500, marks=pytest.mark.slow), (2.0, 1000)]
 )
@@ -123,6 +125,7 @@ def test_so_are_two_of_three_at_small_budgets(
     assert audited(make_experiment, records, tmp_path, epsilon, **sizes).refuted
 
 
+@pytest.mark.slow
 def test_planned_failures_are_counted_on(make_experiment, records, tmp_path):
     """The same one share, in a plan that counts on no more."""
     planned = (*THREE, "privacy.dropouts=1")
@@ -130,6 +133,7 @@ def test_planned_failures_are_counted_on(make_experiment, records, tmp_path):
     assert not audited(make_experiment, records, tmp_path, 4.0, *planned, **sizes).refuted
 
 
+@pytest.mark.slow
 def test_a_sum_that_is_not_clipped_is_noticed(make_experiment, records, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "deal_core.privacy.mechanisms.noisy_sum.clipping_bound", lambda bound, *rest: 2 * bound

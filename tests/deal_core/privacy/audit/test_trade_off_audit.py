@@ -14,6 +14,7 @@ from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value, least
 from deal_core.privacy.audit.guesses import CHOICES, Guesses, guess
 from deal_core.privacy.audit.trade_off_audit import p_value
 from deal_core.privacy.audit.tradeoff import EPSILONS, trade_off, trade_off_of
+from tests.slow import slow_but
 
 
 def solved(m: int, r: int, c: int, epsilons, deltas) -> float:
@@ -51,7 +52,7 @@ def gaussian(sigma: float, m: int, rng) -> tuple[Guesses, ...]:
     return guess(coins + sigma * rng.normal(size=m), coins)
 
 
-@pytest.mark.parametrize("sigma", [0.6, 3.7])
+@pytest.mark.parametrize("sigma", slow_but([0.6, 3.7], 0.6))
 def test_of_an_exact_mechanism_it_is_seldom_small(sigma):
     """Never below alpha more often than alpha, for any choice of guesses; the single best choice
     of every audit is not looked at here."""

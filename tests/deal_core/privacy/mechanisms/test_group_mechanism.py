@@ -32,6 +32,7 @@ from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import Policy, default_delta
 from deal_core.randomness import seeded
 from deal_core.wire.counts import count_names
+from tests.slow import slow_but
 
 GROUPS = {"task0": 120, "task1": 60, "task2": 30}
 EACH = 4
@@ -103,7 +104,7 @@ dp-accounting 0.6.0 (PLD) says of it at delta = 1e-3:
 """
 
 
-@pytest.mark.parametrize("target", GOOGLE)
+@pytest.mark.parametrize("target", slow_but(GOOGLE, 8))
 def test_epsilon_by_group_is_that_of_other_accountants(site, target):
     """Rates and steps are written down here from the numbers of groups, not taken from the plan."""
     from opacus.accountants import PRVAccountant, RDPAccountant
