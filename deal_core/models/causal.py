@@ -1,17 +1,14 @@
 """Family ``causal-lm``: a prompt with the options, the answer's tokens, a likelihood per label.
 
-Training lowers the mean negative log-likelihood of the answer's own tokens and the end, per
-example. Scoring is the length-normalised log-likelihood of each label as the answer: docs/method.md
-(M3). Prompts of a task begin alike: that is computed once for all of them, and a text once for all
-its labels (:mod:`deal_core.models.prompt_forest`); what lies below the first adapted layer once a
-text (:mod:`deal_core.models.lower_layers`).
+Prompts of a task begin alike: that is computed once for all of them, and a text once for all its
+labels (:mod:`deal_core.models.prompt_forest`); what lies below the first adapted layer once a text
+(:mod:`deal_core.models.lower_layers`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,18 +16,18 @@ from peft import PeftModel, TaskType
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.lora.packing import Packing, packed
 from deal_core.models.attention import register_attention
 from deal_core.models.base_model import load_base_model
+from deal_core.models.generating import GeneratingLM
 from deal_core.models.greedy import greedy
-from deal_core.models.interface import Encoded, ForwardOutput
+from deal_core.models.interface import Encoded
 from deal_core.models.loading import best_device, pretrained
 from deal_core.models.lower_layers import LowerLayers, decode, first_adapted
 from deal_core.models.prompt_forest import PromptForest, PromptRow, Tokens, plant
-from deal_core.models.prompt_tokens import PromptTokens, answer_losses, prompt_tokens
+from deal_core.models.prompt_tokens import PromptTokens, prompt_tokens
 
 SCORING_TOKENS = 4096
 """Most tokens in one scoring pass: bounds memory, not results."""
@@ -48,14 +45,10 @@ def causal_prompts(
     return prompt_tokens(tokenizer, model, max_length, (opening, ()), gap=" ")
 
 
-class CausalLM:
+class CausalReader:
     """A Hugging Face decoder-only model whose attention can be replaced."""
 
-    has_label_logits = False
-
-    def __init__(
-        self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
-    ) -> None:
+    def __init__(self, base: Any, adapter: AdapterConfig, prompts: PromptTokens) -> None:
         self.device = best_device()
         self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.CAUSAL_LM)
         self.module.eval()
@@ -64,71 +57,18 @@ class CausalLM:
         self._head.register_forward_pre_hook(_without_gaps)
         layers, below = first_adapted(self.module)
         self._lower = LowerLayers(self._decoder, layers, below) if below else None
-        self._prompts = causal_prompts(tokenizer, base.config, model, max_length)
-        base.generation_config = greedy(self._prompts)
-        self.tokens = self._prompts.texts
-
-    def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
-        """Make or read token ids."""
-        self.tokens.prepare(texts, folder)
-
-    def encode(
-        self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
-    ) -> list[Encoded]:
-        """Return tokenised prompts; only the text is cut."""
-        return self._prompts.encode(examples, labels, instruction)
-
-    def forward_train(
-        self,
-        batch: Sequence[Encoded],
-        labels: Sequence[str],
-        seen: Sequence[Sequence[str]],
-        log_prior: Tensor | None = None,
-    ) -> ForwardOutput:
-        """Return losses on the answer's tokens and the end; distillation is over the vocabulary at
-        those tokens, so ``seen`` only decides whether there is anything to distil.
-
-        Raises:
-            ValueError: ``log_prior`` is given.
-        """
-        if log_prior is not None:
-            raise ValueError("losses are over words: labels have no prior")
-        answers = [self._prompts.answer(item, labels) for item in batch]
-        states = self._answer_states(batch, answers)
-        return answer_losses(self.word_logits, states, answers, seen)
-
-    def word_states(
-        self, batch: Sequence[Encoded], labels: Sequence[str]
-    ) -> tuple[Tensor, list[int]]:
-        """Return the states that predict the words of the answers, ends included, ``(words,
-        hidden)``, and how many each example has."""
-        answers = [self._prompts.answer(item, labels) for item in batch]
-        return self._answer_states(batch, answers), [len(answer) for answer in answers]
+        self._padding = prompts.padding
+        base.generation_config = greedy(prompts)
 
     def word_logits(self, states: Tensor) -> Tensor:
         """Return logits over the vocabulary, ``(words, vocabulary)``, float32."""
         logits: Tensor = self._head(states).float()
         return logits
 
-    def answered(
-        self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
-    ) -> list[Encoded]:
-        """Return the same texts under the prompt of another task, each with the answer that the
-        model gives now: its best label, and the end."""
-        return self._prompts.answered(batch, labels, instruction, self.scores, self._written)
-
-    def answer_length(self, label: str) -> int:
-        """Return how many tokens a label has as an answer, without an end."""
-        return len(self._prompts.label(label))
-
-    def write(self, batch: Sequence[Encoded]) -> list[str]:
-        """Return the answers as texts."""
-        return [self._prompts.text(ids) for ids in self._written(batch)]
-
-    def _written(self, batch: Sequence[Encoded]) -> list[Tokens]:
-        """Return the answers' tokens, the end included where there was one."""
+    def continued(self, batch: Sequence[Encoded]) -> list[list[int]]:
+        """Return the likeliest words after each prompt, as long as the longest answer may be."""
         longest = max(len(item.tokens) for item in batch)
-        pad = self._prompts.padding
+        pad = self._padding
         rows = [(*[pad] * (longest - len(item.tokens)), *item.tokens) for item in batch]
         real = [[0] * (longest - len(item.tokens)) + [1] * len(item.tokens) for item in batch]
         base = self.module.get_base_model()
@@ -137,23 +77,18 @@ class CausalLM:
                 input_ids=torch.tensor(rows, device=self.device),
                 attention_mask=torch.tensor(real, device=self.device),
             )
-        return [self._prompts.until_end(row) for row in whole[:, longest:].tolist()]
+        written: list[list[int]] = whole[:, longest:].tolist()
+        return written
 
-    def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
-        """Raise ``ValueError``: there is no embedding of a text."""
-        raise ValueError("a causal model has no embedding of a text")
-
-    def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
-        """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""
-        answers = [self._prompts.label(label) for label in labels]
+    def likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
+        """Return mean log-likelihood per answer token, ``(batch, answers)``, float32."""
         branches = tuple(answer[:-1] for answer in answers)
         rows = self._rows(batch, [()] * len(batch), branches)
         parts: list[Tensor] = []
         for part in _within(rows, SCORING_TOKENS):
             forest, place = plant(part)
             states = self._states(forest)
-            found = [self._likelihoods(states, forest, row, answers) for row in place]
-            parts += found
+            parts += [self._likelihoods(states, forest, row, answers) for row in place]
         return torch.stack(parts)
 
     def _likelihoods(
@@ -170,7 +105,7 @@ class CausalLM:
         parts = torch.split(likelihood, [len(answer) for answer in answers])
         return torch.stack([part.mean() for part in parts])
 
-    def _answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
+    def answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return the states that predict the words of the answers, ``(words, hidden)``."""
         rows = self._rows(batch, [answer[:-1] for answer in answers])
         forest, place = plant(rows)
@@ -232,7 +167,7 @@ def _within(rows: Sequence[PromptRow], tokens: int) -> list[list[PromptRow]]:
 
 def load_causal(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
-) -> CausalLM:
+) -> GeneratingLM:
     """Return the model, base and tokeniser loaded.
 
     Raises:
@@ -244,7 +179,9 @@ def load_causal(
     base = load_base_model(AutoModelForCausalLM, model, dtype, register_attention())
     require_forest(base, model)
     require_plain_head(base, model.name)
-    return CausalLM(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
+    tokenizer = pretrained(AutoTokenizer, model.name)
+    prompts = causal_prompts(tokenizer, base.config, model, max_length)
+    return GeneratingLM(CausalReader(base, adapter, prompts), prompts)
 
 
 def require_forest(base: Any, model: ModelConfig) -> None:

@@ -1,7 +1,7 @@
 """Family ``seq2seq-lm``: an encoder reads the prompt, a decoder says the answer.
 
-Losses and scores are those of ``causal-lm``: docs/method.md (M3). To score labels a text is read
-once, and what the decoder takes from it is made once for all its labels.
+To score labels a text is read once, and what the decoder takes from it is made once for all its
+labels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,16 +16,16 @@ from peft import PeftModel, TaskType
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.lora.attach import attach
 from deal_core.models.attention import register_attention
 from deal_core.models.base_model import load_base_model
+from deal_core.models.generating import GeneratingLM
 from deal_core.models.greedy import greedy
-from deal_core.models.interface import Encoded, ForwardOutput
+from deal_core.models.interface import Encoded
 from deal_core.models.loading import best_device, pretrained
 from deal_core.models.prompt_forest import Tokens
-from deal_core.models.prompt_tokens import PromptTokens, answer_losses, prompt_tokens
+from deal_core.models.prompt_tokens import PromptTokens, prompt_tokens
 
 SCORING_TOKENS = 4096
 """Most tokens of texts, once for every label, in one scoring pass: bounds memory, not results."""
@@ -47,14 +46,10 @@ class ReadTexts:
         )
 
 
-class Seq2SeqLM:
+class Seq2SeqReader:
     """Any Hugging Face encoder-decoder whose logits are a product with the decoder's states."""
 
-    has_label_logits = False
-
-    def __init__(
-        self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
-    ) -> None:
+    def __init__(self, base: Any, adapter: AdapterConfig, prompts: PromptTokens) -> None:
         self.device = best_device()
         self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.SEQ_2_SEQ_LM)
         self.module.eval()
@@ -63,77 +58,18 @@ class Seq2SeqLM:
         self._head = base.get_output_embeddings()
         self._factor = state_factor(base)
         self._bias: Tensor | None = getattr(base, "final_logits_bias", None)
-        self._prompts = seq2seq_prompts(tokenizer, base.config, model, max_length)
-        self.start = self._prompts.start
-        base.generation_config = greedy(self._prompts)
-        self.tokens = self._prompts.texts
-
-    def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
-        """Make or read token ids."""
-        self.tokens.prepare(texts, folder)
-
-    def encode(
-        self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
-    ) -> list[Encoded]:
-        """Return tokenised prompts, with what the tokeniser puts around a text; only the text is
-        cut."""
-        return self._prompts.encode(examples, labels, instruction)
-
-    def forward_train(
-        self,
-        batch: Sequence[Encoded],
-        labels: Sequence[str],
-        seen: Sequence[Sequence[str]],
-        log_prior: Tensor | None = None,
-    ) -> ForwardOutput:
-        """Return losses on the answer's tokens and the end; distillation is over the vocabulary at
-        those tokens, so ``seen`` only decides whether there is anything to distil.
-
-        Raises:
-            ValueError: ``log_prior`` is given.
-        """
-        if log_prior is not None:
-            raise ValueError("losses are over words: labels have no prior")
-        answers = [self._prompts.answer(item, labels) for item in batch]
-        states = self._answer_states(batch, answers)
-        return answer_losses(self.word_logits, states, answers, seen)
-
-    def word_states(
-        self, batch: Sequence[Encoded], labels: Sequence[str]
-    ) -> tuple[Tensor, list[int]]:
-        """Return the states that predict the words of the answers, ends included, ``(words,
-        hidden)``, and how many each example has."""
-        answers = [self._prompts.answer(item, labels) for item in batch]
-        return self._answer_states(batch, answers), [len(answer) for answer in answers]
+        self._start, self._padding = prompts.start, prompts.padding
+        base.generation_config = greedy(prompts)
 
     def word_logits(self, states: Tensor) -> Tensor:
         """Return logits over the vocabulary, ``(..., vocabulary)``, float32."""
         logits: Tensor = self._head(states).float()
         return logits if self._bias is None else logits + self._bias[0].float()
 
-    def answered(
-        self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
-    ) -> list[Encoded]:
-        """Return the same texts under the prompt of another task, each with the answer that the
-        model gives now: its best label, and the end."""
-        return self._prompts.answered(batch, labels, instruction, self.scores, self._written)
-
-    def answer_length(self, label: str) -> int:
-        """Return how many tokens a label has as an answer, without an end."""
-        return len(self._prompts.label(label))
-
-    def write(self, batch: Sequence[Encoded]) -> list[str]:
-        """Return the answers as texts."""
-        return [self._prompts.text(ids) for ids in self._written(batch)]
-
-    def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
-        """Raise ``ValueError``: there is no embedding of a text."""
-        raise ValueError("a generating model has no embedding of a text")
-
-    def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
-        """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""
-        answers = [self._prompts.label(label) for label in labels]
-        return torch.cat([self._likelihoods(part, answers) for part in _within(batch, len(labels))])
+    def likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
+        """Return mean log-likelihood per answer token, ``(batch, answers)``, float32."""
+        parts = _within(batch, len(answers))
+        return torch.cat([self._likelihoods(part, answers) for part in parts])
 
     def _likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Mean log-likelihood of each answer to each prompt, ``(batch, answers)``."""
@@ -141,7 +77,7 @@ class Seq2SeqLM:
 
         texts = self._read(batch)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        start = self._decode(texts, [self.start] * len(batch), cache)[:, -1]
+        start = self._decode(texts, [self._start] * len(batch), cache)[:, -1]
         firsts = [answer[0] for answer in answers]
         total = self.word_logits(start).log_softmax(dim=1)[:, firsts]
         lengths = torch.tensor([len(answer) for answer in answers], device=self.device)
@@ -159,12 +95,12 @@ class Seq2SeqLM:
             total = total.index_add(1, real.nonzero()[:, 0], found)
         return total / lengths
 
-    def _answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
+    def answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return the states that predict the words of the answers, ``(words, hidden)``. An example
         is a row of the encoder and a row of the decoder: its gradient is its own."""
-        rows = [self.start + answer[:-1] for answer in answers]
+        rows = [self._start + answer[:-1] for answer in answers]
         states = self._decode(self._read(batch), rows)
-        before = len(self.start) - 1
+        before = len(self._start) - 1
         return torch.cat(
             [row[before : before + len(a)] for row, a in zip(states, answers, strict=True)]
         )
@@ -187,24 +123,24 @@ class Seq2SeqLM:
         states: Tensor = output.last_hidden_state
         return states if self._factor == 1.0 else states * self._factor
 
-    def _written(self, batch: Sequence[Encoded]) -> list[Tokens]:
-        """Return the answers' tokens, the end included where there was one."""
+    def continued(self, batch: Sequence[Encoded]) -> list[list[int]]:
+        """Return the likeliest words, as long as the longest answer may be."""
         ids, real = self._padded([item.tokens for item in batch])
         base = cast(Any, self.module.get_base_model())
         with torch.no_grad():
             whole = base.generate(
                 input_ids=ids,
                 attention_mask=real.long(),
-                decoder_input_ids=torch.tensor([self.start] * len(batch), device=self.device),
+                decoder_input_ids=torch.tensor([self._start] * len(batch), device=self.device),
             )
-        written = whole[:, len(self.start) :].tolist()
-        return [self._prompts.until_end(row) for row in written]
+        written: list[list[int]] = whole[:, len(self._start) :].tolist()
+        return written
 
     def _padded(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
         """Return ids and which of them are of a row, ``(rows, longest)`` each."""
         lengths = torch.tensor([len(row) for row in rows])
         longest = int(lengths.max())
-        pad = self._prompts.padding
+        pad = self._padding
         ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
         real = torch.arange(longest)[None, :] < lengths[:, None]
         return ids.to(self.device), real.to(self.device)
@@ -259,7 +195,7 @@ def state_factor(base: Any) -> float:
 
 def load_seq2seq(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
-) -> Seq2SeqLM:
+) -> GeneratingLM:
     """Return the model, base and tokeniser loaded.
 
     Raises:
@@ -269,12 +205,13 @@ def load_seq2seq(
 
     base = load_base_model(AutoModelForSeq2SeqLM, model, dtype, register_attention())
     tokenizer = pretrained(AutoTokenizer, model.name)
-    loaded = Seq2SeqLM(base, tokenizer, model, adapter, max_length)
-    require_same_logits(loaded, base, model.name)
+    prompts = seq2seq_prompts(tokenizer, base.config, model, max_length)
+    loaded = GeneratingLM(Seq2SeqReader(base, adapter, prompts), prompts)
+    require_same_logits(loaded, base, prompts.start, model.name)
     return loaded
 
 
-def require_same_logits(model: Seq2SeqLM, base: Any, name: str) -> None:
+def require_same_logits(model: GeneratingLM, base: Any, start: Tokens, name: str) -> None:
     """Check that words have the logits that the model itself gives them to a text alone, beside a
     longer text too.
 
@@ -283,7 +220,7 @@ def require_same_logits(model: Seq2SeqLM, base: Any, name: str) -> None:
     """
     item = Encoded((0, 3, 0), -1, answer=(3, 0, 3))
     longer = Encoded((0, 3, 2, 0, 3), -1, answer=(2, 3, 3, 0, 3))
-    rows = [[*model.start, *item.answer[:-1]]]
+    rows = [[*start, *item.answer[:-1]]]
     try:
         with torch.no_grad():
             ours = model.word_logits(model.word_states([item, longer], ())[0])[:3]
@@ -291,7 +228,7 @@ def require_same_logits(model: Seq2SeqLM, base: Any, name: str) -> None:
                 input_ids=torch.tensor([item.tokens], device=model.device),
                 decoder_input_ids=torch.tensor(rows, device=model.device),
                 use_cache=False,
-            ).logits[0, len(model.start) - 1 :]
+            ).logits[0, len(start) - 1 :]
         same = bool((ours - theirs.float()).norm() <= 0.05 * theirs.float().norm())
     except Exception:
         same = False

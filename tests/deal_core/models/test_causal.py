@@ -247,7 +247,7 @@ def test_it_writes_the_likeliest_word_each_time(tmp_path, small_adapter, name):
     batch = model.encode([Example(text, "", target="a") for text in texts], ())
     assert len({len(item.tokens) for item in batch}) > 3
     expected = [greedy_words(folder, item.tokens, 5, tokenizer.eos_token_id) for item in batch]
-    assert model._written(batch) == [tuple(words) for words in expected]
+    assert model.written(batch) == [tuple(words) for words in expected]
     assert len({len(words) for words in expected}) > 1 or name == "llama"
     said = [tokenizer.decode(words, skip_special_tokens=True).strip() for words in expected]
     assert model.write(batch) == said
