@@ -11,6 +11,16 @@ from deal_core.config.table import Table
 OWN_MEMORY = frozenset({"deal-reference", "ewc", "replay"})
 """Names of methods whose clients keep something from task to task or round to round on their own
 disks, and learn from it: more than a request and the task at hand."""
+READ_BY = {
+    "ewc": ("ewc",),
+    "nlora": ("nlora",),
+    "olora": ("olora",),
+    "replay": ("replay",),
+    "deal_reference": ("deal-reference",),
+    "linear_probe": ("linear-probe",),
+    "prototype": ("prototype", "deal"),
+}
+"""Tables below that few methods read, to these."""
 
 
 def _require_higher(a: float, b: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
+from deal_core.config.method import READ_BY
 from deal_core.config.run_config import WHERE, Value, flatten, leaves
 from deal_core.errors import UserError
 from server.folder import RunFolder
@@ -103,12 +104,23 @@ def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) ->
 
 def differing(wanted: Mapping[str, Value], before: Mapping[str, Value]) -> list[str]:
     """Return the settings that are wanted otherwise than they were; where precision is left to the
-    machine, that of any machine stands."""
+    machine, that of any machine stands. Settings of a method that the run does not have say
+    nothing."""
+    method = str(wanted["method.name"])
     return [
         key
         for key, value in wanted.items()
-        if _said(key, value) != _said(key, before[key]) and (key, value) != (PRECISION, AUTO)
+        if _said(key, value) != _said(key, before[key])
+        and (key, value) != (PRECISION, AUTO)
+        and not _anothers(key, method)
     ]
+
+
+def _anothers(key: str, method: str) -> bool:
+    """Whether a setting is read by other methods alone."""
+    group, _, rest = key.partition(".")
+    table = rest.partition(".")[0]
+    return group == "method" and method not in READ_BY.get(table, (method,))
 
 
 def _said(key: str, value: Value) -> Any:

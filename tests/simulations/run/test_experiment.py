@@ -120,6 +120,24 @@ def test_resume_with_other_settings_names_the_first_that_differs() -> None:
         check_folder(load_experiment(other))
 
 
+def test_settings_of_a_method_that_the_run_does_not_have_are_none_of_it() -> None:
+    """So that another default of a baseline leaves all other runs that have begun as they are."""
+    weight = "method.ewc.weight=7"
+    started(Request("quickstart"))
+    check_folder(load_experiment(Request("quickstart", overrides=(weight,), resume=True)))
+    other = ("method.prototype.layers=2",)  # deal reads it too
+    with pytest.raises(UserError, match=r"'method.prototype.layers' is 2"):
+        check_folder(load_experiment(Request("quickstart", overrides=other, resume=True)))
+
+
+def test_those_of_the_runs_own_method_are() -> None:
+    ewc = "method.name=ewc"
+    started(Request("quickstart", overrides=(ewc,)))
+    other = Request("quickstart", overrides=(ewc, "method.ewc.weight=7"), resume=True)
+    with pytest.raises(UserError, match=r"'method.ewc.weight' is 7.0"):
+        check_folder(load_experiment(other))
+
+
 def test_resume_may_change_engine_and_threads_and_keeps_the_record() -> None:
     first = started(Request("quickstart"))
     text = (Path(first.run.out) / RECORD).read_text()

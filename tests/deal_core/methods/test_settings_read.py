@@ -1,0 +1,29 @@
+"""A method reads its own settings and no other method's, as ``READ_BY`` says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import READ_BY, MethodConfig
+from deal_core.methods import METHODS, make_method, phases_of
+
+asked: set[str] = set()
+
+
+class Watched(MethodConfig):
+    """Settings that note which tables are asked for."""
+
+    def __getattribute__(self, key: str) -> Any:
+        asked.add(key)
+        return super().__getattribute__(key)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_who_reads_a_table(method):
+    config = Watched(name=method)
+    asked.clear()
+    phases_of(make_method(config, AdapterConfig()))
+    assert asked & READ_BY.keys() == {table for table, names in READ_BY.items() if method in names}
