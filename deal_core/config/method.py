@@ -20,7 +20,7 @@ READ_BY = {
     "linear_probe": ("linear-probe",),
     "prototype": ("prototype", "deal"),
 }
-"""Tables below that few methods read, to these."""
+"""Table of settings to the methods that read it; one that is not named here is for all."""
 
 
 def _require_higher(a: float, b: float) -> None:
