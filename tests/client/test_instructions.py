@@ -278,7 +278,7 @@ OPTIONS = {
 }
 
 
-@settings(max_examples=2, **OPTIONS)
+@settings(max_examples=4, **OPTIONS)
 @given(cases=histories())
 def test_no_instruction_breaks_what_a_site_promises(watch, tmp_path_factory, cases):
     play(tmp_path_factory.mktemp("sites"), cases, watch)

@@ -20,6 +20,7 @@ from tests.conftest import SHORT
 from tests.forked import Forker, Process
 from tests.simulations.runs import IN_SUM, at
 from tests.sizes import TINY
+from tests.slow import slow_but
 
 
 class Line:
@@ -139,10 +140,9 @@ KINDS = {
 """With error feedback, whose stores travel between the workers too, and heads from sums; with sums
 in every round; with secure sums, whose state any worker may have to go on from; with noise in them,
 which is charged to ledgers that any worker may write."""
-SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("sums", "secure", "private")]
 
 
-@pytest.fixture(scope="module", params=["int8", *SLOW])
+@pytest.fixture(scope="module", params=slow_but(KINDS, "int8"))
 def runs(request, make_experiment, fork, tmp_path_factory) -> tuple[Path, Path]:
     """The same experiment in this process, and in another one with two workers."""
     settings = ("federation.clients=3", *KINDS[request.param], *TINY)

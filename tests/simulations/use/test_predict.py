@@ -27,6 +27,7 @@ from simulations.engines.inprocess import run_inprocess
 from simulations.report.run.label_counts import count_labels, read_label_counts
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import at
+from tests.slow import slow_but
 
 TASKS = ("laboratory", "surgery")
 COLOURS = {"a": "red", "b": "green", "c": "blue"}
@@ -92,17 +93,11 @@ def finished(experiment: Experiment) -> EvaluationAnswers:
     return answers
 
 
-SLOW = {"core", "pooled", "residual"}
 ANSWERS: dict[Path, EvaluationAnswers] = {}
 """Run folder to what its evaluations answered."""
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SETTINGS
-    ],
-)
+@pytest.fixture(scope="module", params=slow_but(SETTINGS, "heads", "names"))
 def run(request, tmp_path_factory, make_experiment) -> tuple[Path, Experiment]:
     folder = tmp_path_factory.mktemp(request.param)
     sizes = ("data.max_train=24", "data.max_test=24", "federation.rounds=1", *FLOAT32)
