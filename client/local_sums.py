@@ -37,16 +37,11 @@ def require_sums(config: Experiment, mechanism: Mechanism, site: Site) -> None:
         raise Refusal("policy", "the site's policy keeps sums of embeddings (policy.share_sums)")
 
 
-def require_enough_of_each(tasks: Sequence[TaskDataset], site: Site) -> None:
-    """Check that no sums are of fewer records than the policy lets go: of several tasks each has
-    its own.
-
-    Raises:
-        Refusal: one has fewer, and some.
-    """
+def enough_of_each(tasks: Sequence[TaskDataset], site: Site) -> list[TaskDataset]:
+    """Return the tasks, with no record of those that have fewer than the policy lets go: each of
+    several tasks has sums of its own."""
     least = site.policy.min_records if site.policy is not None else 0
-    if any(0 < len(task.data) < least for task in tasks):
-        raise Refusal("no-data", f"fewer than {least} records of one of the tasks")
+    return [task if len(task.data) >= least else TaskDataset(task.labels, []) for task in tasks]
 
 
 def noisy_sums(
@@ -75,24 +70,27 @@ def sum_records(
     state: State,
     instruction: Instruction,
     statistics: Statistics,
+    given: Sequence[TaskDataset],
 ) -> LocalUpdate:
-    """Return the sums over the client's records of every task that it is asked about."""
+    """Return the sums over the client's records of every task that it is asked about; ``given``:
+    the records, which are all of a task or none."""
     started = time.monotonic()
     tasks = instruction.tasks or (instruction.task,)
-    shares = [bench.task(task, client) for task in tasks]
     nothing = torch.zeros(0, embedding_size(bench.experiment.model, statistics.layers))
     parts = [
         statistics.collect(
             EmbeddedTask(
-                bench.embeddings(share, "train", statistics.layers) if share.train else nothing,
-                torch.tensor([item.target for item in share.train], dtype=torch.long),
-                len(share.labels),
+                bench.embeddings(bench.task(task, client), "train", statistics.layers)
+                if own.data
+                else nothing,
+                torch.tensor([item.target for item in own.data], dtype=torch.long),
+                len(own.labels),
                 state.heads.get(task),
             )
         )
-        for task, share in zip(tasks, shares, strict=True)
+        for task, own in zip(tasks, given, strict=True)
     ]
-    examples = sum(len(share.train) for share in shares)
+    examples = sum(len(own.data) for own in given)
     figures = {"num_examples": examples, "seconds": time.monotonic() - started}
     if bench.experiment.aggregation.secure:  # a layout of its own, of float64
         named = {

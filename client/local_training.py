@@ -69,7 +69,8 @@ class LocalTraining:
         if statistics is not None and isinstance(gradients, GradientSum):
             return noisy_sums(bench, client, instruction, statistics, gradients)
         if statistics is not None:
-            return sum_records(bench, client, state, instruction, statistics)
+            own = self.joint_tasks or [TaskDataset(self.data.labels, self.data.train)]
+            return sum_records(bench, client, state, instruction, statistics, own)
         if isinstance(gradients, GradientSum):
             objective, task, trained = self._objective, self._task(), self._trained
             return gradient_sum(

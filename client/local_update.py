@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from client.client_context import ClientContext
-from client.local_sums import require_enough_of_each, require_sums
+from client.local_sums import enough_of_each, require_sums
 from client.local_training import LocalTraining, own_share
 from client.policy_check import require_policy
 from client.request_check import check_training
@@ -51,7 +51,7 @@ def local_update(
     data = _data(bench, client, instruction, phase)
     joint_tasks = _joint_tasks(bench, client, instruction, phase)
     if phase.statistics is not None:
-        require_enough_of_each(joint_tasks, site)
+        joint_tasks = enough_of_each(joint_tasks, site)
     grouping = None if phase.public_path else bench.grouping(instruction.task, client)
     units = len(data.train) if grouping is None else len(set(grouping.numbers))
     training = LocalTraining(bench, client_context, state, instruction, data, joint_tasks, units)

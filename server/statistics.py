@@ -28,16 +28,14 @@ class SumsReplies:
         sums: task to client to its sums, of the valid replies.
         examples: number of each valid client's records, as it says.
         sizes: bytes of each valid reply.
-        without_data: clients that have no record of their task.
-        idle: how many clients took no part.
+        declined: clients that took no part, for they have no record, or rule against it.
         tally: of the evaluation that the requests carried along.
     """
 
     sums: dict[str, dict[str, Tensors]] = field(default_factory=dict)
     examples: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    without_data: list[str] = field(default_factory=list)
-    idle: int = 0
+    declined: list[str] = field(default_factory=list)
     tally: EvaluationReplies = field(default_factory=EvaluationReplies)
 
 
@@ -83,9 +81,7 @@ class SumsGathering:
             if not any(bool(part["count"].any()) for part in parts):
                 raise PayloadError("sums of no record")
         except wire.ClientSkipped as reason:
-            gathered.idle += 1
-            if reason.code == "no-data":
-                gathered.without_data.append(client)
+            gathered.declined.append(client)
             self.exchange.event("client_idle", self.step, client=client, code=reason.code)
         except NUMERICAL as fault:
             refuse(self.exchange, self.step, client, fault)

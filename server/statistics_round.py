@@ -13,6 +13,7 @@ from deal_core.models import embedding_size
 from deal_core.training.threads import threads
 from server.checkpoint import History
 from server.gathering import RoundReplies
+from server.plan import Order
 from server.round import Round
 from server.schedule import Step
 from server.state_change import finite, reason_of
@@ -51,25 +52,40 @@ class StatisticsRound:
         """
         started, one = time.monotonic(), self.round
         exchange, step = one.exchange, one.step
-        eligible = one.eligible
-        clients = self.asked(eligible, history)
+        due = self.due(history)
+        clients = {name: tasks[0] for name, tasks in due.items()}
         if not clients or not one.phase.should_run(state):
             exchange.event("round_skipped", step)
             if piggybacked is None:
                 return state, history
             return one.evaluation.run(piggybacked, state, history)
         one.log_start(clients)
-        sent = one.ask(state, clients, frozenset(), piggybacked)
+        several = {name: tasks for name, tasks in due.items() if len(tasks) > 1}
+        sent = one.ask(state, clients, frozenset(), piggybacked, several)
         size = embedding_size(one.experiment.model, self.statistics.layers)
         replies = SumsGathering(
             exchange, one.evaluation, step, piggybacked, self.statistics, self.labels, size
         ).run(sent)
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
-        exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
-        state, history = self._add(one.basis(state, sent), history, replies, clients)
+        exchange.require_quorum(len(replies.sizes), len(clients) - len(replies.declined), step)
+        state, history = self._add(one.basis(state, sent), history, replies, due)
         received = RoundReplies(sizes=replies.sizes)
         return state, one.record(sent, received, None, False, started, history)
+
+    def due(self, history: History) -> dict[str, Order]:
+        """Return client to the tasks whose sums it is asked for. Those that each gives once, and
+        that were lost on their way, are asked again when the next ones are due."""
+        one = self.round
+        if not self.statistics.once or one.plan.joint_tasks:
+            return {name: (task,) for name, task in self.asked(one.eligible, history).items()}
+        given = history.collected
+        worked = one.plan.worked(one.step.stage, one.step.server_round)
+        due = {
+            name: tuple(task for task in tasks if name not in given.get(task, ()))
+            for name, tasks in worked.items()
+        }
+        return {name: tasks for name, tasks in due.items() if tasks}
 
     def asked(self, eligible: Mapping[str, str], history: History) -> dict[str, str]:
         """Return whom to ask, and for which task, however few a round samples: sums are of all
@@ -81,7 +97,7 @@ class StatisticsRound:
         return {name: task for name, task in eligible.items() if name not in given.get(task, ())}
 
     def _add(
-        self, state: State, history: History, replies: SumsReplies, clients: Mapping[str, str]
+        self, state: State, history: History, replies: SumsReplies, due: Mapping[str, Order]
     ) -> tuple[State, History]:
         """The state with the sums of the round; the one before where the numbers fail."""
         one = self.round
@@ -93,14 +109,16 @@ class StatisticsRound:
         except NUMERICAL as fault:
             one.exchange.event("round_lost", one.step, reason=reason_of(fault))
             return state, history
-        told = (*replies.sizes, *replies.without_data)
-        return state, self.noted(history, {client: clients[client] for client in told})
+        told = (*replies.sizes, *replies.declined)
+        return state, self.noted(history, {client: due[client] for client in told})
 
-    def noted(self, history: History, told: Mapping[str, str]) -> History:
-        """Return the history with the clients that have given their sums; client to task."""
+    def noted(self, history: History, told: Mapping[str, Order]) -> History:
+        """Return the history with the clients that have given their sums, or have none to give;
+        client to tasks."""
         if not self.statistics.once:
             return history
         done: dict[str, list[str]] = {}
-        for client, task in told.items():
-            done.setdefault(task, []).append(client)
+        for client, tasks in told.items():
+            for task in tasks:
+                done.setdefault(task, []).append(client)
         return history.collecting(done)

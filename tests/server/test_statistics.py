@@ -362,6 +362,47 @@ def test_sums_that_are_given_once_are_asked_of_all_however_few_a_round_samples(t
     assert sum(event["event"] == "client_finished" for event in events) == CLIENTS * len(TASKS)
 
 
+@pytest.mark.parametrize("kind", ["lost", "NaN"])
+def test_sums_that_were_lost_are_asked_again_with_the_next_ones(tmp_path, model, kind):
+    """Else the labels that client 2 alone has would never be known. Each sum counts once."""
+    asked: list[int] = []
+
+    def spoil(client: str, reply: Message) -> list[Message]:
+        if client == "2":
+            asked.append(sum(name.endswith("count") for name in reply.content[SUMS]))
+            if len(asked) == 1 and kind == "lost":
+                return lost(reply)
+            if len(asked) == 1:
+                ANY[kind](reply, seeded("x"))
+        return [reply]
+
+    whole, _ = played(experiment(tmp_path / "a", model, "prototype"), lambda c, reply: [reply])
+    checkpoint, _ = played(experiment(tmp_path / "b", model, "prototype"), spoil)
+    assert asked == [1, 2]
+    assert checkpoint.history.collected == {
+        "laboratory": ("0", "1", "3", "2"),
+        "surgery": ("0", "1", "2", "3"),
+    }
+    for name, part in whole.state.sums.items():
+        assert torch.allclose(checkpoint.state.sums[name], part, rtol=1e-12)
+    for task, head in whole.state.heads.items():
+        assert torch.allclose(checkpoint.state.heads[task], head, rtol=1e-5, atol=1e-5)
+
+
+def test_who_declines_to_give_sums_is_not_asked_for_them_again(tmp_path, model):
+    def decline(client: str, reply: Message) -> list[Message]:
+        if client == "2":
+            reply.content["status"]["code"] = "policy"
+            del reply.content[SUMS]
+        return [reply]
+
+    checkpoint, events = played(experiment(tmp_path, model, "prototype"), decline)
+    assert [e["code"] for e in events if e["event"] == "client_idle"] == ["policy", "policy"]
+    assert all(
+        sorted(names) == ["0", "1", "2", "3"] for names in checkpoint.history.collected.values()
+    )
+
+
 def replies(**examples: float) -> SumsReplies:
     found = SumsReplies()
     for name, n in examples.items():
