@@ -97,10 +97,11 @@ class Gathering:
         spent: Spending | None = None
         try:
             message = answered(reply)
-            spent = wire.read_spending(message, instruction)
+            answer = wire.read_update_reply(message, instruction)
+            spent = answer.spent
             if spent is not None:  # it is charged there, whatever is found wrong here
                 gathered.spent[client] = spent
-            update, figures = wire.read_update(client, message, reader, instruction)
+            update = answer.update(client, reader)
             if self.alike and update.weight != 1:
                 raise PayloadError("num_examples is not 1, the weight of every client here")
             with threads(1):
@@ -118,7 +119,7 @@ class Gathering:
             return ()
         arrived[client] = wire.payload_bytes(message.content)
         self.exchange.event(
-            "client_finished", self.step, client=client, task=instruction.task, **figures
+            "client_finished", self.step, client=client, task=instruction.task, **answer.figures
         )
         return verdicts
 

@@ -132,31 +132,38 @@ def request(
     return Message(content, node, message_type, ttl=deadline)
 
 
-def read_spending(message: Message, instruction: Instruction) -> Spending | None:
-    """Return what a reply with an update says of privacy, whatever the update is: it is charged at
-    the client.
+@dataclass(frozen=True)
+class UpdateReply:
+    """A reply with an update that has not been decoded yet.
+
+    Attributes:
+        record: the update as it travelled.
+        figures: beside it.
+        spent: what it says of privacy; charged at the client, whatever the update is.
+    """
+
+    record: ArrayRecord
+    figures: Mapping[str, float]
+    spent: Spending | None
+
+    def update(self, client: str, reader: UpdateReader) -> ClientUpdate:
+        """Return the update, checked and decoded.
+
+        Raises:
+            PayloadError: anything that ``reader`` refuses.
+        """
+        return ClientUpdate(client, reader.read(self.record), self.figures["num_examples"])
+
+
+def read_update_reply(message: Message, instruction: Instruction) -> UpdateReply:
+    """Return what a reply with an update has, its figures checked.
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or figures that cannot be.
         ClientSkipped: the client takes no part.
     """
-    return _spent(_answer(message, instruction, LORA)[1])
-
-
-def read_update(
-    client: str, message: Message, reader: UpdateReader, instruction: Instruction
-) -> tuple[ClientUpdate, dict[str, float]]:
-    """Return a local update, checked and decoded, and its figures.
-
-    Raises:
-        PayloadError: an error code, another record, a wrong round, or anything that
-            ``reader`` refuses.
-        ClientSkipped: the client takes no part.
-    """
     record, measured = _answer(message, instruction, LORA)
-    adapter = reader.read(record)
-    update = ClientUpdate(client, adapter, measured["num_examples"])
-    return update, measured
+    return UpdateReply(record, measured, _spent(measured))
 
 
 def read_statistics(
