@@ -72,6 +72,9 @@ def local_update(
         generator=seeded(bench.experiment.run.seed, "train", client, *where),
         entries=_entries(bench, state, instruction),
         grouping=grouping,
+        joint_tasks=tuple(
+            task for task, share in zip(instruction.tasks, joint_tasks, strict=True) if share.data
+        ),
     )
     update = release(_mechanism(bench, phase), ask, site, training.update)
     training.save()

@@ -38,25 +38,18 @@ def check_training(instruction: Instruction, bench: Workbench, policy: Policy | 
 
     Raises:
         PayloadError: a task that is not of the run; several to be learnt at once where the
-            experiment learns them one by one, has a mechanism, or learns from public texts; sums of
-            several that the client has not worked on; or a larger rank than the site's policy
-            allows.
+            experiment learns them one by one, has a mechanism, or learns from public texts; or a
+            larger rank than the site's policy allows.
     """
     check_tasks(instruction, bench)
     if policy is not None and instruction.rank > policy.max_rank:
         raise PayloadError("instruction: a larger rank than the site's policy allows")
     if not instruction.tasks:
         return
-    config, phase = bench.experiment, bench.phase(instruction.phase)
-    joint = config.stream.schedule == "joint"
-    lost = phase.statistics is not None and phase.statistics.once and not config.aggregation.secure
-    if phase.public_path or not (joint or lost):
+    joint = bench.experiment.stream.schedule == "joint"
+    if not joint or bench.phase(instruction.phase).public_path:
         raise PayloadError("instruction: tasks are learnt one by one in this run")
-    if config.privacy.mechanism != "none":
+    if bench.experiment.privacy.mechanism != "none":
         raise PayloadError("instruction: under a mechanism tasks are learnt one by one")
-    asked = set(instruction.tasks)
-    worked = asked <= {instruction.task, *instruction.past}
-    if instruction.task != instruction.tasks[0] or not (
-        asked == set(bench.tasks) if joint else worked
-    ):
+    if set(instruction.tasks) != set(bench.tasks) or instruction.task != instruction.tasks[0]:
         raise PayloadError("instruction: not the tasks of this run")

@@ -46,7 +46,7 @@ class History(BaseModel):
         peak_rss_bytes: largest over the starts.
         distrusted: clients that a robust rule left out when it last had an update of theirs.
         spent: client to what its privacy has cost, all rounds and tasks together.
-        collected: task to the clients whose sums are in the state, or that have none to give.
+        collected: task to the clients whose sums are in the state.
         noise_variance: of an entry of ``lora_B``, from the noise of those of this stage's rounds
             that trained it.
     """

@@ -73,17 +73,6 @@ class Plan:
         turn = max(0, self._turn(client, stage, server_round))
         return tuple(dict.fromkeys(self.orders[client][:turn]))
 
-    def worked(self, stage: int, server_round: int) -> dict[str, Order]:
-        """Return client to the tasks that it has worked on up to a round, the latest first; only
-        those that train."""
-        at_work = self.working(stage, server_round)
-        found = {}
-        for name in self._trained:
-            own = (at_work[name],) if name in at_work else ()
-            earlier = reversed(self.past(name, stage, server_round))
-            found[name] = tuple(dict.fromkeys((*own, *earlier)))
-        return found
-
     def met(self, stage: int, server_round: int = 1) -> Order:
         """Return what the teacher of a round knows, in the stream's order: tasks that some client
         worked on before the stage, or, in the rounds of further phases, until its learning

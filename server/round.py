@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 from deal_core.aggregation import (
     LORA_B,
@@ -37,8 +36,6 @@ from server.round_requests import carrying, training_requests
 from server.schedule import Step
 from server.spending import Spending
 from server.state_change import finite, fold_residual, reason_of
-
-NOTHING: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,6 @@ class Round:
         clients: Mapping[str, str],
         trained: frozenset[str],
         piggybacked: Step | None,
-        several: Mapping[str, Sequence[str]] = NOTHING,
     ) -> Dispatch:
         """Return the round's requests, and those of the evaluation that goes along; nothing is sent
         yet.
@@ -154,22 +150,16 @@ class Round:
             clients: client name to its task.
             trained: factors that learn.
             piggybacked: the step whose evaluation goes along; None: none.
-            several: client name to tasks that it is asked about at once, its own first.
         """
         shown, roster = self.shown(state, piggybacked), self.exchange.roster.clients
-        common = self._common(shown, trained)
-        requests = self.instructions(shown, clients, trained, several)
+        common, requests = self._common(shown, trained), self.instructions(shown, clients, trained)
         if piggybacked is None:
             return self.exchange.ask(shown, common, requests, self.experiment.federation.quorum)
         counting = self.evaluation.request(piggybacked, state)
         return self.exchange.ask(shown, common, carrying(counting, requests, roster))
 
     def instructions(
-        self,
-        shown: State,
-        clients: Mapping[str, str],
-        trained: frozenset[str],
-        several: Mapping[str, Sequence[str]] = NOTHING,
+        self, shown: State, clients: Mapping[str, str], trained: frozenset[str]
     ) -> dict[str, Instruction]:
         """Return client to what it is asked to learn, or to add up.
 
@@ -177,12 +167,11 @@ class Round:
             shown: the state that it is sent.
             clients: client name to its task.
             trained: factors that learn.
-            several: client name to tasks that it is asked about at once, its own first.
         """
         learns = self.step.phase == LEARN and self.phase.statistics is None
         ranks = self.experiment.adapter.client_ranks if learns else ()
         common, roster = self._common(shown, trained), self.exchange.roster.clients
-        return training_requests(self.plan, self.step, clients, common, roster, ranks, several)
+        return training_requests(self.plan, self.step, clients, common, roster, ranks)
 
     def _common(self, shown: State, trained: frozenset[str]) -> Instruction:
         """What is the same in all requests of the round."""

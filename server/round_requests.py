@@ -16,7 +16,6 @@ def training_requests(
     common: Instruction,
     roster: Sequence[str],
     ranks: Sequence[int],
-    several: Mapping[str, Sequence[str]],
 ) -> dict[str, Instruction]:
     """Return the instruction of each client that trains.
 
@@ -28,7 +27,6 @@ def training_requests(
         roster: all clients of the run, in their order.
         ranks: of the adapters that clients train, which take turns along the roster; empty: that
             of ``common``.
-        several: client name to tasks that it is asked about at once, its own first.
     """
     met, future = plan.met(step.stage, step.server_round), plan.future(step.stage)
     own = ranks or (common.rank,)
@@ -37,7 +35,7 @@ def training_requests(
         name: common.model_copy(
             update={
                 "task": task,
-                "tasks": plan.tasks if plan.joint_tasks else tuple(several.get(name, ())),
+                "tasks": plan.tasks if plan.joint_tasks else (),
                 "seen": tuple(other for other in met if other != task),
                 "future": future,
                 "past": plan.past(name, step.stage, step.server_round),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from deal_core.aggregation import NUMERICAL
@@ -28,14 +29,16 @@ class SumsReplies:
         sums: task to client to its sums, of the valid replies.
         examples: number of each valid client's records, as it says.
         sizes: bytes of each valid reply.
-        declined: clients that took no part, for they have no record, or rule against it.
+        without_data: clients that have no record of their task.
+        idle: clients that took no part, these among them.
         tally: of the evaluation that the requests carried along.
     """
 
     sums: dict[str, dict[str, Tensors]] = field(default_factory=dict)
     examples: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
-    declined: list[str] = field(default_factory=list)
+    without_data: list[str] = field(default_factory=list)
+    idle: list[str] = field(default_factory=list)
     tally: EvaluationReplies = field(default_factory=EvaluationReplies)
 
 
@@ -59,15 +62,42 @@ class SumsGathering:
     size: int
 
     def run(self, sent: Dispatch) -> SumsReplies:
-        """Take the replies as they come."""
-        gathered = SumsReplies()
+        """Return what the replies bring, as they come; what was lost is asked for once more, in the
+        time that is left."""
+        started, gathered = time.monotonic(), SumsReplies()
+        self._take(sent, gathered, self.piggybacked_evaluation)
+        again = self._lost(sent, gathered, sent.deadline - (time.monotonic() - started))
+        if again is not None:
+            sent.resent.extend(again.requests.values())
+            self._take(again, gathered, None)
+        return gathered
+
+    def _lost(self, sent: Dispatch, gathered: SumsReplies, left: float) -> Dispatch | None:
+        """Return requests to those who were there, and whose sums have not come; None where there
+        is nobody, or no time. Sums of every round are lost with it."""
+        came = {*gathered.sizes, *gathered.idle}
+        lost = {
+            name: sent.instructions[name].model_copy(
+                update={"piggybacked_evaluation": (), "learnt": ()}
+            )
+            for name in sent.requests
+            if sent.instructions[name].task and name not in came
+        }
+        if not self.statistics.once or not lost or left <= 0:
+            return None
+        for name in lost:
+            self.exchange.event("asked_again", self.step, client=name)
+        again = self.exchange.ask_again(sent, lost)
+        requests = {name: again.whole(name, left) for name in again.requests}
+        return replace(again, requests=requests, deadline=left)
+
+    def _take(self, sent: Dispatch, gathered: SumsReplies, counting: Step | None) -> None:
         for reply in self.exchange.replies(self.step, sent):
-            if self.piggybacked_evaluation is not None:
-                self.evaluation.hear(self.piggybacked_evaluation, reply, sent, gathered.tally)
             instruction = sent.instructions[reply.client]
+            if counting is not None:
+                self.evaluation.hear(counting, reply, sent, gathered.tally)
             if instruction.task:
                 self._hear(reply, instruction, gathered)
-        return gathered
 
     def _hear(self, reply: Reply, instruction: Instruction, gathered: SumsReplies) -> None:
         client, tasks = reply.client, instruction.tasks or (instruction.task,)
@@ -81,7 +111,9 @@ class SumsGathering:
             if not any(bool(part["count"].any()) for part in parts):
                 raise PayloadError("sums of no record")
         except wire.ClientSkipped as reason:
-            gathered.declined.append(client)
+            gathered.idle.append(client)
+            if reason.code == "no-data":
+                gathered.without_data.append(client)
             self.exchange.event("client_idle", self.step, client=client, code=reason.code)
         except NUMERICAL as fault:
             refuse(self.exchange, self.step, client, fault)
@@ -104,7 +136,12 @@ def _checked(part: Tensors, form: SumsOnWire, parts: int) -> Tensors:
     return form.unpack(part)
 
 
-def totals(gathered: SumsReplies, clients: Sequence[str], weight_cap: float) -> dict[str, Tensors]:
+def totals(
+    gathered: SumsReplies,
+    clients: Sequence[str],
+    weight_cap: float,
+    earlier: Sequence[float] = (),
+) -> dict[str, Tensors]:
     """Return task to the sums over clients, added in the order of ``clients``, so that no last bit
     depends on who was first.
 
@@ -113,8 +150,10 @@ def totals(gathered: SumsReplies, clients: Sequence[str], weight_cap: float) -> 
         clients: all of the run.
         weight_cap: a client with more records than so many medians of the others is scaled down to
             that; 0: none is.
+        earlier: records of those who gave their sums before, who are others too.
     """
-    factors = {client: _factor(client, gathered.examples, weight_cap) for client in clients}
+    examples = gathered.examples
+    factors = {client: _factor(client, examples, weight_cap, earlier) for client in clients}
     added: dict[str, Tensors] = {}
     for task, own in gathered.sums.items():
         for client in clients:
@@ -125,8 +164,10 @@ def totals(gathered: SumsReplies, clients: Sequence[str], weight_cap: float) -> 
     return added
 
 
-def _factor(client: str, examples: Mapping[str, float], weight_cap: float) -> float:
-    others = [n for name, n in examples.items() if name != client]
+def _factor(
+    client: str, examples: Mapping[str, float], weight_cap: float, earlier: Sequence[float]
+) -> float:
+    others = [*earlier, *(n for name, n in examples.items() if name != client)]
     if not weight_cap or client not in examples or not others:
         return 1.0
     return min(1.0, weight_cap * median(others) / examples[client])

@@ -13,7 +13,6 @@ from deal_core.models import embedding_size
 from deal_core.training.threads import threads
 from server.checkpoint import History
 from server.gathering import RoundReplies
-from server.plan import Order
 from server.round import Round
 from server.schedule import Step
 from server.state_change import finite, reason_of
@@ -52,40 +51,27 @@ class StatisticsRound:
         """
         started, one = time.monotonic(), self.round
         exchange, step = one.exchange, one.step
-        due = self.due(history)
-        clients = {name: tasks[0] for name, tasks in due.items()}
+        eligible = one.eligible
+        clients = self.asked(eligible, history)
         if not clients or not one.phase.should_run(state):
             exchange.event("round_skipped", step)
             if piggybacked is None:
                 return state, history
             return one.evaluation.run(piggybacked, state, history)
         one.log_start(clients)
-        several = {name: tasks for name, tasks in due.items() if len(tasks) > 1}
-        sent = one.ask(state, clients, frozenset(), piggybacked, several)
+        sent = one.ask(state, clients, frozenset(), piggybacked)
         size = embedding_size(one.experiment.model, self.statistics.layers)
         replies = SumsGathering(
             exchange, one.evaluation, step, piggybacked, self.statistics, self.labels, size
         ).run(sent)
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
-        exchange.require_quorum(len(replies.sizes), len(clients) - len(replies.declined), step)
-        state, history = self._add(one.basis(state, sent), history, replies, due)
+        before = len(eligible) - len(clients)  # have given theirs in an earlier round
+        asked = len(eligible) - len(replies.idle)
+        exchange.require_quorum(before + len(replies.sizes), asked, step)
+        state, history = self._add(one.basis(state, sent), history, replies, clients)
         received = RoundReplies(sizes=replies.sizes)
         return state, one.record(sent, received, None, False, started, history)
-
-    def due(self, history: History) -> dict[str, Order]:
-        """Return client to the tasks whose sums it is asked for. Those that each gives once, and
-        that were lost on their way, are asked again when the next ones are due."""
-        one = self.round
-        if not self.statistics.once or one.plan.joint_tasks:
-            return {name: (task,) for name, task in self.asked(one.eligible, history).items()}
-        given = history.collected
-        worked = one.plan.worked(one.step.stage, one.step.server_round)
-        due = {
-            name: tuple(task for task in tasks if name not in given.get(task, ()))
-            for name, tasks in worked.items()
-        }
-        return {name: tasks for name, tasks in due.items() if tasks}
 
     def asked(self, eligible: Mapping[str, str], history: History) -> dict[str, str]:
         """Return whom to ask, and for which task, however few a round samples: sums are of all
@@ -97,28 +83,36 @@ class StatisticsRound:
         return {name: task for name, task in eligible.items() if name not in given.get(task, ())}
 
     def _add(
-        self, state: State, history: History, replies: SumsReplies, due: Mapping[str, Order]
+        self, state: State, history: History, replies: SumsReplies, clients: Mapping[str, str]
     ) -> tuple[State, History]:
         """The state with the sums of the round; the one before where the numbers fail."""
         one = self.round
         cap = one.experiment.aggregation.weight_cap
         try:
             with threads(1):
-                added = totals(replies, one.exchange.roster.clients, cap)
+                earlier = self._earlier(state, history, clients)
+                added = totals(replies, one.exchange.roster.clients, cap, earlier)
                 state = finite(self.statistics.absorb(state, added))
         except NUMERICAL as fault:
             one.exchange.event("round_lost", one.step, reason=reason_of(fault))
             return state, history
-        told = (*replies.sizes, *replies.declined)
-        return state, self.noted(history, {client: due[client] for client in told})
+        told = (*replies.sizes, *replies.without_data)
+        return state, self.noted(history, {client: clients[client] for client in told})
 
-    def noted(self, history: History, told: Mapping[str, Order]) -> History:
-        """Return the history with the clients that have given their sums, or have none to give;
-        client to tasks."""
+    def _earlier(self, state: State, history: History, clients: Mapping[str, str]) -> list[float]:
+        """Return how many records each of those has, on average, who gave sums of the round's tasks
+        in an earlier one."""
+        found: list[float] = []
+        for task in dict.fromkeys(clients.values()):
+            givers, records = history.collected.get(task, ()), self.statistics.records(state, task)
+            found += [records / len(givers)] * len(givers) if records else []
+        return found
+
+    def noted(self, history: History, told: Mapping[str, str]) -> History:
+        """Return the history with the clients that have given their sums; client to task."""
         if not self.statistics.once:
             return history
         done: dict[str, list[str]] = {}
-        for client, tasks in told.items():
-            for task in tasks:
-                done.setdefault(task, []).append(client)
+        for client, task in told.items():
+            done.setdefault(task, []).append(client)
         return history.collecting(done)

@@ -129,6 +129,7 @@ class UpdateRequest:
         masked: whether nothing is seen of the counts but their sum over clients.
         counted: names of the counts that are taken on them.
         grouping: of the records; None: the experiment protects no groups.
+        joint_tasks: all tasks whose records are read, where there are several.
     """
 
     request: str
@@ -149,6 +150,7 @@ class UpdateRequest:
     masked: bool = False
     counted: tuple[str, ...] = ()
     grouping: Grouping | None = None
+    joint_tasks: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -49,6 +49,7 @@ from simulations.audit.clients import canary_clients
 from simulations.audit.found import Attack, Found, Kind, Training, outcomes_of, steps_of
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
+from simulations.output.stored import read_stored
 from simulations.run.run_folder import check_same, record, recorded
 
 FOUND = "audit.json"
@@ -66,7 +67,7 @@ def known(training: Training) -> Found | None:
         return None
     cure = "set it back, or choose another --out"
     check_same(training.experiment, recorded(training.folder), "audit", cure)
-    found = Found.model_validate_json(path.read_text(encoding="utf-8"))
+    found = read_stored(Found, path, "audit", "remove it to train again, or choose another --out")
     for name in ("client", "canaries", "records", "seed", "repeat"):
         if getattr(found, name) != getattr(training, name):
             raise UserError(

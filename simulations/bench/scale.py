@@ -32,14 +32,14 @@ def bench(axes: Sequence[Axis], console: Console, out: str = "") -> None:
     Raises:
         UserError: ``out`` is no folder and cannot be made one; nothing was measured.
     """
-    folder = _made(Path(out)) if out else None
+    folder = _made(Path(out).expanduser()) if out else None
+    write = figures_to(str(folder / "scale.json") if folder is not None else "")
     done: list[tuple[Axis, list[Point]]] = []
     for axis in axes:
         points = [point for run in axis.runs for point in measured(run)]
         done.append((axis, points))
         console.print(table(axis, points))
-        if folder is not None:
-            figures_to(str(folder / "scale.json"))({"axes": [as_json(*each) for each in done]})
+        write({"axes": [as_json(*each) for each in done]})
     if folder is not None:
         from simulations.bench.scale_plot import draw
 

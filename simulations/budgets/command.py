@@ -17,6 +17,7 @@ from simulations.budgets.results import Budgets, check_unit, collect, read_audit
 from simulations.budgets.tables import markdown
 from simulations.output.console import print_line
 from simulations.output.files import write_texts
+from simulations.output.stored import read_stored
 from simulations.output.terminal import print_page
 from simulations.run.epsilons import epsilons, with_budget
 from simulations.run.experiment import Request, load_experiment
@@ -129,7 +130,8 @@ def _require_no_figures(out: Path) -> None:
         UserError: the folder has figures, and none of their runs.
     """
     stored = out / "budgets.json"
-    if stored.exists() and Budgets.model_validate_json(stored.read_text(encoding="utf-8")).points:
+    cure = "remove it, or name another --out"
+    if stored.exists() and read_stored(Budgets, stored, "budget study", cure).points:
         raise UserError(f"{stored} has figures, but their runs are not there; name another --out")
 
 

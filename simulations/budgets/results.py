@@ -17,6 +17,7 @@ from server.results import Privacy, Results, Strict, read_results
 from simulations.audit.found import Bound
 from simulations.audit.tables import Audit
 from simulations.budgets.budget_study import arm_name
+from simulations.output.stored import read_stored
 from simulations.run.epsilons import named
 from simulations.study.grid import Cell
 from simulations.study.outcome import outcome
@@ -134,11 +135,7 @@ def read_audit(folder: str) -> Audit | None:
     if not folder:
         return None
     path = Path(folder).expanduser() / "audit.json"
-    try:
-        return Audit.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--audit {folder}: no audit in it ({reason}); see `deal audit`") from None
+    return read_stored(Audit, path, "audit", "see `deal audit`")
 
 
 def check_unit(audit: Audit, private: Experiment) -> None:

@@ -53,7 +53,7 @@ def server_start(folder: Folder = ".") -> None:
 
     where = server_folder(folder)
     print_line(starting_lines(where, where.settings()))
-    raise typer.Exit(start_server(where))
+    start_server(where)
 
 
 @server.command("add-site")

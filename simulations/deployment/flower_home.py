@@ -56,6 +56,7 @@ class FlowerHome:
         Raises:
             UserError: Flower refuses, or the SuperLink does not answer.
         """
+        self.make()
         command = [program("flwr"), *arguments, "--format", "json"]
         try:
             done = subprocess.run(

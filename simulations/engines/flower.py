@@ -90,8 +90,8 @@ def app_folder() -> Path:
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "pyproject.toml").is_file():
         raise UserError(
-            f"{folder}: no pyproject.toml; the engine 'flower' needs a checkout: clone the project "
-            "and install it with pip install -e, or use --engine inprocess"
+            f"{folder}: no pyproject.toml; Flower's app is built from a checkout: clone the "
+            "project and install it with pip install -e"
         )
     return folder
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deal_core.errors import UserError, choose
 from deal_core.whole_file import write_whole, written_beside
@@ -161,11 +162,12 @@ def table(done: Sequence[Imported]) -> Table:
         if len(listed) > SHOWN_LABELS:
             listed = f"{listed[:SHOWN_LABELS]}…"
         test = each.survey.task.files["test"].stem
-        drawn.add_row(
+        row = (
             each.survey.task.name,
             str(each.written["train"]),
             f"{each.written['test']}{'' if test == 'test' else f' ({test})'}",
             str(sum(each.left_out.values())),
             f"{len(labels)} labels: {listed}" if labels else "texts",
         )
+        drawn.add_row(*map(Text, row))  # labels are no markup
     return drawn

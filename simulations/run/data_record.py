@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import TaskData, load_for_clients, open_source
@@ -16,6 +16,7 @@ from deal_core.data.public import read_public
 from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
 from server.folder import RunFolder
+from simulations.output.stored import read_stored
 
 FORM = 1
 """Of the records that are written."""
@@ -90,11 +91,7 @@ def check_data_record(experiment: Experiment) -> None:
     path = RunFolder(Path(experiment.run.out)).data_record
     if not path.exists():
         return
-    try:
-        before = DataRecord.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({reason}); remove it to go on") from None
+    before = read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
     if changed := list(_changes(before, data_record(experiment), experiment.run.out)):
         raise UserError(*changed)
 

@@ -30,6 +30,7 @@ from simulations.run.name_checks import (
     check_model_names,
     check_wire,
 )
+from simulations.run.room_check import check_room
 from simulations.run.secure_preflight import check_secure
 from simulations.run.text_lengths import check_text_lengths
 
@@ -293,6 +294,7 @@ def check_data(experiment: Experiment) -> None:
 
 TABLES = tuple(Experiment.model_fields)
 MODEL, METHOD = "the model's names", "the method's name"
+SHAPES = "the model's layers"
 OWN_ANSWERS = frozenset({"medmcqa", "embedded", "hub"})
 """Sources that know the labels of their tasks."""
 
@@ -343,7 +345,8 @@ CHECKS = (
         check_data, reading("data", "stream", "federation", "run", "privacy", "model", ROWS, MODEL)
     ),
     Check(check_public, reading("method", "data", METHOD)),
-    Check(check_model, reading("model", "adapter", MODEL)),
+    Check(check_model, reading("model", "adapter", MODEL), settles=SHAPES),
+    Check(check_room, reading(*TABLES, METHOD, ROWS, SHAPES)),
     Check(check_text_lengths, reading("train", "model", "data", ROWS, MODEL)),
 )
 """All that needs torch, after the quick ones."""

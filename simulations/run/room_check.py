@@ -12,19 +12,19 @@ from deal_core.data import open_source
 from deal_core.lora.adapter import Adapter, LoraFactors, row_basis, zero_adapter
 from deal_core.lora.state import State
 from deal_core.methods import Method, method_of
+from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from server.plan import make_plan
 
 Shapes = Mapping[str, tuple[int, int]]
 
 
-def check_room(experiment: Experiment, shapes: Shapes) -> None:
+def check_room(experiment: Experiment) -> None:
     """Let the method lay out all stages of the stream in the narrowest layer, on factors that are
     drawn instead of learnt, where they could take more directions than it has inputs.
 
     Args:
         experiment: its data can be read.
-        shapes: layer name to ``(d_out, d_in)``.
 
     Raises:
         UserError: a stage finds no room.
@@ -32,6 +32,7 @@ def check_room(experiment: Experiment, shapes: Shapes) -> None:
     clients = [str(number) for number in range(experiment.federation.clients)]
     tasks = open_source(experiment.data, experiment.privacy.unit_column).task_names()
     stages = len(make_plan(experiment, tasks, clients).stages)
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
     name, (_, d_in) = min(shapes.items(), key=lambda each: each[1][1])
     if experiment.adapter.rank * stages > d_in:
         _lay_out(method_of(experiment), stages, {name: shapes[name]})

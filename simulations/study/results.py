@@ -10,6 +10,7 @@ from deal_core.config.run_config import Value
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import Strict, read_results
+from simulations.output.stored import read_stored
 from simulations.run.run_folder import AUTO, PRECISION, differing
 from simulations.study.grid import (
     Cell,
@@ -93,13 +94,8 @@ def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResul
     path = folder / STUDY_JSON
     if not path.exists():
         return {}
-    try:
-        results = StudyResults.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be read ({why}); remove it, or choose another --out"
-        ) from None
+    cure = "remove it, or choose another --out"
+    results = read_stored(StudyResults, path, "figures of a study", cure)
     if results.study != study:
         raise UserError(f"{path}: holds the study {results.study}; choose another --out")
     usual = {**default_settings(), **results.defaults}

@@ -131,8 +131,9 @@ def note_unprotected(
     no epsilon holds."""
     if site.simulated:
         return
-    place = ask.task, ask.phase, ask.stage, ask.server_round
-    site.ledger().note(unprotected_event(site.run or run_name(experiment), mechanism, place))
+    for task in ask.joint_tasks or (ask.task,):
+        place = task, ask.phase, ask.stage, ask.server_round
+        site.ledger().note(unprotected_event(site.run or run_name(experiment), mechanism, place))
 
 
 def nobody(privacy: PrivacyConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from deal_core.errors import UserError
 from simulations.deployment.demo.folder import NAMES, DemoFolder
 from simulations.deployment.demo.shares import write_shares
 from simulations.deployment.server.folder import ServerSettings
@@ -39,6 +40,8 @@ def write_files(path: Path, sites: int, port: int) -> list[str]:
         UserError: there is a server or a site already, or it cannot be written.
     """
     folder, names = DemoFolder(path.expanduser().resolve()), NAMES[:sites]
+    if folder.server.path.exists() or folder.sites.exists():
+        raise UserError(f"{path}: holds a demonstration already; name a new folder")
     write_shares(folder, names)
     write_server(folder, port, port - 1)
     write_sites(folder, names, port)

@@ -30,9 +30,14 @@ class DemoFolder:
         """Tasks, labels and rounds, which server and sites know."""
         return self.path / "two-tasks.toml"
 
+    @property
+    def sites(self) -> Path:
+        """Of all sites."""
+        return self.path / "sites"
+
     def site(self, name: str) -> Path:
         """As of ``deal site init``."""
-        return self.path / "sites" / name
+        return self.sites / name
 
     def data(self, name: str) -> Path:
         """What a site has: one folder per task."""

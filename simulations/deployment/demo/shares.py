@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import TaskData, open_source, partition
 from deal_core.data.source import Example
+from deal_core.errors import UserError
 from simulations.deployment.demo.folder import DemoFolder
 from simulations.output.toml import toml_value
 
@@ -44,15 +45,20 @@ def write_shares(folder: DemoFolder, names: Sequence[str]) -> None:
         names: of the sites.
 
     Raises:
-        UserError: the embedded data are not installed.
+        UserError: the embedded data are not installed, or the folder cannot be written.
     """
     source = open_source(DataConfig(tasks=TASKS, max_train=TRAIN_ROWS, max_test=TEST_ROWS))
     tasks = [source.load(name) for name in TASKS]
-    for task in tasks:
-        for name, share in zip(names, divided(task, len(names)), strict=True):
-            for split, examples in (("train", share.train), ("test", share.test)):
-                _write(folder, name, f"{task.name}/{split}.csv", examples)
-    folder.experiment.write_text(_experiment(tasks, len(names)), encoding="utf-8")
+    try:
+        for task in tasks:
+            for name, share in zip(names, divided(task, len(names)), strict=True):
+                for split, examples in (("train", share.train), ("test", share.test)):
+                    _write(folder, name, f"{task.name}/{split}.csv", examples)
+        folder.experiment.write_text(_experiment(tasks, len(names)), encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{folder.path}: cannot be written ({error.strerror}); name another folder"
+        ) from None
 
 
 def divided(task: TaskData, sites: int) -> list[TaskData]:

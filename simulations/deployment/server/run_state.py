@@ -155,7 +155,8 @@ def _heard(state: RunState, name: str, event: RunEvent) -> None:
     if event["event"] != "client_finished":
         site.faults += 1
         site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
-        if event["event"] == "client_failed" and name not in state.quarantined:
+        trained = event.get("server_round", 1)  # 0: an evaluation, which leaves out no update
+        if event["event"] == "client_failed" and trained and name not in state.quarantined:
             state.quarantined.append(name)
         return
     site.last_seen, site.task = event["time"], str(event["task"])

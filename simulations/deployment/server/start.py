@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deal_core.errors import UserError
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.server.folder import ServerFolder, ServerSettings
 from simulations.deployment.server.init import LOCAL
@@ -9,18 +10,20 @@ from simulations.deployment.supervise import check_free, supervise
 from simulations.engines.flower_sandbox import program
 
 
-def start_server(folder: ServerFolder) -> int:
-    """Run the SuperLink until it is stopped.
-
-    Returns:
-        The exit code; 0 if it was asked to end.
+def start_server(folder: ServerFolder) -> None:
+    """Run the SuperLink until it is asked to end.
 
     Raises:
-        UserError: no server's folder, an unsafe key, a port in use, or it runs already.
+        UserError: no server's folder, an unsafe key, a port in use, it runs already, or it has
+            ended by itself.
     """
     settings = folder.settings()
     check_secret(folder.key)
-    check_free(settings.superlink_port, "superlink_port in server.toml")
+    check_free(
+        settings.superlink_port,
+        "superlink_port in server.toml, and the port that nginx.conf passes requests to",
+    )
+    folder.flower.connect(f"{LOCAL}:{settings.superlink_port}", folder.authority)
     if settings.metrics_port:
         check_free(settings.metrics_port, "metrics_port in server.toml")
         from simulations.deployment.server.metrics import serve
@@ -28,7 +31,8 @@ def start_server(folder: ServerFolder) -> int:
         serve(folder, settings.metrics_port)
     folder.events.write("server_started", port=settings.superlink_port)
     command = superlink_command(folder, settings)
-    return supervise(command, folder.flower, folder.log, folder.pid)
+    if supervise(command, folder.flower, folder.log, folder.pid):
+        raise UserError(f"Flower's SuperLink has ended by itself; {folder.log} says why")
 
 
 def starting_lines(folder: ServerFolder, settings: ServerSettings) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.unit import unit_text
@@ -169,7 +170,7 @@ def _print_sites(
         row += [str(site.rounds), str(site.faults), site.last_fault]
         if private:
             row.append(_cost(site.spent, assumes))
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # a site's own words are no markup
     console.print(table)
     if fault:
         print_line(console, f"connections unknown: {fault}")

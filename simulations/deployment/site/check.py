@@ -23,9 +23,11 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.policy import (
+    Policy,
     at_server,
     counts_in_sum,
     figures_allowed,
+    protects,
     require_adapter,
     require_comparable,
     require_mechanism,
@@ -180,7 +182,7 @@ def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     statistics = statistics_of(method_of(experiment))
     if statistics is None:
         return
-    if experiment.privacy.mechanism == "record" and at_server(experiment):
+    if at_server(experiment) and protects(experiment.privacy, site.policy):
         yield "the experiment asks for sums of embeddings: they leave with noise, charged"
     elif site.policy is None or site.policy.share_sums:
         yield "the experiment asks for sums of embeddings: they leave"
@@ -343,6 +345,15 @@ def check_clock(skew: float) -> Iterator[str]:
     yield "clock: agrees with the server's"
 
 
+def _sums(policy: Policy | None, protected: bool) -> str:
+    """How sums of embeddings leave."""
+    if policy is None or (policy.share_sums and not protected):
+        return "as they are"
+    if protected and policy.noise_share == "sum":
+        return "with noise, charged, in a secure sum alone"
+    return "none leaves"
+
+
 def what_leaves(site: SiteFile) -> list[str]:
     """Everything that a reply may hold under the site's policy."""
     policy = site.policy
@@ -356,7 +367,7 @@ def what_leaves(site: SiteFile) -> list[str]:
     charged += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
     allowed = figures_allowed(dict.fromkeys(charged, 0.0), policy)
     private = [name for name in charged if name in allowed]
-    summed = "as they are" if policy is None or policy.share_sums else "none leaves"
+    summed = _sums(policy, protected)
     counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
     counts["summed"] = "as part of a secure sum alone"
     own = counts[policy.metrics if policy is not None else "clear"]

@@ -69,8 +69,8 @@ def lines(name: str, alt: str, curves: Sequence[Curve], axis: Axis) -> Markup:
         plot: Any = figure.add_subplot()
         for place in axis.breaks:
             plot.axvline(place, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-        for i, (value, label) in enumerate(axis.levels):
-            plot.axhline(value, color=MUTED, linestyle=DASHES[i + 1], linewidth=1.2, label=label)
+        for (value, label), style in zip(axis.levels, cycle(DASHES[1:]), strict=False):
+            plot.axhline(value, color=MUTED, linestyle=style, linewidth=1.2, label=label)
         for curve, colour, dashes in zip(curves, cycle(SERIES), cycle(DASHES), strict=False):
             _curve(plot, curve, colour, dashes, axis.intervals)
         if axis.from_zero and axis.log != "y":

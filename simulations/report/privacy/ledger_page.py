@@ -307,16 +307,22 @@ def _left(record: LedgerRecord) -> Iterator[Block]:
 
 def _policy(policy: Policy) -> Table:
     values = policy.model_dump()
-    rows = tuple((key, _shown(value)) for key, value in values.items())
+    rows = tuple((key, _shown(key, value)) for key, value in values.items())
     return Table("[policy] of site.toml; docs/privacy.md explains it", ("key", "value"), rows, (1,))
 
 
-def _shown(value: object) -> str:
+LIMITS = frozenset({"max_epsilon", "max_delta", "min_grad_norm", "max_grad_norm"})
+"""Keys of a policy whose 0 is no limit."""
+
+
+def _shown(key: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
         return ", ".join(map(str, value)) or "–"
-    return str(value) if value not in ("", 0, 0.0) else "no limit of its own"
+    if key in LIMITS and not value:
+        return "no limit of its own"
+    return str(value) or "–"
 
 
 def _limits(record: LedgerRecord) -> Iterator[Block]:

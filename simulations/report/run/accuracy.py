@@ -100,7 +100,7 @@ def heat_map(run: RunRecord, rows: Rows, caption: str, place: tuple[str, ...]) -
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
     """Return the tens, 0 to 1, around all values."""
-    low = int(10 * min(values, default=0.0)) / 10
+    low = min(0.9, int(10 * min(values, default=0.0)) / 10)
     high = max(low + 0.1, -(-10 * max(values, default=1.0) // 1) / 10)
     return low, high
 

@@ -15,6 +15,7 @@ from simulations.budgets.tables import (
     spent_meaning,
     sweep_text,
 )
+from simulations.output.stored import read_stored
 from simulations.report.charts.lines import Axis, Curve, lines
 from simulations.report.page.blocks import (
     Block,
@@ -28,7 +29,6 @@ from simulations.report.page.blocks import (
 )
 from simulations.report.page.numbers import decimal
 from simulations.report.page.tables import from_markdown
-from simulations.report.stored import read_stored
 
 FILE = "budgets.json"
 PANELS: dict[str, Callable[[Point], Mean | None]] = {
@@ -125,7 +125,7 @@ def _panel(
         return None
     places = sorted({x for curve in curves for x in curve.xs})
     ticks = tuple((x, f"{x:g}") for x in places)
-    axis = Axis("epsilon", name, "x", ticks, tuple(levels[:2]), intervals=True)
+    axis = Axis("epsilon", name, "x", ticks, tuple(levels), intervals=True)
     return Figure(
         f"{name[0].upper()}{name[1:]} against epsilon, means with 95 % intervals.",
         lines(f"budgets-{number}", f"{name} against epsilon", curves, axis),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulations.report.stored import read_stored
+from simulations.output.stored import read_stored
 from simulations.run.shipped import shipped_studies
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults
 from simulations.study.study_file import Arm, Study, StudyFile, load_study

@@ -18,7 +18,7 @@ from server.lock import exclusive_lock
 from simulations.audit.command import AuditRequest, run_audit
 from simulations.audit.found import Found, Training
 from simulations.audit.judged import judged
-from simulations.audit.run import carry_out, known, share_of
+from simulations.audit.run import FOUND, carry_out, known, share_of
 from simulations.audit.tables import Audit, AuditedCell, markdown
 
 AUDITED = (
@@ -221,6 +221,10 @@ def test_what_a_folder_holds_of_other_settings_is_refused(make_experiment, tmp_p
         with pytest.raises(UserError, match=told) as caught:
             known(changed)
         assert "\n" not in str(caught.value)
+    (what.folder / FOUND).write_text('{"of": "another version"}')
+    with pytest.raises(UserError, match=r"no audit .*; remove it to train again, or") as caught:
+        known(what)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -4,7 +4,10 @@ import json
 import math
 
 import pytest
+from rich.console import Console
 
+from deal_core.errors import UserError
+from simulations.bench import figures, scale
 from simulations.bench.scale import points
 from simulations.bench.scale_axes import Run, axes
 from simulations.bench.scale_data import Stream, write_stream
@@ -48,6 +51,14 @@ def test_streams_have_the_size_that_is_asked_for(tmp_path):
         assert len((task / "test.jsonl").read_text().splitlines()) == 6
     assert [len(found) for found in labels] == [5, 5]
     assert not labels[0] & labels[1]
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(figures.os, "access", lambda *given: False)
+    monkeypatch.setattr(scale, "measured", lambda run: pytest.fail("measured"))
+    with pytest.raises(UserError, match="cannot be written"):
+        scale.bench(axes(), Console(), str(tmp_path / "there"))
 
 
 def test_one_thing_grows_at_a_time():

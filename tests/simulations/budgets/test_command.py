@@ -305,7 +305,7 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
         ({"seeds": "0,0"}, "--seeds: write different whole numbers"),
         ({"seeds": ""}, "--seeds: write different whole numbers"),
         ({"seeds": "-1"}, "--seeds: write different whole numbers"),
-        ({"audit": str(tmp_path)}, "no audit in it"),
+        ({"audit": str(tmp_path)}, "no audit .*; see `deal audit`"),
         ({"free": "quikstart"}, "did you mean 'quickstart'"),
         (
             {"overrides": ("federation.clients=3",), "free": str(elsewhere)},
@@ -377,3 +377,6 @@ def test_stored_figures_whose_runs_are_gone_are_not_overwritten(tmp_path, report
         run_budgets(request, console())
     assert (tmp_path / "budgets.json").read_bytes() == STORED.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["budgets.json"]
+    (tmp_path / "budgets.json").write_text("")
+    with pytest.raises(UserError, match=r"no budget study .*; remove it, or name another --out"):
+        run_budgets(request, console())

@@ -124,6 +124,13 @@ def test_a_fault_of_the_file_does_not_hide_what_is_set(tmp_path: Path) -> None:
     assert any("task 'a': 40 train" in line for line in told)
 
 
+def test_one_wrong_value_is_one_line(tmp_path: Path) -> None:
+    """What reads the data is not asked where their table is wrong."""
+    toml = '[stream]\nschedule = "per-client"\n[stream.orders]\n0 = ["ward"]'
+    odd = OddInput("", "", toml=toml, data='split = "a fifth"')
+    assert [line.kind for line in found(odd.write(tmp_path))].count("error") == 1
+
+
 def test_a_date_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "my.toml"
     path.write_text("description = 2026-03-01\n")

@@ -19,6 +19,7 @@ from deal_core.config.experiment import (
     PrivacyConfig,
 )
 from deal_core.errors import UserError
+from deal_core.privacy.policy import Policy
 from simulations.deployment.server.certificates import make_authority
 from simulations.deployment.site.check import (
     MOST_SKEW,
@@ -26,6 +27,7 @@ from simulations.deployment.site.check import (
     check_clock,
     check_site,
     check_sums,
+    what_leaves,
 )
 from simulations.deployment.site.init import SiteRequest, init_site
 from simulations.deployment.site.labels import agreed_labels
@@ -236,8 +238,33 @@ def test_sums_with_noise_leave_a_site_that_shares_none(site: Path) -> None:
     shipped = load_experiment(Request("private-sums"))
     labels = {"triage": ("a", "b")}
     agreed = shipped.model_copy(update={"data": DataConfig(source="sites", labels=labels)})
-    lines = list(check_sums(read_site(site / "site.toml"), agreed))
+    own = read_site(site / "site.toml")
+    lines = list(check_sums(own, agreed))
     assert lines == ["the experiment asks for sums of embeddings: they leave with noise, charged"]
+    weak = agreed.privacy.model_copy(update={"target_epsilon": 200.0})
+    with pytest.raises(UserError, match=r"set policy.share_sums to true"):
+        list(
+            check_sums(
+                own.model_copy(update={"policy": Policy(mechanism="record")}),
+                agreed.model_copy(update={"privacy": weak}),
+            )
+        )
+
+
+def test_how_sums_would_leave_follows_from_what_the_policy_demands(site: Path) -> None:
+    own = read_site(site / "site.toml")
+    for policy, told in (
+        (Policy(mechanism="record", noise_share="sum"), "with noise, charged, in a secure sum"),
+        (Policy(mechanism="record", share_sums=True), "none leaves"),
+        (Policy(share_sums=True), "as they are"),
+        (Policy(), "none leaves"),
+    ):
+        (line,) = (
+            line
+            for line in what_leaves(own.model_copy(update={"policy": policy}))
+            if line.startswith("sums of embeddings")
+        )
+        assert told in line
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -19,8 +19,8 @@ from server.spending import beside_the_run
 from simulations.deployment.server import start as server_start
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
 from simulations.deployment.server.metrics import RunFigures, serve
-from simulations.deployment.server.run_state import RunState, run_state, state_of
-from simulations.deployment.server.status import described, status
+from simulations.deployment.server.run_state import RunState, SiteState, run_state, state_of
+from simulations.deployment.server.status import _print_sites, described, status
 from simulations.deployment.server.stop import stop
 from simulations.deployment.server.submit import Submission, _nobody_writes, submit
 from simulations.engines.inprocess import run_inprocess
@@ -222,8 +222,38 @@ def test_prometheus_is_off_until_it_gets_a_port(tmp_path, monkeypatch, port) -> 
     for name in ("check_secret", "check_free"):
         monkeypatch.setattr(server_start, name, lambda *given: None)
     monkeypatch.setattr(server_start, "supervise", lambda *given: 0)
-    assert server_start.start_server(server_folder(str(tmp_path))) == 0
+    server_start.start_server(server_folder(str(tmp_path)))
     assert served == [port] * bool(port)
+    monkeypatch.setattr(server_start, "supervise", lambda *given: 1)
+    with pytest.raises(UserError, match=r"has ended by itself; .*superlink.log says why"):
+        server_start.start_server(server_folder(str(tmp_path)))
+
+
+def test_other_commands_find_a_server_whose_port_was_changed(tmp_path, monkeypatch) -> None:
+    settings = ServerSettings(hosts=("here",), superlink_port=9777)
+    monkeypatch.setattr(ServerFolder, "settings", lambda self: settings)
+    for name in ("check_secret", "check_free"):
+        monkeypatch.setattr(server_start, name, lambda *given: None)
+    monkeypatch.setattr(server_start, "supervise", lambda *given: 0)
+    folder = server_folder(str(tmp_path))
+    server_start.start_server(folder)
+    assert 'address = "127.0.0.1:9777"' in (folder.flower.path / "config.toml").read_text()
+
+
+def test_words_of_a_site_are_shown_as_they_are(capsys) -> None:
+    """A reason may quote a key of a reply, which is whatever a site has sent."""
+    told = "unexpected key '[/y]', not [bold]lora[/bold]"
+    state = SiteState(last_fault=told)
+    _print_sites(Console(width=200), {}, {"north": state}, "")
+    assert told in capsys.readouterr().out
+
+
+def test_an_evaluation_that_fails_leaves_no_update_out() -> None:
+    started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 1, "sites": ["x"]}
+    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
+    failed = {"event": "client_failed", "time": 2.0, "client": "0", "reason": "lost"}
+    assert run_state([started, {**failed, "server_round": 0}]).quarantined == []
+    assert run_state([started, {**failed, "server_round": 1}]).quarantined == ["x"]
 
 
 def test_a_site_that_refuses_the_app_is_told_in_words() -> None:

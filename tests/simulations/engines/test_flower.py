@@ -111,7 +111,7 @@ def test_without_a_checkout_there_is_one_line(
     monkeypatch.setattr(
         flower_engine, "__file__", str(tmp_path / "simulations" / "engines" / "x.py")
     )
-    with pytest.raises(UserError, match=r"no pyproject.toml; the engine 'flower' needs a checkout"):
+    with pytest.raises(UserError, match=r"no pyproject.toml; Flower's app is built from a"):
         app_folder()
 
 

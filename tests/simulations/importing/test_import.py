@@ -139,6 +139,15 @@ def test_sentences_with_labels_read_back_as_a_stream(olora: Path, imported: Impo
     assert ["copa", "1", "1 (dev)", "1", "2 labels: A, B"] in cells
 
 
+def test_labels_are_shown_as_they_are(olora: Path, imported: Import) -> None:
+    """Brackets in them are no markup."""
+    for path in olora.rglob("*.json"):
+        path.write_text(path.read_text().replace("World", "[/x]").replace("Sports", "[bold]"))
+    _, shown = imported(olora)
+    assert "[/x]" in shown
+    assert "[bold]" in shown
+
+
 def test_definitions_are_instructions_and_several_answers_references(
     sapt: Path, imported: Import
 ) -> None:

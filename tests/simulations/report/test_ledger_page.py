@@ -118,7 +118,11 @@ def test_the_site_and_its_policy_are_named_and_no_path_of_it(
     shown = page(ledger)
     assert shown.text.startswith("north – Record of private releases")
     assert "Limit 6 of the site's policy" in shown.text
-    assert ["max_epsilon", "6.0"] in shown.table("[policy]")
+    policy = dict(shown.table("[policy]")[1:])
+    assert policy["max_epsilon"] == "6.0"
+    assert policy["max_delta"] == policy["max_grad_norm"] == "no limit of its own"
+    assert policy["unit_column"] == "–"
+    assert policy["colluding"] == "1"
     assert "surgery, skin" in shown.text
     for secret in ("secret-folder", str(tmp_path), "federation.example.org"):
         assert secret not in shown.text

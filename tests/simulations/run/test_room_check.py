@@ -7,10 +7,8 @@ import pytest
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.methods import method_of
-from deal_core.models import adapter_shapes
 from simulations.run import room_check as module
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.name_checks import check_model
 
 
 def asked(*overrides: str) -> Experiment:
@@ -26,7 +24,7 @@ def asked(*overrides: str) -> Experiment:
 )
 def test_directions_that_run_out_are_told_of_before_the_run(overrides: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="no room for 100 new directions: 300 of 384"):
-        check_model(asked(*overrides))
+        module.check_room(asked(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -38,11 +36,11 @@ def test_directions_that_run_out_are_told_of_before_the_run(overrides: tuple[str
     ],
 )
 def test_what_fits_is_let_be(overrides: tuple[str, ...]) -> None:
-    check_model(asked(*overrides))
+    module.check_room(asked(*overrides))
 
 
 def test_what_cannot_run_out_is_not_laid_out(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = asked()
     monkeypatch.setattr(module, "method_of", lambda each: pytest.fail("laid out"))
-    module.check_room(experiment, adapter_shapes(experiment.model, experiment.adapter))
+    module.check_room(experiment)
     assert method_of(experiment) is not None

@@ -16,7 +16,7 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from simulations.deployment.demo import folder as folder_module
 from simulations.deployment.demo.children import Children, stopped_at_the_end
-from simulations.deployment.demo.files import POLICY
+from simulations.deployment.demo.files import POLICY, write_files
 from simulations.deployment.demo.folder import NAMES, DemoFolder, new_folder
 from simulations.deployment.demo.run import brief, follow
 from simulations.deployment.demo.shares import TASKS, TEST_ROWS, TRAIN_ROWS, write_shares
@@ -44,6 +44,17 @@ def test_every_question_is_at_one_site_and_the_experiment_is_one_that_can_be_sub
             assert len(found) == rows == len(set(found))
             assert set(found) <= known
             assert min(map(len, parts)) >= 8
+
+
+def test_a_folder_that_cannot_be_written_or_is_taken_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"cannot be written .*; name another folder"):
+        write_files(tmp_path / "file" / "demo", 2, 9444)
+    write_files(tmp_path / "demo", 2, 9444)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="holds a demonstration already; name a new folder"):
+        write_files(tmp_path / "demo", 3, 9444)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_site_of_a_demonstration_is_open_and_any_other_is_not(tmp_path: Path) -> None:
