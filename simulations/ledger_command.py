@@ -63,7 +63,10 @@ def verify(folder: str, certificate_file: str, console: Console) -> None:
     said = check_certificate(_read_json(Path(certificate_file)))
     console.print(f"certificate: signature good, {said['entries']} entries", highlight=False)
     if folder and not _are_of(said, entries):
-        raise UserError(f"{certificate_file}: is not of the ledger in {folder}")
+        raise UserError(
+            f"{certificate_file}: is not of the ledger in {folder}; name the folder that it was "
+            "made from, or none"
+        )
 
 
 def export(folder: str, out: str, console: Console, disjoint_tasks: bool) -> None:
@@ -163,7 +166,9 @@ def _read_json(path: Path) -> dict[str, object]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        raise UserError(
+            f"{path}: cannot be read ({error}); name a file of deal ledger export"
+        ) from None
     if not isinstance(found, dict):
-        raise UserError(f"{path}: is no certificate")
+        raise UserError(f"{path}: is no certificate; name a file of deal ledger export")
     return found

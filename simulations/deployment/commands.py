@@ -19,7 +19,7 @@ Folder = Annotated[str, typer.Argument(metavar="DIR", help="The folder of deal s
 SiteFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of deal site init.")]
 
 
-def print_line(lines: Iterable[str]) -> None:
+def print_lines(lines: Iterable[str]) -> None:
     """Print lines at once: a service manager reads them from a pipe."""
     for line in lines:
         print(line, flush=True)
@@ -42,7 +42,7 @@ def server_init(
     from simulations.deployment.server.init import init_server
 
     settings = ServerSettings(hosts=tuple(host), port=port, superlink_port=superlink_port)
-    print_line(init_server(server_folder(folder), settings))
+    print_lines(init_server(server_folder(folder), settings))
 
 
 @server.command("start")
@@ -52,7 +52,7 @@ def server_start(folder: Folder = ".") -> None:
     from simulations.deployment.server.start import start_server, starting_lines
 
     where = server_folder(folder)
-    print_line(starting_lines(where, where.settings()))
+    print_lines(starting_lines(where, where.settings()))
     start_server(where)
 
 
@@ -62,7 +62,7 @@ def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
     from simulations.deployment.server.folder import server_folder
     from simulations.deployment.server.site_registry import add_site
 
-    print_line(add_site(server_folder(folder), name, key))
+    print_lines(add_site(server_folder(folder), name, key))
 
 
 @server.command("remove-site")
@@ -71,7 +71,7 @@ def server_remove_site(name: str, folder: ServerDir = ".") -> None:
     from simulations.deployment.server.folder import server_folder
     from simulations.deployment.server.site_registry import remove_site
 
-    print_line(remove_site(server_folder(folder), name))
+    print_lines(remove_site(server_folder(folder), name))
 
 
 @server.command("sites")
@@ -80,7 +80,7 @@ def server_sites(folder: ServerDir = ".") -> None:
     from simulations.deployment.server.folder import server_folder
     from simulations.deployment.server.site_registry import listed
 
-    print_line(listed(server_folder(folder)))
+    print_lines(listed(server_folder(folder)))
 
 
 @site.command("init")
@@ -109,7 +109,7 @@ def site_init(
     if experiment:
         agreed = load_experiment(Request(experiment))
         request = replace(request, labels=agreed_labels(agreed), model=agreed.model.name)
-    print_line(init_site(request))
+    print_lines(init_site(request))
 
 
 @site.command("allow-app")
@@ -122,7 +122,7 @@ def site_allow_app(
     """Let an app run here: that of this checkout, or the one of the SHA-256."""
     from simulations.deployment.site.allow_app import allow_app
 
-    print_line(allow_app(folder.expanduser().resolve(), digest))
+    print_lines(allow_app(folder.expanduser().resolve(), digest))
 
 
 @site.command("check")
@@ -139,13 +139,13 @@ def site_check(
 
     asked = load_experiment(Request(experiment)) if experiment else None
     report = check_site(folder.expanduser().resolve(), asked, offline)
-    print_line([f"ok     {line}" for line in report.lines])
-    print_line([f"warn   {line}" for line in report.warnings])
-    print_line([f"wrong  {line}" for line in report.problems])
+    print_lines([f"ok     {line}" for line in report.lines])
+    print_lines([f"warn   {line}" for line in report.warnings])
+    print_lines([f"wrong  {line}" for line in report.problems])
     if report.problems:
-        print_line([f"next: mend what is wrong ({len(report.problems)}), and check again"])
+        print_lines([f"next: mend what is wrong ({len(report.problems)}), and check again"])
         raise typer.Exit(2)
-    print_line([f"next: deal site start {folder}"])
+    print_lines([f"next: deal site start {folder}"])
 
 
 @site.command("start")
@@ -155,7 +155,7 @@ def site_start(folder: SiteFolder = Path(".")) -> None:
     from simulations.deployment.site.start import start_site, starting_lines
 
     where = folder.expanduser().resolve()
-    print_line(starting_lines(where, read_site(where / "site.toml")))
+    print_lines(starting_lines(where, read_site(where / "site.toml")))
     raise typer.Exit(start_site(where))
 
 
@@ -169,7 +169,7 @@ def site_fetch(
     from simulations.deployment.site.fetch import fetch_adapter
 
     where = folder.expanduser().resolve()
-    print_line(fetch_adapter(where, run, to.expanduser().resolve()))
+    print_lines(fetch_adapter(where, run, to.expanduser().resolve()))
 
 
 def submit(
@@ -189,7 +189,7 @@ def submit(
     if bool(experiment) == bool(resume):
         raise UserError("deal submit: give an experiment, or --resume RUN, and not both")
     submission = Submission(experiment, resume, tuple(overrides or ()), seed)
-    print_line(submit(server_folder(folder), submission))
+    print_lines(submit(server_folder(folder), submission))
 
 
 def status(
@@ -209,7 +209,7 @@ def stop(run: str, folder: ServerDir = ".") -> None:
     from simulations.deployment.server.folder import server_folder
     from simulations.deployment.server.stop import stop
 
-    print_line(stop(server_folder(folder), run))
+    print_lines(stop(server_folder(folder), run))
 
 
 def add_to(app: typer.Typer) -> None:

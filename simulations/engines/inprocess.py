@@ -40,7 +40,7 @@ CLIENT_FAILED = 2
 """Flower's error code for a ClientApp that raised."""
 
 Interceptor = Callable[[Message], Message | None]
-"""Sees each reply on its way back and may change or lose it: fault injection for tests."""
+"""Sees each reply on its way back and may change or lose it: so ``faults`` are injected."""
 
 
 class InProcessGrid(Grid):

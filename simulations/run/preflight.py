@@ -251,7 +251,10 @@ def check_faults(experiment: Experiment) -> None:
     """
     choose("faults.kind", experiment.faults.kind, FAULTS)
     if experiment.faults.clients and experiment.run.engine != "inprocess":
-        raise UserError("faults.clients: only the engine 'inprocess' has misbehaving clients")
+        raise UserError(
+            "faults.clients: only the engine 'inprocess' has misbehaving clients; leave them out, "
+            "or use --engine inprocess"
+        )
 
 
 def check_public(experiment: Experiment) -> None:

@@ -50,7 +50,7 @@ def file_texts(path: Path, column: str, pair_column: str) -> Iterator[Text]:
             the message names file and row.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file; name one with a text a row")
     if path.suffix == ".txt":
         return (Text(line, number) for number, line in read_lines(path))
     if table_suffix(path) not in READERS:

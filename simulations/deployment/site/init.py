@@ -125,7 +125,9 @@ def init_site(request: SiteRequest) -> list[str]:
     if (folder / "site.toml").exists():
         raise UserError(f"{folder}: holds a site already; choose another folder, or edit site.toml")
     if request.certificate is not None and not request.certificate.is_file():
-        raise UserError(f"--certificate {request.certificate}: no such file")
+        raise UserError(
+            f"--certificate {request.certificate}: no such file; give the server's ca.crt"
+        )
     app = own_digest()
     try:
         (folder / "state").mkdir(parents=True, exist_ok=True)  # the unit lets nothing else change

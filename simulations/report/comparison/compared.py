@@ -26,7 +26,6 @@ class ComparedRun:
     """
 
     name: str
-    folder: Path
     results: Results
     settings: Mapping[str, Any]
 
@@ -103,8 +102,8 @@ def compare(folders: Sequence[str]) -> Comparison:
     names = _names(paths)
     differing = [key for key in settings[0] if len({json.dumps(s[key]) for s in settings}) > 1]
     runs = tuple(
-        ComparedRun(name, path, found, {key: own[key] for key in differing})
-        for name, path, found, own in zip(names, paths, results, settings, strict=True)
+        ComparedRun(name, found, {key: own[key] for key in differing})
+        for name, found, own in zip(names, results, settings, strict=True)
     )
     return Comparison(runs, tuple(_warnings(runs)))
 

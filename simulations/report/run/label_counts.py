@@ -135,7 +135,10 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
     """
     results = read_results(folder)
     if results.config.data.source == "sites":
-        raise UserError(f"{folder}: the texts of a deployment are at its sites, and stay there")
+        raise UserError(
+            f"{folder}: the texts of a deployment are at its sites, and stay there; "
+            "leave out --labels"
+        )
     from deal_core.inference.predictor import load_predictor
 
     predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))

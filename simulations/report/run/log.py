@@ -134,7 +134,6 @@ class RunLog:
     tasks: list[str] = field(default_factory=list)
     stages: list[tuple[list[str], int]] = field(default_factory=list)
     sites: list[str] = field(default_factory=list)
-    unit: str = ""
     rounds: dict[RoundKey, RoundLog] = field(default_factory=dict)
     skipped: set[RoundKey] = field(default_factory=set)
     clients: dict[str, ClientLog] = field(default_factory=dict)
@@ -224,7 +223,6 @@ def plain(reason: object) -> str:
 def _started(log: RunLog, event: RunEvent) -> None:
     log.tasks, log.sites = list(event["tasks"]), list(event.get("sites") or [])
     log.stages = [(list(stage["tasks"]), int(stage["rounds"])) for stage in event["stages"]]
-    log.unit = str(event.get("unit") or "")
     log.starts.append(event["time"])
     log.stopped = ""
     for number in range(event["clients"]):
