@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -219,6 +220,18 @@ class Results(Strict):
     labels: dict[str, list[str]] = Field(default_factory=dict)
     finished: str = ""
     commit: str = ""
+
+    @property
+    def mean_zero_shot(self) -> float | None:
+        """Accuracy before any training, mean over tasks; None: not known."""
+        return fmean(self.zero_shot.values()) if self.zero_shot else None
+
+    @property
+    def worst_client(self) -> tuple[str, float] | None:
+        """The client whose own average accuracy is smallest, and that; None: not known."""
+        own = ((name, each.average_accuracy) for name, each in self.per_client.items())
+        known = [(name, value) for name, value in own if value is not None]
+        return min(known, key=lambda each: each[1], default=None)
 
 
 def make_results(

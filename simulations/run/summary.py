@@ -15,6 +15,7 @@ from server.results import Privacy, Results, read_results
 from server.spending import rounded_up
 from simulations.output.console import print_line
 from simulations.output.markdown import TextTable
+from simulations.output.stage_title import stage_title
 from simulations.output.terminal import NARROW, text_table
 from simulations.run.live_view import duration, signed
 
@@ -88,10 +89,7 @@ def task_table(results: Results) -> Table:
 def _title(row: int, tasks: list[str], stages: list[list[str]]) -> str:
     """Return ``+ task 2 skin``, or ``+ stage 2: 1 heart, 3 eye`` where stages are not tasks in
     turn."""
-    if stages == [tasks] and len(tasks) > 1:
-        return "+ all tasks at once"
-    worked = ", ".join(f"{tasks.index(task) + 1} {task}" for task in stages[row])
-    return f"+ task {worked}" if in_turn(tasks, stages) else f"+ stage {row + 1}: {worked}"
+    return f"+ {'task ' if in_turn(tasks, stages) else ''}{stage_title(row, tasks, stages)}"
 
 
 def _style(row: int, begun: int, learnt: int) -> str:
@@ -131,7 +129,7 @@ def _written(results: Results) -> str:
 
 
 def _accuracy(results: Results) -> list[tuple[str, str]]:
-    average, zero_shot = results.average_accuracy, list(results.zero_shot.values())
+    average, zero_shot = results.average_accuracy, results.mean_zero_shot or 0.0
     backward, forward = results.backward_transfer, results.forward_transfer
     if average is None or backward is None or forward is None or results.forgetting is None:
         return [
@@ -143,7 +141,7 @@ def _accuracy(results: Results) -> list[tuple[str, str]]:
     return [
         ("average accuracy", f"{100 * average:.1f} %"),
         ("among all labels", _among_all(results)),
-        ("zero-shot accuracy", f"{100 * sum(zero_shot) / len(zero_shot):.1f} %"),
+        ("zero-shot accuracy", f"{100 * zero_shot:.1f} %"),
         ("backward transfer", f"{signed(backward)} points"),
         ("forward transfer", f"{signed(forward)} points"),
         ("forgetting", f"{100 * results.forgetting:.1f} points"),
@@ -186,15 +184,8 @@ def _kept_texts(results: Results) -> str:
 
 
 def _worst_client(results: Results) -> str:
-    averages = {
-        client: own.average_accuracy
-        for client, own in results.per_client.items()
-        if own.average_accuracy is not None
-    }
-    if not averages:
-        return ""
-    worst = min(averages, key=lambda client: averages[client])
-    return f"{100 * averages[worst]:.1f} % (client {worst})"
+    worst = results.worst_client
+    return f"{100 * worst[1]:.1f} % (client {worst[0]})" if worst else ""
 
 
 def _size(count: float) -> str:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from deal_core.config.run_config import leaves
@@ -30,12 +29,6 @@ class ComparedRun:
     settings: Mapping[str, Any]
 
     @property
-    def zero_shot(self) -> float | None:
-        """Mean over tasks."""
-        values = list(self.results.zero_shot.values())
-        return fmean(values) if values else None
-
-    @property
     def among_all(self) -> float | None:
         """Average accuracy among all labels seen so far."""
         found = self.results.class_incremental
@@ -44,8 +37,8 @@ class ComparedRun:
     @property
     def worst_client(self) -> float | None:
         """Smallest of the clients' own average accuracies."""
-        own = [each.average_accuracy for each in self.results.per_client.values()]
-        return min((value for value in own if value is not None), default=None)
+        worst = self.results.worst_client
+        return worst[1] if worst else None
 
     @property
     def epsilon(self) -> float | None:

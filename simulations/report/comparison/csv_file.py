@@ -17,7 +17,7 @@ COLUMNS: dict[str, Callable[[ComparedRun], Value]] = {
     "seed": lambda run: run.results.seed,
     "average_accuracy": lambda run: run.results.average_accuracy,
     "all_labels_average_accuracy": lambda run: run.among_all,
-    "zero_shot_accuracy": lambda run: run.zero_shot,
+    "zero_shot_accuracy": lambda run: run.results.mean_zero_shot,
     "backward_transfer": lambda run: run.results.backward_transfer,
     "forward_transfer": lambda run: run.results.forward_transfer,
     "forgetting": lambda run: run.results.forgetting,

@@ -49,7 +49,11 @@ def _measures(comparison: Comparison) -> Iterator[Block]:
     for warning in comparison.warnings:
         yield Notice(warning)
     rows = [
-        Dot(run.name, 100 * run.results.average_accuracy, before=_percent(run.zero_shot))
+        Dot(
+            run.name,
+            100 * run.results.average_accuracy,
+            before=_percent(run.results.mean_zero_shot),
+        )
         for run in comparison.runs
         if run.results.average_accuracy is not None
     ]
@@ -85,7 +89,7 @@ def _row(run: ComparedRun) -> tuple[Cell, ...]:
         str(found.seed),
         percent(found.average_accuracy),
         percent(run.among_all),
-        percent(run.zero_shot),
+        percent(run.results.mean_zero_shot),
         points(found.backward_transfer),
         points(found.forward_transfer),
         percent(found.forgetting),

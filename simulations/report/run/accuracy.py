@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from deal_core.metrics import in_turn
+from simulations.output.stage_title import stage_title
 from simulations.report.charts.panels import Axes, Line, Panel, panels
 from simulations.report.page.blocks import (
     Block,
@@ -87,7 +87,7 @@ def heat_map(run: RunRecord, rows: Rows, caption: str, place: tuple[str, ...]) -
             ("nothing (zero-shot)", start),
             *(
                 (
-                    stage_title(run, i),
+                    stage_title(i, run.tasks, run.stages),
                     tuple(cell(v, i, j, pointer(*place, i, j)) for j, v in enumerate(row)),
                 )
                 for i, row in enumerate(rows)
@@ -103,15 +103,6 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     low = min(0.9, int(10 * min(values, default=0.0)) / 10)
     high = max(low + 0.1, -(-10 * max(values, default=1.0) // 1) / 10)
     return low, high
-
-
-def stage_title(run: RunRecord, stage: int) -> str:
-    """Return the name of a stage: its task, where tasks come in turn."""
-    tasks, stages = run.tasks, run.stages
-    if stages == [tasks] and len(tasks) > 1:
-        return "all tasks at once"
-    worked = ", ".join(f"{tasks.index(task) + 1} {task}" for task in stages[stage])
-    return worked if in_turn(tasks, stages) else f"stage {stage + 1}: {worked}"
 
 
 def curves(run: RunRecord) -> Figure:
