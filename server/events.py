@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,17 @@ def read_events(path: Path) -> list[RunEvent]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def site_name(client: str, sites: Sequence[str]) -> str:
+    """Return the name of the site that is a client; in a simulation, where there are none, the
+    client's number."""
+    return sites[int(client)] if client.isdigit() and int(client) < len(sites) else client
+
+
+def plain_reason(reason: object) -> str:
+    """Return why a run stopped on one line, without the name of the error."""
+    return str(reason).partition("\n")[0].removeprefix("UserError: ").strip()
 
 
 def without_undone(events: Iterable[RunEvent]) -> list[RunEvent]:

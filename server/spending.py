@@ -81,6 +81,15 @@ def rounded_up(value: float, digits: int) -> str:
     return f"{float(up):.{digits}g}"
 
 
+def spending_told(event: Mapping[str, Any]) -> Spending | None:
+    """Return what an event says of privacy; None where it says nothing, or what cannot be, as older
+    servers let clients do."""
+    try:
+        return spending_in(event)
+    except ValueError:
+        return None
+
+
 def spending_in(figures: Mapping[str, Any]) -> Spending | None:
     """Return what the figures of an update, or an event, say of privacy; None where they do not.
 

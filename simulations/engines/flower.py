@@ -16,7 +16,7 @@ from typing import Any
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
-from server.events import Listener, RunEvent
+from server.events import Listener, RunEvent, plain_reason
 from server.folder import RunFolder
 from simulations.engines.flower_sandbox import CONNECTION, Sandbox, flower_sandbox, program
 from simulations.engines.workers import Workers, as_run_by, this_machine
@@ -150,6 +150,6 @@ def parse_outcome(text: str) -> Outcome:
 def reason(last: RunEvent, outcome: Outcome) -> str:
     """Return why a run failed, on one line; what the server itself said comes first."""
     if last["event"] == "run_stopped":
-        return str(last["reason"]).removeprefix("UserError: ").partition("\n")[0]
+        return plain_reason(last["reason"])
     said = f"the run ended as '{outcome.status}' after the event '{last['event']}'"
     return f"{said}: {outcome.details}".partition("\n")[0]

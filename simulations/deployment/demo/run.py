@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.errors import UserError
-from server.events import Listener
+from server.events import Listener, plain_reason
 from server.folder import RunFolder
 from simulations.deployment.demo.children import Children, stopped_at_the_end
 from simulations.deployment.demo.folder import NAMES, DemoFolder, new_folder
@@ -143,8 +143,9 @@ def follow(children: Children, run: Path, listener: Listener, seconds: float = R
             if event["event"] == "run_finished":
                 return
             if event["event"] == "run_stopped":
-                reason = str(event["reason"]).removeprefix("UserError: ").partition("\n")[0]
-                raise UserError(f"the run stopped: {reason} (its folder: {run})")
+                raise UserError(
+                    f"the run stopped: {plain_reason(event['reason'])} (its folder: {run})"
+                )
         children.require_alive()
         if time.monotonic() > begun + seconds:
             raise UserError(f"the run has not finished within {seconds:g} s (its folder: {run})")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from deal_core.errors import UserError
-from server.events import RunEvent, read_events, without_undone
+from server.events import RunEvent, plain_reason, read_events, site_name, without_undone
 from server.folder import RunFolder
 from server.lock import held
 from server.results import read_results
-from server.spending import Spending, spending_in
+from server.spending import Spending, spending_told
 
 FAULTS = ("client_failed", "reply_dropped", "leg_failed")
 
@@ -105,19 +104,13 @@ def run_state(events: Iterable[RunEvent]) -> RunState:
             names = event.get("sites") or [str(k) for k in range(event["clients"])]
             _begin(state, event, names)
         elif event["event"] in ("client_finished", *FAULTS):
-            _heard(state, _name(event["client"], names), event)
+            _heard(state, site_name(event["client"], names), event)
         elif event["event"] == "client_idle" and event.get("code") in SITS_OUT:
-            site = state.sites.setdefault(_name(event["client"], names), SiteState())
+            site = state.sites.setdefault(site_name(event["client"], names), SiteState())
             site.last_fault = SITS_OUT[event["code"]]
         else:
             _told(state, event, names)
     return state
-
-
-def _name(client: str, names: list[str]) -> str:
-    """Return the name of the site that is a client."""
-    known = client.isdigit() and int(client) < len(names)
-    return names[int(client)] if known else client
 
 
 def state_of(run: Path) -> RunState:
@@ -151,7 +144,7 @@ def _begin(state: RunState, event: RunEvent, names: list[str]) -> None:
 
 def _heard(state: RunState, name: str, event: RunEvent) -> None:
     site = state.sites.setdefault(name, SiteState())
-    site.spent = _spending(event) or site.spent
+    site.spent = spending_told(event) or site.spent
     if event["event"] != "client_finished":
         site.faults += 1
         site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
@@ -163,14 +156,6 @@ def _heard(state: RunState, name: str, event: RunEvent) -> None:
     site.rounds += 1
 
 
-def _spending(event: RunEvent) -> Spending | None:
-    """None too where an event says what cannot be, as older servers let clients do."""
-    try:
-        return spending_in(event)
-    except ValueError:
-        return None
-
-
 def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
     kind: str = event["event"]
     if kind == "round_started":
@@ -179,14 +164,14 @@ def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
     elif kind == "summed":
         state.summed = int(event["sites"]), int(event["cohort"])
     elif kind == "round_lost":
-        state.lost = _plain(event["reason"])
+        state.lost = plain_reason(event["reason"])
     elif kind == "round_finished":
         state.rounds += 1
         state.bytes_up += event["bytes_up"]
         state.bytes_down += event["bytes_down"]
         state.quarantined += [names[int(k)] for k in event["excluded"]]
         for site in state.sites.values():  # where the server adds the noise: the same for all
-            site.spent = _spending(event) or site.spent
+            site.spent = spending_told(event) or site.spent
     elif kind == "round_skipped":
         state.rounds += 1
     elif kind == "evaluated":
@@ -195,8 +180,4 @@ def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
     elif kind == "run_finished":
         state.phase = "finished"
     elif kind == "run_stopped":
-        state.phase, state.reason = "stopped", _plain(event["reason"])
-
-
-def _plain(reason: Any) -> str:
-    return str(reason).removeprefix("UserError: ").partition("\n")[0]
+        state.phase, state.reason = "stopped", plain_reason(event["reason"])

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.spending import Spending, spending_in
+from server.events import plain_reason, site_name
+from server.spending import Spending, spending_told
 
 RunEvent = Mapping[str, Any]
 
@@ -162,8 +163,7 @@ class RunLog:
 
     def name(self, client: str) -> str:
         """Return the site's name of a client's number; the number itself in a simulation."""
-        known = client.isdigit() and int(client) < len(self.sites)
-        return self.sites[int(client)] if known else client
+        return site_name(client, self.sites)
 
 
 def read_log(events: Iterable[RunEvent]) -> RunLog:
@@ -216,7 +216,7 @@ def _number(log: RunLog, event: RunEvent) -> int:
 
 def plain(reason: object) -> str:
     """Return a reason on one line, without the name of the error."""
-    first = str(reason).partition("\n")[0].removeprefix("UserError: ").strip()
+    first = plain_reason(reason)
     return "interrupted" if first.startswith("KeyboardInterrupt") else first
 
 
@@ -255,7 +255,7 @@ def _client_finished(log: RunLog, event: RunEvent) -> None:
     client.replies[_key(event)] = float(event.get("seconds", 0.0))
     if "num_examples" in event:
         client.examples[str(event["task"])] = float(event["num_examples"])
-    client.spent = spending(event) or client.spent
+    client.spent = spending_told(event) or client.spent
 
 
 def _loss_summed(log: RunLog, event: RunEvent) -> None:
@@ -269,7 +269,7 @@ def _round_finished(log: RunLog, event: RunEvent) -> None:
     one.excluded = [log.name(str(client)) for client in event.get("excluded", [])]
     for name in one.excluded:
         log.clients.setdefault(name, ClientLog(name)).excluded.add(_key(event))
-    by_server = spending(event)
+    by_server = spending_told(event)
     if by_server is not None:  # where the server adds the noise: the same for all
         for client in log.clients.values():
             client.spent = by_server
@@ -282,7 +282,7 @@ def _round_skipped(log: RunLog, event: RunEvent) -> None:
 def _client_failed(log: RunLog, event: RunEvent) -> None:
     client = _client(log, event)
     client.faults.add(_key(event))
-    client.spent = spending(event) or client.spent
+    client.spent = spending_told(event) or client.spent
 
 
 def _client_idle(log: RunLog, event: RunEvent) -> None:
@@ -301,14 +301,6 @@ def _evaluated(log: RunLog, event: RunEvent) -> None:
 
 def _stopped(log: RunLog, event: RunEvent) -> None:
     log.stopped = plain(event["reason"]) or "without a word"
-
-
-def spending(event: RunEvent) -> Spending | None:
-    """Return what an event says of privacy; None where it says nothing, or what cannot be."""
-    try:
-        return spending_in(event)
-    except ValueError:
-        return None
 
 
 HANDLERS: Mapping[str, Callable[[RunLog, RunEvent], None]] = {
