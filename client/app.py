@@ -26,6 +26,7 @@ from client.distilled_store import DistilledMissing, DistilledStore
 from client.egress import check_reply
 from client.reply_cache import UpdateStore
 from client.site import site_of
+from client.site_file import NODE_KEY
 from client.site_log import SiteLog
 from client.state import FeedbackStore, forget
 from client.status_reply import STATUS, secure_reply, status_reply
@@ -255,10 +256,12 @@ def guarded(handler: Handler) -> Handler:
 
 
 def masked_only(context: Context) -> bool:
-    """Whether the site's policy lets nothing that is learnt leave but in a secure sum."""
+    """Return whether the site's policy lets nothing that is learnt leave but in a secure sum; True
+    too where a site's file cannot be read."""
     site = file_of(context)
-    policy = site.policy if site is not None else None
-    return policy is not None and policy.secure_aggregation == "required"
+    if site is None:
+        return NODE_KEY in context.node_config
+    return site.policy is not None and site.policy.secure_aggregation == "required"
 
 
 def counts_or_error(

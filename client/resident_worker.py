@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -47,10 +48,12 @@ def ask(site: SiteFile, message: Message, context: Context) -> Message | None:
             return None
         with connection:
             try:
-                connection.send((code, message, context))
-                if not connection.poll(_valid_for(message)):
+                _send_within(connection, valid_for(message), (code, message, context))
+                if not connection.poll(valid_for(message)):
                     return status_reply(message, "failed")
                 reply = connection.recv()
+            except TimeoutError:
+                return status_reply(message, "failed")
             except GONE:
                 return None
         if reply != "stale":
@@ -59,7 +62,23 @@ def ask(site: SiteFile, message: Message, context: Context) -> Message | None:
     return None
 
 
-def _valid_for(message: Message) -> float:
+def _send_within(connection: Connection, seconds: float, what: object) -> None:
+    """Send; a worker that is busy reads no more than the system keeps for it.
+
+    Raises:
+        TimeoutError: it has not read all of it in time.
+    """
+    whole, part = divmod(seconds, 1.0)
+    limit = struct.pack("ll", int(whole), int(1e6 * part) or 1)  # 0 and 0 would be no limit
+    with socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    try:
+        connection.send(what)
+    except BlockingIOError:
+        raise TimeoutError from None
+
+
+def valid_for(message: Message) -> float:
     """Seconds until the message expires; the clocks agree well enough, or nothing would arrive."""
     return max(0.0, message.metadata.created_at + message.metadata.ttl - time.time())
 

@@ -11,7 +11,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from client.app import app
-from client.resident_worker import GONE, INSIDE
+from client.resident_worker import GONE, INSIDE, valid_for
+from client.status_reply import status_reply
 
 
 def serve(address: Path, code: str, keep_seconds: float) -> None:
@@ -40,7 +41,8 @@ def _answer(connection: Connection, code: str) -> bool:
         connection.send("stale")
         return False
     context.node_config[INSIDE] = True
-    connection.send(app(message, context))
+    stale = valid_for(message) <= 0  # it waited too long: nobody would take what was charged for it
+    connection.send(status_reply(message, "failed") if stale else app(message, context))
     return True
 
 

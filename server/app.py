@@ -39,7 +39,7 @@ def closing_lines(results: Results, folder: Path) -> list[str]:
     """Return what a run has come to, and where it is, for Flower's log."""
     average, among_all = results.average_accuracy, results.class_incremental
     if average is None:
-        accuracy = "accuracy: not known, sites kept their counts"
+        accuracy = "accuracy: not known, since counts of right answers were kept or lost"
     else:
         accuracy = f"average accuracy {100 * average:.1f} % after {len(results.tasks)} tasks"
         if among_all is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
@@ -42,11 +43,12 @@ class History(BaseModel):
         bytes_up, bytes_down, aggregation_error: one number a round; the last None where it is
             not known.
         evaluation_bytes_down: one number for each evaluation that no round has carried.
-        seconds: per phase (``train``, ``evaluate``, ``aggregate``), over all starts of the run.
+        seconds: per phase (``train``, ``evaluate``), over all starts of the run.
         peak_rss_bytes: largest over the starts.
         distrusted: clients that a robust rule left out when it last had an update of theirs.
         spent: client to what its privacy has cost, all rounds and tasks together.
-        collected: task to the clients whose sums are in the state.
+        collected: task to the clients that have given their sums, or have none to give, and the
+            number of records that each said; 0 where it is not seen, or there is none.
         noise_variance: of an entry of ``lora_B``, from the noise of those of this stage's rounds
             that trained it.
     """
@@ -63,7 +65,18 @@ class History(BaseModel):
     distrusted: tuple[str, ...] = ()
     spent: dict[str, Spending] = {}
     noise_variance: float = 0.0
-    collected: dict[str, tuple[str, ...]] = {}
+    collected: dict[str, dict[str, float]] = {}
+
+    @field_validator("collected", mode="before")
+    @classmethod
+    def _of_before(cls, value: Any) -> Any:
+        """Read the lists of names that checkpoints had before."""
+        if not isinstance(value, dict):
+            return value
+        return {
+            task: own if isinstance(own, dict) else dict.fromkeys(own, 0.0)
+            for task, own in value.items()
+        }
 
     def charged(self, spent: Mapping[str, Spending]) -> History:
         """Replace what the clients of a round had spent before."""
@@ -80,11 +93,11 @@ class History(BaseModel):
         added = round_variance(floors + [0.0] * (clients - len(floors)))
         return self.model_copy(update={"noise_variance": self.noise_variance + added})
 
-    def collecting(self, clients: Mapping[str, Sequence[str]]) -> History:
-        """Add clients by the task that they have given their sums of."""
+    def collecting(self, clients: Mapping[str, Mapping[str, float]]) -> History:
+        """Add clients, and their records, by the task that they have given their sums of."""
         collected = dict(self.collected)
-        for task, names in clients.items():
-            collected[task] = (*collected.get(task, ()), *names)
+        for task, own in clients.items():
+            collected[task] = {**collected.get(task, {}), **own}
         return self.model_copy(update={"collected": collected})
 
     def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:

@@ -123,34 +123,35 @@ class Evaluation:
         roster = self.exchange.roster
         if tally.again and roster.patience:
             asked = self.request(step, sent.state)
-            sent = self.exchange.ask_again(sent, dict.fromkeys(tally.again, asked))
-            for reply in self.exchange.replies(step, sent):
-                self.hear(step, reply, sent, tally)
+            again = self.exchange.ask_again(sent, dict.fromkeys(tally.again, asked))
+            sent.resent.extend(again.requests.values())
+            for reply in self.exchange.replies(step, again):
+                self.hear(step, reply, again, tally)
         telling = len(roster.clients) - len(tally.withheld)
         self.exchange.require_quorum(len(tally.counts), telling, step)
         counts = {name: tally.counts[name] for name in roster.clients if name in tally.counts}
-        return self.recorded(step, counts, bool(tally.withheld), history)
+        return self.recorded(step, counts, len(counts) < len(roster.clients), history)
 
     def recorded(
-        self, step: Step, counts: dict[str, Counts], withheld: bool, history: History
+        self, step: Step, counts: dict[str, Counts], partial: bool, history: History
     ) -> History:
-        """Return the history with the counts of an evaluation, and log what they say; ``withheld``:
-        some are not told.
+        """Return the history with the counts of an evaluation, and log what they say; ``partial``:
+        some clients keep theirs, or were not there.
 
         Raises:
             UserError: no client has a test example of a task.
         """
-        accuracy = pooled(counts, self.tasks, withheld)
+        accuracy = pooled(counts, self.tasks, partial)
         among_all = pooled_among_all(counts, self.tasks)
         self.exchange.event("evaluated", step, accuracy=accuracy, class_incremental=among_all)
         return history.model_copy(update={"evaluations": (*history.evaluations, counts)})
 
 
 def pooled(
-    counts: Mapping[str, Counts], tasks: Sequence[str], withheld: bool = False
+    counts: Mapping[str, Counts], tasks: Sequence[str], partial: bool = False
 ) -> dict[str, float]:
-    """Return the accuracy per task over all clients' examples, 0 to 1; where some are ``withheld``,
-    of the tasks that others told.
+    """Return the accuracy per task over all clients' examples, 0 to 1; where they are ``partial``,
+    of the tasks that some told.
 
     Raises:
         UserError: no client has a test example of a task.
@@ -158,7 +159,7 @@ def pooled(
     accuracy = {}
     for j, task in enumerate(tasks):
         examples = sum(rows[j][1] for rows in counts.values())
-        if examples == 0 and withheld:
+        if examples == 0 and partial:
             continue
         if examples == 0:
             raise UserError(f"task '{task}' has no test example at any client; add some")

@@ -150,7 +150,7 @@ def _measures(results: Results) -> list[str]:
             ("backward transfer among all labels", among.backward_transfer, "points"),
         ]
     known = [f"- {name}: {100 * x:.1f} {unit}" for name, x, unit in rows if x is not None]
-    return known or ["Not known: clients kept their counts of right answers."]
+    return known or ["Not known: counts of right answers were kept by clients, or lost."]
 
 
 def privacy_lines(results: Results) -> str:

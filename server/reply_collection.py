@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 
 from deal_core.errors import UserError
 
+LATE = "no reply before the deadline"
 POLL_SECONDS = 0.2
 
 
@@ -74,7 +75,7 @@ def collect(
         if silent:
             time.sleep(POLL_SECONDS)
     for client in waiting.values():
-        yield Reply(client, None, "no reply before the deadline")
+        yield Reply(client, None, LATE)
 
 
 def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str, int]:
@@ -87,7 +88,7 @@ def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str
         Client name to node id, in the order of the names as numbers.
 
     Raises:
-        UserError: fewer nodes than expected at the deadline, or two with the same name.
+        UserError: fewer nodes than expected at the deadline, one beyond them, or two with one name.
     """
     end = time.monotonic() + deadline_seconds
     nodes = sorted(grid.get_node_ids())
@@ -112,6 +113,11 @@ def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str
             name = str(int(reply.message.content.config_records["site"]["client"]))  # type: ignore[arg-type]
         except (LookupError, TypeError, ValueError):
             raise UserError("a client did not say who it is (no number); see its log") from None
+        if int(name) >= expected:
+            raise UserError(
+                f"client '{name}' is connected, and federation.clients is {expected} (from 0); "
+                "raise it, or stop that client"
+            )
         if name in found:
             raise UserError(f"two clients call themselves '{name}'; give each its own number")
         found[name] = int(reply.client)

@@ -261,8 +261,9 @@ class Round:
             The history with them.
         """
         sizes = replies.sizes
+        exact = None if self.phase.statistics is None else 0.0  # sums are; a lost round has none
         figures: dict[str, float | None] = {
-            "aggregation_error": aggregate.error if aggregate else 0.0,
+            "aggregation_error": aggregate.error if aggregate else exact,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
             "bytes_down": sent.bytes_down,
         }

@@ -14,7 +14,7 @@ from deal_core.models import has_label_logits
 from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
-from deal_core.wire.counts import count_names
+from deal_core.wire.counts import EXAMPLES, count_names
 from deal_core.wire.secure_layout import counts_layout
 from server import wire
 from server.checkpoint import EVERYBODY, History
@@ -27,6 +27,8 @@ from server.schedule import Step
 from server.secure_legs import SecureLegs
 from server.state_change import reason_of
 
+ROUNDING = 1e-3
+"""Of a sum of shares of right answers."""
 NO_TASK = ""
 """In the place of a task: clients that keep their counts are not counted on again."""
 
@@ -89,6 +91,15 @@ class SecureEvaluation:
 
 
 def _rows(sums: Sums, names: tuple[str, ...], shares: bool) -> Counts:
-    """The counts of each task; whole numbers unless answers may be right in part."""
+    """Return the counts of each task; whole numbers unless answers may be right in part.
+
+    Raises:
+        ProtocolError: counts that cannot be, which one site's can make of the sum.
+    """
     columns = [sums[name] if shares else np.rint(sums[name]) for name in names]
-    return [[float(x) if shares else int(x) for x in row] for row in zip(*columns, strict=True)]
+    rows = [[float(x) if shares else int(x) for x in row] for row in zip(*columns, strict=True)]
+    for row in rows:
+        examples = row[names.index(EXAMPLES)]
+        if any(not 0 <= count <= examples + ROUNDING for count in row):
+            raise ProtocolError("a sum of counts that cannot be: some site's are false")
+    return rows

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deal_core.aggregation import LORA_B, NUMERICAL, Aggregate
+from deal_core.errors import UserError
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.secure_sum.layout import Layout
@@ -83,7 +84,7 @@ class SecureRound:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
         state, aggregate, summed = self._summed(one.basis(state, sent), replies.held, layout)
         history = self.sum.noted(history, {name: members[name] for name in summed})
-        received = RoundReplies(sizes=replies.sizes, spent=replies.spent, idle=replies.idle)
+        received = RoundReplies(sizes=replies.sizes, spent=replies.spent)
         learnt = step.phase == LEARN and LORA_B in trained
         return state, one.record(sent, received, aggregate, learnt, started, history)
 
@@ -118,6 +119,9 @@ class SecureRound:
         Returns:
             The state after it, the aggregate, and whom the sum is of; where it fails the state
             before, and nobody.
+
+        Raises:
+            UserError: two sites are one.
         """
         one, step = self.round, self.round.step
         try:
@@ -125,6 +129,11 @@ class SecureRound:
             with threads(1):
                 after, aggregate = self.sum.add(state, without_loss(sums))
                 after = finite(after)
+        except ProtocolError as fault:
+            one.exchange.event("round_lost", step, reason=reason_of(fault))
+            return state, None, []
+        except UserError:  # a site twice: the run stops here, and can go on
+            raise
         except NUMERICAL as fault:
             one.exchange.event("round_lost", step, reason=reason_of(fault))
             return state, None, []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 
 from deal_core.aggregation import NUMERICAL
@@ -17,7 +16,7 @@ from server.dispatch import Dispatch
 from server.evaluation import Evaluation, EvaluationReplies
 from server.exchange import Exchange, answered
 from server.gathering import refuse
-from server.reply_collection import Reply
+from server.reply_collection import LATE, Reply
 from server.schedule import Step
 
 
@@ -31,6 +30,7 @@ class SumsReplies:
         sizes: bytes of each valid reply.
         without_data: clients that have no record of their task.
         idle: clients that took no part, these among them.
+        late: clients that were silent until the deadline.
         tally: of the evaluation that the requests carried along.
     """
 
@@ -39,6 +39,7 @@ class SumsReplies:
     sizes: dict[str, int] = field(default_factory=dict)
     without_data: list[str] = field(default_factory=list)
     idle: list[str] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
     tally: EvaluationReplies = field(default_factory=EvaluationReplies)
 
 
@@ -62,20 +63,19 @@ class SumsGathering:
     size: int
 
     def run(self, sent: Dispatch) -> SumsReplies:
-        """Return what the replies bring, as they come; what was lost is asked for once more, in the
-        time that is left."""
-        started, gathered = time.monotonic(), SumsReplies()
+        """Return what the replies bring, as they come; what was lost is asked for once more."""
+        gathered = SumsReplies()
         self._take(sent, gathered, self.piggybacked_evaluation)
-        again = self._lost(sent, gathered, sent.deadline - (time.monotonic() - started))
+        again = self._lost(sent, gathered)
         if again is not None:
             sent.resent.extend(again.requests.values())
             self._take(again, gathered, None)
         return gathered
 
-    def _lost(self, sent: Dispatch, gathered: SumsReplies, left: float) -> Dispatch | None:
-        """Return requests to those who were there, and whose sums have not come; None where there
-        is nobody, or no time. Sums of every round are lost with it."""
-        came = {*gathered.sizes, *gathered.idle}
+    def _lost(self, sent: Dispatch, gathered: SumsReplies) -> Dispatch | None:
+        """Return requests to those who were there and not silent, and whose sums have not come;
+        None where there is nobody. Sums of every round are lost with it."""
+        came = {*gathered.sizes, *gathered.idle, *gathered.late}
         lost = {
             name: sent.instructions[name].model_copy(
                 update={"piggybacked_evaluation": (), "learnt": ()}
@@ -83,13 +83,11 @@ class SumsGathering:
             for name in sent.requests
             if sent.instructions[name].task and name not in came
         }
-        if not self.statistics.once or not lost or left <= 0:
+        if not self.statistics.once or not lost:
             return None
         for name in lost:
             self.exchange.event("asked_again", self.step, client=name)
-        again = self.exchange.ask_again(sent, lost)
-        requests = {name: again.whole(name, left) for name in again.requests}
-        return replace(again, requests=requests, deadline=left)
+        return self.exchange.ask_again(sent, lost)
 
     def _take(self, sent: Dispatch, gathered: SumsReplies, counting: Step | None) -> None:
         for reply in self.exchange.replies(self.step, sent):
@@ -116,6 +114,8 @@ class SumsGathering:
                 gathered.without_data.append(client)
             self.exchange.event("client_idle", self.step, client=client, code=reason.code)
         except NUMERICAL as fault:
+            if reply.fault == LATE:
+                gathered.late.append(client)
             refuse(self.exchange, self.step, client, fault)
         else:
             for task, part in zip(tasks, parts, strict=True):
@@ -136,11 +136,27 @@ def _checked(part: Tensors, form: SumsOnWire, parts: int) -> Tensors:
     return form.unpack(part)
 
 
+def weights(
+    examples: Mapping[str, float], weight_cap: float, earlier: Sequence[float] = ()
+) -> dict[str, float]:
+    """Return client to the factor of its sums: 1, or less where it has more records than
+    ``weight_cap`` medians of the others.
+
+    Args:
+        examples: client to the number of its records, as it says.
+        weight_cap: 0: there is none.
+        earlier: records of those who gave their sums before, who are others too.
+    """
+    found = {}
+    for client, own in examples.items():
+        others = [*earlier, *(n for name, n in examples.items() if name != client)]
+        capped = weight_cap and others
+        found[client] = min(1.0, weight_cap * median(others) / own) if capped else 1.0
+    return found
+
+
 def totals(
-    gathered: SumsReplies,
-    clients: Sequence[str],
-    weight_cap: float,
-    earlier: Sequence[float] = (),
+    gathered: SumsReplies, clients: Sequence[str], factors: Mapping[str, float]
 ) -> dict[str, Tensors]:
     """Return task to the sums over clients, added in the order of ``clients``, so that no last bit
     depends on who was first.
@@ -148,12 +164,8 @@ def totals(
     Args:
         gathered: the valid replies.
         clients: all of the run.
-        weight_cap: a client with more records than so many medians of the others is scaled down to
-            that; 0: none is.
-        earlier: records of those who gave their sums before, who are others too.
+        factors: client to that of its sums.
     """
-    examples = gathered.examples
-    factors = {client: _factor(client, examples, weight_cap, earlier) for client in clients}
     added: dict[str, Tensors] = {}
     for task, own in gathered.sums.items():
         for client in clients:
@@ -162,12 +174,3 @@ def totals(
                 total = added.setdefault(task, {})
                 total[name] = total[name] + part if name in total else part
     return added
-
-
-def _factor(
-    client: str, examples: Mapping[str, float], weight_cap: float, earlier: Sequence[float]
-) -> float:
-    others = [*earlier, *(n for name, n in examples.items() if name != client)]
-    if not weight_cap or client not in examples or not others:
-        return 1.0
-    return min(1.0, weight_cap * median(others) / examples[client])

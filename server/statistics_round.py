@@ -16,7 +16,7 @@ from server.gathering import RoundReplies
 from server.round import Round
 from server.schedule import Step
 from server.state_change import finite, reason_of
-from server.statistics import SumsGathering, SumsReplies, totals
+from server.statistics import SumsGathering, SumsReplies, totals, weights
 
 
 @dataclass(frozen=True)
@@ -90,29 +90,37 @@ class StatisticsRound:
         cap = one.experiment.aggregation.weight_cap
         try:
             with threads(1):
-                earlier = self._earlier(state, history, clients)
-                added = totals(replies, one.exchange.roster.clients, cap, earlier)
+                factors = weights(replies.examples, cap, self._earlier(history, clients))
+                added = totals(replies, one.exchange.roster.clients, factors)
                 state = finite(self.statistics.absorb(state, added))
         except NUMERICAL as fault:
             one.exchange.event("round_lost", one.step, reason=reason_of(fault))
             return state, history
-        told = (*replies.sizes, *replies.without_data)
-        return state, self.noted(history, {client: clients[client] for client in told})
+        for client, factor in factors.items():
+            if factor < 1.0:
+                own = factor * replies.examples[client]
+                one.exchange.event("weight_cut", one.step, client=client, weight=own)
+        told = {client: clients[client] for client in (*replies.sizes, *replies.without_data)}
+        return state, self.noted(history, told, replies.examples)
 
-    def _earlier(self, state: State, history: History, clients: Mapping[str, str]) -> list[float]:
-        """Return how many records each of those has, on average, who gave sums of the round's tasks
-        in an earlier one."""
-        found: list[float] = []
-        for task in dict.fromkeys(clients.values()):
-            givers, records = history.collected.get(task, ()), self.statistics.records(state, task)
-            found += [records / len(givers)] * len(givers) if records else []
-        return found
+    def _earlier(self, history: History, clients: Mapping[str, str]) -> list[float]:
+        """Return the records of each of those who gave sums of the round's tasks before."""
+        tasks = dict.fromkeys(clients.values())
+        return [n for task in tasks for n in history.collected.get(task, {}).values() if n]
 
-    def noted(self, history: History, told: Mapping[str, str]) -> History:
-        """Return the history with the clients that have given their sums; client to task."""
+    def noted(
+        self, history: History, told: Mapping[str, str], examples: Mapping[str, float]
+    ) -> History:
+        """Return the history with the clients that have given their sums, or have none to give.
+
+        Args:
+            history: of the run so far.
+            told: client to task.
+            examples: client to the number of its records, where that is seen.
+        """
         if not self.statistics.once:
             return history
-        done: dict[str, list[str]] = {}
+        done: dict[str, dict[str, float]] = {}
         for client, task in told.items():
-            done.setdefault(task, []).append(client)
+            done.setdefault(task, {})[client] = examples.get(client, 0.0)
         return history.collecting(done)

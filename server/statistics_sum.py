@@ -68,7 +68,7 @@ class StatisticsSum:
 
     def noted(self, history: History, summed: Mapping[str, str]) -> History:
         """Return the history with whom the sums are of."""
-        return self.round.noted(history, summed)
+        return self.round.noted(history, summed, {})
 
     @property
     def _config(self) -> Experiment:

@@ -208,7 +208,7 @@ def read_secure(message: Message) -> bytes:
         PayloadError: an error code, or no such reply.
         ClientSkipped: the client takes no part.
     """
-    _require_part(message, NO_PART)
+    _require_part(message, NO_PART | NO_COUNTS)
     _require_ok(status(message))
     records = message.content.config_records
     reply = _fields(records, SECURE, {REPLY})[REPLY]

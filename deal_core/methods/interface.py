@@ -191,7 +191,6 @@ class Statistics:
             :mod:`deal_core.training.head_scores`.
         rounded: how sums travel at ``wire.dtype = "int8"``, and heads by rows with them; None: all
             is exact all the same.
-        records: server: of how many records of a task the state has sums.
         absorb_noised: server: as ``absorb``, of class sums with noise (``count`` and ``sum`` alone,
             neither whole nor positive); None: nothing can be made of them.
     """
@@ -205,7 +204,6 @@ class Statistics:
     names: float = 0.0
     head_rows: int = 1
     rounded: SumsOnWire | None = None
-    records: Callable[[State, str], float] = lambda state, task: 0.0
     absorb_noised: Callable[[State, Mapping[str, Tensors], SumNoise], State] | None = None
 
     def head_shape(self, labels: int, size: int) -> tuple[int, ...]:

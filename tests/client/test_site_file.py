@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import stat
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from client.app import make_app
+from client import resident_worker, worker_process
+from client.app import make_app, masked_only
 from client.context import RequestContext, choose_device, here
 from client.reply_cache import UpdateStore
 from client.site import site_of
@@ -303,6 +305,34 @@ def test_a_request_that_expires_in_the_process_that_stays_is_not_begun_anew(
         reply = ask(site_file, "train", RecordDict(), ttl=0.5)
         assert frozen.poll()  # it had the request
     assert dict(reply.content.config_records["status"]) == {"code": "failed"}
+
+
+def test_a_worker_that_reads_nothing_is_waited_for_no_longer_than_the_message_is_valid() -> None:
+    near, frozen = multiprocessing.Pipe()
+    begun = time.monotonic()
+    with near, frozen, pytest.raises(TimeoutError):
+        resident_worker._send_within(near, 0.3, b"x" * 10_000_000)
+    assert 0.25 < time.monotonic() - begun < 5
+
+
+def test_the_process_that_stays_does_not_work_on_what_has_expired(monkeypatch) -> None:
+    """It waited in the queue; an update would be charged, and nobody would take it."""
+    monkeypatch.setattr(worker_process, "app", pytest.fail)
+    near, far = multiprocessing.Pipe()
+    with assume_identity(1, 1), near, far:
+        message = Message(RecordDict(), 1, "train", ttl=10.0)
+        message.metadata.__dict__["_created_at"] = time.time() - 11
+        near.send(("code", message, Context(1, 1, {}, RecordDict(), {})))
+        assert worker_process._answer(far, "code")
+        reply = near.recv()
+    assert dict(reply.content.config_records["status"]) == {"code": "failed"}
+
+
+def test_where_the_sites_file_cannot_be_read_nothing_leaves_without_a_mask(tmp_path: Path) -> None:
+    broken = tmp_path / "site.toml"
+    broken.write_text("[site")
+    for node, only in (({NODE_KEY: str(broken)}, True), ({}, False)):
+        assert masked_only(Context(1, 1, node, RecordDict(), {})) == only
 
 
 def update(value: float) -> LocalUpdate:

@@ -147,6 +147,36 @@ def test_the_run_goes_on_without_a_site_that_stays_away(
     assert results.per_client["0"].test_examples == [2, 2]
 
 
+@dataclass
+class Holder(Away):
+    """Client 1 alone has test examples of the second task."""
+
+    def __call__(self, client: str, reply: Message) -> list[Message]:
+        if client != "1" and tells(reply):
+            told = reply.content.get("counts") or reply.content["metrics"]
+            for name in {"correct", "correct_all", "examples"} & set(told):
+                told[name] = [told[name][0], 0]
+        return super().__call__(client, reply)
+
+
+def test_where_the_only_site_with_tests_of_a_task_is_away_its_accuracy_is_not_known(
+    tmp_path, monkeypatch
+):
+    """And the run goes on, as it does without any other site."""
+    folder, _ = run_with(Holder(times=99), PATIENCE, tmp_path, monkeypatch)
+    results = read_results(folder)
+    assert results.per_client.keys() == {"0", "2"}
+    assert results.average_accuracy is None
+
+
+def test_what_is_sent_again_counts_among_the_bytes(tmp_path, monkeypatch):
+    received = [
+        read_results(run_with(Away(times), PATIENCE, tmp_path / str(times), monkeypatch)[0])
+        for times in (0, 1)
+    ]
+    assert received[1].wire.received > received[0].wire.received
+
+
 TRAIN, COUNT, BOTH = "train", "evaluate", "train and count"
 
 

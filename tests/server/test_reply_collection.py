@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from deal_core.errors import UserError
 from server import reply_collection as rounds
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
@@ -48,8 +49,24 @@ def test_a_machine_that_sleeps_through_a_deadline_loses_nobody(now, silent):
             str(k): Message(RecordDict(), FIRST_CLIENT_NODE + k, "train") for k in range(CLIENTS)
         }
         found = {reply.client: reply.fault for reply in rounds.collect(grid, requests, 60.0)}
-    late = "no reply before the deadline"
-    assert found == {str(k): late if str(k) in silent else "" for k in range(CLIENTS)}
+    assert found == {str(k): rounds.LATE if str(k) in silent else "" for k in range(CLIENTS)}
+
+
+def test_a_client_beyond_those_of_the_experiment_is_named(now):
+    app = ClientApp()
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        number = message.metadata.dst_node_id - FIRST_CLIENT_NODE
+        return Message(RecordDict({"site": ConfigRecord({"client": number})}), reply_to=message)
+
+    with assume_identity(1, 1):
+        grid = InProcessGrid(app, {}, 3)
+        assert list(rounds.find_clients(grid, 3, 60.0)) == ["0", "1", "2"]
+        with pytest.raises(
+            UserError, match=r"client '2' is connected, and .* is 2 \(from 0\); raise"
+        ):
+            rounds.find_clients(grid, 2, 60.0)
 
 
 def test_a_flood_of_second_replies_does_not_hold_a_round_up(now):

@@ -32,13 +32,15 @@ from server import reply_collection as rounds
 from server.checkpoint import Checkpoint, load_checkpoint
 from server.folder import RunFolder
 from server.run import run
-from server.statistics import SumsReplies, totals
+from server.statistics import SumsReplies, totals, weights
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
 from tests.server.fuzz_grid import FuzzGrid, counts, lost, tiny_model
 from tests.server.spoil import TEXT, Mutation, figures, only_text, placed, said
 
 CLIENTS, SIZE, TASKS = 4, 16, ("laboratory", "surgery")
+GIVEN = {str(number): 20.0 + number for number in range(CLIENTS)}
+"""Records of each client, of any task."""
 
 
 @pytest.fixture(autouse=True)
@@ -350,7 +352,7 @@ def test_a_good_run_has_a_head_for_each_task_and_a_checkpoint_with_all_of_it(
     assert {task: tuple(head.shape) for task, head in heads.items()} == dict.fromkeys(TASKS, shape)
     assert all(head.dtype == torch.float32 for head in checkpoint.state.heads.values())
     assert all(part.dtype == torch.float64 for part in checkpoint.state.sums.values())
-    assert checkpoint.history.collected == dict.fromkeys(TASKS, ("0", "1", "2", "3"))
+    assert checkpoint.history.collected == dict.fromkeys(TASKS, GIVEN)
 
 
 def test_sums_that_are_given_once_are_asked_of_all_however_few_a_round_samples(tmp_path, model):
@@ -358,8 +360,18 @@ def test_sums_that_are_given_once_are_asked_of_all_however_few_a_round_samples(t
     few = config.federation.model_copy(update={"clients_per_round": 1})
     sampled = config.model_copy(update={"federation": few})
     checkpoint, events = played(sampled, lambda client, reply: [reply])
-    assert checkpoint.history.collected == dict.fromkeys(TASKS, ("0", "1", "2", "3"))
+    assert checkpoint.history.collected == dict.fromkeys(TASKS, GIVEN)
     assert sum(event["event"] == "client_finished" for event in events) == CLIENTS * len(TASKS)
+
+
+def test_who_was_silent_until_the_deadline_is_not_waited_for_twice(tmp_path, model):
+    """Nobody else is kept from being asked again by it."""
+
+    def spoil(client: str, reply: Message) -> list[Message]:
+        return [] if client == "1" else lost(reply) if client == "2" else [reply]
+
+    _, events = played(experiment(tmp_path, model, "prototype"), spoil)
+    assert [e["client"] for e in events if e["event"] == "asked_again"] == ["2"] * len(TASKS)
 
 
 @pytest.mark.parametrize("kind", ["lost", "NaN"])
@@ -380,9 +392,7 @@ def test_sums_that_were_lost_are_asked_for_once_more(tmp_path, model, kind):
     checkpoint, events = played(experiment(tmp_path / "b", model, "prototype"), spoil)
     assert len(asked) == 3  # twice for one task, once for the other
     assert [event["client"] for event in events if event["event"] == "asked_again"] == ["2"]
-    assert {t: set(n) for t, n in checkpoint.history.collected.items()} == {
-        task: {"0", "1", "2", "3"} for task in TASKS
-    }
+    assert checkpoint.history.collected == dict.fromkeys(TASKS, GIVEN)
     for name, part in whole.state.sums.items():
         assert torch.equal(checkpoint.state.sums[name], part)
 
@@ -414,10 +424,13 @@ def test_who_gives_its_sums_later_than_others_is_compared_with_them(tmp_path, mo
 
     config = experiment(tmp_path, model, "prototype")
     more = config.federation.model_copy(update={"rounds": 2})
-    checkpoint, _ = played(config.model_copy(update={"federation": more}), late)
+    checkpoint, events = played(config.model_copy(update={"federation": more}), late)
     others = 20 + 21 + 23
     claimed = float(checkpoint.state.sums["count/laboratory"].sum()) - others
-    assert claimed == pytest.approx(50.0 * others / 3)
+    assert claimed == pytest.approx(50.0 * 21)  # the median of 20, 21 and 23
+    cuts = [e for e in events if e["event"] == "weight_cut"]
+    assert [cut["client"] for cut in cuts] == ["2", "2"]
+    assert cuts[0]["weight"] == pytest.approx(50.0 * 21)
 
 
 def replies(**examples: float) -> SumsReplies:
@@ -431,15 +444,17 @@ def replies(**examples: float) -> SumsReplies:
 def test_whoever_claims_vastly_more_records_is_scaled_down():
     gathered = replies(c0=10.0, c1=20.0, c2=30.0, c3=10_000.0)
     clients = ["0", "1", "2", "3"]
-    assert float(totals(gathered, clients, 50.0)["skin"]["count"]) == 60.0 + 50 * 20.0
-    assert float(totals(gathered, clients, 0.0)["skin"]["count"]) == 10_060.0
-    assert float(totals(replies(c0=10.0), ["0"], 50.0)["skin"]["count"]) == 10.0
+    for cap, count in ((50.0, 60.0 + 50 * 20.0), (0.0, 10_060.0)):
+        factors = weights(gathered.examples, cap)
+        assert float(totals(gathered, clients, factors)["skin"]["count"]) == count
+    assert weights({"0": 10.0}, 50.0) == {"0": 1.0}
+    assert weights({"0": 10_000.0}, 50.0, [10.0, 20.0, 30.0]) == {"0": 0.1}
 
 
 def test_sums_are_added_in_one_order_whoever_answers_first():
     numbers = {"c0": 0.1, "c1": 1e16, "c2": -1e16, "c3": 0.3}
     backwards = replies(**dict(reversed(numbers.items())))
-    found = totals(backwards, ["0", "1", "2", "3"], 0.0)["skin"]["count"]
-    assert torch.equal(
-        found, totals(replies(**numbers), ["0", "1", "2", "3"], 0.0)["skin"]["count"]
-    )
+    clients = ["0", "1", "2", "3"]
+    ones = dict.fromkeys(clients, 1.0)
+    found = totals(backwards, clients, ones)["skin"]["count"]
+    assert torch.equal(found, totals(replies(**numbers), clients, ones)["skin"]["count"])

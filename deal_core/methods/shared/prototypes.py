@@ -49,7 +49,6 @@ def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
         names=names,
         head_rows=2 if _in_two_steps(config) else 1,
         rounded=ROUNDED,
-        records=lambda state, task: float(state.sums.get(f"{COUNT}/{task}", torch.zeros(1)).sum()),
         absorb_noised=(
             (lambda state, totals, noise: absorb_noised(state, totals, noise, config))
             if config.covariance == "none" and config.layers == 1

@@ -16,7 +16,9 @@ from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES
 from deal_core.wire.secure_layout import counts_layout
 from server.results import read_results
+from server.secure_evaluation import _rows
 from server.secure_legs import SecureLegs
+from server.wire import ClientSkipped, read_secure
 from simulations.engines.flower_identity import assume_identity
 from simulations.run.preflight import check_names
 from tests.simulations.runs import at, run_in_process
@@ -139,6 +141,35 @@ def test_counts_of_sites_add_up_to_the_last_digit():
     total = layout.decode(np.sum(words, axis=0, dtype=words[0].dtype))
     assert total[CORRECT].tolist() == [8, 10_001]
     assert total[EXAMPLES].tolist() == [12, 100_003]
+
+
+@pytest.mark.parametrize("counts", [(11, 10), (-1, 10), (0, -1)])
+def test_a_sum_that_no_counts_can_have_is_none(counts):
+    """One site may add what it likes under its mask."""
+    sums = {CORRECT: np.array([3, counts[0]]), EXAMPLES: np.array([4, counts[1]])}
+    with pytest.raises(ProtocolError, match="counts that cannot be"):
+        _rows(sums, (CORRECT, EXAMPLES), shares=False)
+    good = {CORRECT: np.array([3, 10]), EXAMPLES: np.array([4, 10])}
+    assert _rows(good, (CORRECT, EXAMPLES), shares=False) == [[3, 4], [10, 10]]
+
+
+def test_two_sites_that_are_one_end_the_run_and_not_a_round(make_experiment, tmp_path, monkeypatch):
+    def fail(self, step, held):
+        raise UserError("two sites are registered as one")
+
+    monkeypatch.setattr(SecureLegs, "total", fail)
+    experiment = at(make_experiment(*SUMMED, 'data.tasks=["laboratory"]'), tmp_path)
+    with pytest.raises(UserError, match="two sites are registered as one"):
+        run_in_process(experiment)
+
+
+def test_a_site_that_keeps_its_counts_sits_out_and_is_no_fault():
+    with assume_identity(1, 1):
+        request = Message(RecordDict(), 1, "evaluate")
+        kept = RecordDict({"status": ConfigRecord({"code": "withheld"})})
+        with pytest.raises(ClientSkipped) as skipped:
+            read_secure(Message(kept, reply_to=request))
+    assert skipped.value.code == "withheld"
 
 
 def test_counts_do_not_leave_beside_a_mask():
