@@ -9,7 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from deal_core.aggregation.running import head, tail
-from deal_core.lora.adapter import Adapter, LoraFactors, Spectrum, refactor, spectrum
+from deal_core.lora.adapter import (
+    Adapter,
+    LoraFactors,
+    Spectrum,
+    refactor,
+    spectrum,
+    strong_part,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,10 @@ def residual_of(spectra: Mapping[str, Spectrum], rank_cap: int) -> Residual:
     return Residual(Adapter(layers), math.sqrt(cut))
 
 
+NEGLIGIBLE = 1e-6
+"""Directions below this part of a layer's strongest are none."""
+
+
 def starting_adapter(current: Adapter, rank: int, scaling: float) -> Adapter:
     """Return what a client of its own rank starts from: the best ``rank`` part of ``current``.
 
@@ -72,6 +83,6 @@ def starting_adapter(current: Adapter, rank: int, scaling: float) -> Adapter:
         raise ValueError(f"client rank {rank}: the server's adapter has rank {current.rank}")
     layers = {}
     for name, factors in current.layers.items():
-        parts = spectrum(factors, current.scaling)
+        parts = strong_part(spectrum(factors, current.scaling), NEGLIGIBLE)
         layers[name] = orthonormal(parts, scaling, LoraFactors(factors.A[:rank], factors.B))
     return Adapter(layers, scaling)

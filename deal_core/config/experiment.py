@@ -8,9 +8,9 @@ same keys work in an experiment file, in ``--set table.key=value``
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from deal_core.config.data import DataConfig
 from deal_core.config.method import MethodConfig
@@ -164,6 +164,20 @@ class WireConfig(Table):
     ``linear-probe`` always in float32."""
 
 
+LEAST_DELTA = 1e-9
+"""Below it rounding is all that the accounting would see."""
+
+
+def _large_enough(delta: float) -> float:
+    if 0 < delta < LEAST_DELTA:
+        raise ValueError(f"should be 0, or at least {LEAST_DELTA:g}")
+    return delta
+
+
+Delta = Annotated[float, Field(ge=0, lt=1), AfterValidator(_large_enough)]
+"""Probability that an epsilon says nothing."""
+
+
 class PrivacyConfig(Table):
     """What an update may tell of the records behind it. A site's own policy can only tighten it."""
 
@@ -174,7 +188,7 @@ class PrivacyConfig(Table):
     target_epsilon: float = Field(8.0, gt=0, le=1000)
     """Budget of a record, or group: of everything that its site's ledger holds, this whole run
     included."""
-    target_delta: float = Field(0.0, ge=0, lt=1)
+    target_delta: Delta = 0.0
     """Probability that the budget says nothing; 0: the power of ten below ``1 / n^1.1`` for the
     ``n`` records, or groups, of a site."""
     unit_column: str = ""

@@ -50,8 +50,8 @@ class RetentionConfig(Table):
     (``plain``), or by what it does to the inputs that layers see on the names of labels, which are
     public (``names``)."""
     noise: float = Field(0.0, ge=0)
-    """Noise floor, in singular values of a layer's update; 0: estimated for each layer from
-    what lies beyond the retained rank, nothing while everything fits into it."""
+    """Noise floor of the filter, in singular values of a layer's update; 0: estimated for each
+    layer from what lies beyond the retained rank, nothing while everything fits into it."""
 
 
 class UpdateConfig(Table):

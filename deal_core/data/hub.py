@@ -59,18 +59,7 @@ class HubSource:
         return limited(TaskData(task, labels, train, test, self._groups), self._config)
 
     def _columns(self, task: str) -> Columns:
-        config, spec = self._config, self._config.hub[task]
-        texts = task in config.generation
-        return Columns(
-            text=spec.text_column or config.text_column,
-            label="" if texts else spec.label_column or config.label_column,
-            pair=spec.pair_column or config.pair_column,
-            group=group_column(config),
-            id=config.id_column,
-            target=(spec.target_column or config.target_column) if texts else "",
-            references=(spec.references_column or config.references_column) if texts else "",
-            unit=self._unit_column,
-        )
+        return Columns.of(self._config, task, self._unit_column, self._config.hub[task])
 
     def _examples(self, task: str, split: str, rows: Dataset) -> Iterator[Example]:
         spec = self._config.hub[task]

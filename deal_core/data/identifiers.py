@@ -126,10 +126,8 @@ def _hub_rows(config: DataConfig) -> Iterator[Table]:
         spec = config.hub[task]
         rows = load_split(task, spec, spec.train_split)
         names = [name for name in rows.column_names if looks_like_identifier(name)]
-        used = {spec.text_column, spec.label_column, spec.pair_column}
-        common = {config.text_column, config.label_column, config.pair_column}
         if names:
-            yield task, rows.select_columns(names), frozenset(used | common)
+            yield task, rows.select_columns(names), _used(Columns.of(config, task, own=spec))
 
 
 def _used(columns: Columns) -> frozenset[str]:

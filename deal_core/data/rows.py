@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deal_core.config.data import DataConfig, TaskColumns
+from deal_core.config.data import DataConfig, HubTask, TaskColumns
 from deal_core.data.source import Example
 from deal_core.errors import UserError, nearest
 
@@ -25,18 +25,25 @@ class Columns:
     unit: str = ""
 
     @classmethod
-    def of(cls, config: DataConfig, task: str, unit_column: str = "") -> Columns:
-        """Return the columns of a task's files.
+    def of(
+        cls,
+        config: DataConfig,
+        task: str,
+        unit_column: str = "",
+        own: TaskColumns | HubTask | None = None,
+    ) -> Columns:
+        """Return the columns of a task.
 
         Args:
             config: names them.
             task: may have columns of its own.
             unit_column: whose values make the groups that are protected; empty: none are.
+            own: the task's own; None: those of its files.
 
         Raises:
             UserError: the partition is by column, but names none.
         """
-        own = config.files.get(task, TaskColumns())
+        own = own or config.files.get(task, TaskColumns())
         texts = task in config.generation
         return cls(
             own.text_column or config.text_column,

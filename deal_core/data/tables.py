@@ -113,9 +113,10 @@ def _separated(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[Row
             raise UserError(f"{path}, row {number}: {problem}") from None
         if fields is None:
             return
-        if fields and not header:
+        blank = not any(field.strip() for field in fields)
+        if not blank and not header:
             header = _header(fields, path, number)
-        elif fields:
+        elif not blank:
             yield number, _values(header, fields, path, number, HELD[delimiter])
         number = reader.line_num + 1
 
@@ -135,7 +136,7 @@ def _csv_problem(error: str, held: str) -> str:
 
 def _header(fields: list[str], path: Path, number: int) -> list[str]:
     header = [field.strip() for field in fields]
-    check_names(header, f"{path}, row {number}")
+    check_names([name for name in header if name], f"{path}, row {number}")
     return header
 
 
@@ -147,7 +148,9 @@ def _values(
             f"{path}, row {number}: {len(fields)} fields, but the header has {len(header)}; "
             f"quote fields that hold {held}"
         )
-    return dict(zip(header, fields, strict=True))
+    named = dict(zip(header, fields, strict=True))
+    named.pop("", None)  # a column without a name, as spreadsheets leave them
+    return named
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -13,7 +13,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from deal_core.config.experiment import AdapterConfig, Experiment, PrivacyConfig
+from deal_core.config.experiment import AdapterConfig, Delta, Experiment, PrivacyConfig
 from deal_core.config.method import OWN_MEMORY
 from deal_core.config.table import Table
 from deal_core.errors import UserError
@@ -45,7 +45,7 @@ class Policy(Table):
     max_epsilon: float = Field(0.0, ge=0)
     """Largest epsilon of all that the site's ledger holds, for ever; 0: what the experiment
     asks."""
-    max_delta: float = Field(0.0, ge=0, lt=1)
+    max_delta: Delta = 0.0
     """Largest delta; 0: the power of ten below ``1 / n^1.1`` for the ``n`` records of the site."""
     min_grad_norm: float = Field(0.0, ge=0)
     """Smallest clipping bound that the site accepts; 0: no limit."""
@@ -103,6 +103,17 @@ class Policy(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_budget_is_kept(self) -> Self:
+        if self.max_epsilon and self.demanded == "none":
+            raise ValueError(
+                'max_epsilon is a budget, and under mechanism "none" nothing keeps it; set '
+                'mechanism to "record", or leave max_epsilon out'
+            )
+        if 0 < self.max_grad_norm < self.min_grad_norm:
+            raise ValueError("min_grad_norm is above max_grad_norm; lower it")
+        return self
+
     @property
     def demanded(self) -> str:
         """The mechanism that the site demands: an epsilon of its records is one of ``record``."""
@@ -148,7 +159,7 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Effect
     Raises:
         UserError: what is asked cannot be narrowed to the policy.
     """
-    limits = policy or Policy(metrics="clear", share_num_examples=True)
+    limits = policy or Policy()
     bound = privacy.max_grad_norm
     require_bound(bound, policy)
     largest = default_delta(records)

@@ -53,14 +53,14 @@ def number_bytes(value: int) -> bytes:
     return value.to_bytes(8, "little")
 
 
-def number_from(data: bytes, most: int = 2**63 - 1) -> int:
+def number_from(data: bytes) -> int:
     """Return the number that :func:`number_bytes` wrote.
 
     Raises:
-        ProtocolError: it is not eight bytes, or above ``most``.
+        ProtocolError: it is not eight bytes, or above 2^63 - 1.
     """
     value = int.from_bytes(data, "little")
-    if len(data) != 8 or value > most:
+    if len(data) != 8 or value >= 2**63:
         raise ProtocolError("a number in a message is out of range")
     return value
 

@@ -177,7 +177,7 @@ def checked_arrays(
 ) -> dict[str, NDArray[Any]]:
     """Return the arrays of a record, as :func:`decode_checked`, for headers that are known already.
 
-    Nothing that is expected has three axes, so of a shape with more the rest is not looked at.
+    Nothing that is expected has more than three axes: of more the rest is not looked at.
 
     Raises:
         PayloadError: other keys, types, shapes or bytes than expected.

@@ -12,7 +12,7 @@ from deal_core.models import (
     has_label_logits,
     max_positions,
 )
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.mechanisms.registry import check_counts, make_mechanism
 from deal_core.wire.adapter_record import codec_named
 
 
@@ -53,6 +53,7 @@ def check_mechanism(experiment: Experiment) -> None:
         UserError: unknown mechanism, or keys that do not go with it.
     """
     make_mechanism(experiment)
+    check_counts(experiment)
 
 
 def check_model(experiment: Experiment) -> None:

@@ -147,7 +147,8 @@ def check_counts(experiment: Experiment) -> None:
     if experiment.privacy.metrics == "none":
         raise UserError(
             'privacy.metrics = "none": without counts there is no accuracy to compare; '
-            'use "clear", "noised" or, with aggregation.secure, "summed"'
+            'use "clear"; with privacy.mechanism = "record" also "noised"; with aggregation.secure '
+            'also "summed"'
         )
 
 

@@ -324,7 +324,7 @@ def test_a_largest_epsilon_demands_a_mechanism_that_counts_it(mechanism):
     ):
         require_mechanism(mechanism, Policy(max_epsilon=2.0))
     require_mechanism("record", Policy(max_epsilon=2.0))
-    require_mechanism(mechanism, Policy(max_epsilon=2.0, mechanism=mechanism))
+    require_mechanism("client", Policy(max_epsilon=2.0, mechanism="client"))
 
 
 def test_metrics_are_the_stricter_of_both():

@@ -197,8 +197,18 @@ class Ledger:
         return entries
 
     def _check_head(self, entries: Sequence[Entry]) -> None:
-        """The second file may be one entry behind (a kill between the two), never ahead."""
+        """Check the second file: it may be one entry behind (a kill between the two), never ahead,
+        and missing after the first entry at most.
+
+        Raises:
+            LedgerError: it is not so.
+        """
         if not self.head.exists():
+            if len(entries) > 1:
+                raise LedgerError(
+                    f"{self.head}: is gone, and nothing else tells whether {self.path} was "
+                    "put back to an older state; put both back from the latest backup"
+                )
             return
         try:
             known = json.loads(self.head.read_text(encoding="utf-8"))

@@ -25,7 +25,8 @@ class LedgerEvent:
     Attributes:
         run: name of the run that asked: a hash of its settings, and at a site the run's own name.
         task, phase, stage, server_round: where in the run; no task: of all tasks.
-        mechanism: ``record``, or ``counts`` for evaluation counts with noise.
+        mechanism: ``record`` or ``client``; ``counts`` for evaluation counts with noise; of what
+            left without protection ``none``, ``trusted-server`` or ``clear-counts``.
         unit: what a neighbour differs by (:mod:`~deal_core.privacy.accounting.unit`).
         sample_rate, noise_multiplier, steps: see
             :class:`~deal_core.privacy.accounting.composition.DpEvent`.

@@ -20,7 +20,8 @@ UNLIKELY = 1e-30
 def density_gap(sigma: float, shares: int, dimensions: int) -> float:
     """Return the largest absolute logarithm of the ratio of two densities, outside of a set of
     probability :data:`UNLIKELY`: of the sum of discrete Gaussians, and of a rounded Gaussian of
-    the same variance.
+    the same variance. Draws with floating-point numbers add to that set what they hardly give:
+    below 1e-18 for 1,000 numbers.
 
     Args:
         sigma: standard deviation of the whole sum, in steps of the grid; 1 or more for a share.

@@ -113,23 +113,23 @@ def refuted_epsilon(choice: Sequence[Guesses], delta: float, error: float) -> fl
     return low
 
 
-def lower_bound(
-    repetitions: Sequence[Sequence[Guesses]], delta: float, confidence: float = CONFIDENCE
-) -> LowerBound:
-    """Return the lower bound from one or more repetitions.
+def lower_bound(repetitions: Sequence[Sequence[Guesses]], delta: float) -> LowerBound:
+    """Return a lower bound from one or more repetitions.
 
     Args:
         repetitions: of each, the outcome of every choice, in the same order.
         delta: at which epsilon is bounded.
-        confidence: of the bound, over all choices together.
+
+    Returns:
+        The largest bound of all choices; it holds at :data:`CONFIDENCE` over all of them together.
     """
     choices = list(zip(*repetitions, strict=True))
-    error = (1 - confidence) / len(choices)
+    error = (1 - CONFIDENCE) / len(choices)
     bounds = [
         LowerBound(
             refuted_epsilon(choice, delta, error),
             delta,
-            confidence,
+            CONFIDENCE,
             sum(each.canaries for each in choice),
             sum(each.guesses for each in choice),
             sum(each.correct for each in choice),

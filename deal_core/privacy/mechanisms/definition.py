@@ -37,6 +37,7 @@ class MechanismDefinition:
         needs_float32: whether gradients must be computed in float32.
         noises_updates: whether a client adds noise to its update as a whole, so that single entries
             may be far from those of the round's start.
+        noises_counts: whether counts of right answers can leave with noise, charged.
     """
 
     client: MakeMechanism
@@ -46,3 +47,4 @@ class MechanismDefinition:
     assumes: Callable[[PrivacyConfig], str] = nobody_trusted
     needs_float32: bool = False
     noises_updates: bool = False
+    noises_counts: bool = False

@@ -164,10 +164,11 @@ class RecordMechanism:
         figures = {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
             "simulation_only": float(event.simulation_only),
-            "noise_floor": entry_noise(event.steps, ask.learning_rate),
             "epsilon": composed([*events, *to_come], plan.delta, disjoint),
             "delta": plan.delta,
         }
+        if not at_server(self.experiment):  # whose step is none of AdamW's
+            figures["noise_floor"] = entry_noise(event.steps, ask.learning_rate)
         trust = whom_to_trust(self.experiment.privacy)
         flags = {
             "disjoint_tasks": disjoint,
@@ -354,4 +355,5 @@ RECORD = MechanismDefinition(
     check=check_records_protected,
     assumes=whom_to_trust,
     needs_float32=True,
+    noises_counts=True,
 )

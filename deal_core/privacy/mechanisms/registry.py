@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from deal_core.config.experiment import Experiment
-from deal_core.errors import choose
+from deal_core.errors import UserError, choose
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Mechanism
 from deal_core.privacy.mechanisms.client import CLIENT
@@ -42,6 +42,21 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
     definition.check(experiment)
     check_steps_at_server(experiment)
     return mechanism
+
+
+def check_counts(experiment: Experiment) -> None:
+    """Check that counts of right answers can leave as ``privacy.metrics`` says.
+
+    Raises:
+        UserError: they cannot.
+    """
+    definition = mechanism_of(experiment)
+    if experiment.privacy.metrics == "noised" and not definition.noises_counts:
+        raise UserError(
+            f'privacy.metrics = "noised" is charged to a budget of records, which mechanism '
+            f"'{experiment.privacy.mechanism}' has not; set privacy.mechanism to \"record\", or "
+            'privacy.metrics to "clear"'
+        )
 
 
 def make_server_side(experiment: Experiment, rounds: int, ledger: Ledger) -> ServerSide:

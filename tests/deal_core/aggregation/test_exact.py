@@ -309,7 +309,8 @@ def test_a_new_adapter_can_still_learn_after_an_svd_rule():
         assert torch.linalg.matrix_rank(result.current.layers["q"].A) == 4
         assert not result.current.layers["q"].B.any()
         assert result.error == 0.0
-    assert torch.linalg.matrix_rank(starting_adapter(new, 2, 4.0).layers["q"].A) == 2
+    start = starting_adapter(new, 2, 4.0).layers["q"].A
+    assert torch.equal(start, new.layers["q"].A[:2])  # as long as those of clients of full rank
 
 
 def test_fedsvd_makes_the_rows_of_a_orthonormal():

@@ -90,6 +90,7 @@ def test_an_unknown_key_names_the_nearest(tables: dict[str, Any], message: str) 
         ({"adapter": 8}, r"key 'adapter' should be .*but is 8"),
         ({"data": {"tasks": "surgery"}}, r"key 'data.tasks' should be .*but is \"surgery\""),
         ({"run": {"resume": "yes"}}, r"key 'run.resume' should be boolean, but is \"yes\""),
+        ({"privacy": {"target_delta": 1e-11}}, r"privacy.target_delta: should be 0, or at least"),
         ({"train": {"precision": "half"}}, r"key 'train.precision' should be 'auto', 'float32'"),
     ],
 )

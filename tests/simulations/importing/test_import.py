@@ -268,5 +268,8 @@ def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
 def test_every_format_has_a_template_that_a_model_can_read() -> None:
     from deal_core.models.prompt import read_template
 
+    with pytest.raises(ValueError, match=r"needs {options} on another line than {text}"):
+        read_template("{instruction} Options: {options} Text: {text} Answer:")
+
     for layout in LAYOUTS.values():
         read_template(layout.template)

@@ -166,6 +166,7 @@ def test_out_that_is_a_file_is_refused() -> None:
         ("data.partition.kind=idd", r"unknown data.partition.kind 'idd'.*'iid'"),
         ('data.tasks=["surgry"]', r"unknown task 'surgry'.*did you mean 'surgery'"),
         ("federation.clients=100000", r"training examples for 100000 clients"),
+        ("privacy.metrics=noised", r"budget of records, which mechanism 'none' has not; set"),
     ],
 )
 def test_preflight_finds_what_would_fail_later(override: str, message: str) -> None:

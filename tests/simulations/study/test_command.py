@@ -217,7 +217,7 @@ def test_the_figures_alone_carry_the_study_on(
     with pytest.raises(UserError, match=r"'method\.warm_start_rank' is 0, but the cell .* with 1"):
         run_study(elsewhere, console())
     (tmp_path / "study.json").write_text(figures[: len(figures) // 2])
-    with pytest.raises(UserError, match=r"study\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"study\.json: no figures of a study .*; remove it"):
         run_study(elsewhere, console())
 
 

@@ -206,6 +206,18 @@ def test_of_two_that_write_at_once_the_later_head_stays(ledger, monkeypatch):
     assert json.loads(ledger.head.read_text())["seq"] == 2
 
 
+def test_an_older_copy_is_noticed_though_the_second_file_is_gone(ledger):
+    """Whoever puts one file back may delete the other."""
+    ledger.charge(EVENT, WIDE, "first", b"x")
+    ledger.head.unlink()
+    assert len(ledger.events()) == 1  # a kill between the two files
+    for request in ("second", "third"):
+        ledger.charge(EVENT, WIDE, request, b"x")
+    ledger.head.unlink()
+    with pytest.raises(LedgerError, match=r"is gone, .*; put both back from the latest backup"):
+        ledger.events()
+
+
 def test_unprotected_releases_are_noted_and_cost_nothing(ledger):
     ledger.charge(EVENT, WIDE, "r", b"x")
     before = composed(ledger.events(), 1e-4)
