@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deal_core.aggregation.running import joined
 from deal_core.lora.adapter import Adapter, LoraFactors, Shapes
 
 EXACT_ROWS = 512
@@ -157,11 +158,7 @@ def square_norm(factors: LoraFactors) -> float:
 
 
 def _stacked(name: str, parts: Sequence[tuple[float, Adapter]]) -> LoraFactors:
-    """Return float64 factors of ``sum c B A``."""
-    return LoraFactors(
-        torch.cat([share * each.layers[name].A.double() for share, each in parts]),
-        torch.cat([each.layers[name].B.double() for _, each in parts], dim=1),
-    )
+    return joined([(share, each.layers[name]) for share, each in parts])
 
 
 def _ratio(gap: float, size: float) -> float:

@@ -131,7 +131,7 @@ def test_rows_are_those_that_clients_have_where_records_are_protected(
 
 def test_a_damaged_record_is_one_line(start: Callable[[bool], Experiment]) -> None:
     begun(start(False)).data_record.write_text("[")
-    damaged = r"data.json: cannot be read .* remove it to go on"
+    damaged = r"data.json: no record of a run's rows .* remove it to go on"
     with pytest.raises(UserError, match=damaged), claimed(start(True)):
         pass
 
