@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from server.checkpoint import EVERYBODY
 from server.events import RunEvent
 
 OF_A_ROUND = ("seconds", "clients", "aggregation_error", "bytes_up", "bytes_down")
@@ -19,8 +20,8 @@ class RunFigures:
 
     def __init__(self) -> None:
         self._round = 0
-        self._losses: list[tuple[float, float]] = []
-        """Loss and number of examples of each client in the round, where it says both; or the mean
+        self._losses: dict[str, tuple[float, float]] = {}
+        """Client to the loss and number of examples of the round, where it says both; or the mean
         in a secure sum, and 1."""
 
     def line(self, event: RunEvent) -> dict[str, Any] | None:
@@ -28,9 +29,11 @@ class RunFigures:
         kind = event["event"]
         self._round = event.get("round", self._round)
         if kind == "client_finished" and "loss" in event and "num_examples" in event:
-            self._losses.append((event["loss"], event["num_examples"]))
+            self._losses[event["client"]] = event["loss"], event["num_examples"]
+        elif kind == "client_failed":  # perhaps when its update was held beside the others
+            self._losses.pop(event["client"], None)
         elif kind == "loss_summed":  # the mean over clients, in a secure sum
-            self._losses.append((event["loss"], 1.0))
+            self._losses[EVERYBODY] = event["loss"], 1.0
         elif kind == "round_finished":
             return self._line({f"round/{key}": event.get(key) for key in OF_A_ROUND} | self._loss())
         elif kind == "evaluated":
@@ -44,7 +47,7 @@ class RunFigures:
 
     def _loss(self) -> dict[str, float]:
         """Return the mean over examples of the round, and forget it."""
-        losses, self._losses = self._losses, []
+        losses, self._losses = list(self._losses.values()), {}
         examples = sum(number for _, number in losses)
         if not examples:
             return {}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from server.checkpoint import EVERYBODY
 from server.events import plain_reason, site_name
 from server.spending import Spending, spending_told
 
@@ -37,7 +38,8 @@ class RoundLog:
         tasks: worked on.
         asked, answered: clients.
         seconds: of the round, with the waiting; None: it has not ended.
-        losses: of the clients that said theirs, or one, the mean in a secure sum.
+        losses: client to its loss, of those that said theirs and were not refused; or one, the
+            mean in a secure sum.
         error: of the aggregation; None: nothing was aggregated.
         bytes_up, bytes_down: mean per client.
         excluded: clients that a robust step has left out.
@@ -50,7 +52,7 @@ class RoundLog:
     asked: int = 0
     answered: int = 0
     seconds: float | None = None
-    losses: list[float] = field(default_factory=list)
+    losses: dict[str, float] = field(default_factory=dict)
     error: float | None = None
     bytes_up: float | None = None
     bytes_down: float | None = None
@@ -59,7 +61,7 @@ class RoundLog:
     @property
     def loss(self) -> float | None:
         """Mean over clients."""
-        return sum(self.losses) / len(self.losses) if self.losses else None
+        return sum(self.losses.values()) / len(self.losses) if self.losses else None
 
 
 RoundKey = tuple[int, str, int]
@@ -251,7 +253,7 @@ def _client_finished(log: RunLog, event: RunEvent) -> None:
     one, client = _round(log, event), _client(log, event)
     one.answered += 1
     if event.get("loss") is not None:
-        one.losses.append(float(event["loss"]))
+        one.losses[str(event["client"])] = float(event["loss"])
     client.replies[_key(event)] = float(event.get("seconds", 0.0))
     if "num_examples" in event:
         client.examples[str(event["task"])] = float(event["num_examples"])
@@ -259,7 +261,7 @@ def _client_finished(log: RunLog, event: RunEvent) -> None:
 
 
 def _loss_summed(log: RunLog, event: RunEvent) -> None:
-    _round(log, event).losses.append(float(event["loss"]))
+    _round(log, event).losses[EVERYBODY] = float(event["loss"])
 
 
 def _round_finished(log: RunLog, event: RunEvent) -> None:
@@ -281,6 +283,8 @@ def _round_skipped(log: RunLog, event: RunEvent) -> None:
 
 def _client_failed(log: RunLog, event: RunEvent) -> None:
     client = _client(log, event)
+    if _key(event) in log.rounds:  # perhaps when its update was held beside the others
+        log.rounds[_key(event)].losses.pop(str(event["client"]), None)
     client.faults.add(_key(event))
     client.spent = spending_told(event) or client.spent
 

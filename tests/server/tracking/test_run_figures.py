@@ -17,13 +17,15 @@ def lines(*events: dict[str, Any]) -> list[dict[str, Any]]:
     return [line for line in told if line is not None]
 
 
-def client(loss: float, examples: float) -> dict[str, Any]:
-    return {"event": "client_finished", "client": "0", "loss": loss, "num_examples": examples}
+def client(loss: float, examples: float, name: str = "0") -> dict[str, Any]:
+    return {"event": "client_finished", "client": name, "loss": loss, "num_examples": examples}
 
 
 def test_a_round_has_its_figures_and_the_loss_of_its_examples() -> None:
     finished = {"event": "round_finished", "seconds": 2.0, "clients": 2, "excluded": []}
-    one, two = lines(client(1.0, 30), client(2.0, 10), finished, finished)
+    refused = {"event": "client_failed", "client": "2", "reason": "far from the others"}
+    replies = client(1.0, 30), client(2.0, 10, "1"), client(1e300, 5, "2"), refused
+    one, two = lines(*replies, finished, finished)
     assert one["step"] == 3
     assert one["figures"]["train/loss"] == pytest.approx(1.25)
     assert one["figures"]["round/seconds"] == 2.0
