@@ -196,6 +196,7 @@ def test_long_commands_do_what_they_are_for(
     prepared.own_rows(tmp_path)
     begun = "deal simulate my.toml --out runs/mine"
     assert prepared.call(shlex.split(begun), monkeypatch) == 0
+    wrong: list[str] = []
     for text, smaller in SLOW.items():
         capsys.readouterr()
         words = [*shlex.split(text), *shlex.split(smaller, posix=False)]
@@ -205,5 +206,7 @@ def test_long_commands_do_what_they_are_for(
             shutil.rmtree(tmp_path / "runs" / again, ignore_errors=True)
         code = prepared.call(words, monkeypatch)
         captured = capsys.readouterr()
-        assert code == 0, f"{shlex.join(words)}\n{captured.out}{captured.err}"
-        assert "report" in captured.out, text
+        told = "target_modules = " if verb == "layers" else "report"
+        if code != 0 or told not in captured.out:
+            wrong.append(f"{shlex.join(words)}\n{captured.out}{captured.err}")
+    assert wrong == []

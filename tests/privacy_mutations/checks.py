@@ -425,7 +425,7 @@ def check_whole_client(model: LanguageModel) -> None:
         "train.learning_rate=1.0",
     )
     data = texts(8)
-    changes, multiplier = [], 0.0
+    changes, used, multiplier = [], [], 0.0
     for repeat in range(3):
         before = {n: f.detach().double().clone() for n, f in learning(model).items()}
         ask = replace(asked("task0", 1, records=8), data=data, request=f"r{repeat}")
@@ -433,7 +433,7 @@ def check_whole_client(model: LanguageModel) -> None:
         def make(gradients):
             nonlocal multiplier
             multiplier = gradients.scale / 0.5
-            gradients.noise = noise_module.SecureNoise()
+            used.append(gradients.noise)
             objective = Plain(model, LABELS, gradients.data)
             run_local_steps(model, objective, gradients, B_ONLY, config.train)
             gradients.finished(model, LABELS, data[:1])
@@ -453,6 +453,8 @@ def check_whole_client(model: LanguageModel) -> None:
     # the clipped change has a norm of at most 0.5 among thousands of entries of noise
     assert float(noise.std()) == pytest.approx(expected, rel=0.05)
     assert event.steps == 1
+    assert len(used) == 3
+    assert all(isinstance(each, noise_module.SecureNoise) for each in used)
 
 
 def learning(model: LanguageModel) -> dict:

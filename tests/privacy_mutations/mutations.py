@@ -246,6 +246,10 @@ def what_was_planned_is_not_looked_at(patch: Patch) -> None:
     patch.setattr(record, "require_planned", lambda *given: None)
 
 
+def seeded_noise_at_a_real_client(patch: Patch) -> None:
+    patch.setattr(client_mechanism, "SecureNoise", lambda: SeededNoise(seeded("always the same")))
+
+
 def seeded_noise_at_a_real_site(patch: Patch) -> None:
     patch.setattr(record, "SecureNoise", lambda: SeededNoise(seeded("always the same")))
 
@@ -386,6 +390,11 @@ MUTATIONS = [
         checks.check_whole_client,
     ),
     Mutation("client: update unclipped", a_clients_update_unclipped, checks.check_whole_client),
+    Mutation(
+        "client: seeded noise at a real site",
+        seeded_noise_at_a_real_client,
+        checks.check_whole_client,
+    ),
     Mutation("half of the steps charged", half_of_the_steps_charged, checks.check_ledger),
     Mutation("budget solved for each round", every_round_planned_by_itself, checks.check_ledger),
     Mutation("accountant: rate squared", sampling_counted_twice, checks.check_ledger),

@@ -39,7 +39,6 @@ from simulations.deployment.site.allowed_apps import (
 from simulations.deployment.site.own_app import own_app, own_digest
 from simulations.deployment.site.start import apps_line
 from simulations.deployment.site.superexec import ClientAppExecutor
-from simulations.engines.flower import app_folder
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.flower_sandbox import program
 from tests.simulations.deployment.pushed_app import COMMENT, changed_app
@@ -202,7 +201,9 @@ def test_what_flower_builds_and_what_is_allowed_are_the_same_bytes(tmp_path: Pat
     copy = changed_app(tmp_path / "app", "")
     home = FlowerHome(tmp_path / "flower")
     home.make()
-    command = [program("flwr"), "build", "--app", str(app_folder())]
+    (copy / ".venv").mkdir()  # of a checkout; Flower would read all of it
+    (copy / ".venv" / "x.py").write_text("")
+    command = [program("flwr"), "build", "--app", str(copy)]
     subprocess.run(command, cwd=home.empty, env=home.environment(), check=True, timeout=120)
     (built,) = (path.read_bytes() for path in home.empty.glob("*.fab"))
     assert build_fab_from_disk(copy) == built  # the command's own function

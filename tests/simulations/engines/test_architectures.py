@@ -37,11 +37,18 @@ SPARSE = [
     ("t5", "fedex", "none"),
     ("flan-t5", "fedit", "record"),
     ("bart", "alternating", "none"),
+    ("llama", "fedsvd", "none"),
+    ("roberta", "flexlora-truncated", "none"),
 ]
 
 
 THEIRS = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 """PEFT tells that it corrects this for a GPT-2."""
+
+
+def test_the_few_have_every_rule_and_every_mechanism() -> None:
+    assert {rule for _, rule, _ in SPARSE} == set(AGGREGATION_RULES)
+    assert {mechanism for *_, mechanism in SPARSE} == set(MECHANISMS)
 
 
 def run_of(make_experiment, tmp_path, name: str, rule: str, mechanism: str):

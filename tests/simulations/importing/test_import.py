@@ -217,8 +217,12 @@ def test_missing_doubled_and_broken_files_are_one_line(olora: Path, refused: Any
 
 def test_nothing_is_written_over(olora: Path, imported: Import) -> None:
     imported(olora)
+    written = [path for path in (olora.parent / "out").rglob("*") if path.is_file()]
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written}
     with pytest.raises(AssertionError, match="is there already; choose another --out"):
         imported(olora)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written} == before
+    assert len(before) > 2
 
 
 @pytest.mark.parametrize("piece", [1, 2, 7, 2**16])

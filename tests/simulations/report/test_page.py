@@ -7,9 +7,11 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import simulations
+from simulations.report.charts import panels as panels_module
 from simulations.report.charts.dots import Dot, dots
 from simulations.report.charts.lines import Axis, Curve, lines
 from simulations.report.charts.panels import Axes, Line, Panel, panels
@@ -70,6 +72,17 @@ def test_every_figure_has_a_text_and_a_table(text: str) -> None:
         own = before.rfind("<table") > before.rfind("<figure")
         following = re.sub(r"^(\s*<figure.*?</figure>)+", "", after, flags=re.DOTALL)
         assert own or following.lstrip().startswith('<div class="scroll"')
+
+
+def test_panels_draw_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    monkeypatch.setattr(panels_module, "draw", lambda name, alt, size, paint: paint(figure))
+    panels("a", "it", [Panel("p", (Line((10.0, None, 30.0)),), level=5.0)], Axes("x", "y"))
+    level, line = figure.axes[0].lines
+    assert set(level.get_ydata()) == {5.0}
+    np.testing.assert_equal(np.array(line.get_ydata(), float), [10.0, np.nan, 30.0])
 
 
 def test_headings_come_in_order_and_tables_have_captions(text: str) -> None:

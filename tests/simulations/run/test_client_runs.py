@@ -117,12 +117,12 @@ def test_a_round_that_draws_nobody_is_noise_and_is_charged(make_experiment, tmp_
 def test_without_trust_every_client_adds_its_own_noise_and_charges_itself(
     make_experiment, tmp_path
 ):
-    sizes: list[float] = []
+    sent: list[np.ndarray] = []
 
     def see(reply: Message) -> Message:
         if "lora" in reply.content.array_records:
             arrays = [a.numpy() for a in reply.content.array_records["lora"].values()]
-            sizes.append(float(np.concatenate([a.ravel() for a in arrays]).std()))
+            sent.append(np.concatenate([a.ravel() for a in arrays]))
         return reply
 
     experiment = make_experiment(
@@ -143,5 +143,7 @@ def test_without_trust_every_client_adds_its_own_noise_and_charges_itself(
         assert privacy.epsilon[client] == composed(charged, 1e-3)
         assert 7.9 < privacy.epsilon[client] <= 8.0
         # noise of both neighbours' distance: 2 * multiplier * bound; the update is far below it
-        assert sizes[0] == pytest.approx(2 * charged[0].noise_multiplier, rel=0.02)
+        noise = 2 * charged[0].noise_multiplier
+        assert [float(each.std()) for each in sent] == pytest.approx([noise] * 2, rel=0.02)
+    assert abs(np.corrcoef(*sent)[0, 1]) < 0.05  # each its own draw
     assert not Ledger(tmp_path / "privacy").path.exists()

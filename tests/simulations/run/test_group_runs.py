@@ -80,7 +80,7 @@ GROUPS = "privacy.unit_column=patient_id"
 @pytest.fixture(scope="module")
 def finished(settings, tmp_path_factory):
     folder = tmp_path_factory.mktemp("groups")
-    experiment = settings(GROUPS, f'run.out="{folder}"')
+    experiment = settings(GROUPS, "federation.rounds=1", f'run.out="{folder}"')
     preflight(experiment)
     events: list[dict] = []
     grid = InProcessGrid(make_app(), flatten(experiment), 2)

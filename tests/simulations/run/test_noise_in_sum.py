@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections import Counter
 from io import StringIO
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from deal_core.config.experiment import PrivacyConfig
+from deal_core.data import open_source
 from deal_core.errors import UserError
+from deal_core.models import label_vectors
 from deal_core.privacy.accounting.certificate import certificate, check_certificate
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
@@ -27,6 +30,7 @@ from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.mechanisms.shares import shares_of, trust_in_sum
 from deal_core.privacy.policy import Policy
 from server.results import read_results
+from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from simulations.ledger_command import show
 from simulations.run.preflight import check_names
 from tests.ledger_events import ledger_event
@@ -52,12 +56,20 @@ def finished(make_experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sum")
     experiment = make_experiment(*IN_SUM)
     left: set[str] = set()
+    answered: Counter[str] = Counter()
 
     def see(reply: Message) -> Message:
         left.update(reply.content.array_records)
+        if {"secure", "metrics"} <= set(reply.content):
+            client = str(reply.metadata.src_node_id - FIRST_CLIENT_NODE)
+            answered[client] += 1
+            charged = len(Ledger(folder / "sites" / client).events())
+            assert charged == answered[client], "an update left before it was charged"
         return reply
 
-    return experiment, folder, run_in_process(at(experiment, folder), see), left
+    events = run_in_process(at(experiment, folder), see)
+    assert set(answered) == set("012")
+    return experiment, folder, events, left
 
 
 def test_no_array_leaves_a_client(finished):
@@ -160,10 +172,18 @@ def test_equal_seeds_give_equal_runs_whatever_the_masks(finished, tmp_path):
 
 
 def test_the_model_moves_along_label_directions_alone(finished):
-    _, folder, _, _ = finished
-    factors = learnt_adapter(folder)
-    assert set(factors) == {f"base_model.model.pooled.lora_{f}.weight" for f in "AB"}
-    assert np.abs(factors["base_model.model.pooled.lora_A.weight"]).max() > 0
+    experiment, folder, *_ = finished
+    learnt = learnt_adapter(folder)
+    assert set(learnt) == {f"base_model.model.pooled.lora_{f}.weight" for f in "AB"}
+    A, B = (learnt[f"base_model.model.pooled.lora_{f}.weight"].astype(float) for f in "AB")
+    vectors, source = label_vectors(experiment.model), open_source(experiment.data)
+    names = [vectors(source.load(t).labels).double().numpy() for t in experiment.data.tasks]
+    spanned = np.concatenate([own - own.mean(0) for own in names])
+    rank = np.linalg.matrix_rank(spanned, tol=1e-5)
+    basis = np.linalg.svd(spanned, full_matrices=False)[2][:rank]
+    moved = B @ A
+    assert np.abs(moved).max() > 0
+    assert np.linalg.norm(moved - basis.T @ (basis @ moved)) < 1e-4 * np.linalg.norm(moved)
 
 
 def test_a_lost_site_costs_the_round_and_not_the_run(make_experiment, tmp_path):

@@ -21,6 +21,7 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.preflight import check_names
 from tests.deal_core.training.clipped import clipped_gradients
+from tests.simulations.runs import learnt_adapter, same
 from tests.slow import slow_but
 
 pytest.importorskip("bitsandbytes")
@@ -53,6 +54,9 @@ def test_a_run_learns_repeats_itself_and_is_predicted_from(small, name, tmp_path
         run_inprocess(at(small[name], folder), lambda event: None)
     found = read_results(first)
     assert found.accuracy_matrix == read_results(second).accuracy_matrix
+    learnt = learnt_adapter(first)
+    assert any(part.any() for name, part in learnt.items() if "lora_B" in name)
+    assert same(learnt, learnt_adapter(second))
     predictor = load_predictor(find_adapter(first))
     assert predictor.inference.model.bits == small[name].model.bits
     source = open_source(small[name].data)

@@ -14,6 +14,7 @@ from server.events import Listener
 from server.results import Results, read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.runs import at, learnt_adapter, same
+from tests.sizes import TWO_LAYERS
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -79,6 +80,20 @@ def test_lwf_sends_its_start_once_a_stage(
     results = run(make_experiment(*STREAM, "method.name=lwf"), tmp_path)
     least = current_bytes(results)
     assert [size > least for size in results.wire.bytes_down[3:]] == [True, False, False]
+
+
+def test_a_client_whose_folder_is_gone_is_sent_it_again_and_misses_no_round(
+    make_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = make_experiment(*STREAM, 'data.tasks=["laboratory"]', TWO_LAYERS)
+
+    def lose(event: dict[str, object]) -> None:
+        if event["event"] == "round_finished" and event["server_round"] == 2:
+            shutil.rmtree(tmp_path / "sites" / "1")
+
+    run(experiment, tmp_path, lose)
+    assert [(e["client"], e["server_round"]) for e in events(tmp_path, "resent")] == [("1", 3)]
+    assert [e["clients"] for e in events(tmp_path, "round_finished")] == [2, 2, 2]
 
 
 @pytest.mark.slow

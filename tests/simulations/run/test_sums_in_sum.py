@@ -12,8 +12,9 @@ from flwr.app import Message
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from deal_core.data import open_source
 from deal_core.errors import UserError
-from deal_core.models import adapter_shapes
+from deal_core.models import adapter_shapes, label_vectors
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.mechanisms.registry import make_mechanism
@@ -129,10 +130,12 @@ def test_heads_come_from_names_and_class_sums(private, make_experiment, tmp_path
     for task in quiet:
         rows = torch.nn.functional.normalize(sums[f"sum/{task}"], dim=1).float()
         torch.testing.assert_close(quiet[task][:, :-1], rows, rtol=0, atol=2e-3)
-    noised = private[3].state.heads
+    noised, vectors = private[3].state.heads, label_vectors(private[0].model)
     for task, head in noised.items():
         angle = (head[:, :-1] * quiet[task][:, :-1]).sum(1)
         assert bool((angle < 0.999).all())
+        names = vectors(open_source(private[0].data).load(task).labels)
+        assert bool(((head[:, :-1] * names).sum(1) > 0.3).all())
         assert torch.allclose(head[:, :-1].norm(dim=1), torch.ones(len(head)), atol=1e-5)
 
 
