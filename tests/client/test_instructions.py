@@ -232,7 +232,7 @@ def neighbours(folder, policy: str) -> tuple[RealSite, RealSite]:
     for name, text in (("one", "surgery case seen on ward 3"), ("other", f"{SECRET} 1e400 \x00")):
         (folder / name).mkdir(parents=True)
         data = {task: rows(task) for task in LABELS}
-        data["surgery"] = [*data["surgery"][:-1], (text, "Surgery")]
+        data["surgery"][1] = text, "Surgery"  # a row that the first sample draws
         public = folder / name / "public.txt"
         public.write_text("\n".join(PUBLIC) + "\n")
         sites.append(

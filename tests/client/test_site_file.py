@@ -73,6 +73,8 @@ def experiment(**tables: object) -> Experiment:
         "hub": {"x": {"path": "evil/set"}},
         "labels": {"triage": ["Surgery", "Skin"]},
         "max_train": 5,
+        "max_test": 5,
+        "train_share": 0.5,
         "cache_tokens": True,
     }
     federation = {"sites": ["south", "north"], "clients": 2}

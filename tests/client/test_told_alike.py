@@ -19,6 +19,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.method import OWN_MEMORY
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
+from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import LORA
 from deal_core.lora.state import State
 from deal_core.methods import METHODS
@@ -238,19 +239,26 @@ def test_a_site_adds_nothing_that_no_other_could_compare(tmp_path, asked, line):
             require_comparable(experiment_of(sites, asked, *nominal))
 
 
-@pytest.mark.parametrize("part", ["current", "retained"])
-def test_every_number_of_the_model_is_among_the_terms(tmp_path, part):
+@pytest.mark.parametrize("factor", ["A", "B"])
+@pytest.mark.parametrize("part", ["current", "retained", "residual"])
+def test_every_number_of_the_model_is_among_the_terms(tmp_path, part, factor):
     experiment = experiment_of(make_sites(tmp_path))
-    state = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    state = replace(start_state(experiment, shapes), residual=zero_adapter(shapes, 2))
     adapter = getattr(state, part)
     name, factors = next(iter(adapter.layers.items()))
-    moved = factors.B.clone()
+    moved = getattr(factors, factor).clone()
     moved[-1, -1] = 1e-7
-    layers = {**adapter.layers, name: replace(factors, B=moved)}
+    layers = {**adapter.layers, name: replace(factors, **{factor: moved})}
     other = replace(state, **{part: replace(adapter, layers=layers)})
-    assert told(experiment, state) != told(experiment, other)
-    headed = replace(state, heads={"surgery": torch.zeros(2, 3)})
-    assert told(experiment, state) != told(experiment, headed)
+    assert told(experiment, state, residual_rank=2) != told(experiment, other, residual_rank=2)
+
+
+def test_every_number_of_the_heads_is_among_the_terms(tmp_path):
+    experiment = experiment_of(make_sites(tmp_path))
+    state = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
+    headed = [replace(state, heads={"surgery": torch.full((2, 3), value)}) for value in (0.0, 1.0)]
+    assert len({told(experiment, each) for each in (state, *headed)}) == 3
 
 
 def test_what_is_a_sites_own_is_not_among_the_terms(tmp_path):

@@ -17,6 +17,7 @@ from server.results import (
     read_results,
     write_results,
 )
+from server.spending import spending_in
 
 HISTORY = History(
     evaluations=(
@@ -33,6 +34,16 @@ HISTORY = History(
 
 
 IN_TURN = Plan(("a", "b"), {"0": ("a", "b"), "1": ("a", "b")}, rounds=1, every=1)
+
+
+def test_what_clients_say_of_privacy_is_in_the_results():
+    good = {"epsilon": 1.0, "delta": 1e-4, "simulation_only": 1.0, "noise_floor": 0.1}
+    said = {"0": spending_in({**good, "void": 1.0}), "1": spending_in({**good, "assumes_more": 1})}
+    experiment = Experiment(federation={"clients": 5}, privacy={"mechanism": "record"})
+    history = HISTORY.model_copy(update={"spent": said})
+    privacy = make_results(experiment, IN_TURN, history).privacy
+    assert (privacy.void, privacy.assumes_more, privacy.silent) == (True, True, 3)
+    assert privacy.epsilon == {"0": 1.0, "1": 1.0}
 
 
 def test_measures_follow_from_the_counts():

@@ -102,10 +102,15 @@ def test_every_fault_is_refused(fault):
         read_record(broken, TEMPLATE, 2.0)
 
 
-def test_a_refusal_never_repeats_a_value():
+@pytest.mark.parametrize("shape", [(3, 20), (20, 3), (3, 20, 1)])
+@pytest.mark.parametrize("cut", [None, -8])
+def test_a_refusal_never_repeats_a_value(shape, cut):
+    values = np.full(shape, 123456.75, np.float32)
+    values.flat[7] = np.nan
     broken = record()
-    broken[KEY] = wire(np.full((3, 20), np.nan, np.float32))
-    broken[KEY].data = broken[KEY].data[:-8]
+    broken[KEY] = wire(values)
+    broken[KEY].data = broken[KEY].data[:cut]
     with pytest.raises(PayloadError) as refusal:
         read_record(broken, TEMPLATE, 2.0)
     assert "nan" not in str(refusal.value)
+    assert "123456" not in str(refusal.value)

@@ -191,6 +191,7 @@ def test_processes_that_charge_at_the_same_time_keep_the_budget(ledger):
         worker.start()
     for worker in workers:
         worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
     assert len(ledger.events()) == 7
 
 
