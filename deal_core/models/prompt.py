@@ -42,13 +42,14 @@ def read_template(
         ValueError: ``{text}`` does not occur exactly once, what a task decides comes after it, or
             options are on its line.
     """
+    choosing = _halves(wrap(template))
     lines = template.splitlines(keepends=True)
     if any("{options}" in line and "{text}" in line for line in lines):
         raise ValueError(
             "needs {options} on another line than {text}: where answers are texts it goes"
         )
     writing = "".join(line for line in lines if "{options}" not in line)
-    return PromptTemplate(_halves(wrap(template)), _halves(wrap(writing)))
+    return PromptTemplate(choosing, _halves(wrap(writing)))
 
 
 def _halves(prompt: str) -> Halves:
