@@ -66,7 +66,7 @@ def _send_within(connection: Connection, seconds: float, what: object) -> None:
     """Send; a worker that is busy reads no more than the system keeps for it.
 
     Raises:
-        TimeoutError: it has not read all of it in time.
+        TimeoutError: it has read nothing more for so long.
     """
     whole, part = divmod(seconds, 1.0)
     limit = struct.pack("ll", int(whole), int(1e6 * part) or 1)  # 0 and 0 would be no limit

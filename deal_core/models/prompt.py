@@ -46,7 +46,7 @@ def read_template(
     lines = template.splitlines(keepends=True)
     if any("{options}" in line and "{text}" in line for line in lines):
         raise ValueError(
-            "needs {options} on another line than {text}: where answers are texts it goes"
+            "needs {options} on another line than {text}: it is left out where answers are texts"
         )
     writing = "".join(line for line in lines if "{options}" not in line)
     return PromptTemplate(choosing, _halves(wrap(writing)))

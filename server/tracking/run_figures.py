@@ -30,7 +30,7 @@ class RunFigures:
         self._round = event.get("round", self._round)
         if kind == "client_finished" and "loss" in event and "num_examples" in event:
             self._losses[event["client"]] = event["loss"], event["num_examples"]
-        elif kind == "client_failed":  # perhaps when its update was held beside the others
+        elif kind == "client_failed" and event.get("server_round", 1):  # held beside the others
             self._losses.pop(event["client"], None)
         elif kind == "loss_summed":  # the mean over clients, in a secure sum
             self._losses[EVERYBODY] = event["loss"], 1.0

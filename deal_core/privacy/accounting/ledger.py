@@ -144,7 +144,7 @@ class Ledger:
                 return bytes(row[0])
             entries = self._entries(db)
             require_within([*(entry.event for entry in entries), event], budget)
-            seq = _append(db, entries, event)
+            seq = self._append(db, entries, event)
             db.execute("INSERT INTO answers VALUES (?, ?, ?)", (request, seq, answer))
             old = "SELECT seq FROM answers ORDER BY seq DESC LIMIT -1 OFFSET ?"
             db.execute(f"DELETE FROM answers WHERE seq IN ({old})", (KEPT_ANSWERS,))
@@ -160,7 +160,7 @@ class Ledger:
         if event.protected:
             raise ValueError("a protected release is charged, not noted")
         with self._transaction() as db:
-            _append(db, self._entries(db), event)
+            self._append(db, self._entries(db), event)
         self._write_head()
 
     def declare_members(self, task: str, ids: Collection[str], unit: str = RECORD) -> None:
@@ -221,6 +221,16 @@ class Ledger:
                 "back to an older state"
             )
 
+    def _append(self, db: sqlite3.Connection, entries: Sequence[Entry], event: LedgerEvent) -> int:
+        """Seal an event on to the chain; return its number. From the first on there is a head."""
+        if not entries:
+            write_whole(self.head, json.dumps({"seq": 0, "hash": ""}))
+        seq = len(entries) + 1
+        body = _body(seq, event)
+        sealed = _seal(entries[-1].hash if entries else "", body)
+        db.execute("INSERT INTO events VALUES (?, ?, ?)", (seq, body, sealed))
+        return seq
+
     def _write_head(self) -> None:
         """Under the ledger's lock, from what it holds: two processes that have both just written
         leave the head of the later one, in whatever order they come here."""
@@ -261,15 +271,6 @@ def _prepare(db: sqlite3.Connection) -> None:
     frozen += [("plans", "DELETE"), ("members", "UPDATE"), ("members", "DELETE")]
     triggers = "".join(FROZEN.format(table=table, verb=verb) for table, verb in frozen)
     db.executescript(f"BEGIN IMMEDIATE; {SCHEMA} {triggers} COMMIT;")
-
-
-def _append(db: sqlite3.Connection, entries: Sequence[Entry], event: LedgerEvent) -> int:
-    """Seal an event on to the chain; return its number."""
-    seq = len(entries) + 1
-    body = _body(seq, event)
-    sealed = _seal(entries[-1].hash if entries else "", body)
-    db.execute("INSERT INTO events VALUES (?, ?, ?)", (seq, body, sealed))
-    return seq
 
 
 def _body(seq: int, event: LedgerEvent) -> str:

@@ -152,6 +152,8 @@ def _heard(state: RunState, name: str, event: RunEvent) -> None:
         if event["event"] == "client_failed" and trained and name not in state.quarantined:
             state.quarantined.append(name)
         return
+    if name in state.quarantined:  # asked again, and well
+        state.quarantined.remove(name)
     site.last_seen, site.task = event["time"], str(event["task"])
     site.rounds += 1
 

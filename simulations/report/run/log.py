@@ -252,6 +252,7 @@ def _round_started(log: RunLog, event: RunEvent) -> None:
 def _client_finished(log: RunLog, event: RunEvent) -> None:
     one, client = _round(log, event), _client(log, event)
     one.answered += 1
+    client.faults.discard(_key(event))  # asked again, and well
     if event.get("loss") is not None:
         one.losses[str(event["client"])] = float(event["loss"])
     client.replies[_key(event)] = float(event.get("seconds", 0.0))

@@ -25,7 +25,8 @@ def test_a_round_has_its_figures_and_the_loss_of_its_examples() -> None:
     finished = {"event": "round_finished", "seconds": 2.0, "clients": 2, "excluded": []}
     refused = {"event": "client_failed", "client": "2", "reason": "far from the others"}
     replies = client(1.0, 30), client(2.0, 10, "1"), client(1e300, 5, "2"), refused
-    one, two = lines(*replies, finished, finished)
+    silent = {"event": "client_failed", "client": "1", "reason": "lost", "server_round": 0}
+    one, two = lines(*replies, silent, finished, finished)
     assert one["step"] == 3
     assert one["figures"]["train/loss"] == pytest.approx(1.25)
     assert one["figures"]["round/seconds"] == 2.0

@@ -254,6 +254,8 @@ def test_an_evaluation_that_fails_leaves_no_update_out() -> None:
     failed = {"event": "client_failed", "time": 2.0, "client": "0", "reason": "lost"}
     assert run_state([started, {**failed, "server_round": 0}]).quarantined == []
     assert run_state([started, {**failed, "server_round": 1}]).quarantined == ["x"]
+    well = {"event": "client_finished", "time": 3.0, "client": "0", "task": "a"}
+    assert run_state([started, {**failed, "server_round": 1}, well]).quarantined == []
 
 
 def test_a_site_that_refuses_the_app_is_told_in_words() -> None:
