@@ -40,17 +40,19 @@ CODES = {"ok", "no-data", "refused", "failed", "budget-spent", "policy", "withhe
 
 
 class HalfSilent(SecureNoise):
-    """A real site's noise without its normals: what is left is what the noise would hide."""
+    """A real site's noise with next to no normals: what is left is what the noise would hide. Not
+    none at all: a step from a gradient of zeros has to change something."""
 
     def __init__(self) -> None:
         super().__init__()
         self._drawn = SeededNoise(seeded("half silent"))
+        self._normals = SeededNoise(seeded("nearly silent"))
 
     def uniform(self, count: int) -> torch.Tensor:
         return self._drawn.uniform(count)
 
     def normal(self, shape: torch.Size) -> torch.Tensor:
-        return torch.zeros(shape, dtype=torch.float64)
+        return 1e-6 * self._normals.normal(shape)
 
 
 @dataclass
