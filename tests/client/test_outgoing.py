@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from client import wire
 from client.egress import FIELDS, SUM_FIELDS, check_reply
 from deal_core.lora.payload import PayloadError
 from simulations.engines.flower_identity import assume_identity
+from tests.client.real_site import RealSite, asked, code
 
 KEY = "base_model.model.layer.lora_B.weight"
 
@@ -179,3 +181,23 @@ def test_every_field_that_may_leave_has_its_reason():
     }
     for fields in FIELDS.values():
         assert all(len(reason.split()) >= 3 for reason in fields.values())
+
+
+def test_what_a_handler_makes_is_looked_at_before_it_leaves(tmp_path, monkeypatch):
+    made = wire.update_reply
+
+    def chatty(message, *rest):
+        reply = made(message, *rest)
+        reply.content["notes"] = ConfigRecord({"text": "patient 17"})
+        return reply
+
+    monkeypatch.setattr(wire, "update_reply", chatty)
+    reply = RealSite(tmp_path).answer(asked(), {})
+    assert (code(reply), set(reply.content)) == ("refused", {"status"})
+
+
+def test_where_only_masks_may_leave_the_last_look_keeps_an_update(tmp_path, monkeypatch):
+    monkeypatch.setattr("client.local_update.require_policy", lambda *given: None)
+    site = RealSite(tmp_path, 'mechanism = "none"\nsecure_aggregation = "required"\n')
+    reply = site.answer(asked("privacy.mechanism=none"), {})
+    assert (code(reply), set(reply.content)) == ("refused", {"status"})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord
 
 from client.resources import PROBE_TEXTS
 from deal_core.privacy.accounting.ledger_event import composed
@@ -194,28 +193,6 @@ def test_a_site_shares_no_pass_between_records(tmp_path, monkeypatch):
     assert code(site.answer(experiment, evaluate, kind="evaluate")) == "ok"
     assert len(shared) > 40
     assert max(shared) <= len(PROBE_TEXTS)  # constant texts alone share a pass
-
-
-def test_what_a_handler_makes_is_looked_at_before_it_leaves(tmp_path, monkeypatch):
-    from client import wire
-
-    made = wire.update_reply
-
-    def chatty(message, *rest):
-        reply = made(message, *rest)
-        reply.content["notes"] = ConfigRecord({"text": "patient 17"})
-        return reply
-
-    monkeypatch.setattr(wire, "update_reply", chatty)
-    reply = RealSite(tmp_path).answer(asked(), {})
-    assert (code(reply), set(reply.content)) == ("refused", {"status"})
-
-
-def test_where_only_masks_may_leave_the_last_look_keeps_an_update(tmp_path, monkeypatch):
-    monkeypatch.setattr("client.local_update.require_policy", lambda *given: None)
-    site = RealSite(tmp_path, 'mechanism = "none"\nsecure_aggregation = "required"\n')
-    reply = site.answer(asked("privacy.mechanism=none"), {})
-    assert (code(reply), set(reply.content)) == ("refused", {"status"})
 
 
 @pytest.mark.parametrize("schedule", ["synchronous", "per-client"])
