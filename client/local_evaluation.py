@@ -135,9 +135,9 @@ def _right(
         load_state(bench.model, state)
         if alone:
             rehearse_answers(bench, share.labels, bench.instruction(task))
-        if learnt is None:
+        if learnt is None and task not in state.heads:
             return count_correct(bench.model, share.test, share.labels, weights, alone), 0
-        spaces = {name: bench.labels(name) for name in learnt}
+        spaces = {name: bench.labels(name) for name in learnt or ()}
         shared = bench.experiment.stream.shared_labels
         space = answer_space(task, share.labels, spaces, shared)
         score = _scorer(bench, task, share, state, space)

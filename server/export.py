@@ -19,7 +19,7 @@ from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import method_of, statistics_of
-from deal_core.models import FAMILIES, embedding_size
+from deal_core.models import FAMILIES, has_label_logits
 from deal_core.models.loading import upstream_of, with_revision
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from deal_core.whole_file import write_whole
@@ -98,7 +98,7 @@ def make_inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpa
         adapter_kind=experiment.adapter.kind,
         upstream=upstream_of(experiment.model.name),
         task_type=FAMILIES[experiment.model.family].task_type.value,
-        pooling="mean" if embedding_size(experiment.model) else "none",
+        pooling="mean" if has_label_logits(experiment.model) else "none",
         max_length=experiment.train.max_length,
         precision="float32" if precision == "auto" and needs_float32 else precision,
         tasks=tuple(tasks),

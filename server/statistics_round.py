@@ -76,11 +76,13 @@ class StatisticsRound:
     def asked(self, eligible: Mapping[str, str], history: History) -> dict[str, str]:
         """Return whom to ask, and for which task, however few a round samples: sums are of all
         records, or of none that anybody could name. For sums that each gives once, all that have
-        not given theirs."""
-        if not self.statistics.once:
-            return dict(eligible)
-        given = history.collected
-        return {name: task for name, task in eligible.items() if name not in given.get(task, ())}
+        not given theirs. A task whose answers are texts has no labels to sum up by."""
+        given = history.collected if self.statistics.once else {}
+        return {
+            name: task
+            for name, task in eligible.items()
+            if self.labels[task] and name not in given.get(task, ())
+        }
 
     def _add(
         self, state: State, history: History, replies: SumsReplies, clients: Mapping[str, str]

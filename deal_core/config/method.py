@@ -172,9 +172,9 @@ class PrototypeConfig(Table):
 
     enabled: Literal["auto", "on", "off"] = "auto"
     """Whether ``deal`` answers with class means beside the adapted model, from sums that are taken
-    in one more round of a task; auto: where the model has embeddings, no mechanism protects the
-    records (sums leave without noise), no robust step judges updates, clients take the steps, and
-    each works on each of its tasks when some stage ends."""
+    in one more round of a task; auto: of encoders, where no mechanism protects the records (sums
+    leave without noise), no robust step judges updates, clients take the steps, and each works on
+    each of its tasks when some stage ends."""
     names: float = Field(0.5, ge=0)
     """Weight of the scores of label names by the adapted model, beside those of class means
     (deal)."""

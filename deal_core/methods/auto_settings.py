@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import MethodConfig
-from deal_core.models import embedding_size
+from deal_core.models import has_label_logits
 
 
 def every_task_ends_a_stage(experiment: Experiment) -> bool:
@@ -15,8 +15,8 @@ def every_task_ends_a_stage(experiment: Experiment) -> bool:
 
 
 def resolve_auto(experiment: Experiment) -> MethodConfig:
-    """Return the method's settings without ``auto``: the analytic head of ``deal`` is on where
-    nothing stands against sums."""
+    """Return the method's settings without ``auto``: the analytic head of ``deal`` is on where the
+    model chooses among labels and nothing stands against sums."""
     method = experiment.method
     if method.prototype.enabled != "auto":
         return method
@@ -25,7 +25,7 @@ def resolve_auto(experiment: Experiment) -> MethodConfig:
         and experiment.aggregation.robust == "none"
         and experiment.train.step == "client"
         and every_task_ends_a_stage(experiment)
-        and embedding_size(experiment.model) > 0
+        and has_label_logits(experiment.model)
     )
     prototype = method.prototype.model_copy(update={"enabled": "on" if fits else "off"})
     return method.model_copy(update={"prototype": prototype})

@@ -14,9 +14,9 @@ from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.base_model import check_bits
 from deal_core.models.causal import causal_prompts, causal_skeleton, load_causal
+from deal_core.models.embedding import embedding_length
 from deal_core.models.encoder import (
     encoder_label_vectors,
-    encoder_size,
     encoder_skeleton,
     load_encoder,
 )
@@ -42,7 +42,7 @@ class Family:
         skeleton: model -> the base module on the meta device, no weights read.
         task_type: PEFT's name of the family.
         has_label_logits: of its models (:class:`LanguageModel`).
-        embedding_size: model, number of last layers -> length of a text's embedding; 0: none.
+        embedding_size: model, number of last layers -> length of a text's embedding.
         label_vectors: model -> vectors of names of labels; None: the family has none.
         prompts: tokeniser, the base model's own settings, model, ``max_length`` -> what makes the
             prompts; None: a text is read alone.
@@ -65,7 +65,7 @@ FAMILIES: Mapping[str, Family] = {
         encoder_skeleton,
         TaskType.FEATURE_EXTRACTION,
         True,
-        encoder_size,
+        embedding_length,
         encoder_label_vectors,
     ),
     "causal-lm": Family(
@@ -73,7 +73,7 @@ FAMILIES: Mapping[str, Family] = {
         causal_skeleton,
         TaskType.CAUSAL_LM,
         False,
-        lambda model, layers: 0,
+        embedding_length,
         prompts=causal_prompts,
     ),
     "seq2seq-lm": Family(
@@ -81,7 +81,7 @@ FAMILIES: Mapping[str, Family] = {
         seq2seq_skeleton,
         TaskType.SEQ_2_SEQ_LM,
         False,
-        lambda model, layers: 0,
+        embedding_length,
         prompts=seq2seq_prompts,
         decodes_apart=True,
     ),
@@ -182,8 +182,7 @@ def max_positions(model: ModelConfig) -> int:
 
 
 def embedding_size(model: ModelConfig, layers: int = 1) -> int:
-    """Return the length of a text's embedding of so many of the last layers, 0 where the family has
-    none; no weights are read.
+    """Return the length of a text's embedding of so many of the last layers; no weights are read.
 
     Raises:
         UserError: unknown family or name.

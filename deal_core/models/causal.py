@@ -25,7 +25,7 @@ from deal_core.models.generating import GeneratingLM
 from deal_core.models.greedy import greedy
 from deal_core.models.interface import Encoded
 from deal_core.models.loading import best_device, pretrained
-from deal_core.models.lower_layers import LowerLayers, decode, first_adapted
+from deal_core.models.lower_layers import LowerLayers, decode, decode_layers, first_adapted
 from deal_core.models.prompt_forest import PromptForest, PromptRow, Tokens, plant
 from deal_core.models.prompt_tokens import PromptTokens, prompt_tokens
 
@@ -135,14 +135,31 @@ class CausalReader:
     def _by_example(self) -> bool:
         return any(getattr(layer, "copies", None) for layer in lora_layers(self.module).values())
 
+    def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
+        """Return the mean states of the texts in the last layers, the last one first, ``(batch,
+        hidden)`` each, float32. Nothing that follows a text changes its states."""
+        forest, place = plant(self._rows(batch, [()] * len(batch)))
+        parts = []
+        for row, item in zip(place, batch, strict=True):
+            first = forest.starts[row] + item.shared - len(forest.rows[row].head)
+            parts.append(slice(first, first + max(1, len(item.text))))
+        found = self._layers(forest, layers)
+        return [torch.stack([states[part].float().mean(0) for part in parts]) for states in found]
+
     def _states(self, forest: PromptForest) -> Tensor:
         """Return the last states of all tokens of a forest, ``(tokens, hidden)``."""
-        layers = lora_layers(self.module).values()
-        with packed(layers, Packing(forest.lengths)) if forest.lengths else nullcontext():
-            if self._lower is None:
-                return decode(self._decoder, forest)[0]
-            with self._lower.replaced(self._lower.states(forest)):
-                return decode(self._decoder, forest)[0]
+        return self._layers(forest, 1)[0]
+
+    def _layers(self, forest: PromptForest, layers: int) -> list[Tensor]:
+        """Return the same of the last layers, the last one first."""
+        adapted = lora_layers(self.module).values()
+        lower = self._lower if self._lower is not None and self._lower.above >= layers else None
+        with (
+            packed(adapted, Packing(forest.lengths)) if forest.lengths else nullcontext(),
+            lower.replaced(lower.states(forest)) if lower is not None else nullcontext(),
+        ):
+            found = decode_layers(self._decoder, forest, layers)
+        return [states[0] for states in found]
 
 
 def _without_gaps(head: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -7,7 +7,6 @@ no head that grows, and accuracy before any training (zero-shot) is a fair start
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -28,6 +27,7 @@ from deal_core.lora.pooled import POOLED
 from deal_core.models.attention import NAME as ATTENTION
 from deal_core.models.attention import register_attention
 from deal_core.models.base_model import load_base_model
+from deal_core.models.embedding import embedding_of, last_layers
 from deal_core.models.frozen_vectors import FrozenVectors, weights_name
 from deal_core.models.interface import Encoded, ForwardOutput, LabelVectors
 from deal_core.models.loading import best_device, pretrained
@@ -123,17 +123,12 @@ class EncoderLabels:
             self._frozen.prepare([tuple(ids) for ids in self.tokens(texts)], folder)
 
     def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:
-        """Return unit vectors of mean-pooled token states: of each pair of neighbours among the
-        last ``layers`` layers the mean, side by side."""
+        """Return unit vectors of mean-pooled token states."""
         packing = packing_of(token_ids) if packs(self.module) else None
         pooled = self._pooled_packed(token_ids, packing, layers) if packing is not None else None
         if pooled is None:
             pooled = self._pooled(token_ids, layers)
-        units = [normalize(layer, dim=1) for layer in pooled]
-        if layers == 1:
-            return units[0]
-        pairs = [torch.stack(units[i : i + 2]).sum(0) for i in range(0, len(units), 2)]
-        return torch.cat([normalize(pair, dim=1) for pair in pairs], dim=1) / math.sqrt(len(pairs))
+        return embedding_of(pooled)
 
     def _pooled(self, token_ids: Sequence[Sequence[int]], layers: int) -> list[Tensor]:
         """Mean states of the last layers, the last one first."""
@@ -194,15 +189,6 @@ def _encoder_name(base: Any) -> str:
     return weights_name(weights, next(iter(weights.values())).device.type)
 
 
-def last_layers(output: Any, layers: int) -> list[Tensor]:
-    """Return the states of the last ``layers`` layers, the last one first; of fewer where the model
-    has no more."""
-    if layers == 1:
-        return [output.last_hidden_state]
-    after_each = output.hidden_states[1:]  # the first are the embedded tokens
-    return list(after_each[: -layers - 1 : -1])
-
-
 def load_encoder(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
 ) -> EncoderLabels:
@@ -260,16 +246,6 @@ def reads_alone(base: Any) -> bool:
         return False
     error = (beside - alone).norm(dim=1) / alone.float().norm(dim=1)
     return bool(error.max() < ALONE_TOLERANCE)
-
-
-def encoder_size(model: ModelConfig, layers: int = 1) -> int:
-    """Return the length of a text's embedding of so many of the last layers, or of all where there
-    are fewer; no weights are read."""
-    from transformers import AutoConfig
-
-    config = pretrained(AutoConfig, model.name)
-    size: int = config.hidden_size * math.ceil(min(layers, config.num_hidden_layers) / 2)
-    return size
 
 
 def encoder_skeleton(model: ModelConfig) -> Any:

@@ -16,6 +16,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from deal_core.data import Example
+from deal_core.models.embedding import embedding_of
 from deal_core.models.interface import Encoded, ForwardOutput
 from deal_core.models.prompt_forest import Tokens
 from deal_core.models.prompt_tokens import PromptTokens, answer_losses
@@ -40,6 +41,10 @@ class Reader(Protocol):
 
     def continued(self, batch: Sequence[Encoded]) -> list[list[int]]:
         """Return the likeliest words after each prompt, as long as the longest answer may be."""
+
+    def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
+        """Return the mean states of the texts, each read within its prompt, in the last layers, the
+        last one first, ``(batch, hidden)`` each, float32."""
 
 
 class GeneratingLM:
@@ -118,8 +123,9 @@ class GeneratingLM:
         return [self._prompts.until_end(row) for row in self.reader.continued(batch)]
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
-        """Raise ``ValueError``: there is no embedding of a text."""
-        raise ValueError("a generating model has no embedding of a text")
+        """Return unit vectors of the texts, each read within its prompt, ``(batch, parts *
+        hidden)``, float32: (M44)."""
+        return embedding_of(self.reader.pooled(batch, layers))
 
     def _answers(self, batch: Sequence[Encoded], labels: Sequence[str]) -> list[Tokens]:
         return [self._prompts.answer(item, labels) for item in batch]

@@ -129,9 +129,6 @@ class LanguageModel(Protocol):
         Args:
             batch: the texts.
             layers: of how many of the last layers they are made: (M44) of docs/method.md.
-
-        Raises:
-            ValueError: the family has none.
         """
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:

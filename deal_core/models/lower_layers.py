@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.lora.attach import lora_layers
+from deal_core.models.embedding import last_layers
 from deal_core.models.prompt_forest import PromptForest, PromptRow, plant
 
 CACHED_BYTES = 2**29
@@ -68,6 +69,11 @@ class LowerLayers:
     below: int
     _known: OrderedDict[PromptRow, Tensor] = field(default_factory=OrderedDict)
     _bytes: int = 0
+
+    @property
+    def above(self) -> int:
+        """How many layers lie above these."""
+        return len(self.layers) - self.below
 
     def states(self, forest: PromptForest) -> Tensor:
         """Return what arrives at the first adapted layer, ``(1, tokens, hidden)``."""
@@ -167,12 +173,18 @@ def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
 
 def decode(decoder: Any, forest: PromptForest) -> Tensor:
     """Return the last states of the tokens of a forest, ``(1, tokens, hidden)``."""
+    return decode_layers(decoder, forest, 1)[0]
+
+
+def decode_layers(decoder: Any, forest: PromptForest, layers: int) -> list[Tensor]:
+    """Return the same of the last ``layers`` layers, the last one first."""
     device = next(decoder.parameters()).device
-    states: Tensor = decoder(
+    output = decoder(
         input_ids=forest.ids.to(device),
         position_ids=forest.positions.to(device),
         attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
         forest=forest,
         use_cache=False,
-    ).last_hidden_state
-    return states
+        output_hidden_states=layers > 1,
+    )
+    return last_layers(output, layers)

@@ -20,6 +20,7 @@ from deal_core.errors import UserError
 from deal_core.lora.attach import attach
 from deal_core.models.attention import register_attention
 from deal_core.models.base_model import load_base_model
+from deal_core.models.embedding import last_layers
 from deal_core.models.generating import GeneratingLM
 from deal_core.models.greedy import greedy
 from deal_core.models.interface import Encoded
@@ -104,6 +105,21 @@ class Seq2SeqReader:
         return torch.cat(
             [row[before : before + len(a)] for row, a in zip(states, answers, strict=True)]
         )
+
+    def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
+        """Return the mean states of the texts in the encoder's last layers, the last one first,
+        ``(batch, hidden)`` each, float32."""
+        ids, real = self._padded([item.tokens for item in batch])
+        output = self._encoder(
+            input_ids=ids, attention_mask=real.long(), output_hidden_states=layers > 1
+        )
+        parts = [slice(item.shared, item.shared + max(1, len(item.text))) for item in batch]
+        return [
+            torch.stack(
+                [row[part].float().mean(0) for row, part in zip(states, parts, strict=True)]
+            )
+            for states in last_layers(output, layers)
+        ]
 
     def _read(self, batch: Sequence[Encoded]) -> ReadTexts:
         ids, real = self._padded([item.tokens for item in batch])

@@ -16,11 +16,7 @@ def base_embeddings(
     model: LanguageModel, data: Sequence[Encoded], layers: int = 1, alone: bool = False
 ) -> Tensor:
     """Return unit vectors ``(examples, size)`` in the order of the data, float32, on the CPU;
-    whatever adapters the model holds. ``alone``: each text in a pass of its own.
-
-    Raises:
-        ValueError: the family has none.
-    """
+    whatever adapters the model holds. ``alone``: each text in a pass of its own."""
     parts: dict[int, Tensor] = {}
     with base_only(model.module):
         for batch in evaluation_batches(data, alone):

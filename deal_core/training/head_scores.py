@@ -23,8 +23,9 @@ def by_heads(
     names: Scorer | None = None,
     weight: float = 0.0,
 ) -> Scorer:
-    """Return scores of labels by the heads of their tasks, a column each of the ``space``. A task
-    without a head gives no answer here: its texts are scored by the names of labels.
+    """Return scores of labels by the heads of their tasks, a column each of the ``space``; heads of
+    other tasks do not matter. A task without a head gives no answer here: its texts are scored by
+    the names of labels.
 
     Args:
         embeddings: of the data, ``(examples, size)``.
@@ -33,6 +34,8 @@ def by_heads(
         names: scores of label names; of log probabilities it is a product of experts.
         weight: what they count; 0: nothing, and they are not asked for.
     """
+    asked = {task for task, _ in space.columns}
+    heads = {task: head for task, head in heads.items() if task in asked}
     first = _rows(space, heads, embeddings.shape[1], 0)
     wide = {task: head for task, head in heads.items() if head.dim() == 3}
     second = _rows(space, wide, embeddings.shape[1], 1)

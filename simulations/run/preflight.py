@@ -11,11 +11,11 @@ from deal_core.lora.kinds import kind_of
 from deal_core.methods import RULES, every_task_ends_a_stage, method_of, statistics_of
 from deal_core.models import (
     check_label_tokens,
-    embedding_size,
     has_label_logits,
     max_positions,
 )
 from deal_core.models.prompt import read_template
+from deal_core.privacy.policy import at_server
 from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.instruction import LEARN
 from server.plan import make_plan
@@ -177,10 +177,17 @@ def check_statistics(experiment: Experiment) -> None:
     if statistics_of(method) is None:
         return
     name, robust = experiment.method.name, experiment.aggregation.robust
-    if not embedding_size(experiment.model):
+    if at_server(experiment) and not has_label_logits(experiment.model):
         raise UserError(
-            f"method.name '{name}' is made of a text's embeddings, and model.family "
-            f"'{experiment.model.family}' has none; use encoder-labels"
+            f"train.step 'server' and method.name '{name}': noised class means need vectors of "
+            f"label names, and model.family '{experiment.model.family}' has none; use "
+            "encoder-labels"
+        )
+    if experiment.data.generation and experiment.stream.schedule == "joint":
+        raise UserError(
+            f"method.name '{name}' adds up sums by label, all tasks at once in this schedule, and "
+            f"answers of '{experiment.data.generation[0]}' are texts; choose another schedule or "
+            'set method.prototype.enabled to "off"'
         )
     if robust != "none":
         raise UserError(

@@ -153,6 +153,8 @@ def write_adapter(source: AdapterFolder, inference: Inference, to: Path, push: b
     AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     auto = "AutoPeftModel" + _auto_class(inference).removeprefix("AutoModel")
     auto += "ForFeatureExtraction" if auto == "AutoPeftModel" else ""
+    if source.heads.exists() and inference.pooling == "none":
+        note.append("label heads are for deal predict alone: the card's lines answer by words")
     return [f"{to}: an adapter of {base}; load it with peft.{auto}.from_pretrained", *note]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from deal_core.config.experiment import AdapterConfig, TrainConfig
 from deal_core.data import Example
@@ -11,9 +12,10 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import orthogonal_init
 from deal_core.lora.attach import read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
-from deal_core.models import adapter_shapes, load_model
+from deal_core.models import FAMILIES, adapter_shapes, auto_class, embedding_size, load_model
 from deal_core.models.attention import attention, register_attention
 from deal_core.randomness import seeded
+from deal_core.training.embedding import base_embeddings
 from deal_core.training.loop import train
 from tests.architectures import CONFIGS, MODULES, REFUSED, WORKING, model_config, save
 from tests.deal_core.training.clipped import clipped_gradients
@@ -165,3 +167,29 @@ def test_a_model_of_another_family_is_refused_in_one_line(name, family, tmp_path
     with pytest.raises(UserError) as refused:
         load_model(config, AdapterConfig(), 32)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_an_embedding_is_the_mean_of_a_texts_states_whatever_adapter_there_is(
+    case, random_adapter, layers
+):
+    """The oracle: transformers alone, a text at a time, within its whole prompt."""
+    model, config, _ = case
+    before = read(model.module)
+    write(model.module, random_adapter(before.shapes, 4, 0.3, 5))
+    data = model.encode(EXAMPLES, LABELS)
+    found = base_embeddings(model, data, layers)
+    write(model.module, before)
+    assert found.shape == (len(data), embedding_size(config, layers))
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(len(data)))
+    base = auto_class(FAMILIES[config.family].task_type).from_pretrained(config.name).eval()
+    reader = base.get_encoder() if config.family == "seq2seq-lm" else base
+    for item, vector in zip(data, found, strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([item.tokens])
+            states = reader(input_ids=ids, output_hidden_states=True).hidden_states
+        text = slice(item.shared, item.shared + len(item.text) if item.text else None)
+        pooled = [normalize(s[0, text].mean(0), dim=0) for s in states[1:][: -layers - 1 : -1]]
+        pairs = [sum(pooled[i : i + 2]) for i in range(0, len(pooled), 2)]
+        expected = torch.cat([normalize(pair, dim=0) for pair in pairs]) / len(pairs) ** 0.5
+        torch.testing.assert_close(vector, expected, rtol=0, atol=1e-4)

@@ -73,8 +73,6 @@ def plain_log_likelihoods(folder, prompt, answer) -> torch.Tensor:
 def test_it_is_a_model_that_answers_in_words(model):
     assert isinstance(model, GeneratingModel)
     assert not model.has_label_logits
-    with pytest.raises(ValueError, match="no embedding"):
-        model.embed([])
 
 
 def test_scores_are_length_normalised_log_likelihoods(model, seq2seq_folder):

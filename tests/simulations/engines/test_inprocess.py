@@ -36,7 +36,6 @@ from simulations.engines.inprocess import (
     Interceptor,
     run_inprocess,
 )
-from simulations.run.preflight import check_names
 from tests.simulations.runs import at, gain, learnt_adapter, same
 from tests.sizes import ENOUGH_TO_LEARN, TINY
 
@@ -435,7 +434,3 @@ def test_a_causal_model_counts_among_the_labels_of_a_task_alone(
     results = read_results(tmp_path / "run")
     assert results.class_incremental is None
     assert np.array(results.accuracy_matrix).shape == (2, 2)
-    for name in ("prototype", "linear-probe"):
-        method = experiment.method.model_copy(update={"name": name})
-        with pytest.raises(UserError, match="has none; use encoder-labels"):
-            check_names(experiment.model_copy(update={"method": method}))

@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 
 from deal_core.config.file import parse_experiment
-from deal_core.data import open_source
+from deal_core.data import load_for_clients, open_source
 from deal_core.errors import UserError
+from deal_core.inference.folder import find_adapter
+from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.methods.auto_settings import resolve_auto
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from simulations.run.preflight import check_answers, preflight
+from simulations.report.run.label_counts import count_labels
+from simulations.run.preflight import check_answers, check_statistics, preflight
 from tests.architectures import CONFIGS, save
-from tests.simulations.runs import at
+from tests.simulations.runs import at, learnt_adapter
 
 PAGE = Path(__file__).parents[3] / "docs/generation.md"
 TEXTS = ("a b", "c d", "a c", "b d", "a d", "b c", "a a", "d d")
@@ -130,3 +134,67 @@ def test_two_tasks_that_write_may_have_columns_of_their_own(experiment_of, tmp_p
     experiment = experiment_of("llama", own)
     (example, *_) = open_source(experiment.data).load("words").train
     assert (example.target, example.references) == ("blue", ("red blue",))
+
+
+AUTO = "method.prototype.enabled=auto"
+ON = ("method.prototype.enabled=on", "train.precision=float32")
+
+
+def accuracy(predictor: Predictor, experiment, task: str) -> float:
+    """Share of a task's test texts that get their label."""
+    examples = load_for_clients(experiment, task).test
+    return sum(predictor.answer(e.text, task).label == e.label for e in examples) / len(examples)
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_class_means_answer_beside_words_where_there_are_labels(experiment_of, tmp_path, name):
+    """They train nothing: what is learnt is what the run without them learns. ``deal predict`` and
+    the report weigh both as the evaluation does."""
+    parts = {}
+    for run, more in (("without", ON[1:]), ("with", ON)):
+        experiment = experiment_of(name, TEXTS_FIRST, "federation.rounds=1", *more)
+        run_inprocess(at(experiment, tmp_path / run), lambda event: None)
+        parts[run] = learnt_adapter(tmp_path / run)
+    assert set(parts["with"]) - set(parts["without"]) == {"colours"}
+    for part, value in parts["without"].items():
+        assert np.array_equal(value, parts["with"][part])
+    found = read_results(tmp_path / "with")
+    predictor = load_predictor(find_adapter(tmp_path / "with"))
+    assert accuracy(predictor, experiment, "colours") == found.accuracy_matrix[-1][1]
+    alone = load_predictor(find_adapter(tmp_path / "without")).answer("a b", "colours")
+    assert predictor.answer("a b", "colours").probability != pytest.approx(alone.probability)
+    words = read_results(tmp_path / "without").accuracy_matrix[-1]
+    assert words[0] == found.accuracy_matrix[-1][0]
+    counts = count_labels(tmp_path / "with", lambda task: None).tasks["colours"]
+    assert counts.right / counts.total == found.accuracy_matrix[-1][1]
+
+
+@pytest.mark.parametrize("more", [(), ("aggregation.secure=true", "federation.clients=3")])
+def test_class_means_alone_learn_where_there_are_labels(experiment_of, tmp_path, more):
+    settings = ("method.name=prototype", "federation.rounds=1", TEXTS_FIRST, *more)
+    experiment = experiment_of("llama", *settings)
+    events: list[dict] = []
+    run_inprocess(at(experiment, tmp_path / "run"), events.append)
+    skipped = [event["stage"] for event in events if event["event"] == "round_skipped"]
+    assert skipped == [0]  # nobody is asked for sums of texts
+    results = read_results(tmp_path / "run")
+    assert results.accuracy_matrix[-1][1] > max(0.6, results.zero_shot["colours"])
+    assert results.accuracy_matrix[-1][0] == results.zero_shot["words"]
+    assert set(learnt_adapter(tmp_path / "run")) >= {"colours"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("stream.schedule=joint",), "answers of 'words' are texts"),
+        (("train.step=server", "aggregation.secure=true"), "need vectors of label names"),
+    ],
+)
+def test_class_means_that_cannot_be_made_are_refused(experiment_of, settings, said):
+    with pytest.raises(UserError, match=said):
+        check_statistics(experiment_of("llama", "method.name=prototype", *settings))
+
+
+def test_a_model_that_answers_in_words_has_class_means_when_asked_for(experiment_of):
+    off, on = (experiment_of("llama", *settings) for settings in ((AUTO,), (AUTO, *ON)))
+    assert [resolve_auto(each).prototype.enabled for each in (off, on)] == ["off", "on"]
