@@ -107,6 +107,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         "medmcqa",
         "memory",
         "own-orders-cl15-core",
+        "own-orders-clinc10",
         "own-orders-medmcqa",
         "returning-tasks-medmcqa",
         "standard-cl-llm",
