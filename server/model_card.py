@@ -35,6 +35,7 @@ def model_card(results: Results, inference: Inference) -> str:
         "\n".join(_facts(results, inference)),
         "## Tasks",
         "\n".join(_tasks(results, inference)),
+        _experts(inference),
         "## Measures",
         "\n".join(_measures(results)),
         "## Privacy",
@@ -130,6 +131,14 @@ def _tasks(results: Results, inference: Inference) -> list[str]:
         cells = [task.name, answers, _percent(own, j) + kind, _percent(among_all, j)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
+
+
+def _experts(inference: Inference) -> str:
+    """Return what the accuracies are of, where two experts answer."""
+    if not inference.head_layers:
+        return ""
+    others = "names of labels" if inference.pooling == "mean" else "the likelihood of words"
+    return f"Of class means (`heads.safetensors`) beside {others}; without them it may be less."
 
 
 def _percent(row: list[float], place: int) -> str:

@@ -51,8 +51,8 @@ class StatisticsRound:
         """
         started, one = time.monotonic(), self.round
         exchange, step = one.exchange, one.step
-        eligible = one.eligible
-        clients = self.asked(eligible, history)
+        eligible = self.eligible
+        clients = self.asked(history)
         if not clients or not one.phase.should_run(state):
             exchange.event("round_skipped", step)
             if piggybacked is None:
@@ -73,16 +73,20 @@ class StatisticsRound:
         received = RoundReplies(sizes=replies.sizes)
         return state, one.record(sent, received, None, False, started, history)
 
-    def asked(self, eligible: Mapping[str, str], history: History) -> dict[str, str]:
+    @property
+    def eligible(self) -> dict[str, str]:
+        """Client to task, of all whose task has labels to sum up by: the answers of others are
+        texts."""
+        return {name: task for name, task in self.round.eligible.items() if self.labels[task]}
+
+    def asked(self, history: History) -> dict[str, str]:
         """Return whom to ask, and for which task, however few a round samples: sums are of all
         records, or of none that anybody could name. For sums that each gives once, all that have
-        not given theirs. A task whose answers are texts has no labels to sum up by."""
-        given = history.collected if self.statistics.once else {}
-        return {
-            name: task
-            for name, task in eligible.items()
-            if self.labels[task] and name not in given.get(task, ())
-        }
+        not given theirs."""
+        if not self.statistics.once:
+            return self.eligible
+        given = history.collected
+        return {n: task for n, task in self.eligible.items() if n not in given.get(task, ())}
 
     def _add(
         self, state: State, history: History, replies: SumsReplies, clients: Mapping[str, str]

@@ -38,7 +38,7 @@ class StatisticsSum:
 
     def clients(self, history: History) -> dict[str, str]:
         """Return those that have not given their sums."""
-        return self.round.asked(self.round.round.eligible, history)
+        return self.round.asked(history)
 
     def layout(self, state: State, basis: str) -> Layout:
         """Return that of the sums of all tasks of the round."""
@@ -79,7 +79,9 @@ class StatisticsSum:
         """Of the round: all at once, or the one that all clients work on."""
         one = self.round.round
         return (
-            one.plan.tasks if one.plan.joint_tasks else list(dict.fromkeys(one.eligible.values()))
+            one.plan.tasks
+            if one.plan.joint_tasks
+            else list(dict.fromkeys(self.round.eligible.values()))
         )
 
     def _class_sums(self, sums: Sums) -> Tensors:

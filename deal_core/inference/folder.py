@@ -77,7 +77,8 @@ class Inference(Table):
         adapter_kind: ``adapter.kind`` of the run.
         upstream: hub name that an embedded base model comes from; empty: the name says it.
         task_type: PEFT's name of the family.
-        pooling: how token states become a text's embedding; ``none``: the family has none.
+        pooling: how token states become the embedding that names of labels are compared with;
+            ``none``: the family answers in words.
         max_length: tokens kept of a text.
         precision: of the frozen model in evaluations; ``auto``: by the hardware.
         tasks: in the stream's order.

@@ -8,7 +8,7 @@ labels (:mod:`deal_core.models.prompt_forest`); what lies below the first adapte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -21,6 +21,7 @@ from deal_core.lora.attach import attach, lora_layers
 from deal_core.lora.packing import Packing, packed
 from deal_core.models.attention import register_attention
 from deal_core.models.base_model import load_base_model
+from deal_core.models.embedding import text_of
 from deal_core.models.generating import GeneratingLM
 from deal_core.models.greedy import greedy
 from deal_core.models.interface import Encoded
@@ -137,29 +138,30 @@ class CausalReader:
 
     def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
         """Return the mean states of the texts in the last layers, the last one first, ``(batch,
-        hidden)`` each, float32. Nothing that follows a text changes its states."""
+        hidden)`` each, float32. Nothing that follows a text changes its states. They are asked for
+        once, so the layers below the first adapted one keep nothing of them."""
         forest, place = plant(self._rows(batch, [()] * len(batch)))
         parts = []
         for row, item in zip(place, batch, strict=True):
-            first = forest.starts[row] + item.shared - len(forest.rows[row].head)
-            parts.append(slice(first, first + max(1, len(item.text))))
-        found = self._layers(forest, layers)
-        return [torch.stack([states[part].float().mean(0) for part in parts]) for states in found]
+            text, start = text_of(item), forest.starts[row] - len(forest.rows[row].head)
+            parts.append(slice(start + text.start, start + text.stop))
+        with self._packed(forest):
+            found = decode_layers(self._decoder, forest, layers)
+        return [torch.stack([s[0, part].float().mean(0) for part in parts]) for s in found]
 
     def _states(self, forest: PromptForest) -> Tensor:
         """Return the last states of all tokens of a forest, ``(tokens, hidden)``."""
-        return self._layers(forest, 1)[0]
+        with self._packed(forest):
+            if self._lower is None:
+                return decode(self._decoder, forest)[0]
+            with self._lower.replaced(self._lower.states(forest)):
+                return decode(self._decoder, forest)[0]
 
-    def _layers(self, forest: PromptForest, layers: int) -> list[Tensor]:
-        """Return the same of the last layers, the last one first."""
-        adapted = lora_layers(self.module).values()
-        lower = self._lower if self._lower is not None and self._lower.above >= layers else None
-        with (
-            packed(adapted, Packing(forest.lengths)) if forest.lengths else nullcontext(),
-            lower.replaced(lower.states(forest)) if lower is not None else nullcontext(),
-        ):
-            found = decode_layers(self._decoder, forest, layers)
-        return [states[0] for states in found]
+    def _packed(self, forest: PromptForest) -> AbstractContextManager[None]:
+        """Within it adapted layers know how the rows of the forest lie."""
+        if not forest.lengths:
+            return nullcontext()
+        return packed(lora_layers(self.module).values(), Packing(forest.lengths))
 
 
 def _without_gaps(head: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

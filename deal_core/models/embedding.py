@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deal_core.config.experiment import ModelConfig
+from deal_core.models.interface import Encoded
 from deal_core.models.loading import pretrained
 
 
@@ -28,6 +29,13 @@ def embedding_of(pooled: Sequence[Tensor]) -> Tensor:
     return torch.cat([normalize(pair, dim=1) for pair in pairs], dim=1) / math.sqrt(len(pairs))
 
 
+def text_of(item: Encoded) -> slice:
+    """Return where a text lies among the tokens of its prompt; of one without tokens, the place
+    before the answer or the last one."""
+    first = min(item.shared, len(item.tokens) - 1)
+    return slice(first, first + max(1, len(item.text)))
+
+
 def last_layers(output: Any, layers: int) -> list[Tensor]:
     """Return the states of the last ``layers`` layers, the last one first; of fewer where the model
     has no more."""
@@ -42,6 +50,7 @@ def embedding_length(model: ModelConfig, layers: int = 1) -> int:
     are fewer; no weights are read. Of an encoder-decoder they are the encoder's."""
     from transformers import AutoConfig
 
-    config = pretrained(AutoConfig, model.name).get_text_config(encoder=True)
+    whole = pretrained(AutoConfig, model.name)
+    config = whole.get_text_config(encoder=True if whole.is_encoder_decoder else None)
     size: int = config.hidden_size * math.ceil(min(layers, config.num_hidden_layers) / 2)
     return size

@@ -70,11 +70,6 @@ class LowerLayers:
     _known: OrderedDict[PromptRow, Tensor] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
-    @property
-    def above(self) -> int:
-        """How many layers lie above these."""
-        return len(self.layers) - self.below
-
     def states(self, forest: PromptForest) -> Tensor:
         """Return what arrives at the first adapted layer, ``(1, tokens, hidden)``."""
         self._learn(forest.rows)

@@ -20,7 +20,7 @@ from deal_core.errors import UserError
 from deal_core.lora.attach import attach
 from deal_core.models.attention import register_attention
 from deal_core.models.base_model import load_base_model
-from deal_core.models.embedding import last_layers
+from deal_core.models.embedding import last_layers, text_of
 from deal_core.models.generating import GeneratingLM
 from deal_core.models.greedy import greedy
 from deal_core.models.interface import Encoded
@@ -113,12 +113,10 @@ class Seq2SeqReader:
         output = self._encoder(
             input_ids=ids, attention_mask=real.long(), output_hidden_states=layers > 1
         )
-        parts = [slice(item.shared, item.shared + max(1, len(item.text))) for item in batch]
+        parts = [text_of(item) for item in batch]
         return [
-            torch.stack(
-                [row[part].float().mean(0) for row, part in zip(states, parts, strict=True)]
-            )
-            for states in last_layers(output, layers)
+            torch.stack([row[part].float().mean(0) for row, part in zip(s, parts, strict=True)])
+            for s in last_layers(output, layers)
         ]
 
     def _read(self, batch: Sequence[Encoded]) -> ReadTexts:

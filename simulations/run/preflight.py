@@ -11,6 +11,7 @@ from deal_core.lora.kinds import kind_of
 from deal_core.methods import RULES, every_task_ends_a_stage, method_of, statistics_of
 from deal_core.models import (
     check_label_tokens,
+    embedding_size,
     has_label_logits,
     max_positions,
 )
@@ -179,15 +180,17 @@ def check_statistics(experiment: Experiment) -> None:
     name, robust = experiment.method.name, experiment.aggregation.robust
     if at_server(experiment) and not has_label_logits(experiment.model):
         raise UserError(
-            f"train.step 'server' and method.name '{name}': noised class means need vectors of "
-            f"label names, and model.family '{experiment.model.family}' has none; use "
-            "encoder-labels"
+            f"train.step = \"server\" and method.name '{name}': sums with noise are for "
+            f"encoders, and model.family is '{experiment.model.family}'; use encoder-labels"
         )
-    if experiment.data.generation and experiment.stream.schedule == "joint":
+    embedding_size(experiment.model)
+    data = experiment.data
+    texts = [task for task in data.generation if task in (data.tasks or data.generation)]
+    if texts and experiment.stream.schedule == "joint":
         raise UserError(
             f"method.name '{name}' adds up sums by label, all tasks at once in this schedule, and "
-            f"answers of '{experiment.data.generation[0]}' are texts; choose another schedule or "
-            'set method.prototype.enabled to "off"'
+            f"answers of '{texts[0]}' are texts; choose another schedule or set "
+            'method.prototype.enabled to "off"'
         )
     if robust != "none":
         raise UserError(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from deal_core.config.experiment import AdapterConfig, TrainConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.lora.adapter import orthogonal_init
@@ -193,3 +193,27 @@ def test_an_embedding_is_the_mean_of_a_texts_states_whatever_adapter_there_is(
         pairs = [sum(pooled[i : i + 2]) for i in range(0, len(pooled), 2)]
         expected = torch.cat([normalize(pair, dim=0) for pair in pairs]) / len(pairs) ** 0.5
         torch.testing.assert_close(vector, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_the_embedding_of_a_text_without_tokens_is_made_of_its_own_prompt(name, tmp_path):
+    """The template ends with the text: behind it lies another prompt, or nothing."""
+    config = model_config(save(tmp_path, name), name)
+    config = config.model_copy(update={"template": "{instruction}\n{options}\n{text}"})
+    model = load_model(config, AdapterConfig(rank=4), 32)
+    empty, *others = model.encode([Example("", "red"), Example("a b", "red")], LABELS)
+    alone = base_embeddings(model, [empty])[0]
+    assert alone.isfinite().all()
+    for data in ([empty, *others], [*others, empty]):
+        found = base_embeddings(model, data)[data.index(empty)]
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+
+
+def test_an_embedding_has_the_size_of_the_part_that_reads_texts(tmp_path):
+    """Checkpoints of Gemma 3 from 4B on hold more than a language model."""
+    from transformers import Gemma3Config
+
+    text = {"hidden_size": 24, "num_hidden_layers": 5}
+    Gemma3Config(text_config=text, vision_config={"hidden_size": 8}).save_pretrained(tmp_path)
+    model = ModelConfig(family="causal-lm", name=str(tmp_path))
+    assert [embedding_size(model, layers) for layers in (1, 4, 9)] == [24, 48, 72]

@@ -9,19 +9,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import ArrayRecord
 
 from deal_core.config.file import parse_experiment
 from deal_core.data import load_for_clients, open_source
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.lora.payload import SUMS
 from deal_core.methods.auto_settings import resolve_auto
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.run.label_counts import count_labels
 from simulations.run.preflight import check_answers, check_statistics, preflight
 from tests.architectures import CONFIGS, save
-from tests.simulations.runs import at, learnt_adapter
+from tests.simulations.runs import at, learnt_adapter, run_in_process
 
 PAGE = Path(__file__).parents[3] / "docs/generation.md"
 TEXTS = ("a b", "c d", "a c", "b d", "a d", "b c", "a a", "d d")
@@ -165,6 +167,8 @@ def test_class_means_answer_beside_words_where_there_are_labels(experiment_of, t
     assert predictor.answer("a b", "colours").probability != pytest.approx(alone.probability)
     words = read_results(tmp_path / "without").accuracy_matrix[-1]
     assert words[0] == found.accuracy_matrix[-1][0]
+    cards = [(tmp_path / run / "adapter/README.md").read_text() for run in ("with", "without")]
+    assert ["Of class means" in card for card in cards] == [True, False]
     counts = count_labels(tmp_path / "with", lambda task: None).tasks["colours"]
     assert counts.right / counts.total == found.accuracy_matrix[-1][1]
 
@@ -187,12 +191,36 @@ def test_class_means_alone_learn_where_there_are_labels(experiment_of, tmp_path,
     ("settings", "said"),
     [
         (("stream.schedule=joint",), "answers of 'words' are texts"),
-        (("train.step=server", "aggregation.secure=true"), "need vectors of label names"),
+        (("train.step=server", "aggregation.secure=true"), "sums with noise are for encoders"),
     ],
 )
 def test_class_means_that_cannot_be_made_are_refused(experiment_of, settings, said):
     with pytest.raises(UserError, match=said):
         check_statistics(experiment_of("llama", "method.name=prototype", *settings))
+
+
+def test_texts_that_are_no_task_of_the_run_do_not_matter(experiment_of):
+    joint = ("method.name=prototype", "stream.schedule=joint", 'data.tasks=["colours"]')
+    check_statistics(experiment_of("llama", *joint))
+
+
+def test_who_works_on_texts_is_no_reply_to_a_round_of_sums(experiment_of, tmp_path):
+    """Two clients on either task: that both who were asked are lost does not pass as a quorum."""
+    settings = (
+        "method.name=prototype",
+        "federation.clients=4",
+        "federation.rounds=1",
+        "stream.schedule=per-client",
+        'stream.orders={0=["words"], 1=["words"], 2=["colours"], 3=["colours"]}',
+    )
+
+    def lost(reply):
+        if SUMS in reply.content.array_records:
+            reply.content.array_records[SUMS] = ArrayRecord()
+        return reply
+
+    with pytest.raises(UserError, match="0 of 2 clients gave a valid reply"):
+        run_in_process(at(experiment_of("llama", *settings), tmp_path / "run"), lost)
 
 
 def test_a_model_that_answers_in_words_has_class_means_when_asked_for(experiment_of):
