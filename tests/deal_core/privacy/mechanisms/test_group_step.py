@@ -91,7 +91,7 @@ def released(model, gradients: PrivateGradients, drawn: Sequence[int], scale=1.0
     return row
 
 
-@pytest.mark.parametrize("size", [1, 2, 50])
+@pytest.mark.parametrize("size", slow_but([1, 2, 50], 1, 50))
 @pytest.mark.parametrize("scale", slow_but([1e-8, 1.0, 1e6], 1.0))
 def test_a_group_moves_the_sum_by_at_most_the_bound_whatever_its_size(model, size, scale):
     """Neighbouring data sets: one has a group more, of 1, 2 or 50 records. Exact, no tolerance."""
