@@ -14,7 +14,7 @@ from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.base_model import check_bits
 from deal_core.models.causal import causal_prompts, causal_skeleton, load_causal
-from deal_core.models.embedding import embedding_length
+from deal_core.models.embedding import embedding_size
 from deal_core.models.encoder import (
     encoder_label_vectors,
     encoder_skeleton,
@@ -42,7 +42,6 @@ class Family:
         skeleton: model -> the base module on the meta device, no weights read.
         task_type: PEFT's name of the family.
         has_label_logits: of its models (:class:`LanguageModel`).
-        embedding_size: model, number of last layers -> length of a text's embedding.
         label_vectors: model -> vectors of names of labels; None: the family has none.
         prompts: tokeniser, the base model's own settings, model, ``max_length`` -> what makes the
             prompts; None: a text is read alone.
@@ -53,7 +52,6 @@ class Family:
     skeleton: Callable[[ModelConfig], Any]
     task_type: TaskType
     has_label_logits: bool
-    embedding_size: Callable[[ModelConfig, int], int]
     label_vectors: Callable[[ModelConfig], LabelVectors] | None = None
     prompts: Callable[[Any, Any, ModelConfig, int], PromptTokens] | None = None
     decodes_apart: bool = False
@@ -65,7 +63,6 @@ FAMILIES: Mapping[str, Family] = {
         encoder_skeleton,
         TaskType.FEATURE_EXTRACTION,
         True,
-        embedding_length,
         encoder_label_vectors,
     ),
     "causal-lm": Family(
@@ -73,7 +70,6 @@ FAMILIES: Mapping[str, Family] = {
         causal_skeleton,
         TaskType.CAUSAL_LM,
         False,
-        embedding_length,
         prompts=causal_prompts,
     ),
     "seq2seq-lm": Family(
@@ -81,7 +77,6 @@ FAMILIES: Mapping[str, Family] = {
         seq2seq_skeleton,
         TaskType.SEQ_2_SEQ_LM,
         False,
-        embedding_length,
         prompts=seq2seq_prompts,
         decodes_apart=True,
     ),
@@ -179,15 +174,6 @@ def max_positions(model: ModelConfig) -> int:
 
     config = pretrained(AutoConfig, model.name)
     return int(getattr(config, "max_position_embeddings", 0) or 0)
-
-
-def embedding_size(model: ModelConfig, layers: int = 1) -> int:
-    """Return the length of a text's embedding of so many of the last layers; no weights are read.
-
-    Raises:
-        UserError: unknown family or name.
-    """
-    return choose("model.family", model.family, FAMILIES).embedding_size(model, layers)
 
 
 __all__ = [

@@ -45,9 +45,13 @@ def last_layers(output: Any, layers: int) -> list[Tensor]:
     return list(after_each[: -layers - 1 : -1])
 
 
-def embedding_length(model: ModelConfig, layers: int = 1) -> int:
+def embedding_size(model: ModelConfig, layers: int = 1) -> int:
     """Return the length of a text's embedding of so many of the last layers, or of all where there
-    are fewer; no weights are read. Of an encoder-decoder they are the encoder's."""
+    are fewer; no weights are read. Of an encoder-decoder they are the encoder's.
+
+    Raises:
+        UserError: unknown name.
+    """
     from transformers import AutoConfig
 
     whole = pretrained(AutoConfig, model.name)

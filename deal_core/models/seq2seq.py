@@ -109,20 +109,25 @@ class Seq2SeqReader:
     def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
         """Return the mean states of the texts in the encoder's last layers, the last one first,
         ``(batch, hidden)`` each, float32."""
+        states, _ = self._encoded(batch, layers)
+        parts = [text_of(item) for item in batch]
+        return [
+            torch.stack([row[part].float().mean(0) for row, part in zip(s, parts, strict=True)])
+            for s in states
+        ]
+
+    def _read(self, batch: Sequence[Encoded]) -> ReadTexts:
+        states, real = self._encoded(batch, 1)
+        return ReadTexts(states[0], real)
+
+    def _encoded(self, batch: Sequence[Encoded], layers: int) -> tuple[list[Tensor], Tensor]:
+        """Return the states of prompts after the encoder's last layers, the last one first,
+        ``(batch, longest, hidden)`` each, and which of them are of a token."""
         ids, real = self._padded([item.tokens for item in batch])
         output = self._encoder(
             input_ids=ids, attention_mask=real.long(), output_hidden_states=layers > 1
         )
-        parts = [text_of(item) for item in batch]
-        return [
-            torch.stack([row[part].float().mean(0) for row, part in zip(s, parts, strict=True)])
-            for s in last_layers(output, layers)
-        ]
-
-    def _read(self, batch: Sequence[Encoded]) -> ReadTexts:
-        ids, real = self._padded([item.tokens for item in batch])
-        output = self._encoder(input_ids=ids, attention_mask=real.long())
-        return ReadTexts(output.last_hidden_state, real)
+        return last_layers(output, layers), real
 
     def _decode(self, texts: ReadTexts, rows: Sequence[Tokens], cache: Any = None) -> Tensor:
         """Return the states of these tokens, each row below one text, ``(rows, longest, hidden)``;

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file
 from client.app import make_app
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
+from deal_core.data import load_for_clients
+from deal_core.inference.predictor import Predictor
 from server.results import Results
 from server.run import run
 from simulations.engines.flower_identity import assume_identity
@@ -68,3 +70,10 @@ def gain(results: Results) -> float:
     """Average accuracy over what the base model knew before anything was learnt."""
     assert results.average_accuracy is not None
     return results.average_accuracy - fmean(results.zero_shot.values())
+
+
+def accuracy_of(predictor: Predictor, experiment: Experiment, task: str) -> float:
+    """Share of a task's test texts that are answered rightly."""
+    examples = load_for_clients(experiment, task).test
+    right = [predictor.answer(e.text, task).label == e.label for e in examples]
+    return sum(right) / len(right)

@@ -12,10 +12,10 @@ import pytest
 from flwr.app import ArrayRecord
 
 from deal_core.config.file import parse_experiment
-from deal_core.data import load_for_clients, open_source
+from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
-from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.inference.predictor import load_predictor
 from deal_core.lora.payload import SUMS
 from deal_core.methods.auto_settings import resolve_auto
 from server.results import read_results
@@ -23,7 +23,7 @@ from simulations.engines.inprocess import run_inprocess
 from simulations.report.run.label_counts import count_labels
 from simulations.run.preflight import check_answers, check_statistics, preflight
 from tests.architectures import CONFIGS, save
-from tests.simulations.runs import at, learnt_adapter, run_in_process
+from tests.simulations.runs import accuracy_of, at, learnt_adapter, run_in_process
 
 PAGE = Path(__file__).parents[3] / "docs/generation.md"
 TEXTS = ("a b", "c d", "a c", "b d", "a d", "b c", "a a", "d d")
@@ -142,12 +142,6 @@ AUTO = "method.prototype.enabled=auto"
 ON = ("method.prototype.enabled=on", "train.precision=float32")
 
 
-def accuracy(predictor: Predictor, experiment, task: str) -> float:
-    """Share of a task's test texts that get their label."""
-    examples = load_for_clients(experiment, task).test
-    return sum(predictor.answer(e.text, task).label == e.label for e in examples) / len(examples)
-
-
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_class_means_answer_beside_words_where_there_are_labels(experiment_of, tmp_path, name):
     """They train nothing: what is learnt is what the run without them learns. ``deal predict`` and
@@ -162,7 +156,7 @@ def test_class_means_answer_beside_words_where_there_are_labels(experiment_of, t
         assert np.array_equal(value, parts["with"][part])
     found = read_results(tmp_path / "with")
     predictor = load_predictor(find_adapter(tmp_path / "with"))
-    assert accuracy(predictor, experiment, "colours") == found.accuracy_matrix[-1][1]
+    assert accuracy_of(predictor, experiment, "colours") == found.accuracy_matrix[-1][1]
     alone = load_predictor(find_adapter(tmp_path / "without")).answer("a b", "colours")
     assert predictor.answer("a b", "colours").probability != pytest.approx(alone.probability)
     words = read_results(tmp_path / "without").accuracy_matrix[-1]

@@ -26,7 +26,7 @@ from simulations import cli
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.run.label_counts import count_labels, read_label_counts
 from tests.architectures import CONFIGS, save
-from tests.simulations.runs import at
+from tests.simulations.runs import accuracy_of, at
 from tests.slow import slow_but
 
 TASKS = ("laboratory", "surgery")
@@ -207,13 +207,6 @@ def deal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     return call
 
 
-def accuracy(predictor: Predictor, experiment: Experiment, task: str) -> float:
-    """Share of a task's test texts that are answered rightly."""
-    examples = load_for_clients(experiment, task).test
-    right = [predictor.answer(e.text, task).label == e.label for e in examples]
-    return sum(right) / len(right)
-
-
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory, make_causal, make_experiment) -> tuple[Path, Experiment]:
     base = make_causal(tmp_path_factory.mktemp("base"), "llama")
@@ -229,7 +222,7 @@ def test_a_causal_model_is_told_the_task(causal, deal):
     with pytest.raises(UserError, match=r"name it with --task \(laboratory, surgery\)"):
         deal("predict", str(folder), "a text")
     predictor = load_predictor(find_adapter(folder))
-    told = [accuracy(predictor, experiment, task) for task in TASKS]
+    told = [accuracy_of(predictor, experiment, task) for task in TASKS]
     assert told == read_results(folder).accuracy_matrix[-1]
 
 
