@@ -101,13 +101,16 @@ class DistillationConfig(Table):
 
 class ConsolidationConfig(Table):
     """Rounds at the end of a task in which clients distil all that was learnt into the retained
-    adapter (deal). Off: beside class means they gained nothing. Where names answer alone and much
-    is cut (ten tasks, ``adapter.retained_rank = 8``) they were worth 2.4 points."""
+    adapter (deal). Beside class means they gained nothing. Where names answer alone and much is cut
+    (ten tasks, ``adapter.retained_rank = 8``) they were worth 2.4 points."""
 
-    data: Literal["none", "private", "public"] = "none"
+    data: Literal["auto", "none", "private", "public"] = "auto"
     """``none``: the server compresses alone; ``private``: on each client's own texts of the task;
-    ``public``: on texts that every client has. A task that fits into the retained rank has
-    nothing to distil, and gets no round."""
+    ``public``: on texts that every client has; auto: private where an encoder answers by names of
+    labels alone (``method.prototype.enabled``), all clients work on one task, and neither a
+    mechanism, a robust step, another kind of adapter nor ``metric = "names"`` stands against it;
+    none elsewhere. A task that fits into the retained rank has nothing to distil, and gets no
+    round."""
     rounds: int = Field(2, ge=1)
     """Rounds per task, after those of ``federation.rounds``."""
     temperature: float = Field(2.0, gt=0)
@@ -173,9 +176,9 @@ class PrototypeConfig(Table):
 
     enabled: Literal["auto", "on", "off"] = "auto"
     """Whether ``deal`` answers with class means beside the adapted model, from sums that are taken
-    in one more round of a task; auto: of encoders, where no mechanism protects the records (sums
-    leave without noise), no robust step judges updates, clients take the steps, and each works on
-    each of its tasks when some stage ends."""
+    in one more round of a task; auto: where no mechanism protects the records (sums leave without
+    noise), no robust step judges updates, clients take the steps, each works on each of its tasks
+    when some stage ends, and no answers that are texts are learnt beside labels all at once."""
     names: float = Field(0.5, ge=0)
     """Weight of the scores of label names by the adapted model, beside those of class means
     (deal)."""

@@ -7,7 +7,11 @@ from collections.abc import Callable, Mapping
 from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
-from deal_core.methods.auto_settings import every_task_ends_a_stage, resolve_auto
+from deal_core.methods.auto_settings import (
+    every_task_ends_a_stage,
+    resolve_auto,
+    texts_at_once,
+)
 from deal_core.methods.deal.method import make_deal
 from deal_core.methods.deal.retention import cut_by_inputs
 from deal_core.methods.deal_reference.method import make_deal_reference
@@ -112,5 +116,6 @@ __all__ = [
     "phases_of",
     "resolve_auto",
     "statistics_of",
+    "texts_at_once",
     "under_all_labels",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.method import MethodConfig
+from deal_core.config.method import ConsolidationConfig, MethodConfig, PrototypeConfig
 from deal_core.models import has_label_logits
+
+AUTO = "auto"
 
 
 def every_task_ends_a_stage(experiment: Experiment) -> bool:
@@ -15,17 +17,58 @@ def every_task_ends_a_stage(experiment: Experiment) -> bool:
 
 
 def resolve_auto(experiment: Experiment) -> MethodConfig:
-    """Return the method's settings without ``auto``: the analytic head of ``deal`` is on where the
-    model chooses among labels and nothing stands against sums."""
-    method = experiment.method
-    if method.prototype.enabled != "auto":
-        return method
+    """Return the method's settings without ``auto``."""
+    prototype = _prototype(experiment)
+    update = {
+        "prototype": prototype,
+        "consolidation": _consolidation(experiment, prototype.enabled == "on"),
+    }
+    return experiment.method.model_copy(update=update)
+
+
+def _prototype(experiment: Experiment) -> PrototypeConfig:
+    """Return those of class means: ``deal`` has them where nothing stands against sums."""
+    asked = experiment.method.prototype
+    if asked.enabled != AUTO:
+        return asked
     fits = (
+        _plain(experiment) and every_task_ends_a_stage(experiment) and not texts_at_once(experiment)
+    )
+    return asked.model_copy(update={"enabled": "on" if fits else "off"})
+
+
+def _consolidation(experiment: Experiment, class_means: bool) -> ConsolidationConfig:
+    """Return those of consolidation: what is cut is distilled where names of labels answer alone
+    (class means would hide what it is worth), in the schedule that it was measured in."""
+    method = experiment.method
+    asked = method.consolidation
+    if asked.data != AUTO:
+        return asked
+    fits = (
+        method.name == "deal"
+        and method.retention.enabled
+        and method.retention.metric == "plain"
+        and experiment.adapter.kind == "lora"
+        and experiment.stream.schedule == "synchronous"
+        and not class_means
+        and has_label_logits(experiment.model)
+        and _plain(experiment)
+    )
+    return asked.model_copy(update={"data": "private" if fits else "none"})
+
+
+def _plain(experiment: Experiment) -> bool:
+    """Return whether clients take the steps, with neither a privacy mechanism nor a robust step."""
+    return (
         experiment.privacy.mechanism == "none"
         and experiment.aggregation.robust == "none"
         and experiment.train.step == "client"
-        and every_task_ends_a_stage(experiment)
-        and has_label_logits(experiment.model)
     )
-    prototype = method.prototype.model_copy(update={"enabled": "on" if fits else "off"})
-    return method.model_copy(update={"prototype": prototype})
+
+
+def texts_at_once(experiment: Experiment) -> str:
+    """Return a task whose answers are texts, where all tasks are learnt at once; else nothing. Sums
+    by label have no place for it."""
+    data = experiment.data
+    texts = [task for task in data.generation if task in (data.tasks or data.generation)]
+    return texts[0] if texts and experiment.stream.schedule == "joint" else ""

@@ -8,7 +8,13 @@ from deal_core.data import load_for_clients, open_source, partition
 from deal_core.data.public import read_public
 from deal_core.errors import UserError, choose
 from deal_core.lora.kinds import kind_of
-from deal_core.methods import RULES, every_task_ends_a_stage, method_of, statistics_of
+from deal_core.methods import (
+    RULES,
+    every_task_ends_a_stage,
+    method_of,
+    statistics_of,
+    texts_at_once,
+)
 from deal_core.models import (
     check_label_tokens,
     embedding_size,
@@ -132,7 +138,7 @@ def check_adapter_kind(experiment: Experiment) -> None:
         )
     if core and experiment.train.step != "server":
         _check_core_at_clients(experiment)
-    if core and method.consolidation.data != "none":
+    if core and method.consolidation.data not in {"auto", "none"}:
         raise UserError(
             f"{where} has frozen factors, and rounds of consolidation train a whole adapter; set "
             'method.consolidation.data to "none"'
@@ -184,12 +190,10 @@ def check_statistics(experiment: Experiment) -> None:
             f"encoders, and model.family is '{experiment.model.family}'; use encoder-labels"
         )
     embedding_size(experiment.model)
-    data = experiment.data
-    texts = [task for task in data.generation if task in (data.tasks or data.generation)]
-    if texts and experiment.stream.schedule == "joint":
+    if text := texts_at_once(experiment):
         raise UserError(
             f"method.name '{name}' adds up sums by label, all tasks at once in this schedule, and "
-            f"answers of '{texts[0]}' are texts; choose another schedule or set "
+            f"answers of '{text}' are texts; choose another schedule or set "
             'method.prototype.enabled to "off"'
         )
     if robust != "none":

@@ -58,8 +58,15 @@ def settings_of(experiment: Experiment) -> dict[str, Value]:
     return {key: value for key, value in flatten(experiment).items() if key not in free}
 
 
+def resolved(experiment: Experiment) -> Experiment:
+    """What a method leaves to the rest of the experiment, in so many words."""
+    from deal_core.methods import resolve_auto
+
+    return experiment.model_copy(update={"method": resolve_auto(experiment)})
+
+
 def precise(experiment: Experiment) -> Experiment:
-    """A precision that is left to the machine is that of this one."""
+    """The same with the precision of this machine, where it is left to the machine."""
     from deal_core.models.loading import best_device
     from deal_core.privacy.mechanisms.registry import mechanism_of
     from deal_core.training.precision import compute_dtype

@@ -18,6 +18,7 @@ from simulations.study.grid import (
     default_settings,
     places,
     precise,
+    resolved,
     settings_of,
 )
 from simulations.study.outcome import Outcome
@@ -120,7 +121,12 @@ def unusual(settings: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _check_same(path: Path, cell: Cell, usual: Mapping[str, Value], before: CellResult) -> None:
-    """Where precision is left to the machine, that of any machine stands."""
+    """Check a cell's settings. Where precision is left to the machine, that of any machine stands;
+    what a method leaves to the experiment is what that decides now.
+
+    Raises:
+        UserError: they are others now.
+    """
     parts, then = sorted(cell.runs), sorted(before.settings)
     if parts != then:
         raise UserError(
@@ -130,7 +136,10 @@ def _check_same(path: Path, cell: Cell, usual: Mapping[str, Value], before: Cell
     for part, run in cell.runs.items():
         there = {**usual, **before.settings[part]}
         asked = settings_of(run)
+        told = settings_of(resolved(run))
         for key in differing(asked, there):
+            if told[key] == there[key]:  # what is auto now was said in so many words
+                continue
             raise UserError(
                 f"{path}: '{key}' is {json.dumps(asked[key])}, but the cell {cell.name} was run "
                 f"with {json.dumps(there[key])}; set it back, remove the cell from that file, "
@@ -162,7 +171,8 @@ def _read(cell: Cell) -> CellResult:
         seed=cell.seed,
         bound=cell.bound,
         settings={
-            part: unusual(settings_of(precise(found.config))) for part, found in parts.items()
+            part: unusual(settings_of(precise(resolved(found.config))))
+            for part, found in parts.items()
         },
         outcome=cell.outcome(list(parts.values())),
     )

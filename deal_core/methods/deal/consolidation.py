@@ -129,6 +129,11 @@ class Taught:
         """Return None: there is no term beside the data."""
 
 
+def consolidates(method: MethodConfig) -> bool:
+    """Return whether what was learnt is distilled, on whatever texts."""
+    return method.consolidation.data in {"private", "public"}
+
+
 def consolidated(state: State, adapter: AdapterConfig) -> State:
     """Server, after the last round: the student is what is retained."""
     nothing = zero_adapter(state.current.shapes, adapter.rank, adapter.lora_alpha / adapter.rank)
@@ -145,7 +150,7 @@ def consolidation_phases(adapter: AdapterConfig, method: MethodConfig) -> tuple[
     exact whatever the rule of the rounds of learning: these rounds aggregate as ``ffa``.
     """
     config = method.consolidation
-    if config.data == "none":
+    if not consolidates(method):
         return ()
     stage = Consolidation(adapter, method)
     return (

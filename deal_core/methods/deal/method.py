@@ -33,7 +33,12 @@ from deal_core.lora.adapter import (
 )
 from deal_core.lora.state import State
 from deal_core.methods.deal.analytic_head import prototype_phases
-from deal_core.methods.deal.consolidation import LEARNED, consolidated, consolidation_phases
+from deal_core.methods.deal.consolidation import (
+    LEARNED,
+    consolidated,
+    consolidates,
+    consolidation_phases,
+)
 from deal_core.methods.deal.controlled_update import Anchor, make_anchors, update_penalty
 from deal_core.methods.deal.live_update import beside_current, live_update
 from deal_core.methods.deal.retention import GAINS, retain
@@ -88,7 +93,7 @@ class Deal:
         no noise floor is given); after rounds of consolidation, what they have made of it."""
         if not self.method.retention.enabled:
             return drop_task_start(state)
-        distilling = self.method.consolidation.data != "none"
+        distilling = consolidates(self.method)
         if distilling and state.num_reference_directions:  # laid out, with the teacher apart
             return consolidated(state, self.adapter)
         everything = stack(state.parts())
@@ -157,7 +162,7 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
         UserError: unknown filter, or parts that need each other.
     """
     choose("method.retention.filter", method.retention.filter, GAINS)
-    consolidating = method.consolidation.data != "none"
+    consolidating = consolidates(method)
     if method.retention.filter == LEARNED and not consolidating:
         raise UserError(
             'method.retention.filter = "learned" learns from texts: set method.consolidation.data '

@@ -267,6 +267,25 @@ def test_a_bound_over_other_tasks_is_another_cell(
         run_study(request, console())
 
 
+def test_what_a_method_left_to_the_experiment_is_recorded_in_so_many_words(
+    done: tuple[StudyRequest, int, str], tmp_path: Path
+) -> None:
+    """What a later version decides otherwise is another cell."""
+    (tmp_path / "mine.toml").write_text(STUDY)
+    figures = json.loads((Path(done[0].out) / "study.json").read_text())
+    (settings,) = next(c for c in figures["cells"] if c["arm"] == "deal")["settings"].values()
+    assert settings["method.prototype.enabled"] == "on"
+    assert settings["method.consolidation.data"] == "none"
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path), report=True)
+    for enabled in ("auto", "on", "off"):  # as an earlier version wrote it, as it was, otherwise
+        settings["method.prototype.enabled"] = enabled
+        (tmp_path / "study.json").write_text(json.dumps(figures))
+        if enabled != "off":
+            assert run_study(request, console()) == 0
+    with pytest.raises(UserError, match=r'is "auto", but the cell deal.seed0 was run with "off"'):
+        run_study(request, console())
+
+
 def test_the_precision_is_that_of_the_machine_that_ran(
     done: tuple[StudyRequest, int, str], tmp_path: Path
 ) -> None:

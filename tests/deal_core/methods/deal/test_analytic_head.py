@@ -41,7 +41,7 @@ def test_by_default_it_is_one_round_after_learning():
         "privacy.mechanism=client",
         "aggregation.robust=median",
         "stream.schedule=per-client stream.consolidate_every=9",
-        "model.family=causal-lm",
+        'model.family=causal-lm data.generation=["task"] stream.schedule=joint',
         "method.prototype.enabled=off",
     ],
 )
