@@ -34,6 +34,7 @@ SHORT = [
     "run.threads=1",
     "run.workers=1",
     "method.prototype.enabled=off",  # most tests are of rounds that train
+    "method.consolidation.data=none",
 ]
 
 

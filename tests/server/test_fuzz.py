@@ -113,7 +113,10 @@ def settings(folder: Path, model: Path, rule: str, dtype: str) -> Experiment:
                 "target_modules": ("query", "intermediate.dense"),
             },
             "data": {"tasks": ("laboratory", "surgery")},
-            "method": {"prototype": {"enabled": "off"}},  # rounds that train
+            "method": {  # rounds that train
+                "prototype": {"enabled": "off"},
+                "consolidation": {"data": "none"},
+            },
             "federation": {"clients": CLIENTS, "rounds": ROUNDS, "quorum": 0.05},
             "aggregation": {"rule": rule, "norm_bound": 20.0},
             "wire": {"dtype": dtype},

@@ -81,7 +81,10 @@ def experiment(folder: Path, model: Path, **tables: dict[str, Any]) -> Experimen
             "target_modules": ("query", "intermediate.dense"),
         },
         "data": {"tasks": ("laboratory",)},
-        "method": {"prototype": {"enabled": "off"}},  # rounds that train
+        "method": {  # rounds that train
+            "prototype": {"enabled": "off"},
+            "consolidation": {"data": "none"},
+        },
         "federation": {"clients": CLIENTS, "rounds": 2, "quorum": 0.05},
         "run": {"out": str(folder)},
     }

@@ -217,6 +217,9 @@ def test_who_works_on_texts_is_no_reply_to_a_round_of_sums(experiment_of, tmp_pa
         run_in_process(at(experiment_of("llama", *settings), tmp_path / "run"), lost)
 
 
-def test_a_model_that_answers_in_words_has_class_means_when_asked_for(experiment_of):
-    off, on = (experiment_of("llama", *settings) for settings in ((AUTO,), (AUTO, *ON)))
-    assert [resolve_auto(each).prototype.enabled for each in (off, on)] == ["off", "on"]
+def test_a_model_that_answers_in_words_has_class_means_unless_labels_and_texts_come_at_once(
+    experiment_of,
+):
+    own, joint = (AUTO,), (AUTO, "stream.schedule=joint")
+    found = [resolve_auto(experiment_of("llama", *each)).prototype.enabled for each in (own, joint)]
+    assert found == ["on", "off"]
