@@ -1,4 +1,5 @@
-"""Sites whose second task is answered with texts, on real processes."""
+"""Sites whose first task has labels, and class means; whose second is answered with texts; on real
+processes."""
 
 from __future__ import annotations
 
@@ -10,13 +11,15 @@ import pytest
 
 from server.results import read_results
 from tests.architectures import save
-from tests.simulations.deployment.loopback import SLOW, federation
+from tests.simulations.deployment.loopback import OPEN, SLOW, federation
 from tests.simulations.deployment.short_experiment import alone, same_adapter
 from tests.simulations.deployment.site_data import write_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SITES = ("north", "south")
+SUMS = OPEN + "share_sums = true\n"
+"""Class means stand beside the words of the first task."""
 TEXTS = ("a b", "c d", "a c", "b d", "a d", "b c", "a a", "d d")
 EXPERIMENT = """\
 [model]
@@ -69,7 +72,7 @@ def test_they_learn_what_one_process_learns_and_count_their_own_answers(tmp_path
     path.write_text(EXPERIMENT.format(model=json.dumps(str(model)), deadline=SLOW * 200))
     with federation(tmp_path) as fed:
         for site in SITES:
-            fed.add(site, data / site, path)
+            fed.add(site, data / site, path, policy=SUMS)
             fed.start_site(site)
         run = fed.submit(str(path))
         fed.wait_event(run, "run_finished", 400)
