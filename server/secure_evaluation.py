@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from deal_core.aggregation import NUMERICAL
-from deal_core.errors import UserError
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.accounting.sum_terms import sum_terms
@@ -21,11 +20,11 @@ from server.checkpoint import EVERYBODY, History
 from server.evaluation import Counts, Evaluation, decoded, without_zeros
 from server.exchange import answered
 from server.gathering import refuse
+from server.lost_sum import may_be_lost
 from server.reply_collection import Reply
 from server.round_sum import Sums
 from server.schedule import Step
 from server.secure_legs import SecureLegs
-from server.state_change import reason_of
 
 ROUNDING = 1e-3
 """Of a sum of shares of right answers."""
@@ -58,7 +57,7 @@ class SecureEvaluation:
         sites = experiment.federation.clients
         layout = counts_layout(names, len(one.tasks), sites, basis)
         counts: dict[str, Counts] = {}
-        try:
+        with may_be_lost(exchange, "evaluation_lost", step):
             everyone = dict.fromkeys(exchange.roster.clients, NO_TASK)
             held = self.legs.open(step, everyone, layout)
             requests = self.legs.mask_requests(held)
@@ -69,12 +68,6 @@ class SecureEvaluation:
             state = decoded(sent, shown, state)
             sums = layout.decode(self.legs.total(step, held))
             counts[EVERYBODY] = _rows(sums, names, bool(experiment.data.generation))
-        except ProtocolError as fault:
-            exchange.event("evaluation_lost", step, reason=reason_of(fault))
-        except UserError:  # too few, or a site twice: the run stops here, and can go on
-            raise
-        except NUMERICAL as fault:
-            exchange.event("evaluation_lost", step, reason=reason_of(fault))
         history = one.recorded(step, counts, True, history)
         return state, history.after("evaluate", time.monotonic() - started)
 

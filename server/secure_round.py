@@ -6,8 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deal_core.aggregation import LORA_B, NUMERICAL, Aggregate
-from deal_core.errors import UserError
+from deal_core.aggregation import LORA_B, Aggregate
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.secure_sum.layout import Layout
@@ -18,6 +17,7 @@ from deal_core.wire.instruction import LEARN
 from deal_core.wire.summed_loss import mean_loss, without_loss
 from server.checkpoint import History
 from server.gathering import RoundReplies
+from server.lost_sum import may_be_lost
 from server.round import Round
 from server.round_sum import RoundSum
 from server.schedule import Step
@@ -123,21 +123,16 @@ class SecureRound:
         Raises:
             UserError: two sites are one.
         """
-        one, step = self.round, self.round.step
-        try:
+        exchange, step = self.round.exchange, self.round.step
+        found = None
+        with may_be_lost(exchange, "round_lost", step):
             sums = layout.decode(self.legs.total(step, held))
             with threads(1):
                 after, aggregate = self.sum.add(state, without_loss(sums))
-                after = finite(after)
-        except ProtocolError as fault:
-            one.exchange.event("round_lost", step, reason=reason_of(fault))
+                found = finite(after), aggregate, mean_loss(sums)
+        if found is None:
             return state, None, []
-        except UserError:  # a site twice: the run stops here, and can go on
-            raise
-        except NUMERICAL as fault:
-            one.exchange.event("round_lost", step, reason=reason_of(fault))
-            return state, None, []
-        loss = mean_loss(sums)
+        after, aggregate, loss = found
         if loss is not None:
-            one.exchange.event("loss_summed", step, loss=loss)
+            exchange.event("loss_summed", step, loss=loss)
         return after, aggregate, self.legs.given(held)
