@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -179,9 +179,9 @@ class PrototypeConfig(Table):
     in one more round of a task; auto: where no mechanism protects the records (sums leave without
     noise), no robust step judges updates, clients take the steps, each works on each of its tasks
     when some stage ends, and no answers that are texts are learnt beside labels all at once."""
-    names: float = Field(0.5, ge=0)
-    """Weight of the scores of label names by the adapted model, beside those of class means
-    (deal)."""
+    names: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """Weight of the scores of label names by the adapted model, beside those of class means (deal);
+    auto: 0.5 of encoders, 1 of the likelihood of words."""
     layers: int = Field(4, ge=1)
     """Of how many of the model's last layers the embeddings are made, neighbours averaged in pairs;
     of all, where it has no more."""
@@ -192,8 +192,9 @@ class PrototypeConfig(Table):
     """Labels of one task are told apart by a mean of two covariances, its own with this weight and
     the shared one; tasks are told apart by the shared one. 0: by the shared one everywhere, and the
     server keeps one Gram matrix for all tasks instead of one each (``covariance = "shared"``)."""
-    ridge: float = Field(0.3, ge=1e-2)
-    """Added to a covariance, in units of its mean eigenvalue."""
+    ridge: Literal["auto"] | Annotated[float, Field(ge=1e-2)] = "auto"
+    """Added to a covariance, in units of its mean eigenvalue; auto: 0.3 of encoders, 1 of models
+    that answer in words."""
     few_records: float = Field(0.5, ge=0, le=1)
     """Share of what a label's score loses because its class mean is uncertain that is given back,
     so that labels of few records are answered as readily as those of many (``covariance =

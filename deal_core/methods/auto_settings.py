@@ -7,6 +7,8 @@ from deal_core.config.method import ConsolidationConfig, MethodConfig, Prototype
 from deal_core.models import has_label_logits
 
 AUTO = "auto"
+CLASS_MEANS = {True: {"names": 0.5, "ridge": 0.3}, False: {"names": 1.0, "ridge": 1.0}}
+"""Of encoders, and of models that answer in words: chosen on other streams than results are of."""
 
 
 def every_task_ends_a_stage(experiment: Experiment) -> bool:
@@ -29,12 +31,13 @@ def resolve_auto(experiment: Experiment) -> MethodConfig:
 def _prototype(experiment: Experiment) -> PrototypeConfig:
     """Return those of class means: ``deal`` has them where nothing stands against sums."""
     asked = experiment.method.prototype
-    if asked.enabled != AUTO:
-        return asked
     fits = (
         _plain(experiment) and every_task_ends_a_stage(experiment) and not texts_at_once(experiment)
     )
-    return asked.model_copy(update={"enabled": "on" if fits else "off"})
+    family = CLASS_MEANS[has_label_logits(experiment.model)]
+    decided = {"enabled": "on" if fits else "off", **family}
+    left = {key: value for key, value in decided.items() if getattr(asked, key) == AUTO}
+    return asked.model_copy(update=left)
 
 
 def _consolidation(experiment: Experiment, class_means: bool) -> ConsolidationConfig:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from textwrap import dedent
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -124,6 +124,8 @@ def _kind(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return " or ".join(f"`{toml_value(value)}`" for value in arguments)
+    if origin is Union:
+        return " or ".join(map(_kind, arguments))
     if origin is Annotated:
         return ", ".join([_kind(arguments[0]), *_bounds(arguments[1:])])
     if origin is tuple:

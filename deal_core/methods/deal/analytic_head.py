@@ -21,4 +21,4 @@ def prototype_phases(config: PrototypeConfig) -> tuple[Phase, ...]:
     """Return the phase in which sums are taken, where the experiment wants it."""
     if config.enabled != "on":
         return ()
-    return (statistics_phase(PROTOTYPES, 1, class_statistics(config, config.names)),)
+    return (statistics_phase(PROTOTYPES, 1, class_statistics(config, float(config.names))),)

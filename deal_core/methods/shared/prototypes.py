@@ -154,7 +154,7 @@ def _rows(count: Tensor, total: Tensor, within: Tensor | None, config: Prototype
     weights, lost = means, torch.zeros_like(records)
     if within is not None:
         size = len(within)
-        added = config.ridge * (within.trace() / size).clamp(min=SMALLEST)
+        added = float(config.ridge) * (within.trace() / size).clamp(min=SMALLEST)
         metric = within + added * torch.eye(size, dtype=within.dtype)
         factored = torch.linalg.lu_factor(metric)
         weights = torch.linalg.lu_solve(*factored, means.T).T

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deal_core.config.experiment import AdapterConfig
+from deal_core.config.experiment import Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import EmbeddedTask, Statistics, make_method
+from deal_core.methods import EmbeddedTask, Statistics, method_of
 from deal_core.randomness import seeded
 
 SIZE, LABELS = 12, 4
@@ -48,7 +48,7 @@ def embedded(x: Tensor, y: Tensor, head: Tensor | None = None) -> EmbeddedTask:
 
 
 def method_with(**keys: object):
-    return make_method(MethodConfig.model_validate(keys), AdapterConfig())
+    return method_of(Experiment(method=MethodConfig.model_validate(keys)))
 
 
 def statistics_in(method, name: str) -> Statistics:

@@ -1,5 +1,5 @@
 """What an experiment leaves to itself: consolidation runs where names of labels answer alone, and
-never where nobody has measured it."""
+never where nobody has measured it; class means weigh as suits the family of the model."""
 
 from __future__ import annotations
 
@@ -49,3 +49,18 @@ def test_where_something_stands_against_it_it_is_not(setting):
 
 def test_it_may_be_asked_for_beside_class_means():
     assert consolidation("method.consolidation.data=private") == "private"
+
+
+@pytest.mark.parametrize(
+    ("settings", "names", "ridge"),
+    [
+        ((), 0.5, 0.3),
+        (("model.family=causal-lm",), 1.0, 1.0),
+        (("model.family=seq2seq-lm", "method.prototype.names=0"), 0.0, 1.0),
+        (("method.prototype.ridge=2", "method.prototype.enabled=on"), 0.5, 2.0),
+    ],
+)
+def test_class_means_weigh_as_suits_the_family_unless_told_otherwise(settings, names, ridge):
+    experiment = parse_experiment(apply_overrides({}, settings), "test")
+    prototype = resolve_auto(experiment).prototype
+    assert (prototype.names, prototype.ridge, prototype.enabled) == (names, ridge, "on")

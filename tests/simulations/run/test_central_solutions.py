@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
-from deal_core.config.method import LinearProbeConfig, PrototypeConfig
+from deal_core.config.experiment import Experiment
+from deal_core.config.method import LinearProbeConfig
 from deal_core.data import open_source, partition
+from deal_core.methods import resolve_auto
 from deal_core.training.embedding import base_embeddings
 from simulations.engines.inprocess import run_inprocess
 from tests.conftest import load_once
@@ -33,7 +35,7 @@ SPLITS = {
     "a label each": ("data.partition.kind=pathological", "data.partition.labels_per_client=1"),
     "by size": ("data.partition.kind=quantity", "data.partition.alpha=0.3"),
 }
-PROTOTYPE, PROBE = PrototypeConfig(), LinearProbeConfig()
+PROTOTYPE, PROBE = resolve_auto(Experiment()).prototype, LinearProbeConfig()
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def without_common(rows: Floats) -> Floats:
 def discriminants(means: Floats, within: Floats, count: NDArray[np.int64]) -> Floats:
     """Weights and biases: (M40), and of (M65) the share that is given back."""
     size = len(within)
-    metric = within + PROTOTYPE.ridge * np.trace(within) / size * np.eye(size)
+    metric = within + float(PROTOTYPE.ridge) * np.trace(within) / size * np.eye(size)
     weights = np.linalg.solve(metric, means.T).T
     uncertain = np.trace(np.linalg.solve(metric, within)) / (2 * count)
     bias = PROTOTYPE.few_records * uncertain - 0.5 * (weights * means).sum(1)
