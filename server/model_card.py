@@ -138,7 +138,8 @@ def _experts(inference: Inference) -> str:
     if not inference.head_layers:
         return ""
     others = "names of labels" if inference.pooling == "mean" else "the likelihood of words"
-    return f"Of class means (`heads.safetensors`) beside {others}; without them it may be less."
+    beside = f"class means (`heads.safetensors`) beside {others}"
+    return f"Measured with {beside}; without them it may be less."
 
 
 def _percent(row: list[float], place: int) -> str:

@@ -153,8 +153,6 @@ def write_adapter(source: AdapterFolder, inference: Inference, to: Path, push: b
     AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     auto = "AutoPeftModel" + _auto_class(inference).removeprefix("AutoModel")
     auto += "ForFeatureExtraction" if auto == "AutoPeftModel" else ""
-    if source.heads.exists() and inference.pooling == "none":
-        note.append("label heads are for deal predict alone: the card's lines answer by words")
     return [f"{to}: an adapter of {base}; load it with peft.{auto}.from_pretrained", *note]
 
 
@@ -309,11 +307,20 @@ def _write_prompts(inference: Inference, to: Path, base: str, merged: bool) -> l
         write_prompts(inference, to)
     except UserError as reason:
         return [f"{PROMPTS} is left out: {reason}"]
-    code, card = asking_code(inference, base, merged), AdapterFolder(to).card
+    head = None if merged else _first_head(inference, AdapterFolder(to))
+    code, card = asking_code(inference, base, merged, head), AdapterFolder(to).card
     if code and card.exists():
         text = with_code(card.read_text(encoding="utf-8"), code)
         card.write_text(text, encoding="utf-8")
     return []
+
+
+def _first_head(inference: Inference, folder: AdapterFolder) -> Tensor | None:
+    """Return the head of the first task; None where it has none."""
+    from safetensors.torch import load_file
+
+    heads = load_file(folder.heads) if folder.heads.exists() else {}
+    return heads.get(inference.tasks[0].name)
 
 
 def _in_folder(to: Path, base: str) -> str:

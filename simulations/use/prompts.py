@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deal_core.errors import choose
-from deal_core.inference.folder import Inference, TaskSpace
+from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deal_core.models.prompt_tokens import PromptTokens
 
 PROMPTS = "prompts.json"
@@ -18,7 +20,7 @@ ASK = """\
 import json
 import torch
 from {package} import {loader}
-from transformers import AutoTokenizer{also}
+{tensors}from transformers import AutoTokenizer{also}
 
 model = {loader}.from_pretrained(".").eval()
 tokenizer = AutoTokenizer.from_pretrained({tokenizer})
@@ -26,13 +28,32 @@ task = json.load(open("{prompts}"))[{task}]
 text = tokenizer("a text", add_special_tokens=False)["input_ids"][: task["max_length"]]
 prompt = torch.tensor([task["before"] + text + task["after"]])
 """
+TENSORS = "from safetensors.torch import load_file\nfrom torch.nn.functional import normalize\n"
 SCORE = """\
 
 def score(answer):  # the mean log-likelihood of a label's tokens
     logits = model({inputs}).logits[0, -len(answer) :]
     return logits.log_softmax(dim=1).gather(1, torch.tensor(answer)[:, None]).mean().item()
 
-print(max(task["labels"], key=lambda label: score(task["labels"][label])))
+scores = {{label: score(ids) for label, ids in task["labels"].items()}}
+"""
+MEANS = """\
+
+with model.disable_adapter():  # class means are of the frozen model
+    read = model({inputs}, output_hidden_states=True)
+layers = read.{states}[1:][: -{layers} - 1 : -1]  # the last one first
+own = slice(len(task["before"]), len(task["before"]) + len(text))
+units = [normalize(layer[0, own].mean(dim=0), dim=0) for layer in layers]
+pairs = [normalize(sum(units[i : i + 2]), dim=0) for i in range(0, len(units), 2)]
+embedding = torch.cat(pairs) / len(pairs) ** 0.5
+head = load_file("{heads}")[{task}]{second}  # (labels, size + 1)
+means = embedding @ head[:, :-1].T + head[:, -1]
+for label, mean in zip(scores, means.tolist()):
+    scores[label] = mean + {weight} * scores[label]
+"""
+BEST = """\
+
+print(max(scores, key=scores.get))
 """
 BEHIND = "torch.cat([prompt, torch.tensor([answer[:-1]], dtype=int)], dim=1)"
 WRITE = """\
@@ -88,7 +109,7 @@ def told_of(task: TaskSpace, prompts: PromptTokens, inference: Inference) -> dic
     }
 
 
-def asking_code(inference: Inference, base: str, merged: bool) -> str:
+def asking_code(inference: Inference, base: str, merged: bool, head: Tensor | None = None) -> str:
     """Return Python that asks about a text of the first task, run in the folder; empty where the
     model is asked with the text alone.
 
@@ -96,6 +117,7 @@ def asking_code(inference: Inference, base: str, merged: bool) -> str:
         inference: of the run.
         base: where the tokeniser lies.
         merged: the folder holds one model, and its tokeniser.
+        head: of the first task, where the folder has class means beside words: (M43).
     """
     from deal_core.models import FAMILIES, auto_class
 
@@ -104,16 +126,29 @@ def asking_code(inference: Inference, base: str, merged: bool) -> str:
         return ""
     name: str = auto_class(family.task_type).__name__
     task, own = inference.tasks[0], family.decodes_apart
-    head = ASK.format(
+    before = ASK.format(
         package="transformers" if merged else "peft",
         loader=name if merged else f"AutoPeft{name.removeprefix('Auto')}",
         tokenizer=json.dumps("." if merged else base),
         prompts=PROMPTS,
         task=json.dumps(task.name),
         also="" if task.labels else ", GenerationConfig",
+        tensors=TENSORS if head is not None else "",
     )
     if not task.labels:
         start = '[len(task["start"]) :]' if own else "[prompt.shape[1] :]"
-        return head + WRITE.format(after=start)
+        return before + WRITE.format(after=start)
     apart = 'prompt, decoder_input_ids=torch.tensor([task["start"] + answer[:-1]])'
-    return head + SCORE.format(inputs=apart if own else BEHIND)
+    words = SCORE.format(inputs=apart if own else BEHIND)
+    if head is None:
+        return before + words + BEST
+    means = MEANS.format(
+        inputs='prompt, decoder_input_ids=torch.tensor([task["start"]])' if own else "prompt",
+        states="encoder_hidden_states" if own else "hidden_states",
+        layers=inference.head_layers,
+        heads=AdapterFolder(Path()).heads.name,
+        task=json.dumps(task.name),
+        second="[:, 1]" if head.dim() == 3 else "",
+        weight=inference.names_weight,
+    )
+    return before + words + means + BEST

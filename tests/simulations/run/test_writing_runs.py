@@ -162,7 +162,7 @@ def test_class_means_answer_beside_words_where_there_are_labels(experiment_of, t
     words = read_results(tmp_path / "without").accuracy_matrix[-1]
     assert words[0] == found.accuracy_matrix[-1][0]
     cards = [(tmp_path / run / "adapter/README.md").read_text() for run in ("with", "without")]
-    assert ["Of class means" in card for card in cards] == [True, False]
+    assert ["Measured with class means" in card for card in cards] == [True, False]
     counts = count_labels(tmp_path / "with", lambda task: None).tasks["colours"]
     assert counts.right / counts.total == found.accuracy_matrix[-1][1]
 

@@ -54,8 +54,9 @@ def causal(tmp_path_factory, make_causal, make_experiment) -> dict[str, Path]:
 
 
 def export_both(folder: Path, make_experiment, base: Path, family: str) -> None:
-    """Run a model that answers in words; export its adapter, and merged."""
-    settings = (f"model.family={family}", f'model.name="{base}"', *LEARNING)
+    """Run a model that answers in words, with class means; export its adapter, and merged."""
+    means = ("method.name=deal", "method.prototype.enabled=on")
+    settings = (f"model.family={family}", f'model.name="{base}"', *LEARNING, *means)
     run = finished(folder / "run", make_experiment(*settings))
     export(ExportRequest(str(run), str(folder / "mine")))
     export(ExportRequest(str(run), str(folder / "merged"), merge=True))
@@ -151,9 +152,8 @@ def words_of(folder: Path) -> str:
     """The lines of a card of a model that answers in words; they print the score of each label."""
     (code,) = examples((folder / "README.md").read_text(encoding="utf-8"))
     lines = code.replace("a text", TEXT).splitlines()
-    assert lines[-1].startswith("print(max(")
-    scores = 'print(json.dumps({label: score(ids) for label, ids in task["labels"].items()}))'
-    return "\n".join([*lines[:-1], scores])
+    assert lines[-1] == "print(max(scores, key=scores.get))"
+    return "\n".join([*lines[:-1], "print(json.dumps(scores))"])
 
 
 def writing_page(place: Path) -> tuple[str, str]:
@@ -245,9 +245,14 @@ def test_the_lines_of_a_card_score_labels_and_write_as_deal_does(kind, causal, s
     batch = model.encode([Example(TEXT, labels[0])], labels, task.instruction)
     with torch.no_grad():
         expected = dict(zip(labels, model.scores(batch, labels)[0].tolist(), strict=True))
-    for copy in ("mine", "merged"):
-        said = json.loads(outside.said[f"{copy} card of {kind}"])
-        assert said == pytest.approx(expected, abs=1e-4)
+    assert json.loads(outside.said[f"merged card of {kind}"]) == pytest.approx(expected, abs=1e-4)
+    both = json.loads(outside.said[f"mine card of {kind}"])
+    answer = predictor.answer(TEXT, task.name)
+    best, second = sorted(labels, key=lambda label: both[label])[:-3:-1]
+    assert (best, second) == (answer.label, answer.runner_up)
+    total = sum(math.exp(score - both[best]) for score in both.values())
+    assert 1 / total == pytest.approx(answer.probability, rel=1e-3)
+    assert both[best] - expected[best] != pytest.approx(both[second] - expected[second], abs=0.01)
     asked = model.encode([Example(TEXT, "", target="x")], (), task.instruction)
     assert json.loads(outside.said[f"writing of {kind}"]) == model.write(asked)[0]
 
