@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from textwrap import dedent
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -127,7 +128,8 @@ def _kind(kind: Any) -> str:
     if origin is Union:
         return " or ".join(map(_kind, arguments))
     if origin is Annotated:
-        return ", ".join([_kind(arguments[0]), *_bounds(arguments[1:])])
+        told = [each.metadata if isinstance(each, FieldInfo) else [each] for each in arguments[1:]]
+        return ", ".join([_kind(arguments[0]), *_bounds(chain.from_iterable(told))])
     if origin is tuple:
         return f"list of {_kind(arguments[0]).replace('number', 'numbers')}"
     if origin is dict:
