@@ -102,6 +102,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         "cl15-core",
         "clinc10",
         "compression-15-tasks",
+        "compression-cl15-core",
         "compression-clinc10",
         "data-budget",
         "medmcqa",
@@ -111,6 +112,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         "own-orders-medmcqa",
         "returning-tasks-medmcqa",
         "standard-cl-llm",
+        "standard-cl-llm-writing",
         "tuning",
     ]
     assert commands == [
