@@ -7,8 +7,9 @@ from deal_core.config.method import ConsolidationConfig, MethodConfig, Prototype
 from deal_core.models import has_label_logits
 
 AUTO = "auto"
-CLASS_MEANS = {True: {"names": 0.5, "ridge": 0.3}, False: {"names": 1.0, "ridge": 1.0}}
-"""Of encoders, and of models that answer in words: chosen on other streams than results are of."""
+OF_ENCODERS = {"names": 0.5, "ridge": 0.3}
+OF_WORDS = {"names": 1.0, "ridge": 1.0}
+"""Of models that answer in words; both were chosen on other streams than results are of."""
 
 
 def every_task_ends_a_stage(experiment: Experiment) -> bool:
@@ -34,7 +35,7 @@ def _prototype(experiment: Experiment) -> PrototypeConfig:
     fits = (
         _plain(experiment) and every_task_ends_a_stage(experiment) and not texts_at_once(experiment)
     )
-    family = CLASS_MEANS[has_label_logits(experiment.model)]
+    family = OF_ENCODERS if has_label_logits(experiment.model) else OF_WORDS
     decided = {"enabled": "on" if fits else "off", **family}
     left = {key: value for key, value in decided.items() if getattr(asked, key) == AUTO}
     return asked.model_copy(update=left)

@@ -20,6 +20,7 @@ from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.lora.attach import base_only
+from deal_core.training.embedding import base_embeddings
 from simulations.use.export import ExportRequest, export
 from simulations.use.prompts import asking_code, write_prompts
 from tests.architectures import save
@@ -247,12 +248,17 @@ def test_the_lines_of_a_card_score_labels_and_write_as_deal_does(kind, causal, s
         expected = dict(zip(labels, model.scores(batch, labels)[0].tolist(), strict=True))
     assert json.loads(outside.said[f"merged card of {kind}"]) == pytest.approx(expected, abs=1e-4)
     both = json.loads(outside.said[f"mine card of {kind}"])
+    embedding = base_embeddings(model, batch, predictor.inference.head_layers)[0]
+    head = predictor.heads[task.name][:, 1]
+    means = dict(zip(labels, (head[:, :-1] @ embedding + head[:, -1]).tolist(), strict=True))
+    weighed = {label: means[label] + expected[label] for label in labels}
+    assert both == pytest.approx(weighed, abs=1e-4)
     answer = predictor.answer(TEXT, task.name)
     best, second = sorted(labels, key=lambda label: both[label])[:-3:-1]
     assert (best, second) == (answer.label, answer.runner_up)
     total = sum(math.exp(score - both[best]) for score in both.values())
     assert 1 / total == pytest.approx(answer.probability, rel=1e-3)
-    assert both[best] - expected[best] != pytest.approx(both[second] - expected[second], abs=0.01)
+    assert means[best] != pytest.approx(means[second], abs=0.01)
     asked = model.encode([Example(TEXT, "", target="x")], (), task.instruction)
     assert json.loads(outside.said[f"writing of {kind}"]) == model.write(asked)[0]
 
