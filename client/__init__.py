@@ -1,1 +1,1 @@
-"""The site: a Flower message becomes a local update, and only adapters go back."""
+"""The site: a Flower message becomes a local update; ``egress.py`` lists all that may go back."""

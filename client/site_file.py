@@ -83,8 +83,8 @@ class SiteData(Table):
     references_column: str = ""
     """Column of further right answers; empty: none."""
     id_column: str = ""
-    """Column of the records' ids, by which ``policy.disjoint_tasks`` is checked; empty: the texts
-    are."""
+    """Column that says whose record it is (a patient's number): by it ``policy.disjoint_tasks`` is
+    checked; empty: by the texts."""
     cache_tokens: bool = False
     """Keep token ids, which are the texts in another form, in the user's cache folder."""
     public_path: str = ""

@@ -171,7 +171,11 @@ def export(
         bool, typer.Option("--merge", help="The base model with the adapter added to it.")
     ] = False,
     push: Annotated[
-        str, typer.Option(metavar="REPO", help="Also upload it to the Hugging Face hub, private.")
+        str,
+        typer.Option(
+            metavar="REPO",
+            help="Also upload it to the Hugging Face hub; a new repository is private.",
+        ),
     ] = "",
     model: Annotated[
         str, typer.Option(help="Where the base model lies, if not where the run had it.")
