@@ -29,7 +29,7 @@ from deal_core.methods.shared.class_sums import (
 SMALLEST = 1e-6
 """Mean eigenvalue that a covariance is taken to have at least: of equal texts it is 0."""
 ABSENT = -1e9
-"""Bias of a label that no client has shown: it is never the answer."""
+"""Bias of a label that no client has shown, where heads answer alone: it is never the answer."""
 
 
 def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
@@ -43,7 +43,7 @@ def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
         shapes=shapes,
         collect=collect,
         check=check,
-        absorb=lambda state, totals: absorb(state, totals, config),
+        absorb=lambda state, totals: absorb(state, totals, config, names > 0),
         once=True,
         layers=config.layers,
         names=names,
@@ -57,14 +57,16 @@ def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
     )
 
 
-def absorb(state: State, totals: Mapping[str, Tensors], config: PrototypeConfig) -> State:
-    """Server: add the sums of a round, and make all heads anew: the covariance is shared."""
+def absorb(
+    state: State, totals: Mapping[str, Tensors], config: PrototypeConfig, named: bool = False
+) -> State:
+    """Server: add the sums of a round, and make all heads anew: see :func:`heads`."""
     sums = dict(state.sums)
     for task, total in totals.items():
         gram = f"{GRAM}/{task}" if _in_two_steps(config) else GRAM
         for key, name in ((f"{COUNT}/{task}", COUNT), (f"{SUM}/{task}", SUM), (gram, GRAM)):
             sums[key] = sums[key] + total[name] if key in sums else total[name]
-    return replace(state, sums=sums, heads=heads(sums, config))
+    return replace(state, sums=sums, heads=heads(sums, config, named))
 
 
 def _in_two_steps(config: PrototypeConfig) -> bool:
@@ -99,7 +101,9 @@ def noised_head(count: Tensor, total: Tensor, names: Tensor, prior: float) -> Te
     return torch.cat([rows, torch.zeros(len(rows), 1, dtype=rows.dtype)], dim=1).float()
 
 
-def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tensor]:
+def heads(
+    sums: Mapping[str, Tensor], config: PrototypeConfig, named: bool = False
+) -> dict[str, Tensor]:
     """Return task to its head, float32: (M40), ``(labels, size + 1)``; with a covariance of each
     task's own (M63), ``(labels, 2, size + 1)``.
 
@@ -107,6 +111,7 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
         sums: ``count/TASK`` ``(labels,)``, ``sum/TASK`` ``(labels, size)`` and ``gram/TASK``, its
             upper triangle, of each task; or one ``gram`` of all.
         config: which covariances, and their ridge.
+        named: names of labels answer beside heads, and can answer with a label without records.
     """
     prefix = f"{COUNT}/"
     tasks = [key.removeprefix(prefix) for key in sums if key.startswith(prefix)]
@@ -114,20 +119,30 @@ def heads(sums: Mapping[str, Tensor], config: PrototypeConfig) -> dict[str, Tens
     if not classes:
         return {}
     count, total = (torch.cat(parts) for parts in zip(*classes.values(), strict=True))
+    means = {task: _means(*own, named) for task, own in classes.items()}
     shared = None
     if config.covariance == "shared":
         grams = [value for key, value in sums.items() if key.split("/")[0] == GRAM]
         shared = _covariance(count, total, sum(grams[1:], grams[0]))
-    rows = _without_common(_rows(count, total, shared, config))
+    rows = _without_common(_rows(count, torch.cat(list(means.values())), shared, config, named))
     parts = torch.split(rows, [len(own) for own, _ in classes.values()])
     found = dict(zip(classes, parts, strict=True))
     if shared is not None and _in_two_steps(config):
         for task, (own_count, own_total) in classes.items():
             own = _covariance(own_count, own_total, sums[f"{GRAM}/{task}"])
             mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
-            second = _without_common(_rows(own_count, own_total, mixed, config))
+            second = _without_common(_rows(own_count, means[task], mixed, config, named))
             found[task] = torch.stack([found[task], second], dim=1)
     return {task: head.float() for task, head in found.items()}
+
+
+def _means(count: Tensor, total: Tensor, named: bool) -> Tensor:
+    """Return class means, ``(labels, size)``. A label without records has that of all records of
+    its task, where names can answer with it: nothing speaks for it, and little against it."""
+    means = total / filled(count)[:, None]
+    if named:
+        means[count == 0] = total.sum(dim=0) / filled(count.sum())
+    return means
 
 
 def _without_common(rows: Tensor) -> Tensor:
@@ -146,12 +161,12 @@ def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
     return without_negative(within)
 
 
-def _rows(count: Tensor, total: Tensor, within: Tensor | None, config: PrototypeConfig) -> Tensor:
+def _rows(
+    count: Tensor, means: Tensor, within: Tensor | None, config: PrototypeConfig, named: bool
+) -> Tensor:
     """Return weights and biases, ``(labels, size + 1)``, float64; ``within``: the covariance in
     whose metric class means are compared, None: none."""
-    records = filled(count)
-    means = total / records[:, None]
-    weights, lost = means, torch.zeros_like(records)
+    weights, lost = means, torch.zeros_like(count)
     if within is not None:
         size = len(within)
         added = float(config.ridge) * (within.trace() / size).clamp(min=SMALLEST)
@@ -159,7 +174,8 @@ def _rows(count: Tensor, total: Tensor, within: Tensor | None, config: Prototype
         factored = torch.linalg.lu_factor(metric)
         weights = torch.linalg.lu_solve(*factored, means.T).T
         spread = 0.5 * torch.linalg.lu_solve(*factored, within).trace()
-        lost = spread / records.clamp(min=1.0)  # (M65)
+        lost = torch.where(count > 0, spread / filled(count).clamp(min=1.0), 0.0)  # (M65)
     bias = config.few_records * lost - 0.5 * (weights * means).sum(dim=1)
-    bias[count == 0] = ABSENT
+    if not named:
+        bias[count == 0] = ABSENT
     return torch.cat([weights, bias[:, None]], dim=1)

@@ -181,6 +181,40 @@ def test_a_client_whose_weight_is_capped_moves_no_mean_of_a_label_that_it_alone_
     assert float(left.abs().max()) < 1e-8  # and not 0.09
 
 
+def test_beside_names_a_label_that_nobody_has_shown_has_the_mean_of_its_task():
+    """So a name can answer with it; other labels keep the rows that they have without it."""
+    x, y = data(4)
+    x, y = x[y > 0], y[y > 0]
+    settings = {"ridge": 0.2, "own_covariance": 0.5, "few_records": 0.5, "enabled": "on"}
+    deal = statistics_in(method_with(name="deal", prototype=settings), "prototypes")
+    alone = statistics_in(method_with(name="prototype", prototype=settings), "learn")
+    other = data(5)
+    given = {"skin": [(x, y)], "heart": [other]}
+    head, strict = (
+        one_round(start(), statistics, given).heads["skin"].double().numpy()
+        for statistics in (deal, alone)
+    )
+    mean = x.double().numpy().mean(0)
+    records = np.concatenate([centred(*other)[0], *of_each(x, y)])
+    shared, own = covariance(records), covariance(np.concatenate(of_each(x, y)))
+    for step, within in enumerate((shared, 0.5 * own + 0.5 * shared)):
+        inverse = np.linalg.inv(within + 0.2 * np.trace(within) / SIZE * np.eye(SIZE))
+        neutral = np.append(inverse @ mean, -0.5 * mean @ inverse @ mean)
+        apart = head[0, step] - head[1, step]  # what all rows have in common is taken out
+        shown = head[2, step] - head[1, step]
+        np.testing.assert_allclose(shown, strict[2, step] - strict[1, step], atol=1e-4)
+        first = x.double().numpy()[y.numpy() == 1].mean(0)
+        lost = np.trace(inverse @ within) / (2 * int((y == 1).sum()))
+        expected = np.append(inverse @ first, 0.5 * lost - 0.5 * first @ inverse @ first)
+        np.testing.assert_allclose(apart, neutral - expected, rtol=1e-4, atol=1e-4)
+
+
+def of_each(x: Tensor, y: Tensor) -> list[np.ndarray]:
+    """The records of each label less their mean."""
+    groups = [x.double().numpy()[y.numpy() == c] for c in sorted(set(y.tolist()))]
+    return [group - group.mean(0) for group in groups]
+
+
 def test_a_label_that_nobody_has_shown_is_never_the_answer():
     x, y = data(4)
     x, y = x[y > 0], y[y > 0]
