@@ -23,7 +23,7 @@ from deal_core.training.evaluation import (
     count_both,
     count_correct,
 )
-from deal_core.training.head_scores import by_heads
+from deal_core.training.head_scores import by_heads, by_names_told
 from deal_core.training.loop import load_state
 from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 from deal_core.wire.instruction import Instruction
@@ -140,7 +140,7 @@ def _right(
         spaces = {name: bench.labels(name) for name in learnt or ()}
         shared = bench.experiment.stream.shared_labels
         space = answer_space(task, share.labels, spaces, shared)
-        score = _scorer(bench, task, share, state, space)
+        score = _scorer(bench, task, share, state, space, learnt)
         return count_both(score, share.test, space, weights, alone)
 
     if not share.test:
@@ -158,13 +158,21 @@ def group_weights(groups: Sequence[int]) -> list[float]:
 
 
 def _scorer(
-    bench: Workbench, task: str, share: ClientTask, state: State, space: AnswerSpace
+    bench: Workbench,
+    task: str,
+    share: ClientTask,
+    state: State,
+    space: AnswerSpace,
+    learnt: Sequence[str] | None,
 ) -> Scorer:
     """Return scores by the names of labels; by heads where the task has one, with the names beside
-    them if the method says so."""
+    them if the method says so. A task that has been learnt and has none is answered by those of
+    others where nobody tells the task, as by :class:`~deal_core.inference.predictor.Predictor`."""
     names = by_name(bench.model, share.test, [label for _, label in space.columns])
-    statistics = bench.statistics
-    if statistics is None or task not in state.heads:
+    statistics, headless = bench.statistics, task not in state.heads
+    among_heads = task in (learnt or ()) and any(other in state.heads for other in learnt or ())
+    if statistics is None or (headless and not among_heads):
         return names
     vectors = bench.embeddings(share, "test", statistics.layers)
-    return by_heads(vectors, space, state.heads, names, statistics.names)
+    scores = by_heads(vectors, space, state.heads, names, statistics.names)
+    return by_names_told(names, scores, space) if headless else scores

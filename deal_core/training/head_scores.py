@@ -54,6 +54,28 @@ def by_heads(
     return scores
 
 
+def by_names_told(names: Scorer, heads: Scorer, space: AnswerSpace) -> Scorer:
+    """Return scores of texts of a task that has no head, beside tasks that have one. Told the task,
+    the names of its labels answer. Not told, a head does, as for everybody who does not know the
+    task: its own columns stand below all others.
+
+    Args:
+        names: scores of label names, a column each of the ``space``.
+        heads: scores of :func:`by_heads`.
+        space: the columns.
+    """
+    own = list(space.own)
+    others = [place for place in range(len(space.columns)) if place not in own]
+
+    def scores(batch: Sequence[int]) -> Tensor:
+        told, found = names(batch)[:, own].double(), heads(batch)
+        least = found[:, others].amin(dim=1, keepdim=True) - 1.0
+        found[:, own] = least + told - told.amax(dim=1, keepdim=True)
+        return found
+
+    return scores
+
+
 def in_two_steps(first: Tensor, second: Tensor) -> Tensor:
     """Return ``log(sum_c exp first_c) + log softmax(second)``, ``(texts, labels)``: what the task
     has by the first, divided among its labels by the second."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from deal_core.models import Encoded
 from deal_core.training.evaluation import NO_ANSWER, answer_space, count_both
-from deal_core.training.head_scores import by_heads
+from deal_core.training.head_scores import by_heads, by_names_told
 
 LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
 SPACE = answer_space("skin", LEARNT["skin"], LEARNT, shared_labels=False)
@@ -78,6 +78,20 @@ def test_a_task_without_a_head_beside_one_of_two_steps_gives_no_answer():
     assert count_both(
         by_heads(TEXTS, SPACE, {"skin": two_steps(SKIN, SKIN)}), examples(0, 1), SPACE
     ) == (2, 2)
+
+
+def test_a_task_without_a_head_is_answered_by_names_where_it_is_told_and_never_where_it_is_not():
+    """Whoever does not know the task asks the heads, and these know other tasks alone."""
+    heart = answer_space("heart", LEARNT["heart"], LEARNT, shared_labels=False)
+    heads = by_heads(TEXTS, heart, {"skin": SKIN}, names, 0.5)
+    told = by_names_told(lambda batch: names(batch) + torch.tensor([0, 1e-3, 0, 0]), heads, heart)
+    assert count_both(told, examples(1, 1), heart) == (2, 0)
+    torch.testing.assert_close(told([0, 1])[:, 2:], heads([0, 1])[:, 2:])
+    shared = answer_space("heart", LEARNT["heart"], LEARNT, shared_labels=True)
+    told = by_names_told(
+        lambda batch: -names(batch), by_heads(TEXTS, shared, {"skin": SKIN}), shared
+    )
+    assert count_both(told, examples(1, 0), shared) == (1, 1)  # 'old' of heart, by the head of skin
 
 
 def test_a_label_that_nobody_has_shown_takes_nothing_from_the_others():

@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from client.local_sums import sum_records
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.models import Encoded
+from deal_core.privacy.interface import Refusal
 from deal_core.training.evaluation import AnswerSpace, Scorer, count_both
+from deal_core.wire.instruction import Instruction
 from server.results import read_results
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
@@ -33,6 +36,7 @@ TASKS = ("laboratory", "surgery")
 COLOURS = {"a": "red", "b": "green", "c": "blue"}
 SETTINGS = {
     "heads": ("method.prototype.enabled=on",),  # heads, and names beside them
+    "one head": ("method.prototype.enabled=on",),  # nobody gives sums of the second task
     "names": ("method.name=sequential", "train.learning_rate=1e-2"),  # a current adapter alone
     "residual": ("aggregation.rule=fedex", "adapter.lora_alpha=10"),  # a scaling of no power of 2
     "pooled": ("adapter.kind=pooled", "train.learning_rate=1"),
@@ -83,10 +87,19 @@ class EvaluationAnswers:
         return count_both(seen, data, space, *options)
 
 
-def finished(experiment: Experiment) -> EvaluationAnswers:
-    """Run it; return what its evaluations answered."""
+def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers:
+    """Run it; return what its evaluations answered. ``keeping``: sites keep sums of the second
+    task."""
     answers = EvaluationAnswers()
+
+    def kept(bench: Any, client: int, state: Any, instruction: Instruction, *rest: Any) -> Any:
+        if instruction.task == TASKS[1]:
+            raise Refusal("policy", "sums stay here")
+        return sum_records(bench, client, state, instruction, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
+        if keeping:
+            patch.setattr("client.local_training.sum_records", kept)
         patch.setattr("client.local_evaluation.count_both", answers.count_both)
         patch.setattr("deal_core.training.evaluation.count_both", answers.count_both)
         run_inprocess(experiment, lambda event: None)
@@ -97,12 +110,12 @@ ANSWERS: dict[Path, EvaluationAnswers] = {}
 """Run folder to what its evaluations answered."""
 
 
-@pytest.fixture(scope="module", params=slow_but(SETTINGS, "heads", "names"))
+@pytest.fixture(scope="module", params=slow_but(SETTINGS, "heads", "one head", "names"))
 def run(request, tmp_path_factory, make_experiment) -> tuple[Path, Experiment]:
     folder = tmp_path_factory.mktemp(request.param)
     sizes = ("data.max_train=24", "data.max_test=24", "federation.rounds=1", *FLOAT32)
     experiment = at(make_experiment(*sizes, *SETTINGS[request.param]), folder)
-    ANSWERS[folder] = finished(experiment)
+    ANSWERS[folder] = finished(experiment, keeping=request.param == "one head")
     return folder, experiment
 
 
