@@ -134,9 +134,11 @@ def _tasks(results: Results, inference: Inference) -> list[str]:
 
 
 def _experts(inference: Inference) -> str:
-    """Return what the accuracies are of, where two experts answer."""
+    """Return what the accuracies are of, where label heads answer."""
     if not inference.head_layers:
         return ""
+    if not inference.names_weight:
+        return "Measured with the label heads of `heads.safetensors` alone."
     others = "names of labels" if inference.pooling == "mean" else "the likelihood of words"
     beside = f"class means (`heads.safetensors`) beside {others}"
     return f"Measured with {beside}; without them it may be less."

@@ -38,7 +38,7 @@ model, tokenizer = AutoModel.from_pretrained({base}).eval(), AutoTokenizer.from_
 weight = load_file("{map}")["weight"]
 names = load_file("{labels}")[{task}]
 tokens = tokenizer("a text", truncation=True, max_length={max_length}, return_tensors="pt")
-vector = model(**tokens).last_hidden_state.mean(dim=1) @ weight.T  # of one text, without padding
+vector = model(**tokens).last_hidden_state.float().mean(dim=1) @ weight.T  # unpadded
 print(torch.cosine_similarity(vector, names).argmax().item())  # place in the task's labels
 """
 TO_THE_BIT = frozenset({"embedded:minilm"})

@@ -42,8 +42,9 @@ MEANS = """\
 with model.disable_adapter():  # class means are of the frozen model
     read = model({inputs}, output_hidden_states=True)
 layers = read.{states}[1:][: -{layers} - 1 : -1]  # the last one first
-own = slice(len(task["before"]), len(task["before"]) + len(text))
-units = [normalize(layer[0, own].mean(dim=0), dim=0) for layer in layers]
+first = len(task["before"])
+own = slice(first, first + max(1, len(text)))
+units = [normalize(layer[0, own].float().mean(dim=0), dim=0) for layer in layers]
 pairs = [normalize(sum(units[i : i + 2]), dim=0) for i in range(0, len(units), 2)]
 embedding = torch.cat(pairs) / len(pairs) ** 0.5
 head = load_file("{heads}")[{task}]{second}  # (labels, size + 1)

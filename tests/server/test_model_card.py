@@ -54,6 +54,24 @@ def test_the_rule_is_the_one_that_ran():
     assert "aggregation rule: `ffa-a`" in model_card(results(config=pooled), inference())
 
 
+@pytest.mark.parametrize(
+    ("weight", "pooling", "said"),
+    [
+        (0.0, "mean", "Measured with the label heads of `heads.safetensors` alone."),
+        (0.5, "mean", "Measured with class means (`heads.safetensors`) beside names of labels;"),
+        (
+            1.0,
+            "",
+            "Measured with class means (`heads.safetensors`) beside the likelihood of words;",
+        ),
+    ],
+)
+def test_it_says_what_answered(weight, pooling, said):
+    update = {"head_layers": 4, "names_weight": weight, "pooling": pooling}
+    assert said in model_card(results(), inference().model_copy(update=update))
+    assert "heads.safetensors" not in model_card(results(), inference())
+
+
 def test_without_privacy_it_says_so():
     card = model_card(results(), inference())
     assert "**None.** No text left its client" in card

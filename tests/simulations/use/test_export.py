@@ -131,6 +131,8 @@ def outside(encoder, exported, causal, seq2seq, pooled, with_heads, tmp_path_fac
             for copy in ("mine", "merged"):
                 jobs[f"{copy} card of {kind}"] = ["page", str(place / copy), words_of(place / copy)]
             jobs[f"writing of {kind}"] = ["page", *writing_page(place)]
+    for name, code in unusual(words_of(causal["llama"] / "mine")).items():
+        jobs[name] = ["page", str(causal["llama"] / "mine"), code]
     words = page_example("words").replace("mine/base", "base")
     jobs["words of the page"] = ["page", str(causal["llama"]), words]
     said = dict(zip(jobs, run_outside(folder, *jobs.values()), strict=True))
@@ -155,6 +157,14 @@ def words_of(folder: Path) -> str:
     lines = code.replace("a text", TEXT).splitlines()
     assert lines[-1] == "print(max(scores, key=scores.get))"
     return "\n".join([*lines[:-1], "print(json.dumps(scores))"])
+
+
+def unusual(code: str) -> dict[str, str]:
+    """The lines of a card, on a base model as hubs store it, and about a text without words."""
+    load = '.from_pretrained(".")'
+    assert load in code
+    half = code.replace(load, '.from_pretrained(".", dtype=torch.bfloat16)')
+    return {"half of its precision": half, "no words": code.replace(TEXT, "")}
 
 
 def writing_page(place: Path) -> tuple[str, str]:
@@ -261,6 +271,18 @@ def test_the_lines_of_a_card_score_labels_and_write_as_deal_does(kind, causal, s
     assert means[best] != pytest.approx(means[second], abs=0.01)
     asked = model.encode([Example(TEXT, "", target="x")], (), task.instruction)
     assert json.loads(outside.said[f"writing of {kind}"]) == model.write(asked)[0]
+
+
+def test_the_lines_of_a_card_are_good_for_a_base_in_bfloat16_and_for_no_words(causal, outside):
+    predictor = load_predictor(find_adapter(causal["llama"] / "run"))
+    usual = json.loads(outside.said["mine card of llama"])
+    assert json.loads(outside.said["half of its precision"]) == pytest.approx(usual, abs=0.3)
+    empty = json.loads(outside.said["no words"])
+    best, second = sorted(empty, key=lambda label: empty[label])[:-3:-1]
+    answer = predictor.answer("", predictor.inference.tasks[0].name)
+    assert (best, second) == (answer.label, answer.runner_up)
+    total = sum(math.exp(score - empty[best]) for score in empty.values())
+    assert 1 / total == pytest.approx(answer.probability, rel=1e-3)
 
 
 def test_the_lines_of_the_page_about_words_answer_as_deal_does(causal, outside):
