@@ -35,6 +35,12 @@ def pack_sums(
     }
 
 
+def largest_array(shapes: Shapes, codes: Mapping[str, str] = EXACTLY) -> int:
+    """Return the bytes of the largest array of a task's sums as they travel."""
+    headers = (_form(name, codes).headers(shape).values() for name, shape in shapes.items())
+    return max(header.nbytes for own in headers for header in own)
+
+
 def read_sums(
     record: Mapping[str, WireArray], shapes: Sequence[Shapes], codes: Mapping[str, str] = EXACTLY
 ) -> list[dict[str, Tensor]]:

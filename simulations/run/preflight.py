@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from client.egress import LARGEST_SUM
 from deal_core.aggregation import AGGREGATION_RULES, RULES_OF_KINDS, make_rule
 from deal_core.config.experiment import AggregationConfig, Experiment
 from deal_core.data import load_for_clients, open_source, partition
@@ -10,6 +11,7 @@ from deal_core.errors import UserError, choose
 from deal_core.lora.kinds import kind_of
 from deal_core.methods import (
     RULES,
+    Statistics,
     every_task_ends_a_stage,
     method_of,
     statistics_of,
@@ -25,6 +27,7 @@ from deal_core.models.prompt import read_template
 from deal_core.privacy.policy import at_server
 from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.instruction import LEARN
+from deal_core.wire.sums import largest_array
 from server.plan import make_plan
 from server.tracking.tracker import check_tracker
 from simulations.check.finding import Check, reading, run_checks
@@ -174,6 +177,26 @@ def _check_core_at_clients(experiment: Experiment) -> None:
         )
 
 
+def _require_small_sums(experiment: Experiment, statistics: Statistics) -> None:
+    """Check that sites will let the sums of a task leave. In a secure sum they are masked numbers.
+
+    Raises:
+        UserError: embeddings of so many entries that the sums are too large.
+    """
+    size = embedding_size(experiment.model, statistics.layers)
+    if experiment.aggregation.secure:
+        return
+    form = statistics.at(experiment.wire.dtype)
+    largest = largest_array(form.shapes(1, size), form.codes)
+    if largest > LARGEST_SUM:
+        raise UserError(
+            f"method.name '{experiment.method.name}' adds up embeddings of {size} entries, and an "
+            f"array of {largest / 2**20:.0f} MiB is more than leaves a site at once "
+            f"({LARGEST_SUM / 2**20:.0f}); lower method.prototype.layers, set wire.dtype to "
+            '"int8", or method.prototype.enabled to "off"'
+        )
+
+
 def check_statistics(experiment: Experiment) -> None:
     """A method whose clients send sums needs embeddings, and sums of which each client is in once.
 
@@ -181,7 +204,8 @@ def check_statistics(experiment: Experiment) -> None:
         UserError: a model, a robust step or a schedule that it does not go with.
     """
     method = method_of(experiment)
-    if statistics_of(method) is None:
+    statistics = statistics_of(method)
+    if statistics is None:
         return
     name, robust = experiment.method.name, experiment.aggregation.robust
     if at_server(experiment) and not has_label_logits(experiment.model):
@@ -189,7 +213,7 @@ def check_statistics(experiment: Experiment) -> None:
             f"train.step = \"server\" and method.name '{name}': sums with noise are for "
             f"encoders, and model.family is '{experiment.model.family}'; use encoder-labels"
         )
-    embedding_size(experiment.model)
+    _require_small_sums(experiment, statistics)
     if text := texts_at_once(experiment):
         raise UserError(
             f"method.name '{name}' adds up sums by label, all tasks at once in this schedule, and "

@@ -5,7 +5,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client import wire
-from client.egress import FIELDS, SUM_FIELDS, check_reply
+from client.egress import FIELDS, LARGEST_SUM, SUM_FIELDS, check_reply
 from deal_core.lora.payload import PayloadError
 from simulations.engines.flower_identity import assume_identity
 from tests.client.real_site import RealSite, asked, code
@@ -135,7 +135,7 @@ def test_sums_of_another_name_or_task_do_not_leave(key):
 
 def test_sums_that_are_larger_than_any_embedding_makes_them_do_not_leave():
     with pytest.raises(PayloadError, match="may not leave this client"):
-        check_reply(*sums_with("0.gram", size=2**23 + 1))
+        check_reply(*sums_with("0.gram", size=LARGEST_SUM // 8 + 1))
 
 
 def test_every_field_of_a_sum_has_its_reason():

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from flwr.app import ArrayRecord
+from transformers import LlamaConfig
 
 from deal_core.config.file import parse_experiment
 from deal_core.data import open_source
@@ -191,6 +192,24 @@ def test_class_means_alone_learn_where_there_are_labels(experiment_of, tmp_path,
 def test_class_means_that_cannot_be_made_are_refused(experiment_of, settings, said):
     with pytest.raises(UserError, match=said):
         check_statistics(experiment_of("llama", "method.name=prototype", *settings))
+
+
+@pytest.mark.parametrize("family", ["deal", "prototype"])
+def test_sums_that_no_site_would_send_are_refused_before_a_run(experiment_of, tmp_path, family):
+    """Those of a model with 8 billion weights leave; of one with 70 they are four times that."""
+
+    def checked(hidden: int, *settings: str) -> None:
+        wide = LlamaConfig(hidden_size=hidden, num_hidden_layers=32, num_attention_heads=32)
+        wide.save_pretrained(tmp_path / str(hidden))
+        name = f'model.name="{tmp_path / str(hidden)}"'
+        means = (f"method.name={family}", "method.prototype.enabled=on")
+        check_statistics(experiment_of("llama", *means, name, *settings))
+
+    checked(4096)
+    with pytest.raises(UserError, match=r"16384 entries.*512 MiB.*method.prototype.layers"):
+        checked(8192)
+    for cure in ("method.prototype.layers=2", "wire.dtype=int8", "aggregation.secure=true"):
+        checked(8192, cure)
 
 
 def test_texts_that_are_no_task_of_the_run_do_not_matter(experiment_of):
