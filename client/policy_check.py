@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.methods import consolidation_rank
 from deal_core.privacy.policy import (
     Policy,
     Refusal,
@@ -24,7 +25,7 @@ def require_policy(config: Experiment, policy: Policy | None) -> None:
     """
     try:
         require_mechanism(config.privacy.mechanism, policy)
-        require_adapter(config.adapter, policy)
+        require_adapter(config.adapter, policy, consolidation_rank(config))
         require_secure(config.aggregation.secure, policy)
         require_shares(config.privacy, policy)
         require_comparable(config, policy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from client.resources import Workbench
 from deal_core.lora.payload import PayloadError
-from deal_core.privacy.policy import Policy
+from deal_core.privacy.policy import Policy, Refusal
 from deal_core.wire.instruction import Instruction
 
 
@@ -38,12 +38,12 @@ def check_training(instruction: Instruction, bench: Workbench, policy: Policy | 
 
     Raises:
         PayloadError: a task that is not of the run; several to be learnt at once where the
-            experiment learns them one by one, has a mechanism, or learns from public texts; or a
-            larger rank than the site's policy allows.
+            experiment learns them one by one, has a mechanism, or learns from public texts.
+        Refusal: a larger rank than the site's policy allows.
     """
     check_tasks(instruction, bench)
     if policy is not None and instruction.rank > policy.max_rank:
-        raise PayloadError("instruction: a larger rank than the site's policy allows")
+        raise Refusal("policy", "instruction: a larger rank than the site's policy allows")
     if not instruction.tasks:
         return
     joint = bench.experiment.stream.schedule == "joint"

@@ -8,6 +8,7 @@ from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
 from deal_core.methods.auto_settings import (
+    consolidation_rank,
     every_task_ends_a_stage,
     resolve_auto,
     texts_at_once,
@@ -108,6 +109,7 @@ __all__ = [
     "TaskMemory",
     "TaskPrompt",
     "Tensors",
+    "consolidation_rank",
     "cut_by_inputs",
     "every_task_ends_a_stage",
     "make_method",

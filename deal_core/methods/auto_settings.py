@@ -29,6 +29,19 @@ def resolve_auto(experiment: Experiment) -> MethodConfig:
     return experiment.method.model_copy(update=update)
 
 
+def consolidates(method: MethodConfig) -> bool:
+    """Return whether what was learnt is distilled, on whatever texts, where nothing is ``auto``."""
+    return method.consolidation.data in {"private", "public"}
+
+
+def consolidation_rank(experiment: Experiment) -> int:
+    """Return the rank of the adapter that clients train in rounds of consolidation; 0: there are
+    none."""
+    method = resolve_auto(experiment)
+    distilling = method.name == "deal" and consolidates(method)
+    return experiment.adapter.retained_rank if distilling else 0
+
+
 def _prototype(experiment: Experiment) -> PrototypeConfig:
     """Return those of class means: ``deal`` has them where nothing stands against sums."""
     asked = experiment.method.prototype

@@ -37,6 +37,7 @@ from deal_core.lora.adapter import (
     zero_adapter,
 )
 from deal_core.lora.state import State
+from deal_core.methods.auto_settings import consolidates
 from deal_core.methods.deal.filter_learning import diagonal_student, make_filter_learning
 from deal_core.methods.deal.retention import retain
 from deal_core.methods.interface import LocalTask, Phase
@@ -127,11 +128,6 @@ class Taught:
 
     def penalty(self) -> None:
         """Return None: there is no term beside the data."""
-
-
-def consolidates(method: MethodConfig) -> bool:
-    """Return whether what was learnt is distilled, on whatever texts."""
-    return method.consolidation.data in {"private", "public"}
 
 
 def consolidated(state: State, adapter: AdapterConfig) -> State:

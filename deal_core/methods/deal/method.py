@@ -32,11 +32,11 @@ from deal_core.lora.adapter import (
     zero_adapter,
 )
 from deal_core.lora.state import State
+from deal_core.methods.auto_settings import consolidates
 from deal_core.methods.deal.analytic_head import prototype_phases
 from deal_core.methods.deal.consolidation import (
     LEARNED,
     consolidated,
-    consolidates,
     consolidation_phases,
 )
 from deal_core.methods.deal.controlled_update import Anchor, make_anchors, update_penalty
