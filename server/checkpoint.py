@@ -27,7 +27,7 @@ from deal_core.whole_file import written_beside
 from server.folder import previous_checkpoint
 from server.spending import Spending
 
-VERSION = 4
+VERSION = 5
 """Of the file and of the schedule that ``position`` counts in."""
 EVERYBODY = "sum"
 """In the place of a client: the counts are those of all of them together."""
@@ -216,7 +216,10 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
             meta = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         if meta.get("version") != str(VERSION):
-            raise UserError(f"{path}: checkpoint of version {meta.get('version')}, not {VERSION}")
+            raise UserError(
+                f"{path}: checkpoint of version {meta.get('version')}, not {VERSION}: another "
+                "release of this project made it; go on with that one, or begin the run anew"
+            )
         written = meta.pop("sha256", "")  # empty: from before there were digests
         if written and written != _digest(tensors, meta):
             raise ValueError("its content is not what was written")

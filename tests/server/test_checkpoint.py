@@ -9,6 +9,7 @@ import torch
 from deal_core.errors import UserError
 from deal_core.lora.state import State
 from server.checkpoint import (
+    VERSION,
     Checkpoint,
     History,
     load_checkpoint,
@@ -50,6 +51,17 @@ def test_round_trip_to_the_last_bit(tmp_path, checkpoint):
         for name in SHAPES:
             assert torch.equal(one.layers[name].A, two.layers[name].A)
             assert torch.equal(one.layers[name].B, two.layers[name].B)
+
+
+def test_a_checkpoint_that_counts_in_another_schedule_is_refused_with_the_cure(
+    tmp_path, checkpoint, monkeypatch
+):
+    path = tmp_path / "checkpoint.safetensors"
+    with monkeypatch.context() as earlier:
+        earlier.setattr("server.checkpoint.VERSION", VERSION - 1)
+        save_checkpoint(path, checkpoint)
+    with pytest.raises(UserError, match=r"another release .*begin the run anew"):
+        load_checkpoint(path, SHAPES)
 
 
 def test_label_heads_and_sums_come_back_too(tmp_path, checkpoint):
