@@ -40,7 +40,7 @@ from deal_core.methods.shared.named_factors import named
 from deal_core.methods.shared.penalised import Penalised
 from deal_core.methods.shared.plain import Plain, plain
 from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start, start_of
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.randomness import seeded
 from deal_core.training.batching import within_budget
 from deal_core.training.cache import Cache
@@ -152,11 +152,19 @@ def drawn_labels(
     for part in passes:
         items = [share.data[i] for i in part]
         with torch.no_grad():
-            chances = model.scores(items, share.labels).softmax(dim=1).cpu()
+            chances = label_chances(model, items, share.labels).cpu()
         drawn = torch.multinomial(chances, 1, generator=generator).flatten().tolist()
         for i, item, target in zip(part, items, drawn, strict=True):
             relabelled[i] = Encoded(item.tokens, target)
     return relabelled
+
+
+def label_chances(model: LanguageModel, items: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+    """Return how likely the model's answer is each label, ``(items, labels)``. Of words, a label's
+    probability is the product over its tokens, and not their mean."""
+    if isinstance(model, GeneratingModel):
+        return model.log_likelihoods(items, labels).softmax(dim=1)
+    return model.scores(items, labels).softmax(dim=1)
 
 
 def make_ewc(method: MethodConfig, adapter: AdapterConfig) -> Ewc:

@@ -101,7 +101,13 @@ class GeneratingLM:
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""
-        return self.reader.likelihoods(batch, [self._prompts.label(label) for label in labels])
+        return self.reader.likelihoods(batch, self._prompts.scored(labels))
+
+    def log_likelihoods(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+        """Return log-likelihoods of whole labels, ``(batch, labels)``, float32."""
+        lengths = torch.tensor([len(answer) for answer in self._prompts.scored(labels)])
+        scores = self.scores(batch, labels)
+        return scores * lengths.to(scores.device)
 
     def answered(
         self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""

@@ -149,6 +149,10 @@ class GeneratingModel(LanguageModel, Protocol):
     def word_logits(self, states: Tensor) -> Tensor:
         """Return logits over the vocabulary, ``(words, vocabulary)``, float32."""
 
+    def log_likelihoods(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+        """Return log-likelihoods of whole labels, ``(batch, labels)``; scores are means over their
+        tokens."""
+
     def answered(
         self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
     ) -> list[Encoded]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -111,6 +112,14 @@ class PromptTokens:
     def label(self, label: str) -> Tokens:
         """Return the tokens of a label as an answer, without an end."""
         return self._once(f"{self.gap}{words(label)}")
+
+    def scored(self, labels: Sequence[str]) -> list[Tokens]:
+        """Return the tokens of each label by which it is scored: those of the label; with the end,
+        where one begins as another does, for else the shorter had all that the longer begins with.
+        """
+        answers = [self.label(label) for label in labels]
+        beginnings = any(b[: len(a)] == a for a, b in pairwise(sorted(set(answers))))
+        return [answer + self.end for answer in answers] if beginnings else answers
 
     @property
     def end(self) -> Tokens:
@@ -247,7 +256,8 @@ def require_distinct(tokenizer: Any, labels: Sequence[str]) -> None:
     the answer.
 
     Raises:
-        UserError: two labels are the same to the tokeniser, or one is nothing.
+        UserError: two labels are the same to the tokeniser, or one is nothing; or one begins as
+            another does, and no end tells them apart.
     """
     known: dict[Tokens, str] = {}
     for label in labels:
@@ -258,4 +268,12 @@ def require_distinct(tokenizer: Any, labels: Sequence[str]) -> None:
             raise UserError(
                 f"labels '{known[ids]}' and '{label}' are the same to the model's tokeniser; "
                 "rename one, or choose another model"
+            )
+    if tokenizer.eos_token_id is not None:
+        return
+    for short, long in pairwise(sorted(known)):
+        if long[: len(short)] == short:
+            raise UserError(
+                f"label '{known[long]}' begins as '{known[short]}' does, and the model's tokeniser "
+                "has no token for an end; rename one, or choose another model"
             )

@@ -32,7 +32,7 @@ TENSORS = "from safetensors.torch import load_file\nfrom torch.nn.functional imp
 SCORE = """\
 
 def score(answer):  # the mean log-likelihood of a label's tokens
-    logits = model({inputs}).logits[0, -len(answer) :]
+    logits = model({inputs}).logits[0, -len(answer) :].float()
     return logits.log_softmax(dim=1).gather(1, torch.tensor(answer)[:, None]).mean().item()
 
 scores = {{label: score(ids) for label, ids in task["labels"].items()}}
@@ -104,7 +104,7 @@ def told_of(task: TaskSpace, prompts: PromptTokens, inference: Inference) -> dic
         "before": list(around.tokens[: around.shared]),
         "after": list(around.tokens[around.shared :]),
         "max_length": inference.max_length,
-        "labels": {label: list(prompts.label(label)) for label in task.labels},
+        "labels": dict(zip(task.labels, map(list, prompts.scored(task.labels)), strict=True)),
         "start": list(prompts.start),
         "writing": greedy_settings(prompts),
     }

@@ -16,10 +16,12 @@ from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
 from deal_core.methods.ewc import anchored, drawn_labels, fisher_diagonal
 from deal_core.methods.shared.named_factors import named
 from deal_core.methods.shared.task_start import snapshot_task_start
+from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state, train
+from tests.architectures import model_config, save
 
 LABELS = ("Anatomy", "Surgery")
 EARLIER = ("Dental", "Skin", "Eye")
@@ -55,6 +57,21 @@ def learnt_adapter(random_adapter, shapes, seed: int) -> Adapter:
     drawn = random_adapter(shapes, 8, 2.0, seed)
     layers = {n: LoraFactors(f.A * 0.05, f.B * 0.02) for n, f in drawn.layers.items()}
     return Adapter(layers, drawn.scaling)
+
+
+def test_words_are_drawn_by_the_likelihood_of_whole_labels(tmp_path, small_adapter):
+    """A mean over tokens would make every long label about as likely as the rest."""
+    model = load_model(model_config(save(tmp_path, "llama"), "llama"), small_adapter, 32)
+    labels = ("red", "blue_green_red", "a_b")
+    (item,) = model.encode([Example("c c d", "a_b")], labels)
+    with torch.no_grad():
+        means = model.scores([item], labels)
+        expected = (means * torch.tensor([1, 3, 2])).softmax(dim=1)
+        assert (expected - means.softmax(dim=1)).abs().max() > 0.1
+    share = TaskDataset(labels, [item] * 400)
+    drawn = drawn_labels(model, share, [range(400)], seeded("words"))
+    shares = torch.bincount(torch.tensor([d.target for d in drawn]), minlength=3) / 400
+    assert (shares - expected[0]).abs().max() < 4 * 0.5 / 400**0.5
 
 
 @pytest.fixture(scope="module")

@@ -71,6 +71,25 @@ def test_scores_are_length_normalised_log_likelihoods(model, causal_folder):
             torch.testing.assert_close(scores[i, j], expected, rtol=0, atol=1e-5)
 
 
+def test_a_label_that_begins_as_another_does_is_scored_with_its_end(tmp_path, small_adapter):
+    """Else 'blue' has all that 'blue green' begins with, and is the answer whatever is learnt."""
+    folder = save(tmp_path, "llama")
+    model = load_model(model_config(folder, "llama"), small_adapter, 32)
+    labels = ("blue", "blue_green", "red")
+    (item,) = model.encode([Example("c c d", "blue_green")], labels)
+    end = AutoTokenizer.from_pretrained(folder).eos_token_id
+    with torch.no_grad():
+        scores = model.scores([item], labels)[0]
+        sums = model.log_likelihoods([item], labels)[0]
+        alone = model.scores([item], ("blue", "red"))[0]
+    for j, label in enumerate(labels):
+        plain = plain_log_likelihoods(folder, item.tokens, [*answer_ids(folder, label), end])
+        torch.testing.assert_close(scores[j], plain.mean(), rtol=0, atol=1e-5)
+        torch.testing.assert_close(sums[j], plain.sum(), rtol=0, atol=1e-5)
+    plain = plain_log_likelihoods(folder, item.tokens, answer_ids(folder, "blue"))
+    torch.testing.assert_close(alone[0], plain.mean(), rtol=0, atol=1e-5)
+
+
 def test_small_scoring_passes_change_nothing(model, monkeypatch):
     batch = model.encode(EXAMPLES, LABELS)
     with torch.no_grad():
@@ -112,6 +131,8 @@ def test_labels_that_the_tokeniser_cannot_tell_apart_are_refused(causal_folder):
     check_label_tokens(config, LABELS)
     with pytest.raises(UserError, match="'violet' and 'ochre' are the same to"):
         check_label_tokens(config, ("red", "violet", "ochre"))
+    with pytest.raises(UserError, match="'blue_green' begins as 'blue' does"):
+        check_label_tokens(config, ("blue", "blue_green"))  # the tokeniser has no end
     with pytest.raises(UserError, match="has no token for it"):
         check_label_tokens(config, ("red", " "))
     check_label_tokens(ModelConfig(), ("red", " "))  # an encoder embeds names
