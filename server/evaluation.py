@@ -118,7 +118,7 @@ class Evaluation:
         missing takes its tests along. Simulated clients cannot be lost.
 
         Raises:
-            UserError: fewer told their counts than the quorum.
+            UserError: fewer answered than the quorum.
         """
         roster = self.exchange.roster
         if tally.again and roster.patience:
@@ -127,8 +127,8 @@ class Evaluation:
             sent.resent.extend(again.requests.values())
             for reply in self.exchange.replies(step, again):
                 self.hear(step, reply, again, tally)
-        telling = len(roster.clients) - len(tally.withheld)
-        self.exchange.require_quorum(len(tally.counts), telling, step)
+        heard = len(tally.counts) + len(tally.withheld)  # who keeps counts has answered, too
+        self.exchange.require_quorum(heard, len(roster.clients), step)
         counts = {name: tally.counts[name] for name in roster.clients if name in tally.counts}
         return self.recorded(step, counts, len(counts) < len(roster.clients), history)
 

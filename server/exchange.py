@@ -31,6 +31,8 @@ class Exchange:
         roster: the clients of the run.
         holding: client name to the digest of the retained adapter that it has, as far as this
             process knows: who is not in it is sent the adapter.
+        unwilling: clients whose policy refused the experiment when they were asked last, as far as
+            this process knows.
     """
 
     grid: Grid
@@ -38,6 +40,7 @@ class Exchange:
     roster: Roster
     events: EventLog
     holding: dict[str, str] = field(default_factory=dict)
+    unwilling: set[str] = field(default_factory=set)
 
     def instruction(self, step: Step, state: State) -> Instruction:
         """What is the same for all clients."""
@@ -125,17 +128,25 @@ class Exchange:
                 "stands, continue with --resume (metrics.jsonl has the reasons)"
             )
 
-    def require_willing(self, refused: int, asked: int, step: Step) -> None:
+    def heard_willing(self, client: str, willing: bool) -> None:
+        """Note what a client's policy has said of the experiment."""
+        (self.unwilling.discard if willing else self.unwilling.add)(client)
+
+    def require_willing(self, learners: frozenset[str], step: Step) -> None:
         """Check that the policy of some client allows what the experiment asks: where none does,
-        every round would end so.
+        every round would end so. A few that are asked in one round are not all of them.
+
+        Args:
+            learners: all that train in the run.
+            step: which round it is.
 
         Raises:
             UserError: all refuse.
         """
-        if asked and refused == asked:
+        if learners and learners <= self.unwilling:
             raise UserError(
-                f"{step.kind} {step.server_round} of stage {step.stage}: all clients that were "
-                f"asked ({asked}) refuse the experiment by their policy; deal site check "
+                f"{step.kind} {step.server_round} of stage {step.stage}: all clients that train "
+                f"({len(learners)}) refuse the experiment by their policy; deal site check "
                 "--experiment FILE tells each why; the checkpoint before it stands, continue with "
                 "--resume"
             )

@@ -40,14 +40,12 @@ class RoundReplies:
         sizes: bytes of each valid update, by client.
         spent: what privacy has cost, by client that says so, whether or not its update counts.
         idle: how many clients took no part.
-        refused: how many of them because their policy does not allow what the experiment asks.
         tally: of the evaluation that the requests carried along.
     """
 
     sizes: dict[str, int] = field(default_factory=dict)
     spent: dict[str, Spending] = field(default_factory=dict)
     idle: int = 0
-    refused: int = 0
     tally: EvaluationReplies = field(default_factory=EvaluationReplies)
 
 
@@ -111,12 +109,13 @@ class Gathering:
                 verdicts = screen.add(update, reader.before)
         except wire.ClientSkipped as reason:
             gathered.idle += 1
-            gathered.refused += reason.code == wire.BY_POLICY
+            self.exchange.heard_willing(client, reason.code != wire.BY_POLICY)
             self.exchange.event("client_idle", self.step, client=client, code=reason.code)
             return ()
         except NUMERICAL as fault:
             refuse(self.exchange, self.step, client, fault, spent)
             return ()
+        self.exchange.heard_willing(client, True)
         arrived[client] = wire.payload_bytes(message.content)
         self.exchange.event(
             "client_finished", self.step, client=client, task=instruction.task, **answer.figures

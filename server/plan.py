@@ -106,6 +106,11 @@ class Plan:
         return {task: names for task, names in clients.items() if names}
 
     @property
+    def learners(self) -> frozenset[str]:
+        """Clients that train in some round of the run."""
+        return frozenset(name for name, order in self._trained.items() if order)
+
+    @property
     def _trained(self) -> Mapping[str, Order]:
         """The orders of those that train."""
         if not self.trainers:

@@ -94,7 +94,7 @@ class Round:
         replies = self._collect(sent, aggregation, piggybacked)
         if piggybacked is not None:
             history = self.evaluation.finish(piggybacked, sent, replies.tally, history)
-        self.exchange.require_willing(replies.refused, len(clients), step)
+        self.exchange.require_willing(self.plan.learners, step)
         self.exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
         state, aggregate = self.basis(state, sent), None
         if replies.sizes or self.side.releases_noise:

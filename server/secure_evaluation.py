@@ -59,7 +59,7 @@ class SecureEvaluation:
         counts: dict[str, Counts] = {}
         with may_be_lost(exchange, "evaluation_lost", step):
             everyone = dict.fromkeys(exchange.roster.clients, NO_TASK)
-            held = self.legs.open(step, everyone, layout)
+            held = self.legs.open(step, everyone, layout, by_all=True)
             requests = self.legs.mask_requests(held)
             sent = exchange.ask(shown, asked, dict.fromkeys(requests, asked)).carrying(requests)
             for reply in exchange.replies(step, sent):

@@ -26,7 +26,6 @@ class MaskedReplies:
         sizes: bytes of each valid reply.
         spent: what privacy has cost, by client that says so.
         idle: how many clients took no part.
-        refused: how many of them because their policy does not allow what the experiment asks.
         tally: of the evaluation that the requests carried along.
     """
 
@@ -34,7 +33,6 @@ class MaskedReplies:
     sizes: dict[str, int] = field(default_factory=dict)
     spent: dict[str, Spending] = field(default_factory=dict)
     idle: int = 0
-    refused: int = 0
     tally: EvaluationReplies = field(default_factory=EvaluationReplies)
 
 
@@ -73,11 +71,12 @@ class SecureGathering:
             held = self.legs.add(gathered.held, client, message)
         except wire.ClientSkipped as reason:
             self.legs.sits_out(self.step, client, instruction.task, reason)
-            refused = gathered.refused + (reason.code == wire.BY_POLICY)
-            return replace(gathered, idle=gathered.idle + 1, refused=refused)
+            self.exchange.heard_willing(client, reason.code != wire.BY_POLICY)
+            return replace(gathered, idle=gathered.idle + 1)
         except NUMERICAL as fault:
             refuse(self.exchange, self.step, client, fault, spent)
             return gathered
+        self.exchange.heard_willing(client, True)
         gathered.sizes[client] = wire.secure_bytes(message.content)
         self.exchange.event(
             "client_finished", self.step, client=client, task=instruction.task, **figures

@@ -62,13 +62,16 @@ class SecureLegs:
         """What clients have announced."""
         return ChannelKeys(self.folder / "secure" / "keys.json", self.run)
 
-    def open(self, step: Step, clients: Mapping[str, str], layout: Layout) -> ServerRound:
+    def open(
+        self, step: Step, clients: Mapping[str, str], layout: Layout, by_all: bool = False
+    ) -> ServerRound:
         """Return the round after its first leg: the members are fixed.
 
         Args:
             step: which round of the run.
             clients: client to task.
             layout: of the vectors.
+            by_all: those that take no part have answered, too, and count for the quorum.
 
         Raises:
             BelowThreshold: too few take part.
@@ -82,7 +85,8 @@ class SecureLegs:
         if len(cohort) >= self._least():
             held = self._prepared(step, {name: clients[name] for name in cohort}, layout)
         valid = len(held.prepared) if held is not None else len(cohort)
-        self.exchange.require_quorum(valid, len(self._counted_on(clients)), step)
+        idle = len(clients) - len(self._counted_on(clients)) if by_all else 0
+        self.exchange.require_quorum(valid + idle, len(self._counted_on(clients)) + idle, step)
         if held is None:
             raise BelowThreshold(
                 f"{len(cohort)} clients can be asked, and a sum is of {self._least()} or more"

@@ -78,7 +78,7 @@ class SecureRound:
         replies = gathering.run(sent, held)
         valid = max(len(replies.sizes), len(replies.held.masked))
         if one.phase.statistics is None:
-            exchange.require_willing(replies.refused, len(members), step)
+            exchange.require_willing(one.plan.learners, step)
         exchange.require_quorum(valid, len(members) - replies.idle, step)
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)

@@ -16,6 +16,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.wire import request_name
 from deal_core.config.run_config import flatten
+from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
@@ -167,6 +168,59 @@ def test_where_the_only_site_with_tests_of_a_task_is_away_its_accuracy_is_not_kn
     results = read_results(folder)
     assert results.per_client.keys() == {"0", "2"}
     assert results.average_accuracy is None
+
+
+@dataclass
+class Withholding(Away):
+    """All but client 1 keep their counts, as the policy of a new site has it."""
+
+    def __call__(self, client: str, reply: Message) -> list[Message]:
+        if client != "1" and tells(reply):
+            kept = ConfigRecord({"code": "withheld"})
+            if "counts" in reply.content:
+                reply.content["counts"] = kept
+            else:
+                reply.content["status"] = kept
+                del reply.content["metrics"]
+        return super().__call__(client, reply)
+
+
+def test_a_site_that_is_away_stops_nothing_where_all_others_keep_their_counts(
+    tmp_path, monkeypatch
+):
+    """They have answered, and two of three are a quorum."""
+    folder, _ = run_with(Withholding(times=99), PATIENCE, tmp_path, monkeypatch, quorum=0.5)
+    results = read_results(folder)
+    assert results.per_client == {}
+    assert results.average_accuracy is None
+
+
+@dataclass
+class Unwilling(Away):
+    """Some clients' policy does not allow what the experiment asks of them."""
+
+    names: str = ""
+
+    def __call__(self, client: str, reply: Message) -> list[Message]:
+        if client in self.names and "lora" in reply.content:
+            for record in ("lora", "metrics", "counts"):
+                reply.content.pop(record, None)
+            reply.content["status"] = ConfigRecord({"code": "policy"})
+        return super().__call__(client, reply)
+
+
+@pytest.mark.parametrize("few", [{}, {"clients_per_round": 1}], ids=["all", "one a round"])
+def test_one_that_refuses_ends_no_run_even_where_it_is_asked_alone(tmp_path, monkeypatch, few):
+    for name in "012":
+        away = Unwilling(0, names=name)
+        folder, _ = run_with(away, 0.0, tmp_path / name, monkeypatch, rounds=2, **few)
+        assert len(read_results(folder).accuracy_matrix) == 2
+
+
+@pytest.mark.parametrize("few", [{}, {"clients_per_round": 1}], ids=["all", "one a round"])
+def test_where_all_have_refused_the_run_ends_and_says_why(tmp_path, monkeypatch, few):
+    with pytest.raises(UserError, match=r"all clients that train \(3\) refuse"):
+        run_with(Unwilling(0, names="012"), 0.0, tmp_path, monkeypatch, rounds=9, **few)
 
 
 def test_what_is_sent_again_counts_among_the_bytes(tmp_path, monkeypatch):

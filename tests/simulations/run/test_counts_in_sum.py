@@ -12,10 +12,14 @@ from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import Policy, metrics_allowed
 from deal_core.randomness import seeded_numpy
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.protocol_error import BelowThreshold, ProtocolError
 from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES
 from deal_core.wire.secure_layout import counts_layout
+from server.events import EventLog
+from server.exchange import Exchange
 from server.results import read_results
+from server.roster import Roster
+from server.schedule import Step
 from server.secure_evaluation import _rows
 from server.secure_legs import SecureLegs
 from server.wire import ClientSkipped, read_secure
@@ -99,7 +103,7 @@ def test_too_few_end_the_run_which_can_go_on_and_a_broken_sum_costs_the_counts(
 ):
     opened = SecureLegs.open
 
-    def fail(self, step, *rest):
+    def fail(self, step, *rest, **options):
         if step.kind == "zero-shot":
             raise fault
         return opened(self, step, *rest)
@@ -161,6 +165,22 @@ def test_two_sites_that_are_one_end_the_run_and_not_a_round(make_experiment, tmp
     experiment = at(make_experiment(*SUMMED, 'data.tasks=["laboratory"]'), tmp_path)
     with pytest.raises(UserError, match="two sites are registered as one"):
         run_in_process(experiment)
+
+
+def test_who_sits_out_of_an_evaluation_has_answered(tmp_path, make_experiment):
+    """Else one site that is away would stop a run in which all others keep their counts."""
+    roster = Roster(("0", "1", "2"), dict, 0.0)
+    exchange = Exchange(
+        None, make_experiment(*SUMMED), roster, EventLog(tmp_path / "metrics.jsonl")
+    )
+    legs = SecureLegs(exchange, tmp_path, {"": {"0", "2"}})
+    step, everyone = Step("end-stage", 0), dict.fromkeys("012", "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SecureLegs, "_meet", lambda self, step, wanted: None)
+        with pytest.raises(BelowThreshold):  # the evaluation is lost, and the run goes on
+            legs.open(step, everyone, None, by_all=True)
+        with pytest.raises(UserError, match="0 of 1 clients"):
+            legs.open(step, everyone, None)
 
 
 def test_a_site_that_keeps_its_counts_sits_out_and_is_no_fault():
