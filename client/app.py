@@ -28,7 +28,7 @@ from client.reply_cache import UpdateStore
 from client.site import site_of
 from client.site_file import NODE_KEY
 from client.site_log import SiteLog
-from client.state import FeedbackStore, forget
+from client.state import FeedbackStore, folder_of, forget
 from client.status_reply import STATUS, secure_reply, status_reply
 from deal_core.imports import without_collection
 from deal_core.lora.payload import LORA, SUMS, PayloadError
@@ -71,7 +71,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
 
         site = find_site(place)
         known = site if place.site is None else replace(site, run=run)
-        return ClientContext(place.client, FeedbackStore(place.folder), known)
+        return ClientContext(place.client, FeedbackStore(folder_of(place.folder, run)), known)
 
     @app.query("hello")
     @guarded
@@ -158,9 +158,9 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         if instruction.task:
             raise PayloadError("instruction: an evaluation is of no one task")
         # Asked of every client, once, before a second stage. A site has a folder for each run.
-        if instruction.stage < 0 and place.site is None:
-            forget(place.folder)
         run = place.run_name(dict(context.run_config))
+        if instruction.stage < 0 and place.site is None:
+            forget(folder_of(place.folder, run))
         name = wire.request_name(message, instruction, run)
         if not counts_in_sum(bench.experiment):
             counts = local_evaluation(

@@ -1,12 +1,14 @@
 """What a client keeps between requests, in its own folder, on disk.
 
 Keyed by place in the run: a request that is repeated, after a crash or a resume, finds what it
-found the first time.
+found the first time. Requests with other settings are of another run, and find nothing: what was
+made without noise must not reach an update whose noise is for less.
 """
 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -139,9 +141,17 @@ def _latest(server_round: int, path_of: Callable[[int], Path]) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def folder_of(place: Path, run: str) -> Path:
+    """Return where a client keeps what belongs to a run, of these very settings."""
+    return place / f"kept-{hashlib.sha256(run.encode()).hexdigest()[:32]}"
+
+
 def forget(folder: Path) -> None:
-    """Drop what an earlier run kept in this folder; called after the first round of this one, whose
-    own files stay."""
+    """Drop what earlier runs kept, in this folder and beside it; called after the first round of
+    this one, whose own files stay."""
+    for other in folder.parent.glob("kept-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
     for kind in ("task", "round", "feedback"):
         for old in folder.glob(f"{kind}-*.safetensors"):
             if old.stem != f"{kind}-0-1":

@@ -96,9 +96,9 @@ def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
     """What a client of another run kept there is not added to what is kept now."""
     experiment, folder = whole_run("ewc")
     for client in range(3):
-        site = tmp_path / "sites" / str(client)
+        kept = next((folder / "sites").glob("*/kept-*/task-1.safetensors"))
+        site = tmp_path / "sites" / str(client) / kept.parent.name
         site.mkdir(parents=True)
-        kept = next((folder / "sites").glob("*/task-1.safetensors"))
         shutil.copy(kept, site / "task-1.safetensors")
     run_inprocess(at(experiment, tmp_path), lambda event: None)
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
