@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+
+import torch
 
 from client.resources import Workbench
 from deal_core.lora.attach import set_trainable
@@ -15,6 +18,7 @@ from deal_core.training.embedding import base_embeddings
 from deal_core.training.evaluation import count_correct
 from deal_core.training.gradients import Gradients
 from deal_core.training.objective import Objective
+from deal_core.training.teacher import CACHED_FLOATS
 
 ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
 
@@ -42,7 +46,7 @@ def rehearse(
         RehearsalFailed: it does not work.
     """
     module = bench.model.module
-    with rehearsing():
+    with rehearsing(), room_for_answers(bench.model.device):
         labels = tuple(task.labels)
         longest = bench.longest(labels, task.instruction)
         probes = [*bench.probes(labels, task.instruction), *longest]
@@ -53,6 +57,14 @@ def rehearse(
         for prompt in asked:  # a text is asked about under one of them, whichever it is
             under = replace(alone, seen=(prompt.labels,), prompts=(prompt,))
             gradients.rehearse(module, objective(under, longest, Cache()), len(longest))
+
+
+@contextmanager
+def room_for_answers(device: torch.device) -> Iterator[None]:
+    """Hold as much memory as a teacher's answers about the records may take at most."""
+    held = torch.ones(CACHED_FLOATS, device=device)
+    yield
+    del held
 
 
 def rehearse_embeddings(bench: Workbench, labels: tuple[str, ...], layers: int) -> None:

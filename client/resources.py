@@ -119,7 +119,10 @@ class Workbench:
         torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
         keep_memory()
         dtype = compute_dtype(config.train, best_device(), mechanism_of(config).needs_float32)
-        return load_model(config.model, config.adapter, config.train.max_length, dtype)
+        model = load_model(config.model, config.adapter, config.train.max_length, dtype)
+        if config.privacy.mechanism != "none" and isinstance(model, GeneratingModel):
+            model.keep_nothing()
+        return model
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:

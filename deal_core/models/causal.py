@@ -106,6 +106,11 @@ class CausalReader:
         parts = torch.split(likelihood, [len(answer) for answer in answers])
         return torch.stack([part.mean() for part in parts])
 
+    def keep_nothing(self) -> None:
+        """Keep nothing of a prompt when its pass is over."""
+        if self._lower is not None:
+            self._lower.keeps = False
+
     def answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return the states that predict the words of the answers, ``(words, hidden)``."""
         rows = self._rows(batch, [answer[:-1] for answer in answers])

@@ -39,6 +39,9 @@ class Reader(Protocol):
         """Return the mean log-likelihood of each answer's tokens to each prompt, ``(batch,
         answers)``, float32."""
 
+    def keep_nothing(self) -> None:
+        """Keep nothing of a prompt when its pass is over."""
+
     def continued(self, batch: Sequence[Encoded]) -> list[list[int]]:
         """Return the likeliest words after each prompt, as long as the longest answer may be."""
 
@@ -115,6 +118,11 @@ class GeneratingLM:
         """Return the same texts under the prompt of another task, each with the answer that the
         model gives now: its best label, and the end."""
         return self._prompts.answered(batch, labels, instruction, self.scores, self.written)
+
+    def keep_nothing(self) -> None:
+        """Keep nothing of a text when its pass is over: then memory does not depend on the texts
+        before, of which single ones may be protected."""
+        self.reader.keep_nothing()
 
     def answer_length(self, label: str) -> int:
         """Return how many tokens a label has as an answer, without an end."""

@@ -159,6 +159,9 @@ class GeneratingModel(LanguageModel, Protocol):
         """Return the same texts under the prompt of another task, each with the answer that the
         model gives now, as a text: its best label, or where there are none what it writes."""
 
+    def keep_nothing(self) -> None:
+        """Keep nothing of a text when its pass is over."""
+
     def answer_length(self, label: str) -> int:
         """Return how many tokens a label has as an answer, without an end."""
 

@@ -62,16 +62,27 @@ class LowerLayers:
         decoder: the model without its head.
         layers: all its layers.
         below: how many lie below the first adapted one.
+        keeps: whether what they make is kept from pass to pass. Where single records are protected
+            it is not: memory would depend on the records before, and no rehearsal could tell it.
     """
 
     decoder: Any
     layers: list[nn.Module]
     below: int
+    keeps: bool = True
     _known: OrderedDict[PromptRow, Tensor] = field(default_factory=OrderedDict)
     _bytes: int = 0
 
     def states(self, forest: PromptForest) -> Tensor:
         """Return what arrives at the first adapted layer, ``(1, tokens, hidden)``."""
+        try:
+            return self._states(forest)
+        finally:
+            if not self.keeps:
+                self._known.clear()
+                self._bytes = 0
+
+    def _states(self, forest: PromptForest) -> Tensor:
         self._learn(forest.rows)
         parts: list[Tensor] = []
         head: tuple[int, ...] | None = None

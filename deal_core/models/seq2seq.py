@@ -96,6 +96,9 @@ class Seq2SeqReader:
             total = total.index_add(1, real.nonzero()[:, 0], found)
         return total / lengths
 
+    def keep_nothing(self) -> None:
+        """Nothing is kept of a prompt when its pass is over."""
+
     def answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return the states that predict the words of the answers, ``(words, hidden)``. An example
         is a row of the encoder and a row of the decoder: its gradient is its own."""

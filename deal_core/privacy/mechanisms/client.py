@@ -118,7 +118,8 @@ class NoisedUpdate:
     nothing else can be read from it.
 
     Attributes:
-        inner: orders and computes.
+        inner: orders and computes, each example in a pass of its own, so that memory does not
+            depend on how many there are.
         bound: of the update. scale: standard deviation of the noise.
     """
 
@@ -138,7 +139,12 @@ class NoisedUpdate:
         return self.inner.batches()
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
-        """The whole update is clipped, however it was made."""
+        """Take ordinary gradients of constant texts, one at a time, as of the client's: what the
+        machine has too little memory for fails whatever these are."""
+        for probe in range(probes):
+            objective.example_losses([probe]).sum().backward()  # type: ignore[no-untyped-call]
+        for factor in learning_factors(module).values():
+            factor.grad = None
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
         """Add the ordinary gradient; return 0, since the loss must stay unknown."""
@@ -262,7 +268,9 @@ class LocalDPClient:
         where = ask.client, ask.phase, ask.stage, ask.server_round
         seeds = self._seeds(site)
         noise = SeededNoise(seeded(config.run.seed, "privacy", *where)) if seeds else SecureNoise()
-        inner = ordinary_gradients(config, ask)
+        ordinary = ordinary_gradients(config, ask)
+        apart = ordinary.config.model_copy(update={"tokens_per_microbatch": 1})
+        inner = replace(ordinary, config=apart)
         return NoisedUpdate(inner, config.privacy.max_update_norm, self._scale(plan), noise)
 
 
