@@ -16,7 +16,7 @@ from flwr.app import Message
 
 from client.context import RequestContext
 from client.policy_check import require_policy
-from client.secure_peers import met
+from client.secure_peers import met, pins_of
 from client.secure_request import announcements_of, request_of, run_of
 from client.secure_store import SecureStore
 from deal_core.config.experiment import Experiment
@@ -110,7 +110,16 @@ def conditions(place: RequestContext, experiment: Experiment) -> SitePolicy:
     least, colluding = max(LEAST_SITES, fewest_in_sum(experiment)), privacy.colluding
     if policy is not None:
         least, colluding = max(least, policy.min_cohort), max(colluding, policy.colluding)
-    return SitePolicy(least, colluding)
+    return SitePolicy(least, colluding, known=_known(place))
+
+
+def _known(place: RequestContext) -> frozenset[bytes] | None:
+    """Return the sites that the site knows today, itself among them (a channel of an earlier round
+    is to a peer of that day); None: whoever the server passes on."""
+    pins = pins_of(place)
+    if pins is None:
+        return None
+    return frozenset({*pins, site_of(_identity(place).public_key())})
 
 
 def _renewed(place: RequestContext, state: SiteState) -> bool:

@@ -233,6 +233,11 @@ class PrivacyConfig(Table):
     """Noise multiplier of ``noised`` counts; of one evaluation of all tasks."""
 
 
+LARGEST_DECAY = 0.01
+"""Of an entry in one step. More, and it forgets all but the last steps, whose few records a server
+could choose, whatever the number of records."""
+
+
 class TrainConfig(Table):
     """The local optimiser."""
 
@@ -261,7 +266,7 @@ class TrainConfig(Table):
     tokens_per_microbatch: int = Field(2048, ge=1)
     """Tokens, padding included, in one pass of a training batch: bounds memory, not the step."""
     weight_decay: float = Field(0.0, ge=0)
-    """Of AdamW, decoupled from the gradient; at most 1 over the learning rate."""
+    """Of AdamW, decoupled from the gradient; at most 0.01 over the learning rate."""
 
     @model_validator(mode="after")
     def _steps_that_stay_small(self) -> Self:
@@ -271,11 +276,11 @@ class TrainConfig(Table):
                 f"learning_rate {self.learning_rate:g} is more than a step of AdamW may move an "
                 "entry, 1; lower it"
             )
-        if self.learning_rate * self.weight_decay > 1:
+        if self.learning_rate * self.weight_decay > LARGEST_DECAY:
             raise ValueError(
                 f"weight_decay {self.weight_decay:g} times learning_rate "
-                f"{self.learning_rate:g} is more than 1, so entries would grow with every step; "
-                "lower one"
+                f"{self.learning_rate:g} is more than {LARGEST_DECAY:g}, so an update would be of "
+                "its last records alone; lower one"
             )
         return self
 

@@ -212,6 +212,21 @@ def protects(privacy: PrivacyConfig, policy: Policy | None) -> bool:
     return min(privacy.target_epsilon, limit or privacy.target_epsilon) <= NOMINAL
 
 
+def require_floor(records: int, privacy: PrivacyConfig, policy: Policy | None) -> None:
+    """Check that enough records are in an update that nothing protects, or a mechanism in name
+    alone.
+
+    Raises:
+        Refusal: fewer than the site's policy lets go.
+    """
+    if policy is None or protects(privacy, policy):
+        return
+    if records < policy.min_records:
+        raise Refusal(
+            "no-data", f"fewer than {policy.min_records} records, and nothing that protects them"
+        )
+
+
 def require_mechanism(mechanism: str, policy: Policy | None) -> None:
     """Check that the experiment's mechanism is the one that the site trains under.
 

@@ -13,7 +13,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.methods import make_method
 from deal_core.randomness import seeded
-from tests.client.real_site import RealSite, asked, code, start
+from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
 
 ANY = 'metrics = "none"\n'
 CARRIED = ("method.name=deal-reference", "train.batch_size=40")
@@ -91,3 +91,14 @@ def test_an_earlier_run_in_the_same_folder_is_forgotten(tmp_path):
     forget(own)
     assert not old.exists()
     assert list(own.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "ends"), [(1000, "no-data"), (8, "ok")], ids=["in name alone", "a mechanism"]
+)
+@pytest.mark.parametrize("mechanism", [OF_RECORD[:1], OF_CLIENT])
+def test_a_mechanism_in_name_alone_keeps_the_floor_of_records(tmp_path, mechanism, epsilon, ends):
+    """Its noise hides nothing, and a task may have one record."""
+    site = RealSite(tmp_path, ANY, {task: rows(task, 3) for task in LABELS})
+    settings = (*mechanism, f"privacy.target_epsilon={epsilon}", "train.batch_size=3")
+    assert code(site.answer(asked(*settings), {})) == ends

@@ -149,6 +149,26 @@ def test_a_round_that_is_open_does_not_outlive_a_stricter_policy(sites, play, le
     assert all("min_cohort = 5" in site.errors()[-1] for site in sites)
 
 
+@pytest.mark.parametrize("leg", ["next", "mask", "confirm", "unmask"])
+def test_a_peer_that_is_pinned_or_dropped_during_a_run_counts_at_once(sites, play, leg):
+    """A server that vouched for sites of its own sums with them no more, in no leg that is left."""
+    north, strangers, asked = sites[0], pins(sites[:2], sites[0]), []
+    for site in sites:
+        site.write({}, OPEN + "server_vouches_for_peers = true\n")
+
+    class Pinned(SiteGrid):
+        def tamper(self, at: str, number: int, request: Message) -> None:
+            asked.append(at)
+            due = asked.count("prepare") > 4 if leg == "next" else at == leg
+            if due and number == 0:  # of three peers it knows one from now on
+                north.write(strangers, OPEN + "server_vouches_for_peers = true\n")
+
+    ran = play(sites, kind=Pinned, last=2)
+    assert "not among the pinned peers" in north.errors()[-1] or "[peers]" in north.errors()[-1]
+    whole = {"next": [4, 3], "mask": [3, 3], "confirm": [4, 3], "unmask": [4, 3]}
+    assert ran.told("summed", "sites") == whole[leg]
+
+
 def test_a_masked_vector_does_not_outlive_a_stricter_policy(sites, play):
     """It was sent, and its reply lost; the site has thought better of it; the server asks again."""
     grids = []

@@ -54,7 +54,7 @@ from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected, ord
 from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
 from deal_core.privacy.mechanisms.record import one_factor, refusing_when_spent
 from deal_core.privacy.mechanisms.server_side import ServerSide, no_server_noise
-from deal_core.privacy.policy import figures_allowed
+from deal_core.privacy.policy import figures_allowed, require_floor
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Probes
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
@@ -199,6 +199,7 @@ class LocalDPClient:
         kept = ledger.answer(ask.request)
         if kept is not None:
             return unpacked(kept)
+        require_floor(len(ask.data), self.experiment.privacy, site.policy)
         if any(hides_less(event) for event in ledger.events()):
             raise Refusal("policy", "the ledger holds releases that hide records, not the client")
         with refusing_when_spent():

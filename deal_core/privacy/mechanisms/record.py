@@ -67,6 +67,7 @@ from deal_core.privacy.policy import (
     figures_allowed,
     metrics_allowed,
     require_bound,
+    require_floor,
     require_shares,
     terms,
 )
@@ -119,6 +120,7 @@ class RecordMechanism:
         kept = ledger.answer(ask.request)
         if kept is not None:
             return unpacked(kept)
+        require_floor(len(ask.data), self.experiment.privacy, site.policy)
         try:
             with refusing_when_spent():
                 require_shares(self.experiment.privacy, site.policy)
