@@ -111,18 +111,19 @@ class Budgets(Strict):
 def collect(
     experiment: str, cells: Sequence[Cell], epsilons: Sequence[float], audit: Audit | None
 ) -> Budgets:
-    """Return what the finished cells found.
+    """Return what the finished cells found. Those without accuracies are in no row.
 
     Raises:
         UserError: a results file that is not valid.
     """
-    done = [(cell, _results(cell)) for cell in cells if finished(cell)]
+    read = [(cell, _results(cell)) for cell in cells if finished(cell)]
+    done = [(cell, found) for cell, found in read if found.accuracy_matrix]
     return Budgets(
         experiment=experiment,
         wanted=len(cells),
         finished=len(done),
         points=list(_points(done, epsilons, audit)),
-        sweep=_sweep(done),
+        sweep=_sweep(read),
     )
 
 

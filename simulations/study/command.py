@@ -18,7 +18,14 @@ from simulations.output.console import print_line
 from simulations.output.files import write_texts
 from simulations.run.simulate import STOPPED
 from simulations.study.grid import Cell, Part, chosen, default_settings, grid
-from simulations.study.results import STUDY_JSON, CellResult, StudyResults, collect, kept
+from simulations.study.results import (
+    STUDY_JSON,
+    CellResult,
+    StudyResults,
+    collect,
+    finished,
+    kept,
+)
 from simulations.study.runs import run_all, run_status
 from simulations.study.study_file import Study, load_study
 from simulations.study.summary import print_summary
@@ -84,7 +91,12 @@ def run_study(request: StudyRequest, console: Console) -> int:
         failures = run_left(left, out, request.jobs, command(request), renew, console)
     if failures is None:
         return STOPPED
-    print_summary(console, study, renew())
+    results = renew()
+    print_summary(console, study, results)
+    told = {each.name for each in results.cells}
+    for cell in cells:
+        if cell.name not in told and finished(cell):
+            print_line(console, f"left out: {cell.name}: its clients kept their counts")
     print_line(console, f"tables in {out / 'study.md'}, figures in {out / STUDY_JSON}")
     for name, why in failures.items():
         print_line(console, f"failed: {name}: {why}")
@@ -122,6 +134,7 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
     with console.status("checking the study and its data"):
         from simulations.run.name_checks import check_model
         from simulations.run.preflight import check_names, check_public, preflight
+        from simulations.run.room_check import check_room
 
         for experiment in left.values():
             check_names(experiment)
@@ -136,6 +149,7 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
             preflight(experiment)
         for experiment in methods.values():  # each lays out the stream's tasks in its own way
             check_model(experiment)
+            check_room(experiment)
 
 
 def check_counts(experiment: Experiment) -> None:

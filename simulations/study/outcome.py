@@ -10,6 +10,10 @@ from deal_core.errors import UserError
 from server.results import ClientResult, Results, Strict
 
 
+class CountsKept(UserError):
+    """A run has finished, and nobody has told how many answers were right."""
+
+
 class AmongAll(Strict):
     """The measures of the same name among all labels seen so far; None as well where a file is
     from before they were kept."""
@@ -178,9 +182,9 @@ def _pooled(
 def _require_counts(parts: Sequence[Results]) -> None:
     for part in parts:
         if not part.accuracy_matrix:
-            raise UserError(
+            raise CountsKept(
                 f"{part.config.run.out}: its clients kept their counts, so there is no accuracy to "
-                "compare; remove that folder"
+                "compare; change what they are allowed to tell, and remove that folder"
             )
 
 

@@ -21,7 +21,7 @@ from simulations.study.grid import (
     resolved,
     settings_of,
 )
-from simulations.study.outcome import Outcome
+from simulations.study.outcome import CountsKept, Outcome
 from simulations.study.study_file import StudyFile
 
 STUDY_JSON = "study.json"
@@ -154,12 +154,21 @@ def finished(cell: Cell) -> bool:
 
 def collect(cells: Sequence[Cell], before: Mapping[str, CellResult]) -> list[CellResult]:
     """Return what the finished cells found, in their order; those of ``before`` stand as they are.
+    Those without accuracies are left out: nothing can be compared with them.
 
     Raises:
-        UserError: a results file that is not valid, or without accuracies.
+        UserError: a results file that is not valid.
     """
     done = [cell for cell in cells if cell.name in before or finished(cell)]
-    return [before.get(cell.name) or _read(cell) for cell in done]
+    found = (before.get(cell.name) or _told(cell) for cell in done)
+    return [each for each in found if each is not None]
+
+
+def _told(cell: Cell) -> CellResult | None:
+    try:
+        return _read(cell)
+    except CountsKept:
+        return None
 
 
 def _read(cell: Cell) -> CellResult:

@@ -27,6 +27,7 @@ from simulations.run.experiment import Request, load_experiment
 from simulations.run.run_folder import check_folder, record, recorded
 
 STARTS = "starts.jsonl"
+AT_WORK = "deal status says how far it is, and deal stop ends it"
 """In the run folder: Flower's id of the run, one line for each time that it was started."""
 
 
@@ -68,7 +69,7 @@ def submit(folder: ServerFolder, submission: Submission) -> list[str]:
         experiment = begun(folder, submission, sites)
     check(experiment)
     run = RunFolder(Path(experiment.run.out))
-    with exclusive_lock(run.launching):
+    with exclusive_lock(run.launching, AT_WORK):
         check_folder(experiment)
         if submission.resume:
             _nobody_writes(folder, run.path)
@@ -107,15 +108,18 @@ def begun(folder: ServerFolder, submission: Submission, sites: list[str]) -> Exp
 
 
 def continued(folder: ServerFolder, name: str, sites: list[str]) -> Experiment:
-    """Return the experiment of a run that is there.
+    """Return the experiment of a run that is there. A site that has left meanwhile is absent from
+    it, as one that is switched off.
 
     Raises:
-        UserError: no such run.
+        UserError: no such run, or fewer of its sites are registered than its quorum.
     """
     path = run_folder(folder, name)
     before = recorded(path)
     chosen = before.federation.sites
-    _known(chosen, sites)
+    still = [site for site in chosen if site in sites]
+    if len(still) < max(1.0, before.federation.quorum * len(chosen)):
+        _known(chosen, sites)
     experiment = _at(before, str(path), chosen)
     return experiment.model_copy(update={"run": experiment.run.model_copy(update={"resume": True})})
 
@@ -130,7 +134,7 @@ def run_folder(folder: ServerFolder, name: str) -> Path:
     if not runs:
         raise UserError(f"{folder.runs}: no run yet; start one with deal submit EXPERIMENT")
     if not name:
-        return max(runs, key=lambda path: path.stat().st_mtime)
+        return max(runs, key=_begun_at)
     found = {path.name: path for path in runs}
     if Path(name).name not in found:
         raise UserError(f"no run '{name}'; there are: {', '.join(sorted(found))}")
@@ -153,15 +157,15 @@ def check(experiment: Experiment) -> None:
             "privacy.noise is 'seeded': whoever knows the seed can take the noise off, so it "
             "protects nobody; leave it out, or set it to 'secure'"
         )
-    from deal_core.models import adapter_shapes
     from server.plan import make_plan
     from simulations.run.preflight import check_names
+    from simulations.run.room_check import check_room
 
     tasks = SitesSource(experiment.data).task_names()
     check_names(experiment)
     clients = [str(number) for number in range(experiment.federation.clients)]
     make_plan(experiment, tasks, clients)
-    adapter_shapes(experiment.model, experiment.adapter)
+    check_room(experiment)
 
 
 def starts(run: Path) -> list[dict[str, Any]]:
@@ -171,6 +175,12 @@ def starts(run: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines]
+
+
+def _begun_at(run: Path) -> tuple[float, float]:
+    """When a run was started last; a page that is written later does not make it the latest."""
+    times = [float(start["time"]) for start in starts(run)]
+    return max(times, default=0.0), run.stat().st_mtime
 
 
 def _known(chosen: tuple[str, ...], sites: list[str]) -> None:
@@ -192,7 +202,7 @@ def _at(experiment: Experiment, out: str, sites: tuple[str, ...]) -> Experiment:
 
 def _nobody_writes(folder: ServerFolder, run: Path) -> None:
     """Raise where the run that should go on has not ended, or is about to begin."""
-    with exclusive_lock(RunFolder(run).writing):
+    with exclusive_lock(RunFolder(run).writing, AT_WORK):
         pass
     begun, events = starts(run), list(read_events(RunFolder(run).metrics))
     if not begun or (events and events[-1]["time"] > begun[-1]["time"]):

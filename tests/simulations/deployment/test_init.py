@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import shutil
 import stat
@@ -25,9 +26,18 @@ from deal_core.errors import UserError
 from simulations.deployment.server.certificates import make_authority, make_server_certificate
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
 from simulations.deployment.server.init import init_server
-from simulations.deployment.server.submit import Submission, begun, check, continued, submit
+from simulations.deployment.server.submit import (
+    STARTS,
+    Submission,
+    begun,
+    check,
+    continued,
+    run_folder,
+    submit,
+)
 from simulations.deployment.site.init import SiteRequest, init_site
 from simulations.deployment.site.own_app import own_digest
+from simulations.run.run_folder import record
 from tests.simulations.deployment.loopback import deal, done
 from tests.simulations.deployment.short_experiment import experiment_file
 from tests.simulations.deployment.site_data import LABELS
@@ -239,6 +249,43 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
     with pytest.raises(UserError, match=r"no server.toml; make one with deal server init"):
         submit(server_folder(str(tmp_path)), Submission("quickstart"))
     assert not any(server.runs.iterdir())
+
+
+AGREED = {
+    "data": {"source": "sites", "labels": {"triage": ["a", "b"]}},
+    "federation": {"sites": ["north", "south", "west"], "clients": 3, "quorum": 0.5},
+    "run": {"engine": "deployment"},
+}
+
+
+def test_a_run_goes_on_without_a_site_that_has_left(server: ServerFolder) -> None:
+    experiment = Experiment.model_validate({**AGREED, "run": {"out": str(server.runs / "one")}})
+    record(experiment)
+    going = continued(server, "one", ["north", "south", "east"])
+    assert going.federation.sites == ("north", "south", "west")
+    assert going.run.resume
+    with pytest.raises(UserError, match="site 'south' is not registered"):
+        continued(server, "one", ["north"])
+
+
+def test_the_latest_run_is_the_one_that_was_started_last(server: ServerFolder) -> None:
+    for time, name in enumerate(("one", "two")):
+        folder = server.runs / name
+        folder.mkdir(parents=True)
+        (folder / STARTS).write_text(json.dumps({"run": time, "time": float(time)}) + "\n")
+    (server.runs / "one" / "report.html").write_text("written later")
+    assert run_folder(server, "").name == "two"
+
+
+def test_a_stage_that_finds_no_room_is_refused_before_a_run(server: ServerFolder) -> None:
+    full = {"method": {"name": "olora"}, "adapter": {"rank": 300}}
+    labels = {"triage": ["a", "b"], "ward": ["c", "d"]}
+    with pytest.raises(UserError, match="no room for"):
+        check(
+            Experiment.model_validate(
+                {**AGREED, **full, "data": {"source": "sites", "labels": labels}}
+            )
+        )
 
 
 def test_the_commands_load_nothing_heavy() -> None:

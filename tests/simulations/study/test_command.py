@@ -357,6 +357,37 @@ def test_results_that_cannot_be_used_are_named_and_stop_no_other_run(
     assert failures == {"one": "one: no accuracies"}
 
 
+def test_a_run_whose_clients_kept_their_counts_is_left_out_and_stops_no_other(
+    done: tuple[StudyRequest, int, str],
+) -> None:
+    request, _, _ = done
+    cells = grid(load_study(request.study), Path(request.out))
+    results = RunFolder(Path(next(c for c in cells if c.arm == "deal").runs[""].run.out)).results
+    told = results.read_text()
+    results.write_text(json.dumps({**json.loads(told), "accuracy_matrix": []}))
+    (Path(request.out) / "study.json").unlink()
+    out = console()
+    try:
+        assert run_study(replace(request, report=True), out) == 0
+    finally:
+        results.write_text(told)
+    assert "left out: deal.seed0: its clients kept their counts" in said(out)
+    table = json.loads((Path(request.out) / "study.json").read_text())
+    assert [cell["arm"] for cell in table["cells"]] == ["sequential"]
+    run_study(replace(request, report=True), console())
+
+
+def test_a_method_that_finds_no_room_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    lines = STUDY.replace(
+        "[arms.deal]", '[arms.full]\nset.method.name = "olora"\nset.adapter.rank = 200\n[arms.deal]'
+    )
+    (tmp_path / "mine.toml").write_text(lines)
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), arms="full")
+    with pytest.raises(UserError, match="no room for"):
+        run_study(request, console())
+    assert not (tmp_path / "out" / "cells").exists()
+
+
 def test_jobs_fit_the_cores() -> None:
     one = Experiment()
     wide = one.model_copy(update={"run": one.run.model_copy(update={"threads": 2, "workers": 2})})
