@@ -8,7 +8,7 @@ names are those of the base model (``encoder.layer.0.attention.self.query``).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -35,13 +35,15 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
     """Return ``base``, frozen (where it will stay: device and dtype), with a current adapter, zero.
 
     Raises:
-        UserError: ``adapter.target_modules`` names no linear layer of the model.
+        UserError: ``adapter.target_modules`` names no linear layer of the model, or one whose
+            weight is that of the embeddings as well.
     """
     try:
         model = _with_adapter(base, config, task_type)
     except ValueError as error:
         raise UserError(f"adapter.target_modules: {str(error).splitlines()[0]}") from None
     model.adapted_layers = layers = lora_layers(model)  # type: ignore[assignment]
+    _require_own_weights(base, layers)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
     for layer in layers.values():
         layer.weights = frozen_states(layer)
@@ -50,6 +52,22 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
     write(model, zero_adapter(shapes, config.rank, config.lora_alpha / config.rank))
     set_trainable(model, frozenset({"lora_A", "lora_B"}))
     return model
+
+
+def _require_own_weights(base: Any, layers: Mapping[str, Any]) -> None:
+    """Check that what is merged into a layer's weight changes that layer alone.
+
+    Raises:
+        UserError: its weight is that of the input embeddings (tied).
+    """
+    embeddings = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    shared = getattr(embeddings, "weight", None)
+    for name, layer in layers.items():
+        if shared is not None and layer.get_base_layer().weight is shared:
+            raise UserError(
+                f"adapter.target_modules: '{name.rpartition('.')[2]}' has the weight of the input "
+                "embeddings in this model (tied), so an adapter would change both; leave it out"
+            )
 
 
 def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
@@ -64,9 +82,10 @@ def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -
     )
     with warnings.catch_warnings():
         # Theirs to settle: PEFT uses a name that transformers deprecates, and tells that it
-        # corrected fan_in_fan_out for Conv1D layers.
+        # corrected fan_in_fan_out for Conv1D layers. A tied layer is refused, not warned of.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False.*", UserWarning)
+        warnings.filterwarnings("ignore", ".*a tied layer is part of the adapter.*", UserWarning)
         model = get_peft_model(base, lora, adapter_name=CURRENT)
     assert isinstance(model, PeftModel)
     return model

@@ -46,7 +46,13 @@ def attention(
     and value likewise, mask boolean ``(batch, 1, queries or 1, keys)``; the result is
     ``(batch, queries, heads, width)``. Whatever is not short and plain goes to transformers' own.
     Option ``packing``: the batch is one row of texts that do not see each other; ``forest``: one
-    row of prompts that share what they begin with."""
+    row of prompts that share what they begin with.
+
+    Raises:
+        ValueError: the model has attention sinks, which neither this nor transformers' own heeds.
+    """
+    if options.get("s_aux") is not None:
+        raise ValueError("attention sinks")
     forest = options.pop("forest", None)
     if forest is not None:
         options |= {"dropout": dropout, "scaling": scaling}

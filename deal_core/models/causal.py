@@ -233,7 +233,7 @@ def require_forest(base: Any, model: ModelConfig) -> None:
 
 
 def _last_states(base: Any, ids: Tokens) -> Tensor:
-    output = base.get_decoder()(input_ids=torch.tensor([ids]), use_cache=False)
+    output = base.get_decoder()(input_ids=torch.tensor([ids]).to(base.device), use_cache=False)
     states: Tensor = output.last_hidden_state[0].float()
     return states
 
@@ -244,7 +244,7 @@ def require_plain_head(base: Any, name: str) -> None:
     Raises:
         UserError: they are not.
     """
-    ids = torch.tensor([[0, 1]])
+    ids = torch.tensor([[0, 1]]).to(base.device)  # a quantised base is on a GPU already
     with torch.no_grad():
         whole = base(input_ids=ids, use_cache=False).logits
         states = base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state

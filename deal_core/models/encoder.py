@@ -236,8 +236,8 @@ def pretrained_encoder(model: ModelConfig, dtype: torch.dtype) -> Any:
 
 def reads_alone(base: Any) -> bool:
     """Return whether a text beside a longer one has the states that it has alone."""
-    ids = torch.tensor([[2, 3, 0, 0], [2, 3, 4, 3]])
-    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    ids = torch.tensor([[2, 3, 0, 0], [2, 3, 4, 3]]).to(base.device)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).to(base.device)
     try:
         with torch.no_grad():
             beside = base(input_ids=ids, attention_mask=mask).last_hidden_state[0, :2].float()

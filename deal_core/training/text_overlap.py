@@ -9,13 +9,21 @@ share nothing there.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
+WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3040-\u30ff\u31f0-\u31ff"  # Kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"  # Han
+)
+"""Letters of scripts that put no space between words: each is a word here."""
+
 
 def rouge_l(written: str, right: Sequence[str]) -> float:
-    """Return ROUGE-L, 0 to 1: the F measure of the longest common subsequence of words, which are
-    runs of letters and digits in lower case; the best over several ``right`` answers. Source: Lin,
+    """Return ROUGE-L, 0 to 1: the F measure of the longest common subsequence of words (see
+    :func:`words`); the best over several ``right`` answers. Source: Lin,
     ACL workshop 2004, with equal weight of precision and recall."""
     return max(_overlap(words(written), words(text)) for text in right)
 
@@ -33,8 +41,22 @@ def exact_match(written: str, right: Sequence[str]) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text, in lower case."""
-    return re.findall(r"\w+", text.lower())
+    """Return the words of a text, in lower case: runs of letters, their marks and digits; in
+    scripts that put no space between words every letter by itself."""
+    found: list[str] = []
+    goes_on = False
+    for char in unicodedata.normalize("NFC", text.lower()):
+        alone = WITHOUT_SPACES.match(char) is not None
+        if unicodedata.category(char).startswith("M") and found:
+            found[-1] += char  # a vowel sign, or an accent
+        elif not (char.isalnum() or char == "_"):
+            goes_on = False
+        elif alone or not goes_on:
+            found.append(char)
+            goes_on = not alone
+        else:
+            found[-1] += char
+    return found
 
 
 def _overlap(first: Sequence[str], second: Sequence[str]) -> float:

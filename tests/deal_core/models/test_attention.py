@@ -42,6 +42,12 @@ def test_equals_torchs_attention_and_its_gradients(length, dtype, tolerance, mas
         torch.testing.assert_close(a.grad, b.grad, rtol=tolerance, atol=10 * tolerance)
 
 
+def test_attention_sinks_are_not_left_out_in_silence():
+    """Of GPT-OSS, for one: then another attention is looked for, or the model refused."""
+    with pytest.raises(ValueError, match="attention sinks"):
+        attention(Layer(), *inputs(5, torch.float32), None, s_aux=torch.zeros(4))
+
+
 def test_short_texts_take_the_plain_way_and_nothing_else_does(monkeypatch):
     handed_on = []
     real = sdpa_attention.sdpa_attention_forward

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deal_core.config.experiment import ModelConfig, TrainConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
@@ -136,6 +136,15 @@ def test_labels_that_the_tokeniser_cannot_tell_apart_are_refused(causal_folder):
     with pytest.raises(UserError, match="has no token for it"):
         check_label_tokens(config, ("red", " "))
     check_label_tokens(ModelConfig(), ("red", " "))  # an encoder embeds names
+
+
+def test_a_head_that_is_the_embeddings_as_well_is_not_adapted(make_causal, tmp_path):
+    """What is merged into it would change what every word goes in as."""
+    tied = ModelConfig(family="causal-lm", name=str(make_causal(tmp_path, "gpt2")))
+    both = AdapterConfig(rank=2, target_modules=("c_attn", "lm_head"))
+    with pytest.raises(UserError, match=r"'lm_head' has the weight of the input embeddings"):
+        load_model(tied, both, 8)
+    load_model(tied, AdapterConfig(rank=2, target_modules=("c_attn",)), 8)
 
 
 CHAT = (
