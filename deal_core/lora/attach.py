@@ -84,7 +84,7 @@ def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -
         # Theirs to settle: PEFT uses a name that transformers deprecates, and tells that it
         # corrected fan_in_fan_out for Conv1D layers. A tied layer is refused, not warned of.
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False.*", UserWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to .*", UserWarning)
         warnings.filterwarnings("ignore", ".*a tied layer is part of the adapter.*", UserWarning)
         model = get_peft_model(base, lora, adapter_name=CURRENT)
     assert isinstance(model, PeftModel)
