@@ -38,6 +38,8 @@ class PromptTokens:
         closing: ids after every prompt.
         gap: what stands before an answer, where it continues the prompt.
         start: ids that a decoder of its own begins with; none: an answer follows the prompt.
+        turn_end: the id that ends an answer in a chat; None: the tokeniser's end.
+        dummy: the id that the tokeniser puts before whatever it reads; None: nothing.
     """
 
     tokenizer: Any
@@ -49,6 +51,8 @@ class PromptTokens:
     closing: Tokens = ()
     gap: str = ""
     start: Tokens = ()
+    turn_end: int | None = None
+    dummy: int | None = None
     _known: dict[str, Tokens] = field(default_factory=dict)
 
     def encode(
@@ -72,8 +76,9 @@ class PromptTokens:
     def prompt(self, text: Tokens, labels: Sequence[str], instruction: str) -> Encoded:
         """Return the prompt around a text; the answer is not known."""
         before, after = self.template.around(instruction or self.instruction, labels)
-        head = self.opening + self._once(before)
-        tail = self._once(after) + self.closing
+        # Where a text brings its own space along, a space before it would be one too many.
+        head = self.opening + self._once(before if self.dummy is None else before.rstrip(" "))
+        tail = self._going_on(after) + self.closing
         return Encoded((*head, *text, *tail), -1, shared=len(head), text=text)
 
     def answered(
@@ -124,7 +129,7 @@ class PromptTokens:
     @property
     def end(self) -> Tokens:
         """The token that ends an answer, where the tokeniser has one."""
-        end = self.tokenizer.eos_token_id
+        end = self.tokenizer.eos_token_id if self.turn_end is None else self.turn_end
         return () if end is None else (end,)
 
     @property
@@ -147,6 +152,11 @@ class PromptTokens:
     def ids(self, text: str) -> Tokens:
         """Return the ids of a text alone."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _going_on(self, text: str) -> Tokens:
+        """The ids of what follows other words."""
+        ids = self._once(text)
+        return ids[1:] if ids[:1] == (self.dummy,) else ids
 
     def _once(self, text: str) -> Tokens:
         if text not in self._known:
@@ -176,12 +186,41 @@ def prompt_tokens(
         ],
         tokeniser_name(tokenizer, "text alone", max_length),
     )
+    dummy = dummy_prefix(tokenizer)
     if model.chat:  # which has marks and gaps of its own
         around, gap = ((), ()), ""
+    if dummy is not None:  # an answer brings its own space along
+        gap = ""
     template = prompt_template(tokenizer, model)
     return PromptTokens(
-        tokenizer, template, model.instruction, model.max_new_tokens, texts, *around, gap
+        *(tokenizer, template, model.instruction, model.max_new_tokens, texts, *around, gap),
+        turn_end=turn_end(tokenizer) if model.chat else None,
+        dummy=dummy,
     )
+
+
+def dummy_prefix(tokenizer: Any) -> int | None:
+    """Return the id that a tokeniser such as Llama 2's puts before whatever it reads alone, where a
+    space of one's own makes it two; None: it does not."""
+    alone, after_space = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", " a")
+    )
+    return after_space[0] if after_space[1:] == alone and alone else None
+
+
+def turn_end(tokenizer: Any) -> int | None:
+    """Return the mark that a chat template puts after an answer; None: none of its own."""
+    from jinja2 import TemplateError
+
+    answer = "ANSWER"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+    try:
+        shown = tokenizer.apply_chat_template(turns, tokenize=False, date_string=CHAT_DATE)
+    except (ValueError, TemplateError):  # of questions alone
+        return None
+    after = tokenizer(shown.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
+    marks = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((token for token in after if token in marks), None)
 
 
 def prompt_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
@@ -208,6 +247,7 @@ def chat_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
             tokenize=False,
             add_generation_prompt=True,
             date_string=CHAT_DATE,
+            enable_thinking=False,  # where a template knows it: an answer is the label alone
         )
         return shown
 

@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
@@ -18,6 +19,8 @@ from deal_core.lora.state import State
 from deal_core.methods import METHODS, LocalTask, make_method
 from deal_core.methods.shared.distilled import Distilled
 from deal_core.models import adapter_shapes, check_label_tokens, load_model
+from deal_core.models.causal import causal_prompts
+from deal_core.models.greedy import greedy_settings
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.evaluation import count_correct
@@ -170,6 +173,36 @@ def test_a_prompt_in_the_tokenisers_own_chat_template(causal_folder, small_adapt
     )["input_ids"]
     assert list(item.tokens) == whole
     assert whole[-1] == ids_of(folder, "Answer")[0]
+
+
+def test_an_answer_in_a_chat_ends_as_its_template_ends_one(tmp_path):
+    """Gemma and Phi end a turn with a mark that is not the tokeniser's end."""
+    tokenizer = AutoTokenizer.from_pretrained(save(tmp_path, "llama"))
+    config = model_config(tmp_path, "llama", chat=True)
+    turn = "{% for m in messages %}Text {{ m['content'] }}"
+    for mark, end in (("<pad>", tokenizer.pad_token_id), (" .", tokenizer.eos_token_id)):
+        tokenizer.chat_template = turn + mark + "{% endfor %}"
+        prompts = causal_prompts(tokenizer, None, config, 8)
+        assert prompts.end == (end,)
+        assert prompts.until_end([5, end, 6]) == (5, end)
+        assert greedy_settings(prompts)["eos_token_id"] == end
+
+
+def test_parts_of_a_prompt_are_those_of_the_whole_where_a_tokeniser_adds_a_space():
+    """As Llama 2's and Mistral's: a space of its own before whatever it reads alone."""
+    pieces = ["<unk>", "▁", "▁good", "▁fine", "▁Text", ":", "\n", "Answer", "▁a", "▁positive", "a"]
+    unigram = models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0)
+    raw = Tokenizer(unigram)
+    spaced = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    raw.normalizer = normalizers.Sequence(spaced)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>")
+    config = ModelConfig(family="causal-lm", template="Text: {text}\nAnswer:")
+    prompts = causal_prompts(tokenizer, None, config, 8)
+    (item,) = prompts.encode([Example("good fine", "positive")], ("positive", "a"), "")
+    whole = tokenizer("Text: good fine\nAnswer: positive", add_special_tokens=False)["input_ids"]
+    assert [*item.tokens, *prompts.label("positive")] == whole
+    assert 0 not in whole
+    assert 1 not in whole
 
 
 def test_what_is_merged_into_frozen_weights_acts_as_what_is_not(
