@@ -107,11 +107,12 @@ class FederationConfig(Table):
 
     @model_validator(mode="after")
     def _participants_are_clients(self) -> Self:
-        unknown = [k for k in self.participants if not 0 <= k < self.clients]
+        clients = len(self.sites) or self.clients
+        unknown = [k for k in self.participants if not 0 <= k < clients]
         if unknown:
             raise ValueError(
                 f"participants names client {unknown[0]}, but the clients are 0 to "
-                f"{self.clients - 1}; name one of these, or raise clients"
+                f"{clients - 1}; name one of these, or raise clients"
             )
         return self
 

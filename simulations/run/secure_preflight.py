@@ -13,6 +13,10 @@ SUMMABLE = frozenset({"fedit", "ffa", "ffa-a", "alternating", "fedsvd"})
 """Aggregation rules that need the mean of the factors and no more."""
 
 
+COUNTED = {"clients", "sites"}
+"""Keys that say how many clients there are."""
+
+
 def check_secure(experiment: Experiment) -> None:
     """A secure sum shows no single update, so nothing may be done that needs one.
 
@@ -61,13 +65,17 @@ def check_secure(experiment: Experiment) -> None:
 
 
 def check_cohort(experiment: Experiment) -> None:
-    """A sum hides nothing among too few, or where too many of them work together.
+    """A sum hides nothing among too few, or where too many of them work together. How many sites
+    will take part may not be known yet: then it is checked when a run is submitted.
 
     Raises:
         UserError: it is among too few, or too many may.
     """
     federation = experiment.federation
-    training = set(map(str, federation.participants or range(federation.clients)))
+    if experiment.data.source == "sites" and federation.model_fields_set.isdisjoint(COUNTED):
+        return
+    everybody = len(federation.sites) or federation.clients
+    training = set(map(str, federation.participants or range(everybody)))
     late = {name for name, over in experiment.stream.joins.items() if over}
     clients = min(federation.clients_per_round or len(training), len(training - late))
     least, colluding = experiment.aggregation.min_cohort, experiment.privacy.colluding

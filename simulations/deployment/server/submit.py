@@ -11,7 +11,7 @@ from typing import Any
 
 from client.site_file import NAME
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import flatten, from_run_config
 from deal_core.data.sites import SitesSource
 from deal_core.errors import UserError
 from server.events import read_events
@@ -161,6 +161,7 @@ def check(experiment: Experiment) -> None:
     from simulations.run.preflight import check_names
     from simulations.run.room_check import check_room
 
+    from_run_config(flatten(experiment))  # as the server will read it
     tasks = SitesSource(experiment.data).task_names()
     check_names(experiment)
     clients = [str(number) for number in range(experiment.federation.clients)]

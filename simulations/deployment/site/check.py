@@ -13,7 +13,14 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.egress import FIELDS, SUM_FIELDS
-from client.site_file import SiteFile, agreed_method, agreed_model, read_site, site_files
+from client.site_file import (
+    SiteFile,
+    agreed_method,
+    agreed_model,
+    own_data,
+    read_site,
+    site_files,
+)
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.data.files import FilesSource
@@ -29,6 +36,7 @@ from deal_core.privacy.policy import (
     figures_allowed,
     protects,
     require_adapter,
+    require_bound,
     require_comparable,
     require_mechanism,
     require_shares,
@@ -114,10 +122,14 @@ def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     """Yield that base model and public texts of the experiment are among those of the site.
 
     Raises:
-        UserError: the site has not agreed to one of them, or the model's folder is not there.
+        UserError: the site has not agreed to one of them, or to how a task is asked and answered;
+            or the model's folder is not there.
     """
     place = Path(agreed_model(experiment, site).name)
     agreed_method(experiment, site)
+    agreed, own = agreed_labels(experiment), site.data.labels
+    if all(own.get(task) == labels for task, labels in agreed.items()):  # else that is told
+        own_data(experiment.data, site.data)
     if place.is_absolute() and not place.is_dir():
         raise UserError(
             f"[models] of site.toml: no folder {place}; write where the model lies here"
@@ -169,6 +181,8 @@ def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     require_mechanism(experiment.privacy.mechanism, site.policy)
     require_adapter(experiment.adapter, site.policy, consolidation_rank(experiment))
     require_shares(experiment.privacy, site.policy)
+    if experiment.privacy.mechanism == "record":
+        require_bound(experiment.privacy.max_grad_norm, site.policy)
     require_comparable(experiment, site.policy)
     yield f"the policy allows the experiment: privacy.mechanism '{experiment.privacy.mechanism}'"
 

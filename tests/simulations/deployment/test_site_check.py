@@ -217,6 +217,21 @@ def test_an_experiment_that_the_policy_refuses_is_told(site: Path) -> None:
     )
 
 
+def test_what_the_site_would_refuse_in_the_first_round_is_told_before(site: Path) -> None:
+    """Another instruction, and another clipping bound than the policy allows."""
+    labels, path = {"triage": ("a", "b")}, site / "site.toml"
+    own = path.read_text()
+    words = '[data.instructions]\ntriage = "How urgent?"\n[policy] '
+    path.write_text(own.replace("[policy] ", words, 1))
+    agreed = asked(labels)
+    data = agreed.data.model_copy(update={"instructions": {"triage": "Whose?"}})
+    (problem,) = checked(site, agreed.model_copy(update={"data": data})).problems
+    assert "task 'triage' has another instruction" in problem
+    path.write_text(own.replace("\nmechanism = ", "\nmax_grad_norm = 0.5\nmechanism = ", 1))
+    (problem,) = checked(site, agreed).problems
+    assert "the site's policy allows 0 to 0.5" in problem
+
+
 def test_what_becomes_of_sums_is_told_and_a_method_made_of_them_needs_them(site: Path) -> None:
     labels = {"triage": ("a", "b")}
     agreed, path = asked(labels, mechanism="none"), site / "site.toml"
