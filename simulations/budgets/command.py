@@ -167,9 +167,13 @@ def write(out: Path, budgets: Budgets) -> None:
         "budgets.md": markdown(budgets),
     }
     write_texts(out, texts)
-    if budgets.points:
+    if not budgets.points:
+        return
+    try:
         with written_beside(out / "budgets.png") as beside:
             draw(beside, budgets)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
 
 
 def command(request: BudgetsRequest) -> Sequence[str]:

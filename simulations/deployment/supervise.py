@@ -62,8 +62,8 @@ def supervise(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        pid.write_text(f"{os.getpid()}\n")
         try:
+            pid.write_text(f"{os.getpid()}\n")  # a full disk must leave no process behind
             with _forwarded(process) as asked:
                 code = _watched(process, log, start, fatal)
             if not asked.is_set():

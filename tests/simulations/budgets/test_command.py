@@ -26,7 +26,7 @@ from server.spending import rounded_up
 from simulations.audit.command import AuditRequest, run_audit
 from simulations.audit.found import Found, Outcome, Steps, Training
 from simulations.budgets.budget_study import budgets_study
-from simulations.budgets.command import BudgetsRequest, run_budgets
+from simulations.budgets.command import BudgetsRequest, run_budgets, write
 from simulations.budgets.plot import figure_of
 from simulations.budgets.results import Budgets, Sweep, has_class_means
 from simulations.budgets.tables import MEANS_APART, budget_table, markdown, sweep_text
@@ -236,6 +236,16 @@ def test_the_plot_shows_the_bound_beside_the_claim(done):
     for said in (figure_of(parallel).get_suptitle(), markdown(parallel)):
         assert "all rounds, a record being in one task" in said
         assert "simulation only" in said
+
+
+def test_a_plot_that_cannot_be_written_is_one_line(done, tmp_path, monkeypatch):
+    def full(path, budgets):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("simulations.budgets.command.draw", full)
+    found = Budgets.model_validate_json((done[0] / "budgets.json").read_text())
+    with pytest.raises(UserError, match=r"cannot be written .No space left"):
+        write(tmp_path, found)
 
 
 def test_an_audit_of_another_unit_is_refused(tmp_path):

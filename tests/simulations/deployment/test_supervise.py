@@ -53,6 +53,14 @@ def test_a_signal_ends_it_in_order(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_a_full_disk_leaves_no_program_behind(tmp_path: Path) -> None:
+    home, nowhere = FlowerHome(tmp_path / "flower"), tmp_path / "it.pid"
+    nowhere.mkdir()  # its number cannot be written
+    with pytest.raises(OSError, match="directory"):
+        supervise(["bash", "-c", "exec sleep 60"], home, tmp_path / "log", nowhere, "")
+    assert members(home.path) == []
+
+
 def test_one_that_hangs_after_its_last_word_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
