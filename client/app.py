@@ -71,7 +71,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
 
         site = find_site(place)
         known = site if place.site is None else replace(site, run=run)
-        return ClientContext(place.client, FeedbackStore(folder_of(place.folder, run)), known)
+        return ClientContext(place.client, FeedbackStore(folder_of(place.folder, known.run)), known)
 
     @app.query("hello")
     @guarded
@@ -158,9 +158,9 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
         if instruction.task:
             raise PayloadError("instruction: an evaluation is of no one task")
         # Asked of every client, once, before a second stage. A site has a folder for each run.
-        run = place.run_name(dict(context.run_config))
         if instruction.stage < 0 and place.site is None:
-            forget(folder_of(place.folder, run))
+            forget(folder_of(place.folder, ""))
+        run = place.run_name(dict(context.run_config))
         name = wire.request_name(message, instruction, run)
         if not counts_in_sum(bench.experiment):
             counts = local_evaluation(

@@ -142,7 +142,8 @@ def _latest(server_round: int, path_of: Callable[[int], Path]) -> Path | None:
 
 
 def folder_of(place: Path, run: str) -> Path:
-    """Return where a client keeps what belongs to a run, of these very settings."""
+    """Return where a site keeps what belongs to a run, of these very settings; of a simulated
+    client, which protects nothing, the name of the run is empty."""
     return place / f"kept-{hashlib.sha256(run.encode()).hexdigest()[:32]}"
 
 

@@ -334,3 +334,15 @@ class Experiment(Table):
     train: TrainConfig = TrainConfig()
     faults: FaultsConfig = FaultsConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _no_phase_forgets(self) -> Self:
+        """Refuse for rounds of consolidation what ``train`` refuses for those of learning."""
+        rate, decay = self.method.consolidation.learning_rate, self.train.weight_decay
+        if rate * decay > LARGEST_DECAY:
+            raise ValueError(
+                f"train.weight_decay {decay:g} times method.consolidation.learning_rate {rate:g} "
+                f"is more than {LARGEST_DECAY:g}, so an update would be of its last records alone; "
+                "lower one"
+            )
+        return self

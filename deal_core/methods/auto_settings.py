@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import ConsolidationConfig, MethodConfig, PrototypeConfig
+from deal_core.data.sites import named_tasks
 from deal_core.models import has_label_logits
 
 AUTO = "auto"
 OF_ENCODERS = {"names": 0.5, "ridge": 0.3}
 OF_WORDS = {"names": 1.0, "ridge": 1.0}
 """Of models that answer in words; both were chosen on other streams than results are of."""
+
+
+WITHOUT_RESIDUAL = frozenset({"fedit", "ffa", "alternating", "fedsvd"})
+"""Aggregation rules after which a task has learnt ``adapter.rank`` directions and no more."""
 
 
 def every_task_ends_a_stage(experiment: Experiment) -> bool:
@@ -36,10 +41,16 @@ def consolidates(method: MethodConfig) -> bool:
 
 def consolidation_rank(experiment: Experiment) -> int:
     """Return the rank of the adapter that clients train in rounds of consolidation; 0: there are
-    none."""
-    method = resolve_auto(experiment)
-    distilling = method.name == "deal" and consolidates(method)
-    return experiment.adapter.retained_rank if distilling else 0
+    none, or nothing will be cut that they could distil."""
+    method, adapter = resolve_auto(experiment), experiment.adapter
+    if method.name != "deal" or not consolidates(method):
+        return 0
+    tasks = len(experiment.data.tasks or named_tasks(experiment.data))
+    counted = tasks and experiment.stream.schedule == "synchronous"
+    plain = experiment.aggregation.rule in WITHOUT_RESIDUAL
+    if counted and plain and method.retention.filter == "identity":
+        return adapter.retained_rank if tasks * adapter.rank > adapter.retained_rank else 0
+    return adapter.retained_rank
 
 
 def _prototype(experiment: Experiment) -> PrototypeConfig:

@@ -205,7 +205,10 @@ def dummy_prefix(tokenizer: Any) -> int | None:
     alone, after_space = (
         tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", " a")
     )
-    return after_space[0] if after_space[1:] == alone and alone else None
+    if not alone or after_space[1:] != alone:
+        return None
+    word = str(tokenizer.convert_ids_to_tokens(alone[0]))
+    return after_space[0] if word.startswith("▁") else None  # else a space is a token by itself
 
 
 def turn_end(tokenizer: Any) -> int | None:
@@ -217,6 +220,8 @@ def turn_end(tokenizer: Any) -> int | None:
     try:
         shown = tokenizer.apply_chat_template(turns, tokenize=False, date_string=CHAT_DATE)
     except (ValueError, TemplateError):  # of questions alone
+        return None
+    if answer not in shown:
         return None
     after = tokenizer(shown.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
     marks = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

@@ -69,7 +69,8 @@ def by_names_told(names: Scorer, heads: Scorer, space: AnswerSpace) -> Scorer:
 
     def scores(batch: Sequence[int]) -> Tensor:
         told, found = names(batch)[:, own].double(), heads(batch)
-        least = found[:, others].amin(dim=1, keepdim=True) - 1.0
+        rest = found[:, others]  # some of which may have no head either
+        least = rest.where(rest > NO_ANSWER / 2, 0.0).amin(dim=1, keepdim=True) - 1.0
         found[:, own] = least + told - told.amax(dim=1, keepdim=True)
         return found
 

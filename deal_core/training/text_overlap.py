@@ -44,12 +44,15 @@ def words(text: str) -> list[str]:
     """Return the words of a text, in lower case: runs of letters, their marks and digits; in
     scripts that put no space between words every letter by itself."""
     found: list[str] = []
-    goes_on = False
+    goes_on = marked = False  # a word goes on; the last character was a letter
     for char in unicodedata.normalize("NFC", text.lower()):
         alone = WITHOUT_SPACES.match(char) is not None
-        if unicodedata.category(char).startswith("M") and found:
-            found[-1] += char  # a vowel sign, or an accent
-        elif not (char.isalnum() or char == "_"):
+        if unicodedata.category(char).startswith("M"):
+            if marked:
+                found[-1] += char  # a vowel sign, or an accent
+            continue
+        marked = char.isalnum() or char == "_"
+        if not marked:
             goes_on = False
         elif alone or not goes_on:
             found.append(char)

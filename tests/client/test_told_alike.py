@@ -316,9 +316,11 @@ def test_real_sites_weigh_the_same_in_a_sum(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("decay", [0.5, 2.0])
-def test_no_setting_makes_an_update_that_of_its_last_records_alone(tmp_path, decay):
+@pytest.mark.parametrize("phase", ["train", "method.consolidation"])
+def test_no_setting_makes_an_update_that_of_its_last_records_alone(tmp_path, phase, decay):
     """Which come last is drawn by the run's seed: the server's choice, below any floor."""
-    rates = ("train.learning_rate=0.05", f"train.weight_decay={decay}")
+    rates = ("train.learning_rate=1e-4", f"{phase}.learning_rate=0.05")
+    rates = (*rates, f"train.weight_decay={decay}")
     with pytest.raises(UserError, match="of its last records alone"):
         experiment_of(make_sites(tmp_path), *rates)
 

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
@@ -21,6 +21,7 @@ from deal_core.methods.shared.distilled import Distilled
 from deal_core.models import adapter_shapes, check_label_tokens, load_model
 from deal_core.models.causal import causal_prompts
 from deal_core.models.greedy import greedy_settings
+from deal_core.models.prompt_tokens import dummy_prefix
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.evaluation import count_correct
@@ -186,6 +187,10 @@ def test_an_answer_in_a_chat_ends_as_its_template_ends_one(tmp_path):
         assert prompts.end == (end,)
         assert prompts.until_end([5, end, 6]) == (5, end)
         assert greedy_settings(prompts)["eos_token_id"] == end
+    tokenizer.chat_template = (
+        "{% for m in messages if m['role'] == 'user' %}<s>{{ m['content'] }}{% endfor %}"
+    )
+    assert causal_prompts(tokenizer, None, config, 8).end == (tokenizer.eos_token_id,)
 
 
 def test_parts_of_a_prompt_are_those_of_the_whole_where_a_tokeniser_adds_a_space():
@@ -203,6 +208,7 @@ def test_parts_of_a_prompt_are_those_of_the_whole_where_a_tokeniser_adds_a_space
     assert [*item.tokens, *prompts.label("positive")] == whole
     assert 0 not in whole
     assert 1 not in whole
+    assert dummy_prefix(ByT5Tokenizer()) is None  # which has a token for a space
 
 
 def test_what_is_merged_into_frozen_weights_acts_as_what_is_not(

@@ -87,6 +87,11 @@ def test_a_task_without_a_head_is_answered_by_names_where_it_is_told_and_never_w
     told = by_names_told(lambda batch: names(batch) + torch.tensor([0, 1e-3, 0, 0]), heads, heart)
     assert count_both(told, examples(1, 1), heart) == (2, 0)
     torch.testing.assert_close(told([0, 1])[:, 2:], heads([0, 1])[:, 2:])
+    more = {**LEARNT, "lung": ("dry",)}  # and another without one
+    three = answer_space("heart", LEARNT["heart"], more, shared_labels=False)
+    near = torch.tensor([[0.5, 0.50003, 0.0, 0.0, 0.0]])
+    told = by_names_told(lambda batch: near, by_heads(TEXTS, three, {"skin": SKIN}), three)
+    assert count_both(told, examples(1), three) == (1, 0)
     shared = answer_space("heart", LEARNT["heart"], LEARNT, shared_labels=True)
     told = by_names_told(
         lambda batch: -names(batch), by_heads(TEXTS, shared, {"skin": SKIN}), shared

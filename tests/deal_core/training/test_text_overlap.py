@@ -18,6 +18,7 @@ from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l, words
         ("ไทย", ["ไ", "ท", "ย"]),
         ("서울은 수도", ["서울은", "수도"]),
         ("…", []),
+        ("I am happy ☺\ufe0f, yes ✔\ufe0f", ["i", "am", "happy", "yes"]),
     ],
 )
 def test_words(text, expected):
