@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.methods import consolidation_rank
 from deal_core.privacy.policy import (
     Policy,
     Refusal,
@@ -25,9 +24,22 @@ def require_policy(config: Experiment, policy: Policy | None) -> None:
     """
     try:
         require_mechanism(config.privacy.mechanism, policy)
-        require_adapter(config.adapter, policy, consolidation_rank(config))
+        require_adapter(config.adapter, policy, _distilled_rank(config, policy))
         require_secure(config.aggregation.secure, policy)
         require_shares(config.privacy, policy)
         require_comparable(config, policy)
     except UserError as error:
         raise Refusal("policy", str(error)) from None
+
+
+def _distilled_rank(config: Experiment, policy: Policy | None) -> int:
+    """Return the rank of what rounds of consolidation train, where the policy could refuse it."""
+    method, largest = config.method, config.adapter.retained_rank
+    if policy is None or largest <= policy.max_rank or method.name != "deal":
+        return 0
+    asked, alone = method.consolidation.data, method.prototype.enabled == "off"
+    if asked == "none" or (asked == "auto" and (not alone or config.privacy.mechanism != "none")):
+        return 0
+    from deal_core.methods import consolidation_rank  # loads torch, which secure legs do without
+
+    return consolidation_rank(config)
