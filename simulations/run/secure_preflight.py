@@ -11,8 +11,6 @@ from deal_core.secure_sum.site_policy import LEAST_SITES
 
 SUMMABLE = frozenset({"fedit", "ffa", "ffa-a", "alternating", "fedsvd"})
 """Aggregation rules that need the mean of the factors and no more."""
-
-
 COUNTED = {"clients", "sites"}
 """Keys that say how many clients there are."""
 
