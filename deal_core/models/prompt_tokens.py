@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -123,8 +123,7 @@ class PromptTokens:
         where one begins as another does, for else the shorter had all that the longer begins with.
         """
         answers = [self.label(label) for label in labels]
-        beginnings = any(b[: len(a)] == a for a, b in pairwise(sorted(set(answers))))
-        return [answer + self.end for answer in answers] if beginnings else answers
+        return [answer + self.end for answer in answers] if beginnings(answers) else answers
 
     @property
     def end(self) -> Tokens:
@@ -316,9 +315,14 @@ def require_distinct(tokenizer: Any, labels: Sequence[str]) -> None:
             )
     if tokenizer.eos_token_id is not None:
         return
-    for short, long in pairwise(sorted(known)):
-        if long[: len(short)] == short:
-            raise UserError(
-                f"label '{known[long]}' begins as '{known[short]}' does, and the model's tokeniser "
-                "has no token for an end; rename one, or choose another model"
-            )
+    for short, long in beginnings(known):
+        raise UserError(
+            f"label '{known[long]}' begins as '{known[short]}' does, and the model's tokeniser "
+            "has no token for an end; rename one, or choose another model"
+        )
+
+
+def beginnings(answers: Iterable[Tokens]) -> list[tuple[Tokens, Tokens]]:
+    """Return answers that others begin with, each with the next of these; empty: there are none."""
+    neighbours = pairwise(sorted(set(answers)))
+    return [(short, long) for short, long in neighbours if long[: len(short)] == short]
