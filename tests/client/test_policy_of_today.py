@@ -1,0 +1,75 @@
+"""What a site kept under an earlier policy, when its policy of today is stricter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.client.real_site import RealSite, asked, code, update
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+
+def test_a_tighter_clipping_bound_holds_at_once(tmp_path):
+    experiment = asked("privacy.max_grad_norm=10.0")
+    assert code(RealSite(tmp_path).answer(experiment, {})) == "ok"
+    tighter = RealSite(tmp_path, 'mechanism = "record"\nmax_epsilon = 1.0\nmax_grad_norm = 1.0\n')
+    assert code(tighter.answer(experiment, {"server_round": 2})) == "policy"
+
+
+OPEN = 'mechanism = "none"\nmetrics = "clear"\nshare_num_examples = true\n'
+
+
+@pytest.mark.parametrize(
+    ("stricter", "ends"),
+    [
+        ('mechanism = "record"\nmax_epsilon = 1.0\n', "policy"),
+        ('mechanism = "none"\nsecure_aggregation = "required"\n', "policy"),
+        ('mechanism = "none"\nmax_rank = 1\n', "policy"),
+        ('mechanism = "none"\nmin_records = 100\n', "no-data"),
+    ],
+)
+def test_an_update_that_was_kept_does_not_outlive_a_stricter_policy(tmp_path, stricter, ends):
+    """It was made and never sent; the site has thought better of it; the server asks again."""
+    site, experiment = RealSite(tmp_path, OPEN), asked("privacy.mechanism=none")
+    assert code(site.answer(experiment, {})) == "ok"
+    assert list((tmp_path / "state").rglob("update-*.safetensors"))
+    reply = RealSite(tmp_path, stricter).answer(experiment, {})
+    assert code(reply) == ends
+    assert set(reply.content) == {"status"}
+
+
+TRUSTING = 'mechanism = "client"\ntrusted_server = true\n'
+
+
+@pytest.mark.parametrize("stricter", ['mechanism = "client"\n', TRUSTING + "max_epsilon = 1.0\n"])
+def test_who_no_longer_trusts_the_server_sends_nothing_that_it_kept(tmp_path, stricter):
+    trusted = ("privacy.mechanism=client", "privacy.trusted_server=true")
+    experiment = asked(*trusted, "privacy.metrics=none")
+    assert code(RealSite(tmp_path, TRUSTING).answer(experiment, {})) == "ok"
+    reply = RealSite(tmp_path, stricter).answer(experiment, {})
+    assert code(reply) == "policy"
+    assert set(reply.content) == {"status"}
+
+
+def test_figures_that_were_kept_leave_as_the_policy_of_today_says(tmp_path):
+    experiment = asked("privacy.mechanism=none")
+    first = RealSite(tmp_path, OPEN).answer(experiment, {})
+    assert {"loss", "seconds"} <= set(first.content["metrics"])
+    assert first.content["metrics"]["num_examples"] == 40
+    again = RealSite(tmp_path, 'mechanism = "none"\n').answer(experiment, {})
+    assert set(again.content["metrics"]) == {"num_examples"}
+    assert again.content["metrics"]["num_examples"] == 1
+    one, two = (update(reply) for reply in (first, again))  # the same one, not trained again
+    assert torch.equal(one, two)
+
+
+def test_spending_that_was_kept_leaves_as_the_policy_of_today_says(tmp_path):
+    private = 'mechanism = "record"\nmax_epsilon = 1.0\n'
+    told = {"epsilon", "delta", "noise_floor"}
+    first = RealSite(tmp_path, private + "share_num_examples = true\n").answer(asked(), {})
+    assert told <= set(first.content["metrics"])
+    again = RealSite(tmp_path, private + "spending = false\n").answer(asked(), {})
+    assert set(again.content["metrics"]) == set(first.content["metrics"]) - told
+    one, two = (update(reply) for reply in (first, again))  # the same one, charged once
+    assert torch.equal(one, two)

@@ -1,0 +1,168 @@
+"""One record that is odd, long, loud or unusable: nothing that leaves tells of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from deal_core.privacy.mechanisms import record as record_mechanism
+from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
+from tests.slow import slow_but
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+
+@pytest.fixture
+def site(tmp_path) -> RealSite:
+    return RealSite(tmp_path)
+
+
+SECRET = "appendectomy"
+
+
+def neighbours(tmp_path, text: str) -> tuple[RealSite, RealSite]:
+    """A site, and the same site with one more record."""
+    (tmp_path / "without").mkdir()
+    (tmp_path / "with").mkdir()
+    more = {**{t: rows(t) for t in LABELS}, "surgery": [*rows("surgery"), (text, "Surgery")]}
+    return RealSite(tmp_path / "without"), RealSite(tmp_path / "with", data=more)
+
+
+@pytest.mark.parametrize(
+    ("loud", "end"), [(1e2, "ok"), (1e4, "refused"), (1e19, "refused"), (3e38, "refused")]
+)
+def test_an_adapter_beyond_the_bound_is_refused_before_a_record_is_read(tmp_path, loud, end):
+    sites = neighbours(tmp_path, f"{SECRET} case")
+    assert {code(site.answer(asked(), {}, start(asked(), loud))) for site in sites} == {end}
+
+
+def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(tmp_path, monkeypatch):
+    """The strongest form: the model itself gives NaN, or fails, where a chosen word occurs."""
+    from deal_core.models.encoder import EncoderLabels
+
+    original = EncoderLabels._embed
+
+    def stumbling(fault):
+        def embed(self, token_ids, layers=1):
+            found = [SECRET_TOKEN in ids for ids in token_ids]
+            if any(found) and fault == "raise":
+                raise RuntimeError("an overflow")
+            vectors = original(self, token_ids, layers)
+            # what a batch-mate does to the arithmetic may reach the whole pass
+            return vectors * torch.nan if any(found) else vectors
+
+        return embed
+
+    from deal_core.config.experiment import Experiment
+    from deal_core.models import load_model
+
+    config = Experiment()
+    model = load_model(config.model, config.adapter, 16)
+    SECRET_TOKEN = model.tokens([SECRET])[0][1]
+    answers = {}
+    for fault in ("nan", "raise"):
+        monkeypatch.setattr(EncoderLabels, "_embed", stumbling(fault))
+        for name in ("train", "evaluate"):
+            (folder := tmp_path / fault / name).mkdir(parents=True)
+            for site in neighbours(folder, f"{SECRET} case"):
+                policy = site.policy + 'metrics = "noised"\n'
+                own = RealSite(site.folder, policy=policy, data=site.data)
+                train = {"task": "surgery"}
+                evaluate = {"task": "", "stage": -1, "server_round": 0, "tasks": ["surgery"]}
+                given = train if name == "train" else evaluate
+                reply = own.answer(asked("privacy.metrics=noised"), given, kind=name)
+                answers.setdefault((fault, name), []).append((code(reply), len(own.events)))
+    assert set(map(str, answers.values())) == {str([("ok", 1), ("ok", 1)])}
+
+
+def test_what_others_add_does_not_depend_on_a_record_that_gives_no_number(random_adapter):
+    """A pass with a NaN in it would take its batch-mates along: a record would count many times."""
+    from deal_core.config.experiment import Experiment
+    from deal_core.lora.attach import read, set_trainable, write
+    from deal_core.methods.shared.plain import Plain
+    from deal_core.models import load_model
+    from deal_core.models.interface import Encoded
+    from tests.deal_core.training.clipped import clipped_gradients
+
+    config = Experiment()
+    model = load_model(config.model, config.adapter, 16, torch.float32)
+    write(model.module, random_adapter(read(model.module).shapes, 8, 0.01, seed=5))
+    data = [Encoded(tuple(ids), 0) for ids in model.tokens(["one text", "another", "a third one"])]
+    plain = Plain(model, ["a", "b"], data)
+
+    class Stumbling:
+        def example_losses(self, batch):
+            losses = plain.example_losses(batch)
+            return losses * torch.nan if 2 in batch else losses
+
+    sums = []
+    for objective, part in ((plain, [0, 1]), (Stumbling(), [0, 1, 2])):
+        factors = set_trainable(model.module, frozenset({"lora_B"}))
+        clipped_gradients(model.module, objective, part, 0.5)
+        sums.append(torch.cat([f.grad.flatten() for f in factors]))
+        for factor in factors:
+            factor.grad = None
+    assert float(sums[0].norm()) > 0
+    torch.testing.assert_close(sums[1], sums[0], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {**LABELS, "surgery": ("Radiology",)},
+        {**LABELS, "surgery": ("Surgery", "Radiology")},
+        {task: LABELS[task] for task in ("laboratory", "skin")},
+        {**LABELS, "undeclared": ("A", "B")},
+    ],
+)
+def test_label_spaces_are_the_sites(site, labels):
+    """Where the server leaves one out, an error told which sites have rows of it."""
+    reply = site.answer(asked(labels=labels), {})
+    assert code(reply) in ("policy", "refused")
+    assert site.events == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    slow_but(
+        [("odd case", "Unheard of"), ("half a character \ud800", "Surgery")],
+        ("half a character \ud800", "Surgery"),
+    ),
+)
+def test_a_row_that_cannot_be_used_changes_no_answer_and_is_counted_here_alone(tmp_path, row):
+    from client.app import _workbench
+
+    codes = []
+    for name, extra in (("without", []), ("with", [row])):
+        (tmp_path / name).mkdir()
+        data = {**{t: rows(t) for t in LABELS}, "surgery": [*rows("surgery"), *extra]}
+        site = RealSite(tmp_path / name, data=data)
+        _workbench.cache_clear()
+        codes.append(code(site.answer(asked(), {})))
+        left_out = [line for line in site.log() if line["event"] == "rows_left_out"]
+        assert [line["rows"] for line in left_out] == ([2] if extra else [])  # train and test
+    assert codes == ["ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    "limit",
+    slow_but(
+        ["data.max_train=1", "data.max_train=20", "data.train_share=0.3", "data.max_test=1"],
+        "data.max_train=1",
+        "data.max_test=1",
+    ),
+)
+def test_no_experiment_takes_records_of_a_real_site_away(site, monkeypatch, limit):
+    """A subset that is drawn again is another one for a neighbour; one record is an open book."""
+    planned = []
+    original = record_mechanism.RecordMechanism._gradients
+
+    def watched(self, ask, *given):
+        planned.append(len(ask.data))
+        return original(self, ask, *given)
+
+    monkeypatch.setattr(record_mechanism.RecordMechanism, "_gradients", watched)
+    reply = site.answer(asked(limit), {})
+    assert code(reply) == "ok"
+    assert set(planned) == {40}
+    assert site.events[0].delta == 1e-3  # of 120 records, whatever was asked
