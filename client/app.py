@@ -29,7 +29,7 @@ from client.site import site_of
 from client.site_file import NODE_KEY
 from client.site_log import SiteLog
 from client.state import FeedbackStore, folder_of, forget
-from client.status_reply import STATUS, secure_reply, status_reply
+from client.status_reply import STATUS, fault_reply, secure_reply, status_reply
 from deal_core.imports import without_collection
 from deal_core.lora.payload import LORA, SUMS, PayloadError
 from deal_core.privacy.policy import OutsidePolicy, Refusal, counts_in_sum
@@ -246,7 +246,7 @@ def guarded(handler: Handler) -> Handler:
         try:
             reply = check_reply(handler(message, context), message, masked_only(context))
         except Exception as error:
-            return status_reply(message, log_fault(message, context, error))
+            return fault_reply(message, log_fault(message, context, error), error)
         if own is not None:
             code = str(reply.content.config_records[STATUS]["code"])
             own.write("answered", code=code, seconds=time.monotonic() - started, **asked)

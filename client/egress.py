@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from deal_core.lora.payload import COUNTS, LORA, PREFIX, SUMS, PayloadError
 from deal_core.secure_sum.protocol_error import ProtocolError, UnpinnedPeer, UsedUpdate
-from deal_core.wire.secure_record import REPLY, SECURE
+from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
 
 RIGHT = "right answers per task, for the accuracy matrix"
 RIGHT_ALL = "right answers among all labels seen so far, per task, for the same"
@@ -20,6 +20,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "stage": "which request is answered",
         "phase": "which request is answered",
         "server_round": "which request is answered",
+        BLAMES: "whose message of a secure sum was refused: follows from messages, not from data",
     },
     "site": {"client": "number of a simulated client"},
     SECURE: {REPLY: "keys, shares and a masked vector of a secure sum: only the sum can be read"},

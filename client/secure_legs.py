@@ -44,6 +44,7 @@ def announcement(place: RequestContext, message: Message) -> bytes:
 
     Raises:
         PayloadError: no name of a run, or another than this client's.
+        ProtocolError: the site has lost what it kept of the run, and sits it out.
     """
     store, run = SecureStore(place.folder), run_of(message)
     if place.site is not None and run != place.folder.name:
@@ -52,7 +53,8 @@ def announcement(place: RequestContext, message: Message) -> bytes:
         state = store.state()
         if state is None or _renewed(place, state):
             state = open_run(run, _identity(place))
-            store.keep(state)
+            store.open(state)
+        store.note_announced()
     if state.run != run:
         raise PayloadError("secure: another run than this client's")
     return state.announcement

@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.site_state import SiteState
 from deal_core.secure_sum.used_updates import UsedUpdates
 from deal_core.whole_file import write_whole
 
 STATE, USED, LOCK = "secure-sum.state", "secure-sum.used", "secure-sum.lock"
+ANNOUNCED, UPDATES = "announced", "update-*"
+"""What a backup does have: that the site has announced itself in the run, and its updates."""
 OWNER_ALONE = 0o600
 
 
@@ -48,10 +51,39 @@ class SecureStore:
         """Write the state."""
         write_whole(self.folder / STATE, state.to_bytes(), OWNER_ALONE, for_good=True)
 
+    def open(self, state: SiteState) -> None:
+        """Write the first state of a run, no update being in a sum.
+
+        Raises:
+            ProtocolError: the site has announced itself before and has lost what it kept; with a
+                new state an update that is in a sum could enter a second one.
+        """
+        if self._lost():
+            raise ProtocolError("what this site kept of the run is lost; it sits the run out")
+        if not (self.folder / USED).exists():
+            self.keep_used(UsedUpdates())
+        self.keep(state)
+
+    def note_announced(self) -> None:
+        """Write, once, that there is a state."""
+        if not (self.folder / ANNOUNCED).exists():
+            write_whole(self.folder / ANNOUNCED, b"", OWNER_ALONE, for_good=True)
+
+    def _lost(self) -> bool:
+        """Whether there was a state that is no longer here."""
+        known = (self.folder / ANNOUNCED).exists() or any(self.folder.glob(UPDATES))
+        return known and not (self.folder / STATE).exists()
+
     def used(self) -> UsedUpdates:
-        """Return which updates are in a sum."""
+        """Return which updates are in a sum.
+
+        Raises:
+            ProtocolError: the record of them is lost.
+        """
         path = self.folder / USED
-        return UsedUpdates.from_bytes(path.read_bytes()) if path.exists() else UsedUpdates()
+        if not path.exists():
+            raise ProtocolError("the record of summed updates is lost; this site sits the run out")
+        return UsedUpdates.from_bytes(path.read_bytes())
 
     def keep_used(self, used: UsedUpdates) -> None:
         """Write which updates are in a sum."""

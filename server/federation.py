@@ -47,7 +47,7 @@ from server.schedule import Step, StepKind
 from server.secure_evaluation import SecureEvaluation
 from server.secure_legs import SecureLegs
 from server.secure_round import SecureRound
-from server.state_change import finite, reason_of
+from server.state_change import reason_of, sendable
 from server.statistics_round import StatisticsRound
 from server.statistics_sum import StatisticsSum
 from server.update_sum import UpdateSum
@@ -236,7 +236,7 @@ class Federation:
         fail. Memory that is not there stops the run, which can go on elsewhere."""
         try:
             with threads(1):
-                return finite(change())
+                return sendable(change())
         except STOPS:
             raise
         except NUMERICAL as fault:

@@ -35,7 +35,7 @@ from server.plan import Plan
 from server.round_requests import carrying, training_requests
 from server.schedule import Step
 from server.spending import Spending
-from server.state_change import finite, fold_residual, reason_of
+from server.state_change import fold_residual, reason_of, sendable
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class Round:
         try:
             with threads(1):
                 aggregate = finished(aggregation)
-                return finite(fold_residual(state, aggregate)), aggregate
+                return sendable(fold_residual(state, aggregate)), aggregate
         except UserError:
             raise
         except TooFewUpdates as fault:

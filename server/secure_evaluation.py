@@ -66,7 +66,7 @@ class SecureEvaluation:
                 held = self._heard(step, reply, held)
             history = history.after_round({"evaluation_bytes_down": sent.bytes_down})
             state = decoded(sent, shown, state)
-            sums = layout.decode(self.legs.total(step, held))
+            sums = layout.decode(self.legs.total(step, held), len(held.masked))
             counts[EVERYBODY] = _rows(sums, names, bool(experiment.data.generation))
         history = one.recorded(step, counts, True, history)
         return state, history.after("evaluate", time.monotonic() - started)
@@ -80,6 +80,7 @@ class SecureEvaluation:
             self.legs.sits_out(step, reply.client, NO_TASK, reason)
         except NUMERICAL as fault:
             refuse(exchange, step, reply.client, fault)
+            self.legs.blames(step, held, reply.client, reply.message, NO_TASK)
         return held
 
 

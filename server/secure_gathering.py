@@ -26,6 +26,7 @@ class MaskedReplies:
         sizes: bytes of each valid reply.
         spent: what privacy has cost, by client that says so.
         idle: how many clients took no part.
+        hindered: how many could not, by what another site sent.
         tally: of the evaluation that the requests carried along.
     """
 
@@ -33,6 +34,7 @@ class MaskedReplies:
     sizes: dict[str, int] = field(default_factory=dict)
     spent: dict[str, Spending] = field(default_factory=dict)
     idle: int = 0
+    hindered: int = 0
     tally: EvaluationReplies = field(default_factory=EvaluationReplies)
 
 
@@ -75,7 +77,9 @@ class SecureGathering:
             return replace(gathered, idle=gathered.idle + 1)
         except NUMERICAL as fault:
             refuse(self.exchange, self.step, client, fault, spent)
-            return gathered
+            held, task = gathered.held, instruction.task
+            hindered = self.legs.blames(self.step, held, client, reply.message, task)
+            return replace(gathered, hindered=gathered.hindered + hindered)
         self.exchange.heard_willing(client, True)
         gathered.sizes[client] = wire.secure_bytes(message.content)
         self.exchange.event(

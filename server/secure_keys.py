@@ -69,10 +69,10 @@ class ChannelKeys:
                 the registered one, or that of another client.
         """
         announcement = Announcement.from_bytes(data)
-        verify(announcement, self.run, None)
         site = announcement.site
         if registered and site != registered_site(registered):
             raise ProtocolError(f"announces {fingerprint(site)}, and is registered with another")
+        verify(announcement, self.run, None)
         if any(other != client for other in self.clients_of([site])):
             raise ProtocolError(f"announces {fingerprint(site)}, which is another client's")
         self._held[ANNOUNCED][client] = data.hex()

@@ -46,11 +46,13 @@ class SecureLegs:
         folder: of the run.
         idle: task to the clients that take no part in it, by their own rules: they are not counted
             on again, for whoever prepares and sends nothing brings the sum closer to its threshold.
+        accusers: site to the clients that have refused its part of a round.
     """
 
     exchange: Exchange
     folder: Path
     idle: dict[str, set[str]] = field(default_factory=dict)
+    accusers: dict[bytes, set[str]] = field(default_factory=dict)
 
     @property
     def run(self) -> str:
@@ -109,6 +111,23 @@ class SecureLegs:
         if reason.code != UsedUpdate.code:
             self.leave_out(client, task)
         self.exchange.event("client_idle", step, client=client, code=reason.code)
+
+    def blames(
+        self, step: Step, held: ServerRound, client: str, message: Message | None, task: str
+    ) -> bool:
+        """Return whether a client refuses the round because of another site's part in it. Of whom
+        more say so than may collude, two at least, is not counted on again in the task: one of them
+        is honest, and a single one could accuse them all, one after another."""
+        site = wire.blamed(message)
+        if site not in held.terms.cohort:
+            return False
+        (accused,) = self.keys.clients_of([site])
+        self.exchange.event("client_blamed", step, client=accused, by=client)
+        by = self.accusers.setdefault(site, set())
+        by.add(client)
+        if len(by) > max(1, self.exchange.experiment.privacy.colluding):
+            self.leave_out(accused, task)
+        return True
 
     def mask_requests(self, held: ServerRound) -> dict[str, ConfigRecord]:
         """Return client to the record that its training request carries."""

@@ -23,7 +23,7 @@ from server.round_sum import RoundSum
 from server.schedule import Step
 from server.secure_gathering import SecureGathering
 from server.secure_legs import SecureLegs
-from server.state_change import finite, reason_of
+from server.state_change import reason_of, sendable
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class SecureRound:
         valid = max(len(replies.sizes), len(replies.held.masked))
         if one.phase.statistics is None:
             exchange.require_willing(one.plan.learners, step)
-        exchange.require_quorum(valid, len(members) - replies.idle, step)
+        exchange.require_quorum(valid + replies.hindered, len(members) - replies.idle, step)
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
         state, aggregate, summed = self._summed(one.basis(state, sent), replies.held, layout)
@@ -126,10 +126,10 @@ class SecureRound:
         exchange, step = self.round.exchange, self.round.step
         found = None
         with may_be_lost(exchange, "round_lost", step):
-            sums = layout.decode(self.legs.total(step, held))
+            sums = layout.decode(self.legs.total(step, held), len(held.masked))
             with threads(1):
                 after, aggregate = self.sum.add(state, without_loss(sums))
-                found = finite(after), aggregate, mean_loss(sums)
+                found = sendable(after), aggregate, mean_loss(sums)
         if found is None:
             return state, None, []
         after, aggregate, loss = found

@@ -1,4 +1,4 @@
-"""From one state of the run to the next: the residual joins it, and all of it must be finite."""
+"""From one state of the run to the next: the residual joins it, and clients must take all of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from deal_core.aggregation import Aggregate, AggregationFailed, one_line, requir
 from deal_core.errors import UserError
 from deal_core.lora.adapter import compress, stack
 from deal_core.lora.state import State
+from deal_core.wire.adapter_record import require_bounded
 
 
 def fold_residual(state: State, aggregate: Aggregate) -> State:
@@ -23,11 +24,11 @@ def fold_residual(state: State, aggregate: Aggregate) -> State:
     return replace(state, current=aggregate.current, residual=residual)
 
 
-def finite(state: State) -> State:
-    """Return the state itself.
+def sendable(state: State) -> State:
+    """Return the state itself: no client would refuse it.
 
     Raises:
-        AggregationFailed: some number of it is not finite.
+        AggregationFailed: some number of it is not finite, or too large for a model.
     """
     require_finite("the current adapter", state.current)
     require_finite("the retained adapter", state.retained)
@@ -35,6 +36,9 @@ def finite(state: State) -> State:
     for name, part in (("a head", state.heads), ("a sum", state.sums)):
         if any(not bool(value.isfinite().all()) for value in part.values()):
             raise AggregationFailed(f"{name} is not finite")
+    for adapter in (state.current, state.retained, state.residual):
+        if adapter is not None:
+            require_bounded(adapter)
     return state
 
 

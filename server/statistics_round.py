@@ -15,7 +15,7 @@ from server.checkpoint import History
 from server.gathering import RoundReplies
 from server.round import Round
 from server.schedule import Step
-from server.state_change import finite, reason_of
+from server.state_change import reason_of, sendable
 from server.statistics import SumsGathering, SumsReplies, totals, weights
 
 
@@ -98,7 +98,7 @@ class StatisticsRound:
             with threads(1):
                 factors = weights(replies.examples, cap, self._earlier(history, clients))
                 added = totals(replies, one.exchange.roster.clients, factors)
-                state = finite(self.statistics.absorb(state, added))
+                state = sendable(self.statistics.absorb(state, added))
         except NUMERICAL as fault:
             one.exchange.event("round_lost", one.step, reason=reason_of(fault))
             return state, history

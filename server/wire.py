@@ -18,14 +18,14 @@ from deal_core.lora.adapter import live_rank, padded, split
 from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, SUMS, PayloadError
 from deal_core.lora.state import State
 from deal_core.methods.shared.class_sums import MOST_EXAMPLES
-from deal_core.secure_sum.protocol_error import UsedUpdate
+from deal_core.secure_sum.protocol_error import ProtocolError, UsedUpdate
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.counts import EXAMPLES
 from deal_core.wire.heads import pack_heads, read_heads
 from deal_core.wire.instruction import RECORD, Instruction
 from deal_core.wire.record_digest import record_digest
-from deal_core.wire.secure_record import REPLY, SECURE
+from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
 from deal_core.wire.sums import Shapes, read_sums
 from server.spending import Spending, spending_in
 
@@ -323,6 +323,17 @@ def status(message: Message) -> str:
     if "status" not in message.content.config_records:
         return ""
     return str(message.content.config_records["status"].get("code", ""))
+
+
+def blamed(message: Message | None) -> bytes:
+    """Return the site whose message of a secure sum a client refuses; empty: none."""
+    if message is None or not message.has_content() or status(message) != ProtocolError.code:
+        return b""
+    told = message.content.config_records["status"].get(BLAMES)
+    try:
+        return bytes.fromhex(told) if isinstance(told, str) else b""
+    except ValueError:
+        return b""
 
 
 def _contents(message: Message, names: set[str], optional: Set[str] = frozenset()) -> RecordDict:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deal_core.secure_sum.frames import pack, unpack
+from deal_core.secure_sum.keys import usable
 from deal_core.secure_sum.protocol_error import ProtocolError, UnpinnedPeer
 
 SITE_BYTES = 32
@@ -73,7 +74,7 @@ def verify(announcement: Announcement, run: str, pins: Pins | None) -> None:
 
     Raises:
         UnpinnedPeer: a site that is not pinned.
-        ProtocolError: another run, or a signature of somebody else.
+        ProtocolError: another run, a signature of somebody else, or a channel key that is none.
     """
     site = announcement.site
     if pins is not None and site not in pins:
@@ -97,6 +98,8 @@ def verify(announcement: Announcement, run: str, pins: Pins | None) -> None:
             f"the channel key of site {name} is not signed by that site: somebody stands between",
             site,
         ) from None
+    if not usable(announcement.channel_key):
+        raise ProtocolError(f"the channel key of site {name} is no X25519 key", site)
 
 
 def site_of(public_key: ec.EllipticCurvePublicKey) -> bytes:
@@ -145,7 +148,7 @@ def _line(key: ec.EllipticCurvePublicKey) -> bytes:
 def _public_key(line: bytes) -> ec.EllipticCurvePublicKey:
     try:
         key = serialization.load_ssh_public_key(line)
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last: a compressed point
         raise ProtocolError("an identity is no public key in OpenSSH's format") from None
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ProtocolError("an identity is no EC key, as deal site init makes them")

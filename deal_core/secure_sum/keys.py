@@ -37,3 +37,13 @@ def shared_secret(private: bytes, public: bytes) -> bytes:
         return X25519PrivateKey.from_private_bytes(private).exchange(peer)
     except ValueError:
         raise ProtocolError("a public key is not a valid X25519 key") from None
+
+
+def usable(public: bytes) -> bool:
+    """Return whether 32 bytes are a public half with which others can share a secret. It is the
+    same for every private half: a point of low order gives zero to all of them (RFC 7748, 6.1)."""
+    try:
+        shared_secret(bytes(range(KEY_BYTES)), public)
+    except ProtocolError:
+        return False
+    return True

@@ -35,12 +35,14 @@ class SumField:
         shape: of the array.
         largest: bound on the absolute value of every entry at one site.
         scale: grid points in a unit; None: integers, which are not rounded.
+        coverable: a site may put :data:`COVERED` here, so that the sum can be any word.
     """
 
     name: str
     shape: tuple[int, ...]
     largest: float
     scale: float | None = None
+    coverable: bool = False
 
     @property
     def size(self) -> int:
@@ -152,11 +154,16 @@ class Layout:
             return np.frombuffer(secrets.token_bytes(field.size * ring.itemsize), ring)
         return _points(field, np.asarray(values), generator).astype(ring)
 
-    def decode(self, total: Words) -> dict[str, NDArray[Any]]:
+    def decode(self, total: Words, summed: int | None = None) -> dict[str, NDArray[Any]]:
         """Return the sums: float64, or int64 where integers were summed.
 
+        Args:
+            total: the sum in the ring.
+            summed: of how many sites it is; None: of as many as the layout allows.
+
         Raises:
-            ProtocolError: the sum is not of this layout.
+            ProtocolError: the sum is not of this layout, or one that so many sites within their
+                bounds cannot add up to.
         """
         if len(total) != self.length or total.dtype != ring_type(self.bits):
             raise ProtocolError("a sum has not the length or the ring of its layout")
@@ -165,6 +172,9 @@ class Layout:
         start = 0
         for field in self.fields:
             part = points[start : start + field.size].reshape(field.shape)
+            most = (self.sites if summed is None else summed) * field.most_points
+            if not field.coverable and bool(((part > most) | (part < -most)).any()):
+                raise ProtocolError(f"field '{field.name}': no sum of sites within their bounds")
             sums[field.name] = part if field.scale is None else part / field.scale
             start += field.size
         return sums

@@ -13,6 +13,7 @@ import numpy as np
 
 from deal_core.secure_sum.frames import positions_bytes
 from deal_core.secure_sum.identity import fingerprint
+from deal_core.secure_sum.keys import usable
 from deal_core.secure_sum.masks import ring_type
 from deal_core.secure_sum.messages import (
     Confirmed,
@@ -31,10 +32,13 @@ def add_prepared(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
     """Return the round with a reply of ``prepare``; the same one may come again.
 
     Raises:
-        ProtocolError: it is of another round, not as long as it must be, or a second one.
+        ProtocolError: it is of another round, not as long as it must be, a second one, or its mask
+            key is none.
     """
     position, message = held.terms.position(site), Prepared.from_bytes(reply)
     _check_reply(held, site, message.context, len(message.boxes), len(held.terms.cohort) - 1)
+    if not usable(message.mask_key):
+        raise ProtocolError(f"the mask key of site {fingerprint(site)} is no X25519 key", site)
     if position in held.prepared:
         _check_same(site, held.prepared[position] == message)
         return held

@@ -115,7 +115,7 @@ def mask(state: SiteState, request: bytes, encoded: Encoded) -> Answer:
     opened = _opened(state, request)
     current, terms = opened.current, opened.current.terms
     check_encoded(terms, encoded)
-    words = _masked(current, terms.position(state.site), opened.mask_keys, encoded.words)
+    words = _masked(current, terms.position(state.site), opened.pairs, encoded.words)
     changed = replace(
         current,
         mask_seed=b"",
@@ -191,17 +191,17 @@ def unmask(state: SiteState, request: bytes) -> Answer:
 
 @dataclass(frozen=True)
 class _Opened:
-    """A request to mask, checked: the round, its members as bits, the others' mask keys, and the
-    shares of all by position."""
+    """A request to mask, checked: the round, its members as bits, the key of the mask with each of
+    the others, and the shares of all, by position."""
 
     current: SiteRound
     members: bytes
-    mask_keys: Mapping[int, bytes]
+    pairs: Mapping[int, bytes] = field(repr=False)
     shares: Mapping[int, bytes] = field(repr=False)
 
 
 def _opened(state: SiteState, request: bytes) -> _Opened:
-    """Return what a request to mask brings; all of its boxes open."""
+    """Return what a request to mask brings; all of its boxes open, all of its keys are keys."""
     message = MaskRequest.from_bytes(request)
     current = state.round_of(message.context)
     check_turn(current, "mask")
@@ -210,30 +210,22 @@ def _opened(state: SiteState, request: bytes) -> _Opened:
     peers = [position for position in members if position != own]
     if not len(peers) == len(message.mask_keys) == len(message.boxes):
         raise ProtocolError("a mask request has not one key and one box for each member")
-    mask_keys = dict(zip(peers, message.mask_keys, strict=True))
-    shares = {own: current.own_shares}
-    for position, box in zip(peers, message.boxes, strict=True):
-        shares[position] = _open(state, terms, position, mask_keys[position], box)
-    return _Opened(current, message.members, mask_keys, shares)
+    private = mask_private_key(current.mask_seed, terms.context)
+    pairs, shares = dict[int, bytes](), {own: current.own_shares}
+    for position, key, box in zip(peers, message.mask_keys, message.boxes, strict=True):
+        peer = terms.cohort[position]
+        try:
+            channel = state.channel(peer)
+            shares[position] = open_box(channel, terms.context, position, own, key, box)
+            pairs[position] = pair_mask_key(private, key, terms.context, own, position)
+        except ProtocolError as error:
+            raise ProtocolError(f"site {fingerprint(peer)}: {error}", peer) from None
+    return _Opened(current, message.members, pairs, shares)
 
 
-def _open(state: SiteState, terms: RoundTerms, position: int, key: bytes, box: bytes) -> bytes:
-    peer, own = terms.cohort[position], terms.position(state.site)
-    try:
-        return open_box(state.channel(peer), terms.context, position, own, key, box)
-    except ProtocolError as error:
-        raise ProtocolError(f"site {fingerprint(peer)}: {error}", peer) from None
-
-
-def _masked(current: SiteRound, own: int, mask_keys: Mapping[int, bytes], words: Words) -> Words:
+def _masked(current: SiteRound, own: int, pairs: Mapping[int, bytes], words: Words) -> Words:
     """Return the words with the site's own mask, those of later peers, less those of earlier."""
-    context = current.terms.context
-    private = mask_private_key(current.mask_seed, context)
-    pairs = {
-        peer: pair_mask_key(private, public, context, own, peer)
-        for peer, public in mask_keys.items()
-    }
-    masked = words.copy()
+    context, masked = current.terms.context, words.copy()
     plus = [self_mask_key(current.self_seed, context)]
     plus += [key for peer, key in pairs.items() if peer > own]
     add_masks(masked, plus, [key for peer, key in pairs.items() if peer < own])

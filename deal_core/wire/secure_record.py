@@ -8,5 +8,7 @@ RUN = "run"
 """Name of the run, in the first message."""
 ANNOUNCEMENTS, NAMES = "announcements", "names"
 """Signed channel keys of the sites of a round, and what the server calls each; with its terms."""
+BLAMES = "blames"
+"""Of the status, beside ``protocol``: the site whose message was refused, in hexadecimal."""
 LEGS = ("prepare", "confirm", "unmask")
 """Of a round, beside the one that carries the update (``mask``)."""

@@ -28,7 +28,10 @@ LARGEST_LOSS = 64.0
 def loss_fields(bits: int, sites: int) -> tuple[SumField, ...]:
     """Return the two fields; the first on the finest grid that fits, with weights from 0 to 1."""
     scale = finest_scale(LARGEST_LOSS, sites, bits)
-    return SumField(LOSS, (), LARGEST_LOSS, scale), SumField(LOSS_KEPT, (), 1.0)
+    return (
+        SumField(LOSS, (), LARGEST_LOSS, scale, coverable=True),
+        SumField(LOSS_KEPT, (), 1.0, coverable=True),
+    )
 
 
 def loss_values(loss: float | None, weight: float) -> dict[str, NDArray[Any] | None]:

@@ -15,7 +15,7 @@ from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.threads import threads
 from server.federation import start_state
-from server.state_change import finite, fold_residual
+from server.state_change import fold_residual, sendable
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def begin_task(state: State, experiment: Experiment, stage: int = 0) -> State:
         raise UserError(f"adapter.kind '{kind}' is laid out for a whole stream; use run, or lora")
     with threads(1):
         generator = seeded(experiment.run.seed, "begin", stage)
-        return finite(method_of(experiment).begin_task(state, generator))
+        return sendable(method_of(experiment).begin_task(state, generator))
 
 
 def aggregate(
@@ -83,7 +83,7 @@ def aggregate(
         for update in updates:
             aggregation.add(update)
         result = finished(aggregation)
-        return Aggregated(finite(fold_residual(state, result)), result.error)
+        return Aggregated(sendable(fold_residual(state, result)), result.error)
 
 
 def end_task(state: State, experiment: Experiment) -> State:
@@ -93,4 +93,4 @@ def end_task(state: State, experiment: Experiment) -> State:
         UserError: an unknown method.
     """
     with threads(1):
-        return finite(method_of(experiment).end_task(state))
+        return sendable(method_of(experiment).end_task(state))

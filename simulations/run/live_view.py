@@ -82,6 +82,8 @@ def plain_lines(event: RunEvent, state: Progress) -> list[str]:
         return [f"lost, the model stays as it was: {event['reason']}"]
     if kind == "leg_failed":
         return [f"client {event['client']} missed the leg {event['leg']}: {event['reason']}"]
+    if kind == "client_blamed":
+        return [f"client {event['by']} refuses what client {event['client']} sent it"]
     if kind == "weight_cut":
         return [f"client {event['client']} weighs {event['weight']:g}, not what it claimed"]
     if kind == "client_idle":

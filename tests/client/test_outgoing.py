@@ -159,6 +159,7 @@ def test_every_field_that_may_leave_has_its_reason():
         "status.stage",
         "status.phase",
         "status.server_round",
+        "status.blames",
         "site.client",
         "secure.reply",
         "metrics.num_examples",

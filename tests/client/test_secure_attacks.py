@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from client import local_training as training
 from client.app import make_app
+from client.secure_store import SecureStore
 from deal_core.config.run_config import flatten
 from deal_core.lora.arrays import from_arrays
 from deal_core.lora.payload import LORA, Template
@@ -244,3 +245,45 @@ def test_a_site_does_not_change_its_mind_about_who_has_survived(first):
         reply = asked(first, number, "confirm", RecordDict({"secure": record}))
         assert code(reply) == "protocol"
         assert "reply" not in reply.content.get("secure", {})
+
+
+def restored(first: FirstRound, number: int) -> None:
+    """A site from the backup that it is told to make: without the secrets of secure sums."""
+    for file in first.sites[number].state.glob("secure-sum.*"):
+        file.unlink()
+
+
+def announced_again(first: FirstRound, number: int) -> Message:
+    content = RecordDict({"secure": ConfigRecord({"run": RUN})})
+    return asked(first, number, "announce", content)
+
+
+def test_a_site_that_has_lost_what_it_kept_does_not_announce_itself_again(first):
+    """With a new key the update that it keeps could enter a second sum."""
+    for number in first.others:
+        restored(first, number)
+        reply = announced_again(first, number)
+        assert code(reply) == "protocol"
+        assert "sits the run out" in first.sites[number].errors()[-1]
+
+
+def test_a_lost_record_of_summed_updates_counts_as_no_empty_one(first):
+    for number in first.others:
+        (first.sites[number].state / "secure-sum.used").unlink()
+    assert second_sum(first) == ["protocol"] * 3
+
+
+def test_where_it_announces_itself_again_the_update_of_another_is_read(first, monkeypatch):
+    """So the tests above can fail."""
+    monkeypatch.setattr(SecureStore, "_lost", lambda self: False)
+    renewed = {}
+    for number in first.others:
+        restored(first, number)
+        renewed[str(number)] = announced_again(first, number).content["secure"]["reply"]
+    known = ChannelKeys.announcement
+    monkeypatch.setattr(
+        ChannelKeys, "announcement", lambda self, name: renewed.get(name) or known(self, name)
+    )
+    read, own = stolen(first, second_sum(first)), own_update(first, VICTIM)
+    for key, value in own.items():
+        np.testing.assert_allclose(read[key], value, atol=1e-6)

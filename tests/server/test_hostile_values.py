@@ -25,7 +25,7 @@ from server import reply_collection as rounds
 from server.checkpoint import Checkpoint, load_checkpoint
 from server.folder import RunFolder
 from server.run import run
-from server.state_change import finite
+from server.state_change import sendable
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
@@ -129,7 +129,7 @@ def played(
         run(grid, config)  # type: ignore[arg-type]
     events = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
     checkpoint = load_checkpoint(folder.checkpoint, shapes)
-    finite(checkpoint.state)
+    sendable(checkpoint.state)
     return Done(grid.models, events, checkpoint)
 
 
@@ -202,7 +202,7 @@ def test_one_or_two_clients_have_a_bound_too(tmp_path, model, clients, kind):
         with pytest.raises(UserError, match="0 of 1 clients gave a valid reply"):
             played(config, spoil)
         shapes = adapter_shapes(config.model, config.adapter)
-        finite(load_checkpoint(RunFolder(tmp_path).checkpoint, shapes).state)
+        sendable(load_checkpoint(RunFolder(tmp_path).checkpoint, shapes).state)
         return
     done = played(config, spoil)
     assert [e["client"] for e in done.of("client_failed")] == ["0"]

@@ -16,6 +16,7 @@ RunEvent = Mapping[str, Any]
 FAULTS = {
     "client_failed": "reply not used",
     "reply_dropped": "reply dropped",
+    "client_blamed": "blamed by another client",
     "weight_cut": "weight cut",
     "client_idle": "took no part",
     "evaluation_lost": "evaluation lost",

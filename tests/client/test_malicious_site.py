@@ -1,0 +1,189 @@
+"""A site that bends its own messages of a secure sum, among honest ones: it costs a round, and not
+the run."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import ConfigRecord, Message
+
+from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.secure_sum.boxes import seal
+from deal_core.secure_sum.identity import Announcement, announce
+from deal_core.secure_sum.layout import finest_scale
+from deal_core.secure_sum.messages import Masked, Prepared
+from deal_core.secure_sum.site_state import SiteState
+from tests.client.secure_sites import OPEN, RUN, SecureSite, experiment_of, grid_of, make_sites
+from tests.simulations.run.secure_runs import Ran, client_of, leg_of, rounds
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+EAST = 3
+"""The malicious one."""
+Bend = Callable[[bytes], bytes]
+PRIVATE = (
+    "privacy.mechanism=record",
+    "privacy.noise_share=sum",
+    "train.step=server",
+    "privacy.target_delta=1e-5",
+    "privacy.metrics=none",
+    "federation.rounds=5",
+    "method.distillation.weight=0.0",
+)
+NOISED = (
+    'mechanism = "record"\nnoise_share = "sum"\nmetrics = "none"\nmin_records = 1\n'
+    'secure_aggregation = "required"\n'
+)
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> list[SecureSite]:
+    return make_sites(tmp_path)
+
+
+def key_of(site: SecureSite) -> ec.EllipticCurvePrivateKey:
+    key = serialization.load_ssh_private_key(site.pair.private, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return key
+
+
+def play(
+    sites: list[SecureSite], path: Path, leg: str, bend: Bend, *overrides: str, last: int = 2
+) -> Ran:
+    """Rounds in which the messages of the malicious site in one leg are bent; the last one is
+    honest."""
+
+    def see(reply: Message) -> Message:
+        if leg_of(reply) == leg and client_of(reply) == str(EAST):
+            data = reply.content["secure"]["reply"]
+            reply.content["secure"] = ConfigRecord({"reply": bend(data)})
+        return reply
+
+    experiment = experiment_of(sites, *overrides)
+    return rounds(experiment, path / RUN, see=see, last=last, grid_of=grid_of(sites))
+
+
+def compressed(sites: list[SecureSite], data: bytes) -> bytes:
+    """Its own key, written as OpenSSH does not write it."""
+    compact = serialization.PublicFormat.CompressedPoint
+    point = key_of(sites[EAST]).public_key().public_bytes(serialization.Encoding.X962, compact)
+    parts = (b"ecdsa-sha2-nistp384", b"nistp384", point)
+    blob = b"".join(struct.pack(">I", len(part)) + part for part in parts)
+    identity = b"ecdsa-sha2-nistp384 " + base64.b64encode(blob)
+    return replace(Announcement.from_bytes(data), identity=identity).to_bytes()
+
+
+@pytest.mark.parametrize(
+    "bent",
+    [
+        lambda sites, data: announce(RUN, bytes(32), key_of(sites[EAST])).to_bytes(),
+        lambda sites, data: announce(RUN, b"short", key_of(sites[EAST])).to_bytes(),
+        compressed,
+    ],
+    ids=["zero", "short", "compressed"],
+)
+def test_an_announcement_that_is_of_no_use_costs_its_sender_its_place(sites, tmp_path, bent):
+    ran = play(sites, tmp_path, "announce", lambda data: bent(sites, data), last=1)
+    assert ran.told("summed", "sites") == [3]
+    assert ran.told("client_failed", "client") == [str(EAST)]
+    assert [site.errors() for site in sites[:EAST]] == [[], [], []]
+
+
+def no_boxes(data: bytes) -> bytes:
+    """Boxes that nobody can open."""
+    message = Prepared.from_bytes(data)
+    return replace(message, boxes=tuple(bytes(48) for _ in message.boxes)).to_bytes()
+
+
+def test_boxes_that_do_not_open_cost_one_round_and_then_their_sender(sites, tmp_path):
+    ran = play(sites, tmp_path, "prepare", no_boxes, "federation.rounds=3")
+    assert len(ran.told("round_lost", "reason")) == 1
+    assert ran.told("client_blamed", "client") == [str(EAST)] * 3
+    assert ran.told("summed", "sites") == [3]
+    for site in sites[:EAST]:
+        (line,) = site.errors()
+        assert sites[EAST].fingerprint in line
+
+
+def test_one_accuser_puts_nobody_out(sites, tmp_path):
+    """It could accuse all others, one after another."""
+
+    def one_box(data: bytes) -> bytes:
+        message = Prepared.from_bytes(data)
+        return replace(message, boxes=(bytes(48), *message.boxes[1:])).to_bytes()
+
+    ran = play(sites, tmp_path, "prepare", one_box, "federation.rounds=3")
+    assert set(ran.told("client_blamed", "client")) == {str(EAST)}
+    assert set(ran.told("client_blamed", "by")) == {"0"}
+    assert ran.told("summed", "sites") == [3, 3]
+
+
+def test_a_mask_key_that_is_none_is_charged_to_nobody(tmp_path):
+    """Everybody could open the boxes, train and be charged, and then fail."""
+    sites = make_sites(tmp_path, policy=NOISED)
+
+    def zero_key(data: bytes) -> bytes:
+        message, zero = Prepared.from_bytes(data), bytes(32)
+        state = SiteState.from_bytes((sites[EAST].state / "secure-sum.state").read_bytes())
+        terms = state.rounds[-1].terms
+        own = terms.position(state.site)
+        boxes = tuple(
+            seal(state.channel(peer), terms.context, own, at, zero, zero)
+            for at, peer in enumerate(terms.cohort)
+            if at != own
+        )
+        return replace(message, mask_key=zero, boxes=boxes).to_bytes()
+
+    ran = play(sites, tmp_path, "prepare", zero_key, *PRIVATE, "privacy.dropouts=1")
+    assert set(ran.told("client_failed", "client")) == {str(EAST)}
+    assert ran.told("summed", "sites") == [3, 3]
+    assert [len(Ledger(site.folder / "state").events()) for site in sites] == [2, 2, 2, 0]
+
+
+def far_update(words: np.ndarray) -> None:
+    """Entries + 16 in the sum, and a weight of next to nothing, by which they are divided."""
+    words[:8] += words.dtype.type(2**30)
+    words[-3] -= words.dtype.type(int(3.99 * finest_scale(1.0, 4, 32)))
+
+
+def far_gradient(words: np.ndarray) -> None:
+    words[:8] += words.dtype.type(2**55)
+
+
+def huge_step(words: np.ndarray) -> None:
+    """Within the bounds of the ring, beyond what a model can have."""
+    words[:8] += words.dtype.type(2**53)
+
+
+@pytest.mark.parametrize(
+    ("add", "ring", "overrides"),
+    [
+        (far_update, "<u4", ("federation.rounds=5",)),
+        (far_gradient, "<u8", PRIVATE),
+        (huge_step, "<u8", PRIVATE),
+    ],
+)
+def test_a_sum_that_no_model_could_take_costs_its_round(tmp_path, add, ring, overrides):
+    sites, bent = make_sites(tmp_path, policy=NOISED if ring == "<u8" else OPEN), []
+
+    def poison(data: bytes) -> bytes:
+        if bent:
+            return data
+        bent.append(True)
+        message = Masked.from_bytes(data)
+        words = np.frombuffer(message.words, ring).copy()
+        add(words)
+        return Masked(message.context, words.tobytes()).to_bytes()
+
+    ran = play(sites, tmp_path, "mask", poison, *overrides)
+    assert len(ran.told("round_lost", "reason")) == 1
+    assert ran.told("summed", "sites") == [4, 4]
+    assert not ran.told("client_failed", "client")
