@@ -32,6 +32,8 @@ READABLE = (2, SCHEMA)
 RIGHT, EXAMPLES, RIGHT_ALL = 0, 1, 2
 """Places in the counts of a task (:class:`~server.checkpoint.History`)."""
 
+Evaluated = Mapping[str, list[list[int | float]]]
+"""Client to its counts of each task."""
 Accuracy = float | None
 """0 to 1; None where a client has no test example of a task."""
 
@@ -63,7 +65,7 @@ class ClientResult(Strict):
             did not arrive.
         zero_shot: per task, before any training; empty in files from before.
         average_accuracy: mean of the last row over the tasks the client has.
-        test_examples: per task.
+        test_examples: per task, as last told.
     """
 
     accuracy_matrix: list[list[Accuracy]]
@@ -172,9 +174,9 @@ class ClassIncremental(Strict):
     accuracy_matrix: list[list[float]]
     zero_shot: dict[str, float]
     average_accuracy: float = Field(ge=0, le=1)
-    backward_transfer: float
-    forward_transfer: float
-    forgetting: float = Field(ge=0, le=1)
+    backward_transfer: float | None
+    forward_transfer: float | None
+    forgetting: float | None = Field(ge=0, le=1)
     per_client: dict[str, ClientResult]
 
 
@@ -187,6 +189,9 @@ class Results(Strict):
         stages: the plan; the accuracy matrix has one row per stage. It is empty, as is
             ``zero_shot``, and its measures are None, where clients kept their counts of right
             answers to themselves and too few were left to know all of it.
+        unheard: of each evaluation, zero-shot first, how many clients' counts are missing that
+            another has; empty: none. A row is of who was heard in it; transfer and forgetting are
+            of those heard in all, and None where there are none, or sums over others.
         class_incremental: the same among all labels seen so far; None where that is not known, or
             the model family does not score all labels in one pass (and in files from before).
         labels: task to the names of its labels, which are public; none: its answers are texts.
@@ -204,6 +209,7 @@ class Results(Strict):
     measures: dict[str, Literal["accuracy", "rouge-l"]] = Field(default_factory=dict)
     stages: list[Stage]
     accuracy_matrix: list[list[float]]
+    unheard: list[int] = Field(default_factory=list)
     zero_shot: dict[str, float]
     average_accuracy: float | None = Field(ge=0, le=1)
     backward_transfer: float | None
@@ -264,6 +270,7 @@ def make_results(
             task: "rouge-l" if task in experiment.data.generation else "accuracy" for task in tasks
         },
         stages=stages,
+        unheard=_unheard(history),
         **own,
         class_incremental=ClassIncremental(**among_all) if among_all["accuracy_matrix"] else None,
         privacy=_privacy(experiment, history),
@@ -320,23 +327,48 @@ def _measured(
     history: History, tasks: list[str], begun: list[int], learnt: list[int], right: int
 ) -> dict[str, Any]:
     """The measures of one protocol, by field; ``right``: which of the counts are right answers."""
-    rows = [_accuracies(evaluation, len(tasks), right) for evaluation in history.evaluations]
-    known = [row for row in rows if row is not None]
-    zero_shot, matrix = (known[0], known[1:]) if len(known) == len(rows) else ([], [])
+    zero_shot, matrix = _matrix(history.evaluations, len(tasks), right)
+    start, compared = _matrix(_heard_in_all(history), len(tasks), right)
     return {
         "accuracy_matrix": matrix,
         "zero_shot": dict(zip(tasks, zero_shot, strict=False)),
         "average_accuracy": metrics.average_accuracy(matrix) if matrix else None,
-        "backward_transfer": metrics.backward_transfer(matrix, learnt) if matrix else None,
-        "forward_transfer": metrics.forward_transfer(matrix, zero_shot, begun) if matrix else None,
-        "forgetting": metrics.forgetting(matrix, learnt) if matrix else None,
+        "backward_transfer": metrics.backward_transfer(compared, learnt) if compared else None,
+        "forward_transfer": metrics.forward_transfer(compared, start, begun) if compared else None,
+        "forgetting": metrics.forgetting(compared, learnt) if compared else None,
         "per_client": _per_client(history, len(tasks), right),
     }
 
 
-def _accuracies(
-    evaluation: Mapping[str, list[list[int | float]]], tasks: int, right: int
-) -> list[float] | None:
+def _matrix(
+    evaluations: Sequence[Evaluated], tasks: int, right: int
+) -> tuple[list[float], list[list[float]]]:
+    """The zero-shot row and the others; both empty where one of them is not known."""
+    rows = [_accuracies(evaluation, tasks, right) for evaluation in evaluations]
+    known = [row for row in rows if row is not None]
+    return (known[0], known[1:]) if len(known) == len(rows) else ([], [])
+
+
+def _unheard(history: History) -> list[int]:
+    """Of each evaluation, how many clients are missing that are in another; empty: none."""
+    heard = [evaluation.keys() for evaluation in history.evaluations]
+    everybody = frozenset().union(*heard)
+    missing = [len(everybody - each) for each in heard]
+    return missing if any(missing) else []
+
+
+def _heard_in_all(history: History) -> list[Evaluated]:
+    """Return the evaluations, of clients that are in all of them: one that is slow or cut off would
+    look like something learnt or forgotten. Sums over other clients cannot be compared."""
+    evaluations = history.evaluations
+    common = set(evaluations[0]).intersection(*evaluations) if evaluations else set()
+    sums = [[row[EXAMPLES] for row in each[EVERYBODY]] for each in evaluations if EVERYBODY in each]
+    if any(each != sums[0] for each in sums):
+        common.discard(EVERYBODY)
+    return [{client: each[client] for client in common} for each in evaluations]
+
+
+def _accuracies(evaluation: Evaluated, tasks: int, right: int) -> list[float] | None:
     """Pooled over clients: every test example counts once. None: of some task nobody told any."""
     row = []
     for j in range(tasks):
@@ -349,10 +381,10 @@ def _accuracies(
 
 
 def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientResult]:
-    last = history.evaluations[-1]
     unknown = [[0, 0]] * tasks
     results = {}
-    for client in sorted(last.keys() - {EVERYBODY}, key=int):
+    latest = {client: counts for each in history.evaluations for client, counts in each.items()}
+    for client in sorted(latest.keys() - {EVERYBODY}, key=int):
         matrix = [
             [_share(counts, right) for counts in row.get(client, unknown)]
             for row in history.evaluations[1:]
@@ -363,7 +395,7 @@ def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientRes
             accuracy_matrix=matrix,
             zero_shot=[_share(counts, right) for counts in start],
             average_accuracy=sum(known) / len(known) if known else None,
-            test_examples=[counts[EXAMPLES] for counts in last[client]],
+            test_examples=[counts[EXAMPLES] for counts in latest[client]],
         )
     return results
 

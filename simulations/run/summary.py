@@ -130,8 +130,7 @@ def _written(results: Results) -> str:
 
 def _accuracy(results: Results) -> list[tuple[str, str]]:
     average, zero_shot = results.average_accuracy, results.mean_zero_shot or 0.0
-    backward, forward = results.backward_transfer, results.forward_transfer
-    if average is None or backward is None or forward is None or results.forgetting is None:
+    if average is None:
         return [
             (
                 "accuracy",
@@ -142,19 +141,47 @@ def _accuracy(results: Results) -> list[tuple[str, str]]:
         ("average accuracy", f"{100 * average:.1f} %"),
         ("among all labels", _among_all(results)),
         ("zero-shot accuracy", f"{100 * zero_shot:.1f} %"),
+        *_transfer(results),
+        ("counts", unheard_text(results)),
+    ]
+
+
+def _transfer(results: Results) -> list[tuple[str, str]]:
+    backward, forward = results.backward_transfer, results.forward_transfer
+    if backward is None or forward is None or results.forgetting is None:
+        return [("transfer", "not known: no client was heard in all evaluations")]
+    return [
         ("backward transfer", f"{signed(backward)} points"),
         ("forward transfer", f"{signed(forward)} points"),
         ("forgetting", f"{100 * results.forgetting:.1f} points"),
     ]
 
 
+def unheard_text(results: Results) -> str:
+    """Return whose counts are missing where, and what follows; empty: nobody's."""
+    if not any(results.unheard):
+        return ""
+    missing = ", ".join(
+        f"{number} after stage {place}" if place else f"{number} before training"
+        for place, number in enumerate(results.unheard)
+        if number
+    )
+    return (
+        f"some are missing ({missing}): accuracies are of the clients heard then, transfer and "
+        "forgetting of those heard always"
+    )
+
+
 def _among_all(results: Results) -> str:
     found = results.class_incremental
     if found is None:
         return ""
+    text = f"{100 * found.average_accuracy:.1f} %"
+    if found.backward_transfer is None or found.forgetting is None:
+        return text
     return (
-        f"{100 * found.average_accuracy:.1f} %, backward transfer "
-        f"{signed(found.backward_transfer)}, forgetting {100 * found.forgetting:.1f} points"
+        f"{text}, backward transfer {signed(found.backward_transfer)}, "
+        f"forgetting {100 * found.forgetting:.1f} points"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server.checkpoint import History
+from server.checkpoint import EVERYBODY, History
 from server.commit import commit
 from server.plan import Plan
 from server.results import (
@@ -128,7 +128,7 @@ def test_file_round_trip_and_schema(tmp_path):
         *("average_accuracy", "backward_transfer", "forward_transfer", "forgetting"),
         *("per_client", "privacy", "wire", "aggregation_error", "seconds"),
         *("peak_rss_bytes", "versions", "schema_version", "class_incremental", "measures"),
-        *("labels", "finished", "commit"),
+        *("labels", "finished", "commit", "unheard"),
     }
 
 
@@ -243,3 +243,32 @@ def test_who_has_nothing_to_learn_is_not_missed(stream, participants, training) 
         privacy={"mechanism": "record", "metrics": "noised"},
     )
     assert clients_that_spend(noised) == 3  # who evaluates is charged, too
+
+
+ALWAYS = [[9, 10, 9], [9, 10, 9]]
+WORSE = [[5, 10, 5], [5, 10, 5]]
+
+
+@pytest.mark.parametrize("missed", [0, 1, 2])
+def test_a_client_that_misses_an_evaluation_is_nothing_learnt_or_forgotten(missed):
+    """The model never changes; one of two clients is cut off for a while."""
+    rows = [{"0": ALWAYS, "1": WORSE} for _ in range(3)]
+    del rows[missed]["1"]
+    results = make_results(Experiment(), IN_TURN, HISTORY.model_copy(update={"evaluations": rows}))
+    found = results.class_incremental
+    assert found is not None
+    for each in (results, found):
+        assert each.backward_transfer == each.forward_transfer == each.forgetting == 0.0
+        assert each.average_accuracy == pytest.approx(0.9 if missed == 2 else 0.7)
+        assert each.per_client["1"].average_accuracy == (None if missed == 2 else 0.5)
+    assert results.unheard == [int(place == missed) for place in range(3)]
+    assert results.per_client["1"].test_examples == [10, 10]
+
+
+def test_sums_over_other_clients_are_not_compared():
+    both, one = {EVERYBODY: [[14, 20], [14, 20]]}, {EVERYBODY: [[9, 10], [9, 10]]}
+    for last, known in ((both, True), (one, False)):
+        history = HISTORY.model_copy(update={"evaluations": (both, both, last)})
+        results = make_results(Experiment(), IN_TURN, history)
+        assert (results.backward_transfer is not None) is known
+        assert results.average_accuracy is not None

@@ -8,6 +8,7 @@ from statistics import fmean
 from simulations.report.page.blocks import Block, Notice, Section, Table, Text, Tile, Tiles
 from simulations.report.page.numbers import percent, pointer, points, size, time
 from simulations.report.run.record import RunRecord
+from simulations.run.summary import unheard_text
 
 EXPLANATION = (
     "Accuracies are in %, over the test examples of all clients. A task is told: an answer is one "
@@ -30,6 +31,8 @@ def _blocks(run: RunRecord) -> Iterator[Block]:
             "Accuracy is not known: clients keep their counts of right answers, or a sum of them "
             "was lost."
         )
+    if run.results is not None and any(run.results.unheard):
+        yield Notice(f"Counts of right answers: {unheard_text(run.results)}.", "warn")
     yield Text(EXPLANATION)
     if run.bounds:
         yield _bounds_table(run)
