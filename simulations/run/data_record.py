@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -94,6 +94,23 @@ def check_data_record(experiment: Experiment) -> None:
     before = read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
     if changed := list(_changes(before, data_record(experiment), experiment.run.out)):
         raise UserError(*changed)
+
+
+def rows_of(folders: Iterable[Path]) -> dict[str, str]:
+    """Return task to the SHA-256 of its rows, of the runs of a cell; without those of an earlier
+    version, which told nothing or something else.
+
+    Raises:
+        UserError: a run's record cannot be read.
+    """
+    rows: dict[str, str] = {}
+    for folder in folders:
+        path = RunFolder(folder).data_record
+        if path.exists():
+            record = read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
+            if record.form == FORM:
+                rows |= {task: each.sha256 for task, each in record.tasks.items()}
+    return rows
 
 
 def _changes(before: DataRecord, now: DataRecord, folder: str) -> Iterator[str]:

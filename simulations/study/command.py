@@ -27,6 +27,7 @@ from simulations.study.results import (
     kept,
 )
 from simulations.study.runs import run_all, run_status
+from simulations.study.same_rows import require_same_rows
 from simulations.study.study_file import Study, load_study
 from simulations.study.summary import print_summary
 from simulations.study.tables import markdown
@@ -241,7 +242,7 @@ def write(
         What the cells of the study have found.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or cells were found on different rows.
     """
     results = StudyResults(
         study=study.name,
@@ -251,6 +252,7 @@ def write(
         cells=collect(cells, before),
         file=study.file,
     )
+    require_same_rows(results.cells)
     asked = {cell.name for cell in cells}
     gone = [cell for name, cell in before.items() if name not in asked]
     everything = results.model_copy(update={"cells": [*results.cells, *gone]})

@@ -6,11 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import Field
+
 from deal_core.config.run_config import Value
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.output.stored import read_stored
+from simulations.run.data_record import rows_of
 from simulations.run.run_folder import AUTO, PRECISION, differing
 from simulations.study.grid import (
     Cell,
@@ -33,6 +36,7 @@ class CellResult(Strict):
     Attributes:
         settings: of each of its runs, by the name of the part: what it set otherwise than the
             study's ``defaults``.
+        rows: task to the SHA-256 of its rows; empty: an earlier version, which did not say.
     """
 
     arm: str
@@ -42,6 +46,7 @@ class CellResult(Strict):
     bound: str
     settings: dict[str, dict[str, Value]]
     outcome: Outcome
+    rows: dict[str, str] = Field(default_factory=dict)
 
     @property
     def precision(self) -> Value:
@@ -184,4 +189,5 @@ def _read(cell: Cell) -> CellResult:
             for part, found in parts.items()
         },
         outcome=cell.outcome(list(parts.values())),
+        rows=rows_of(Path(run.run.out) for run in cell.runs.values()),
     )
