@@ -7,8 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yaml import YAMLError
+
 from deal_core.config.data import DataConfig, HubTask
 from deal_core.data.hub_access import has_data_set, hub_answers, no_answer
+from deal_core.data.hub_csv import csv_complaints_raised, csv_options
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError, nearest
@@ -44,11 +47,11 @@ class HubSource:
         """
         select_tasks(self._config.hub, (task,), "task in data.hub:")
         spec = self._config.hub[task]
-        train_rows = load_split(task, spec, spec.train_split)
-        train = tuple(self._examples(task, spec.train_split, train_rows))
         columns = self._columns(task)
+        train_rows = load_split(task, spec, spec.train_split, columns)
+        train = tuple(self._examples(task, spec.train_split, train_rows))
         labels = _label_space(spec, train_rows, columns.label, train) if columns.label else ()
-        test_rows = load_split(task, spec, spec.test_split)
+        test_rows = load_split(task, spec, spec.test_split, columns)
         test = tuple(self._examples(task, spec.test_split, test_rows))
         for row, example in enumerate(test, start=1):
             if columns.label and example.label not in labels:
@@ -85,7 +88,7 @@ class HubSource:
         for task in self.task_names():
             spec = self._config.hub[task]
             for split in (spec.train_split, spec.test_split):
-                rows = load_split(task, spec, split)
+                rows = load_split(task, spec, split, self._columns(task))
                 found.update(example.group for example in self._examples(task, split, rows))
         return tuple(sorted(found))
 
@@ -95,8 +98,14 @@ def _where(task: str, spec: HubTask, split: str) -> str:
     return f"data.hub.{task} ({spec.path}{config}, split {split})"
 
 
-def load_split(task: str, spec: HubTask, split: str) -> Dataset:
+def load_split(task: str, spec: HubTask, split: str, columns: Columns) -> Dataset:
     """Return the rows of a task's split.
+
+    Args:
+        task: its name.
+        spec: where it lies.
+        split: which.
+        columns: that are read, as the texts that they are.
 
     Raises:
         UserError: it cannot be loaded.
@@ -110,10 +119,18 @@ def load_split(task: str, spec: HubTask, split: str) -> Dataset:
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(spec.path, spec.config or None, split=split)
+        place = spec.path, spec.config or None
+        options = csv_options(datasets.load_dataset_builder(*place), columns)
+        with csv_complaints_raised():
+            return datasets.load_dataset(*place, split=split, **options)
     # ValueError: unknown configuration or split, or no rows; OSError: not found, no connection;
-    # RuntimeError: a loading script, which the library no longer runs.
-    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    # RuntimeError: a loading script, which the library no longer runs; YAMLError: its card.
+    except (
+        *(ValueError, OSError, RuntimeError, YAMLError),
+        datasets.exceptions.DatasetsError,
+    ) as error:
+        if error.__cause__ is not None:
+            error, cure = error.__cause__, "mend the files, or choose others"
         reason = " ".join(str(error).split())
         if isinstance(error, RuntimeError):
             cure = "choose a data set of plain files, or save it as such"

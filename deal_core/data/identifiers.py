@@ -124,10 +124,11 @@ def _file_rows(config: DataConfig) -> Iterator[Table]:
 def _hub_rows(config: DataConfig) -> Iterator[Table]:
     for task in config.tasks or tuple(config.hub):
         spec = config.hub[task]
-        rows = load_split(task, spec, spec.train_split)
+        columns = Columns.of(config, task, own=spec)
+        rows = load_split(task, spec, spec.train_split, columns)
         names = [name for name in rows.column_names if looks_like_identifier(name)]
         if names:
-            yield task, rows.select_columns(names), _used(Columns.of(config, task, own=spec))
+            yield task, rows.select_columns(names), _used(columns)
 
 
 def _used(columns: Columns) -> frozenset[str]:

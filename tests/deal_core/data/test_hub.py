@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +199,59 @@ def test_an_answer_that_is_not_there_is_named(hub):
     assert "no column 'answer'" in error_of(
         config(hub, {"target_column": "answer"}, generation=["intents"])
     )
+
+
+@pytest.fixture
+def files_left_open() -> Iterator[None]:
+    """By the library, until memory is collected: here, and not in a test that comes later."""
+    yield
+    gc.collect()
+
+
+def csv_test(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that has CSV files read."""
+    quiet = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    return quiet(pytest.mark.usefixtures("files_left_open")(test))
+
+
+def csv_folder(folder: Path, header: str, *rows: str) -> DataConfig:
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").unlink()
+        (folder / f"{split}.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return DataConfig(source="hub", hub={"ward": HubTask(path=str(folder))})
+
+
+@csv_test
+def test_csv_files_are_read_as_they_are_written(hub: Path) -> None:
+    """No code becomes a number, no text a value that is missing, and no column a name of rows."""
+    config = csv_folder(hub, "text,label", "NA,010", '"has fever, coughs",10', "007,0010")
+    task = open_source(config).load("ward")
+    assert [(e.text, e.label) for e in task.train] == [
+        *(("NA", "010"), ("has fever, coughs", "10"), ("007", "0010"))
+    ]
+    assert task.labels == ("0010", "010", "10")
+
+
+@csv_test
+def test_csv_rows_with_a_field_too_many_are_refused(hub: Path) -> None:
+    """Else the first half of every text would be the name of its row."""
+    config = csv_folder(hub, "text,label", "patient 1, has fever,01", "patient 2, coughs,02")
+    with pytest.raises(UserError, match="quote fields that hold commas"):
+        open_source(config).load("ward")
+
+
+@csv_test
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("README.md", b"---\na: [1\nb: }\n---\n", "data.hub.ward"),
+        ("train.csv", b"text,label\ncaf\xe9,x\n", "utf-8"),
+        ("train.csv", b"", "mend the files"),
+    ],
+    ids=["card", "latin-1", "empty"],
+)
+def test_what_is_wrong_with_files_is_said(hub: Path, name, content, told) -> None:
+    config = csv_folder(hub, "text,label", "fever,x", "cough,y")
+    (hub / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        open_source(config).load("ward")

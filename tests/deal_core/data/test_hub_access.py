@@ -16,6 +16,7 @@ from deal_core.config.data import HubTask
 from deal_core.data import hub_access
 from deal_core.data.hub import load_split
 from deal_core.data.hub_access import hub_answers
+from deal_core.data.rows import Columns
 from deal_core.errors import UserError
 from deal_core.models.loading import pretrained, with_revision
 
@@ -72,7 +73,7 @@ def test_a_hub_that_keeps_silent_costs_seconds_once(
     with pytest.raises(UserError) as model:
         pretrained(AutoConfig, "nobody/nothing")
     with pytest.raises(UserError) as data:
-        load_split("ward", HubTask(path="nobody/nothing"), "train")
+        load_split("ward", HubTask(path="nobody/nothing"), "train", Columns("text", "label"))
     assert hub_access._answers.cache_info().misses == before + 1
     assert str(model.value) == (
         f"model.name 'nobody/nothing': cannot load this name (not on this machine, and {silent} "
