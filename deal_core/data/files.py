@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from deal_core.config.data import DataConfig, TaskColumns
+from deal_core.data.look_alike import look_alike
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.data.split import split_off
@@ -166,7 +167,8 @@ def _not_declared(labels: frozenset[str], label: str) -> str:
 def _not_learnt(labels: frozenset[str], label: str) -> str:
     if label in labels:
         return ""
-    return f"no training example has the label '{label}'; add one or remove the row"
+    alike = look_alike(label, sorted(labels))
+    return f"no training example has the label '{label}'{alike}; add one or remove the row"
 
 
 def _raised(error: UserError) -> None:
@@ -177,12 +179,16 @@ def task_folders(folder: Path) -> list[str]:
     """Return names of the folders below ``folder``, sorted; hidden ones are none.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: it cannot be read, or one has a name that is no UTF-8.
     """
     try:
-        return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
+        found = [e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+    for name in found:
+        if name != name.encode("utf-8", "ignore").decode():
+            raise UserError(f"{folder}: a folder's name {name!a} is no UTF-8; rename it")
+    return sorted(found)
 
 
 def split_file(folder: Path, split: str) -> Path:

@@ -59,10 +59,10 @@ def partition(task: TaskData, config: PartitionConfig, clients: int, seed: int) 
     divide = choose("data.partition.kind", config.kind, PARTITIONERS)
     groups = config.kind != "column" and any(e.unit for e in (*task.train, *task.test))
     units = len({example.unit for example in task.train}) if groups else len(task.train)
-    if clients > units:
+    if clients > units and config.kind != "column":  # there a client without rows sits it out
         raise UserError(
             f"task '{task.name}': {units} training {'groups' if groups else 'examples'} for "
-            f"{clients} clients; lower federation.clients or raise data.max_train"
+            f"{clients} clients; lower federation.clients, or add rows (data.max_train limits them)"
         )
     task_seed = _seed(seed, task.name)
     if groups:

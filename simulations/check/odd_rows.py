@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from deal_core.data import Example, TaskData
+from deal_core.data.look_alike import folded, spelled
 
 FEW_CHARACTERS = 3
 """A text with fewer says nothing."""
@@ -71,11 +72,11 @@ def _answered_twice(task: TaskData) -> Iterator[str]:
 def _alike_labels(task: TaskData) -> Iterator[str]:
     alike: defaultdict[str, list[str]] = defaultdict(list)
     for label in task.labels:
-        alike[" ".join(label.casefold().replace("_", " ").split())].append(label)
+        alike[folded(label)].append(label)
     for labels in alike.values():
         if len(labels) > 1:
-            named = ", ".join(f"'{label}'" for label in labels)
-            yield f"labels {named} differ by case or blanks alone; write them alike"
+            named = ", ".join(map(spelled, labels))
+            yield f"labels {named} look alike, and are different ones; write them alike"
 
 
 def _label_counts(task: TaskData) -> Iterator[str]:

@@ -11,6 +11,7 @@ from deal_core.data.files import FilesSource
 from deal_core.errors import UserError
 from simulations.check.finding import Finding
 from simulations.check.odd_rows import odd_rows
+from simulations.check.seen_elsewhere import SeenElsewhere
 
 ROW = re.compile(r", row (\d+): ")
 NAMED = 5
@@ -25,6 +26,7 @@ def check_rows(experiment: Experiment) -> Iterator[Finding]:
         UserError: the source itself cannot be opened.
     """
     source = open_source(experiment.data, experiment.privacy.unit_column)
+    elsewhere = SeenElsewhere()
     for name in source.task_names():
         problems: list[UserError] = []
         try:
@@ -38,6 +40,8 @@ def check_rows(experiment: Experiment) -> Iterator[Finding]:
             yield Finding(described(task), kind="note")
         yield from (Finding(text) for text in grouped(map(str, problems)))
         yield from (Finding(text, kind="warning") for text in odd_rows(task))
+        elsewhere.add(task)
+    yield from (Finding(text, kind="warning") for text in elsewhere.lines())
 
 
 def described(task: TaskData) -> str:

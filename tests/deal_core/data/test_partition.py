@@ -166,7 +166,15 @@ def test_column_without_enough_groups_is_an_error() -> None:
         partition(bare, config, 1, 0)
 
 
-@pytest.mark.parametrize("kind", PARTITIONERS)
+def test_where_a_column_says_whose_rows_are_a_client_without_any_sits_the_task_out() -> None:
+    sites = tuple(f"h{n}" for n in range(10))
+    rows = tuple(Example(f"t{n}", "ab"[n % 2], group=sites[n % 3]) for n in range(8))
+    rare = TaskData("rare", ("a", "b"), rows, rows[:3], groups=sites)
+    parts = partition(rare, PartitionConfig(kind="column", column="hospital"), 10, 0)
+    assert [len(part.train) for part in parts] == [3, 3, 2, 0, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", sorted(set(PARTITIONERS) - {"column"}))
 def test_more_clients_than_examples_is_an_error(kind: str) -> None:
     with pytest.raises(UserError, match="2 training examples for 3 clients"):
         partition(make_task([1, 1], [1, 1]), PartitionConfig(kind=kind), 3, 0)

@@ -211,7 +211,7 @@ ODD_INPUTS = (
     ),
     OddInput(
         "labels that differ by case",
-        "labels 'A', 'a' differ by case or blanks alone",
+        "labels 'A', 'a' look alike, and are different ones",
         train=(*ROWS, ("itch", "A"), ("burn", "A")),
         warns=True,
     ),
