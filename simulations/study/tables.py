@@ -36,14 +36,16 @@ MEASURES: dict[str, Measure] = {
 AMONG_ALL: dict[str, Callable[[AmongAll], float | None]] = {
     AVERAGE_ACCURACY: lambda found: found.average_accuracy,
     "backward transfer": lambda found: found.backward_transfer,
-    "forward transfer": lambda found: found.forward_transfer,
     "forgetting": lambda found: found.forgetting,
     "worst client": lambda found: found.worst_client,
 }
-"""The same of what is counted among all labels; a cell from before some of it was kept has none."""
+"""The same of what is counted among all labels; a cell from before some of it was kept has none.
+Forward transfer is not there: before its turn a task competes with more labels than before any."""
 EXPLANATION = (
     "Accuracies in %, transfer and forgetting in points: mean ± half width of the 95 % interval "
-    "(Student's t over the n cells of different seed or order; one cell has no interval)."
+    "(Student's t over the n cells of different seed or order; a number in brackets: over so many "
+    "of them; one cell has no interval). It covers seeds and orders on these test rows, not which "
+    "test rows there are."
 )
 
 
@@ -193,7 +195,8 @@ def _estimated(name: str, values: Sequence[float | None]) -> str:
     if not known:
         return DASH
     form = _points if name.endswith("transfer") else _accuracy
-    return form(estimate(known))
+    of_some = f" ({len(known)})" if len(known) < len(values) else ""
+    return form(estimate(known)) + of_some
 
 
 def significance(
@@ -214,18 +217,33 @@ def significance(
     if len(accuracy) < 2 or not against:
         yield "One arm alone: nothing to compare."
         return
+    rivals = {arm: own for arm, own in accuracy.items() if arms[arm].contestant}
+    others = {arm: own for arm, own in rivals.items() if arm != study.file.candidate}
+    by = (
+        "the cells that all have in common"
+        if shared_by(others or rivals)
+        else "each one's own cells"
+    )
     yield (
-        "Pairs have seed, order and precision in common. The best baseline, by the cells that all "
-        f"have in common, is {study.label(best)}; that is a choice by the very figures."
+        f"Pairs have seed, order and precision in common. The best baseline, by {by}, is "
+        f"{study.label(best)}; that is a choice by the very figures."
     )
     yield ""
     yield from head("arm", "minus", "pairs", "difference", "p")
+    alone: list[str] = []
     for arm, ours in accuracy.items():
-        for other in against:
-            difference = paired_difference(ours, accuracy[other]) if other != arm else None
+        beside = {
+            other: paired_difference(ours, accuracy[other]) for other in against if other != arm
+        }
+        if beside and not any(beside.values()):
+            alone.append(study.label(arm))
+        for other, difference in beside.items():
             if difference is not None:
                 figures = (str(difference.n), _points(difference), _p_value(difference))
                 yield row(study.label(arm), study.label(other), *figures)
+    if alone:
+        yield ""
+        yield f"Not compared, for want of a pair: {', '.join(alone)}."
 
 
 def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> str:
@@ -235,10 +253,15 @@ def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> s
     return best_of(others or accuracy)
 
 
+def shared_by(accuracy: Mapping[str, Mapping[Hashable, float]]) -> set[Hashable]:
+    """Return the cells that all arms have."""
+    return set.intersection(*map(set, accuracy.values())) if accuracy else set()
+
+
 def best_of(accuracy: Mapping[str, Mapping[Hashable, float]]) -> str:
     """Return the arm of the highest mean over the cells that all arms have; over their own where
     they have none in common; empty: there is no arm."""
-    shared = set.intersection(*map(set, accuracy.values())) if accuracy else set()
+    shared = shared_by(accuracy)
 
     def mean(arm: str) -> float:
         return fmean(value for key, value in accuracy[arm].items() if not shared or key in shared)

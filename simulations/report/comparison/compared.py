@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from deal_core.config.run_config import leaves
 from deal_core.errors import UserError
 from server.results import Results, read_results
 from simulations.report.run.settings import HIDDEN
+from simulations.run.data_record import rows_of
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def compare(folders: Sequence[str]) -> Comparison:
         ComparedRun(name, found, {key: own[key] for key in differing})
         for name, found, own in zip(names, results, settings, strict=True)
     )
-    return Comparison(runs, tuple(_warnings(runs)))
+    warnings = [*_warnings(runs), *_other_rows([rows_of([path]) for path in paths], runs)]
+    return Comparison(runs, tuple(warnings))
 
 
 def _settings(results: Results) -> dict[str, Any]:
@@ -120,12 +122,27 @@ def _warnings(runs: Sequence[ComparedRun]) -> list[str]:
         found.append("The runs have different tasks: their accuracies are of different questions.")
     elif len({tuple(run.results.tasks) for run in runs}) > 1:
         found.append("The runs have the same tasks in different orders.")
-    if len({_tests(run.results) for run in runs}) > 1:
-        found.append("The runs were tested on different numbers of examples.")
     if len({run.results.config.model.name for run in runs}) > 1:
         found.append("The runs have different base models.")
     return found
 
 
-def _tests(results: Results) -> int:
-    return sum(sum(each.test_examples) for each in results.per_client.values())
+def _other_rows(rows: Sequence[Mapping[str, str]], runs: Sequence[ComparedRun]) -> Iterator[str]:
+    """Yield a line on tasks whose rows differ, by what the runs have noted of them, or else by the
+    numbers of test rows that clients told."""
+    for task in runs[0].results.tasks:
+        noted = {each[task] for each in rows if task in each}
+        if len(noted) > 1:
+            yield f"Task '{task}' has other rows in one run than in another."
+        elif sum(task in each for each in rows) < len(rows):
+            counted = {_tests(run.results, task) for run in runs} - {0}
+            if len(counted) > 1:
+                yield f"Task '{task}' was tested on other numbers of rows."
+
+
+def _tests(results: Results, task: str) -> int:
+    """Of all clients; 0: not known."""
+    if task not in results.tasks:
+        return 0
+    place = results.tasks.index(task)
+    return sum(each.test_examples[place] for each in results.per_client.values())

@@ -116,3 +116,33 @@ def test_bad_input_is_one_line(runs: list[Path], tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             report_comparison([str(folder) for folder in folders], str(tmp_path / "out"), console)
     assert not (tmp_path / "out").exists()
+
+
+def noted(run: Path, **rows: str) -> None:
+    tasks = {name: {"train": 1, "test": 1, "sha256": value} for name, value in rows.items()}
+    (run / "data.json").write_text(json.dumps({"tasks": tasks, "public": "", "form": 1}))
+
+
+def test_runs_on_other_rows_are_told_apart(runs: list[Path], tmp_path: Path) -> None:
+    """By what each has noted; the numbers of test rows may be known of one run alone."""
+    one, *others = read_results(runs[0]).tasks
+    for run, rows in zip(runs, ("1", "2"), strict=True):
+        noted(run, **{one: rows, **dict.fromkeys(others, "same")})
+    said = compared(runs, tmp_path / "out")
+    assert f"Task '{one}' has other rows in one run than in another." in said
+    assert said.count("other rows") == 1
+    for run in runs:
+        noted(run, **dict.fromkeys([one, *others], "same"))
+    assert "other rows" not in compared(runs, tmp_path / "again")
+
+
+def test_without_notes_the_numbers_of_test_rows_are_compared(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    results = json.loads((runs[1] / "results.json").read_text())
+    for client in results["per_client"].values():
+        client["test_examples"] = [2 * n for n in client["test_examples"]]
+    (runs[1] / "results.json").write_text(json.dumps(results))
+    for run in runs:
+        (run / "data.json").unlink(missing_ok=True)
+    assert "was tested on other numbers of rows." in compared(runs, tmp_path / "out")

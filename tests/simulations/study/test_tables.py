@@ -120,7 +120,7 @@ def test_accuracy_among_all_labels_stands_beside_where_it_is_known(study: Study)
         for c in CELLS[:1]
     ]
     table = rows(list(arms_table(study, [*told, *CELLS[1:]])))
-    assert table["weak"][:3] == ["2", "62.5 ± 31.8", "20.0"]
+    assert table["weak"][:3] == ["2", "62.5 ± 31.8", "20.0 (1)"]
     assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "–"]
 
 
@@ -253,6 +253,18 @@ def test_runs_of_different_precision_are_no_pair(study: Study) -> None:
     assert rows(list(significance(study, changed)))["DEAL"][1] == "2"
     mixed = [c.model_copy(update={"settings": other}) if c is CELLS[-1] else c for c in CELLS]
     assert rows(list(significance(study, mixed)))["DEAL"][1] == "1"
+
+
+def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study: Study) -> None:
+    """A reader must not take the comparison for one of all."""
+    matrix = [[0.5, 0.1], [0.4, 0.6]]
+    told = [cell("deal", 0, matrix), cell("good", 0, matrix), cell("weak", 1, matrix)]
+    lines = list(significance(study, told))
+    assert "by each one's own cells" in lines[0]
+    assert lines[-1] == "Not compared, for want of a pair: weak."
+    lines = list(significance(study, [*told, cell("weak", 0, matrix)]))
+    assert "by the cells that all have in common" in lines[0]
+    assert not lines[-1].startswith("Not compared")
 
 
 def test_forgetting_by_age(study: Study) -> None:
