@@ -230,17 +230,15 @@ def significance(
     )
     yield ""
     yield from head("arm", "minus", "pairs", "difference", "p")
-    alone: list[str] = []
+    compared: set[str] = set()
     for arm, ours in accuracy.items():
-        beside = {
-            other: paired_difference(ours, accuracy[other]) for other in against if other != arm
-        }
-        if beside and not any(beside.values()):
-            alone.append(study.label(arm))
-        for other, difference in beside.items():
+        for other in against:
+            difference = paired_difference(ours, accuracy[other]) if other != arm else None
             if difference is not None:
+                compared |= {arm, other}
                 figures = (str(difference.n), _points(difference), _p_value(difference))
                 yield row(study.label(arm), study.label(other), *figures)
+    alone = [study.label(arm) for arm in accuracy if arm not in compared]
     if alone:
         yield ""
         yield f"Not compared, for want of a pair: {', '.join(alone)}."
