@@ -51,6 +51,7 @@ __all__ = [
     "LAID_OUT_ANEW",
     "LORA_A",
     "LORA_B",
+    "MEANS_OF_FACTORS",
     "NUMERICAL",
     "ROBUST_RULES",
     "UNLIMITED",
@@ -84,6 +85,10 @@ AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
     "flexlora-truncated": lambda config: FlexLora(keep_tail=False),
 }
 """Name to rule. Inexact: ``fedit``, ``flexlora-truncated``, and any with a rank cap."""
+
+MEANS_OF_FACTORS = frozenset({"fedit", "ffa", "ffa-a", "alternating", "fedsvd"})
+"""Rules that need the mean of each factor and no single update, so a sum is enough; and after which
+a task has learnt ``adapter.rank`` directions and no more."""
 
 LAID_OUT_ANEW = frozenset({"flexlora", "flexlora-truncated"})
 """Rules after which both factors are others: what a format lost of the old ones fits no more."""

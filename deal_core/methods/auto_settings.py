@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deal_core.aggregation import MEANS_OF_FACTORS
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import ConsolidationConfig, MethodConfig, PrototypeConfig
 from deal_core.data.sites import named_tasks
@@ -11,10 +12,6 @@ AUTO = "auto"
 OF_ENCODERS = {"names": 0.5, "ridge": 0.3}
 OF_WORDS = {"names": 1.0, "ridge": 1.0}
 """Of models that answer in words; both were chosen on other streams than results are of."""
-
-
-WITHOUT_RESIDUAL = frozenset({"fedit", "ffa", "alternating", "fedsvd"})
-"""Aggregation rules after which a task has learnt ``adapter.rank`` directions and no more."""
 
 
 def every_task_ends_a_stage(experiment: Experiment) -> bool:
@@ -47,7 +44,7 @@ def consolidation_rank(experiment: Experiment) -> int:
         return 0
     tasks = len(experiment.data.tasks or named_tasks(experiment.data))
     counted = tasks and experiment.stream.schedule == "synchronous"
-    plain = experiment.aggregation.rule in WITHOUT_RESIDUAL
+    plain = experiment.aggregation.rule in MEANS_OF_FACTORS
     if counted and plain and method.retention.filter == "identity":
         return adapter.retained_rank if tasks * adapter.rank > adapter.retained_rank else 0
     return adapter.retained_rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deal_core.aggregation import MEANS_OF_FACTORS
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.kinds import rule_of
@@ -9,8 +10,6 @@ from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.policy import require_comparable
 from deal_core.secure_sum.site_policy import LEAST_SITES
 
-SUMMABLE = frozenset({"fedit", "ffa", "ffa-a", "alternating", "fedsvd"})
-"""Aggregation rules that need the mean of the factors and no more."""
 COUNTED = {"clients", "sites"}
 """Keys that say how many clients there are."""
 
@@ -30,10 +29,10 @@ def check_secure(experiment: Experiment) -> None:
     if not config.secure:
         return
     rule = rule_of(experiment.adapter, config)
-    if rule not in SUMMABLE:
+    if rule not in MEANS_OF_FACTORS:
         raise UserError(
             f"aggregation.secure: rule '{rule}' is no mean of factors; use "
-            f"{', '.join(sorted(SUMMABLE))}"
+            f"{', '.join(sorted(MEANS_OF_FACTORS))}"
         )
     if config.robust != "none":
         raise UserError(
