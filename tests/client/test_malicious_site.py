@@ -23,6 +23,7 @@ from deal_core.secure_sum.messages import Masked, Prepared
 from deal_core.secure_sum.site_state import SiteState
 from tests.client.secure_sites import OPEN, RUN, SecureSite, experiment_of, grid_of, make_sites
 from tests.simulations.run.secure_runs import Ran, client_of, leg_of, rounds
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -81,17 +82,16 @@ def compressed(sites: list[SecureSite], data: bytes) -> bytes:
     return replace(Announcement.from_bytes(data), identity=identity).to_bytes()
 
 
-@pytest.mark.parametrize(
-    "bent",
-    [
-        lambda sites, data: announce(RUN, bytes(32), key_of(sites[EAST])).to_bytes(),
-        lambda sites, data: announce(RUN, b"short", key_of(sites[EAST])).to_bytes(),
-        compressed,
-    ],
-    ids=["zero", "short", "compressed"],
-)
-def test_an_announcement_that_is_of_no_use_costs_its_sender_its_place(sites, tmp_path, bent):
-    ran = play(sites, tmp_path, "announce", lambda data: bent(sites, data), last=1)
+BENT = {
+    "zero": lambda sites, data: announce(RUN, bytes(32), key_of(sites[EAST])).to_bytes(),
+    "short": lambda sites, data: announce(RUN, b"short", key_of(sites[EAST])).to_bytes(),
+    "compressed": compressed,
+}
+
+
+@pytest.mark.parametrize("kind", slow_but(BENT, "compressed"))
+def test_an_announcement_that_is_of_no_use_costs_its_sender_its_place(sites, tmp_path, kind):
+    ran = play(sites, tmp_path, "announce", lambda data: BENT[kind](sites, data), last=1)
     assert ran.told("summed", "sites") == [3]
     assert ran.told("client_failed", "client") == [str(EAST)]
     assert [site.errors() for site in sites[:EAST]] == [[], [], []]
@@ -163,15 +163,16 @@ def huge_step(words: np.ndarray) -> None:
     words[:8] += words.dtype.type(2**53)
 
 
-@pytest.mark.parametrize(
-    ("add", "ring", "overrides"),
-    [
-        (far_update, "<u4", ("federation.rounds=5",)),
-        (far_gradient, "<u8", PRIVATE),
-        (huge_step, "<u8", PRIVATE),
-    ],
-)
-def test_a_sum_that_no_model_could_take_costs_its_round(tmp_path, add, ring, overrides):
+SUMS = {
+    "update": (far_update, "<u4", ("federation.rounds=5",)),
+    "gradient": (far_gradient, "<u8", PRIVATE),
+    "step": (huge_step, "<u8", PRIVATE),
+}
+
+
+@pytest.mark.parametrize("kind", slow_but(SUMS, "update"))
+def test_a_sum_that_no_model_could_take_costs_its_round(tmp_path, kind):
+    add, ring, overrides = SUMS[kind]
     sites, bent = make_sites(tmp_path, policy=NOISED if ring == "<u8" else OPEN), []
 
     def poison(data: bytes) -> bytes:
