@@ -32,6 +32,7 @@ from simulations.study.tables import (
     AVERAGE_ACCURACY,
     EXPLANATION,
     age_table,
+    all_labels_table,
     arms_table,
     best_of,
     best_setting,
@@ -48,6 +49,7 @@ from simulations.study.tables import (
 
 REPORT = "report.html"
 ARMS = "Arms and measures; accuracies in %, the others in points"
+AMONG_ALL_LABELS = "The same among all labels seen so far, the task not told"
 AGES = "Accuracy on a task by the tasks learnt since, in %"
 COST = "Means per cell; the largest peak of memory"
 DIFFERENCES = {
@@ -168,6 +170,8 @@ def _arms(record: StudyRecord, cells: list[CellResult]) -> Iterator[Block]:
         if figure is not None:
             yield figure
     yield from from_markdown(arms_table(record.study, cells), ARMS)
+    if ALL_LABELS in names:
+        yield from from_markdown(all_labels_table(record.study, cells), AMONG_ALL_LABELS)
 
 
 def _differences(record: StudyRecord, cells: list[CellResult]) -> Iterator[Block]:

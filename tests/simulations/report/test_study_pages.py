@@ -22,10 +22,13 @@ from simulations.report.study.record import read_study
 from simulations.study.results import CellResult, StudyResults
 from simulations.study.study_file import StudyFile
 from simulations.study.tables import (
+    ALL_LABELS,
     age_table,
+    all_labels_table,
     arms_table,
     best_settings,
     cost_table,
+    measures_of,
     setting_table,
     significance,
 )
@@ -60,6 +63,8 @@ def test_a_study_has_all_its_tables(name: str, tmp_path: Path) -> None:
     study, cells = record.study, record.results.cells
     has(shown, list(arms_table(study, cells)))
     has(shown, list(significance(study, cells)))
+    if ALL_LABELS in measures_of(cells):
+        has(shown, list(all_labels_table(study, cells)))
     has(shown, list(age_table(study, cells)))
     has(shown, list(cost_table(study, cells)))
     assert f"{len(cells)} of {record.results.wanted}" in shown.text or "complete" in shown.text
