@@ -114,6 +114,19 @@ def test_the_last_verdict_stands_where_the_start_tells_nothing_and_nowhere_else(
     assert cosine_norm(updates, RoundStart(new, BOTH, crowd)).excluded == ()
 
 
+def test_where_most_have_not_moved_who_has_is_not_left_out():
+    """A task with one label has no gradient; the others learn."""
+    generator = torch.Generator().manual_seed(19)
+    before = adapter(generator)
+    moved = {
+        n: LoraFactors(f.A, f.B + 0.01 * torch.randn(f.B.shape, generator=generator))
+        for n, f in before.layers.items()
+    }
+    still = [ClientUpdate(f"c{k}", before, 1.0) for k in range(3)]
+    learnt = [ClientUpdate(f"c{k}", Adapter(moved, before.scaling), 1.0) for k in (3, 4)]
+    assert cosine_norm([*still, *learnt], RoundStart(before, BOTH)).excluded == ()
+
+
 def test_cosine_norm_takes_mixed_ranks():
     generator = torch.Generator().manual_seed(17)
     before = adapter(generator, rank=6)
