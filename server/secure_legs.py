@@ -122,6 +122,8 @@ class SecureLegs:
         if site not in held.terms.cohort:
             return False
         (accused,) = self.keys.clients_of([site])
+        if accused == client:
+            return False
         self.exchange.event("client_blamed", step, client=accused, by=client)
         by = self.accusers.setdefault(site, set())
         by.add(client)

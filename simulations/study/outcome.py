@@ -149,9 +149,10 @@ def _with(
 
 
 def _own(parts: Sequence[Results]) -> list[ClientResult]:
-    """Return of each part the client that trained."""
+    """Return of each part the client that trained, which was heard at the end."""
     for k, part in enumerate(parts):
-        if str(k) not in part.per_client:
+        own = part.per_client.get(str(k))
+        if own is None or (own.average_accuracy is None and any(own.test_examples)):
             raise _missing(parts, k)
     return [part.per_client[str(k)] for k, part in enumerate(parts)]
 

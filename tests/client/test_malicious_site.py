@@ -122,7 +122,7 @@ def test_one_accuser_puts_nobody_out(sites, tmp_path):
 
     ran = play(sites, tmp_path, "prepare", one_box, "federation.rounds=3")
     assert set(ran.told("client_blamed", "client")) == {str(EAST)}
-    assert set(ran.told("client_blamed", "by")) == {"0"}
+    assert len(set(ran.told("client_blamed", "by"))) == 1
     assert ran.told("summed", "sites") == [3, 3]
 
 
@@ -151,7 +151,7 @@ def test_a_mask_key_that_is_none_is_charged_to_nobody(tmp_path):
 def far_update(words: np.ndarray) -> None:
     """Entries + 16 in the sum, and a weight of next to nothing, by which they are divided."""
     words[:8] += words.dtype.type(2**30)
-    words[-3] -= words.dtype.type(int(3.99 * finest_scale(1.0, 4, 32)))
+    words[-3:-2] -= words.dtype.type(int(3.99 * finest_scale(1.0, 4, 32)))
 
 
 def far_gradient(words: np.ndarray) -> None:
