@@ -48,9 +48,20 @@ def model_card(results: Results, inference: Inference) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def merged_card(card: str) -> str:
-    """Return the card of an adapter as that of base model and adapter in one."""
+def merged_card(card: str, heads: bool = False) -> str:
+    """Return the card of an adapter as that of base model and adapter in one.
+
+    Args:
+        card: of the adapter folder.
+        heads: it has class means, which are in no merged model.
+    """
     title = "# Base model and adapter of a federated run, merged"
+    if heads:
+        title += (
+            "\n\n**Every accuracy below is of the adapter with class means, which this checkpoint "
+            "does not have. By names or words alone, as it answers, it was not measured, and may "
+            "be several points less.**"
+        )
     text = card.replace(PEFT, "library_name: transformers\n", 1)
     text = text.replace(TITLE, title, 1).replace(NOT_HERE, "", 1)
     use, versions = text.find("## Use\n"), text.find("## Versions\n")

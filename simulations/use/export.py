@@ -222,7 +222,7 @@ def write_merged(source: AdapterFolder, inference: Inference, to: Path) -> list[
     _save(merged, tokenizer, to)
     shutil.copyfile(source.inference, to / source.inference.name)
     if source.card.exists():
-        text = merged_card(source.card.read_text(encoding="utf-8"))
+        text = merged_card(source.card.read_text(encoding="utf-8"), source.heads.exists())
         (to / source.card.name).write_text(text, encoding="utf-8")
     _write_labels(inference, to)
     _write_prompts(inference, to, ".", merged=True)
