@@ -231,9 +231,14 @@ def prompt_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
     """Return the template of the prompts of ``model``.
 
     Raises:
-        UserError: see :func:`chat_template`.
+        UserError: see :func:`chat_template`; or ``model.template`` is none.
     """
-    return chat_template(tokenizer, model) if model.chat else read_template(model.template)
+    if model.chat:
+        return chat_template(tokenizer, model)
+    try:
+        return read_template(model.template)
+    except ValueError as error:
+        raise UserError(f"model.template: {error}") from None
 
 
 def chat_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:

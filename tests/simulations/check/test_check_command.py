@@ -154,3 +154,11 @@ def test_what_rests_on_an_error_is_left_out(make_experiment) -> None:
     )
     found = run_checks(checks, make_experiment(), unsound={"privacy"})
     assert [finding.text for finding in found] == ["odd", "one", "two"]
+
+
+@pytest.mark.parametrize("template", ["x", "{text"])
+def test_a_template_without_a_place_for_the_text_is_one_line(tmp_path: Path, template: str) -> None:
+    words = ("model.family=causal-lm", "model.name=embedded:smollm2", f"model.template={template}")
+    code, lines = checked(OddInput("", "").write(tmp_path), *words)
+    assert code == 2
+    assert any(line.startswith("error: model.template: ") for line in lines)
