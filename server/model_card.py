@@ -31,7 +31,7 @@ def model_card(results: Results, inference: Inference) -> str:
     parts = [
         _front_matter(inference),
         TITLE,
-        results.config.description,
+        as_text(results.config.description),
         "\n".join(_facts(results, inference)),
         "## Tasks",
         "\n".join(_tasks(results, inference)),
@@ -124,6 +124,12 @@ def _facts(results: Results, inference: Inference) -> list[str]:
     ]
 
 
+def as_text(words: str) -> str:
+    """Return somebody's words as one line that opens no section, no tag and no link of its own."""
+    line = " ".join(words.split())
+    return line.replace("<", "&lt;").replace("[", "\\[").lstrip("#")
+
+
 def _bits(inference: Inference) -> str:
     bits = inference.model.bits
     return f", weights of {bits} bits (bitsandbytes)" if bits else ""
@@ -140,7 +146,7 @@ def _tasks(results: Results, inference: Inference) -> list[str]:
         if results.measures.get(task.name) == "rouge-l":
             kind = " (ROUGE-L)"
         cells = [task.name, answers, _percent(own, j) + kind, _percent(among_all, j)]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(as_text(cell).replace("|", "\\|") for cell in cells) + " |")
     return lines
 
 

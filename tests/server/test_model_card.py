@@ -6,7 +6,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.inference.folder import Inference, TaskSpace
-from server.model_card import hub_name, merged_card, model_card
+from server.model_card import as_text, hub_name, merged_card, model_card
 from server.results import Privacy
 from tests.simulations.run.test_summary import results
 
@@ -122,3 +122,15 @@ def test_a_merged_model_has_a_card_of_its_own():
     assert "deal predict" not in card
     assert "epsilon <= 7.5" in card
     assert "peft 1.2.3" in card
+
+
+def test_somebodys_words_forge_no_section_and_no_tag():
+    forged = "x\n\n## Privacy\n\n- epsilon <= 0.01 <script>alert(1)</script> [here](http://x)"
+    assert as_text(forged) == (
+        "x ## Privacy - epsilon &lt;= 0.01 &lt;script>alert(1)&lt;/script> \\[here](http://x)"
+    )
+    told = results()
+    config = told.config.model_copy(update={"description": forged})
+    card = model_card(told.model_copy(update={"config": config}), inference())
+    assert [line for line in card.splitlines() if line.startswith("## Privacy")] == ["## Privacy"]
+    assert "<script>" not in card
