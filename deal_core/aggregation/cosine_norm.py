@@ -11,8 +11,6 @@ from deal_core.aggregation.robust import RoundStart, Survivors
 from deal_core.aggregation.rule import ClientUpdate
 from deal_core.lora.adapter import Adapter, LoraFactors
 
-ROUNDING = 1e-6
-"""Of the adapter's own length: what a change of nothing may seem to be."""
 LONGEST = 4.0
 """Largest change, in medians over the clients of the round; honest skewed ones reach 2.6."""
 
@@ -61,8 +59,8 @@ def _turned(updates: Sequence[ClientUpdate], start: RoundStart) -> frozenset[str
 def _leapt(updates: Sequence[ClientUpdate], before: Adapter) -> frozenset[str]:
     lengths = {u.client: math.hypot(*change_norms(u.adapter, before).values()) for u in updates}
     bound = LONGEST * statistics.median(lengths.values())
-    if bound <= ROUNDING * math.sqrt(max(inner(before, before), 0.0)):
-        return frozenset()  # most have not moved, as where a task has one label: no measure
+    if bound == 0:  # most have not moved, as where a task has one label: no measure
+        return frozenset()
     return frozenset(client for client, length in lengths.items() if length > bound)
 
 

@@ -76,7 +76,15 @@ def _largest_part(
 
 
 def _change(adapter: Adapter, before: Adapter, name: str) -> LoraFactors:
+    """Return what a client changed of a layer; where rank and scaling are the same as
+    ``s [dB, B] [A_i; dA]``, which is 0 to the bit if nothing changed."""
     new, old = adapter.layers[name], before.layers[name]
+    if new.A.shape == old.A.shape and adapter.scaling == before.scaling:
+        a, b = new.A.double(), old.B.double()
+        return LoraFactors(
+            torch.cat([a, a - old.A.double()]),
+            adapter.scaling * torch.cat([new.B.double() - b, b], dim=1),
+        )
     return LoraFactors(
         torch.cat([new.A.double(), old.A.double()]),
         torch.cat([adapter.scaling * new.B.double(), -before.scaling * old.B.double()], dim=1),
