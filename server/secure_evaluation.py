@@ -80,7 +80,7 @@ class SecureEvaluation:
             self.legs.sits_out(step, reply.client, NO_TASK, reason)
         except NUMERICAL as fault:
             refuse(exchange, step, reply.client, fault)
-            self.legs.blames(step, held, reply.client, reply.message, NO_TASK)
+            self.legs.note_blame(step, held, reply.client, reply.message, NO_TASK)
         return held
 
 

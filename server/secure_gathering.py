@@ -78,7 +78,7 @@ class SecureGathering:
         except NUMERICAL as fault:
             refuse(self.exchange, self.step, client, fault, spent)
             held, task = gathered.held, instruction.task
-            hindered = self.legs.blames(self.step, held, client, reply.message, task)
+            hindered = self.legs.note_blame(self.step, held, client, reply.message, task)
             return replace(gathered, hindered=gathered.hindered + hindered)
         self.exchange.heard_willing(client, True)
         gathered.sizes[client] = wire.secure_bytes(message.content)

@@ -112,7 +112,7 @@ class SecureLegs:
             self.leave_out(client, task)
         self.exchange.event("client_idle", step, client=client, code=reason.code)
 
-    def blames(
+    def note_blame(
         self, step: Step, held: ServerRound, client: str, message: Message | None, task: str
     ) -> bool:
         """Return whether a client refuses the round because of another site's part in it. Of whom

@@ -20,15 +20,10 @@ def folded(label: str) -> str:
     return whole if whole.removeprefix("-").isdecimal() else text
 
 
-def spelled(label: str) -> str:
-    """Return a label in quotation marks, with what cannot be told apart by sight as code points."""
-    return ascii(label)
-
-
 def look_alike(label: str, labels: Iterable[str]) -> str:
     """Return a hint at the first of some labels that looks like this one; empty: none does."""
     form = folded(label)
     for other in labels:
         if other != label and folded(other) == form:
-            return f" ({spelled(other)} looks alike; this one is {spelled(label)})"
+            return f" ({other!a} looks alike; this one is {label!a})"
     return ""

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from deal_core.data import Example, TaskData
-from deal_core.data.look_alike import folded, spelled
+from deal_core.data.look_alike import folded
 
 FEW_CHARACTERS = 3
 """A text with fewer says nothing."""
@@ -75,7 +75,7 @@ def _alike_labels(task: TaskData) -> Iterator[str]:
         alike[folded(label)].append(label)
     for labels in alike.values():
         if len(labels) > 1:
-            named = ", ".join(map(spelled, labels))
+            named = ", ".join(map(ascii, labels))
             yield f"labels {named} look alike, and are different ones; write them alike"
 
 

@@ -88,10 +88,9 @@ def check_data_record(experiment: Experiment) -> None:
     Raises:
         UserError: they are not, a line for each task; or the record cannot be read.
     """
-    path = RunFolder(Path(experiment.run.out)).data_record
-    if not path.exists():
+    before = _noted(Path(experiment.run.out))
+    if before is None:
         return
-    before = read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
     if changed := list(_changes(before, data_record(experiment), experiment.run.out)):
         raise UserError(*changed)
 
@@ -105,12 +104,18 @@ def rows_of(folders: Iterable[Path]) -> dict[str, str]:
     """
     rows: dict[str, str] = {}
     for folder in folders:
-        path = RunFolder(folder).data_record
-        if path.exists():
-            record = read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
-            if record.form == FORM:
-                rows |= {task: each.sha256 for task, each in record.tasks.items()}
+        record = _noted(folder)
+        if record is not None and record.form == FORM:
+            rows |= {task: each.sha256 for task, each in record.tasks.items()}
     return rows
+
+
+def _noted(folder: Path) -> DataRecord | None:
+    """What a run has noted of its rows; None: nothing."""
+    path = RunFolder(folder).data_record
+    if not path.exists():
+        return None
+    return read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
 
 
 def _changes(before: DataRecord, now: DataRecord, folder: str) -> Iterator[str]:

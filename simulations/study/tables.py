@@ -211,19 +211,15 @@ def significance(
         for arm, own in by_arm(study, known).items()
         if not arms[arm].bound
     }
-    best = best_baseline(study, {arm: accuracy[arm] for arm in accuracy if arms[arm].contestant})
+    baselines = baselines_of(study, {a: own for a, own in accuracy.items() if arms[a].contestant})
+    best = best_of(baselines)
     named = (best, study.file.baseline, study.file.candidate)
     against = [arm for arm in dict.fromkeys(named) if arm in accuracy]
     if len(accuracy) < 2 or not against:
         yield "One arm alone: nothing to compare."
         return
-    rivals = {arm: own for arm, own in accuracy.items() if arms[arm].contestant}
-    others = {arm: own for arm, own in rivals.items() if arm != study.file.candidate}
-    by = (
-        "the cells that all have in common"
-        if shared_by(others or rivals)
-        else "each one's own cells"
-    )
+    shared = shared_by(baselines)
+    by = "the cells that all have in common" if shared else "each one's own cells"
     yield (
         f"Pairs have seed, order and precision in common. The best baseline, by {by}, is "
         f"{study.label(best)}; that is a choice by the very figures."
@@ -247,8 +243,15 @@ def significance(
 def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> str:
     """Return the arm of the highest mean average accuracy, the candidate aside (unless it is
     alone), over the cells that all of them have; over their own where they have none in common."""
+    return best_of(baselines_of(study, accuracy))
+
+
+def baselines_of(
+    study: Study, accuracy: dict[str, dict[Hashable, float]]
+) -> dict[str, dict[Hashable, float]]:
+    """Return all arms but the candidate; that too where it is alone."""
     others = {arm: own for arm, own in accuracy.items() if arm != study.file.candidate}
-    return best_of(others or accuracy)
+    return others or accuracy
 
 
 def shared_by(accuracy: Mapping[str, Mapping[Hashable, float]]) -> set[Hashable]:
