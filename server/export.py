@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from peft import LoraConfig
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, public_labels
@@ -51,12 +51,12 @@ def export_adapter(
     files, merged = AdapterFolder(folder), stack(state.parts())
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.ascontiguousarray(value) for key, value in to_arrays(merged).items()}
-    save_file(arrays, files.weights, {"format": "pt"})
+    write_whole(files.weights, save(arrays, {"format": "pt"}))
     files.heads.unlink(missing_ok=True)
     files.config.unlink(missing_ok=True)
     if state.heads:
         heads = {task: np.ascontiguousarray(head.numpy()) for task, head in state.heads.items()}
-        save_file(heads, files.heads, {"format": "pt"})
+        write_whole(files.heads, save(heads, {"format": "pt"}))
     if kind_of(experiment.adapter).map_behind is None:  # PEFT finds its layers in the base model
         peft_config(merged, experiment).save_pretrained(str(folder))
     inference = make_inference(state, experiment, tasks)

@@ -399,6 +399,12 @@ def main() -> None:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a path of the user's that no verb has expected to be closed to it
+        if error.filename is None:
+            raise
+        why = f"{error.filename}: {error.strerror}"
+        print(f"error: {why}; check the path, and who may read and write it", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

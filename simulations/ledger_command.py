@@ -17,7 +17,7 @@ from deal_core.privacy.accounting.certificate import (
     composed_over,
     told_events,
 )
-from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError
+from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
 from deal_core.privacy.accounting.ledger_event import assumed_honest, composed
 from deal_core.privacy.accounting.unit import common_unit, unit_text
 from server.spending import rounded_up
@@ -154,10 +154,12 @@ def checked_entries(ledger: Ledger) -> list[Entry]:
     """Return the entries of a ledger, after a check of the whole chain.
 
     Raises:
-        UserError: it cannot be trusted.
+        UserError: it cannot be read, or not trusted.
     """
     try:
         return ledger.entries()
+    except LedgerUnusable as error:
+        raise UserError(str(error)) from None
     except LedgerError as error:
         raise UserError(f"the ledger cannot be trusted: {error}") from None
 

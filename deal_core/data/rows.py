@@ -139,11 +139,19 @@ def _as_text(row: Mapping[str, Any], column: str) -> str:
     if not isinstance(value, (str, int, float)):
         found = type(value).__name__
         raise UserError(f"column '{column}' holds a {found}; it should hold text or numbers")
-    text = str(value).strip()
+    return whole_characters(str(value).strip(), f"column '{column}'")
+
+
+def whole_characters(text: str, where: str) -> str:
+    """Return the text, which no tokeniser takes with half of a character in it.
+
+    Raises:
+        UserError: there is; the message starts with ``where``.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
         raise UserError(
-            f"column '{column}' holds half a character, which is no text; write the row anew"
+            f"{where} holds half a character, which is no text; write it anew"
         ) from None
     return text

@@ -144,26 +144,52 @@ def load_predictor(folder: AdapterFolder, base: str = "") -> Predictor:
         UserError: a file is missing or damaged, or the base model cannot be loaded or is another.
     """
     inference = read_inference(folder)
+    model_config = inference.model.model_copy(update={"name": base} if base else {})
+    adapter, adapter_config = checked_adapter(folder, inference, model_config)
+    state = as_evaluated(adapter, inference)
+    dtype = compute_dtype(TrainConfig(precision=inference.precision), best_device())
+    model = load_model(model_config, adapter_config, inference.max_length, dtype)
+    load_state(model, state)
+    return Predictor(inference, model, read_heads(folder))
+
+
+def checked_adapter(
+    folder: AdapterFolder, inference: Inference, model: ModelConfig
+) -> tuple[Adapter, AdapterConfig]:
+    """Return all adapters of a run as one, and how a base model is made ready for them; no weight
+    of that is read.
+
+    Args:
+        folder: of the adapter.
+        inference: what it says.
+        model: the base model.
+
+    Raises:
+        UserError: a file is missing or damaged, or the base model is not there, or is another.
+    """
     adapter = read_adapter(folder)
     if not inference.current_rank <= adapter.rank:
         raise UserError(f"{folder.inference}: current_rank is larger than the adapter's rank")
-    state = as_evaluated(adapter, inference)
-    model_config = inference.model.model_copy(update={"name": base} if base else {})
-    adapter_config = AdapterConfig(
+    config = AdapterConfig(
         kind=inference.adapter_kind,
         rank=max(1, inference.current_rank),
         target_modules=tuple(sorted(adapter.layers)),
     )
-    if not has_layers(model_config, adapter_config, adapter):
+    if not has_layers(model, config, adapter):
         raise UserError(
-            f"{folder.weights}: was learnt for another base model than '{model_config.name}'; "
+            f"{folder.weights}: was learnt for another base model than '{model.name}'; "
             "name that with --model"
         )
-    dtype = compute_dtype(TrainConfig(precision=inference.precision), best_device())
-    model = load_model(model_config, adapter_config, inference.max_length, dtype)
-    load_state(model, state)
-    heads = _tensors(folder.heads) if folder.heads.exists() else {}
-    return Predictor(inference, model, heads)
+    return adapter, config
+
+
+def read_heads(folder: AdapterFolder) -> dict[str, Tensor]:
+    """Return task to its label head; none where the folder has none.
+
+    Raises:
+        UserError: damaged.
+    """
+    return _tensors(folder.heads) if folder.heads.exists() else {}
 
 
 def has_layers(model: ModelConfig, config: AdapterConfig, adapter: Adapter) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from deal_core.errors import UserError
 from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
@@ -21,6 +22,7 @@ from simulations.api.settings import Config, placed
 from simulations.run.experiment import Request
 from simulations.run.run_folder import claimed
 from simulations.run.simulate import prepare
+from simulations.use.texts import typed_texts
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,14 @@ class Run:
             task: choose among its labels; empty: among those of all tasks learnt.
 
         Raises:
-            UserError: unknown task; or none, and the model needs one; or as of ``predictor``.
+            UserError: unknown task; or none, and the model needs one; one string in the place of
+                several, or a text that is empty or none; or as of ``predictor``.
         """
+        if isinstance(texts, str):
+            raise UserError("predict: texts is one string; give a list of texts")
+        asked = [text.text for text in typed_texts(texts)]
         self.predictor.check(task)
-        return [self.predictor.answer(text, task) for text in texts]
+        return [self.predictor.answer(text, task) for text in asked]
 
 
 def run(

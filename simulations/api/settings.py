@@ -10,14 +10,21 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError
 from simulations.output.toml import toml_value
-from simulations.run.experiment import Request, beside, completed, find_experiment
+from simulations.run.experiment import (
+    Request,
+    beside,
+    completed,
+    find_experiment,
+    with_absolute_inputs,
+)
 
 Config: TypeAlias = str | Path | Mapping[str, Any] | Experiment
 """Name of a shipped experiment, path of a TOML file, nested tables, or an experiment."""
 
 
 def experiment(config: Config, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Return an experiment, checked; keys that are not named have their defaults.
+    """Return an experiment, checked; keys that are not named have their defaults, and paths of a
+    file are absolute, also those relative to it.
 
     Args:
         config: a name from ``deal ls``, a path, nested tables, or an experiment.
@@ -27,17 +34,19 @@ def experiment(config: Config, overrides: Mapping[str, Any] | None = None) -> Ex
         UserError: no such experiment, an unreadable file, an unknown key, or a value of a wrong
             type.
     """
+    folder = None
     if isinstance(config, Experiment):
         tables, where = config.model_dump(mode="json"), "experiment"
     elif isinstance(config, Mapping):
         tables, where = dict(config), "tables"
     else:
         path = find_experiment(str(config))
-        tables, where = read_toml(path), str(path)
+        tables, where, folder = read_toml(path), str(path), beside(str(config), path)
     parsed = parse_experiment(tables, where)
-    if not overrides:
-        return parsed
-    return parse_experiment(apply_overrides(tables, _as_lines(overrides)), "overrides")
+    if overrides:
+        tables = apply_overrides(tables, _as_lines(overrides))
+        parsed = parse_experiment(tables, "overrides")
+    return parsed if folder is None else with_absolute_inputs(parsed, folder)
 
 
 def placed(config: Config, overrides: Mapping[str, Any] | None, request: Request) -> Experiment:
@@ -51,11 +60,8 @@ def placed(config: Config, overrides: Mapping[str, Any] | None, request: Request
     Raises:
         UserError: as of :func:`experiment`.
     """
-    if not isinstance(config, (str, Path)):
-        return completed(experiment(config, overrides), request, "python")
-    path = find_experiment(str(config))
-    folder = beside(str(config), path)
-    return completed(experiment(config, overrides), request, path.stem, folder)
+    own = find_experiment(str(config)).stem if isinstance(config, (str, Path)) else "python"
+    return completed(experiment(config, overrides), request, own)
 
 
 def _as_lines(values: Mapping[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from simulations.use.prompts import PROMPTS, asking_code, prompts_of, write_prom
 from simulations.use.push import check_token, upload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -71,9 +72,12 @@ def export(request: ExportRequest) -> list[str]:
         What has been written, and how to go on.
 
     Raises:
-        UserError: no adapter, one that cannot be merged, a folder that is not empty, a base model
-            that cannot be loaded or that a hub's readers could not load, or no access to the hub.
+        UserError: no adapter, a damaged one, one that cannot be merged, a folder that is not empty,
+            a base model that is another, cannot be loaded or could not be by a hub's readers, or no
+            access to the hub. Nothing is left in the folder.
     """
+    from deal_core.inference.predictor import checked_adapter, read_heads
+
     source = find_adapter(Path(request.folder).expanduser())
     inference = read_inference(source)
     if request.base:
@@ -88,14 +92,48 @@ def export(request: ExportRequest) -> list[str]:
     if request.push:
         check_push(inference, request)
         check_token()
-    try:
+    checked_adapter(source, inference, inference.model)
+    read_heads(source)
+    with emptied_on_failure(to):
         if request.merge:
             lines = write_merged(source, inference, to)
         else:
             lines = write_adapter(source, inference, to, bool(request.push))
-    except OSError as error:
-        raise UserError(f"{to}: cannot be written ({error.strerror or error})") from None
+        for written in filter(Path.is_file, to.rglob("*")):
+            readable_as(written, to / source.inference.name)
     return [*lines, *([upload(to, request.push)] if request.push else [])]
+
+
+@contextmanager
+def emptied_on_failure(to: Path) -> Iterator[None]:
+    """Leave nothing in a new folder where the block fails: the same command can then be tried
+    again.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: in the place of an ``OSError``.
+    """
+    there = to.exists()
+    try:
+        yield
+    except BaseException as error:
+        for each in to.iterdir() if to.exists() else ():
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        if to.exists() and not there:
+            to.rmdir()
+        if isinstance(error, OSError):
+            why = f"cannot be written ({error.strerror or error})"
+            raise UserError(
+                f"{to}: {why}; see that the disk has room, or choose another --to"
+            ) from None
+        raise
+
+
+def readable_as(written: Path, other: Path) -> None:
+    """Let those read a file who may read another: the library of weights lets its owner alone."""
+    written.chmod(other.stat().st_mode & 0o777)
 
 
 def new_folder(path: Path) -> Path:

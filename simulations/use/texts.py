@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deal_core.data.rows import Columns, to_text
+from deal_core.data.rows import Columns, to_text, whole_characters
 from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
 from deal_core.errors import UserError
 
@@ -28,12 +28,14 @@ def typed_texts(texts: Sequence[str]) -> Iterator[Text]:
     """Yield texts as they are, without the white space around them.
 
     Raises:
-        UserError: an empty one.
+        UserError: an empty one, or one that is no text.
     """
     for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise UserError(f"text {number} is a {type(text).__name__}; give a string")
         if not text.strip():
             raise UserError(f"text {number} is empty; leave it out")
-        yield Text(text.strip())
+        yield Text(whole_characters(text.strip(), f"text {number}"))
 
 
 def file_texts(path: Path, column: str, pair_column: str) -> Iterator[Text]:

@@ -120,3 +120,22 @@ def test_shells_complete_commands_and_the_names_of_what_is_shipped() -> None:
     assert completed("deal simulate quick") == ["quickstart", "quickstart-llm"]
     assert completed("deal study med") == ["medmcqa"]
     assert "--show-completion" in shown("", "--help")
+
+
+LONG = "a" * 300
+"""No file system has a file of that name."""
+
+
+@pytest.mark.parametrize(
+    "words", [("predict", LONG, "text"), ("simulate", LONG), ("ledger", "show", LONG)]
+)
+def test_a_path_that_is_closed_is_one_line(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["deal", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith(f"error: {LONG}")
+    assert said.count("\n") == 1

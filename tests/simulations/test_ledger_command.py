@@ -129,3 +129,18 @@ def test_a_tampered_ledger_is_not_certified(ledger, tmp_path):
         with pytest.raises(UserError, match="cannot be trusted"):
             call(words[0], ledger.folder, *words[1:])
     assert not (tmp_path / "c.json").exists()
+
+
+def test_a_key_that_is_none_is_one_line_and_stays(ledger, tmp_path):
+    (ledger.folder / KEY).write_bytes(b"cut")
+    with pytest.raises(UserError, match="is no signing key; put it back from a backup"):
+        call("export", ledger.folder, "--out", tmp_path / "c.json")
+    assert (ledger.folder / KEY).read_bytes() == b"cut"
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_a_ledger_that_cannot_be_opened_is_not_called_untrustworthy(ledger):
+    ledger.path.unlink()
+    ledger.path.mkdir()
+    with pytest.raises(UserError, match=r"ledger\.sqlite: cannot be used"):
+        call("show", ledger.folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Entry, Ledger
 from deal_core.privacy.accounting.ledger_event import LedgerEvent, assumed_honest, composed
 from deal_core.privacy.accounting.unit import common_unit
+from deal_core.whole_file import write_whole
 
 KEY = "ledger.key"
 VERSION = 5
@@ -164,13 +164,24 @@ def _figures(events: Sequence[LedgerEvent], disjoint_tasks: bool) -> dict[str, A
 
 
 def _site_key(folder: Path) -> Ed25519PrivateKey:
-    """Return the site's key; made, readable by its owner alone, when there is none."""
+    """Return the site's key; made, readable by its owner alone, when there is none.
+
+    Raises:
+        UserError: it cannot be made or read, or is none.
+    """
     path = folder / KEY
-    if not path.exists():
-        made = Ed25519PrivateKey.generate().private_bytes_raw()
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(made)
-    return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+    try:
+        if not path.exists():
+            made = Ed25519PrivateKey.generate().private_bytes_raw()
+            write_whole(path, made, mode=0o600, for_good=True)
+        return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made or read ({error.strerror})") from None
+    except ValueError:
+        raise UserError(
+            f"{path}: is no signing key; put it back from a backup, or remove it for a new one, "
+            "which readers of earlier certificates do not know"
+        ) from None
 
 
 def _bytes(statement: Mapping[str, Any]) -> bytes:

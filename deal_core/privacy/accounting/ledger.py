@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -56,6 +57,10 @@ class LedgerError(RuntimeError):
     """The ledger cannot be trusted, or used; the site takes no part until somebody looks."""
 
 
+class LedgerUnusable(LedgerError):
+    """Disk or folder do not let it be read or written; it may well be whole."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """An event as it stands in the ledger: its number (from 1), when (UTC), what, and the hash
@@ -89,7 +94,7 @@ class Ledger:
         Raises:
             LedgerError: an entry was changed, or is gone.
         """
-        with self._open() as db:
+        with self._open(reading=True) as db:
             return self._entries(db)
 
     def events(self) -> list[LedgerEvent]:
@@ -115,7 +120,7 @@ class Ledger:
 
     def plans(self) -> dict[str, str]:
         """Return run to its plan, as it was made."""
-        with self._open() as db:
+        with self._open(reading=True) as db:
             return {str(run): str(body) for run, body in db.execute("SELECT run, body FROM plans")}
 
     def require(self, event: LedgerEvent, budget: Budget) -> None:
@@ -252,16 +257,48 @@ class Ledger:
             db.execute("COMMIT")
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _open(self, reading: bool = False) -> Iterator[sqlite3.Connection]:
+        """Give the database, made where it is missing; for ``reading`` alone also where nothing
+        can be written, as in a backup.
+
+        Yields:
+            A connection, closed after the block.
+
+        Raises:
+            LedgerUnusable: disk or folder do not let it.
+            LedgerError: it is no database, or a damaged one.
+        """
         try:
+            if reading and self._is_frozen():
+                address = f"{self.path.resolve().as_uri()}?immutable=1"
+                with closing(sqlite3.connect(address, uri=True)) as db:
+                    yield db
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
                 _prepare(db)
                 yield db
+        except sqlite3.OperationalError as error:
+            raise LedgerUnusable(
+                f"{self.path}: cannot be used ({error}); see that the disk has room and that the "
+                "folder can be written"
+            ) from None
         except sqlite3.DatabaseError as error:
             raise LedgerError(f"{self.path}: {error}") from None
+        except OSError as error:
+            raise LedgerUnusable(
+                f"{self.folder}: cannot be used ({error.strerror}); see who may enter it"
+            ) from None
+
+    def _is_frozen(self) -> bool:
+        """Return whether the ledger is there, all of it in its one file, and its folder takes no
+        other: SQLite writes there even to read."""
+        beside = self.path.with_name(f"{FILE}-wal")
+        whole = not beside.exists() or beside.stat().st_size == 0
+        takes_none = not os.access(self.folder, os.W_OK, effective_ids=True)
+        return self.path.exists() and whole and takes_none
 
 
 def _prepare(db: sqlite3.Connection) -> None:

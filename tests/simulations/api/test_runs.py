@@ -50,6 +50,14 @@ def test_it_answers_as_the_command_does(finished: api.Run) -> None:
     assert {answer.task for answer in only} == {"laboratory"}
     with pytest.raises(UserError, match="unknown task 'nothing'"):
         finished.predict([], "nothing")
+    for wrong, reason in (
+        ("one text", "give a list"),
+        (["a text", " "], "text 2 is empty"),
+        ([None], "text 1 is a NoneType"),
+        (["half \ud800"], "text 1 holds half a character"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            finished.predict(wrong)
     with pytest.raises(UserError, match=r"results\.json: not there"):
         _ = load_run(finished.folder / "adapter").results
 
@@ -61,6 +69,8 @@ def test_data_beside_an_experiment_file_are_found_as_by_the_command(tmp_path: Pa
     ready = placed(file, None, Request(str(file)))
     assert ready.data.path == str(tmp_path / "exp" / "rows")
     assert ready == load_experiment(Request(str(file)))
+    assert api.experiment(file).data == ready.data
+    assert api.experiment(file, {"data.max_train": 4}).data.path == ready.data.path
 
 
 def test_events_come_and_nothing_is_printed(

@@ -162,3 +162,23 @@ def test_a_template_without_a_place_for_the_text_is_one_line(tmp_path: Path, tem
     code, lines = checked(OddInput("", "").write(tmp_path), *words)
     assert code == 2
     assert any(line.startswith("error: model.template: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("run.engine=flowr", "error: unknown run.engine 'flowr'; known: flower, inprocess"),
+        ('data.instructions={wart="?"}', "warning: data.instructions: there is no task 'wart'"),
+        ('data.files={wart={label_column="l"}}', "warning: data.files: there is no task 'wart'"),
+    ],
+)
+def test_a_name_that_is_none_is_told(tmp_path: Path, override: str, line: str) -> None:
+    _, lines = checked(OddInput("", "").write(tmp_path), override)
+    assert any(each.startswith(line) and "did you mean" in each for each in lines)
+
+
+def test_names_of_tasks_that_only_sites_have(tmp_path: Path) -> None:
+    path = tmp_path / "sites.toml"
+    path.write_text('[data]\nsource = "sites"\nlabels = {ward = ["a", "b"]}\n')
+    _, lines = checked(path, 'data.instructions={wart="?"}')
+    assert any("there is no task 'wart'; did you mean 'ward'?" in line for line in lines)

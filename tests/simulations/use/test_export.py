@@ -406,3 +406,38 @@ def test_a_folder_that_is_not_empty_is_left_alone(encoder, tmp_path):
     with pytest.raises(UserError, match="is there already; choose another --to"):
         export(ExportRequest(str(encoder), str(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "heads.safetensors"])
+def test_a_damaged_file_is_not_handed_on(with_heads, tmp_path, file):
+    run = shutil.copytree(with_heads / "run" / "adapter", tmp_path / "run")
+    (run / file).write_bytes((run / file).read_bytes()[:-9])
+    with pytest.raises(UserError, match=f"{file}: cannot be read"):
+        export(ExportRequest(str(run), str(tmp_path / "to")))
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_base_that_it_was_not_learnt_for_is_refused(encoder, tmp_path):
+    other = save(tmp_path / "other", "bert")
+    with pytest.raises(UserError, match="was learnt for another base model"):
+        export(ExportRequest(str(encoder), str(tmp_path / "to"), base=str(other)))
+    assert not (tmp_path / "to").exists()
+
+
+def test_a_failed_export_leaves_nothing_that_blocks_the_next(encoder, tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "there").mkdir()
+    with monkeypatch.context() as later:
+        later.setattr("simulations.use.export._write_labels", full)
+        for to in ("there", "new"):
+            with pytest.raises(UserError, match="No space left on device"):
+                export(ExportRequest(str(encoder), str(tmp_path / to)))
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_whoever_may_read_the_card_may_read_the_weights(encoder, exported):
+    for folder in (encoder / "adapter", exported / "mine", exported / "merged"):
+        modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+        assert modes == {(folder / "README.md").stat().st_mode & 0o777}

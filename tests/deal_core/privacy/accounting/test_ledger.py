@@ -14,7 +14,12 @@ import pytest
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
-from deal_core.privacy.accounting.ledger import KEPT_ANSWERS, Ledger, LedgerError
+from deal_core.privacy.accounting.ledger import (
+    KEPT_ANSWERS,
+    Ledger,
+    LedgerError,
+    LedgerUnusable,
+)
 from deal_core.privacy.accounting.ledger_event import (
     Budget,
     BudgetSpent,
@@ -22,6 +27,7 @@ from deal_core.privacy.accounting.ledger_event import (
     unprotected_event,
 )
 from tests.ledger_events import ledger_event
+from tests.unprivileged import as_nobody, folder_for_all
 
 EVENT = ledger_event()
 WIDE = Budget(100.0, 1e-4)
@@ -162,6 +168,22 @@ def test_a_file_that_is_no_ledger_is_an_error_not_an_empty_one(ledger):
     ledger.path.write_bytes(b"rubbish" * 1000)
     with pytest.raises(LedgerError):
         ledger.events()
+
+
+def test_a_backup_that_nobody_may_write_to_is_read_and_checked():
+    with folder_for_all() as folder:
+        ledger = Ledger(folder / "site")
+        ledger.charge(EVENT, WIDE, "r", b"x")
+        ledger.folder.chmod(0o555)
+        with as_nobody():
+            assert ledger.events() == [EVENT]
+            with pytest.raises(LedgerUnusable, match="the folder can be written"):
+                ledger.charge(EVENT, WIDE, "s", b"x")
+        assert {path.name for path in ledger.folder.iterdir()} == {"ledger.head", "ledger.sqlite"}
+        ledger.folder.chmod(0)
+        with as_nobody(), pytest.raises(LedgerUnusable, match="see who may enter it"):
+            ledger.events()
+        ledger.folder.chmod(0o755)
 
 
 def test_only_the_latest_answers_are_kept_and_all_events(ledger):
