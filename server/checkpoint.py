@@ -237,7 +237,9 @@ def load_checkpoint(path: Path, shapes: Mapping[str, tuple[int, int]]) -> Checkp
     except FileNotFoundError:
         raise UserError(f"{path}: no checkpoint to resume from; start without --resume") from None
     except (SafetensorError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: damaged checkpoint ({error}); start without --resume") from None
+        raise UserError(
+            f"{path}: damaged checkpoint ({error}); begin the run anew in another folder"
+        ) from None
 
 
 def _named(tensors: Mapping[str, np.ndarray], part: str) -> dict[str, Tensor]:

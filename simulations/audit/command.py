@@ -23,6 +23,7 @@ from simulations.audit.tables import Audit, AuditedCell, markdown
 from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line
 from simulations.output.files import write_texts
+from simulations.output.one_kind import require_one_kind
 from simulations.output.terminal import print_page
 from simulations.run.epsilons import epsilons, named, with_budget
 from simulations.run.experiment import Request, load_experiment
@@ -90,6 +91,7 @@ def run_audit(request: AuditRequest, console: Console) -> int:
         UserError: bad input, or a folder with other settings; nothing has started.
     """
     out = audit_folder(request)
+    require_one_kind(out, "audit.json")
     trainings = planned(request, out)
     with console.status("checking the experiment and its data"):
         for training in trainings:

@@ -17,6 +17,7 @@ from simulations.budgets.results import Budgets, check_unit, collect, read_audit
 from simulations.budgets.tables import markdown
 from simulations.output.console import print_line
 from simulations.output.files import write_texts
+from simulations.output.one_kind import require_one_kind
 from simulations.output.stored import read_stored
 from simulations.output.terminal import print_page
 from simulations.run.epsilons import epsilons, with_budget
@@ -66,6 +67,8 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
     Raises:
         UserError: bad input, or a folder with other settings; nothing has started.
     """
+    out = budgets_folder(request)
+    require_one_kind(out, "budgets.json")
     values, methods = epsilons(request.epsilon), names(request.method)
     _require_one_place(request.overrides)
     base = load_experiment(Request(request.experiment, "", request.overrides))
@@ -82,7 +85,6 @@ def run_budgets(request: BudgetsRequest, console: Console) -> int:
         _beside(request),
         request.overrides,
     )
-    out = budgets_folder(request)
     cells = grid(study, out)
     audit = read_audit(request.audit)
     if audit is not None:

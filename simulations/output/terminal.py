@@ -31,7 +31,7 @@ def text_table(table: TextTable, title: str = "") -> Table:
     """Return a table for a terminal; a cell that does not fit goes on in the next line, and nothing
     of it is cut off."""
     made = Table(
-        title=title or None,
+        title=Text(title) if title else None,
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -39,7 +39,7 @@ def text_table(table: TextTable, title: str = "") -> Table:
         collapse_padding=True,
     )
     for name, right in zip(table.columns, table.right, strict=True):
-        made.add_column(name, justify="right" if right else "left", overflow="fold")
+        made.add_column(Text(name), justify="right" if right else "left", overflow="fold")
     for row in table.rows:
         made.add_row(*(Text(cell) for cell in row))
     return made

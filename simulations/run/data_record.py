@@ -81,18 +81,24 @@ def write_data_record(experiment: Experiment) -> None:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def check_data_record(experiment: Experiment) -> None:
-    """Check that the rows are those that the run was started with. A run of an earlier version has
+def check_data_record(experiment: Experiment, folder: Path, option: str, cure: str) -> None:
+    """Check that the rows are those that a run was started with. A run of an earlier version has
     no record, and is believed.
+
+    Args:
+        experiment: says where the rows are.
+        folder: of the run.
+        option: of the command that needs the same rows, named first in a message.
+        cure: besides putting the old rows back.
 
     Raises:
         UserError: they are not, a line for each task; or the record cannot be read.
     """
-    before = _noted(Path(experiment.run.out))
+    before = _noted(folder)
     if before is None:
         return
-    if changed := list(_changes(before, data_record(experiment), experiment.run.out)):
-        raise UserError(*changed)
+    if changed := list(_changes(before, data_record(experiment), folder)):
+        raise UserError(*(f"{option}: {change}, or {cure}" for change in changed))
 
 
 def rows_of(folders: Iterable[Path]) -> dict[str, str]:
@@ -118,25 +124,24 @@ def _noted(folder: Path) -> DataRecord | None:
     return read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
 
 
-def _changes(before: DataRecord, now: DataRecord, folder: str) -> Iterator[str]:
+def _changes(before: DataRecord, now: DataRecord, folder: Path) -> Iterator[str]:
     if list(before.tasks) != list(now.tasks):
         yield (
-            f"--resume: the experiment has the tasks {', '.join(now.tasks)}, and the run in "
-            f"{folder} was started with {', '.join(before.tasks)}; put them back, or start in "
-            "another --out"
+            f"the experiment has the tasks {', '.join(now.tasks)}, and the run in {folder} was "
+            f"started with {', '.join(before.tasks)}; put them back"
         )
     if before.public and before.public != now.public:
         yield (
-            "--resume: the texts of method.consolidation.public_path are not those that the run in "
-            f"{folder} was started with; put the old file back, or start in another --out"
+            "the texts of method.consolidation.public_path are not those that the run in "
+            f"{folder} was started with; put the old file back"
         )
     for task, record in now.tasks.items():
         old = before.tasks.get(task) if before.form == now.form else None
         if old is not None and old != record:
             yield (
-                f"--resume: the rows of task '{task}' are not those that the run in {folder} was "
-                f"started with ({old.train} train and {old.test} test rows then, {record.train} "
-                f"and {record.test} now); put the old files back, or start in another --out"
+                f"the rows of task '{task}' are not those that the run in {folder} was started "
+                f"with ({old.train} train and {old.test} test rows then, {record.train} and "
+                f"{record.test} now); put the old files back"
             )
 
 

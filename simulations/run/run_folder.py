@@ -60,7 +60,8 @@ def claimed(experiment: Experiment) -> Iterator[None]:
     with exclusive_lock(RunFolder(Path(experiment.run.out)).launching):
         check_folder(experiment)
         if experiment.run.resume:
-            check_data_record(experiment)
+            cure = "start in another --out"
+            check_data_record(experiment, Path(experiment.run.out), "--resume", cure)
         record(experiment)
         if not experiment.run.resume:
             write_data_record(experiment)

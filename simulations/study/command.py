@@ -16,6 +16,7 @@ from simulations.engines.interrupt import stoppable
 from simulations.engines.shown_gpu import gpus_here
 from simulations.output.console import print_line
 from simulations.output.files import write_texts
+from simulations.output.one_kind import require_one_kind
 from simulations.run.simulate import STOPPED
 from simulations.study.grid import Cell, Part, chosen, default_settings, grid
 from simulations.study.results import (
@@ -73,6 +74,7 @@ def run_study(request: StudyRequest, console: Console) -> int:
     """
     study = load_study(request.study)
     out = study_folder(request)
+    require_one_kind(out, STUDY_JSON)
     cells = grid(study, out, request.overrides)
     listed = (names(text) for text in (request.arms, request.orders, request.settings))
     wanted = chosen(cells, Part(numbers(request.seeds), *listed))

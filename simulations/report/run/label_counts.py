@@ -20,6 +20,7 @@ from deal_core.inference.folder import AdapterFolder
 from deal_core.whole_file import write_whole
 from server.folder import RunFolder
 from server.results import Results, Strict, read_results
+from simulations.run.data_record import check_data_record
 
 if TYPE_CHECKING:
     from deal_core.inference.predictor import Predictor
@@ -131,7 +132,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
         What was counted.
 
     Raises:
-        UserError: the run has not finished, or its texts are not here.
+        UserError: the run has not finished, or its texts are not here, or not those any more.
     """
     results = read_results(folder)
     if results.config.data.source == "sites":
@@ -139,6 +140,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
             f"{folder}: the texts of a deployment are at its sites, and stay there; "
             "leave out --labels"
         )
+    check_data_record(results.config, folder, "--labels", "leave it out")
     from deal_core.inference.predictor import load_predictor
 
     predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 import simulations
 from simulations.output.markdown import TextTable, blocks, head, read_table, row
-from simulations.output.terminal import NARROW, PAGE_WIDTH, print_page
+from simulations.output.terminal import NARROW, PAGE_WIDTH, print_page, text_table
 from simulations.study.results import StudyResults
 from simulations.study.study_file import load_study
 from simulations.study.summary import SHOWN, print_summary
@@ -70,3 +70,11 @@ def test_a_study_ends_with_a_table_of_eighty_columns(name: str) -> None:
         assert {"arm", "n"} < set(" ".join(lines[1:4]).split()) & set(" ".join(SHOWN).split())
     for arm in {cell.arm for cell in results.cells}:
         assert letters(study.label(arm))[:6] in letters(out)
+
+
+def test_names_in_a_table_are_no_markup() -> None:
+    console = Console(file=io.StringIO(), width=WIDE)
+    table = TextTable(("setting", "[red]run"), (False, False), (("[bold]key", "1"),))
+    console.print(text_table(table, "of [blue]"))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(name in said for name in ("[red]run", "[bold]key", "of [blue]"))

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from deal_core.config.experiment import RunConfig
 from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.results import read_results
 from simulations.report.command import write_report
 from simulations.report.run.label_counts import (
     FILE,
@@ -19,6 +22,7 @@ from simulations.report.run.label_counts import (
     read_label_counts,
     text_scores,
 )
+from simulations.run.data_record import write_data_record
 from tests.simulations.report.html_page import HtmlPage, read_json
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -111,3 +115,13 @@ def test_texts_of_a_deployment_stay_where_they_are(run: Path) -> None:
     (run / "results.json").write_text(text.replace('"source": "medmcqa"', '"source": "sites"'))
     with pytest.raises(UserError, match="at its sites, and stay there"):
         count_labels(run, lambda task: None)
+
+
+def test_other_rows_than_those_of_the_run_are_not_counted(run: Path) -> None:
+    results = read_results(run)
+    write_data_record(results.config.model_copy(update={"run": RunConfig(out=str(run))}))
+    record = RunFolder(run).data_record
+    record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    with pytest.raises(UserError, match="--labels: the rows of task"):
+        count_labels(run, print)
+    assert not (run / FILE).exists()

@@ -230,8 +230,9 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_its_record_says(tmp_pat
     kept = json.loads(path.read_text())
     kept["tasks"]["surgery"]["sha256"] = "another"
     path.write_text(json.dumps(kept))
-    with pytest.raises(UserError, match="the rows of task 'surgery'"):
-        check_data_record(experiment)
+    told = r"--labels: the rows of task 'surgery' .*; put the old files back, or leave it out$"
+    with pytest.raises(UserError, match=told):
+        check_data_record(experiment, tmp_path / "run", "--labels", "leave it out")
     del kept["form"], kept["public"]
     path.write_text(json.dumps(kept))
-    check_data_record(experiment)
+    check_data_record(experiment, tmp_path / "run", "--labels", "leave it out")
