@@ -28,6 +28,9 @@ from deal_core.methods.shared.class_sums import (
 
 SMALLEST = 1e-6
 """Mean eigenvalue that a covariance is taken to have at least: of equal texts it is 0."""
+SCARCE = 0.2
+"""The square of so many times the entries per record is the least ridge: a covariance of few
+records is known in few directions, and in all others distances of means are mostly chance."""
 ABSENT = -1e9
 """Bias of a label that no client has shown, where heads answer alone: it is never the answer."""
 
@@ -169,7 +172,9 @@ def _rows(
     weights, lost = means, torch.zeros_like(count)
     if within is not None:
         size = len(within)
-        added = float(config.ridge) * (within.trace() / size).clamp(min=SMALLEST)
+        scarce = (SCARCE * size / float(filled(count.sum()))) ** 2
+        ridge = max(float(config.ridge), scarce)
+        added = ridge * (within.trace() / size).clamp(min=SMALLEST)
         metric = within + added * torch.eye(size, dtype=within.dtype)
         factored = torch.linalg.lu_factor(metric)
         weights = torch.linalg.lu_solve(*factored, means.T).T

@@ -34,6 +34,7 @@ from deal_core.privacy.accounting.unit import RECORD
 from deal_core.whole_file import write_whole
 
 FILE = "ledger.sqlite"
+LOOK = "see who may enter and write the folder, and that the disk has room"
 KEPT_ANSWERS = 8
 """The latest answers of a site; an older request that comes again is charged again."""
 
@@ -281,15 +282,12 @@ class Ledger:
                 _prepare(db)
                 yield db
         except sqlite3.OperationalError as error:
-            raise LedgerUnusable(
-                f"{self.path}: cannot be used ({error}); see that the disk has room and that the "
-                "folder can be written"
-            ) from None
+            raise LedgerUnusable(f"{self.path}: cannot be used ({error}); {LOOK}") from None
         except sqlite3.DatabaseError as error:
             raise LedgerError(f"{self.path}: {error}") from None
         except OSError as error:
             raise LedgerUnusable(
-                f"{self.folder}: cannot be used ({error.strerror}); see who may enter it"
+                f"{self.folder}: cannot be used ({error.strerror}); {LOOK}"
             ) from None
 
     def _is_frozen(self) -> bool:

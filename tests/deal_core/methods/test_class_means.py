@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from deal_core.config.method import PrototypeConfig
 from deal_core.methods import statistics_of
-from deal_core.methods.shared.class_sums import COUNT, SUM, scatter
+from deal_core.methods.shared.class_sums import COUNT, SUM, collect, scatter
 from deal_core.methods.shared.prototypes import ABSENT, heads
 from deal_core.randomness import seeded
 from deal_core.wire.sum_codes import ROWS, SUM_CODES
@@ -69,6 +69,20 @@ def test_prototypes_with_a_shared_covariance_are_the_central_closed_form(how):
     expected = without_common(in_metric(means, covariance(residual), 0.2, counts(y), 0.7))
     np.testing.assert_allclose(state.heads["skin"].numpy(), expected, rtol=1e-5, atol=1e-5)
     assert state.heads["skin"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("records", [8, 20, 32, 64])
+def test_the_ridge_grows_where_records_are_few_for_so_many_entries(records):
+    """By the square of a fifth of the entries per record, in units of the mean eigenvalue."""
+    x, y = data(0, examples=records)[0], torch.arange(records) % LABELS
+    sums = {f"{name}/skin": value for name, value in collect(embedded(x, y)).items()}
+    config = PrototypeConfig(ridge=0.01, own_covariance=0.0, few_records=0.0)
+    ridge = max(0.01, (0.2 * SIZE / records) ** 2)
+    assert (ridge > 0.01) == (records < 24)
+    residual, means = centred(x, y)
+    expected = without_common(in_metric(means, covariance(residual), ridge, counts(y), 0.0))
+    made = heads(sums, config)["skin"].numpy()
+    np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("how", SPLITS)

@@ -114,7 +114,8 @@ def without_common(rows: Floats) -> Floats:
 def discriminants(means: Floats, within: Floats, count: NDArray[np.int64]) -> Floats:
     """Weights and biases: (M40), and of (M65) the share that is given back."""
     size = len(within)
-    metric = within + float(PROTOTYPE.ridge) * np.trace(within) / size * np.eye(size)
+    ridge = max(float(PROTOTYPE.ridge), (0.2 * size / count.sum()) ** 2)
+    metric = within + ridge * np.trace(within) / size * np.eye(size)
     weights = np.linalg.solve(metric, means.T).T
     uncertain = np.trace(np.linalg.solve(metric, within)) / (2 * count)
     bias = PROTOTYPE.few_records * uncertain - 0.5 * (weights * means).sum(1)

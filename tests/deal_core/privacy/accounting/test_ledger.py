@@ -177,11 +177,14 @@ def test_a_backup_that_nobody_may_write_to_is_read_and_checked():
         ledger.folder.chmod(0o555)
         with as_nobody():
             assert ledger.events() == [EVENT]
-            with pytest.raises(LedgerUnusable, match="the folder can be written"):
+            with pytest.raises(LedgerUnusable, match="see who may enter and write the folder"):
                 ledger.charge(EVENT, WIDE, "s", b"x")
         assert {path.name for path in ledger.folder.iterdir()} == {"ledger.head", "ledger.sqlite"}
         ledger.folder.chmod(0)
-        with as_nobody(), pytest.raises(LedgerUnusable, match="see who may enter it"):
+        with (
+            as_nobody(),
+            pytest.raises(LedgerUnusable, match="see who may enter and write the folder"),
+        ):
             ledger.events()
         ledger.folder.chmod(0o755)
 
