@@ -204,7 +204,8 @@ class PrivacyConfig(Table):
     taken from data."""
     disjoint_tasks: bool = False
     """Whether simulated clients declare that no record, or group, is in two tasks, so that tasks
-    compose in parallel: it is checked (record). A real site declares it in its own policy alone."""
+    compose in parallel: it is checked (record). A real site declares it in its own policy; where
+    ``noise_share`` is ``sum`` both are needed, this one for the noise."""
     max_update_norm: float = Field(1.0, ge=1e-6, le=1e6)
     """Clipping bound of a client's whole update, over all factors that it trained (client)."""
     trusted_server: bool = True

@@ -6,9 +6,8 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from functools import partial
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.data.files import FilesSource
 from deal_core.data.identifiers import repeated_identifiers
 from deal_core.data.source import TaskData
+from deal_core.data.split import split_off_each
 from deal_core.errors import UserError
 from deal_core.methods import consolidation_rank, method_of, statistics_of
 from deal_core.privacy.accounting.unit import GROUP, unit_text
@@ -43,6 +43,7 @@ from deal_core.privacy.policy import (
     require_unit,
 )
 from deal_core.secure_sum.site_policy import LEAST_SITES
+from simulations.check.rows import grouped
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.allowed_apps import allowed_apps
 from simulations.deployment.site.labels import agreed_labels, compare_labels, declared_labels
@@ -245,7 +246,7 @@ def check_app(folder: Path, site: SiteFile) -> Iterator[str]:
 def check_data(
     config: DataConfig, report: Report, unit_column: str = "", least_tests: int = 0
 ) -> None:
-    """Read every task; one line for each, and one for each fault.
+    """Read every task; one line for each, and one for each kind of fault.
 
     Args:
         config: the site's files.
@@ -264,8 +265,13 @@ def check_data(
         if known and name not in known:
             report.lines.append(f"task '{name}': a folder, but no task agreed on; it stays out")
             continue
-        load = partial(source.load, name)
-        _note(lambda load=load: _described(load(), report, least_tests), report)  # type: ignore[misc]
+        task, problems = source.examine(name)
+        report.problems.extend(grouped(map(str, problems)))
+        if task.held_out:  # as the site divides them: no record moves another one
+            train, test = split_off_each((*task.train, *task.test), config.split)
+            task = replace(task, train=train, test=test)
+        if task.train:
+            report.lines.extend(_described(task, report, least_tests))
     for name in known:
         if name not in names:
             report.lines.append(

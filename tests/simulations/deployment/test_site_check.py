@@ -18,6 +18,7 @@ from deal_core.config.experiment import (
     ModelConfig,
     PrivacyConfig,
 )
+from deal_core.data.site import SiteSource
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from simulations.deployment.server.certificates import make_authority
@@ -170,6 +171,29 @@ def test_a_good_site_counts_per_task_and_label_and_says_what_leaves(site: Path) 
     assert "case" not in said
 
 
+def test_all_that_is_wrong_with_a_task_is_told_beside_what_is_right(site, tmp_path) -> None:
+    wrong = [{"text": " ", "label": "a"}, {"text": "case", "label": "z"}]
+    jsonl(train(tmp_path / "data"), [*GOOD, wrong[0], *GOOD, *wrong])
+    report = checked(site, asked({"triage": ("a", "b")}))
+    assert [problem.partition(": ")[2] for problem in report.problems[:2]] == [
+        "column 'text' is empty; fill it in or remove the row (and 1 more row: 14)",
+        "'z' is no label of the task (they are: a, b); correct it, or map it in label_text",
+    ]
+    assert "task 'triage': 12 train, 6 test; train: a 6, b 6" in "\n".join(report.lines)
+
+
+def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, tmp_path) -> None:
+    (tmp_path / "data" / "triage" / "test.jsonl").unlink()
+    rows = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(40)]
+    jsonl(train(tmp_path / "data"), rows)
+    site_toml = site / "site.toml"
+    site_toml.write_text(site_toml.read_text().replace("[data]", "[data]\nsplit = 0.3", 1))
+    report = checked(site)
+    own = SiteSource(own_data(asked(AGREED).data, read_site(site_toml).data)).load("triage")
+    said = "\n".join(report.lines)
+    assert f"task 'triage': {len(own.train)} train, {len(own.test)} test" in said
+
+
 def test_a_folder_that_is_no_task_stays_out_unread(site: Path, tmp_path: Path) -> None:
     (tmp_path / "data" / "archive").mkdir()
     report = checked(site, asked({"triage": ("a", "b")}))
@@ -190,7 +214,7 @@ def test_every_task_is_read_though_one_is_broken(site: Path, tmp_path: Path) -> 
 def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
     labels = {"triage": ("a", "beta"), "later": ("x", "y")}
     report = checked(site, asked(labels))
-    differ, row = report.problems
+    differ, row, _ = report.problems  # of train and of test
     assert "[data.labels] of site.toml: 'triage' differs, 'later' is missing" in differ
     assert "row 2: 'b' is no label of the task (they are: a, beta" in row
     assert any("'later': no folder; this site sits it out" in line for line in report.lines)
@@ -395,8 +419,9 @@ def test_nobody_is_warned_of_a_column_that_is_the_unit_or_names_nobody(site):
 def test_a_unit_column_that_is_not_there_is_wrong(site, name, empty, problem):
     of_patients(site, name, empty)
     with_unit(site, "patient_id")
-    (found,) = checked(site).problems
-    assert problem in found
+    found = checked(site).problems
+    assert len(found) == 2  # of train and of test
+    assert all(problem in each for each in found)
 
 
 def test_units_of_site_and_experiment_are_compared(site):
