@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.alone import alone
 from deal_core.whole_file import write_whole
 
 if TYPE_CHECKING:
     from deal_core.privacy.interface import LocalUpdate
     from deal_core.wire.instruction import Instruction
 
+LOCK = "updates.lock"
 KEPT = 2
 """Rounds: a checkpoint is never more than one behind."""
 
@@ -37,7 +39,8 @@ class UpdateStore:
         self, request: str, instruction: Instruction, make: Callable[[], LocalUpdate]
     ) -> LocalUpdate:
         """Return the answer to ``request``: the one that is kept, or what ``make`` gives, which
-        is on disk before it is returned.
+        is on disk before it is returned. One at a time: of two that are asked the same at once,
+        the second gets what the first has made.
 
         Args:
             request: a name for all that is asked (:func:`client.wire.request_name`).
@@ -45,11 +48,12 @@ class UpdateStore:
             make: what it raises is not kept.
         """
         path = self.folder / f"update-{instruction.stage}-{instruction.server_round}.safetensors"
-        update = _read(path, request)
-        if update is None:
-            update = make()
-            _write(path, request, update)
-            self._drop_old()
+        with alone(self.folder, LOCK):
+            update = _read(path, request)
+            if update is None:
+                update = make()
+                _write(path, request, update)
+                self._drop_old()
         return update
 
     def _drop_old(self) -> None:

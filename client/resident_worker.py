@@ -19,12 +19,14 @@ from pathlib import Path
 
 from flwr.app import Context, Message
 
+from client.alone import alone
 from client.site_file import SiteFile
 from client.status_reply import status_reply
 
 INSIDE = "inside-worker"
 """Key of the node config, which the worker sets: here the work is done."""
 START_SECONDS = 60.0
+LOCK = "starting.lock"
 LONGEST_PATH = 100
 """Of a socket; the system allows some 108 bytes."""
 GONE = (OSError, EOFError)
@@ -40,10 +42,10 @@ def ask(site: SiteFile, message: Message, context: Context) -> Message | None:
     if not site.compute.keep_seconds or len(str(address)) > LONGEST_PATH:
         return None
     code = code_of(site)
-    connection = _connect(address)
+    connection, stale = _connect(address), False
     for _ in range(2):
         if connection is None:
-            connection = _start(address, code, site.compute.keep_seconds)
+            connection = _start(address, code, site.compute.keep_seconds, stale)
         if connection is None:
             return None
         with connection:
@@ -58,7 +60,7 @@ def ask(site: SiteFile, message: Message, context: Context) -> Message | None:
                 return None
         if reply != "stale":
             return reply if isinstance(reply, Message) else None
-        connection = None
+        connection, stale = None, True
     return None
 
 
@@ -99,10 +101,16 @@ def _connect(address: Path) -> Connection | None:
     return Connection(end.detach())
 
 
-def _start(address: Path, code: str, keep_seconds: int) -> Connection | None:
-    """Start a worker that outlives this process, and connect to it."""
-    address.parent.mkdir(parents=True, exist_ok=True)
-    address.parent.chmod(0o700)  # what is sent here is trusted
+def _start(address: Path, code: str, keep_seconds: int, stale: bool) -> Connection | None:
+    """Return a connection to a new worker, which outlives this process, or to the one that another
+    process has started meanwhile; not to one of other code (``stale``), which ends."""
+    with alone(address.parent, LOCK):
+        address.parent.chmod(0o700)  # what is sent here is trusted
+        connection = None if stale else _connect(address)
+        return connection or _launch(address, code, keep_seconds)
+
+
+def _launch(address: Path, code: str, keep_seconds: int) -> Connection | None:
     address.unlink(missing_ok=True)
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, os.environ.get("PYTHONPATH", "")]

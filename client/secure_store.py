@@ -6,13 +6,12 @@ masked with one mask. Source: docs/secure-aggregation.md, 'State'.
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.alone import OWNER_ALONE, alone
 from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.site_state import SiteState
 from deal_core.secure_sum.used_updates import UsedUpdates
@@ -21,7 +20,6 @@ from deal_core.whole_file import write_whole
 STATE, USED, LOCK = "secure-sum.state", "secure-sum.used", "secure-sum.lock"
 ANNOUNCED, UPDATES = "announced", "update-*"
 """What a backup does have: that the site has announced itself in the run, and its updates."""
-OWNER_ALONE = 0o600
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,7 @@ class SecureStore:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Within the block no other process answers for this client."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(self.folder / LOCK, os.O_CREAT | os.O_WRONLY, OWNER_ALONE)) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(self.folder, LOCK):
             yield
 
     def state(self) -> SiteState | None:

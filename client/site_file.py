@@ -19,6 +19,7 @@ from deal_core.config.method import MethodConfig
 from deal_core.config.table import Table
 from deal_core.data.sites import named_tasks
 from deal_core.errors import UserError
+from deal_core.home import at_home
 from deal_core.privacy.policy import OutsidePolicy, Policy, require_unit
 
 NODE_KEY = "site"
@@ -154,7 +155,7 @@ def read_site(path: Path) -> SiteFile:
 
 def _absolute(site: SiteFile, base: Path) -> SiteFile:
     def at(name: str) -> str:
-        return str((base / Path(name).expanduser()).resolve()) if name else ""
+        return str((base / at_home(name)).resolve()) if name else ""
 
     server, data = site.server, site.data
     paths = {"certificate": at(server.certificate), "key": at(server.key)}

@@ -127,6 +127,7 @@ def _facts(results: Results, inference: Inference) -> list[str]:
 def as_text(words: str) -> str:
     """Return somebody's words as one line that opens no section, no tag and no link of its own."""
     line = " ".join(words.split())
+    line = line.replace("\\", "\\\\")
     return line.replace("<", "&lt;").replace("[", "\\[").lstrip("#")
 
 

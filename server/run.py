@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
+from deal_core.errors import UserError
 from deal_core.methods import method_of, phases_after
 from deal_core.methods.interface import phases_of
 from deal_core.models import adapter_shapes
@@ -60,6 +61,7 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
 
 
 def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog) -> Results:
+    mechanism = make_mechanism(experiment)  # refuses what it cannot protect
     tasks = list(open_source(experiment.data).task_names())
     method = method_of(experiment)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
@@ -75,7 +77,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         tasks=tasks,
         clients=len(roster.clients),
         sites=list(experiment.federation.sites),
-        unit=make_mechanism(experiment).unit,
+        unit=mechanism.unit,
         unit_column=experiment.privacy.unit_column,
         assumes=mechanism_of(experiment).assumes(experiment.privacy),
         stages=[
@@ -113,6 +115,11 @@ def _start(
         if damage:
             events.write("checkpoint_damaged", reason=damage, position=checkpoint.position)
         return checkpoint
+    if folder.can_resume or folder.results.exists():
+        raise UserError(
+            f"{folder.path}: already holds a run; continue it with run.resume = true, or choose "
+            "another run.out"
+        )
     checkpoint = Checkpoint(position=0, state=start_state(experiment, shapes), history=History())
     save_checkpoint(folder.checkpoint, checkpoint)
     return checkpoint

@@ -270,8 +270,11 @@ class SecureLegs:
                 continue
             try:
                 replies[reply.client] = wire.read_secure(answered(reply))
+                if tasks is not None:
+                    self.exchange.heard_willing(reply.client, True)
             except wire.ClientSkipped as reason:
                 if tasks is not None:
+                    self.exchange.heard_willing(reply.client, reason.code != wire.BY_POLICY)
                     self.leave_out(reply.client, tasks[reply.client])
                 self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
             except ValueError as fault:

@@ -106,6 +106,8 @@ class SecureRound:
         """The state and the history after a round in which nobody was asked to train."""
         one, step = self.round, self.round.step
         one.exchange.event("round_lost", step, reason=reason_of(fault))
+        if one.phase.statistics is None:
+            one.exchange.require_willing(one.plan.learners, step)
         if piggybacked is not None:
             state, history = one.evaluation.run(piggybacked, state, history)
         one.exchange.event("round_skipped", step)

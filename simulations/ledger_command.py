@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -26,6 +26,7 @@ from simulations.output.files import write_texts
 from simulations.output.markdown import TextTable
 from simulations.output.terminal import NARROW, text_table
 
+T = TypeVar("T")
 COLUMNS = ("task", "releases", "steps", "rate", "noise", "clip", "epsilon", "delta")
 """Of the table of releases."""
 
@@ -76,8 +77,7 @@ def export(folder: str, out: str, console: Console, disjoint_tasks: bool) -> Non
         UserError: no ledger in the folder, nothing in it, or one that cannot be trusted.
     """
     ledger = open_ledger(folder)
-    checked_entries(ledger)
-    signed = certificate(ledger, disjoint_tasks)
+    signed = trusted(lambda: certificate(ledger, disjoint_tasks))
     path = Path(out)
     write_texts(path.parent, {path.name: json.dumps(signed, indent=1) + "\n"})
     console.print(f"{out}: {signed['statement']['entries']} entries, signed", highlight=False)
@@ -156,8 +156,17 @@ def checked_entries(ledger: Ledger) -> list[Entry]:
     Raises:
         UserError: it cannot be read, or not trusted.
     """
+    return trusted(ledger.entries)
+
+
+def trusted(read: Callable[[], T]) -> T:
+    """Return what is read of a ledger.
+
+    Raises:
+        UserError: it cannot be read, or not trusted.
+    """
     try:
-        return ledger.entries()
+        return read()
     except LedgerUnusable as error:
         raise UserError(str(error)) from None
     except LedgerError as error:

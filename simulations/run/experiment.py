@@ -11,6 +11,7 @@ from deal_core.config.data import HubTask
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError, nearest
+from deal_core.home import at_home
 from simulations.run.shipped import shipped_experiments
 
 
@@ -137,7 +138,7 @@ def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> 
 
 
 def _resolved(path: str, folder: Path | None = None) -> str:
-    here = Path(path).expanduser()
+    here = at_home(path)
     # The working directory first: so it has always been.
     there = here if folder is None or here.exists() else folder / here
     return str((there if there.exists() else here).resolve())

@@ -41,11 +41,6 @@ def check_secure(experiment: Experiment) -> None:
         )
     if experiment.wire.dtype != "float32":
         raise UserError("aggregation.secure has a format of its own; set wire.dtype to float32")
-    if experiment.privacy.mechanism == "client" and experiment.privacy.trusted_server:
-        raise UserError(
-            "aggregation.secure: the server would have to clip every client's update; set "
-            "privacy.trusted_server to false, or privacy.mechanism to record"
-        )
     per_client = experiment.stream.schedule == "per-client"
     if per_client and statistics_of(method_of(experiment)) is not None:
         raise UserError(

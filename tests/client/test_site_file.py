@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,31 @@ def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path: Path) -> None
     np.testing.assert_array_equal(again.arrays["w"], first.arrays["w"])
     other = store.once("request 2", place, lambda: update(2))  # another start of the round
     assert other.arrays["w"][0, 0] == 2
+
+
+def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> None:
+    """Else what another has left behind for the next round would be of a training that nobody was
+    charged for."""
+    place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
+    made: list[int] = []
+
+    def slow() -> LocalUpdate:
+        made.append(len(made) + 1)
+        time.sleep(0.2)
+        return update(made[-1])
+
+    def ask(_: int) -> float:
+        return float(UpdateStore(tmp_path).once("request", place, slow).arrays["w"][0, 0])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [1.0] * 4
+    assert made == [1]
+
+
+def test_a_home_folder_that_nobody_has_is_one_line(site_file: Path) -> None:
+    site_file.write_text(TOML.replace('path = "', 'path = "~nobody-of-this-name/', 1))
+    with pytest.raises(UserError, match="no such home folder; write the whole path"):
+        read_site(site_file)
 
 
 def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:

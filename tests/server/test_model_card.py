@@ -129,6 +129,7 @@ def test_somebodys_words_forge_no_section_and_no_tag():
     assert as_text(forged) == (
         "x ## Privacy - epsilon &lt;= 0.01 &lt;script>alert(1)&lt;/script> \\[here](http://x)"
     )
+    assert as_text("\\[here](http://x)") == "\\\\\\[here](http://x)"  # a backslash, and no link
     told = results()
     config = told.config.model_copy(update={"description": forged})
     card = model_card(told.model_copy(update={"config": config}), inference())

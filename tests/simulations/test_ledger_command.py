@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import base64
 import json
+import os
 import stat
 from dataclasses import replace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.certificate import KEY
+from deal_core.privacy.accounting.certificate import KEY, _bytes, certificate
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import Budget, composed, unprotected_event
 from server.spending import rounded_up
@@ -137,6 +140,42 @@ def test_a_key_that_is_none_is_one_line_and_stays(ledger, tmp_path):
         call("export", ledger.folder, "--out", tmp_path / "c.json")
     assert (ledger.folder / KEY).read_bytes() == b"cut"
     assert not (tmp_path / "c.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda statement: [],
+        lambda statement: {**statement, "events": [1, 2, 3]},
+        lambda statement: {**statement, "entries": 3.0},
+    ],
+)
+def test_what_is_signed_and_is_no_statement_is_one_line(ledger, tmp_path, change):
+    signed = exported(ledger, tmp_path)
+    statement = change(signed["statement"])
+    key = Ed25519PrivateKey.generate()
+    signed |= {
+        "statement": statement,
+        "public_key": base64.b64encode(key.public_key().public_bytes_raw()).decode(),
+        "signature": base64.b64encode(key.sign(_bytes(statement))).decode(),
+    }
+    (tmp_path / "c.json").write_text(json.dumps(signed))
+    with pytest.raises(UserError, match="certificate: "):
+        call("verify", ledger.folder, "--certificate", tmp_path / "c.json")
+
+
+def test_of_two_first_certificates_at_once_both_have_one_key(ledger, monkeypatch):
+    """The other process has written its key when this one wants to."""
+    link, first = os.link, Ed25519PrivateKey.generate()
+
+    def second(source, target):
+        target.write_bytes(first.private_bytes_raw())
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", second)
+    keys = {certificate(ledger)["public_key"] for _ in range(2)}
+    assert keys == {base64.b64encode(first.public_key().public_bytes_raw()).decode()}
+    assert [path.name for path in ledger.folder.glob(f"{KEY}*")] == [KEY]
 
 
 def test_a_ledger_that_cannot_be_opened_is_not_called_untrustworthy(ledger):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +70,7 @@ def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:
         statement: dict[str, Any] = signed["statement"]
         key = Ed25519PublicKey.from_public_bytes(base64.b64decode(signed["public_key"]))
         key.verify(base64.b64decode(signed["signature"]), _bytes(statement))
+        listed = [dict(event) for event in statement["events"]]
     except InvalidSignature:
         raise UserError("certificate: the signature is not that of its statement") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -77,13 +80,13 @@ def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:
             f"certificate: of version {statement.get('version')}, and this is version {VERSION}, "
             "which says more of what an epsilon means; export it anew"
         )
-    _check_figures(statement)
+    _check_figures(statement, listed)
     return statement
 
 
-def _check_figures(statement: Mapping[str, Any]) -> None:
+def _check_figures(statement: Mapping[str, Any], listed: Sequence[Mapping[str, Any]]) -> None:
     try:
-        placed = [{k: v for k, v in e.items() if k not in PLACE} for e in statement["events"]]
+        placed = [{k: v for k, v in e.items() if k not in PLACE} for e in listed]
         events = [LedgerEvent(**fields) for fields in placed]
         told = _figures(events, statement["disjoint_tasks"])
         meant = _meaning(events, statement["disjoint_tasks"])
@@ -95,7 +98,7 @@ def _check_figures(statement: Mapping[str, Any]) -> None:
         raise UserError("certificate: its epsilon is not what its events cost")
     if told["unprotected"] != said["unprotected"]:
         raise UserError("certificate: its number of unprotected releases is not that of its events")
-    if statement.get("entries") != len(events):
+    if statement.get("entries") != len(events) or not isinstance(statement["entries"], int):
         raise UserError("certificate: its number of entries is not that of its events")
     if told["delta"] != said["delta"]:
         raise UserError("certificate: its delta is not that of its events")
@@ -172,8 +175,7 @@ def _site_key(folder: Path) -> Ed25519PrivateKey:
     path = folder / KEY
     try:
         if not path.exists():
-            made = Ed25519PrivateKey.generate().private_bytes_raw()
-            write_whole(path, made, mode=0o600, for_good=True)
+            _make_key(path)
         return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be made or read ({error.strerror})") from None
@@ -182,6 +184,17 @@ def _site_key(folder: Path) -> Ed25519PrivateKey:
             f"{path}: is no signing key; put it back from a backup, or remove it for a new one, "
             "which readers of earlier certificates do not know"
         ) from None
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, whole; where another process has written one meanwhile, that stays."""
+    beside = path.with_name(f"{KEY}.{os.getpid()}.new")
+    write_whole(beside, Ed25519PrivateKey.generate().private_bytes_raw(), 0o600, for_good=True)
+    try:
+        with suppress(FileExistsError):
+            os.link(beside, path)
+    finally:
+        beside.unlink()
 
 
 def _bytes(statement: Mapping[str, Any]) -> bytes:

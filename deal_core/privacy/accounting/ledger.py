@@ -191,6 +191,7 @@ class Ledger:
 
     def _entries(self, db: sqlite3.Connection) -> list[Entry]:
         entries: list[Entry] = []
+        head = self._read_head()  # first: somebody may write meanwhile, and a head may be behind
         for seq, body, sealed in db.execute("SELECT seq, body, hash FROM events ORDER BY seq"):
             before = entries[-1].hash if entries else ""
             if seq != len(entries) + 1 or _seal(before, body) != sealed:
@@ -199,28 +200,38 @@ class Ledger:
             if fields.pop("seq") != seq:
                 raise LedgerError(f"{self.path}: entry {seq} stands in another place")
             entries.append(Entry(seq, fields.pop("time"), LedgerEvent(**fields), sealed))
-        self._check_head(entries)
+        self._check_head(head, entries)
         return entries
 
-    def _check_head(self, entries: Sequence[Entry]) -> None:
+    def _read_head(self) -> tuple[int, str] | None:
+        """Return number and hash that the second file says; None: there is none.
+
+        Raises:
+            LedgerError: it is damaged.
+        """
+        try:
+            known = json.loads(self.head.read_text(encoding="utf-8"))
+            return int(known["seq"]), str(known["hash"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            raise LedgerError(f"{self.head}: cannot be read") from None
+
+    def _check_head(self, head: tuple[int, str] | None, entries: Sequence[Entry]) -> None:
         """Check the second file: it may be one entry behind (a kill between the two), never ahead,
         and missing after the first entry at most.
 
         Raises:
             LedgerError: it is not so.
         """
-        if not self.head.exists():
+        if head is None:
             if len(entries) > 1:
                 raise LedgerError(
                     f"{self.head}: is gone, and nothing else tells whether {self.path} was "
                     "put back to an older state; put both back from the latest backup"
                 )
             return
-        try:
-            known = json.loads(self.head.read_text(encoding="utf-8"))
-            seq, sealed = int(known["seq"]), str(known["hash"])
-        except (ValueError, KeyError, TypeError):
-            raise LedgerError(f"{self.head}: cannot be read") from None
+        seq, sealed = head
         if seq > len(entries) or (seq and entries[seq - 1].hash != sealed):
             raise LedgerError(
                 f"{self.path}: holds {len(entries)} entries, but {seq} were written; it was put "
@@ -271,8 +282,7 @@ class Ledger:
         """
         try:
             if reading and self._is_frozen():
-                address = f"{self.path.resolve().as_uri()}?immutable=1"
-                with closing(sqlite3.connect(address, uri=True)) as db:
+                with self._as_it_lies() as db:
                     yield db
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -289,6 +299,27 @@ class Ledger:
             raise LedgerUnusable(
                 f"{self.folder}: cannot be used ({error.strerror}); {LOOK}"
             ) from None
+
+    @contextmanager
+    def _as_it_lies(self) -> Iterator[sqlite3.Connection]:
+        """Give the database without a lock, as a file that nobody writes.
+
+        Yields:
+            A connection, closed after the block.
+
+        Raises:
+            LedgerUnusable: somebody has written meanwhile: what was read may be of two states.
+        """
+        before = self.path.stat()
+        try:
+            address = f"{self.path.resolve().as_uri()}?immutable=1"
+            with closing(sqlite3.connect(address, uri=True)) as db:
+                yield db
+        finally:
+            after = self.path.stat()
+            was, now = (before.st_size, before.st_mtime_ns), (after.st_size, after.st_mtime_ns)
+            if was != now or not self._is_frozen():
+                raise LedgerUnusable(f"{self.path}: was written meanwhile; try again")
 
     def _is_frozen(self) -> bool:
         """Return whether the ledger is there, all of it in its one file, and its folder takes no

@@ -25,8 +25,13 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.privacy.accounting.client_plan import ClientPlan, client_event, client_plan
-from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import HONEST_SERVER, BudgetSpent, composed
+from deal_core.privacy.accounting.ledger import Ledger, LedgerError
+from deal_core.privacy.accounting.ledger_event import (
+    HONEST_SERVER,
+    BudgetSpent,
+    LedgerEvent,
+    composed,
+)
 from deal_core.privacy.accounting.plan import NoFeasibleNoise
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, moved
@@ -63,6 +68,8 @@ class CentralDP:
         """
         try:
             return client_plan(self.experiment, self.ledger, self.rounds, self.sample_rate)
+        except LedgerError as fault:
+            raise UserError(str(fault)) from None
         except NoFeasibleNoise:
             raise UserError(
                 f"privacy.target_epsilon = {self.experiment.privacy.target_epsilon:g} leaves "
@@ -82,7 +89,7 @@ class CentralDP:
 
     def spent(self, clients: Sequence[str], eligible: int) -> Mapping[str, Mapping[str, float]]:
         """The same for every client: who was drawn stays secret."""
-        plan, events = self.plan, self.ledger.events()
+        plan, events = self.plan, self._events()
         # of the mean, told as if each client had brought its part of it
         floor = self._scale(plan) / (self.sample_rate * eligible) * len(clients) ** 0.5
         figures = {
@@ -92,6 +99,17 @@ class CentralDP:
             "noise_floor": floor,
         }
         return dict.fromkeys(clients, figures)
+
+    def _events(self) -> list[LedgerEvent]:
+        """Return what the server's ledger holds.
+
+        Raises:
+            UserError: it cannot be used.
+        """
+        try:
+            return self.ledger.events()
+        except LedgerError as fault:
+            raise UserError(str(fault)) from None
 
     def released(self, clipped_sum: ClippedSum, place: RoundContext) -> dict[str, np.ndarray]:
         """Return the noisy mean of a round, charged before it is known: asked for again, it is the
@@ -122,6 +140,8 @@ class CentralDP:
                 kept = self.ledger.charge(event, plan.budget(None), request, answer)
         except BudgetSpent as spent:
             raise UserError(f"the clients' budget is spent: {spent}; see privacy") from None
+        except LedgerError as fault:
+            raise UserError(str(fault)) from None
         return load(kept)
 
     @property

@@ -305,6 +305,11 @@ def check_clients_protected(experiment: Experiment) -> None:
     if not experiment.privacy.trusted_server:
         return
     where = 'privacy.mechanism = "client"'
+    if experiment.aggregation.secure:
+        raise UserError(
+            "aggregation.secure: the server would have to clip every client's update; set "
+            "privacy.trusted_server to false, or privacy.mechanism to record"
+        )
     if experiment.aggregation.robust != "none":
         raise UserError(
             f"{where} does not go with aggregation.robust '{experiment.aggregation.robust}': the "

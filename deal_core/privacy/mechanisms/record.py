@@ -63,9 +63,11 @@ from deal_core.privacy.mechanisms.record_events import RecordEvents
 from deal_core.privacy.mechanisms.record_gradients import GRADIENTS
 from deal_core.privacy.policy import (
     EffectivePolicy,
+    Metrics,
     at_server,
     figures_allowed,
     metrics_allowed,
+    protects,
     require_bound,
     require_floor,
     require_shares,
@@ -193,7 +195,15 @@ class RecordMechanism:
         return [self._events(site).planned_counts(left, plan.delta)] if left > 0 else []
 
     def _counts_are_noised(self, site: Site) -> bool:
-        return metrics_allowed(self.experiment.privacy.metrics, site.policy) == "noised"
+        return self._allowed(site) == "noised"
+
+    def _allowed(self, site: Site, masked: bool = False) -> Metrics:
+        """Return what the site lets counts do; where it wants noise in them, and the mechanism is
+        one in name alone, they stay."""
+        privacy, policy = self.experiment.privacy, site.policy
+        allowed = metrics_allowed(privacy.metrics, policy, masked)
+        wanted = policy is not None and policy.metrics == "noised"
+        return "none" if wanted and not protects(privacy, policy) else allowed
 
     def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
         """Return the counts in the clear, or with noise that is charged like an update.
@@ -201,7 +211,7 @@ class RecordMechanism:
         Raises:
             Refusal: they may not leave, or the budget is spent.
         """
-        allowed = metrics_allowed(self.experiment.privacy.metrics, site.policy, ask.masked)
+        allowed = self._allowed(site, ask.masked)
         if allowed == "none":
             raise Refusal("withheld", "counts of right answers do not leave this site")
         if allowed == "clear":

@@ -12,7 +12,7 @@ from client.site_file import SiteFile, read_site
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Entry, Ledger
 from deal_core.privacy.accounting.ledger_event import composed
-from simulations.ledger_command import checked_entries, open_ledger
+from simulations.ledger_command import checked_entries, open_ledger, trusted
 
 SITE_FILE = "site.toml"
 
@@ -132,7 +132,7 @@ def _site(state: Path) -> SiteFile | None:
 def _planned(ledger: Ledger) -> float | None:
     """Return the largest budget that a plan of the ledger was made for."""
     budgets = []
-    for body in ledger.plans().values():
+    for body in trusted(ledger.plans).values():
         try:
             budgets.append(float(json.loads(body)["epsilon"]))
         except (ValueError, KeyError, TypeError):

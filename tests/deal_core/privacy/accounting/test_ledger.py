@@ -189,6 +189,37 @@ def test_a_backup_that_nobody_may_write_to_is_read_and_checked():
         ledger.folder.chmod(0o755)
 
 
+def test_a_write_while_somebody_reads_does_not_look_like_an_older_state(ledger, monkeypatch):
+    """The reader has the events before the write; a head that it read later would be ahead."""
+    ledger.charge(EVENT, WIDE, "r0", b"x")
+    check = Ledger._check_head
+
+    def after_a_write(self, *arguments):
+        monkeypatch.setattr(Ledger, "_check_head", check)
+        ledger.charge(replace(EVENT, server_round=1), WIDE, "r1", b"x")
+        return check(self, *arguments)
+
+    monkeypatch.setattr(Ledger, "_check_head", after_a_write)
+    assert len(ledger.events()) == 1
+    assert len(ledger.events()) == 2
+
+
+def test_who_may_only_read_is_told_of_a_write_meanwhile(monkeypatch):
+    with folder_for_all() as folder:
+        ledger = Ledger(folder / "site")
+        ledger.charge(EVENT, WIDE, "r0", b"x")
+        check = Ledger._check_head
+
+        def after_a_write(self, *arguments):
+            os.utime(ledger.path, ns=(1, 1))
+            return check(self, *arguments)
+
+        monkeypatch.setattr(Ledger, "_check_head", after_a_write)
+        monkeypatch.setattr(Ledger, "_is_frozen", lambda self: True)
+        with pytest.raises(LedgerUnusable, match="was written meanwhile; try again"):
+            ledger.events()
+
+
 def test_only_the_latest_answers_are_kept_and_all_events(ledger):
     for n in range(KEPT_ANSWERS + 3):
         ledger.charge(EVENT, WIDE, f"r{n}", b"x")

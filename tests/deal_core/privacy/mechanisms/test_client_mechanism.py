@@ -151,6 +151,16 @@ def test_asked_again_the_same_round_is_the_same_and_charged_once(side):
     assert len(side.ledger.events()) == 1
 
 
+def test_a_fault_of_the_servers_ledger_stops_the_run_with_one_line(side):
+    """It is none of numbers, after which a run would go on."""
+    played(side, 1, [update(seed=1)])
+    played(side, 2, [update(seed=1)])
+    side.ledger.head.unlink()
+    for use in (lambda: played(side, 3, []), lambda: side.spent(["0"], 1)):
+        with pytest.raises(UserError, match="is gone"):
+            use()
+
+
 def test_everyone_is_drawn_with_the_rate_that_is_charged(side):
     names = [str(k) for k in range(40)]
     drawn = [len(side.sample(names, 0, r)) for r in range(400)]
@@ -274,7 +284,11 @@ def test_a_client_whose_budget_is_spent_is_refused_before_it_trains(make_experim
 
 @pytest.mark.parametrize(
     ("override", "told"),
-    [("aggregation.robust=median", "no single update"), ("adapter.client_ranks=[4]", "one shape")],
+    [
+        ("aggregation.robust=median", "no single update"),
+        ("adapter.client_ranks=[4]", "one shape"),
+        ("aggregation.secure=true", "would have to clip every client's update"),
+    ],
 )
 def test_what_cannot_be_protected_is_refused(make_experiment, override, told):
     with pytest.raises(UserError, match=told) as caught:

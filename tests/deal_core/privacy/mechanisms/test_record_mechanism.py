@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -438,3 +439,12 @@ def test_fewer_records_than_a_batch_are_all_in_every_batch_and_the_divisor_stays
     source = make.seen[0]
     assert [len(batch) for batch in source.batches()] == [10]
     assert (source.sample_rate, source.expected_batch) == (1.0, 32)
+
+
+def test_noise_in_name_alone_is_none_for_a_site_that_wants_some_in_its_counts(make_experiment):
+    site = Site(lambda: None, Policy(mechanism="record", metrics="noised"), simulated=False)
+    asked = ("privacy.mechanism=record", "privacy.metrics=noised", "privacy.target_epsilon=1000")
+    mechanism = make_mechanism(make_experiment(*asked))
+    with pytest.raises(Refusal, match="counts of right answers do not leave") as refused:
+        mechanism.count(SimpleNamespace(masked=False), site, pytest.fail)
+    assert refused.value.code == "withheld"
