@@ -10,10 +10,12 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml, sound_part
-from deal_core.errors import UserError
+from deal_core.errors import UserError, choose
 from deal_core.imports import without_collection
 from simulations.check.finding import Check, Finding, reading, run_checks
 from simulations.check.quick import QUICK, ROWS
+from simulations.check.task_names import check_task_names
+from simulations.engines.registry import ENGINES
 from simulations.output.console import print_line
 from simulations.run.experiment import beside, find_experiment, with_absolute_inputs
 from simulations.run.privacy_warnings import warn_of_privacy
@@ -84,11 +86,22 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
 def every_check() -> Iterator[Check]:
     """Yield the whole list; torch is imported when the quick ones are through."""
     yield from QUICK
+    yield Check(check_task_names, reading("data"))
+    yield Check(check_engine, reading("run"))
     yield Check(warn_of_privacy, reading("privacy", "data", "federation", "run", ROWS))
     with without_collection():
         from simulations.run.preflight import CHECKS
 
     yield from CHECKS
+
+
+def check_engine(experiment: Experiment) -> None:
+    """Look the engine up.
+
+    Raises:
+        UserError: unknown name.
+    """
+    choose("run.engine", experiment.run.engine, ENGINES)
 
 
 def two_folders(experiment: Experiment, folder: Path | None) -> Iterator[Finding]:

@@ -33,7 +33,6 @@ from server.tracking.tracker import check_tracker
 from simulations.check.finding import Check, reading, run_checks
 from simulations.check.quick import QUICK, ROWS
 from simulations.engines.faults import FAULTS
-from simulations.engines.registry import ENGINES
 from simulations.run.name_checks import (
     check_mechanism,
     check_method,
@@ -282,15 +281,6 @@ def check_lengths(experiment: Experiment) -> None:
         )
 
 
-def check_engine(experiment: Experiment) -> None:
-    """Look the engine up.
-
-    Raises:
-        UserError: unknown name.
-    """
-    choose("run.engine", experiment.run.engine, ENGINES)
-
-
 def check_faults(experiment: Experiment) -> None:
     """Misbehaving clients exist in the engine ``inprocess`` alone.
 
@@ -386,7 +376,6 @@ NAMES = (
     Check(check_statistics, reading(*TABLES, METHOD, MODEL)),
     Check(check_answers, reading("model", "data", "method", MODEL)),
     Check(check_lengths, reading("train", "model", MODEL)),
-    Check(check_engine, reading("run")),
     Check(check_faults, reading("faults", "run")),
     Check(check_tracker, reading("run")),
 )

@@ -150,10 +150,10 @@ def test_patients_on_both_sides_or_at_two_clients_are_warned_of(settings):
 
 
 def test_the_command_shows_the_warning(settings, data, tmp_path, monkeypatch):
+    from simulations.engines.registry import ENGINES
     from simulations.run import simulate
     from simulations.run.experiment import Request
 
-    monkeypatch.setattr("simulations.engines.registry.ENGINES", {})
     out = io.StringIO()
     overrides = (
         "data.source=files",
@@ -171,7 +171,7 @@ def test_the_command_shows_the_warning(settings, data, tmp_path, monkeypatch):
         def run(self, experiment, listener):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(simulate, "ENGINES", {"quiet": Quiet()})
+    monkeypatch.setitem(ENGINES, "quiet", Quiet())
     request = Request("quickstart", str(tmp_path / "run"), overrides)
     assert simulate.simulate(request, Console(file=out, width=250)) == simulate.STOPPED
     assert "warning: column 'patient_id' of task 'triage'" in out.getvalue()

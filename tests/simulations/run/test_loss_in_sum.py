@@ -32,7 +32,11 @@ from tests.simulations.run.secure_runs import SHORT, rounds
 
 PRIVACY = {
     "record": ("privacy.mechanism=record", "privacy.target_epsilon=8"),
-    "client": ("privacy.mechanism=client", "privacy.target_epsilon=8"),
+    "client": (
+        "privacy.mechanism=client",
+        "privacy.target_epsilon=8",
+        "privacy.trusted_server=false",
+    ),
 }
 ALONE = pytest.mark.usefixtures("one_model")
 
