@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / ".launching.lock"
 
     @property
+    def holds_run(self) -> bool:
+        """Whether a run has begun here, which another must not overwrite."""
+        return self.can_resume or self.results.exists()
+
+    @property
     def metrics(self) -> Path:
         """One event a line."""
         return self.path / "metrics.jsonl"

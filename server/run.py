@@ -115,7 +115,7 @@ def _start(
         if damage:
             events.write("checkpoint_damaged", reason=damage, position=checkpoint.position)
         return checkpoint
-    if folder.can_resume or folder.results.exists():
+    if folder.holds_run:
         raise UserError(
             f"{folder.path}: already holds a run; continue it with run.resume = true, or choose "
             "another run.out"

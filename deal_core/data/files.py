@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from deal_core.config.data import DataConfig, TaskColumns
+from deal_core.config.home import at_home
 from deal_core.data.look_alike import look_alike
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
@@ -138,7 +139,7 @@ class FilesSource:
     def _folder(self) -> Path:
         if not self._config.path:
             raise UserError('data.source = "files" needs data.path, a folder of task folders')
-        folder = Path(self._config.path).expanduser()
+        folder = at_home(self._config.path)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; set data.path to the folder of the tasks")
         return folder

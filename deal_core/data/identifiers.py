@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from deal_core.config.data import DataConfig
+from deal_core.config.home import at_home
 from deal_core.data.files import split_file, task_folders
 from deal_core.data.hub import load_split
 from deal_core.data.rows import Columns
@@ -109,7 +109,7 @@ def _repeated(
 
 
 def _file_rows(config: DataConfig) -> Iterator[Table]:
-    folder = Path(config.path).expanduser()
+    folder = at_home(config.path)
     wanted = config.tasks or (tuple(config.labels) if config.source == "site" else ())
     for task in task_folders(folder) if folder.is_dir() else ():
         if wanted and task not in wanted:

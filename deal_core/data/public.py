@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deal_core.config.data import DataConfig
+from deal_core.config.home import at_home
 from deal_core.data.rows import Columns, to_text
 from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
 from deal_core.errors import UserError
@@ -23,7 +24,7 @@ def read_public(name: str, config: DataConfig) -> list[str]:
     Raises:
         UserError: no such file, no text in it, or a row that cannot be read.
     """
-    path = Path(name).expanduser()
+    path = at_home(name)
     if not path.is_file():
         raise UserError(f"{KEY}: {path}: no such file; every client needs it at this path")
     texts = list(dict.fromkeys(_texts(path, config)))

@@ -37,7 +37,7 @@ def check_folder(experiment: Experiment) -> None:
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"{folder.path}: is a file; choose another --out")
     if not experiment.run.resume:
-        if folder.can_resume or folder.results.exists():
+        if folder.holds_run:
             raise UserError(
                 f"{folder.path}: already holds a run; continue it with --resume, "
                 "or choose another --out"

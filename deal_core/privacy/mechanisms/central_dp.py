@@ -13,7 +13,8 @@ Sources: McMahan et al., ICLR 2018, algorithm 1; Andrew et al., NeurIPS 2021.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,18 +27,30 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.privacy.accounting.client_plan import ClientPlan, client_event, client_plan
 from deal_core.privacy.accounting.ledger import Ledger, LedgerError
-from deal_core.privacy.accounting.ledger_event import (
-    HONEST_SERVER,
-    BudgetSpent,
-    LedgerEvent,
-    composed,
-)
+from deal_core.privacy.accounting.ledger_event import HONEST_SERVER, BudgetSpent, composed
 from deal_core.privacy.accounting.plan import NoFeasibleNoise
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.mechanisms.clipped_mean import ClippedSum, moved
 from deal_core.privacy.mechanisms.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.server_side import RoundContext
 from deal_core.randomness import seeded
+
+
+@contextmanager
+def ledger_faults_stop() -> Iterator[None]:
+    """Within the block, or the function, a ledger that cannot be used ends the run with its line:
+    it is no fault of numbers, after which a run would go on.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: in the place of a ``LedgerError``.
+    """
+    try:
+        yield
+    except LedgerError as fault:
+        raise UserError(str(fault)) from None
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class CentralDP:
         return min(1.0, (federation.clients_per_round or federation.clients) / federation.clients)
 
     @property
+    @ledger_faults_stop()
     def plan(self) -> ClientPlan:
         """The run's.
 
@@ -68,8 +82,6 @@ class CentralDP:
         """
         try:
             return client_plan(self.experiment, self.ledger, self.rounds, self.sample_rate)
-        except LedgerError as fault:
-            raise UserError(str(fault)) from None
         except NoFeasibleNoise:
             raise UserError(
                 f"privacy.target_epsilon = {self.experiment.privacy.target_epsilon:g} leaves "
@@ -87,9 +99,10 @@ class CentralDP:
         """A round that releases one noisy mean."""
         return NoisyRound(self, rule, before, trained, place)
 
+    @ledger_faults_stop()
     def spent(self, clients: Sequence[str], eligible: int) -> Mapping[str, Mapping[str, float]]:
         """The same for every client: who was drawn stays secret."""
-        plan, events = self.plan, self._events()
+        plan, events = self.plan, self.ledger.events()
         # of the mean, told as if each client had brought its part of it
         floor = self._scale(plan) / (self.sample_rate * eligible) * len(clients) ** 0.5
         figures = {
@@ -100,17 +113,7 @@ class CentralDP:
         }
         return dict.fromkeys(clients, figures)
 
-    def _events(self) -> list[LedgerEvent]:
-        """Return what the server's ledger holds.
-
-        Raises:
-            UserError: it cannot be used.
-        """
-        try:
-            return self.ledger.events()
-        except LedgerError as fault:
-            raise UserError(str(fault)) from None
-
+    @ledger_faults_stop()
     def released(self, clipped_sum: ClippedSum, place: RoundContext) -> dict[str, np.ndarray]:
         """Return the noisy mean of a round, charged before it is known: asked for again, it is the
         same.
@@ -140,8 +143,6 @@ class CentralDP:
                 kept = self.ledger.charge(event, plan.budget(None), request, answer)
         except BudgetSpent as spent:
             raise UserError(f"the clients' budget is spent: {spent}; see privacy") from None
-        except LedgerError as fault:
-            raise UserError(str(fault)) from None
         return load(kept)
 
     @property
