@@ -110,6 +110,7 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
         "own-orders-cl15-core",
         "own-orders-clinc10",
         "own-orders-medmcqa",
+        "own-paces-medmcqa",
         "returning-tasks-medmcqa",
         "standard-cl-llm",
         "standard-cl-llm-writing",
