@@ -20,7 +20,7 @@ from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import method_of, statistics_of
 from deal_core.models import FAMILIES, has_label_logits
-from deal_core.models.loading import upstream_of, with_revision
+from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from deal_core.whole_file import write_whole
 
@@ -35,8 +35,8 @@ def export_adapter(
 
     All parts are stacked, so one PEFT adapter of the summed rank gives exactly the global model;
     directions that are zero in every layer are left out.
-    The base model is named as in the experiment. Where PEFT alone could not load the adapter
-    (``AdapterKind.map_behind``), PEFT's settings are left out.
+    A base model of the hub is named with the commit that was read. Where PEFT alone could not load
+    the adapter (``AdapterKind.map_behind``), PEFT's settings are left out.
 
     Args:
         folder: made where it is missing.
@@ -47,6 +47,8 @@ def export_adapter(
     Returns:
         What ``inference.json`` says.
     """
+    model = experiment.model.model_copy(update={"name": pinned(experiment.model.name)})
+    experiment = experiment.model_copy(update={"model": model})
     state = without_zero_directions(state)
     files, merged = AdapterFolder(folder), stack(state.parts())
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,8 +77,10 @@ def without_zero_directions(state: State) -> State:
 
 
 def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:
-    """Return PEFT's settings of all adapters as one."""
+    """Return PEFT's settings of all adapters as one. An embedded base model has the name under
+    which the hub has the same weights, where it has them."""
     name, revision = with_revision(experiment.model.name)
+    name = upstream_of(name) if name in TO_THE_BIT else name
     return LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.rank,

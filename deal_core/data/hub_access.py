@@ -54,13 +54,26 @@ def _answers(address: str) -> bool:
 def has_model(name: str, revision: str | None = None) -> bool:
     """Return whether a model of the hub is in this machine's cache; at least its description.
     Without a revision: the latest that this machine knows."""
+    return bool(_description(name, revision))
+
+
+def commit_of(name: str) -> str:
+    """Return the commit of a hub's model that this machine's cache has under the name; empty:
+    none."""
+    found = _description(name)
+    return Path(found).parent.name if found else ""
+
+
+def _description(name: str, revision: str | None = None) -> str:
+    """The file in the cache that describes a model; empty: none."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:  # no name of the hub
-        return False
+        return ""
+    return found if isinstance(found, str) else ""
 
 
 def has_data_set(name: str) -> bool:

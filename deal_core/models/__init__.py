@@ -172,8 +172,17 @@ def max_positions(model: ModelConfig) -> int:
     """
     from transformers import AutoConfig
 
-    config = pretrained(AutoConfig, model.name)
+    config = pretrained(AutoConfig, model.name).get_text_config()
     return int(getattr(config, "max_position_embeddings", 0) or 0)
+
+
+def decodes_apart(model: ModelConfig) -> bool:
+    """Return whether a decoder of its own writes answers, so that they take no room of the prompt.
+
+    Raises:
+        UserError: unknown family.
+    """
+    return choose("model.family", model.family, FAMILIES).decodes_apart
 
 
 __all__ = [
@@ -189,6 +198,7 @@ __all__ = [
     "check_bits",
     "check_label_tokens",
     "check_weights",
+    "decodes_apart",
     "embedding_size",
     "has_label_logits",
     "label_vectors",

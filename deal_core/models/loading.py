@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.data.assets import asset_folder
-from deal_core.data.hub_access import has_model, hub_answers, no_answer
+from deal_core.data.hub_access import commit_of, has_model, hub_answers, no_answer
 from deal_core.errors import UserError, nearest
 from deal_core.models.unpacked import unpacked
 
@@ -24,6 +24,8 @@ UPSTREAM = {
 """Embedded name to the Hugging Face hub name that it comes from: ``minilm`` to the bit, ``smollm2``
 as 4-bit GGUF."""
 EMBEDDED_NAMES = tuple(UPSTREAM)
+TO_THE_BIT = frozenset({"embedded:minilm"})
+"""Embedded models whose weights are those of their hub name."""
 POOLER = "pooler"
 """Layer after the last hidden states, which are all that is used: it may be missing."""
 
@@ -67,6 +69,15 @@ def with_revision(name: str) -> tuple[str, str]:
     whole name."""
     location, _, revision = name.partition("@")
     return (name, "") if Path(name).exists() else (location, revision)
+
+
+def pinned(name: str) -> str:
+    """Return a hub name with the commit that this machine has read under it last; as it is where it
+    is no hub name, names its revision, or has not been read."""
+    if name.startswith(EMBEDDED) or Path(name).exists() or with_revision(name)[1]:
+        return name
+    commit = commit_of(name)
+    return f"{name}@{commit}" if commit else name
 
 
 def upstream_of(name: str) -> str:

@@ -32,7 +32,8 @@ class PromptTokens:
         tokenizer: that of the model.
         template: of the prompt.
         instruction: of a task that has none of its own.
-        longest_answer: tokens of an answer that is a text, at most, without its end.
+        longest_answer: tokens of an answer that is a text, at most, without its end; one that is
+            cut there has none.
         texts: ids of texts alone, cut.
         opening: ids before every prompt.
         closing: ids after every prompt.
@@ -68,10 +69,15 @@ class PromptTokens:
             if labels:
                 encoded.append(replace(prompt, target=index[example.label]))
                 continue
-            written = self.ids(f"{self.gap}{example.target}")[: self.longest_answer]
             right = (example.target, *example.references)
-            encoded.append(replace(prompt, answer=written + self.end, right=right))
+            encoded.append(replace(prompt, answer=self._written(example.target), right=right))
         return encoded
+
+    def _written(self, target: str) -> Tokens:
+        """The tokens of an answer that is a text. What is cut has no end: it is not over."""
+        whole = self.ids(f"{self.gap}{target}")
+        kept = whole[: self.longest_answer]
+        return kept + self.end if kept == whole else kept
 
     def prompt(self, text: Tokens, labels: Sequence[str], instruction: str) -> Encoded:
         """Return the prompt around a text; the answer is not known."""

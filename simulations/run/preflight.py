@@ -19,6 +19,7 @@ from deal_core.methods import (
 )
 from deal_core.models import (
     check_label_tokens,
+    decodes_apart,
     embedding_size,
     has_label_logits,
     max_positions,
@@ -273,7 +274,8 @@ def check_lengths(experiment: Experiment) -> None:
     text = experiment.train.max_length
     answer = 0 if has_label_logits(experiment.model) else experiment.model.max_new_tokens
     positions = max_positions(experiment.model)
-    if 0 < positions < text + answer:
+    apart = decodes_apart(experiment.model)
+    if 0 < positions < (max(text, answer) if apart else text + answer):
         written = f" and model.max_new_tokens = {answer}" if answer else ""
         raise UserError(
             f"train.max_length = {text}{written}: the model reads {positions} tokens; "

@@ -7,7 +7,7 @@ from typing import Any
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, open_source
-from deal_core.models import has_label_logits, max_positions
+from deal_core.models import decodes_apart, has_label_logits, max_positions
 from deal_core.models.loading import pretrained
 from deal_core.models.prompt import PromptTemplate
 from deal_core.models.prompt_tokens import prompt_template
@@ -15,6 +15,8 @@ from simulations.check.finding import Finding
 
 LOOKED_AT = 400
 """Examples of a task, at equal distances: tokenising all would take longer than the answer may."""
+FEW = 8
+"""Tokens of a text below which it says nothing."""
 MANY = 0.1
 """Share of cut texts from which it is worth a line."""
 
@@ -22,7 +24,7 @@ MANY = 0.1
 def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
     """Yield a warning for tasks of which many texts are cut at ``train.max_length``, for those of
     which some answers are cut at ``model.max_new_tokens``, and for those whose prompt does not fit
-    beside such a text.
+    beside a text of ``train.max_length``; an error where it does not fit beside one that is there.
 
     Raises:
         UserError: the data, or the tokeniser, cannot be read, or it has no chat template for
@@ -51,7 +53,8 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
         if name in experiment.data.generation:
             yield from _answers(experiment, tokenizer, name, looked_at)
         if positions and template is not None:
-            yield from _prompt(experiment, tokenizer, template, positions, name, task.labels)
+            there = min(longest, max(lengths, default=0))
+            yield from _prompt(experiment, tokenizer, template, positions, name, task.labels, there)
 
 
 def spread(examples: Sequence[Example]) -> Sequence[Example]:
@@ -71,7 +74,7 @@ def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
 def _answers(
     experiment: Experiment, tokenizer: Any, task: str, examples: Sequence[Example]
 ) -> Iterator[Finding]:
-    # From the first on: what is learnt of an answer that is cut is to end in the middle.
+    # From the first on: nothing says that what is cut has ended.
     longest = experiment.model.max_new_tokens
     lengths = token_counts(tokenizer, [example.target for example in examples])
     cut = sum(length > longest for length in lengths)
@@ -91,17 +94,23 @@ def _prompt(
     positions: int,
     task: str,
     labels: Sequence[str],
+    there: int,
 ) -> Iterator[Finding]:
+    """``there``: tokens that are read of the longest text looked at."""
     model, text = experiment.model, experiment.train.max_length
     instruction = experiment.data.instructions.get(task, model.instruction)
     around = template.around(instruction, labels)
     beside = sum(token_counts(tokenizer, around))
     answers = token_counts(tokenizer, labels)
     answer = max(answers) if answers else model.max_new_tokens
-    if beside + text + answer > positions:
+    room = positions - beside - (0 if decodes_apart(model) else answer)
+    if text > room:
+        cure = f"lower train.max_length to {room}"
+        if room < FEW:
+            cure = "shorten its instruction or its labels, or choose another model"
         yield Finding(
             f"task '{task}': its prompt has {beside} tokens, and with train.max_length = {text} "
             f"and an answer of {answer} that is more than the {positions} that the model reads; "
-            "lower train.max_length",
-            kind="warning",
+            f"{cure}",
+            kind="error" if there > room else "warning",
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from deal_core.errors import UserError, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
-from deal_core.models.loading import EMBEDDED, quiet, with_revision
+from deal_core.models.loading import EMBEDDED, TO_THE_BIT, quiet, with_revision
 from server.model_card import hub_name, map_card, merged_card, with_code
 from simulations.use.prompts import PROMPTS, asking_code, prompts_of, write_prompts
 from simulations.use.push import check_token, upload
@@ -42,8 +42,6 @@ tokens = tokenizer("a text", truncation=True, max_length={max_length}, return_te
 vector = model(**tokens).last_hidden_state.float().mean(dim=1) @ weight.T  # unpadded
 print(torch.cosine_similarity(vector, names).argmax().item())  # place in the task's labels
 """
-TO_THE_BIT = frozenset({"embedded:minilm"})
-"""Embedded models whose weights are those of their hub name."""
 
 
 @dataclass(frozen=True)

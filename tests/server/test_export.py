@@ -47,7 +47,12 @@ def test_bytes_grow_until_the_retained_rank_is_full_and_no_further(
 
 @pytest.mark.parametrize(
     ("name", "base"),
-    [("org/model", ("org/model", None)), ("org/model@v1.0", ("org/model", "v1.0"))],
+    [
+        ("org/model", ("org/model", None)),
+        ("org/model@v1.0", ("org/model", "v1.0")),
+        ("embedded:minilm", ("sentence-transformers/all-MiniLM-L6-v2", None)),
+        ("embedded:smollm2", ("embedded:smollm2", None)),  # 4-bit weights that no hub has so
+    ],
 )
 def test_peft_is_told_the_revision_of_the_base_model(name, base, random_adapter) -> None:
     adapter = random_adapter({"query": (8, 8)}, 2, 1.0, 0)

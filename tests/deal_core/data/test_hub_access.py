@@ -18,7 +18,7 @@ from deal_core.data.hub import load_split
 from deal_core.data.hub_access import hub_answers
 from deal_core.data.rows import Columns
 from deal_core.errors import UserError
-from deal_core.models.loading import pretrained, with_revision
+from deal_core.models.loading import pinned, pretrained, with_revision
 
 
 @pytest.fixture
@@ -121,6 +121,27 @@ def test_a_revision_is_the_one_that_is_named(
     assert kinds == ["bert", "bert", "roberta"]
     with pytest.raises(UserError, match="'somebody/something@3': cannot load this name"):
         pretrained(AutoConfig, "somebody/something@3", cache_dir=str(tmp_path))
+
+
+def test_the_commit_that_was_read_is_named(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that what was learnt is answered with the model that it was learnt for, wherever the name
+    may point by then."""
+    use(monkeypatch, silent)
+    monkeypatch.setattr(hub_access, "SECONDS", 0.2)
+    keep_in_cache(tmp_path, monkeypatch)
+    (folder,) = tmp_path.iterdir()
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (folder / "snapshots" / "1").rename(folder / "snapshots" / commit)
+    (folder / "refs" / "main").write_text(commit)
+    assert pinned("somebody/something") == f"somebody/something@{commit}"
+    assert pinned("somebody/something@2") == "somebody/something@2"
+    assert pinned("somebody/else") == "somebody/else"
+    assert [pinned(name) for name in ("embedded:minilm", str(folder))] == [
+        "embedded:minilm",
+        str(folder),
+    ]
 
 
 def test_a_folder_with_such_a_sign_is_a_folder(tmp_path: Path) -> None:

@@ -345,3 +345,16 @@ def test_writing_repeats_the_head_for_no_text(model):
     vocabulary, hidden = model.module.get_output_embeddings().weight.shape
     assert (hidden, vocabulary) in products.seen
     assert (len(batch), hidden, vocabulary) not in products.seen
+
+
+def test_what_is_cut_of_an_answer_has_no_end(tmp_path, small_adapter):
+    folder = save(tmp_path, "llama")
+    model = load_model(model_config(folder, "llama", max_new_tokens=4), small_adapter, 32)
+    end = AutoTokenizer.from_pretrained(folder).eos_token_id
+    targets = ("a b c", "a b c d", "a b c d a")
+    answers = [
+        item.answer for item in model.encode([Example("a", "", target=t) for t in targets], ())
+    ]
+    assert [answer.count(end) for answer in answers] == [1, 1, 0]
+    assert [len(answer) for answer in answers] == [4, 5, 4]
+    assert answers[2] == answers[1][:-1]

@@ -268,6 +268,11 @@ ODD_INPUTS = (
         "a prompt that does not fit",
         "its prompt has ",
         toml=SMALL_LM + 'instruction = "' + "Answer well. " * 4000 + '"\n[federation]\nrounds = 1',
+    ),
+    OddInput(
+        "a prompt that does not fit beside the longest text",
+        "lower train.max_length to ",
+        toml=SMALL_LM + "max_new_tokens = 1\n[train]\nmax_length = 8190",
         warns=True,
     ),
     OddInput(

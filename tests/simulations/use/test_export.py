@@ -393,7 +393,7 @@ def test_an_export_says_what_it_is(encoder, exported):
     assert "deal predict" not in (merged / "README.md").read_text()
     config = json.loads((encoder / "adapter" / "adapter_config.json").read_text())
     named = (config["base_model_name_or_path"], config["task_type"])
-    assert named == ("embedded:minilm", "FEATURE_EXTRACTION")
+    assert named == ("sentence-transformers/all-MiniLM-L6-v2", "FEATURE_EXTRACTION")
     assert load_predictor(find_adapter(mine)).answer(TEXT) == load_predictor(
         find_adapter(encoder)
     ).answer(TEXT)
