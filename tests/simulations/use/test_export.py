@@ -133,6 +133,7 @@ def outside(encoder, exported, causal, seq2seq, pooled, with_heads, tmp_path_fac
             jobs[f"writing of {kind}"] = ["page", *writing_page(place)]
     for name, code in unusual(words_of(causal["llama"] / "mine")).items():
         jobs[name] = ["page", str(causal["llama"] / "mine"), code]
+    jobs["writing of the page"] = ["page", *written_by_the_page(causal["llama"])]
     words = page_example("words").replace("mine/base", "base")
     jobs["words of the page"] = ["page", str(causal["llama"]), words]
     said = dict(zip(jobs, run_outside(folder, *jobs.values()), strict=True))
@@ -140,8 +141,8 @@ def outside(encoder, exported, causal, seq2seq, pooled, with_heads, tmp_path_fac
 
 
 def page_example(of: str) -> str:
-    adapter, behind, heads, words = examples(PAGE)
-    return {"adapter": adapter, "map": behind, "heads": heads, "words": words}[of]
+    names = ("adapter", "map", "heads", "writing", "words")
+    return dict(zip(names, examples(PAGE), strict=True))[of]
 
 
 def card_example(folder: Path) -> str:
@@ -177,6 +178,15 @@ def writing_page(place: Path) -> tuple[str, str]:
     code = asking_code(writing, str(place / "base"), merged=False)
     said = code.replace("print(", "print(json.dumps(").rstrip() + ")"  # in one line
     return str(folder), said.replace("a text", TEXT)
+
+
+def written_by_the_page(place: Path) -> tuple[str, str]:
+    """The export of :func:`writing_page`, and the lines of the page about it."""
+    folder, task = place / "writing", read_inference(find_adapter(place / "run")).tasks[0].name
+    code = page_example("writing").replace("print(", "print(json.dumps(").rstrip() + ")"
+    for old, new in (("mine/base", str(place / "base")), ("mine", "."), ("summaries", task)):
+        code = code.replace(f'"{old}', f'"{new}')
+    return str(folder), code
 
 
 def all_cosines(code: str) -> str:
@@ -271,6 +281,9 @@ def test_the_lines_of_a_card_score_labels_and_write_as_deal_does(kind, causal, s
     assert means[best] != pytest.approx(means[second], abs=0.01)
     asked = model.encode([Example(TEXT, "", target="x")], (), task.instruction)
     assert json.loads(outside.said[f"writing of {kind}"]) == model.write(asked)[0]
+    if kind == "llama":
+        assert json.loads(outside.said["writing of the page"]) == model.write(asked)[0]
+        assert len(page_example("writing").strip().splitlines()) <= 12
 
 
 def test_the_lines_of_a_card_are_good_for_a_base_in_bfloat16_and_for_no_words(causal, outside):
