@@ -25,6 +25,7 @@ from deal_core.training.evaluation import (
 )
 from deal_core.training.head_scores import by_heads, by_names_told
 from deal_core.training.loop import load_state
+from deal_core.training.text_overlap import TEXT_MEASURES
 from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 from deal_core.wire.instruction import Instruction
 
@@ -136,7 +137,8 @@ def _right(
         if alone:
             rehearse_answers(bench, share.labels, bench.instruction(task))
         if learnt is None and task not in state.heads:
-            return count_correct(bench.model, share.test, share.labels, weights, alone), 0
+            measure = TEXT_MEASURES[bench.experiment.data.measure(task)]
+            return count_correct(bench.model, share.test, share.labels, weights, alone, measure), 0
         spaces = {name: bench.labels(name) for name in learnt or ()}
         shared = bench.experiment.stream.shared_labels
         space = answer_space(task, share.labels, spaces, shared)

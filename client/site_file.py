@@ -247,7 +247,9 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
                 "site.toml"
             )
     instructions = {task: asked.instructions[task] for task in tasks if task in asked.instructions}
-    return site_files(site).model_copy(update={"tasks": tasks, "instructions": instructions})
+    return site_files(site).model_copy(
+        update={"tasks": tasks, "instructions": instructions, "measures": asked.measures}
+    )
 
 
 def site_files(site: SiteData) -> DataConfig:

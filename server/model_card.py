@@ -11,6 +11,7 @@ from deal_core.lora.kinds import KINDS, rule_of
 from deal_core.methods import KEEP_TEXTS
 from deal_core.models.loading import with_revision
 from deal_core.privacy.accounting.unit import GROUP
+from deal_core.training.text_overlap import TEXT_MEASURES
 from deal_core.whole_file import write_whole
 from server.results import Privacy, Results
 from server.spending import VOID, rounded_up
@@ -144,8 +145,9 @@ def _tasks(results: Results, inference: Inference) -> list[str]:
     lines = ["| task | labels | accuracy, task told | among all labels |", "|---|---|---:|---:|"]
     for j, task in enumerate(inference.tasks):
         answers, kind = ", ".join(task.labels) or "answers are texts", ""
-        if results.measures.get(task.name) == "rouge-l":
-            kind = " (ROUGE-L)"
+        measure = results.measures.get(task.name, "accuracy")
+        if measure != "accuracy":
+            kind = f" ({TEXT_MEASURES[measure].title})"
         cells = [task.name, answers, _percent(own, j) + kind, _percent(among_all, j)]
         lines.append("| " + " | ".join(as_text(cell).replace("|", "\\|") for cell in cells) + " |")
     return lines

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deal_core import metrics
+from deal_core.config.data import TextMeasureName
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.unit import GROUP, unit_text
@@ -185,7 +186,7 @@ class Results(Strict):
 
     Attributes:
         measures: task to what its entries in the matrix are: the share of right answers, or, where
-            answers are texts, ROUGE-L (empty in files from before: accuracy).
+            answers are texts, the task's measure (empty in files from before: accuracy).
         stages: the plan; the accuracy matrix has one row per stage. It is empty, as is
             ``zero_shot``, and its measures are None, where clients kept their counts of right
             answers to themselves and too few were left to know all of it.
@@ -206,7 +207,7 @@ class Results(Strict):
     engine: str
     seed: int
     tasks: list[str]
-    measures: dict[str, Literal["accuracy", "rouge-l"]] = Field(default_factory=dict)
+    measures: dict[str, Literal["accuracy"] | TextMeasureName] = Field(default_factory=dict)
     stages: list[Stage]
     accuracy_matrix: list[list[float]]
     unheard: list[int] = Field(default_factory=list)
@@ -257,7 +258,7 @@ def make_results(
     Returns:
         The results, as they are written.
     """
-    tasks = list(plan.tasks)
+    tasks, data = list(plan.tasks), experiment.data
     stages = [Stage(rounds=n, work=plan.work(i)) for i, n in enumerate(plan.stages)]
     begun, learnt = metrics.spans(tasks, [stage.work for stage in stages])
     own, among_all = (_measured(history, tasks, begun, learnt, n) for n in (RIGHT, RIGHT_ALL))
@@ -267,7 +268,7 @@ def make_results(
         seed=experiment.run.seed,
         tasks=tasks,
         measures={
-            task: "rouge-l" if task in experiment.data.generation else "accuracy" for task in tasks
+            task: data.measure(task) if task in data.generation else "accuracy" for task in tasks
         },
         stages=stages,
         unheard=_unheard(history),

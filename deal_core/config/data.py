@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -23,6 +23,11 @@ def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
 
 Labels = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 """Of a task; none: its answers are texts."""
+
+
+TextMeasureName = Literal["rouge-l", "rouge-1", "exact-match"]
+"""How near an answer that is a text is to the right one
+(:mod:`deal_core.training.text_overlap`)."""
 
 
 class PartitionConfig(Table):
@@ -97,7 +102,10 @@ class DataConfig(Table):
     """Tasks in the order they are learnt; empty: all, in the source's order."""
     generation: tuple[str, ...] = ()
     """Tasks whose answer is a text, ``target_column``, instead of a label (generating models;
-    files, hub, sites); an answer is measured by ROUGE-L."""
+    files, hub, sites); see ``measures``."""
+    measures: dict[str, TextMeasureName] = Field(default_factory=dict)
+    """Task of ``generation`` to how an answer is measured: ``rouge-l``, ``rouge-1`` or
+    ``exact-match`` (case and punctuation left out); a task that is not named: ``rouge-l``."""
     labels: dict[str, Labels] = Field(default_factory=dict)
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
@@ -131,3 +139,7 @@ class DataConfig(Table):
     """Task name to its own columns (files)."""
     hub: dict[str, HubTask] = Field(default_factory=dict)
     """Task name to the hub data set behind it (hub)."""
+
+    def measure(self, task: str) -> TextMeasureName:
+        """Return how an answer that is a text is measured."""
+        return self.measures.get(task, "rouge-l")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.training.batching import evaluation_batches
-from deal_core.training.text_overlap import rouge_l
+from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
 
 NO_ANSWER = -1e12
 """Score of a label that cannot be the answer."""
@@ -104,13 +104,14 @@ def count_correct(
     labels: Sequence[str],
     weights: Sequence[float] | None = None,
     alone: bool = False,
+    measure: TextMeasure = TEXT_MEASURES["rouge-l"],
 ) -> float:
     """Return how many examples the model answers rightly, among ``labels``; where there are none,
-    the sum of :func:`~deal_core.training.text_overlap.rouge_l` over what it writes. ``weights`` and
-    ``alone`` as for :func:`count_both`."""
+    the sum of the ``measure`` over what it writes. ``weights`` and ``alone`` as for
+    :func:`count_both`."""
     if isinstance(model, GeneratingModel) and not labels:
         return fsum(
-            rouge_l(text, data[i].right) * (weights[i] if weights else 1)
+            measure.share(text, data[i].right) * (weights[i] if weights else 1)
             for batch in evaluation_batches(data, alone)
             for i, text in zip(batch, model.write([data[i] for i in batch]), strict=True)
         )

@@ -11,7 +11,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from deal_core.config.data import TextMeasureName
 
 WITHOUT_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
@@ -38,6 +41,22 @@ def exact_match(written: str, right: Sequence[str]) -> bool:
     """Return whether the words are those of a ``right`` answer, in its order; case, punctuation and
     white space do not matter."""
     return any(words(written) == words(text) for text in right)
+
+
+@dataclass(frozen=True)
+class TextMeasure:
+    """Attributes: ``title``, for people; ``share``, of what was written and the right answers, 0 to
+    1."""
+
+    title: str
+    share: Callable[[str, Sequence[str]], float]
+
+
+TEXT_MEASURES: Mapping[TextMeasureName, TextMeasure] = {
+    "rouge-l": TextMeasure("ROUGE-L", rouge_l),
+    "rouge-1": TextMeasure("ROUGE-1", rouge_1),
+    "exact-match": TextMeasure("exact match", exact_match),
+}
 
 
 def words(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from deal_core.data import open_source
 from deal_core.errors import nearest
 from simulations.check.finding import Finding
 
-BY_TASK = ("labels", "generation", "instructions", "files")
+BY_TASK = ("labels", "generation", "measures", "instructions", "files")
 
 
 def check_task_names(experiment: Experiment) -> Iterator[Finding]:

@@ -359,6 +359,12 @@ def check_declared(experiment: Experiment) -> None:
         raise UserError(
             'data.generation: answers are labels with data.source = "medmcqa"; leave it out'
         )
+    chosen = [task for task in data.measures if task not in data.generation]
+    if chosen:
+        raise UserError(
+            f"data.measures.{chosen[0]}: its answers are labels, which are counted; leave it out, "
+            "or name the task in data.generation"
+        )
     both = [task for task in data.generation if data.labels.get(task)]
     if both:
         raise UserError(

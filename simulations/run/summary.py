@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deal_core.methods import KEEP_TEXTS
 from deal_core.metrics import in_turn, spans
+from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
 from server.spending import rounded_up
@@ -106,7 +107,7 @@ def measures(results: Results) -> list[tuple[str, str]]:
     """Return name and text of every measure."""
     rows = [
         *_accuracy(results),
-        ("ROUGE-L", _written(results)),
+        *((each.title, _written(results, name)) for name, each in TEXT_MEASURES.items()),
         ("worst client", _worst_client(results)),
         ("sent per client", f"{_size(sum(results.wire.bytes_up))} by one in every round"),
         ("received per client", f"{_size(results.wire.received)} by one in every round"),
@@ -119,12 +120,12 @@ def measures(results: Results) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
-def _written(results: Results) -> str:
-    """Return the tasks whose answers are texts."""
+def _written(results: Results, measure: str) -> str:
+    """Return the tasks whose answers are texts that are measured so."""
     return ", ".join(
         f"task {number} {task}"
         for number, task in enumerate(results.tasks, start=1)
-        if results.measures.get(task) == "rouge-l"
+        if results.measures.get(task) == measure
     )
 
 

@@ -139,6 +139,7 @@ def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> 
 
     data = decided(instructions={"letters": "Answer.", "triage": "Where to?"}).data
     assert (data.generation, data.target_column) == (("letters",), "reply")
+    assert decided(measures={"letters": "exact-match"}).data.measure("letters") == "exact-match"
     assert data.instructions == {"letters": "Answer.", "triage": "Where to?"}
     with pytest.raises(UserError, match="its answers are texts by"):
         decided(generation=())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from deal_core.training.text_overlap import TEXT_MEASURES
 from simulations.output.stage_title import stage_title
 from simulations.report.charts.panels import Axes, Line, Panel, panels
 from simulations.report.page.blocks import (
@@ -39,8 +40,10 @@ def _blocks(run: RunRecord) -> Iterator[Block]:
         yield Notice("Nothing has been evaluated.")
         return
     texts = [task for task in run.tasks if run.is_text(task)]
-    if texts:
-        yield Text(f"Answers are texts, measured by ROUGE-L, in: {', '.join(texts)}.")
+    for name, measure in TEXT_MEASURES.items():
+        so = [task for task in texts if run.experiment.data.measure(task) == name]
+        if so:
+            yield Text(f"Answers are texts, measured by {measure.title}, in: {', '.join(so)}.")
     yield heat_map(run, run.matrix, "Accuracy in %, the task told", ("accuracy_matrix",))
     if run.among_all:
         caption = "Accuracy in %, among all labels seen so far"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from deal_core.config.data import TextMeasureName
+from deal_core.training.text_overlap import TEXT_MEASURES
 from simulations.report.page.blocks import (
     Block,
     Cell,
@@ -67,12 +69,16 @@ def _task(run: RunRecord, number: int, task: str, counts: TaskCounts) -> Iterato
 
 def _texts(run: RunRecord, number: int, task: str, scores: TextScores) -> Iterator[Block]:
     yield Heading(f"{number} {task}")
-    yield from _differs(run, task, scores.rouge_l)
-    measures = (scores.exact_match, scores.rouge_1, scores.rouge_l)
+    found: dict[TextMeasureName, float] = {
+        "exact-match": scores.exact_match,
+        "rouge-1": scores.rouge_1,
+        "rouge-l": scores.rouge_l,
+    }
+    yield from _differs(run, task, found[run.experiment.data.measure(task)])
     yield Table(
         f"Texts written for {task}, in %",
-        ("task", "test texts", "exact match", "ROUGE-1", "ROUGE-L"),
-        ((task, whole(scores.total), *map(percent, measures)),),
+        ("task", "test texts", *(TEXT_MEASURES[name].title for name in found)),
+        ((task, whole(scores.total), *map(percent, found.values())),),
     )
 
 

@@ -2,7 +2,7 @@
 
 Sites tell the server how many answers were right and no more, so ``results.json`` cannot have it.
 Where the texts are at hand, as in a simulation, they are answered as the last evaluation did. Of
-answers that are texts it is how near they are to right ones, by further measures than ROUGE-L.
+answers that are texts it is how near they are to right ones, by every measure.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
     texts: dict[str, TextScores] = {}
     for task in results.tasks:
         progress(task)
-        if results.measures.get(task) == "rouge-l":
+        if results.measures.get(task, "accuracy") != "accuracy":
             texts[task] = _scored(results, task, predictor)
         else:
             tasks[task] = _counted(results, task, predictor)

@@ -90,7 +90,7 @@ class RunRecord:
         return {self.log.name(name): found.average_accuracy for name, found in own.items()}
 
     def is_text(self, task: str) -> bool:
-        """Whether answers are texts, which are measured by ROUGE-L."""
+        """Whether answers are texts."""
         return task in self.experiment.data.generation
 
 

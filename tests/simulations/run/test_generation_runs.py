@@ -8,19 +8,21 @@ from statistics import fmean
 import pytest
 
 from client.resources import Workbench
-from deal_core.data import open_source
+from deal_core.data import Example, open_source
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import load_predictor
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
+from deal_core.training.evaluation import count_correct
 from deal_core.training.loop import load_state
-from deal_core.training.text_overlap import rouge_l
+from deal_core.training.text_overlap import TEXT_MEASURES, rouge_l
 from server.checkpoint import load_checkpoint
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.run.label_counts import count_labels
 from simulations.run.preflight import check_names
+from simulations.run.summary import measures
 from simulations.use.predict import json_line
 from simulations.use.texts import Text
 
@@ -126,3 +128,41 @@ def test_a_template_has_one_place_for_the_text(experiment, template):
     model = experiment.model.model_copy(update={"template": template})
     with pytest.raises(UserError, match=r"model.template: needs \{text\} once"):
         check_names(experiment.model_copy(update={"model": model}))
+
+
+def test_a_task_is_measured_as_its_experiment_says(experiment, tmp_path):
+    """By words in any order: what it wrote, with its words reversed, is right by that alone."""
+    data = experiment.data.model_copy(
+        update={"measures": {"research-question": "rouge-1"}, "tasks": ("research-question",)}
+    )
+    run = experiment.model_copy(update={"data": data})
+    run_inprocess(at(run, tmp_path), lambda event: None)
+    results = read_results(tmp_path)
+    assert results.measures == {"research-question": "rouge-1"}
+    scores = count_labels(tmp_path, lambda task: None).texts["research-question"]
+    assert results.accuracy_matrix[-1][0] == pytest.approx(scores.rouge_1, abs=1e-9)
+    assert dict(measures(results))["ROUGE-1"] == "task 1 research-question"
+    assert "(ROUGE-1)" in (tmp_path / "adapter" / "README.md").read_text()
+
+    bench = Workbench(run)
+    texts = [Example(text, "", target="x") for text in ("a b", "b c d", "d a", "c")]
+    said = bench.model.write(bench.model.encode(texts, ()))
+    turned = [
+        Example(each.text, "", target=" ".join(reversed(words.split())))
+        for each, words in zip(texts, said, strict=True)
+    ]
+    items = bench.model.encode(turned, ())
+    share = {
+        name: count_correct(bench.model, items, (), measure=each) / len(items)
+        for name, each in TEXT_MEASURES.items()
+    }
+    assert any(len(set(words.split())) > 1 for words in said)
+    assert share["rouge-1"] == 1
+    assert share["exact-match"] < 1
+    assert share["exact-match"] <= share["rouge-l"] < 1
+
+
+def test_a_measure_of_texts_is_for_texts(experiment):
+    data = experiment.data.model_copy(update={"measures": {"head-and-neck": "exact-match"}})
+    with pytest.raises(UserError, match=r"data\.measures\.head-and-neck: its answers are labels"):
+        check_names(experiment.model_copy(update={"data": data}))
