@@ -50,3 +50,16 @@ def test_the_method_beats_sequential_training_on_the_same_budget(tmp_path: Path)
         averages[method] = read_results(folder)
     assert averages["deal"].average_accuracy > averages["sequential"].average_accuracy
     assert averages["deal"].forgetting < averages["sequential"].forgetting
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_language_model_learns_two_kinds_of_tasks_and_hardly_forgets(tmp_path: Path) -> None:
+    outcome = deal("simulate", "quickstart-llm", "--out", str(tmp_path / "run"))
+    assert outcome.returncode == 0, outcome.stderr
+    results = read_results(tmp_path / "run")
+    zero_shot = sum(results.zero_shot.values()) / len(results.zero_shot)
+    assert results.average_accuracy >= zero_shot + 0.10
+    assert results.backward_transfer >= -0.02
+    assert sorted(results.measures.values()) == ["accuracy", "accuracy", "rouge-l"]
+    assert "forgetting" in outcome.stdout
