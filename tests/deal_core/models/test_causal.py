@@ -29,7 +29,7 @@ from deal_core.training.loop import load_state, train
 from tests.architectures import model_config, save
 
 OF_SUMS = ("linear-probe", "prototype")
-"""Methods that need embeddings, which a causal model has none of."""
+"""Methods that give sums and take no steps."""
 
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [
