@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from client.client_context import ClientContext
-from client.rehearsal import rehearse_answers
+from client.rehearsal import rehearse_answers, rehearse_embeddings
 from client.request_check import check_tasks
 from client.resources import ClientTask, Workbench
 from deal_core.lora.state import State
@@ -136,6 +136,9 @@ def _right(
         load_state(bench.model, state)
         if alone:
             rehearse_answers(bench, share.labels, bench.instruction(task))
+            if bench.statistics is not None and share.labels:
+                asks = bench.instruction(task)
+                rehearse_embeddings(bench, share.labels, asks, bench.statistics.layers)
         if learnt is None and task not in state.heads:
             measure = TEXT_MEASURES[bench.experiment.data.measure(task)]
             return count_correct(bench.model, share.test, share.labels, weights, alone, measure), 0

@@ -55,7 +55,8 @@ def noisy_sums(
     started, size = time.monotonic(), embedding_size(bench.experiment.model, statistics.layers)
     labels, embeddings = bench.labels(instruction.task), torch.zeros(0, size)
     targets = torch.tensor([item.target for item in gradients.data], dtype=torch.long)
-    rehearse_embeddings(bench, labels, statistics.layers)
+    asks = bench.instruction(instruction.task)
+    rehearse_embeddings(bench, labels, asks, statistics.layers)
     if len(targets):
         share = bench.task(instruction.task, client)
         embeddings = bench.embeddings(share, "train", statistics.layers)

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 
 from client.resources import Workbench
-from deal_core.lora.attach import set_trainable
-from deal_core.methods import LocalTask
-from deal_core.models import Encoded
+from deal_core.lora.attach import at_task_start, set_trainable
+from deal_core.methods import LocalTask, TaskPrompt
+from deal_core.models import Encoded, GeneratingModel
 from deal_core.privacy.interface import GradientSum, rehearsing
 from deal_core.training.cache import Cache
 from deal_core.training.embedding import base_embeddings
@@ -57,6 +57,21 @@ def rehearse(
         for prompt in asked:  # a text is asked about under one of them, whichever it is
             under = replace(alone, seen=(prompt.labels,), prompts=(prompt,))
             gradients.rehearse(module, objective(under, longest, Cache()), len(longest))
+            if prompt.labels or not isinstance(bench.model, GeneratingModel):
+                continue
+            texts = bench.longest((), prompt.instruction)
+            writing = _learning_from_a_long_answer(bench.model, texts, under, prompt)
+            gradients.rehearse(module, objective(writing, texts, Cache()), len(texts))
+
+
+def _learning_from_a_long_answer(
+    model: GeneratingModel, longest: Sequence[Encoded], task: LocalTask, prompt: TaskPrompt
+) -> LocalTask:
+    """Return the task of learning an answer as long as there may be, when the teacher has written
+    one. To a constant text its answer may be short, and to a record as long as that."""
+    with at_task_start(model.module):
+        model.written(longest, to_the_end=True)
+    return replace(task, labels=(), instruction=prompt.instruction)
 
 
 @contextmanager
@@ -67,14 +82,22 @@ def room_for_answers(device: torch.device) -> Iterator[None]:
     del held
 
 
-def rehearse_embeddings(bench: Workbench, labels: tuple[str, ...], layers: int) -> None:
+def rehearse_embeddings(
+    bench: Workbench, labels: tuple[str, ...], instruction: str, layers: int
+) -> None:
     """Embed the longest text that there may be, before the records of a task are.
+
+    Args:
+        bench: its model.
+        labels: of the task.
+        instruction: of the task: as its records are read.
+        layers: of how many of the last layers.
 
     Raises:
         RehearsalFailed: it does not work.
     """
     with rehearsing():
-        base_embeddings(bench.model, bench.longest(labels), layers, alone=True)
+        base_embeddings(bench.model, bench.longest(labels, instruction), layers)
 
 
 def rehearse_answers(bench: Workbench, labels: tuple[str, ...], instruction: str) -> None:
@@ -90,4 +113,7 @@ def rehearse_answers(bench: Workbench, labels: tuple[str, ...], instruction: str
         RehearsalFailed: it does not work.
     """
     with rehearsing():
-        count_correct(bench.model, bench.longest(labels, instruction), labels, alone=True)
+        longest = bench.longest(labels, instruction)
+        count_correct(bench.model, longest, labels)
+        if not labels and isinstance(bench.model, GeneratingModel):
+            bench.model.written(longest, to_the_end=True)

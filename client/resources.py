@@ -31,14 +31,20 @@ from deal_core.methods import (
     phases_of,
     statistics_of,
 )
-from deal_core.models import Encoded, GeneratingModel, LanguageModel, load_model
+from deal_core.models import (
+    Encoded,
+    GeneratingModel,
+    LanguageModel,
+    embedding_size,
+    load_model,
+)
 from deal_core.models.loading import best_device
 from deal_core.privacy.accounting.unit import GROUP
 from deal_core.privacy.interface import Grouping, MakeMechanism, Mechanism, RecordId
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.training.allocator import keep_memory
 from deal_core.training.cache import Cache
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.embedding import base_embeddings, embeddings_alone
 from deal_core.training.precision import compute_dtype
 
 
@@ -258,10 +264,14 @@ class Workbench:
         """Return the frozen base model's unit vectors of a share's training or test texts,
         ``(examples, size)``, of so many layers; made once, for nothing changes them."""
         data = share.train if part == "train" else share.test
-        alone = self.mechanism.unit is not None
-        vectors: Tensor = share.cache.get_or_compute(
-            f"embeddings {part}", layers, lambda: base_embeddings(self.model, data, layers, alone)
-        )
+
+        def embed() -> Tensor:
+            if self.mechanism.unit is None:
+                return base_embeddings(self.model, data, layers)
+            size = embedding_size(self.experiment.model, layers)
+            return embeddings_alone(self.model, data, layers, size)
+
+        vectors: Tensor = share.cache.get_or_compute(f"embeddings {part}", layers, embed)
         return vectors
 
     def learning(self, client: int, task: str) -> Cache:

@@ -137,8 +137,13 @@ class RoundStore:
 
 def _latest(server_round: int, path_of: Callable[[int], Path]) -> Path | None:
     """The file of the client's latest round before this one, which need not be the one before."""
-    paths = map(path_of, range(server_round - 1, 0, -1))
-    return next((path for path in paths if path.exists()), None)
+    # Of those that are there: a server may count as far as it likes.
+    start = path_of(0).stem.removesuffix("0")
+    numbers = (
+        path.stem.removeprefix(start) for path in path_of(0).parent.glob(f"{start}*.safetensors")
+    )
+    earlier = [int(n) for n in numbers if n.isdecimal() and 0 < int(n) < server_round]
+    return path_of(max(earlier)) if earlier else None
 
 
 def folder_of(place: Path, run: str) -> Path:

@@ -66,17 +66,20 @@ class CausalReader:
         logits: Tensor = self._head(states).float()
         return logits
 
-    def continued(self, batch: Sequence[Encoded]) -> list[list[int]]:
-        """Return the likeliest words after each prompt, as long as the longest answer may be."""
+    def continued(self, batch: Sequence[Encoded], to_the_end: bool = False) -> list[list[int]]:
+        """Return the likeliest words after each prompt, as long as the longest answer may be;
+        ``to_the_end``: as long as that, whatever the words."""
         longest = max(len(item.tokens) for item in batch)
         pad = self._padding
         rows = [(*[pad] * (longest - len(item.tokens)), *item.tokens) for item in batch]
         real = [[0] * (longest - len(item.tokens)) + [1] * len(item.tokens) for item in batch]
-        base = self.module.get_base_model()
+        base = cast(Any, self.module.get_base_model())
+        least = base.generation_config.max_new_tokens if to_the_end else None
         with torch.no_grad():
-            whole = cast(Any, base).generate(
+            whole = base.generate(
                 input_ids=torch.tensor(rows, device=self.device),
                 attention_mask=torch.tensor(real, device=self.device),
+                min_new_tokens=least,
             )
         written: list[list[int]] = whole[:, longest:].tolist()
         return written

@@ -42,8 +42,9 @@ class Reader(Protocol):
     def keep_nothing(self) -> None:
         """Keep nothing of a prompt when its pass is over."""
 
-    def continued(self, batch: Sequence[Encoded]) -> list[list[int]]:
-        """Return the likeliest words after each prompt, as long as the longest answer may be."""
+    def continued(self, batch: Sequence[Encoded], to_the_end: bool = False) -> list[list[int]]:
+        """Return the likeliest words after each prompt, as long as the longest answer may be;
+        ``to_the_end``: as long as that, whatever the words."""
 
     def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
         """Return the mean states of the texts, each read within its prompt, in the last layers, the
@@ -132,9 +133,10 @@ class GeneratingLM:
         """Return the answers as texts."""
         return [self._prompts.text(ids) for ids in self.written(batch)]
 
-    def written(self, batch: Sequence[Encoded]) -> list[Tokens]:
-        """Return the answers' tokens, the end included where there was one."""
-        return [self._prompts.until_end(row) for row in self.reader.continued(batch)]
+    def written(self, batch: Sequence[Encoded], to_the_end: bool = False) -> list[Tokens]:
+        """Return the answers' tokens, the end included where there was one; ``to_the_end``: none
+        before as many words as there may be."""
+        return [self._prompts.until_end(row) for row in self.reader.continued(batch, to_the_end)]
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Return unit vectors of the texts, each read within its prompt, ``(batch, parts *

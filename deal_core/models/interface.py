@@ -165,6 +165,12 @@ class GeneratingModel(LanguageModel, Protocol):
     def answer_length(self, label: str) -> int:
         """Return how many tokens a label has as an answer, without an end."""
 
+    def written(
+        self, batch: Sequence[Encoded], to_the_end: bool = False
+    ) -> Sequence[tuple[int, ...]]:
+        """Return the tokens of what the model answers, its end included where there was one;
+        ``to_the_end``: none before as many words as there may be."""
+
     def write(self, batch: Sequence[Encoded]) -> list[str]:
         """Return what the model answers, each time with the likeliest word, until it ends or
         ``model.max_new_tokens``."""

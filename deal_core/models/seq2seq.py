@@ -145,14 +145,17 @@ class Seq2SeqReader:
         states: Tensor = output.last_hidden_state
         return states if self._factor == 1.0 else states * self._factor
 
-    def continued(self, batch: Sequence[Encoded]) -> list[list[int]]:
-        """Return the likeliest words, as long as the longest answer may be."""
+    def continued(self, batch: Sequence[Encoded], to_the_end: bool = False) -> list[list[int]]:
+        """Return the likeliest words, as long as the longest answer may be; ``to_the_end``: as long
+        as that, whatever the words."""
         ids, real = self._padded([item.tokens for item in batch])
         base = cast(Any, self.module.get_base_model())
+        least = base.generation_config.max_new_tokens if to_the_end else None
         with torch.no_grad():
             whole = base.generate(
                 input_ids=ids,
                 attention_mask=real.long(),
+                min_new_tokens=least,
                 decoder_input_ids=torch.tensor([self._start] * len(batch), device=self.device),
             )
         written: list[list[int]] = whole[:, len(self._start) :].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -12,14 +13,32 @@ from deal_core.models import Encoded, LanguageModel
 from deal_core.training.batching import evaluation_batches
 
 
-def base_embeddings(
-    model: LanguageModel, data: Sequence[Encoded], layers: int = 1, alone: bool = False
-) -> Tensor:
+def base_embeddings(model: LanguageModel, data: Sequence[Encoded], layers: int = 1) -> Tensor:
     """Return unit vectors ``(examples, size)`` in the order of the data, float32, on the CPU;
-    whatever adapters the model holds. ``alone``: each text in a pass of its own."""
+    whatever adapters the model holds."""
     parts: dict[int, Tensor] = {}
     with base_only(model.module):
-        for batch in evaluation_batches(data, alone):
+        for batch in evaluation_batches(data):
             vectors = model.embed([data[i] for i in batch], layers).float().cpu()
             parts.update(zip(batch, vectors, strict=True))
     return torch.stack([parts[i] for i in range(len(data))])
+
+
+def embeddings_alone(
+    model: LanguageModel, data: Sequence[Encoded], layers: int, size: int
+) -> Tensor:
+    """Return the same where single records are protected: each text in a pass of its own, and the
+    row of one that cannot be embedded is no number, so that no text changes the row of another.
+
+    Args:
+        model: of any family.
+        data: the texts.
+        layers: of how many of the last layers.
+        size: of a row (:func:`deal_core.models.embedding_size`).
+    """
+    rows = torch.full((len(data), size), torch.nan)
+    with base_only(model.module):
+        for place, text in enumerate(data):
+            with suppress(Exception):
+                rows[place] = model.embed([text], layers)[0].float().cpu()
+    return rows

@@ -72,12 +72,18 @@ def count_both(
         data: targets are positions in the task's own labels.
         space: the answers among which is chosen.
         weights: what each example counts, ``(examples,)``; None: 1.
-        alone: each example is asked about in a pass of its own: an answer depends on no other.
+        alone: each example is asked about in a pass of its own: an answer depends on no other, and
+            one that cannot be had is wrong, and changes nothing else.
     """
     own, classes = torch.tensor(space.own), torch.tensor(space.classes)
     right = right_all = 0.0 if weights else 0
     for batch in evaluation_batches(data, alone):
-        scores = finite_scores(score, batch).cpu()
+        try:
+            scores = finite_scores(score, batch).cpu()
+        except Exception:
+            if not alone:
+                raise
+            continue  # no answer
         targets = torch.tensor([data[i].target for i in batch])
         right += _counted(_best(scores[:, own]) == targets, batch, weights)
         best = _best(scores)
@@ -113,10 +119,19 @@ def count_correct(
         return fsum(
             measure.share(text, data[i].right) * (weights[i] if weights else 1)
             for batch in evaluation_batches(data, alone)
-            for i, text in zip(batch, model.write([data[i] for i in batch]), strict=True)
+            for i, text in zip(batch, _written(model, [data[i] for i in batch], alone), strict=True)
         )
     space = answer_space("", labels, {}, True)
     return count_both(by_name(model, data, labels), data, space, weights, alone)[0]
+
+
+def _written(model: GeneratingModel, batch: Sequence[Encoded], alone: bool) -> list[str]:
+    try:
+        return model.write(batch)
+    except Exception:
+        if not alone:
+            raise
+        return [""]
 
 
 def by_name(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> Scorer:

@@ -68,12 +68,17 @@ def make_teacher(
 def kept(
     data: Sequence[Encoded], ask: Callable[[Sequence[int]], list[Tensor]], alone: bool = False
 ) -> dict[int, Tensor] | None:
-    """Return what is answered about each example, asked in batches, or about each by itself; None
-    where it does not fit into memory."""
+    """Return what is answered about each example, asked in batches, or about each by itself, and
+    then nothing about one that cannot be asked about; None where it does not fit into memory."""
     answers: dict[int, Tensor] = {}
     floats = 0
     for batch in evaluation_batches(data, alone):
-        found = ask(batch)
+        try:
+            found = ask(batch)
+        except Exception:
+            if not alone:
+                raise
+            continue  # its own matter: who asks for it meets the fault, and nobody else
         answers.update(zip(batch, found, strict=True))
         floats += sum(answer.numel() for answer in found)
         if floats * len(data) > CACHED_FLOATS * len(answers):

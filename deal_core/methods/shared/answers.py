@@ -65,10 +65,12 @@ def ask(
     data: Sequence[Encoded],
     prompts: Sequence[TaskPrompt],
     alone: bool = False,
-) -> tuple[list[Encoded], WordTeacher]:
+) -> tuple[list[Encoded | None], WordTeacher]:
     """Return the texts as the teacher was asked about them, with its answers, and the teacher. A
     text is asked about under the prompt of one earlier task: which one follows from the text alone,
-    so that an example's loss depends on no other example, and on no place in the data.
+    so that an example's loss depends on no other example, and on no place in the data. Where each
+    is asked about by itself, None stands for one about which the teacher could not be asked: what
+    it does to the arithmetic stays its own.
 
     Args:
         model: holds the state of the round.
@@ -77,7 +79,7 @@ def ask(
         alone: ask about each text by itself, so that not even rounding, which batch-mates change,
             can turn one answer into another.
     """
-    asked: dict[int, Encoded] = {}
+    asked: dict[int, Encoded | None] = {}
     chosen = [which(item, len(prompts)) for item in data]
     with at_task_start(model.module):
         for turn, prompt in enumerate(prompts):
@@ -85,10 +87,17 @@ def ask(
             share = [data[i] for i in places]
             for batch in evaluation_batches(share, alone):
                 texts = [share[i] for i in batch]
-                answered = model.answered(texts, prompt.labels, prompt.instruction)
+                answered: Sequence[Encoded | None]
+                try:
+                    answered = model.answered(texts, prompt.labels, prompt.instruction)
+                except Exception:
+                    if not alone:
+                        raise
+                    answered = [None]
                 asked.update(zip((places[i] for i in batch), answered, strict=True))
     items = [asked[i] for i in range(len(data))]
-    return items, word_teacher(model, items, alone=alone)
+    known = [text if item is None else item for item, text in zip(items, data, strict=True)]
+    return items, word_teacher(model, known, alone=alone)
 
 
 def which(item: Encoded, prompts: int) -> int:
@@ -100,19 +109,26 @@ def which(item: Encoded, prompts: int) -> int:
 @dataclass(frozen=True)
 class AnswersDistilled:
     """Attributes: ``learning``, the objective of the task at hand; ``asked``, of each example its
-    text as the ``teacher`` was asked about it."""
+    text as the ``teacher`` was asked about it, None: it could not be."""
 
     model: GeneratingModel
     learning: Objective
-    asked: Sequence[Encoded]
+    asked: Sequence[Encoded | None]
     teacher: WordTeacher
     weight: float
     temperature: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Return ``CE + weight * KL``, ``(batch,)``."""
+        """Return ``CE + weight * KL``, ``(batch,)``.
+
+        Raises:
+            ValueError: the teacher could not be asked about one of them.
+        """
+        asked = [item for item in (self.asked[i] for i in batch) if item is not None]
+        if len(asked) < len(batch):
+            raise ValueError("the teacher has no answer about an example")
         losses = self.learning.example_losses(batch)
-        states, words = self.model.word_states([self.asked[i] for i in batch], ())
+        states, words = self.model.word_states(asked, ())
         kept = word_losses(self._divergence, states, torch.cat(self.teacher.states(batch)))
         return losses + self.weight * mean_per_example(kept, words)
 

@@ -44,6 +44,7 @@ from deal_core.privacy.interface import (
     LocalUpdate,
     Permit,
     Refusal,
+    RehearsalFailed,
     Site,
     UpdateRequest,
 )
@@ -210,6 +211,7 @@ class RecordMechanism:
 
         Raises:
             Refusal: they may not leave, or the budget is spent.
+            RehearsalFailed: they cannot be made of a constant text already; nothing is charged.
         """
         allowed = self._allowed(site, ask.masked)
         if allowed == "none":
@@ -235,10 +237,16 @@ class RecordMechanism:
         self, ask: UpdateRequest, event: LedgerEvent, make: Callable[[], Counts]
     ) -> bytes:
         """Return the answer that is charged, noised counts as JSON; where counting fails, counts of
-        nothing: that it does tells of data."""
+        nothing: that it does tells of data.
+
+        Raises:
+            RehearsalFailed: it fails on a constant text already.
+        """
         noise = self._noise(ask) if event.simulation_only else SecureNoise()
         try:
             counts = make()
+        except RehearsalFailed:  # no record was read
+            raise
         except Exception:
             log.exception("counts could not be made; noise alone leaves")
             counts = dict.fromkeys(ask.counted, [0] * ask.evaluated)
