@@ -20,13 +20,15 @@ def load_for_clients(experiment: Experiment, task: str) -> TaskData:
     many: whether a record is one of them depends on that record alone. A subset of exactly so many
     would be another one, with other records in it, for a neighbouring data set. Where groups are
     protected it depends on the name of the group alone: a group is there whole, or not. So it is
-    with ``data.split``.
+    with ``data.split``, and, where counts of right answers leave with noise, with
+    ``data.max_test``.
 
     Raises:
         UserError: see :meth:`~deal_core.data.source.DataSource.load`.
     """
     data = experiment.data
-    limits = bool(data.max_train) or data.train_share < 1 or bool(data.split)
+    noised = experiment.privacy.metrics == "noised" and bool(data.max_test)
+    limits = bool(data.max_train) or data.train_share < 1 or bool(data.split) or noised
     if experiment.privacy.mechanism != "record" or not limits:
         return open_source(data, experiment.privacy.unit_column).load(task)
     unlimited = data.model_copy(update={"max_train": 0, "train_share": 1.0, "max_test": 0})
@@ -38,7 +40,10 @@ def load_for_clients(experiment: Experiment, task: str) -> TaskData:
     if data.max_train:
         share *= min(1.0, data.max_train / max(1, len(whole.train)))
     train = each_by_itself(whole.train, task, share)
-    return replace(whole, train=train, test=stratified(whole.test, data.max_test))
+    kept = min(1.0, data.max_test / max(1, len(whole.test)))
+    tests = whole.test
+    test = each_by_itself(tests, task, kept) if noised else stratified(tests, data.max_test)
+    return replace(whole, train=train, test=test)
 
 
 def each_by_itself(examples: Sequence[Example], task: str, share: float) -> tuple[Example, ...]:
