@@ -15,6 +15,7 @@ from deal_core.methods.interface import phases_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side, mechanism_of
+from deal_core.privacy.mechanisms.server_side import ServerSide
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.exchange import Exchange
@@ -71,6 +72,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     steps = schedule(plan.stages, phases_after(method, plan.joint_tasks))
     rounds = len(private_rounds(steps, phases_of(method)))
     side = make_server_side(experiment, rounds, Ledger(folder.path / "privacy"))
+    require_whole_ledger(side, checkpoint, folder.path / "privacy")
     federation = Federation(Exchange(grid, experiment, roster, events), plan, side)
     events.write(
         "run_started",
@@ -102,6 +104,23 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         forgetting=results.forgetting,
     )
     return results
+
+
+def require_whole_ledger(side: ServerSide, checkpoint: Checkpoint, place: Path) -> None:
+    """Check that the server's own ledger holds all that the run has released: of a run folder that
+    was copied without it, epsilon would begin anew.
+
+    Raises:
+        UserError: it says less than the run has told already.
+    """
+    told = checkpoint.history.spent
+    for name, own in side.spent(list(told), 1).items():
+        if own["epsilon"] < told[name].epsilon:
+            raise UserError(
+                f"{place}: holds fewer releases than the run has made (epsilon = "
+                f"{own['epsilon']:.4g} at delta = {own['delta']:g}, where {told[name].epsilon:.4g} "
+                "was told); put it back as it was when the run stopped"
+            )
 
 
 def _start(

@@ -39,7 +39,9 @@ def test_under_a_mechanism_for_records_limits_take_about_so_many(make_experiment
 
 def test_test_records_are_taken_each_by_itself_where_their_counts_leave_with_noise(make_experiment):
     given = ("data.max_train=40", "data.max_test=100", "privacy.mechanism=record")
-    whole = load_for_clients(make_experiment("data.max_train=40"), "surgery").test
+    whole = load_for_clients(
+        make_experiment("data.max_train=40", "data.max_test=0"), "surgery"
+    ).test
     clear = load_for_clients(make_experiment(*given), "surgery").test
     noised = load_for_clients(make_experiment(*given, "privacy.metrics=noised"), "surgery").test
     assert len(clear) == 100

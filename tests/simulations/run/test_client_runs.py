@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from flwr.app import Message
 
 from client.app import make_app
 from deal_core.config.run_config import flatten
+from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import composed
 from server.results import read_results
@@ -68,6 +71,16 @@ def test_a_trusting_client_sends_its_update_and_nothing_that_describes_it(truste
     assert trusted[3] == {"num_examples"}
     weights = {e["num_examples"] for e in trusted[2] if e["event"] == "client_finished"}
     assert weights == {1.0}
+
+
+def test_a_run_goes_on_with_the_ledger_that_it_had_or_not_at_all(trusted, tmp_path):
+    """A folder copied without it: what was released would be forgotten, and epsilon begin anew."""
+    experiment, folder, _, _ = trusted
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("privacy"))
+    changed = experiment.run.model_copy(update={"out": str(copy), "resume": True})
+    with pytest.raises(UserError, match=r"privacy: holds fewer releases than the run has made"):
+        run_in_process(experiment.model_copy(update={"run": changed}))
 
 
 def test_stopped_after_the_charge_it_releases_the_same_mean_again(
