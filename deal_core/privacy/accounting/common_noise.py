@@ -12,6 +12,7 @@ from functools import lru_cache
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
+from deal_core.privacy.accounting.ledger_event import SET_ASIDE
 from deal_core.privacy.accounting.plan import evaluations, solve_noise_multiplier
 
 
@@ -58,6 +59,6 @@ def _solved(
     def epsilon_with(noise_multiplier: float) -> float:
         spent = [DpEvent(rate, noise_multiplier, steps)]
         spent += [DpEvent(1.0, metrics_noise, counts)] if counts else []
-        return epsilon_of(spent, delta)
+        return epsilon_of(spent, (1 - SET_ASIDE) * delta)
 
     return solve_noise_multiplier(epsilon_with, epsilon)

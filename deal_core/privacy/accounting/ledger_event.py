@@ -7,9 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
+from deal_core.privacy.accounting.composition import DpEvent, adaptive_epsilon, epsilon_of
 from deal_core.privacy.accounting.unit import common_unit, unit_text
 
+SET_ASIDE = 0.05
+"""Part of delta for what several runs release: the settings of a later one may follow from what an
+earlier one has released, and then other bounds hold. The rest is for one run."""
 ROUNDING = 1e-9
 """Relative; a budget is not passed by the last bit."""
 
@@ -109,11 +112,14 @@ def unprotected_event(run: str, mechanism: str, place: Place) -> LedgerEvent:
 
 @dataclass(frozen=True)
 class Budget:
-    """``epsilon`` at ``delta``; tasks in parallel where they are ``disjoint``."""
+    """``epsilon`` at ``delta``; tasks in parallel where they are ``disjoint``. ``most``: so many
+    releases of this mechanism has the run planned in this task, and it has no more; None: as many
+    as fit."""
 
     epsilon: float
     delta: float
     disjoint_tasks: bool = False
+    most: int | None = None
 
 
 HONEST_SERVER = "the server is honest"
@@ -154,6 +160,11 @@ def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool =
     compared: other events count in every task. It is void for records of which something has left
     unprotected (:attr:`LedgerEvent.protected`).
 
+    Of one run everything is fixed before its first release, so that its losses compose exactly; of
+    several the later may follow from the earlier, and what they spend adds up in a way that holds
+    for any choice. The two have parts of delta, so that their sum holds for who chooses whether
+    there is a second run (docs/method.md, section 8).
+
     Raises:
         MixedUnits: some events are of records and some of groups.
     """
@@ -173,16 +184,19 @@ def _epsilon_with_slack(events: Sequence[LedgerEvent], delta: float) -> float:
     """Return the mechanisms' epsilon with the slack of all steps: of densities that differ by a
     factor ``exp(s)`` in all, epsilon grows by ``s`` and delta by that factor."""
     slack = math.fsum(event.steps * event.slack for event in events)
-    return epsilon_of((event.spent for event in events), delta * math.exp(-slack)) + slack
+    several = len({event.run for event in events}) > 1
+    of, part = (adaptive_epsilon, SET_ASIDE) if several else (epsilon_of, 1 - SET_ASIDE)
+    return of((event.spent for event in events), part * delta * math.exp(-slack)) + slack
 
 
 def require_within(events: Sequence[LedgerEvent], budget: Budget) -> None:
     """Check that all events together, the last one new, are within a budget.
 
     Raises:
-        BudgetSpent: they are not.
+        BudgetSpent: they are not, or the run has planned fewer like the last.
         MixedUnits: some are of records and some of groups.
     """
+    require_planned_number(events, budget)
     epsilon = composed(events, budget.delta, budget.disjoint_tasks)
     unit = unit_text(events[-1].unit, events[-1].unit_column)
     if epsilon > budget.epsilon * (1 + ROUNDING):
@@ -192,3 +206,18 @@ def require_within(events: Sequence[LedgerEvent], budget: Budget) -> None:
             f"holds{', tasks in parallel' if budget.disjoint_tasks else ''}; "
             f"{assumed_honest(events)}"
         )
+
+
+def require_planned_number(events: Sequence[LedgerEvent], budget: Budget) -> None:
+    """Check that the last event is one of those that its run has planned: which tasks' rounds use a
+    budget up is not to follow from what was released.
+
+    Raises:
+        BudgetSpent: it is one more.
+    """
+    last = events[-1]
+    alike = (last.run, last.task, last.mechanism)
+    given = sum((each.run, each.task, each.mechanism) == alike for each in events)
+    if budget.most is not None and given > budget.most:
+        what = f"rounds of task '{last.task}'" if last.task else "evaluations"
+        raise BudgetSpent(f"the plan of this run has {budget.most} {what}, and they are over")

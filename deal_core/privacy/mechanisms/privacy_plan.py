@@ -33,6 +33,10 @@ class PrivacyPlan(BaseModel):
         """Number of the task's records (or groups) that the plan was made for."""
         return next(work.records for work in self.work if work.task == task)
 
+    def rounds(self, task: str) -> int:
+        """Number of rounds of a task that the plan was made for."""
+        return next((work.rounds for work in self.work if work.task == task), 0)
+
     def budget(self, policy: Policy | None) -> Budget:
         """What every charge is checked against: the policy may have become tighter since."""
         if policy is None:

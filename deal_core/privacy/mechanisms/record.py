@@ -23,6 +23,7 @@ from deal_core.methods import method_of
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.ledger_event import (
     COUNTS,
+    Budget,
     BudgetSpent,
     LedgerEvent,
     assumes_more,
@@ -129,7 +130,7 @@ class RecordMechanism:
                 require_shares(self.experiment.privacy, site.policy)
                 plan = self._plan(ask, site)
                 require_bound(plan.max_grad_norm, site.policy)
-                budget = plan.budget(site.policy)
+                budget = self._budget(plan, ask, site)
                 if budget.disjoint_tasks:
                     ledger.declare_members(ask.task, ask.ids(), self.unit)
                 event = self._events(site).update(ask, self._seeds(site), plan, site.policy)
@@ -154,10 +155,14 @@ class RecordMechanism:
         event: LedgerEvent,
     ) -> LocalUpdate:
         """The update as it may leave, in the ledger with its charge."""
-        budget = plan.budget(site.policy)
+        budget = self._budget(plan, ask, site)
         with refusing_when_spent():
             answer = packed(LocalUpdate(update.arrays, self._figures(ask, site, plan, event)))
             return unpacked(site.ledger().charge(event, budget, ask.request, answer))
+
+    def _budget(self, plan: PrivacyPlan, ask: UpdateRequest, site: Site) -> Budget:
+        """What the charge of an update is checked against."""
+        return replace(plan.budget(site.policy), most=plan.rounds(ask.task))
 
     def _figures(
         self, ask: UpdateRequest, site: Site, plan: PrivacyPlan, event: LedgerEvent
@@ -223,7 +228,8 @@ class RecordMechanism:
         if kept is None:
             try:
                 plan = self._plan(ask, site)
-                budget = plan.budget(site.policy)
+                most = evaluations(self.experiment, len(self._counts(ask)[0]))
+                budget = replace(plan.budget(site.policy), most=most)
                 event = self._events(site).counting(ask, self._seeds(site), plan)
                 ledger.require(event, budget)
                 answer = self._noised_counts(ask, event, make)

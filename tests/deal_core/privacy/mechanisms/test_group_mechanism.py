@@ -15,7 +15,13 @@ from deal_core.errors import UserError
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.certificate import certificate, check_certificate
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed, unprotected_event
+from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
+from deal_core.privacy.accounting.ledger_event import (
+    SET_ASIDE,
+    LedgerEvent,
+    composed,
+    unprotected_event,
+)
 from deal_core.privacy.accounting.unit import MixedUnits
 from deal_core.privacy.interface import (
     Grouping,
@@ -92,7 +98,7 @@ def whole_run(site: Site, *overrides: str) -> Maker:
 
 
 GOOGLE = {1: (4.61217, 0.99997), 3: (1.98181, 2.99986), 8: (1.03076, 7.99971)}
-"""Target epsilon to the noise multiplier that is planned for these groups, and to what
+"""Target epsilon to a noise multiplier that reaches it for these groups, and to what
 dp-accounting 0.6.0 (PLD) says of it at delta = 1e-3:
 
     accountant = dp_accounting.pld.PLDAccountant()
@@ -118,12 +124,15 @@ def test_epsilon_by_group_is_that_of_other_accountants(site, target):
             accountant.history.append(
                 (events[0].noise_multiplier, 16 / count, 3 * math.ceil(count / 16))
             )
-    assert [event.noise_multiplier for event in events] == [pytest.approx(multiplier, rel=2e-4)] * 9
+    planned = {event.noise_multiplier for event in events}
+    assert multiplier < planned.pop() < 1.01 * multiplier  # a part of delta is for further runs
+    assert not planned
+    same = [DpEvent(16 / n, multiplier, 3 * math.ceil(n / 16)) for n in GROUPS.values()]
+    assert epsilon_of(same, 1e-3) == pytest.approx(theirs, rel=0.005)
     ours = composed(events, 1e-3)
-    assert ours == pytest.approx(theirs, rel=0.005)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prv = others[0].get_epsilon(1e-3, eps_error=0.002)
+        prv = others[0].get_epsilon((1 - SET_ASIDE) * 1e-3, eps_error=0.002)
         rdp = others[1].get_epsilon(1e-3)
     assert ours == pytest.approx(prv, rel=0.01)
     assert ours <= rdp

@@ -1,0 +1,114 @@
+"""Several runs at one site: settings of the later may follow from what the earlier released."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from deal_core.privacy.accounting.composition import (
+    FIXED_ORDERS,
+    DpEvent,
+    adaptive_epsilon,
+    epsilon_of,
+)
+from deal_core.privacy.accounting.ledger_event import (
+    SET_ASIDE,
+    Budget,
+    BudgetSpent,
+    composed,
+    require_within,
+)
+from deal_core.privacy.accounting.plan import solve_noise_multiplier
+from tests.ledger_events import ledger_event
+
+DELTA = 1e-5
+POINTS = np.linspace(-12, 12, 8001)
+"""Values of the released number, in units of its noise."""
+
+
+def densities(event: DpEvent) -> tuple[np.ndarray, np.ndarray]:
+    """With the record and without, at :data:`POINTS`, of one step; each sums to 1."""
+    places = POINTS * event.noise_multiplier
+    without = norm.pdf(places, scale=event.noise_multiplier)
+    shifted = norm.pdf(places, loc=1.0, scale=event.noise_multiplier)
+    with_record = (1 - event.sample_rate) * without + event.sample_rate * shifted
+    return with_record / with_record.sum(), without / without.sum()
+
+
+def lost(event: DpEvent, epsilons: np.ndarray) -> np.ndarray:
+    """Delta of one step at each epsilon, also below 0: a record more, by plain summation."""
+    ours, others = densities(event)
+    return np.array([np.maximum(ours - math.exp(e) * others, 0).sum() for e in epsilons])
+
+
+def of_the_better_choice(first: DpEvent, choices: list[DpEvent], epsilon: float) -> float:
+    """Delta of the whole at an epsilon, where the second step is chosen in sight of the first: of
+    every outcome that choice under which most is lost."""
+    ours, others = densities(first)
+    losses = np.log(ours / others)
+    left = np.linspace(losses.min(), losses.max(), 400)
+    best = np.max([lost(each, epsilon - left) for each in choices], axis=0)
+    return float((ours * np.interp(losses, left, best)).sum())
+
+
+def second_steps(first: DpEvent, epsilon: float, whole) -> list[DpEvent]:
+    """One step after the first, of a low rate or of rate 1, each as large as the budget lets it."""
+    found = []
+    for rate in (1.0, 0.3, 0.02):
+
+        def spent(sigma: float, rate: float = rate) -> float:
+            return whole([first, DpEvent(rate, sigma, 1)])
+
+        found.append(DpEvent(rate, solve_noise_multiplier(spent, epsilon), 1))
+    return found
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 2.0])
+def test_who_chooses_in_sight_of_a_release_gains_nothing(epsilon):
+    """Against mechanisms that are fixed beforehand the choice loses more than either by itself; the
+    sum for any choice is not passed."""
+    first = DpEvent(1.0, 5.0 / epsilon, 1)
+    fixed = second_steps(first, epsilon, lambda events: epsilon_of(events, DELTA))
+    each = [of_the_better_choice(first, [one], epsilon) for one in fixed]
+    assert max(each) <= DELTA * 1.05
+    assert of_the_better_choice(first, fixed, epsilon) > 1.1 * max(each)
+    safe = second_steps(first, epsilon, lambda events: adaptive_epsilon(events, DELTA))
+    assert of_the_better_choice(first, safe, epsilon) <= DELTA
+
+
+@pytest.mark.parametrize(
+    "event", [DpEvent(1.0, 4.0, 3), DpEvent(0.1, 1.2, 60), DpEvent(0.01, 0.8, 500)]
+)
+@pytest.mark.parametrize("delta", [1e-4, 1e-6])
+def test_the_sum_for_any_choice_is_above_the_exact_one_and_not_far(event, delta):
+    exact, safe = epsilon_of([event], delta), adaptive_epsilon([event], delta)
+    assert exact <= safe <= 1.7 * exact
+    part = event.steps // 3
+    parts = [replace(event, steps=part), replace(event, steps=event.steps - part)]
+    assert adaptive_epsilon(parts, delta) == pytest.approx(safe)
+    assert adaptive_epsilon([], delta) == 0.0
+    assert len(FIXED_ORDERS) == 10
+
+
+def test_one_run_composes_exactly_and_two_for_any_choice():
+    event = ledger_event(sample_rate=0.1, noise_multiplier=1.5, steps=10)
+    spent = [DpEvent(0.1, 1.5, 20)]
+    together = composed([event, event], DELTA)
+    assert together == epsilon_of(spent, (1 - SET_ASIDE) * DELTA)
+    apart = composed([event, replace(event, run="another")], DELTA)
+    assert apart == adaptive_epsilon(spent, SET_ASIDE * DELTA)
+    assert together < apart < 2 * together
+
+
+def test_a_run_has_no_more_rounds_of_a_task_than_it_has_planned():
+    """Which task's rounds use the budget up would follow from what was released."""
+    event = ledger_event(task="surgery")
+    budget = Budget(100.0, DELTA, most=2)
+    others = [replace(event, task="skin"), replace(event, run="another")]
+    require_within([event, *others, event], budget)
+    with pytest.raises(BudgetSpent, match="has 2 rounds of task 'surgery', and they are over"):
+        require_within([event, event, *others, event], budget)
