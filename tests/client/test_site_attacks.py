@@ -50,8 +50,9 @@ def test_an_honest_request_is_answered_and_charged(site):
 
 def test_a_second_run_of_the_same_settings_is_planned_on_its_own(tmp_path):
     """It spends on top of the first, and its noise is solved for that."""
-    policy = 'mechanism = "record"\nmax_epsilon = 1.0\nmetrics = "noised"\n'
-    site, experiment = RealSite(tmp_path, policy), asked("privacy.metrics=noised")
+    policy = 'mechanism = "record"\nmax_epsilon = 4.0\nmetrics = "noised"\n'
+    site = RealSite(tmp_path, policy)
+    experiment = asked("privacy.metrics=noised", "privacy.target_epsilon=4")
     assert code(site.answer(experiment, {}, run="run-1")) == "ok"
     evaluation = {"task": "", "tasks": ["laboratory"], "learnt": ["laboratory"]}
     for stage in (-1, 0):

@@ -85,8 +85,8 @@ def adaptive_epsilon(spent: Iterable[DpEvent], delta: float) -> float:
     The distributions of :func:`epsilon_of` are of mechanisms that are fixed beforehand: who chooses
     among two that would fill the same budget, one with a heavier tail, can make the whole lose more
     than either. Renyi divergences of a fixed order add up for any choice (Feldman & Zrnic, NeurIPS
-    2021, theorem 3.1). So there are few orders, each with its part of delta, and the best counts;
-    conversion: Canonne, Kamath & Steinke, NeurIPS 2020, proposition 12.
+    2021, theorem 3.1). So there are few orders, each with its part of delta, and the best counts,
+    (M67); conversion: Canonne, Kamath & Steinke, NeurIPS 2020, proposition 12.
     """
     together, own = with_steps_added(spent), delta / len(FIXED_ORDERS)
     if not together:

@@ -98,7 +98,7 @@ def test_every_charge_is_there_by_run_and_task(ledger: Ledger) -> None:
         ("67a2bfa0", "skin", "1", "10"),
     ]
     for row, events in zip(rows, (ledger.events()[:2], ledger.events()[2:]), strict=True):
-        assert row["epsilon, alone"] == f"{composed(events, 1e-4):.4g}"
+        assert row["epsilon, alone"] == rounded_up(composed(events, 1e-4), 4)
         assert (row["noise multiplier"], row["clipping bound"]) == ("1.5", "1")
     assert [row[0] for row in shown.table("Every release")[1:]] == ["1", "2", "3"]
     assert ledger.entries()[-1].hash in shown.text

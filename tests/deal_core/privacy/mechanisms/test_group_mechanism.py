@@ -14,8 +14,8 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.certificate import certificate, check_certificate
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
+from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import (
     SET_ASIDE,
     LedgerEvent,
