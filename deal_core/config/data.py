@@ -21,6 +21,16 @@ def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels
 
 
+def _named(label_text: dict[str, str]) -> dict[str, str]:
+    """Check that no value stands for an empty label."""
+    for value, label in label_text.items():
+        if not label.strip():
+            raise ValueError(f"'{value}' stands for an empty label; name it")
+    return label_text
+
+
+LabelText = Annotated[dict[str, str], AfterValidator(_named)]
+"""Value in a label column to the label that it stands for."""
 Labels = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 """Of a task; none: its answers are texts."""
 
@@ -41,7 +51,7 @@ class PartitionConfig(Table):
     labels_per_client: int = Field(2, ge=1)
     """Labels that each client holds (pathological)."""
     column: str = ""
-    """The column whose values name the client (column)."""
+    """The column whose values name the client (column); more values than clients take turns."""
 
 
 class TaskColumns(Table):
@@ -53,7 +63,7 @@ class TaskColumns(Table):
     """Empty: ``data.pair_column``."""
     label_column: str = ""
     """Empty: ``data.label_column``."""
-    label_text: dict[str, str] = Field(default_factory=dict)
+    label_text: LabelText = Field(default_factory=dict)
     """Value in the label column (as text) to the label it stands for; empty: as they are."""
     target_column: str = ""
     """Column of the answer, where answers are texts; empty: ``data.target_column``."""
@@ -78,7 +88,7 @@ class HubTask(Table):
     """Empty: ``data.pair_column``."""
     label_column: str = ""
     """Empty: ``data.label_column``."""
-    label_text: dict[str, str] = Field(default_factory=dict)
+    label_text: LabelText = Field(default_factory=dict)
     """Label value (as text) to the words the model sees; empty: the data set's names."""
     target_column: str = ""
     """Column of the answer, where answers are texts; empty: ``data.target_column``."""

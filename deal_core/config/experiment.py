@@ -52,9 +52,9 @@ class AdapterConfig(Table):
     (deal, encoder-labels). ``core``: on ``target_modules``, between public, frozen factors; half of
     ``rank``, squared, are a layer's numbers (deal; private or under masks with ``train.step =
     "server"``)."""
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=8192)
     """Rank of the current adapter."""
-    retained_rank: int = Field(64, ge=1)
+    retained_rank: int = Field(64, ge=1, le=65536)
     """Rank of the retained adapter: all earlier tasks, compressed (deal with retention; whatever
     the number of tasks). Directions of several tasks share it: ``rank`` times the number of tasks
     keeps all of them; it travels once a stage."""
@@ -73,7 +73,7 @@ class AdapterConfig(Table):
 class FederationConfig(Table):
     """Clients and rounds."""
 
-    clients: int = Field(2, ge=1)
+    clients: int = Field(2, ge=1, le=1_000_000)
     """Clients that take part; 2 is what plain ``flwr run .`` simulates."""
     clients_per_round: int = Field(0, ge=0)
     """Clients sampled in each round of learning; 0: all. Sums that a client gives once in a task

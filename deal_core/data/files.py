@@ -113,7 +113,10 @@ class FilesSource:
         """Yield number and example of every row; None for one that is refused."""
         columns = Columns.of(self._config, task, self._unit_column)
         mapped = self._config.files.get(task, TaskColumns()).label_text
+        wanted = "" if columns.label else columns.references
         for number, values in read_table(path):
+            if wanted in values:
+                wanted = ""
             try:
                 example = to_example(values, columns, str(path), number)
             except UserError as error:
@@ -122,6 +125,8 @@ class FilesSource:
             else:
                 label = mapped.get(example.label, example.label).strip()
                 yield number, replace(example, label=label)
+        if wanted:
+            refuse(UserError(f"{path}: no row has the column '{wanted}' of further right answers"))
 
     def _file(self, task: str, split: str) -> Path:
         folder = self._folder() / task

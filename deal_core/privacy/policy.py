@@ -34,7 +34,7 @@ class OutsidePolicy(UserError):
 class Policy(Table):
     """Limits of one site."""
 
-    mechanism: str = ""
+    mechanism: Literal["", "none", "record", "client"] = ""
     """The only mechanism under which the site trains (``record``); empty: any, but ``record`` where
     there is a largest epsilon, or a unit column."""
     unit_column: str = ""

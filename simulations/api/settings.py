@@ -43,6 +43,8 @@ def experiment(config: Config, overrides: Mapping[str, Any] | None = None) -> Ex
         path = find_experiment(str(config))
         tables, where, folder = read_toml(path), str(path), beside(str(config), path)
     parsed = parse_experiment(tables, where)
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise UserError('overrides: dotted keys and their values, such as {"federation.rounds": 1}')
     if overrides:
         tables = apply_overrides(tables, _as_lines(overrides))
         parsed = parse_experiment(tables, "overrides")

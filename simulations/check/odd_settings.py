@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, PrivacyConfig
 from simulations.check.finding import Finding
 
 LARGEST_RATE, SMALLEST_RATE = 0.1, 1e-7
@@ -20,6 +20,10 @@ SHORTEST = 16
 """Tokens; a text of fewer is a few words."""
 MOST_PASSES = 1000
 """Rounds of a task times local epochs."""
+
+
+BUDGET = ("target_epsilon", "target_delta", "unit_column")
+"""Keys of ``privacy`` that say nothing without a mechanism."""
 
 
 def check_training(experiment: Experiment) -> Iterator[Finding]:
@@ -93,9 +97,19 @@ def _adapter(experiment: Experiment) -> Iterator[str]:
         )
 
 
+def _default(key: str) -> object:
+    return PrivacyConfig.model_fields[key].default
+
+
 def _privacy(experiment: Experiment) -> Iterator[str]:
     privacy = experiment.privacy
     if privacy.mechanism == "none":
+        unused = [key for key in BUDGET if getattr(privacy, key) != _default(key)]
+        if unused:
+            yield (
+                f'privacy.{unused[0]} is set, and privacy.mechanism = "none" protects nothing; set '
+                'privacy.mechanism to "record" or "client", or leave it out'
+            )
         return
     if privacy.target_delta > LARGEST_DELTA:
         yield (

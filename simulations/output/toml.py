@@ -9,6 +9,8 @@ from typing import Any
 
 def toml_value(value: Any) -> str:
     """Return a bool, number, string, list or dict on one line of TOML."""
+    if hasattr(value, "item") and not isinstance(value, Mapping):  # a number of numpy or torch
+        value = value.item()
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):

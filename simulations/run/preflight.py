@@ -359,7 +359,13 @@ def check_declared(experiment: Experiment) -> None:
         raise UserError(
             'data.generation: answers are labels with data.source = "medmcqa"; leave it out'
         )
-    chosen = [task for task in data.measures if task not in data.generation]
+    if data.path and data.source in OWN_ANSWERS:
+        raise UserError(
+            f'data.path = "{data.path}" is read with data.source = "files", and the source is '
+            f'"{data.source}", which has its own data; set data.source, or leave data.path out'
+        )
+    known = data.tasks or tuple(data.measures)
+    chosen = [task for task in data.measures if task in known and task not in data.generation]
     if chosen:
         raise UserError(
             f"data.measures.{chosen[0]}: its answers are labels, which are counted; leave it out, "
