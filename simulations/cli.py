@@ -147,6 +147,9 @@ def predict(
     file: Annotated[str, typer.Option(help="CSV, JSONL, Parquet, or TXT (a text a line).")] = "",
     column: Annotated[str, typer.Option(help="Of the text in the file.")] = "text",
     pair_column: Annotated[str, typer.Option(help="Joined to it, as in the run's data.")] = "",
+    label_column: Annotated[
+        str, typer.Option(help="Of the right answer: how many are right is said at the end.")
+    ] = "",
     task: Annotated[str, typer.Option(help="Choose among its labels; default: all learnt.")] = "",
     model: Annotated[
         str, typer.Option(help="Where the base model lies, if not where the run had it.")
@@ -159,8 +162,10 @@ def predict(
     from simulations.use.predict import PredictRequest
     from simulations.use.predict import predict as run
 
-    sources = tuple(texts or ()), file, column, pair_column
-    run(PredictRequest(folder, *sources, task, model, as_json), typer.echo)
+    sources = tuple(texts or ()), file, column, pair_column, label_column
+    score = run(PredictRequest(folder, *sources, task, model, as_json), typer.echo)
+    if score is not None:  # beside the lines, which a program may read
+        typer.echo(score.line, err=True)
 
 
 @app.command()

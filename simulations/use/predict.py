@@ -10,6 +10,7 @@ from pathlib import Path
 from deal_core.errors import UserError
 from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import find_adapter
+from simulations.use.score import Score
 from simulations.use.texts import Text, file_texts, typed_texts
 
 DIGITS = 6
@@ -26,6 +27,7 @@ class PredictRequest:
         file: in their place; empty: none.
         column: of the file's text.
         pair_column: joined to it; empty: none.
+        label_column: of the right answer, with which answers are compared; empty: none.
         task: whose labels to choose from; empty: those of all tasks learnt.
         base: folder or hub name of the base model; empty: as the run named it.
         as_json: a JSON object a line; otherwise a line for people.
@@ -36,17 +38,21 @@ class PredictRequest:
     file: str = ""
     column: str = "text"
     pair_column: str = ""
+    label_column: str = ""
     task: str = ""
     base: str = ""
     as_json: bool = True
 
 
-def predict(request: PredictRequest, print_line: Callable[[str], None]) -> None:
+def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score | None:
     """Print a line for each text, in order, each as soon as it is known.
 
     Args:
         request: what was typed.
         print_line: takes a line.
+
+    Returns:
+        How many answers are right; None where nothing says which are.
 
     Raises:
         UserError: no texts or two sources of them, no adapter, an unknown task, a bad file.
@@ -58,9 +64,13 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> None:
 
     predictor = load_predictor(folder, request.base)
     predictor.check(request.task)
+    score = Score()
     for text in texts:
         answer = predictor.answer(text.text, request.task)
         print_line(json_line(text, answer) if request.as_json else plain_line(text, answer))
+        if text.expected is not None:
+            score = score.add(answer, text.expected)
+    return score if score.texts else None
 
 
 def read_texts(request: PredictRequest) -> Iterator[Text]:
@@ -73,14 +83,18 @@ def read_texts(request: PredictRequest) -> Iterator[Text]:
         raise UserError("deal predict: give texts, or --file FILE, and not both")
     if request.file:
         path = Path(request.file).expanduser()
-        return file_texts(path, request.column, request.pair_column)
+        return file_texts(path, request.column, request.pair_column, request.label_column)
+    if request.label_column:
+        raise UserError("--label-column is of a file; name it with --file")
     return iter(list(typed_texts(request.texts)))
 
 
 def json_line(text: Text, answer: Answer | Written) -> str:
     """Return one JSON object: ``text`` or ``row``, ``task``, ``label``, ``probability``,
-    ``runner_up``, ``runner_up_probability``; or ``answer``, where it is a text."""
-    what = {"text": text.text} if text.row is None else {"row": text.row}
+    ``runner_up``, ``runner_up_probability``; or ``answer``, where it is a text. With ``expected``
+    where the file says it."""
+    what: dict[str, object] = {"text": text.text} if text.row is None else {"row": text.row}
+    what |= {} if text.expected is None else {"expected": text.expected}
     if isinstance(answer, Written):
         fields = {**what, "task": answer.task, "answer": answer.answer}
         return json.dumps(fields, ensure_ascii=False)
@@ -100,5 +114,5 @@ def plain_line(text: Text, answer: Answer | Written) -> str:
     """Return label and probability, or the answer, and text for people."""
     shown = " ".join(text.text.split()) if text.row is None else f"row {text.row}"
     if isinstance(answer, Written):
-        return f"{answer.answer}  ({shown})"
+        return f"{' '.join(answer.answer.split())}  ({shown})"
     return f"{answer.label}  {100 * answer.probability:.1f} %  {shown}"

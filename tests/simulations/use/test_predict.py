@@ -18,6 +18,7 @@ from client.local_sums import sum_records
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
+from deal_core.inference.answer import Written
 from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.models import Encoded
@@ -28,6 +29,8 @@ from server.results import read_results
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.run.label_counts import count_labels, read_label_counts
+from simulations.use.predict import PredictRequest, predict
+from simulations.use.score import Score
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at
 from tests.slow import slow_but
@@ -181,6 +184,30 @@ def test_an_answer_depends_on_no_other_text(run, predictor, tmp_path, deal):
     assert rows == [{k: v for k, v in one.items() if k != "text"} for one in reversed(alone)]
 
 
+def test_a_file_with_right_answers_has_the_accuracy_of_the_run(run, tmp_path):
+    folder, experiment = run
+    results, place = read_results(folder), TASKS.index("surgery")
+    table = tmp_path / "tests.jsonl"
+    rows = [
+        {"question": example.text, "ward": f" {example.label} "}
+        for example in load_for_clients(experiment, "surgery").test
+    ]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines: list[str] = []
+    asked = {"file": str(table), "column": "question", "label_column": "ward", "task": "surgery"}
+    score = predict(PredictRequest(str(folder), **asked), lines.append)
+    assert score.right / score.labels == results.accuracy_matrix[-1][place]
+    assert score.line.endswith(f"({score.right} of {len(rows)} rows)")
+    found = [json.loads(line) for line in lines]
+    assert [line["expected"] for line in found] == [row["ward"].strip() for row in rows]
+    assert sum(line["label"] == line["expected"] for line in found) == score.right
+
+
+def test_of_texts_that_are_written_the_overlap_is_told():
+    score = Score().add(Written("t", "a b"), "a b c d").add(Written("t", "x"), "y")
+    assert score.line == "ROUGE-L 33.3 % over 2 rows"
+
+
 def test_probabilities_are_shares(run, predictor):
     space = read_inference(find_adapter(run[0])).all_tasks["surgery"]
     answer = predictor.answer("anaesthesia with propofol", "surgery")
@@ -293,6 +320,7 @@ def lines(error: pytest.ExceptionInfo[Any]) -> list[str]:
         (("  ",), "text 1 is empty"),
         (("--file", "none.csv"), "none.csv: no such file"),
         (("a", "--task", "surgry"), "did you mean 'surgery'?"),
+        (("a", "--label-column", "ward"), "--label-column is of a file"),
     ],
 )
 def test_mistakes_are_one_line(causal, deal, arguments, message):
