@@ -27,9 +27,9 @@ from deal_core.privacy.accounting.unit import common_unit
 from deal_core.whole_file import write_whole
 
 KEY = "ledger.key"
-VERSION = 5
-"""Of statements; 2 had no ``unit_column``, 3 did not say which events were ``compared``, and until
-4 all said that nobody is trusted."""
+VERSION = 6
+"""Of statements; 2 had no ``unit_column``, 3 did not say which events were ``compared``, until 4 all
+said that nobody is trusted, and until 5 runs were added up as if fixed beforehand."""
 PLACE = ("seq", "time")
 ROUNDING = 1e-6
 
@@ -150,6 +150,7 @@ def composed_over(disjoint_tasks: bool, unprotected: int) -> str:
         if disjoint_tasks
         else "all protected releases of the ledger: all runs, tasks and rounds"
     )
+    over += "; the settings of a later run may follow from what an earlier one released"
     if not unprotected:
         return over
     return (
