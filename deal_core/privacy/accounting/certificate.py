@@ -28,8 +28,8 @@ from deal_core.whole_file import write_whole
 
 KEY = "ledger.key"
 VERSION = 6
-"""Of statements; 2 had no ``unit_column``, 3 did not say which events were ``compared``, until 4 all
-said that nobody is trusted, and until 5 runs were added up as if fixed beforehand."""
+"""Of statements; 2 had no ``unit_column``, 3 did not say which events were ``compared``, until 4
+all said that nobody is trusted, and until 5 runs were added up as if fixed beforehand."""
 PLACE = ("seq", "time")
 ROUNDING = 1e-6
 
