@@ -57,6 +57,10 @@ def local_evaluation(
         require_enough_to_count(bench, client_context, instruction)
 
     def make() -> Counts:
+        if noised:  # of every task, whether the site has test records of it or not
+            load_state(bench.model, state)
+            for task in instruction.tasks:
+                rehearse_task(bench, task)
         shares = {task: bench.task(task, client_context.client) for task in instruction.tasks}
         learnt = instruction.learnt if all_labels else None
         right = [
@@ -116,6 +120,18 @@ def require_enough_to_count(
         raise Refusal("no-data", f"fewer than {policy.min_records} test records of a task")
 
 
+def rehearse_task(bench: Workbench, task: str) -> None:
+    """Try out on constant texts what the answers to a task's test records take.
+
+    Raises:
+        RehearsalFailed: it does not work.
+    """
+    labels, asks = bench.labels(task), bench.instruction(task)
+    rehearse_answers(bench, labels, asks)
+    if bench.statistics is not None and labels:
+        rehearse_embeddings(bench, labels, asks, bench.statistics.layers)
+
+
 def _right(
     bench: Workbench,
     task: str,
@@ -134,11 +150,6 @@ def _right(
 
     def count() -> tuple[float, float]:
         load_state(bench.model, state)
-        if alone:
-            rehearse_answers(bench, share.labels, bench.instruction(task))
-            if bench.statistics is not None and share.labels:
-                asks = bench.instruction(task)
-                rehearse_embeddings(bench, share.labels, asks, bench.statistics.layers)
         if learnt is None and task not in state.heads:
             measure = TEXT_MEASURES[bench.experiment.data.measure(task)]
             return count_correct(bench.model, share.test, share.labels, weights, alone, measure), 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from deal_core.lora.attach import base_only
 from deal_core.models import Encoded, LanguageModel
 from deal_core.training.batching import evaluation_batches
+
+log = logging.getLogger(__name__)
 
 
 def base_embeddings(model: LanguageModel, data: Sequence[Encoded], layers: int = 1) -> Tensor:
@@ -39,6 +41,8 @@ def embeddings_alone(
     rows = torch.full((len(data), size), torch.nan)
     with base_only(model.module):
         for place, text in enumerate(data):
-            with suppress(Exception):
+            try:
                 rows[place] = model.embed([text], layers)[0].float().cpu()
+            except Exception:
+                log.exception("a text cannot be embedded; it has no part in what is released")
     return rows

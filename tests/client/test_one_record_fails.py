@@ -4,6 +4,7 @@ and changes a release by no more than the record may."""
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -184,6 +185,28 @@ def test_a_teacher_that_cannot_answer_about_one_record(
         local_update(here.bench, here.context, chosen, ask, "x")
     assert FELL_BACK not in caplog.text
     assert [event.steps > 0 for event in here.site.events] == [True]
+
+
+@pytest.mark.parametrize("number", [0, 1, 40])
+def test_whether_a_task_has_test_records_does_not_show_in_a_refusal(
+    tmp_path, make_causal, monkeypatch, number
+) -> None:
+    """What cannot be answered at all is refused whatever the site has."""
+    here = Bench(
+        tmp_path / "site",
+        gpt2(tmp_path / "gpt2", 30, make_causal),
+        'metrics = "noised"\n',
+        [(text, "red") for text in texts(60)],
+        {"laboratory": ("red", "blue")},
+        *("method.name=sequential", "privacy.metrics=noised", 'data.tasks=["laboratory"]'),
+    )
+    share = here.bench.task("laboratory", 0)
+    fewer = replace(share, test=share.test[:number], test_groups=share.test_groups[:number])
+    monkeypatch.setattr(here.bench, "task", lambda task, client: fewer)
+    ask = instruction(task="", stage=0, server_round=0, tasks=("laboratory",))
+    with pytest.raises(RehearsalFailed):
+        local_evaluation(here.bench, here.context, here.state(), ask, "x")
+    assert not here.site.events
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -150,7 +150,6 @@ def composed_over(disjoint_tasks: bool, unprotected: int) -> str:
         if disjoint_tasks
         else "all protected releases of the ledger: all runs, tasks and rounds"
     )
-    over += "; the settings of a later run may follow from what an earlier one released"
     if not unprotected:
         return over
     return (

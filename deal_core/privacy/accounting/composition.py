@@ -28,7 +28,7 @@ from scipy.special import gammaln, logsumexp, ndtr
 Array = NDArray[np.float64]
 
 FIXED_ORDERS = tuple(2**k + 1 for k in range(10))
-"""Of :func:`adaptive_epsilon`: from 2 to 513, the best for epsilons from 50 down to 0.05."""
+"""Of :func:`adaptive_epsilon`: from 2 to 513, near the best for epsilons from 50 down to 0.05."""
 ORDERS = np.unique(np.geomspace(2, 2048, 80).astype(int))
 CUT = 1e-4
 """Part of delta that what the grid cuts off may cost at either end."""

@@ -114,12 +114,14 @@ def unprotected_event(run: str, mechanism: str, place: Place) -> LedgerEvent:
 class Budget:
     """``epsilon`` at ``delta``; tasks in parallel where they are ``disjoint``. ``most``: so many
     releases of this mechanism has the run planned in this task, and it has no more; None: as many
-    as fit."""
+    as fit. ``any_choice``: less than the run was planned for, so that what uses it up may follow
+    from what was released."""
 
     epsilon: float
     delta: float
     disjoint_tasks: bool = False
     most: int | None = None
+    any_choice: bool = False
 
 
 HONEST_SERVER = "the server is honest"
@@ -154,7 +156,12 @@ def is_void(events: Sequence[LedgerEvent]) -> bool:
     return any(not event.protected and event.mechanism != CLEAR_COUNTS for event in events)
 
 
-def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool = False) -> float:
+def composed(
+    events: Sequence[LedgerEvent],
+    delta: float,
+    disjoint_tasks: bool = False,
+    any_choice: bool = False,
+) -> float:
     """Return the epsilon of all protected events together: of one record (or group), whatever tasks
     it is in, or, with ``disjoint_tasks``, of one that is in a single task, as far as records were
     compared: other events count in every task. It is void for records of which something has left
@@ -163,7 +170,7 @@ def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool =
     Of one run everything is fixed before its first release, so that its losses compose exactly; of
     several the later may follow from the earlier, and what they spend adds up in a way that holds
     for any choice. The two have parts of delta, so that their sum holds for who chooses whether
-    there is a second run (docs/method.md, section 8).
+    there is a second run (docs/method.md, section 8). ``any_choice``: of one run as well.
 
     Raises:
         MixedUnits: some events are of records and some of groups.
@@ -172,19 +179,19 @@ def composed(events: Sequence[LedgerEvent], delta: float, disjoint_tasks: bool =
     if events:
         common_unit((event.unit, event.unit_column) for event in events)
     if not disjoint_tasks:
-        return _epsilon_with_slack(events, delta)
+        return _epsilon_with_slack(events, delta, any_choice)
     each = (
         [e for e in events if e.task in ("", task) or not e.compared]
         for task in {e.task for e in events}
     )
-    return max((_epsilon_with_slack(some, delta) for some in each), default=0.0)
+    return max((_epsilon_with_slack(some, delta, any_choice) for some in each), default=0.0)
 
 
-def _epsilon_with_slack(events: Sequence[LedgerEvent], delta: float) -> float:
+def _epsilon_with_slack(events: Sequence[LedgerEvent], delta: float, any_choice: bool) -> float:
     """Return the mechanisms' epsilon with the slack of all steps: of densities that differ by a
     factor ``exp(s)`` in all, epsilon grows by ``s`` and delta by that factor."""
     slack = math.fsum(event.steps * event.slack for event in events)
-    several = len({event.run for event in events}) > 1
+    several = any_choice or len({event.run for event in events}) > 1
     of, part = (adaptive_epsilon, SET_ASIDE) if several else (epsilon_of, 1 - SET_ASIDE)
     return of((event.spent for event in events), part * delta * math.exp(-slack)) + slack
 
@@ -197,7 +204,7 @@ def require_within(events: Sequence[LedgerEvent], budget: Budget) -> None:
         MixedUnits: some are of records and some of groups.
     """
     require_planned_number(events, budget)
-    epsilon = composed(events, budget.delta, budget.disjoint_tasks)
+    epsilon = composed(events, budget.delta, budget.disjoint_tasks, budget.any_choice)
     unit = unit_text(events[-1].unit, events[-1].unit_column)
     if epsilon > budget.epsilon * (1 + ROUNDING):
         raise BudgetSpent(

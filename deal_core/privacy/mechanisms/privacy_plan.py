@@ -41,8 +41,13 @@ class PrivacyPlan(BaseModel):
         """What every charge is checked against: the policy may have become tighter since."""
         if policy is None:
             return Budget(self.epsilon, self.delta, self.disjoint_tasks)
+        epsilon = min(self.epsilon, policy.max_epsilon or self.epsilon)
+        delta = min(self.delta, policy.max_delta or self.delta)
+        disjoint = self.disjoint_tasks and policy.disjoint_tasks
+        planned = (self.epsilon, self.delta, self.disjoint_tasks)
         return Budget(
-            epsilon=min(self.epsilon, policy.max_epsilon or self.epsilon),
-            delta=min(self.delta, policy.max_delta or self.delta),
-            disjoint_tasks=self.disjoint_tasks and policy.disjoint_tasks,
+            epsilon=epsilon,
+            delta=delta,
+            disjoint_tasks=disjoint,
+            any_choice=(epsilon, delta, disjoint) != planned,
         )

@@ -66,6 +66,12 @@ def check_records_protected(experiment: Experiment) -> None:
             "data.max_train takes depends on how many a group has; set it to 0, and take fewer "
             "groups by data.train_share"
         )
+    noised = experiment.privacy.metrics == "noised"
+    if experiment.privacy.unit_column and noised and experiment.data.max_test:
+        raise UserError(
+            f"{where} with privacy.unit_column protects groups, and which test records "
+            "data.max_test takes depends on how many a group has; set it to 0"
+        )
     check_one_task_at_a_time(experiment)
     if in_sum(experiment.privacy) and not at_server(experiment):
         raise UserError(

@@ -6,6 +6,8 @@ import pytest
 
 from deal_core.data import Example, load_for_clients
 from deal_core.data.clients import each_by_itself
+from deal_core.errors import UserError
+from deal_core.privacy.mechanisms.record_checks import check_records_protected
 
 MANY = [Example(f"text {n}", f"label {n % 3}") for n in range(2000)]
 
@@ -47,3 +49,13 @@ def test_test_records_are_taken_each_by_itself_where_their_counts_leave_with_noi
     assert len(clear) == 100
     assert noised == each_by_itself(whole, "surgery", 100 / len(whole))
     assert set(noised) < set(whole)
+
+
+def test_a_limit_of_test_rows_does_not_go_with_noised_counts_of_groups(make_experiment):
+    """Which rows it takes would depend on how many a group has."""
+    groups = (*("privacy.mechanism=record", 'privacy.unit_column="patient"'), "data.max_train=0")
+    noised = "privacy.metrics=noised"
+    with pytest.raises(UserError, match=r"data\.max_test takes depends on how many a group has"):
+        check_records_protected(make_experiment(*groups, noised, "data.max_test=20"))
+    check_records_protected(make_experiment(*groups, noised, "data.max_test=0"))
+    check_records_protected(make_experiment(*groups, "data.max_test=20"))

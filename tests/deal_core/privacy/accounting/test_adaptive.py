@@ -22,7 +22,9 @@ from deal_core.privacy.accounting.ledger_event import (
     composed,
     require_within,
 )
-from deal_core.privacy.accounting.plan import solve_noise_multiplier
+from deal_core.privacy.accounting.plan import ReleaseSchedule, solve_noise_multiplier
+from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
+from deal_core.privacy.policy import Policy
 from tests.ledger_events import ledger_event
 
 DELTA = 1e-5
@@ -112,3 +114,26 @@ def test_a_run_has_no_more_rounds_of_a_task_than_it_has_planned():
     require_within([event, *others, event], budget)
     with pytest.raises(BudgetSpent, match="has 2 rounds of task 'surgery', and they are over"):
         require_within([event, event, *others, event], budget)
+
+
+def test_less_than_was_planned_for_holds_for_any_choice():
+    """A policy that becomes tighter in a run: which of its rounds use up the rest may follow from
+    what was released."""
+    work = ReleaseSchedule(task="surgery", records=100, rounds=2, sample_rate=0.1, steps=10)
+    plan = PrivacyPlan(
+        noise_multiplier=1.5,
+        epsilon=4.0,
+        delta=DELTA,
+        disjoint_tasks=False,
+        max_grad_norm=1.0,
+        work=(work,),
+    )
+    assert not plan.budget(Policy(max_epsilon=4.0)).any_choice
+    tighter = plan.budget(Policy(max_epsilon=3.0))
+    assert tighter == Budget(3.0, DELTA, any_choice=True)
+    event = ledger_event(sample_rate=0.1, noise_multiplier=1.5, steps=10)
+    exact, safe = (composed([event], DELTA, any_choice=any_choice) for any_choice in (False, True))
+    require_within([event], Budget(exact, DELTA))
+    with pytest.raises(BudgetSpent):
+        require_within([event], Budget(exact, DELTA, any_choice=True))
+    require_within([event], Budget(safe, DELTA, any_choice=True))
