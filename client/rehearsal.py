@@ -10,7 +10,7 @@ import torch
 
 from client.resources import Workbench
 from deal_core.lora.attach import at_task_start, set_trainable
-from deal_core.methods import LocalTask, TaskPrompt
+from deal_core.methods import LocalTask
 from deal_core.models import Encoded, GeneratingModel
 from deal_core.privacy.interface import GradientSum, rehearsing
 from deal_core.training.cache import Cache
@@ -60,18 +60,11 @@ def rehearse(
             if prompt.labels or not isinstance(bench.model, GeneratingModel):
                 continue
             texts = bench.longest((), prompt.instruction)
-            writing = _learning_from_a_long_answer(bench.model, texts, under, prompt)
+            # The teacher's answer to a constant text may be short, and to a record as long as this.
+            with at_task_start(module):
+                bench.model.written(texts, to_the_end=True)
+            writing = replace(under, labels=(), instruction=prompt.instruction)
             gradients.rehearse(module, objective(writing, texts, Cache()), len(texts))
-
-
-def _learning_from_a_long_answer(
-    model: GeneratingModel, longest: Sequence[Encoded], task: LocalTask, prompt: TaskPrompt
-) -> LocalTask:
-    """Return the task of learning an answer as long as there may be, when the teacher has written
-    one. To a constant text its answer may be short, and to a record as long as that."""
-    with at_task_start(model.module):
-        model.written(longest, to_the_end=True)
-    return replace(task, labels=(), instruction=prompt.instruction)
 
 
 @contextmanager

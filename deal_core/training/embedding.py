@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,8 +11,7 @@ from torch import Tensor
 from deal_core.lora.attach import base_only
 from deal_core.models import Encoded, LanguageModel
 from deal_core.training.batching import evaluation_batches
-
-log = logging.getLogger(__name__)
+from deal_core.training.containment import contained
 
 
 def base_embeddings(model: LanguageModel, data: Sequence[Encoded], layers: int = 1) -> Tensor:
@@ -38,11 +37,14 @@ def embeddings_alone(
         layers: of how many of the last layers.
         size: of a row (:func:`deal_core.models.embedding_size`).
     """
+
+    def embed(text: Encoded) -> Tensor:
+        return model.embed([text], layers)[0].float().cpu()
+
     rows = torch.full((len(data), size), torch.nan)
     with base_only(model.module):
         for place, text in enumerate(data):
-            try:
-                rows[place] = model.embed([text], layers)[0].float().cpu()
-            except Exception:
-                log.exception("a text cannot be embedded; it has no part in what is released")
+            row = contained(partial(embed, text), alone=True)
+            if row is not None:
+                rows[place] = row
     return rows

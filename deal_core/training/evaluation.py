@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import fsum
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.training.batching import evaluation_batches
+from deal_core.training.containment import contained
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
 
 NO_ANSWER = -1e12
@@ -78,11 +80,8 @@ def count_both(
     own, classes = torch.tensor(space.own), torch.tensor(space.classes)
     right = right_all = 0.0 if weights else 0
     for batch in evaluation_batches(data, alone):
-        try:
-            scores = finite_scores(score, batch).cpu()
-        except Exception:
-            if not alone:
-                raise
+        scores = contained(partial(finite_scores, score, batch), alone)
+        if scores is None:
             continue  # no answer
         targets = torch.tensor([data[i].target for i in batch])
         right += _counted(_best(scores[:, own]) == targets, batch, weights)
@@ -126,12 +125,8 @@ def count_correct(
 
 
 def _written(model: GeneratingModel, batch: Sequence[Encoded], alone: bool) -> list[str]:
-    try:
-        return model.write(batch)
-    except Exception:
-        if not alone:
-            raise
-        return [""]
+    texts = contained(partial(model.write, batch), alone)
+    return [""] if texts is None else texts
 
 
 def by_name(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> Scorer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from deal_core.lora.attach import at_task_start
 from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.training.batching import evaluation_batches
+from deal_core.training.containment import contained
 
 Teacher = Callable[[Sequence[int]], list[Tensor]]
 """Positions in the client's data to each example's logits, ``(rows, classes)``."""
@@ -73,12 +75,9 @@ def kept(
     answers: dict[int, Tensor] = {}
     floats = 0
     for batch in evaluation_batches(data, alone):
-        try:
-            found = ask(batch)
-        except Exception:
-            if not alone:
-                raise
-            continue  # its own matter: who asks for it meets the fault, and nobody else
+        found = contained(partial(ask, batch), alone)
+        if found is None:
+            continue  # who asks for it meets the fault, and nobody else
         answers.update(zip(batch, found, strict=True))
         floats += sum(answer.numel() for answer in found)
         if floats * len(data) > CACHED_FLOATS * len(answers):

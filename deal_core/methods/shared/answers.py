@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from deal_core.models import Encoded, ForwardOutput, GeneratingModel
 from deal_core.models.word_losses import word_losses
 from deal_core.training.batching import evaluation_batches
 from deal_core.training.cache import Cache
+from deal_core.training.containment import contained
 from deal_core.training.distillation import distillation_losses, mean_per_example
 from deal_core.training.objective import Objective
 from deal_core.training.teacher import WordTeacher, word_teacher
@@ -87,13 +89,9 @@ def ask(
             share = [data[i] for i in places]
             for batch in evaluation_batches(share, alone):
                 texts = [share[i] for i in batch]
-                answered: Sequence[Encoded | None]
-                try:
-                    answered = model.answered(texts, prompt.labels, prompt.instruction)
-                except Exception:
-                    if not alone:
-                        raise
-                    answered = [None]
+                work = partial(model.answered, texts, prompt.labels, prompt.instruction)
+                found: Sequence[Encoded | None] | None = contained(work, alone)
+                answered = [None] if found is None else found
                 asked.update(zip((places[i] for i in batch), answered, strict=True))
     items = [asked[i] for i in range(len(data))]
     known = [text if item is None else item for item, text in zip(items, data, strict=True)]
