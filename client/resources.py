@@ -39,6 +39,7 @@ from deal_core.models import (
     load_model,
 )
 from deal_core.models.loading import best_device
+from deal_core.models.stateless import require_stateless
 from deal_core.privacy.accounting.unit import GROUP
 from deal_core.privacy.interface import Grouping, MakeMechanism, Mechanism, RecordId
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
@@ -126,8 +127,10 @@ class Workbench:
         keep_memory()
         dtype = compute_dtype(config.train, best_device(), mechanism_of(config).needs_float32)
         model = load_model(config.model, config.adapter, config.train.max_length, dtype)
-        if config.privacy.mechanism != "none" and isinstance(model, GeneratingModel):
-            model.keep_nothing()
+        if config.privacy.mechanism != "none":
+            require_stateless(model, config.model.name, config.train.max_length)
+            if isinstance(model, GeneratingModel):
+                model.keep_nothing()
         return model
 
     @cached_property

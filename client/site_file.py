@@ -84,8 +84,8 @@ class SiteData(Table):
     references_column: str = ""
     """Column of further right answers; empty: none."""
     id_column: str = ""
-    """Column that says whose record it is (a patient's number): by it ``policy.disjoint_tasks`` is
-    checked; empty: by the texts."""
+    """Column that says whose record it is (a patient's number); ``policy.disjoint_tasks`` needs it,
+    or ``policy.unit_column``."""
     cache_tokens: bool = False
     """Keep token ids, which are the texts in another form, in the user's cache folder."""
     public_path: str = ""
@@ -142,7 +142,8 @@ def read_site(path: Path) -> SiteFile:
     """Return ``site.toml``, read and checked; every path in it is absolute.
 
     Raises:
-        UserError: unreadable, an unknown key, a wrong type, or a name that is none.
+        UserError: unreadable, an unknown key, a wrong type, a name that is none, or disjoint tasks
+            of records that nobody can tell apart.
     """
     site = parse_tables(SiteFile, read_toml(path), str(path))
     if not NAME.fullmatch(site.site.name):
@@ -150,7 +151,23 @@ def read_site(path: Path) -> SiteFile:
             f"{path}: site.name '{site.site.name}' should be letters, digits, '.', '_' and '-', "
             "at most 64"
         )
+    _require_ids(site, path)
     return _absolute(site, path.parent)
+
+
+def _require_ids(site: SiteFile, path: Path) -> None:
+    """Check that whoever declares disjoint tasks says whose a record is: two people may have the
+    same text, and whether they do would decide which tasks the site refuses.
+
+    Raises:
+        UserError: no column says it.
+    """
+    policy = site.policy
+    if policy and policy.disjoint_tasks and not (site.data.id_column or policy.unit_column):
+        raise UserError(
+            f"{path}: policy.disjoint_tasks compares whose the records are, and no column says "
+            "it; set data.id_column (or policy.unit_column), or leave disjoint_tasks out"
+        )
 
 
 def _absolute(site: SiteFile, base: Path) -> SiteFile:

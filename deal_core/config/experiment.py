@@ -85,7 +85,8 @@ class FederationConfig(Table):
     local_epochs: int = Field(1, ge=1)
     """Passes of a client over its data of the task in each round."""
     quorum: float = Field(0.5, gt=0, le=1)
-    """Share of the sampled clients whose valid reply a round needs."""
+    """Share of the sampled clients whose valid reply a round needs; where the server adds the noise
+    (``client`` with a trusted server) a round needs none, since who does not answer adds zero."""
     deadline_seconds: float = Field(3600.0, gt=0)
     """A round stops waiting after this time."""
     connect_seconds: float = Field(120.0, gt=0)

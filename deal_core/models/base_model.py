@@ -11,6 +11,7 @@ from deal_core.config.experiment import ModelConfig
 from deal_core.errors import UserError
 from deal_core.lora.quantized import compute_whole
 from deal_core.models.loading import pretrained
+from deal_core.models.stateless import require_fixed_places
 
 PACKAGE = "bitsandbytes"
 
@@ -25,12 +26,14 @@ def load_base_model(loader: Any, model: ModelConfig, dtype: torch.dtype, attenti
         attention: one that transformers knows.
 
     Raises:
-        UserError: see :func:`~deal_core.models.loading.pretrained`, :func:`check_bits`.
+        UserError: see :func:`~deal_core.models.loading.pretrained`, :func:`check_bits`,
+            :func:`~deal_core.models.stateless.require_fixed_places`.
     """
     check_bits(model)
     options = {"dtype": dtype, "attn_implementation": attention}
     base = pretrained(loader, model.name, **options, **_quantization(model.bits, dtype))
     compute_whole(base)
+    require_fixed_places(base, model.name)
     return base
 
 

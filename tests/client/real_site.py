@@ -66,7 +66,7 @@ class RealSite:
             place.mkdir(parents=True, exist_ok=True)
             lines = [
                 json.dumps(
-                    {"text": text, "label": label}
+                    {"text": text, "label": label, "id": text}
                     | ({"patient": f"p{row // self.each}"} if self.each else {})
                 )
                 for row, (text, label) in enumerate(examples)
@@ -76,10 +76,11 @@ class RealSite:
         # a site of an earlier version could not declare labels
         labels = "labels" in SiteData.model_fields
         lines = [f"{task} = {json.dumps(list(names))}" for task, names in self.declared.items()]
+        ids = 'id_column = "id"\n' if "disjoint_tasks" in self.policy else ""
         table = "[data.labels]\n" + "\n".join(lines) if labels else ""
         (self.folder / "site.toml").write_text(
             '[site]\nname = "north"\n[server]\naddress = "127.0.0.1:1"\n'
-            f'[data]\npath = "data"\n{self.data_lines}{table}\n'
+            f'[data]\npath = "data"\n{ids}{self.data_lines}{table}\n'
             f'[compute]\ndevice = "cpu"\nthreads = 1\n[policy]\n{self.policy}'
         )
 

@@ -46,6 +46,7 @@ from deal_core.secure_sum.site_policy import LEAST_SITES
 from simulations.check.rows import grouped
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.allowed_apps import allowed_apps
+from simulations.deployment.site.disjoint import check_disjoint
 from simulations.deployment.site.labels import agreed_labels, compare_labels, declared_labels
 from simulations.deployment.site.own_app import own_digest
 from simulations.deployment.site.secure_sums import check_secure_sums
@@ -96,6 +97,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         lambda: check_state(site),
         lambda: check_app(folder, site),
         lambda: check_secure_sums(site, experiment),
+        lambda: check_disjoint(site),
         lambda: compare_labels(site, agreed) if experiment else declared_labels(site),
     ]
     if experiment is not None:

@@ -35,7 +35,7 @@ path = {data}            # one folder per task, with train and test as JSONL, CS
 text_column = {text}
 label_column = {label}
 # pair_column = "answer"        # a second text column
-# id_column = "patient"         # whose record it is, where policy.disjoint_tasks is declared
+# id_column = "patient"         # whose record it is: policy.disjoint_tasks needs it
 # [data.files.TASK]             # a task whose files have other columns or label values
 # text_column = "question"
 # label_text = {{ "1" = "Surgery", "2" = "Radiology" }}

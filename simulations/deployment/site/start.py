@@ -11,6 +11,7 @@ from deal_core.errors import UserError
 from simulations.deployment.flower_home import FlowerHome
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.allowed_apps import allowed_apps
+from simulations.deployment.site.disjoint import check_disjoint
 from simulations.deployment.supervise import supervise
 
 IN_USE = "Failed to activate SuperNode"
@@ -41,8 +42,8 @@ def start_site(folder: Path) -> int:
         The exit code, 0: it was asked to end.
 
     Raises:
-        UserError: ``site.toml`` is wrong, a key is unsafe, the site runs already, or the server
-            refuses it.
+        UserError: ``site.toml`` is wrong, a key is unsafe, tasks are not as disjoint as declared,
+            the site runs already, or the server refuses it.
     """
     site = read_site(folder / "site.toml")
     check_secret(Path(site.server.key))
@@ -50,6 +51,7 @@ def start_site(folder: Path) -> int:
         raise UserError(
             f"{site.server.certificate}: not there; it is the ca.crt of the server's administrator"
         )
+    list(check_disjoint(site))  # read before anything is served
     state = Path(site.site.state)
     make_private(state)
     home = FlowerHome(state / "flower")

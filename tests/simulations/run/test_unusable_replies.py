@@ -1,0 +1,54 @@
+"""Where the server adds the noise, a client whose reply is no use adds zero: how the run ends does
+not tell that it was drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.app import Array, Message
+
+from deal_core.errors import UserError
+from deal_core.privacy.accounting.ledger import Ledger
+from simulations.engines.inprocess import FIRST_CLIENT_NODE
+from tests.simulations.runs import at, run_in_process
+from tests.sizes import TWO_LAYERS
+
+pytestmark = pytest.mark.usefixtures("one_model")
+SMALL = ("federation.clients=3", "federation.rounds=4", "train.batch_size=8", TWO_LAYERS)
+ONE_DRAWN = (
+    *SMALL,
+    "privacy.mechanism=client",
+    "privacy.trusted_server=true",
+    "privacy.noise=seeded",
+    "privacy.target_epsilon=50",
+    "privacy.target_delta=1e-3",
+    "federation.clients_per_round=1",
+    'data.tasks=["laboratory"]',
+)
+
+
+def no_number(reply: Message) -> Message:
+    if reply.metadata.src_node_id == FIRST_CLIENT_NODE and "lora" in reply.content:
+        record = reply.content["lora"]
+        key = next(iter(record))
+        record[key] = Array(np.full_like(record[key].numpy(), np.nan))
+    return reply
+
+
+def test_a_client_that_sends_no_number_ends_no_run_in_which_it_is_drawn_alone(
+    make_experiment, tmp_path
+) -> None:
+    experiment = make_experiment(*ONE_DRAWN)
+    run_in_process(at(experiment, tmp_path / "spoiled"), no_number)
+    run_in_process(at(experiment, tmp_path / "honest"), lambda reply: reply)
+    spoiled, honest = (
+        Ledger(tmp_path / name / "privacy").events() for name in ("spoiled", "honest")
+    )
+    assert len(spoiled) == len(honest) == 4
+    assert [e.noise_multiplier for e in spoiled] == [e.noise_multiplier for e in honest]
+
+
+def test_without_such_noise_too_few_replies_end_it(make_experiment, tmp_path) -> None:
+    alone = make_experiment(*SMALL, "federation.quorum=1.0", 'data.tasks=["laboratory"]')
+    with pytest.raises(UserError, match="2 of 3 clients gave a valid reply"):
+        run_in_process(at(alone, tmp_path), no_number)
