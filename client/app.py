@@ -9,49 +9,34 @@ stays here: the site's log has it, the server receives a code.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import resident_worker as worker
 from client.context import RequestContext, choose_device, file_of, here, log_of
-from client.distilled_store import DistilledMissing, DistilledStore
 from client.egress import check_reply
-from client.reply_cache import UpdateStore
+from client.faults import log_fault, log_fields
+from client.received import Received, SiteOf
 from client.site import site_of
 from client.site_file import NODE_KEY
 from client.site_log import SiteLog
-from client.state import FeedbackStore, folder_of, forget
 from client.status_reply import STATUS, fault_reply, secure_reply, status_reply
 from deal_core.imports import without_collection
-from deal_core.lora.payload import LORA, SUMS, PayloadError
-from deal_core.privacy.policy import OutsidePolicy, Refusal, counts_in_sum
-from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.wire.secure_record import LEGS
 
 if TYPE_CHECKING:
-    from client.client_context import ClientContext
     from client.resources import Workbench
-    from deal_core.privacy.interface import Counts, LocalUpdate, Site
 
-log = logging.getLogger(__name__)
 Handler = Callable[[Message, Context], Message]
 NOT_FOR_CLIENTS = frozenset({"run.out", "run.resume", "run.engine", "run.track"})
 """Keys of the run config on which nothing that a client computes depends."""
-TOLD = ("task", "stage", "phase", "server_round")
-"""Of an instruction, what the site's log repeats."""
-FAULTS = frozenset({"failed", "refused"})
-"""Codes of what went wrong; the others are a client's own refusals."""
 
-SiteOf = Callable[[RequestContext], "Site"]
-"""What a privacy mechanism must know of a client."""
 WorkbenchOf = Callable[[Context, RequestContext], "Workbench"]
 """Finds the workbench for a request."""
 
@@ -66,116 +51,56 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     app = ClientApp()
     bench_for = find_bench or bench_of
 
-    def client_context_of(place: RequestContext, run: str) -> ClientContext:
-        from client.client_context import ClientContext
-
-        site = find_site(place)
-        known = site if place.site is None else replace(site, run=run)
-        return ClientContext(place.client, FeedbackStore(folder_of(place.folder, known.run)), known)
-
-    @app.query("hello")
-    @guarded
-    def hello(message: Message, context: Context) -> Message:
-        site = ConfigRecord({"client": here(context).client})
-        status = ConfigRecord({"code": "ok"})
-        return Message(RecordDict({STATUS: status, "site": site}), reply_to=message)
-
-    @app.query("adapter")
-    @guarded
-    def adapter(message: Message, context: Context) -> Message:
-        from client.adapter_store import store_adapter
-
-        store_adapter(here(context), message)
-        return status_reply(message, "ok")
-
-    @app.query("announce")
-    @guarded
-    def announce(message: Message, context: Context) -> Message:
-        from client.secure_legs import announcement
-
-        return secure_reply(message, announcement(here(context), message))
-
-    for leg in LEGS:
-        app.query(leg)(guarded(partial(secure_leg, leg)))
+    def received(message: Message, context: Context) -> Received:
+        client = here(context)
+        return Received(message, context, client, bench_for(context, client), find_site)
 
     @app.train()
     @kept_warm
     @guarded
     def train(message: Message, context: Context) -> Message:
-        place = here(context)
-        bench = bench_for(context, place)
-        from client import wire
-        from client.local_evaluation import local_evaluation
-        from client.local_update import as_allowed, local_update, require_allowed
-        from client.secure_update import maskable_update, summed_arrays
+        request = received(message, context)
+        from client.training_reply import training_reply
 
-        state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
-        run = place.run_name(dict(context.run_config))
-        client_context = client_context_of(place, run)
-        name = wire.request_name(message, instruction, run)
-        today = place.as_of_today(name)
-
-        def count() -> Counts:
-            asked = instruction.evaluation()
-            evaluation = wire.request_name(message, asked, run)
-            return local_evaluation(bench, client_context, state, asked, evaluation)
-
-        def learn() -> LocalUpdate:
-            return local_update(bench, client_context, state, instruction, name)
-
-        record = SUMS if bench.phase(instruction.phase).statistics is not None else LORA
-        require_allowed(bench, client_context, instruction)
-        secure = bench.experiment.aggregation.secure
-        if secure:  # before anything is counted, trained or charged
-            maskable = maskable_update(place, bench, message, state, instruction, today)
-            maskable.require()
-        counts = (
-            counts_or_error(message, context, count) if instruction.piggybacked_evaluation else None
-        )
-        if place.site is None:
-            update = learn()
-        else:
-            kept = UpdateStore(place.folder).once(today, instruction, learn)
-            update = as_allowed(kept, client_context.site.policy, secure)
-        if secure:
-            layout, simulated = maskable.layout, place.site is None
-            arrays = summed_arrays(bench, state, instruction, update, layout, simulated)
-            masked = maskable.masked(arrays, bench.experiment.run.seed)
-            return wire.secure_update_reply(message, update.figures, instruction, counts, masked)
-        return wire.update_reply(message, update, instruction, counts, record)
+        return training_reply(request)
 
     @app.evaluate()
     @kept_warm
     @guarded
     def evaluate(message: Message, context: Context) -> Message:
-        place = here(context)
-        bench = bench_for(context, place)
-        from client import wire
-        from client.local_evaluation import local_evaluation
-        from client.secure_counts import as_arrays, maskable_counts
+        request = received(message, context)
+        from client.evaluation_reply import evaluation_reply
 
-        state, instruction = wire.read_request(message, bench, DistilledStore(place.folder))
-        if instruction.task:
-            raise PayloadError("instruction: an evaluation is of no one task")
-        # Asked of every client, once, before a second stage. A site has a folder for each run.
-        if instruction.stage < 0 and place.site is None:
-            forget(folder_of(place.folder, ""))
-        run = place.run_name(dict(context.run_config))
-        name = wire.request_name(message, instruction, run)
-        if not counts_in_sum(bench.experiment):
-            counts = local_evaluation(
-                bench, client_context_of(place, run), state, instruction, name
-            )
-            return wire.evaluation_reply(message, counts)
-        today = place.as_of_today(name)
-        maskable = maskable_counts(place, bench, message, state, instruction, today)
-        maskable.require()
-        counts = local_evaluation(
-            bench, client_context_of(place, run), state, instruction, name, masked=True
-        )
-        return secure_reply(message, maskable.masked(as_arrays(counts), bench.experiment.run.seed))
+        return evaluation_reply(request)
 
+    app.query("hello")(guarded(hello))
+    app.query("adapter")(guarded(adapter))
+    app.query("announce")(guarded(announce))
+    for leg in LEGS:
+        app.query(leg)(guarded(partial(secure_leg, leg)))
     return app
+
+
+def hello(message: Message, context: Context) -> Message:
+    """Tell the client's number."""
+    site = ConfigRecord({"client": here(context).client})
+    status = ConfigRecord({"code": "ok"})
+    return Message(RecordDict({STATUS: status, "site": site}), reply_to=message)
+
+
+def adapter(message: Message, context: Context) -> Message:
+    """Keep the adapter that the server hands out."""
+    from client.adapter_store import store_adapter
+
+    store_adapter(here(context), message)
+    return status_reply(message, "ok")
+
+
+def announce(message: Message, context: Context) -> Message:
+    """Tell the keys with which the client takes part in secure sums."""
+    from client.secure_legs import announcement
+
+    return secure_reply(message, announcement(here(context), message))
 
 
 def secure_leg(leg: str, message: Message, context: Context) -> Message:
@@ -262,48 +187,6 @@ def masked_only(context: Context) -> bool:
     if site is None:
         return NODE_KEY in context.node_config
     return site.policy is not None and site.policy.secure_aggregation == "required"
-
-
-def counts_or_error(
-    message: Message, context: Context, count: Callable[[], Counts]
-) -> tuple[str, Counts]:
-    """Return a code, and the counts that a training request asks for as well (none after a fault):
-    whatever becomes of them, the client trains."""
-    try:
-        return "ok", count()
-    except Exception as error:
-        return log_fault(message, context, error), {}
-
-
-def log_fault(message: Message, context: Context, error: Exception) -> str:
-    """The code of a fault, which is all that leaves; the log here has the rest."""
-    code, own = code_of(error), log_of(context)
-    if own is not None:
-        own.fault(f"request_{code}", error, **log_fields(message))
-    elif code in FAULTS:
-        log.error("request answered with '%s'", code, exc_info=error)
-    else:  # by the client's own rules: nothing went wrong, and the run's own output says so
-        log.info("client %s takes no part (%s): %s", here(context).client, code, error)
-    return code
-
-
-def code_of(error: Exception) -> str:
-    """The fixed word for a fault, or for a site's own refusal (a policy, a budget, no data)."""
-    if isinstance(error, PayloadError):
-        return "refused"
-    if isinstance(error, DistilledMissing):
-        return "resend"
-    if isinstance(error, OutsidePolicy):
-        return "policy"
-    return error.code if isinstance(error, (Refusal, ProtocolError)) else "failed"
-
-
-def log_fields(message: Message) -> dict[str, Any]:
-    """What a request is about, for the site's log."""
-    records = message.content.config_records if message.has_content() else {}
-    instruction: Mapping[str, Any] = records.get("instruction", {})
-    about = {key: str(instruction[key])[:100] for key in TOLD if key in instruction}
-    return {"asked": message.metadata.message_type, **about}
 
 
 app = make_app()

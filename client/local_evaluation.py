@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from client.client_context import ClientContext
 from client.rehearsal import rehearse_answers, rehearse_embeddings
@@ -46,61 +47,68 @@ def local_evaluation(
         Refusal: they do not leave the site.
     """
     check_tasks(instruction, bench)
-
-    all_labels = has_label_logits(bench.experiment.model)
     asked = bench.experiment.privacy.metrics
     allowed = metrics_allowed(asked, client_context.site.policy, masked)
-    noised = allowed == "noised"
-    by_group = noised and bench.mechanism.unit == GROUP
-
     if masked and allowed == "clear":
         require_enough_to_count(bench, client_context, instruction)
+    ask = _request(bench, client_context.client, instruction, request, masked)
+    count = partial(
+        exact_counts, bench, client_context.client, state, instruction, allowed == "noised"
+    )
+    return bench.mechanism.count(ask, client_context.site, count)
 
-    def make() -> Counts:
-        if noised:  # of every task, whether the site has test records of it or not
-            load_state(bench.model, state)
-            for task in instruction.tasks:
-                rehearse_task(bench, task)
-        shares = {task: bench.task(task, client_context.client) for task in instruction.tasks}
-        learnt = instruction.learnt if all_labels else None
-        right = [
-            _right(bench, task, share, state, learnt, by_group, noised)
-            for task, share in shares.items()
-        ]
-        texts = bench.experiment.data.generation  # their measure is a sum of shares
-        counts: dict[str, list[float]] = {
-            CORRECT: [float(own) if texts else own for own, _ in right],
-            EXAMPLES: [
-                len(set(share.test_groups)) if by_group else len(share.test)
-                for share in shares.values()
-            ],
-        }
-        return (
-            {**counts, CORRECT_ALL: [among_all for _, among_all in right]} if all_labels else counts
-        )
 
-    ask = UpdateRequest(
+def exact_counts(
+    bench: Workbench, client: int, state: State, instruction: Instruction, noised: bool
+) -> Counts:
+    """Return the counts as they are; ``noised``: noise is going to be added to them, so that a
+    record, or group, moves each by at most 1, and no other record's answer."""
+    if noised:  # of every task, whether the site has test records of it or not
+        load_state(bench.model, state)
+        for task in instruction.tasks:
+            rehearse_task(bench, task)
+    by_group = noised and bench.mechanism.unit == GROUP
+    all_labels = has_label_logits(bench.experiment.model)
+    learnt = instruction.learnt if all_labels else None
+    shares = {task: bench.task(task, client) for task in instruction.tasks}
+    right = [
+        _right(bench, task, share, state, learnt, by_group, noised)
+        for task, share in shares.items()
+    ]
+    texts = bench.experiment.data.generation  # their measure is a sum of shares
+    counts: dict[str, list[float]] = {
+        CORRECT: [float(own) if texts else own for own, _ in right],
+        EXAMPLES: [
+            len(set(share.test_groups)) if by_group else len(share.test)
+            for share in shares.values()
+        ],
+    }
+    return {**counts, CORRECT_ALL: [both for _, both in right]} if all_labels else counts
+
+
+def _request(
+    bench: Workbench, client: int, instruction: Instruction, request: str, masked: bool
+) -> UpdateRequest:
+    """What the privacy mechanism must know of the evaluation."""
+    return UpdateRequest(
         request=f"evaluate {request}",
-        client=str(client_context.client),
+        client=str(client),
         task="",
         phase="evaluate",
         stage=instruction.stage,
         server_round=instruction.server_round,
         data=(),
         record_ids=(),
-        records=lambda: bench.records(client_context.client),
-        site_records=lambda: bench.site_records(client_context.client),
+        records=lambda: bench.records(client),
+        site_records=lambda: bench.site_records(client),
         ids=lambda: (),
         learning_rate=0.0,
-        generator=seeded(
-            bench.experiment.run.seed, "evaluate", client_context.client, instruction.stage
-        ),
+        generator=seeded(bench.experiment.run.seed, "evaluate", client, instruction.stage),
         evaluated=len(instruction.tasks),
         masked=masked,
-        counted=count_names(all_labels),
-        grouping=bench.grouping("", client_context.client),
+        counted=count_names(has_label_logits(bench.experiment.model)),
+        grouping=bench.grouping("", client),
     )
-    return bench.mechanism.count(ask, client_context.site, make)
 
 
 def require_enough_to_count(

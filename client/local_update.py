@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from client.client_context import ClientContext
@@ -55,8 +56,29 @@ def local_update(
     grouping = None if phase.public_path else bench.grouping(instruction.task, client)
     units = len(data.train) if grouping is None else len(set(grouping.numbers))
     training = LocalTraining(bench, client_context, state, instruction, data, joint_tasks, units)
+    ask = replace(
+        _request(bench, client, instruction, request, data, joint_tasks),
+        entries=_entries(bench, state, instruction),
+        grouping=grouping,
+    )
+    update = release(_mechanism(bench, phase), ask, site, training.update)
+    training.save()
+    return update
+
+
+def _request(
+    bench: Workbench,
+    client: int,
+    instruction: Instruction,
+    request: str,
+    data: ClientTask,
+    joint_tasks: Sequence[TaskDataset],
+) -> UpdateRequest:
+    """What the privacy mechanism must know of the training."""
     where = instruction.stage, instruction.server_round
-    ask = UpdateRequest(
+    own_rate = bench.phase(instruction.phase).learning_rate
+    together = zip(instruction.tasks, joint_tasks, strict=True)
+    return UpdateRequest(
         request=f"{instruction.phase} {request}",
         client=str(client),
         task=instruction.task,
@@ -68,17 +90,10 @@ def local_update(
         records=lambda: bench.records(client),
         site_records=lambda: bench.site_records(client),
         ids=lambda: bench.ids(instruction.task, client),
-        learning_rate=phase.learning_rate or bench.experiment.train.learning_rate,
+        learning_rate=own_rate or bench.experiment.train.learning_rate,
         generator=seeded(bench.experiment.run.seed, "train", client, *where),
-        entries=_entries(bench, state, instruction),
-        grouping=grouping,
-        joint_tasks=tuple(
-            task for task, share in zip(instruction.tasks, joint_tasks, strict=True) if share.data
-        ),
+        joint_tasks=tuple(task for task, share in together if share.data),
     )
-    update = release(_mechanism(bench, phase), ask, site, training.update)
-    training.save()
-    return update
 
 
 def require_allowed(

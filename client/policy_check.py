@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deal_core.config.consolidation import may_consolidate
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.policy import (
@@ -34,11 +35,9 @@ def require_policy(config: Experiment, policy: Policy | None) -> None:
 
 def _distilled_rank(config: Experiment, policy: Policy | None) -> int:
     """Return the rank of what rounds of consolidation train, where the policy could refuse it."""
-    method, largest = config.method, config.adapter.retained_rank
-    if policy is None or largest <= policy.max_rank or method.name != "deal":
+    if policy is None or config.adapter.retained_rank <= policy.max_rank:
         return 0
-    asked, alone = method.consolidation.data, method.prototype.enabled == "off"
-    if asked == "none" or (asked == "auto" and (not alone or config.privacy.mechanism != "none")):
+    if not may_consolidate(config):
         return 0
     from deal_core.methods import consolidation_rank  # loads torch, which secure legs do without
 

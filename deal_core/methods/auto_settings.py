@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from deal_core.aggregation import MEANS_OF_FACTORS
+from deal_core.config.consolidation import may_consolidate
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import ConsolidationConfig, MethodConfig, PrototypeConfig
 from deal_core.data.sites import named_tasks
@@ -40,7 +41,7 @@ def consolidation_rank(experiment: Experiment) -> int:
     """Return the rank of the adapter that clients train in rounds of consolidation; 0: there are
     none, or nothing will be cut that they could distil."""
     method, adapter = resolve_auto(experiment), experiment.adapter
-    if method.name != "deal" or not consolidates(method):
+    if not may_consolidate(experiment) or not consolidates(method):
         return 0
     tasks = len(experiment.data.tasks or named_tasks(experiment.data))
     counted = tasks and experiment.stream.schedule == "synchronous"
