@@ -30,10 +30,7 @@ FAST = {
     "deal ledger verify STATE --certificate c.json": "certificate",
     "deal report --privacy STATE": "STATE/privacy.html",
     "deal report --privacy /srv/deal-site/state --out privacy-record.html": "privacy-record.html",
-    "deal server init DIR --host federation.example.org": "DIR/ca.crt",
     "deal server init /srv/deal --host federation.example.org --host 192.0.2.7": "server/ca.crt",
-    "deal site init DIR --name north --data FOLDER --server federation.example.org:9443 "
-    "--certificate ca.crt --experiment two-tasks.toml": "DIR/site.toml",
     "deal site init /srv/deal-site --name north --data /srv/data "
     "--server federation.example.org:9443 --certificate ca.crt --experiment two-tasks.toml": (
         "site/site.toml"
@@ -92,14 +89,9 @@ BENCHMARK = "needs a public benchmark that is not in the repository"
 INSTALL = "needs a package index"
 
 PARSED = {
-    "deal server start DIR": DEPLOYMENT,
-    "deal server add-site north north.pub --dir DIR": DEPLOYMENT,
     "deal server sites --dir /srv/deal": DEPLOYMENT,
-    "deal site check DIR --experiment two-tasks.toml": DEPLOYMENT,
     "deal site check /srv/deal-site --experiment two-tasks.toml": DEPLOYMENT,
-    "deal site start DIR": DEPLOYMENT,
     "deal site fetch /srv/deal-site --to /srv/model": DEPLOYMENT,
-    "deal submit two-tasks.toml --dir DIR": DEPLOYMENT,
     "deal submit two-tasks.toml --dir /srv/deal": DEPLOYMENT,
     "deal submit --resume RUN --dir /srv/deal": DEPLOYMENT,
     "deal status --dir /srv/deal": DEPLOYMENT,

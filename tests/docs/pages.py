@@ -15,7 +15,11 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-RESULTS = [ROOT / "simulations/RESULTS.md", *sorted((ROOT / "simulations/results").glob("*/*.md"))]
+RESULTS = [
+    ROOT / "simulations/RESULTS.md",
+    ROOT / "simulations/results/README.md",
+    *sorted((ROOT / "simulations/results").glob("*/*.md")),
+]
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,6 @@ def institutions(folder: Path) -> None:
     blocks = fences(ROOT / "docs/DEPLOYMENT.md")
     (experiment,) = (b.text for b in blocks if b.text.startswith('description = "Two tasks'))
     (folder / "two-tasks.toml").write_text(experiment)
-    (folder / "FOLDER").mkdir()
     Ledger(folder / "STATE").charge(ledger_event(), Budget(100.0, 1e-4), "r1", b"x")
 
 
