@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from functools import partial
 from typing import Annotated
@@ -397,8 +396,6 @@ def command() -> click.Command:
 
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
-    # PEFT imports bitsandbytes where it is; that warns of a faster kernel which is not used here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         require_own_packages()
         command()(prog_name="deal")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,11 +245,11 @@ def write_merged(source: AdapterFolder, inference: Inference, to: Path) -> list[
     """
     from peft import PeftModel
 
+    from deal_core.lora.attach import quiet_peft
     from deal_core.models.greedy import greedy
 
     base, tokenizer = load_base(inference)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False.*", UserWarning)
+    with quiet_peft():
         merged = PeftModel.from_pretrained(base, str(source.path)).merge_and_unload()
     prompts = prompts_of(inference)
     if prompts is not None:
