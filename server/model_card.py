@@ -18,6 +18,7 @@ from server.spending import VOID, rounded_up
 
 TITLE = "# Adapter of a federated run"
 NOT_HERE = ", its weights are not in this folder"
+HERE = ", its weights are in `{}`"
 PEFT = "library_name: peft\n"
 LORA = "- lora\n"
 
@@ -49,11 +50,12 @@ def model_card(results: Results, inference: Inference) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def merged_card(card: str, heads: bool = False) -> str:
+def merged_card(card: str, use: str, heads: bool = False) -> str:
     """Return the card of an adapter as that of base model and adapter in one.
 
     Args:
         card: of the adapter folder.
+        use: the section on use.
         heads: it has class means, which are in no merged model.
     """
     title = "# Base model and adapter of a federated run, merged"
@@ -64,27 +66,19 @@ def merged_card(card: str, heads: bool = False) -> str:
             "be several points less.**"
         )
     text = card.replace(PEFT, "library_name: transformers\n", 1)
-    text = text.replace(TITLE, title, 1).replace(NOT_HERE, "", 1)
-    use, versions = text.find("## Use\n"), text.find("## Versions\n")
-    return text[:use] + text[versions:] if 0 <= use < versions else text
+    return with_use(text.replace(TITLE, title, 1).replace(NOT_HERE, "", 1), use)
 
 
-def map_card(card: str, code: str) -> str:
-    """Return the card of an adapter as that of a map behind an encoder's pooling.
-
-    Args:
-        card: of the adapter folder.
-        code: Python that answers with it; goes to the end of the section on use.
-    """
-    return with_code(card.replace(PEFT, "", 1).replace(LORA, "", 1), code)
+def with_base(card: str, folder: str) -> str:
+    """Return the card of a folder that has the base model in it, in a folder of its own."""
+    return card.replace(NOT_HERE, HERE.format(folder), 1)
 
 
-def with_code(card: str, code: str) -> str:
-    """Return the card with Python that answers, at the end of the section on use."""
+def with_use(card: str, use: str) -> str:
+    """Return the card with another section on use."""
     before, heading, after = card.partition("## Versions\n")
-    title = "" if "## Use\n" in before else "## Use\n\n"
-    use = f"{title}Without this project, in this folder:\n\n```python\n{code}```\n\n"
-    return before + use + heading + after
+    kept = before.partition("## Use\n")[0]
+    return f"{kept}## Use\n\n{use}\n\n{heading}{after}"
 
 
 def hub_name(inference: Inference) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
+from functools import partial
 from typing import Annotated
 
 import click
@@ -163,9 +163,10 @@ def predict(
     from simulations.use.predict import predict as run
 
     sources = tuple(texts or ()), file, column, pair_column, label_column
-    score = run(PredictRequest(folder, *sources, task, model, as_json), typer.echo)
-    if score is not None:  # beside the lines, which a program may read
-        typer.echo(score.line, err=True)
+    beside = partial(typer.echo, err=True)  # the lines, which a program may read
+    score = run(PredictRequest(folder, *sources, task, model, as_json), typer.echo, beside)
+    if score is not None:
+        beside(score.line)
 
 
 @app.command()
@@ -395,8 +396,6 @@ def command() -> click.Command:
 
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
-    # PEFT imports bitsandbytes where it is; that warns of a faster kernel which is not used here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         require_own_packages()
         command()(prog_name="deal")

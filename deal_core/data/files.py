@@ -11,6 +11,7 @@ from typing import TypeAlias
 from deal_core.config.data import DataConfig, TaskColumns
 from deal_core.config.home import at_home
 from deal_core.data.look_alike import look_alike
+from deal_core.data.missing_columns import ColumnKeys, require_columns
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.data.split import split_off
@@ -110,11 +111,19 @@ class FilesSource:
         return tuple(examples)
 
     def _rows(self, task: str, path: Path, refuse: Refuse) -> Iterator[tuple[int, Example | None]]:
-        """Yield number and example of every row; None for one that is refused."""
+        """Yield number and example of every row; None for one that is refused.
+
+        Raises:
+            UserError: the file cannot be read, or no row of it has a column.
+        """
         columns = Columns.of(self._config, task, self._unit_column)
-        mapped = self._config.files.get(task, TaskColumns()).label_text
-        wanted = "" if columns.label else columns.references
+        own = self._config.files.get(task, TaskColumns())
+        mapped, keys = own.label_text, ColumnKeys(self._config, task, own)
+        wanted, is_first = "" if columns.label else columns.references, True
         for number, values in read_table(path):
+            if is_first:
+                require_columns(path, values, columns, keys)
+                is_first = False
             if wanted in values:
                 wanted = ""
             try:

@@ -12,9 +12,10 @@ from yaml import YAMLError
 from deal_core.config.data import DataConfig, HubTask
 from deal_core.data.hub_access import has_data_set, hub_answers, no_answer
 from deal_core.data.hub_csv import csv_complaints_raised, csv_options
+from deal_core.data.missing_columns import ColumnKeys, missing, missing_line
 from deal_core.data.rows import Columns, group_column, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
-from deal_core.errors import UserError, nearest
+from deal_core.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,11 +68,9 @@ class HubSource:
     def _examples(self, task: str, split: str, rows: Dataset) -> Iterator[Example]:
         spec = self._config.hub[task]
         columns, where = self._columns(task), _where(task, spec, split)
-        for column in vars(columns).values():
-            if column and column not in rows.column_names:
-                listed = ", ".join(rows.column_names)
-                close = nearest(column, rows.column_names)
-                raise UserError(f"{where}: no column '{column}'; the columns are: {listed}{close}")
+        if absent := missing(columns, rows.column_names):
+            keys = ColumnKeys(self._config, task, spec)
+            raise UserError(missing_line(where, rows.column_names, absent, keys))
         name_label = _label_namer(spec, rows, columns.label) if columns.label else None
         wanted = [column for column in rows.column_names if column in vars(columns).values()]
         for number, row in enumerate(rows.select_columns(wanted), start=1):

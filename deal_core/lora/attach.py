@@ -80,15 +80,22 @@ def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -
         layers_to_transform=_adapted_layers(base, config.first_layer),
         task_type=task_type,
     )
-    with warnings.catch_warnings():
-        # Theirs to settle: PEFT uses a name that transformers deprecates, and tells that it
-        # corrected fan_in_fan_out for Conv1D layers. A tied layer is refused, not warned of.
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to .*", UserWarning)
-        warnings.filterwarnings("ignore", ".*a tied layer is part of the adapter.*", UserWarning)
+    with quiet_peft():
         model = get_peft_model(base, lora, adapter_name=CURRENT)
     assert isinstance(model, PeftModel)
     return model
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Leave out, while PEFT changes a model, warnings that are theirs to settle: it uses a name
+    that transformers deprecates, and tells that it corrected ``fan_in_fan_out`` for ``Conv1D``
+    layers. A tied layer is refused, not warned of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to .*", UserWarning)
+        warnings.filterwarnings("ignore", ".*a tied layer is part of the adapter.*", UserWarning)
+        yield
 
 
 def _adapted_layers(base: nn.Module, first: int) -> list[int] | None:

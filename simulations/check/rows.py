@@ -10,6 +10,7 @@ from deal_core.data import TaskData, open_source
 from deal_core.data.files import FilesSource
 from deal_core.errors import UserError
 from simulations.check.finding import Finding
+from simulations.check.number_labels import number_labels
 from simulations.check.odd_rows import odd_rows
 from simulations.check.seen_elsewhere import SeenElsewhere
 
@@ -39,7 +40,8 @@ def check_rows(experiment: Experiment) -> Iterator[Finding]:
         if task.train:
             yield Finding(described(task), kind="note")
         yield from (Finding(text) for text in grouped(map(str, problems)))
-        yield from (Finding(text, kind="warning") for text in odd_rows(task))
+        odd = (*odd_rows(task), *number_labels(task, experiment))
+        yield from (Finding(text, kind="warning") for text in odd)
         elsewhere.add(task)
     yield from (Finding(text, kind="warning") for text in elsewhere.lines())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from deal_core.errors import UserError, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
 from deal_core.models.loading import EMBEDDED, TO_THE_BIT, quiet, with_revision
-from server.model_card import hub_name, map_card, merged_card, with_code
+from server.model_card import hub_name
+from simulations.use.encoder_code import LABELS, MAP, Exported, Kind, encoder_code
+from simulations.use.export_card import BASE, write_card
 from simulations.use.prompts import PROMPTS, asking_code, prompts_of, write_prompts
 from simulations.use.push import check_token, upload
 
@@ -23,25 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deal_core.lora.adapter import Adapter
-
-BASE = "base"
-"""Folder of an embedded base model beside the adapter: it is on no hub, or not as it was used."""
-LABELS = "label_embeddings.safetensors"
-MAP = "pooled_map.safetensors"
-"""``weight``, ``(hidden, hidden)``: the map behind the pooling, where PEFT alone cannot load the
-adapter."""
-ANSWER_BY_MAP = """\
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModel, AutoTokenizer
-
-model, tokenizer = AutoModel.from_pretrained({base}).eval(), AutoTokenizer.from_pretrained({base})
-weight = load_file("{map}")["weight"]
-names = load_file("{labels}")[{task}]
-tokens = tokenizer("a text", truncation=True, max_length={max_length}, return_tensors="pt")
-vector = model(**tokens).last_hidden_state.float().mean(dim=1) @ weight.T  # unpadded
-print(torch.cosine_similarity(vector, names).argmax().item())  # place in the task's labels
-"""
 
 
 @dataclass(frozen=True)
@@ -174,7 +156,7 @@ def write_adapter(source: AdapterFolder, inference: Inference, to: Path, push: b
     Raises:
         UserError: the base model cannot be loaded.
     """
-    for file in (source.weights, source.heads, source.inference, source.card):
+    for file in (source.weights, source.heads, source.inference):
         if file.exists():
             to.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, to / file.name)
@@ -182,18 +164,19 @@ def write_adapter(source: AdapterFolder, inference: Inference, to: Path, push: b
     _write_labels(inference, to)
     if _map_of(inference) is not None:
         return write_map(source, inference, to, base)
-    note = _write_prompts(inference, to, _in_folder(to, base), merged=False)
+    note = _write_prompts(inference, to)
     config = json.loads(source.config.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base
     config["revision"] = with_revision(inference.model.name)[1] or None
     AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     auto = "AutoPeftModel" + _auto_class(inference).removeprefix("AutoModel")
     auto += "ForFeatureExtraction" if auto == "AutoPeftModel" else ""
+    write_card(source, inference, to, _code(inference, "adapter", to, base))
     return [f"{to}: an adapter of {base}; load it with peft.{auto}.from_pretrained", *note]
 
 
 def write_map(source: AdapterFolder, inference: Inference, to: Path, base: str) -> list[str]:
-    """Write an adapter that PEFT cannot load as the map that it is, and to the card how to use it.
+    """Write an adapter that PEFT cannot load as the map that it is.
 
     Args:
         source: the run's adapter folder.
@@ -211,23 +194,9 @@ def write_map(source: AdapterFolder, inference: Inference, to: Path, base: str) 
     map_of = _map_of(inference)
     assert map_of is not None
     save_file({"weight": map_of(read_adapter(source))}, to / MAP)
-    if source.card.exists():
-        code = _code_with_map(inference, _in_folder(to, base))
-        card = map_card(source.card.read_text(encoding="utf-8"), code)
-        (to / source.card.name).write_text(card, encoding="utf-8")
+    write_card(source, inference, to, _code(inference, "map", to, base))
     said = f"{MAP} is a map behind the pooling of {base}; docs/using.md has the lines to use it"
     return [f"{to}: {said}"]
-
-
-def _code_with_map(inference: Inference, base: str) -> str:
-    """Return Python that answers a text of the first task, run in the folder."""
-    return ANSWER_BY_MAP.format(
-        map=MAP,
-        labels=LABELS,
-        base=json.dumps(base),
-        task=json.dumps(inference.tasks[0].name),
-        max_length=inference.max_length,
-    )
 
 
 def write_merged(source: AdapterFolder, inference: Inference, to: Path) -> list[str]:
@@ -246,22 +215,20 @@ def write_merged(source: AdapterFolder, inference: Inference, to: Path) -> list[
     """
     from peft import PeftModel
 
+    from deal_core.lora.attach import quiet_peft
     from deal_core.models.greedy import greedy
 
     base, tokenizer = load_base(inference)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False.*", UserWarning)
+    with quiet_peft():
         merged = PeftModel.from_pretrained(base, str(source.path)).merge_and_unload()
     prompts = prompts_of(inference)
     if prompts is not None:
         merged.generation_config = greedy(prompts)
     _save(merged, tokenizer, to)
     shutil.copyfile(source.inference, to / source.inference.name)
-    if source.card.exists():
-        text = merged_card(source.card.read_text(encoding="utf-8"), source.heads.exists())
-        (to / source.card.name).write_text(text, encoding="utf-8")
     _write_labels(inference, to)
-    _write_prompts(inference, to, ".", merged=True)
+    _write_prompts(inference, to)
+    write_card(source, inference, to, _code(inference, "merged", to, "."))
     note = ["label heads are not in it: they score embeddings of the base model as it was"]
     note = note if source.heads.exists() else []
     loader = _auto_class(inference)
@@ -333,8 +300,8 @@ def _write_labels(inference: Inference, to: Path) -> None:
         save_file(label_embeddings(inference), to / LABELS)
 
 
-def _write_prompts(inference: Inference, to: Path, base: str, merged: bool) -> list[str]:
-    """Write what others ask a model with that answers in words, and the lines for it in the card.
+def _write_prompts(inference: Inference, to: Path) -> list[str]:
+    """Write what others ask a model with that answers in words.
 
     Returns:
         A note, where the tokeniser is not here, which makes them.
@@ -343,12 +310,20 @@ def _write_prompts(inference: Inference, to: Path, base: str, merged: bool) -> l
         write_prompts(inference, to)
     except UserError as reason:
         return [f"{PROMPTS} is left out: {reason}"]
-    head = None if merged else _first_head(inference, AdapterFolder(to))
-    code, card = asking_code(inference, base, merged, head), AdapterFolder(to).card
-    if code and card.exists():
-        text = with_code(card.read_text(encoding="utf-8"), code)
-        card.write_text(text, encoding="utf-8")
     return []
+
+
+def _code(inference: Inference, kind: Kind, to: Path, base: str) -> str:
+    """Return Python that answers a text of the first task, run in the export; empty where prompts
+    are left out."""
+    head = _first_head(inference, AdapterFolder(to))
+    if inference.pooling != "none":
+        revision = "" if (to / BASE).is_dir() else with_revision(inference.model.name)[1]
+        exported = Exported(kind, _in_folder(to, base), "" if kind == "merged" else revision)
+        return encoder_code(inference, exported, head)
+    if not (to / PROMPTS).exists():
+        return ""
+    return asking_code(inference, _in_folder(to, base), kind == "merged", head)
 
 
 def _first_head(inference: Inference, folder: AdapterFolder) -> Tensor | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from deal_core.errors import UserError
 from deal_core.inference.answer import Answer, Written
-from deal_core.inference.folder import find_adapter
+from deal_core.inference.folder import AdapterFolder, find_adapter, read_inference
+from simulations.use.expected import labels_to_choose_from
 from simulations.use.score import Score
 from simulations.use.texts import Text, file_texts, typed_texts
 
@@ -44,26 +45,35 @@ class PredictRequest:
     as_json: bool = True
 
 
-def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score | None:
+def predict(
+    request: PredictRequest,
+    print_line: Callable[[str], None],
+    warn: Callable[[str], None] = lambda line: None,
+) -> Score | None:
     """Print a line for each text, in order, each as soon as it is known.
 
     Args:
         request: what was typed.
         print_line: takes a line.
+        warn: takes a warning, before the first line.
 
     Returns:
         How many answers are right; None where nothing says which are.
 
     Raises:
-        UserError: no texts or two sources of them, no adapter, an unknown task, a bad file.
+        UserError: no texts or two sources of them, no adapter, an unknown task, a bad file, or
+            right answers none of which is a label.
     """
     texts = read_texts(request)
     folder = find_adapter(Path(request.folder).expanduser())
+    warning = check_expected(request, folder)
     # Imports torch: after the quick checks.
     from deal_core.inference.predictor import load_predictor
 
     predictor = load_predictor(folder, request.base)
     predictor.check(request.task)
+    if warning:
+        warn(warning)
     score = Score()
     for text in texts:
         answer = predictor.answer(text.text, request.task)
@@ -87,6 +97,19 @@ def read_texts(request: PredictRequest) -> Iterator[Text]:
     if request.label_column:
         raise UserError("--label-column is of a file; name it with --file")
     return iter(list(typed_texts(request.texts)))
+
+
+def check_expected(request: PredictRequest, folder: AdapterFolder) -> str:
+    """Return a warning of the file's right answers that are no labels; empty: all are, or there
+    are none to compare. The file is read once for it, before any text is answered.
+
+    Raises:
+        UserError: none of them is a label, or a bad file.
+    """
+    labels = labels_to_choose_from(read_inference(folder), request.task)
+    if not request.label_column or labels is None:
+        return ""
+    return labels.check(read_texts(request), request.label_column)
 
 
 def json_line(text: Text, answer: Answer | Written) -> str:

@@ -113,8 +113,9 @@ def test_a_folder_is_no_name_on_a_hub(name, upstream, hub):
 
 def test_a_merged_model_has_a_card_of_its_own():
     without, told = model_card(results(privacy=PRIVATE), inference()), "this checkpoint does not"
-    assert told in merged_card(without, heads=True).partition("## ")[0]
-    card = merged_card(without)
+    assert told in merged_card(without, "Load it.", heads=True).partition("## ")[0]
+    card = merged_card(without, "Load it.")
+    assert "## Use\n\nLoad it.\n\n## Versions\n" in card
     assert told not in card
     assert "library_name: transformers" in card
     assert "# Base model and adapter of a federated run, merged" in card

@@ -135,7 +135,7 @@ def test_progress_bars_are_as_before(hub: Path) -> None:
         ({"config": "other"}, "/other, split train): cannot be loaded"),
         ({"text_column": "p"}, "no column 'p'; the columns are: q, more, intent, site"),
         ({"label_column": "intents"}, "no column 'intents'"),
-        ({"pair_column": "mor"}, "did you mean 'more'?"),
+        ({"pair_column": "mor"}, 'set data.hub.intents.pair_column = "more"'),
         ({"label_text": {"0": "travel"}}, "row 2: label '1' has no text (known: 0)"),
         ({"train_split": "train[:1]", "test_split": "train"}, "no training example has the label"),
         ({"test_split": "train[:0]"}, "corresponds to no data"),

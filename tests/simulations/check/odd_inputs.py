@@ -11,6 +11,8 @@ FIELD = ("fever", "cough", "rash", "ache")
 ROWS = tuple((f"{word} of patient {n}", "ab"[n % 2]) for n in range(20) for word in FIELD)
 TESTS = tuple((f"{word} of visitor {n}", "ab"[n % 2]) for n in range(10) for word in FIELD)
 
+NUMBERS = {"a": "1", "b": "2"}
+
 
 def table(rows: tuple[tuple[str, str], ...], separator: str = ",") -> str:
     return (
@@ -115,8 +117,14 @@ ODD_INPUTS = (
     OddInput("a task that is not there", "unknown task in", data='tasks = ["wrad"]'),
     OddInput(
         "a column that is not there",
-        "no column 'txt'; the columns are: text, label; did you mean 'text'? (and 79 more rows: 3,",
+        "train.csv: no column 'txt'; the columns are: text, label; set data.text_column = \"text\"",
         data='text_column = "txt"',
+    ),
+    OddInput(
+        "a header of other names",
+        "train.csv: no column 'text' or 'label'; the columns are: Text, Label; set "
+        'data.text_column = "Text" and data.label_column = "Label"',
+        files={TRAIN: table(ROWS).replace("text,label", "Text,Label", 1)},
     ),
     OddInput(
         "an empty text in two rows",
@@ -219,6 +227,28 @@ ODD_INPUTS = (
         "a declared label with blanks around it",
         "data.labels.ward: the label 'b ' with blanks around it; remove them",
         data='labels.ward = ["a", "b", "b "]',
+    ),
+    OddInput(
+        "labels that are numbers",
+        "its labels are numbers ('1', '2'), and the model reads labels as words; set "
+        "data.files.ward.label_text to their names",
+        train=tuple((t, NUMBERS[b]) for t, b in ROWS),
+        test=tuple((t, NUMBERS[b]) for t, b in TESTS),
+        warns=True,
+    ),
+    OddInput(
+        "labels that are numbers, and `data.files.ward.label_text`",
+        "",
+        data='[data.files.ward]\nlabel_text = {1 = "at home", 2 = "in bed"}',
+        train=tuple((t, NUMBERS[b]) for t, b in ROWS),
+        test=tuple((t, NUMBERS[b]) for t, b in TESTS),
+    ),
+    OddInput(
+        "labels that are numbers, where no name is read",
+        "",
+        toml='[method]\nname = "prototype"',
+        train=tuple((t, NUMBERS[b]) for t, b in ROWS),
+        test=tuple((t, NUMBERS[b]) for t, b in TESTS),
     ),
     OddInput(
         "a task with one label",

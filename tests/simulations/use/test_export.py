@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.lora.attach import base_only
 from deal_core.training.embedding import base_embeddings
+from simulations.use.encoder_code import Exported, encoder_code
 from simulations.use.export import ExportRequest, export
 from simulations.use.prompts import asking_code, write_prompts
 from tests.architectures import save
@@ -119,6 +121,9 @@ def outside(encoder, exported, causal, seq2seq, pooled, with_heads, tmp_path_fac
     folders = [str(exported / "mine"), str(exported / "merged"), str(folder / "moved")]
     jobs: dict[str, list[object]] = {
         "page": ["page", str(exported), page_example("adapter")],
+        "moved card": ["page", str(folder / "moved"), all_cosines(card_example(exported))],
+        "merged card": ["page", str(exported / "merged"), all_cosines(merged_example(exported))],
+        "card of heads": ["page", str(with_heads / "mine"), all_scores(card_example(with_heads))],
         "map of the page": ["page", str(pooled), all_cosines(page_example("map"))],
         "map of the card": ["page", str(pooled / "mine"), all_cosines(card_example(pooled))],
         "heads of the page": ["page", str(with_heads), all_scores(page_example("heads"))],
@@ -145,9 +150,13 @@ def page_example(of: str) -> str:
     return dict(zip(names, examples(PAGE), strict=True))[of]
 
 
-def card_example(folder: Path) -> str:
+def merged_example(folder: Path) -> str:
+    return card_example(folder, "merged")
+
+
+def card_example(folder: Path, export: str = "mine") -> str:
     """The lines of a card, with text and task of the page."""
-    (code,) = examples((folder / "mine" / "README.md").read_text(encoding="utf-8"))
+    (code,) = examples((folder / export / "README.md").read_text(encoding="utf-8"))
     assert '"a text"' in code
     return code.replace("a text", TEXT).replace('"laboratory"', '"surgery"')
 
@@ -374,10 +383,71 @@ def test_the_example_of_the_page_answers_as_deal_does(encoder, outside):
     assert labels[int(outside.said["page"])] == predictor.answer(TEXT, "surgery").label
 
 
+@pytest.mark.parametrize("place", ["moved card", "merged card"])
+def test_the_lines_of_an_encoders_card_compare_names_as_deal_does(encoder, outside, place):
+    """Of a folder that has moved too."""
+    predictor = load_predictor(find_adapter(encoder))
+    labels, scale = predictor.inference.all_tasks["surgery"], predictor.inference.model.logit_scale
+    with torch.no_grad():
+        batch = predictor.model.encode([Example(TEXT, labels[0])], labels)
+        expected = predictor.model.scores(batch, labels)[0] / scale
+    said = torch.tensor(json.loads(outside.said[place]))
+    torch.testing.assert_close(said, expected, rtol=0, atol=1e-5)
+
+
+def test_the_page_shows_what_cards_show(encoder, pooled, with_heads):
+    """With the folder, the text and the task of the page."""
+    for example, run, kind in (
+        ("adapter", encoder, "adapter"),
+        ("map", pooled / "run", "map"),
+        ("heads", with_heads / "run", "adapter"),
+    ):
+        folder = find_adapter(run)
+        heads = load_file(folder.heads) if folder.heads.exists() else {}
+        exported = Exported(kind, "mine/base", folder="mine")
+        inference = read_inference(folder).model_copy(update={"max_length": 128})
+        code = encoder_code(inference, exported, heads.get("surgery"), "surgery", TEXT)
+        assert page_example(example) == code
+
+
+def test_a_base_model_of_the_hub_is_loaded_as_it_was_used(encoder):
+    inference = read_inference(find_adapter(encoder))
+    code = encoder_code(inference, Exported("adapter", "org/base", "abc"))
+    assert 'AutoModel.from_pretrained("org/base", revision="abc"), ".")' in code
+    assert 'AutoTokenizer.from_pretrained("org/base", revision="abc")("a text"' in code
+
+
+def test_heads_alone_answer_where_names_weigh_nothing(with_heads):
+    folder = find_adapter(with_heads / "run")
+    inference = read_inference(folder).model_copy(update={"names_weight": 0.0})
+    head = load_file(folder.heads)[inference.tasks[0].name]
+    code = encoder_code(inference, Exported("adapter", "base"), head)
+    assert "label_embeddings" not in code
+    assert "head[:, -1]\nprint(scores" in code
+
+
+def test_a_card_names_every_file_of_its_folder(exported, pooled, with_heads, causal):
+    places = [exported / "mine", exported / "merged", pooled / "mine", with_heads / "mine"]
+    for folder in (*places, causal["llama"] / "mine", causal["llama"] / "merged"):
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        use = card.partition("## Use\n")[2].partition("## Versions\n")[0]
+        rows = re.findall(r"^\| `(.*?)/?` \|", use, re.MULTILINE)
+        there = {path.name for path in folder.iterdir()} - {"README.md"}
+        beside = {"config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+        beside |= {"special_tokens_map.json", "generation_config.json"}
+        assert set(rows) == there - (beside if folder.name == "merged" else set())
+        assert "deal export" not in card
+        assert ("its weights are not in this folder" in card) == (
+            folder == causal["llama"] / "mine"
+        )
+        assert ("its weights are in `base/`" in card) == (folder / "base").is_dir()
+
+
 def test_heads_and_names_of_the_page_score_as_deal_does(with_heads, outside):
     predictor = load_predictor(find_adapter(with_heads / "run"))
     labels = predictor.inference.all_tasks["surgery"]
     said = dict(zip(labels, json.loads(outside.said["heads of the page"]), strict=True))
+    assert json.loads(outside.said["card of heads"]) == pytest.approx([*said.values()], abs=1e-5)
     answer = predictor.answer(TEXT, "surgery")
     assert answer.label == max(said, key=lambda label: said[label])
     assert math.exp(said[answer.label]) == pytest.approx(answer.probability, rel=1e-4)

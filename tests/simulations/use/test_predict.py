@@ -346,6 +346,62 @@ def test_mistakes_in_a_file_are_one_line(causal, deal, tmp_path, name, content, 
     assert len(lines(error)) == 1
 
 
+def answered_table(folder: Path, *answers: str) -> Path:
+    """A file with these answers in the column `ward`, and others in `note`."""
+    table = folder / "tests.csv"
+    rows = "".join(f"text {n},{answer},note {n}\n" for n, answer in enumerate(answers))
+    table.write_text("text,ward,note\n" + rows)
+    return table
+
+
+@pytest.mark.parametrize("task", ["surgery", ""])
+def test_right_answers_none_of_which_is_a_label_are_another_column(encoder, deal, tmp_path, task):
+    """And no accuracy of 0 %."""
+    space = read_inference(find_adapter(encoder)).all_tasks["surgery"]
+    asked = ("predict", str(encoder), "--file", str(answered_table(tmp_path, *space)))
+    told = ("--task", task) if task else ()
+    with pytest.raises(
+        UserError, match="error: --label-column note: 'note 0' is no label"
+    ) as error:
+        deal(*asked, *told, "--label-column", "note")
+    (line,) = lines(error)
+    assert ("of task 'surgery'" if task else "of the tasks learnt") in line
+    assert sorted(space)[0] in line
+    assert line.endswith("name the column that holds them")
+
+
+def test_some_right_answers_that_are_no_labels_are_told_and_count_as_wrong(encoder, tmp_path):
+    space = read_inference(find_adapter(encoder)).all_tasks["surgery"]
+    table = answered_table(tmp_path, space[0], "x", "y", "x")
+    request = PredictRequest(
+        str(encoder), file=str(table), label_column="ward", task="surgery", as_json=False
+    )
+    printed: list[str] = []
+    warned: list[str] = []
+    score = predict(request, printed.append, warned.append)
+    assert warned == [
+        "warning: 3 of 4 rows: 'x' is no label of task 'surgery', and 1 more; these rows count as "
+        "answered wrongly"
+    ]
+    assert (score.labels, len(printed)) == (4, 4)
+    assert score.right <= 1
+
+
+def test_a_warning_is_beside_the_lines(encoder, tmp_path, monkeypatch, capsys):
+    space = read_inference(find_adapter(encoder)).all_tasks["surgery"]
+    table = answered_table(tmp_path, space[0], "x")
+    options = ("--file", str(table), "--label-column", "ward", "--task", "surgery")
+    monkeypatch.setattr(sys, "argv", ["deal", "predict", str(encoder), *options])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not stop.value.code
+    assert [json.loads(line)["expected"] for line in out.splitlines()] == [space[0], "x"]
+    warning, accuracy = err.splitlines()
+    assert warning.startswith("warning: 1 of 2 rows: 'x' is no label of task 'surgery'; these")
+    assert accuracy.endswith("of 2 rows)")
+
+
 def test_a_folder_without_an_adapter_and_a_damaged_one(causal, deal, make_causal, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         deal("predict", str(tmp_path / "none"), "a")
