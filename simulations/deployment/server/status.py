@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from server.spending import VOID, Spending, rounded_up, whole_extent
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.flower_status import flower_status
 from simulations.deployment.server.folder import ServerFolder
+from simulations.deployment.server.next_command import command
 from simulations.deployment.server.run_state import RunState, SiteState, state_of
 from simulations.deployment.server.site_registry import registered
 from simulations.deployment.server.submit import run_folder, starts
@@ -40,7 +42,7 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
             print(json.dumps({"run": "", "connected": sites}, indent=1))
             return
         _print_sites(console, sites, {}, fault)
-        console.print("no run yet; next: deal submit EXPERIMENT")
+        print_line(console, f"no run yet; next: {command(folder, 'submit EXPERIMENT')}")
         return
     run = run_folder(folder, name)
     state = state_of(run)
@@ -58,7 +60,7 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
     _print_sites(console, sites, state.sites, fault, unit, state.assumes)
     if any(site.spent is not None for site in state.sites.values()):
         print_line(console, f"whom ε counts on: {state.assumes or 'not known'}")
-    print_line(console, next_step(run.name, state))
+    print_line(console, next_step(folder, run.name, state))
 
 
 def _starts_again(run: Path, state: RunState) -> bool:
@@ -130,15 +132,14 @@ def _by_task(state: RunState, accuracy: Mapping[str, float]) -> str:
     return ", ".join(part.strip() for part in parts)
 
 
-def next_step(name: str, state: RunState) -> str:
+def next_step(folder: ServerFolder, name: str, state: RunState) -> str:
     """Return what the administrator can do now."""
     if state.phase == "finished":
-        return (
-            "next: the adapter and results.json are in the run's folder; deal report makes a page"
-        )
+        run = folder.runs / name
+        return f"next: adapter and results.json are in {run}; deal report {shlex.quote(str(run))}"
     if state.phase == "stopped":
-        return f"next: deal submit --resume {name}"
-    return f"next: wait; deal stop {name} ends it and keeps its checkpoint"
+        return f"next: {command(folder, f'submit --resume {name}')}"
+    return f"next: wait; {command(folder, f'stop {name}')} ends it and keeps its checkpoint"
 
 
 def _as_flower_sees_it(folder: ServerFolder, state: RunState, run: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.flower_status import flower_status
 from simulations.deployment.server.folder import ServerFolder
+from simulations.deployment.server.next_command import command
 from simulations.deployment.server.submit import run_folder, starts
 
 
@@ -29,5 +30,5 @@ def stop(folder: ServerFolder, name: str) -> list[str]:
     folder.events.write("run_stopped", run=run.name, flower=number)
     return [
         f"stopped {run.name}; the checkpoint after its last step stands",
-        f"next: deal submit --resume {run.name} --dir {folder.path} goes on from there",
+        f"next: {command(folder, f'submit --resume {run.name}')} goes on from there",
     ]
