@@ -109,6 +109,19 @@ def test_a_host_that_is_none_is_refused_before_anything_is_written(
     assert not folder.path.exists()
 
 
+@pytest.mark.parametrize("address", ["localhost", "localhost:", ":9443", "a:0", "::1", "x:99999"])
+def test_an_address_without_host_or_port_is_refused_before_anything_is_written(
+    tmp_path: Path, address: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    site = tmp_path / "site"
+    with pytest.raises(UserError, match=f"--server '{address}': write it as HOST:PORT"):
+        init_site(SiteRequest(site, tmp_path / "data", "north", address))
+    assert not site.exists()
+    init_site(SiteRequest(site, tmp_path / "data", "north", "[::1]:9443"))
+    assert read_site(site / "site.toml").server.address == "[::1]:9443"
+
+
 def test_a_server_and_a_site_are_made_once(server: ServerFolder, tmp_path: Path) -> None:
     before = server.authority_key.read_bytes()
     with pytest.raises(UserError, match="holds a server already"):
