@@ -72,11 +72,11 @@ def _add(folder: ServerFolder, settings: ServerSettings, name: str, key_file: Pa
         folder.flower.ask("supernode", "unregister", sites[name]["node"], CONNECTION)
         raise UserError(f"{folder.sites}: cannot be written ({error.strerror})") from None
     folder.events.write("site_added", site=name, **sites[name])
-    where = f"{settings.hosts[0]}:{settings.port}"
     return [
         f"registered '{name}' ({len(sites)} in all)",
         f"fingerprint {fingerprint_of_line(key)}: compare it with the site's by telephone",
-        f"next: the site runs deal site check and deal site start (server {where}); "
+        f"next: the site runs deal site check and deal site start (server {settings.address}, or "
+        f"on this machine, without a proxy, {settings.local_address}); "
         f"when all are there, {command(folder, 'submit EXPERIMENT')}",
     ]
 

@@ -40,6 +40,8 @@ def starting_lines(folder: ServerFolder, settings: ServerSettings) -> list[str]:
     """Return what is about to run, and what to do next."""
     lines = [
         f"SuperLink on {LOCAL}:{settings.superlink_port}, log in {folder.log}; Ctrl-C ends it",
+        f"sites on this machine reach it at {settings.local_address}, without a proxy; others at "
+        f"{settings.address}, where the proxy listens (nginx.conf)",
         f"next, in another terminal, for each site: "
         f"{command(folder, 'server add-site NAME KEY.pub')}",
         f"then: {command(folder, 'submit EXPERIMENT')}",

@@ -98,3 +98,16 @@ def test_what_is_printed_of_a_run_names_the_folder(server, tmp_path, monkeypatch
     with exclusive_lock(RunFolder(run).launching):
         require_pasteable(error(lambda: submit(server, Submission(resume=run.name))), server)
     require_pasteable("\n".join(stop(server, run.name)), server)
+
+
+def test_the_port_that_listens_without_a_proxy_is_named(tmp_path, monkeypatch) -> None:
+    folder = server_folder(str(tmp_path / "server"))
+    settings = ServerSettings(hosts=("here.example.org",), port=9443, superlink_port=9555)
+    made = "\n".join(init_server(folder, settings))
+    monkeypatch.setattr(ServerFolder, "flower", SimpleNamespace(ask=answer))
+    started = "\n".join(starting_lines(folder, settings))
+    added = "\n".join(add_site(folder, "north", key(tmp_path, "north")))
+    for said in (made, started, added):
+        assert "localhost:9555" in said
+        assert "here.example.org:9443" in said
+        assert "without a proxy" in said
