@@ -22,13 +22,17 @@ TOLD = ("task", "stage", "phase", "server_round")
 """Of an instruction, what the site's log repeats."""
 FAULTS = frozenset({"failed", "refused"})
 """Codes of what went wrong; the others are a client's own refusals."""
+OWN_RULES = (Refusal, OutsidePolicy, DistilledMissing)
+"""By which a site declines a request, or asks for it once more: nothing went wrong."""
 
 
 def log_fault(message: Message, context: Context, error: Exception) -> str:
-    """Return the code of a fault, which is all that leaves; the log here has the rest."""
+    """Return the code of a fault, or of a refusal, which is all that leaves; the log here has the
+    rest."""
     code, own = code_of(error), log_of(context)
     if own is not None:
-        own.fault(f"request_{code}", error, **log_fields(message))
+        note = own.refusal if isinstance(error, OWN_RULES) else own.fault
+        note(f"request_{code}", error, **log_fields(message))
     elif code in FAULTS:
         log.error("request answered with '%s'", code, exc_info=error)
     else:  # by the client's own rules: nothing went wrong, and the run's own output says so

@@ -31,6 +31,11 @@ class SiteLog:
         except OSError:
             log.exception("the site's log cannot be written: %s", line)
 
+    def refusal(self, event: str, error: BaseException, **fields: Any) -> None:
+        """Append what the site has declined by its own rules: the reason, and no traceback, since
+        nothing went wrong."""
+        self.write(event, reason=str(error), **fields)
+
     def fault(self, event: str, error: BaseException, **fields: Any) -> None:
         """Append what went wrong, with all that is known of it."""
         told = "".join(traceback.format_exception(error))

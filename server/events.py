@@ -16,6 +16,8 @@ Listener = Callable[[RunEvent], None]
 ROUND_OVER = ("round_finished", "round_skipped")
 PLAYED = ("client_finished", "loss_summed", *ROUND_OVER)
 """Events that a round has again when it is played again."""
+TOLD_TO_END = "its process was told to end"
+"""Why a run stopped that was ended from outside, in the place of the name of an exception."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def site_name(client: str, sites: Sequence[str]) -> str:
 
 def plain_reason(reason: object) -> str:
     """Return why a run stopped on one line, without the name of the error."""
+    if str(reason).startswith("SystemExit"):
+        return TOLD_TO_END
     return str(reason).partition("\n")[0].removeprefix("UserError: ").strip()
 
 

@@ -135,11 +135,12 @@ def site_check(
 ) -> None:
     """Read the data, try the connection, say what would leave; nothing is sent."""
     from simulations.deployment.site.check import check_site
+    from simulations.deployment.site.note import label_of
     from simulations.run.experiment import Request, load_experiment
 
     asked = load_experiment(Request(experiment)) if experiment else None
     report = check_site(folder.expanduser().resolve(), asked, offline)
-    print_lines([f"ok     {line}" for line in report.lines])
+    print_lines([f"{label_of(line):<7}{line}" for line in report.lines])
     print_lines([f"warn   {line}" for line in report.warnings])
     print_lines([f"wrong  {line}" for line in report.problems])
     if report.problems:

@@ -65,8 +65,8 @@ class SecureSite:
 
     def errors(self) -> list[str]:
         """What its log says was refused or went wrong, one line each; counts that stay apart."""
-        said = [event for event in self.log() if "error" in event]
-        return [event["error"] for event in said if event["event"] != "request_withheld"]
+        said = [event for event in self.log() if event["event"] != "request_withheld"]
+        return [event[key] for event in said for key in ("error", "reason") if key in event]
 
     def trained(self) -> bool:
         """Whether anything was learnt, charged or noted."""

@@ -26,6 +26,16 @@ class ServerSettings(Table):
     metrics_port: int = Field(0, ge=0, le=65535)
     """Prometheus figures on this machine; 0: none."""
 
+    @property
+    def address(self) -> str:
+        """Where the proxy listens: the address for sites on other machines."""
+        return f"{self.hosts[0]}:{self.port}"
+
+    @property
+    def local_address(self) -> str:
+        """Where the SuperLink listens: the address for sites on this machine, without a proxy."""
+        return f"localhost:{self.superlink_port}"
+
 
 @dataclass(frozen=True)
 class ServerFolder:

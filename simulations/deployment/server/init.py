@@ -10,6 +10,7 @@ from deal_core.errors import UserError
 from simulations.deployment.secret_files import write_secret
 from simulations.deployment.server.certificates import make_authority, make_server_certificate
 from simulations.deployment.server.folder import ServerFolder, ServerSettings
+from simulations.deployment.server.next_command import command
 from simulations.deployment.server.nginx import nginx_file
 from simulations.deployment.service_units import service_unit
 from simulations.output.toml import toml_lines
@@ -72,15 +73,16 @@ def _write_keys(folder: ServerFolder, hosts: Sequence[str]) -> None:
 
 def next_steps(folder: ServerFolder, settings: ServerSettings) -> list[str]:
     """Return what the administrator does now."""
-    where = f"{settings.hosts[0]}:{settings.port}"
     return [
         f"made {folder.path}: certificates for {', '.join(settings.hosts)}, server.toml, "
         "nginx.conf, deal-server.service",
         "next:",
         f"  1. include {folder.path / 'nginx.conf'} in your reverse proxy (port {settings.port})",
         f"  2. deal server start {folder.path}        (or install deal-server.service)",
-        f"  3. send {folder.authority} and the address {where} to every site",
-        f"  4. for each key that comes back: deal server add-site NAME KEY.pub --dir {folder.path}",
+        f"  3. send {folder.authority} and the address {settings.address} to every site",
+        f"  4. for each key that comes back: {command(folder, 'server add-site NAME KEY.pub')}",
+        f"  without a proxy, for sites on this machine alone: leave out 1; their address is "
+        f"{settings.local_address}",
         f"  keep {folder.authority_key.name} offline: it is needed for a new certificate only",
     ]
 

@@ -12,10 +12,10 @@ from server.folder import RunFolder
 from server.lock import held
 from server.results import read_results
 from server.spending import Spending, spending_told
+from simulations.deployment.server.round_state import RoundState, round_after
 
 FAULTS = ("client_failed", "reply_dropped", "leg_failed")
-
-
+KILLED = "its process has ended without a word: the server was killed or restarted"
 MEANING = {
     "flower error 7": "the app is not allowed there (deal site allow-app, at the site)",
     "client reports 'unpinned'": "a peer's key is not pinned there; its log says whose",
@@ -59,6 +59,7 @@ class RunState:
         reason: why it stopped.
         stage: that was worked on last, from 0, of so many ``stages``; -1: none yet.
         rounds: finished, of ``planned``.
+        current: the round that is under way; None: none is.
         quarantined: sites left out in the last round, by a check or a robust rule.
         summed: how many sites the last secure sum is over, of how many; None: updates are seen.
         lost: why the last round was lost; empty: it was not.
@@ -78,6 +79,7 @@ class RunState:
     server_round: int = 0
     rounds: int = 0
     planned: int = 0
+    current: RoundState | None = None
     tasks: list[str] = field(default_factory=list)
     working: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
@@ -100,6 +102,7 @@ def run_state(events: Iterable[RunEvent]) -> RunState:
     state, names = RunState(), list[str]()
     for event in without_undone(events):
         state.last_event = event["time"]
+        state.current = round_after(event, state.current)
         if event["event"] == "run_started":
             names = event.get("sites") or [str(k) for k in range(event["clients"])]
             _begin(state, event, names)
@@ -121,8 +124,7 @@ def state_of(run: Path) -> RunState:
     if state.phase == "running" and not held(folder.writing):
         state = run_state(read_events(folder.metrics))  # it may have ended in between
     if state.phase == "running" and not held(folder.writing):
-        state.phase = "stopped"
-        state.reason = "its process has ended without a word: the server was killed or restarted"
+        state.phase, state.reason, state.current = "stopped", KILLED, None
     if state.phase == "finished":
         try:
             read_results(run)

@@ -17,6 +17,7 @@ from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.folder import ServerFolder, ServerSettings
+from simulations.deployment.server.next_command import command
 from simulations.deployment.site_keys import fingerprint_of_line, read_public_key
 
 WAIT_SECONDS = 60.0
@@ -56,9 +57,8 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
 def _add(folder: ServerFolder, settings: ServerSettings, name: str, key_file: Path) -> list[str]:
     key, sites = read_public_key(key_file), registered(folder)
     if name in sites:
-        raise UserError(
-            f"'{name}' is registered already; for a new key first deal server remove-site {name}"
-        )
+        cure = command(folder, f"server remove-site {name}")
+        raise UserError(f"'{name}' is registered already; for a new key first {cure}")
     for other, site in sites.items():
         if site["key"] == key:
             raise UserError(f"{key_file}: this key is that of '{other}'; every site has its own")
@@ -72,12 +72,12 @@ def _add(folder: ServerFolder, settings: ServerSettings, name: str, key_file: Pa
         folder.flower.ask("supernode", "unregister", sites[name]["node"], CONNECTION)
         raise UserError(f"{folder.sites}: cannot be written ({error.strerror})") from None
     folder.events.write("site_added", site=name, **sites[name])
-    where = f"{settings.hosts[0]}:{settings.port}"
     return [
         f"registered '{name}' ({len(sites)} in all)",
         f"fingerprint {fingerprint_of_line(key)}: compare it with the site's by telephone",
-        f"next: the site runs deal site check and deal site start (server {where}); "
-        "when all are there, deal submit EXPERIMENT",
+        f"next: the site runs deal site check and deal site start (server {settings.address}, or "
+        f"on this machine, without a proxy, {settings.local_address}); "
+        f"when all are there, {command(folder, 'submit EXPERIMENT')}",
     ]
 
 
@@ -90,7 +90,7 @@ def listed(folder: ServerFolder) -> list[str]:
     folder.settings()
     sites = registered(folder)
     if not sites:
-        return ["no site is registered; next: deal server add-site NAME KEY.pub"]
+        return [f"no site is registered; next: {command(folder, 'server add-site NAME KEY.pub')}"]
     width = max(map(len, sites))
     return [
         f"{name:<{width}}  {fingerprint_of_line(site['key'])}  since {_day(site['since'])}"
@@ -126,8 +126,8 @@ def _remove(folder: ServerFolder, name: str) -> list[str]:
     folder.events.write("site_removed", site=name, **removed)
     return [
         f"removed '{name}': its key is refused from now on",
-        f"next: for a new key, deal server add-site {name} KEY.pub (the name keeps its place in "
-        "runs that are continued)",
+        f"next: for a new key, {command(folder, f'server add-site {name} KEY.pub')} (the name "
+        "keeps its place in runs that are continued)",
     ]
 
 

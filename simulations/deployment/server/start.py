@@ -6,6 +6,7 @@ from deal_core.errors import UserError
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.server.folder import ServerFolder, ServerSettings
 from simulations.deployment.server.init import LOCAL
+from simulations.deployment.server.next_command import command
 from simulations.deployment.supervise import check_free, supervise
 from simulations.engines.flower_sandbox import program
 
@@ -39,7 +40,11 @@ def starting_lines(folder: ServerFolder, settings: ServerSettings) -> list[str]:
     """Return what is about to run, and what to do next."""
     lines = [
         f"SuperLink on {LOCAL}:{settings.superlink_port}, log in {folder.log}; Ctrl-C ends it",
-        f"next: deal server add-site NAME KEY.pub --dir {folder.path}, then deal submit EXPERIMENT",
+        f"sites on this machine reach it at {settings.local_address}, without a proxy; others at "
+        f"{settings.address}, where the proxy listens (nginx.conf)",
+        f"next, in another terminal, for each site: "
+        f"{command(folder, 'server add-site NAME KEY.pub')}",
+        f"then: {command(folder, 'submit EXPERIMENT')}",
     ]
     if settings.metrics_port:
         lines.append(f"Prometheus figures on http://{LOCAL}:{settings.metrics_port}/metrics")

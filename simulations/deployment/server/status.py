@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.unit import unit_text
+from server.events import TOLD_TO_END
 from server.folder import RunFolder
 from server.lock import held
-from server.spending import VOID, Spending, rounded_up, whole_extent
+from server.spending import Spending
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.flower_status import flower_status
 from simulations.deployment.server.folder import ServerFolder
-from simulations.deployment.server.run_state import RunState, SiteState, state_of
+from simulations.deployment.server.next_command import command
+from simulations.deployment.server.round_state import round_line
+from simulations.deployment.server.run_state import KILLED, RunState, state_of
 from simulations.deployment.server.site_registry import registered
+from simulations.deployment.server.sites_table import print_sites
+from simulations.deployment.server.stop import was_stopped
 from simulations.deployment.server.submit import run_folder, starts
 from simulations.output.console import print_line
+from simulations.run.run_folder import recorded
 
 
 def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> None:
@@ -39,8 +42,8 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         if as_json:
             print(json.dumps({"run": "", "connected": sites}, indent=1))
             return
-        _print_sites(console, sites, {}, fault)
-        console.print("no run yet; next: deal submit EXPERIMENT")
+        print_sites(console, sites, RunState(), fault)
+        print_line(console, f"no run yet; next: {command(folder, 'submit EXPERIMENT')}")
         return
     run = run_folder(folder, name)
     state = state_of(run)
@@ -48,17 +51,16 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         state.phase, state.reason = "starting", ""
     if state.phase == "starting" and not fault:
         _as_flower_sees_it(folder, state, run)
+    if state.phase == "stopped":
+        _name_the_command(folder, state, run)
     if as_json:
         told = {"run": run.name, **asdict(state), "connected": sites}
         print(json.dumps(told, indent=1, default=Spending.model_dump))
         return
-    for line in described(run.name, state):
+    for line in described(run.name, state, _deadline(run)):
         print_line(console, line)
-    unit = unit_text(state.unit, state.unit_column)
-    _print_sites(console, sites, state.sites, fault, unit, state.assumes)
-    if any(site.spent is not None for site in state.sites.values()):
-        print_line(console, f"whom ε counts on: {state.assumes or 'not known'}")
-    print_line(console, next_step(run.name, state))
+    print_sites(console, sites, state, fault)
+    print_line(console, next_step(folder, run.name, state))
 
 
 def _starts_again(run: Path, state: RunState) -> bool:
@@ -81,11 +83,21 @@ def connected(folder: ServerFolder) -> tuple[dict[str, str], str]:
     return {name: by_node.get(site["node"], "unregistered") for name, site in known.items()}, ""
 
 
-def described(name: str, state: RunState) -> list[str]:
-    """Return the run in a few lines."""
+def described(name: str, state: RunState, deadline: float = 0.0) -> list[str]:
+    """Return the run in a few lines.
+
+    Args:
+        name: of the run.
+        state: where it stands.
+        deadline: seconds for which a round waits for replies; 0: not known.
+    """
     lines = [f"run {name}: {state.phase}{f' ({state.reason})' if state.reason else ''}"]
     if state.planned:
         lines.append(f"round {state.rounds} of {state.planned} finished{_working(state)}")
+        if state.current is not None:
+            lines.append(round_line(state.current, state.rounds + 1, deadline, time.time()))
+        elif state.phase == "running":
+            lines.append("no round is under way: sites evaluate, or the server is at work")
         lines.append(
             f"sent per site {state.bytes_up / 1e6:.2f} MB, received {state.bytes_down / 1e6:.2f} MB"
         )
@@ -130,15 +142,28 @@ def _by_task(state: RunState, accuracy: Mapping[str, float]) -> str:
     return ", ".join(part.strip() for part in parts)
 
 
-def next_step(name: str, state: RunState) -> str:
+def next_step(folder: ServerFolder, name: str, state: RunState) -> str:
     """Return what the administrator can do now."""
     if state.phase == "finished":
-        return (
-            "next: the adapter and results.json are in the run's folder; deal report makes a page"
-        )
+        run = folder.runs / name
+        return f"next: adapter and results.json are in {run}; deal report {shlex.quote(str(run))}"
     if state.phase == "stopped":
-        return f"next: deal submit --resume {name}"
-    return f"next: wait; deal stop {name} ends it and keeps its checkpoint"
+        return f"next: {command(folder, f'submit --resume {name}')}"
+    return f"next: wait; {command(folder, f'stop {name}')} ends it and keeps its checkpoint"
+
+
+def _deadline(run: Path) -> float:
+    """How many seconds a round of a run waits for replies; 0: the run's settings cannot be read."""
+    try:
+        return recorded(run).federation.deadline_seconds
+    except UserError:
+        return 0.0
+
+
+def _name_the_command(folder: ServerFolder, state: RunState, run: Path) -> None:
+    """A run that was stopped on command knows only that its process was told to end."""
+    if state.reason in (TOLD_TO_END, KILLED) and was_stopped(folder, run):
+        state.reason = "by deal stop"
 
 
 def _as_flower_sees_it(folder: ServerFolder, state: RunState, run: Path) -> None:
@@ -148,47 +173,3 @@ def _as_flower_sees_it(folder: ServerFolder, state: RunState, run: Path) -> None
     if found.startswith("finished"):
         state.phase = "stopped"
         state.reason = f"Flower says '{found}'; superlink.log in the server's folder has more"
-
-
-def _print_sites(
-    console: Console,
-    sites: Mapping[str, str],
-    seen: Mapping[str, SiteState],
-    fault: str,
-    unit: str = "",
-    assumes: str = "",
-) -> None:
-    table = Table()
-    for column in ("site", "connection", "last reply", "task", "rounds", "faults", "last fault"):
-        table.add_column(column)
-    private = any(site.spent is not None for site in seen.values())
-    if private:
-        table.add_column(f"ε per {unit} so far")
-    for name in [*seen, *(name for name in sites if name not in seen)]:
-        site = seen.get(name, SiteState())
-        row: list[Any] = [name, sites.get(name, "not registered"), _ago(site.last_seen), site.task]
-        row += [str(site.rounds), str(site.faults), site.last_fault]
-        if private:
-            row.append(_cost(site.spent, assumes))
-        table.add_row(*map(Text, row))  # a site's own words are no markup
-    console.print(table)
-    if fault:
-        print_line(console, f"connections unknown: {fault}")
-
-
-def _cost(spent: Spending | None, assumes: str) -> str:
-    if spent is None:
-        return ""
-    seeded = ", simulation only" if spent.simulation_only else ""
-    over = whole_extent(spent.disjoint_tasks, assumes)
-    more = ", counts on more (its certificate says on whom)" if spent.assumes_more else ""
-    void = f", {VOID}" if spent.void else ""
-    epsilon, delta = rounded_up(spent.epsilon, 3), rounded_up(spent.delta, 2)
-    return f"{epsilon} at δ {delta}, {over}{more}{void}{seeded}"
-
-
-def _ago(moment: float) -> str:
-    if not moment:
-        return "never"
-    seconds = max(0, round(time.time() - moment))
-    return f"{seconds} s ago" if seconds < 120 else f"{seconds // 60} min ago"

@@ -20,6 +20,7 @@ from server.lock import exclusive_lock
 from simulations.deployment.flower_home import CONNECTION
 from simulations.deployment.server.flower_status import flower_status
 from simulations.deployment.server.folder import ServerFolder
+from simulations.deployment.server.next_command import command
 from simulations.deployment.server.site_registry import registered
 from simulations.engines.flower import app_folder
 from simulations.output.toml import toml_lines
@@ -27,7 +28,6 @@ from simulations.run.experiment import Request, load_experiment
 from simulations.run.run_folder import check_folder, record, recorded
 
 STARTS = "starts.jsonl"
-AT_WORK = "deal status says how far it is, and deal stop ends it"
 """In the run folder: Flower's id of the run, one line for each time that it was started."""
 
 
@@ -64,12 +64,12 @@ def submit(folder: ServerFolder, submission: Submission) -> list[str]:
                 "deal submit: a run goes on with the settings that it was started with; leave out "
                 "--set and --seed, or submit the experiment anew"
             )
-        experiment = continued(folder, submission.resume, sites)
+        experiment = continued_experiment(folder, submission.resume, sites)
     else:
-        experiment = begun(folder, submission, sites)
+        experiment = new_experiment(folder, submission, sites)
     check(experiment)
     run = RunFolder(Path(experiment.run.out))
-    with exclusive_lock(run.launching, AT_WORK):
+    with exclusive_lock(run.launching, _while_it_runs(folder, run.path)):
         check_folder(experiment)
         if submission.resume:
             _nobody_writes(folder, run.path)
@@ -80,11 +80,12 @@ def submit(folder: ServerFolder, submission: Submission) -> list[str]:
         f"{'continued' if submission.resume else 'started'} {name} with "
         f"{len(experiment.federation.sites)} sites (Flower's run {number})",
         f"results go to {run.path}",
-        f"next: deal status {name} --dir {folder.path}; end it with deal stop {name}",
+        f"next: {command(folder, f'status {name}')}",
+        f"to end it: {command(folder, f'stop {name}')}",
     ]
 
 
-def begun(folder: ServerFolder, submission: Submission, sites: list[str]) -> Experiment:
+def new_experiment(folder: ServerFolder, submission: Submission, sites: list[str]) -> Experiment:
     """Return the experiment of a new run, with a name that no run had before.
 
     Raises:
@@ -103,11 +104,11 @@ def begun(folder: ServerFolder, submission: Submission, sites: list[str]) -> Exp
     if not NAME.fullmatch(name):
         raise UserError(f"{submission.experiment}: rename it to letters, digits, '-' and '_'")
     chosen = experiment.federation.sites or tuple(sites)
-    _known(chosen, sites)
+    _require_registered(folder, chosen, sites)
     return _at(experiment, str(folder.runs / name), chosen)
 
 
-def continued(folder: ServerFolder, name: str, sites: list[str]) -> Experiment:
+def continued_experiment(folder: ServerFolder, name: str, sites: list[str]) -> Experiment:
     """Return the experiment of a run that is there. A site that has left meanwhile is absent from
     it, as one that is switched off.
 
@@ -119,7 +120,7 @@ def continued(folder: ServerFolder, name: str, sites: list[str]) -> Experiment:
     chosen = before.federation.sites
     still = [site for site in chosen if site in sites]
     if len(still) < max(1.0, before.federation.quorum * len(chosen)):
-        _known(chosen, sites)
+        _require_registered(folder, chosen, sites)
     experiment = _at(before, str(path), chosen)
     return experiment.model_copy(update={"run": experiment.run.model_copy(update={"resume": True})})
 
@@ -132,7 +133,9 @@ def run_folder(folder: ServerFolder, name: str) -> Path:
     """
     runs = [path for path in folder.runs.glob("*") if path.is_dir()]
     if not runs:
-        raise UserError(f"{folder.runs}: no run yet; start one with deal submit EXPERIMENT")
+        raise UserError(
+            f"{folder.runs}: no run yet; start one with {command(folder, 'submit EXPERIMENT')}"
+        )
     if not name:
         return max(runs, key=_begun_at)
     found = {path.name: path for path in runs}
@@ -184,14 +187,14 @@ def _begun_at(run: Path) -> tuple[float, float]:
     return max(times, default=0.0), run.stat().st_mtime
 
 
-def _known(chosen: tuple[str, ...], sites: list[str]) -> None:
+def _require_registered(folder: ServerFolder, chosen: tuple[str, ...], sites: list[str]) -> None:
     missing = [name for name in chosen if name not in sites]
     if missing:
-        raise UserError(
-            f"site '{missing[0]}' is not registered; deal server add-site {missing[0]} KEY.pub"
-        )
+        cure = command(folder, f"server add-site {missing[0]} KEY.pub")
+        raise UserError(f"site '{missing[0]}' is not registered; {cure}")
     if not chosen:
-        raise UserError("no site is registered; deal server add-site NAME KEY.pub")
+        cure = command(folder, "server add-site NAME KEY.pub")
+        raise UserError(f"no site is registered; {cure}")
 
 
 def _at(experiment: Experiment, out: str, sites: tuple[str, ...]) -> Experiment:
@@ -203,7 +206,7 @@ def _at(experiment: Experiment, out: str, sites: tuple[str, ...]) -> Experiment:
 
 def _nobody_writes(folder: ServerFolder, run: Path) -> None:
     """Raise where the run that should go on has not ended, or is about to begin."""
-    with exclusive_lock(RunFolder(run).writing, AT_WORK):
+    with exclusive_lock(RunFolder(run).writing, _while_it_runs(folder, run)):
         pass
     begun, events = starts(run), list(read_events(RunFolder(run).metrics))
     if not begun or (events and events[-1]["time"] > begun[-1]["time"]):
@@ -211,8 +214,17 @@ def _nobody_writes(folder: ServerFolder, run: Path) -> None:
     found = flower_status(folder, begun[-1]["run"])
     if found and not found.startswith(("finished", "unknown")):
         raise UserError(
-            f"{run.name} was continued a moment ago and has not begun; wait, and see deal status"
+            f"{run.name} was continued a moment ago and has not begun; wait, and see "
+            f"{command(folder, f'status {run.name}')}"
         )
+
+
+def _while_it_runs(folder: ServerFolder, run: Path) -> str:
+    """What to do where another process writes the run."""
+    return (
+        f"{command(folder, f'status {run.name}')} says how far it is, and "
+        f"{command(folder, f'stop {run.name}')} ends it"
+    )
 
 
 def _start(folder: ServerFolder, experiment: Experiment, run: Path) -> str:

@@ -45,9 +45,11 @@ from deal_core.privacy.policy import (
 from deal_core.secure_sum.site_policy import LEAST_SITES
 from simulations.check.rows import grouped
 from simulations.deployment.secret_files import check_secret
+from simulations.deployment.site.address import host_and_port
 from simulations.deployment.site.allowed_apps import allowed_apps
 from simulations.deployment.site.disjoint import check_disjoint
 from simulations.deployment.site.labels import agreed_labels, compare_labels, declared_labels
+from simulations.deployment.site.note import Note
 from simulations.deployment.site.own_app import own_digest
 from simulations.deployment.site.secure_sums import check_secure_sums
 from simulations.deployment.site.start import make_private
@@ -64,7 +66,7 @@ class Report:
     """What was found.
 
     Attributes:
-        lines: what is as it should be.
+        lines: what is as it should be; a :class:`Note` where something does not take place here.
         problems: one line each: what is wrong, where, and the cure.
         warnings: one line each: what works, and may not be what is meant.
     """
@@ -204,7 +206,7 @@ def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     elif site.policy is None or site.policy.share_sums:
         yield "the experiment asks for sums of embeddings: they leave"
     elif statistics.names:
-        yield (
+        yield Note(
             "the experiment asks for sums of embeddings: they stay here (policy.share_sums), and "
             "its class means are those of other sites"
         )
@@ -265,7 +267,8 @@ def check_data(
     known = config.labels
     for name in names:
         if known and name not in known:
-            report.lines.append(f"task '{name}': a folder, but no task agreed on; it stays out")
+            stays_out = f"task '{name}': a folder, but no task agreed on; it stays out"
+            report.lines.append(Note(stays_out))
             continue
         task, problems = source.examine(name)
         report.problems.extend(grouped(map(str, problems)))
@@ -276,10 +279,8 @@ def check_data(
             report.lines.extend(_described(task, report, least_tests))
     for name in known:
         if name not in names:
-            report.lines.append(
-                f"task '{name}': no folder; this site sits it out, or under 'record' answers with "
-                "noise alone"
-            )
+            sits_out = "this site sits it out, or under 'record' answers with noise alone"
+            report.lines.append(Note(f"task '{name}': no folder; {sits_out}"))
     if known and not set(known) & set(names):
         report.problems.append(
             f"{config.path}: no folder is named like a task of the experiment "
@@ -315,18 +316,14 @@ def check_connection(site: SiteFile) -> Iterator[str]:
     Raises:
         UserError: no connection, another server, or a clock that is too far off.
     """
-    host, _, port = site.server.address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(f"server.address '{site.server.address}': write it as HOST:PORT")
+    host, port = host_and_port(site.server.address, "server.address")
     if not Path(site.server.certificate).is_file():
         return
     try:
         context = ssl.create_default_context(cafile=site.server.certificate)
     except OSError:  # no certificate: what is wrong with it is told where keys are checked
         return
-    connection = HTTPSConnection(
-        host.strip("[]"), int(port), timeout=CONNECT_SECONDS, context=context
-    )
+    connection = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=context)
     try:
         before = time.time()
         connection.request("GET", "/")

@@ -13,6 +13,7 @@ from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 from simulations.deployment.secret_files import write_secret
 from simulations.deployment.service_units import service_unit
+from simulations.deployment.site.address import host_and_port
 from simulations.deployment.site.own_app import own_digest
 from simulations.deployment.site_keys import fingerprint_of_line, make_key_pair
 from simulations.output.toml import toml_value
@@ -114,12 +115,13 @@ def init_site(request: SiteRequest) -> list[str]:
         The lines to print.
 
     Raises:
-        UserError: a site is there already, a name that is none, no such data, or the folder
-            cannot be written.
+        UserError: a site is there already, a name or an address that is none, no such data, or
+            the folder cannot be written.
     """
     folder = request.folder
     if not NAME.fullmatch(request.name):
         raise UserError(f"--name {request.name}: use letters, digits, '.', '_' and '-', up to 64")
+    host_and_port(request.address, "--server")
     if not request.data.is_dir():
         raise UserError(f"--data {request.data}: no such folder; give the folder of the tasks")
     if (folder / "site.toml").exists():

@@ -10,6 +10,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from deal_core.secure_sum.site_policy import LEAST_SITES
+from simulations.deployment.site.note import Note
 from simulations.deployment.site_keys import fingerprint_of_private_key
 
 PINS = "write the fingerprints of the other sites' keys into [peers] of site.toml, by telephone"
@@ -37,7 +38,7 @@ def check_secure_sums(site: SiteFile, experiment: Experiment | None) -> Iterator
     if fault and asked:
         raise UserError(f"secure sums: {fault}")
     if fault:
-        yield f"secure sums: not possible here: {fault}"
+        yield Note(f"secure sums: not possible here: {fault}")
     else:
         word = "required" if required else "allowed"
         yield f"secure sums: {word} by the policy, {_with(site, policy)}"

@@ -29,9 +29,9 @@ from simulations.deployment.server.init import init_server
 from simulations.deployment.server.submit import (
     STARTS,
     Submission,
-    begun,
     check,
-    continued,
+    continued_experiment,
+    new_experiment,
     run_folder,
     submit,
 )
@@ -107,6 +107,19 @@ def test_a_host_that_is_none_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match="neither a host name nor an address"):
         init_server(folder, ServerSettings(hosts=(host,)))
     assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:", ":9443", "a:0", "::1", "x:99999"])
+def test_an_address_without_host_or_port_is_refused_before_anything_is_written(
+    tmp_path: Path, address: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    site = tmp_path / "site"
+    with pytest.raises(UserError, match=f"--server '{address}': write it as HOST:PORT"):
+        init_site(SiteRequest(site, tmp_path / "data", "north", address))
+    assert not site.exists()
+    init_site(SiteRequest(site, tmp_path / "data", "north", "[::1]:9443"))
+    assert read_site(site / "site.toml").server.address == "[::1]:9443"
 
 
 def test_a_server_and_a_site_are_made_once(server: ServerFolder, tmp_path: Path) -> None:
@@ -234,7 +247,7 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
     with pytest.raises(UserError, match="no site is registered"):
         submit(server, Submission("quickstart"))
     with pytest.raises(UserError, match="site 'south' is not registered"):
-        begun(
+        new_experiment(
             server,
             Submission("quickstart", overrides=TO_SOUTH),
             ["north"],
@@ -246,7 +259,7 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
     with pytest.raises(UserError, match=r"privacy\.noise is 'seeded'.*protects nobody"):
         check(seeded)
     with pytest.raises(UserError, match="no run yet"):
-        continued(server, "no-such-run", ["north"])
+        continued_experiment(server, "no-such-run", ["north"])
     with pytest.raises(UserError, match=r"no server.toml; make one with deal server init"):
         submit(server_folder(str(tmp_path)), Submission("quickstart"))
     assert not any(server.runs.iterdir())
@@ -262,11 +275,11 @@ AGREED = {
 def test_a_run_goes_on_without_a_site_that_has_left(server: ServerFolder) -> None:
     experiment = Experiment.model_validate({**AGREED, "run": {"out": str(server.runs / "one")}})
     record(experiment)
-    going = continued(server, "one", ["north", "south", "east"])
+    going = continued_experiment(server, "one", ["north", "south", "east"])
     assert going.federation.sites == ("north", "south", "west")
     assert going.run.resume
     with pytest.raises(UserError, match="site 'south' is not registered"):
-        continued(server, "one", ["north"])
+        continued_experiment(server, "one", ["north"])
 
 
 def test_the_latest_run_is_the_one_that_was_started_last(server: ServerFolder) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from client.site_file import SiteData, own_data, read_site
 from deal_core.config.data import DataConfig
@@ -21,6 +22,7 @@ from deal_core.config.experiment import (
 from deal_core.data.site import SiteSource
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
+from simulations.cli import app
 from simulations.deployment.server.certificates import make_authority
 from simulations.deployment.site.check import (
     MOST_SKEW,
@@ -482,3 +484,10 @@ def test_a_state_folder_elsewhere_is_its_owners_alone(site: Path, tmp_path: Path
     path.write_text(path.read_text().replace('state = "state"', f'state = "{state}"', 1))
     checked(site)
     assert state.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_does_not_take_place_is_a_note_and_not_ok(site: Path) -> None:
+    result = CliRunner().invoke(app, ["site", "check", str(site), "--offline"])
+    (line,) = [each for each in result.output.splitlines() if "secure sums:" in each]
+    assert line.startswith("note   secure sums: not possible here: ")
+    assert "ok     key " in result.output

@@ -13,14 +13,15 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.mechanisms.registry import mechanism_of
-from server.events import EventLog, read_events
+from server.events import TOLD_TO_END, EventLog, read_events
 from server.folder import RunFolder
-from server.spending import beside_the_run
+from server.spending import EARLIER, MORE_TRUST, VOID, Spending, beside_the_run
 from simulations.deployment.server import start as server_start
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
 from simulations.deployment.server.metrics import RunFigures, serve
 from simulations.deployment.server.run_state import RunState, SiteState, run_state, state_of
-from simulations.deployment.server.status import _print_sites, described, status
+from simulations.deployment.server.sites_table import print_sites
+from simulations.deployment.server.status import described, status
 from simulations.deployment.server.stop import stop
 from simulations.deployment.server.submit import Submission, _nobody_writes, submit
 from simulations.engines.inprocess import run_inprocess
@@ -192,7 +193,9 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     status(server_folder(str(tmp_path)), "one", console, as_json=False)
     shown = console.export_text()
     assert f"ε per {mechanism} so far" in shown
-    assert shown.count(OVER[disjoint]) == len(spent)
+    over = OVER[disjoint] + beside_the_run(state.assumes)
+    assert f"ε composes over {over}" in shown
+    assert max(map(len, shown.partition("ε composes")[0].splitlines())) <= 120
     assert f"whom ε counts on: {state.assumes}" in shown
     assert state.assumes == mechanism_of(private_run).assumes(private_run.privacy)
     assert shown.count(" at δ ") == shown.count("simulation only") == len(spent)
@@ -240,11 +243,103 @@ def test_other_commands_find_a_server_whose_port_was_changed(tmp_path, monkeypat
     assert 'address = "127.0.0.1:9777"' in (folder.flower.path / "config.toml").read_text()
 
 
+def test_where_sites_differ_each_epsilon_says_what_holds_for_it(capsys) -> None:
+    plain = Spending(epsilon=1.5, delta=1e-5, simulation_only=False)
+    apart = plain.model_copy(update={"disjoint_tasks": True, "assumes_more": True})
+    void = plain.model_copy(update={"void": True})
+    spent = {"north": plain, "south": apart, "west": void}
+    state = RunState(unit="record", assumes="nobody", sites={n: SiteState() for n in spent})
+    for name, each in spent.items():
+        state.sites[name].spent = each
+    print_sites(Console(width=200), {}, state, "")
+    shown = capsys.readouterr().out
+    assert "1.5 at δ 1e-05, void for some" in shown
+    assert f"ε of north, west composes over {OVER[False]}{EARLIER}\n" in shown
+    assert f"ε of south composes over {OVER[True]}{EARLIER}\n" in shown
+    assert "whom ε counts on: nobody\n" in shown
+    assert f"ε of south counts on these {MORE_TRUST}\n" in shown
+    assert f"ε of west is {VOID}\n" in shown
+
+
+ROUND = {"stage": 0, "phase": "learn", "server_round": 1}
+
+
+def under_way(*events: dict[str, object]) -> RunState:
+    """A run of two rounds, whose first began at 1000 s."""
+    started = {"event": "run_started", "time": 990.0, "tasks": ["a"], "clients": 3}
+    started |= {"stages": [{"rounds": 2}], "done_rounds": 0, "sites": ["x", "y", "z"]}
+    asked = {"event": "round_started", "time": 1000.0, "clients": 3, "tasks": ["a"], **ROUND}
+    return run_state([started, asked, *events])
+
+
+def said(kind: str, client: str, **fields: object) -> dict[str, object]:
+    reason = {"reason": "late"} if kind == "client_failed" else {}
+    return {
+        "event": kind,
+        "time": 1100.0,
+        "client": client,
+        "task": "a",
+        **ROUND,
+        **reason,
+    } | fields
+
+
+def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr("simulations.deployment.server.status.time.time", lambda: 1480.0)
+    waiting = described("one", under_way(), 1800.0)
+    assert "round 1: 3 sites asked 8 min ago, 0 replied, deadline in 22 min" in waiting
+    heard = [said("client_finished", "0"), said("client_failed", "1"), said("client_idle", "2")]
+    some = described("one", under_way(*heard), 300.0)
+    expected = "1 replied, 1 declined, 1 failed, the deadline has passed"
+    assert f"round 1: 3 sites asked 8 min ago, {expected}" in some
+    again = under_way(*heard, said("client_finished", "1"))  # asked once more
+    assert again.current is not None
+    assert (again.current.replied, again.current.failed) == (["0", "1"], [])
+    other = under_way(said("client_finished", "0", server_round=0))
+    assert other.current is not None
+    assert other.current.replied == []
+
+
+@pytest.mark.parametrize("end", ["round_finished", "round_skipped", "run_stopped"])
+def test_no_round_is_under_way_once_it_has_ended(end: str) -> None:
+    figures = {"bytes_up": 1.0, "bytes_down": 1.0, "excluded": [], "reason": "UserError: quorum"}
+    state = under_way({"event": end, "time": 1200.0, **ROUND, **figures})
+    assert state.current is None
+    between = "no round is under way: sites evaluate, or the server is at work"
+    assert (between in described("one", state)) == (end != "run_stopped")
+
+
+@pytest.mark.parametrize(
+    ("stopped_at", "reason"),
+    [(3.0, "by deal stop"), (1.0, TOLD_TO_END), (None, TOLD_TO_END)],
+)
+def test_a_run_that_deal_stop_has_ended_says_so(
+    tmp_path, monkeypatch, capsys, stopped_at: float | None, reason: str
+) -> None:
+    """Its process knows only that it was told to end; a stop of an earlier start does not count."""
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    started = {"event": "run_started", "time": 2.5, "tasks": ["a"], "clients": 1, "sites": ["x"]}
+    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
+    ended = {"event": "run_stopped", "time": 4.0, "reason": "SystemExit: 0"}
+    lines = [json.dumps(event) + "\n" for event in (started, ended)]
+    RunFolder(run).metrics.write_text("".join(lines))
+    (run / "starts.jsonl").write_text(json.dumps({"run": "7", "time": 2.0}) + "\n")
+    folder = quiet_server(monkeypatch, tmp_path)
+    if stopped_at is not None:
+        stop_event = {"event": "run_stopped", "time": stopped_at, "run": "one", "flower": "7"}
+        folder.events.path.write_text(json.dumps(stop_event) + "\n")
+    status(folder, "one", Console(width=200), as_json=False)
+    assert f"run one: stopped ({reason})" in capsys.readouterr().out
+
+
 def test_words_of_a_site_are_shown_as_they_are(capsys) -> None:
     """A reason may quote a key of a reply, which is whatever a site has sent."""
     told = "unexpected key '[/y]', not [bold]lora[/bold]"
     state = SiteState(last_fault=told)
-    _print_sites(Console(width=200), {}, {"north": state}, "")
+    print_sites(Console(width=200), {}, RunState(sites={"north": state}), "")
     assert told in capsys.readouterr().out
 
 

@@ -1,0 +1,113 @@
+"""Every command that the server's side prints works when it is pasted, from any folder."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.lock import exclusive_lock
+from simulations.deployment.server import submit as submitting
+from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
+from simulations.deployment.server.init import init_server
+from simulations.deployment.server.next_command import command
+from simulations.deployment.server.run_state import RunState
+from simulations.deployment.server.site_registry import add_site, listed, remove_site
+from simulations.deployment.server.start import starting_lines
+from simulations.deployment.server.status import next_step, status
+from simulations.deployment.server.stop import stop
+from simulations.deployment.server.submit import Submission, new_experiment, run_folder, submit
+from simulations.deployment.site_keys import make_key_pair
+from tests.simulations.deployment.short_experiment import experiment_file
+
+OF_A_FOLDER = r"deal (?:submit|status|stop|server (?:add-site|remove-site|sites))\b"
+"""Commands that look for the server in the folder that they are called from, but for ``--dir``."""
+
+
+def answer(*words: str) -> dict[str, object]:
+    """Flower's, to everything that these commands ask."""
+    return {"node-id": 1, "run-id": 7, "runs": [{"status": "running"}], "nodes": []}
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerFolder:
+    folder = server_folder(str(tmp_path / "the server"))
+    init_server(folder, ServerSettings(hosts=("localhost",)))
+    monkeypatch.setattr(ServerFolder, "flower", SimpleNamespace(ask=answer))
+    return folder
+
+
+def key(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / f"{name}.pub"
+    path.write_bytes(make_key_pair(name).public)
+    return path
+
+
+def error(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    return str(caught.value)
+
+
+def require_pasteable(said: str, folder: ServerFolder) -> None:
+    where = f" --dir {shlex.quote(str(folder.path))}"
+    found = list(re.finditer(OF_A_FOLDER, said))
+    assert found, said
+    for each in found:
+        rest = re.split(r"deal |; |\n", said[each.end() :])[0]
+        assert where in rest, said[each.start() :]
+
+
+def test_a_folder_with_a_space_is_one_word() -> None:
+    folder = server_folder("/srv/the server")
+    assert shlex.split(command(folder, "stop one"))[-2:] == ["--dir", "/srv/the server"]
+
+
+def test_what_is_printed_before_a_run_names_the_folder(server, tmp_path, capsys) -> None:
+    require_pasteable("\n".join(starting_lines(server, server.settings())), server)
+    require_pasteable("\n".join(listed(server)), server)
+    require_pasteable(error(lambda: run_folder(server, "")), server)
+    require_pasteable(error(lambda: submit(server, Submission("quickstart"))), server)
+    to_south = ('federation.sites=["south"]', "federation.clients=1")
+    asked = Submission("quickstart", overrides=to_south)
+    require_pasteable(error(lambda: new_experiment(server, asked, ["north"])), server)
+    require_pasteable("\n".join(add_site(server, "north", key(tmp_path, "north"))), server)
+    again = error(lambda: add_site(server, "north", key(tmp_path, "other")))
+    require_pasteable(again, server)
+    status(server, "", Console(width=200), as_json=False)
+    require_pasteable(capsys.readouterr().out, server)
+    require_pasteable("\n".join(remove_site(server, "north")), server)
+
+
+def test_what_is_printed_of_a_run_names_the_folder(server, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(submitting, "app_folder", lambda: tmp_path)
+    add_site(server, "north", key(tmp_path, "north"))
+    said = submit(server, Submission(str(experiment_file(tmp_path / "two-tasks.toml"))))
+    require_pasteable("\n".join(said), server)
+    assert "deal stop " in "\n".join(said)
+    run = run_folder(server, "")
+    for phase in ("running", "stopped"):
+        require_pasteable(next_step(server, run.name, RunState(phase=phase)), server)
+    with exclusive_lock(RunFolder(run).launching):
+        require_pasteable(error(lambda: submit(server, Submission(resume=run.name))), server)
+    require_pasteable("\n".join(stop(server, run.name)), server)
+
+
+def test_the_port_that_listens_without_a_proxy_is_named(tmp_path, monkeypatch) -> None:
+    folder = server_folder(str(tmp_path / "server"))
+    settings = ServerSettings(hosts=("here.example.org",), port=9443, superlink_port=9555)
+    made = "\n".join(init_server(folder, settings))
+    monkeypatch.setattr(ServerFolder, "flower", SimpleNamespace(ask=answer))
+    started = "\n".join(starting_lines(folder, settings))
+    added = "\n".join(add_site(folder, "north", key(tmp_path, "north")))
+    for said in (made, started, added):
+        assert "localhost:9555" in said
+        assert "here.example.org:9443" in said
+        assert "without a proxy" in said
