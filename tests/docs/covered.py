@@ -67,7 +67,25 @@ SLOW = {
 }
 """Command to what makes it small: run one after another in one folder, marked slow."""
 
+ONE_MACHINE = (
+    "tests/docs/test_one_machine.py",
+    "test_what_the_page_makes_is_ready_and_names_the_port_that_listens",
+)
+SITE_OPTIONS = (
+    "--server localhost:9444 --certificate one/server/ca.crt --experiment one/triage.toml"
+)
+
 ELSEWHERE = {
+    "mkdir -p one/data/north/triage": ONE_MACHINE,
+    "cat '>' one/data/north/triage/train.csv": ONE_MACHINE,
+    "cat '>' one/data/north/triage/test.csv": ONE_MACHINE,
+    "cp -r one/data/north one/data/south": ONE_MACHINE,
+    "cat '>' one/triage.toml": ONE_MACHINE,
+    "deal server init one/server --host localhost": ONE_MACHINE,
+    f"deal site init one/north --name north --data one/data/north {SITE_OPTIONS}": ONE_MACHINE,
+    f"deal site init one/south --name south --data one/data/south {SITE_OPTIONS}": ONE_MACHINE,
+    "deal site check one/north --experiment one/triage.toml": ONE_MACHINE,
+    "deal site check one/south --experiment one/triage.toml": ONE_MACHINE,
     "deal demo deployment": (
         "tests/simulations/deployment/demo/test_deployment_demo.py",
         "test_three_times_in_a_row_and_all_processes_are_gone_after_each",
@@ -89,6 +107,15 @@ BENCHMARK = "needs a public benchmark that is not in the repository"
 INSTALL = "needs a package index"
 
 PARSED = {
+    "deal server start one/server": DEPLOYMENT,
+    "deal server add-site north one/north/site.pub --dir one/server": DEPLOYMENT,
+    "deal server add-site south one/south/site.pub --dir one/server": DEPLOYMENT,
+    "deal site start one/north": DEPLOYMENT,
+    "deal site start one/south": DEPLOYMENT,
+    "deal submit one/triage.toml --dir one/server": DEPLOYMENT,
+    "deal status --dir one/server": DEPLOYMENT,
+    "deal site fetch one/north --to one/model": DEPLOYMENT,
+    "deal predict one/model 'sudden pain in the chest'": DEPLOYMENT,
     "deal server sites --dir /srv/deal": DEPLOYMENT,
     "deal site check /srv/deal-site --experiment two-tasks.toml": DEPLOYMENT,
     "deal site fetch /srv/deal-site --to /srv/model": DEPLOYMENT,
