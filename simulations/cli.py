@@ -26,18 +26,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.add_typer(bench, name="bench")
-add_to(app)
-add_report_commands(app)
+INSTITUTIONS = "Several institutions"
+MEASURING = "Measuring"
+app.add_typer(bench, name="bench", rich_help_panel=MEASURING)
 
 demo = typer.Typer(help="See a deployment before you have one.", no_args_is_help=True)
-app.add_typer(demo, name="demo")
+app.add_typer(demo, name="demo", rich_help_panel=INSTITUTIONS)
 
 data = typer.Typer(help="Data sets as folders of tasks.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 ledger = typer.Typer(help="A site's book of private releases.", no_args_is_help=True)
-app.add_typer(ledger, name="ledger")
+app.add_typer(ledger, name="ledger", rich_help_panel=INSTITUTIONS)
 
 ExperimentName = Annotated[
     str,
@@ -121,7 +121,7 @@ def check(
     raise typer.Exit(run(experiment, tuple(overrides or ()), strict, wide_console()))
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURING)
 def layers(
     experiment: ExperimentName,
     take: Annotated[int, typer.Option(min=1, help="Layers in the table for the experiment.")] = 1,
@@ -195,7 +195,7 @@ def export(
         typer.echo(line)
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURING)
 def study(
     study: StudyName,
     out: Annotated[str, typer.Option(help="Folder; default: runs/study-NAME.")] = "",
@@ -221,7 +221,7 @@ def study(
     raise typer.Exit(study_with_report(request, wide_console()))
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURING)
 def audit(
     experiment: ExperimentName,
     epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,8,inf",
@@ -253,7 +253,7 @@ def audit(
     raise typer.Exit(audit_with_report(request, wide_console()))
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURING)
 def budgets(
     experiment: ExperimentName,
     epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,2,4,8,inf",
@@ -387,6 +387,10 @@ def data_import(
 
     request = ImportRequest(Path(folder), Path(out), layout, max_labels)
     import_benchmark(request, wide_console())
+
+
+add_report_commands(app)  # after the verbs above, which come first on the help's page
+add_to(app, INSTITUTIONS)
 
 
 def command() -> click.Command:

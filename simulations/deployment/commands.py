@@ -213,10 +213,9 @@ def stop(run: str, folder: ServerDir = ".") -> None:
     print_lines(stop(server_folder(folder), run))
 
 
-def add_to(app: typer.Typer) -> None:
-    """Put the commands of a deployment beside the others."""
-    app.add_typer(server, name="server")
-    app.add_typer(site, name="site")
-    app.command("submit")(submit)
-    app.command("status")(status)
-    app.command("stop")(stop)
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Put the commands of a deployment beside the others, on the help's ``panel``."""
+    app.add_typer(server, name="server", rich_help_panel=panel)
+    app.add_typer(site, name="site", rich_help_panel=panel)
+    for verb in (submit, status, stop):
+        app.command(verb.__name__, rich_help_panel=panel)(verb)

@@ -109,8 +109,14 @@ def measures(results: Results) -> list[tuple[str, str]]:
         *_accuracy(results),
         *((each.title, _written(results, name)) for name, each in TEXT_MEASURES.items()),
         ("worst client", _worst_client(results)),
-        ("sent per client", f"{_size(sum(results.wire.bytes_up))} by one in every round"),
-        ("received per client", f"{_size(results.wire.received)} by one in every round"),
+        (
+            "sent per client",
+            f"{_size(sum(results.wire.bytes_up))} by a client that is asked in every round",
+        ),
+        (
+            "received per client",
+            f"{_size(results.wire.received)} by a client that is asked in every round",
+        ),
         ("time", duration(results.seconds.get("total", 0.0))),
         ("privacy", privacy_text(results.privacy)),
         ("warning", large_delta(results.privacy)),

@@ -83,7 +83,12 @@ def _tiles(run: RunRecord) -> Iterator[Tile]:
             "from the best to the end",
         )
     yield from _worst(run)
-    yield Tile("Sent per client", size(sum(found.wire.bytes_up)), "", "by one in every round")
+    yield Tile(
+        "Sent per client",
+        size(sum(found.wire.bytes_up)),
+        "",
+        "by a client that is asked in every round",
+    )
     yield Tile("Time", time(found.seconds.get("total"), pointer("seconds", "total")))
 
 

@@ -151,8 +151,8 @@ def test_the_measures_are_those_of_the_file() -> None:
     assert shown["forward transfer"] == "-5.0 points"
     assert shown["forgetting"] == "20.0 points"
     assert shown["worst client"] == "60.0 % (client 1)"
-    assert shown["sent per client"] == "3.0 kB by one in every round"
-    assert shown["received per client"] == "5.0 MB by one in every round"
+    assert shown["sent per client"] == "3.0 kB by a client that is asked in every round"
+    assert shown["received per client"] == "5.0 MB by a client that is asked in every round"
     assert shown["time"] == "2 min 10 s"
 
 
