@@ -31,6 +31,7 @@ from deal_core.models.loading import check_weights as check_checkpoint
 from deal_core.models.loading import pretrained
 from deal_core.models.prompt_tokens import PromptTokens, require_distinct
 from deal_core.models.seq2seq import load_seq2seq, seq2seq_prompts, seq2seq_skeleton
+from deal_core.models.stateless import require_fixed_places
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
         UserError: as :func:`load_model`.
     """
     family = choose("model.family", model.family, FAMILIES)
-    module = attach(family.skeleton(model), adapter, family.task_type)
+    base = family.skeleton(model)
+    require_fixed_places(base, model.name)
+    module = attach(base, adapter, family.task_type)
     return {
         name: (layer.out_features, layer.in_features) for name, layer in lora_layers(module).items()
     }

@@ -15,7 +15,7 @@ from client.resources import Workbench
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
 from deal_core.lora.attach import lora_layers
-from deal_core.models import LanguageModel, load_model
+from deal_core.models import LanguageModel, adapter_shapes, load_model
 from deal_core.models.stateless import require_stateless
 
 LENGTH = 64
@@ -40,6 +40,14 @@ def test_places_that_follow_the_longest_text_are_refused(tmp_path, make_causal, 
     folder = llama(tmp_path, make_causal, "dynamic")
     with pytest.raises(UserError, match="rotary places are of the kind 'dynamic'"):
         load(folder, family)
+
+
+def test_they_are_refused_before_weights_are_read(tmp_path, make_causal) -> None:
+    folder = llama(tmp_path, make_causal, "dynamic")
+    (folder / "model.safetensors").unlink()
+    model = ModelConfig(family="causal-lm", name=str(folder))
+    with pytest.raises(UserError, match="rotary places are of the kind 'dynamic'"):
+        adapter_shapes(model, AdapterConfig(rank=2))
 
 
 @pytest.mark.parametrize("places", ["default", "linear"])
