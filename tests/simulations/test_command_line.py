@@ -109,11 +109,11 @@ def completed(typed: str) -> list[str]:
 
 def test_shells_complete_commands_and_the_names_of_what_is_shipped() -> None:
     assert completed("deal s") == [
+        "simulate",
+        "study",
         "submit",
         "status",
         "stop",
-        "simulate",
-        "study",
         "server",
         "site",
     ]
