@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from client.client_context import ClientContext
@@ -16,7 +15,7 @@ from deal_core.lora.learnt import entries_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase, TaskDataset, under_all_labels
 from deal_core.models import embedding_size
-from deal_core.privacy.interface import LocalUpdate, Mechanism, UpdateRequest, release
+from deal_core.privacy.interface import Grouping, LocalUpdate, Mechanism, UpdateRequest, release
 from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded
@@ -56,25 +55,16 @@ def local_update(
     grouping = None if phase.public_path else bench.grouping(instruction.task, client)
     units = len(data.train) if grouping is None else len(set(grouping.numbers))
     training = LocalTraining(bench, client_context, state, instruction, data, joint_tasks, units)
-    ask = replace(
-        _request(bench, client, instruction, request, data, joint_tasks),
-        entries=_entries(bench, state, instruction),
-        grouping=grouping,
-    )
+    ask = _request(training, request, grouping)
     update = release(_mechanism(bench, phase), ask, site, training.update)
     training.save()
     return update
 
 
-def _request(
-    bench: Workbench,
-    client: int,
-    instruction: Instruction,
-    request: str,
-    data: ClientTask,
-    joint_tasks: Sequence[TaskDataset],
-) -> UpdateRequest:
+def _request(training: LocalTraining, request: str, grouping: Grouping | None) -> UpdateRequest:
     """What the privacy mechanism must know of the training."""
+    bench, instruction = training.bench, training.instruction
+    client, joint_tasks = training.client_context.client, training.joint_tasks
     where = instruction.stage, instruction.server_round
     own_rate = bench.phase(instruction.phase).learning_rate
     together = zip(instruction.tasks, joint_tasks, strict=True)
@@ -85,13 +75,17 @@ def _request(
         phase=instruction.phase,
         stage=instruction.stage,
         server_round=instruction.server_round,
-        data=[e for share in joint_tasks for e in share.data] if joint_tasks else data.train,
-        record_ids=data.record_ids,
+        data=[e for share in joint_tasks for e in share.data]
+        if joint_tasks
+        else training.data.train,
+        record_ids=training.data.record_ids,
         records=lambda: bench.records(client),
         site_records=lambda: bench.site_records(client),
         ids=lambda: bench.ids(instruction.task, client),
         learning_rate=own_rate or bench.experiment.train.learning_rate,
         generator=seeded(bench.experiment.run.seed, "train", client, *where),
+        entries=_entries(bench, training.state, instruction),
+        grouping=grouping,
         joint_tasks=tuple(task for task, share in together if share.data),
     )
 

@@ -184,7 +184,7 @@ class Workbench:
     def ids(self, task: str, client: int) -> list[str]:
         """Whose a client's training records of a task are."""
         examples = self._own(task, client).train
-        return [example.unit or example.id or example.text for example in examples]
+        return [example.whose for example in examples]
 
     def grouping(self, task: str, client: int) -> Grouping | None:
         """Return which training records of a task are of one group; None where no groups are

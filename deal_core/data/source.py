@@ -30,6 +30,11 @@ class Example:
     """Value of ``privacy.unit_column``: all records with it are one group; empty: no such
     column."""
 
+    @property
+    def whose(self) -> str:
+        """Whose record it is, as far as that is known: by its group, its id, or its text."""
+        return self.unit or self.id or self.text
+
 
 @dataclass(frozen=True)
 class TaskData:

@@ -24,11 +24,7 @@ def every_task_ends_a_stage(experiment: Experiment) -> bool:
 
 def resolve_auto(experiment: Experiment) -> MethodConfig:
     """Return the method's settings without ``auto``."""
-    prototype = _prototype(experiment)
-    update = {
-        "prototype": prototype,
-        "consolidation": _consolidation(experiment, prototype.enabled == "on"),
-    }
+    update = {"prototype": _prototype(experiment), "consolidation": _consolidation(experiment)}
     return experiment.method.model_copy(update=update)
 
 
@@ -63,7 +59,7 @@ def _prototype(experiment: Experiment) -> PrototypeConfig:
     return asked.model_copy(update=left)
 
 
-def _consolidation(experiment: Experiment, class_means: bool) -> ConsolidationConfig:
+def _consolidation(experiment: Experiment) -> ConsolidationConfig:
     """Return those of consolidation: what is cut is distilled where names of labels answer alone
     (class means would hide what it is worth), in the schedule that it was measured in."""
     method = experiment.method
@@ -71,12 +67,11 @@ def _consolidation(experiment: Experiment, class_means: bool) -> ConsolidationCo
     if asked.data != AUTO:
         return asked
     fits = (
-        method.name == "deal"
+        may_consolidate(experiment)
         and method.retention.enabled
         and method.retention.metric == "plain"
         and experiment.adapter.kind == "lora"
         and experiment.stream.schedule == "synchronous"
-        and not class_means
         and has_label_logits(experiment.model)
         and _plain(experiment)
     )

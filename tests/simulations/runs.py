@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from flwr.app import Array, Message
 from safetensors.numpy import load_file
 
 from client.app import make_app
@@ -17,7 +18,7 @@ from deal_core.inference.predictor import Predictor
 from server.results import Results
 from server.run import run
 from simulations.engines.flower_identity import assume_identity
-from simulations.engines.inprocess import InProcessGrid, Interceptor
+from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, Interceptor
 
 IN_SUM = (
     "federation.clients=3",
@@ -52,6 +53,15 @@ def run_in_process(
     with assume_identity(1, 1):
         run(grid, experiment, events.append)
     return events
+
+
+def no_number(reply: Message) -> Message:
+    """The reply; of the first client's updates without a number in one factor."""
+    if reply.metadata.src_node_id == FIRST_CLIENT_NODE and "lora" in reply.content:
+        record = reply.content["lora"]
+        key = next(iter(record))
+        record[key] = Array(np.full_like(record[key].numpy(), np.nan))
+    return reply
 
 
 def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:

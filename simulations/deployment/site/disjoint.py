@@ -22,7 +22,7 @@ def check_disjoint(site: SiteFile) -> Iterator[str]:
     source = SiteSource(site_files(site.data), site.policy.unit_column)
     owner: dict[str, str] = {}
     for task in source.task_names():
-        own = {each.unit or each.id for each in source.load(task).train}
+        own = {example.whose for example in source.load(task).train}
         for other in dict.fromkeys(owner.values()):
             common = sum(1 for each in own if owner.get(each) == other)
             if common:

@@ -12,6 +12,9 @@ ROWS = tuple((f"{word} of patient {n}", "ab"[n % 2]) for n in range(20) for word
 TESTS = tuple((f"{word} of visitor {n}", "ab"[n % 2]) for n in range(10) for word in FIELD)
 
 NUMBERS = {"a": "1", "b": "2"}
+NUMBERED, NUMBERED_TESTS = (
+    tuple((text, NUMBERS[label]) for text, label in rows) for rows in (ROWS, TESTS)
+)
 
 
 def table(rows: tuple[tuple[str, str], ...], separator: str = ",") -> str:
@@ -232,23 +235,23 @@ ODD_INPUTS = (
         "labels that are numbers",
         "its labels are numbers ('1', '2'), and the model reads labels as words; set "
         "data.files.ward.label_text to their names",
-        train=tuple((t, NUMBERS[b]) for t, b in ROWS),
-        test=tuple((t, NUMBERS[b]) for t, b in TESTS),
+        train=NUMBERED,
+        test=NUMBERED_TESTS,
         warns=True,
     ),
     OddInput(
         "labels that are numbers, and `data.files.ward.label_text`",
         "",
         data='[data.files.ward]\nlabel_text = {1 = "at home", 2 = "in bed"}',
-        train=tuple((t, NUMBERS[b]) for t, b in ROWS),
-        test=tuple((t, NUMBERS[b]) for t, b in TESTS),
+        train=NUMBERED,
+        test=NUMBERED_TESTS,
     ),
     OddInput(
         "labels that are numbers, where no name is read",
         "",
         toml='[method]\nname = "prototype"',
-        train=tuple((t, NUMBERS[b]) for t, b in ROWS),
-        test=tuple((t, NUMBERS[b]) for t, b in TESTS),
+        train=NUMBERED,
+        test=NUMBERED_TESTS,
     ),
     OddInput(
         "a task with one label",

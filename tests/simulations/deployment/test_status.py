@@ -319,14 +319,7 @@ def test_a_run_that_deal_stop_has_ended_says_so(
     tmp_path, monkeypatch, capsys, stopped_at: float | None, reason: str
 ) -> None:
     """Its process knows only that it was told to end; a stop of an earlier start does not count."""
-    run = tmp_path / "runs" / "one"
-    run.mkdir(parents=True)
-    started = {"event": "run_started", "time": 2.5, "tasks": ["a"], "clients": 1, "sites": ["x"]}
-    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
-    ended = {"event": "run_stopped", "time": 4.0, "reason": "SystemExit: 0"}
-    lines = [json.dumps(event) + "\n" for event in (started, ended)]
-    RunFolder(run).metrics.write_text("".join(lines))
-    (run / "starts.jsonl").write_text(json.dumps({"run": "7", "time": 2.0}) + "\n")
+    write_stopped_run(tmp_path, started=2.5, stopped=4.0, reason="SystemExit: 0", start=2.0)
     folder = quiet_server(monkeypatch, tmp_path)
     if stopped_at is not None:
         stop_event = {"event": "run_stopped", "time": stopped_at, "run": "one", "flower": "7"}
@@ -383,6 +376,20 @@ def test_a_line_that_a_crash_cut_off_does_not_spoil_those_that_follow(tmp_path: 
     assert [event["event"] for event in read_events(log.path)] == ["first", "second"]
 
 
+def write_stopped_run(
+    folder: Path, started: float, stopped: float, reason: str, start: float
+) -> None:
+    """Write what run ``one`` leaves; ``start``: when it was given to Flower the last time."""
+    run = folder / "runs" / "one"
+    run.mkdir(parents=True)
+    first = {"event": "run_started", "time": started, "tasks": ["a"], "clients": 1, "sites": ["x"]}
+    first |= {"stages": [{"rounds": 3}], "done_rounds": 0}
+    last = {"event": "run_stopped", "time": stopped, "reason": reason}
+    lines = [json.dumps(event) + "\n" for event in (first, last)]
+    RunFolder(run).metrics.write_text("".join(lines))
+    (run / "starts.jsonl").write_text(json.dumps({"run": "7", "time": start}) + "\n")
+
+
 def quiet_server(monkeypatch: pytest.MonkeyPatch, folder: Path) -> ServerFolder:
     monkeypatch.setattr("simulations.deployment.server.status.connected", lambda folder: ({}, ""))
     monkeypatch.setattr(ServerFolder, "settings", lambda self: None)
@@ -398,14 +405,7 @@ def test_before_any_run_a_script_gets_json_too(tmp_path, monkeypatch, capsys) ->
 def test_a_run_that_was_continued_is_starting_while_it_waits_for_its_sites(
     tmp_path, monkeypatch, capsys, since: float, phase: str
 ) -> None:
-    run = tmp_path / "runs" / "one"
-    run.mkdir(parents=True)
-    started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 1, "sites": ["x"]}
-    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
-    stopped = {"event": "run_stopped", "time": 2.0, "reason": "UserError: quorum"}
-    lines = [json.dumps(event) + "\n" for event in (started, stopped)]
-    RunFolder(run).metrics.write_text("".join(lines))
-    (run / "starts.jsonl").write_text(json.dumps({"run": "7", "time": since}) + "\n")
+    write_stopped_run(tmp_path, started=1.0, stopped=2.0, reason="UserError: quorum", start=since)
     said = "simulations.deployment.server.status.flower_status"
     monkeypatch.setattr(said, lambda folder, number: "running")
     status(quiet_server(monkeypatch, tmp_path), "one", Console(), as_json=True)

@@ -3,14 +3,11 @@ not tell that it was drawn."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from flwr.app import Array, Message
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
-from simulations.engines.inprocess import FIRST_CLIENT_NODE
-from tests.simulations.runs import at, run_in_process
+from tests.simulations.runs import at, no_number, run_in_process
 from tests.sizes import TWO_LAYERS
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -25,14 +22,6 @@ ONE_DRAWN = (
     "federation.clients_per_round=1",
     'data.tasks=["laboratory"]',
 )
-
-
-def no_number(reply: Message) -> Message:
-    if reply.metadata.src_node_id == FIRST_CLIENT_NODE and "lora" in reply.content:
-        record = reply.content["lora"]
-        key = next(iter(record))
-        record[key] = Array(np.full_like(record[key].numpy(), np.nan))
-    return reply
 
 
 def test_a_client_that_sends_no_number_ends_no_run_in_which_it_is_drawn_alone(
