@@ -44,12 +44,12 @@ from server.process_memory import peak_rss_bytes
 from server.round import Round
 from server.round_sum import RoundSum
 from server.schedule import Step, StepKind
-from server.secure_evaluation import SecureEvaluation
-from server.secure_legs import SecureLegs
-from server.secure_round import SecureRound
+from server.secure.evaluation import SecureEvaluation
+from server.secure.legs import SecureLegs
+from server.secure.round import SecureRound
 from server.state_change import reason_of, sendable
-from server.statistics_round import StatisticsRound
-from server.statistics_sum import StatisticsSum
+from server.statistics.round import StatisticsRound
+from server.statistics.sum import StatisticsSum
 from server.update_sum import UpdateSum
 
 STOPS = (UserError, torch.OutOfMemoryError)

@@ -14,7 +14,7 @@ from deal_core.wire.secure_layout import layout_of
 from server.checkpoint import History
 from server.round import Round
 from server.round_sum import Sums
-from server.secure_step import GradientStep, MeanUpdate, SumStep
+from server.secure.step import GradientStep, MeanUpdate, SumStep
 
 
 @dataclass(frozen=True)

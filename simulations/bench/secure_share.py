@@ -21,16 +21,16 @@ from simulations.bench.figures import figures_to
 
 PARTS = {
     "masking": (
-        ("client.secure_update", "maskable_update"),
-        ("client.secure_update", "summed_arrays"),
-        ("client.secure_mask", "Maskable.require"),
-        ("client.secure_mask", "Maskable.masked"),
+        ("client.secure.update", "maskable_update"),
+        ("client.secure.update", "summed_arrays"),
+        ("client.secure.mask", "Maskable.require"),
+        ("client.secure.mask", "Maskable.masked"),
     ),
     "legs": (
-        ("server.secure_legs", "SecureLegs.open"),
-        ("server.secure_legs", "SecureLegs.mask_requests"),
-        ("server.secure_legs", "SecureLegs.add"),
-        ("server.secure_legs", "SecureLegs.total"),
+        ("server.secure.legs", "SecureLegs.open"),
+        ("server.secure.legs", "SecureLegs.mask_requests"),
+        ("server.secure.legs", "SecureLegs.add"),
+        ("server.secure.legs", "SecureLegs.total"),
     ),
 }
 """What is done for a secure sum and not without it, by where: in a training request at the client;

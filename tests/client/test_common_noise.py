@@ -20,7 +20,7 @@ from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.federation import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
-from tests.client.secure_sites import RUN, SecureSite, SiteGrid, experiment_of, grid_of, make_sites
+from tests.client.secure.sites import RUN, SecureSite, SiteGrid, experiment_of, grid_of, make_sites
 from tests.simulations.run.secure_runs import POOLED, Ran, leg_of, rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -115,7 +115,7 @@ def test_a_round_is_judged_by_the_settings_that_its_noise_is_made_with(tmp_path,
                 context.run_config = {**lie, "run.out": f"/srv/{RUN}"}
             return context
 
-    monkeypatch.setattr("server.secure_legs.fewest_in_sum", lambda experiment: 3)
+    monkeypatch.setattr("server.secure.legs.fewest_in_sum", lambda experiment: 3)
     with pytest.raises(UserError, match="0 of 4 clients gave a valid reply"):
         rounds(truth, tmp_path / RUN, grid_of=grid_of(sites, Liar))
     assert not any(site.trained() for site in sites)

@@ -21,7 +21,7 @@ from deal_core.secure_sum.identity import Announcement, announce
 from deal_core.secure_sum.layout import finest_scale
 from deal_core.secure_sum.messages import Masked, Prepared
 from deal_core.secure_sum.site_state import SiteState
-from tests.client.secure_sites import OPEN, RUN, SecureSite, experiment_of, grid_of, make_sites
+from tests.client.secure.sites import OPEN, RUN, SecureSite, experiment_of, grid_of, make_sites
 from tests.simulations.run.secure_runs import Ran, client_of, leg_of, rounds
 from tests.slow import slow_but
 

@@ -32,7 +32,7 @@ from server import reply_collection as rounds
 from server.checkpoint import Checkpoint, load_checkpoint
 from server.folder import RunFolder
 from server.run import run
-from server.statistics import SumsReplies, totals, weights
+from server.statistics.replies import SumsReplies, totals, weights
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
 from tests.server.fuzz_grid import FuzzGrid, counts, lost, tiny_model

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.egress import check_reply
-from client.secure_counts import as_arrays
+from client.secure.counts import as_arrays
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import Policy, metrics_allowed
@@ -20,8 +20,8 @@ from server.exchange import Exchange
 from server.results import read_results
 from server.roster import Roster
 from server.schedule import Step
-from server.secure_evaluation import _rows
-from server.secure_legs import SecureLegs
+from server.secure.evaluation import _rows
+from server.secure.legs import SecureLegs
 from server.wire import ClientSkipped, read_secure
 from simulations.engines.flower_identity import assume_identity
 from simulations.run.preflight import check_names

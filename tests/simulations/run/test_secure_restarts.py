@@ -9,9 +9,9 @@ import pytest
 from flwr.app import Message
 
 from client import local_update as training
-from client.secure_store import STATE, USED, SecureStore
+from client.secure.store import STATE, USED, SecureStore
 from deal_core.privacy.interface import Refusal
-from server.secure_legs import SecureLegs
+from server.secure.legs import SecureLegs
 from simulations.engines.inprocess import InProcessGrid
 from tests.registered import register
 from tests.simulations.run.secure_runs import LEGS, SHORT, Ran, client_of, leg_of, rounds
@@ -86,7 +86,7 @@ def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
     experiment, whole, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("server.secure_round.sendable", lambda state: exec("raise KeyboardInterrupt"))
+        patch.setattr("server.secure.round.sendable", lambda state: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):
             rounds(experiment, tmp_path / "run")
     assert same(rounds(experiment, tmp_path / "run", last=2), whole)
@@ -227,7 +227,7 @@ def test_a_number_of_a_round_is_used_once_whatever_the_clock_says(
     experiment, tmp_path, monkeypatch
 ):
     rounds(experiment, tmp_path / "run")
-    monkeypatch.setattr("server.secure_keys.time.time_ns", lambda: 5_000)
+    monkeypatch.setattr("server.secure.keys.time.time_ns", lambda: 5_000)
     ran = rounds(experiment, tmp_path / "run", last=2)
     assert ran.told("summed", "sites") == [CLIENTS]
 

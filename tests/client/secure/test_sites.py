@@ -16,7 +16,7 @@ from deal_core.secure_sum.identity import announce
 from deal_core.secure_sum.keys import public_half
 from simulations.deployment.site_keys import fingerprint_of_line, make_key_pair
 from simulations.engines.flower_identity import assume_identity
-from tests.client.secure_sites import (
+from tests.client.secure.sites import (
     NAMES,
     OPEN,
     RUN,

@@ -24,7 +24,7 @@ from server.lost_sum import may_be_lost
 from server.reply_collection import Reply
 from server.round_sum import Sums
 from server.schedule import Step
-from server.secure_legs import SecureLegs
+from server.secure.legs import SecureLegs
 
 ROUNDING = 1e-3
 """Of a sum of shares of right answers."""

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from client import local_training as training
 from client.app import make_app
-from client.secure_store import SecureStore
+from client.secure.store import SecureStore
 from deal_core.config.run_config import flatten
 from deal_core.lora.arrays import from_arrays
 from deal_core.lora.payload import LORA, Template
@@ -29,11 +29,11 @@ from deal_core.wire.instruction import RECORD, read_instruction
 from deal_core.wire.secure_layout import layout_of
 from deal_core.wire.summed_loss import without_loss
 from server.federation import start_state
-from server.secure_keys import ChannelKeys
-from server.secure_legs import SecureLegs
+from server.secure.keys import ChannelKeys
+from server.secure.legs import SecureLegs
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
-from tests.client.secure_sites import (
+from tests.client.secure.sites import (
     RUN,
     SecureSite,
     SiteGrid,

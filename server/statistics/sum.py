@@ -21,7 +21,7 @@ from deal_core.secure_sum.layout import Layout
 from deal_core.wire.secure_layout import CLASS_SUMS, statistics_layout
 from server.checkpoint import History
 from server.round_sum import Sums
-from server.statistics_round import StatisticsRound
+from server.statistics.round import StatisticsRound
 
 
 @dataclass(frozen=True)

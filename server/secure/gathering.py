@@ -13,7 +13,7 @@ from server.exchange import Exchange, answered
 from server.gathering import refuse
 from server.reply_collection import Reply
 from server.schedule import Step
-from server.secure_legs import SecureLegs
+from server.secure.legs import SecureLegs
 from server.spending import Spending
 
 

@@ -16,7 +16,7 @@ from server.gathering import RoundReplies
 from server.round import Round
 from server.schedule import Step
 from server.state_change import reason_of, sendable
-from server.statistics import SumsGathering, SumsReplies, totals, weights
+from server.statistics.replies import SumsGathering, SumsReplies, totals, weights
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from client.context import RequestContext
 from client.resources import Workbench
-from client.secure_legs import conditions
-from client.secure_mask import Maskable, told_here
+from client.secure.legs import conditions
+from client.secure.mask import Maskable, told_here
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.interface import Counts

@@ -21,8 +21,8 @@ from server.lost_sum import may_be_lost
 from server.round import Round
 from server.round_sum import RoundSum
 from server.schedule import Step
-from server.secure_gathering import SecureGathering
-from server.secure_legs import SecureLegs
+from server.secure.gathering import SecureGathering
+from server.secure.legs import SecureLegs
 from server.state_change import reason_of, sendable
 
 

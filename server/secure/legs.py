@@ -30,7 +30,7 @@ from server import wire
 from server.exchange import Exchange, answered
 from server.reply_collection import collect
 from server.schedule import Step
-from server.secure_keys import ChannelKeys, registered_site
+from server.secure.keys import ChannelKeys, registered_site
 
 Add = Callable[[ServerRound, bytes, bytes], ServerRound]
 LEFT_OUT, MISSED = "client_failed", "leg_failed"

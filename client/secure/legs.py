@@ -16,9 +16,9 @@ from flwr.app import Message
 
 from client.context import RequestContext
 from client.policy_check import require_policy
-from client.secure_peers import met, pins_of
-from client.secure_request import announcements_of, request_of, run_of
-from client.secure_store import SecureStore
+from client.secure.peers import met, pins_of
+from client.secure.request import announcements_of, request_of, run_of
+from client.secure.store import SecureStore
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import fewest_in_sum

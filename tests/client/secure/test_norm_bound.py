@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from deal_core.lora.payload import LORA
-from tests.client.secure_sites import RUN, SiteGrid, experiment_of, grid_of, make_sites
+from tests.client.secure.sites import RUN, SiteGrid, experiment_of, grid_of, make_sites
 from tests.simulations.run.secure_runs import rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")

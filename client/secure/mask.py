@@ -12,9 +12,9 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from client.context import RequestContext
-from client.secure_legs import announced_state
-from client.secure_request import request_of
-from client.secure_store import SecureStore
+from client.secure.legs import announced_state
+from client.secure.request import request_of
+from client.secure.store import SecureStore
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
