@@ -15,7 +15,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from simulations.api import experiment
 from simulations.check.odd_settings import check_privacy
-from simulations.run.preflight import check_declared
+from simulations.run.data_checks import check_declared
 
 
 def parsed(*overrides: str):

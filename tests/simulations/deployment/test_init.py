@@ -38,7 +38,7 @@ from simulations.deployment.server.submit import (
 from simulations.deployment.site.init import SiteRequest, init_site
 from simulations.deployment.site.own_app import own_digest
 from simulations.run.run_folder import record
-from simulations.run.secure_preflight import check_cohort
+from simulations.run.secure_checks import check_cohort
 from tests.simulations.deployment.loopback import deal, done
 from tests.simulations.deployment.short_experiment import experiment_file
 from tests.simulations.deployment.site_data import LABELS

@@ -18,7 +18,7 @@ from simulations import cli
 from simulations.importing import json_values as reading
 from simulations.importing.benchmark import LAYOUTS
 from simulations.importing.json_values import json_values
-from simulations.run.preflight import check_answers
+from simulations.run.data_checks import check_answers
 
 Import = Callable[..., tuple[Experiment, str]]
 

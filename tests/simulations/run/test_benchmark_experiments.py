@@ -14,8 +14,9 @@ from deal_core.config.file import parse_experiment, read_toml
 from deal_core.models.prompt import read_template
 from simulations.importing.benchmark import INSTRUCTIONS, TRACE_ORDER
 from simulations.importing.command import ImportRequest, import_benchmark
+from simulations.run.data_checks import check_data
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.preflight import check_data, check_names
+from simulations.run.preflight import check_names
 from simulations.run.shipped import shipped_experiments
 from simulations.run.simulate import simulate
 

@@ -24,7 +24,7 @@ from deal_core.lora.attach import lora_layers
 from deal_core.models import load_model
 from deal_core.training.label_texts import label_texts
 from server.results import read_results
-from simulations.run.preflight import check_adapter_kind
+from simulations.run.rule_checks import check_adapter_kind
 from tests.architectures import CONFIGS, LOADERS, save
 from tests.simulations.runs import at, learnt_adapter, run_in_process
 from tests.slow import slow_but

@@ -21,7 +21,8 @@ from server.results import read_results
 from server.run import run
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
-from simulations.run.preflight import check_data, check_names
+from simulations.run.data_checks import check_data
+from simulations.run.preflight import check_names
 from tests.simulations.runs import learnt_adapter, run_in_process, same
 from tests.sizes import TINY
 from tests.slow import slow_but

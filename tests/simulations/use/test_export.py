@@ -513,7 +513,7 @@ def test_a_failed_export_leaves_nothing_that_blocks_the_next(encoder, tmp_path, 
 
     (tmp_path / "there").mkdir()
     with monkeypatch.context() as later:
-        later.setattr("simulations.use.export._write_labels", full)
+        later.setattr("simulations.use.export_forms.write_labels", full)
         for to in ("there", "new"):
             with pytest.raises(UserError, match="No space left on device"):
                 export(ExportRequest(str(encoder), str(tmp_path / to)))
