@@ -24,9 +24,10 @@ from server.federation import Federation, start_state
 from server.folder import RunFolder
 from server.handover import hand_over
 from server.lock import exclusive_lock
+from server.measures import make_results
 from server.model_card import write_card
 from server.plan import Plan, make_plan
-from server.results import Results, make_results, write_results
+from server.results import Results, write_results
 from server.roster import find_roster
 from server.schedule import private_rounds, rounds_of, schedule
 from server.tracking.tracker import tracked

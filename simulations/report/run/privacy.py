@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.privacy.accounting.unit import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
-from server.results import OUTSIDE, clients_that_spend
+from server.measures import clients_that_spend
+from server.results import OUTSIDE
 from server.spending import VOID, extent, rounded_up, whole_extent, whole_trust
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Notice, Section, Table, Text

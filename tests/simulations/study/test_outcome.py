@@ -8,8 +8,9 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError
 from server.checkpoint import EVERYBODY, History
+from server.measures import make_results
 from server.plan import make_plan
-from server.results import Results, make_results
+from server.results import Results
 from simulations.study.outcome import outcome, pooled_own, together
 
 Counts = dict[str, list[list[int]]]
