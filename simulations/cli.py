@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from functools import partial
 from typing import Annotated
@@ -26,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk that takes no more."""
 INSTITUTIONS = "Several institutions"
 MEASURING = "Measuring"
 app.add_typer(bench, name="bench", rich_help_panel=MEASURING)
@@ -57,6 +60,10 @@ RunFolderName = Annotated[
     str, typer.Argument(metavar="RUN", help="A run folder, or the adapter folder in it.")
 ]
 StateFolder = Annotated[str, typer.Argument(help="A site's state directory (RUN/sites/CLIENT).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. adapter.rank=16."),
+]
 Disjoint = Annotated[
     bool, typer.Option("--disjoint-tasks", help="No record is in two tasks: as the policy says.")
 ]
@@ -90,10 +97,7 @@ def options(
 def simulate(
     experiment: ExperimentName,
     out: Annotated[str, typer.Option(help="Run folder; default: runs/NAME-seedN.")] = "",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. adapter.rank=16."),
-    ] = None,
+    overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Same as --set run.seed=N.")] = None,
     engine: Annotated[str | None, typer.Option(help="inprocess (default) or flower.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
@@ -102,17 +106,21 @@ def simulate(
     from simulations.report.after import simulate_with_report as run
     from simulations.run.experiment import Request
 
-    request = Request(experiment, out, tuple(overrides or ()), seed, engine, resume)
+    request = Request(
+        experiment,
+        out=out,
+        overrides=tuple(overrides or ()),
+        seed=seed,
+        engine=engine,
+        resume=resume,
+    )
     raise typer.Exit(run(request, wide_console()))
 
 
 @app.command()
 def check(
     experiment: ExperimentName,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. adapter.rank=16."),
-    ] = None,
+    overrides: Overrides = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings are errors.")] = False,
 ) -> None:
     """Find all that is wrong with an experiment and its data; nothing starts (docs/checking.md)."""
@@ -125,10 +133,7 @@ def check(
 def layers(
     experiment: ExperimentName,
     take: Annotated[int, typer.Option(min=1, help="Layers in the table for the experiment.")] = 1,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key, e.g. adapter.rank=16."),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Where few numbers can learn most: layers by their gradient on names of labels
     (docs/privacy.md)."""
@@ -162,11 +167,21 @@ def predict(
     from simulations.use.predict import PredictRequest
     from simulations.use.predict import predict as run
 
-    sources = tuple(texts or ()), file, column, pair_column, label_column
-    beside = partial(typer.echo, err=True)  # the lines, which a program may read
-    score = run(PredictRequest(folder, *sources, task, model, as_json), typer.echo, beside)
+    request = PredictRequest(
+        folder,
+        texts=tuple(texts or ()),
+        file=file,
+        column=column,
+        pair_column=pair_column,
+        label_column=label_column,
+        task=task,
+        base=model,
+        as_json=as_json,
+    )
+    warn = partial(typer.echo, err=True)  # a program may read the lines
+    score = run(request, typer.echo, warn)
     if score is not None:
-        beside(score.line)
+        warn(score.line)
 
 
 @app.command()
@@ -191,7 +206,7 @@ def export(
     from simulations.use.export import ExportRequest
     from simulations.use.export import export as run
 
-    for line in run(ExportRequest(folder, to, merge, push, model)):
+    for line in run(ExportRequest(folder, to=to, merge=merge, push=push, base=model)):
         typer.echo(line)
 
 
@@ -199,10 +214,7 @@ def export(
 def study(
     study: StudyName,
     out: Annotated[str, typer.Option(help="Folder; default: runs/study-NAME.")] = "",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all cells."),
-    ] = None,
+    overrides: Overrides = None,
     seeds: Annotated[str, typer.Option(help="Seeds of the runs, e.g. 0,1; default: all.")] = "",
     arms: Annotated[str, typer.Option(help="Run these only, e.g. deal,lwf.")] = "",
     orders: Annotated[str, typer.Option(help="Run these only, e.g. order1.")] = "",
@@ -216,8 +228,17 @@ def study(
     from simulations.report.after import study_with_report
     from simulations.study.command import StudyRequest
 
-    changed = tuple(overrides or ())
-    request = StudyRequest(study, out, changed, seeds, arms, orders, settings, jobs, report)
+    request = StudyRequest(
+        study,
+        out=out,
+        overrides=tuple(overrides or ()),
+        seeds=seeds,
+        arms=arms,
+        orders=orders,
+        settings=settings,
+        jobs=jobs,
+        report=report,
+    )
     raise typer.Exit(study_with_report(request, wide_console()))
 
 
@@ -226,10 +247,7 @@ def audit(
     experiment: ExperimentName,
     epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,8,inf",
     out: Annotated[str, typer.Option(help="Folder; default: runs/audit-NAME.")] = "",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all trainings."),
-    ] = None,
+    overrides: Overrides = None,
     client: Annotated[int, typer.Option(min=0, help="The site that is attacked (records).")] = 0,
     canaries: Annotated[
         int, typer.Option(min=2, help="Gradients, as many as there is room for; or clients.")
@@ -247,9 +265,18 @@ def audit(
     from simulations.audit.command import AuditRequest
     from simulations.report.after import audit_with_report
 
-    sets = tuple(overrides or ())
-    counts = canaries, text_canaries, seed, repetitions, records
-    request = AuditRequest(experiment, epsilon, out, sets, client, *counts)
+    request = AuditRequest(
+        experiment,
+        epsilon=epsilon,
+        out=out,
+        overrides=tuple(overrides or ()),
+        client=client,
+        canaries=canaries,
+        text_canaries=text_canaries,
+        seed=seed,
+        repetitions=repetitions,
+        records=records,
+    )
     raise typer.Exit(audit_with_report(request, wide_console()))
 
 
@@ -260,10 +287,7 @@ def budgets(
     seeds: Annotated[str, typer.Option(help="Seeds of the runs, e.g. 0,1.")] = "0,1,2",
     method: Annotated[str, typer.Option(help="Methods, e.g. deal,lwf.")] = "",
     out: Annotated[str, typer.Option(help="Folder; default: runs/budgets-NAME.")] = "",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key of all runs."),
-    ] = None,
+    overrides: Overrides = None,
     free: Annotated[
         str,
         typer.Option(
@@ -286,9 +310,19 @@ def budgets(
     from simulations.budgets.command import BudgetsRequest
     from simulations.report.after import budgets_with_report
 
-    sets = tuple(overrides or ())
     request = BudgetsRequest(
-        experiment, epsilon, method, seeds, out, sets, audit, jobs, report, free, noise, beside
+        experiment,
+        epsilon=epsilon,
+        method=method,
+        seeds=seeds,
+        out=out,
+        overrides=tuple(overrides or ()),
+        audit=audit,
+        jobs=jobs,
+        report=report,
+        free=free,
+        noise=noise,
+        beside=beside,
     )
     raise typer.Exit(budgets_with_report(request, wide_console()))
 
@@ -398,6 +432,13 @@ def command() -> click.Command:
     return with_argument_help(typer.main.get_command(app))
 
 
+def closed(error: OSError) -> str:
+    """Return what is wrong with a file, and the cure, on one line."""
+    cure = "make room" if error.errno in FULL else "check the path, and who may read and write it"
+    place = f"{error.filename}: " if error.filename is not None else ""
+    return f"{place}{error.strerror}; {cure}"
+
+
 def main() -> None:
     """Entry point: a user's error is one line and exit code 2."""
     try:
@@ -408,10 +449,9 @@ def main() -> None:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a path of the user's that no verb has expected to be closed to it
-        if error.filename is None:
+        if error.filename is None and error.errno not in FULL:
             raise
-        why = f"{error.filename}: {error.strerror}"
-        print(f"error: {why}; check the path, and who may read and write it", file=sys.stderr)
+        print(f"error: {closed(error)}", file=sys.stderr)
         sys.exit(2)
 
 

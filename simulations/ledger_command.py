@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import (
     certificate,
@@ -22,7 +23,7 @@ from deal_core.privacy.accounting.ledger_event import assumed_honest, composed
 from deal_core.privacy.accounting.unit import common_unit, unit_text
 from server.spending import rounded_up
 from simulations.output.console import print_line
-from simulations.output.files import write_texts
+from simulations.output.files import write_file
 from simulations.output.markdown import TextTable
 from simulations.output.terminal import NARROW, text_table
 
@@ -58,11 +59,11 @@ def verify(folder: str, certificate_file: str, console: Console) -> None:
     """
     if folder:
         entries = checked_entries(open_ledger(folder))
-        console.print(f"ledger: {len(entries)} entries, the chain holds", highlight=False)
+        print_line(console, f"ledger: {len(entries)} entries, the chain holds")
     if not certificate_file:
         return
-    said = check_certificate(_read_json(Path(certificate_file)))
-    console.print(f"certificate: signature good, {said['entries']} entries", highlight=False)
+    said = check_certificate(_read_json(at_home(certificate_file)))
+    print_line(console, f"certificate: signature good, {said['entries']} entries")
     if folder and not _are_of(said, entries):
         raise UserError(
             f"{certificate_file}: is not of the ledger in {folder}; name the folder that it was "
@@ -74,13 +75,13 @@ def export(folder: str, out: str, console: Console, disjoint_tasks: bool) -> Non
     """Write a signed certificate.
 
     Raises:
-        UserError: no ledger in the folder, nothing in it, or one that cannot be trusted.
+        UserError: no ledger in the folder, nothing in it, or one that cannot be trusted; or no
+            file can be written.
     """
     ledger = open_ledger(folder)
     signed = trusted(lambda: certificate(ledger, disjoint_tasks))
-    path = Path(out)
-    write_texts(path.parent, {path.name: json.dumps(signed, indent=1) + "\n"})
-    console.print(f"{out}: {signed['statement']['entries']} entries, signed", highlight=False)
+    path = write_file(out, json.dumps(signed, indent=1) + "\n")
+    print_line(console, f"{path}: {signed['statement']['entries']} entries, signed")
 
 
 def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
@@ -142,12 +143,13 @@ def open_ledger(folder: str) -> Ledger:
     Raises:
         UserError: there is none.
     """
-    if not (Path(folder) / FILE).exists():
+    path = at_home(folder)
+    if not (path / FILE).exists():
         raise UserError(
             f"{folder}: no {FILE} here; name a site's state directory (in a simulation: "
             "RUN/sites/CLIENT)"
         )
-    return Ledger(Path(folder))
+    return Ledger(path)
 
 
 def checked_entries(ledger: Ledger) -> list[Entry]:
@@ -176,7 +178,7 @@ def trusted(read: Callable[[], T]) -> T:
 def _read_json(path: Path) -> dict[str, object]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: cannot be read ({error}); name a file of deal ledger export"
         ) from None

@@ -56,6 +56,13 @@ def test_everything_else_is_in_the_map_and_exists() -> None:
     assert missing == set()
 
 
+def test_paths_that_people_write_are_read_in_one_place() -> None:
+    """``~nobody`` is a line there, and a traceback elsewhere."""
+    files = [f for package in PACKAGES for f in (ROOT / package).rglob("*.py")]
+    users = [f for f in files if ".expanduser(" in f.read_text(encoding="utf-8")]
+    assert [str(f.relative_to(ROOT)) for f in users] == ["deal_core/config/home.py"]
+
+
 def test_every_file_that_the_page_names_exists() -> None:
     named = set(re.findall(r"`((?:client|server|deal_core|simulations)/[\w/.]+)`", PAGE))
     assert len(named) > 30

@@ -311,7 +311,7 @@ class FaultsConfig(Table):
 class RunConfig(Table):
     """The run itself."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Draws the division of the data, the clients of a round, initial adapters and the order of
     examples; the noise of a privacy mechanism in simulations alone."""
     engine: str = "inprocess"

@@ -133,6 +133,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error})") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML ({error})") from None
+    except (ValueError, RecursionError) as error:  # a number too long, nested too deep
+        raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -171,7 +173,9 @@ def overlaid(tables: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, A
 
 
 def _toml_value(text: str) -> Any:
+    """Return the one value that the text is as TOML; where it is none, or more, the text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        read = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return read["value"] if len(read) == 1 else text

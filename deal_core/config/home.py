@@ -7,7 +7,7 @@ from pathlib import Path
 from deal_core.errors import UserError
 
 
-def at_home(name: str) -> Path:
+def at_home(name: str | Path) -> Path:
     """Return a path in which ``~`` is the home folder, and ``~ann`` that of Ann.
 
     Raises:

@@ -26,6 +26,9 @@ DELIMITERS = ",;\t"
 HELD = {",": "commas", ";": "semicolons", "\t": "tabs"}
 """Delimiter to its name."""
 GZIP = ".gz"
+LONGEST_FIELD = 2**31 - 1
+"""Characters of a CSV field, all that a C long holds everywhere: a text that is long and well
+quoted is no reason to read nothing of the file."""
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -39,7 +42,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line, parse_int=_integer)
         except (ValueError, RecursionError) as error:
             raise UserError(
                 f"{path}, row {number}: not valid JSON ({_fault(error)}); write one object per line"
@@ -49,10 +52,19 @@ def read_jsonl(path: Path) -> Iterator[Row]:
         yield number, values
 
 
+def _integer(digits: str) -> int | str:
+    """Return a whole number; the digits where Python makes no number of so many: they are text, and
+    no reason to read nothing of the file."""
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
 def _fault(error: ValueError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    return error.msg if isinstance(error, json.JSONDecodeError) else "a number has too many digits"
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    return "nested too deep"
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -74,8 +86,8 @@ def read_csv(path: Path) -> Iterator[Row]:
     The number of a row that spans several lines is its first line.
 
     Raises:
-        UserError: unreadable file, bytes that are not UTF-8, bad quoting, a field beyond the limit
-            of the csv module, a repeated column or a row with more or fewer fields than the header.
+        UserError: unreadable file, bytes that are not UTF-8, bad quoting, a repeated column or a
+            row with more or fewer fields than the header.
     """
     lines = (line for _, line in _lines(path))
     begin: list[str] = []
@@ -102,6 +114,7 @@ def _delimiter(header: str) -> str:
 
 
 def _separated(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(LONGEST_FIELD)  # of the whole process
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     header: list[str] = []
     number = 1
@@ -122,12 +135,8 @@ def _separated(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[Row
 
 
 def _csv_problem(error: str, held: str) -> str:
-    if "field limit" in error:
-        # Not raised: it is one of the whole process, and ends the search for a quote's other end.
-        return (
-            f"a field has more than {csv.field_size_limit()} characters; close its quotes, or "
-            "write the rows as .jsonl"
-        )
+    if "unexpected end of data" in error:
+        return "its quotes are never closed; close them"
     return (
         f"not valid CSV ({error}); quote fields with {held}, quotes or line breaks, and double the "
         'quotes inside ("")'
@@ -170,7 +179,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
-    return gzip.open(path, "rb") if path.suffix == GZIP else path.open("rb")
+    return gzip.open(path, "rb") if path.suffix.lower() == GZIP else path.open("rb")
 
 
 TEXT_READERS = {".jsonl": read_jsonl, ".csv": read_csv, ".tsv": read_tsv}
@@ -186,8 +195,10 @@ READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = MappingProxyType(
 
 
 def table_suffix(path: Path) -> str:
-    """Return the end of a file's name that says how it is read: ``.csv``, ``.csv.gz``."""
-    return "".join(path.suffixes[-2:]) if path.suffix == GZIP else path.suffix
+    """Return the end of a file's name that says how it is read, in small letters: ``.csv``,
+    ``.csv.gz``."""
+    ends = [each.lower() for each in path.suffixes[-2:]]
+    return "".join(ends if ends[-1:] == [GZIP] else ends[-1:])
 
 
 def read_table(path: Path) -> Iterator[Row]:

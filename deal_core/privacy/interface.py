@@ -41,6 +41,10 @@ class LocalUpdate:
     arrays: Mapping[str, NDArray[Any]]
     figures: Mapping[str, float]
 
+    def with_figures(self, figures: Mapping[str, float]) -> LocalUpdate:
+        """Return the same arrays with other figures."""
+        return LocalUpdate(self.arrays, figures)
+
 
 FAILED = "failed"
 """Name of the one array of what is charged where a training has failed on noise alone as well."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import find_adapter
@@ -118,7 +119,7 @@ def load_run(path: str | Path) -> Run:
     Raises:
         UserError: there is none, or it has not finished.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = at_home(path).resolve()
     find_adapter(folder)
     return Run(folder)
 

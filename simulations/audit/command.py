@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.privacy.audit.canary_room import with_room
 from deal_core.privacy.audit.planted_sum import require_gradients_in_sum
@@ -116,7 +117,7 @@ def run_audit(request: AuditRequest, console: Console) -> int:
 def audit_folder(request: AuditRequest) -> Path:
     """Return the folder of an audit."""
     stem = Path(request.experiment).stem
-    return Path(request.out or f"runs/audit-{stem}").expanduser().resolve()
+    return at_home(request.out or f"runs/audit-{stem}").resolve()
 
 
 def planned(request: AuditRequest, out: Path) -> list[Training]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from simulations.bench.machine import machine
 from simulations.output.files import write_texts
@@ -22,7 +22,7 @@ def figures_to(out: str) -> Callable[[Figures], None]:
     Raises:
         UserError: ``out`` is a folder, or its own folder is not there or cannot be written.
     """
-    path = Path(out).expanduser()
+    path = at_home(out)
     if out and path.is_dir():
         raise UserError(f"--out {out}: is a folder; name a file")
     if out and not path.parent.is_dir():

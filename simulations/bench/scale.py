@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from simulations.bench.figures import figures_to
 from simulations.bench.peak_memory import run_watched
@@ -32,7 +33,7 @@ def bench(axes: Sequence[Axis], console: Console, out: str = "") -> None:
     Raises:
         UserError: ``out`` is no folder and cannot be made one; nothing was measured.
     """
-    folder = _made(Path(out).expanduser()) if out else None
+    folder = _made(at_home(out)) if out else None
     write = figures_to(str(folder / "scale.json") if folder is not None else "")
     done: list[tuple[Axis, list[Point]]] = []
     for axis in axes:

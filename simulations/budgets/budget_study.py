@@ -8,6 +8,7 @@ from typing import Any
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, overlaid
+from deal_core.config.home import at_home
 from deal_core.errors import UserError, choose
 from deal_core.methods import METHODS
 from simulations.budgets.curve_names import BETWEEN
@@ -69,7 +70,7 @@ def budgets_study(
         )
     without = _tables("--without-privacy", free, base) if free is not None else {}
     without.get("method", {}).pop("name", None)
-    path = find_experiment(name).expanduser().resolve()
+    path = at_home(find_experiment(name)).resolve()
     file = StudyFile(
         description=f"Accuracy of {path.stem} against the privacy budget.",
         experiment=str(path),

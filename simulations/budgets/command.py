@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.whole_file import written_beside
 from simulations.budgets.budget_study import budgets_study
@@ -155,7 +156,7 @@ def _beside(request: BudgetsRequest) -> dict[str, Experiment]:
 def budgets_folder(request: BudgetsRequest) -> Path:
     """Return the folder of a budget study."""
     stem = Path(request.experiment).stem
-    return Path(request.out or f"runs/budgets-{stem}").expanduser().resolve()
+    return at_home(request.out or f"runs/budgets-{stem}").resolve()
 
 
 def write(out: Path, budgets: Budgets) -> None:

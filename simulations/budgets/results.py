@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from deal_core.config.experiment import Experiment
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.methods.auto_settings import resolve_auto
 from deal_core.privacy.accounting.ledger import Ledger
@@ -135,7 +136,7 @@ def read_audit(folder: str) -> Audit | None:
     """
     if not folder:
         return None
-    path = Path(folder).expanduser() / "audit.json"
+    path = at_home(folder) / "audit.json"
     return read_stored(Audit, path, "audit", "see `deal audit`")
 
 

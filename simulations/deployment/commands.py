@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from deal_core.config.home import at_home
 from simulations.output.wide_console import wide_console
 
 server = typer.Typer(help="The coordinating server of several institutions.", no_args_is_help=True)
@@ -104,7 +105,7 @@ def site_init(
     from simulations.deployment.site.labels import agreed_labels
     from simulations.run.experiment import Request, load_experiment
 
-    where = folder.expanduser().resolve()
+    where = at_home(folder).resolve()
     request = SiteRequest(where, data, name, server_address, certificate, text_column, label_column)
     if experiment:
         agreed = load_experiment(Request(experiment))
@@ -122,7 +123,7 @@ def site_allow_app(
     """Let an app run here: that of this checkout, or the one of the SHA-256."""
     from simulations.deployment.site.allow_app import allow_app
 
-    print_lines(allow_app(folder.expanduser().resolve(), digest))
+    print_lines(allow_app(at_home(folder).resolve(), digest))
 
 
 @site.command("check")
@@ -139,7 +140,7 @@ def site_check(
     from simulations.run.experiment import Request, load_experiment
 
     asked = load_experiment(Request(experiment)) if experiment else None
-    report = check_site(folder.expanduser().resolve(), asked, offline)
+    report = check_site(at_home(folder).resolve(), asked, offline)
     print_lines([f"{label_of(line):<7}{line}" for line in report.lines])
     print_lines([f"warn   {line}" for line in report.warnings])
     print_lines([f"wrong  {line}" for line in report.problems])
@@ -155,7 +156,7 @@ def site_start(folder: SiteFolder = Path(".")) -> None:
     from client.site_file import read_site
     from simulations.deployment.site.start import start_site, starting_lines
 
-    where = folder.expanduser().resolve()
+    where = at_home(folder).resolve()
     print_lines(starting_lines(where, read_site(where / "site.toml")))
     raise typer.Exit(start_site(where))
 
@@ -169,8 +170,8 @@ def site_fetch(
     """Copy the adapter of a finished run, checked, out of the site's state (docs/using.md)."""
     from simulations.deployment.site.fetch import fetch_adapter
 
-    where = folder.expanduser().resolve()
-    print_lines(fetch_adapter(where, run, to.expanduser().resolve()))
+    where = at_home(folder).resolve()
+    print_lines(fetch_adapter(where, run, at_home(to).resolve()))
 
 
 def submit(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
 
@@ -22,3 +23,23 @@ def write_texts(out: Path, texts: Mapping[str, str]) -> None:
         raise UserError(
             f"{out}: cannot be written ({error.strerror}); choose another --out"
         ) from None
+
+
+def write_file(name: str | Path, text: str) -> Path:
+    """Write one file, its folder made where it is missing.
+
+    Args:
+        name: as a person writes it.
+        text: all of it.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: it is a folder, or cannot be written.
+    """
+    path = at_home(name)
+    if path.is_dir():
+        raise UserError(f"{name}: is a folder; name a file")
+    write_texts(path.parent, {path.name: text})
+    return path

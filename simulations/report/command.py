@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from simulations.output.console import print_line
-from simulations.output.files import write_texts
+from simulations.output.files import write_file, write_texts
 from simulations.report.comparison.compared import compare
 from simulations.report.comparison.csv_file import csv_text
 from simulations.report.comparison.page import comparison_page
@@ -88,7 +89,7 @@ def report(paths: Sequence[str], console: Console, labels: bool = False) -> None
 
 def _folder(path: str) -> Path:
     """Return the folder that is meant: a file in it means the folder, too."""
-    found = Path(path).expanduser().resolve()
+    found = at_home(path).resolve()
     return found.parent if found.is_file() else found
 
 
@@ -105,8 +106,7 @@ def report_privacy(state: str, out: str, disjoint_tasks: bool, console: Console)
         UserError: no ledger, or one that cannot be trusted; the file cannot be written.
     """
     page = render(ledger_page(read_ledger(state, disjoint_tasks)))
-    path = Path(out).expanduser() if out else Path(state).expanduser() / PRIVACY
-    write_texts(path.parent, {path.name: page})
+    path = write_file(out or at_home(state) / PRIVACY, page)
     print_line(console, f"privacy record in {path.resolve()}")
 
 
@@ -124,7 +124,7 @@ def report_comparison(folders: Sequence[str], out: str, console: Console) -> Non
     """
     compared = compare(folders)
     print_comparison(console, compared)
-    to = Path(out).expanduser().resolve()
+    to = at_home(out).resolve()
     page = render(comparison_page(compared))
     write_texts(to, {"compare.html": page, "compare.csv": csv_text(compared)})
     print_line(console, f"page in {to / 'compare.html'}, figures in {to / 'compare.csv'}")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml, sound_part
+from deal_core.config.home import at_home
 from deal_core.errors import UserError, choose
 from deal_core.imports import without_collection
 from simulations.check.finding import Check, Finding, reading, run_checks
@@ -108,7 +109,7 @@ def two_folders(experiment: Experiment, folder: Path | None) -> Iterator[Finding
     """Yield a warning where ``data.path`` is in the working directory and beside the experiment
     file, and they are not the same."""
     path = experiment.data.path
-    if not path or folder is None or Path(path).expanduser().is_absolute():
+    if not path or folder is None or at_home(path).is_absolute():
         return
     here, there = Path(path).resolve(), (folder / path).resolve()
     if here.exists() and there.exists() and here != there:

@@ -25,7 +25,8 @@ def epsilons(text: str) -> list[float]:
         raise UserError(f"--epsilon {text}: {cure}") from None
     if not values or any(not value > 0 for value in values):
         raise UserError(f"--epsilon {text}: {cure}")
-    if any(LARGEST < value < math.inf for value in values):
+    finite = [value for value, word in zip(values, words, strict=True) if word.lower() != "inf"]
+    if any(value > LARGEST for value in finite):
         raise UserError(
             f"--epsilon {text}: beyond {LARGEST:g} nothing is hidden; write inf for no privacy"
         )

@@ -20,11 +20,13 @@ def privacy_warnings(experiment: Experiment) -> list[str]:
     """
     if experiment.privacy.mechanism != "record":
         return []
+    divided = list(_divided_by_number(experiment))
     if not experiment.privacy.unit_column:
         found = repeated_identifiers(experiment.data)
-        return [identifier_warning(each, "privacy.unit_column") for each in found]
+        return [*divided, *(identifier_warning(each, "privacy.unit_column") for each in found)]
     tasks = open_source(experiment.data).task_names()
-    return list(_groups(experiment, [load_for_clients(experiment, task) for task in tasks]))
+    loaded = [load_for_clients(experiment, task) for task in tasks]
+    return [*divided, *_groups(experiment, loaded)]
 
 
 def warn_of_privacy(experiment: Experiment) -> Iterator[Finding]:
@@ -53,6 +55,19 @@ def both_sides_warning(task: TaskData) -> Iterator[str]:
         yield (
             f"task '{task.name}': {len(both)} groups have training and test records: its "
             "accuracy is partly of people that the model has seen"
+        )
+
+
+def _divided_by_number(experiment: Experiment) -> Iterator[str]:
+    """Yield a line where one record more would move others between simulated clients, and the noise
+    is one that holds."""
+    privacy, kind = experiment.privacy, experiment.data.partition.kind
+    apart = kind == "column" or (kind == "iid" and privacy.unit_column)
+    if privacy.noise == "secure" and not apart:
+        yield (
+            f"data.partition.kind = '{kind}' divides rows by how many there are: each epsilon is "
+            "of a client's share as it was cut, not of the rows before; data.partition.kind = "
+            '"column" gives each record its client by itself'
         )
 
 

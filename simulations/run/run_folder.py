@@ -10,6 +10,7 @@ from typing import Any
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
+from deal_core.config.home import at_home
 from deal_core.config.method import READ_BY
 from deal_core.config.run_config import WHERE, Value, flatten, leaves
 from deal_core.errors import UserError
@@ -135,7 +136,7 @@ def _said(key: str, value: Value) -> Any:
 def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
     """Where a folder lies says nothing: ``data.path`` does not either."""
     said = {key: value for key, value in table.items() if value not in ("", {}, [])}
-    return {k: v for k, v in said.items() if k != "path" or not Path(str(v)).expanduser().is_dir()}
+    return {k: v for k, v in said.items() if k != "path" or not at_home(str(v)).is_dir()}
 
 
 def recorded(folder: Path) -> Experiment:

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from simulations.engines.interrupt import stoppable
 from simulations.engines.shown_gpu import gpus_here
@@ -75,9 +76,10 @@ def run_study(request: StudyRequest, console: Console) -> int:
     study = load_study(request.study)
     out = study_folder(request)
     require_one_kind(out, STUDY_JSON)
-    cells = grid(study, out, request.overrides)
     listed = (names(text) for text in (request.arms, request.orders, request.settings))
-    wanted = chosen(cells, Part(numbers(request.seeds), *listed))
+    part = Part(numbers(request.seeds), *listed)
+    cells = grid(study, out, request.overrides)
+    wanted = chosen(cells, part)
     left = remaining(cells, wanted)
     before = kept(out, study.name, cells)
     left = {run: left[run] for run in left if run.partition("/")[0] not in before}
@@ -113,7 +115,7 @@ def study_folder(request: StudyRequest) -> Path:
         UserError: no such study, or one that cannot be read.
     """
     name = request.out or f"runs/study-{load_study(request.study).name}"
-    return Path(name).expanduser().resolve()
+    return at_home(name).resolve()
 
 
 def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experiment]:

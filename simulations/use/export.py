@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.inference.folder import Inference, find_adapter, read_inference
 from simulations.use.export_base import public_base
@@ -47,12 +48,12 @@ def export(request: ExportRequest) -> list[str]:
     """
     from deal_core.inference.predictor import checked_adapter, read_heads
 
-    source = find_adapter(Path(request.folder).expanduser())
+    source = find_adapter(at_home(request.folder))
     inference = read_inference(source)
     if request.base:
         model = inference.model.model_copy(update={"name": request.base})
         inference = inference.model_copy(update={"model": model, "upstream": ""})
-    to = new_folder(Path(request.to).expanduser())
+    to = new_folder(at_home(request.to))
     if request.merge and map_of_adapter(inference) is not None:
         raise UserError(
             f"--merge: adapter.kind '{inference.adapter_kind}' is a map behind the encoder's "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import AdapterFolder, find_adapter, read_inference
@@ -61,11 +61,11 @@ def predict(
         How many answers are right; None where nothing says which are.
 
     Raises:
-        UserError: no texts or two sources of them, no adapter, an unknown task, a bad file, or
-            right answers none of which is a label.
+        UserError: no texts or two sources of them, a bad file or one without rows, no adapter, an
+            unknown task, or right answers none of which is a label.
     """
     texts = read_texts(request)
-    folder = find_adapter(Path(request.folder).expanduser())
+    folder = find_adapter(at_home(request.folder))
     warning = check_expected(request, folder)
     # Imports torch: after the quick checks.
     from deal_core.inference.predictor import load_predictor
@@ -74,12 +74,15 @@ def predict(
     predictor.check(request.task)
     if warning:
         warn(warning)
-    score = Score()
+    score, answered = Score(), 0
     for text in texts:
+        answered += 1
         answer = predictor.answer(text.text, request.task)
         print_line(json_line(text, answer) if request.as_json else plain_line(text, answer))
         if text.expected is not None:
             score = score.add(answer, text.expected)
+    if not answered:
+        raise UserError(f"{request.file}: has no row; name a file with a text a row")
     return score if score.texts else None
 
 
@@ -92,7 +95,7 @@ def read_texts(request: PredictRequest) -> Iterator[Text]:
     if bool(request.texts) == bool(request.file):
         raise UserError("deal predict: give texts, or --file FILE, and not both")
     if request.file:
-        path = Path(request.file).expanduser()
+        path = at_home(request.file)
         return file_texts(path, request.column, request.pair_column, request.label_column)
     if request.label_column:
         raise UserError("--label-column is of a file; name it with --file")

@@ -56,11 +56,12 @@ def file_texts(path: Path, column: str, pair_column: str, label_column: str = ""
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; name one with a text a row")
-    if path.suffix == ".txt" and label_column:
+    suffix = table_suffix(path)
+    if suffix == ".txt" and label_column:
         raise UserError(f"{path}: has no column '{label_column}'; name a table, or leave it out")
-    if path.suffix == ".txt":
+    if suffix == ".txt":
         return (Text(line, number) for number, line in read_lines(path))
-    if table_suffix(path) not in READERS:
+    if suffix not in READERS:
         known = ", ".join((*READERS, ".txt"))
         raise UserError(f"{path}: files may end in {known}; rename or convert it")
     return _rows(path, Columns(text=column, label=label_column, pair=pair_column))

@@ -73,3 +73,25 @@ def test_spending_that_was_kept_leaves_as_the_policy_of_today_says(tmp_path):
     assert set(again.content["metrics"]) == set(first.content["metrics"]) - told
     one, two = (update(reply) for reply in (first, again))  # the same one, charged once
     assert torch.equal(one, two)
+
+
+PRIVATE = 'mechanism = "record"\n'
+
+
+@pytest.mark.parametrize(
+    ("asks", "lax", "stricter", "ends"),
+    [
+        ("privacy.target_epsilon=50", PRIVATE, PRIVATE + "max_epsilon = 1.0\n", "budget-spent"),
+        ("privacy.target_epsilon=50", PRIVATE, PRIVATE + "max_grad_norm = 0.01\n", "policy"),
+        ("privacy.target_epsilon=500", PRIVATE, PRIVATE + "min_records = 1000\n", "no-data"),
+    ],
+)
+def test_a_charged_update_does_not_outlive_a_stricter_policy(tmp_path, asks, lax, stricter, ends):
+    """It was charged and never left: the ledger keeps it for the same request."""
+    experiment = asked(asks, "privacy.metrics=none")
+    first = RealSite(tmp_path, lax)
+    assert code(first.answer(experiment, {})) == "ok"
+    reply = RealSite(tmp_path, stricter).answer(experiment, {})
+    assert code(reply) == ends
+    assert set(reply.content) == {"status"}
+    assert len(first.events) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -77,6 +78,12 @@ def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(
     assert line.startswith("error: run.track = 'mlflow' needs mlflow")
     assert "pip install --editable '.[mlflow]'" in line
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_one_line() -> None:
+    assert cli.closed(OSError(errno.ENOSPC, "No space left on device", "r.json")) == (
+        "r.json: No space left on device; make room"
+    )
 
 
 def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None:

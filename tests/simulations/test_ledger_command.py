@@ -5,6 +5,7 @@ import json
 import os
 import stat
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -183,3 +184,28 @@ def test_a_ledger_that_cannot_be_opened_is_not_called_untrustworthy(ledger):
     ledger.path.mkdir()
     with pytest.raises(UserError, match=r"ledger\.sqlite: cannot be used"):
         call("show", ledger.folder)
+
+
+@pytest.mark.parametrize("name", ["[/x]/c.json", "c[red].json", "~/c.json"])
+def test_a_certificate_is_written_where_it_is_said(ledger, tmp_path, monkeypatch, name):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    said = call("export", ledger.folder, "--out", name)
+    path = Path(name).expanduser()
+    assert path.is_file()
+    assert "".join(said.split()) == "".join(f"{path}: 3 entries, signed".split())
+    assert "signature good" in call("verify", "--certificate", name)
+
+
+@pytest.mark.parametrize("where", [".", "~nobodyhere/c.json"])
+def test_a_certificate_that_has_no_file_to_be_in_is_one_line(ledger, tmp_path, monkeypatch, where):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"name a file|no such home folder"):
+        call("export", ledger.folder, "--out", where)
+
+
+def test_a_certificate_nested_too_deep_is_none(tmp_path):
+    (tmp_path / "c.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="cannot be read"):
+        call("verify", "--certificate", tmp_path / "c.json")

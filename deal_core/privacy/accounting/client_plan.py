@@ -35,7 +35,8 @@ class ClientPlan(BaseModel):
         """Return what every charge is checked against: a client is in all tasks, and a site's
         policy may have become tighter since."""
         epsilon = min(self.epsilon, (policy.max_epsilon if policy else 0.0) or self.epsilon)
-        return Budget(epsilon, min(self.delta, (policy.max_delta if policy else 0.0) or self.delta))
+        delta = min(self.delta, (policy.max_delta if policy else 0.0) or self.delta)
+        return Budget(epsilon, delta, whole_client=True)
 
 
 def client_plan(

@@ -29,7 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger_event import Budget, LedgerEvent, require_within
+from deal_core.privacy.accounting.ledger_event import (
+    Budget,
+    LedgerEvent,
+    require_standing,
+    require_within,
+)
 from deal_core.privacy.accounting.unit import RECORD
 from deal_core.whole_file import write_whole
 
@@ -132,6 +137,16 @@ class Ledger:
             MixedUnits: the ledger holds releases of another unit.
         """
         require_within([*self.events(), event], budget)
+
+    def require_standing(self, budget: Budget) -> None:
+        """Check that what is charged is within the budget of today, before an answer that is kept
+        leaves again.
+
+        Raises:
+            BudgetSpent: it is not.
+            MixedUnits: it hides less than the budget asks.
+        """
+        require_standing(self.events(), budget)
 
     def charge(self, event: LedgerEvent, budget: Budget, request: str, answer: bytes) -> bytes:
         """Write the event and its answer, durably, unless the request has been answered before.

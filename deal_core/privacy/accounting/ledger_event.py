@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deal_core.privacy.accounting.composition import DpEvent, adaptive_epsilon, epsilon_of
-from deal_core.privacy.accounting.unit import common_unit, unit_text
+from deal_core.privacy.accounting.unit import CLIENT, MixedUnits, common_unit, unit_text
 
 SET_ASIDE = 0.05
 """Part of delta for what several runs release: the settings of a later one may follow from what an
@@ -115,13 +115,15 @@ class Budget:
     """``epsilon`` at ``delta``; tasks in parallel where they are ``disjoint``. ``most``: so many
     releases of this mechanism has the run planned in this task, and it has no more; None: as many
     as fit. ``any_choice``: less than the run was planned for, so that what uses it up may follow
-    from what was released."""
+    from what was released. ``whole_client``: nothing is left where anything hides less than the
+    client."""
 
     epsilon: float
     delta: float
     disjoint_tasks: bool = False
     most: int | None = None
     any_choice: bool = False
+    whole_client: bool = False
 
 
 HONEST_SERVER = "the server is honest"
@@ -196,19 +198,38 @@ def _epsilon_with_slack(events: Sequence[LedgerEvent], delta: float, any_choice:
     return of((event.spent for event in events), part * delta * math.exp(-slack)) + slack
 
 
+def hides_less(event: LedgerEvent) -> bool:
+    """Return whether a release has hidden less than the whole client. Counts in the clear are of
+    test records, of which no epsilon speaks."""
+    return event.unit != CLIENT and event.mechanism != CLEAR_COUNTS
+
+
 def require_within(events: Sequence[LedgerEvent], budget: Budget) -> None:
     """Check that all events together, the last one new, are within a budget.
 
     Raises:
         BudgetSpent: they are not, or the run has planned fewer like the last.
-        MixedUnits: some are of records and some of groups.
+        MixedUnits: some are of records and some of groups, or hide less than a whole client.
     """
     require_planned_number(events, budget)
+    require_standing(events, budget)
+
+
+def require_standing(events: Sequence[LedgerEvent], budget: Budget) -> None:
+    """Check that events, at least one, are within a budget: all of them may be charged already, and
+    the budget be one of today.
+
+    Raises:
+        BudgetSpent: they are not.
+        MixedUnits: some are of records and some of groups, or hide less than a whole client.
+    """
+    if budget.whole_client and any(hides_less(event) for event in events):
+        raise MixedUnits("the ledger holds releases that hide records, not the client")
     epsilon = composed(events, budget.delta, budget.disjoint_tasks, budget.any_choice)
     unit = unit_text(events[-1].unit, events[-1].unit_column)
     if epsilon > budget.epsilon * (1 + ROUNDING):
         raise BudgetSpent(
-            f"one more release would take epsilon to {epsilon:.4g}, past {budget.epsilon:.4g} at "
+            f"with this release epsilon would be {epsilon:.4g}, past {budget.epsilon:.4g} at "
             f"delta = {budget.delta:.3g} per {unit}, composed over all that the ledger "
             f"holds{', tasks in parallel' if budget.disjoint_tasks else ''}; "
             f"{assumed_honest(events)}"

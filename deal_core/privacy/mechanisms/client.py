@@ -31,7 +31,6 @@ from deal_core.privacy.accounting.client_plan import (
 )
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import (
-    CLEAR_COUNTS,
     HONEST_SERVER,
     LedgerEvent,
     composed,
@@ -171,12 +170,6 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
     return {name: f.detach().double().cpu() for name, f in learning_factors(module).items()}
 
 
-def hides_less(event: LedgerEvent) -> bool:
-    """Return whether a release has hidden less than the whole client. Counts in the clear are of
-    test records, of which no epsilon speaks."""
-    return event.unit != UNIT and event.mechanism != CLEAR_COUNTS
-
-
 @dataclass(frozen=True)
 class LocalDPClient:
     """Adds the noise itself."""
@@ -196,16 +189,18 @@ class LocalDPClient:
             Refusal: the budget is spent, or earlier releases have hidden less than the client.
         """
         ledger = site.ledger()
-        kept = ledger.answer(ask.request)
-        if kept is not None:
-            return unpacked(kept)
         require_floor(len(ask.data), self.experiment.privacy, site.policy)
-        if any(hides_less(event) for event in ledger.events()):
-            raise Refusal("policy", "the ledger holds releases that hide records, not the client")
         with refusing_when_spent():
             plan = self._plan(ask, site)
+            budget = plan.budget(site.policy)
             event = self._event(ask, site, plan)
-            ledger.require(event, plan.budget(site.policy))
+            kept = ledger.answer(ask.request)
+            if kept is not None:
+                ledger.require_standing(budget)
+                return unpacked(kept).with_figures(
+                    self._figures(site, plan, event, ledger.events())
+                )
+            ledger.require(event, budget)
         return Permit(
             gradients=self._gradients(ask, site, plan),
             release=lambda update: self._charged(update, ask, site, plan, event),
@@ -221,17 +216,24 @@ class LocalDPClient:
         event: LedgerEvent,
     ) -> LocalUpdate:
         """The update as it may leave, in the ledger with its charge."""
+        events = [*site.ledger().events(), event]
+        answer = packed(update.with_figures(self._figures(site, plan, event, events)))
+        with refusing_when_spent():
+            budget = plan.budget(site.policy)
+            return unpacked(site.ledger().charge(event, budget, ask.request, answer))
+
+    def _figures(
+        self, site: Site, plan: ClientPlan, event: LedgerEvent, events: Sequence[LedgerEvent]
+    ) -> dict[str, float]:
+        """What goes with an update; ``events``: of the ledger, with its own."""
         figures = {
             "num_examples": 1.0,  # every client weighs the same
             "simulation_only": float(event.simulation_only),
             "noise_floor": self._scale(plan),
-            "epsilon": composed([*site.ledger().events(), event], plan.delta),
+            "epsilon": composed(events, plan.delta),
             "delta": plan.delta,
         }
-        answer = packed(LocalUpdate(update.arrays, figures_allowed(figures, site.policy)))
-        with refusing_when_spent():
-            budget = plan.budget(site.policy)
-            return unpacked(site.ledger().charge(event, budget, ask.request, answer))
+        return figures_allowed(figures, site.policy)
 
     def _plan(self, ask: UpdateRequest, site: Site) -> ClientPlan:
         rounds = client_rounds(self.experiment, list(ask.records()))

@@ -121,9 +121,6 @@ class RecordMechanism:
             Refusal: the site's policy does not allow it, or its budget is spent.
         """
         ledger = site.ledger()
-        kept = ledger.answer(ask.request)
-        if kept is not None:
-            return unpacked(kept)
         require_floor(len(ask.data), self.experiment.privacy, site.policy)
         try:
             with refusing_when_spent():
@@ -137,6 +134,11 @@ class RecordMechanism:
                 event = replace(event, compared=budget.disjoint_tasks)
                 planned, groups = plan.records(ask.task), self._groups(ask)
                 require_planned(ask.record_ids, len(ask.data), ask.task, planned, groups)
+                kept = ledger.answer(ask.request)
+                if kept is not None:
+                    ledger.require_standing(budget)
+                    figures = self._figures(ask, site, plan, event, ledger.events())
+                    return unpacked(kept).with_figures(figures)
                 ledger.require(event, budget)
         except (UserError, UnsafeModel) as error:
             raise Refusal("policy", str(error)) from None
@@ -157,7 +159,8 @@ class RecordMechanism:
         """The update as it may leave, in the ledger with its charge."""
         budget = self._budget(plan, ask, site)
         with refusing_when_spent():
-            answer = packed(LocalUpdate(update.arrays, self._figures(ask, site, plan, event)))
+            events = [*site.ledger().events(), event]
+            answer = packed(update.with_figures(self._figures(ask, site, plan, event, events)))
             return unpacked(site.ledger().charge(event, budget, ask.request, answer))
 
     def _budget(self, plan: PrivacyPlan, ask: UpdateRequest, site: Site) -> Budget:
@@ -165,11 +168,15 @@ class RecordMechanism:
         return replace(plan.budget(site.policy), most=plan.rounds(ask.task))
 
     def _figures(
-        self, ask: UpdateRequest, site: Site, plan: PrivacyPlan, event: LedgerEvent
+        self,
+        ask: UpdateRequest,
+        site: Site,
+        plan: PrivacyPlan,
+        event: LedgerEvent,
+        events: Sequence[LedgerEvent],
     ) -> dict[str, float]:
-        """What goes with an update: of rates, noise and steps, not of data."""
+        """What goes with an update: of rates, noise and steps, not of data; ``events``: all."""
         disjoint = plan.budget(site.policy).disjoint_tasks
-        events = [*site.ledger().events(), event]
         to_come = self._counts_to_come(ask, site, plan)
         figures = {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
@@ -224,18 +231,20 @@ class RecordMechanism:
         if allowed == "clear":
             return clear_counts(self.experiment, ask, site, make)
         ledger = site.ledger()
-        kept = ledger.answer(ask.request)
-        if kept is None:
-            try:
-                plan = self._plan(ask, site)
-                most = evaluations(self.experiment, len(self._counts(ask)[0]))
-                budget = replace(plan.budget(site.policy), most=most)
+        try:
+            plan = self._plan(ask, site)
+            most = evaluations(self.experiment, len(self._counts(ask)[0]))
+            budget = replace(plan.budget(site.policy), most=most)
+            kept = ledger.answer(ask.request)
+            if kept is not None:
+                ledger.require_standing(budget)
+            else:
                 event = self._events(site).counting(ask, self._seeds(site), plan)
                 ledger.require(event, budget)
                 answer = self._noised_counts(ask, event, make)
                 kept = ledger.charge(event, budget, ask.request, answer)
-            except (BudgetSpent, NoFeasibleNoise, UserError) as reason:
-                raise Refusal("withheld", str(reason)) from None
+        except (BudgetSpent, NoFeasibleNoise, UserError) as reason:
+            raise Refusal("withheld", str(reason)) from None
         counts: Counts = json.loads(kept)
         return counts
 

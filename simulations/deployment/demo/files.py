@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from simulations.deployment.demo.folder import NAMES, DemoFolder
 from simulations.deployment.demo.shares import write_shares
@@ -39,7 +40,7 @@ def write_files(path: Path, sites: int, port: int) -> list[str]:
     Raises:
         UserError: there is a server or a site already, or it cannot be written.
     """
-    folder, names = DemoFolder(path.expanduser().resolve()), NAMES[:sites]
+    folder, names = DemoFolder(at_home(path).resolve()), NAMES[:sites]
     if folder.server.path.exists() or folder.sites.exists():
         raise UserError(f"{path}: holds a demonstration already; name a new folder")
     write_shares(folder, names)

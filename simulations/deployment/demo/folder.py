@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
+from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from simulations.deployment.server.folder import ServerFolder
 
@@ -55,7 +56,7 @@ def new_folder(asked: str) -> DemoFolder:
         UserError: the wanted one is there already.
     """
     if asked:
-        path = Path(asked).expanduser().resolve()
+        path = at_home(asked).resolve()
         if path.exists():
             raise UserError(f"--dir {asked}: is there already; choose a new folder")
         return DemoFolder(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from deal_core.config.file import parse_tables, read_toml
+from deal_core.config.home import at_home
 from deal_core.config.table import Table
 from deal_core.errors import UserError
 from server.events import EventLog
@@ -120,4 +121,4 @@ class ServerFolder:
 
 def server_folder(path: str) -> ServerFolder:
     """Return the folder at ``path``, absolute."""
-    return ServerFolder(Path(path).expanduser().resolve())
+    return ServerFolder(at_home(path).resolve())

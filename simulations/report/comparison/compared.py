@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deal_core.config.home import at_home
 from deal_core.config.run_config import leaves
 from deal_core.errors import UserError
 from server.results import Results, read_results
@@ -86,7 +87,7 @@ def compare(folders: Sequence[str]) -> Comparison:
     Raises:
         UserError: fewer than two runs, one twice, or one that has not finished.
     """
-    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    paths = [at_home(folder).resolve() for folder in folders]
     if len(paths) < 2:
         raise UserError("deal compare: name two runs at least")
     if len(set(paths)) < len(paths):

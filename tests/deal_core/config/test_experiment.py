@@ -155,6 +155,19 @@ def test_a_bad_override_is_quoted(override: str) -> None:
         apply_overrides({"adapter": {"rank": 8}}, [override])
 
 
+@pytest.mark.parametrize("text", ["3\nx = 4", "3\n[table]", "[" * 5000, "1" * 5000])
+def test_a_value_that_is_not_one_value_of_toml_is_a_text(text: str) -> None:
+    assert apply_overrides({}, [f"data.path={text}"]) == {"data": {"path": text}}
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 5000, "x = " + "1" * 5000])
+def test_a_file_beyond_what_can_be_read_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"x\.toml: cannot be read"):
+        read_toml(path)
+
+
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.toml"
     with pytest.raises(UserError, match=r"x.toml: no such file"):

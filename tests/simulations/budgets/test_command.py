@@ -277,7 +277,7 @@ def test_again_nothing_is_left_and_a_further_budget_starts_alone(done):
 def test_budgets_are_read_or_refused_in_one_line():
     assert epsilons("8,inf, 0.5") == [0.5, 8.0, float("inf")]
     assert [named(e) for e in epsilons("8,inf,0.5")] == ["0.5", "8", "inf"]
-    for bad in ("", "0,1", "-1", "nan", "a", "1,1"):
+    for bad in ("", "0,1", "-1", "nan", "a", "1,1", "1e400"):
         with pytest.raises(UserError, match="--epsilon") as caught:
             epsilons(bad)
         assert "\n" not in str(caught.value)

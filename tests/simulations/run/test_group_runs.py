@@ -141,6 +141,16 @@ def test_a_column_that_repeats_is_warned_of_where_records_are_the_unit(settings)
     assert privacy_warnings(settings("privacy.mechanism=none")) == []
 
 
+def test_what_divides_by_number_is_warned_of(settings):
+    """A record more would move others between the simulated clients."""
+    secure = (GROUPS, "privacy.noise=secure")
+    warned = privacy_warnings(settings(*secure, "data.partition.kind=dirichlet"))
+    assert warned[0].startswith("data.partition.kind = 'dirichlet' divides rows by how many")
+    by_itself = privacy_warnings(settings(*secure, "data.partition.kind=iid"))
+    seeded = privacy_warnings(settings(GROUPS, "data.partition.kind=dirichlet"))
+    assert not [line for line in (*by_itself, *seeded) if "divides rows" in line]
+
+
 def test_patients_on_both_sides_or_at_two_clients_are_warned_of(settings):
     warned = privacy_warnings(settings(GROUPS))
     assert [line.split(":")[0] for line in warned] == ["task 'referral'", "task 'triage'"]

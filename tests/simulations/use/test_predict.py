@@ -319,6 +319,7 @@ def lines(error: pytest.ExceptionInfo[Any]) -> list[str]:
         (("a", "--file", "b.csv"), "give texts, or --file FILE, and not both"),
         (("  ",), "text 1 is empty"),
         (("--file", "none.csv"), "none.csv: no such file"),
+        (("--file", "~nobodyhere/a.csv"), "there is no such home folder"),
         (("a", "--task", "surgry"), "did you mean 'surgery'?"),
         (("a", "--label-column", "ward"), "--label-column is of a file"),
     ],
@@ -336,6 +337,9 @@ def test_mistakes_are_one_line(causal, deal, arguments, message):
         ("a.csv", "words\nx\n", "a.csv, row 2: no column 'text'"),
         ("a.csv", "text,n\n,1\n", "a.csv, row 2: column 'text' is empty"),
         ("a.docx", "text", "files may end in .jsonl, .csv"),
+        ("a.csv", "", "a.csv: has no row"),
+        ("a.CSV", "text\n", "a.CSV: has no row"),
+        ("a.TXT", "\n", "a.TXT: has no row"),
     ],
 )
 def test_mistakes_in_a_file_are_one_line(causal, deal, tmp_path, name, content, message):

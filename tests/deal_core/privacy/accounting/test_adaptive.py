@@ -10,7 +10,6 @@ import pytest
 from scipy.stats import norm
 
 from deal_core.privacy.accounting.composition import (
-    FIXED_ORDERS,
     DpEvent,
     adaptive_epsilon,
     epsilon_of,
@@ -93,7 +92,24 @@ def test_the_sum_for_any_choice_is_above_the_exact_one_and_not_far(event, delta)
     parts = [replace(event, steps=part), replace(event, steps=event.steps - part)]
     assert adaptive_epsilon(parts, delta) == pytest.approx(safe)
     assert adaptive_epsilon([], delta) == 0.0
-    assert len(FIXED_ORDERS) == 10
+
+
+@pytest.mark.parametrize(
+    ("records", "epsilon", "dearer", "twice"),
+    [(200, 2.0, 1.46, 2.1), (1600, 2.0, 1.65, 2.1), (5000, 1.0, 2.65, 2.8), (5000, 8.0, 2.15, 2.3)],
+)
+def test_what_a_second_run_costs_is_as_the_docs_say(records, epsilon, dearer, twice):
+    """Batches of 16; ten epochs, five of 5,000 records; shares of delta as a ledger has them."""
+    steps = math.ceil(records / 16) * (5 if records == 5000 else 10)
+
+    def exact(noise: float, runs: int = 1) -> float:
+        return epsilon_of([DpEvent(16 / records, noise, runs * steps)], 0.95e-5)
+
+    noise = solve_noise_multiplier(exact, epsilon)
+    once = adaptive_epsilon([DpEvent(16 / records, noise, steps)], 0.05e-5)
+    both = adaptive_epsilon([DpEvent(16 / records, noise, 2 * steps)], 0.05e-5)
+    assert exact(noise) < once <= dearer * epsilon
+    assert exact(noise, 2) < both <= twice * epsilon
 
 
 def test_one_run_composes_exactly_and_two_for_any_choice():

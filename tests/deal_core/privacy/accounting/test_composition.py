@@ -120,3 +120,13 @@ def test_a_delta_that_means_nothing_is_refused(delta):
 def test_what_is_no_mechanism_is_refused(fault):
     with pytest.raises(ValueError, match="no such mechanism"):
         DpEvent(*fault)
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.05, 0.1])
+def test_noise_too_weak_for_the_grid_is_bounded_without_a_warning(noise: float) -> None:
+    event = DpEvent(0.1, noise, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        epsilon = epsilon_of([event], 1e-5)
+    whole = DpEvent(0.1, noise, 1)
+    assert epsilon_of([whole], 1e-5) < epsilon < math.inf
