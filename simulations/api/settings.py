@@ -12,9 +12,9 @@ from deal_core.errors import UserError
 from simulations.output.toml import toml_value
 from simulations.run.experiment import (
     Request,
-    beside,
     completed,
     find_experiment,
+    own_folder,
     with_absolute_inputs,
 )
 
@@ -41,7 +41,7 @@ def experiment(config: Config, overrides: Mapping[str, Any] | None = None) -> Ex
         tables, where = dict(config), "tables"
     else:
         path = find_experiment(str(config))
-        tables, where, folder = read_toml(path), str(path), beside(str(config), path)
+        tables, where, folder = read_toml(path), str(path), own_folder(str(config), path)
     parsed = parse_experiment(tables, where)
     if overrides is not None and not isinstance(overrides, Mapping):
         raise UserError('overrides: dotted keys and their values, such as {"federation.rounds": 1}')

@@ -18,7 +18,7 @@ from simulations.check.quick import QUICK, ROWS
 from simulations.check.task_names import check_task_names
 from simulations.engines.registry import ENGINES
 from simulations.output.console import print_line
-from simulations.run.experiment import beside, find_experiment, with_absolute_inputs
+from simulations.run.experiment import find_experiment, own_folder, with_absolute_inputs
 from simulations.run.privacy_warnings import warn_of_privacy
 
 FAILED = 2
@@ -73,7 +73,7 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
     except UserError as error:
         for problem in error.problems:
             yield Finding(problem)
-    folder = beside(name, path)
+    folder = own_folder(name, path)
     yield from two_folders(experiment, folder)
     experiment = with_absolute_inputs(experiment, folder)
     if experiment.data.source == "sites":

@@ -45,7 +45,7 @@ def load_experiment(request: Request) -> Experiment:
     tables = read_toml(path)
     parse_experiment(tables, str(path))  # so that a fault of the file is not blamed on --set
     experiment = parse_experiment(apply_overrides(tables, request.overrides), "--set")
-    folder = beside(request.experiment, path)
+    folder = own_folder(request.experiment, path)
     return completed(experiment, request, path.stem, folder)
 
 
@@ -58,7 +58,7 @@ def find_experiment(name: str) -> Path:
     return find_file("experiment", name, shipped_experiments())
 
 
-def beside(name: str, path: Path) -> Path | None:
+def own_folder(name: str, path: Path) -> Path | None:
     """Return the folder in which relative paths of an experiment may be, besides the working
     directory: that of a user's own file; None for a shipped one."""
     return None if name in shipped_experiments() else path.parent

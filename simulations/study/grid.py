@@ -14,8 +14,8 @@ from deal_core.data import open_source
 from deal_core.errors import UserError, choose
 from server.results import Results
 from simulations.run.experiment import (
-    beside,
     find_experiment,
+    own_folder,
     with_absolute_inputs,
     with_absolute_paths,
 )
@@ -203,7 +203,7 @@ def _experiment(
         tables = overlaid(tables, layer)
         parse_experiment(tables, f"{study.path}: {where}")
     experiment = parse_experiment(apply_overrides(tables, overrides), "--set")
-    return with_absolute_inputs(experiment, beside(base, path))
+    return with_absolute_inputs(experiment, own_folder(base, path))
 
 
 def _settled(experiment: Experiment, folder: Path, seed: int) -> Experiment:

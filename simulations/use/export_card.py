@@ -40,7 +40,7 @@ def write_card(source: AdapterFolder, inference: Inference, to: Path, code: str)
     """
     if not source.card.exists():
         return
-    card, use = source.card.read_text(encoding="utf-8"), f"{contents(to)}\n\n{_asked(code)}"
+    card, use = source.card.read_text(encoding="utf-8"), f"{contents(to)}\n\n{_code_section(code)}"
     if AdapterFolder(to).weights.exists():
         task = "" if inference.pooling == "mean" else f" --task {inference.tasks[0].name}"
         use += f'With it: `deal predict . "a text"{task}`.'
@@ -50,7 +50,7 @@ def write_card(source: AdapterFolder, inference: Inference, to: Path, code: str)
     (to / source.card.name).write_text(card, encoding="utf-8")
 
 
-def _asked(code: str) -> str:
+def _code_section(code: str) -> str:
     if not code:
         return ""
     return f"Without this project, in this folder:\n\n```python\n{code}```\n\n"

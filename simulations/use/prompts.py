@@ -72,8 +72,8 @@ def write_prompts(inference: Inference, to: Path) -> None:
     """
     prompts = prompts_of(inference)
     if prompts is not None:
-        told = {task.name: told_of(task, prompts, inference) for task in inference.tasks}
-        (to / PROMPTS).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        entries = {task.name: task_entry(task, prompts, inference) for task in inference.tasks}
+        (to / PROMPTS).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
 
 
 def prompts_of(inference: Inference) -> PromptTokens | None:
@@ -95,7 +95,7 @@ def prompts_of(inference: Inference) -> PromptTokens | None:
     return make(tokenizer, config, model, inference.max_length)
 
 
-def told_of(task: TaskSpace, prompts: PromptTokens, inference: Inference) -> dict[str, Any]:
+def task_entry(task: TaskSpace, prompts: PromptTokens, inference: Inference) -> dict[str, Any]:
     """Return what a task's entry says: ids around a text, those of each label, how to write."""
     from deal_core.models.greedy import greedy_settings
 
@@ -126,7 +126,7 @@ def asking_code(inference: Inference, base: str, merged: bool, head: Tensor | No
     if family.prompts is None:
         return ""
     name: str = auto_class(family.task_type).__name__
-    task, own = inference.tasks[0], family.decodes_apart
+    task, decodes_apart = inference.tasks[0], family.decodes_apart
     before = ASK.format(
         package="transformers" if merged else "peft",
         loader=name if merged else f"AutoPeft{name.removeprefix('Auto')}",
@@ -137,15 +137,17 @@ def asking_code(inference: Inference, base: str, merged: bool, head: Tensor | No
         tensors=TENSORS if head is not None else "",
     )
     if not task.labels:
-        start = '[len(task["start"]) :]' if own else "[prompt.shape[1] :]"
+        start = '[len(task["start"]) :]' if decodes_apart else "[prompt.shape[1] :]"
         return before + WRITE.format(after=start)
-    apart = 'prompt, decoder_input_ids=torch.tensor([task["start"] + answer[:-1]])'
-    words = SCORE.format(inputs=apart if own else BEHIND)
+    forced = 'prompt, decoder_input_ids=torch.tensor([task["start"] + answer[:-1]])'
+    words = SCORE.format(inputs=forced if decodes_apart else BEHIND)
     if head is None:
         return before + words + BEST
     means = MEANS.format(
-        inputs='prompt, decoder_input_ids=torch.tensor([task["start"]])' if own else "prompt",
-        states="encoder_hidden_states" if own else "hidden_states",
+        inputs='prompt, decoder_input_ids=torch.tensor([task["start"]])'
+        if decodes_apart
+        else "prompt",
+        states="encoder_hidden_states" if decodes_apart else "hidden_states",
         layers=inference.head_layers,
         heads=AdapterFolder(Path()).heads.name,
         task=json.dumps(task.name),
