@@ -31,7 +31,7 @@ from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import RecordMechanism
 from deal_core.randomness import seeded
-from tests.client.instructions import POLICIES, Bent, histories
+from tests.client.instructions import HONEST, POLICIES, Bent, histories
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
 
 SECRET = "Maria K., born 1961-04-03"
@@ -284,6 +284,48 @@ OPTIONS = {
 @given(cases=histories())
 def test_no_instruction_breaks_what_a_site_promises(watch, tmp_path_factory, cases):
     play(tmp_path_factory.mktemp("sites"), cases, watch)
+
+
+TIGHT = ("privacy.max_grad_norm=0.01", "privacy.sample_rate=1.0")
+SURGERY = {"task": "surgery"}
+NOISED = ("privacy.mechanism=record", "privacy.metrics=noised")
+COUNTS = {"task": "", "server_round": 0, "stage": -1, "tasks": list(LABELS)}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Bent("evaluate", COUNTS, NOISED, "all", 0.0, "run-1", "noised"),
+        Bent("train", SURGERY, HONEST["client"], "all", 0.0, "run-1", "client"),
+        Bent("train", SURGERY, HONEST["open"], "all", 0.0, "run-1", "open"),
+    ],
+    ids=lambda case: case.policy,
+)
+def test_what_is_promised_under_each_policy_is_looked_at(watch, tmp_path, case):
+    play(tmp_path / "once", [case], watch)
+    assert bool(watch.sources) == (case.kind == "train")
+    play(tmp_path / "twice", [case, case], watch)
+    assert not watch.sources  # what is asked again is answered as before
+
+
+@pytest.mark.parametrize("policy", ["strict", "groups"])
+def test_one_record_moves_the_first_sum_by_its_bound_and_no_more(
+    watch, tmp_path, monkeypatch, policy
+):
+    """All records are drawn and clipped; with looser clipping the same comparison fails."""
+    config = (*HONEST.get(policy, ("privacy.mechanism=record",)), *TIGHT)
+    case = Bent("train", SURGERY, config, "all", 0.0, "run-1", policy)
+    moved = moved_by_one_record(tmp_path / "as-it-is", case, watch)
+    assert 0.1 * 0.01 < moved <= 2 * 0.01 * (1 + 1e-6)
+    bound = "deal_core.privacy.mechanisms.private_gradients.clipping_bound"
+    monkeypatch.setattr(bound, lambda norm, entries, bits: 1e3)
+    assert moved_by_one_record(tmp_path / "unclipped", case, watch) > 10 * 0.01
+
+
+def moved_by_one_record(folder: Path, case: Bent, seen: Seen) -> float:
+    """How far the first sums of two neighbours are apart."""
+    sums = [ask(site, case, seen)[1].first_sum for site in neighbours(folder, case.policy)]
+    return float((sums[0] - sums[1]).norm())
 
 
 @pytest.mark.slow

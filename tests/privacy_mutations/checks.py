@@ -409,8 +409,12 @@ def check_planned_records(model: LanguageModel, folder: Path) -> None:
     more = asked("task0", 2, records=400)
     foreign = replace(honest, record_ids=[RecordId("task1", row) for row in range(225)])
     for ask in (twice, more, foreign):
-        with pytest.raises(Refusal):
-            release(mechanism, ask, site, made)
+        with pytest.raises(Refusal, match=r"twice|are planned|another task"):
+            release(mechanism, ask, site, _not_trained)
+
+
+def _not_trained(gradients: object) -> LocalUpdate:
+    pytest.fail("records were handed out")
 
 
 def check_whole_client(model: LanguageModel) -> None:

@@ -52,6 +52,12 @@ CREATE TABLE IF NOT EXISTS members (id TEXT PRIMARY KEY, task TEXT NOT NULL);
 CREATE TRIGGER IF NOT EXISTS events_in_order BEFORE INSERT ON events
 WHEN NEW.seq <> (SELECT COALESCE(MAX(seq), 0) + 1 FROM events)
 BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS plans_once BEFORE INSERT ON plans
+WHEN EXISTS (SELECT 1 FROM plans WHERE run = NEW.run)
+BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TRIGGER IF NOT EXISTS members_once BEFORE INSERT ON members
+WHEN EXISTS (SELECT 1 FROM members WHERE id = NEW.id)
+BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
 FROZEN = """
 CREATE TRIGGER IF NOT EXISTS {table}_{verb} BEFORE {verb} ON {table}
@@ -346,7 +352,7 @@ class Ledger:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'members_DELETE'").fetchone():
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'members_once'").fetchone():
         return
     frozen = [("events", v) for v in ("UPDATE", "DELETE")] + [("plans", "UPDATE")]
     frozen += [("plans", "DELETE"), ("members", "UPDATE"), ("members", "DELETE")]

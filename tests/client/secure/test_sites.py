@@ -358,3 +358,31 @@ def test_a_run_of_another_name_is_not_announced_for(sites, tmp_path):
         (reply,) = grid.send_and_receive([Message(record, node, "query.announce")])
     assert reply.content["status"]["code"] == "refused"
     assert len(NAMES) == len(sites)
+
+
+def test_the_rounding_of_a_real_site_does_not_follow_from_the_runs_seed(sites, play, monkeypatch):
+    """The seed is the server's word."""
+    drawn = []
+    monkeypatch.setattr("client.secure.mask.seeded_numpy", lambda *given: drawn.append(given))
+    assert play(sites).told("summed", "sites") == [4]
+    assert drawn == []
+
+
+def test_a_record_that_is_no_request_is_refused_and_changes_nothing(sites, play):
+    bent = [
+        {},
+        {"request": "a text"},
+        {"request": b"", "names": ["a"], "announcements": []},
+        {"request": b"", "names": "a", "announcements": "b"},
+    ]
+
+    class Bending(SiteGrid):
+        def tamper(self, leg: str, number: int, request: Message) -> None:
+            if leg == "prepare":
+                request.content["secure"] = ConfigRecord(bent[number])
+
+    with pytest.raises(UserError, match="the quorum is"):
+        play(sites, kind=Bending)
+    assert len(sites) == len(bent)
+    assert all(site.errors() for site in sites)
+    assert not any(site.trained() for site in sites)

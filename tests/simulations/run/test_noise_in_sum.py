@@ -123,6 +123,7 @@ def test_whom_an_epsilon_counts_on_stands_beside_it_in_all_that_a_site_shows(fin
         ({"delta": 1e-9}, "its delta is not"),
         ({"epsilon": 0.1}, "its epsilon is not"),
         ({"entries": 1}, "its number of entries is not"),
+        ({"unprotected": 5}, "its number of unprotected releases is not"),
         ({"version": 4}, "of version 4, and this is version 6"),
     ],
 )
@@ -236,6 +237,7 @@ def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, t
         ("privacy.target_delta=0.0", "target_delta"),
         ("federation.clients=2", "3 clients"),
         ("privacy.colluding=3", "no two whose parts"),
+        ("privacy.dropouts=2", "leave nobody's noise"),
         ("federation.clients=4\nfederation.clients_per_round=3", "clients_per_round"),
         ("federation.clients=4\nstream.joins={3=1}", "stream.joins"),
         ("method.update.enabled=true", "update.enabled"),

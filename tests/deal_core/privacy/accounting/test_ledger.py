@@ -95,7 +95,13 @@ def test_disjoint_tasks_are_checked_by_ids(ledger):
     ledger.declare_members("two", ["d"])
     with pytest.raises(UserError, match="disjoint_tasks"):
         ledger.declare_members("two", ["e", "a"])
-    assert b'"a"' not in ledger.path.read_bytes()
+
+
+def test_ids_of_records_are_kept_as_hashes_alone(ledger):
+    ledger.declare_members("one", ["patient-4711"])
+    kept = b"".join(path.read_bytes() for path in ledger.folder.iterdir())
+    assert b"one" in kept
+    assert b"4711" not in kept
 
 
 def test_a_plan_is_made_once(ledger):
@@ -114,11 +120,16 @@ def test_a_plan_is_made_once(ledger):
         "INSERT INTO events VALUES (7, '{}', '')",
         "UPDATE plans SET body = '{}'",
         "DELETE FROM plans",
+        "INSERT OR REPLACE INTO plans VALUES ('run', '{}')",
+        "UPDATE members SET task = 'two'",
+        "DELETE FROM members",
+        "INSERT OR REPLACE INTO members SELECT id, 'two' FROM members",
     ],
 )
 def test_the_database_itself_refuses_changes(ledger, statement):
     ledger.charge(EVENT, WIDE, "r", b"")
     ledger.plan("run", lambda past: "plan")
+    ledger.declare_members("one", ["a"])
     with sqlite3.connect(ledger.path) as db, pytest.raises(sqlite3.Error, match="append-only"):
         db.execute(statement)
 
@@ -145,9 +156,11 @@ def test_changes_behind_its_back_are_noticed(ledger, statement):
     for n in range(3):
         ledger.charge(EVENT, WIDE, f"r{n}", b"")
     tamper(ledger.path, statement)
-    with pytest.raises(LedgerError):
+    noticed = "was changed or is gone|older state"
+    with pytest.raises(LedgerError, match=noticed) as error:
         ledger.entries()
-    with pytest.raises(LedgerError):
+    assert error.type is LedgerError  # and not a disk that cannot be used
+    with pytest.raises(LedgerError, match=noticed):
         ledger.charge(EVENT, WIDE, "r4", b"")
 
 
@@ -168,8 +181,9 @@ def test_an_older_copy_in_its_place_is_noticed(ledger, tmp_path):
 def test_a_file_that_is_no_ledger_is_an_error_not_an_empty_one(ledger):
     ledger.folder.mkdir()
     ledger.path.write_bytes(b"rubbish" * 1000)
-    with pytest.raises(LedgerError):
+    with pytest.raises(LedgerError, match="not a database") as error:
         ledger.events()
+    assert error.type is LedgerError
 
 
 def test_a_backup_that_nobody_may_write_to_is_read_and_checked():

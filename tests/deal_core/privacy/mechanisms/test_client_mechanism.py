@@ -236,9 +236,11 @@ def never(gradients):
     raise AssertionError("it has trained")
 
 
-def test_a_site_with_limits_of_its_own_trusts_no_server(make_experiment, tmp_path):
-    site = Site(lambda: Ledger(tmp_path), Policy(max_epsilon=2.0), simulated=True)
-    with pytest.raises(Refusal) as caught:
+@pytest.mark.parametrize("limit", [{"max_epsilon": 2.0}, {"max_delta": 1e-6}])
+def test_a_site_with_limits_of_its_own_trusts_no_server(make_experiment, tmp_path, limit):
+    policy = Policy(mechanism="client", trusted_server=True, **limit)
+    site = Site(lambda: Ledger(tmp_path), policy, simulated=True)
+    with pytest.raises(Refusal, match="the server accounts") as caught:
         release(make_client(make_experiment(*CLIENT)), asked(), site, never)
     assert caught.value.code == "policy"
 
