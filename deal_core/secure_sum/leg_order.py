@@ -23,11 +23,11 @@ def legs_of(terms: RoundTerms) -> tuple[str, ...]:
     return ("prepare", "mask", *agreement, "unmask")
 
 
-def stored_reply(state: SiteState, request: bytes) -> bytes | None:
-    """Return the reply that this very request has had; None: it is new."""
+def stored_reply(state: SiteState, leg: str, request: bytes) -> bytes | None:
+    """Return the reply that this very request has had in this leg; None: it is new."""
     for each in state.rounds:
         for answered in each.answered:
-            if answered.request == request:
+            if (answered.leg, answered.request) == (leg, request):
                 return answered.reply
     return None
 

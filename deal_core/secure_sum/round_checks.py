@@ -77,11 +77,12 @@ def check_survivors(current: SiteRound, survivors: bytes, own: int) -> tuple[int
 
 
 def check_agreement(state: SiteState, current: SiteRound, message: UnmaskRequest, own: int) -> None:
-    """Accept survivors that enough sites, this one included, were told alike.
+    """Accept survivors that enough sites, this one included, were told alike. A tag that its site
+    has not made for them counts for nothing, and against nobody: one liar ends no round.
 
     Raises:
-        ProtocolError: a tag that its site has not made for these survivors.
-        BelowThreshold: too few tags.
+        ProtocolError: tags of others than the survivors, or not one for each.
+        BelowThreshold: too few tags that hold.
     """
     terms = current.terms
     sites = len(terms.cohort)
@@ -90,17 +91,14 @@ def check_agreement(state: SiteState, current: SiteRound, message: UnmaskRequest
         raise ProtocolError(f"round {terms.number}: a site confirms that is no other survivor")
     if len(confirmers) != len(message.tags):
         raise ProtocolError("an unmask request has not one tag for each site that confirms")
+    told = 1
     for position, tag in zip(confirmers, message.tags, strict=True):
-        peer = terms.cohort[position]
-        channel = state.channel(peer)
+        channel = state.channel(terms.cohort[position])
         expected = agreement_tag(channel, terms.context, position, own, message.survivors)
-        if not same_tag(tag, expected):
-            raise ProtocolError(
-                f"round {terms.number}: site {fingerprint(peer)} was not told these survivors", peer
-            )
-    if len(confirmers) + 1 < terms.threshold:
+        told += same_tag(tag, expected)
+    if told < terms.threshold:
         raise BelowThreshold(
-            f"round {terms.number}: {len(confirmers) + 1} sites were told the same survivors, "
+            f"round {terms.number}: {told} sites were told the same survivors, "
             f"below the {terms.threshold} that a sum needs"
         )
 

@@ -65,10 +65,10 @@ def prepare(
         ProtocolError: the terms are weaker than the policy, name a site that is not known, or are
             those of a round that is past.
     """
-    if (reply := stored_reply(state, request)) is not None:
-        return Answer(state, reply)
     terms = RoundTerms.from_bytes(request)
-    policy.check(terms)
+    policy.check(terms)  # that of today, also of what was answered before
+    if (reply := stored_reply(state, "prepare", request)) is not None:
+        return Answer(state, reply)
     check_new_round(state, terms)
     own, context, sites = terms.position(state.site), terms.context, len(terms.cohort)
     mask_seed, self_seed = random_bytes(SECRET_BYTES), random_bytes(SECRET_BYTES)
@@ -93,7 +93,7 @@ def require_maskable(state: SiteState, request: bytes) -> None:
         BelowThreshold: too few have prepared.
         ProtocolError: no such round, another leg's turn, or a share that does not open.
     """
-    if stored_reply(state, request) is None:
+    if stored_reply(state, "mask", request) is None:
         _opened(state, request)
 
 
@@ -110,7 +110,7 @@ def mask(state: SiteState, request: bytes, encoded: Encoded) -> Answer:
         BelowThreshold: too few have prepared.
         ProtocolError: a share does not open, or the vector is not the one that was agreed.
     """
-    if (reply := stored_reply(state, request)) is not None:
+    if (reply := stored_reply(state, "mask", request)) is not None:
         return Answer(state, reply)
     opened = _opened(state, request)
     current, terms = opened.current, opened.current.terms
@@ -140,7 +140,7 @@ def confirm(state: SiteState, request: bytes) -> Answer:
         BelowThreshold: too few have survived.
         ProtocolError: a survivor that had not prepared, or a leg out of turn.
     """
-    if (reply := stored_reply(state, request)) is not None:
+    if (reply := stored_reply(state, "confirm", request)) is not None:
         return Answer(state, reply)
     message = ConfirmRequest.from_bytes(request)
     current = state.round_of(message.context)
@@ -159,7 +159,7 @@ def confirm(state: SiteState, request: bytes) -> Answer:
 
 def unmask(state: SiteState, request: bytes) -> Answer:
     """Return a share of every member, of its self seed where it survived, of its mask seed where it
-    dropped out; the state no longer has either.
+    dropped out; the other half is never given.
 
     Args:
         state: of this site.
@@ -167,10 +167,9 @@ def unmask(state: SiteState, request: bytes) -> Answer:
 
     Raises:
         BelowThreshold: too few have survived, or were told the same survivors.
-        ProtocolError: a tag that does not fit, other survivors than were confirmed, or a leg out
-            of turn.
+        ProtocolError: other survivors than were confirmed, or a leg out of turn.
     """
-    if (reply := stored_reply(state, request)) is not None:
+    if (reply := stored_reply(state, "unmask", request)) is not None:
         return Answer(state, reply)
     message = UnmaskRequest.from_bytes(request)
     current = state.round_of(message.context)

@@ -149,6 +149,7 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
         "model.max_new_tokens=3",
         "privacy.metrics=none",
         'data.instructions={surgery="Answer nothing."}',
+        'data.measures={surgery="rouge-l"}',
     ],
 )
 def test_settings_are_among_the_terms(tmp_path, changed):

@@ -38,7 +38,8 @@ def sum_terms(experiment: Experiment, model: str, instruction: Instruction, stat
     consolidation = told["method"]["consolidation"]
     consolidation["public_path"] = bool(consolidation["public_path"])
     told["tasks"] = tasks = list(experiment.data.tasks or named_tasks(experiment.data))
-    words = experiment.data.instructions
-    told["instructions"] = {task: words[task] for task in tasks if task in words}
+    for name in ("instructions", "measures"):  # of the data's table the server's word alone
+        of_tasks = getattr(experiment.data, name)
+        told[name] = {task: of_tasks[task] for task in tasks if task in of_tasks}
     told["request"] = told_alike(instruction, state, experiment.stream.schedule == OWN_ORDERS)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deal_core.secure_sum import server_legs, site_round
-from deal_core.secure_sum.frames import positions_bytes
+from deal_core.secure_sum.frames import positions_bytes, positions_from
 from deal_core.secure_sum.layout import Encoded
 from deal_core.secure_sum.messages import (
     Confirmed,
@@ -230,8 +230,8 @@ def test_tags_that_do_not_fit():
     site = round_.terms.cohort[0]
     good = UnmaskRequest.from_bytes(server_legs.unmask_request(round_.held, site))
     for request, line in [
-        (replace(good, tags=good.tags[::-1]), "was not told these survivors"),
-        (replace(good, tags=(bytes(16), *good.tags[1:])), "was not told these survivors"),
+        (replace(good, tags=good.tags[::-1]), "1 sites were told the same survivors, below"),
+        (replace(good, tags=(bytes(16),) * 3 + good.tags[3:]), "2 sites were told"),
         (replace(good, tags=good.tags[:-1]), "one tag for each site"),
         (replace(good, confirmers=positions_bytes([1]), tags=good.tags[:1]), "2 sites were told"),
         (replace(good, confirmers=b"", tags=()), "1 sites were told the same survivors, below"),
@@ -239,6 +239,24 @@ def test_tags_that_do_not_fit():
     ]:
         refused("unmask", round_.states[site], request.to_bytes(), line)
     goes_on(round_, "unmask")
+
+
+def test_a_false_tag_of_one_site_ends_no_round():
+    """Its silence would not either."""
+    round_ = a_round().until("unmask")
+    liar, reply = round_.terms.cohort[1], server_legs.unmask_request
+    false = {}
+    for site in round_.terms.cohort:
+        good = UnmaskRequest.from_bytes(reply(round_.held, site))
+        if site != liar:
+            place = positions_from(good.confirmers, SITES).index(1)
+            tags = (*good.tags[:place], bytes(16), *good.tags[place + 1 :])
+            good = replace(good, tags=tags)
+        false[site] = site_round.unmask(round_.states[site], good.to_bytes()).reply
+    held = round_.held
+    for site, answered in false.items():
+        held = server_legs.add_unmasked(held, site, answered)
+    assert np.array_equal(unmasked_sum(held), plain_sum(round_.encoded, round_.terms.cohort))
 
 
 @pytest.mark.parametrize(

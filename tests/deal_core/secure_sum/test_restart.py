@@ -7,6 +7,7 @@ import pytest
 
 from deal_core.secure_sum import server_legs, site_round
 from deal_core.secure_sum.leg_order import stored_reply
+from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.secure_sum.site_policy import SitePolicy
 from deal_core.secure_sum.site_state import SiteState
@@ -48,13 +49,27 @@ def test_the_same_request_gets_the_same_bytes_after_a_restart(finished, leg):
             answer = site_round.mask(state, request, other[site])
         else:
             answer = getattr(site_round, leg)(state, request)
-        assert answer.reply == finished.received[leg, site] == stored_reply(state, request)
+        assert answer.reply == finished.received[leg, site] == stored_reply(state, leg, request)
         assert answer.state == state
 
 
 def test_of_a_new_request_nothing_is_stored(finished):
     state = next(iter(finished.states.values()))
-    assert stored_reply(state, b"another") is None
+    assert stored_reply(state, "prepare", b"another") is None
+
+
+@pytest.mark.parametrize("leg", LEGS[1:])
+def test_what_another_leg_has_answered_is_not_to_be_had_from_the_first(finished, leg):
+    """It would leave past what the site asks of a round today."""
+    site = finished.terms.cohort[0]
+    with pytest.raises(ProtocolError):
+        site_round.prepare(finished.states[site], finished.sent[leg, site], SitePolicy(2))
+
+
+def test_terms_that_were_answered_are_answered_under_the_policy_of_today(finished):
+    site = finished.terms.cohort[0]
+    with pytest.raises(ProtocolError, match="6"):
+        site_round.prepare(finished.states[site], finished.sent["prepare", site], SitePolicy(6))
 
 
 @pytest.mark.parametrize("leg", LEGS)
