@@ -136,7 +136,7 @@ def _separated(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[Row
 
 def _csv_problem(error: str, held: str) -> str:
     if "unexpected end of data" in error:
-        return "its quotes are never closed; close them"
+        return "not valid CSV: its quotes are never closed; close them"
     return (
         f"not valid CSV ({error}); quote fields with {held}, quotes or line breaks, and double the "
         'quotes inside ("")'

@@ -221,4 +221,4 @@ def test_a_long_field_is_read_and_an_open_quote_has_a_cure_of_its_own(tmp_path: 
     path = write_csv(tmp_path / "train", [("text", "label"), ("a" * 200_000, "x")])
     assert len(examples(path)[0].text) == 200_000
     path.write_text('text,label\na,x\n"b,x\n' + "c,x\n" * 50_000)
-    assert refusal(path) == ", row 3: its quotes are never closed; close them"
+    assert refusal(path) == ", row 3: not valid CSV: its quotes are never closed; close them"
