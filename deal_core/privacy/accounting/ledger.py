@@ -144,15 +144,18 @@ class Ledger:
         """
         require_within([*self.events(), event], budget)
 
-    def require_standing(self, budget: Budget) -> None:
-        """Check that what is charged is within the budget of today, before an answer that is kept
-        leaves again.
+    def answer_within(self, request: str, budget: Budget) -> bytes | None:
+        """Return what was answered to this request, if it is kept, to be sent again: all that is
+        charged must be within the budget of today.
 
         Raises:
-            BudgetSpent: it is not.
-            MixedUnits: it hides less than the budget asks.
+            BudgetSpent: it is kept, and more is charged than that.
+            MixedUnits: it is kept, and something hides less than the budget asks.
         """
-        require_standing(self.events(), budget)
+        kept = self.answer(request)
+        if kept is not None:
+            require_standing(self.events(), budget)
+        return kept
 
     def charge(self, event: LedgerEvent, budget: Budget, request: str, answer: bytes) -> bytes:
         """Write the event and its answer, durably, unless the request has been answered before.

@@ -194,9 +194,8 @@ class LocalDPClient:
             plan = self._plan(ask, site)
             budget = plan.budget(site.policy)
             event = self._event(ask, site, plan)
-            kept = ledger.answer(ask.request)
+            kept = ledger.answer_within(ask.request, budget)
             if kept is not None:
-                ledger.require_standing(budget)
                 return unpacked(kept).with_figures(
                     self._figures(site, plan, event, ledger.events())
                 )

@@ -134,9 +134,8 @@ class RecordMechanism:
                 event = replace(event, compared=budget.disjoint_tasks)
                 planned, groups = plan.records(ask.task), self._groups(ask)
                 require_planned(ask.record_ids, len(ask.data), ask.task, planned, groups)
-                kept = ledger.answer(ask.request)
+                kept = ledger.answer_within(ask.request, budget)
                 if kept is not None:
-                    ledger.require_standing(budget)
                     figures = self._figures(ask, site, plan, event, ledger.events())
                     return unpacked(kept).with_figures(figures)
                 ledger.require(event, budget)
@@ -235,10 +234,8 @@ class RecordMechanism:
             plan = self._plan(ask, site)
             most = evaluations(self.experiment, len(self._counts(ask)[0]))
             budget = replace(plan.budget(site.policy), most=most)
-            kept = ledger.answer(ask.request)
-            if kept is not None:
-                ledger.require_standing(budget)
-            else:
+            kept = ledger.answer_within(ask.request, budget)
+            if kept is None:
                 event = self._events(site).counting(ask, self._seeds(site), plan)
                 ledger.require(event, budget)
                 answer = self._noised_counts(ask, event, make)
