@@ -12,9 +12,8 @@ from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import Budget, LedgerEvent, composed
 from deal_core.privacy.accounting.plan import planned_work, solve_noise_multiplier
 from deal_core.privacy.accounting.run_name import run_name
+from deal_core.privacy.accounting.unit import CLIENT
 from deal_core.privacy.policy import Policy, default_delta
-
-UNIT = "client"
 
 
 class ClientPlan(BaseModel):
@@ -114,7 +113,7 @@ def client_event(
         stage=stage,
         server_round=server_round,
         mechanism="client",
-        unit=UNIT,
+        unit=CLIENT,
         sample_rate=sample_rate,
         noise_multiplier=noise_multiplier,
         steps=steps,

@@ -23,7 +23,6 @@ from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.accounting.client_plan import (
-    UNIT,
     ClientPlan,
     client_event,
     client_plan,
@@ -35,6 +34,7 @@ from deal_core.privacy.accounting.ledger_event import (
     LedgerEvent,
     composed,
 )
+from deal_core.privacy.accounting.unit import CLIENT as CLIENT_UNIT
 from deal_core.privacy.interface import (
     Counts,
     LocalUpdate,
@@ -71,7 +71,7 @@ class CentralDPClient:
     """Leaves clipping and noise to the server."""
 
     experiment: Experiment
-    unit: str = UNIT
+    unit: str = CLIENT_UNIT
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
         """Return the factors of :func:`one_factor`."""
@@ -175,7 +175,7 @@ class LocalDPClient:
     """Adds the noise itself."""
 
     experiment: Experiment
-    unit: str = UNIT
+    unit: str = CLIENT_UNIT
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
         """Return the factors of :func:`one_factor`."""

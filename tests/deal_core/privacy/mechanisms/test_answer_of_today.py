@@ -3,8 +3,6 @@ that hides less, between leave and charge."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import LocalUpdate, Permit, Refusal, Site, release
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import Policy
-from tests.deal_core.privacy.mechanisms.test_record_mechanism import Maker, ask, experiment
+from tests.deal_core.privacy.mechanisms.test_record_mechanism import Maker, ask, count, experiment
 
 ALONE = ("privacy.mechanism=client", "privacy.trusted_server=false", "privacy.target_epsilon=20")
 
@@ -24,17 +22,13 @@ def site_at(folder, **policy):
 def test_noised_counts_that_were_kept_stay_where_the_budget_is_smaller_today(tmp_path):
     asks = ("privacy.metrics=noised", "privacy.target_epsilon=20", "privacy.metrics_noise=2")
     mechanism = make_mechanism(experiment(*asks, "federation.rounds=2"))
-    request = replace(
-        ask("task0", 0, request="evaluate"),
-        task="", data=(), record_ids=(), evaluated=1, counted=("correct", "examples"),
-    )  # fmt: skip
-    counts = {"correct": [7], "examples": [10]}
+    counts = {"correct": [7] * 5, "examples": [10] * 5, "correct_all": [6] * 5}
     lax = site_at(tmp_path, mechanism="record", metrics="noised")
-    first = mechanism.count(request, lax, lambda: counts)
-    assert mechanism.count(request, lax, lambda: counts) == first  # once, and the same again
+    first = count(mechanism, lax, 0, lambda: counts)
+    assert count(mechanism, lax, 0, lambda: counts) == first  # once, and the same again
     strict = site_at(tmp_path, mechanism="record", metrics="noised", max_epsilon=0.1)
     with pytest.raises(Refusal) as refused:
-        mechanism.count(request, strict, lambda: counts)
+        count(mechanism, strict, 0, lambda: counts)
     assert refused.value.code == "withheld"
     assert len(lax.ledger().events()) == 1
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import RehearsalFailed, Site
 from deal_core.privacy.mechanisms.registry import make_mechanism
-from tests.deal_core.privacy.mechanisms.test_record_mechanism import ask, experiment
-
-
-def counting(place: int):
-    empty = {"task": "", "data": (), "record_ids": (), "evaluated": 1}
-    request = ask("task0", place, request=f"evaluate {place}")
-    return replace(request, **empty, counted=("correct", "examples"))
+from tests.deal_core.privacy.mechanisms.test_record_mechanism import count, experiment
 
 
 def test_counts_that_fail_are_noise_and_charged(tmp_path):
@@ -25,14 +17,14 @@ def test_counts_that_fail_are_noise_and_charged(tmp_path):
     def fails():
         raise RuntimeError("row 7")
 
-    told = mechanism.count(counting(0), site, fails)
-    assert set(told) == {"correct", "examples"}
-    assert told == mechanism.count(counting(0), site, fails)  # once
+    told = count(mechanism, site, 0, fails)
+    assert set(told) == {"correct", "correct_all", "examples"}
+    assert told == count(mechanism, site, 0, fails)  # once
     assert [event.mechanism for event in site.ledger().events()] == ["counts"]
 
     def cannot():
         raise RehearsalFailed("no model")
 
     with pytest.raises(RehearsalFailed):
-        mechanism.count(counting(1), site, cannot)
+        count(mechanism, site, 1, cannot)
     assert len(site.ledger().events()) == 1
