@@ -18,6 +18,7 @@ from torch import Tensor
 from deal_core.aggregation.rule import LORA_A, LORA_B
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.privacy.mechanisms.noise import NoiseSource
+from deal_core.privacy.mechanisms.sampled_units import BELOW
 
 Change = Mapping[str, Tensor]
 """Name of a factor to how much it changed, float64."""
@@ -25,9 +26,10 @@ Change = Mapping[str, Tensor]
 
 def clipped(change: Change, bound: float) -> dict[str, Tensor]:
     """Return a change scaled down to norm ``bound`` over all factors together, where it is larger,
-    in float64; one that is not finite, or too large for its norm to be, becomes zero."""
+    in float64, less the billionth that rounding here and in a sum of some hundred may add; one that
+    is not finite, or too large for its norm to be, becomes zero."""
     norm = math.sqrt(sum(float(part.double().square().sum()) for part in change.values()))
-    factor = min(1.0, bound / norm) if norm > 0 else 1.0
+    factor = min(1.0, BELOW * bound / norm) if norm > 0 else 1.0
     if not math.isfinite(norm):
         return {name: torch.zeros_like(part, dtype=torch.float64) for name, part in change.items()}
     return {name: factor * part.double() for name, part in change.items()}

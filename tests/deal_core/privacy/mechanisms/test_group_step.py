@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
+from deal_core.privacy.mechanisms import private_gradients
 from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.private_gradients import GRID_BITS, PrivateGradients
+from deal_core.privacy.mechanisms.sampled_units import clipped_total
 from deal_core.randomness import seeded
+from deal_core.training.clipped_sum import ClippedSum
 from tests.deal_core.privacy.mechanisms.silence import Silence
 from tests.slow import slow_but
 
@@ -76,7 +80,7 @@ def source(data, groups, noise, **changes) -> PrivateGradients:
 
 
 def released(model, gradients: PrivateGradients, drawn: Sequence[int], scale=1.0) -> torch.Tensor:
-    """The sum before noise, by the mechanism's own way from the groups drawn to the gradient."""
+    """The gradient, float32, by the mechanism's own way from the groups drawn."""
     parameters = set_trainable(model.module, BOTH)
     plain = Plain(model, LABELS, gradients.data)
 
@@ -91,6 +95,25 @@ def released(model, gradients: PrivateGradients, drawn: Sequence[int], scale=1.0
     return row
 
 
+def summed(model, gradients: PrivateGradients, drawn: Sequence[int], scale: float) -> torch.Tensor:
+    """What noise is added to, by the same way: in steps of the grid, before float32 rounds it."""
+    found: list[ClippedSum] = []
+
+    def kept(*given, **named):
+        found.append(clipped_total(*given, **named))
+        return found[0]
+
+    with patch.object(private_gradients, "clipped_total", kept):
+        released(model, gradients, drawn, scale)
+    zeros = torch.zeros(1, dtype=torch.int64)
+    return torch.cat([zeros, *(part.flatten() for part in found[0].total.values())])
+
+
+def square(steps: torch.Tensor) -> int:
+    """The exact square of a length."""
+    return sum(value * value for value in steps.tolist())
+
+
 @pytest.mark.parametrize("size", slow_but([1, 2, 50], 1, 50))
 @pytest.mark.parametrize("scale", slow_but([1e-8, 1.0, 1e6], 1.0))
 def test_a_group_moves_the_sum_by_at_most_the_bound_whatever_its_size(model, size, scale):
@@ -102,13 +125,13 @@ def test_a_group_moves_the_sum_by_at_most_the_bound_whatever_its_size(model, siz
     small = source(others, there, Silence())
     large = source([*others, *more], own, Silence())
     everybody = range(len(SIZES))
-    without = released(model, small, everybody, scale)
-    alone = released(model, large, [len(SIZES)], scale)
-    assert float(alone.norm()) <= BOUND
+    without = summed(model, small, everybody, scale)
+    alone = summed(model, large, [len(SIZES)], scale)
+    assert square(alone) <= 4**GRID_BITS
     if scale > 1:
-        assert float(alone.norm()) > 0.99 * BOUND  # not by clipping all away
-    together = released(model, large, [*everybody, len(SIZES)], scale)
-    assert float((together - without).norm()) <= BOUND
+        assert square(alone) > 0.98 * 4**GRID_BITS  # not by clipping all away
+    together = summed(model, large, [*everybody, len(SIZES)], scale)
+    assert square(together - without) <= 4**GRID_BITS
     assert not released(model, large, [], scale).any()
 
 
