@@ -30,6 +30,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "seconds": "duration, for the progress view",
         "epsilon": "what the site's ledger composes to, with counts to come: not of data",
         "delta": "an epsilon means nothing without it",
+        "n_delta": "delta times the number of records, where that may leave",
         "disjoint_tasks": "how epsilon composes: no record is in two tasks, as the policy says",
         "void": "whether epsilon is void for records that something left of without protection",
         "assumes_more": "whether epsilon counts on others than the settings of the run say",

@@ -193,12 +193,9 @@ class Workbench:
             return None
         return Grouping(
             numbers=self.task(task, client).train_groups if task else (),
-            groups=lambda: {name: self._groups(name, client) for name in self.tasks},
-            site_groups=lambda: sum(self._groups(name, client) for name in self._declared),
+            groups=lambda: {name: self._own(name, client).units(True) for name in self.tasks},
+            site_groups=lambda: sum(self._own(n, client).units(True) for n in self._declared),
         )
-
-    def _groups(self, task: str, client: int) -> int:
-        return len({example.unit for example in self._own(task, client).train})
 
     def labels(self, task: str) -> tuple[str, ...]:
         """The public label space of a task; where it is declared, no data is read."""

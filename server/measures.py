@@ -80,6 +80,7 @@ def _privacy(experiment: Experiment, history: History) -> Privacy:
         unit_column=experiment.privacy.unit_column if mechanism.unit == GROUP else "",
         assumes=mechanism_of(experiment).assumes(experiment.privacy),
         delta=max((each.delta for each in spent.values()), default=None),
+        n_delta=max((s.n_delta for s in spent.values() if s.n_delta is not None), default=None),
         epsilon={client: spent[client].epsilon for client in sorted(spent, key=int)},
         disjoint_tasks=any(each.disjoint_tasks for each in spent.values()),
         void=any(each.void for each in spent.values()),

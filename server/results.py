@@ -74,6 +74,8 @@ class Privacy(Strict):
         unit_column: whose values make the groups; sites have their own name for it.
         assumes: whom the epsilon takes to be honest; everybody else is an adversary.
         delta: the largest of the clients'; every epsilon holds at it.
+        n_delta: the largest product of a client's delta and the number of its units: so many are
+            told outright on average, at worst; None: no client says it.
         epsilon: client to what its own ledger composes to: all rounds and tasks of this run, and
             whatever the site has released before; see ``disjoint_tasks``.
         disjoint_tasks: some client's epsilon is that of a record in a single task, since it
@@ -91,6 +93,7 @@ class Privacy(Strict):
     unit_column: str = ""
     assumes: str = ""
     delta: float | None = None
+    n_delta: float | None = None
     epsilon: dict[str, float] = {}
     disjoint_tasks: bool = False
     void: bool = False
@@ -123,10 +126,15 @@ class Privacy(Strict):
         return f"the {telling} of {telling + self.silent} clients that tell"
 
     @property
+    def times(self) -> str:
+        """The product of delta and the number of units, as it follows delta; empty: not known."""
+        return "" if self.n_delta is None else f" (n delta <= {rounded_up(self.n_delta, 3)})"
+
+    @property
     def meaning(self) -> str:
         """What the largest epsilon means: delta, unit, extent, trust, and what it is void for."""
         parts = [
-            f"at delta = {rounded_up(self.delta or 0.0, 3)} per {self.unit_text}, over "
+            f"at delta = {rounded_up(self.delta or 0.0, 3)}{self.times} per {self.unit_text}, over "
             f"{self.extent} (largest over {self.tellers}, as last told)",
             self.trust,
             VOID if self.void else "",

@@ -20,6 +20,8 @@ class Spending(BaseModel):
 
     Attributes:
         epsilon: of all that the ledger holds, at ``delta``.
+        n_delta: ``delta`` times the number of its records, or groups; None: the client does not
+            say.
         disjoint_tasks: no record is in two tasks, so that they compose in parallel.
         void: something of training records has left without protection, so that for these no
             epsilon holds.
@@ -34,6 +36,7 @@ class Spending(BaseModel):
 
     epsilon: float = Field(ge=0)
     delta: float = Field(ge=0, le=1)
+    n_delta: float | None = Field(None, ge=0)
     simulation_only: bool
     noise_floor: float = Field(0.0, ge=0, le=LARGEST_FLOOR)
     disjoint_tasks: bool = False

@@ -194,8 +194,9 @@ class PrivacyConfig(Table):
     """Budget of a record, or group: of everything that its site's ledger holds, this whole run
     included."""
     target_delta: Delta = 0.0
-    """Probability that the budget says nothing; 0: the power of ten below ``1 / n^1.1`` for the
-    ``n`` records, or groups, of a site."""
+    """Probability that the budget says nothing; 0: the power of ten at or below ``0.1 / n`` for the
+    ``n`` records, or groups, of a site. More is refused, unless a site's own ``policy.max_delta``
+    allows it."""
     unit_column: str = ""
     """Column that says whose a record is (a patient's number): what is protected is then a group,
     all records of a client with one value of it (record; files, hub, sites). At a site the column

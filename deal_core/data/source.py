@@ -54,6 +54,10 @@ class TaskData:
     held_out: bool = False
     """The test examples are of the training file (``data.split``)."""
 
+    def units(self, grouped: bool) -> int:
+        """Return how many training records there are; or, where they are ``grouped``, groups."""
+        return len({example.unit for example in self.train}) if grouped else len(self.train)
+
 
 def declared_labels(config: DataConfig, task: str) -> tuple[str, ...] | None:
     """Return the labels of a task that the experiment names, none where its answers are texts; None

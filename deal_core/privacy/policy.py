@@ -6,7 +6,6 @@ asks beyond it is refused, or narrowed to it, before anything is trained.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -17,6 +16,7 @@ from deal_core.config.experiment import AdapterConfig, Delta, Experiment, Privac
 from deal_core.config.method import OWN_MEMORY
 from deal_core.config.table import Table
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.unit import unit_of
 
 Metrics = Literal["none", "noised", "summed", "clear"]
 STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "summed", "clear")
@@ -46,7 +46,8 @@ class Policy(Table):
     """Largest epsilon of all that the site's ledger holds, for ever; 0: what the experiment
     asks."""
     max_delta: Delta = 0.0
-    """Largest delta; 0: the power of ten below ``1 / n^1.1`` for the ``n`` records of the site."""
+    """Largest delta; 0: the power of ten at or below ``0.1 / n`` for the ``n`` records of the
+    site."""
     min_grad_norm: float = Field(0.0, ge=0)
     """Smallest clipping bound that the site accepts; 0: no limit."""
     max_grad_norm: float = Field(0.0, ge=0)
@@ -142,10 +143,26 @@ class EffectivePolicy:
     disjoint_tasks: bool
 
 
-def default_delta(records: int) -> float:
-    """Return the largest power of ten below ``1 / n^1.1``: that one of so many records is given
-    away whole must stay unlikely; and delta is told, so it must not tell ``n``."""
-    return 10.0 ** math.floor(math.log10(0.99 / max(records, 2) ** 1.1))
+def default_delta(units: int) -> float:
+    """Return the power of ten at or below ``0.1 / n``: a mechanism that gives each of ``n`` records
+    (groups, clients) away whole with that probability gives one away in one run of ten at most; and
+    delta is told, so it must not tell ``n``."""
+    return float(f"1e-{len(str(10 * max(units, 2) - 1))}")
+
+
+def require_delta(stated: float, units: int, unit: str) -> None:
+    """Check a stated delta, 0 being none, against the number of units of privacy. As delta does,
+    what is refused tells the power of ten of their number alone.
+
+    Raises:
+        UserError: it is above :func:`default_delta`.
+    """
+    largest = default_delta(units)
+    if stated > largest:
+        raise UserError(
+            f"privacy.target_delta = {stated:g} is too large for {units} {unit}s: so likely may "
+            f"each be told outright; set it to {largest:g} or less, or to 0"
+        )
 
 
 def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> EffectivePolicy:
@@ -154,7 +171,7 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Effect
     Args:
         privacy: what the experiment asks.
         policy: None: the site has none.
-        records: of the site, over all tasks.
+        records: of the site, or groups, over all tasks.
 
     Raises:
         UserError: what is asked cannot be narrowed to the policy.
@@ -163,6 +180,8 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Effect
     bound = privacy.max_grad_norm
     require_bound(bound, policy)
     largest = default_delta(records)
+    if not limits.max_delta:
+        require_delta(privacy.target_delta, records, unit_of(privacy))
     return EffectivePolicy(
         epsilon=min(privacy.target_epsilon, limits.max_epsilon or privacy.target_epsilon),
         delta=min(privacy.target_delta or largest, limits.max_delta or largest),
@@ -376,7 +395,7 @@ def counts_in_sum(experiment: Experiment) -> bool:
     return experiment.aggregation.secure and experiment.privacy.metrics == "summed"
 
 
-SPENDING = frozenset({"epsilon", "delta", "disjoint_tasks", "void", "assumes_more"})
+SPENDING = frozenset({"epsilon", "delta", "n_delta", "disjoint_tasks", "void", "assumes_more"})
 """Figures that tell what a site's ledger composes to, and what that means."""
 
 
@@ -394,7 +413,7 @@ def figures_allowed(
     """
     if policy is None:
         return dict(figures)
-    withheld = set() if policy.share_num_examples else {"seconds", "noise_floor"}
+    withheld = set() if policy.share_num_examples else {"seconds", "noise_floor", "n_delta"}
     withheld |= set() if policy.spending else SPENDING
     clear = policy.metrics == "clear" or (masked and policy.metrics == "summed")
     withheld |= set() if clear else {"loss"}

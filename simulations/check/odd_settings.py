@@ -12,7 +12,7 @@ LARGEST_RATE, SMALLEST_RATE = 0.1, 1e-7
 LARGEST_RANK = 256
 LARGEST_SCALE = 64.0
 """Of ``lora_alpha / rank``."""
-LARGEST_DELTA, LARGEST_EPSILON = 1e-3, 20.0
+LARGEST_EPSILON = 20.0
 LEAST_REACH = 1.0
 """Of steps at the server on sums of clipped gradients: rate, rounds, bound and scale together."""
 TRAINED_AT_SERVER = ("deal", "sequential")
@@ -37,7 +37,7 @@ def check_adapter(experiment: Experiment) -> Iterator[Finding]:
 
 
 def check_privacy(experiment: Experiment) -> Iterator[Finding]:
-    """Return warnings of epsilon and delta."""
+    """Return warnings of a budget that says nothing."""
     return _warnings(_privacy(experiment))
 
 
@@ -111,11 +111,6 @@ def _privacy(experiment: Experiment) -> Iterator[str]:
                 'privacy.mechanism to "record" or "client", or leave it out'
             )
         return
-    if privacy.target_delta > LARGEST_DELTA:
-        yield (
-            f"privacy.target_delta = {privacy.target_delta:g} is above {LARGEST_DELTA:g}: so "
-            "likely may a record be told outright; keep it well below one over their number"
-        )
     if privacy.target_epsilon > LARGEST_EPSILON:
         yield (
             f"privacy.target_epsilon = {privacy.target_epsilon:g} is above {LARGEST_EPSILON:g}: it "

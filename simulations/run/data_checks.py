@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from deal_core.config.experiment import Experiment
 from deal_core.data import load_for_clients, open_source, partition
 from deal_core.data.public import read_public
@@ -9,6 +11,8 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.models import check_label_tokens, decodes_apart, has_label_logits, max_positions
 from deal_core.models.prompt import read_template
+from deal_core.privacy.accounting.unit import unit_of
+from deal_core.privacy.policy import require_delta
 from server.plan import make_plan
 
 OWN_ANSWERS = frozenset({"medmcqa", "embedded", "hub"})
@@ -56,26 +60,32 @@ def check_data(experiment: Experiment) -> None:
 
     Raises:
         UserError: see :mod:`deal_core.data` and :func:`server.plan.make_plan`; or a task has no
-            test example, and nothing could be said of its accuracy.
+            test example, and nothing could be said of its accuracy; or delta is too large for the
+            records of a client.
     """
     source = open_source(experiment.data, experiment.privacy.unit_column)
     clients = [str(number) for number in range(experiment.federation.clients)]
     make_plan(experiment, source.task_names(), clients)
+    privacy, units = experiment.privacy, Counter[int]()
     for name in source.task_names():
         task = load_for_clients(experiment, name)
         check_label_tokens(experiment.model, task.labels)
-        partition(
+        shares = partition(
             task,
             experiment.data.partition,
             experiment.federation.clients,
             experiment.run.seed,
         )
+        for client, share in enumerate(shares):
+            units[client] += share.units(bool(privacy.unit_column))
         if not task.test:
             problem = "no test row; add some, or leave the task out"
             if task.held_out:
                 share = f"data.split = {experiment.data.split:g}"
                 problem = f"{share} leaves no test row; raise it, or add a test file"
             raise UserError(f"task '{name}': {problem}")
+    if privacy.mechanism == "record":
+        require_delta(privacy.target_delta, max(units.values()), unit_of(privacy))
 
 
 def check_public(experiment: Experiment) -> None:

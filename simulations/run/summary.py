@@ -20,8 +20,8 @@ from simulations.output.stage_title import stage_title
 from simulations.output.terminal import NARROW, text_table
 from simulations.run.live_view import duration, signed
 
-LARGE_DELTA = 1e-3
-"""Above it a run's report warns."""
+LARGE_DELTA = 0.1
+"""Times the number of units; above it a run's report warns."""
 
 
 def print_report(console: Console, folder: Path) -> None:
@@ -203,12 +203,13 @@ def privacy_text(privacy: Privacy) -> str:
 
 
 def large_delta(privacy: Privacy) -> str:
-    """Return a warning where the chance that an epsilon says nothing is not small; empty: it is."""
-    if privacy.delta is None or privacy.delta <= LARGE_DELTA:
+    """Return a warning where a site's policy has allowed a delta that is large for its number of
+    units; empty: it is small, or the number not known."""
+    if privacy.n_delta is None or privacy.n_delta <= LARGE_DELTA:
         return ""
     return (
-        f"delta = {rounded_up(privacy.delta, 3)} is large: of one in {1 / privacy.delta:.0f} "
-        f"{privacy.unit}s everything may be told; set privacy.target_delta"
+        f"delta = {rounded_up(privacy.delta or 0.0, 3)} is large: {rounded_up(privacy.n_delta, 2)} "
+        f"{privacy.unit}s of a client may be told outright; set privacy.target_delta"
     )
 
 

@@ -167,6 +167,7 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.seconds",
         "metrics.epsilon",
         "metrics.delta",
+        "metrics.n_delta",
         "metrics.disjoint_tasks",
         "metrics.void",
         "metrics.assumes_more",

@@ -27,15 +27,17 @@ from deal_core.privacy.accounting.unit import common_unit
 from deal_core.whole_file import write_whole
 
 KEY = "ledger.key"
-VERSION = 6
+VERSION = 7
 """Of statements; 2 had no ``unit_column``, 3 did not say which events were ``compared``, until 4
-all said that nobody is trusted, and until 5 runs were added up as if fixed beforehand."""
+all said that nobody is trusted, until 5 runs were added up as if fixed beforehand, and until 6 none
+said ``n_delta``."""
 PLACE = ("seq", "time")
 ROUNDING = 1e-6
 
 
 def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
-    """Return the signed statement.
+    """Return the signed statement; its ``n_delta`` is delta times the most records (or groups) that
+    a run was planned for, None where no plan says.
 
     Args:
         ledger: whose releases are stated.
@@ -49,7 +51,8 @@ def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
     if not entries:
         raise UserError(f"{ledger.path}: holds no release; there is nothing to certify")
     key = _site_key(ledger.folder)
-    statement = _statement(entries, disjoint_tasks)
+    units = max((json.loads(plan).get("units", 0) for plan in ledger.plans().values()), default=0)
+    statement = _statement(entries, disjoint_tasks, units)
     return {
         "statement": statement,
         "public_key": _text(key.public_key().public_bytes_raw()),
@@ -107,13 +110,14 @@ def _check_figures(statement: Mapping[str, Any], listed: Sequence[Mapping[str, A
         raise UserError(f"certificate: its '{wrong}' is not what its events say")
 
 
-def _statement(entries: list[Entry], disjoint_tasks: bool) -> dict[str, Any]:
+def _statement(entries: list[Entry], disjoint_tasks: bool, units: int) -> dict[str, Any]:
     events = [entry.event for entry in entries]
     figures = _figures(events, disjoint_tasks)
     return {
         "version": VERSION,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         **figures,
+        "n_delta": units * figures["delta"] if units and figures["delta"] else None,
         "disjoint_tasks": disjoint_tasks,
         **_meaning(events, disjoint_tasks),
         "entries": len(entries),

@@ -53,7 +53,7 @@ from deal_core.privacy.mechanisms.none import NoMechanism, note_unprotected, ord
 from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
 from deal_core.privacy.mechanisms.record import one_factor, refusing_when_spent
 from deal_core.privacy.mechanisms.server_side import ServerSide, no_server_noise
-from deal_core.privacy.policy import figures_allowed, require_floor
+from deal_core.privacy.policy import figures_allowed, require_delta, require_floor
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Probes
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
@@ -298,6 +298,7 @@ def check_clients_protected(experiment: Experiment) -> None:
         UserError: it cannot, or something does.
     """
     check_one_task_at_a_time(experiment)
+    require_delta(experiment.privacy.target_delta, experiment.federation.clients, CLIENT_UNIT)
     if experiment.privacy.unit_column:
         raise UserError(
             'privacy.mechanism = "client" hides whole clients, and privacy.unit_column names '

@@ -18,6 +18,7 @@ class PrivacyPlan(BaseModel):
         disjoint_tasks: how tasks compose.
         max_grad_norm: clipping bound.
         work: tasks with their rates.
+        units: records (or groups) of the site, over all its tasks, when it was made.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -28,6 +29,7 @@ class PrivacyPlan(BaseModel):
     disjoint_tasks: bool
     max_grad_norm: float
     work: tuple[ReleaseSchedule, ...]
+    units: int = 0
 
     def records(self, task: str) -> int:
         """Number of the task's records (or groups) that the plan was made for."""

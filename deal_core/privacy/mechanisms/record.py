@@ -182,6 +182,7 @@ class RecordMechanism:
             "simulation_only": float(event.simulation_only),
             "epsilon": composed([*events, *to_come], plan.delta, disjoint),
             "delta": plan.delta,
+            "n_delta": plan.units * plan.delta,
         }
         if not at_server(self.experiment):  # whose step is none of AdamW's
             figures["noise_floor"] = entry_noise(event.steps, ask.learning_rate)
@@ -318,6 +319,7 @@ class RecordMechanism:
             disjoint_tasks=disjoint,
             max_grad_norm=agreed.max_grad_norm,
             work=tuple(work),
+            units=site_records,
         )
 
     def _multiplier(

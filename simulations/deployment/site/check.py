@@ -24,11 +24,12 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.data.files import FilesSource
 from deal_core.data.identifiers import repeated_identifiers
+from deal_core.data.site import SiteSource
 from deal_core.data.source import TaskData
 from deal_core.data.split import split_off_each
 from deal_core.errors import UserError
 from deal_core.methods import consolidation_rank, method_of, statistics_of
-from deal_core.privacy.accounting.unit import GROUP, unit_text
+from deal_core.privacy.accounting.unit import GROUP, RECORD, unit_text
 from deal_core.privacy.policy import (
     Policy,
     at_server,
@@ -36,11 +37,11 @@ from deal_core.privacy.policy import (
     figures_allowed,
     protects,
     require_adapter,
-    require_bound,
     require_comparable,
     require_mechanism,
     require_shares,
     require_unit,
+    terms,
 )
 from deal_core.secure_sum.site_policy import LEAST_SITES
 from simulations.check.rows import grouped
@@ -107,6 +108,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         checks.append(lambda: check_policy(site, experiment))
         checks.append(lambda: check_sums(site, experiment))
         checks.append(lambda: check_unit(site, experiment))
+        checks.append(lambda: check_terms(site, experiment))
     if not offline:
         checks.append(lambda: check_connection(site))
     for check in checks:
@@ -186,8 +188,6 @@ def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     require_mechanism(experiment.privacy.mechanism, site.policy)
     require_adapter(experiment.adapter, site.policy, consolidation_rank(experiment))
     require_shares(experiment.privacy, site.policy)
-    if experiment.privacy.mechanism == "record":
-        require_bound(experiment.privacy.max_grad_norm, site.policy)
     require_comparable(experiment, site.policy)
     yield f"the policy allows the experiment: privacy.mechanism '{experiment.privacy.mechanism}'"
 
@@ -226,6 +226,23 @@ def check_unit(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     column = require_unit(experiment.privacy.unit_column, site.policy)
     if column:
         yield f"unit of privacy: {unit_text(GROUP, column)}, all records here with one value of it"
+
+
+def check_terms(site: SiteFile, experiment: Experiment) -> Iterator[str]:
+    """Yield the delta that records, or groups, are protected at, and what it comes to.
+
+    Raises:
+        UserError: the policy does not allow the clipping bound, or delta is too large for the
+            number of records.
+    """
+    if experiment.privacy.mechanism != "record":
+        return
+    column = site.policy.unit_column if site.policy is not None else ""
+    source = SiteSource(site_files(site.data), column)
+    units = sum(source.load(task).units(bool(column)) for task in source.task_names())
+    delta = terms(experiment.privacy, site.policy, units).delta
+    unit = GROUP if column else RECORD
+    yield f"delta = {delta:g} for {units} {unit}s: n delta = {units * delta:.2g}"
 
 
 def check_app(folder: Path, site: SiteFile) -> Iterator[str]:
@@ -382,7 +399,8 @@ def what_leaves(site: SiteFile) -> list[str]:
     figures = ["num_examples"] if protected else list(figures_allowed(ordinary, policy))
     if policy is not None and (protected or not policy.share_num_examples):
         figures[figures.index("num_examples")] = "num_examples (always 1)"
-    charged = ["simulation_only", "noise_floor", "epsilon", "delta", "void", "assumes_more"]
+    charged = ["simulation_only", "noise_floor", "epsilon", "delta", "n_delta", "void"]
+    charged += ["assumes_more"]
     charged += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
     allowed = figures_allowed(dict.fromkeys(charged, 0.0), policy)
     private = [name for name in charged if name in allowed]

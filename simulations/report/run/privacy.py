@@ -98,10 +98,11 @@ def statement(run: RunRecord, spent: list[Spent]) -> str:
     assumes = mechanism_of(run.experiment).assumes(run.experiment.privacy)
     over = whole_extent(any(each.disjoint_tasks for each in spent), assumes)
     trust = whole_trust(assumes, any(each.assumes_more for each in spent))
+    times = run.results.privacy.times if run.results else ""
     return (
         f"{who} has spent at most epsilon = {rounded_up(largest, 4)} at delta = "
-        f"{rounded_up(delta, 3)} per {unit_of_run(run.experiment)}, composed over {over}, as each "
-        f"last told. Trust: {trust}."
+        f"{rounded_up(delta, 3)}{times} per {unit_of_run(run.experiment)}, composed over {over}, "
+        f"as each last told. Trust: {trust}."
     )
 
 

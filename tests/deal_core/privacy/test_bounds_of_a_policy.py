@@ -22,7 +22,16 @@ def test_a_clipping_bound_below_the_smallest_is_refused():
 def test_a_largest_delta_takes_the_place_of_the_default_also_where_it_is_larger():
     asks = PrivacyConfig(mechanism="record", target_delta=0.01)
     assert terms(asks, Policy(max_delta=0.005), 1000).delta == 0.005
-    assert terms(asks, Policy(), 1000).delta == default_delta(1000) < 0.005
+    for policy in (None, Policy()):
+        with pytest.raises(UserError, match=r"too large for 1000 records.*0\.0001 or less"):
+            terms(asks, policy, 1000)
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 9, 10, 11, 99, 100, 1000, 1001, 123456, 10**7])
+def test_the_default_delta_times_the_number_of_records_is_a_tenth_at_most(units):
+    delta = default_delta(units)
+    assert units * delta <= 0.1 < 10 * max(units, 2) * delta + 1e-12
+    terms(PrivacyConfig(mechanism="record", target_delta=delta), None, units)
 
 
 def test_a_method_that_needs_both_factors_says_which_key_gives_them(make_experiment):

@@ -328,10 +328,9 @@ ODD_INPUTS = (
         warns=True,
     ),
     OddInput(
-        "a delta above 0.001",
-        "privacy.target_delta = 0.01 is above 0.001",
+        "a delta that is large for the number of records",
+        "privacy.target_delta = 0.01 is too large for",
         toml='[privacy]\nmechanism = "record"\ntarget_delta = 0.01',
-        warns=True,
     ),
     OddInput(
         "an epsilon that promises nothing",

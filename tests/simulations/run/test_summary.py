@@ -187,7 +187,8 @@ def test_a_method_that_keeps_texts_is_marked() -> None:
 
 
 def test_a_large_delta_is_warned_of():
-    told = Privacy(mechanism="record", unit="record", delta=0.1, epsilon={"0": 1.0})
-    assert "of one in 10 records everything may be told" in large_delta(told)
-    assert large_delta(told.model_copy(update={"delta": 1e-3})) == ""
+    told = Privacy(mechanism="record", unit="record", delta=0.1, n_delta=4.0, epsilon={"0": 1.0})
+    assert "4 records of a client may be told outright" in large_delta(told)
+    assert "at delta = 0.1 (n delta <= 4) per record" in privacy_text(told)
+    assert large_delta(told.model_copy(update={"n_delta": 0.1})) == ""
     assert large_delta(Privacy(mechanism="none")) == ""

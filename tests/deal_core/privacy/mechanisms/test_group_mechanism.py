@@ -115,7 +115,8 @@ def test_epsilon_by_group_is_that_of_other_accountants(site, target):
     """Rates and steps are written down here from the numbers of groups, not taken from the plan."""
     from opacus.accountants import PRVAccountant, RDPAccountant
 
-    make = whole_run(site, f"privacy.target_epsilon={target}.0")
+    site = replace(site, policy=Policy(max_delta=1e-3))
+    make = whole_run(site, f"privacy.target_epsilon={target}.0", "privacy.target_delta=1e-3")
     events = site.ledger().events()
     multiplier, theirs = GOOGLE[target]
     others = PRVAccountant(), RDPAccountant()
@@ -147,9 +148,9 @@ def test_epsilon_by_group_is_that_of_other_accountants(site, target):
 
 
 def test_delta_is_of_the_number_of_groups(site):
-    release(make_mechanism(experiment()), ask("task0", 1), site, Maker())
-    (event,) = site.ledger().events()
-    assert event.delta == default_delta(210) == 1e-3 != default_delta(840)
+    figures = release(make_mechanism(experiment()), ask("task0", 1), site, Maker()).figures
+    assert figures["delta"] == default_delta(210) == 1e-4
+    assert figures["n_delta"] == pytest.approx(210e-4)
 
 
 def test_a_rate_is_of_groups(site):
@@ -277,7 +278,7 @@ def test_the_certificate_names_unit_and_column(site):
     statement = check_certificate(signed)
     assert (statement["unit"], statement["unit_column"]) == ("group", "patient")
     assert {event["unit"] for event in statement["events"]} == {"group"}
-    assert statement["epsilon"] == composed(site.ledger().events(), 1e-3)
+    assert statement["epsilon"] == composed(site.ledger().events(), 1e-4)
 
 
 def test_disjoint_tasks_are_compared_by_group(site):
