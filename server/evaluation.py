@@ -7,9 +7,11 @@ before along, and clients that do not train in that round are asked in the same 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import median
 
 import torch
 
@@ -29,6 +31,8 @@ from server.schedule import Step
 
 Counts = list[list[int | float]]
 """``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
+ROWS_CAP = 2
+"""Test rows of one site that count, in medians of the others'."""
 ALIKE = 1e-5
 """Relative difference of two updates below which they are the same model, rounding aside."""
 
@@ -115,7 +119,8 @@ class Evaluation:
 
         A registered site that was sent the request and is silent is asked once more: until two
         heartbeats are missed the server takes a lost site for a connected one, and whoever is
-        missing takes its tests along. Simulated clients cannot be lost.
+        missing takes its tests along. Simulated clients cannot be lost. Nor do they claim rows that
+        they do not have: counts of sites alone are :func:`cut`.
 
         Raises:
             UserError: fewer answered than the quorum.
@@ -130,6 +135,13 @@ class Evaluation:
         heard = len(tally.counts) + len(tally.withheld)  # who keeps counts has answered, too
         self.exchange.require_quorum(heard, len(roster.clients), step)
         counts = {name: tally.counts[name] for name in roster.clients if name in tally.counts}
+        if roster.patience:
+            noised = self.exchange.experiment.privacy.metrics == "noised"
+            first = {} if noised else first_told(history)  # noise is another one each time
+            counts, found = cut(counts, first)
+            for name, places in found.items():
+                cut_tasks = [self.tasks[place] for place in places]
+                self.exchange.event("counts_cut", step, client=name, tasks=cut_tasks)
         return self.recorded(step, counts, len(counts) < len(roster.clients), history)
 
     def recorded(
@@ -145,6 +157,52 @@ class Evaluation:
         among_all = pooled_among_all(counts, self.tasks)
         self.exchange.event("evaluated", step, accuracy=accuracy, class_incremental=among_all)
         return history.model_copy(update={"evaluations": (*history.evaluations, counts)})
+
+
+def cut(
+    counts: Mapping[str, Counts], first: Mapping[str, Sequence[float]]
+) -> tuple[dict[str, Counts], dict[str, list[int]]]:
+    """Return counts in which nobody's rows weigh more than its word can be trusted for, and whose
+    were cut, in which tasks: of each task to as many rows as the client told ``first``, and, where
+    three clients or more have some, to ``ROWS_CAP`` medians of the others'. The client's own
+    accuracy stays; one large site among small ones counts as ``ROWS_CAP`` of them.
+
+    Args:
+        counts: of one evaluation, by client.
+        first: client to its test rows of each task, as first told; who is missing has told none.
+    """
+    kept: dict[str, Counts] = {}
+    found: dict[str, list[int]] = {}
+    for name, rows in counts.items():
+        kept[name] = []
+        for place, row in enumerate(rows):
+            others = [o[place][1] for other, o in counts.items() if other != name and o[place][1]]
+            most = first[name][place] if name in first else math.inf
+            if len(others) > 1:
+                most = min(most, ROWS_CAP * median(others))
+            kept[name].append(_shortened(row, most))
+            if row[1] > most:
+                found.setdefault(name, []).append(place)
+    return kept, found
+
+
+def _shortened(row: Sequence[int | float], most: float) -> list[int | float]:
+    """Counts of as many rows, and right in as large a part; whole numbers stay whole."""
+    if row[1] <= most:
+        return list(row)
+    rows = int(most)
+    parts = [value * rows / row[1] for value in row]
+    whole = all(isinstance(value, int) for value in row)
+    return [round(part) if whole else part for part in parts]
+
+
+def first_told(history: History) -> dict[str, list[float]]:
+    """Return client to its test rows of each task when it first told any."""
+    first: dict[str, list[float]] = {}
+    for evaluation in history.evaluations:
+        for name, rows in evaluation.items():
+            first.setdefault(name, [row[1] for row in rows])
+    return first
 
 
 def pooled(

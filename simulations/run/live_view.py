@@ -35,6 +35,7 @@ SHOWN = (
     "round_lost",
     "step_lost",
     "weight_cut",
+    "counts_cut",
 )
 """Events that stay on a terminal above the live view."""
 
@@ -86,6 +87,8 @@ def plain_lines(event: RunEvent, state: Progress) -> list[str]:
         return [f"client {event['by']} refuses what client {event['client']} sent it"]
     if kind == "weight_cut":
         return [f"client {event['client']} weighs {event['weight']:g}, not what it claimed"]
+    if kind == "counts_cut":
+        return [f"client {event['client']} claims more test rows than count: they are cut"]
     if kind == "client_idle":
         return [f"client {event['client']} takes no part: {IDLE.get(event['code'], event['code'])}"]
     if kind == "round_finished":

@@ -25,7 +25,7 @@ from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import read_instruction
 from server import reply_collection as rounds
 from server import roster, wire
-from server.evaluation import Evaluation
+from server.evaluation import Evaluation, cut
 from server.exchange import Exchange
 from server.federation import start_state
 from server.folder import RunFolder
@@ -116,7 +116,7 @@ def run_with(
     few = experiment.federation.model_copy(update=few)
     experiment = experiment.model_copy(update={"federation": few})
     shapes = adapter_shapes(experiment.model, experiment.adapter)
-    inner = Listed(tiny_app(experiment, shapes), flatten(experiment), 3)
+    inner = Listed(tiny_app(experiment, shapes), flatten(experiment), few.clients)
     grid = FuzzGrid(inner, shapes, RunFolder(folder / "run"), away)
     register(monkeypatch, patience, away.connected)
     with assume_identity(1, 1):
@@ -168,6 +168,47 @@ def test_where_the_only_site_with_tests_of_a_task_is_away_its_accuracy_is_not_kn
     results = read_results(folder)
     assert results.per_client.keys() == {"0", "2"}
     assert results.average_accuracy is None
+
+
+@dataclass
+class Claiming(Away):
+    """Client 1 claims so many test rows, with none right, in the evaluations from a first one on;
+    in those before two rows of which one is right, as all others do."""
+
+    rows: int = 1000
+    start: int = 0
+
+    def __call__(self, client: str, reply: Message) -> list[Message]:
+        if client == "1" and tells(reply) and self.evaluation >= self.start:
+            told = reply.content.get("counts") or reply.content["metrics"]
+            told["correct"], told["correct_all"] = [0, 0], [0, 0]
+            told["examples"] = [self.rows, self.rows]
+        return super().__call__(client, reply)
+
+
+@pytest.mark.parametrize(("start", "rows"), [(0, 4), (1, 2)], ids=["from the start", "later"])
+def test_a_site_that_claims_test_rows_moves_accuracy_by_its_share_alone(
+    tmp_path, monkeypatch, start, rows
+):
+    """Three sites have 1 of 2 rows right. One that claims a thousand counts as two of them, or as
+    the one that it said it was."""
+    away = Claiming(0, start=start)
+    folder, _ = run_with(away, PATIENCE, tmp_path, monkeypatch, clients=4)
+    results = read_results(folder)
+    assert results.per_client["1"].test_examples == [rows, rows]
+    assert results.average_accuracy == pytest.approx(3 / (6 + rows))
+    log = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    said = [event for event in log if event["event"] == "counts_cut"]
+    assert [(event["client"], len(event["tasks"])) for event in said] == [("1", 2)] * (3 - start)
+
+
+def test_counts_of_sites_of_about_one_size_stay_as_they_are():
+    counts = {"0": [[3, 5, 2]], "1": [[8, 10, 8]], "2": [[4, 7, 1]], "3": [[0, 0, 0]]}
+    assert cut(counts, {}) == (counts, {})
+    alone = {"0": [[900, 1000]], "1": [[5, 10]]}  # of two, none is the odd one
+    assert cut(alone, {}) == (alone, {})
+    shares = {"0": [[2.5, 5]], "1": [[50.25, 100]], "2": [[1.0, 3]]}
+    assert cut(shares, {})[0]["1"] == [[50.25 * 8 / 100, 8.0]]
 
 
 @dataclass

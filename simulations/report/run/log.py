@@ -18,6 +18,7 @@ FAULTS = {
     "reply_dropped": "reply dropped",
     "client_blamed": "blamed by another client",
     "weight_cut": "weight cut",
+    "counts_cut": "test rows cut",
     "client_idle": "took no part",
     "evaluation_lost": "evaluation lost",
     "round_lost": "round lost",
@@ -204,6 +205,8 @@ def _fault(log: RunLog, event: RunEvent) -> None:
     why = event.get("reason", event.get("code", ""))
     if event["event"] == "weight_cut":
         why = f"weighs {event['weight']:g}, not what it claimed"
+    if event["event"] == "counts_cut":
+        why = f"claimed more test rows than count, of {', '.join(event['tasks'])}"
     client = str(event.get("client", ""))
     number = event.get("round") or _number(log, event)
     key = _key(event) if "server_round" in event else None
