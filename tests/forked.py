@@ -208,9 +208,10 @@ class Forker:
     def popen(
         self, command: list[str], *, env: Mapping[str, str], stdout: IO[bytes], **options: Any
     ) -> Process:
-        """Start the command as :class:`subprocess.Popen` would, which is ``python -m ...``."""
-        python, option, program, *arguments = command
-        assert (python, option) == (sys.executable, "-m")
+        """Start the command as :class:`subprocess.Popen` would, which is ``python -P -m ...``."""
+        *python, program = command[:4]
+        arguments = command[4:]
+        assert python == [sys.executable, "-P", "-m"]
         assert (options.pop("stdin"), options.pop("stderr")) == (DEVNULL, STDOUT)
         session = options.pop("start_new_session")
         assert not options

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import io
 import json
@@ -31,6 +32,17 @@ def test_the_command_starts_light() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert HEAVY & set(json.loads(done.stdout)) == set()
+
+
+def test_no_child_takes_a_module_from_the_working_directory() -> None:
+    """``python -m`` looks there first; with ``-P`` it does not."""
+    found = []
+    for path in (path for name in PACKAGES for path in (ROOT / name).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            words = [ast.unparse(each) for each in getattr(node, "elts", ())]
+            found += [(path.name, words[: n + 1]) for n, word in enumerate(words) if word == "'-m'"]
+    assert len(found) >= 8
+    assert [each for each in found if each[1] != ["sys.executable", "'-P'", "'-m'"]] == []
 
 
 def test_tests_hide_no_package() -> None:

@@ -62,7 +62,7 @@ def _make(gguf: Path, folder: Path, dtype: str) -> None:
     beside = folder.with_name(f"{folder.name}.{os.getpid()}.writing")
     try:
         subprocess.run(
-            [sys.executable, "-m", __name__, str(gguf), str(beside), dtype],
+            [sys.executable, "-P", "-m", __name__, str(gguf), str(beside), dtype],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

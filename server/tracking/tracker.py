@@ -65,7 +65,7 @@ class Tracker:
         module, run = f"server.tracking.{name}", folder.parents[1].name
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", module, str(folder), run],
+                [sys.executable, "-P", "-m", module, str(folder), run],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

@@ -105,7 +105,7 @@ def measured(cell: EngineCase) -> Row:
         log, out = Path(folder) / "log", Path(folder) / "out"
         if cell.training == "trivial":
             numbers = (cell.clients, cell.size, cell.rounds)
-            command = [sys.executable, "-m", "simulations.bench.engine_apps", cell.engine]
+            command = [sys.executable, "-P", "-m", "simulations.bench.engine_apps", cell.engine]
             peak = run_watched([*command, *map(str, numbers), str(out)], log)
             return Row(cell, tuple(json.loads(out.read_text())), None, peak)
         peak = run_watched(real_command(cell, out), log)
@@ -125,7 +125,7 @@ def real_command(cell: EngineCase, out: Path) -> list[str]:
         "data.tasks": '["laboratory"]',
         "data.max_test": cell.clients if cell.clients < 300 else 300,
     }
-    command = [sys.executable, "-m", "simulations.cli", "simulate", "quickstart"]
+    command = [sys.executable, "-P", "-m", "simulations.cli", "simulate", "quickstart"]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
     return [*command, "--out", str(out)]

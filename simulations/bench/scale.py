@@ -73,7 +73,7 @@ def measured(run: Run) -> Iterator[Point]:
             "run.threads": 1,
             **run.settings,
         }
-        command = [sys.executable, "-m", "simulations.cli", "simulate", "quickstart"]
+        command = [sys.executable, "-P", "-m", "simulations.cli", "simulate", "quickstart"]
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
         began = time.time()

@@ -76,8 +76,8 @@ def check_data(experiment: Experiment) -> None:
             experiment.federation.clients,
             experiment.run.seed,
         )
-        for client, share in enumerate(shares):
-            units[client] += share.units(bool(privacy.unit_column))
+        for client, own in enumerate(shares):
+            units[client] += own.units(bool(privacy.unit_column))
         if not task.test:
             problem = "no test row; add some, or leave the task out"
             if task.held_out:

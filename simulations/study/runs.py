@@ -97,7 +97,7 @@ def start(
     wanted = experiment if resume else precise(experiment)
     with claimed(wanted.model_copy(update={"run": run})):
         pass  # written where no other process is at work; the run claims it for itself
-    command = [sys.executable, "-m", "simulations.cli", "simulate", str(folder / RECORD)]
+    command = [sys.executable, "-P", "-m", "simulations.cli", "simulate", str(folder / RECORD)]
     command += ["--out", str(folder), *(["--resume"] if resume else [])]
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
