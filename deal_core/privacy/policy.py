@@ -16,7 +16,6 @@ from deal_core.config.experiment import AdapterConfig, Delta, Experiment, Privac
 from deal_core.config.method import OWN_MEMORY
 from deal_core.config.table import Table
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.unit import unit_of
 
 Metrics = Literal["none", "noised", "summed", "clear"]
 STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "summed", "clear")
@@ -181,7 +180,8 @@ def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> Effect
     require_bound(bound, policy)
     largest = default_delta(records)
     if not limits.max_delta:
-        require_delta(privacy.target_delta, records, unit_of(privacy))
+        unit = "group" if privacy.unit_column else "record"
+        require_delta(privacy.target_delta, records, unit)
     return EffectivePolicy(
         epsilon=min(privacy.target_epsilon, limits.max_epsilon or privacy.target_epsilon),
         delta=min(privacy.target_delta or largest, limits.max_delta or largest),

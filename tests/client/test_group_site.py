@@ -47,7 +47,7 @@ def test_an_experiment_about_groups_is_answered_and_charged_by_group(site, sourc
     assert code(reply) == "ok"
     (event,) = site.events
     assert (event.unit, event.unit_column) == ("group", "patient")  # the site's own column
-    assert (event.sample_rate, event.delta) == (0.8, 1e-2)  # of 10 and of 30 groups
+    assert (event.sample_rate, event.delta) == (0.8, 1e-3)  # of 10 and of 30 groups
     (source,) = sources
     assert (len(source.data), len(source.groups)) == (40, 10)
     told = reply.content.metric_records["metrics"]

@@ -124,7 +124,7 @@ def test_whom_an_epsilon_counts_on_stands_beside_it_in_all_that_a_site_shows(fin
         ({"epsilon": 0.1}, "its epsilon is not"),
         ({"entries": 1}, "its number of entries is not"),
         ({"unprotected": 5}, "its number of unprotected releases is not"),
-        ({"version": 4}, "of version 4, and this is version 6"),
+        ({"version": 4}, "of version 4, and this is version 7"),
     ],
 )
 def test_a_certificate_that_tells_what_its_events_do_not_is_none(finished, lie, named):
