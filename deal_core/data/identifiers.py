@@ -17,6 +17,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.home import at_home
 from deal_core.data.files import split_file, task_folders
 from deal_core.data.hub import load_split
+from deal_core.data.look_alike import same_person
 from deal_core.data.rows import Columns
 from deal_core.data.tables import read_table
 from deal_core.errors import UserError
@@ -98,7 +99,7 @@ def _repeated(
                 if known in used or not looks_like_identifier(known):
                     continue
                 if (value := row[column]) not in (None, ""):
-                    found.setdefault(known, Counter())[str(value)] += 1
+                    found.setdefault(known, Counter())[same_person(str(value))] += 1
     except UserError:
         return
     for column, values in sorted(found.items()):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deal_core.config.data import DataConfig, HubTask, TaskColumns
+from deal_core.data.look_alike import same_person
 from deal_core.data.source import Example
 from deal_core.errors import UserError, nearest
 
@@ -80,8 +81,8 @@ def to_example(row: Mapping[str, Any], columns: Columns, where: str, number: int
     try:
         text = to_text(row, columns)
         group = _identity(row, columns.group) if columns.group else ""
-        own = _identity(row, columns.id) if columns.id else ""
-        unit = _identity(row, columns.unit) if columns.unit else ""
+        own = same_person(_identity(row, columns.id)) if columns.id else ""
+        unit = same_person(_identity(row, columns.unit)) if columns.unit else ""
         if not columns.label:
             target = _filled(row, columns.target)
             return Example(text, "", group, own, target, _references(row, columns), unit)

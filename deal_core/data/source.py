@@ -21,13 +21,14 @@ class Example:
     group: str = ""
     """Value of the partition column (which client owns it); empty: no such column."""
     id: str = ""
-    """Whose record it is; empty: its text is all that is known."""
+    """Whose record it is, as :func:`~deal_core.data.look_alike.same_person` has it; empty: its text
+    is all that is known."""
     target: str = ""
     """The answer, where it is a text."""
     references: tuple[str, ...] = ()
     """Further right answers."""
     unit: str = ""
-    """Value of ``privacy.unit_column``: all records with it are one group; empty: no such
+    """Value of ``privacy.unit_column``, likewise: all records with it are one group; empty: no such
     column."""
 
     @property

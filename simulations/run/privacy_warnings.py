@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from deal_core.config.experiment import Experiment
 from deal_core.data import TaskData, load_for_clients, open_source, partition
 from deal_core.data.identifiers import RepeatedIdentifier, repeated_identifiers
+from deal_core.data.look_alike import alike_people
 from simulations.check.finding import Finding
 
 
@@ -48,6 +49,18 @@ def identifier_warning(found: RepeatedIdentifier, key: str) -> str:
     )
 
 
+def alike_people_warning(task: TaskData) -> Iterator[str]:
+    """Yield a line where names or numbers of people differ in punctuation alone."""
+    found = alike_people(e.unit or e.id for e in (*task.train, *task.test))
+    if found:
+        named = " and ".join(map(ascii, found[0][:2]))
+        more = f" ({len(found) - 1} more such)" if len(found) > 1 else ""
+        yield (
+            f"task '{task.name}': {named} look alike, and are two people{more}; write them alike "
+            "where they are one"
+        )
+
+
 def both_sides_warning(task: TaskData) -> Iterator[str]:
     """Yield a line where groups of a task are among its training and its test records."""
     both = {e.unit for e in task.train if e.unit} & {e.unit for e in task.test}
@@ -75,6 +88,7 @@ def _groups(experiment: Experiment, tasks: Iterable[TaskData]) -> Iterator[str]:
     config, clients_of = experiment, defaultdict(set)
     for task in tasks:
         yield from both_sides_warning(task)
+        yield from alike_people_warning(task)
         shares = partition(task, config.data.partition, config.federation.clients, config.run.seed)
         for client, share in enumerate(shares):
             for example in share.train:

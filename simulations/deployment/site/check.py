@@ -44,6 +44,7 @@ from deal_core.privacy.policy import (
     terms,
 )
 from deal_core.secure_sum.site_policy import LEAST_SITES
+from simulations.check.odd_settings import CLEAR_COUNTS
 from simulations.check.rows import grouped
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.address import host_and_port
@@ -55,7 +56,11 @@ from simulations.deployment.site.own_app import own_digest
 from simulations.deployment.site.secure_sums import check_secure_sums
 from simulations.deployment.site.start import make_private
 from simulations.deployment.site_keys import fingerprint_of_private_key
-from simulations.run.privacy_warnings import both_sides_warning, identifier_warning
+from simulations.run.privacy_warnings import (
+    alike_people_warning,
+    both_sides_warning,
+    identifier_warning,
+)
 
 CONNECT_SECONDS = 10.0
 MOST_SKEW = 10.0
@@ -115,6 +120,8 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         _note(check, report)
     labels = agreed if experiment else site.data.labels
     unit_column = site.policy.unit_column if site.policy is not None else ""
+    if site.policy is not None and site.policy.metrics == "clear":
+        report.warnings.append(f"policy.{CLEAR_COUNTS}")
     data = site_files(site.data).model_copy(update={"labels": labels})
     summed = experiment is not None and counts_in_sum(experiment)
     check_data(data, report, unit_column, site.policy.min_records if site.policy and summed else 0)
@@ -306,7 +313,7 @@ def check_data(
 
 
 def _described(task: TaskData, report: Report, least_tests: int) -> Iterator[str]:
-    report.warnings.extend(both_sides_warning(task))
+    report.warnings.extend((*both_sides_warning(task), *alike_people_warning(task)))
     if len(task.test) < least_tests:
         report.warnings.append(
             f"task '{task.name}': {len(task.test)} test rows, and counts go into a secure sum from "

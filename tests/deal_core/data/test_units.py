@@ -67,11 +67,20 @@ def test_a_column_of_the_unit_may_serve_something_else_too(folder):
         ("-7.0", "-7"),
         (-0.0, "0"),
         (1e16, "10000000000000000"),
+        ("007", "7"),
+        ("000", "0"),
+        ("0070.0", "70"),
+        ("A007", "a007"),
+        ("M\u00fcller", "m\u00fcller"),
+        ("Mu\u0308ller", "m\u00fcller"),
+        ("\u00a0MÜLLER \u2003 Ada\u200b", "m\u00fcller ada"),
+        ("\uff30\uff11", "p1"),
+        ("Stra\u00dfe", "strasse"),
     ],
 )
 def test_a_number_is_one_persons_however_it_was_written(folder, value, unit):
-    """Writers turn whole numbers into floats where a value is missing elsewhere; and one record's,
-    or it would not be found in two tasks."""
+    """Writers turn whole numbers into floats where a value is missing elsewhere, and spell a letter
+    in two ways; and one record's, or it would not be found in two tasks."""
     jsonl(folder / "triage" / "train.jsonl", [{**ROWS[0], "patient": value}])
     jsonl(folder / "triage" / "test.jsonl", [ROWS[0]])
     row = open_source(files(folder, id_column="patient"), "patient").load("triage").train[0]

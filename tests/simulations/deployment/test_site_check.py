@@ -402,6 +402,23 @@ def test_a_column_that_names_people_who_repeat_is_warned_of(site):
     assert "set policy.unit_column = 'patient_id'" in warning
 
 
+def test_people_who_differ_in_punctuation_alone_are_warned_of(site):
+    names = ("P-1", "p 1", "p-2", "P-2", "p-3", "p-4")
+    rows = [{**row, "patient_id": name} for row, name in zip(GOOD, names, strict=True)]
+    jsonl(site.parent / "data" / "triage" / "train.jsonl", rows)
+    with_unit(site, "patient_id")
+    (warning,) = [each for each in checked(site).warnings if "look alike" in each]
+    assert warning.startswith("task 'triage': 'p 1' and 'p-1' look alike, and are two people;")
+
+
+def test_counts_in_the_clear_are_warned_of(site):
+    assert not [each for each in checked(site).warnings if "metrics" in each]
+    text = (site / "site.toml").read_text()
+    (site / "site.toml").write_text(text.replace('metrics = "none"', 'metrics = "clear"'))
+    (warning,) = [each for each in checked(site).warnings if "metrics" in each]
+    assert warning.startswith('policy.metrics = "clear": a crafted head or adapter can name')
+
+
 def test_nobody_is_warned_of_a_column_that_is_the_unit_or_names_nobody(site):
     of_patients(site, "ward")
     assert checked(site).warnings == []
