@@ -30,6 +30,7 @@ from deal_core.privacy.policy import (
     default_delta,
     figures_allowed,
     metrics_allowed,
+    require_delta,
     require_mechanism,
 )
 from server import wire
@@ -164,17 +165,21 @@ def test_a_site_may_keep_what_it_has_spent_to_itself(small, tmp_path):
     assert left.keys() == ALWAYS.keys() | UPDATE.keys() - {"metrics.epsilon", "metrics.delta"}
 
 
-def test_the_noise_floor_which_tells_the_number_of_records_leaves_where_that_may(small, tmp_path):
+def test_what_tells_the_number_of_records_leaves_where_that_may(small, tmp_path):
     policy = Policy(mechanism="record", share_num_examples=True)
     left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
-    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | {"metrics.noise_floor"}
+    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | {"metrics.noise_floor", "metrics.n_delta"}
 
 
 def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():
-    told = {default_delta(records) for records in range(100, 500)}
-    assert told == {1e-3}
+    """Nor does what is refused."""
+    told = {default_delta(records) for records in range(101, 1001)}
+    assert told == {1e-4}
     for records in (2, 37, 225, 1431, 5719, 10**6):
-        assert 0.01 / records**1.1 < default_delta(records) < 1 / records**1.1
+        assert 0.01 / records < default_delta(records) <= 0.1 / records
+    for records in (150, 900):
+        with pytest.raises(UserError, match=r"0\.0001 or less"):
+            require_delta(2e-4, records, "record")
 
 
 POLICIES: dict[str, tuple[Policy | None, str]] = {
