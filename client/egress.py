@@ -5,9 +5,9 @@ Every field has its reason. What is not listed does not leave, whoever put it th
 
 from __future__ import annotations
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-from deal_core.lora.payload import COUNTS, LORA, PREFIX, SUMS, PayloadError
+from deal_core.lora.payload import COUNTS, LORA, PREFIX, PayloadError
 from deal_core.secure_sum.protocol_error import ProtocolError, UnpinnedPeer, UsedUpdate
 from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
 
@@ -48,21 +48,6 @@ FIELDS: dict[str, dict[str, str]] = {
     },
 }
 """Record, field, and why it may leave a client. Adapters: see :func:`adapter_keys`."""
-SUM_FIELDS = {
-    "count": "how many embeddings a sum has, for each label: class means",
-    "sum": "sum of embeddings for each label: class means",
-    "whole": "sum of embeddings of all labels, exact beside the rounded ones: their common part",
-    "sum.scale": "what the codes of each row of the sum are multiples of, in a lossy format",
-    "gram": "sum of outer products of embeddings: the covariance that classes share",
-    "scatter": "scatter within labels, in the place of gram in a lossy format: the same covariance",
-    "scatter.diagonal": "its diagonal, beside codes of correlations",
-    "gradient": "gradient of a softmax regression, summed over records: its next step",
-}
-"""Of statistics, for each task of the request (``PLACE.NAME``), and why they may leave."""
-INSTRUCTION = "instruction"
-LARGEST_SUM = 2**28
-"""Bytes of one array of them: the Gram matrix of embeddings of 11,500 entries, those of a language
-model with 8 billion weights being 8,192. What a run will send is compared with it before."""
 SCALE = ".scale"
 """Ending of a key for the scales of a factor in a lossy format."""
 
@@ -70,8 +55,6 @@ METRICS = "metrics"
 """Record of figures beside an update, and of counts."""
 IN_THE_SUM = frozenset({"num_examples", "loss", "seconds"})
 """Figures that do not leave beside a masked vector: they would tell of one site."""
-UNMASKED = frozenset({LORA, SUMS})
-"""Records that show what one client has learnt."""
 CODES = frozenset(
     {"ok", "no-data", "refused", "failed", "budget-spent", "policy", "resend", "withheld"}
     | {error.code for error in (ProtocolError, UnpinnedPeer, UsedUpdate)}
@@ -85,15 +68,6 @@ def adapter_keys(request: Message) -> frozenset[str]:
     sent = content.array_records.get(LORA, ArrayRecord())
     names = {key.removesuffix(SCALE) for key in sent if is_factor(key.removesuffix(SCALE))}
     return frozenset(names | {name + SCALE for name in names})
-
-
-def sum_keys(request: Message) -> frozenset[str]:
-    """The keys that statistics may have: those of the tasks that were asked about."""
-    content = request.content if request.has_content() else RecordDict()
-    instruction = content.config_records.get(INSTRUCTION, ConfigRecord())
-    tasks = instruction.get("tasks")
-    places = max(1, len(tasks)) if isinstance(tasks, list) else 1
-    return frozenset(f"{place}.{name}" for place in range(places) for name in SUM_FIELDS)
 
 
 def is_factor(key: str) -> bool:
@@ -119,16 +93,11 @@ def check_reply(reply: Message, request: Message, masked_only: bool = False) -> 
         raise PayloadError("figures of an update may leave this client in a secure sum alone")
     for name, record in reply.content.items():
         counted = asked_for_sum and name == METRICS and "correct" in record
-        if counted or (masked and name in UNMASKED):
+        if counted or (masked and name == LORA):
             raise PayloadError(f"record '{name}' may leave this client in a secure sum alone")
         if name == LORA and name in reply.content.array_records:
             known = adapter_keys(request)
             foreign = [key for key in record if key not in known]
-        elif name == SUMS and name in reply.content.array_records:
-            known = sum_keys(request)
-            arrays = reply.content.array_records[SUMS]
-            large = [key for key, array in arrays.items() if len(array.data) > LARGEST_SUM]
-            foreign = [key for key in record if key not in known] + large
         elif name in FIELDS and name not in reply.content.array_records:
             foreign = [key for key in record if key not in FIELDS[name]]
         else:

@@ -197,6 +197,6 @@ def _scorer(
     among_heads = task in (learnt or ()) and any(other in state.heads for other in learnt or ())
     if statistics is None or (headless and not among_heads):
         return names
-    vectors = bench.embeddings(share, "test", statistics.layers)
+    vectors = bench.vectors(share, "test", statistics)
     scores = by_heads(vectors, space, state.heads, names, statistics.names)
     return by_names_told(names, scores, space) if headless else scores

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from client.rehearsal import rehearse_embeddings
 from client.resources import Workbench
 from deal_core.config.experiment import Experiment
 from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
-from deal_core.models import embedding_size
-from deal_core.privacy.interface import GradientSum, LocalUpdate, Mechanism, Refusal, Site
+from deal_core.privacy.interface import GradientSum, LocalUpdate, Mechanism, RecordId, Refusal, Site
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.privacy.policy import at_server, protects
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import CLASS_SUMS
-from deal_core.wire.sums import pack_sums
 
 
 def require_sums(config: Experiment, mechanism: Mechanism, site: Site) -> None:
@@ -37,69 +39,78 @@ def require_sums(config: Experiment, mechanism: Mechanism, site: Site) -> None:
         raise Refusal("policy", "the site's policy keeps sums of embeddings (policy.share_sums)")
 
 
-def enough_of_each(tasks: Sequence[TaskDataset], site: Site) -> list[TaskDataset]:
-    """Return the tasks, with no record of those that have fewer than the policy lets go: each of
-    several tasks has sums of its own."""
+def given(
+    bench: Workbench, instruction: Instruction, tasks: Sequence[TaskDataset], site: Site
+) -> list[TaskDataset]:
+    """Return the tasks whose records are added up, with no record of those that the client has not
+    worked on, or has fewer of than the policy lets go: each of several has sums of its own."""
     least = site.policy.min_records if site.policy is not None else 0
-    return [task if len(task.data) >= least else TaskDataset(task.labels, []) for task in tasks]
+    own = {instruction.task, *instruction.past}
+    if bench.experiment.stream.schedule == "joint":
+        own |= set(instruction.tasks)
+    return [
+        each if name in own and len(each.data) >= least else TaskDataset(each.labels, [])
+        for name, each in zip(instruction.tasks, tasks, strict=True)
+    ]
 
 
-def noisy_sums(
+def class_sums(
     bench: Workbench,
     client: int,
     instruction: Instruction,
     statistics: Statistics,
     gradients: GradientSum,
+    tasks: Sequence[TaskDataset],
 ) -> LocalUpdate:
-    """Return class sums over the client's records of a task with its share of the noise."""
-    started, size = time.monotonic(), embedding_size(bench.experiment.model, statistics.layers)
-    labels, embeddings = bench.labels(instruction.task), torch.zeros(0, size)
-    targets = torch.tensor([item.target for item in gradients.data], dtype=torch.long)
-    asks = bench.instruction(instruction.task)
-    rehearse_embeddings(bench, labels, asks, statistics.layers)
-    if len(targets):
-        share = bench.task(instruction.task, client)
-        embeddings = bench.embeddings(share, "train", statistics.layers)
-    total = gradients.class_sums(embeddings, targets, len(labels))
-    figures = {"num_examples": 1.0, "seconds": time.monotonic() - started}
-    return LocalUpdate({CLASS_SUMS: total}, figures)
+    """Return class sums over the client's records of every task that it is asked about, with its
+    share of the noise.
+
+    Args:
+        bench: model and tokenised data.
+        client: whose records.
+        instruction: what is asked.
+        statistics: what is added up.
+        gradients: adds it up, and says which records may be read.
+        tasks: the records, of several tasks; none: of one, those of ``gradients``.
+    """
+    started, model = time.monotonic(), bench.experiment.model
+    found: dict[str, NDArray[Any]] = {}
+    for place, task in enumerate(instruction.tasks or (instruction.task,)):
+        labels = bench.labels(task)
+        shape = statistics.sum_shape(len(labels), model)
+        own = gradients
+        if tasks:
+            assert isinstance(gradients, NoisySum)  # under no mechanism
+            records = [RecordId(task, row) for row in range(len(tasks[place].data))]
+            own = replace(gradients, data=tasks[place].data, record_ids=records)
+        rehearse_embeddings(bench, labels, bench.instruction(task), statistics.layers)
+        vectors, share = torch.zeros(0, shape.size), bench.task(task, client)
+        if len(own.data):
+            vectors = bench.vectors(share, "train", statistics)
+        targets = torch.tensor([item.target for item in own.data], dtype=torch.long)
+        found[f"{place}.{CLASS_SUMS}"] = own.class_sums(vectors, targets, shape)
+    return LocalUpdate(found, {"num_examples": 1.0, "seconds": time.monotonic() - started})
 
 
-def sum_records(
+def exact_sums(
     bench: Workbench,
     client: int,
     state: State,
     instruction: Instruction,
     statistics: Statistics,
-    given: Sequence[TaskDataset],
+    tasks: Sequence[TaskDataset],
 ) -> LocalUpdate:
-    """Return the sums over the client's records of every task that it is asked about; ``given``:
-    the records, which are all of a task or none."""
+    """Return sums of another kind over the client's records of every task that it is asked for."""
     started = time.monotonic()
-    tasks = instruction.tasks or (instruction.task,)
-    nothing = torch.zeros(0, embedding_size(bench.experiment.model, statistics.layers))
-    parts = [
-        statistics.collect(
-            EmbeddedTask(
-                bench.embeddings(bench.task(task, client), "train", statistics.layers)
-                if own.data
-                else nothing,
-                torch.tensor([item.target for item in own.data], dtype=torch.long),
-                len(own.labels),
-                state.heads.get(task),
-            )
-        )
-        for task, own in zip(tasks, given, strict=True)
-    ]
-    examples = sum(len(own.data) for own in given)
-    figures = {"num_examples": examples, "seconds": time.monotonic() - started}
-    if bench.experiment.aggregation.secure:  # a layout of its own, of float64
-        named = {
-            f"{place}.{name}": value.numpy()
-            for place, sums in enumerate(parts)
-            for name, value in sums.items()
-        }
-        return LocalUpdate(named, figures)
-    form = statistics.at(bench.experiment.wire.dtype)
-    packed = pack_sums([form.pack(sums) for sums in parts], form.codes)
-    return LocalUpdate(packed, figures)
+    assert statistics.exact is not None
+    nothing = torch.zeros(0, statistics.size(bench.experiment.model))
+    found: dict[str, NDArray[Any]] = {}
+    for place, task in enumerate(instruction.tasks or (instruction.task,)):
+        own, share = tasks[place], bench.task(task, client)
+        vectors = bench.vectors(share, "train", statistics) if own.data else nothing
+        targets = torch.tensor([item.target for item in own.data], dtype=torch.long)
+        embedded = EmbeddedTask(vectors, targets, len(own.labels), state.heads.get(task))
+        sums = statistics.exact.collect(embedded)
+        found |= {f"{place}.{name}": value.numpy() for name, value in sums.items()}
+    examples = sum(len(own.data) for own in tasks)
+    return LocalUpdate(found, {"num_examples": examples, "seconds": time.monotonic() - started})

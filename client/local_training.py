@@ -11,7 +11,7 @@ from itertools import takewhile
 
 from client.client_context import ClientContext
 from client.gradient_sum import gradient_sum
-from client.local_sums import noisy_sums, sum_records
+from client.local_sums import class_sums, exact_sums
 from client.rehearsal import ObjectiveOf, rehearse
 from client.resources import ClientTask, Workbench
 from client.state import RoundStore, TaskStore, digest
@@ -66,11 +66,13 @@ class LocalTraining:
         ``gradients`` says which data are read, and what is done to them."""
         bench, state, instruction = self.bench, self.state, self.instruction
         client, statistics = self.client_context.client, self._phase.statistics
-        if statistics is not None and isinstance(gradients, GradientSum):
-            return noisy_sums(bench, client, instruction, statistics, gradients)
-        if statistics is not None:
+        if statistics is not None and statistics.exact is not None:
             own = self.joint_tasks or [TaskDataset(self.data.labels, self.data.train)]
-            return sum_records(bench, client, state, instruction, statistics, own)
+            return exact_sums(bench, client, state, instruction, statistics, own)
+        if statistics is not None:
+            assert isinstance(gradients, GradientSum)
+            tasks = self.joint_tasks
+            return class_sums(bench, client, instruction, statistics, gradients, tasks)
         if isinstance(gradients, GradientSum):
             objective, task, trained = self._objective, self._task(), self._trained
             return gradient_sum(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from client.client_context import ClientContext
-from client.local_sums import enough_of_each, require_sums
+from client.local_sums import given, require_sums
 from client.local_training import LocalTraining, own_share
 from client.policy_check import require_policy
 from client.request_check import check_training
@@ -14,7 +15,6 @@ from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import entries_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase, TaskDataset, under_all_labels
-from deal_core.models import embedding_size
 from deal_core.privacy.interface import Grouping, LocalUpdate, Mechanism, UpdateRequest, release
 from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.privacy.policy import Policy, figures_allowed
@@ -29,6 +29,7 @@ def local_update(
     state: State,
     instruction: Instruction,
     request: str,
+    sites: int = 0,
 ) -> LocalUpdate:
     """Train the current adapter as the phase wants it, on the client's share of the task, or of all
     tasks that are to be learnt at once; as the privacy mechanism allows it.
@@ -39,6 +40,7 @@ def local_update(
         state: the adapters as they arrived.
         instruction: task, phase and factors to train.
         request: a name for the request, to answer it twice with the same.
+        sites: in the secure sum that it goes into; 0: into none.
 
     Returns:
         The update as it may leave: the trained factors, or the sums that the phase is made of.
@@ -51,17 +53,19 @@ def local_update(
     data = _data(bench, client, instruction, phase)
     joint_tasks = _joint_tasks(bench, client, instruction, phase)
     if phase.statistics is not None:
-        joint_tasks = enough_of_each(joint_tasks, site)
+        joint_tasks = given(bench, instruction, joint_tasks, site)
     grouping = None if phase.public_path else bench.grouping(instruction.task, client)
     units = len(data.train) if grouping is None else len(set(grouping.numbers))
     training = LocalTraining(bench, client_context, state, instruction, data, joint_tasks, units)
-    ask = _request(training, request, grouping)
+    ask = _request(training, request, grouping, sites)
     update = release(_mechanism(bench, phase), ask, site, training.update)
     training.save()
     return update
 
 
-def _request(training: LocalTraining, request: str, grouping: Grouping | None) -> UpdateRequest:
+def _request(
+    training: LocalTraining, request: str, grouping: Grouping | None, sites: int
+) -> UpdateRequest:
     """What the privacy mechanism must know of the training."""
     bench, instruction = training.bench, training.instruction
     client, joint_tasks = training.client_context.client, training.joint_tasks
@@ -86,6 +90,8 @@ def _request(training: LocalTraining, request: str, grouping: Grouping | None) -
         generator=seeded(bench.experiment.run.seed, "train", client, *where),
         entries=_entries(bench, training.state, instruction),
         grouping=grouping,
+        sites=sites,
+        statistics=bench.phase(instruction.phase).statistics,
         joint_tasks=tuple(task for task, share in together if share.data),
     )
 
@@ -115,8 +121,8 @@ def _entries(bench: Workbench, state: State, instruction: Instruction) -> int:
     """Return how many numbers an update is made of."""
     statistics = bench.phase(instruction.phase).statistics
     if statistics is not None:
-        size = embedding_size(bench.experiment.model, statistics.layers)
-        return len(bench.labels(instruction.task)) * (size + 1)
+        shapes = statistics.shapes(len(bench.labels(instruction.task)), bench.experiment.model)
+        return sum(math.prod(shape) for shape in shapes.values())
     core = kind_of(bench.experiment.adapter).core
     return entries_of(state.current, frozenset(instruction.trained), core)
 

@@ -46,10 +46,14 @@ def check_training(instruction: Instruction, bench: Workbench, policy: Policy | 
         raise Refusal("policy", "instruction: a larger rank than the site's policy allows")
     if not instruction.tasks:
         return
-    joint = bench.experiment.stream.schedule == "joint"
-    if not joint or bench.phase(instruction.phase).public_path:
+    schedule, phase = bench.experiment.stream.schedule, bench.phase(instruction.phase)
+    several = schedule == "joint" or (schedule == "per-client" and phase.statistics is not None)
+    if not several or phase.public_path:
         raise PayloadError("instruction: tasks are learnt one by one in this run")
     if bench.experiment.privacy.mechanism != "none":
         raise PayloadError("instruction: under a mechanism tasks are learnt one by one")
-    if set(instruction.tasks) != set(bench.tasks) or instruction.task != instruction.tasks[0]:
+    if phase.statistics is not None:
+        if instruction.task not in instruction.tasks:
+            raise PayloadError("instruction: not a task of those that are added up")
+    elif set(instruction.tasks) != set(bench.tasks) or instruction.task != instruction.tasks[0]:
         raise PayloadError("instruction: not the tasks of this run")

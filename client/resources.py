@@ -19,7 +19,7 @@ from torch import Tensor
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, TaskData, declared_labels, load_for_clients, open_source
 from deal_core.data.partition import partition
-from deal_core.data.public import read_public
+from deal_core.data.public import public_texts, read_public
 from deal_core.data.tokens import cache_folder
 from deal_core.lora.attach import read
 from deal_core.lora.payload import PayloadError
@@ -47,6 +47,7 @@ from deal_core.training.allocator import keep_memory
 from deal_core.training.cache import Cache
 from deal_core.training.embedding import base_embeddings, embeddings_alone
 from deal_core.training.precision import compute_dtype
+from deal_core.training.public_subspace import Subspace, public_subspace
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,10 @@ class Workbench:
         """What the experiment's method adds up over records, and answers with; None: nothing."""
         return statistics_of(method_of(self.experiment))
 
+    def masked(self, phase: str) -> bool:
+        """Whether what a client gives in a phase leaves in a secure sum alone; sums always do."""
+        return self.experiment.aggregation.secure or self.phase(phase).statistics is not None
+
     @cached_property
     def mechanism(self) -> Mechanism:
         """The privacy mechanism of the experiment."""
@@ -260,19 +265,33 @@ class Workbench:
             )
         return self._tasks[task, client]
 
-    def embeddings(self, share: ClientTask, part: Literal["train", "test"], layers: int) -> Tensor:
-        """Return the frozen base model's unit vectors of a share's training or test texts,
-        ``(examples, size)``, of so many layers; made once, for nothing changes them."""
-        data = share.train if part == "train" else share.test
+    def vectors(
+        self, share: ClientTask, part: Literal["train", "test"], statistics: Statistics
+    ) -> Tensor:
+        """Return what the frozen base model makes of a share's training or test texts, as
+        ``statistics`` see them, ``(examples, size)``; made once, for nothing changes them."""
+        data, layers = share.train if part == "train" else share.test, statistics.layers
 
         def embed() -> Tensor:
             if self.mechanism.unit is None:
-                return base_embeddings(self.model, data, layers)
-            size = embedding_size(self.experiment.model, layers)
-            return embeddings_alone(self.model, data, layers, size)
+                embedded = base_embeddings(self.model, data, layers)
+            else:
+                size = embedding_size(self.experiment.model, layers)
+                embedded = embeddings_alone(self.model, data, layers, size)
+            return self.subspace.project(embedded)
 
-        vectors: Tensor = share.cache.get_or_compute(f"embeddings {part}", layers, embed)
+        vectors: Tensor = share.cache.get_or_compute(f"vectors {part}", layers, embed)
         return vectors
+
+    @cached_property
+    def subspace(self) -> Subspace:
+        """The public directions in which records are added up; from texts at this client."""
+        assert self.statistics is not None
+        spaces, statistics = self.spaces(self.tasks), self.statistics
+        texts = public_texts(self.experiment.data, spaces)
+        layers, number = statistics.layers, statistics.directions
+        first = next(space for space in spaces if space)
+        return public_subspace(self.model, texts, layers, number, first, self._cache)
 
     def learning(self, client: int, task: str) -> Cache:
         """Return the cache for what a client works out while it learns a task; that of the task

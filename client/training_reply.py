@@ -16,7 +16,6 @@ from client.received import Received
 from client.reply_cache import UpdateStore
 from client.secure.mask import Maskable
 from client.secure.update import maskable_update, summed_arrays
-from deal_core.lora.payload import LORA, SUMS
 from deal_core.lora.state import State
 from deal_core.wire.instruction import Instruction
 
@@ -40,11 +39,13 @@ def training_reply(received: Received) -> Message:
     name = wire.request_name(message, instruction, received.run)
     today = client.as_of_today(name)
     maskable = None
-    if bench.experiment.aggregation.secure:
+    sites = 0
+    if bench.masked(instruction.phase):
         maskable = maskable_update(client, bench, message, state, instruction, today)
         maskable.require()
+        sites = maskable.sites
     counts = _counts(received, client_context, state, instruction)
-    learn = partial(local_update, bench, client_context, state, instruction, name)
+    learn = partial(local_update, bench, client_context, state, instruction, name, sites)
     if client.site is None:
         update = learn()
     else:
@@ -52,8 +53,7 @@ def training_reply(received: Received) -> Message:
         update = as_allowed(kept, client_context.site.policy, maskable is not None)
     if maskable is not None:
         return _masked(received, maskable, update, state, instruction, counts)
-    summed = bench.phase(instruction.phase).statistics is not None
-    return wire.update_reply(message, update, instruction, counts, SUMS if summed else LORA)
+    return wire.update_reply(message, update, instruction, counts)
 
 
 def _counts(

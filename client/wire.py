@@ -25,7 +25,6 @@ from deal_core.lora.payload import (
     Template,
 )
 from deal_core.lora.state import State
-from deal_core.models import embedding_size
 from deal_core.privacy.interface import Counts, LocalUpdate
 from deal_core.privacy.policy import counts_in_sum
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
@@ -58,7 +57,7 @@ def read_request(
     instruction = read_instruction(dict(content.config_records[RECORD]))
     bench.phase(instruction.phase)
     in_sum = counts_in_sum(bench.experiment)
-    masked = bench.experiment.aggregation.secure if instruction.task else in_sum
+    masked = bench.masked(instruction.phase) if instruction.task else in_sum
     others = {RECORD, SECURE} if masked else {RECORD}
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
@@ -148,7 +147,7 @@ def _heads(record: ArrayRecord, bench: Workbench) -> dict[str, Tensor]:
     tasks = tasks_in(record, rounded)
     if not set(tasks) <= set(bench.tasks):
         raise PayloadError("heads: a task that is not of this run")
-    size = embedding_size(bench.experiment.model, statistics.layers)
+    size = statistics.size(bench.experiment.model)
     shapes = {task: statistics.head_shape(len(bench.labels(task)), size) for task in tasks}
     return read_heads(record, shapes, rounded)
 
@@ -166,13 +165,11 @@ def update_reply(
     update: LocalUpdate,
     instruction: Instruction,
     counted: tuple[str, Counts] | None = None,
-    record: str = LORA,
 ) -> Message:
-    """Return the reply with a local update: the trained factors (or sums, in another ``record``),
-    which request it answers, its figures; and, where they were asked for, a code and the counts of
-    the model that arrived."""
+    """Return the reply with a local update: the trained factors, which request it answers, its
+    figures; and, where they were asked for, a code and the counts of the model that arrived."""
     arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.arrays.items()}
-    return _reply(message, {record: ArrayRecord(arrays)}, update.figures, instruction, counted)
+    return _reply(message, {LORA: ArrayRecord(arrays)}, update.figures, instruction, counted)
 
 
 def secure_update_reply(

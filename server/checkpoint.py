@@ -8,11 +8,10 @@ import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
@@ -47,8 +46,6 @@ class History(BaseModel):
         peak_rss_bytes: largest over the starts.
         distrusted: clients that a robust rule left out when it last had an update of theirs.
         spent: client to what its privacy has cost, all rounds and tasks together.
-        collected: task to the clients that have given their sums, or have none to give, and the
-            number of records that each said; 0 where it is not seen, or there is none.
         noise_variance: of an entry of ``lora_B``, from the noise of those of this stage's rounds
             that trained it.
     """
@@ -65,18 +62,6 @@ class History(BaseModel):
     distrusted: tuple[str, ...] = ()
     spent: dict[str, Spending] = {}
     noise_variance: float = 0.0
-    collected: dict[str, dict[str, float]] = {}
-
-    @field_validator("collected", mode="before")
-    @classmethod
-    def _of_before(cls, value: Any) -> Any:
-        """Read the lists of names that checkpoints had before."""
-        if not isinstance(value, dict):
-            return value
-        return {
-            task: own if isinstance(own, dict) else dict.fromkeys(own, 0.0)
-            for task, own in value.items()
-        }
 
     def charged(self, spent: Mapping[str, Spending]) -> History:
         """Replace what the clients of a round had spent before."""
@@ -92,13 +77,6 @@ class History(BaseModel):
         floors = [each.noise_floor for each in spent.values() if each.noise_floor]
         added = round_variance(floors + [0.0] * (clients - len(floors)))
         return self.model_copy(update={"noise_variance": self.noise_variance + added})
-
-    def collecting(self, clients: Mapping[str, Mapping[str, float]]) -> History:
-        """Add clients, and their records, by the task that they have given their sums of."""
-        collected = dict(self.collected)
-        for task, own in clients.items():
-            collected[task] = {**collected.get(task, {}), **own}
-        return self.model_copy(update={"collected": collected})
 
     def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
         """Replace what is known of the clients of a round by its verdict."""

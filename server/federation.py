@@ -14,6 +14,8 @@ from torch import Tensor
 from deal_core.aggregation import NUMERICAL
 from deal_core.config.experiment import Experiment
 from deal_core.data import public_labels
+from deal_core.data.public import public_texts
+from deal_core.data.tokens import cache_folder
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes, zero_adapter
 from deal_core.lora.input_metric import input_metric
@@ -22,11 +24,14 @@ from deal_core.lora.state import State
 from deal_core.methods import (
     Method,
     Phase,
+    Statistics,
+    SumContext,
     cut_by_inputs,
     make_method,
     method_of,
     phases_of,
     resolve_auto,
+    statistics_of,
 )
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
@@ -35,6 +40,7 @@ from deal_core.privacy.policy import counts_in_sum
 from deal_core.randomness import seeded
 from deal_core.training.public_gradients import public_gradients
 from deal_core.training.public_inputs import public_inputs
+from deal_core.training.public_subspace import Subspace, public_subspace, text_vectors
 from deal_core.training.threads import threads
 from server.checkpoint import Checkpoint, History
 from server.evaluation import Evaluation, same_model
@@ -48,8 +54,7 @@ from server.secure.evaluation import SecureEvaluation
 from server.secure.legs import SecureLegs
 from server.secure.round import SecureRound
 from server.state_change import reason_of, sendable
-from server.statistics.round import StatisticsRound
-from server.statistics.sum import StatisticsSum
+from server.statistics_sum import StatisticsSum
 from server.update_sum import UpdateSum
 
 STOPS = (UserError, torch.OutOfMemoryError)
@@ -123,19 +128,58 @@ class Federation:
         # A round that learns from texts that are nobody's has nothing to protect.
         side = NoServerNoise(self.experiment) if phase.public_path else self.side
         one = Round(self.exchange, self.evaluation, self.plan, phase, side, step)
-        sums = None
+        added: RoundSum
         if phase.statistics is not None:
-            sums = StatisticsRound(one, phase.statistics, self._label_counts)
-        if self.experiment.aggregation.secure:
-            added = self._sum_of(one, sums, history)
-            return SecureRound(one, added, self._secure_legs).run(state, history, piggybacked)
-        return (sums or one).run(state, history, piggybacked)
+            tasks = self._tasks_to_sum(step, phase.statistics)
+            several = self.plan.joint_tasks or self.experiment.stream.schedule == "per-client"
+            one = replace(one, tasks=tuple(tasks) if several else ())
+            labels = self._label_counts
+            added = StatisticsSum(one, phase.statistics, tasks, labels, self._sum_context)
+        elif self.experiment.aggregation.secure:
+            added = UpdateSum(one, one.rule(history))
+        else:
+            return one.run(state, history, piggybacked)
+        return SecureRound(one, added, self._secure_legs).run(state, history, piggybacked)
 
-    def _sum_of(self, one: Round, sums: StatisticsRound | None, history: History) -> RoundSum:
-        """What a round adds up where only sums are seen."""
-        if sums is None:
-            return UpdateSum(one, one.rule(history))
-        return StatisticsSum(sums, lambda task: self._label_vectors(self._labels_of([task])))
+    def _tasks_to_sum(self, step: Step, statistics: Statistics) -> dict[str, list[str]]:
+        """Return the tasks whose records are added up in a round, each to its clients. What is taken
+        once is taken when the last client has worked on the task; answers that are texts have no
+        sums."""
+        if statistics.once:
+            tasks = self.plan.ended(step.stage)
+        else:
+            tasks = {}
+            for client, task in self.plan.working(step.stage, step.server_round).items():
+                tasks.setdefault(task, []).append(client)
+            if self.plan.joint_tasks:
+                clients = list(self.plan.working(step.stage, step.server_round))
+                tasks = dict.fromkeys(self.plan.tasks, clients)
+        return {task: clients for task, clients in tasks.items() if self._label_counts[task]}
+
+    def _sum_context(self, tasks: Sequence[str], deviation: float) -> SumContext:
+        """What the server knows of class sums: what follows from public texts and names."""
+        statistics = statistics_of(self._method())
+        if not tasks or statistics is None:
+            return SumContext(deviation, {}, torch.zeros(0))
+        subspace, layers = self._subspace, statistics.layers
+        names = {
+            task: subspace.project(
+                text_vectors(self._model, self._labels[task], layers, self._labels[task])
+            )
+            for task in tasks
+        }
+        return SumContext(deviation, names, subspace.spread)
+
+    @cached_property
+    def _subspace(self) -> Subspace:
+        """The public directions in which clients add up their records."""
+        statistics, config = statistics_of(self._method()), self.experiment
+        assert statistics is not None
+        texts = public_texts(config.data, list(self._labels.values()))
+        folder = cache_folder() if config.data.cache_tokens else None
+        first = next(labels for labels in self._labels.values() if labels)
+        layers, number = statistics.layers, statistics.directions
+        return public_subspace(self._model, texts, layers, number, first, folder)
 
     @cached_property
     def _secure_legs(self) -> SecureLegs:

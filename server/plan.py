@@ -95,6 +95,25 @@ class Plan:
         future = self.tasks if stage < 0 else self.future(stage)
         return tuple(task for task in self.tasks if task not in future)
 
+    def ended(self, stage: int) -> dict[str, list[str]]:
+        """Return each task that all of its clients have worked on when a stage ends, and not when
+        the one before did, in the stream's order, to these clients."""
+        found = {}
+        for task in self.tasks:
+            clients = [name for name, order in self._trained.items() if task in order]
+            ends = [self._through(name, task) for name in clients]
+            if clients and max(ends) == stage:
+                found[task] = clients
+        return found
+
+    def _through(self, client: str, task: str) -> int:
+        """Return the stage in which a client has worked on a task for the first time."""
+        if self.joint_tasks:
+            return 0
+        turns = self.orders[client].index(task) + 1
+        over = self.joins.get(client, 0) + self.rounds * turns
+        return min(-(-over // self.every), len(self.stages)) - 1
+
     def work(self, stage: int) -> dict[str, list[str]]:
         """Task, in the stream's order, to the clients that train on it in some round of a stage."""
         clients: dict[str, list[str]] = {task: [] for task in self.tasks}

@@ -49,6 +49,7 @@ class Round:
         phase: of the method, to which the round belongs.
         side: what the privacy mechanism does at the server in it.
         step: which round it is.
+        tasks: of several that are worked on at once; else none.
     """
 
     exchange: Exchange
@@ -57,6 +58,7 @@ class Round:
     phase: Phase
     side: ServerSide
     step: Step
+    tasks: tuple[str, ...] = ()
 
     @property
     def experiment(self) -> Experiment:
@@ -172,7 +174,8 @@ class Round:
         learns = self.step.phase == LEARN and self.phase.statistics is None
         ranks = self.experiment.adapter.client_ranks if learns else ()
         common, roster = self._common(shown, trained), self.exchange.roster.clients
-        return training_requests(self.plan, self.step, clients, common, roster, ranks)
+        tasks = self.plan.tasks if self.plan.joint_tasks and learns else self.tasks
+        return training_requests(self.plan, self.step, clients, tasks, common, roster, ranks)
 
     def _common(self, shown: State, trained: frozenset[str]) -> Instruction:
         """What is the same in all requests of the round."""

@@ -13,6 +13,7 @@ def training_requests(
     plan: Plan,
     step: Step,
     clients: Mapping[str, str],
+    tasks: tuple[str, ...],
     common: Instruction,
     roster: Sequence[str],
     ranks: Sequence[int],
@@ -23,6 +24,7 @@ def training_requests(
         plan: of the run.
         step: the round.
         clients: client name to its task.
+        tasks: of several that are worked on at once; else none.
         common: what is the same for all.
         roster: all clients of the run, in their order.
         ranks: of the adapters that clients train, which take turns along the roster; empty: that
@@ -35,7 +37,7 @@ def training_requests(
         name: common.model_copy(
             update={
                 "task": task,
-                "tasks": plan.tasks if plan.joint_tasks else (),
+                "tasks": tasks,
                 "seen": tuple(other for other in met if other != task),
                 "future": future,
                 "past": plan.past(name, step.stage, step.server_round),

@@ -3,7 +3,7 @@ clients have trained."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deal_core.aggregation import Aggregate, AggregationRule
@@ -11,7 +11,6 @@ from deal_core.lora.state import State
 from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
 from deal_core.wire.secure_layout import layout_of
-from server.checkpoint import History
 from server.round import Round
 from server.round_sum import Sums
 from server.secure.step import GradientStep, MeanUpdate, SumStep
@@ -29,7 +28,7 @@ class UpdateSum:
         """Those that the rule trains in the round."""
         return self.round.trained(self.rule)
 
-    def clients(self, history: History) -> dict[str, str]:
+    def clients(self) -> dict[str, str]:
         """Return a sample of those that have a task."""
         return self.round.sample(self.round.eligible)
 
@@ -38,13 +37,11 @@ class UpdateSum:
         config = self.round.experiment
         return layout_of(config, state.current, self.trained, self._gradients, basis)
 
-    def add(self, state: State, sums: Sums) -> tuple[State, Aggregate | None]:
+    def add(
+        self, state: State, sums: Sums, members: int, given: Sequence[str]
+    ) -> tuple[State, Aggregate | None]:
         """Return the state after the step."""
         return self._step(state, sums, self.round.step)
-
-    def noted(self, history: History, summed: Mapping[str, str]) -> History:
-        """Return the history as it is."""
-        return history
 
     @property
     def _gradients(self) -> bool:

@@ -11,11 +11,10 @@ from typing import TypeVar
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
-from torch import Tensor
 
 from deal_core.aggregation import ClientUpdate
 from deal_core.lora.adapter import live_rank, padded, split
-from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, SUMS, PayloadError
+from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, PayloadError
 from deal_core.lora.state import State
 from deal_core.methods.shared.class_sums import MOST_EXAMPLES
 from deal_core.secure_sum.protocol_error import ProtocolError, UsedUpdate
@@ -26,7 +25,6 @@ from deal_core.wire.heads import pack_heads, read_heads
 from deal_core.wire.instruction import RECORD, Instruction
 from deal_core.wire.record_digest import record_digest
 from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
-from deal_core.wire.sums import Shapes, read_sums
 from server.spending import Spending, spending_in
 
 F = TypeVar("F")
@@ -164,28 +162,6 @@ def read_update_reply(message: Message, instruction: Instruction) -> UpdateReply
     """
     record, measured = _answer(message, instruction, LORA)
     return UpdateReply(record, measured, _spent(measured))
-
-
-def read_statistics(
-    message: Message,
-    shapes: Sequence[Shapes],
-    codes: Mapping[str, str],
-    instruction: Instruction,
-) -> tuple[list[dict[str, Tensor]], dict[str, float]]:
-    """Return the sums of each task that was asked about, checked and decoded, and their figures.
-
-    Args:
-        message: the reply.
-        shapes: of each task, name to shape.
-        codes: name to the form in which it travels, where that is not float32.
-        instruction: what was asked.
-
-    Raises:
-        PayloadError: an error code, another record, a wrong round, or what is not expected.
-        ClientSkipped: the client takes no part.
-    """
-    record, measured = _answer(message, instruction, SUMS)
-    return read_sums(record, shapes, codes), measured
 
 
 def read_figures(

@@ -19,6 +19,7 @@ from client.policy_check import require_policy
 from client.secure.peers import met, pins_of
 from client.secure.request import announcements_of, request_of, run_of
 from client.secure.store import SecureStore
+from deal_core.config.consolidation import may_take_sums
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import fewest_in_sum
@@ -69,7 +70,7 @@ def leg_reply(place: RequestContext, experiment: Experiment, message: Message, l
         ProtocolError: the request is refused; nothing is revealed.
         PayloadError: it is no request.
     """
-    if not experiment.aggregation.secure:
+    if not (experiment.aggregation.secure or may_take_sums(experiment)):
         raise PayloadError("secure: not in this run")
     store, request = SecureStore(place.folder), request_of(message)
     with store.alone():

@@ -56,6 +56,11 @@ class Maskable:
     place: str
     name: str
 
+    @property
+    def sites(self) -> int:
+        """How many sites are in the sum, as the mask request says."""
+        return len(MaskRequest.from_bytes(request_of(self.message)).mask_keys) + 1
+
     def require(self) -> None:
         """Check, before anything is counted, trained or charged, that the vector can be masked.
 

@@ -19,7 +19,6 @@ from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import PayloadError, Template
 from deal_core.lora.state import State
 from deal_core.methods import Phase
-from deal_core.models import embedding_size
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import at_server
 from deal_core.secure_sum.layout import Layout
@@ -94,15 +93,13 @@ def _layout(bench: Workbench, state: State, instruction: Instruction, basis: str
     Raises:
         PayloadError: the experiment has updates that are not summed as they are.
     """
-    config = bench.experiment
-    if config.wire.dtype != EXACT:
-        raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
-    statistics = _phase(bench, instruction).statistics
+    config, statistics = bench.experiment, _phase(bench, instruction).statistics
     if statistics is not None:
         tasks = instruction.tasks or (instruction.task,)
-        labels = [len(bench.labels(task)) for task in tasks]
-        size = embedding_size(config.model, statistics.layers)
-        return statistics_layout(config, statistics.shapes, size, labels, basis)
+        shapes = [statistics.shapes(len(bench.labels(task)), config.model) for task in tasks]
+        return statistics_layout(config, shapes, basis)
+    if config.wire.dtype != EXACT:
+        raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
     trained = frozenset(instruction.trained)
     summed = _gradients(bench, instruction)
     return layout_of(config, state.current, trained, summed, basis)

@@ -1,4 +1,4 @@
-"""Whether an experiment may have rounds of consolidation, as far as no model is needed for it."""
+"""Whether an experiment may have rounds of consolidation, or of sums; torch is not loaded."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def may_consolidate(experiment: Experiment) -> bool:
     if method.consolidation.data != "auto":
         return True
     return method.prototype.enabled == "off" and experiment.privacy.mechanism == "none"
+
+
+def may_take_sums(experiment: Experiment) -> bool:
+    """Return False only where clients give no sums over records; torch is not loaded."""
+    method = experiment.method
+    if method.name == "deal":
+        return method.prototype.enabled != "off"
+    return method.name in {"prototype", "linear-probe"}

@@ -105,6 +105,10 @@ class DataConfig(Table):
     path: str = ""
     """Folder that holds one folder per task (files). One that is not absolute is looked for in the
     working directory first, and then beside the experiment file."""
+    public_path: str = ""
+    """File of public texts, the same at every site: JSONL, CSV or Parquet with ``text_column``, or
+    plain text with one text a line. They give the directions in which class sums are added up;
+    empty: what is embedded, or names of labels where that is not installed."""
     split: float = Field(0.0, ge=0, lt=1)
     """Share of a task's training file that becomes its test examples, where it has no test file:
     of every label, and the same rows in every run; 0: a test file is needed (files)."""

@@ -177,32 +177,37 @@ class PrototypeConfig(Table):
 
     enabled: Literal["auto", "on", "off"] = "auto"
     """Whether ``deal`` answers with class means beside the adapted model, from sums that are taken
-    in one more round of a task; auto: where no mechanism protects the records (sums leave without
-    noise), no robust step judges updates, clients take the steps, each works on each of its tasks
-    when some stage ends, and no answers that are texts are learnt beside labels all at once."""
+    in one more round of a task, under masks and with noise; auto: where three clients or more take
+    part, and no answers that are texts are learnt beside labels all at once."""
     names: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Weight of the scores of label names by the adapted model, beside those of class means (deal);
     auto: 0.5 of encoders, 1 of the likelihood of words."""
     layers: int = Field(4, ge=1)
     """Of how many of the model's last layers the embeddings are made, neighbours averaged in pairs;
     of all, where it has no more."""
+    directions: int = Field(256, ge=0, le=1024)
+    """Public directions in which records are added up: the strongest ones of public texts
+    (``data.public_path``). In more directions a sum tells more of a record that is in it; 0: all
+    that an embedding has, which no site gives (for comparisons in simulations)."""
+    noise_multiplier: float = Field(0.6, ge=0)
+    """Noise of a class sum over sites, in units of what one record adds at most, where no mechanism
+    says how much: 0.6 is epsilon 8.6 at delta 1e-5 for one sum. A site gives none with less."""
     covariance: Literal["none", "shared"] = "shared"
     """``none``: the nearest class mean; ``shared``: the nearest in the metric of one covariance
     within classes, over all tasks so far (linear discriminant analysis)."""
     own_covariance: float = Field(0.5, ge=0, le=1)
     """Labels of one task are told apart by a mean of two covariances, its own with this weight and
-    the shared one; tasks are told apart by the shared one. 0: by the shared one everywhere, and the
-    server keeps one Gram matrix for all tasks instead of one each (``covariance = "shared"``)."""
+    the shared one; tasks are told apart by the shared one. 0: by the shared one everywhere
+    (``covariance = "shared"``)."""
     ridge: Literal["auto"] | Annotated[float, Field(ge=1e-2)] = "auto"
-    """Added to a covariance, in units of its mean eigenvalue; auto: 0.3 of encoders, 1 of models
-    that answer in words."""
+    """Added to a covariance, in units of its mean eigenvalue; auto: 1, and 0.3 of encoders without
+    noise (``noise_multiplier = 0``)."""
     few_records: float = Field(0.5, ge=0, le=1)
     """Share of what a label's score loses because its class mean is uncertain that is given back,
     so that labels of few records are answered as readily as those of many (``covariance =
     "shared"``)."""
-    names_noise: float = Field(13.0, ge=0)
-    """Where class sums have noise: a label's name counts as so many records of it, for each
-    standard deviation of the noise (prototype, with ``covariance = "none"`` and one layer)."""
+    names_noise: float = Field(5.0, ge=0)
+    """A label's name counts as so many records of it, for each standard deviation of the noise."""
 
 
 class LinearProbeConfig(Table):

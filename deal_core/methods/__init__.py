@@ -8,8 +8,8 @@ from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
 from deal_core.methods.auto_settings import (
+    FEWEST_IN_SUM,
     consolidation_rank,
-    every_task_ends_a_stage,
     resolve_auto,
     texts_at_once,
 )
@@ -24,8 +24,7 @@ from deal_core.methods.interface import (
     Phase,
     RoundState,
     Statistics,
-    SumNoise,
-    SumsOnWire,
+    SumContext,
     TaskDataset,
     TaskHistory,
     TaskMemory,
@@ -42,6 +41,7 @@ from deal_core.methods.olora import make_olora
 from deal_core.methods.prototype import make_prototype
 from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
+from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM
 from deal_core.methods.shared.mixed import under_all_labels
 from deal_core.methods.slao import make_slao
 
@@ -93,17 +93,20 @@ def method_of(experiment: Experiment) -> Method:
 
 
 __all__ = [
+    "COUNT",
+    "FEWEST_IN_SUM",
+    "GRAM",
     "KEEP_TEXTS",
     "METHODS",
     "RULES",
+    "SUM",
     "EmbeddedTask",
     "LocalTask",
     "Method",
     "Phase",
     "RoundState",
     "Statistics",
-    "SumNoise",
-    "SumsOnWire",
+    "SumContext",
     "TaskDataset",
     "TaskHistory",
     "TaskMemory",
@@ -111,7 +114,6 @@ __all__ = [
     "Tensors",
     "consolidation_rank",
     "cut_by_inputs",
-    "every_task_ends_a_stage",
     "make_method",
     "method_of",
     "phases_after",

@@ -10,16 +10,8 @@ from deal_core.data.sites import named_tasks
 from deal_core.models import has_label_logits
 
 AUTO = "auto"
-OF_ENCODERS = {"names": 0.5, "ridge": 0.3}
-OF_WORDS = {"names": 1.0, "ridge": 1.0}
-"""Of models that answer in words; both were chosen on other streams than results are of."""
-
-
-def every_task_ends_a_stage(experiment: Experiment) -> bool:
-    """Return whether each client works on each of its tasks when some stage ends, which is when
-    phases after learning take its sums."""
-    every = experiment.stream.consolidate_every
-    return experiment.stream.schedule != "per-client" or every <= experiment.federation.rounds
+FEWEST_IN_SUM = 3
+"""Clients in a sum: of two, each knows the other's part."""
 
 
 def resolve_auto(experiment: Experiment) -> MethodConfig:
@@ -48,13 +40,15 @@ def consolidation_rank(experiment: Experiment) -> int:
 
 
 def _prototype(experiment: Experiment) -> PrototypeConfig:
-    """Return those of class means: ``deal`` has them where nothing stands against sums."""
-    asked = experiment.method.prototype
-    fits = (
-        _plain(experiment) and every_task_ends_a_stage(experiment) and not texts_at_once(experiment)
-    )
-    family = OF_ENCODERS if has_label_logits(experiment.model) else OF_WORDS
-    decided = {"enabled": "on" if fits else "off", **family}
+    """Return those of class means: ``deal`` has them where sums can leave under masks."""
+    asked, encoder = experiment.method.prototype, has_label_logits(experiment.model)
+    clients = len(experiment.federation.sites) or experiment.federation.clients
+    fits = clients >= FEWEST_IN_SUM and _plain(experiment) and not texts_at_once(experiment)
+    decided = {
+        "enabled": "on" if fits else "off",
+        "names": 0.5 if encoder else 1.0,
+        "ridge": 0.3 if encoder and not asked.noise_multiplier else 1.0,
+    }
     left = {key: value for key, value in decided.items() if getattr(asked, key) == AUTO}
     return asked.model_copy(update=left)
 
@@ -74,17 +68,14 @@ def _consolidation(experiment: Experiment) -> ConsolidationConfig:
         and experiment.stream.schedule == "synchronous"
         and has_label_logits(experiment.model)
         and _plain(experiment)
+        and experiment.aggregation.robust == "none"
     )
     return asked.model_copy(update={"data": "private" if fits else "none"})
 
 
 def _plain(experiment: Experiment) -> bool:
-    """Return whether clients take the steps, with neither a privacy mechanism nor a robust step."""
-    return (
-        experiment.privacy.mechanism == "none"
-        and experiment.aggregation.robust == "none"
-        and experiment.train.step == "client"
-    )
+    """Return whether clients take the steps, without a privacy mechanism."""
+    return experiment.privacy.mechanism == "none" and experiment.train.step == "client"
 
 
 def texts_at_once(experiment: Experiment) -> str:

@@ -9,12 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from deal_core.config.experiment import ModelConfig
 from deal_core.lora.state import State
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models import Encoded, LanguageModel, embedding_size
 from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
+from deal_core.wire.class_sums import GRAM_DIRECTIONS, SumShape
+from deal_core.wire.heads import ROUNDED_AT
 from deal_core.wire.instruction import LEARN
-from deal_core.wire.sum_codes import ROUNDED_AT
+from deal_core.wire.secure_layout import CLASS_SUMS
 
 Tensors = dict[str, Tensor]
 
@@ -122,7 +125,8 @@ class EmbeddedTask:
     """A client's records of a task as its statistics see them.
 
     Attributes:
-        embeddings: unit vectors of the frozen base model, ``(examples, size)``, float32.
+        embeddings: of the frozen base model, ``(examples, size)``, float32: unit vectors, or their
+            coordinates in public directions.
         targets: labels, ``(examples,)``.
         labels: how many there are.
         head: the task's; None where it has none yet.
@@ -135,76 +139,69 @@ class EmbeddedTask:
 
 
 @dataclass(frozen=True)
-class SumsOnWire:
-    """How the sums of a task travel.
+class SumContext:
+    """What the server knows, without any record, of the class sums that it gets.
 
     Attributes:
-        shapes: as those of :class:`Statistics`, of what travels.
-        codes: name of what travels to its form, one of ``deal_core.wire.sum_codes.SUM_CODES``;
-            others are exact.
-        pack: client: its sums -> what travels, before it is rounded.
-        check: server: what travelled; :class:`~deal_core.lora.payload.PayloadError` for what no
-            data can give.
-        unpack: server: what travelled -> the sums.
-    """
-
-    shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
-    codes: Mapping[str, str]
-    pack: Callable[[Tensors], Tensors]
-    check: Callable[[Tensors], None]
-    unpack: Callable[[Tensors], Tensors]
-
-
-@dataclass(frozen=True)
-class SumNoise:
-    """What is known of sums that hide every record.
-
-    Attributes:
-        deviation: standard deviation of the noise in each entry of a sum of embeddings, in units of
-            the embeddings.
-        names: task to the frozen vectors of its label names, ``(labels, size)``, public.
+        deviation: standard deviation of the noise in each entry, in lengths of a vector.
+        names: task to the vectors of its label names, ``(labels, size)``; of all tasks so far.
+        spread: variance of public texts in each direction, ``(size,)``.
     """
 
     deviation: float
     names: Mapping[str, Tensor]
+    spread: Tensor
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What a phase adds up over clients instead of training, and how labels are answered from then
-    on: sums are exact however the data are divided, and what the frozen base model makes of a text
-    never changes. All tensors are float64, of one task.
+class ExactSums:
+    """Sums of which every digit is needed: in simulations alone. All tensors are float64.
 
     Attributes:
-        shapes: numbers of labels and of entries of an embedding -> name to shape of what a client
-            gives; a name has a reason to leave in ``client.egress``.
+        shapes: numbers of labels and of entries of a vector -> name to shape of what is given.
         collect: client: its records of a task -> their sums.
-        check: server: the sums of one client; :class:`~deal_core.lora.payload.PayloadError` for
-            what no data can give.
-        absorb: server: the state, and task to the sums over clients -> the state after the round.
-        once: each client gives its sums of a task once in a run, in its first round on it;
-            otherwise in every round.
-        layers: of how many of the base model's last layers embeddings are made.
-        names: what scores of label names by the adapted model weigh beside those of heads; 0:
-            heads answer alone.
-        head_rows: rows that a label has in its task's head, 1 or 2; see
-            :mod:`deal_core.training.head_scores`.
-        rounded: how sums travel at ``wire.dtype = "int8"``, and heads by rows with them; None: all
-            is exact all the same.
-        absorb_noised: server: as ``absorb``, of class sums with noise (``count`` and ``sum`` alone,
-            neither whole nor positive); None: nothing can be made of them.
+        check: server: the sums over clients; :class:`~deal_core.lora.payload.PayloadError` for what
+            no data can give.
     """
 
     shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
     collect: Callable[[EmbeddedTask], Tensors]
     check: Callable[[Tensors], None]
-    absorb: Callable[[State, Mapping[str, Tensors]], State]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a phase adds up over clients instead of training, under masks, and how labels are
+    answered from then on: what the frozen base model makes of a text never changes.
+
+    Attributes:
+        absorb: server: the state, task to the sums over clients, and what is known of them -> the
+            state after the round. Class sums are ``count``, ``sum`` and, with ``gram``, that.
+        once: sums of a task are taken once in a run; otherwise in every round.
+        layers: of how many of the base model's last layers embeddings are made.
+        directions: public directions in which records are added up
+            (:mod:`deal_core.training.public_subspace`); 0: all of an embedding.
+        noise_multiplier: noise of class sums where no mechanism says how much, in largest parts of
+            a record.
+        gram: whether class sums have a Gram matrix.
+        names: what scores of label names by the adapted model weigh beside those of heads; 0:
+            heads answer alone.
+        head_rows: rows that a label has in its task's head, 1 or 2; see
+            :mod:`deal_core.training.head_scores`.
+        round_heads: heads travel by rows at ``wire.dtype = "int8"``.
+        exact: sums of another kind; None: class sums.
+    """
+
+    absorb: Callable[[State, Mapping[str, Tensors], SumContext], State]
     once: bool
     layers: int = 1
+    directions: int = 0
+    noise_multiplier: float = 0.0
+    gram: bool = True
     names: float = 0.0
     head_rows: int = 1
-    rounded: SumsOnWire | None = None
-    absorb_noised: Callable[[State, Mapping[str, Tensors], SumNoise], State] | None = None
+    round_heads: bool = False
+    exact: ExactSums | None = None
 
     def head_shape(self, labels: int, size: int) -> tuple[int, ...]:
         """Return the shape of a task's head: of each label its rows of weights and a bias."""
@@ -212,14 +209,25 @@ class Statistics:
         return (labels, *rows, size + 1)
 
     def rounds(self, dtype: str) -> bool:
-        """Whether sums, and heads, are rounded at ``wire.dtype``."""
-        return self.at(dtype) is self.rounded
+        """Whether heads are rounded at ``wire.dtype``."""
+        return self.round_heads and dtype == ROUNDED_AT
 
-    def at(self, dtype: str) -> SumsOnWire:
-        """Return how sums travel at ``wire.dtype``."""
-        if self.rounded is not None and dtype == ROUNDED_AT:
-            return self.rounded
-        return SumsOnWire(self.shapes, {}, lambda sums: sums, self.check, lambda sums: sums)
+    def size(self, model: ModelConfig) -> int:
+        """Return the entries of a vector that is added up; no weights are read."""
+        size = embedding_size(model, self.layers)
+        return min(self.directions or size, size)
+
+    def shapes(self, labels: int, model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        """Return name to shape of what a client gives of a task with so many labels."""
+        if self.exact is not None:
+            return self.exact.shapes(labels, self.size(model))
+        return {CLASS_SUMS: (self.sum_shape(labels, model).entries,)}
+
+    def sum_shape(self, labels: int, model: ModelConfig) -> SumShape:
+        """Return what class sums of a task with so many labels are made of."""
+        size = self.size(model)
+        own = min(GRAM_DIRECTIONS, size) if self.directions else size
+        return SumShape(labels, size, own if self.gram else 0)
 
 
 @dataclass(frozen=True)

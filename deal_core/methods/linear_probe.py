@@ -21,7 +21,7 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.methods.interface import EmbeddedTask, Statistics, Tensors
+from deal_core.methods.interface import EmbeddedTask, ExactSums, Statistics, SumContext, Tensors
 from deal_core.methods.shared import class_sums
 from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, TOLERANCE
 from deal_core.methods.shared.frozen import Frozen, statistics_phase
@@ -68,7 +68,7 @@ def check(sums: Tensors) -> None:
         raise PayloadError("gradient: its rows do not cancel")
 
 
-def absorb_sums(state: State, totals: Mapping[str, Tensors]) -> State:
+def absorb_sums(state: State, totals: Mapping[str, Tensors], known: SumContext) -> State:
     """Server: add the sums of a round; a new task starts from a head of zeros."""
     sums, heads = dict(state.sums), dict(state.heads)
     for task, total in totals.items():
@@ -82,7 +82,9 @@ def absorb_sums(state: State, totals: Mapping[str, Tensors]) -> State:
     return replace(state, sums=sums, heads=heads)
 
 
-def absorb_gradient(state: State, totals: Mapping[str, Tensors], ridge: float) -> State:
+def absorb_gradient(
+    state: State, totals: Mapping[str, Tensors], known: SumContext, ridge: float
+) -> State:
     """Return the state after one step of every task that gradients have come of; at the server. The
     head is where the next gradient is taken. Without the task's sums there is no metric, and no
     step."""
@@ -130,11 +132,10 @@ def make_linear_probe(method: MethodConfig, adapter: AdapterConfig) -> LinearPro
     """Build from the experiment."""
     config = method.linear_probe
     layers = config.layers
-    first = Statistics(
-        class_sums.shapes, class_sums.collect, class_sums.check, absorb_sums, True, layers
-    )
+    sums = ExactSums(class_sums.shapes, class_sums.collect, class_sums.check)
+    first = Statistics(absorb_sums, True, layers, exact=sums)
     absorb = partial(absorb_gradient, ridge=config.ridge)
-    further = Statistics(shapes, collect, check, absorb, False, layers)
+    further = Statistics(absorb, False, layers, exact=ExactSums(shapes, collect, check))
     learn = statistics_phase(LEARN, 0, first)
     probe = statistics_phase("probe", config.rounds, further)
     return LinearProbe(adapter, (learn, probe))

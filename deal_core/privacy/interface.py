@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deal_core.config.experiment import Experiment
+from deal_core.methods import Statistics
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.policy import Policy
 from deal_core.privacy.policy import Refusal as Refusal
 from deal_core.training.gradients import Gradients
 from deal_core.training.objective import Objective
+from deal_core.wire.class_sums import SumShape
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +135,8 @@ class UpdateRequest:
         masked: whether nothing is seen of the counts but their sum over clients.
         counted: names of the counts that are taken on them.
         grouping: of the records; None: the experiment protects no groups.
+        sites: in the secure sum that the answer goes into; 0: into none.
+        statistics: what is added up; None: something is learnt.
         joint_tasks: all tasks whose records are read, where there are several.
     """
 
@@ -154,6 +158,8 @@ class UpdateRequest:
     masked: bool = False
     counted: tuple[str, ...] = ()
     grouping: Grouping | None = None
+    sites: int = 0
+    statistics: Statistics | None = None
     joint_tasks: tuple[str, ...] = ()
 
 
@@ -172,14 +178,14 @@ class GradientSum(Protocol):
     def total(self, module: nn.Module, objective: Objective) -> Mapping[str, NDArray[Any]]:
         """Return key of each trained factor to its sum, in whole numbers."""
 
-    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[Any]:
-        """Return sums of embeddings by label and, in the last column, counts, ``(labels, size +
-        1)``, in whole numbers.
+    def class_sums(self, vectors: Tensor, targets: Tensor, shape: SumShape) -> NDArray[Any]:
+        """Return sums of vectors by label, their counts and their Gram matrix, ``(entries,)``, in
+        whole numbers: :class:`~deal_core.wire.class_sums.SumShape`.
 
         Args:
-            embeddings: of the data, ``(examples, size)``.
+            vectors: of the data, ``(examples, size)``.
             targets: their labels, ``(examples,)``.
-            labels: how many there are.
+            shape: what is added up.
         """
 
     @property

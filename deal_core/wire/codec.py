@@ -19,8 +19,6 @@ whose scale shrinks as training settles, than on the values. Sender and receiver
 hold the same ``before`` to the bit: after a lossy message the one who sent it must go on from
 what the other decoded. Source of error feedback: Seide et al. 2014; Karimireddy et al.,
 ICML 2019, arXiv 1901.09847.
-
-Sums of embeddings have forms of their own: :mod:`deal_core.wire.sum_codes`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Label heads on the wire: float32, or weights as int8 by rows and biases as they are."""
+"""Label heads on the wire: float32, or weights as int8 by rows and biases as they are.
+
+Rounding is to nearest, so what is decoded depends on no draw. Source: docs/method.md (M48).
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,17 @@ from torch import Tensor
 
 from deal_core.lora.payload import PayloadError, WireArray
 from deal_core.wire.adapter_record import checked_arrays
-from deal_core.wire.codec import Header
-from deal_core.wire.sum_codes import EXACT, ROWS, SUM_CODES
-from deal_core.wire.sums import Shapes, require_finite
+from deal_core.wire.codec import LEVELS, SCALE, Header
 
 LARGEST_HEAD = 1e10
 """Of an entry of a head: what is beyond would make scores that are no numbers."""
 BIAS = "bias/"
 """Before a task's name, which has no slash: biases of a head whose weights are rounded."""
+LEAST = 1e-30
+"""A row whose largest value is below is zero: float32 has no exact scale for it."""
+ROUNDED_AT = "int8"
+"""The ``wire.dtype`` at which heads may be rounded; at any other they are exact."""
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def pack_heads(heads: Mapping[str, Tensor], rounded: bool = False) -> dict[str, NDArray[Any]]:
@@ -35,11 +41,19 @@ def pack_heads(heads: Mapping[str, Tensor], rounded: bool = False) -> dict[str, 
         if not rounded:
             packed[task] = np.ascontiguousarray(head.float().numpy())
             continue
-        weights = head[..., :-1].flatten(0, -2).double()
+        codes, scale = by_rows(head[..., :-1].flatten(0, -2).double())
         packed[BIAS + task] = np.ascontiguousarray(head[..., -1].float().numpy())
-        for ending, array in SUM_CODES[ROWS].encode(weights).items():
-            packed[task + ending] = array
+        packed[task], packed[task + SCALE] = codes, scale
     return packed
+
+
+def by_rows(values: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return codes and scales: every row as whole multiples of its largest absolute value / 127."""
+    largest = values.abs().amax(dim=1)
+    scale = torch.where(largest < LEAST, 0.0, largest / LEVELS).float()
+    steps = values / torch.where(scale > 0, scale, 1.0).double()[:, None]
+    codes = (steps * (scale > 0)[:, None]).round().clamp(-LEVELS, LEVELS).to(torch.int8)
+    return np.ascontiguousarray(codes.numpy()), scale.numpy()
 
 
 def read_heads(
@@ -59,7 +73,10 @@ def read_heads(
     expected: dict[str, Header] = {}
     for task, shape in shapes.items():
         expected |= _headers(task, shape, rounded)
-    arrays = require_finite(checked_arrays(record, expected))
+    arrays = checked_arrays(record, expected)
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise PayloadError(f"{key[:80]}: a value is not finite")
     heads = {task: _head(arrays, task, shape, rounded) for task, shape in shapes.items()}
     for task, head in heads.items():
         if head.numel() and not float(head.abs().max()) <= LARGEST_HEAD:
@@ -75,16 +92,18 @@ def tasks_in(record: Mapping[str, WireArray], rounded: bool = False) -> tuple[st
 
 
 def _headers(task: str, shape: tuple[int, ...], rounded: bool) -> dict[str, Header]:
-    exact = SUM_CODES[EXACT].headers
     if not rounded:
-        return {task: exact(shape)[""]}
-    own = SUM_CODES[ROWS].headers(_weights(shape))
-    return {BIAS + task: exact(shape[:-1])[""], **{task + end: part for end, part in own.items()}}
+        return {task: _header("float32", shape)}
+    rows = math.prod(shape[:-1])
+    return {
+        BIAS + task: _header("float32", shape[:-1]),
+        task: _header("int8", (rows, shape[-1] - 1)),
+        task + SCALE: _header("float32", (rows,)),
+    }
 
 
-def _weights(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return the shape of a head's weights as rows of one matrix."""
-    return math.prod(shape[:-1]), shape[-1] - 1
+def _header(dtype: str, shape: tuple[int, ...]) -> Header:
+    return Header(dtype, shape, np.dtype(dtype).itemsize * math.prod(shape))
 
 
 def _head(
@@ -92,8 +111,24 @@ def _head(
 ) -> Tensor:
     if not rounded:
         return torch.from_numpy(arrays[task].copy())
-    code = SUM_CODES[ROWS]
-    endings = code.headers(_weights(shape))
-    weights = code.decode({end: arrays[task + end] for end in endings}).float()
+    weights = _from_rows(arrays[task], arrays[task + SCALE]).float()
     bias = torch.from_numpy(arrays[BIAS + task].copy())
     return torch.cat([weights.reshape(*shape[:-1], -1), bias[..., None]], dim=-1)
+
+
+def _from_rows(sent: NDArray[Any], scales: NDArray[Any]) -> Tensor:
+    """Return what :func:`by_rows` rounded, float64.
+
+    Raises:
+        PayloadError: a code out of range, or a scale that is not that of its row.
+    """
+    if (sent < -LEVELS).any():
+        raise PayloadError("a code is out of range")
+    codes, scale = torch.from_numpy(sent.copy()).double(), torch.from_numpy(scales.copy()).double()
+    if bool((scale < 0).any()):
+        raise PayloadError("a scale is negative")
+    if not torch.equal(
+        codes.abs().amax(dim=1), torch.where(scale > 0, float(LEVELS), 0.0).double()
+    ):
+        raise PayloadError("a scale is not that of its row")
+    return codes * scale[:, None]

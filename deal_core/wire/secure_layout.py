@@ -6,7 +6,7 @@ Both ends make the layout from what they know of the round; a message does not b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +21,10 @@ from deal_core.secure_sum.layout import Layout, SumField, finest_scale
 from deal_core.secure_sum.weighted import weighted_layout
 from deal_core.wire.summed_loss import loss_fields
 
-ShapesOf = Callable[[int, int], Mapping[str, tuple[int, ...]]]
 EXAMPLES = "examples"
 """Name of the number of examples behind a site's gradient sum."""
 CLASS_SUMS = "class_sums"
-"""Name of a site's noisy sums of embeddings by label, with counts in the last column."""
+"""Name of a site's noisy class sums (:class:`deal_core.wire.class_sums.SumShape`)."""
 MOST_RECORDS = 1e7
 """Of a site and a task: bounds an entry of a sum of unit vectors, and a count."""
 SUM_BITS, UPDATE_BITS, NOISED_BITS = 64, 32, 64
@@ -78,27 +77,24 @@ def update_layout(
 
 
 def statistics_layout(
-    experiment: Experiment, shapes: ShapesOf, size: int, labels: Sequence[int], basis: str
+    experiment: Experiment, shapes: Sequence[Mapping[str, tuple[int, ...]]], basis: str
 ) -> Layout:
-    """Return the layout of sums over unit vectors: named ``PLACE.NAME``, on the finest grid; with
-    noise, class sums of one task in whole numbers.
+    """Return the layout of sums over records, named ``PLACE.NAME``: class sums in whole numbers,
+    others on the finest grid.
 
     Args:
-        experiment: where its server takes the steps every site adds its share of the noise.
-        shapes: numbers of labels and of entries of a vector -> name to shape of what is summed.
-        size: entries of a vector.
-        labels: how many labels each task has.
+        experiment: says how many sites there are.
+        shapes: of each task, name to shape of what is summed.
         basis: :func:`~deal_core.privacy.accounting.sum_terms.sum_terms` of the round.
     """
     sites = experiment.federation.clients
-    if experiment.train.step == "server":
-        field = SumField(CLASS_SUMS, (labels[0], size + 1), LARGEST_SUM)
-        return Layout((field,), SUM_BITS, sites, basis)
-    scale = finest_scale(MOST_RECORDS, sites, SUM_BITS)
+    finest = finest_scale(MOST_RECORDS, sites, SUM_BITS)
     fields = [
-        SumField(f"{place}.{name}", shape, MOST_RECORDS, scale)
-        for place, number in enumerate(labels)
-        for name, shape in shapes(number, size).items()
+        SumField(f"{place}.{name}", shape, LARGEST_SUM)
+        if name == CLASS_SUMS
+        else SumField(f"{place}.{name}", shape, MOST_RECORDS, finest)
+        for place, own in enumerate(shapes)
+        for name, shape in own.items()
     ]
     return Layout(tuple(fields), SUM_BITS, sites, basis)
 

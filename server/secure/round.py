@@ -58,7 +58,7 @@ class SecureRound:
         """
         started, one, step = time.monotonic(), self.round, self.round.step
         exchange = one.exchange
-        clients = self.sum.clients(history)
+        clients = self.sum.clients()
         if not clients or not one.phase.should_run(state):
             exchange.event("round_skipped", step)
             if piggybacked is None:
@@ -82,8 +82,7 @@ class SecureRound:
         exchange.require_quorum(valid + replies.hindered, len(members) - replies.idle, step)
         if piggybacked is not None:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
-        state, aggregate, summed = self._summed(one.basis(state, sent), replies.held, layout)
-        history = self.sum.noted(history, {name: members[name] for name in summed})
+        state, aggregate = self._summed(one.basis(state, sent), replies.held, layout)
         received = RoundReplies(sizes=replies.sizes, spent=replies.spent)
         learnt = step.phase == LEARN and LORA_B in trained
         return state, one.record(sent, received, aggregate, learnt, started, history)
@@ -115,12 +114,8 @@ class SecureRound:
 
     def _summed(
         self, state: State, held: ServerRound, layout: Layout
-    ) -> tuple[State, Aggregate | None, list[str]]:
-        """Sum up, and step.
-
-        Returns:
-            The state after it, the aggregate, and whom the sum is of; where it fails the state
-            before, and nobody.
+    ) -> tuple[State, Aggregate | None]:
+        """Return the state after the sum, and the aggregate; where it fails the state before.
 
         Raises:
             UserError: two sites are one.
@@ -129,12 +124,13 @@ class SecureRound:
         found = None
         with may_be_lost(exchange, "round_lost", step):
             sums = layout.decode(self.legs.total(step, held), len(held.masked))
+            members, given = len(held.members or ()), self.legs.given(held)
             with threads(1):
-                after, aggregate = self.sum.add(state, without_loss(sums))
+                after, aggregate = self.sum.add(state, without_loss(sums), members, given)
                 found = sendable(after), aggregate, mean_loss(sums)
         if found is None:
-            return state, None, []
+            return state, None
         after, aggregate, loss = found
         if loss is not None:
             exchange.event("loss_summed", step, loss=loss)
-        return after, aggregate, self.legs.given(held)
+        return after, aggregate

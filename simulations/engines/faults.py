@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deal_core.config.experiment import FaultsConfig
 from deal_core.errors import choose
-from deal_core.lora.payload import LORA, SUMS
+from deal_core.lora.payload import LORA
 
 Spoil = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -41,7 +41,7 @@ def spoiler(faults: FaultsConfig, first_client_node: int) -> Callable[[Message],
 
     def pass_on(reply: Message) -> Message:
         records = reply.content.array_records if reply.has_content() else {}
-        for name in {LORA, SUMS} & records.keys() if reply.metadata.src_node_id in nodes else ():
+        for name in {LORA} & records.keys() if reply.metadata.src_node_id in nodes else ():
             record = records[name]
             for key in touched(faults.kind, list(record)):
                 if record[key].dtype in ("float32", "float64"):

@@ -1,24 +1,21 @@
-"""Sums over a client's records of a task: count and sum of embeddings for each label, and one Gram
-matrix. Class means and a shared covariance follow from their sums over clients, exactly."""
+"""Exact sums over a client's records of a task: count and sum of unit vectors for each label, and
+one Gram matrix. It tells who is among few records, so a site gives none: simulations alone do."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from deal_core.lora.payload import PayloadError
-from deal_core.methods.interface import EmbeddedTask, SumsOnWire, Tensors
-from deal_core.wire.codec import LEVELS
-from deal_core.wire.sum_codes import CORRELATIONS, ROWS
+from deal_core.methods.interface import EmbeddedTask, Tensors
 
-COUNT, SUM, GRAM, SCATTER, WHOLE = "count", "sum", "gram", "scatter", "whole"
+COUNT, SUM, GRAM = "count", "sum", "gram"
 TOLERANCE = 1e-4
-"""Relative error of what unit vectors add up to that rounding may make."""
+"""Relative error of what vectors add up to that rounding may make."""
 ROUNDING = 1e-6
-"""Error of a sum that has travelled in float32, for each example."""
+"""Error of a sum that has travelled in fixed point, for each example."""
 MOST_EXAMPLES = 10_000_000
 """A larger count is a lie or a bug."""
 
@@ -29,7 +26,7 @@ def shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
 
 
 def collect(task: EmbeddedTask) -> Tensors:
-    """Return the sums of the embeddings of the model now.
+    """Return the sums of a client's vectors.
 
     Returns:
         ``count`` ``(labels,)``, ``sum`` ``(labels, size)``, ``gram`` ``(size (size + 1) / 2,)``:
@@ -65,20 +62,12 @@ def check(sums: Tensors) -> None:
     """
     count, total = sums[COUNT], sums[SUM]
     n = require_counts(count)
-    _require_short(total, count * (1 + TOLERANCE))
+    if bool((total.norm(dim=1) > count * (1 + TOLERANCE)).any()):
+        raise PayloadError("sum: longer than so many unit vectors can make it")
     gram = symmetric(sums[GRAM], total.shape[1])
     if abs(float(gram.trace()) - n) > TOLERANCE * n:
         raise PayloadError("gram: its trace is not the number of examples")
-    _require_positive(scatter(count, total, gram), -ROUNDING * n)
-
-
-def _require_short(total: Tensor, longest: Tensor) -> None:
-    if bool((total.norm(dim=1) > longest).any()):
-        raise PayloadError("sum: longer than so many unit vectors can make it")
-
-
-def _require_positive(within: Tensor, least: float) -> None:
-    if float(torch.linalg.eigvalsh(within)[0]) < least:
+    if float(torch.linalg.eigvalsh(scatter(count, total, gram))[0]) < -ROUNDING * n:
         raise PayloadError("gram: less scatter than the sums have")
 
 
@@ -108,37 +97,6 @@ def filled(count: Tensor) -> Tensor:
     return torch.where(count > 0, count, 1.0)
 
 
-def with_scatter(sums: Tensors) -> Tensors:
-    """Return the sums as they are rounded. Class sums are less their label's part of the sum over
-    all labels, which is exact: embeddings point nearly one way, and what they have in common would
-    be most of what is rounded. The upper triangle of the scatter within classes is in the place of
-    that of the Gram matrix: then an error of a class sum leaves the covariance alone."""
-    count, total = sums[COUNT], sums[SUM]
-    within = scatter(count, total, symmetric(sums[GRAM], total.shape[1]))
-    whole = total.sum(dim=0)
-    beside = total - _shares(count)[:, None] * whole
-    return {COUNT: count, WHOLE: whole, SUM: beside, SCATTER: triangle(within)}
-
-
-def _shares(count: Tensor) -> Tensor:
-    return count / count.sum().clamp(min=1.0)
-
-
-def _class_sums(sent: Tensors) -> Tensor:
-    """Return the class sums, ``(labels, size)``, of what has arrived."""
-    return sent[SUM] + _shares(sent[COUNT])[:, None] * sent[WHOLE]
-
-
-def with_gram(sent: Tensors) -> Tensors:
-    """Undo :func:`with_scatter`, with the class sums that have arrived."""
-    count, total = sent[COUNT], _class_sums(sent)
-    nothing = torch.zeros(total.shape[1], total.shape[1], dtype=total.dtype)
-    between = -scatter(count, total, nothing)
-    # Else one client's could take away from what others have sent.
-    within = triangle(without_negative(symmetric(sent[SCATTER], total.shape[1])))
-    return {COUNT: count, SUM: total, GRAM: within + triangle(between)}
-
-
 def without_negative(matrix: Tensor) -> Tensor:
     """Return a symmetric matrix with its negative eigenvalues set to 0, which rounded sums may
     have; the very matrix where none is below rounding, as of exact sums."""
@@ -147,33 +105,3 @@ def without_negative(matrix: Tensor) -> Tensor:
         return matrix
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0.0)) @ vectors.T
-
-
-def check_rounded(sent: Tensors) -> None:
-    """Check that unit vectors can have sums which are rounded to these: (M50) of docs/method.md.
-
-    Raises:
-        PayloadError: as :func:`check`, with room for the codes' error and no more.
-    """
-    count, total, n = sent[COUNT], _class_sums(sent), require_counts(sent[COUNT])
-    within = symmetric(sent[SCATTER], total.shape[1])
-    lengths, of_each = total.norm(dim=1), count.clamp(min=1.0)
-    off = math.sqrt(total.shape[1]) * sent[SUM].abs().amax(dim=1) / (2 * LEVELS)
-    _require_short(total, count * (1 + TOLERANCE) + off)
-    trace = float(within.trace() + (lengths.square() / of_each).sum())
-    room = float((off * (2 * lengths + off) / of_each).sum())
-    if abs(trace - n) > TOLERANCE * n + room:
-        raise PayloadError("scatter: with the sums its trace is not the number of examples")
-    _require_positive(within, -ROUNDING * n - float(within.trace()) / (2 * LEVELS))
-
-
-def rounded_shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
-    """Name to shape of what is rounded: see :func:`with_scatter`."""
-    own = shapes(labels, size)
-    return {COUNT: own[COUNT], WHOLE: (size,), SUM: own[SUM], SCATTER: own[GRAM]}
-
-
-ROUNDED = SumsOnWire(
-    rounded_shapes, {SUM: ROWS, SCATTER: CORRELATIONS}, with_scatter, check_rounded, with_gram
-)
-"""How they travel at int8: a quarter of the bytes; counts are exact."""

@@ -1,5 +1,6 @@
 """Label heads from class sums: nearest class mean, or linear discriminant analysis with a
-covariance within classes, of all tasks and of each. Source: docs/method.md, (M40), (M63), (M65)."""
+covariance within classes, of all tasks and of each. Source: docs/method.md, (M40), (M62) to (M65),
+(M67)."""
 
 from __future__ import annotations
 
@@ -11,20 +12,8 @@ from torch import Tensor
 
 from deal_core.config.method import PrototypeConfig
 from deal_core.lora.state import State
-from deal_core.methods.interface import Statistics, SumNoise, Tensors
-from deal_core.methods.shared.class_sums import (
-    COUNT,
-    GRAM,
-    ROUNDED,
-    SUM,
-    check,
-    collect,
-    filled,
-    scatter,
-    shapes,
-    symmetric,
-    without_negative,
-)
+from deal_core.methods.interface import Statistics, SumContext, Tensors
+from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, scatter, without_negative
 
 SMALLEST = 1e-6
 """Mean eigenvalue that a covariance is taken to have at least: of equal texts it is 0."""
@@ -39,113 +28,89 @@ def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
     """Return what clients add up, and what the server makes of it.
 
     Args:
-        config: layers of the embeddings, covariance and its ridge.
+        config: what is added up, and how heads are made of it.
         names: weight of label names' scores beside those of class means.
     """
+    covariance = config.covariance == "shared"
     return Statistics(
-        shapes=shapes,
-        collect=collect,
-        check=check,
-        absorb=lambda state, totals: absorb(state, totals, config, names > 0),
+        absorb=lambda state, totals, known: absorb(state, totals, known, config, names > 0),
         once=True,
         layers=config.layers,
+        directions=config.directions,
+        noise_multiplier=config.noise_multiplier,
+        gram=covariance,
         names=names,
-        head_rows=2 if _in_two_steps(config) else 1,
-        rounded=ROUNDED,
-        absorb_noised=(
-            (lambda state, totals, noise: absorb_noised(state, totals, noise, config))
-            if config.covariance == "none" and config.layers == 1
-            else None
-        ),
+        head_rows=2 if covariance and config.own_covariance > 0 else 1,
+        round_heads=True,
     )
 
 
 def absorb(
-    state: State, totals: Mapping[str, Tensors], config: PrototypeConfig, named: bool = False
+    state: State,
+    totals: Mapping[str, Tensors],
+    known: SumContext,
+    config: PrototypeConfig,
+    named: bool = False,
 ) -> State:
-    """Server: add the sums of a round, and make all heads anew: see :func:`heads`."""
+    """Server: keep the sums of a round, and make all heads anew: see :func:`heads`."""
     sums = dict(state.sums)
     for task, total in totals.items():
-        gram = f"{GRAM}/{task}" if _in_two_steps(config) else GRAM
-        for key, name in ((f"{COUNT}/{task}", COUNT), (f"{SUM}/{task}", SUM), (gram, GRAM)):
-            sums[key] = sums[key] + total[name] if key in sums else total[name]
-    return replace(state, sums=sums, heads=heads(sums, config, named))
-
-
-def _in_two_steps(config: PrototypeConfig) -> bool:
-    return config.covariance == "shared" and config.own_covariance > 0
-
-
-def absorb_noised(
-    state: State, totals: Mapping[str, Tensors], noise: SumNoise, config: PrototypeConfig
-) -> State:
-    """Server: make the heads of tasks from class sums with noise; they have no covariance."""
-    made = {
-        task: noised_head(
-            total[COUNT], total[SUM], noise.names[task], config.names_noise * noise.deviation
-        )
-        for task, total in totals.items()
-    }
-    return replace(state, heads={**state.heads, **made})
-
-
-def noised_head(count: Tensor, total: Tensor, names: Tensor, prior: float) -> Tensor:
-    """Return the head of a task, ``(labels, size + 1)``, float32: (M62).
-
-    Args:
-        count: records of each label, with noise, ``(labels,)``.
-        total: sum of embeddings of each label, with noise, ``(labels, size)``.
-        names: vectors of the labels' names, ``(labels, size)``.
-        prior: a name counts as so many records.
-    """
-    records = count.clamp(min=1.0)[:, None] + prior
-    means = (total + prior * names.to(total.dtype)) / records
-    rows = means / means.norm(dim=1, keepdim=True).clamp(min=SMALLEST)
-    return torch.cat([rows, torch.zeros(len(rows), 1, dtype=rows.dtype)], dim=1).float()
+        sums |= {f"{name}/{task}": value for name, value in total.items()}
+    return replace(state, sums=sums, heads=heads(sums, known, config, named))
 
 
 def heads(
-    sums: Mapping[str, Tensor], config: PrototypeConfig, named: bool = False
+    sums: Mapping[str, Tensor], known: SumContext, config: PrototypeConfig, named: bool = False
 ) -> dict[str, Tensor]:
     """Return task to its head, float32: (M40), ``(labels, size + 1)``; with a covariance of each
     task's own (M63), ``(labels, 2, size + 1)``.
 
     Args:
-        sums: ``count/TASK`` ``(labels,)``, ``sum/TASK`` ``(labels, size)`` and ``gram/TASK``, its
-            upper triangle, of each task; or one ``gram`` of all.
+        sums: ``count/TASK`` ``(labels,)``, ``sum/TASK`` ``(labels, size)`` and, for a covariance,
+            ``gram/TASK`` ``(directions, directions)``, of the first entries.
+        known: noise in them, names of labels, and what public texts are like.
         config: which covariances, and their ridge.
         named: names of labels answer beside heads, and can answer with a label without records.
     """
     prefix = f"{COUNT}/"
     tasks = [key.removeprefix(prefix) for key in sums if key.startswith(prefix)]
-    classes = {task: (sums[f"{COUNT}/{task}"], sums[f"{SUM}/{task}"]) for task in tasks}
-    if not classes:
+    if not tasks:
         return {}
-    count, total = (torch.cat(parts) for parts in zip(*classes.values(), strict=True))
-    means = {task: _means(*own, named) for task, own in classes.items()}
+    counts = {task: _records(sums[prefix + task], known) for task in tasks}
+    totals = {task: sums[f"{SUM}/{task}"] for task in tasks}
+    means = {task: _means(counts[task], totals[task], known, task, config) for task in tasks}
+    count, total = torch.cat(list(counts.values())), torch.cat(list(totals.values()))
     shared = None
     if config.covariance == "shared":
-        grams = [value for key, value in sums.items() if key.split("/")[0] == GRAM]
-        shared = _covariance(count, total, sum(grams[1:], grams[0]))
-    rows = _without_common(_rows(count, torch.cat(list(means.values())), shared, config, named))
-    parts = torch.split(rows, [len(own) for own, _ in classes.values()])
-    found = dict(zip(classes, parts, strict=True))
-    if shared is not None and _in_two_steps(config):
-        for task, (own_count, own_total) in classes.items():
-            own = _covariance(own_count, own_total, sums[f"{GRAM}/{task}"])
+        gram = torch.stack([sums[f"{GRAM}/{task}"] for task in tasks]).sum(dim=0)
+        shared = _covariance(count, total, gram, known)
+    all_means = torch.cat(list(means.values()))
+    rows = _without_common(_rows(count, all_means, shared, known, config, named))
+    parts = torch.split(rows, [len(own) for own in counts.values()])
+    found = dict(zip(tasks, parts, strict=True))
+    if shared is not None and config.own_covariance > 0:
+        for task in tasks:
+            own = _covariance(counts[task], totals[task], sums[f"{GRAM}/{task}"], known)
             mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
-            second = _without_common(_rows(own_count, means[task], mixed, config, named))
-            found[task] = torch.stack([found[task], second], dim=1)
+            second = _rows(counts[task], means[task], mixed, known, config, named)
+            found[task] = torch.stack([found[task], _without_common(second)], dim=1)
     return {task: head.float() for task, head in found.items()}
 
 
-def _means(count: Tensor, total: Tensor, named: bool) -> Tensor:
-    """Return class means, ``(labels, size)``. A label without records has that of all records of
-    its task, where names can answer with it: nothing speaks for it, and little against it."""
-    means = total / filled(count)[:, None]
-    if named:
-        means[count == 0] = total.sum(dim=0) / filled(count.sum())
-    return means
+def _records(count: Tensor, known: SumContext) -> Tensor:
+    """Return numbers of records: of noised ones, at least 1."""
+    return count.clamp(min=1.0) if known.deviation else count.round()
+
+
+def _means(
+    count: Tensor, total: Tensor, known: SumContext, task: str, config: PrototypeConfig
+) -> Tensor:
+    """Return class means, ``(labels, size)``: (M62). A label's name counts as some records for each
+    deviation of the noise; a label without any has the vector of its name."""
+    names = known.names[task].to(total.dtype)
+    prior = config.names_noise * known.deviation
+    records = count[:, None] + prior
+    return torch.where(records > 0, (total + prior * names) / records.clamp(min=SMALLEST), names)
 
 
 def _without_common(rows: Tensor) -> Tensor:
@@ -158,28 +123,43 @@ def _without_common(rows: Tensor) -> Tensor:
     return torch.where(shown[:, None], centred, rows)
 
 
-def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
-    """Covariance within classes, ``(size, size)``, of the upper triangle of a Gram matrix."""
-    within = scatter(count, total, symmetric(gram, total.shape[1])) / count.sum()
-    return without_negative(within)
+def _covariance(count: Tensor, total: Tensor, gram: Tensor, known: SumContext) -> Tensor:
+    """Return a covariance within classes, ``(size, size)``: (M67). Beyond the directions of the
+    Gram matrix it is diagonal, that of public texts, on the scale of what was measured."""
+    size, measured = total.shape[1], len(gram)
+    within = without_negative(scatter(count, total[:, :measured], gram) / count.sum())
+    if measured == size:
+        return within
+    spread = known.spread.to(within.dtype)
+    scale = within.trace() / spread[:measured].sum()
+    whole = torch.diag(scale * spread)
+    whole[:measured, :measured] = within
+    return whole
 
 
 def _rows(
-    count: Tensor, means: Tensor, within: Tensor | None, config: PrototypeConfig, named: bool
+    count: Tensor,
+    means: Tensor,
+    within: Tensor | None,
+    known: SumContext,
+    config: PrototypeConfig,
+    named: bool,
 ) -> Tensor:
     """Return weights and biases, ``(labels, size + 1)``, float64; ``within``: the covariance in
     whose metric class means are compared, None: none."""
     weights, lost = means, torch.zeros_like(count)
     if within is not None:
         size = len(within)
-        scarce = (SCARCE * size / float(filled(count.sum()))) ** 2
+        scarce = (SCARCE * size / float(count.sum().clamp(min=1.0))) ** 2
         ridge = max(float(config.ridge), scarce)
         added = ridge * (within.trace() / size).clamp(min=SMALLEST)
         metric = within + added * torch.eye(size, dtype=within.dtype)
-        factored = torch.linalg.lu_factor(metric)
-        weights = torch.linalg.lu_solve(*factored, means.T).T
-        spread = 0.5 * torch.linalg.lu_solve(*factored, within).trace()
-        lost = torch.where(count > 0, spread / filled(count).clamp(min=1.0), 0.0)  # (M65)
+        inverse = torch.linalg.inv(metric)
+        weights = means @ inverse
+        records = (count + config.names_noise * known.deviation).clamp(min=1.0)
+        error = count * (inverse @ within).trace() + known.deviation**2 * inverse.trace()
+        lost = 0.5 * error / records.square()  # (M65)
+        lost = torch.where(count > 0, lost, 0.0)
     bias = config.few_records * lost - 0.5 * (weights * means).sum(dim=1)
     if not named:
         bias[count == 0] = ABSENT

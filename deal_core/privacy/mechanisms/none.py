@@ -10,9 +10,11 @@ from deal_core.privacy.accounting.ledger_event import CLEAR_COUNTS, unprotected_
 from deal_core.privacy.accounting.run_name import run_name
 from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
 from deal_core.privacy.mechanisms.definition import MechanismDefinition
-from deal_core.privacy.mechanisms.noise import SeededNoise
+from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
+from deal_core.privacy.mechanisms.shares import class_sum_noise
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
+from deal_core.randomness import seeded
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
 
 
@@ -62,6 +64,8 @@ class NoMechanism:
         if len(ask.data) < least:
             raise Refusal("no-data", f"fewer than {least} records of task '{ask.task}'")
         make = UNPROTECTED[self.experiment.train.step]
+        if ask.statistics is not None and ask.statistics.exact is None:
+            make = class_sum
         return Permit(
             gradients=make(self.experiment, ask, site),
             release=lambda update: self._noted(update, ask, site),
@@ -104,6 +108,23 @@ def gradient_sum_alone(experiment: Experiment, ask: UpdateRequest, site: Site) -
         max_grad_norm=experiment.privacy.max_grad_norm,
         shares=1,
         noise=noise,
+    )
+
+
+def class_sum(experiment: Experiment, ask: UpdateRequest, site: Site) -> NoisySum:
+    """Return the sum over all records that is made of vectors, with this site's share of the
+    noise."""
+    assert ask.statistics is not None
+    multiplier, shares = class_sum_noise(experiment, ask.statistics, ask.sites, 1)
+    generator = seeded(experiment.run.seed, "sums", ask.client, ask.stage, ask.server_round)
+    return NoisySum(
+        data=ask.data,
+        record_ids=ask.record_ids,
+        sample_rate=1.0,
+        noise_multiplier=multiplier,
+        max_grad_norm=experiment.privacy.max_grad_norm,
+        shares=shares,
+        noise=SeededNoise(generator) if site.simulated else SecureNoise(),
     )
 
 

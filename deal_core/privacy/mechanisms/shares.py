@@ -6,6 +6,7 @@ import math
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
+from deal_core.methods import Statistics
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
@@ -43,6 +44,22 @@ def sum_deviation(experiment: Experiment, tasks: int) -> float:
         return 0.0
     added = math.sqrt(experiment.federation.clients / shares_of(experiment))
     return common_noise_multiplier(experiment, tasks) * added
+
+
+def class_sum_noise(
+    experiment: Experiment, statistics: Statistics, members: int, tasks: int
+) -> tuple[float, int]:
+    """Return the noise multiplier of a class sum, and of how many sites it is counted on.
+
+    Args:
+        experiment: its mechanism decides; without one ``statistics`` does.
+        statistics: what is added up.
+        members: sites that are asked for their part of the sum.
+        tasks: of the run.
+    """
+    if experiment.privacy.mechanism == "none":
+        return statistics.noise_multiplier, max(1, members - experiment.privacy.colluding)
+    return common_noise_multiplier(experiment, tasks), shares_of(experiment)
 
 
 def slack_of(experiment: Experiment, noise_multiplier: float, entries: int) -> float:

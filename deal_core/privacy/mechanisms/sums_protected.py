@@ -39,5 +39,5 @@ def sums_in_place_of_steps(experiment: Experiment) -> Statistics | None:
     """Return what clients add up in the place of learning, with noise where a mechanism wants it;
     None: they train, or the method has no use for sums with noise."""
     learn = phases_of(method_of(experiment))[LEARN].statistics
-    usable = learn is not None and learn.absorb_noised is not None
+    usable = learn is not None and learn.exact is None
     return learn if usable and at_server(experiment) else None

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
-from client.egress import FIELDS, SUM_FIELDS
+from client.egress import FIELDS
 from client.site_file import (
     SiteFile,
     agreed_method,
@@ -423,8 +423,8 @@ def what_leaves(site: SiteFile) -> list[str]:
         f"would leave with them: {', '.join(figures)}; in a run with differential privacy also "
         f"{', '.join(private)}",
         f"right answers (correct, correct_all, examples) for each task: {own}",
-        f"sums of embeddings for each label ({', '.join(SUM_FIELDS)}), where a method is made of "
-        f"them: {summed}",
+        "class sums (of each label a count and a sum of vectors, and a covariance), where a method "
+        f"is made of them, under masks and with noise: {summed}",
         f"in a secure sum: keys, shares and, in the place of the factors, masked ones{loss}: what "
         f"can be read is their sum over {least} sites or more",
         f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "

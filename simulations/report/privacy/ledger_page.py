@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from client.egress import FIELDS, SUM_FIELDS
+from client.egress import FIELDS
 from deal_core.privacy.accounting.certificate import composed_over
 from deal_core.privacy.accounting.ledger_event import (
     CLEAR_COUNTS,
@@ -298,10 +298,6 @@ def _left(record: LedgerRecord) -> Iterator[Block]:
     for name, fields in FIELDS.items():
         kind = RECORDS.get(name, name)
         rows += [(field, kind, reason) for field, reason in fields.items()]
-    rows += [
-        (field, "sums of embeddings", f"{reason}; never under a mechanism")
-        for field, reason in SUM_FIELDS.items()
-    ]
     yield Table("May be sent, and why", ("field", "part of a reply", "reason"), tuple(rows), (1, 2))
 
 

@@ -1,0 +1,137 @@
+"""A few public directions of a model's embeddings: where sums of records may live.
+
+A sum of outer products in many directions tells who is in it: a record lies in the span of the
+records, and a stranger does not. In the strongest directions of *public* texts, far fewer than
+there are records, that is no longer so, and most of what tells topics apart is left: (M66) of
+docs/method.md. Each site makes them itself, from texts that were installed with the project or that
+all sites have (``data.public_path``); no message chooses them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deal_core.data import Example
+from deal_core.models import LanguageModel
+from deal_core.models.frozen_vectors import weights_name
+from deal_core.training.embedding import base_embeddings
+from deal_core.whole_file import write_whole
+
+LONG = 0.9
+"""Share of public texts that are at most as long as the unit of length."""
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """Public directions of embeddings; all tensors float64.
+
+    Attributes:
+        centre: mean of public texts, ``(size,)``.
+        directions: ``(size, number)``, orthonormal columns, the strongest first.
+        spread: variance of the coordinates of public texts, ``(number,)``.
+        radius: unit of length; most coordinates of public texts are within it.
+    """
+
+    centre: Tensor
+    directions: Tensor
+    spread: Tensor
+    radius: float
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """Return coordinates of embeddings, ``(texts, number)``, float32."""
+        return ((vectors.double() - self.centre) @ self.directions / self.radius).float()
+
+    def lifted(self, head: Tensor) -> Tensor:
+        """Return a head for whole embeddings, ``(..., size + 1)``, that scores them as ``head``,
+        ``(..., number + 1)``, scores their coordinates."""
+        weights = head[..., :-1].double() @ self.directions.T / self.radius
+        bias = head[..., -1].double() - weights @ self.centre
+        return torch.cat([weights, bias[..., None]], dim=-1).float()
+
+
+def principal(vectors: Tensor, number: int) -> Subspace:
+    """Return the ``number`` strongest directions of ``vectors``, ``(texts, size)``, about their
+    mean; a direction points to where its largest entry is positive. 0: all of a unit vector, as it
+    is."""
+    x, size = vectors.double(), vectors.shape[1]
+    if not number:
+        nothing, identity = torch.zeros(size).double(), torch.eye(size).double()
+        return Subspace(nothing, identity, identity.diagonal() / size, 1.0)
+    centre = x.mean(dim=0)
+    directions = torch.linalg.eigh((x - centre).T @ (x - centre)).eigenvectors.flip(1)[:, :number]
+    largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
+    directions = directions * largest.sign()
+    coordinates = (x - centre) @ directions
+    radius = max(float(coordinates.norm(dim=1).quantile(LONG)), SHORTEST)
+    return Subspace(centre, directions, (coordinates / radius).square().mean(dim=0), radius)
+
+
+SHORTEST = 1e-6
+"""Of a unit of length: of equal texts it would be 0."""
+
+
+def public_subspace(
+    model: LanguageModel,
+    texts: Sequence[str],
+    layers: int,
+    number: int,
+    labels: Sequence[str],
+    folder: Path | None = None,
+) -> Subspace:
+    """Return the public directions of a frozen model; what it makes of the texts is read again from
+    ``folder`` where an earlier process has left it there.
+
+    Args:
+        model: of any family; whatever adapters it holds.
+        texts: public ones.
+        layers: of how many of its last layers embeddings are made.
+        number: of directions; 0: all that an embedding has, as they are.
+        labels: of a task, where a prompt names some.
+        folder: of files with embeddings of public texts; None: none is read or written.
+    """
+    if not number:
+        texts = texts[:1]
+    path = None if folder is None else folder / f"{_key(model, texts, layers, labels)}.npy"
+    if path is not None:
+        with suppress(OSError, ValueError):
+            return principal(torch.from_numpy(np.load(path, allow_pickle=False)), number)
+    vectors = text_vectors(model, texts, layers, labels)
+    if path is not None:
+        buffer = BytesIO()
+        np.save(buffer, vectors.numpy())
+        with suppress(OSError):  # a cache that cannot be written is no error
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_whole(path, buffer.getvalue(), 0o600)
+    return principal(vectors, number)
+
+
+def text_vectors(
+    model: LanguageModel, texts: Sequence[str], layers: int, labels: Sequence[str]
+) -> Tensor:
+    """Return the frozen model's unit vectors of public texts or names, ``(texts, size)``, float32;
+    ``labels``: of a task, where a prompt names some."""
+    encoded = model.encode([Example(text, labels[0]) for text in texts], labels)
+    return base_embeddings(model, encoded, layers)
+
+
+def texts_digest(texts: Sequence[str]) -> str:
+    """Return a digest of public texts, hexadecimal: sites of a sum must have the same."""
+    hashed = hashlib.sha256()
+    for text in texts:
+        hashed.update(hashlib.sha256(text.encode()).digest())
+    return hashed.hexdigest()
+
+
+def _key(model: LanguageModel, texts: Sequence[str], layers: int, labels: Sequence[str]) -> str:
+    frozen = {name: part for name, part in model.module.state_dict().items() if "lora_" not in name}
+    settings = texts_digest(texts), layers, tuple(labels)
+    return weights_name(frozen, "public texts", *settings)[:40]
