@@ -18,7 +18,7 @@ from deal_core.lora.adapter import Adapter, is_nonzero, live_rank, split, stack,
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
-from deal_core.methods import method_of, statistics_of
+from deal_core.methods import method_of, statistics_of, whole_heads
 from deal_core.models import FAMILIES, has_label_logits
 from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
 from deal_core.privacy.mechanisms.registry import mechanism_of
@@ -57,7 +57,8 @@ def export_adapter(
     files.heads.unlink(missing_ok=True)
     files.config.unlink(missing_ok=True)
     if state.heads:
-        heads = {task: np.ascontiguousarray(head.numpy()) for task, head in state.heads.items()}
+        whole = whole_heads(state)
+        heads = {task: np.ascontiguousarray(head.numpy()) for task, head in whole.items()}
         write_whole(files.heads, save(heads, {"format": "pt"}))
     if kind_of(experiment.adapter).map_behind is None:  # PEFT finds its layers in the base model
         peft_config(merged, experiment).save_pretrained(str(folder))

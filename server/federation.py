@@ -142,9 +142,9 @@ class Federation:
         return SecureRound(one, added, self._secure_legs).run(state, history, piggybacked)
 
     def _tasks_to_sum(self, step: Step, statistics: Statistics) -> dict[str, list[str]]:
-        """Return the tasks whose records are added up in a round, each to its clients. What is taken
-        once is taken when the last client has worked on the task; answers that are texts have no
-        sums."""
+        """Return the tasks whose records are added up in a round, each to its clients. What is
+        taken once is taken when the last client has worked on the task; answers that are texts
+        have no sums."""
         if statistics.once:
             tasks = self.plan.ended(step.stage)
         else:
@@ -160,7 +160,7 @@ class Federation:
         """What the server knows of class sums: what follows from public texts and names."""
         statistics = statistics_of(self._method())
         if not tasks or statistics is None:
-            return SumContext(deviation, {}, torch.zeros(0))
+            return SumContext(deviation, {}, None)
         subspace, layers = self._subspace, statistics.layers
         names = {
             task: subspace.project(
@@ -168,7 +168,7 @@ class Federation:
             )
             for task in tasks
         }
-        return SumContext(deviation, names, subspace.spread)
+        return SumContext(deviation, names, subspace)
 
     @cached_property
     def _subspace(self) -> Subspace:

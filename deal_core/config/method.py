@@ -189,9 +189,10 @@ class PrototypeConfig(Table):
     """Public directions in which records are added up: the strongest ones of public texts
     (``data.public_path``). In more directions a sum tells more of a record that is in it; 0: all
     that an embedding has, which no site gives (for comparisons in simulations)."""
-    noise_multiplier: float = Field(0.6, ge=0)
+    noise_multiplier: float = Field(0.61, ge=0)
     """Noise of a class sum over sites, in units of what one record adds at most, where no mechanism
-    says how much: 0.6 is epsilon 8.6 at delta 1e-5 for one sum. A site gives none with less."""
+    says how much: 0.61 is epsilon 7.9 at delta 1e-5 for a record and one task, against the server
+    and ``privacy.colluding`` of the sites. A site gives none with less."""
     covariance: Literal["none", "shared"] = "shared"
     """``none``: the nearest class mean; ``shared``: the nearest in the metric of one covariance
     within classes, over all tasks so far (linear discriminant analysis)."""

@@ -43,6 +43,7 @@ from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
 from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM
 from deal_core.methods.shared.mixed import under_all_labels
+from deal_core.methods.shared.prototypes import whole_heads
 from deal_core.methods.slao import make_slao
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
@@ -122,4 +123,5 @@ __all__ = [
     "statistics_of",
     "texts_at_once",
     "under_all_labels",
+    "whole_heads",
 ]

@@ -14,6 +14,7 @@ from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel, embedding_size
 from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
+from deal_core.training.public_subspace import Subspace
 from deal_core.wire.class_sums import GRAM_DIRECTIONS, SumShape
 from deal_core.wire.heads import ROUNDED_AT
 from deal_core.wire.instruction import LEARN
@@ -145,12 +146,12 @@ class SumContext:
     Attributes:
         deviation: standard deviation of the noise in each entry, in lengths of a vector.
         names: task to the vectors of its label names, ``(labels, size)``; of all tasks so far.
-        spread: variance of public texts in each direction, ``(size,)``.
+        subspace: the public directions in which records were added up; None: of no class sums.
     """
 
     deviation: float
     names: Mapping[str, Tensor]
-    spread: Tensor
+    subspace: Subspace | None
 
 
 @dataclass(frozen=True)

@@ -48,14 +48,26 @@ class Subspace:
 
     def project(self, vectors: Tensor) -> Tensor:
         """Return coordinates of embeddings, ``(texts, number)``, float32."""
-        return ((vectors.double() - self.centre) @ self.directions / self.radius).float()
+        return ((vectors.double() - self.centre) @ self.scaled).float()
 
-    def lifted(self, head: Tensor) -> Tensor:
-        """Return a head for whole embeddings, ``(..., size + 1)``, that scores them as ``head``,
-        ``(..., number + 1)``, scores their coordinates."""
-        weights = head[..., :-1].double() @ self.directions.T / self.radius
-        bias = head[..., -1].double() - weights @ self.centre
-        return torch.cat([weights, bias[..., None]], dim=-1).float()
+    @property
+    def scaled(self) -> Tensor:
+        """The directions, in units of length."""
+        return self.directions / self.radius
+
+
+def lifted(head: Tensor, centre: Tensor, scaled: Tensor) -> Tensor:
+    """Return a head for whole embeddings, ``(..., size + 1)``, that scores them as ``head``,
+    ``(..., number + 1)``, scores their coordinates.
+
+    Args:
+        head: weights and a bias.
+        centre: of a subspace.
+        scaled: its directions in units of length, ``(size, number)``.
+    """
+    weights = head[..., :-1].double() @ scaled.T
+    bias = head[..., -1].double() - weights @ centre
+    return torch.cat([weights, bias[..., None]], dim=-1).float()
 
 
 def principal(vectors: Tensor, number: int) -> Subspace:

@@ -14,6 +14,7 @@ from deal_core.config.method import PrototypeConfig
 from deal_core.lora.state import State
 from deal_core.methods.interface import Statistics, SumContext, Tensors
 from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, scatter, without_negative
+from deal_core.training.public_subspace import lifted
 
 SMALLEST = 1e-6
 """Mean eigenvalue that a covariance is taken to have at least: of equal texts it is 0."""
@@ -22,6 +23,10 @@ SCARCE = 0.2
 records is known in few directions, and in all others distances of means are mostly chance."""
 ABSENT = -1e9
 """Bias of a label that no client has shown, where heads answer alone: it is never the answer."""
+
+
+CENTRE, DIRECTIONS = "centre", "directions"
+"""Of the public subspace, beside the sums."""
 
 
 def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
@@ -56,7 +61,20 @@ def absorb(
     sums = dict(state.sums)
     for task, total in totals.items():
         sums |= {f"{name}/{task}": value for name, value in total.items()}
+    if known.subspace is not None:
+        sums |= {CENTRE: known.subspace.centre, DIRECTIONS: known.subspace.scaled}
     return replace(state, sums=sums, heads=heads(sums, known, config, named))
+
+
+def whole_heads(state: State) -> dict[str, Tensor]:
+    """Return the heads of a state as they score whole embeddings, ``(..., size + 1)``: what scores
+    coordinates in public directions is the same there."""
+    if DIRECTIONS not in state.sums:
+        return dict(state.heads)
+    return {
+        task: lifted(head, state.sums[CENTRE], state.sums[DIRECTIONS])
+        for task, head in state.heads.items()
+    }
 
 
 def heads(
@@ -130,7 +148,8 @@ def _covariance(count: Tensor, total: Tensor, gram: Tensor, known: SumContext) -
     within = without_negative(scatter(count, total[:, :measured], gram) / count.sum())
     if measured == size:
         return within
-    spread = known.spread.to(within.dtype)
+    assert known.subspace is not None
+    spread = known.subspace.spread
     scale = within.trace() / spread[:measured].sum()
     whole = torch.diag(scale * spread)
     whole[:measured, :measured] = within
