@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-from deal_core.lora.payload import COUNTS, LORA, PREFIX, PayloadError
+from deal_core.lora.payload import COUNTS, LORA, PREFIX, WORSE, PayloadError
 from deal_core.secure_sum.protocol_error import ProtocolError, UnpinnedPeer, UsedUpdate
 from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
 
@@ -39,6 +39,8 @@ FIELDS: dict[str, dict[str, str]] = {
         "correct": RIGHT,
         "correct_all": RIGHT_ALL,
         "examples": TESTS,
+        WORSE: "one bit: whether records that are held back are answered better without the class "
+        "means of others",
     },
     COUNTS: {
         "code": "whether the counts leave: a fixed word",

@@ -11,6 +11,7 @@ from client.received import Received
 from client.secure.counts import as_arrays, maskable_counts
 from client.state import folder_of, forget
 from client.status_reply import secure_reply
+from client.verdict import verdict
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import counts_in_sum
 
@@ -26,6 +27,9 @@ def evaluation_reply(received: Received) -> Message:
     state, instruction = wire.read_request(message, bench, DistilledStore(client.folder))
     if instruction.task:
         raise PayloadError("instruction: an evaluation is of no one task")
+    if bench.phase(instruction.phase).statistics is not None:
+        worse = verdict(bench, received.client_context(), state, instruction)
+        return wire.verdict_reply(message, worse)
     # Asked of every client, once, before a second stage. A site has a folder for each run.
     if instruction.stage < 0 and client.site is None:
         forget(folder_of(client.folder, ""))

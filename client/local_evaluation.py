@@ -72,7 +72,7 @@ def exact_counts(
     learnt = instruction.learnt if all_labels else None
     shares = {task: bench.task(task, client) for task in instruction.tasks}
     right = [
-        _right(bench, task, share, state, learnt, by_group, noised)
+        right_answers(bench, task, share, state, learnt, by_group, noised)
         for task, share in shares.items()
     ]
     texts = bench.experiment.data.generation  # their measure is a sum of shares
@@ -140,14 +140,14 @@ def rehearse_task(bench: Workbench, task: str) -> None:
         rehearse_embeddings(bench, labels, asks, bench.statistics.layers)
 
 
-def _right(
+def right_answers(
     bench: Workbench,
     task: str,
     share: ClientTask,
     state: State,
     learnt: Sequence[str] | None,
-    by_group: bool,
-    alone: bool,
+    by_group: bool = False,
+    alone: bool = False,
 ) -> tuple[float, float]:
     """Return how many answers are right among the task's own labels, and among those of all tasks
     ``learnt`` as well (0 where that is None: not asked about); not counted again while nothing that

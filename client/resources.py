@@ -58,6 +58,8 @@ class ClientTask:
     train: Sequence[Encoded]
     test: Sequence[Encoded]
     cache: Cache
+    held: Sequence[Encoded] = ()
+    """Training examples that are held back: nothing is learnt from them, and no sum has them."""
     record_ids: Sequence[RecordId] = ()
     """Which record each training example is."""
     train_groups: Sequence[int] = ()
@@ -74,6 +76,8 @@ def group_numbers(examples: Sequence[Example]) -> list[int]:
     return [] if "" in known else numbers
 
 
+HELD_BACK = 10
+"""One training record in so many is held back where class means are checked with it."""
 PROBE_TEXTS = (
     "The first of two texts on which nothing depends.",
     "Another one.",
@@ -254,16 +258,27 @@ class Workbench:
         if (task, client) not in self._tasks:
             share = self._own(task, client)
             asks = share.labels, self.instruction(task)
+            every = HELD_BACK if self._holds_back and share.labels else 0
+            held = share.train[::every] if every else ()
+            rows = [row for row in range(len(share.train)) if not every or row % every]
+            train = [share.train[row] for row in rows]
             self._tasks[task, client] = ClientTask(
                 share.labels,
-                self.model.encode(share.train, *asks),
+                self.model.encode(train, *asks),
                 self.model.encode(share.test, *asks),
                 Cache(),
-                [RecordId(task, row) for row in range(len(share.train))],
-                group_numbers(share.train),
+                self.model.encode(held, *asks),
+                [RecordId(task, row) for row in rows],
+                group_numbers(train),
                 group_numbers(share.test),
             )
         return self._tasks[task, client]
+
+    @property
+    def _holds_back(self) -> bool:
+        """Whether records are held back, to see what class means beside names are worth."""
+        statistics = self.statistics
+        return statistics is not None and statistics.names > 0 and self.mechanism.unit is None
 
     def vectors(
         self, share: ClientTask, part: Literal["train", "test"], statistics: Statistics

@@ -21,6 +21,7 @@ from deal_core.lora.payload import (
     HEADS,
     LORA,
     RESIDUAL,
+    WORSE,
     PayloadError,
     Template,
 )
@@ -213,5 +214,12 @@ def _reply(
 def evaluation_reply(message: Message, counts: Counts) -> Message:
     """Counts per task, in the order of the request."""
     metrics = MetricRecord({name: list(values) for name, values in counts.items()})
+    content = RecordDict({STATUS: ConfigRecord({"code": "ok"}), METRICS: metrics})
+    return Message(content, reply_to=message)
+
+
+def verdict_reply(message: Message, worse: bool) -> Message:
+    """Return the reply with what a site thinks of class means."""
+    metrics = MetricRecord({WORSE: int(worse)})
     content = RecordDict({STATUS: ConfigRecord({"code": "ok"}), METRICS: metrics})
     return Message(content, reply_to=message)

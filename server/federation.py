@@ -56,6 +56,7 @@ from server.secure.round import SecureRound
 from server.state_change import reason_of, sendable
 from server.statistics_sum import StatisticsSum
 from server.update_sum import UpdateSum
+from server.verdicts import found_worse
 
 STOPS = (UserError, torch.OutOfMemoryError)
 """What ends a run, though linear algebra raises its like."""
@@ -139,7 +140,22 @@ class Federation:
             added = UpdateSum(one, one.rule(history))
         else:
             return one.run(state, history, piggybacked)
-        return SecureRound(one, added, self._secure_legs).run(state, history, piggybacked)
+        secure = SecureRound(one, added, self._secure_legs)
+        after, history = secure.run(state, history, piggybacked)
+        return self._useful(step, phase, state, after), history
+
+    def _useful(self, step: Step, phase: Phase, before: State, after: State) -> State:
+        """Return the state after a round, or the one before where most clients say that the class
+        means which are new in it make answers worse."""
+        statistics, new = phase.statistics, after.heads.keys() - before.heads.keys()
+        alone = statistics is None or not statistics.names
+        if alone or not new or self.experiment.privacy.mechanism != "none":
+            return after
+        tasks = [task for task in self.plan.tasks if task in new]
+        if not found_worse(self.exchange, step, after, tasks):
+            return after
+        self.exchange.event("class_means_rejected", step, tasks=tasks)
+        return before
 
     def _tasks_to_sum(self, step: Step, statistics: Statistics) -> dict[str, list[str]]:
         """Return the tasks whose records are added up in a round, each to its clients. What is

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from deal_core.aggregation import ClientUpdate
 from deal_core.lora.adapter import live_rank, padded, split
-from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, PayloadError
+from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, WORSE, PayloadError
 from deal_core.lora.state import State
 from deal_core.methods.shared.class_sums import MOST_EXAMPLES
 from deal_core.secure_sum.protocol_error import ProtocolError, UsedUpdate
@@ -253,6 +253,22 @@ def read_counts(
     content = _contents(message, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
     return _counts(_fields(content.metric_records, "metrics", set(names)), tasks, names, shares)
+
+
+def read_verdict(message: Message) -> bool:
+    """Return what a client thinks of class means.
+
+    Raises:
+        PayloadError: an error code, or no bit.
+        ClientSkipped: the client keeps it to itself.
+    """
+    _require_part(message, NO_COUNTS)
+    content = _contents(message, {"status", "metrics"})
+    _fields(content.config_records, "status", {"code"})
+    worse = _fields(content.metric_records, "metrics", {WORSE})[WORSE]
+    if isinstance(worse, bool) or worse not in (0, 1):
+        raise PayloadError("worse: no bit")
+    return bool(worse)
 
 
 def read_counts_beside(

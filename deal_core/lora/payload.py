@@ -30,7 +30,9 @@ COUNTS = "counts"
 HEADS = "heads"
 """Record of the label heads that a client answers with: a task each."""
 SUMS = "sums"
-"""Record of a client's statistics, in the place of an update."""
+"""Part of a checkpoint: what clients' sums add up to."""
+WORSE = "worse"
+"""Figure: whether a client's own records are answered better without class means."""
 PREFIX = "base_model.model."
 
 Arrays = dict[str, NDArray[np.float32]]
