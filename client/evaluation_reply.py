@@ -14,6 +14,7 @@ from client.status_reply import secure_reply
 from client.verdict import verdict
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import counts_in_sum
+from deal_core.wire.instruction import LEARN
 
 
 def evaluation_reply(received: Received) -> Message:
@@ -27,7 +28,7 @@ def evaluation_reply(received: Received) -> Message:
     state, instruction = wire.read_request(message, bench, DistilledStore(client.folder))
     if instruction.task:
         raise PayloadError("instruction: an evaluation is of no one task")
-    if bench.phase(instruction.phase).statistics is not None:
+    if instruction.phase != LEARN:
         worse = verdict(bench, received.client_context(), state, instruction)
         return wire.verdict_reply(message, worse)
     # Asked of every client, once, before a second stage. A site has a folder for each run.

@@ -73,22 +73,21 @@ def class_sums(
         gradients: adds it up, and says which records may be read.
         tasks: the records, of several tasks; none: of one, those of ``gradients``.
     """
-    started, model = time.monotonic(), bench.experiment.model
+    started, size = time.monotonic(), statistics.size(bench.experiment.model)
     found: dict[str, NDArray[Any]] = {}
     for place, task in enumerate(instruction.tasks or (instruction.task,)):
         labels = bench.labels(task)
-        shape = statistics.sum_shape(len(labels), model)
         own = gradients
         if tasks:
             assert isinstance(gradients, NoisySum)  # under no mechanism
             records = [RecordId(task, row) for row in range(len(tasks[place].data))]
             own = replace(gradients, data=tasks[place].data, record_ids=records)
         rehearse_embeddings(bench, labels, bench.instruction(task), statistics.layers)
-        vectors, share = torch.zeros(0, shape.size), bench.task(task, client)
+        vectors, share = torch.zeros(0, size), bench.task(task, client)
         if len(own.data):
             vectors = bench.vectors(share, "train", statistics)
         targets = torch.tensor([item.target for item in own.data], dtype=torch.long)
-        found[f"{place}.{CLASS_SUMS}"] = own.class_sums(vectors, targets, shape)
+        found[f"{place}.{CLASS_SUMS}"] = own.class_sums(vectors, targets, len(labels))
     return LocalUpdate(found, {"num_examples": 1.0, "seconds": time.monotonic() - started})
 
 

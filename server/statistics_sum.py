@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from deal_core.aggregation import Aggregate
 from deal_core.config.experiment import Experiment
 from deal_core.lora.state import State
-from deal_core.methods import COUNT, GRAM, SUM, Statistics, SumContext, Tensors
+from deal_core.methods import COUNT, SUM, Statistics, SumContext, Tensors
+from deal_core.privacy.mechanisms.noisy_class_sums import COUNT_WEIGHT
 from deal_core.privacy.mechanisms.noisy_sum import grid_step
 from deal_core.privacy.mechanisms.shares import class_sum_noise
 from deal_core.secure_sum.layout import Layout
@@ -72,12 +75,10 @@ class StatisticsSum:
             if len(set(clients) & set(given)) < LEAST_SITES:
                 self.round.exchange.event("sums_left_out", self.round.step, task=task)
             elif self.statistics.exact is None:
-                totals[task] = self._class_sums(sums[f"{place}.{CLASS_SUMS}"], task)
+                totals[task] = self._class_sums(sums[f"{place}.{CLASS_SUMS}"])
             else:
                 totals[task] = self._exact(sums, f"{place}.")
-        known = [key.partition("/")[2] for key in state.sums if key.startswith(f"{COUNT}/")]
-        tasks = list(dict.fromkeys((*known, *totals)))
-        context = self.context([] if self.statistics.exact else tasks, deviation)
+        context = self.context([] if self.statistics.exact else list(totals), deviation)
         return self.statistics.absorb(state, totals, context), None
 
     def _exact(self, sums: Sums, place: str) -> Tensors:
@@ -90,23 +91,19 @@ class StatisticsSum:
         self.statistics.exact.check(own)
         return own
 
-    def _class_sums(self, numbers: object, task: str) -> Tensors:
-        """Counts, sums and the Gram matrix, in units of vectors, of whole numbers on the grid."""
-        shape = self.statistics.sum_shape(self.labels[task], self._config.model)
-        bound = self._config.privacy.max_grad_norm
-        unit = grid_step(bound) * shape.length / bound
-        count, total, gram = shape.split(unit * torch.as_tensor(numbers).double())
-        found = {COUNT: count, SUM: total}
-        return found if gram is None else {**found, GRAM: gram}
+    def _class_sums(self, numbers: NDArray[Any]) -> Tensors:
+        """Counts and sums, in units of vectors, of whole numbers on the grid."""
+        grid = grid_step(self._config.privacy.max_grad_norm)
+        values = grid * torch.from_numpy(numbers).double()
+        return {COUNT: values[:, -1] / COUNT_WEIGHT, SUM: values[:, :-1]}
 
     def _deviation(self, members: int) -> float:
-        """Standard deviation of the noise of all sites, in each entry, in lengths of a vector."""
+        """Standard deviation of the noise of all sites, in each entry."""
         if self.statistics.exact is not None:
             return 0.0
-        length = self.statistics.sum_shape(1, self._config.model).length
-        tasks = len(self.round.plan.tasks)
-        multiplier, shares = class_sum_noise(self._config, self.statistics, members, tasks)
-        return multiplier * length * math.sqrt(members / shares)
+        config, tasks = self._config, len(self.round.plan.tasks)
+        multiplier, shares = class_sum_noise(config, self.statistics, members, tasks)
+        return multiplier * config.privacy.max_grad_norm * math.sqrt(members / shares)
 
     @property
     def _config(self) -> Experiment:

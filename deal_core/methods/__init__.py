@@ -41,7 +41,7 @@ from deal_core.methods.olora import make_olora
 from deal_core.methods.prototype import make_prototype
 from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
-from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM
+from deal_core.methods.shared.class_sums import COUNT, SUM
 from deal_core.methods.shared.mixed import under_all_labels
 from deal_core.methods.shared.prototypes import whole_heads
 from deal_core.methods.slao import make_slao
@@ -96,7 +96,6 @@ def method_of(experiment: Experiment) -> Method:
 __all__ = [
     "COUNT",
     "FEWEST_IN_SUM",
-    "GRAM",
     "KEEP_TEXTS",
     "METHODS",
     "RULES",

@@ -15,7 +15,6 @@ from deal_core.models import Encoded, LanguageModel, embedding_size
 from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
 from deal_core.training.public_subspace import Subspace
-from deal_core.wire.class_sums import GRAM_DIRECTIONS, SumShape
 from deal_core.wire.heads import ROUNDED_AT
 from deal_core.wire.instruction import LEARN
 from deal_core.wire.secure_layout import CLASS_SUMS
@@ -177,14 +176,13 @@ class Statistics:
 
     Attributes:
         absorb: server: the state, task to the sums over clients, and what is known of them -> the
-            state after the round. Class sums are ``count``, ``sum`` and, with ``gram``, that.
+            state after the round. Class sums are ``count`` and ``sum``.
         once: sums of a task are taken once in a run; otherwise in every round.
         layers: of how many of the base model's last layers embeddings are made.
         directions: public directions in which records are added up
             (:mod:`deal_core.training.public_subspace`); 0: all of an embedding.
         noise_multiplier: noise of class sums where no mechanism says how much, in largest parts of
             a record.
-        gram: whether class sums have a Gram matrix.
         names: what scores of label names by the adapted model weigh beside those of heads; 0:
             heads answer alone.
         head_rows: rows that a label has in its task's head, 1 or 2; see
@@ -198,7 +196,6 @@ class Statistics:
     layers: int = 1
     directions: int = 0
     noise_multiplier: float = 0.0
-    gram: bool = True
     names: float = 0.0
     head_rows: int = 1
     round_heads: bool = False
@@ -222,13 +219,7 @@ class Statistics:
         """Return name to shape of what a client gives of a task with so many labels."""
         if self.exact is not None:
             return self.exact.shapes(labels, self.size(model))
-        return {CLASS_SUMS: (self.sum_shape(labels, model).entries,)}
-
-    def sum_shape(self, labels: int, model: ModelConfig) -> SumShape:
-        """Return what class sums of a task with so many labels are made of."""
-        size = self.size(model)
-        own = min(GRAM_DIRECTIONS, size) if self.directions else size
-        return SumShape(labels, size, own if self.gram else 0)
+        return {CLASS_SUMS: (labels, self.size(model) + 1)}
 
 
 @dataclass(frozen=True)

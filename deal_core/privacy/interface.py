@@ -21,7 +21,6 @@ from deal_core.privacy.policy import Policy
 from deal_core.privacy.policy import Refusal as Refusal
 from deal_core.training.gradients import Gradients
 from deal_core.training.objective import Objective
-from deal_core.wire.class_sums import SumShape
 
 log = logging.getLogger(__name__)
 
@@ -178,14 +177,14 @@ class GradientSum(Protocol):
     def total(self, module: nn.Module, objective: Objective) -> Mapping[str, NDArray[Any]]:
         """Return key of each trained factor to its sum, in whole numbers."""
 
-    def class_sums(self, vectors: Tensor, targets: Tensor, shape: SumShape) -> NDArray[Any]:
-        """Return sums of vectors by label, their counts and their Gram matrix, ``(entries,)``, in
-        whole numbers: :class:`~deal_core.wire.class_sums.SumShape`.
+    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[Any]:
+        """Return sums of embeddings by label and, in the last column, counts, ``(labels, size +
+        1)``, in whole numbers.
 
         Args:
-            vectors: of the data, ``(examples, size)``.
+            embeddings: of the data, ``(examples, size)``.
             targets: their labels, ``(examples,)``.
-            shape: what is added up.
+            labels: how many there are.
         """
 
     @property

@@ -1,6 +1,6 @@
-"""Label heads from class sums: nearest class mean, or linear discriminant analysis with a
-covariance within classes, of all tasks and of each. Source: docs/method.md, (M40), (M62) to (M65),
-(M67)."""
+"""Label heads from class sums: the nearest class mean, in the metric of public texts or as it is;
+or, from exact sums, linear discriminant analysis with a covariance within classes, of all tasks and
+of each. Source: docs/method.md, (M40), (M62) to (M67)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,19 @@ from torch import Tensor
 
 from deal_core.config.method import PrototypeConfig
 from deal_core.lora.state import State
-from deal_core.methods.interface import Statistics, SumContext, Tensors
-from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, scatter, without_negative
+from deal_core.methods.interface import ExactSums, Statistics, SumContext, Tensors
+from deal_core.methods.shared.class_sums import (
+    COUNT,
+    GRAM,
+    SUM,
+    check,
+    collect,
+    filled,
+    scatter,
+    shapes,
+    symmetric,
+    without_negative,
+)
 from deal_core.training.public_subspace import lifted
 
 SMALLEST = 1e-6
@@ -36,34 +47,76 @@ def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
         config: what is added up, and how heads are made of it.
         names: weight of label names' scores beside those of class means.
     """
-    covariance = config.covariance == "shared"
+    if config.covariance == "shared":
+        exact = ExactSums(shapes, collect, check)
+        return Statistics(
+            absorb=lambda state, totals, known: absorb_exact(state, totals, config, names > 0),
+            once=True,
+            layers=config.layers,
+            names=names,
+            head_rows=2 if config.own_covariance > 0 else 1,
+            round_heads=True,
+            exact=exact,
+        )
     return Statistics(
-        absorb=lambda state, totals, known: absorb(state, totals, known, config, names > 0),
+        absorb=lambda state, totals, known: absorb(state, totals, known, config),
         once=True,
         layers=config.layers,
         directions=config.directions,
         noise_multiplier=config.noise_multiplier,
-        gram=covariance,
         names=names,
-        head_rows=2 if covariance and config.own_covariance > 0 else 1,
         round_heads=True,
     )
 
 
 def absorb(
-    state: State,
-    totals: Mapping[str, Tensors],
-    known: SumContext,
-    config: PrototypeConfig,
-    named: bool = False,
+    state: State, totals: Mapping[str, Tensors], known: SumContext, config: PrototypeConfig
 ) -> State:
-    """Server: keep the sums of a round, and make all heads anew: see :func:`heads`."""
+    """Server: make the heads of tasks from their noisy class sums."""
+    assert known.subspace is not None
+    spread = known.subspace.spread if config.covariance == "public" else None
+    made = {
+        task: noised_head(
+            total[COUNT], total[SUM], known.names[task], known.deviation, spread, config
+        )
+        for task, total in totals.items()
+    }
     sums = dict(state.sums)
-    for task, total in totals.items():
-        sums |= {f"{name}/{task}": value for name, value in total.items()}
-    if known.subspace is not None:
+    if config.directions:
         sums |= {CENTRE: known.subspace.centre, DIRECTIONS: known.subspace.scaled}
-    return replace(state, sums=sums, heads=heads(sums, known, config, named))
+    return replace(state, heads={**state.heads, **made}, sums=sums)
+
+
+def noised_head(
+    count: Tensor,
+    total: Tensor,
+    names: Tensor,
+    deviation: float,
+    spread: Tensor | None,
+    config: PrototypeConfig,
+) -> Tensor:
+    """Return the head of a task, ``(labels, size + 1)``, float32: (M62), (M67).
+
+    Args:
+        count: records of each label, with noise, ``(labels,)``.
+        total: sum of vectors of each label, with noise, ``(labels, size)``.
+        names: vectors of the labels' names, ``(labels, size)``.
+        deviation: of the noise in each entry, in lengths of a vector.
+        spread: variance of public texts in each direction, ``(size,)``; None: one for all.
+        config: ridge, and how many records a name counts as.
+    """
+    prior = config.names_noise * deviation
+    means = (total + prior * names.to(total.dtype)) / (count.clamp(min=1.0) + prior)[:, None]
+    means = torch.where(count[:, None] + prior > 0, means, names.to(total.dtype))
+    if spread is None:
+        return torch.cat([means, -0.5 * means.square().sum(dim=1, keepdim=True)], dim=1).float()
+    metric = spread + float(config.ridge) * spread.mean()
+    weights = means / metric
+    records = (count + prior).clamp(min=1.0)
+    error = count.clamp(min=0.0) * (spread / metric).sum() + deviation**2 * (1 / metric).sum()
+    lost = 0.5 * error / records.square()  # (M65)
+    bias = config.few_records * lost - 0.5 * (weights * means).sum(dim=1)
+    return torch.cat([weights, bias[:, None]], dim=1).float()
 
 
 def whole_heads(state: State) -> dict[str, Tensor]:
@@ -77,58 +130,56 @@ def whole_heads(state: State) -> dict[str, Tensor]:
     }
 
 
+def absorb_exact(
+    state: State, totals: Mapping[str, Tensors], config: PrototypeConfig, named: bool = False
+) -> State:
+    """Server: keep the exact sums of a round, and make all heads anew: see :func:`heads`."""
+    sums = dict(state.sums)
+    for task, total in totals.items():
+        sums |= {f"{name}/{task}": value for name, value in total.items()}
+    return replace(state, sums=sums, heads=heads(sums, config, named))
+
+
 def heads(
-    sums: Mapping[str, Tensor], known: SumContext, config: PrototypeConfig, named: bool = False
+    sums: Mapping[str, Tensor], config: PrototypeConfig, named: bool = False
 ) -> dict[str, Tensor]:
     """Return task to its head, float32: (M40), ``(labels, size + 1)``; with a covariance of each
     task's own (M63), ``(labels, 2, size + 1)``.
 
     Args:
-        sums: ``count/TASK`` ``(labels,)``, ``sum/TASK`` ``(labels, size)`` and, for a covariance,
-            ``gram/TASK`` ``(directions, directions)``, of the first entries.
-        known: noise in them, names of labels, and what public texts are like.
+        sums: ``count/TASK`` ``(labels,)``, ``sum/TASK`` ``(labels, size)`` and ``gram/TASK``, its
+            upper triangle, of each task.
         config: which covariances, and their ridge.
         named: names of labels answer beside heads, and can answer with a label without records.
     """
     prefix = f"{COUNT}/"
     tasks = [key.removeprefix(prefix) for key in sums if key.startswith(prefix)]
-    if not tasks:
+    classes = {task: (sums[f"{COUNT}/{task}"], sums[f"{SUM}/{task}"]) for task in tasks}
+    if not classes:
         return {}
-    counts = {task: _records(sums[prefix + task], known) for task in tasks}
-    totals = {task: sums[f"{SUM}/{task}"] for task in tasks}
-    means = {task: _means(counts[task], totals[task], known, task, config) for task in tasks}
-    count, total = torch.cat(list(counts.values())), torch.cat(list(totals.values()))
-    shared = None
-    if config.covariance == "shared":
-        gram = torch.stack([sums[f"{GRAM}/{task}"] for task in tasks]).sum(dim=0)
-        shared = _covariance(count, total, gram, known)
-    all_means = torch.cat(list(means.values()))
-    rows = _without_common(_rows(count, all_means, shared, known, config, named))
-    parts = torch.split(rows, [len(own) for own in counts.values()])
-    found = dict(zip(tasks, parts, strict=True))
-    if shared is not None and config.own_covariance > 0:
-        for task in tasks:
-            own = _covariance(counts[task], totals[task], sums[f"{GRAM}/{task}"], known)
+    count, total = (torch.cat(parts) for parts in zip(*classes.values(), strict=True))
+    means = {task: _means(*own, named) for task, own in classes.items()}
+    grams = [sums[f"{GRAM}/{task}"] for task in tasks]
+    shared = _covariance(count, total, torch.stack(grams).sum(dim=0))
+    rows = _without_common(_rows(count, torch.cat(list(means.values())), shared, config, named))
+    parts = torch.split(rows, [len(own) for own, _ in classes.values()])
+    found = dict(zip(classes, parts, strict=True))
+    if config.own_covariance > 0:
+        for task, (own_count, own_total) in classes.items():
+            own = _covariance(own_count, own_total, sums[f"{GRAM}/{task}"])
             mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
-            second = _rows(counts[task], means[task], mixed, known, config, named)
-            found[task] = torch.stack([found[task], _without_common(second)], dim=1)
+            second = _without_common(_rows(own_count, means[task], mixed, config, named))
+            found[task] = torch.stack([found[task], second], dim=1)
     return {task: head.float() for task, head in found.items()}
 
 
-def _records(count: Tensor, known: SumContext) -> Tensor:
-    """Return numbers of records: of noised ones, at least 1."""
-    return count.clamp(min=1.0) if known.deviation else count.round()
-
-
-def _means(
-    count: Tensor, total: Tensor, known: SumContext, task: str, config: PrototypeConfig
-) -> Tensor:
-    """Return class means, ``(labels, size)``: (M62). A label's name counts as some records for each
-    deviation of the noise; a label without any has the vector of its name."""
-    names = known.names[task].to(total.dtype)
-    prior = config.names_noise * known.deviation
-    records = count[:, None] + prior
-    return torch.where(records > 0, (total + prior * names) / records.clamp(min=SMALLEST), names)
+def _means(count: Tensor, total: Tensor, named: bool) -> Tensor:
+    """Return class means, ``(labels, size)``. A label without records has that of all records of
+    its task, where names can answer with it: nothing speaks for it, and little against it."""
+    means = total / filled(count)[:, None]
+    if named:
+        means[count == 0] = total.sum(dim=0) / filled(count.sum())
+    return means
 
 
 def _without_common(rows: Tensor) -> Tensor:
@@ -141,44 +192,28 @@ def _without_common(rows: Tensor) -> Tensor:
     return torch.where(shown[:, None], centred, rows)
 
 
-def _covariance(count: Tensor, total: Tensor, gram: Tensor, known: SumContext) -> Tensor:
-    """Return a covariance within classes, ``(size, size)``: (M67). Beyond the directions of the
-    Gram matrix it is diagonal, that of public texts, on the scale of what was measured."""
-    size, measured = total.shape[1], len(gram)
-    within = without_negative(scatter(count, total[:, :measured], gram) / count.sum())
-    if measured == size:
-        return within
-    assert known.subspace is not None
-    spread = known.subspace.spread
-    scale = within.trace() / spread[:measured].sum()
-    whole = torch.diag(scale * spread)
-    whole[:measured, :measured] = within
-    return whole
+def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
+    """Covariance within classes, ``(size, size)``, of the upper triangle of a Gram matrix."""
+    within = scatter(count, total, symmetric(gram, total.shape[1])) / count.sum()
+    return without_negative(within)
 
 
 def _rows(
-    count: Tensor,
-    means: Tensor,
-    within: Tensor | None,
-    known: SumContext,
-    config: PrototypeConfig,
-    named: bool,
+    count: Tensor, means: Tensor, within: Tensor | None, config: PrototypeConfig, named: bool
 ) -> Tensor:
     """Return weights and biases, ``(labels, size + 1)``, float64; ``within``: the covariance in
     whose metric class means are compared, None: none."""
     weights, lost = means, torch.zeros_like(count)
     if within is not None:
         size = len(within)
-        scarce = (SCARCE * size / float(count.sum().clamp(min=1.0))) ** 2
+        scarce = (SCARCE * size / float(filled(count.sum()))) ** 2
         ridge = max(float(config.ridge), scarce)
         added = ridge * (within.trace() / size).clamp(min=SMALLEST)
         metric = within + added * torch.eye(size, dtype=within.dtype)
-        inverse = torch.linalg.inv(metric)
-        weights = means @ inverse
-        records = (count + config.names_noise * known.deviation).clamp(min=1.0)
-        error = count * (inverse @ within).trace() + known.deviation**2 * inverse.trace()
-        lost = 0.5 * error / records.square()  # (M65)
-        lost = torch.where(count > 0, lost, 0.0)
+        factored = torch.linalg.lu_factor(metric)
+        weights = torch.linalg.lu_solve(*factored, means.T).T
+        spread = 0.5 * torch.linalg.lu_solve(*factored, within).trace()
+        lost = torch.where(count > 0, spread / filled(count).clamp(min=1.0), 0.0)  # (M65)
     bias = config.few_records * lost - 0.5 * (weights * means).sum(dim=1)
     if not named:
         bias[count == 0] = ABSENT

@@ -39,7 +39,6 @@ from deal_core.privacy.interface import (
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum, grid_step
 from deal_core.privacy.mechanisms.shares import shares_of
 from deal_core.training.objective import Objective
-from deal_core.wire.class_sums import SumShape
 
 Total = Mapping[str, NDArray[Any]]
 Place = tuple[str, str, int, int]
@@ -142,7 +141,7 @@ class WatchedSum:
         self.see(total, self.inner)
         return total
 
-    def class_sums(self, vectors: Tensor, targets: Tensor, shape: SumShape) -> NDArray[Any]:
+    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[Any]:
         """Sums of embeddings have no gradients to plant anything in.
 
         Raises:

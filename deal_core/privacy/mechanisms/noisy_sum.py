@@ -36,7 +36,6 @@ from deal_core.privacy.mechanisms.sampled_units import (
     require_drawn,
 )
 from deal_core.training.objective import Objective
-from deal_core.wire.class_sums import SumShape
 
 GRID_BITS = 16
 """A clipping bound is ``2^16`` steps of the grid."""
@@ -96,24 +95,23 @@ class NoisySum:
             for key, shape in shapes.items()
         }
 
-    def class_sums(self, vectors: Tensor, targets: Tensor, shape: SumShape) -> NDArray[np.int64]:
-        """Return noisy sums of vectors by label, their counts and their Gram matrix,
-        ``(shape.entries,)``, in steps of the grid:
-        :mod:`~deal_core.privacy.mechanisms.noisy_class_sums`.
+    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[np.int64]:
+        """Return noisy sums of embeddings by label and, in the last column, counts, ``(labels,
+        size + 1)``, in steps of the grid: :mod:`~deal_core.privacy.mechanisms.noisy_class_sums`.
 
         Args:
-            vectors: of the data, ``(examples, size)``.
+            embeddings: of the data, ``(examples, size)``.
             targets: their labels, ``(examples,)``.
-            shape: what is added up.
+            labels: how many there are.
 
         Raises:
             UnsafeModel: the batch is no sample of the rate that is charged.
         """
-        batch, entries = self._batch(), (shape.entries,)
-        bound = clipping_bound(self.max_grad_norm, shape.entries, GRID_BITS)
+        batch, shape = self._batch(), (labels, embeddings.shape[1] + 1)
+        bound = clipping_bound(self.max_grad_norm, math.prod(shape), GRID_BITS)
         step = grid_step(self.max_grad_norm)
-        total = clipped_class_sums(vectors, targets, shape, batch, self.groups, bound, step)
-        return _numbers(total, entries) + self._share(entries)
+        total = clipped_class_sums(embeddings, targets, labels, batch, self.groups, bound, step)
+        return _numbers(total, shape) + self._share(shape)
 
     def _batch(self) -> list[int]:
         """Return a sample of the data, checked."""
