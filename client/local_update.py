@@ -107,8 +107,9 @@ def require_allowed(
     """
     site = client_context.site
     require_policy(bench.experiment, site.policy)
-    if bench.phase(instruction.phase).statistics is not None:
-        require_sums(bench.experiment, bench.mechanism, site)
+    statistics = bench.phase(instruction.phase).statistics
+    if statistics is not None:
+        require_sums(bench.experiment, statistics, site)
     check_training(instruction, bench, site.policy)
 
 

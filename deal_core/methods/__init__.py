@@ -33,6 +33,7 @@ from deal_core.methods.interface import (
     phases_after,
     phases_of,
     statistics_of,
+    sums_beside_learning,
 )
 from deal_core.methods.linear_probe import make_linear_probe
 from deal_core.methods.lwf import make_lwf
@@ -120,6 +121,7 @@ __all__ = [
     "phases_of",
     "resolve_auto",
     "statistics_of",
+    "sums_beside_learning",
     "texts_at_once",
     "under_all_labels",
     "whole_heads",

@@ -43,7 +43,10 @@ def _prototype(experiment: Experiment) -> PrototypeConfig:
     """Return those of class means: ``deal`` has them where sums can leave under masks."""
     asked, encoder = experiment.method.prototype, has_label_logits(experiment.model)
     clients = len(experiment.federation.sites) or experiment.federation.clients
-    fits = clients >= FEWEST_IN_SUM and _plain(experiment) and not texts_at_once(experiment)
+    mechanism, schedule = experiment.privacy.mechanism, experiment.stream.schedule
+    noised = mechanism == "record" and schedule == "synchronous"
+    hidden = mechanism == "none" or noised
+    fits = clients >= FEWEST_IN_SUM and hidden and not texts_at_once(experiment)
     decided = {
         "enabled": "on" if fits else "off",
         "names": 0.5 if encoder else 1.0,

@@ -280,6 +280,15 @@ def statistics_of(method: Method) -> Statistics | None:
     return next((each.statistics for each in method.phases if each.statistics is not None), None)
 
 
+def sums_beside_learning(method: Method) -> bool:
+    """Return whether class sums are taken in a phase of their own, after what is learnt."""
+    return any(
+        each.statistics is not None and each.statistics.exact is None
+        for each in method.phases
+        if each.name != LEARN
+    )
+
+
 class Method(Protocol):
     """A method reads no data on the server, and sends nothing but adapters, or the sums that it
     declares, from a client."""

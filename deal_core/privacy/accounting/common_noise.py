@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.methods import method_of, sums_beside_learning
 from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
 from deal_core.privacy.accounting.ledger_event import SET_ASIDE
 from deal_core.privacy.accounting.plan import evaluations, solve_noise_multiplier
@@ -37,15 +38,50 @@ def common_noise_multiplier(experiment: Experiment, tasks: int) -> float:
         )
     noised = privacy.metrics == "noised"
     counts = evaluations(experiment, tasks) if noised else 0
-    steps = experiment.federation.rounds * (1 if privacy.disjoint_tasks else tasks)
+    times = 1 if privacy.disjoint_tasks else tasks
     return _solved(
         privacy.sample_rate or 1.0,
-        steps,
+        experiment.federation.rounds * times,
+        times,
         counts,
         privacy.metrics_noise,
         privacy.target_epsilon * (1 - ROOM),
         privacy.target_delta,
+        sums_noise_multiplier(experiment, tasks),
     )
+
+
+SUMS_SHARE = 0.5
+"""Of the target epsilon that class sums beside learning may cost, taken by themselves."""
+NOMINAL_DELTA = 1e-5
+"""Where an experiment names no delta; it decides how much noise there is, not what it costs."""
+
+
+def sums_noise_multiplier(experiment: Experiment, tasks: int) -> float:
+    """Return the multiplier of class sums that are taken beside learning: it follows from the
+    experiment alone. 0: there are none.
+
+    Args:
+        experiment: target epsilon and delta.
+        tasks: of the run.
+
+    Raises:
+        NoFeasibleNoise: no multiplier that is of use fits.
+    """
+    privacy = experiment.privacy
+    if not sums_beside_learning(method_of(experiment)):
+        return 0.0
+    sums = 1 if privacy.disjoint_tasks else tasks
+    budget = SUMS_SHARE * privacy.target_epsilon
+    return _of_sums(sums, budget, privacy.target_delta or NOMINAL_DELTA)
+
+
+@lru_cache(maxsize=64)
+def _of_sums(sums: int, epsilon: float, delta: float) -> float:
+    def epsilon_with(noise_multiplier: float) -> float:
+        return epsilon_of([DpEvent(1.0, noise_multiplier, sums)], (1 - SET_ASIDE) * delta)
+
+    return solve_noise_multiplier(epsilon_with, epsilon)
 
 
 ROOM = 1e-3
@@ -54,11 +90,19 @@ ROOM = 1e-3
 
 @lru_cache(maxsize=64)
 def _solved(
-    rate: float, steps: int, counts: int, metrics_noise: float, epsilon: float, delta: float
+    rate: float,
+    steps: int,
+    sums: int,
+    counts: int,
+    metrics_noise: float,
+    epsilon: float,
+    delta: float,
+    sums_noise: float,
 ) -> float:
     def epsilon_with(noise_multiplier: float) -> float:
         spent = [DpEvent(rate, noise_multiplier, steps)]
         spent += [DpEvent(1.0, metrics_noise, counts)] if counts else []
+        spent += [DpEvent(1.0, sums_noise, sums)] if sums_noise else []
         return epsilon_of(spent, (1 - SET_ASIDE) * delta)
 
     return solve_noise_multiplier(epsilon_with, epsilon)

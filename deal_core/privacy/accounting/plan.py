@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from deal_core.config.experiment import Experiment
 from deal_core.methods import Phase
-from deal_core.privacy.accounting.composition import DpEvent
 from deal_core.privacy.policy import at_server
+from deal_core.wire.instruction import LEARN
 
 NARROWEST = 1e-4
 """Relative width of the interval that a multiplier is known to."""
@@ -33,6 +33,7 @@ class ReleaseSchedule(BaseModel):
         rounds: in which it is worked on, over all phases on private data.
         sample_rate: of every step.
         steps: of every round.
+        sums: class sums beside them, with noise of their own.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,10 +43,7 @@ class ReleaseSchedule(BaseModel):
     rounds: int
     sample_rate: float
     steps: int
-
-    def spent(self, noise_multiplier: float) -> DpEvent:
-        """Return what all rounds of the task spend together."""
-        return DpEvent(self.sample_rate, noise_multiplier, self.rounds * self.steps)
+    sums: int = 0
 
 
 class NoFeasibleNoise(Exception):
@@ -66,7 +64,12 @@ def planned_work(
             a number like others.
     """
     stream, learning = experiment.stream, experiment.federation.rounds
-    private = sum(phase.rounds for phase in phases if not phase.public_path)
+    private = sum(
+        phase.rounds for phase in phases if not phase.public_path and phase.statistics is None
+    )
+    sums = sum(
+        phase.rounds for phase in phases if phase.statistics is not None and phase.name != LEARN
+    )
     late = bool(stream.joins)  # who joins in the middle of a stage works in one more
     stages = {task: stream.times(task) + late for task in records}
     if stream.schedule == "per-client" and stream.consolidate_every:
@@ -81,6 +84,7 @@ def planned_work(
             rounds=rounds,
             sample_rate=rate,
             steps=steps_of(rate, experiment),
+            sums=sums,
         )
         for (task, rounds), rate in zip(by_task, (rates[t] for t, _ in by_task), strict=True)
     ]

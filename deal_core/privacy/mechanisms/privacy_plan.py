@@ -37,7 +37,7 @@ class PrivacyPlan(BaseModel):
 
     def rounds(self, task: str) -> int:
         """Number of rounds of a task that the plan was made for."""
-        return next((work.rounds for work in self.work if work.task == task), 0)
+        return next((work.rounds + work.sums for work in self.work if work.task == task), 0)
 
     def budget(self, policy: Policy | None) -> Budget:
         """What every charge is checked against: the policy may have become tighter since."""

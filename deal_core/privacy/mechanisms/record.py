@@ -62,7 +62,7 @@ from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record_checks import check_records_protected, whom_to_trust
 from deal_core.privacy.mechanisms.record_events import RecordEvents
-from deal_core.privacy.mechanisms.record_gradients import GRADIENTS
+from deal_core.privacy.mechanisms.record_gradients import GRADIENTS, sum_gradients
 from deal_core.privacy.policy import (
     EffectivePolicy,
     Metrics,
@@ -309,6 +309,8 @@ class RecordMechanism:
                 events.planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm, entries)
                 for each in work
             ]
+            sums = [each for each in work if each.sums]
+            planned += [events.planned_sums(each, len(work), agreed.delta) for each in sums]
             planned += [events.planned_counts(counts, agreed.delta)] if counts else []
             return composed([*past, *planned], agreed.delta, disjoint)
 
@@ -345,7 +347,7 @@ class RecordMechanism:
         noise = self._noise(ask) if event.simulation_only else SecureNoise()
         numbers = self._groups(ask)
         groups = None if numbers is None else Groups(numbers)
-        make = GRADIENTS[self.experiment.train.step]
+        make = GRADIENTS[self.experiment.train.step] if ask.statistics is None else sum_gradients
         return make(self.experiment, ask, event, noise, groups)
 
     def _noise_only(

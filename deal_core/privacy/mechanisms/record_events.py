@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.common_noise import sums_noise_multiplier
 from deal_core.privacy.accounting.ledger_event import COUNTS, LedgerEvent
 from deal_core.privacy.accounting.plan import ReleaseSchedule
 from deal_core.privacy.interface import UpdateRequest
@@ -13,6 +14,10 @@ from deal_core.privacy.mechanisms.counts import sensitivity
 from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
 from deal_core.privacy.mechanisms.shares import slack_of, trust_in_sum
 from deal_core.privacy.policy import Policy, in_sum
+from deal_core.wire.instruction import LEARN
+
+MOST_ENTRIES = 1_000_000
+"""Of the class sums of a task, where a plan is made: what it costs that noise is discrete."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,13 @@ class RecordEvents:
             compared=True,  # where tasks compose in parallel, before each charge
         )
 
+    def planned_sums(self, work: ReleaseSchedule, tasks: int, delta: float) -> LedgerEvent:
+        """Return the class sums of a task that are taken beside learning, as one event."""
+        noise = sums_noise_multiplier(self.experiment, tasks)
+        rounds = work.model_copy(update={"rounds": work.sums, "steps": 1, "sample_rate": 1.0})
+        event = self.planned(rounds, noise, delta, self.experiment.privacy.max_grad_norm)
+        return replace(event, slack=slack_of(self.experiment, noise, MOST_ENTRIES, summed=True))
+
     def planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
         """Return all evaluations as one event."""
         work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
@@ -68,6 +80,10 @@ class RecordEvents:
         if work is None:
             raise UserError(f"task '{ask.task}' is not in the plan of this run")
         privacy = self.experiment.privacy
+        rate, steps, noise = work.sample_rate, work.steps, plan.noise_multiplier
+        beside = ask.statistics is not None and ask.phase != LEARN
+        if beside:
+            rate, steps, noise = 1.0, 1, sums_noise_multiplier(self.experiment, len(plan.work))
         return LedgerEvent(
             run=self.run,
             task=ask.task,
@@ -76,13 +92,13 @@ class RecordEvents:
             server_round=ask.server_round,
             mechanism="record",
             unit=self.unit,
-            sample_rate=work.sample_rate,
-            noise_multiplier=plan.noise_multiplier,
-            steps=work.steps,
+            sample_rate=rate,
+            noise_multiplier=noise,
+            steps=steps,
             max_grad_norm=plan.max_grad_norm,
             delta=plan.delta,
             simulation_only=seeded,
-            slack=slack_of(self.experiment, plan.noise_multiplier, ask.entries),
+            slack=slack_of(self.experiment, noise, ask.entries, summed=beside),
             assumes=trust_in_sum(privacy, policy) if in_sum(privacy) else "",
             unit_column=self.experiment.privacy.unit_column,
         )

@@ -7,7 +7,10 @@ import math
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.methods import Statistics
-from deal_core.privacy.accounting.common_noise import common_noise_multiplier
+from deal_core.privacy.accounting.common_noise import (
+    common_noise_multiplier,
+    sums_noise_multiplier,
+)
 from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
 from deal_core.privacy.policy import Policy, at_server, in_sum
@@ -59,13 +62,16 @@ def class_sum_noise(
     """
     if experiment.privacy.mechanism == "none":
         return statistics.noise_multiplier, max(1, members - experiment.privacy.colluding)
-    return common_noise_multiplier(experiment, tasks), shares_of(experiment)
+    beside = sums_noise_multiplier(experiment, tasks)
+    return beside or common_noise_multiplier(experiment, tasks), shares_of(experiment)
 
 
-def slack_of(experiment: Experiment, noise_multiplier: float, entries: int) -> float:
+def slack_of(
+    experiment: Experiment, noise_multiplier: float, entries: int, summed: bool = False
+) -> float:
     """Return what a step costs because the noise of a sum is not quite a Gaussian's: (M60); 0 where
-    sites take steps of their own."""
-    if not at_server(experiment):
+    sites take steps of their own, unless records are ``summed``."""
+    if not at_server(experiment) and not summed:
         return 0.0
     sigma = noise_multiplier * 2**GRID_BITS
     return 2 * density_gap(sigma, shares_of(experiment), max(1, entries))

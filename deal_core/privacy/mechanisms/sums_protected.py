@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.methods import Statistics, method_of, phases_of, statistics_of
+from deal_core.methods import Statistics, method_of, phases_of, statistics_of, sums_beside_learning
 from deal_core.privacy.policy import at_server
 from deal_core.wire.instruction import LEARN
 
@@ -17,7 +17,8 @@ def check_sums_protected(experiment: Experiment) -> None:
         UserError: it does; or its sums are planned for more rounds than they are given in.
     """
     method = method_of(experiment)
-    if statistics_of(method) is None:
+    hidden = experiment.privacy.mechanism == "record" and sums_beside_learning(method)
+    if statistics_of(method) is None or hidden:
         return
     noised = sums_in_place_of_steps(experiment)
     if noised is None or experiment.privacy.mechanism != "record":
