@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
+from client.given_sums import GivenSums
 from client.rehearsal import rehearse_embeddings
 from client.resources import Workbench
 from deal_core.config.experiment import Experiment
@@ -47,7 +49,7 @@ def require_sums(config: Experiment, statistics: Statistics, site: Site) -> None
         )
 
 
-def given(
+def worked_on(
     bench: Workbench, instruction: Instruction, tasks: Sequence[TaskDataset], site: Site
 ) -> list[TaskDataset]:
     """Return the tasks whose records are added up, with no record of those that the client has not
@@ -69,6 +71,7 @@ def class_sums(
     statistics: Statistics,
     gradients: GradientSum,
     tasks: Sequence[TaskDataset],
+    given: GivenSums | None = None,
 ) -> LocalUpdate:
     """Return class sums over the client's records of every task that it is asked about, with its
     share of the noise.
@@ -80,6 +83,10 @@ def class_sums(
         statistics: what is added up.
         gradients: adds it up, and says which records may be read.
         tasks: the records, of several tasks; none: of one, those of ``gradients``.
+        given: of a site without a mechanism: what it gave before, it gives again.
+
+    Raises:
+        Refusal: it gave another form of them before.
     """
     started, size = time.monotonic(), statistics.size(bench.experiment.model)
     found: dict[str, NDArray[Any]] = {}
@@ -95,7 +102,10 @@ def class_sums(
         if len(own.data):
             vectors = bench.vectors(share, "train", statistics)
         targets = torch.tensor([item.target for item in own.data], dtype=torch.long)
-        found[f"{place}.{CLASS_SUMS}"] = own.class_sums(vectors, targets, len(labels))
+        add = partial(own.class_sums, vectors, targets, len(labels))
+        form = bench.experiment.model.name, statistics.layers, statistics.directions, labels
+        name = f"{place}.{CLASS_SUMS}"
+        found[name] = given.once(task, repr(form), add) if given is not None else add()
     return LocalUpdate(found, {"num_examples": 1.0, "seconds": time.monotonic() - started})
 
 

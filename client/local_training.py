@@ -72,7 +72,8 @@ class LocalTraining:
         if statistics is not None:
             assert isinstance(gradients, GradientSum)
             tasks = self.joint_tasks
-            return class_sums(bench, client, instruction, statistics, gradients, tasks)
+            given = self.client_context.given if bench.mechanism.unit is None else None
+            return class_sums(bench, client, instruction, statistics, gradients, tasks, given)
         if isinstance(gradients, GradientSum):
             objective, task, trained = self._objective, self._task(), self._trained
             return gradient_sum(

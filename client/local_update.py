@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from client.client_context import ClientContext
-from client.local_sums import given, require_sums
+from client.local_sums import require_sums, worked_on
 from client.local_training import LocalTraining, own_share
 from client.policy_check import require_policy
 from client.request_check import check_training
@@ -53,7 +53,7 @@ def local_update(
     data = _data(bench, client, instruction, phase)
     joint_tasks = _joint_tasks(bench, client, instruction, phase)
     if phase.statistics is not None:
-        joint_tasks = given(bench, instruction, joint_tasks, site)
+        joint_tasks = worked_on(bench, instruction, joint_tasks, site)
     grouping = None if phase.public_path else bench.grouping(instruction.task, client)
     units = len(data.train) if grouping is None else len(set(grouping.numbers))
     training = LocalTraining(bench, client_context, state, instruction, data, joint_tasks, units)

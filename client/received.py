@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, Message
@@ -39,8 +40,12 @@ class Received:
     def client_context(self) -> ClientContext:
         """Return whose data it is about, what is kept of them, and by what rules."""
         from client.client_context import ClientContext
+        from client.given_sums import GivenSums
 
         found = self.find_site(self.client)
         site = found if self.client.site is None else replace(found, run=self.run)
         store = FeedbackStore(folder_of(self.client.folder, site.run))
-        return ClientContext(self.client.client, store, site)
+        given = None
+        if self.client.site is not None:
+            given = GivenSums(Path(self.client.site.site.state) / "sums")
+        return ClientContext(self.client.client, store, site, given)

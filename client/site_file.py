@@ -89,7 +89,8 @@ class SiteData(Table):
     cache_tokens: bool = False
     """Keep token ids, which are the texts in another form, in the user's cache folder."""
     public_path: str = ""
-    """File of public texts, for experiments that consolidate on public data."""
+    """File of public texts, for experiments that name some (``data.public_path``, or
+    ``method.consolidation.public_path``)."""
     files: dict[str, TaskColumns] = Field({})
     """Task name to its own columns, and to what its label values stand for."""
     labels: dict[str, Labels] = Field({})
@@ -263,9 +264,16 @@ def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
                 f"task '{task[:80]}' has another instruction than in [data.instructions] of "
                 "site.toml"
             )
+    if asked.public_path and not site.public_path:
+        raise OutsidePolicy("the experiment needs public texts; set data.public_path in site.toml")
     instructions = {task: asked.instructions[task] for task in tasks if task in asked.instructions}
     return site_files(site).model_copy(
-        update={"tasks": tasks, "instructions": instructions, "measures": asked.measures}
+        update={
+            "tasks": tasks,
+            "instructions": instructions,
+            "measures": asked.measures,
+            "public_path": site.public_path if asked.public_path else "",
+        }
     )
 
 

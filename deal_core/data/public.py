@@ -79,6 +79,14 @@ def embedded_texts(folder: Path) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def texts_digest(texts: Sequence[str]) -> str:
+    """Return a digest of public texts, hexadecimal: sites of a sum must have the same."""
+    hashed = hashlib.sha256()
+    for text in texts:
+        hashed.update(hashlib.sha256(text.encode()).digest())
+    return hashed.hexdigest()
+
+
 def _texts(path: Path, config: DataConfig) -> list[str]:
     if table_suffix(path) not in READERS:
         return [text for _, text in read_lines(path)]

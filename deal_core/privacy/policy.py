@@ -60,12 +60,12 @@ class Policy(Table):
     """Whether it may leave what the site's ledger composes to: epsilon and its delta, and what they
     mean."""
     share_num_examples: bool = False
-    """Whether the number of training records may leave; sums of embeddings hold it for each label,
-    see ``share_sums``."""
+    """Whether the number of training records may leave."""
     share_sums: bool = False
-    """Whether unprotected sums may leave, as the methods ``prototype`` and ``linear-probe``, and
-    the class means of ``deal``, need them: where a label has few records, a sum of embeddings is
-    nearly a record's."""
+    """Whether class sums (of each label a count and a sum of vectors) may leave where no mechanism
+    charges them: under masks, with noise (``method.prototype.noise_multiplier`` from 0.61) and once
+    for each task; the class means of ``deal``, and ``prototype``, need them. What they tell is in
+    docs/privacy.md."""
     disjoint_tasks: bool = False
     """The site declares that no record occurs in two tasks; it is checked on the records' ids.
     Then tasks compose in parallel: a record's epsilon is the largest of one task."""

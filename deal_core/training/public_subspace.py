@@ -2,14 +2,13 @@
 
 A sum of outer products in many directions tells who is in it: a record lies in the span of the
 records, and a stranger does not. In the strongest directions of *public* texts, far fewer than
-there are records, that is no longer so, and most of what tells topics apart is left: (M66) of
+there are records, that is no longer so, and most of what tells topics apart is left: (M68) of
 docs/method.md. Each site makes them itself, from texts that were installed with the project or that
 all sites have (``data.public_path``); no message chooses them.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from deal_core.data import Example
+from deal_core.data.public import texts_digest
 from deal_core.models import LanguageModel
 from deal_core.models.frozen_vectors import weights_name
 from deal_core.training.embedding import base_embeddings
@@ -133,14 +133,6 @@ def text_vectors(
     ``labels``: of a task, where a prompt names some."""
     encoded = model.encode([Example(text, labels[0]) for text in texts], labels)
     return base_embeddings(model, encoded, layers)
-
-
-def texts_digest(texts: Sequence[str]) -> str:
-    """Return a digest of public texts, hexadecimal: sites of a sum must have the same."""
-    hashed = hashlib.sha256()
-    for text in texts:
-        hashed.update(hashlib.sha256(text.encode()).digest())
-    return hashed.hexdigest()
 
 
 def _key(model: LanguageModel, texts: Sequence[str], layers: int, labels: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Label heads from class sums: the nearest class mean, in the metric of public texts or as it is;
 or, from exact sums, linear discriminant analysis with a covariance within classes, of all tasks and
-of each. Source: docs/method.md, (M40), (M62) to (M67)."""
+of each. Source: docs/method.md, (M40), (M62), (M63), (M65), (M69)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def noised_head(
     spread: Tensor | None,
     config: PrototypeConfig,
 ) -> Tensor:
-    """Return the head of a task, ``(labels, size + 1)``, float32: (M62), (M67).
+    """Return the head of a task, ``(labels, size + 1)``, float32: (M62), (M69).
 
     Args:
         count: records of each label, with noise, ``(labels,)``.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 
+from deal_core.config.consolidation import may_take_sums
 from deal_core.config.experiment import Experiment
+from deal_core.data.public import public_texts, texts_digest
 from deal_core.data.sites import named_tasks
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.unit import unit_of
@@ -41,5 +43,7 @@ def sum_terms(experiment: Experiment, model: str, instruction: Instruction, stat
     for name in ("instructions", "measures"):  # of the data's table the server's word alone
         of_tasks = getattr(experiment.data, name)
         told[name] = {task: of_tasks[task] for task in tasks if task in of_tasks}
+    if may_take_sums(experiment):
+        told["public_texts"] = texts_digest(public_texts(experiment.data, ()))
     told["request"] = told_alike(instruction, state, experiment.stream.schedule == OWN_ORDERS)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

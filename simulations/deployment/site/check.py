@@ -32,7 +32,6 @@ from deal_core.methods import consolidation_rank, method_of, statistics_of
 from deal_core.privacy.accounting.unit import GROUP, RECORD, unit_text
 from deal_core.privacy.policy import (
     Policy,
-    at_server,
     counts_in_sum,
     figures_allowed,
     protects,
@@ -200,27 +199,36 @@ def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
 
 
 def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield what becomes of the sums of embeddings that the experiment asks for, if it does.
+    """Yield what becomes of the class sums that the experiment asks for, if it does.
 
     Raises:
-        UserError: nothing can be learnt without them, and the policy keeps them.
+        UserError: they are exact, or nothing can be learnt without them and the policy keeps them.
     """
     statistics = statistics_of(method_of(experiment))
     if statistics is None:
         return
-    if at_server(experiment) and protects(experiment.privacy, site.policy):
-        yield "the experiment asks for sums of embeddings: they leave with noise, charged"
+    name = experiment.method.name
+    if statistics.exact is not None:
+        raise UserError(
+            f"method.name '{name}' asks for exact sums, which tell who is in them; no site gives "
+            'any: set method.prototype.covariance to "public", or take another method'
+        )
+    if protects(experiment.privacy, site.policy):
+        yield "the experiment asks for class sums: they leave under masks, with noise, charged"
     elif site.policy is None or site.policy.share_sums:
-        yield "the experiment asks for sums of embeddings: they leave"
+        yield (
+            "the experiment asks for class sums: they leave under masks, once for each task, with "
+            f"a noise multiplier of {statistics.noise_multiplier:g}"
+        )
     elif statistics.names:
         yield Note(
-            "the experiment asks for sums of embeddings: they stay here (policy.share_sums), and "
-            "its class means are those of other sites"
+            "the experiment asks for class sums: they stay here (policy.share_sums), and its class "
+            "means are those of other sites"
         )
     else:
         raise UserError(
-            f"method.name '{experiment.method.name}' is made of sums of embeddings, and the policy "
-            "keeps them: set policy.share_sums to true in site.toml, or take no part"
+            f"method.name '{name}' is made of class sums, and the policy keeps them: set "
+            "policy.share_sums to true in site.toml, or take no part"
         )
 
 
@@ -389,11 +397,11 @@ def check_clock(skew: float) -> Iterator[str]:
 
 
 def _sums(policy: Policy | None, protected: bool) -> str:
-    """How sums of embeddings leave."""
-    if policy is None or (policy.share_sums and not protected):
-        return "as they are"
-    if protected and policy.noise_share == "sum":
-        return "with noise, charged, in a secure sum alone"
+    """How class sums leave."""
+    if protected:
+        return "with noise, charged"
+    if policy is None or policy.share_sums:
+        return "with noise, once for each task"
     return "none leaves"
 
 

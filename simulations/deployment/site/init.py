@@ -71,7 +71,8 @@ max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one 
 metrics = "none"         # counts of right answers stay; "noised": they leave with noise, and are
                          # charged; "summed": as part of a secure sum alone; "clear": as they are
 share_num_examples = false  # true: the exact number of training records may leave
-share_sums = false       # true: sums of embeddings may leave unprotected, under no mechanism
+share_sums = false       # true: class sums may leave with noise that is not charged; under
+                         # differential privacy they leave anyway, with its noise, and are charged
 spending = true          # false: epsilon and delta of the ledger stay here as well
 secure_aggregation = "allowed"  # "required": an update leaves in a secure sum, or not at all
 min_cohort = 3           # fewest sites in a secure sum; the number of all: no sum leaves one out
