@@ -203,13 +203,13 @@ class PrototypeConfig(Table):
     the shared one; tasks are told apart by the shared one. 0: by the shared one everywhere
     (``covariance = "shared"``)."""
     ridge: Literal["auto"] | Annotated[float, Field(ge=1e-2)] = "auto"
-    """Added to a covariance, in units of its mean eigenvalue; auto: 1, and 0.3 of encoders with
-    ``covariance = "shared"``."""
+    """Added to a covariance, in units of its mean eigenvalue; auto: 3 for that of public texts, 0.3
+    for exact sums of encoders, 1 of models that answer in words."""
     few_records: float = Field(0.5, ge=0, le=1)
     """Share of what a label's score loses because its class mean is uncertain that is given back,
     so that labels of few records are answered as readily as those of many (``covariance =
     "shared"``)."""
-    names_noise: float = Field(5.0, ge=0)
+    names_noise: float = Field(13.0, ge=0)
     """A label's name counts as so many records of it, for each standard deviation of the noise."""
 
 

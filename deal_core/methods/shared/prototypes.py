@@ -36,6 +36,8 @@ ABSENT = -1e9
 """Bias of a label that no client has shown, where heads answer alone: it is never the answer."""
 
 
+SCALE = 8.0
+"""Length of all class means in the metric, beside log-probabilities of names."""
 CENTRE, DIRECTIONS = "centre", "directions"
 """Of the public subspace, beside the sums."""
 
@@ -97,6 +99,9 @@ def noised_head(
 ) -> Tensor:
     """Return the head of a task, ``(labels, size + 1)``, float32: (M62), (M69).
 
+    Class means have one length in the metric: noise makes them longer, and those of few records
+    most.
+
     Args:
         count: records of each label, with noise, ``(labels,)``.
         total: sum of vectors of each label, with noise, ``(labels, size)``.
@@ -108,15 +113,13 @@ def noised_head(
     prior = config.names_noise * deviation
     means = (total + prior * names.to(total.dtype)) / (count.clamp(min=1.0) + prior)[:, None]
     means = torch.where(count[:, None] + prior > 0, means, names.to(total.dtype))
-    if spread is None:
-        return torch.cat([means, -0.5 * means.square().sum(dim=1, keepdim=True)], dim=1).float()
-    metric = spread + float(config.ridge) * spread.mean()
+    metric = torch.ones(means.shape[1]).double()
+    if spread is not None:
+        metric = spread + float(config.ridge) * spread.mean()
     weights = means / metric
-    records = (count + prior).clamp(min=1.0)
-    error = count.clamp(min=0.0) * (spread / metric).sum() + deviation**2 * (1 / metric).sum()
-    lost = 0.5 * error / records.square()  # (M65)
-    bias = config.few_records * lost - 0.5 * (weights * means).sum(dim=1)
-    return torch.cat([weights, bias[:, None]], dim=1).float()
+    lengths = (weights * means).sum(dim=1, keepdim=True).clamp(min=SMALLEST).sqrt()
+    rows = SCALE * weights / lengths
+    return torch.cat([rows, torch.zeros(len(rows), 1).double()], dim=1).float()
 
 
 def whole_heads(state: State) -> dict[str, Tensor]:

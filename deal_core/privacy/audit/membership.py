@@ -83,9 +83,11 @@ def area(members: Scores, others: Scores) -> float:
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * k))
 
 
-def true_positive_rate(members: Scores, others: Scores) -> float:
-    """Share of members above a threshold that at most 1 % of the others pass."""
-    allowed = int(FALSE_POSITIVES * len(others))
+def true_positive_rate(
+    members: Scores, others: Scores, false_positives: float = FALSE_POSITIVES
+) -> float:
+    """Share of members above a threshold that at most so many of the others pass."""
+    allowed = int(false_positives * len(others))
     threshold = np.sort(others)[len(others) - allowed - 1]
     return float((members > threshold).mean())
 
