@@ -11,6 +11,7 @@ FIGURES = {
     "study.json": "a study",
     "budgets.json": "a budget study",
     "audit.json": "an audit",
+    "membership.json": "an audit of membership",
 }
 """Where they are to what they are of."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from simulations.audit.command import AuditRequest
+    from simulations.audit.membership import MembershipRequest
     from simulations.budgets.command import BudgetsRequest
     from simulations.deployment.demo.run import DemoRequest
     from simulations.run.experiment import Request
@@ -80,6 +81,20 @@ def audit_with_report(request: AuditRequest, console: Console) -> int:
     if (folder / "audit.json").is_file():
         report_after(folder, console)
     return code
+
+
+def membership_with_report(request: MembershipRequest, console: Console) -> int:
+    """Attack what leaves the sites, and write the report.
+
+    Returns:
+        The exit code of the audit.
+
+    Raises:
+        UserError: bad input, or an experiment without class sums.
+    """
+    from simulations.audit.membership import membership_folder, run_membership
+
+    return _reported(lambda: run_membership(request, console), membership_folder(request), console)
 
 
 def demo_with_report(request: DemoRequest, console: Console) -> int:

@@ -17,7 +17,7 @@ from simulations.report.comparison.page import comparison_page
 from simulations.report.comparison.terminal import print_comparison
 from simulations.report.page.blocks import Page
 from simulations.report.page.render import render
-from simulations.report.privacy import audit
+from simulations.report.privacy import audit, membership
 from simulations.report.privacy.ledger_page import ledger_page
 from simulations.report.privacy.ledger_record import read_ledger
 from simulations.report.run.label_counts import count_labels
@@ -32,6 +32,7 @@ PAGES: Mapping[str, Callable[[Path], Page]] = {
     STUDY_JSON: lambda folder: study_page(read_study(folder)),
     budgets.FILE: lambda folder: budgets.budgets_page(budgets.read_budgets(folder)),
     audit.FILE: lambda folder: audit.audit_page(audit.read_audit(folder)),
+    membership.FILE: membership.membership_report,
 }
 """File of figures to the page of its folder; any other folder is that of a run."""
 PRIVACY = "privacy.html"

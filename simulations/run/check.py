@@ -91,9 +91,11 @@ def every_check() -> Iterator[Check]:
     yield Check(check_engine, reading("run"))
     yield Check(warn_of_privacy, reading("privacy", "data", "federation", "run", ROWS))
     with without_collection():
-        from simulations.run.preflight import CHECKS
+        from simulations.check.expected_membership import check_membership
+        from simulations.run.preflight import CHECKS, METHOD, MODEL, TABLES
 
     yield from CHECKS
+    yield Check(check_membership, reading(*TABLES, METHOD, MODEL, ROWS))
 
 
 def check_engine(experiment: Experiment) -> None:

@@ -281,12 +281,12 @@ def ask_probe(experiment, state, tmp_path_factory):
     heads = {"laboratory": torch.zeros(4, 385), "surgery": torch.ones(4, 385)}
     sent = outgoing(replace(state, heads=heads), "float32", seeded("down"))
 
-    def send(spoil: Spoil, **fields: object) -> Message:
-        asked = {"task": "surgery", "stage": 0, "server_round": 3, "phase": "probe", **fields}
+    def send(spoil: Spoil, kind: str = "evaluate", **fields: object) -> Message:
+        asked = {"task": "", "tasks": ("surgery",), "stage": 0, "server_round": 0, **fields}
         ranks = {"rank": state.current.rank, "retained_rank": state.retained.rank}
         with assume_identity(1, 1):
             instruction = sent.named_in(Instruction(**asked, **ranks))
-            message = request(sent.records, instruction, FIRST_CLIENT_NODE, "train", 600.0)
+            message = request(sent.records, instruction, FIRST_CLIENT_NODE, kind, 600.0)
             message.content = RecordDict({n: _copied(r) for n, r in message.content.items()})
             spoil(message.content)
             return next(iter(grid.send_and_receive([message])))
@@ -316,12 +316,17 @@ def test_heads_that_do_not_fit_are_refused(ask_probe, kind):
     }
 
 
-def test_good_heads_are_answered_with_sums_and_nothing_else(ask_probe):
-    reply = ask_probe(lambda content: None)
-    assert set(reply.content) == {"status", "sums", "metrics"}
-    assert set(reply.content["sums"]) == {"0.count", "0.gradient"}
-    first = ask_probe(lambda content: None, phase="learn")
-    assert set(first.content["sums"]) == {"0.count", "0.sum", "0.gram"}
+def test_good_heads_are_answered_with_counts(ask_probe):
+    assert set(ask_probe(lambda content: None).content) == {"status", "metrics"}
+
+
+@pytest.mark.parametrize("phase", ["learn", "probe"])
+def test_sums_are_not_given_to_who_asks_without_masks(ask_probe, phase):
+    asked = {"task": "surgery", "tasks": (), "server_round": 1, "phase": phase}
+    reply = ask_probe(lambda content: None, "train", **asked)
+    assert {name: dict(record) for name, record in reply.content.items()} == {
+        "status": {"code": "refused"}
+    }
 
 
 def test_heads_for_a_method_that_has_none_are_refused(ask):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from client.local_sums import noisy_sums
+from client.local_sums import class_sums
 from client.rehearsal import rehearse
 from client.resources import Workbench
 from deal_core.data import Example
@@ -149,4 +149,4 @@ def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine):
     asks = Instruction(task="laboratory", stage=0, server_round=1, rank=1, retained_rank=1)
     nothing = NoisySum((), (), 1.0, 1.0, 1.0, 3, SecureNoise())
     with pytest.raises(OutOfMemory):
-        noisy_sums(bench, 0, asks, statistics, nothing)
+        class_sums(bench, 0, asks, statistics, nothing, ())

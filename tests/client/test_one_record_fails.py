@@ -136,7 +136,8 @@ def test_class_sums_of_a_record_that_does_not_fit(
         rows,
         LABELS,
         *("method.name=prototype", "method.prototype.covariance=none", "train.step=server"),
-        *("method.prototype.layers=1", "aggregation.secure=true", "privacy.noise_share=sum"),
+        *("method.prototype.layers=1", "method.prototype.directions=0", "aggregation.secure=true"),
+        "privacy.noise_share=sum",
         *("privacy.colluding=0", "privacy.target_delta=1e-4", 'data.tasks=["laboratory"]'),
         'federation.sites=["north","south","east"]',
         f'data.instructions={{laboratory="{words}"}}',
@@ -150,7 +151,7 @@ def test_class_sums_of_a_record_that_does_not_fit(
             return
         update = local_update(here.bench, here.context, here.state(), ask, "x")
     assert FELL_BACK not in caplog.text
-    counts = update.arrays["class_sums"][:, -1] / 2**16 / 0.25
+    counts = update.arrays["0.class_sums"][:, -1] / 2**16 / 0.25
     assert counts == pytest.approx([200, 200], abs=80)
 
 

@@ -13,14 +13,14 @@ from flwr.app import Array, Message
 
 from client.app import make_app
 from client.context import RequestContext
-from client.local_sums import enough_of_each, require_sums
+from client.local_sums import require_sums, worked_on
 from client.policy_check import require_policy
 from client.site import site_of
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
-from deal_core.methods import TaskDataset
+from deal_core.methods import TaskDataset, method_of, statistics_of
 from deal_core.models import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Refusal, Site
@@ -33,6 +33,7 @@ from deal_core.privacy.policy import (
     require_delta,
     require_mechanism,
 )
+from deal_core.wire.instruction import Instruction
 from server import wire
 from server.results import read_results
 from server.run import run
@@ -69,7 +70,7 @@ OPEN = {
 }
 
 
-def sent(experiment: Experiment, folder, policy, stops: str = ""):
+def sent(experiment: Experiment, folder, policy, stops: str = "", simulated: bool = True):
     """Run with this policy at every site, or that which a function of a request gives; return the
     fields and values that left, and events. ``stops``: with what the run ends before its end."""
     own = experiment.run.model_copy(update={"out": str(folder)})
@@ -85,7 +86,9 @@ def sent(experiment: Experiment, folder, policy, stops: str = ""):
 
     events: list[dict] = []
     policy_of = policy if callable(policy) else lambda place: policy
-    app = make_app(lambda place: replace(site_of(place), policy=policy_of(place)))
+    app = make_app(
+        lambda place: replace(site_of(place), policy=policy_of(place), simulated=simulated)
+    )
     grid = InProcessGrid(app, flatten(experiment), experiment.federation.clients)
     grid.interceptor = see
     ends = pytest.raises(UserError, match=stops) if stops else nullcontext()
@@ -262,58 +265,102 @@ def test_a_policy_without_mechanism_still_keeps_counts_and_loss(small, tmp_path)
     assert left["metrics.num_examples"] == {"1.0"}
 
 
-def test_sums_leave_a_site_only_where_its_policy_says_so(small, tmp_path):
-    method = "method.name=prototype"
-    left, events = sent(small(method), tmp_path / "kept", Policy(min_records=1, metrics="clear"))
-    assert not [place for place in left if place.startswith("sums")]
+SUMMED = ("method.name=prototype", "federation.clients=3", "method.prototype.directions=0")
+
+
+def test_sums_leave_a_site_only_where_its_policy_says_so_and_masked(small, tmp_path):
+    def asked(name: str, **fields: object):
+        policy = Policy(metrics="clear", **fields)
+        return sent(small(*SUMMED), tmp_path / name, policy, simulated=False)
+
+    left, events = asked("kept", min_records=1)
+    assert "secure.reply" in left  # of the legs before
+    assert not [e for e in events if e["event"] == "summed"]
     assert {e["code"] for e in events if e["event"] == "client_idle"} == {"policy"}
-    told = Policy(min_records=1, metrics="clear", share_sums=True)
-    left, _ = sent(small(method), tmp_path / "told", told)
-    assert left.keys() == ALWAYS.keys() | COUNTS.keys() | {"sums.*", "metrics.num_examples"}
+    left, events = asked("told", min_records=1, share_sums=True)
+    assert left.keys() == ALWAYS.keys() | COUNTS.keys() | {"secure.reply", "metrics.num_examples"}
     assert left["metrics.num_examples"] == {"1.0"}
-    few = Policy(min_records=1000, metrics="clear", share_sums=True)
-    left, events = sent(small(method), tmp_path / "few", few)
+    assert [e["sites"] for e in events if e["event"] == "summed"] == [3]
+    left, events = asked("few", min_records=1000, share_sums=True)
     assert {e["code"] for e in events if e["event"] == "client_idle"} == {"no-data"}
 
 
-def test_of_several_tasks_each_has_the_records_that_the_policy_asks_for():
+TASKS = ("a", "b", "c", "d", "e")
+
+
+def asked_for(**fields: object) -> Instruction:
+    return Instruction(task="a", stage=0, server_round=1, rank=1, retained_rank=1, **fields)
+
+
+@pytest.mark.parametrize("schedule", ["joint", "per-client"])
+def test_of_several_tasks_each_has_the_records_that_the_policy_asks_for(small, schedule):
     """Sums leave for each task: those over one record are that record."""
     site = Site(lambda: None, Policy(min_records=32, share_sums=True), simulated=False)
-    shares = [TaskDataset(("a", "b"), [Encoded((1, 2), 0)] * n) for n in (100, 32, 31, 1, 0)]
-    assert [len(share.data) for share in enough_of_each(shares, site)] == [100, 32, 0, 0, 0]
-    assert enough_of_each(shares, replace(site, policy=None)) == shares
+    shares = [TaskDataset(("x", "y"), [Encoded((1, 2), 0)] * n) for n in (100, 32, 31, 1, 0)]
+    bench = SimpleNamespace(experiment=small(f"stream.schedule={schedule}"))
+    ask = asked_for(tasks=TASKS, past=TASKS[1:])
+    assert [len(own.data) for own in worked_on(bench, ask, shares, site)] == [100, 32, 0, 0, 0]
+    assert worked_on(bench, ask, shares, replace(site, policy=None)) == shares
 
 
-def test_under_a_mechanism_no_sums_leave_whatever_is_asked(small):
-    """Neither is such a run begun, nor would a client take part in it."""
+def test_of_tasks_that_a_client_has_not_worked_on_it_gives_no_record(small):
+    """Per client; all at once, it works on each."""
+    site = Site(lambda: None, None, simulated=True)
+    shares = [TaskDataset(("x", "y"), [Encoded((1, 2), 0)] * 9) for _ in TASKS]
+    ask = asked_for(tasks=TASKS, past=("c",))
+    for schedule, sizes in (("per-client", [9, 0, 9, 0, 0]), ("joint", [9] * 5)):
+        bench = SimpleNamespace(experiment=small(f"stream.schedule={schedule}"))
+        assert [len(own.data) for own in worked_on(bench, ask, shares, site)] == sizes
+
+
+def test_under_a_mechanism_no_exact_sums_are_begun(small):
     for mechanism in ("record", "client"):
         for name in ("prototype", "linear-probe"):
             config = small(f"privacy.mechanism={mechanism}", f"method.name={name}")
             with pytest.raises(UserError, match="leave without noise"):
                 make_mechanism(config)
-        protected = SimpleNamespace(unit=mechanism)
-        with pytest.raises(Refusal) as refusal:
-            require_sums(small(), protected, Site(lambda: None, None, simulated=True))
-        assert refusal.value.code == "policy"
 
 
-def test_a_mask_alone_does_not_make_sums_leave_but_noise_does(small):
-    """Of a label that one site alone has, a sum over sites is that site's."""
-    secure = ("aggregation.secure=true", "federation.clients=3")
-    kept = Site(lambda: None, Policy(share_sums=False), simulated=False)
-    shared = Site(lambda: None, Policy(share_sums=True), simulated=False)
-    for asked in ((), secure):
-        require_sums(small(*asked), SimpleNamespace(unit=None), shared)
-        with pytest.raises(Refusal, match="share_sums") as refusal:
-            require_sums(small(*asked), SimpleNamespace(unit=None), kept)
-        assert refusal.value.code == "policy"
-    noised = (*secure, "train.step=server", "privacy.mechanism=record")
-    require_sums(small(*noised), SimpleNamespace(unit="record"), kept)
+REAL = Site(lambda: None, Policy(share_sums=True), simulated=False)
+KEEPS = replace(REAL, policy=Policy(share_sums=False))
+EXACT = (("method.name=linear-probe",), ("method.prototype.covariance=shared",))
+
+
+def may_give(config: Experiment, site: Site) -> bool:
+    statistics = statistics_of(method_of(config))
+    assert statistics is not None
+    try:
+        require_sums(config, statistics, site)
+    except Refusal:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("asked", EXACT)
+def test_exact_sums_are_for_simulations(small, asked):
+    config = small(*SUMMED, *asked)
+    assert may_give(config, replace(REAL, policy=None, simulated=True))
+    assert not may_give(config, REAL)
+
+
+@pytest.mark.parametrize(("multiplier", "enough"), [(0, False), (0.6, False), (0.61, True)])
+def test_class_sums_leave_a_site_with_enough_noise_where_its_policy_says_so(
+    small, multiplier, enough
+):
+    """Of a label that one site alone has, a sum over sites is that site's: masks hide nothing."""
+    for masked in ("false", "true"):
+        noise = f"method.prototype.noise_multiplier={multiplier}"
+        config = small(*SUMMED, noise, f"aggregation.secure={masked}")
+        assert may_give(config, REAL) == enough
+        assert not may_give(config, KEEPS)
+
+
+def test_a_mechanism_that_protects_records_is_leave_to_give_class_sums(small):
+    secure = ("aggregation.secure=true", "train.step=server", "privacy.mechanism=record")
+    noised = (*SUMMED, *secure, "method.prototype.noise_multiplier=0")
+    assert may_give(small(*noised), KEEPS)
     nominal = small(*noised, "privacy.target_epsilon=1000")
-    with pytest.raises(Refusal, match="share_sums"):
-        require_sums(nominal, SimpleNamespace(unit="record"), kept)
-    with pytest.raises(Refusal, match="have no noise"):
-        require_sums(small(*secure), SimpleNamespace(unit="record"), shared)
+    assert not may_give(nominal, KEEPS)
 
 
 def test_the_number_of_examples_stays_with_an_update_that_is_masked():

@@ -34,7 +34,9 @@ def tiny_app(
     """Clients that read and write as the real ones do, learn noise in between, and say that they
     have so many examples."""
     app = ClientApp()
-    bench = SimpleNamespace(experiment=experiment, shapes=shapes, latest=Cache(), phase=str)
+    bench = SimpleNamespace(
+        experiment=experiment, shapes=shapes, latest=Cache(), phase=str, masked=lambda phase: False
+    )
 
     def store(number: int) -> DistilledStore:
         return DistilledStore(Path(experiment.run.out) / "sites" / str(number))

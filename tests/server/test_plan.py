@@ -49,6 +49,8 @@ def test_the_plan_is_what_each_client_does_round_after_round(plan):
         for name, order in plan.orders.items()
     }
     done: dict[str, list[str]] = {name: [] for name in plan.orders}
+    own = {task: [n for n, order in plan.orders.items() if task in order] for task in plan.tasks}
+    ended: set[str] = set()
     assert set(plan.stages[:-1]) <= {plan.every}
     assert 0 < plan.stages[-1] <= plan.every
     for stage, rounds in enumerate(plan.stages):
@@ -72,7 +74,16 @@ def test_the_plan_is_what_each_client_does_round_after_round(plan):
         assert plan.future(stage) == tuple(task for task in plan.tasks if task not in met)
         assert {task: set(names) for task, names in plan.work(stage).items()} == worked
         assert list(plan.work(stage)) == [task for task in plan.tasks if task in worked]
+        through = {
+            task: names
+            for task, names in own.items()
+            if task not in ended and all(done[n].count(task) >= plan.rounds for n in names)
+        }
+        assert plan.ended(stage) == through
+        assert list(plan.ended(stage)) == list(through)
+        ended |= through.keys()
     assert not any(left.values())  # all rounds of all tasks were worked
+    assert ended == set(plan.tasks)  # each once
 
 
 @pytest.mark.parametrize("every", [0, 2])
@@ -86,6 +97,7 @@ def test_the_synchronous_schedule_is_the_plan_in_which_all_have_the_same_order(e
         assert joint_tasks.met(stage) == joint_tasks.past("1", stage, 2) == TASKS[:stage]
         assert joint_tasks.work(stage) == {task: list(CLIENTS)}
         assert joint_tasks.future(stage) == TASKS[stage + 1 :]
+        assert joint_tasks.ended(stage) == {task: list(CLIENTS)}
     rounds = [("round", 0, 1), ("zero-shot", -1, 0), ("round", 0, 2), ("end-stage", 0, 0)]
     numbers = (1, 1, 2, 2)  # of rounds, over the whole run
     steps = [Step(*each, round=n) for each, n in zip(rounds, numbers, strict=True)]
@@ -103,6 +115,37 @@ def test_who_does_not_train_keeps_the_clock_and_teaches_nothing():
     assert plan.stages == [1, 1, 1]
     assert [plan.working(stage, 1) for stage in range(3)] == [{"0": "a"}, {}, {}]
     assert [plan.met(stage) for stage in range(3)] == [(), ("a",), ("a",)]
+    assert [plan.ended(stage) for stage in range(3)] == [{"a": ["0"]}, {}, {}]
+
+
+def test_a_task_has_ended_when_the_last_of_its_clients_has_worked_on_it():
+    orders = {"0": ("a", "b"), "1": ("b", "a", "b"), "2": ("c", "b")}
+    plan = planned(TASKS[:3], rounds=2, orders=orders, consolidate_every=3, joins={"2": 1})
+    assert plan.stages == [3, 3]  # 0 is through after 4 rounds, 1 after 6, 2 after 5
+    assert plan.ended(0) == {"c": ["2"]}
+    assert plan.ended(1) == {"a": ["0", "1"], "b": ["0", "1", "2"]}
+
+
+def test_a_task_that_returns_ends_once():
+    plan = planned(("a", "b"), ("0",), rounds=1, orders={"0": ("a", "b", "a")})
+    assert [plan.ended(stage) for stage in range(3)] == [{"a": ["0"]}, {"b": ["0"]}, {}]
+
+
+def test_tasks_end_without_who_joins_after_them():
+    plan = planned(rounds=2, schedule="synchronous", joins={"2": 3})
+    early = ["0", "1"]
+    assert [plan.ended(stage) for stage in range(4)] == [
+        {"a": early},
+        {"b": early},
+        {"c": list(CLIENTS)},
+        {"d": list(CLIENTS)},
+    ]
+
+
+def test_tasks_that_are_learnt_at_once_end_with_the_first_stage():
+    plan = planned(schedule="joint")
+    assert plan.stages == [2]
+    assert plan.ended(0) == {task: list(CLIENTS) for task in TASKS}
 
 
 def test_an_order_is_drawn_for_every_client_by_the_seed():

@@ -10,8 +10,9 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import EmbeddedTask, Statistics, method_of
+from deal_core.methods import COUNT, SUM, EmbeddedTask, Statistics, SumContext, method_of
 from deal_core.randomness import seeded
+from deal_core.training.public_subspace import Subspace, principal
 
 SIZE, LABELS = 12, 4
 Data = tuple[Tensor, Tensor]
@@ -55,19 +56,40 @@ def statistics_in(method, name: str) -> Statistics:
     return {phase.name: phase.statistics for phase in method.phases}[name]
 
 
+def name_vectors(task: str) -> Tensor:
+    """What a model makes of the names of a task's labels."""
+    return normalize(torch.randn(LABELS, SIZE, generator=seeded("names", task)), dim=1)
+
+
+def known_of(tasks, deviation: float = 0.0, subspace: Subspace | None = None) -> SumContext:
+    """What the server knows; without a subspace: all entries of a vector as they are."""
+    names = {task: name_vectors(task) for task in tasks}
+    return SumContext(deviation, names, subspace or principal(torch.zeros(1, SIZE), 0))
+
+
+def class_totals(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Counts and sums of vectors, as they are without noise."""
+    total = torch.zeros(LABELS, x.shape[1], dtype=torch.float64)
+    return {
+        COUNT: torch.bincount(y, minlength=LABELS).double(),
+        SUM: total.index_add_(0, y, x.double()),
+    }
+
+
 def one_round(state: State, statistics: Statistics, tasks: dict[str, list[Data]]) -> State:
-    """A round in which every client gives its sums, checked, in float64."""
-    totals = {}
+    """A round in which every client gives its exact sums; what they add up to is checked."""
+    exact, totals = statistics.exact, {}
+    assert exact is not None
     for task, clients in tasks.items():
+        total = totals.setdefault(task, {})
         for x, y in clients:
-            sums = statistics.collect(embedded(x, y, state.heads.get(task)))
-            expected = statistics.shapes(LABELS, SIZE)
+            sums = exact.collect(embedded(x, y, state.heads.get(task)))
+            expected = exact.shapes(LABELS, SIZE)
             assert {name: tuple(value.shape) for name, value in sums.items()} == dict(expected)
-            statistics.check(sums)
-            total = totals.setdefault(task, {})
             for name, value in sums.items():
                 total[name] = total.get(name, 0) + value
-    return statistics.absorb(state, totals)
+        exact.check(total)
+    return statistics.absorb(state, totals, SumContext(0.0, {}, None))
 
 
 def start() -> State:

@@ -5,27 +5,34 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from deal_core.config.method import PrototypeConfig
-from deal_core.methods import statistics_of
-from deal_core.methods.shared.class_sums import COUNT, SUM, collect, scatter
-from deal_core.methods.shared.prototypes import ABSENT, heads
+from deal_core.methods import COUNT, SUM, statistics_of, whole_heads
+from deal_core.methods.shared.class_sums import collect
+from deal_core.methods.shared.prototypes import ABSENT, SCALE, heads
 from deal_core.randomness import seeded
-from deal_core.wire.sum_codes import ROWS, SUM_CODES
+from deal_core.training.public_subspace import principal
+from deal_core.wire.heads import pack_heads, read_heads
 from tests.deal_core.methods.sums import (
     LABELS,
     SIZE,
     SPLITS,
+    class_totals,
     data,
     divided,
     embedded,
+    known_of,
     method_with,
+    name_vectors,
     one_round,
     start,
     statistics_in,
 )
+
+SHARED = {"covariance": "shared"}
 
 
 def centred(x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +69,7 @@ def without_common(rows: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("how", SPLITS)
 def test_prototypes_with_a_shared_covariance_are_the_central_closed_form(how):
     x, y = data(0)
-    settings = {"ridge": 0.2, "own_covariance": 0.0, "few_records": 0.7}
+    settings = {"covariance": "shared", "ridge": 0.2, "own_covariance": 0.0, "few_records": 0.7}
     method = method_with(name="prototype", prototype=settings)
     state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
     residual, means = centred(x, y)
@@ -88,7 +95,7 @@ def test_the_ridge_grows_where_records_are_few_for_so_many_entries(records):
 @pytest.mark.parametrize("how", SPLITS)
 def test_labels_of_a_task_are_told_apart_by_a_mean_of_its_own_covariance_and_the_shared_one(how):
     skin, eye = data(0), data(3, examples=90)
-    settings = {"ridge": 0.2, "own_covariance": 0.3, "few_records": 0.7}
+    settings = {"covariance": "shared", "ridge": 0.2, "own_covariance": 0.3, "few_records": 0.7}
     method = method_with(name="prototype", prototype=settings)
     statistics = statistics_in(method, "learn")
     state = one_round(start(), statistics, {"skin": divided(*skin, how)})
@@ -107,26 +114,11 @@ def test_labels_of_a_task_are_told_apart_by_a_mean_of_its_own_covariance_and_the
         np.testing.assert_allclose(head, np.stack(rows, axis=1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("how", SPLITS)
-def test_prototypes_without_a_covariance_answer_with_the_nearest_class_mean(how):
-    x, y = data(1)
-    method = method_with(name="prototype", prototype={"covariance": "none"})
-    state = one_round(start(), statistics_in(method, "learn"), {"skin": divided(x, y, how)})
-    head = state.heads["skin"]
-    means = torch.stack([x[y == c].mean(0) for c in range(LABELS)])
-    centre = means.mean(0)
-    torch.testing.assert_close(head[:, :SIZE], means - centre, rtol=1e-5, atol=1e-5)
-    answers = (x @ head[:, :SIZE].T + head[:, SIZE]).argmax(1)
-    assert torch.equal(answers, torch.cdist(x, means).argmin(1))
-
-
 def test_the_covariance_is_that_of_all_tasks_whenever_and_from_whomever_they_come():
     first, second = data(2), data(3, examples=90)
-    statistics = statistics_in(method_with(name="prototype"), "learn")
+    statistics = statistics_in(method_with(name="prototype", prototype=SHARED), "learn")
     late = one_round(start(), statistics, {"skin": divided(*first, "at random")})
-    half = divided(*second, "at random")
-    late = one_round(late, statistics, {"eye": half[:2]})
-    late = one_round(late, statistics, {"eye": half[2:]})  # in a later round
+    late = one_round(late, statistics, {"eye": divided(*second, "at random")})
     once = one_round(start(), statistics, {"skin": [first], "eye": [second]})
     for task in ("skin", "eye"):
         torch.testing.assert_close(late.heads[task], once.heads[task], rtol=1e-5, atol=1e-5)
@@ -137,10 +129,8 @@ def test_the_covariance_is_that_of_all_tasks_whenever_and_from_whomever_they_com
 def mean_score(share: float, records: int) -> float:
     """Score of the first label, of so many records, less that of the second, of 300, where
     both lie equally far from what is asked: the mean of 300 draws."""
-    statistics = statistics_in(
-        method_with(name="prototype", prototype={"few_records": share, "own_covariance": 0.0}),
-        "learn",
-    )
+    settings = {"few_records": share, "own_covariance": 0.0}
+    statistics = statistics_in(method_with(name="prototype", prototype=SHARED | settings), "learn")
     generator = seeded("few records", records)
     means = torch.zeros(LABELS, SIZE, dtype=torch.float64)
     means[0, 0], means[1, 1], means[2:, 2] = 0.7, 0.7, 0.7
@@ -148,8 +138,8 @@ def mean_score(share: float, records: int) -> float:
     found = []
     for _ in range(300):
         noise = 0.1 * torch.randn(len(y), SIZE, generator=generator, dtype=torch.float64)
-        totals = statistics.collect(embedded(means[y] + noise, y))
-        head = statistics.absorb(start(), {"skin": totals}).heads["skin"].double()
+        totals = collect(embedded(means[y] + noise, y))
+        head = statistics.absorb(start(), {"skin": totals}, known_of([])).heads["skin"].double()
         found.append(head[0] @ _between() - head[1] @ _between())
     return float(torch.stack(found).mean())
 
@@ -171,28 +161,20 @@ def test_rounded_heads_answer_as_exact_ones_do():
     not take the steps that tell labels apart."""
     x, y = data(8, examples=400)
     x = normalize(0.1 * x + x[:1], dim=1)
-    statistics = statistics_in(method_with(name="prototype"), "learn")
+    statistics = statistics_in(method_with(name="prototype", prototype=SHARED), "learn")
     head = one_round(start(), statistics, {"skin": [(x, y)]}).heads["skin"]
-    weights, bias, rows = head[:, 1, :SIZE], head[:, 1, SIZE], SUM_CODES[ROWS]
-    rounded = rows.decode(rows.encode(weights.double())).float()
-    exactly, coarsely = ((x @ own.T + bias).argmax(1) for own in (weights, rounded))
+    rounded = at_int8(head)
+    exactly, coarsely = (
+        (x @ own[:, 1, :SIZE].T + own[:, 1, SIZE]).argmax(1) for own in (head, rounded)
+    )
+    assert not torch.equal(head, rounded)
     assert (exactly == coarsely).float().mean() > 0.98
 
 
-def test_a_client_whose_weight_is_capped_moves_no_mean_of_a_label_that_it_alone_has():
-    """Its sums and counts are shortened alike, so that a count may be below 1."""
-    x, _ = data(4)
-    alone = x[:1]
-    count, total = torch.tensor([1.0, 20.0]).double(), torch.stack([alone[0], 20 * x[1]]).double()
-    few = count * torch.tensor([0.1, 1.0]), total * torch.tensor([[0.1], [1.0]])
-    config = PrototypeConfig(covariance="none", names=0.0)
-    heads_of = [
-        heads({f"{COUNT}/t": c, f"{SUM}/t": s}, config)["t"] for c, s in ((count, total), few)
-    ]
-    torch.testing.assert_close(*heads_of)
-    own = alone.double()
-    left = scatter(torch.tensor([0.1]).double(), 0.1 * own, 0.1 * own.T @ own)
-    assert float(left.abs().max()) < 1e-8  # and not 0.09
+def at_int8(head: Tensor) -> Tensor:
+    """As it arrives at a client."""
+    packed = {key: Array(part) for key, part in pack_heads({"skin": head}, True).items()}
+    return read_heads(ArrayRecord(packed), {"skin": tuple(head.shape)}, True)["skin"]
 
 
 def test_beside_names_a_label_that_nobody_has_shown_has_the_mean_of_its_task():
@@ -200,6 +182,7 @@ def test_beside_names_a_label_that_nobody_has_shown_has_the_mean_of_its_task():
     x, y = data(4)
     x, y = x[y > 0], y[y > 0]
     settings = {"ridge": 0.2, "own_covariance": 0.5, "few_records": 0.5, "enabled": "on"}
+    settings |= SHARED
     deal = statistics_in(method_with(name="deal", prototype=settings), "prototypes")
     alone = statistics_in(method_with(name="prototype", prototype=settings), "learn")
     other = data(5)
@@ -232,7 +215,7 @@ def of_each(x: Tensor, y: Tensor) -> list[np.ndarray]:
 def test_a_label_that_nobody_has_shown_is_never_the_answer():
     x, y = data(4)
     x, y = x[y > 0], y[y > 0]
-    statistics = statistics_in(method_with(name="prototype"), "learn")
+    statistics = statistics_in(method_with(name="prototype", prototype=SHARED), "learn")
     head = one_round(start(), statistics, {"skin": [(x, y)]}).heads["skin"]
     assert head[0, :, SIZE].tolist() == [ABSENT, ABSENT]
     for row in range(2):
@@ -242,8 +225,135 @@ def test_a_label_that_nobody_has_shown_is_never_the_answer():
 
 def test_one_record_is_enough_for_a_head():
     x, y = data(5)
-    statistics = statistics_in(method_with(name="prototype"), "learn")
+    statistics = statistics_in(method_with(name="prototype", prototype=SHARED), "learn")
     assert one_round(start(), statistics, {"skin": [(x[:1], y[:1])]}).heads["skin"].isfinite().all()
+
+
+def noised(totals: dict, known, **settings: object):
+    """The state after a round of class sums of the task "skin"."""
+    method = method_with(name="prototype", prototype=settings)
+    statistics = statistics_in(method, "learn")
+    assert statistics.exact is None
+    return statistics.absorb(start(), {"skin": totals}, known)
+
+
+def test_without_a_covariance_the_class_mean_in_the_nearest_direction_is_the_answer():
+    x, y = data(1)
+    head = noised(class_totals(x, y), known_of(["skin"]), covariance="none", directions=0)
+    found = head.heads["skin"]
+    means = normalize(torch.stack([x[y == c].mean(0) for c in range(LABELS)]), dim=1)
+    torch.testing.assert_close(found[:, :SIZE], SCALE * means, rtol=1e-5, atol=1e-5)
+    assert not found[:, SIZE].any()
+
+
+def test_a_label_of_a_class_sum_that_nobody_has_a_record_of_has_the_vector_of_its_name():
+    x, y = data(4)
+    x, y = x[y > 0], y[y > 0]
+    totals = class_totals(x, y)
+    found = noised(totals, known_of(["skin"]), covariance="none", directions=0).heads["skin"]
+    torch.testing.assert_close(found[0, :SIZE], SCALE * name_vectors("skin")[0])
+    means = normalize(totals[SUM][1:], dim=1)
+    torch.testing.assert_close(found[1:, :SIZE], SCALE * means.float())
+
+
+WIDE = 2 * SIZE
+"""Entries of whole embeddings."""
+
+
+def in_directions(seed: int = 9):
+    """Public directions of embeddings, whole vectors, and labels."""
+    spread = torch.linspace(2.0, 0.1, WIDE)
+    public = spread * torch.randn(500, WIDE, generator=seeded("public")) + 0.3
+    x, y = data(seed, examples=400)
+    return principal(public, SIZE), 0.4 * torch.cat([x, x.flip(1)], dim=1) + 0.3, y
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.5, 4.0])
+def test_in_public_directions_class_means_have_one_length_in_the_metric_of_public_texts(deviation):
+    """A name counts as records for each deviation of the noise."""
+    subspace, vectors, y = in_directions()
+    totals = class_totals(subspace.project(vectors), y)
+    known = known_of(["skin"], deviation, subspace)
+    head = noised(totals, known, ridge=0.2, names_noise=3.0).heads["skin"].numpy()
+    count, spread, prior = counts(y)[:, None], subspace.spread.numpy(), 3.0 * deviation
+    names = name_vectors("skin").double().numpy()
+    means = (totals[SUM].numpy() + prior * names) / (count + prior)
+    inverse = np.linalg.inv(np.diag(spread) + 0.2 * spread.mean() * np.eye(SIZE))
+    lengths = np.sqrt(np.einsum("li,ij,lj->l", means, inverse, means))
+    expected = SCALE * means @ inverse / lengths[:, None]
+    np.testing.assert_allclose(head[:, :SIZE], expected, rtol=1e-5, atol=1e-4)
+    assert not head[:, SIZE].any()
+
+
+def test_heads_of_coordinates_score_whole_embeddings_alike_once_they_are_exported():
+    subspace, vectors, y = in_directions()
+    coordinates = subspace.project(vectors)
+    state = noised(class_totals(coordinates, y), known_of(["skin"], 0.0, subspace))
+    narrow, wide = state.heads["skin"].double(), whole_heads(state)["skin"].double()
+    assert (narrow.shape[-1], wide.shape[-1]) == (SIZE + 1, WIDE + 1)
+    scores = coordinates.double() @ narrow[:, :-1].T + narrow[:, -1]
+    whole = vectors.double() @ wide[:, :-1].T + wide[:, -1]
+    torch.testing.assert_close(whole, scores, rtol=0, atol=1e-3 * float(scores.std()))
+    assert float((scores.argmax(1) == y).double().mean()) > 0.6
+
+
+def test_heads_of_whole_vectors_are_exported_as_they_are():
+    x, y = data(1)
+    state = noised(class_totals(x, y), known_of(["skin"]), directions=0)
+    assert torch.equal(whole_heads(state)["skin"], state.heads["skin"])
+
+
+def test_heads_of_earlier_tasks_stay_when_class_sums_of_another_come():
+    method = method_with(name="prototype")
+    statistics = statistics_in(method, "learn")
+    subspace, vectors, y = in_directions()
+    state = start()
+    for task, seed in (("skin", 9), ("eye", 10)):
+        subspace, vectors, y = in_directions(seed)
+        totals = {task: class_totals(subspace.project(vectors), y)}
+        before, state = state, statistics.absorb(state, totals, known_of([task], 0.5, subspace))
+        for other in before.heads:
+            assert torch.equal(state.heads[other], before.heads[other])
+    assert list(state.heads) == ["skin", "eye"]
+
+
+@pytest.mark.parametrize("covariance", ["none", "public"])
+def test_sums_that_noise_has_left_nothing_of_make_heads_of_ordinary_size(covariance):
+    """With counts below 0 as well."""
+    for seed in range(20):
+        generator = seeded("noise", seed)
+        totals = {
+            COUNT: 20 * torch.randn(LABELS, generator=generator).double(),
+            SUM: 5 * torch.randn(LABELS, SIZE, generator=generator).double(),
+        }
+        subspace, _, _ = in_directions()
+        known = known_of(["skin"], 5.0, subspace)
+        head = noised(totals, known, covariance=covariance).heads["skin"]
+        assert head.isfinite().all()
+        assert float(head.abs().max()) < 1e3
+
+
+def test_rounded_heads_of_class_sums_answer_as_exact_ones_do():
+    subspace, vectors, y = in_directions()
+    coordinates = subspace.project(vectors)
+    known = known_of(["skin"], 0.5, subspace)
+    head = noised(class_totals(coordinates, y), known).heads["skin"]
+    answers = [
+        (coordinates @ own[:, :SIZE].T + own[:, SIZE]).argmax(1) for own in (head, at_int8(head))
+    ]
+    assert (answers[0] == answers[1]).float().mean() > 0.98
+
+
+def test_sums_of_the_first_task_are_part_of_a_state_that_can_be_resumed():
+    """Exact sums alone are needed again: with noisy ones the heads of a task are made once."""
+    x, y = data(0)
+    exact = statistics_in(method_with(name="prototype", prototype=SHARED), "learn")
+    kept = one_round(start(), exact, {"skin": [(x, y)]}).sums
+    assert {"count/skin", "sum/skin", "gram/skin"} <= kept.keys()
+    subspace, vectors, y = in_directions()
+    known = known_of(["skin"], 0.5, subspace)
+    noisy = noised(class_totals(subspace.project(vectors), y), known)
+    assert noisy.sums.keys() == {"centre", "directions"}
 
 
 def test_nothing_that_is_zero_travels_at_a_larger_rank_than_one():

@@ -249,7 +249,7 @@ ODD_INPUTS = (
     OddInput(
         "labels that are numbers, where no name is read",
         "",
-        toml='[method]\nname = "prototype"',
+        toml='[method]\nname = "prototype"\n[federation]\nclients = 3',
         train=NUMBERED,
         test=NUMBERED_TESTS,
     ),

@@ -19,6 +19,7 @@ from deal_core.config.experiment import (
     ModelConfig,
     PrivacyConfig,
 )
+from deal_core.config.method import MethodConfig
 from deal_core.data.site import SiteSource
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
@@ -266,15 +267,32 @@ def test_what_becomes_of_sums_is_told_and_a_method_made_of_them_needs_them(site:
     agreed, path = asked(labels, mechanism="none"), site / "site.toml"
     demands = re.compile(r"^(mechanism|max_epsilon) = .*\n", re.MULTILINE)
     path.write_text(demands.sub("", path.read_text()))
+    several = agreed.federation.model_copy(update={"clients": 3, "sites": ("a", "b", "c")})
+    agreed = agreed.model_copy(update={"federation": several})
     report = checked(site, agreed)
-    assert report.problems == []
     assert any("they stay here (policy.share_sums)" in line for line in report.lines)
-    method = agreed.method.model_copy(update={"name": "prototype"})
-    (problem,) = checked(site, agreed.model_copy(update={"method": method})).problems
+    prototype = agreed.method.model_copy(update={"name": "prototype"})
+    alone = agreed.model_copy(update={"method": prototype})
+    (problem,) = [each for each in checked(site, alone).problems if "share_sums" in each]
     assert "set policy.share_sums to true" in problem
     path.write_text(path.read_text().replace("share_sums = false", "share_sums = true", 1))
     report = checked(site, agreed)
-    assert "the experiment asks for sums of embeddings: they leave" in report.lines
+    assert (
+        "the experiment asks for class sums: they leave under masks, once for each task, with a "
+        "noise multiplier of 0.61"
+    ) in report.lines
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "linear-probe"}, {"name": "prototype", "prototype": {"covariance": "shared"}}],
+)
+def test_a_method_made_of_exact_sums_is_for_simulations(site: Path, method: dict) -> None:
+    agreed = asked({"triage": ("a", "b")}, mechanism="none")
+    own = read_site(site / "site.toml").model_copy(update={"policy": Policy(share_sums=True)})
+    exact = agreed.model_copy(update={"method": MethodConfig.model_validate(method)})
+    with pytest.raises(UserError, match="exact sums, which tell who is in them"):
+        list(check_sums(own, exact))
 
 
 def test_sums_with_noise_leave_a_site_that_shares_none(site: Path) -> None:
@@ -284,7 +302,9 @@ def test_sums_with_noise_leave_a_site_that_shares_none(site: Path) -> None:
     agreed = shipped.model_copy(update={"data": DataConfig(source="sites", labels=labels)})
     own = read_site(site / "site.toml")
     lines = list(check_sums(own, agreed))
-    assert lines == ["the experiment asks for sums of embeddings: they leave with noise, charged"]
+    assert lines == [
+        "the experiment asks for class sums: they leave under masks, with noise, charged"
+    ]
     weak = agreed.privacy.model_copy(update={"target_epsilon": 200.0})
     with pytest.raises(UserError, match=r"set policy.share_sums to true"):
         list(
@@ -298,15 +318,15 @@ def test_sums_with_noise_leave_a_site_that_shares_none(site: Path) -> None:
 def test_how_sums_would_leave_follows_from_what_the_policy_demands(site: Path) -> None:
     own = read_site(site / "site.toml")
     for policy, told in (
-        (Policy(mechanism="record", noise_share="sum"), "with noise, charged, in a secure sum"),
-        (Policy(mechanism="record", share_sums=True), "none leaves"),
-        (Policy(share_sums=True), "as they are"),
+        (Policy(mechanism="record", noise_share="sum"), "with noise, charged"),
+        (Policy(mechanism="record", share_sums=True), "with noise, charged"),
+        (Policy(share_sums=True), "with noise, once for each task"),
         (Policy(), "none leaves"),
     ):
         (line,) = (
             line
             for line in what_leaves(own.model_copy(update={"policy": policy}))
-            if line.startswith("sums of embeddings")
+            if line.startswith("class sums")
         )
         assert told in line
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client.egress import FIELDS, SUM_FIELDS
+from client.egress import FIELDS
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import Budget, composed, unprotected_event
@@ -108,7 +108,7 @@ def test_what_may_leave_is_the_list_of_the_guard_itself(ledger: Ledger) -> None:
     rows = page(ledger).table("May be sent, and why")
     sent = {row[0] for row in rows[1:]}
     fields = {name for record in FIELDS.values() for name in record}
-    assert sent == fields | set(SUM_FIELDS) | {"factors"}
+    assert sent == fields | {"factors"}
 
 
 def test_the_site_and_its_policy_are_named_and_no_path_of_it(

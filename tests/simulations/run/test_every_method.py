@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from client.resources import Workbench
 from deal_core.config.experiment import Experiment
 from deal_core.methods import METHODS
 from deal_core.wire.instruction import Instruction
@@ -20,10 +22,12 @@ from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
+QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
 RUNS = {
     **{name: (f"method.name={name}",) for name in METHODS},
     "linear-probe": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
-    "deal with prototypes": ("method.name=deal", "method.prototype.enabled=auto"),
+    "prototype": ("method.name=prototype", *QUIET),
+    "deal with prototypes": ("method.name=deal", "method.prototype.enabled=auto", *QUIET),
 }
 STEPS = {"prototype": 2}
 """Rounds and stages before a run is stopped, else 4: the second task's first round has just ended,
@@ -31,6 +35,15 @@ and what a method keeps is in use. Of sums that are given once there is no round
 CARRIED = {"deal-reference": 2, "slao": 2, "linear-probe": 6, "prototype": 6}
 """Requests that carry an evaluation along, else 4: of two stages the first round, which asks two
 clients, or for sums all three."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sums_of_all_records() -> Iterator[None]:
+    """No record is held back, and class means are used whatever they are worth."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Workbench, "_holds_back", False)
+        patch.setattr("server.federation.found_worse", lambda *given: False)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,39 +1,53 @@
-"""Sums of embeddings that leave in a secure sum alone, as they are and with noise."""
+"""Sums over records leave in a secure sum alone, as they are and with noise."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from deal_core.data import open_source
+from deal_core.config.experiment import Experiment
+from deal_core.data import Example, open_source
 from deal_core.errors import UserError
-from deal_core.models import adapter_shapes, label_vectors
+from deal_core.methods import method_of, statistics_of
+from deal_core.methods.shared import prototypes
+from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.common_noise import common_noise_multiplier
 from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.mechanisms.noisy_class_sums import COUNT_WEIGHT
 from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.training.embedding import base_embeddings
 from server.checkpoint import Checkpoint, load_latest
 from server.results import read_results
+from simulations.engines.inprocess import FIRST_CLIENT_NODE, Interceptor
 from simulations.run.preflight import check_names
+from tests.conftest import load_once
 from tests.simulations.runs import at, run_in_process
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-SECURE = ("federation.clients=3", "federation.rounds=1", "aggregation.secure=true")
-PLAIN = (*SECURE[:2], "aggregation.secure=false")
+PLAIN = ("federation.clients=3", "federation.rounds=1")
+SECURE = (*PLAIN, "aggregation.secure=true")
 PROTOTYPE = ("method.name=prototype",)
+QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
+"""Sums of whole embeddings without noise."""
 NOISED = (
     *SECURE,
     *PROTOTYPE,
     "method.prototype.covariance=none",
     "method.prototype.layers=1",
+    "method.prototype.directions=0",
     "train.step=server",
     "privacy.target_delta=1e-3",
 )
@@ -51,65 +65,222 @@ def played(experiment, folder: Path, see=lambda reply: reply):
     return events, last(folder, experiment)
 
 
+def heads_alike(one: Checkpoint, two: Checkpoint) -> bool:
+    first, second = one.state.heads, two.state.heads
+    return first.keys() == second.keys() and all(torch.equal(first[t], second[t]) for t in first)
+
+
+@pytest.mark.parametrize("secure", ["false", "true"])
 @pytest.mark.parametrize("method", slow_but(["prototype", "deal", "linear-probe"], "prototype"))
-def test_a_secure_run_has_the_heads_of_a_plain_one(make_experiment, tmp_path, method):
-    """Sums are the same to the ring's rounding; of deal, the adapter is too."""
+def test_in_a_phase_of_statistics_nothing_leaves_but_masked_vectors(
+    make_experiment, tmp_path, method, secure
+):
+    """Whatever the experiment says of updates; with noise and public directions as by default."""
+    left: set[tuple[str, str]] = set()
+
+    def see(reply: Message) -> Message:
+        records = reply.content
+        phase = records["status"].get("phase", "") if "status" in records else ""
+        for name, record in records.items():
+            left.update((phase, f"{name}.{key}") for key in record)
+        return reply
+
     asked = (
         f"method.name={method}",
         "method.prototype.enabled=on",
-        "method.linear_probe.rounds=2",
-        "train.precision=float32",
+        "method.linear_probe.rounds=1",
+        f"aggregation.secure={secure}",
+        f'data.public_path="{public_file(tmp_path)}"',
+        "method.prototype.directions=4",
     )
-    left: set[str] = set()
+    events, _ = played(make_experiment(*PLAIN, *asked), tmp_path / "run", see)
+    ended = {(e["phase"], e["stage"]) for e in events if e["event"] == "summed"}
+    phases = {"prototype": ["learn"], "deal": ["prototypes"], "linear-probe": ["learn", "probe"]}
+    assert {(phase, stage) for phase in phases[method] for stage in (0, 1)} <= ended
+    for phase in phases[method]:
+        fields = {name for of, name in left if of == phase}
+        assert "secure.reply" in fields
+        assert not {name.partition(".")[0] for name in fields} - {"status", "secure", "metrics"}
+        assert not {"metrics.loss", "metrics.seconds"} & fields
+    if method != "deal":
+        assert not {name for _, name in left if name.startswith(("lora", "sums"))}
 
-    def see(reply: Message) -> Message:
-        left.update(reply.content.array_records)
+
+def public_file(folder: Path) -> Path:
+    """Public texts that all clients have."""
+    path = folder / "public.txt"
+    folder.mkdir(exist_ok=True)
+    path.write_text("".join(f"Sentence {n} is about {n % 7} things\n" for n in range(40)))
+    return path
+
+
+def test_the_heads_are_the_same_whether_updates_are_masked_or_not(make_experiment, tmp_path):
+    asked = (*PLAIN, *PROTOTYPE, *QUIET)
+    _, plain = played(make_experiment(*asked), tmp_path / "plain")
+    _, secure = played(make_experiment(*asked, "aggregation.secure=true"), tmp_path / "secure")
+    assert heads_alike(plain, secure)
+    assert plain.state.heads.keys() == {"laboratory", "surgery"}
+
+
+FOUR = ("federation.clients=4", "federation.rounds=1", "federation.quorum=0.5")
+
+
+def unmasked(name: str) -> Callable[[Message], None]:
+    """Sums beside the masked vector, in a record that once held them, or in that of an update."""
+
+    def change(reply: Message) -> None:
+        reply.content[name] = ArrayRecord({"0.count": Array(np.ones(4))})
+
+    return change
+
+
+def in_its_place(reply: Message) -> None:
+    unmasked("sums")(reply)
+    del reply.content["secure"]
+
+
+def of_another_length(reply: Message) -> None:
+    masked = reply.content["secure"]["reply"]
+    assert isinstance(masked, bytes)
+    reply.content["secure"] = ConfigRecord({"reply": masked[:-8]})
+
+
+def of_another_phase(reply: Message) -> None:
+    reply.content["status"]["phase"] = "consolidate"
+
+
+HOSTILE = {
+    "sums beside it": unmasked("sums"),
+    "an update beside it": unmasked("lora"),
+    "sums in its place": in_its_place,
+    "another length": of_another_length,
+    "another phase": of_another_phase,
+}
+
+
+def to_the_third(change: Callable[[Message], None] | None) -> Interceptor:
+    """Change the third client's masked vectors; None: they are lost."""
+
+    def see(reply: Message) -> Message | None:
+        third = reply.metadata.src_node_id == FIRST_CLIENT_NODE + 2
+        if not third or not reply.has_content() or "metrics" not in reply.content:
+            return reply
+        if "secure" not in reply.content:
+            return reply
+        if change is None:
+            return None
+        change(reply)
         return reply
 
-    _, plain = played(make_experiment(*PLAIN, *asked), tmp_path / "plain")
-    events, secure = played(make_experiment(*SECURE, *asked), tmp_path / "secure", see)
-    assert left == set()
+    return see
+
+
+@pytest.fixture(scope="module")
+def of_the_others(make_experiment, tmp_path_factory):
+    """What the server makes of the sums of the others, and of those of all."""
+    folder, quick = tmp_path_factory.mktemp("others"), ("federation.deadline_seconds=1",)
+    experiment = make_experiment(*FOUR, *PROTOTYPE, *QUIET, *quick)
+    others = played(experiment, folder / "three", to_the_third(None))[1]
+    everybody = played(experiment, folder / "four")[1]
+    assert not heads_alike(others, everybody)
+    return others
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_reply_that_is_not_a_masked_vector_alone_costs_its_sender_the_sum(
+    make_experiment, tmp_path, of_the_others, kind
+):
+    experiment = make_experiment(*FOUR, *PROTOTYPE, *QUIET)
+    events, end = played(experiment, tmp_path / "run", to_the_third(HOSTILE[kind]))
+    failed = [event for event in events if event["event"] == "client_failed"]
+    assert {event["client"] for event in failed} == {"2"}
+    assert all(0 < len(event["reason"]) < 500 for event in failed)
+    assert [event["sites"] for event in events if event["event"] == "summed"] == [3, 3]
+    assert heads_alike(end, of_the_others)
+
+
+def test_sums_are_asked_of_all_clients_however_few_a_round_samples(make_experiment, tmp_path):
+    asked = (*FOUR, *PROTOTYPE, *QUIET)
+    _, whole = played(make_experiment(*asked), tmp_path / "all")
+    sampled = make_experiment(*asked, "federation.clients_per_round=1")
+    events, end = played(sampled, tmp_path / "one")
+    assert [event["sites"] for event in events if event["event"] == "summed"] == [4, 4]
+    assert heads_alike(whole, end)
+
+
+def test_a_task_of_several_rounds_is_summed_once_and_no_round_stops_the_run(
+    make_experiment, tmp_path
+):
+    several = make_experiment(*PLAIN[:1], "federation.rounds=3", *PROTOTYPE, *QUIET)
+    events, end = played(several, tmp_path / "three")
+    _, once = played(make_experiment(*PLAIN, *PROTOTYPE, *QUIET), tmp_path / "one")
+    assert len([event for event in events if event["event"] == "summed"]) == 2
     assert not [event for event in events if event["event"] == "round_lost"]
-    assert plain.state.heads.keys() == secure.state.heads.keys() != set()
-    for task, head in plain.state.heads.items():
-        off = (secure.state.heads[task] - head).norm() / head.norm()  # in the clear: float32
-        assert float(off) < 1e-4
-    assert {t: set(own) for t, own in secure.history.collected.items()} == {
-        t: set(own) for t, own in plain.history.collected.items()
-    }
-    first, second = (read_results(tmp_path / name) for name in ("plain", "secure"))
-    assert first.average_accuracy == pytest.approx(second.average_accuracy, abs=0.02)
+    assert heads_alike(once, end)
+
+
+def test_an_int8_wire_rounds_heads_on_their_way_and_no_sum(make_experiment, tmp_path):
+    asked = (*PLAIN, *PROTOTYPE, *QUIET)
+    _, exact = played(make_experiment(*asked), tmp_path / "exact")
+    _, rounded = played(make_experiment(*asked, "wire.dtype=int8"), tmp_path / "int8")
+    for task, head in exact.state.heads.items():
+        off = rounded.state.heads[task] - head
+        largest = head[:, :-1].abs().amax(dim=1, keepdim=True)
+        assert bool((off[:, :-1].abs() <= 1.0001 * largest / 254).all())
+        assert not off[:, -1].any()
+
+
+@dataclass
+class Private:
+    """A run in which noise protects records, what left in arrays, and what the server made of it:
+    sums of each task, and the deviation of their noise."""
+
+    experiment: Experiment
+    folder: Path
+    left: set[str] = field(default_factory=set)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    deviations: list[float] = field(default_factory=list)
+    heads: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
 def private(make_experiment, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("private")
-    experiment = make_experiment(*PRIVATE)
-    left: set[str] = set()
+    ran = Private(make_experiment(*PRIVATE), tmp_path_factory.mktemp("private"))
+    absorb = prototypes.absorb
+
+    def watched(state, totals, known, config):
+        ran.sums |= totals
+        ran.deviations.append(known.deviation)
+        return absorb(state, totals, known, config)
 
     def see(reply: Message) -> Message:
-        left.update(reply.content.array_records)
+        ran.left.update(reply.content.array_records)
         return reply
 
-    return experiment, folder, *played(experiment, folder, see), left
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prototypes, "absorb", watched)
+        ran.events, end = played(ran.experiment, ran.folder, see)
+    ran.heads = dict(end.state.heads)
+    return ran
 
 
 def test_class_sums_are_charged_once_a_task_before_they_leave(private):
-    experiment, folder, events, _, left = private
-    assert left == set()
+    experiment = private.experiment
+    assert private.left == set()
     multiplier = common_noise_multiplier(experiment, 2)
     for client in "012":
-        held = Ledger(folder / "sites" / client).events()
+        held = Ledger(private.folder / "sites" / client).events()
         assert [(e.task, e.steps, e.sample_rate) for e in held] == [
             (task, 1, 1.0) for task in experiment.data.tasks
         ]
         assert {e.noise_multiplier for e in held} == {multiplier}
-    assert not [event for event in events if event["event"] == "round_lost"]
+    assert not [event for event in private.events if event["event"] == "round_lost"]
 
 
 def test_epsilon_is_that_of_an_independent_accountant(private):
     """Two Gaussian mechanisms are one of less noise, by the root of two (Balle & Wang 2018)."""
-    experiment, folder, _, _, _ = private
+    experiment = private.experiment
     multiplier = common_noise_multiplier(experiment, 2) / math.sqrt(2)
 
     def delta(epsilon: float) -> float:
@@ -117,26 +288,52 @@ def test_epsilon_is_that_of_an_independent_accountant(private):
         return first - math.exp(epsilon) * norm.cdf(-1 / (2 * multiplier) - epsilon * multiplier)
 
     expected = brentq(lambda epsilon: delta(epsilon) - 1e-3, 1e-6, 50.0)
-    told = read_results(folder).privacy.epsilon
+    told = read_results(private.folder).privacy.epsilon
     assert set(told) == {str(k) for k in range(experiment.federation.clients)}
     assert list(told.values()) == pytest.approx([expected] * len(told), rel=0.01)
 
 
+def embedded(experiment, task: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Vectors of all records of a task, their labels, and vectors of the labels' names."""
+    model = load_once()(experiment.model, experiment.adapter, experiment.train.max_length)
+    data = open_source(experiment.data).load(task)
+    names = [Example(label, data.labels[0]) for label in data.labels]
+    records, named = (model.encode(own, data.labels) for own in (data.train, names))
+    x, vectors = (base_embeddings(model, own, 1).double() for own in (records, named))
+    return x, torch.tensor([each.target for each in records]), vectors
+
+
+def test_what_the_server_sees_is_the_sum_of_all_records_with_the_noise_that_it_counts_on(private):
+    shares = private.experiment.federation.clients - private.experiment.privacy.colluding
+    deviation = common_noise_multiplier(private.experiment, 2) * math.sqrt(3 / shares)
+    assert private.deviations == pytest.approx([deviation] * 2)
+    noise = []
+    for task, found in private.sums.items():
+        x, y, names = embedded(private.experiment, task)
+        clipped = torch.zeros(len(names), x.shape[1]).double().index_add_(0, y, x)
+        noise.append((found["sum"] - clipped / math.sqrt(1 + COUNT_WEIGHT**2)).flatten())
+    whole = torch.cat(noise)
+    assert float(whole.std()) == pytest.approx(deviation, rel=0.05)
+    assert abs(float(whole.mean())) < 4 * deviation / math.sqrt(len(whole))
+
+
 def test_heads_come_from_names_and_class_sums(private, make_experiment, tmp_path):
-    """With little noise they are those of class means; with much, those of names."""
-    quiet = played(make_experiment(*NOISED), tmp_path / "quiet")[1].state.heads
-    plain = make_experiment(*PLAIN, *PROTOTYPE, *NOISED[4:6])
-    sums = played(plain, tmp_path / "plain")[1].state.sums
-    for task in quiet:
-        rows = torch.nn.functional.normalize(sums[f"sum/{task}"], dim=1).float()
-        torch.testing.assert_close(quiet[task][:, :-1], rows, rtol=0, atol=2e-3)
-    noised, vectors = private[3].state.heads, label_vectors(private[0].model)
-    for task, head in noised.items():
-        angle = (head[:, :-1] * quiet[task][:, :-1]).sum(1)
-        assert bool((angle < 0.999).all())
-        names = vectors(open_source(private[0].data).load(task).labels)
-        assert bool(((head[:, :-1] * names).sum(1) > 0.3).all())
-        assert torch.allclose(head[:, :-1].norm(dim=1), torch.ones(len(head)), atol=1e-5)
+    """Without noise they are those of class means; with it, names count beside them."""
+    quiet = played(make_experiment(*NOISED, QUIET[1]), tmp_path / "quiet")[1].state.heads
+    prior = private.experiment.method.prototype.names_noise * private.deviations[0]
+    for task, found in private.sums.items():
+        x, y, names = embedded(private.experiment, task)
+        means = torch.stack([x[y == label].mean(0) for label in range(len(names))])
+        directions = torch.nn.functional.normalize(means, dim=1)
+        rows = quiet[task].double() / prototypes.SCALE
+        torch.testing.assert_close(rows[:, :-1], directions, rtol=0, atol=1e-4)
+        records = found["count"].clamp(min=1.0)[:, None]
+        mixed = (found["sum"] + prior * names) / (records + prior)
+        known = (found["count"] + prior > 0)[:, None]  # else noise has left nothing of it
+        mixed = torch.nn.functional.normalize(torch.where(known, mixed, names), dim=1)
+        rows = private.heads[task].double() / prototypes.SCALE
+        torch.testing.assert_close(rows[:, :-1], mixed, rtol=0, atol=1e-6)
+        assert float((mixed - directions).norm()) > 0.1
 
 
 def test_sums_of_a_task_are_masked_once_even_after_a_round_that_is_lost(make_experiment, tmp_path):
@@ -168,7 +365,6 @@ def test_sums_of_a_task_are_masked_once_even_after_a_round_that_is_lost(make_exp
     [
         ("federation.rounds=2", "set federation.rounds to 1"),
         ("method.prototype.covariance=shared", "leave without noise"),
-        ("method.prototype.layers=4", "leave without noise"),
         ("method.name=linear-probe", "leave without noise"),
         ("privacy.mechanism=client", "leave without noise"),
         ("aggregation.secure=false", "set aggregation.secure to true"),
@@ -179,12 +375,15 @@ def test_what_noise_would_not_protect_is_refused(make_experiment, override, line
         make_mechanism(make_experiment(*PRIVATE, override))
 
 
+HOSPITALS = ("north", "south", "west", "east")
+
+
 def test_who_has_no_record_of_a_task_gives_sums_of_the_others(make_experiment, tmp_path):
-    for task, hospitals in (("itch", ("north", "south")), ("pain", ("north",))):
+    for task, hospitals in (("itch", HOSPITALS), ("pain", HOSPITALS[:3])):
         (tmp_path / "data" / task).mkdir(parents=True)
         rows = [
             {"text": f"{task} {h} {n}", "label": f"{task} {n % 2}", "hospital": h}
-            for h in ("north", "south")
+            for h in HOSPITALS
             for n in range(6)
         ]
         train = [row for row in rows if row["hospital"] in hospitals]
@@ -193,15 +392,29 @@ def test_who_has_no_record_of_a_task_gives_sums_of_the_others(make_experiment, t
             (tmp_path / "data" / task / f"{name}.jsonl").write_text(lines)
     experiment = make_experiment(
         *("data.source=files", f'data.path="{tmp_path / "data"}"', 'data.tasks=["itch", "pain"]'),
-        *("federation.clients=2", "federation.rounds=1", "stream.schedule=joint"),
+        *("federation.clients=4", "federation.rounds=1", "stream.schedule=joint"),
         'data.partition={kind="column", column="hospital"}',
-        "method.name=prototype",
+        *PROTOTYPE,
+        *QUIET,
     )
     events = run_in_process(at(experiment, tmp_path / "run"))
     assert not [event for event in events if event["event"] == "client_failed"]
     assert read_results(tmp_path / "run").average_accuracy > 0.5
 
 
-def test_sums_of_several_tasks_at_a_time_are_refused(make_experiment):
-    with pytest.raises(UserError, match="clients work on others at a time"):
-        check_names(make_experiment(*SECURE, *PROTOTYPE, "stream.schedule=per-client"))
+@pytest.mark.parametrize("method", ["prototype", "linear-probe"])
+def test_a_sum_of_two_clients_is_refused_and_deal_goes_without(make_experiment, method):
+    two = make_experiment("federation.clients=2", f"method.name={method}")
+    with pytest.raises(UserError, match="let 3 or more take part"):
+        check_names(two)
+    check_names(make_experiment("federation.clients=3", f"method.name={method}"))
+    deal = make_experiment("federation.clients=2", "method.prototype.enabled=auto")
+    check_names(deal)
+    assert statistics_of(method_of(deal)) is None
+
+
+def test_gradients_of_clients_that_work_on_others_at_a_time_are_refused(make_experiment):
+    asked = (*PLAIN, "stream.schedule=per-client")
+    with pytest.raises(UserError, match="needs all clients of a task in one stage"):
+        check_names(make_experiment(*asked, "method.name=linear-probe"))
+    check_names(make_experiment(*asked, *PROTOTYPE))

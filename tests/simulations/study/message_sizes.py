@@ -1,5 +1,5 @@
 """What the messages of an arm of a study weigh: the real server and the real wire, with clients
-that learn noise and have noise for records, so that nothing is trained."""
+that learn noise, so that nothing is trained. One client is in no sum: class means are left out."""
 
 from __future__ import annotations
 
@@ -11,24 +11,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
-import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
-from torch.nn.functional import normalize
 
 from client import wire
 from client.distilled_store import DistilledStore
 from deal_core.config.experiment import Experiment, FederationConfig
 from deal_core.config.run_config import flatten
-from deal_core.lora.payload import LORA, SUMS
-from deal_core.methods import EmbeddedTask, method_of, phases_of, statistics_of
-from deal_core.models import adapter_shapes, embedding_size
+from deal_core.methods import method_of, phases_of, statistics_of
+from deal_core.models import adapter_shapes
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.wire.adapter_record import pack_update
-from deal_core.wire.sums import pack_sums
 from server.roster import Roster, find_roster
 from server.run import run
 from simulations.engines.flower_identity import assume_identity
@@ -117,6 +113,7 @@ def _app(experiment: Experiment) -> ClientApp:
         shapes=shapes,
         latest=Cache(),
         phase=lambda name: phases_of(method)[name],
+        masked=lambda phase: False,
         statistics=statistics_of(method),
         tasks=experiment.data.tasks,
         labels=lambda task: ("",) * spaces[task],
@@ -132,22 +129,14 @@ def _app(experiment: Experiment) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         state, asked = wire.read_request(message, bench, store)
         generator = seeded("noise", asked.stage, asked.server_round)
-        statistics, told = bench.phase(asked.phase).statistics, None
+        told = None
         if asked.piggybacked_evaluation:
             told = "ok", counts(len(asked.piggybacked_evaluation))
         figures = {"num_examples": 100, "loss": 0.5, "seconds": 0.1}
-        if statistics is None:
-            trained = frozenset(asked.trained)
-            after = nudged(state.current, trained, generator)
-            packed, _ = pack_update(after, state.current, dtype, trained, {}, generator)
-            return wire.update_reply(message, LocalUpdate(packed, figures), asked, told, LORA)
-        size, labels = embedding_size(experiment.model, statistics.layers), spaces[asked.task]
-        x = normalize(torch.randn(100, size, generator=generator), dim=1)
-        sums = statistics.collect(EmbeddedTask(x, torch.arange(100) % labels, labels))
-        form = statistics.at(dtype)
-        packed = pack_sums([form.pack(sums)], form.codes)
-        del figures["loss"]
-        return wire.update_reply(message, LocalUpdate(packed, figures), asked, told, SUMS)
+        trained = frozenset(asked.trained)
+        after = nudged(state.current, trained, generator)
+        packed, _ = pack_update(after, state.current, dtype, trained, {}, generator)
+        return wire.update_reply(message, LocalUpdate(packed, figures), asked, told)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

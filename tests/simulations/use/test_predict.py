@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from client.local_sums import sum_records
+from client.local_sums import class_sums
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
@@ -37,9 +37,15 @@ from tests.slow import slow_but
 
 TASKS = ("laboratory", "surgery")
 COLOURS = {"a": "red", "b": "green", "c": "blue"}
+HEADS = (
+    "method.prototype.enabled=on",
+    "federation.clients=3",
+    "method.prototype.directions=16",
+    "method.prototype.noise_multiplier=0.01",
+)
 SETTINGS = {
-    "heads": ("method.prototype.enabled=on",),  # heads, and names beside them
-    "one head": ("method.prototype.enabled=on",),  # nobody gives sums of the second task
+    "heads": HEADS,  # heads, and names beside them
+    "one head": HEADS,  # nobody gives sums of the second task
     "names": ("method.name=sequential", "train.learning_rate=1e-2"),  # a current adapter alone
     "residual": ("aggregation.rule=fedex", "adapter.lora_alpha=10"),  # a scaling of no power of 2
     "pooled": ("adapter.kind=pooled", "train.learning_rate=1"),
@@ -95,14 +101,15 @@ def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers
     task."""
     answers = EvaluationAnswers()
 
-    def kept(bench: Any, client: int, state: Any, instruction: Instruction, *rest: Any) -> Any:
+    def kept(bench: Any, client: int, instruction: Instruction, *rest: Any) -> Any:
         if instruction.task == TASKS[1]:
             raise Refusal("policy", "sums stay here")
-        return sum_records(bench, client, state, instruction, *rest)
+        return class_sums(bench, client, instruction, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.federation.found_worse", lambda *given: False)
         if keeping:
-            patch.setattr("client.local_training.sum_records", kept)
+            patch.setattr("client.local_training.class_sums", kept)
         patch.setattr("client.local_evaluation.count_both", answers.count_both)
         patch.setattr("deal_core.training.evaluation.count_both", answers.count_both)
         run_inprocess(experiment, lambda event: None)

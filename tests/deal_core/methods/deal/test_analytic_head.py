@@ -25,28 +25,43 @@ def experiment(*overrides: str) -> Experiment:
     return parse_experiment(apply_overrides({}, overrides), "test")
 
 
-def test_by_default_it_is_one_round_after_learning():
-    phases = phases_of(method_of(experiment()), 3)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "",
+        "aggregation.secure=true",
+        "aggregation.robust=median",
+        "stream.schedule=per-client stream.consolidate_every=9",
+        "stream.schedule=joint",
+    ],
+)
+def test_by_default_it_is_one_round_after_learning(setting):
+    phases = phases_of(method_of(experiment("federation.clients=3", *setting.split())), 3)
     assert list(phases) == ["learn", PROTOTYPES]
     assert phases[PROTOTYPES].rounds == 1
     statistics = phases[PROTOTYPES].statistics
     assert statistics is not None
     assert (statistics.layers, statistics.names, statistics.once) == (4, 0.5, True)
+    assert (statistics.directions, statistics.noise_multiplier, statistics.exact) == (
+        256,
+        0.61,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
     "setting",
     [
+        "federation.clients=2",
         "privacy.mechanism=record",
         "privacy.mechanism=client",
-        "aggregation.robust=median",
-        "stream.schedule=per-client stream.consolidate_every=9",
+        "train.step=server",
         'model.family=causal-lm data.generation=["task"] stream.schedule=joint',
         "method.prototype.enabled=off",
     ],
 )
 def test_where_no_sums_can_leave_it_is_off(setting):
-    config = experiment(*setting.split())
+    config = experiment("federation.clients=3", *setting.split())
     assert resolve_auto(config).prototype.enabled == "off"
     assert statistics_of(method_of(config)) is None
 

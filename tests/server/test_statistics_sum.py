@@ -1,0 +1,228 @@
+"""What the server makes of a sum over records: class sums, and the noise that it counts on."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from deal_core.config.experiment import Experiment
+from deal_core.lora.payload import PayloadError
+from deal_core.lora.state import State
+from deal_core.methods import COUNT, SUM, EmbeddedTask, Statistics, SumContext, method_of
+from deal_core.models.interface import Encoded
+from deal_core.privacy.interface import RecordId
+from deal_core.privacy.mechanisms.noise import SeededNoise
+from deal_core.privacy.mechanisms.noisy_class_sums import COUNT_WEIGHT
+from deal_core.privacy.mechanisms.noisy_sum import NoisySum
+from deal_core.privacy.mechanisms.shares import class_sum_noise
+from deal_core.randomness import seeded
+from server.federation import start_state
+from server.schedule import Step
+from server.statistics_sum import StatisticsSum
+from tests.server.fuzz_grid import tiny_model
+
+LABELS, CLIENTS, SIZE = 3, ("0", "1", "2", "3"), 16
+TASKS = ("skin", "eye")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(tiny_model(tmp_path_factory.mktemp("model")))
+
+
+def experiment(model: str, method: str = "prototype", **prototype: object) -> Experiment:
+    settings = {"directions": 0, "noise_multiplier": 0.0, **prototype}
+    return Experiment.model_validate(
+        {
+            "model": {"name": model},
+            "method": {"name": method, "prototype": settings},
+            "federation": {"clients": len(CLIENTS)},
+        }
+    )
+
+
+@dataclass
+class Played:
+    """A sum of the round, what its method was given, and the events."""
+
+    config: Experiment
+    tasks: dict[str, list[str]]
+    events: list[tuple[str, str]] = field(default_factory=list)
+    totals: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    known: list[SumContext] = field(default_factory=list)
+    asked: list[list[str]] = field(default_factory=list)
+
+    @property
+    def statistics(self) -> Statistics:
+        return next(each.statistics for each in method_of(self.config).phases)
+
+    @property
+    def sum(self) -> StatisticsSum:
+        def absorb(state, totals, known):
+            self.totals, self.known = dict(totals), [*self.known, known]
+            return state
+
+        exchange = SimpleNamespace(
+            roster=SimpleNamespace(clients=CLIENTS),
+            event=lambda name, step, task: self.events.append((name, task)),
+        )
+        plan, step = SimpleNamespace(tasks=TASKS), Step("round", 0, 1)
+        one = SimpleNamespace(exchange=exchange, experiment=self.config, plan=plan, step=step)
+        statistics = self.statistics
+        watched = SimpleNamespace(
+            absorb=absorb,
+            exact=statistics.exact,
+            noise_multiplier=statistics.noise_multiplier,
+            shapes=statistics.shapes,
+        )
+        return StatisticsSum(one, watched, self.tasks, dict.fromkeys(TASKS, LABELS), self.context)
+
+    def context(self, tasks, deviation: float) -> SumContext:
+        self.asked.append(list(tasks))
+        return SumContext(deviation, {}, None)
+
+
+def records(client: str, task: str) -> tuple[Tensor, Tensor]:
+    generator = seeded("records", client, task)
+    n = 150 + 10 * int(client)
+    x = normalize(torch.randn(n, SIZE, generator=generator), dim=1)
+    return x, torch.randint(LABELS, (n,), generator=generator)
+
+
+def given(played: Played, clients: dict[str, list[str]], noise_seed: int = 0) -> dict:
+    """What the clients of each task add to the sum, by place."""
+    statistics, sums = played.statistics, {}
+    members = {name for own in clients.values() for name in own}
+    multiplier, shares = class_sum_noise(played.config, statistics, len(members), 1)
+    for place, task in enumerate(played.tasks):
+        size = statistics.size(played.config.model)
+        total = np.zeros((LABELS, size + 1), np.int64)
+        for name in sorted(members):
+            x, y = records(name, task)
+            own = len(x) if name in clients[task] else 0
+            source = SeededNoise(seeded("noise", noise_seed, name, task))
+            data = [Encoded(tokens=(1,), target=0)] * own
+            ids = [RecordId(task, row) for row in range(own)]
+            bound = played.config.privacy.max_grad_norm
+            made = NoisySum(data, ids, 1.0, multiplier, bound, shares, source)
+            total += made.class_sums(x[:own, :size], y[:own], LABELS)
+        sums[f"{place}.class_sums"] = total
+    return sums
+
+
+def state(**sums: Tensor) -> State:
+    return SimpleNamespace(sums=sums)
+
+
+@pytest.mark.parametrize("bound", [1.0, 0.25])
+def test_counts_and_sums_are_those_of_all_records(model, bound):
+    """Of unit vectors the sums, with their counts, are clipped alike: means are exact."""
+    config = experiment(model)
+    privacy = config.privacy.model_copy(update={"max_grad_norm": bound})
+    played = Played(config.model_copy(update={"privacy": privacy}), {"skin": list(CLIENTS)})
+    played.sum.add(state(), given(played, played.tasks), len(CLIENTS), CLIENTS)
+    x, y = (torch.cat(parts) for parts in zip(*(records(c, "skin") for c in CLIENTS), strict=True))
+    found, counts = played.totals["skin"], torch.bincount(y, minlength=LABELS).double()
+    clipped = bound / math.sqrt(1 + COUNT_WEIGHT**2)
+    torch.testing.assert_close(found[COUNT], clipped * counts, rtol=2e-3, atol=0)
+    means = torch.stack([x[y == label].double().mean(0) for label in range(LABELS)])
+    torch.testing.assert_close(found[SUM] / found[COUNT][:, None], means, rtol=0, atol=1e-4)
+    assert played.known[0].deviation == 0.0
+    assert played.events == []
+
+
+@pytest.mark.parametrize("settings", [{}, {"directions": 8}, {"covariance": "none"}])
+@pytest.mark.parametrize("members", [3, 4])
+def test_the_noise_that_heads_count_on_is_the_noise_that_clients_add(model, settings, members):
+    clients = list(CLIENTS[:members])
+    quiet = Played(experiment(model, **settings), {"skin": []})
+    noised = Played(experiment(model, noise_multiplier=3.0, **settings), {"skin": []})
+    entries = []
+    for seed in range(60):
+        for played in (quiet, noised):
+            # nobody has a record of the task: what is left is noise
+            sums = given(played, {"skin": [], "else": clients}, seed)
+            played.tasks = {"skin": clients}
+            played.sum.add(state(), sums, members, clients)
+        assert not any(bool(part.any()) for part in quiet.totals["skin"].values())
+        entries.append(noised.totals["skin"][SUM].flatten())
+    assert entries[0].numel() == LABELS * settings.get("directions", SIZE)
+    told = noised.known[0].deviation
+    assert told == pytest.approx(3.0 * math.sqrt(members / (members - 1)))  # one may collude
+    assert float(torch.cat(entries).std()) == pytest.approx(told, rel=0.05)
+
+
+def test_all_that_have_worked_on_a_task_of_the_round_are_asked_each_once(model):
+    played = Played(experiment(model), {"skin": ["3", "0"], "eye": ["0", "2"]})
+    assert played.sum.clients() == {"0": "skin", "2": "eye", "3": "skin"}
+    assert played.sum.trained == frozenset()
+
+
+def test_the_layout_has_the_class_sums_of_every_task_and_no_example_or_loss(model):
+    played = Played(experiment(model, directions=8), dict.fromkeys(TASKS, CLIENTS))
+    layout = played.sum.layout(state(), "basis")
+    assert {each.name: each.shape for each in layout.fields} == {
+        "0.class_sums": (LABELS, 9),
+        "1.class_sums": (LABELS, 9),
+    }
+    assert layout.basis == "basis"
+    assert layout.sites == len(CLIENTS)
+
+
+@pytest.mark.parametrize("left", [("0", "1"), ("0",), ()])
+def test_a_task_of_fewer_than_three_clients_is_left_out_and_the_others_are_not(model, left):
+    """Of the sum over two, each knows the other's part; and whoever failed gave nothing."""
+    tasks = {"skin": list(CLIENTS[:3]), "eye": ["0", "1", "3"]}
+    played = Played(experiment(model), tasks)
+    sums = given(played, tasks)
+    played.sum.add(state(), sums, 4, ("0", "1", "3"))
+    assert played.totals.keys() == {"eye"}
+    assert played.events == [("sums_left_out", "skin")]
+    assert played.asked == [["eye"]]
+    played.sum.add(state(), sums, 4, left)
+    assert played.totals == {}
+    assert played.events[1:] == [("sums_left_out", "skin"), ("sums_left_out", "eye")]
+
+
+@pytest.mark.parametrize("settings", [{}, {"directions": 8}, {"covariance": "shared"}])
+def test_where_all_tasks_are_left_out_the_state_stays(model, settings):
+    played = Played(experiment(model, **settings), {"skin": ["0", "1", "2"]})
+    sums = exact(played) if played.statistics.exact else given(played, played.tasks)
+    real = replace(
+        played.sum,
+        statistics=played.statistics,
+        context=lambda tasks, deviation: SumContext(deviation, {}, None),  # as of no task
+    )
+    before = start_state(played.config, {"layer": (4, 4)})
+    after, _ = real.add(before, sums, 3, ("0", "1"))
+    assert (after.heads, after.sums) == ({}, {})
+
+
+def exact(played: Played) -> dict:
+    sums: dict[str, np.ndarray] = {}
+    for name in CLIENTS:
+        x, y = records(name, "skin")
+        own = played.statistics.exact.collect(EmbeddedTask(x, y, LABELS))
+        sums |= {f"0.{key}": sums.get(f"0.{key}", 0) + part.numpy() for key, part in own.items()}
+    return sums
+
+
+@pytest.mark.parametrize("method", ["linear-probe", "prototype"])
+def test_exact_sums_pass_as_they_are_and_what_no_data_can_have_is_refused(model, method):
+    played = Played(experiment(model, method, covariance="shared"), {"skin": list(CLIENTS)})
+    sums = exact(played)
+    played.sum.add(state(), sums, len(CLIENTS), CLIENTS)
+    assert {f"0.{key}": part.numpy().tolist() for key, part in played.totals["skin"].items()} == {
+        key: part.tolist() for key, part in sums.items()
+    }
+    assert played.known[0].deviation == 0.0
+    for key, factor in (("0.count", -1.0), ("0.sum", 30.0), ("0.gram", 2.0)):
+        with pytest.raises(PayloadError):
+            played.sum.add(state(), {**sums, key: factor * sums[key]}, len(CLIENTS), CLIENTS)

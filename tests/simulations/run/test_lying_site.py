@@ -1,0 +1,82 @@
+"""One of four sites lies about its class sums: what it can take from the average accuracy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import client.local_training as training
+from client.local_sums import class_sums
+from deal_core.privacy.interface import LocalUpdate
+from tests.conftest import experiment_with
+from tests.simulations.runs import at, run_in_process
+from tests.slow import slow_but
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+SETTINGS = (
+    "federation.clients=4",
+    "federation.rounds=1",
+    'data.tasks=["laboratory","surgery"]',
+    "data.max_train=600",
+    "data.max_test=300",
+    "train.learning_rate=4e-3",
+    "data.partition.kind=iid",
+    "train.precision=float32",
+    "train.max_length=64",
+    "method.prototype.enabled=on",
+)
+LIAR = 3
+MOST_LOST = 0.03
+
+
+def turned(sums: np.ndarray) -> np.ndarray:
+    """Every record under the next label."""
+    return np.roll(sums, 1, axis=0)
+
+
+LIES = {
+    "turned labels": turned,
+    "turned labels, fifty times the records": lambda sums: 50 * turned(sums),
+    "turned labels, a thousand times the records": lambda sums: 1000 * turned(sums),
+    "one label takes all": lambda sums: np.where(np.arange(len(sums))[:, None] == 0, 200 * sums, 0),
+}
+
+
+def accuracies(experiment, folder: Path, lie=None, monkeypatch=None) -> tuple[float, list[str]]:
+    """Average accuracy after the last task, and the names of the events."""
+    if lie is not None:
+
+        def lying(bench, client, *others) -> LocalUpdate:
+            found = class_sums(bench, client, *others)
+            if client != LIAR:
+                return found
+            arrays = {name: lie(value) for name, value in found.arrays.items()}
+            return LocalUpdate(arrays, found.figures)
+
+        monkeypatch.setattr(training, "class_sums", lying)
+    events = run_in_process(at(experiment, folder))
+    results = json.loads((folder / "results.json").read_text())
+    return results["average_accuracy"], [event["event"] for event in events]
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    return accuracies(experiment_with(*SETTINGS), tmp_path_factory.mktemp("honest"))
+
+
+@pytest.mark.slow
+def test_honest_class_means_are_used(honest):
+    _, events = honest
+    assert "class_means_rejected" not in events
+    assert "sums_left_out" not in events
+
+
+@pytest.mark.parametrize("kind", slow_but(LIES, "turned labels, fifty times the records"))
+def test_a_liar_costs_little_and_is_seen(honest, make_experiment, tmp_path, monkeypatch, kind):
+    accuracy, events = accuracies(make_experiment(*SETTINGS), tmp_path, LIES[kind], monkeypatch)
+    assert accuracy > honest[0] - MOST_LOST
+    assert "class_means_doubted" in events
