@@ -29,7 +29,7 @@ class GivenSums:
     folder: Path
 
     def once(
-        self, task: str, made_as: str, make: Callable[[], NDArray[np.int64]]
+        self, task: str, made_as: str, shares: int, make: Callable[[], NDArray[np.int64]]
     ) -> NDArray[np.int64]:
         """Return what was given of a task; where nothing was, what ``make`` returns, which is on
         the disk by then.
@@ -37,19 +37,23 @@ class GivenSums:
         Args:
             task: its name.
             made_as: all that decides how records are added up, but the records.
+            shares: the noise in it is one of so many equal shares.
             make: adds them up.
 
         Raises:
-            Refusal: the task's sums were given in another form.
+            Refusal: the task's sums were given in another form, or with a smaller share of the
+                noise than is counted on now.
         """
         path = self.folder / f"{hashlib.sha256(task.encode()).hexdigest()[:32]}.npz"
         if path.exists():
             kept: dict[str, NDArray[Any]] = dict(np.load(path, allow_pickle=False))
             if str(kept["made_as"]) != made_as:
                 raise Refusal("policy", f"class sums of '{task}' were given before in another form")
+            if int(kept["shares"]) > shares:
+                raise Refusal("policy", f"class sums of '{task}' were given with less noise")
             return kept["sums"]
         sums, buffer = make(), BytesIO()
-        np.savez(buffer, sums=sums, made_as=np.array(made_as))
+        np.savez(buffer, sums=sums, made_as=np.array(made_as), shares=np.array(shares))
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_whole(path, buffer.getvalue(), mode=0o600, for_good=True)
         return sums

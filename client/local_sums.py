@@ -15,6 +15,7 @@ from client.given_sums import GivenSums
 from client.rehearsal import rehearse_embeddings
 from client.resources import Workbench
 from deal_core.config.experiment import Experiment
+from deal_core.data.public import public_texts, texts_digest
 from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
 from deal_core.privacy.interface import GradientSum, LocalUpdate, RecordId, Refusal, Site
@@ -103,10 +104,23 @@ def class_sums(
             vectors = bench.vectors(share, "train", statistics)
         targets = torch.tensor([item.target for item in own.data], dtype=torch.long)
         add = partial(own.class_sums, vectors, targets, len(labels))
-        form = bench.experiment.model.name, statistics.layers, statistics.directions, labels
         name = f"{place}.{CLASS_SUMS}"
-        found[name] = given.once(task, repr(form), add) if given is not None else add()
+        if given is None or not len(own.data):
+            found[name] = add()
+            continue
+        assert isinstance(gradients, NoisySum)
+        form = _form(bench, statistics, labels)
+        found[name] = given.once(task, form, gradients.shares, add)
     return LocalUpdate(found, {"num_examples": 1.0, "seconds": time.monotonic() - started})
+
+
+def _form(bench: Workbench, statistics: Statistics, labels: Sequence[str]) -> str:
+    """Return all that decides how records of a task are added up, but the records."""
+    config = bench.experiment
+    texts = public_texts(config.data, bench.spaces(bench.tasks))
+    vectors = config.model.name, statistics.layers, statistics.directions, texts_digest(texts)
+    noise = statistics.noise_multiplier, config.privacy.max_grad_norm
+    return repr((*vectors, *noise, tuple(labels)))
 
 
 def exact_sums(

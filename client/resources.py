@@ -77,7 +77,8 @@ def group_numbers(examples: Sequence[Example]) -> list[int]:
 
 
 HELD_BACK = 10
-"""One training record in so many is held back where class means are checked with it."""
+"""One training record in so many is held back where class means are checked with it; none of
+fewer."""
 PROBE_TEXTS = (
     "The first of two texts on which nothing depends.",
     "Another one.",
@@ -258,7 +259,8 @@ class Workbench:
         if (task, client) not in self._tasks:
             share = self._own(task, client)
             asks = share.labels, self.instruction(task)
-            every = HELD_BACK if self._holds_back and share.labels else 0
+            enough = share.labels and len(share.train) >= HELD_BACK
+            every = HELD_BACK if self._holds_back and enough else 0
             held = share.train[::every] if every else ()
             rows = [row for row in range(len(share.train)) if not every or row % every]
             train = [share.train[row] for row in rows]

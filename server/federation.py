@@ -42,6 +42,7 @@ from deal_core.training.public_gradients import public_gradients
 from deal_core.training.public_inputs import public_inputs
 from deal_core.training.public_subspace import Subspace, public_subspace, text_vectors
 from deal_core.training.threads import threads
+from deal_core.wire.instruction import LEARN
 from server.checkpoint import Checkpoint, History
 from server.evaluation import Evaluation, same_model
 from server.exchange import Exchange
@@ -162,7 +163,8 @@ class Federation:
         taken once is taken when the last client has worked on the task; answers that are texts
         have no sums."""
         if statistics.once:
-            tasks = self.plan.ended(step.stage)
+            last = step.phase != LEARN or step.server_round == self.plan.stages[step.stage]
+            tasks = self.plan.ended(step.stage) if last else {}
         else:
             tasks = {}
             for client, task in self.plan.working(step.stage, step.server_round).items():

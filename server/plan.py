@@ -106,6 +106,11 @@ class Plan:
                 found[task] = clients
         return found
 
+    def worked(self, client: str, stage: int) -> Order:
+        """Return the tasks that a client has worked on when a stage ends."""
+        own = dict.fromkeys(self.orders[client])
+        return tuple(task for task in own if self._through(client, task) <= stage)
+
     def _through(self, client: str, task: str) -> int:
         """Return the stage in which a client has worked on a task for the first time."""
         if self.joint_tasks:

@@ -175,7 +175,13 @@ class Round:
         ranks = self.experiment.adapter.client_ranks if learns else ()
         common, roster = self._common(shown, trained), self.exchange.roster.clients
         tasks = self.plan.tasks if self.plan.joint_tasks and learns else self.tasks
-        return training_requests(self.plan, self.step, clients, tasks, common, roster, ranks)
+        asked = training_requests(self.plan, self.step, clients, tasks, common, roster, ranks)
+        if not self.tasks:
+            return asked
+        return {  # of the task at hand the records are added up as well
+            name: each.model_copy(update={"past": self.plan.worked(name, self.step.stage)})
+            for name, each in asked.items()
+        }
 
     def _common(self, shown: State, trained: frozenset[str]) -> Instruction:
         """What is the same in all requests of the round."""

@@ -78,6 +78,8 @@ class StatisticsSum:
                 totals[task] = self._class_sums(sums[f"{place}.{CLASS_SUMS}"])
             else:
                 totals[task] = self._exact(sums, f"{place}.")
+        if not totals:
+            return state, None
         context = self.context([] if self.statistics.exact else list(totals), deviation)
         return self.statistics.absorb(state, totals, context), None
 

@@ -79,7 +79,10 @@ def principal(vectors: Tensor, number: int) -> Subspace:
         nothing, identity = torch.zeros(size).double(), torch.eye(size).double()
         return Subspace(nothing, identity, identity.diagonal() / size, 1.0)
     centre = x.mean(dim=0)
-    directions = torch.linalg.eigh((x - centre).T @ (x - centre)).eigenvectors.flip(1)[:, :number]
+    found = torch.linalg.eigh((x - centre).T @ (x - centre))
+    directions = found.eigenvectors.flip(1)[:, :number]
+    known = found.eigenvalues.flip(0)[:number] > RANK * found.eigenvalues[-1]
+    directions = directions * known  # beyond the rank of few texts rounding alone decides
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     directions = directions * largest.sign()
     coordinates = (x - centre) @ directions
@@ -87,6 +90,8 @@ def principal(vectors: Tensor, number: int) -> Subspace:
     return Subspace(centre, directions, (coordinates / radius).square().mean(dim=0), radius)
 
 
+RANK = 1e-6
+"""Of the largest eigenvalue: smaller ones are of rounding."""
 SHORTEST = 1e-6
 """Of a unit of length: of equal texts it would be 0."""
 

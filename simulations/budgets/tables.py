@@ -17,9 +17,9 @@ EXPLANATION = (
     "confidence by itself, over all rounds and tasks of the audited run."
 )
 MEANS_APART = (
-    "Class means answer as well where there is no privacy, and not under a mechanism "
+    "Class means answer as well where there is no privacy, from class sums with less noise "
     '(`method.prototype.enabled = "auto"`): of the gain without privacy a part is theirs, and of '
-    "what is lost a part is not the noise's."
+    "what is lost a part is not that of the steps."
 )
 ALL_LABELS = "all labels"
 ALL_LABELS_EXPLAINED = (

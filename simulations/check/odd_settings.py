@@ -109,7 +109,7 @@ CLEAR_COUNTS = (
 
 def _privacy(experiment: Experiment) -> Iterator[str]:
     privacy = experiment.privacy
-    if "metrics" in privacy.model_fields_set and privacy.metrics == "clear":
+    if experiment.data.source == "sites" and privacy.metrics == "clear":
         yield f"privacy.{CLEAR_COUNTS}"
     if privacy.mechanism == "none":
         unused = [key for key in BUDGET if getattr(privacy, key) != _default(key)]

@@ -92,8 +92,7 @@ def scatter(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
 
 
 def filled(count: Tensor) -> Tensor:
-    """Return numbers of examples to divide by: as they are, also below 1, as those of a client are
-    whose weight is capped; 1 where there are none."""
+    """Return numbers of examples to divide by: 1 where there are none."""
     return torch.where(count > 0, count, 1.0)
 
 

@@ -14,6 +14,8 @@ from deal_core.privacy.accounting.common_noise import (
 from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
 from deal_core.privacy.policy import Policy, at_server, in_sum
+from deal_core.secure_sum.site_policy import LEAST_SITES
+from deal_core.secure_sum.terms import threshold
 
 
 def shares_of(experiment: Experiment) -> int:
@@ -61,7 +63,9 @@ def class_sum_noise(
         tasks: of the run.
     """
     if experiment.privacy.mechanism == "none":
-        return statistics.noise_multiplier, max(1, members - experiment.privacy.colluding)
+        colluding = experiment.privacy.colluding
+        fewest = max(LEAST_SITES, threshold(members, colluding))  # those that may be left of them
+        return statistics.noise_multiplier, max(1, fewest - colluding)
     beside = sums_noise_multiplier(experiment, tasks)
     return beside or common_noise_multiplier(experiment, tasks), shares_of(experiment)
 

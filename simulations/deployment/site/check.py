@@ -431,7 +431,7 @@ def what_leaves(site: SiteFile) -> list[str]:
         f"would leave with them: {', '.join(figures)}; in a run with differential privacy also "
         f"{', '.join(private)}",
         f"right answers (correct, correct_all, examples) for each task: {own}",
-        "class sums (of each label a count and a sum of vectors, and a covariance), where a method "
+        "class sums (of each label a count and a sum of vectors), where a method "
         f"is made of them, under masks and with noise: {summed}",
         f"in a secure sum: keys, shares and, in the place of the factors, masked ones{loss}: what "
         f"can be read is their sum over {least} sites or more",

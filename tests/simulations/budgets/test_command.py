@@ -169,9 +169,11 @@ def test_accuracy_among_all_labels_is_that_of_the_runs(done):
 
 
 def test_it_is_said_where_class_means_answer_without_privacy_alone(make_experiment):
-    auto = ("method.name=deal", "method.prototype.enabled=auto")
-    free, private = make_experiment(*auto), make_experiment(*auto, "privacy.mechanism=record")
-    assert [has_class_means(each) for each in (free, private)] == [True, False]
+    auto = ("method.name=deal", "method.prototype.enabled=auto", "federation.clients=3")
+    free, record, client = (
+        make_experiment(*auto, f"privacy.mechanism={each}") for each in ("none", "record", "client")
+    )
+    assert [has_class_means(each) for each in (free, record, client)] == [True, True, False]
     assert not has_class_means(make_experiment("method.name=lwf"))
     assert not has_class_means(make_experiment("method.name=deal", "method.prototype.enabled=off"))
     point = Budgets.model_validate_json(STORED.read_text()).points[0]

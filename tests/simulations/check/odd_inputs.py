@@ -333,12 +333,6 @@ ODD_INPUTS = (
         toml='[privacy]\nmechanism = "record"\ntarget_delta = 0.01',
     ),
     OddInput(
-        "counts of right answers in the clear",
-        'privacy.metrics = "clear": a crafted head or adapter can name test records',
-        toml='[privacy]\nmetrics = "clear"',
-        warns=True,
-    ),
-    OddInput(
         "an epsilon that promises nothing",
         "privacy.target_epsilon = 100 is above 20",
         toml='[privacy]\nmechanism = "record"\ntarget_epsilon = 100.0',

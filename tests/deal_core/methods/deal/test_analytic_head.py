@@ -33,6 +33,8 @@ def experiment(*overrides: str) -> Experiment:
         "aggregation.robust=median",
         "stream.schedule=per-client stream.consolidate_every=9",
         "stream.schedule=joint",
+        "train.step=server",
+        "privacy.mechanism=record",
     ],
 )
 def test_by_default_it_is_one_round_after_learning(setting):
@@ -53,9 +55,9 @@ def test_by_default_it_is_one_round_after_learning(setting):
     "setting",
     [
         "federation.clients=2",
-        "privacy.mechanism=record",
         "privacy.mechanism=client",
-        "train.step=server",
+        "privacy.mechanism=record stream.schedule=per-client",
+        "privacy.mechanism=record stream.schedule=joint",
         'model.family=causal-lm data.generation=["task"] stream.schedule=joint',
         "method.prototype.enabled=off",
     ],
