@@ -42,7 +42,6 @@ from deal_core.training.public_gradients import public_gradients
 from deal_core.training.public_inputs import public_inputs
 from deal_core.training.public_subspace import Subspace, public_subspace, text_vectors
 from deal_core.training.threads import threads
-from deal_core.wire.instruction import LEARN
 from server.checkpoint import Checkpoint, History
 from server.evaluation import Evaluation, same_model
 from server.exchange import Exchange
@@ -132,7 +131,7 @@ class Federation:
         one = Round(self.exchange, self.evaluation, self.plan, phase, side, step)
         added: RoundSum
         if phase.statistics is not None:
-            tasks = self._tasks_to_sum(step, phase.statistics)
+            tasks = self._tasks_to_sum(step, phase.statistics, state)
             several = self.plan.joint_tasks or self.experiment.stream.schedule == "per-client"
             one = replace(one, tasks=tuple(tasks) if several else ())
             labels = self._label_counts
@@ -158,13 +157,15 @@ class Federation:
         self.exchange.event("class_means_rejected", step, tasks=tasks)
         return before
 
-    def _tasks_to_sum(self, step: Step, statistics: Statistics) -> dict[str, list[str]]:
+    def _tasks_to_sum(
+        self, step: Step, statistics: Statistics, state: State
+    ) -> dict[str, list[str]]:
         """Return the tasks whose records are added up in a round, each to its clients. What is
-        taken once is taken when the last client has worked on the task; answers that are texts
-        have no sums."""
+        taken once is taken in the stage in which the last client works on the task; answers that
+        are texts have no sums."""
         if statistics.once:
-            last = step.phase != LEARN or step.server_round == self.plan.stages[step.stage]
-            tasks = self.plan.ended(step.stage) if last else {}
+            ended = self.plan.ended(step.stage)
+            tasks = {task: own for task, own in ended.items() if task not in state.heads}
         else:
             tasks = {}
             for client, task in self.plan.working(step.stage, step.server_round).items():

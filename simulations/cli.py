@@ -49,15 +49,6 @@ ExperimentName = Annotated[
         autocompletion=lambda: list(shipped_experiments()),
     ),
 ]
-MEMBERSHIP = "membership"
-Audited = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="[membership] EXPERIMENT",
-        help="A name from `deal ls`, or a TOML file; after `membership`: who is in class sums.",
-        autocompletion=lambda: [MEMBERSHIP, *shipped_experiments()],
-    ),
-]
 StudyName = Annotated[
     str,
     typer.Argument(
@@ -253,7 +244,7 @@ def study(
 
 @app.command(rich_help_panel=MEASURING)
 def audit(
-    experiment: Audited,
+    experiment: ExperimentName,
     epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,8,inf",
     out: Annotated[str, typer.Option(help="Folder; default: runs/audit-NAME.")] = "",
     overrides: Overrides = None,
@@ -269,26 +260,25 @@ def audit(
     records: Annotated[
         int, typer.Option(min=0, help="Real ones of a task beside gradient canaries; 0: all.")
     ] = 32,
+    membership: Annotated[
+        bool, typer.Option("--membership", help="Measure who can be found in class sums.")
+    ] = False,
     adapters: Annotated[
-        bool, typer.Option("--adapters", help="membership: one site trains, and is attacked.")
+        bool, typer.Option("--adapters", help="With --membership: one site trains, is attacked.")
     ] = False,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
-    kind, name = ("", *experiment) if len(experiment) == 1 else experiment[:2]
-    if len(experiment) > 2 or kind not in ("", MEMBERSHIP):
-        raise UserError(f"deal audit: name one experiment, or '{MEMBERSHIP}' and one")
-    if MEMBERSHIP in (kind, name):
+    if membership:
         from simulations.audit.membership import MembershipRequest
         from simulations.report.after import membership_with_report
 
-        name = name if kind else "quickstart"
-        sums = MembershipRequest(name, out, tuple(overrides or ()), client, seed, adapters)
+        sums = MembershipRequest(experiment, out, tuple(overrides or ()), client, seed, adapters)
         raise typer.Exit(membership_with_report(sums, wide_console()))
     from simulations.audit.command import AuditRequest
     from simulations.report.after import audit_with_report
 
     request = AuditRequest(
-        name,
+        experiment,
         epsilon=epsilon,
         out=out,
         overrides=tuple(overrides or ()),

@@ -1,4 +1,4 @@
-"""``deal audit membership``: how well anybody can tell who is in what leaves the sites."""
+"""``deal audit --membership``: how well anybody can tell who is in what leaves the sites."""
 
 from __future__ import annotations
 
