@@ -109,7 +109,8 @@ CLEAR_COUNTS = (
 
 def _privacy(experiment: Experiment) -> Iterator[str]:
     privacy = experiment.privacy
-    if experiment.data.source == "sites" and privacy.metrics == "clear":
+    said = "metrics" in privacy.model_fields_set and privacy.metrics == "clear"
+    if said and experiment.data.source == "sites":
         yield f"privacy.{CLEAR_COUNTS}"
     if privacy.mechanism == "none":
         unused = [key for key in BUDGET if getattr(privacy, key) != _default(key)]

@@ -32,7 +32,7 @@ def test_folders_hold_what_is_read_from_them() -> None:
 
 def test_unknown_asset_names_the_known_ones() -> None:
     with pytest.raises(
-        UserError, match="known: medmcqa, minilm, pubmedqa, smollm2; did you mean 'minilm'"
+        UserError, match="known: medmcqa, minilm, public, pubmedqa, smollm2; did you mean 'minilm'"
     ):
         asset_folder("minilmm")
 

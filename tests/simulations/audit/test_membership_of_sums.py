@@ -100,7 +100,7 @@ def test_true_positives_need_a_thousand_others() -> None:
 
 
 def test_noise_is_that_of_a_run() -> None:
-    """Four sites, one may collude: the default of 0.61 is the noise of three."""
+    """Four sites, of which a sum needs three and one may collude: 0.61 is the noise of two."""
     config = load_experiment(Request("quickstart"))
     statistics = sums_told.class_sums_of(config)
     assert statistics is not None
@@ -108,10 +108,10 @@ def test_noise_is_that_of_a_run() -> None:
     multiplier = statistics.noise_multiplier
     assert default == pytest.approx(
         {
-            "one site's sum (nobody)": multiplier / 3**0.5,
-            "sum over sites (server and 1 colluding)": multiplier,
-            "sum over sites (server)": multiplier * (4 / 3) ** 0.5,
-            "heads (readers)": multiplier * (4 / 3) ** 0.5,
+            "one site's sum (nobody)": multiplier / 2**0.5,
+            "sum over sites (server and 1 colluding)": multiplier * (3 / 2) ** 0.5,
+            "sum over sites (server)": multiplier * (4 / 2) ** 0.5,
+            "heads (readers)": multiplier * (4 / 2) ** 0.5,
         }
     )
 
