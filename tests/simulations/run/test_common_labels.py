@@ -73,6 +73,8 @@ def played(make_experiment, folder, tmp_path_factory):
                 f"data.tasks={json.dumps([*TEXTS][:tasks])}",
                 f"stream.shared_labels={json.dumps(shared)}",
                 "method.name=prototype",
+                "method.prototype.covariance=shared",
+                "federation.clients=3",
                 "federation.rounds=1",
                 "train.precision=float32",
             )

@@ -46,7 +46,8 @@ def test_a_clients_update_that_was_kept_stays_where_the_budget_is_smaller_today(
 
 
 def test_a_declaration_that_the_site_has_withdrawn_is_told_with_no_kept_update(tmp_path):
-    mechanism = make_mechanism(experiment("federation.rounds=1"))
+    alone = "method.prototype.enabled=off"  # the budget is that of the updates
+    mechanism = make_mechanism(experiment("federation.rounds=1", alone))
     limits = {"mechanism": "record", "max_epsilon": 1.0}
     for number in range(3):
         told = release(
