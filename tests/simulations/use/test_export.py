@@ -58,7 +58,7 @@ def causal(tmp_path_factory, make_causal, make_experiment) -> dict[str, Path]:
 
 def export_both(folder: Path, make_experiment, base: Path, family: str) -> None:
     """Run a model that answers in words, with class means; export its adapter, and merged."""
-    means = ("method.name=deal", "method.prototype.enabled=on")
+    means = ("method.name=deal", "method.prototype.enabled=on", "federation.clients=3")
     settings = (f"model.family={family}", f'model.name="{base}"', *LEARNING, *means)
     run = finished(folder / "run", make_experiment(*settings))
     export(ExportRequest(str(run), str(folder / "mine")))
@@ -79,7 +79,8 @@ def seq2seq(tmp_path_factory, make_experiment) -> dict[str, Path]:
 def with_heads(tmp_path_factory, make_experiment) -> Path:
     """The same of a run of the default method, which answers by heads and names."""
     folder = tmp_path_factory.mktemp("heads")
-    settings = ("method.prototype.enabled=on", "federation.rounds=1", "train.precision=float32")
+    means = ("method.prototype.enabled=on", "federation.clients=3", "federation.rounds=1")
+    settings = (*means, "train.precision=float32")
     run = finished(folder / "run", make_experiment(*settings))
     export(ExportRequest(str(run), str(folder / "mine")))
     return folder
