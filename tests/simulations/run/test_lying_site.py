@@ -13,13 +13,12 @@ from client.local_sums import class_sums
 from deal_core.privacy.interface import LocalUpdate
 from tests.conftest import experiment_with
 from tests.simulations.runs import at, run_in_process
-from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
 SETTINGS = (
     "federation.clients=4",
-    "federation.rounds=1",
+    "federation.rounds=2",
     'data.tasks=["laboratory","surgery"]',
     "data.max_train=600",
     "data.max_test=300",
@@ -75,8 +74,19 @@ def test_honest_class_means_are_used(honest):
     assert "sums_left_out" not in events
 
 
-@pytest.mark.parametrize("kind", slow_but(LIES, "turned labels, fifty times the records"))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(LIES))
 def test_a_liar_costs_little_and_is_seen(honest, make_experiment, tmp_path, monkeypatch, kind):
     accuracy, events = accuracies(make_experiment(*SETTINGS), tmp_path, LIES[kind], monkeypatch)
     assert accuracy > honest[0] - MOST_LOST
     assert "class_means_doubted" in events
+
+
+def test_class_means_that_most_sites_find_worse_are_used_by_nobody(
+    make_experiment, tmp_path, monkeypatch
+):
+    small = (*SETTINGS, "data.max_train=240", "data.max_test=80", 'data.tasks=["surgery"]')
+    lie = LIES["turned labels, fifty times the records"]
+    _, events = accuracies(make_experiment(*small), tmp_path, lie, monkeypatch)
+    assert "class_means_rejected" in events
+    assert not (tmp_path / "adapter" / "heads.safetensors").exists()

@@ -160,6 +160,7 @@ def test_only_what_is_charged_or_allowed_leaves(finished):
         "metrics.num_examples",
         "metrics.epsilon",
         "metrics.delta",
+        "metrics.n_delta",
         "metrics.simulation_only",
         "metrics.noise_floor",
         "metrics.correct",

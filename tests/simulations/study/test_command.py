@@ -40,7 +40,7 @@ data.tasks = ["laboratory", "surgery"]
 data.max_train = 16
 data.max_test = 16
 data.partition.kind = "pathological"
-federation.clients = 2
+federation.clients = 3
 federation.rounds = 1
 train.max_length = 16
 run.threads = 1
@@ -48,7 +48,7 @@ run.workers = 1
 [arms.sequential]
 set.method.name = "sequential"
 [arms.broken]
-set.faults = { kind = "not-finite", clients = [0, 1] }
+set.faults = { kind = "not-finite", clients = [0, 1, 2] }
 [arms.deal]
 set.method.name = "deal"
 """

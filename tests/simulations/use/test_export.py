@@ -279,7 +279,7 @@ def test_the_lines_of_a_card_score_labels_and_write_as_deal_does(kind, causal, s
     assert json.loads(outside.said[f"merged card of {kind}"]) == pytest.approx(expected, abs=1e-4)
     both = json.loads(outside.said[f"mine card of {kind}"])
     embedding = base_embeddings(model, batch, predictor.inference.head_layers)[0]
-    head = predictor.heads[task.name][:, 1]
+    head = predictor.heads[task.name]
     means = dict(zip(labels, (head[:, :-1] @ embedding + head[:, -1]).tolist(), strict=True))
     weighed = {label: means[label] + expected[label] for label in labels}
     assert both == pytest.approx(weighed, abs=1e-4)
