@@ -1,0 +1,51 @@
+"""When a site is against new class means: what chance explains is no reason."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+import client.verdict as verdict
+
+HELD = 16
+
+
+def against(monkeypatch: pytest.MonkeyPatch, told: int, among_all: int, tasks: int) -> bool:
+    """What a site says whose new, last task has so many more right answers with its head."""
+    names = [f"task{number}" for number in range(tasks)]
+
+    def right_answers(bench, task, share, state, learnt):
+        new = bool(state.heads) and task == names[-1]
+        return 8 + told * new, 6 + among_all * new
+
+    bench = SimpleNamespace(
+        task=lambda task, client: Share(), experiment=SimpleNamespace(model=None)
+    )
+    monkeypatch.setattr(verdict, "right_answers", right_answers)
+    monkeypatch.setattr(verdict, "has_label_logits", lambda model: True)
+    monkeypatch.setattr(verdict, "replace", replaced)
+    state = SimpleNamespace(heads=dict.fromkeys(names))
+    return verdict._worse(bench, 0, state, names[-1:])
+
+
+class Share:
+    held = tuple(range(HELD))
+
+
+def replaced(what, **fields):
+    return SimpleNamespace(**fields)
+
+
+@pytest.mark.parametrize(
+    ("told", "among_all", "tasks", "says"),
+    [
+        (-2, 0, 1, False),  # two of sixteen: chance
+        (-4, 6, 1, True),  # the new task itself is ruined
+        (-2, -3, 1, True),  # more than chance, of both
+        (-2, -3, 4, False),  # of four tasks' records that is chance
+        (0, 5, 1, False),
+    ],
+)
+def test_a_site_is_against_what_chance_does_not_explain(monkeypatch, told, among_all, tasks, says):
+    assert against(monkeypatch, told, among_all, tasks) is says
