@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 PACKAGES = ("client", "deal_core", "server", "simulations")
-MANY = ("simulations/results", "tests")
+MANY = ("research", "tests")
 """Folders whose own folders are as many as what they hold: the map names them alone."""
 
 

@@ -23,7 +23,7 @@ def cosine_norm(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors
     what all clients agreed on in earlier rounds, which nobody can sway in this one. Among each
     other skewed clients are no reference: honest ones oppose each other (cosines of their
     changes down to -0.7, the mean over others around 0), while against the start the smallest
-    cosine of an honest client was 0.3 (docs/lab-log.md, "Misbehaving
+    cosine of an honest client was 0.3 (research/lab-log.md, "Misbehaving
     clients"). Where the start tells
     nothing (zero, in the first round of a task; or half of the clients turn away from it, so it
     is the start that was wrong) the last verdict on a client stands.

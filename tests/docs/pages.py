@@ -17,8 +17,7 @@ PAGES = [
 ]
 RESULTS = [
     ROOT / "simulations/RESULTS.md",
-    ROOT / "simulations/results/README.md",
-    *sorted((ROOT / "simulations/results").glob("*/*.md")),
+    *sorted((ROOT / "research").rglob("*.md")),
 ]
 
 

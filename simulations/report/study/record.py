@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simulations.output.stored import read_stored
-from simulations.run.shipped import shipped_studies
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults
-from simulations.study.study_file import Arm, Study, StudyFile, load_study
+from simulations.study.study_file import Arm, Study, StudyFile
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,9 @@ def read_study(folder: Path) -> StudyRecord:
 
 
 def _file(results: StudyResults) -> StudyFile:
-    """Return a study file that has all arms of the cells: labels are those of the shipped study of
-    that name, or the names themselves."""
-    shipped = StudyFile(description=results.description)
-    if results.study in shipped_studies():
-        shipped = load_study(results.study).file
-    arms = dict(shipped.arms)
-    for cell in results.cells:
-        arms.setdefault(cell.arm, Arm(bound=cell.bound))
-    settings = dict(shipped.settings)
-    for cell in results.cells:
-        if cell.setting:
-            settings.setdefault(cell.setting, {})
-    return shipped.model_copy(update={"arms": arms, "settings": settings})
+    """Return a study file that has all arms and settings of the cells, named as they are."""
+    return StudyFile(
+        description=results.description,
+        arms={cell.arm: Arm(bound=cell.bound) for cell in results.cells},
+        settings={cell.setting: {} for cell in results.cells if cell.setting},
+    )

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-import simulations
 from deal_core.config.experiment import RunConfig
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
@@ -35,6 +34,7 @@ from simulations.run.experiment import Request, load_experiment
 from simulations.run.shipped import shipped_experiments
 from simulations.study.grid import grid
 from tests.forked import Forker
+from tests.stored_results import RESULTS
 
 SMALL = (
     'data.tasks=["laboratory", "surgery"]',
@@ -49,7 +49,7 @@ SMALL = (
 )
 
 
-STORED = Path(simulations.__file__).parent / "results/budgets/budgets.json"
+STORED = RESULTS / "budgets/budgets.json"
 SHOWN = lower_bound([[Guesses(400, 400, 256)] * len(CHOICES)] * 2, 1e-5).epsilon
 """What the audit below shows."""
 

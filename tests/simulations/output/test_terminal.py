@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import simulations
+from simulations.audit import tables as audit_tables
+from simulations.budgets import tables as budget_tables
 from simulations.output.markdown import TextTable, blocks, head, read_table, row
 from simulations.output.terminal import NARROW, PAGE_WIDTH, print_page, text_table
-from simulations.study.results import StudyResults
-from simulations.study.study_file import load_study
+from simulations.report.privacy.audit import read_audit
+from simulations.report.study.budgets import read_budgets
+from simulations.report.study.record import read_study
+from simulations.study import tables as study_tables
 from simulations.study.summary import SHOWN, print_summary
+from tests.stored_results import RESULTS
 
-RESULTS = Path(simulations.__file__).parent / "results"
 WIDE = 200
 
 
@@ -42,9 +45,22 @@ def test_a_page_is_tables_and_what_is_between_them() -> None:
     assert list(blocks(lines)) == ["# Title", table, "more\nstill more"]
 
 
-@pytest.mark.parametrize("page", sorted(RESULTS.glob("*/*.md")), ids=lambda p: f"{p.parent.name}")
-def test_no_page_is_wider_than_a_hundred_columns_and_nothing_of_it_is_lost(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+def page_of(figures: Path) -> str:
+    """The page that a command writes beside its figures."""
+    folder = figures.parent
+    if figures.name == "study.json":
+        record = read_study(folder)
+        return study_tables.markdown(record.study, record.results)
+    if figures.name == "budgets.json":
+        return budget_tables.markdown(read_budgets(folder))
+    return audit_tables.markdown(read_audit(folder))
+
+
+@pytest.mark.parametrize(
+    "figures", sorted(RESULTS.glob("*/*.json")), ids=lambda p: f"{p.parent.name}"
+)
+def test_no_page_is_wider_than_a_hundred_columns_and_nothing_of_it_is_lost(figures: Path) -> None:
+    text = page_of(figures)
     out = shown(text)
     assert max(len(line) for line in out.splitlines()) <= PAGE_WIDTH
     all_shown = letters(out)
@@ -60,8 +76,8 @@ def test_no_page_is_wider_than_a_hundred_columns_and_nothing_of_it_is_lost(page:
 @pytest.mark.parametrize("name", ["medmcqa", "all-labels-medmcqa", "cl15-core", "tuning"])
 def test_a_study_ends_with_a_table_of_eighty_columns(name: str) -> None:
     console = Console(file=io.StringIO(), width=WIDE)
-    study, path = load_study(name), RESULTS / name / "study.json"
-    results = StudyResults.model_validate_json(path.read_text())
+    record = read_study(RESULTS / name)
+    study, results = record.study, record.results
     print_summary(console, study, results)
     out = console.file.getvalue()  # type: ignore[attr-defined]
     lines = out.splitlines()

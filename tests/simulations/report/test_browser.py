@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import simulations
 from simulations.report.command import report_comparison, report_privacy, write_report
 from tests.simulations.report.chromium import Tab, find_chromium, opened
+from tests.stored_results import RESULTS
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +27,6 @@ pytestmark = [
 ]
 
 EXAMPLES = Path(__file__).parent / "examples"
-RESULTS = Path(simulations.__file__).parent / "results"
 FOLDERS = {
     "run": EXAMPLES / "plain",
     "private": EXAMPLES / "private",

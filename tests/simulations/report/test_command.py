@@ -11,14 +11,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-import simulations
 from deal_core.errors import UserError
 from simulations.cli import app
 from simulations.report.after import report_after
 from tests.simulations.report.html_page import HtmlPage
+from tests.stored_results import RESULTS
 
 EXAMPLES = Path(__file__).parent / "examples"
-RESULTS = Path(simulations.__file__).parent / "results"
 
 
 def called(*words: object) -> str:

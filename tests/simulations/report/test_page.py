@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import simulations
 from simulations.report.charts import panels as panels_module
 from simulations.report.charts.dots import Dot, dots
 from simulations.report.charts.lines import Axis, Curve, lines
@@ -20,9 +19,9 @@ from simulations.report.command import write_report
 from simulations.report.page.blocks import Page, Section, Table, Text
 from simulations.report.page.render import TEMPLATES, render
 from tests.simulations.report.html_page import HtmlPage
+from tests.stored_results import RESULTS
 
 EXAMPLES = Path(__file__).parent / "examples"
-RESULTS = Path(simulations.__file__).parent / "results"
 KINDS = {
     "run": EXAMPLES / "plain",
     "private run": EXAMPLES / "private",

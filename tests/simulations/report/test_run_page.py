@@ -372,7 +372,7 @@ def test_the_adapter_file_is_drawn_layer_by_layer(plain: Path) -> None:
 def test_bounds_of_the_same_study_and_seed_stand_beside_the_run(tmp_path: Path) -> None:
     cells = tmp_path / "study" / "cells"
     run = Path(shutil.copytree(EXAMPLES / "plain", cells / "deal.seed0"))
-    stored = Path(__file__).parents[3] / "simulations/results/medmcqa/study.json"
+    stored = Path(__file__).parents[3] / "research/results/medmcqa/study.json"
     study = read_json(stored)
     (tmp_path / "study" / "study.json").write_text(json.dumps(study))
     bounds = {

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
-import simulations
 from deal_core.config.file import overlaid, parse_experiment, read_toml
 from deal_core.errors import UserError
 from simulations.run.shipped import descriptions, shipped_experiments, shipped_studies
 from simulations.study.grid import Cell, Part, chosen, grid
-from simulations.study.results import StudyResults
 from simulations.study.study_file import Study, load_study
 
 STUDY = """
@@ -217,16 +215,3 @@ def test_tuning_tries_the_same_for_every_method() -> None:
     arms = load_study("tuning").file.arms.values()
     methods = [arm for arm in arms if not arm.bound]
     assert not any({"train", "federation"} & arm.set.keys() for arm in methods)
-
-
-def test_the_search_was_run_alike() -> None:
-    """What the other studies use was chosen among the same settings for every method."""
-    path = Path(simulations.__file__).parent / "results" / "tuning" / "study.json"
-    found = StudyResults.model_validate_json(path.read_text())
-    tried: dict[str, set[str]] = {}
-    for cell in found.cells:
-        tried.setdefault(cell.arm, set()).add(cell.setting)
-    alike = {f"lr{rate}-epochs1" for rate in ("1e-3", "2e-3", "4e-3")}
-    alike |= {"lr2e-3-epochs2", "lr4e-3-epochs2"}
-    for arm in ("sequential", "lwf", "lwf-merged", "ewc100", "olora", "deal-reference", "deal"):
-        assert tried[arm] >= alike, arm

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from deal_core.randomness import seeded
 from deal_core.wire.heads import pack_heads
 from deal_core.wire.secure_layout import statistics_layout
 from tests.simulations.study.message_sizes import Bytes, arm, message_sizes
+from tests.stored_results import RESULTS
 
 STREAMS = [
     "all-labels-medmcqa",
@@ -29,7 +29,6 @@ INT8 = {
                            ("down", "distilled"): 1057056},
 }  # fmt: skip
 """Study to what a client of ``lwf-int8`` sends and is sent in the whole run, by record."""
-RESULTS = Path("simulations/results")
 
 
 def both_ways(sizes: Bytes) -> dict[str, int]:

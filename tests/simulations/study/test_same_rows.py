@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
-import simulations
 from deal_core.errors import UserError
 from simulations.study.results import CellResult
 from simulations.study.same_rows import require_same_rows
+from tests.stored_results import RESULTS
 
-STORED = Path(simulations.__file__).parent / "results" / "memory" / "study.json"
+STORED = RESULTS / "memory" / "study.json"
 
 
 @pytest.fixture

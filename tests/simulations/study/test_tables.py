@@ -4,11 +4,8 @@ from pathlib import Path
 
 import pytest
 
-import simulations
-from simulations.run.shipped import shipped_studies
-from simulations.study.grid import grid
 from simulations.study.outcome import AmongAll, Outcome
-from simulations.study.results import CellResult, StudyResults, kept
+from simulations.study.results import CellResult, StudyResults
 from simulations.study.study_file import Study, StudyFile, load_study
 from simulations.study.tables import (
     ALL_LABELS,
@@ -169,23 +166,6 @@ def test_an_order_cannot_change_zero_shot(study: Study) -> None:
     lines = list(arms_table(study, [*cells, longer]))
     assert rows(lines)["zero-shot (bound)"][0] == "3"
     assert not [line for line in lines if "disagree" in line]
-
-
-@pytest.mark.parametrize("name", sorted(shipped_studies()))
-def test_shipped_tables_show_what_the_shipped_results_hold(name: str, tmp_path: Path) -> None:
-    folder = Path(simulations.__file__).parent / "results" / name
-    study = load_study(name)
-    stored = StudyResults.model_validate_json((folder / "study.json").read_text())
-    named = stored.cells[0].outcome.tasks if stored.cells else ()  # nothing has run yet
-    for task in named:  # a grid asks for the names of the tasks alone
-        (tmp_path / task).mkdir()
-    wanted = grid(study, folder, (f"data.path={tmp_path}",))
-    kept(folder, name, wanted)  # stored cells are those of the study as it is shipped
-    asked = [c.name for c in wanted]
-    found = {c.name: c for c in stored.cells}
-    cells = [found[cell] for cell in asked if cell in found]
-    text = markdown(study, stored.model_copy(update={"cells": cells}))
-    assert (folder / "study.md").read_text() == text
 
 
 def test_arms_that_nothing_tells_apart_are_named(study: Study) -> None:
