@@ -27,6 +27,8 @@ from client.site import site_of
 from client.site_file import NODE_KEY
 from client.site_log import SiteLog
 from client.status_reply import STATUS, fault_reply, secure_reply, status_reply
+from deal_core.config.experiment import RunConfig
+from deal_core.config.run_config import EXPERIMENT, from_run_config, to_run_config
 from deal_core.imports import without_collection
 from deal_core.wire.secure_record import LEGS
 
@@ -34,8 +36,8 @@ if TYPE_CHECKING:
     from client.resources import Workbench
 
 Handler = Callable[[Message, Context], Message]
-NOT_FOR_CLIENTS = frozenset({"run.out", "run.resume", "run.engine", "run.track"})
-"""Keys of the run config on which nothing that a client computes depends."""
+NOT_FOR_CLIENTS = ("out", "resume", "engine", "track")
+"""Keys of ``[run]`` on which nothing that a client computes depends."""
 
 WorkbenchOf = Callable[[Context, RequestContext], "Workbench"]
 """Finds the workbench for a request."""
@@ -114,14 +116,15 @@ def secure_leg(leg: str, message: Message, context: Context) -> Message:
 
 def bench_of(context: Context, place: RequestContext) -> Workbench:
     """The workbench of the run's experiment, made with the first request that needs it."""
-    settings = context.run_config.items()
-    asked = frozenset(item for item in settings if item[0] not in NOT_FOR_CLIENTS)
+    asked, plain = from_run_config(context.run_config), RunConfig()
+    run = asked.run.model_copy(update={name: getattr(plain, name) for name in NOT_FOR_CLIENTS})
+    text = to_run_config(asked.model_copy(update={"run": run}))[EXPERIMENT]
     decided = place.site.model_dump_json() if place.site is not None else ""
-    return _workbench(asked, decided)
+    return _workbench(text, decided)
 
 
 @lru_cache(maxsize=1)
-def _workbench(settings: frozenset[tuple[str, bool | int | float | str]], site: str) -> Workbench:
+def _workbench(asked: str, site: str) -> Workbench:
     """One per process: a base model takes a second to load, and most of the memory."""
     from client.site_file import SiteFile
 
@@ -131,7 +134,7 @@ def _workbench(settings: frozenset[tuple[str, bool | int | float | str]], site: 
     with without_collection():
         from client.resources import Workbench
 
-    experiment = RequestContext(0, Path(), decided).experiment(dict(settings))
+    experiment = RequestContext(0, Path(), decided).experiment({EXPERIMENT: asked})
     if decided is None:
         return Workbench(experiment)
     book = SiteLog(Path(decided.site.state))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 
 from client.site_file import NAME, NODE_KEY, SiteFile, as_the_site_decides, read_site
 from client.site_log import SiteLog
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import from_run_config
+from deal_core.config.run_config import PACKAGE, from_run_config
 from deal_core.errors import UserError
+from deal_core.installed import package_digest
 from deal_core.privacy.accounting.run_name import run_name
-from deal_core.privacy.policy import Policy
+from deal_core.privacy.policy import Policy, Refusal
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class RequestContext:
     folder: Path
     site: SiteFile | None = None
 
-    def experiment(self, run_config: dict[str, bool | int | float | str]) -> Experiment:
+    def experiment(self, run_config: Mapping[str, Any]) -> Experiment:
         """Return the experiment as it holds here.
 
         Raises:
@@ -66,7 +68,7 @@ class RequestContext:
         said = "" if self.policy is None else self.policy.model_dump_json()
         return f"{request} {hashlib.sha256(said.encode()).hexdigest()}"
 
-    def run_name(self, run_config: dict[str, bool | int | float | str]) -> str:
+    def run_name(self, run_config: Mapping[str, Any]) -> str:
         """Return whose run a request is of: its settings as they are asked for, which stay when the
         site changes its own file, and, at a site, the run's own name.
 
@@ -82,19 +84,38 @@ def here(context: Context) -> RequestContext:
 
     Raises:
         UserError: ``site.toml`` cannot be used, or the run does not know this site.
+        Refusal: another federated-deal is installed here than at the server.
     """
-    out = str(context.run_config.get("run.out", ""))
+    asked = from_run_config(context.run_config)
+    out = asked.run.out
     if NODE_KEY in context.node_config:
-        return _at_site(read_site(Path(str(context.node_config[NODE_KEY]))), context, out)
+        site = read_site(Path(str(context.node_config[NODE_KEY])))
+        require_same_package(context.run_config)
+        return _at_site(site, asked)
     client = int(context.node_config["partition-id"])
     return RequestContext(client, Path(out or f"deal-run-{context.run_id}") / "sites" / str(client))
 
 
-def _at_site(site: SiteFile, context: Context, out: str) -> RequestContext:
-    name, sites = site.site.name, json.loads(str(context.run_config["federation.sites"]))
+def require_same_package(run_config: Mapping[str, Any]) -> None:
+    """Check that the run is of the federated-deal that is installed here.
+
+    Raises:
+        Refusal: it is of another.
+    """
+    theirs, ours = str(run_config.get(PACKAGE, ""))[:64], package_digest()
+    if theirs != ours:
+        raise Refusal(
+            "version",
+            f"the server runs federated-deal {theirs[:12] or 'without a digest'}, and this site "
+            f"{ours[:12]}; install the same release at both",
+        )
+
+
+def _at_site(site: SiteFile, asked: Experiment) -> RequestContext:
+    name, sites = site.site.name, asked.federation.sites
     if name not in sites:
         raise UserError(f"the run is for {', '.join(sites)}, and this site is '{name}'")
-    run = Path(out).name
+    run = Path(asked.run.out).name
     if not NAME.fullmatch(run):  # a name from outside, about to become a folder
         raise UserError(f"the name of the run, {run[:80]!r}, is none")
     return RequestContext(sites.index(name), Path(site.site.state) / "runs" / run, site)

@@ -58,7 +58,17 @@ METRICS = "metrics"
 IN_THE_SUM = frozenset({"num_examples", "loss", "seconds"})
 """Figures that do not leave beside a masked vector: they would tell of one site."""
 CODES = frozenset(
-    {"ok", "no-data", "refused", "failed", "budget-spent", "policy", "resend", "withheld"}
+    {
+        "ok",
+        "no-data",
+        "refused",
+        "failed",
+        "budget-spent",
+        "policy",
+        "resend",
+        "version",
+        "withheld",
+    }
     | {error.code for error in (ProtocolError, UnpinnedPeer, UsedUpdate)}
 )
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, Field
 
 from deal_core.config.data import DataConfig, Labels, TaskColumns
 from deal_core.config.experiment import Experiment, ModelConfig
@@ -112,13 +112,6 @@ class Compute(Table):
     """How long the model stays in memory after a request, for the next one; 0: it does not."""
 
 
-class Apps(Table):
-    """The code that may run here: the server sends it."""
-
-    allowed: tuple[Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")], ...] = Field(())
-    """SHA-256 of the app bundles that may run; nothing of another one is unpacked."""
-
-
 class SiteFile(Table):
     """``site.toml``."""
 
@@ -134,9 +127,6 @@ class SiteFile(Table):
     sites with which secure sums are made. Compare it by telephone."""
     policy: Policy | None = None
     """Limits that no experiment can widen; without the table the site does what is asked."""
-    apps: Apps | None = None
-    """Without the table: no app where there is a policy, since only code that the site knows keeps
-    to it; else every app."""
 
 
 def read_site(path: Path) -> SiteFile:

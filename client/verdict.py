@@ -62,8 +62,12 @@ def _keep(path: Path, said: dict[str, bool]) -> None:
 
 
 def _worse(bench: Workbench, client: int, state: State, new: Sequence[str]) -> bool:
-    """Compare right answers, with the task told and among all labels so far. A difference within
-    the chance of so few records, one standard deviation of a sign test, is none."""
+    """Compare right answers, with the task told and among all labels so far.
+
+    Returns:
+        Whether the heads make them worse by more than chance explains: of a new task's own answers
+        a share of ``CLEARLY``, of all together one standard deviation of a sign test.
+    """
     known, names = tuple(state.heads), replace(state, heads={})
     learnt = known if has_label_logits(bench.experiment.model) else None
     gained, records = 0.0, 0

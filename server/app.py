@@ -11,7 +11,9 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import from_run_config
+from deal_core.config.run_config import PACKAGE, from_run_config
+from deal_core.errors import UserError
+from deal_core.installed import package_digest
 from server.events import Listener
 
 if TYPE_CHECKING:
@@ -26,6 +28,12 @@ def make_app(listener: Listener | None = None) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         from server.run import run
 
+        theirs = str(context.run_config.get(PACKAGE, ""))
+        if theirs and theirs != package_digest():
+            raise UserError(
+                "the run was submitted by another federated-deal than the one that is installed "
+                "where the server runs; install the same release at both"
+            )
         experiment = with_run_folder(from_run_config(context.run_config), context.run_id)
         results = run(grid, experiment, listener)
         if listener is None:  # started by Flower: its log is all that a person sees

@@ -13,6 +13,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from deal_core.aggregation import ClientUpdate
+from deal_core.installed import package_digest
 from deal_core.lora.adapter import live_rank, padded, split
 from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, WORSE, PayloadError
 from deal_core.lora.state import State
@@ -338,6 +339,11 @@ def _contents(message: Message, names: set[str], optional: Set[str] = frozenset(
 
 
 def _require_ok(code: str) -> None:
+    if code == "version":
+        raise PayloadError(
+            "the client has another federated-deal installed than the server "
+            f"({package_digest()[:12]}); install the same release at both"
+        )
     if code != "ok":
         raise PayloadError(f"client reports {code[:40]!r}")
 

@@ -1,14 +1,12 @@
-"""The top level: whose packages are imported, what the command loads, what travels."""
+"""The top level: whose packages are imported, and what the command loads."""
 
 from __future__ import annotations
 
 import ast
 import importlib
-import io
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -48,16 +46,3 @@ def test_no_child_takes_a_module_from_the_working_directory() -> None:
 def test_tests_hide_no_package() -> None:
     # tests/server/__init__.py would be imported as server.
     assert list((ROOT / "tests").rglob("__init__.py")) == []
-
-
-@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's
-def test_only_code_travels_to_the_clients() -> None:
-    """That Flower builds these very bytes: test_allowed_apps."""
-    from simulations.deployment.site.own_app import own_app
-
-    names = zipfile.ZipFile(io.BytesIO(own_app())).namelist()
-    code = [name for name in names if Path(name).parts[0] in ("server", "client", "deal_core")]
-    assert {Path(name).suffix for name in code} == {".py"}
-    rest = {name for name in names if name not in code and not name.startswith(".info/")}
-    assert rest <= {"pyproject.toml", "LICENSE", "README.md"}
-    assert {"server/app.py", "client/app.py", "deal_core/config/experiment.py"} <= set(code)

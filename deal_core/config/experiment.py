@@ -2,8 +2,8 @@
 
 Every key has a default; the defaults together are a run on the embedded model and data. The
 same keys work in an experiment file, in ``--set table.key=value``
-(:mod:`deal_core.config.file`) and, flattened with dots, in Flower's run config
-(``flwr run . -c adapter.rank=16``, :mod:`deal_core.config.run_config`).
+(:mod:`deal_core.config.file`) and, as one JSON value, in Flower's run config
+(:mod:`deal_core.config.run_config`).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class FederationConfig(Table):
     """Clients and rounds."""
 
     clients: int = Field(2, ge=1, le=1_000_000)
-    """Clients that take part; 2 is what plain ``flwr run .`` simulates."""
+    """Clients that take part; 2 is the default."""
     clients_per_round: int = Field(0, ge=0)
     """Clients sampled in each round of learning; 0: all. Sums that a client gives once in a task
     are asked of all."""

@@ -1,16 +1,21 @@
-"""The experiment as Flower carries it: dotted keys to scalars, and back."""
+"""The experiment as Flower carries it, one JSON value; and as dotted keys, to compare settings."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment
+from deal_core.errors import UserError
+from deal_core.installed import package_digest
+
+EXPERIMENT, PACKAGE = "experiment", "package"
+"""Keys of Flower's run config; ``simulations/bundle/pyproject.toml`` declares them."""
 
 
 def leaves(experiment: Experiment) -> dict[str, Any]:
@@ -40,37 +45,34 @@ WHERE = (
 
 
 def flatten(experiment: Experiment) -> dict[str, Value]:
-    """Return Flower's run config: dotted keys to scalars; lists and dicts as JSON text."""
+    """Return dotted keys to scalars; lists and dicts as JSON text."""
     return {
         key: json.dumps(value) if isinstance(value, (list, dict)) else value
         for key, value in leaves(experiment).items()
     }
 
 
+def to_run_config(experiment: Experiment) -> dict[str, str]:
+    """Return Flower's run config: the experiment as JSON text, and which package wrote it."""
+    text = json.dumps(experiment.model_dump(mode="json"))
+    return {EXPERIMENT: text, PACKAGE: package_digest()}
+
+
 def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
-    """Return the experiment that :func:`flatten` made flat; the one parser of Flower's run config.
+    """Return the experiment of :func:`to_run_config`; without one, that of all defaults.
 
     Raises:
-        UserError: as :func:`parse_experiment`.
+        UserError: as :func:`parse_experiment`, or no JSON.
     """
-    structured = _structured_keys()
-    values = {k: json.loads(v) if k in structured else v for k, v in run_config.items()}
-    return parse_experiment(nested(values), "run config")
+    return _parsed(str(run_config.get(EXPERIMENT, "")))
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as tables in tables."""
-    tables: dict[str, Any] = {}
-    for key, value in values.items():
-        *parents, leaf = key.split(".")
-        table = tables
-        for parent in parents:
-            table = table.setdefault(parent, {})
-        table[leaf] = value
-    return tables
-
-
-@cache
-def _structured_keys() -> frozenset[str]:
-    values = leaves(Experiment())
-    return frozenset(key for key, value in values.items() if isinstance(value, (list, dict)))
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Experiment:
+    try:
+        tables = json.loads(text or "{}")
+    except ValueError:
+        raise UserError("run config: the value of 'experiment' is no JSON text") from None
+    if not isinstance(tables, dict):
+        raise UserError("run config: the value of 'experiment' is no JSON object")
+    return parse_experiment(tables, "run config")

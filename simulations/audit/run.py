@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from client.app import make_app
 from client.resources import Workbench
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.errors import UserError
@@ -235,7 +235,7 @@ KINDS: dict[Kind, Callable[[Training, Listener], Found]] = {
 
 def _run(config: Experiment, bench: Workbench, listener: Listener) -> Results:
     app = make_app(find_bench=lambda context, place: bench)
-    grid = InProcessGrid(app, flatten(config), config.federation.clients)
+    grid = InProcessGrid(app, to_run_config(config), config.federation.clients)
     with assume_identity(RUN_ID, SERVER_NODE):
         return run(grid, config, listener)
 

@@ -113,19 +113,6 @@ def site_init(
     print_lines(init_site(request))
 
 
-@site.command("allow-app")
-def site_allow_app(
-    folder: SiteFolder,
-    digest: Annotated[
-        str, typer.Argument(metavar="SHA256", help="Of an app you have reviewed.")
-    ] = "",
-) -> None:
-    """Let an app run here: that of this checkout, or the one of the SHA-256."""
-    from simulations.deployment.site.allow_app import allow_app
-
-    print_lines(allow_app(at_home(folder).resolve(), digest))
-
-
 @site.command("check")
 def site_check(
     folder: SiteFolder = Path("."),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from server.events import Listener, RunEvent, plain_reason
 from server.folder import RunFolder
@@ -24,6 +24,8 @@ from simulations.output.toml import toml_lines
 
 LOG = "flower.log"
 """Flower's own output, in the run folder."""
+BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
+"""What ``flwr run`` builds and sends: it imports the installed apps."""
 POLL_SECONDS = 0.2
 
 
@@ -61,15 +63,14 @@ def run_flower(experiment: Experiment, listener: Listener) -> None:
 
     Raises:
         RunFailed: the run did not reach its end.
-        UserError: no checkout to run from, or Flower does not start.
+        UserError: Flower does not start.
     """
-    app = app_folder()
     folder = RunFolder(Path(experiment.run.out))
     log = folder.path / LOG
     tail = Tail.from_end(folder.metrics)
     last: RunEvent = {"event": "nothing"}
     with flower_sandbox(log) as sandbox:
-        process = sandbox.start(run_command(sandbox, app, experiment), log)
+        process = sandbox.start(run_command(sandbox, experiment), log)
         alive = True
         while alive:
             alive = process.poll() is None
@@ -79,21 +80,6 @@ def run_flower(experiment: Experiment, listener: Listener) -> None:
         outcome = final_outcome(sandbox)
     if outcome.status != "finished:completed" or last["event"] != "run_finished":
         raise RunFailed(f"{reason(last, outcome)}; Flower's log is {log}")
-
-
-def app_folder() -> Path:
-    """Return the checkout this package lies in: ``flwr run`` builds the app from it.
-
-    Raises:
-        UserError: the package is installed without its checkout.
-    """
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / "pyproject.toml").is_file():
-        raise UserError(
-            f"{folder}: no pyproject.toml; Flower's app is built from a checkout: clone the "
-            "project and install it with pip install -e"
-        )
-    return folder
 
 
 def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float]:
@@ -109,14 +95,14 @@ def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float
     return settings
 
 
-def run_command(sandbox: Sandbox, app: Path, experiment: Experiment) -> list[str]:
+def run_command(sandbox: Sandbox, experiment: Experiment) -> list[str]:
     """Return the ``flwr run`` of this experiment; ends when the run has ended."""
     workers = this_machine(experiment)
     run_config = sandbox.home / "run-config.toml"
     settled = as_run_by(workers, experiment)
-    run_config.write_text(toml_lines(flatten(settled)), encoding="utf-8")
+    run_config.write_text(toml_lines(to_run_config(settled)), encoding="utf-8")
     settings = " ".join(f"{key}={value}" for key, value in resources(experiment, workers).items())
-    command = [program("flwr"), "run", str(app), CONNECTION, "--stream"]
+    command = [program("flwr"), "run", str(BUNDLE), CONNECTION, "--stream"]
     return [*command, "--run-config", str(run_config), "--federation-config", settings]
 
 

@@ -26,7 +26,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from server.events import Listener
 from simulations.engines.flower_identity import assume_identity
@@ -50,7 +50,7 @@ class InProcessGrid(Grid):
     def __init__(
         self,
         app: ClientApp,
-        run_config: dict[str, bool | int | float | str],
+        run_config: dict[str, str],
         clients: int,
         pool: WorkerPool | None = None,
     ) -> None:
@@ -206,7 +206,7 @@ def run_inprocess(experiment: Experiment, listener: Listener) -> None:
     from simulations.engines.faults import spoiler
 
     workers = this_machine(experiment)
-    run_config = flatten(as_run_by(workers, experiment))
+    run_config = to_run_config(as_run_by(workers, experiment))
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), run_config)
     with assume_identity(RUN_ID, SERVER_NODE), worker_pool(workers, RUN_ID, SERVER_NODE) as pool:
         grid = InProcessGrid(make_client_app(), run_config, experiment.federation.clients, pool)

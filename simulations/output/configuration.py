@@ -32,9 +32,8 @@ This page is made from the models that check the files; a test says when it is o
 unknown key, a wrong type or a value out of range is one line with the nearest known key, and
 nothing has started.
 
-* [Experiment](#experiment): the same keys in an experiment file, with `--set table.key=value`,
-  and with dots in Flower's run config (`flwr run . -c "adapter.rank=16"`; lists and tables are
-  JSON text there).
+* [Experiment](#experiment): the same keys in an experiment file and with `--set table.key=value`;
+  Flower's run config has the experiment as one JSON value.
 * [site.toml](#sitetoml): what an institution decides. No experiment and no message changes it.
 
 Made by `python -m simulations.output.configuration > docs/configuration.md`.

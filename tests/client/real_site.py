@@ -20,7 +20,6 @@ from client.resident_worker import INSIDE
 from client.site_file import NODE_KEY, SiteData
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
-from deal_core.config.run_config import flatten
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
@@ -31,6 +30,7 @@ from deal_core.wire.instruction import Instruction
 from server.federation import start_state
 from server.wire import outgoing, request
 from simulations.engines.flower_identity import assume_identity
+from tests.run_configs import placed
 
 Row = tuple[str, str]
 """Text and label."""
@@ -110,7 +110,7 @@ class RealSite:
         """Send one request to the real app; return what leaves."""
         state = state or start(experiment)
         sent = outgoing(state, experiment.wire.dtype, seeded("down"))
-        config = {**flatten(experiment), "run.out": f"/srv/runs/{run}"}
+        config = placed(experiment, f"/srv/runs/{run}")
         node = {NODE_KEY: str(self.folder / "site.toml"), INSIDE: True}
         with assume_identity(7, 1):
             message = request(sent.records, sent.named_in(asking(state)), 1, kind, 600.0)

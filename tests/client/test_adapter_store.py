@@ -14,7 +14,6 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from client.app import make_app
 from client.resident_worker import INSIDE
 from client.site_file import NODE_KEY
-from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.wire.adapter_files import DIGEST, RECORD, digest_of
 from server import handover
@@ -23,6 +22,7 @@ from server.roster import Roster
 from simulations.deployment.site.fetch import fetch_adapter
 from simulations.engines.flower_identity import assume_identity
 from tests.client.real_site import RealSite, asked, code
+from tests.run_configs import placed
 
 FILES = {"inference.json": b"{}", "adapter_model.safetensors": b"\x00\x01"}
 
@@ -47,7 +47,7 @@ def content(files: dict[str, bytes], digest: str = "") -> RecordDict:
 
 
 def send(site: RealSite, records: RecordDict, run: str = "run-1", kind: str = handover.KIND) -> str:
-    config = {**flatten(asked()), "run.out": f"/srv/runs/{run}"}
+    config = placed(asked(), f"/srv/runs/{run}")
     node = {NODE_KEY: str(site.folder / "site.toml"), INSIDE: True}
     with assume_identity(7, 1):
         message = Message(records, 1, kind, ttl=60.0)
@@ -92,7 +92,7 @@ def test_anything_else_is_refused_and_nothing_is_written(site, records, tmp_path
 
 
 def test_a_simulated_client_keeps_none(tmp_path):
-    config = {**flatten(asked()), "run.out": str(tmp_path)}
+    config = placed(asked(), str(tmp_path))
     with assume_identity(7, 1):
         message = Message(content(FILES), 1, handover.KIND)
         context = Context(7, 1, {"partition-id": 0}, RecordDict(), config)

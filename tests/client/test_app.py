@@ -10,9 +10,9 @@ from ray import cloudpickle
 
 import client.resources
 from client.app import make_app
-from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.experiment import Experiment, RunConfig
 from simulations.engines.flower_identity import assume_identity
+from tests.run_configs import placed
 
 HEAVY = {"torch", "transformers", "peft", "pandas", "scipy", "safetensors"}
 
@@ -25,9 +25,9 @@ def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
         client.resources, "Workbench", lambda config: made.append(config) or original(config)
     )
     sent = cloudpickle.dumps(make_app())
-    settings = {**flatten(Experiment()), "run.seed": 12345}
+    experiment = Experiment(run=RunConfig(seed=12345))
     for client_number, out in enumerate(("one", "another")):
-        run_config = {**settings, "run.out": str(tmp_path / out)}
+        run_config = placed(experiment, tmp_path / out)
         context = Context(1, 1, {"partition-id": client_number}, RecordDict(), run_config)
         with assume_identity(1, 1):
             request = Message(RecordDict(), 1, MessageType.TRAIN)

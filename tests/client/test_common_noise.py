@@ -9,7 +9,6 @@ import pytest
 from flwr.app import Context, Message
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
@@ -21,6 +20,7 @@ from deal_core.wire.instruction import Instruction
 from server.federation import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure.sites import RUN, SecureSite, SiteGrid, experiment_of, grid_of, make_sites
+from tests.run_configs import placed
 from tests.simulations.run.secure_runs import POOLED, Ran, leg_of, rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -68,13 +68,13 @@ LESS = (
 def played(sites: Sequence[SecureSite], folder: Path, *told_to_the_others: str) -> Ran:
     """A round in which the first site is told the truth."""
     truth = experiment_of(sites, *TOGETHER)
-    lie = flatten(experiment_of(sites, *TOGETHER, *told_to_the_others))
+    lie = experiment_of(sites, *TOGETHER, *told_to_the_others)
 
     class Liar(SiteGrid):
         def _context(self, node: int) -> Context:
             context = super()._context(node)
             if node != FIRST_CLIENT_NODE:
-                context.run_config = {**lie, "run.out": f"/srv/{RUN}"}
+                context.run_config = placed(lie, f"/srv/{RUN}")
             return context
 
     return rounds(truth, folder / RUN, grid_of=grid_of(sites, Liar))
@@ -100,7 +100,7 @@ def test_a_round_is_judged_by_the_settings_that_its_noise_is_made_with(tmp_path,
     all. The sum would be of three, with three shares of four that are needed."""
     sites = make_sites(tmp_path, policy=POLICY)
     truth = experiment_of(sites, *TOGETHER)
-    lie = flatten(experiment_of(sites, *TOGETHER, "privacy.dropouts=1"))
+    lie = experiment_of(sites, *TOGETHER, "privacy.dropouts=1")
 
     class Liar(SiteGrid):
         leg = ""
@@ -112,7 +112,7 @@ def test_a_round_is_judged_by_the_settings_that_its_noise_is_made_with(tmp_path,
         def _context(self, node: int) -> Context:
             context = super()._context(node)
             if self.leg != "mask":
-                context.run_config = {**lie, "run.out": f"/srv/{RUN}"}
+                context.run_config = placed(lie, f"/srv/{RUN}")
             return context
 
     monkeypatch.setattr("server.secure.legs.fewest_in_sum", lambda experiment: 3)

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from client.app import make_app
 from client.distilled_store import DistilledMissing, DistilledStore
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
@@ -49,7 +49,7 @@ def state(experiment) -> State:
 def ask(experiment, state, tmp_path_factory):
     """Send the real app a request, spoilt on its way; returns the reply."""
     own = experiment.run.model_copy(update={"out": str(tmp_path_factory.mktemp("run"))})
-    config = flatten(experiment.model_copy(update={"run": own}))
+    config = to_run_config(experiment.model_copy(update={"run": own}))
     grid = InProcessGrid(make_app(), config, experiment.federation.clients)
     sent = outgoing(state, "float32", seeded("down"))
 
@@ -276,7 +276,7 @@ def ask_probe(experiment, state, tmp_path_factory):
     """Send the app of a run with label heads a request that has some, spoilt on its way."""
     own = experiment.run.model_copy(update={"out": str(tmp_path_factory.mktemp("probe"))})
     method = experiment.method.model_copy(update={"name": "linear-probe"})
-    config = flatten(experiment.model_copy(update={"run": own, "method": method}))
+    config = to_run_config(experiment.model_copy(update={"run": own, "method": method}))
     grid = InProcessGrid(make_app(), config, experiment.federation.clients)
     heads = {"laboratory": torch.zeros(4, 385), "surgery": torch.ones(4, 385)}
     sent = outgoing(replace(state, heads=heads), "float32", seeded("down"))

@@ -18,7 +18,7 @@ from client.policy_check import require_policy
 from client.site import site_of
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.methods import TaskDataset, method_of, statistics_of
 from deal_core.models import Encoded
@@ -89,7 +89,7 @@ def sent(experiment: Experiment, folder, policy, stops: str = "", simulated: boo
     app = make_app(
         lambda place: replace(site_of(place), policy=policy_of(place), simulated=simulated)
     )
-    grid = InProcessGrid(app, flatten(experiment), experiment.federation.clients)
+    grid = InProcessGrid(app, to_run_config(experiment), experiment.federation.clients)
     grid.interceptor = see
     ends = pytest.raises(UserError, match=stops) if stops else nullcontext()
     with assume_identity(1, 1), ends:

@@ -24,12 +24,13 @@ from client.site import site_of
 from client.site_file import NODE_KEY, as_the_site_decides, read_site
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import PACKAGE
 from deal_core.errors import UserError
 from deal_core.privacy.interface import LocalUpdate
-from deal_core.privacy.policy import OutsidePolicy
+from deal_core.privacy.policy import OutsidePolicy, Refusal
 from deal_core.wire.instruction import Instruction
 from simulations.engines.flower_identity import assume_identity
+from tests.run_configs import placed
 
 SECRET = "Maria K., born 1961-04-03"
 TOML = """\
@@ -178,7 +179,7 @@ def test_where_peers_are_pinned_the_server_vouches_for_none(site_file: Path) -> 
 
 
 def context(site_file: Path, out: str = "/srv/server/runs/run-1", **tables: object) -> Context:
-    config = {**flatten(experiment(**tables)), "run.out": out}
+    config = placed(experiment(**tables), out)
     return Context(7, 1, {NODE_KEY: str(site_file)}, RecordDict(), config)
 
 
@@ -198,6 +199,18 @@ def test_a_run_for_others_is_refused(site_file: Path) -> None:
     site_file.write_text(TOML.replace('"north"', '"east"'))
     with pytest.raises(UserError, match="the run is for south, north, and this site is 'east'"):
         here(context(site_file))
+
+
+@pytest.mark.parametrize("theirs", ["0" * 64, ""])
+def test_a_run_of_another_release_is_refused_with_a_code(site_file: Path, theirs: str) -> None:
+    asked = context(site_file)
+    asked.run_config[PACKAGE] = theirs
+    with pytest.raises(Refusal, match="install the same release at both") as refused:
+        here(asked)
+    assert refused.value.code == "version"
+    with assume_identity(7, 1):
+        reply = make_app()(Message(RecordDict(), 1, "query.hello"), asked)
+    assert dict(reply.content.config_records["status"]) == {"code": "version"}
 
 
 def ask(site_file: Path, kind: str, content: RecordDict, ttl: float | None = None) -> Message:

@@ -17,7 +17,6 @@ from client.context import RequestContext
 from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import OWN_MEMORY
-from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import LORA
@@ -42,6 +41,7 @@ from tests.client.secure.sites import (
     make_sites,
     pins,
 )
+from tests.run_configs import placed
 from tests.simulations.run.secure_runs import rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -71,8 +71,8 @@ class Lightweights(SiteGrid):
     def _context(self, node: int) -> Context:
         context = super()._context(node)
         if node != FIRST_CLIENT_NODE + VICTIM:
-            lie = flatten(experiment_of(self.sites, LIGHT))
-            context.run_config = {**lie, "run.out": f"/srv/{RUN}"}
+            lie = experiment_of(self.sites, LIGHT)
+            context.run_config = placed(lie, f"/srv/{RUN}")
         return context
 
 

@@ -139,7 +139,7 @@ PARSED = {
     "deal export runs/quickstart-seed0 --to mine --push OWNER/NAME": (
         "needs an account of the hub; tests/simulations/use/test_export.py sends it to a local one"
     ),
-    "flwr run . --stream": (
+    "flwr run simulations/bundle --stream": (
         "starts Flower's own SuperLink; tests/simulations/engines/test_flower.py runs the app"
     ),
 }
@@ -149,7 +149,6 @@ NOT_OURS = {
     "source .venv/bin/activate": "no program",
     "git clone REPOSITORY": "needs a network",
     "cd federated-deal": "no program",
-    "export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1": "no program",
     "python3.11 -m venv .venv": "Python's own",
     "python3 -m venv .venv": "Python's own",
     ".venv/bin/pip install --require-hashes -r requirements.lock": INSTALL,

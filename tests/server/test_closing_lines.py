@@ -10,7 +10,7 @@ import pytest
 
 from client.app import make_app as make_client_app
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from server.app import closing_lines, make_app
 from server.results import read_results
 from simulations.engines import inprocess
@@ -24,7 +24,7 @@ def run_as_flower_does(experiment: Experiment) -> None:
     from flwr.app import Context, RecordDict
 
     run_id, node = inprocess.RUN_ID, inprocess.SERVER_NODE
-    config = flatten(experiment)
+    config = to_run_config(experiment)
     with inprocess.assume_identity(run_id, node):
         grid = inprocess.InProcessGrid(
             make_client_app(), config, experiment.federation.clients, None

@@ -15,7 +15,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.wire import request_name
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
 from deal_core.methods import make_method
@@ -116,7 +116,7 @@ def run_with(
     few = experiment.federation.model_copy(update=few)
     experiment = experiment.model_copy(update={"federation": few})
     shapes = adapter_shapes(experiment.model, experiment.adapter)
-    inner = Listed(tiny_app(experiment, shapes), flatten(experiment), few.clients)
+    inner = Listed(tiny_app(experiment, shapes), to_run_config(experiment), few.clients)
     grid = FuzzGrid(inner, shapes, RunFolder(folder / "run"), away)
     register(monkeypatch, patience, away.connected)
     with assume_identity(1, 1):

@@ -15,7 +15,7 @@ import torch
 from flwr.app import Message
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from server import reply_collection as rounds
@@ -128,7 +128,7 @@ def settings(folder: Path, model: Path, rule: str, dtype: str) -> Experiment:
 def fuzzed(experiment: Experiment, replace: bool) -> tuple[FuzzGrid, Spoiler, list[dict[str, Any]]]:
     """Run to the end; the log is read back from the file."""
     shapes = adapter_shapes(experiment.model, experiment.adapter)
-    inner = InProcessGrid(tiny_app(experiment, shapes), flatten(experiment), CLIENTS)
+    inner = InProcessGrid(tiny_app(experiment, shapes), to_run_config(experiment), CLIENTS)
     folder = RunFolder(Path(experiment.run.out))
     spoiler = Spoiler(experiment.wire.dtype, replace)
     grid = FuzzGrid(inner, shapes, folder, spoiler)

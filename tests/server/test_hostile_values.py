@@ -16,7 +16,7 @@ from flwr.app import Message
 from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES, Aggregate
 from deal_core.aggregation.fedit import FedIt
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.models import adapter_shapes
@@ -109,7 +109,7 @@ def played(
 ) -> Done:
     shapes = adapter_shapes(config.model, config.adapter)
     app = tiny_app(config, shapes, weigh)
-    inner = InProcessGrid(app, flatten(config), config.federation.clients)
+    inner = InProcessGrid(app, to_run_config(config), config.federation.clients)
     folder = RunFolder(Path(config.run.out))
 
     def tamper(client: str, reply: Message) -> list[Message]:

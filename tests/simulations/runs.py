@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from client.app import make_app
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.data import load_for_clients
 from deal_core.inference.predictor import Predictor
 from server.results import Results
@@ -48,7 +48,7 @@ def run_in_process(
 ) -> list[dict[str, Any]]:
     """The events of a run; ``see`` sees each reply on its way, and may change or lose it."""
     events: list[dict[str, Any]] = []
-    grid = InProcessGrid(make_app(), flatten(experiment), experiment.federation.clients)
+    grid = InProcessGrid(make_app(), to_run_config(experiment), experiment.federation.clients)
     grid.interceptor = see
     with assume_identity(1, 1):
         run(grid, experiment, events.append)

@@ -17,7 +17,7 @@ from simulations.deployment.server.round_state import RoundState, round_after
 FAULTS = ("client_failed", "reply_dropped", "leg_failed")
 KILLED = "its process has ended without a word: the server was killed or restarted"
 MEANING = {
-    "flower error 7": "the app is not allowed there (deal site allow-app, at the site)",
+    "flower error 7": "the app is not allowed there; start runs with deal submit",
     "client reports 'unpinned'": "a peer's key is not pinned there; its log says whose",
     "client reports 'protocol'": "it refuses a leg of the secure sum; its log says why",
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from client.site_file import NAME
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten, from_run_config
+from deal_core.config.run_config import from_run_config, to_run_config
 from deal_core.data.sites import SitesSource
 from deal_core.errors import UserError
 from server.events import read_events
@@ -22,7 +22,7 @@ from simulations.deployment.server.flower_status import flower_status
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.next_command import command
 from simulations.deployment.server.site_registry import registered
-from simulations.engines.flower import app_folder
+from simulations.engines.flower import BUNDLE
 from simulations.output.toml import toml_lines
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.run_folder import check_folder, record, recorded
@@ -164,7 +164,7 @@ def check(experiment: Experiment) -> None:
     from simulations.run.preflight import check_names
     from simulations.run.room_check import check_room
 
-    from_run_config(flatten(experiment))  # as the server will read it
+    from_run_config(to_run_config(experiment))  # as the server will read it
     tasks = SitesSource(experiment.data).task_names()
     check_names(experiment)
     clients = [str(number) for number in range(experiment.federation.clients)]
@@ -230,8 +230,8 @@ def _while_it_runs(folder: ServerFolder, run: Path) -> str:
 def _start(folder: ServerFolder, experiment: Experiment, run: Path) -> str:
     """Start it with ``flwr run``; return Flower's id of it."""
     config = run / "run-config.toml"
-    config.write_text(toml_lines(flatten(experiment)), encoding="utf-8")
-    answer = folder.flower.ask("run", str(app_folder()), CONNECTION, "--run-config", str(config))
+    config.write_text(toml_lines(to_run_config(experiment)), encoding="utf-8")
+    answer = folder.flower.ask("run", str(BUNDLE), CONNECTION, "--run-config", str(config))
     number = str(answer["run-id"])
     with (run / STARTS).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"run": number, "time": time.time()}) + "\n")

@@ -47,11 +47,9 @@ from simulations.check.odd_settings import CLEAR_COUNTS
 from simulations.check.rows import grouped
 from simulations.deployment.secret_files import check_secret
 from simulations.deployment.site.address import host_and_port
-from simulations.deployment.site.allowed_apps import allowed_apps
 from simulations.deployment.site.disjoint import check_disjoint
 from simulations.deployment.site.labels import agreed_labels, compare_labels, declared_labels
 from simulations.deployment.site.note import Note
-from simulations.deployment.site.own_app import own_digest
 from simulations.deployment.site.secure_sums import check_secure_sums
 from simulations.deployment.site.start import make_private
 from simulations.deployment.site_keys import fingerprint_of_private_key
@@ -102,7 +100,6 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     checks: list[Callable[[], Iterator[str]]] = [
         lambda: check_keys(site),
         lambda: check_state(site),
-        lambda: check_app(folder, site),
         lambda: check_secure_sums(site, experiment),
         lambda: check_disjoint(site),
         lambda: compare_labels(site, agreed) if experiment else declared_labels(site),
@@ -258,25 +255,6 @@ def check_terms(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     delta = terms(experiment.privacy, site.policy, units).delta
     unit = GROUP if column else RECORD
     yield f"delta = {delta:g} for {units} {unit}s: n delta = {units * delta:.2g}"
-
-
-def check_app(folder: Path, site: SiteFile) -> Iterator[str]:
-    """Yield the digest of this checkout's app, which the server sends where it has the same
-    version.
-
-    Raises:
-        UserError: it may not run here.
-    """
-    digest, allowed = own_digest(), allowed_apps(site).digests
-    if allowed is None:
-        yield f"app of this checkout: {digest}; without [apps] in site.toml every app may run"
-    elif digest in allowed:
-        yield f"app of this checkout: {digest}, allowed (of {len(allowed)})"
-    else:
-        raise UserError(
-            f"app of this checkout: {digest} is not in [apps] of site.toml, so it is refused; "
-            f"deal site allow-app {folder} adds it"
-        )
 
 
 def check_data(

@@ -1,4 +1,4 @@
-"""``python -m simulations.deployment.site.clientapp APPS ...``: Flower's process for one
+"""``python -m simulations.deployment.site.clientapp DIGEST ...``: Flower's process for one
 message, which looks at the app's bytes before it unpacks them.
 
 The SuperNode has looked already; this holds also where it has not. What the server claims of the
@@ -20,7 +20,7 @@ from flwr.common.config import get_fab_config, get_metadata_from_config
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
 
-from simulations.deployment.site.allowed_apps import AllowedApps, digest_of, from_word
+from simulations.deployment.site.own_app import digest_of, require_allowed
 
 TaskInput = tuple[Message, Context, Run, Fab]
 
@@ -33,24 +33,24 @@ def as_it_is(run: Run, fab: Fab) -> tuple[Run, Fab]:
     return true_run, Fab(digest, fab.content, {})
 
 
-def pulling(pull: Callable[..., TaskInput], allowed: AllowedApps) -> Callable[..., TaskInput]:
+def pulling(pull: Callable[..., TaskInput], allowed: str) -> Callable[..., TaskInput]:
     """Return Flower's ``pull``, with nothing left of what the server claims of an allowed app;
     another one is not even looked into."""
 
     def pull_task_input(client: Any) -> TaskInput:
         message, context, run, fab = pull(client)
-        if allowed.permit(fab.content):
+        if digest_of(fab.content) == allowed:
             run, fab = as_it_is(run, fab)
         return message, context, run, fab
 
     return pull_task_input
 
 
-def installing(install: Callable[..., Path], allowed: AllowedApps) -> Callable[..., Path]:
+def installing(install: Callable[..., Path], allowed: str) -> Callable[..., Path]:
     """Flower's ``install``, for allowed apps; for another it raises :class:`AppNotAllowed`."""
 
     def install_from_fab(content: bytes, **named: Any) -> Path:
-        allowed.require(content)
+        require_allowed(content, allowed)
         return install(content, **named)
 
     return install_from_fab
@@ -69,7 +69,7 @@ def pushing(push: Callable[..., None]) -> Callable[..., None]:
 
 def main() -> None:
     """Answer one message; the task's token comes by standard input."""
-    allowed = from_word(sys.argv.pop(1))
+    allowed = sys.argv.pop(1)
     sys.argv += ["--token", sys.stdin.read()]
     flower: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
     flower.pull_task_input = pulling(flower.pull_task_input, allowed)

@@ -14,7 +14,6 @@ from deal_core.errors import UserError
 from simulations.deployment.secret_files import write_secret
 from simulations.deployment.service_units import service_unit
 from simulations.deployment.site.address import host_and_port
-from simulations.deployment.site.own_app import own_digest
 from simulations.deployment.site_keys import fingerprint_of_line, make_key_pair
 from simulations.output.toml import toml_value
 
@@ -56,11 +55,6 @@ keep_seconds = 900       # the model stays in memory so long after a request; 0:
 
 [policy]                 # limits that no experiment can widen (deal_core/privacy/policy.py)
 {policy}
-[apps]                   # the code that the server may run here; nothing of another is unpacked
-allowed = [
-    {app},
-]                        # by SHA-256: this one is of the version installed here. After an upgrade:
-                         # deal site allow-app
 """
 POLICY = """\
 mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
@@ -131,7 +125,6 @@ def init_site(request: SiteRequest) -> list[str]:
         raise UserError(
             f"--certificate {request.certificate}: no such file; give the server's ca.crt"
         )
-    app = own_digest()
     try:
         (folder / "state").mkdir(parents=True, exist_ok=True)  # the unit lets nothing else change
         folder.chmod(0o700)
@@ -144,13 +137,13 @@ def init_site(request: SiteRequest) -> list[str]:
         data = request.data.resolve()
         unit = site_unit(folder, data)
         (folder / "deal-site.service").write_text(unit, encoding="utf-8")
-        (folder / "site.toml").write_text(_toml(request, data, app), encoding="utf-8")
+        (folder / "site.toml").write_text(_toml(request, data), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     return _next(request, shown)
 
 
-def _toml(request: SiteRequest, data: Path, app: str) -> str:
+def _toml(request: SiteRequest, data: Path) -> str:
     return SITE_TOML.format(
         name=toml_value(request.name),
         address=toml_value(request.address),
@@ -160,7 +153,6 @@ def _toml(request: SiteRequest, data: Path, app: str) -> str:
         labels=LABELS.format(lines=label_lines(request.labels)) if request.labels else NO_LABELS,
         models=f'{toml_value(request.model)} = ""\n',
         policy=request.policy,
-        app=toml_value(app),
     )
 
 
@@ -193,7 +185,7 @@ def _next(request: SiteRequest, shown: str) -> list[str]:
 
 def site_unit(folder: Path, data: Path) -> str:
     """Return a systemd unit that keeps a site running. What it runs can read the data, and write
-    the state folder; it can change neither ``site.toml`` with limits and list of apps, nor the
+    the state folder; it can change neither ``site.toml`` with its limits, nor the
     keys, nor anything else of this machine's."""
     what, state = "Federated DEAL: site", folder / "state"
     return service_unit(what, "deal-site", "site start", folder, (data, folder), state)

@@ -1,4 +1,4 @@
-"""``deal site start``: keep Flower's SuperNode running, with the site's key and list of apps."""
+"""``deal site start``: keep Flower's SuperNode running, with the site's key."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 
 from client.site_file import SiteFile, read_site
 from deal_core.errors import UserError
+from deal_core.installed import package_digest
 from simulations.deployment.flower_home import FlowerHome
 from simulations.deployment.secret_files import check_secret
-from simulations.deployment.site.allowed_apps import allowed_apps
 from simulations.deployment.site.disjoint import check_disjoint
 from simulations.deployment.supervise import supervise
 
@@ -99,23 +99,10 @@ def starting_lines(folder: Path, site: SiteFile) -> list[str]:
     """Return what is about to run, and where to look."""
     return [
         f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it",
-        apps_line(site),
+        f"it runs what is installed here: federated-deal {package_digest()[:12]}",
         f"its log: {Path(site.site.state) / 'log.jsonl'}; Flower's: supernode.log beside it",
         f"next: nothing; to look at data and connection: deal site check {folder}",
     ]
-
-
-def apps_line(site: SiteFile) -> str:
-    """Return how many apps may run; a warning where every app may."""
-    digests = allowed_apps(site).digests
-    if digests is None:
-        return (
-            "warning: site.toml has no [apps], so whatever app the server sends runs here; "
-            "deal site allow-app DIR names the one of this checkout"
-        )
-    if not digests:
-        return "warning: no app is allowed, so every request is refused; deal site allow-app DIR"
-    return f"apps that may run here: {', '.join(sorted(digests))}"
 
 
 def supernode_command(folder: Path) -> list[str]:

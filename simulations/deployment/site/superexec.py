@@ -1,4 +1,4 @@
-"""``python -m simulations.deployment.site.superexec APPS ...``: Flower's SuperExec, which starts
+"""``python -m simulations.deployment.site.superexec DIGEST ...``: Flower's SuperExec, which starts
 this project's :mod:`clientapp` for a message to a ClientApp, and no other program."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ClientAppExecutor:
     """Flower's interface of an executor.
 
     Attributes:
-        allowed: the apps that may run, as :meth:`AllowedApps.word` writes them.
+        allowed: SHA-256 of the app that may run.
     """
 
     allowed: str

@@ -2,7 +2,7 @@
 
 Flower's SuperNode opens, unpacks and runs whatever app the server sends, and has no hook before
 that. So this program replaces the one function of it that takes in a message together with its
-app: an app that the site does not allow ends here, as bytes of which only the SHA-256 was taken.
+app: an app other than the installed one ends here, as bytes of which only the SHA-256 was taken.
 With another Flower, which lacks that function, the program ends before it connects. The processes
 that run apps are this project's too (:mod:`superexec`, :mod:`clientapp`), and look once more.
 """
@@ -27,11 +27,11 @@ from flwr.supercore.constant import TaskType
 from client.site_file import NODE_KEY, SiteFile, read_site
 from client.site_log import SiteLog
 from simulations.deployment.secret_files import write_secret
-from simulations.deployment.site.allowed_apps import (
+from simulations.deployment.site.own_app import (
     REFUSAL,
-    AllowedApps,
     AppNotAllowed,
-    allowed_apps,
+    own_digest,
+    require_allowed,
 )
 from simulations.output.toml import toml_value
 
@@ -44,13 +44,13 @@ Pull = Callable[..., int | None]
 internal: Any = importlib.import_module("flwr.supernode.start_client_internal")
 
 
-def gated(pull: Pull, allowed: AllowedApps, log: SiteLog) -> Pull:
+def gated(pull: Pull, allowed: str, log: SiteLog) -> Pull:
     """Return Flower's ``pull``, which takes in a message, its run and the run's app, with a gate:
     a message whose app is not allowed is answered with an error, and nothing of it is kept.
 
     Args:
         pull: called with names; ``receive``, ``get_run`` and ``get_fab`` ask the server.
-        allowed: which apps may run.
+        allowed: SHA-256 of the app that may run.
         log: the site's own; it gets the SHA-256, and the cure.
     """
 
@@ -70,7 +70,7 @@ def gated(pull: Pull, allowed: AllowedApps, log: SiteLog) -> Pull:
 
         def get_fab(fab_hash: str, run_id: int) -> Any:
             fab = given["get_fab"](fab_hash, run_id)
-            allowed.require(fab.content)
+            require_allowed(fab.content, allowed)
             return fab
 
         asking = {"receive": receive, "get_run": get_run, "get_fab": get_fab}
@@ -87,9 +87,7 @@ def gated(pull: Pull, allowed: AllowedApps, log: SiteLog) -> Pull:
 
 def note(log: SiteLog, digest: str, run_id: int) -> None:
     """Write the refusal and its cure into the site's log, and into Flower's."""
-    cure = f"review that app, then deal site allow-app DIR {digest}, and restart the site"
-    if not digest:
-        cure = "none: the run is of a kind that this project never starts"
+    cure = "the server has to start its runs with deal submit"
     log.write("app_refused", app=digest, flower_run=run_id, cure=cure)
     print(f"app {digest or 'of another kind'} refused; {cure}", flush=True)
 
@@ -106,11 +104,11 @@ def supernode_arguments(path: Path, site: SiteFile, port: int, secret: Path) -> 
     ]
 
 
-def superexec_command(allowed: AllowedApps, port: int, secret: Path) -> list[str]:
+def superexec_command(allowed: str, port: int, secret: Path) -> list[str]:
     """Return the program that starts a process for every message. ``-P``: nothing is imported from
     its working directory, which apps can write."""
     return [
-        *(sys.executable, "-P", "-m", "simulations.deployment.site.superexec", allowed.word()),
+        *(sys.executable, "-P", "-m", "simulations.deployment.site.superexec", allowed),
         *("--insecure", "--runtime-api-address", f"{LOCAL}:{port}"),
         *("--superexec-auth-secret-file", str(secret), "--parent-pid", str(os.getpid())),
     ]
@@ -129,7 +127,7 @@ def main() -> None:
     """Serve until a signal comes."""
     path, home = Path(sys.argv[1]), Path(os.environ["FLWR_HOME"])
     site = read_site(path)
-    allowed = allowed_apps(site)
+    allowed = own_digest()
     # Flower finds an unpacked app by eight digits of a hash; what lies there from before the list
     # was enforced must not be taken for an app that is allowed.
     shutil.rmtree(home / "apps", ignore_errors=True)

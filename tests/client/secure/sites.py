@@ -17,11 +17,13 @@ from client.resident_worker import INSIDE
 from client.site_file import NODE_KEY
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.config.run_config import from_run_config
 from deal_core.privacy.accounting.ledger import Ledger
 from simulations.deployment.secret_files import write_secret
 from simulations.deployment.site_keys import KeyPair, fingerprint_of_line, make_key_pair
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 from tests.client.real_site import LABELS, rows
+from tests.run_configs import placed
 from tests.simulations.run.secure_runs import leg_of
 from tests.sizes import TWO_LAYERS
 
@@ -155,7 +157,7 @@ class SiteGrid(InProcessGrid):
     def _context(self, node: int) -> Context:
         site = self.sites[node - FIRST_CLIENT_NODE]
         own = {NODE_KEY: str(site.folder / "site.toml"), INSIDE: True}
-        config = {**self._run_config, "run.out": f"/srv/{RUN}"}
+        config = placed(from_run_config(self._run_config), f"/srv/{RUN}")
         return Context(1, node, own, RecordDict(), config)
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from client import local_training as training
 from client.app import make_app
 from client.secure.store import SecureStore
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.lora.arrays import from_arrays
 from deal_core.lora.payload import LORA, Template
 from deal_core.models import adapter_shapes
@@ -96,7 +96,7 @@ def first(tmp_path: Path, monkeypatch) -> FirstRound:
     held = ServerRound.from_bytes(record.read_bytes())
     layout = layout_of(experiment, ran.state.current, TRAINED, gradients=False, basis="")
     keys = ChannelKeys(tmp_path / RUN / "secure" / "keys.json", RUN)
-    again = SiteGrid(make_app(), flatten(experiment), len(sites), sites=sites)
+    again = SiteGrid(make_app(), to_run_config(experiment), len(sites), sites=sites)
     again.asked = grids[0].asked
     return FirstRound(sites, ran, layout.decode(totals[0]), held, again, keys)
 

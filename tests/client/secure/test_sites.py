@@ -9,7 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.app import make_app
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.secure_sum.identity import announce
@@ -349,7 +349,7 @@ def test_a_renewed_key_is_announced_anew_and_refused_until_it_is_pinned(sites, p
 
 
 def test_a_run_of_another_name_is_not_announced_for(sites, tmp_path):
-    grid = SiteGrid(make_app(), flatten(experiment_of(sites)), len(sites), sites=sites)
+    grid = SiteGrid(make_app(), to_run_config(experiment_of(sites)), len(sites), sites=sites)
     with assume_identity(1, 1):
         node = next(iter(grid.get_node_ids()))
         from flwr.app import RecordDict

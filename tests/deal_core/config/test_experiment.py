@@ -9,10 +9,11 @@ import pytest
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.config.renamed import RENAMED
-from deal_core.config.run_config import flatten, from_run_config
+from deal_core.config.run_config import EXPERIMENT, flatten, from_run_config, to_run_config
 from deal_core.errors import UserError
 
 ROOT = Path(__file__).parents[3]
+BUNDLE = ROOT / "simulations/bundle"
 RICH: dict[str, Any] = {
     "description": 'a "quoted" line',
     "adapter": {"target_modules": ["query", "value"], "lora_alpha": 8},
@@ -26,22 +27,18 @@ RICH: dict[str, Any] = {
 }
 
 
-def dotted(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat |= dotted(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
 @pytest.mark.parametrize("tables", [{}, RICH])
-def test_the_run_config_is_flat_scalars_and_reads_back(tables: dict[str, Any]) -> None:
+def test_the_run_config_is_text_and_reads_back(tables: dict[str, Any]) -> None:
     experiment = parse_experiment(tables, "test")
-    flat = flatten(experiment)
-    assert {type(value) for value in flat.values()} <= {bool, int, float, str}
-    assert from_run_config(flat) == experiment
+    carried = to_run_config(experiment)
+    assert {type(value) for value in carried.values()} == {str}
+    assert from_run_config(carried) == experiment
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"no": {"such": 1}}'])
+def test_a_run_config_that_is_no_experiment_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="run config"):
+        from_run_config({EXPERIMENT: text})
 
 
 def test_lists_and_tables_are_json_text() -> None:
@@ -52,11 +49,9 @@ def test_lists_and_tables_are_json_text() -> None:
     assert flat["adapter.lora_alpha"] == 8.0
 
 
-def test_the_table_in_pyproject_is_the_schema_and_its_defaults() -> None:
-    app = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    written, schema = dotted(app["config"]), flatten(Experiment())
-    assert written == schema
-    assert [type(written[key]) for key in schema] == [type(value) for value in schema.values()]
+def test_the_bundle_declares_what_the_run_config_has() -> None:
+    app = tomllib.loads((BUNDLE / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
+    assert set(app["config"]) == set(to_run_config(Experiment()))
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,9 @@ OPEN = 'metrics = "clear"\nshare_num_examples = true\nmin_records = 1\n'
 
 def set_policy(site_file: Path, policy: str) -> None:
     """Write another policy than that of ``deal site init``."""
-    head, _, rest = site_file.read_text().partition("[policy]")
-    _, apps, after = rest.partition("[apps]")
-    assert apps
-    site_file.write_text(f"{head}[policy]\n{policy}\n{apps}{after}")
+    head, found, _ = site_file.read_text().partition("[policy]")
+    assert found
+    site_file.write_text(f"{head}[policy]\n{policy}\n")
 
 
 @dataclass

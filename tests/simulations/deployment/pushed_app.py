@@ -1,10 +1,11 @@
-"""A server that sends another app than the one that a site has reviewed."""
+"""A server that sends another app than the one that is installed at a site."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from simulations.engines.flower import app_folder
+from simulations.engines.flower import BUNDLE
 
 COMMENT = "\n# one comment more\n"
 MARKER = """
@@ -16,13 +17,8 @@ with open({path!r}, "a") as marker:
 
 
 def changed_app(folder: Path, added: str) -> Path:
-    """A copy of the app, with lines at the end of a module that the client imports first."""
-    for room in ("server", "client", "deal_core"):
-        for source in (app_folder() / room).rglob("*.py"):
-            target = folder / source.relative_to(app_folder())
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
-    (folder / "pyproject.toml").write_bytes((app_folder() / "pyproject.toml").read_bytes())
-    with (folder / "client" / "__init__.py").open("a") as module:
+    """A copy of the app, with lines at the end of its module."""
+    shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    with (folder / "deal_app.py").open("a") as module:
         module.write(added)
     return folder

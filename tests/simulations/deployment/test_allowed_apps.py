@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,28 +21,21 @@ from flwr.supercore.run import Run
 from flwr.supercore.superexec.executor import ExecutionSpec
 from flwr.supernode.nodestate import NodeState, NodeStateFactory
 
-from client.site_file import Apps, SiteFile
 from client.site_log import LOG, SiteLog
-from deal_core.privacy.policy import Policy
-from simulations.deployment.flower_home import FlowerHome
 from simulations.deployment.site import clientapp, supernode
-from simulations.deployment.site.allowed_apps import (
+from simulations.deployment.site.own_app import (
     REFUSAL,
-    AllowedApps,
     AppNotAllowed,
-    allowed_apps,
     digest_of,
-    from_word,
+    own_app,
+    own_digest,
 )
-from simulations.deployment.site.own_app import own_app, own_digest
-from simulations.deployment.site.start import apps_line
 from simulations.deployment.site.superexec import ClientAppExecutor
 from simulations.engines.flower_identity import assume_identity
-from simulations.engines.flower_sandbox import program
 from tests.simulations.deployment.pushed_app import COMMENT, changed_app
 
 RUN, NODE = 7, 1
-OWN = AllowedApps(frozenset({own_digest()}))
+OWN = own_digest()
 
 
 class Server:
@@ -69,7 +60,7 @@ class Server:
         }
 
 
-def pull(server: Server, allowed: AllowedApps, folder: Path) -> tuple[int | None, NodeState]:
+def pull(server: Server, allowed: str, folder: Path) -> tuple[int | None, NodeState]:
     """One round of the SuperNode's loop, behind the gate."""
     store = ObjectStoreFactory()
     state = NodeStateFactory(objectstore_factory=store).state()
@@ -112,7 +103,7 @@ def test_of_another_app_nothing_is_kept_and_one_sentence_leaves(tmp_path: Path, 
     assert list(state.get_tasks()) == []
     (event,) = logged(tmp_path)
     assert (event["event"], event["app"]) == ("app_refused", digest_of(content))
-    assert f"deal site allow-app DIR {digest_of(content)}" in event["cure"]
+    assert "deal submit" in event["cure"]
 
 
 def test_every_message_of_a_refused_app_is_refused(tmp_path: Path) -> None:
@@ -133,7 +124,7 @@ def test_a_run_of_another_kind_is_refused_though_its_app_is_allowed(
 
 
 def test_the_superexec_starts_client_apps_alone() -> None:
-    executor = ClientAppExecutor(OWN.word())
+    executor = ClientAppExecutor(OWN)
     assert executor.get_eligible_capacity(set(TaskType)) == ({TaskType.CLIENT_APP}, set())
     for kind in set(TaskType) - {TaskType.CLIENT_APP}:
         spec = ExecutionSpec(kind, "127.0.0.1:1", "token", True, None, False, None, False, 1)
@@ -173,7 +164,7 @@ def test_the_process_for_a_message_looks_again(
     assert fab.hash_str == own_digest()
     where = install(fab.content, skip_prompt=True)
     assert where.parent == tmp_path / "apps"
-    assert (where / "client" / "app.py").is_file()
+    assert (where / "deal_app.py").is_file()
 
 
 def test_the_text_of_an_error_stays(tmp_path: Path) -> None:
@@ -184,55 +175,3 @@ def test_the_text_of_an_error_stays(tmp_path: Path) -> None:
         quoting = Message(Error(2, "<class 'ValueError'>:<'Mrs X'>"), reply_to=message)
         push(None, quoting, Context(RUN, NODE, {}, RecordDict(), {}))
     assert (sent[0].error.code, sent[0].error.reason) == (2, "failed")
-
-
-def test_the_process_for_a_message_holds_nothing_of_this_checkouts_app() -> None:
-    """Else it would run that, under the name of the one that was sent."""
-    code = (
-        "import sys, simulations.deployment.site.clientapp; "
-        "print({'client', 'deal_core', 'server'} & set(sys.modules) or '')"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == ""
-
-
-def test_what_flower_builds_and_what_is_allowed_are_the_same_bytes(tmp_path: Path) -> None:
-    """``flwr run`` builds as ``flwr build`` does; that it sends this is seen in a real run."""
-    copy = changed_app(tmp_path / "app", "")
-    home = FlowerHome(tmp_path / "flower")
-    home.make()
-    (copy / ".venv").mkdir()  # of a checkout; Flower would read all of it
-    (copy / ".venv" / "x.py").write_text("")
-    command = [program("flwr"), "build", "--app", str(copy)]
-    subprocess.run(command, cwd=home.empty, env=home.environment(), check=True, timeout=120)
-    (built,) = (path.read_bytes() for path in home.empty.glob("*.fab"))
-    assert build_fab_from_disk(copy) == built  # the command's own function
-    assert digest_of(built) == own_digest()
-
-
-def site(policy: Policy | None = None, apps: Apps | None = None) -> SiteFile:
-    tables: dict[str, Any] = {
-        "site": {"name": "north"},
-        "server": {"address": "a:1"},
-        "data": {"path": "/srv/data"},
-    }
-    return SiteFile.model_validate({**tables, "policy": policy, "apps": apps})
-
-
-def test_without_a_list_a_site_with_a_policy_runs_nothing_and_one_without_is_warned() -> None:
-    assert allowed_apps(site(Policy(max_epsilon=1.0))).digests == frozenset()
-    assert not allowed_apps(site(Policy())).permit(own_app())
-    assert "no app is allowed" in apps_line(site(Policy()))
-    assert allowed_apps(site()).permit(b"anything")
-    assert "warning" in apps_line(site())
-    named = site(apps=Apps(allowed=(own_digest(),)))
-    assert allowed_apps(named) == OWN
-    assert apps_line(named) == f"apps that may run here: {own_digest()}"
-    assert not allowed_apps(site(apps=Apps())).permit(own_app())
-
-
-@pytest.mark.parametrize(
-    "allowed", [AllowedApps(None), AllowedApps(frozenset()), AllowedApps(frozenset({"a", "b"}))]
-)
-def test_the_list_is_the_same_on_the_other_side_of_a_command_line(allowed: AllowedApps) -> None:
-    assert from_word(allowed.word()) == allowed

@@ -36,7 +36,6 @@ from simulations.deployment.server.submit import (
     submit,
 )
 from simulations.deployment.site.init import SiteRequest, init_site
-from simulations.deployment.site.own_app import own_digest
 from simulations.run.run_folder import record
 from simulations.run.secure_checks import check_cohort
 from tests.simulations.deployment.loopback import deal, done
@@ -157,7 +156,7 @@ def test_the_sites_unit_confines_the_code_it_is_sent(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "state").is_dir()  # a unit with a missing path does not start
 
 
-def test_a_new_site_has_the_safe_policy_and_allows_the_app_of_this_checkout(
+def test_a_new_site_has_the_safe_policy(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -168,8 +167,6 @@ def test_a_new_site_has_the_safe_policy_and_allows_the_app_of_this_checkout(
     policy = site.policy
     assert (policy.mechanism, policy.max_epsilon, policy.metrics) == ("record", 8.0, "none")
     assert (policy.share_num_examples, policy.spending) == (False, True)
-    assert site.apps is not None
-    assert site.apps.allowed == (own_digest(),)
     assert site.data.labels == labels
     init_site(SiteRequest(tmp_path / "other", tmp_path / "data", "south"))
     assert read_site(tmp_path / "other" / "site.toml").data.labels == {}

@@ -87,7 +87,7 @@ def test_what_is_printed_before_a_run_names_the_folder(server, tmp_path, capsys)
 
 
 def test_what_is_printed_of_a_run_names_the_folder(server, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(submitting, "app_folder", lambda: tmp_path)
+    monkeypatch.setattr(submitting, "BUNDLE", tmp_path)
     add_site(server, "north", key(tmp_path, "north"))
     said = submit(server, Submission(str(experiment_file(tmp_path / "two-tasks.toml"))))
     require_pasteable("\n".join(said), server)

@@ -35,7 +35,6 @@ from simulations.deployment.site.check import (
 )
 from simulations.deployment.site.init import SiteRequest, init_site
 from simulations.deployment.site.labels import agreed_labels
-from simulations.deployment.site.own_app import own_digest
 from simulations.run.experiment import Request, load_experiment
 
 AGREED = {"triage": ("a", "b")}
@@ -357,15 +356,6 @@ def test_a_site_that_declares_no_task_is_told_so(site: Path) -> None:
     path.write_text(head + rest[rest.index("[compute]") :])
     (problem,) = checked(site).problems
     assert "takes part in no task; deal site check --experiment FILE prints the lines" in problem
-
-
-def test_the_app_of_this_checkout_is_named_and_so_is_what_is_refused(site: Path) -> None:
-    assert f"app of this checkout: {own_digest()}, allowed (of 1)" in checked(site).lines
-    path = site / "site.toml"
-    path.write_text(path.read_text().replace(own_digest(), "0" * 64))
-    (problem,) = checked(site).problems
-    assert f"{own_digest()} is not in [apps] of site.toml" in problem
-    assert f"deal site allow-app {site}" in problem
 
 
 def test_label_values_can_be_mapped(site: Path) -> None:

@@ -15,8 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
-from deal_core.config.run_config import flatten, from_run_config
-from deal_core.errors import UserError
+from deal_core.config.run_config import from_run_config, to_run_config
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines import flower as flower_engine
@@ -25,7 +24,6 @@ from simulations.engines.flower import (
     Outcome,
     RunFailed,
     Tail,
-    app_folder,
     as_run_by,
     parse_outcome,
     reason,
@@ -101,18 +99,8 @@ def test_the_run_config_file_reads_back_as_the_experiment(tmp_path: Path) -> Non
     )
     experiment = load_experiment(Request("clinc10", overrides=overrides))
     path = tmp_path / "run-config.toml"
-    path.write_text(toml_lines(flatten(experiment)), encoding="utf-8")
+    path.write_text(toml_lines(to_run_config(experiment)), encoding="utf-8")
     assert from_run_config(parse_config_args([str(path)])) == experiment
-
-
-def test_without_a_checkout_there_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        flower_engine, "__file__", str(tmp_path / "simulations" / "engines" / "x.py")
-    )
-    with pytest.raises(UserError, match=r"no pyproject.toml; Flower's app is built from a"):
-        app_folder()
 
 
 @contextmanager
@@ -177,9 +165,9 @@ def test_a_run_that_fails_in_flower_fails_here(
         '[project]\nname = "tiny"\nversion = "1.0.0"\nlicense = "MIT"\ndependencies = []\n'
         '[tool.flwr.app]\npublisher = "deal"\n'
         '[tool.flwr.app.components]\nserverapp = "tiny.server:app"\nclientapp = "tiny.client:app"\n'
-        f"[tool.flwr.app.config]\n{toml_lines(flatten(Experiment()))}"
+        f"[tool.flwr.app.config]\n{toml_lines(to_run_config(Experiment()))}"
     )
-    monkeypatch.setattr(flower_engine, "app_folder", lambda: app)
+    monkeypatch.setattr(flower_engine, "BUNDLE", app)
     experiment = make_experiment(f'run.out="{tmp_path}"')
     with pytest.raises(RunFailed, match=r"'finished:failed'.*no luck.*flower.log"):
         run_flower(experiment, ignore)

@@ -23,7 +23,7 @@ from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.models import adapter_shapes
 from server.checkpoint import load_checkpoint
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_model")
 def with_faults(experiment: Experiment, interceptor: Interceptor) -> list[dict]:
     """Run with every reply passing through ``interceptor``; return the events."""
     events: list[dict] = []
-    grid = InProcessGrid(make_app(), flatten(experiment), experiment.federation.clients)
+    grid = InProcessGrid(make_app(), to_run_config(experiment), experiment.federation.clients)
     grid.interceptor = interceptor
     with assume_identity(1, 1):
         run(grid, experiment, events.append)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from client.app import make_app
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
@@ -113,7 +113,7 @@ def rounds(
 
     folder.mkdir(exist_ok=True)
     experiment = at(experiment, folder, resume=(folder / "checkpoint.safetensors").exists())
-    grid = grid_of(make_app(), flatten(experiment), experiment.federation.clients)
+    grid = grid_of(make_app(), to_run_config(experiment), experiment.federation.clients)
     grid.interceptor = watched
     try:
         with assume_identity(1, 1):

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Message
 
 from client.app import make_app
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import composed
@@ -94,7 +94,7 @@ def test_stopped_after_the_charge_it_releases_the_same_mean_again(
         if event["event"] == "round_finished" and event["server_round"] == 2:
             raise KeyboardInterrupt
 
-    grid = InProcessGrid(make_app(), flatten(again), 2)
+    grid = InProcessGrid(make_app(), to_run_config(again), 2)
     with assume_identity(1, 1), pytest.raises(KeyboardInterrupt):
         run(grid, again, stop)
     assert len(Ledger(tmp_path / "privacy").events()) == 2  # charged, not yet handed out

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from client.app import make_app
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import composed
@@ -83,7 +83,7 @@ def finished(settings, tmp_path_factory):
     experiment = settings(GROUPS, "federation.rounds=1", f'run.out="{folder}"')
     preflight(experiment)
     events: list[dict] = []
-    grid = InProcessGrid(make_app(), flatten(experiment), 2)
+    grid = InProcessGrid(make_app(), to_run_config(experiment), 2)
     with assume_identity(1, 1):
         run(grid, experiment, events.append)
     return experiment, folder, events

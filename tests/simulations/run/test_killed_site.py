@@ -19,7 +19,7 @@ from flwr.app import Context, Message, RecordDict
 from client.app import make_app
 from client.site_file import NODE_KEY
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.mechanisms.kept_answer import unpacked
@@ -127,7 +127,7 @@ def ask(experiment: Experiment, server_round: int) -> Message:
 
 
 def context(experiment: Experiment, site: Path) -> Context:
-    config = flatten(experiment)
+    config = to_run_config(experiment)
     return Context(7, 1, {NODE_KEY: str(site / "site.toml")}, RecordDict(), config)
 
 

@@ -12,7 +12,7 @@ from flwr.common import Message
 from client import local_training as work
 from client.app import make_app
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.data import open_source, partition
 from deal_core.errors import UserError
 from deal_core.methods import METHODS, LocalTask
@@ -116,7 +116,7 @@ def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, 
         return learnt[-1]
 
     monkeypatch.setattr(work, "LocalTask", spied)
-    grid = Spy(make_app(), flatten(experiment), 3)
+    grid = Spy(make_app(), to_run_config(experiment), 3)
     events: list[dict] = []
     with assume_identity(1, 1):
         run(grid, experiment, events.append)
@@ -329,7 +329,7 @@ def test_too_few_clients_for_a_robust_step_is_one_line(own_orders):
 def test_clients_distil_what_all_have_taught_the_model_by_the_end_of_the_stage(own_orders):
     """The teacher of the second phase knows what the others learnt in this very stage."""
     experiment = own_orders(*tiny("sequential"), *CONSOLIDATING)
-    grid = Spy(make_app(), flatten(experiment), 3)
+    grid = Spy(make_app(), to_run_config(experiment), 3)
     with assume_identity(1, 1):
         run(grid, experiment)
     asked = {
@@ -356,7 +356,7 @@ def test_a_task_that_returns_and_a_client_that_joins_late_are_learnt_by_every_me
     orders = f'stream.orders={{0=["{L}", "{S}", "{L}"], 1=["{S}"], 2=["{M}"]}}'
     every = "stream.consolidate_every=1"
     experiment = own_orders(*tiny(method), orders, "stream.joins={2=2}", every)
-    grid = Beside(make_app(), flatten(experiment), 3)
+    grid = Beside(make_app(), to_run_config(experiment), 3)
     grid.interceptor = grid.compare
     events: list[dict] = []
     with assume_identity(1, 1):

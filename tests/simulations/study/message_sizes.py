@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 from client import wire
 from client.distilled_store import DistilledStore
 from deal_core.config.experiment import Experiment, FederationConfig
-from deal_core.config.run_config import flatten
+from deal_core.config.run_config import to_run_config
 from deal_core.methods import method_of, phases_of, statistics_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.interface import LocalUpdate
@@ -86,7 +86,7 @@ def message_sizes(experiment: Experiment, *, sites: bool = False) -> Bytes:
             weighed[way, name] += sum(len(array.data) for array in record.values())
         return message
 
-    grid = _Weighing(_app(experiment), flatten(experiment), experiment.federation.clients)
+    grid = _Weighing(_app(experiment), to_run_config(experiment), experiment.federation.clients)
     grid.sent = lambda message: weigh("down", message)
     grid.interceptor = lambda reply: weigh("up", reply)
     waiting = patch("server.run.find_roster", _patient) if sites else nullcontext()
