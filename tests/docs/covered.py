@@ -46,7 +46,7 @@ AUDIT = f"{SMALL} --canaries 40 --repetitions 1 --text-canaries 0 --epsilon 8"
 
 SLOW = {
     "deal simulate quickstart": SMALL,
-    "deal simulate quickstart --set method.name=lwf --set aggregation.rule=fedsvd --seed 1": SMALL,
+    "deal simulate quickstart --set method.name=lwf --seed 1": SMALL,
     "deal simulate quickstart --set privacy.mechanism=record --set privacy.target_epsilon=8": SMALL,
     "deal simulate private": SMALL,
     "deal simulate quickstart-llm": f"{STREAM} {ALONE}",
@@ -124,7 +124,6 @@ PARSED = {
     "deal status --dir /srv/deal": DEPLOYMENT,
     "deal stop RUN --dir /srv/deal": DEPLOYMENT,
     "deal study medmcqa": HOURS,
-    "deal study all-labels-medmcqa": HOURS,
     "deal study data-budget --settings share10,share58": HOURS,
     "deal budgets private --without-privacy quickstart": HOURS,
     "deal budgets private --epsilon 1,2,4,8,inf --seeds 0,1,2 --without-privacy quickstart": HOURS,
