@@ -15,10 +15,8 @@ from client.local_sums import class_sums, exact_sums
 from client.rehearsal import ObjectiveOf, rehearse
 from client.resources import ClientTask, Workbench
 from client.state import RoundStore, TaskStore, digest
-from deal_core.aggregation import LAID_OUT_ANEW
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.attach import read
-from deal_core.lora.kinds import rule_of
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Phase, RoundState, TaskDataset, TaskHistory, Tensors
 from deal_core.privacy.interface import GradientSum, LocalUpdate
@@ -158,9 +156,7 @@ class LocalTraining:
         instruction, store = self.instruction, self.client_context.store
         where, before = (instruction.stage, instruction.server_round), self.state.current
         config = self.bench.experiment
-        moves = rule_of(config.adapter, config.aggregation) not in LAID_OUT_ANEW
-        kept = frozen_factors(before, self._trained if moves else frozenset())
-        basis = f"{instruction.phase} {digest(kept)}"
+        basis = f"{instruction.phase} {digest(frozen_factors(before, self._trained))}"
         generator = seeded(config.run.seed, "uplink", self.client_context.client, *where)
         dtype = config.wire.dtype
         feedback = store.load(*where, basis) if dtype != EXACT else {}

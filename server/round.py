@@ -12,7 +12,6 @@ from deal_core.aggregation import (
     Aggregate,
     Aggregation,
     AggregationRule,
-    TooFewUpdates,
     finished,
     make_rule,
 )
@@ -101,8 +100,7 @@ class Round:
             self.exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
         state, aggregate = self.basis(state, sent), None
         if replies.sizes or self.side.releases_noise:
-            complete = len(replies.sizes) == len(clients)
-            state, aggregate = self._aggregate(state, aggregation, complete)
+            state, aggregate = self._aggregate(state, aggregation)
         learnt = step.phase == LEARN and LORA_B in trained
         return state, self.record(sent, replies, aggregate, learnt, started, history)
 
@@ -220,14 +218,12 @@ class Round:
         gathering = Gathering(self.exchange, self.evaluation, self.step, piggybacked, limits, alike)
         return gathering.run(sent, aggregation)
 
-    def _aggregate(
-        self, state: State, aggregation: Aggregation, complete: bool
-    ) -> tuple[State, Aggregate | None]:
+    def _aggregate(self, state: State, aggregation: Aggregation) -> tuple[State, Aggregate | None]:
         """Return the state after the round, and its aggregate; the state before it and None where
         the numbers fail: they cost the round, and never the run.
 
         Raises:
-            UserError: too few updates for the robust step, though all gave one.
+            UserError: what the rule says to the user.
         """
         try:
             with threads(1):
@@ -235,14 +231,6 @@ class Round:
                 return sendable(fold_residual(state, aggregate)), aggregate
         except UserError:
             raise
-        except TooFewUpdates as fault:
-            if complete:
-                raise UserError(
-                    f"{self.step.kind} {self.step.server_round} of stage {self.step.stage}: "
-                    f"{fault}; let more clients take part, or start again with another "
-                    "aggregation.robust"
-                ) from None
-            reason = str(fault)
         except NUMERICAL as fault:
             reason = reason_of(fault)
         self.exchange.event("round_lost", self.step, reason=reason)

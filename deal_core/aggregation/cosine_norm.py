@@ -1,32 +1,100 @@
-"""Leave out clients whose model has a negative cosine to the round's start, and norm outliers."""
+"""A robust step before any aggregation rule: who turns the model around, or leaps, is left out."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from deal_core.aggregation.aggregation_error import ErrorMeter
 from deal_core.aggregation.norm_bound import change_norms
-from deal_core.aggregation.robust import RoundStart, Survivors
-from deal_core.aggregation.rule import ClientUpdate
+from deal_core.aggregation.rule import (
+    Aggregate,
+    Aggregation,
+    AggregationRule,
+    ClientUpdate,
+    check_update,
+)
 from deal_core.lora.adapter import Adapter, LoraFactors
 
 LONGEST = 4.0
 """Largest change, in medians over the clients of the round; honest skewed ones reach 2.6."""
 
 
-def cosine_norm(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors:
-    """Return the updates, as they came, that agree with the round's start and stay near it.
+@dataclass(frozen=True)
+class CosineNorm:
+    """A rule that sees only the updates of a round that :func:`left_out` does not name.
+
+    ``Aggregate.error`` keeps its meaning, the distance from the weighted mean of *all* updates
+    of the round: 0 when nothing had to be resisted, large when an outlier was. It needs every
+    update of the round in memory.
+
+    Attributes:
+        base: the rule beneath.
+        distrusted: clients that were left out when they were last judged.
+    """
+
+    base: AggregationRule
+    distrusted: frozenset[str] = frozenset()
+
+    @property
+    def mixed_ranks(self) -> bool:
+        """Whether the rule beneath takes them."""
+        return self.base.mixed_ranks
+
+    def trained(self, server_round: int) -> frozenset[str]:
+        """Return the factors that the rule beneath lets learn."""
+        return self.base.trained(server_round)
+
+    def begin(self, before: Adapter, server_round: int) -> Aggregation:
+        """Start a round."""
+        return _Round(self, before, server_round)
+
+
+class _Round:
+    def __init__(self, rule: CosineNorm, before: Adapter, server_round: int) -> None:
+        self._rule, self._before = rule, before
+        self._trained = rule.trained(server_round)
+        self._base = rule.base.begin(before, server_round)
+        self._updates: list[ClientUpdate] = []
+
+    def add(self, update: ClientUpdate) -> None:
+        check_update(update, self._before, self._trained, self._rule.mixed_ranks)
+        self._updates.append(update)
+
+    def finish(self) -> Aggregate:
+        if not self._updates:
+            raise ValueError("no client update to aggregate")
+        excluded = left_out(self._updates, self._before, self._rule.distrusted)
+        meter = ErrorMeter(self._before.shapes)
+        for update in self._updates:
+            meter.add(update.adapter, update.weight)
+            if update.client not in excluded:
+                self._base.add(update)
+        result = self._base.finish()
+        error = meter.read(result.current, result.residual)
+        return replace(
+            result,
+            error=error.error,
+            estimated=error.estimated or result.estimated,
+            excluded=tuple(sorted(excluded)),
+        )
+
+
+def left_out(
+    updates: Sequence[ClientUpdate], before: Adapter, distrusted: frozenset[str] = frozenset()
+) -> frozenset[str]:
+    """Return the clients whose model turns away from the round's start, or leaps from it.
 
     **Turned**: ``<s_i B_i A_i, s B A> < 0`` over all layers, the client's product points away
     from the one it was sent. The reference is FLTrust's root of trust without a root data set:
     what all clients agreed on in earlier rounds, which nobody can sway in this one. Among each
     other skewed clients are no reference: honest ones oppose each other (cosines of their
     changes down to -0.7, the mean over others around 0), while against the start the smallest
-    cosine of an honest client was 0.3 (research/lab-log.md, "Misbehaving
-    clients"). Where the start tells
-    nothing (zero, in the first round of a task; or half of the clients turn away from it, so it
-    is the start that was wrong) the last verdict on a client stands.
+    cosine of an honest client was 0.3 (research/lab-log.md, "Misbehaving clients"). Where the start
+    tells nothing (zero, in the first round of a task; or half of the clients turn away from it, so
+    it is the start that was wrong) the last verdict on a client stands.
 
     **Leapt**: ``||s_i B_i A_i - s B A||`` over all layers is more than four times the median of
     the clients. A site with very much more data than most may be honest and yet too long.
@@ -41,18 +109,23 @@ def cosine_norm(updates: Sequence[ClientUpdate], start: RoundStart) -> Survivors
     cosine gets trust 0); Sun et al. 2019, arXiv 1911.07963 (bound on the norm); Karimireddy et al.,
     ICML 2021, arXiv 2012.10333 (who is judged by one round alone can hide in its noise: use
     history).
+
+    Args:
+        updates: all updates of the round.
+        before: the adapter that every client began from.
+        distrusted: see :class:`CosineNorm`.
     """
-    left_out = _turned(updates, start) | _leapt(updates, start.before)
-    kept = tuple(update for update in updates if update.client not in left_out)
-    return Survivors(kept, tuple(sorted(left_out)))
+    return _turned(updates, before, distrusted) | _leapt(updates, before)
 
 
-def _turned(updates: Sequence[ClientUpdate], start: RoundStart) -> frozenset[str]:
-    agreement = {update.client: inner(update.adapter, start.before) for update in updates}
+def _turned(
+    updates: Sequence[ClientUpdate], before: Adapter, distrusted: frozenset[str]
+) -> frozenset[str]:
+    agreement = {update.client: inner(update.adapter, before) for update in updates}
     opposed = frozenset(client for client, value in agreement.items() if value < 0)
     if any(agreement.values()) and 2 * len(opposed) < len(updates):
         return opposed
-    known = start.distrusted & agreement.keys()
+    known = distrusted & agreement.keys()
     return known if 2 * len(known) < len(updates) else frozenset()
 
 

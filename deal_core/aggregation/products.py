@@ -1,52 +1,223 @@
-"""A round that sums products ``B_i A_i``: any rank, any scaling."""
+"""Rules that sum products of factors: FLoRA, of clients of any rank, and FedEx-LoRA."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
 
 from deal_core.aggregation.aggregation_error import ErrorMeter
-from deal_core.aggregation.rule import BOTH, Aggregate, ClientUpdate, check_update
-from deal_core.aggregation.running import ProductSum
-from deal_core.lora.adapter import Adapter, Spectrum
+from deal_core.aggregation.means import BothMeans
+from deal_core.aggregation.rule import BOTH, Aggregate, Aggregation, ClientUpdate, check_update
+from deal_core.aggregation.running import ProductSum, head, tail
+from deal_core.lora.adapter import (
+    Adapter,
+    LoraFactors,
+    Spectrum,
+    refactor,
+    spectrum,
+    strong_part,
+)
+
+NEGLIGIBLE = 1e-6
+"""Directions below this part of a layer's strongest are none."""
 
 
-class ProductRound:
-    """Gathers ``sum_i w_i s_i B_i A_i`` as factors; the rule decides what to make of it.
+@dataclass(frozen=True)
+class Flora:
+    """``residual = [s_1 p_1 B_1, s_2 p_2 B_2, ...] [A_1; A_2; ...]``; ``current`` starts afresh.
 
-    Args:
-        before: what the round started from; gives layers, next rank and scaling.
-        finish: the rule's last step.
+    The whole aggregate goes to the residual, compressed to its numerical rank. The next
+    ``current`` has the ``A`` the round started from and a zero ``B``, so it adds nothing and
+    its momentum is lost each round: exact, but it learns more slowly than a warm start.
+    Clients may have any rank and scaling. Source: Wang et al., NeurIPS 2024, arXiv 2409.05976.
+
+    Attributes:
+        rank_cap: largest rank of the residual; 0: none is cut and the rule is exact.
     """
 
-    def __init__(self, before: Adapter, finish: Callable[[ProductRound], Aggregate]) -> None:
-        self.before = before
-        self._finish = finish
+    rank_cap: int = 0
+
+    @property
+    def mixed_ranks(self) -> bool:
+        """True."""
+        return True
+
+    def trained(self, server_round: int) -> frozenset[str]:
+        """Return both factors in every round."""
+        return BOTH
+
+    def begin(self, before: Adapter, server_round: int) -> Aggregation:
+        """Start a round."""
+        return _FloraRound(before, self.rank_cap)
+
+
+class _FloraRound:
+    """Gathers ``sum_i w_i s_i B_i A_i`` as factors: any rank, any scaling."""
+
+    def __init__(self, before: Adapter, rank_cap: int) -> None:
+        self._before, self._rank_cap = before, rank_cap
         self._products = ProductSum(before.shapes)
         self._error_meter = ErrorMeter(before.shapes)
         self._weight = 0.0
 
     def add(self, update: ClientUpdate) -> None:
-        """See :class:`~deal_core.aggregation.rule.Aggregation`."""
-        check_update(update, self.before, BOTH, mixed_ranks=True)
+        check_update(update, self._before, BOTH, mixed_ranks=True)
         self._products.add(update.adapter.layers, update.weight * update.adapter.scaling)
         self._error_meter.add(update.adapter, update.weight)
         self._weight += update.weight
 
     def finish(self) -> Aggregate:
-        """Return what the rule makes of the sums.
-
-        Raises:
-            ValueError: no update was added.
-        """
         if self._weight == 0.0:
             raise ValueError("no client update to aggregate")
-        return self._finish(self)
+        spectra = {n: self._products.spectrum(n, self._weight) for n in self._before.layers}
+        residual = residual_of(spectra, self._rank_cap)
+        current = self._fresh()
+        reading = self._error_meter.read(current, residual.adapter)
+        lost = reading.share(residual.cut)
+        return Aggregate(current, residual.adapter, reading.error, lost, reading.estimated)
 
-    def spectra(self) -> dict[str, Spectrum]:
-        """Return the thin SVD of the ideal update of every layer, to its numerical rank."""
-        return {name: self._products.spectrum(name, self._weight) for name in self.before.layers}
+    def _fresh(self) -> Adapter:
+        layers = {
+            name: LoraFactors(start.A, torch.zeros_like(start.B))
+            for name, start in self._before.layers.items()
+        }
+        return Adapter(layers, self._before.scaling)
 
-    def measured(self, current: Adapter, residual: Adapter | None, cut: float) -> Aggregate:
-        """Return the aggregate with its error; ``cut`` is the norm of what was left out."""
-        reading = self._error_meter.read(current, residual)
-        return Aggregate(current, residual, reading.error, reading.share(cut), reading.estimated)
+
+@dataclass(frozen=True)
+class FedEx:
+    """``current = (sum_i p_i A_i, sum_i p_i B_i)``, ``residual = s sum_i p_i (B_i - B)(A_i - A)``.
+
+    The residual is the factor pair ``[sqrt(p_i)(B_i - B)]_i [sqrt(p_i)(A_i - A)]_i``,
+    compressed to its numerical rank, at most ``min((K - 1) r, d_out, d_in)``. It is gathered
+    in one pass, as ``sum_i p_i D_i E_i - D E`` with the drifts ``D_i = B_i - B_before`` and
+    ``E_i = A_i - A_before`` and their means ``D, E``: the same matrix, without waiting for
+    the mean.
+
+    Memory: two float64 copies of one client, and the drifts in a
+    :class:`~deal_core.aggregation.running.ProductSum`. Source: Singhal et al., ACL 2025,
+    arXiv 2410.09432; here the residual is scaled, weighted and kept as LoRA factors, never
+    added to a base weight.
+
+    Attributes:
+        rank_cap: largest rank of the residual; 0: none is cut and the rule is exact. With a
+            cap ``error`` equals ``lost``.
+    """
+
+    rank_cap: int = 0
+
+    @property
+    def mixed_ranks(self) -> bool:
+        """False: factors of different shapes have no mean."""
+        return False
+
+    def trained(self, server_round: int) -> frozenset[str]:
+        """Return both factors in every round."""
+        return BOTH
+
+    def begin(self, before: Adapter, server_round: int) -> Aggregation:
+        """Start a round."""
+        return _FedExRound(before, self.rank_cap)
+
+
+class _FedExRound:
+    def __init__(self, before: Adapter, rank_cap: int) -> None:
+        self._before, self._rank_cap = before, rank_cap
+        self._means = BothMeans(before)
+        self._error_meter = ErrorMeter(before.shapes)
+        self._products = ProductSum(before.shapes)
+        self._weight = 0.0
+
+    def add(self, update: ClientUpdate) -> None:
+        check_update(update, self._before, BOTH, mixed_ranks=False)
+        self._products.add(self._drift(update.adapter.layers), update.weight)
+        self._means.add(update)
+        self._error_meter.add(update.adapter, update.weight)
+        self._weight += update.weight
+
+    def finish(self) -> Aggregate:
+        self._products.add(self._drift(self._means.exact()), -self._weight)
+        total = self._weight / self._before.scaling
+        spectra = {name: self._products.spectrum(name, total) for name in self._before.layers}
+        residual = residual_of(spectra, self._rank_cap)
+        current = self._means.rounded()
+        reading = self._error_meter.read(current, residual.adapter)
+        lost = reading.share(residual.cut)
+        return Aggregate(current, residual.adapter, reading.error, lost, reading.estimated)
+
+    def _drift(self, layers: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
+        return {
+            name: LoraFactors(
+                layers[name].A.double() - start.A.double(),
+                layers[name].B.double() - start.B.double(),
+            )
+            for name, start in self._before.layers.items()
+        }
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A residual adapter (None: nothing to add) and the Frobenius norm of what a cap cut off."""
+
+    adapter: Adapter | None
+    cut: float
+
+
+def residual_of(spectra: Mapping[str, Spectrum], rank_cap: int) -> Residual:
+    """Return the given spectra as one adapter of scaling 1.
+
+    Its rank is the largest numerical rank of a layer (layers with less are zero-padded), or
+    ``rank_cap`` when that is less and not 0; the cut is then the least possible in Frobenius
+    norm (Eckart-Young).
+    """
+    rank = max(parts.S.numel() for parts in spectra.values())
+    if rank_cap:
+        rank = min(rank, rank_cap)
+    cut = sum(float(tail(parts, rank).S.square().sum()) for parts in spectra.values())
+    if rank == 0:
+        return Residual(None, 0.0)
+    layers = {name: refactor(parts, rank) for name, parts in spectra.items()}
+    return Residual(Adapter(layers), math.sqrt(cut))
+
+
+def starting_adapter(current: Adapter, rank: int, scaling: float) -> Adapter:
+    """Return what a client of its own rank starts from: the best ``rank`` part of ``current``.
+
+    As FlexLoRA redistributes (Bai et al., NeurIPS 2024, arXiv 2402.11505), on factors. ``A`` has
+    orthonormal rows; where ``current`` has fewer directions than ``rank`` (zero of them in a new
+    adapter), rows of ``current.A`` with zero columns of ``B`` fill up.
+
+    Args:
+        current: the server's adapter, of the largest rank in the federation.
+        rank: the client's rank ``r_i``; equal to the server's rank returns the same product.
+        scaling: the client's ``lora_alpha / r_i``.
+
+    Raises:
+        ValueError: ``rank`` is less than 1 or more than the server's.
+    """
+    if not 1 <= rank <= current.rank:
+        raise ValueError(f"client rank {rank}: the server's adapter has rank {current.rank}")
+    layers = {}
+    for name, factors in current.layers.items():
+        parts = strong_part(spectrum(factors, current.scaling), NEGLIGIBLE)
+        layers[name] = orthonormal(parts, scaling, LoraFactors(factors.A[:rank], factors.B))
+    return Adapter(layers, scaling)
+
+
+def orthonormal(parts: Spectrum, scaling: float, start: LoraFactors) -> LoraFactors:
+    """Return factors of ``start``'s rank ``r`` with orthonormal rows in ``A``, float32.
+
+    ``A = Vh[:r]``, ``B = U[:, :r] diag(S[:r]) / scaling``, so that ``scaling * B A`` is the best
+    rank-``r`` part. The singular values go to ``B`` whole: were they shared, a new adapter
+    (``S = 0``) would have ``A = B = 0`` and never learn. Directions that the spectrum lacks
+    keep the rows of ``start.A`` and get a zero column in ``B``: exact, and still trainable.
+    """
+    rank = start.A.shape[0]
+    held = head(parts, rank)
+    missing = rank - held.S.numel()
+    left = held.U * (held.S / scaling)
+    a = torch.cat([held.Vh.float(), start.A[rank - missing :].float()])
+    return LoraFactors(a, torch.nn.functional.pad(left, (0, missing)).float())

@@ -16,19 +16,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors
 
 LORA_A = "lora_A"
 LORA_B = "lora_B"
 BOTH = frozenset({LORA_A, LORA_B})
 
+NUMERICAL = (ValueError, ArithmeticError, RuntimeError)
+"""What linear algebra raises where numbers are beyond it: numpy's LinAlgError is a ValueError,
+torch's a RuntimeError, as is a number that does not fit its type."""
+
 
 class AggregationFailed(ValueError):
     """An update, or a whole round, that is of no use: one line, without a value of anybody's."""
-
-
-class TooFewUpdates(AggregationFailed):
-    """A robust step needs more updates than the round has."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Aggregation(Protocol):
         """Return the aggregate. Call once.
 
         Raises:
-            ValueError: no update was added, or (TooFewUpdates) too few for a robust rule.
+            ValueError: no update was added.
             RuntimeError, ArithmeticError: the numbers are beyond linear algebra; see
-                :func:`~deal_core.aggregation.finite.finished`.
+                :func:`finished`.
         """
 
 
@@ -151,3 +152,42 @@ def _check_shapes(where: str, given: LoraFactors, start: LoraFactors, rank: int)
 
 def _same(first: Tensor, second: Tensor) -> bool:
     return first is second or torch.equal(first, second)
+
+
+def finished(aggregation: Aggregation) -> Aggregate:
+    """Return the aggregate of a round, every number of it finite.
+
+    Raises:
+        AggregationFailed: it could not be computed, or is not finite.
+        UserError: what the rule says to the user, as it is.
+    """
+    try:
+        aggregate = aggregation.finish()
+    except (AggregationFailed, UserError):
+        raise
+    except NUMERICAL as fault:
+        raise AggregationFailed(one_line(fault)) from fault
+    require_finite("the new adapter", aggregate.current)
+    require_finite("its residual", aggregate.residual)
+    if not all(math.isfinite(each) for each in (aggregate.error or 0.0, aggregate.lost)):
+        raise AggregationFailed("the aggregation error is not finite")
+    return aggregate
+
+
+def require_finite(what: str, adapter: Adapter | None) -> None:
+    """Check every number of an adapter; None has none.
+
+    Raises:
+        AggregationFailed: names ``what``, and the layer.
+    """
+    if adapter is None:
+        return
+    for name, factors in adapter.layers.items():
+        if not (factors.A.isfinite().all() and factors.B.isfinite().all()):
+            raise AggregationFailed(f"{what} is not finite ({name})")
+
+
+def one_line(fault: Exception) -> str:
+    """Return the kind of a fault and the first line of what it says, for the log."""
+    kind = type(fault).__name__.lstrip("_")
+    return f"{kind}: {str(fault).partition(chr(10))[0][:200]}"

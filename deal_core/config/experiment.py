@@ -122,13 +122,12 @@ class AggregationConfig(Table):
     """How client updates become one adapter."""
 
     rule: str = "fedit"
-    """``fedit`` (mean of each factor, inexact); ``ffa``, ``alternating`` or ``fedsvd`` (one factor
-    a round, exact); ``flora``, ``fedex`` or ``flexlora`` (both factors, exact); or
-    ``flexlora-truncated`` (inexact). An ``adapter.kind`` of few numbers has its own."""
+    """``fedit`` (mean of each factor, inexact); ``ffa`` (``lora_B`` alone, exact); ``fedex`` or
+    ``flora`` (both factors, exact). An ``adapter.kind`` of few numbers has its own."""
     secure: bool = False
     """Whether the server sees the sum over sites alone: each masks its update, and the masks cancel
-    (rules ``fedit``, ``ffa``, ``alternating`` and ``fedsvd``). Without a mechanism all clients must
-    be told alike: no orders of their own, no ``ewc``, ``replay`` or ``deal-reference``."""
+    (rules ``fedit`` and ``ffa``). Without a mechanism all clients must be told alike: no orders of
+    their own, no ``ewc``, ``replay`` or ``deal-reference``."""
     secure_examples: int = Field(10_000, ge=1)
     """A simulated client with so many examples, or more, has the largest weight in a secure sum;
     all real sites have that."""
@@ -149,24 +148,17 @@ class AggregationConfig(Table):
     """Largest rank of the residual that an exact rule adds to the retained adapter in a
     round; what is cut is reported as ``lost``; 0: no cap, nothing is cut."""
     robust: str = "none"
-    """Protection against bad updates, before the rule: ``none``, ``median``,
-    ``trimmed-mean``, ``multi-krum`` or ``cosine-norm``."""
-    trim_fraction: float = Field(0.2, ge=0, lt=0.5)
-    """Share of the clients cut at each end of every coordinate, rounded up (trimmed-mean)."""
-    num_malicious: int = Field(1, ge=0)
-    """Bad clients that a round must withstand (multi-krum)."""
+    """Protection against bad updates, before the rule: ``none`` or ``cosine-norm``."""
 
 
 class WireConfig(Table):
     """How adapters travel."""
 
     dtype: str = "float32"
-    """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the
-    client where the factors that do not learn stay: not under ``alternating``, ``fedsvd`` and
-    ``flexlora``). In ``bfloat16`` changes of less than about 1e-4 a round get lost on the way down,
-    which small rates notice. Class sums
-    of embeddings and their label heads travel in int8 as well, else in float32; sums and heads of
-    ``linear-probe`` always in float32."""
+    """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client). In
+    ``bfloat16`` changes of less than about 1e-4 a round get lost on the way down, which small rates
+    notice. Class sums of embeddings and their label heads travel in int8 as well, else in float32;
+    sums and heads of ``linear-probe`` always in float32."""
 
 
 LEAST_DELTA = 1e-9

@@ -12,7 +12,6 @@ RENAMED: Mapping[str, str] = MappingProxyType(
         "method.distillation.ahead": "method.distillation.future_weight",
         "method.distillation.spaces": "method.distillation.softmax",
         "train.tokens_per_pass": "train.tokens_per_microbatch",
-        "aggregation.byzantine": "aggregation.num_malicious",
         "privacy.counts_noise": "privacy.metrics_noise",
         "policy.counts": "policy.share_num_examples",
     }

@@ -63,9 +63,9 @@ METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
 
 
 RULES: Mapping[str, frozenset[str]] = {
-    "ewc": frozenset({"fedit", "ffa", "alternating"}),
+    "ewc": frozenset({"fedit", "ffa"}),
     "deal-reference": frozenset({"fedit"}),
-    "slao": frozenset({"fedit", "ffa", "alternating"}),
+    "slao": frozenset({"fedit", "ffa"}),
 }
 """Aggregation rules that a method can work with, where it cannot with all: ewc compares factors
 entry by entry and slao adds those of two tasks, and other rules change their coordinates;

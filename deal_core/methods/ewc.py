@@ -17,7 +17,7 @@ that the data hold: to draw one is to write it. A generating model's loss is a m
 answer's tokens, and its square is what is measured.
 
 Limits. Factors are compared entry by entry, so the rule must keep their coordinates: ``fedit``,
-``ffa``, ``alternating``. ``F`` is computed from private data and shapes the update: under
+``ffa``. ``F`` is computed from private data and shapes the update: under
 differential privacy it would need a share of the budget, and gets none here.
 """
 

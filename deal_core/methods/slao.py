@@ -14,7 +14,7 @@ authors' code: the sign of each row is that of the old one (the diagonal of ``R`
 In the federation. The rule averages the clients' factors in every round; the last average is what
 the task was fine-tuned to. The server alone needs the second ``B``, and keeps it: nothing more
 travels than for ``sequential``. Factors of two tasks are added entry by entry, so the rule must
-keep their coordinates: ``fedit``, ``ffa``, ``alternating``. Where clients have their own orders a
+keep their coordinates: ``fedit``, ``ffa``. Where clients have their own orders a
 stage counts as a task.
 """
 

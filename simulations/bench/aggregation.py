@@ -16,7 +16,7 @@ from deal_core.aggregation import AGGREGATION_RULES
 from simulations.bench.figures import figures_to
 from simulations.bench.measure import Measured, RuleCase, flower_peak, measure
 
-LINEAR = ("fedit", "ffa", "alternating", "fedsvd")
+LINEAR = ("fedit", "ffa")
 """Rules in constant memory; the others hold what is sent, and are measured to 100 clients."""
 MOST_CLIENTS = 100
 LAYERS = 12

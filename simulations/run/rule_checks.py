@@ -30,7 +30,7 @@ def check_aggregation(experiment: Experiment) -> None:
     if own and not rule.mixed_ranks:
         raise UserError(
             f"adapter.client_ranks: aggregation.rule '{experiment.aggregation.rule}' cannot mix "
-            "ranks; use flexlora, flexlora-truncated or flora"
+            "ranks; use flora"
         )
     if any(not 1 <= each <= rank for each in own):
         raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
@@ -105,7 +105,7 @@ def check_adapter_kind(experiment: Experiment) -> None:
 
 
 def _check_core_at_clients(experiment: Experiment) -> None:
-    """Noise, rounding, masks and medians are of whole factors: they would leave a core's frame."""
+    """Noise, rounding, masks and verdicts are of whole factors, not of a core's frame."""
     aggregation = experiment.aggregation
     whole = {
         "privacy.mechanism": experiment.privacy.mechanism != "none",

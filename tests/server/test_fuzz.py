@@ -145,9 +145,9 @@ def fuzzed(experiment: Experiment, replace: bool) -> tuple[FuzzGrid, Spoiler, li
     ("rule", "dtype"),
     [
         ("fedit", "float32"),
-        ("alternating", "int8"),
+        ("ffa", "int8"),
         pytest.param("fedit", "int8", marks=pytest.mark.slow),
-        pytest.param("alternating", "float32", marks=pytest.mark.slow),
+        pytest.param("ffa", "float32", marks=pytest.mark.slow),
     ],
 )
 def test_no_spoilt_reply_changes_the_model_or_ends_the_run(tmp_path, rule, dtype):

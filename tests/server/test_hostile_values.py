@@ -14,7 +14,7 @@ import torch
 from flwr.app import Message
 
 from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES, Aggregate
-from deal_core.aggregation.fedit import FedIt
+from deal_core.aggregation.means import FedIt
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
@@ -251,34 +251,6 @@ def test_noise_of_the_clients_own_passes_the_bound_on_entries(tmp_path, model):
     )
     done = played(config, lambda number, client: times(1e4), weigh=lambda number: 1.0)
     assert not done.of("client_failed")
-
-
-def test_a_client_that_leaves_too_few_for_the_robust_step_costs_one_round(tmp_path, model):
-    config = experiment(
-        tmp_path,
-        model,
-        aggregation={"robust": "multi-krum", "num_malicious": CLIENTS - 3},
-        federation={"rounds": 3},
-    )
-
-    def spoil(number: int, client: str) -> Mutation | None:
-        return REFUSED["3e38"] if number == 2 and client == "1" else None
-
-    done = played(config, spoil)
-    (event,) = done.of("round_lost")
-    assert event["server_round"] == 2
-    assert "multi-Krum" in event["reason"]
-    assert len(done.of("round_finished")) == 3
-    # hello, zero-shot, rounds 1 to 3, end: what round 3 starts from is what round 2 did
-    assert done.models[4] == done.models[3] != done.models[5]
-
-
-def test_where_all_are_there_and_still_too_few_the_user_is_told(tmp_path, model):
-    config = experiment(
-        tmp_path, model, aggregation={"robust": "multi-krum", "num_malicious": CLIENTS - 2}
-    )
-    with pytest.raises(UserError, match=r"multi-Krum.*another aggregation\.robust"):
-        played(config, lambda number, client: None)
 
 
 def raises(aggregate: Aggregate) -> Aggregate:

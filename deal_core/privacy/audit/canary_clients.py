@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deal_core.aggregation import ClientUpdate
-from deal_core.aggregation.fedit import FedIt
+from deal_core.aggregation.means import FedIt
 from deal_core.lora.adapter import Adapter
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted import FAR, likelihood_ratio

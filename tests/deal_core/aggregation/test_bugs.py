@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from deal_core.aggregation import ClientUpdate, make_rule
 from deal_core.config.experiment import AggregationConfig
-from deal_core.lora.adapter import Adapter, LoraFactors, spectrum
+from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.dense import weight_delta
 
 WIDTH, RANK, ALPHA = 32, 4, 8.0
@@ -95,7 +95,7 @@ def test_merged_layer_computes_what_the_adapter_did(conv1d):
         torch.testing.assert_close(layer(x), expected)
 
 
-@pytest.mark.parametrize("rule", ["fedex", "flora", "flexlora"])
+@pytest.mark.parametrize("rule", ["fedex", "flora"])
 def test_residual_carries_alpha_over_rank(updates, rule):
     """Residual, or merged stack, without ``lora_alpha / r`` (FedLLM-Factory fedexlora, flora)."""
     result = aggregate(rule, updates)
@@ -106,23 +106,7 @@ def test_residual_carries_alpha_over_rank(updates, rule):
     assert error(wrong, updates) > 0.1
 
 
-def test_singular_values_go_into_the_product_once(updates):
-    """``sqrt(S)`` on ``B`` alone leaves ``U sqrt(S) Vh`` (FedLLM-Factory flexlora)."""
-    result = aggregate("flexlora", updates)
-    current = delta(result.current)
-    total = sum(u.weight for u in updates)
-    stacked = LoraFactors(
-        torch.cat([u.adapter.layers["q"].A for u in updates]),
-        torch.cat([u.weight / total * u.adapter.layers["q"].B for u in updates], dim=1),
-    )
-    parts = spectrum(stacked, SCALING)
-    best = (parts.U[:, :RANK] * parts.S[:RANK] @ parts.Vh[:RANK]).float()
-    wrong = (parts.U[:, :RANK] * parts.S[:RANK].sqrt() @ parts.Vh[:RANK]).float()
-    torch.testing.assert_close(current, best, rtol=1e-4, atol=1e-4)
-    assert float((wrong - best).norm() / best.norm()) > 0.1
-
-
-@pytest.mark.parametrize("rule", ["fedex", "flora", "flexlora"])
+@pytest.mark.parametrize("rule", ["fedex", "flora"])
 def test_weights_are_the_same_in_product_and_means(updates, rule):
     """Weighted product, unweighted means (FedLLM-Factory fedexlora)."""
     result = aggregate(rule, updates)
@@ -139,10 +123,8 @@ def test_weights_are_the_same_in_product_and_means(updates, rule):
 
 def test_scaling_that_differs_between_clients_is_refused_where_it_has_no_meaning(updates):
     other = ClientUpdate("eve", Adapter(updates[0].adapter.layers, 2 * SCALING), 1.0)
-    for rule in ("fedit", "ffa", "alternating", "fedsvd", "fedex"):
+    for rule in ("fedit", "ffa", "fedex"):
         aggregation = make_rule(AggregationConfig(rule=rule)).begin(updates[0].adapter, 1)
         with pytest.raises(ValueError, match="scaling"):
             aggregation.add(other)
-    for rule in ("flora", "flexlora"):
-        result = aggregate(rule, [updates[0], other])
-        assert result.error < 1e-5
+    assert aggregate("flora", [updates[0], other]).error < 1e-5

@@ -32,7 +32,7 @@ def test_beside_class_means_it_is_not():
     [
         "privacy.mechanism=record",
         "privacy.mechanism=client",
-        "aggregation.robust=median",
+        "aggregation.robust=cosine-norm",
         "stream.schedule=per-client",
         "stream.schedule=joint",
         "model.family=causal-lm",

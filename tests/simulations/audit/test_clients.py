@@ -39,7 +39,7 @@ def training(make_experiment, folder, *overrides, epsilon=1.0, canaries=400) -> 
     return Training(experiment, "clients", client=0, canaries=canaries, seed=5, delta=1e-5)
 
 
-@pytest.mark.parametrize("overrides", [(), (SAMPLED,), ("aggregation.rule=alternating",)])
+@pytest.mark.parametrize("overrides", [(), (SAMPLED,)])
 @pytest.mark.parametrize("epsilon", slow_but([1.0, 8.0], 1.0))
 def test_the_mechanism_as_it_is_stays_below_its_claim(
     make_experiment, tmp_path, epsilon, overrides

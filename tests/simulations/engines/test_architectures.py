@@ -32,13 +32,13 @@ SPARSE = [
     ("modernbert", "fedit", "record"),
     ("deberta-v2", "flora", "none"),
     ("qwen3", "ffa", "record"),
-    ("gpt2", "flexlora", "none"),
+    ("gpt2", "fedex", "none"),
     ("gemma3", "fedit", "client"),
     ("t5", "fedex", "none"),
     ("flan-t5", "fedit", "record"),
-    ("bart", "alternating", "none"),
-    ("llama", "fedsvd", "none"),
-    ("roberta", "flexlora-truncated", "none"),
+    ("bart", "ffa", "none"),
+    ("llama", "fedit", "none"),
+    ("roberta", "flora", "none"),
 ]
 
 

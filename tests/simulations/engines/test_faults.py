@@ -96,11 +96,12 @@ def test_who_turns_the_model_around_is_named_and_stays_out_at_the_start_of_the_n
     assert left_out == [[], ["1"], ["1"], ["1"]]
 
 
-def test_a_robust_rule_stays_closer_to_the_clean_model_than_the_mean(make_experiment, tmp_path):
-    bad = ('faults.kind="scaled"', "faults.clients=[0]", 'aggregation.rule="fedsvd"')
+def test_a_robust_step_stays_closer_to_the_clean_model_than_the_mean(make_experiment, tmp_path):
+    bad = ('faults.kind="scaled"', "faults.clients=[0]", 'aggregation.rule="ffa"')
     mean = run_with(make_experiment, tmp_path / "mean", *bad)[1]
-    robust = run_with(make_experiment, tmp_path / "robust", *bad, 'aggregation.robust="median"')[1]
-    base = run_with(make_experiment, tmp_path / "base", 'aggregation.rule="fedsvd"')[1]
+    guarded = 'aggregation.robust="cosine-norm"'
+    robust = run_with(make_experiment, tmp_path / "robust", *bad, guarded)[1]
+    base = run_with(make_experiment, tmp_path / "base", 'aggregation.rule="ffa"')[1]
 
     def distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:
         total = 0.0

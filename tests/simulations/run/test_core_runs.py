@@ -83,7 +83,7 @@ def test_what_a_core_cannot_begin_with_is_refused_before_the_start(make_experime
         "privacy.mechanism=record",
         "wire.dtype=int8",
         "aggregation.secure=true",
-        'aggregation.robust="median"',
+        'aggregation.robust="cosine-norm"',
     ],
 )
 def test_what_changes_whole_factors_is_refused_where_clients_take_the_steps(

@@ -177,7 +177,7 @@ def test_preflight_finds_what_would_fail_later(override: str, message: str) -> N
 
 def test_a_method_says_which_rules_it_cannot_work_with() -> None:
     pair = ("method.name=ewc", "aggregation.rule=flora")
-    with pytest.raises(UserError, match=r"'flora' .* 'ewc'; use alternating, fedit, ffa$"):
+    with pytest.raises(UserError, match=r"'flora' .* 'ewc'; use fedit, ffa$"):
         preflight(load_experiment(Request("quickstart", overrides=pair)))
 
 

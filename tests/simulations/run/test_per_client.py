@@ -320,12 +320,6 @@ def test_a_client_that_trains_alone_idles_where_it_is_through(own_orders, tmp_pa
     assert len(results.wire.bytes_up) == 1
 
 
-def test_too_few_clients_for_a_robust_step_is_one_line(own_orders):
-    experiment = own_orders(*tiny("sequential"), "aggregation.robust=multi-krum")
-    with pytest.raises(UserError, match="round 1 of stage 0: multi-Krum: 1 bad of 3 clients"):
-        run_inprocess(experiment, lambda event: None)
-
-
 def test_clients_distil_what_all_have_taught_the_model_by_the_end_of_the_stage(own_orders):
     """The teacher of the second phase knows what the others learnt in this very stage."""
     experiment = own_orders(*tiny("sequential"), *CONSOLIDATING)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from deal_core.secure_sum import masks
 from tests.simulations.run.secure_compare import (
     PLAIN,
     RULES,
-    Arrays,
     assert_same_model,
     changed,
     changed_at_all,
-    tolerances,
 )
 from tests.simulations.run.secure_runs import POOLED, SHORT, Ran, lost, rounds
 from tests.slow import slow_but
@@ -59,11 +56,7 @@ def compared(make_experiment, folder, rule: str, legs: list[tuple[str, str]]) ->
     return secure, plain
 
 
-def of_factor(ran: Ran, factor: str) -> Arrays:
-    return {key: value for key, value in ran.factors.items() if factor in key}
-
-
-@pytest.mark.parametrize("rule", slow_but(RULES, "alternating"))
+@pytest.mark.parametrize("rule", slow_but(RULES, "ffa"))
 def test_one_is_gone_before_masking_and_another_after_it(make_experiment, tmp_path, rule):
     secure, plain = compared(make_experiment, tmp_path, rule, [BEFORE, AFTER])
     assert secure.told("leg_failed", "client") == [AFTER[1]]
@@ -82,23 +75,16 @@ def test_one_is_gone(make_experiment, tmp_path, rule, when):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("legs", [[], [BEFORE, AFTER]], ids=["all are there", "two drop out"])
-def test_alternating_in_two_rounds_moves_both_factors_as_without_masks(
-    make_experiment, tmp_path, legs
-):
-    """Replies are lost in both rounds. The second trains ``A``; AdamW divides by small gradients,
-    and so enlarges what masks have cost in the first."""
-    asked = (*SHORT, *RULES["alternating"], *FIVE, "federation.rounds=2")
-    experiment, plainly = make_experiment(*asked), make_experiment(*asked, PLAIN)
-    secure = rounds(experiment, tmp_path / "secure", lost(*legs), last=2)
+def test_in_two_rounds_the_factor_moves_as_without_masks(make_experiment, tmp_path, legs):
+    """Replies are lost in both rounds. AdamW divides by small gradients, and so enlarges in the
+    second what masks have cost in the first."""
+    asked = (*SHORT, *RULES["ffa"], *FIVE, "federation.rounds=2")
+    plainly = make_experiment(*asked, PLAIN)
+    secure = rounds(make_experiment(*asked), tmp_path / "secure", lost(*legs), last=2)
     plain = rounds(plainly, tmp_path / "plain", lost(*legs[:1]), last=2)
     once = rounds(plainly, tmp_path / "once", lost(*legs[:1]))
     assert secure.told("summed", "sites") == 2 * [5 - len(legs[:1])]
-    added, times = tolerances(experiment, secure, frozenset({"lora_B"}))
-    for key, value in of_factor(plain, "lora_B").items():
-        np.testing.assert_allclose(secure.factors[key], value, rtol=times, atol=added, err_msg=key)
-        assert np.array_equal(once.factors[key], value)
-    second = of_factor(plain, "lora_A")
-    assert changed(secure.factors, second) < changed(once.factors, second) / 50
+    assert changed(secure.factors, plain.factors) < changed(once.factors, plain.factors) / 50
     assert changed_at_all(plain) > 0
 
 

@@ -40,7 +40,7 @@ LAYERS, WIDTH, RANK, RETAINED = 2, 384, 8, 64
 @pytest.mark.slow
 def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_with):
     _, exact = run_with("aggregation.rule=fedit", name="exact")
-    _, small = run_with("aggregation.rule=alternating", "wire.dtype=int8", name="small")
+    _, small = run_with("aggregation.rule=ffa", "wire.dtype=int8", name="small")
     wide, narrow = read_results(exact).wire, read_results(small).wire
     header = 128  # numpy's own, one for each array
     factor = WIDTH * RANK
@@ -89,7 +89,7 @@ def steps_off(run):
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_lossy_format_keeps_server_and_clients_together(run_with, dtype):
     """Server and clients go on from the same numbers, so exact rules stay exact."""
-    _, folder = run_with("aggregation.rule=alternating", f"wire.dtype={dtype}", *ENOUGH_TO_LEARN)
+    _, folder = run_with("aggregation.rule=fedex", f"wire.dtype={dtype}", *ENOUGH_TO_LEARN)
     results = read_results(folder)
     assert max(results.aggregation_error) < 1e-5
     assert gain(results) > 0
@@ -133,9 +133,8 @@ def test_fedit_is_not_exact_and_says_so(run_with):
     assert max(read_results(folder).aggregation_error) > 1e-3
 
 
-@pytest.mark.parametrize("rule", ["flexlora", "flora"])
-def test_clients_of_their_own_ranks(run_with, rule):
-    _, folder = run_with(f"aggregation.rule={rule}", "adapter.client_ranks=[2, 8]")
+def test_clients_of_their_own_ranks(run_with):
+    _, folder = run_with("aggregation.rule=flora", "adapter.client_ranks=[2, 8]")
     results = read_results(folder)
     assert max(results.aggregation_error) < 1e-5
     per_rank = [LAYERS * 2 * (4 * WIDTH * rank + 128) for rank in (2, 8)]
@@ -146,7 +145,7 @@ def test_ranks_that_cannot_be_are_refused_before_anything_starts(make_experiment
     with pytest.raises(UserError, match="cannot mix ranks"):
         preflight(make_experiment("adapter.client_ranks=[2, 8]"))
     with pytest.raises(UserError, match="from 1 to"):
-        preflight(make_experiment("adapter.client_ranks=[16]", "aggregation.rule=flexlora"))
+        preflight(make_experiment("adapter.client_ranks=[16]", "aggregation.rule=flora"))
     with pytest.raises(UserError, match=r"wire\.dtype"):
         preflight(make_experiment("wire.dtype=int4"))
 

@@ -160,7 +160,7 @@ def test_bounds_of_clients_with_their_own_orders_are_runs(make_experiment):
     experiment = make_experiment(
         "stream.schedule=per-client",
         'stream.orders={0=["laboratory", "surgery"], 1=["surgery"]}',
-        "aggregation.robust=multi-krum",
+        "aggregation.robust=cosine-norm",
     )
     parts = BOUNDS["per-task"].parts(experiment, TASKS)
     work = {

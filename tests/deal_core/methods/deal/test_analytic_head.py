@@ -30,7 +30,7 @@ def experiment(*overrides: str) -> Experiment:
     [
         "",
         "aggregation.secure=true",
-        "aggregation.robust=median",
+        "aggregation.robust=cosine-norm",
         "stream.schedule=per-client stream.consolidate_every=9",
         "stream.schedule=joint",
         "train.step=server",

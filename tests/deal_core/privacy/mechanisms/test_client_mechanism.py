@@ -299,7 +299,7 @@ def test_a_client_whose_budget_is_spent_is_refused_before_it_trains(make_experim
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("aggregation.robust=median", "no single update"),
+        ("aggregation.robust=cosine-norm", "no single update"),
         ("adapter.client_ranks=[4]", "one shape"),
         ("aggregation.secure=true", "would have to clip every client's update"),
     ],
