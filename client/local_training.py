@@ -38,7 +38,7 @@ class LocalTraining:
         client_context: whose data they are.
         state: the adapters as they arrived.
         instruction: task, phase and factors to train.
-        data: the client's share of the task, or public texts.
+        data: the client's share of the task.
         joint_tasks: its shares of all tasks that are learnt at once; none: of one alone.
         units: records, or groups, of the share.
         unsaved: writes what the client carries to later rounds. It follows from what was read, so
@@ -93,8 +93,6 @@ class LocalTraining:
 
     @property
     def _cache(self) -> Cache:
-        if self._phase.public_path:
-            return self.data.cache
         return self.bench.learning(self.client_context.client, self.instruction.task)
 
     def _task(self) -> LocalTask:
@@ -115,7 +113,7 @@ class LocalTraining:
     def _kept(self) -> tuple[TaskHistory | None, RoundState]:
         """What the client has of earlier tasks, and of earlier rounds."""
         instruction, folder = self.instruction, self.client_context.store.folder
-        protected = self._phase.public_path or self.bench.mechanism.unit is not None
+        protected = self.bench.mechanism.unit is not None
         past_tasks = () if protected else instruction.past  # whose records no charge would name
         own = partial(own_share, self.bench, self.client_context.client)
         shares = [partial(own, task) for task in past_tasks]

@@ -10,16 +10,14 @@ from client.local_sums import require_sums, worked_on
 from client.local_training import LocalTraining, own_share
 from client.policy_check import require_policy
 from client.request_check import check_training
-from client.resources import ClientTask, Workbench
+from client.resources import Workbench
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import entries_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase, TaskDataset, under_all_labels
-from deal_core.privacy.interface import Grouping, LocalUpdate, Mechanism, UpdateRequest, release
-from deal_core.privacy.mechanisms.none import PublicTexts
+from deal_core.privacy.interface import Grouping, LocalUpdate, UpdateRequest, release
 from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded
-from deal_core.training.distillation import joint_labels
 from deal_core.wire.instruction import Instruction
 
 
@@ -50,15 +48,15 @@ def local_update(
     """
     phase, site, client = bench.phase(instruction.phase), client_context.site, client_context.client
     require_allowed(bench, client_context, instruction)
-    data = _data(bench, client, instruction, phase)
+    data = bench.task(instruction.task, client)
     joint_tasks = _joint_tasks(bench, client, instruction, phase)
     if phase.statistics is not None:
         joint_tasks = worked_on(bench, instruction, joint_tasks, site)
-    grouping = None if phase.public_path else bench.grouping(instruction.task, client)
+    grouping = bench.grouping(instruction.task, client)
     units = len(data.train) if grouping is None else len(set(grouping.numbers))
     training = LocalTraining(bench, client_context, state, instruction, data, joint_tasks, units)
     ask = _request(training, request, grouping, sites)
-    update = release(_mechanism(bench, phase), ask, site, training.update)
+    update = release(bench.mechanism, ask, site, training.update)
     training.save()
     return update
 
@@ -126,20 +124,6 @@ def _entries(bench: Workbench, state: State, instruction: Instruction) -> int:
         return sum(math.prod(shape) for shape in shapes.values())
     core = kind_of(bench.experiment.adapter).core
     return entries_of(state.current, frozenset(instruction.trained), core)
-
-
-def _mechanism(bench: Workbench, phase: Phase) -> Mechanism:
-    """Return the mechanism for the data that are read: public texts are nobody's, all else is
-    protected as the experiment says (:func:`_data` reads the one or the other)."""
-    return PublicTexts(bench.experiment) if phase.public_path else bench.mechanism
-
-
-def _data(bench: Workbench, client: int, instruction: Instruction, phase: Phase) -> ClientTask:
-    """The client's share of the task, or the public texts under all labels so far."""
-    if not phase.public_path:
-        return bench.task(instruction.task, client)
-    spaces = bench.spaces((*instruction.seen, instruction.task))
-    return bench.public(phase.public_path, joint_labels(spaces))
 
 
 def _joint_tasks(

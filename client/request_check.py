@@ -38,7 +38,7 @@ def check_training(instruction: Instruction, bench: Workbench, policy: Policy | 
 
     Raises:
         PayloadError: a task that is not of the run; several to be learnt at once where the
-            experiment learns them one by one, has a mechanism, or learns from public texts.
+            experiment learns them one by one, or has a mechanism.
         Refusal: a larger rank than the site's policy allows.
     """
     check_tasks(instruction, bench)
@@ -48,7 +48,7 @@ def check_training(instruction: Instruction, bench: Workbench, policy: Policy | 
         return
     schedule, phase = bench.experiment.stream.schedule, bench.phase(instruction.phase)
     several = schedule == "joint" or (schedule == "per-client" and phase.statistics is not None)
-    if not several or phase.public_path:
+    if not several:
         raise PayloadError("instruction: tasks are learnt one by one in this run")
     if bench.experiment.privacy.mechanism != "none":
         raise PayloadError("instruction: under a mechanism tasks are learnt one by one")

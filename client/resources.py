@@ -19,7 +19,7 @@ from torch import Tensor
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, TaskData, declared_labels, load_for_clients, open_source
 from deal_core.data.partition import partition
-from deal_core.data.public import public_texts, read_public
+from deal_core.data.public import public_texts
 from deal_core.data.tokens import cache_folder
 from deal_core.lora.attach import read
 from deal_core.lora.payload import PayloadError
@@ -121,7 +121,6 @@ class Workbench:
         self.latest = Cache()
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
-        self._public: dict[tuple[str, tuple[str, ...]], ClientTask] = {}
         self._learning = Cache()
         self._constants = Cache()
 
@@ -315,21 +314,6 @@ class Workbench:
         before is dropped: a teacher's answers are as large as its vocabulary."""
         cache: Cache = self._learning.get_or_compute(str(client), task, Cache)
         return cache
-
-    def public(self, path: str, labels: tuple[str, ...]) -> ClientTask:
-        """Return the unlabelled texts that every client has, tokenised once. Where a model needs an
-        answer to ask a teacher about, the labels take turns; they are nobody's knowledge.
-
-        Raises:
-            UserError: see :func:`~deal_core.data.public.read_public`.
-        """
-        if (path, labels) not in self._public:
-            texts = read_public(path, self.experiment.data)
-            self.model.prepare(texts, self._cache)
-            given = [Example(text, labels[i % len(labels)]) for i, text in enumerate(texts)]
-            train = self.model.encode(given, labels)
-            self._public = {(path, labels): ClientTask(labels, train, (), Cache())}
-        return self._public[path, labels]
 
     @property
     def _cache(self) -> Path | None:

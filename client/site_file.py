@@ -16,7 +16,6 @@ from deal_core.config.data import DataConfig, Labels, TaskColumns
 from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.config.home import at_home
-from deal_core.config.method import MethodConfig
 from deal_core.config.table import Table
 from deal_core.data.sites import named_tasks
 from deal_core.errors import UserError
@@ -89,8 +88,7 @@ class SiteData(Table):
     cache_tokens: bool = False
     """Keep token ids, which are the texts in another form, in the user's cache folder."""
     public_path: str = ""
-    """File of public texts, for experiments that name some (``data.public_path``, or
-    ``method.consolidation.public_path``)."""
+    """File of public texts, for experiments that name some (``data.public_path``)."""
     files: dict[str, TaskColumns] = Field({})
     """Task name to its own columns, and to what its label values stand for."""
     labels: dict[str, Labels] = Field({})
@@ -188,11 +186,11 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
     """
     unit = require_unit(experiment.privacy.unit_column, site.policy)
     privacy = experiment.privacy.model_copy(update={"unit_column": unit})
-    model, method = agreed_model(experiment, site), agreed_method(experiment, site)
+    model = agreed_model(experiment, site)
     run = experiment.run.model_copy(
         update={"threads": site.compute.threads or experiment.run.threads}
     )
-    tables = {"data": own_data(experiment.data, site.data), "model": model, "method": method}
+    tables = {"data": own_data(experiment.data, site.data), "model": model}
     return experiment.model_copy(update={**tables, "privacy": privacy, "run": run})
 
 
@@ -208,21 +206,6 @@ def agreed_model(experiment: Experiment, site: SiteFile) -> ModelConfig:
             f"[models] of site.toml does not name '{model.name}'; add it to accept it"
         )
     return model.model_copy(update={"name": site.models[model.name] or model.name})
-
-
-def agreed_method(experiment: Experiment, site: SiteFile) -> MethodConfig:
-    """Return the method with the site's own public texts, if it needs some.
-
-    Raises:
-        OutsidePolicy: the site has none.
-    """
-    method = experiment.method
-    if not method.consolidation.public_path:
-        return method
-    if not site.data.public_path:
-        raise OutsidePolicy("the experiment needs public texts; set data.public_path in site.toml")
-    own = {"public_path": site.data.public_path}
-    return method.model_copy(update={"consolidation": method.consolidation.model_copy(update=own)})
 
 
 def own_data(asked: DataConfig, site: SiteData) -> DataConfig:

@@ -35,7 +35,7 @@ from deal_core.methods import (
 )
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
-from deal_core.privacy.mechanisms.server_side import NoServerNoise, ServerSide
+from deal_core.privacy.mechanisms.server_side import ServerSide
 from deal_core.privacy.policy import counts_in_sum
 from deal_core.randomness import seeded
 from deal_core.training.public_gradients import public_gradients
@@ -126,9 +126,7 @@ class Federation:
         if step.server_round == 1:
             state, history, piggybacked = self._begin_stage(step, state, history.quiet())
         phase = self._phase(step)
-        # A round that learns from texts that are nobody's has nothing to protect.
-        side = NoServerNoise(self.experiment) if phase.public_path else self.side
-        one = Round(self.exchange, self.evaluation, self.plan, phase, side, step)
+        one = Round(self.exchange, self.evaluation, self.plan, phase, self.side, step)
         added: RoundSum
         if phase.statistics is not None:
             tasks = self._tasks_to_sum(step, phase.statistics, state)

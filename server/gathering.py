@@ -160,19 +160,18 @@ def refuse(
     exchange.event("client_failed", step, client=client, reason=reason[:400], **told)
 
 
-def limits_of(experiment: Experiment, public: bool, clips: bool) -> Limits:
+def limits_of(experiment: Experiment, clips: bool) -> Limits:
     """Return what one client may do in a round.
 
     Args:
         experiment: of the run.
-        public: the round learns from texts that are nobody's, without a privacy mechanism.
         clips: the server bounds every update itself, and adds noise to their sum. Then nothing
             may depend on several updates but that sum: one more client would change who else is
             in it, by more than the bound that the noise hides.
     """
     if clips:
         return UNLIMITED
-    noised = mechanism_of(experiment).noises_updates and not public
+    noised = mechanism_of(experiment).noises_updates
     config = experiment.aggregation
     return Limits(
         config.relative_norm_bound,

@@ -212,9 +212,8 @@ class Round:
     ) -> RoundReplies:
         """Return what the replies bring, each checked by itself and beside the others; the updates
         that hold are in the aggregation."""
-        public = bool(self.phase.public_path)
-        limits = limits_of(self.experiment, public, self.side.releases_noise)
-        alike = make_mechanism(self.experiment).unit is not None and not public
+        limits = limits_of(self.experiment, self.side.releases_noise)
+        alike = make_mechanism(self.experiment).unit is not None
         gathering = Gathering(self.exchange, self.evaluation, self.step, piggybacked, limits, alike)
         return gathering.run(sent, aggregation)
 

@@ -11,7 +11,6 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.methods import method_of, phases_after
-from deal_core.methods.interface import phases_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side, mechanism_of
@@ -71,7 +70,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     roster = find_roster(grid, experiment.federation)
     plan = make_plan(experiment, tasks, roster.clients)
     steps = schedule(plan.stages, phases_after(method, plan.joint_tasks))
-    rounds = len(private_rounds(steps, phases_of(method)))
+    rounds = len(private_rounds(steps))
     side = make_server_side(experiment, rounds, Ledger(folder.path / "privacy"))
     require_whole_ledger(side, checkpoint, folder.path / "privacy")
     federation = Federation(Exchange(grid, experiment, roster, events), plan, side)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal
@@ -58,14 +58,9 @@ def schedule(rounds: Sequence[int], further: Sequence[Phase] = ()) -> list[Step]
     return [replace(step, round=int(count)) for step, count in zip(steps, counted, strict=True)]
 
 
-def private_rounds(steps: Sequence[Step], phases: Mapping[str, Phase]) -> list[Step]:
-    """Return the rounds that learn from clients' data.
-
-    Args:
-        steps: of a run.
-        phases: name to phase of its method.
-    """
-    return [each for each in steps if each.kind == "round" and not phases[each.phase].public_path]
+def private_rounds(steps: Sequence[Step]) -> list[Step]:
+    """Return the rounds of a run: each learns from clients' data."""
+    return [each for each in steps if each.kind == "round"]
 
 
 def rounds_of(stage: int, steps: Sequence[Step]) -> int:

@@ -46,7 +46,7 @@ class UpdateSum:
     @property
     def _gradients(self) -> bool:
         """Whether gradient sums are added up, and not updates."""
-        return at_server(self.round.experiment) and not self.round.phase.public_path
+        return at_server(self.round.experiment)
 
     @property
     def _step(self) -> SumStep:

@@ -111,12 +111,7 @@ def _phase(bench: Workbench, instruction: Instruction) -> Phase:
 
 def _gradients(bench: Workbench, instruction: Instruction) -> bool:
     """Whether the update is a gradient sum in whole numbers."""
-    return at_server(bench.experiment) and not _public(bench, instruction)
-
-
-def _public(bench: Workbench, instruction: Instruction) -> bool:
-    """Whether the update is learnt from public texts."""
-    return bool(_phase(bench, instruction).public_path)
+    return at_server(bench.experiment)
 
 
 def _weighted(
@@ -131,8 +126,7 @@ def _weighted(
     client examples as a share of those that count whole; 1 where a mechanism protects them, and at
     all real sites: the sum of few weights tells each, and a light one hides nobody.
     Where the layout has it, the loss as well, if the site lets it into a sum."""
-    protected = bench.mechanism.unit is not None and not _public(bench, instruction)
-    alike = protected or not simulated
+    alike = bench.mechanism.unit is not None or not simulated
     share = update.figures["num_examples"] / bench.experiment.aggregation.secure_examples
     change = _change(state.current, update.arrays, bench.experiment.aggregation.norm_bound)
     bounds = {field.name: field.largest for field in layout.fields}

@@ -6,17 +6,9 @@ from deal_core.config.experiment import Experiment
 
 
 def may_consolidate(experiment: Experiment) -> bool:
-    """Return False only where no task ends with rounds of consolidation; torch is not loaded.
-
-    With ``auto`` there are some only where class means are switched off and clients take their
-    steps without a privacy mechanism.
-    """
+    """Return False only where no task ends with rounds of consolidation; torch is not loaded."""
     method = experiment.method
-    if method.name != "deal" or method.consolidation.data == "none":
-        return False
-    if method.consolidation.data != "auto":
-        return True
-    return method.prototype.enabled == "off" and experiment.privacy.mechanism == "none"
+    return method.name == "deal" and method.consolidation.data == "private"
 
 
 def may_take_sums(experiment: Experiment) -> bool:

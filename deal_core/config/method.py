@@ -105,13 +105,9 @@ class ConsolidationConfig(Table):
     (ten tasks, ``adapter.retained_rank = 8``) they were worth 2.7 points more than as many rounds
     of learning."""
 
-    data: Literal["auto", "none", "private", "public"] = "auto"
-    """``none``: the server compresses alone; ``private``: on each client's own texts of the task;
-    ``public``: on texts that every client has; auto: private where an encoder answers by names of
-    labels alone (``method.prototype.enabled``), all clients work on one task, and neither a
-    mechanism, a robust step, another kind of adapter nor ``metric = "names"`` stands against it;
-    none elsewhere. A task that fits into the retained rank has nothing to distil, and gets no
-    round."""
+    data: Literal["none", "private"] = "none"
+    """``none``: the server compresses alone; ``private``: on each client's own texts of the task. A
+    task that fits into the retained rank has nothing to distil, and gets no round."""
     rounds: int = Field(2, ge=1)
     """Rounds per task, after those of ``federation.rounds``."""
     temperature: float = Field(2.0, gt=0)
@@ -119,9 +115,6 @@ class ConsolidationConfig(Table):
     learning_rate: float = Field(3e-4, gt=0, le=1)
     """Of the retained adapter, which starts near its goal: large steps lead away from it. Learned
     gains, numbers from 0 to 1, want thirty times as much."""
-    public_path: str = ""
-    """A file at every client: JSONL, CSV or Parquet with ``data.text_column``, or plain text with
-    one text a line (public)."""
     lambda1: float = Field(0.01, ge=0)
     """Weight of how far learned gains and centres leave their start values."""
     lambda2: float = Field(0.001, ge=0)
@@ -133,8 +126,6 @@ class ConsolidationConfig(Table):
 
     @model_validator(mode="after")
     def _go_together(self) -> Self:
-        if self.data == "public" and not self.public_path:
-            raise ValueError('data = "public" needs public_path, a file of texts at every client')
         _require_higher(self.a, self.b)
         return self
 

@@ -1,4 +1,4 @@
-"""Unlabelled texts that every client has: a file that is no client's own, or what is embedded."""
+"""Public texts: of a file that every client has and is no client's own, or what is embedded."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ from deal_core.data.rows import Columns, to_text
 from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
 from deal_core.errors import UserError
 
-KEY = "method.consolidation.public_path"
+KEY = "data.public_path"
 
 
-def read_public(name: str, config: DataConfig, key: str = KEY) -> list[str]:
+def read_public(name: str, config: DataConfig) -> list[str]:
     """Return the texts of a file in its order, each once.
 
     Args:
         name: a JSONL, CSV or Parquet file, whose texts stand in ``data.text_column`` (and
             ``data.pair_column``); any other is plain text, one text a line.
         config: names the columns.
-        key: that names the file.
 
     Raises:
         UserError: no such file, no text in it, or a row that cannot be read.
     """
     path = at_home(name)
     if not path.is_file():
-        raise UserError(f"{key}: {path}: no such file; every client needs it at this path")
+        raise UserError(f"{KEY}: {path}: no such file; every client needs it at this path")
     texts = list(dict.fromkeys(_texts(path, config)))
     if not texts:
-        raise UserError(f"{path}: holds no texts; add some or choose another {key}")
+        raise UserError(f"{path}: holds no texts; add some or choose another {KEY}")
     return texts
 
 
@@ -51,7 +50,7 @@ def public_texts(config: DataConfig, labels: Sequence[Sequence[str]]) -> tuple[s
         UserError: as :func:`read_public`.
     """
     if config.public_path:
-        return tuple(read_public(config.public_path, config, "data.public_path"))
+        return tuple(read_public(config.public_path, config))
     try:
         return embedded_texts(asset_folder("public"))
     except UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deal_core.aggregation import MEANS_OF_FACTORS
 from deal_core.config.consolidation import may_consolidate
 from deal_core.config.experiment import Experiment
-from deal_core.config.method import ConsolidationConfig, MethodConfig, PrototypeConfig
+from deal_core.config.method import MethodConfig, PrototypeConfig
 from deal_core.data.sites import named_tasks
 from deal_core.models import has_label_logits
 
@@ -16,20 +16,19 @@ FEWEST_IN_SUM = 3
 
 def resolve_auto(experiment: Experiment) -> MethodConfig:
     """Return the method's settings without ``auto``."""
-    update = {"prototype": _prototype(experiment), "consolidation": _consolidation(experiment)}
-    return experiment.method.model_copy(update=update)
+    return experiment.method.model_copy(update={"prototype": _prototype(experiment)})
 
 
 def consolidates(method: MethodConfig) -> bool:
-    """Return whether what was learnt is distilled, on whatever texts, where nothing is ``auto``."""
-    return method.consolidation.data in {"private", "public"}
+    """Return whether what was learnt is distilled."""
+    return method.consolidation.data == "private"
 
 
 def consolidation_rank(experiment: Experiment) -> int:
     """Return the rank of the adapter that clients train in rounds of consolidation; 0: there are
     none, or nothing will be cut that they could distil."""
-    method, adapter = resolve_auto(experiment), experiment.adapter
-    if not may_consolidate(experiment) or not consolidates(method):
+    method, adapter = experiment.method, experiment.adapter
+    if not may_consolidate(experiment):
         return 0
     tasks = len(experiment.data.tasks or named_tasks(experiment.data))
     counted = tasks and experiment.stream.schedule == "synchronous"
@@ -54,31 +53,6 @@ def _prototype(experiment: Experiment) -> PrototypeConfig:
     }
     left = {key: value for key, value in decided.items() if getattr(asked, key) == AUTO}
     return asked.model_copy(update=left)
-
-
-def _consolidation(experiment: Experiment) -> ConsolidationConfig:
-    """Return those of consolidation: what is cut is distilled where names of labels answer alone
-    (class means would hide what it is worth), in the schedule that it was measured in."""
-    method = experiment.method
-    asked = method.consolidation
-    if asked.data != AUTO:
-        return asked
-    fits = (
-        may_consolidate(experiment)
-        and method.retention.enabled
-        and method.retention.metric == "plain"
-        and experiment.adapter.kind == "lora"
-        and experiment.stream.schedule == "synchronous"
-        and has_label_logits(experiment.model)
-        and _plain(experiment)
-        and experiment.aggregation.robust == "none"
-    )
-    return asked.model_copy(update={"data": "private" if fits else "none"})
-
-
-def _plain(experiment: Experiment) -> bool:
-    """Return whether clients take the steps, without a privacy mechanism."""
-    return experiment.privacy.mechanism == "none" and experiment.train.step == "client"
 
 
 def texts_at_once(experiment: Experiment) -> str:

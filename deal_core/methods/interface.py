@@ -235,8 +235,6 @@ class Phase:
         should_run: server, before every round: False leaves it out.
         learning_rate: 0: ``train.learning_rate``.
         rule: aggregation rule; empty: ``aggregation.rule``.
-        public_path: a file of unlabelled texts that takes the place of the client's own data;
-            empty: its own data of the task.
         statistics: what is added up; then nothing is trained. None: the objective is minimised.
     """
 
@@ -247,17 +245,7 @@ class Phase:
     should_run: Callable[[State], bool]
     learning_rate: float = 0.0
     rule: str = ""
-    public_path: str = ""
     statistics: Statistics | None = None
-
-    def __post_init__(self) -> None:
-        """Check that sums are of the client's own records, which its policy counts.
-
-        Raises:
-            ValueError: they are of public texts.
-        """
-        if self.public_path and self.statistics is not None:
-            raise ValueError("a phase of statistics reads the client's own data")
 
 
 def phases_of(method: Method, rounds: int = 0) -> dict[str, Phase]:

@@ -14,7 +14,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.lora.adapter import zero_adapter
 from deal_core.methods import method_of
-from deal_core.methods.interface import phases_after, phases_of
+from deal_core.methods.interface import phases_after
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.canaries import GradientCanaries
@@ -82,4 +82,4 @@ def _private_steps(experiment: Experiment) -> list[Step]:
     plan = make_plan(experiment, open_source(experiment.data).task_names(), ["a client"])
     method = method_of(experiment)
     steps = schedule(plan.stages, phases_after(method, plan.joint_tasks))
-    return private_rounds(steps, phases_of(method))
+    return private_rounds(steps)

@@ -6,9 +6,7 @@ from collections import Counter
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import load_for_clients, open_source, partition
-from deal_core.data.public import read_public
 from deal_core.errors import UserError
-from deal_core.methods import method_of
 from deal_core.models import check_label_tokens, decodes_apart, has_label_logits, max_positions
 from deal_core.models.prompt import read_template
 from deal_core.privacy.accounting.unit import unit_of
@@ -88,34 +86,17 @@ def check_data(experiment: Experiment) -> None:
         require_delta(privacy.target_delta, max(units.values()), unit_of(privacy))
 
 
-def check_public(experiment: Experiment) -> None:
-    """Read the public texts, where a phase of the method asks for some.
-
-    Raises:
-        UserError: see :func:`deal_core.data.public.read_public`.
-    """
-    for phase in method_of(experiment).phases:
-        if phase.public_path:
-            read_public(phase.public_path, experiment.data)
-
-
 def check_answers(experiment: Experiment) -> None:
     """An answer that is a text needs a model that writes.
 
     Raises:
-        UserError: it has another, ``model.template`` has no place for a text, or public texts are
-            to be answered.
+        UserError: it has another, or ``model.template`` has no place for a text.
     """
     model, texts = experiment.model, experiment.data.generation
     if texts and has_label_logits(model):
         raise UserError(
             f"data.generation: answers of '{texts[0]}' are texts, and model.family "
             f"'{model.family}' chooses among labels; use causal-lm or seq2seq-lm"
-        )
-    if texts and experiment.method.consolidation.data == "public":
-        raise UserError(
-            'method.consolidation.data = "public" asks about labels, and answers of '
-            f"'{texts[0]}' are texts; set it to none or private"
         )
     try:
         read_template(model.template)

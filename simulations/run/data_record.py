@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import TaskData, load_for_clients, open_source
-from deal_core.data.public import read_public
 from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
 from server.folder import RunFolder
@@ -41,14 +40,12 @@ class DataRecord(BaseModel):
     """The rows of a run, task by task, as its clients have them.
 
     Attributes:
-        public: SHA-256 of the public texts; empty: there are none.
         form: what is hashed; 0: a version wrote it that looked at other rows than clients have.
     """
 
     model_config = ConfigDict(frozen=True)
 
     tasks: dict[str, TaskRecord]
-    public: str = ""
     form: int = 0
 
 
@@ -59,11 +56,8 @@ def data_record(experiment: Experiment) -> DataRecord:
         UserError: they cannot be read.
     """
     names = open_source(experiment.data, experiment.privacy.unit_column).task_names()
-    consolidation = experiment.method.consolidation
-    public = consolidation.public_path if consolidation.data == "public" else ""
     return DataRecord(
         tasks={name: _record(load_for_clients(experiment, name)) for name in names},
-        public=_sha256(read_public(public, experiment.data)) if public else "",
         form=FORM,
     )
 
@@ -130,11 +124,6 @@ def _changes(before: DataRecord, now: DataRecord, folder: Path) -> Iterator[str]
             f"the experiment has the tasks {', '.join(now.tasks)}, and the run in {folder} was "
             f"started with {', '.join(before.tasks)}; put them back"
         )
-    if before.public and before.public != now.public:
-        yield (
-            "the texts of method.consolidation.public_path are not those that the run in "
-            f"{folder} was started with; put the old file back"
-        )
     for task, record in now.tasks.items():
         old = before.tasks.get(task) if before.form == now.form else None
         if old is not None and old != record:
@@ -143,10 +132,6 @@ def _changes(before: DataRecord, now: DataRecord, folder: Path) -> Iterator[str]
                 f"with ({old.train} train and {old.test} test rows then, {record.train} and "
                 f"{record.test} now); put the old files back"
             )
-
-
-def _sha256(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def _record(task: TaskData) -> TaskRecord:

@@ -116,14 +116,14 @@ def _with_own_folder(task: HubTask, folder: Path | None) -> HubTask:
 
 
 def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> Experiment:
-    """Return the experiment with absolute paths of data, model and public texts.
+    """Return the experiment with absolute paths of data and model.
 
     Args:
         experiment: whose paths are relative to the working directory; where nothing is there, to
             the ``folder``.
         folder: of the experiment's file; None: the working directory alone.
     """
-    data, model, method = experiment.data, experiment.model, experiment.method
+    data, model = experiment.data, experiment.model
     if data.path:
         data = data.model_copy(update={"path": _resolved(data.path, folder)})
     if data.hub:
@@ -131,10 +131,7 @@ def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> 
         data = data.model_copy(update={"hub": hub})
     if Path(_resolved(model.name, folder)).is_dir():
         model = model.model_copy(update={"name": _resolved(model.name, folder)})
-    if public := method.consolidation.public_path:
-        own = method.consolidation.model_copy(update={"public_path": _resolved(public, folder)})
-        method = method.model_copy(update={"consolidation": own})
-    return experiment.model_copy(update={"data": data, "model": model, "method": method})
+    return experiment.model_copy(update={"data": data, "model": model})
 
 
 def _resolved(path: str, folder: Path | None = None) -> str:

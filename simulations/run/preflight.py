@@ -13,7 +13,6 @@ from simulations.run.data_checks import (
     check_data,
     check_declared,
     check_lengths,
-    check_public,
 )
 from simulations.run.name_checks import (
     check_mechanism,
@@ -91,7 +90,6 @@ CHECKS = (
     Check(
         check_data, reading("data", "stream", "federation", "run", "privacy", "model", ROWS, MODEL)
     ),
-    Check(check_public, reading("method", "data", METHOD)),
     Check(check_model, reading("model", "adapter", MODEL), settles=SHAPES),
     Check(check_room, reading(*TABLES, METHOD, ROWS, SHAPES)),
     Check(check_text_lengths, reading("train", "model", "data", ROWS, MODEL)),

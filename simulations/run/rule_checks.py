@@ -85,7 +85,7 @@ def check_adapter_kind(experiment: Experiment) -> None:
         )
     if core and experiment.train.step != "server":
         _check_core_at_clients(experiment)
-    if core and method.consolidation.data not in {"auto", "none"}:
+    if core and method.consolidation.data != "none":
         raise UserError(
             f"{where} has frozen factors, and rounds of consolidation train a whole adapter; set "
             'method.consolidation.data to "none"'

@@ -134,17 +134,15 @@ def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experi
 
 
 def check_left(left: dict[str, Experiment], console: Console) -> None:
-    """Every error in the input shows before anything starts: all names and public texts, and what
+    """Every error in the input shows before anything starts: all names, and what
     cells differ in of data and model, once each."""
     with console.status("checking the study and its data"):
-        from simulations.run.data_checks import check_public
         from simulations.run.name_checks import check_model
         from simulations.run.preflight import check_names, preflight
         from simulations.run.room_check import check_room
 
         for experiment in left.values():
             check_names(experiment)
-            check_public(experiment)
             check_counts(experiment)
         inputs, methods = dict[tuple[str, ...], Experiment](), dict[tuple[str, ...], Experiment]()
         for each in left.values():

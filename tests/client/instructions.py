@@ -60,7 +60,7 @@ CONFIG: dict[str, tuple[str, ...]] = {
     "data.train_share": ("0.1",),
     "stream.schedule": ("joint", "per-client"),
     "method.name": ("sequential", "lwf", "ewc", "replay"),
-    "method.consolidation.data": ("private", "public"),
+    "method.consolidation.data": ("private",),
     "train.learning_rate": ("1e-30", "1", "0.05"),
     "federation.local_epochs": ("2",),
     "federation.rounds": ("1", "9"),

@@ -27,7 +27,6 @@ from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import record as record_mechanism
 from deal_core.privacy.mechanisms.client import LocalDPClient, NoisedUpdate
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.none import PublicTexts
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import RecordMechanism
 from deal_core.randomness import seeded
@@ -35,7 +34,6 @@ from tests.client.instructions import HONEST, POLICIES, Bent, histories
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
 
 SECRET = "Maria K., born 1961-04-03"
-PUBLIC = ["a public text", "another public text"]
 CODES = {"ok", "no-data", "refused", "failed", "budget-spent", "policy", "withheld"}
 
 
@@ -131,9 +129,11 @@ def ask(site: RealSite, case: Bent, seen: Seen) -> tuple[Message, Seen, list[Led
     """Send it; what left, what happened inside, and what was written into the ledger."""
     seen.mechanisms, seen.sources, seen.first_sum = [], [], None
     before = len(site.events)
-    config = (*case.config, "method.consolidation.public_path=/x")
     experiment = asked(
-        "train.precision=float32", "train.max_length=16", *config, labels=LABELS_OF[case.labels]
+        "train.precision=float32",
+        "train.max_length=16",
+        *case.config,
+        labels=LABELS_OF[case.labels],
     )
     fields = {**case.fields, "task": ""} if case.kind == "evaluate" else case.fields
     reply = site.answer(experiment, fields, start(experiment, case.loud), case.run, case.kind)
@@ -152,12 +152,8 @@ def check(
     assert code(reply) in CODES
     assert SECRET not in str(reply.content)
     update_left = "lora" in reply.content.array_records
-    by_public = any(isinstance(m, PublicTexts) for m in seen.mechanisms)
     demanded = {"client": LocalDPClient, "open": object}.get(case.policy, RecordMechanism)
     for mechanism, source in zip(seen.mechanisms, seen.sources, strict=False):
-        if isinstance(mechanism, PublicTexts):
-            assert len(source.data) == len(PUBLIC)
-            continue
         assert isinstance(mechanism, demanded)
         if demanded is RecordMechanism:
             check_source(site, case, source)
@@ -166,10 +162,10 @@ def check(
     counts = counts_in(reply)
     charged = [event for event in new if event.phase != "evaluate"]
     counted = [event for event in new if event.phase == "evaluate"]
-    if update_left and not by_public and not seen.sources:
+    if update_left and not seen.sources:
         assert charged == []  # kept from the first time: the same to the byte
         assert values(reply) in [values(each) for each in earlier]
-    elif update_left and not by_public:
+    elif update_left:
         assert len(charged) == 1
         assert charged[0].task == case.fields["task"]
         assert charged[0].protected == (case.policy != "open" or charged[0].mechanism != "none")
@@ -235,17 +231,7 @@ def neighbours(folder, policy: str) -> tuple[RealSite, RealSite]:
         (folder / name).mkdir(parents=True)
         data = {task: rows(task) for task in LABELS}
         data["surgery"][1] = text, "Surgery"  # a row that the first sample draws
-        public = folder / name / "public.txt"
-        public.write_text("\n".join(PUBLIC) + "\n")
-        sites.append(
-            RealSite(
-                folder / name,
-                policy=POLICIES[policy],
-                data=data,
-                data_lines=f'public_path = "{public}"\n',
-                each=4,
-            )
-        )
+        sites.append(RealSite(folder / name, policy=POLICIES[policy], data=data, each=4))
     return sites[0], sites[1]
 
 

@@ -418,7 +418,7 @@ def test_noise_that_does_not_suffice_is_refused_before_anything_is_prepared(smal
 
 NINE = (
     "method.prototype.enabled=off",
-    "method.consolidation.data=auto",
+    "method.consolidation.data=private",
     f"data.tasks={json.dumps([f'task-{n}' for n in range(9)])}",
 )
 
@@ -426,7 +426,7 @@ NINE = (
 @pytest.mark.parametrize(
     ("settings", "taken"),
     [
-        (NINE, False),  # what the ninth task cuts is distilled by default
+        (NINE, False),
         ((*NINE, "method.consolidation.data=none"), True),
         ((*NINE, "adapter.retained_rank=32"), True),
         ((*NINE, "adapter.retained_rank=72"), True),  # nothing is ever cut

@@ -18,8 +18,6 @@ from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-PUBLIC = ("method.consolidation.data=public", "method.consolidation.public_path=/etc/public")
-
 
 @pytest.fixture
 def site(tmp_path) -> RealSite:
@@ -79,36 +77,6 @@ def test_what_the_site_changes_in_its_file_makes_no_request_new(tmp_path):
     again = moved.answer(experiment, {})
     assert torch.equal(update(first), update(again))
     assert len(moved.events) == len(moved.ledger.plans()) == 1
-
-
-@pytest.mark.parametrize("tasks", [["laboratory"], ["surgery"], ["surgery", "laboratory", "skin"]])
-def test_a_public_phase_reads_no_private_record(tmp_path, tasks):
-    public = tmp_path / "public.txt"
-    public.write_text("a public text\nanother public text\n")
-    site = RealSite(tmp_path, data_lines=f'public_path = "{public}"\n')
-    experiment = asked(*PUBLIC)
-    assert code(site.answer(experiment, {"phase": "consolidate"})) == "ok"
-    assert site.events == []
-    reply = site.answer(experiment, {"phase": "consolidate", "tasks": tasks})
-    assert code(reply) == "refused"
-    assert set(reply.content) == {"status"}
-    assert site.events == []
-
-
-def test_what_a_public_phase_learns_follows_from_no_private_record(tmp_path):
-    public = tmp_path / "public.txt"
-    public.write_text("a public text\nanother public text\n")
-    learnt = []
-    for name, count in (("one", 40), ("other", 12)):
-        (tmp_path / name).mkdir()
-        data = {task: rows(task, count) for task in LABELS}
-        line = f'public_path = "{public}"\n'
-        site = RealSite(tmp_path / name, data=data, data_lines=line)
-        reply = site.answer(asked(*PUBLIC), {"phase": "consolidate"})
-        assert code(reply) == "ok"
-        learnt.append(update(reply))
-    assert torch.equal(*learnt)
-    assert bool(learnt[0].any())
 
 
 def test_a_site_shares_no_pass_between_records(tmp_path, monkeypatch):

@@ -156,15 +156,15 @@ def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None
     site = read_site(site_file)
     with pytest.raises(OutsidePolicy, match=r"does not name '/srv/model'; add it"):
         as_the_site_decides(experiment(model={"name": "/srv/model"}), site)
-    public = {"consolidation": {"data": "public", "public_path": "/etc/passwd"}}
+    asked = experiment(model={"name": "bert"})
+    public = asked.data.model_copy(update={"public_path": "/etc/passwd"})
+    asked = asked.model_copy(update={"data": public})
+    bert = site.model_copy(update={"models": {"bert": "/srv/bert"}})
     with pytest.raises(OutsidePolicy, match=r"set data\.public_path in site\.toml"):
-        as_the_site_decides(experiment(method=public), site)
+        as_the_site_decides(asked, bert)
     own = site.data.model_copy(update={"public_path": "/srv/public.txt"})
-    named = {"data": own, "models": {"bert": "/srv/bert"}}
-    decided = as_the_site_decides(
-        experiment(method=public, model={"name": "bert"}), site.model_copy(update=named)
-    )
-    assert decided.method.consolidation.public_path == "/srv/public.txt"
+    decided = as_the_site_decides(asked, bert.model_copy(update={"data": own}))
+    assert decided.data.public_path == "/srv/public.txt"
     assert decided.model.name == "/srv/bert"
 
 

@@ -264,10 +264,8 @@ def test_every_number_of_the_heads_is_among_the_terms(tmp_path):
 
 def test_what_is_a_sites_own_is_not_among_the_terms(tmp_path):
     sites = make_sites(tmp_path)
-    public = "method.consolidation.public_path"
-    data = "method.consolidation.data=public"
-    one = experiment_of(sites, data, f"{public}=/one", "run.threads=1")
-    other = experiment_of(sites, data, f"{public}=/other", "run.threads=2")
+    one = experiment_of(sites, "run.threads=1")
+    other = experiment_of(sites, "run.threads=2")
     assert told(one) == told(other)
 
 

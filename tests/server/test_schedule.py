@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 from deal_core.methods import Phase
-from server.schedule import Step, private_rounds, schedule
+from server.schedule import Step, schedule
 
 
 def phase(name: str, rounds: int) -> Phase:
@@ -38,10 +36,3 @@ def test_a_further_phase_is_laid_out_and_its_rounds_count_on():
         Step("round", 0, 3, "polish", 3),
         Step("end-stage", 0, round=3),
     ]
-
-
-def test_rounds_on_texts_that_are_nobodys_release_nothing():
-    public = replace(phase("polish", 2), public_path="texts.txt")
-    steps = schedule([1, 3], [public])
-    private = private_rounds(steps, {"learn": phase("learn", 0), "polish": public})
-    assert [(step.stage, step.server_round) for step in private] == [(0, 1), (1, 1), (1, 2), (1, 3)]

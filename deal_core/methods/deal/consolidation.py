@@ -14,8 +14,8 @@ The stack travels down once, whole, and the student up: at most ``2 retained_ran
 layer down where learning has ``retained_rank + rank``.
 
 **Privacy.** On private texts the student's update is a release like that of any round of learning:
-under differential privacy it must be clipped, noised and charged. On public texts, and in
-``should_run``, ``setup`` and ``consolidated``, no private data is read.
+under differential privacy it must be clipped, noised and charged. In ``should_run``, ``setup`` and
+``consolidated`` no private data is read.
 """
 
 from __future__ import annotations
@@ -158,6 +158,5 @@ def consolidation_phases(adapter: AdapterConfig, method: MethodConfig) -> tuple[
             should_run=stage.should_run,
             learning_rate=config.learning_rate,
             rule="ffa" if method.retention.filter == LEARNED else "",
-            public_path=config.public_path if config.data == "public" else "",
         ),
     )

@@ -166,7 +166,7 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
     if method.retention.filter == LEARNED and not consolidating:
         raise UserError(
             'method.retention.filter = "learned" learns from texts: set method.consolidation.data '
-            'to "private" or "public", or choose another filter'
+            'to "private", or choose another filter'
         )
     if consolidating and not method.retention.enabled:
         raise UserError(

@@ -1,7 +1,7 @@
 """One noise multiplier for a whole run: solved from all that it will release, and all before.
 
 A multiplier that fits the budget of one round spends it again in the next. So the site counts
-ahead: every round of every task, those of consolidation on private texts included, on top of
+ahead: every round of every task, those of consolidation included, on top of
 what its ledger holds. The multiplier that makes the sum fit is the plan's, once and for all.
 """
 
@@ -30,7 +30,7 @@ class ReleaseSchedule(BaseModel):
     Attributes:
         task: its name.
         records: how many the site has of it.
-        rounds: in which it is worked on, over all phases on private data.
+        rounds: in which it is worked on, over all phases that learn.
         sample_rate: of every step.
         steps: of every round.
         sums: class sums beside them, with noise of their own.
@@ -64,9 +64,7 @@ def planned_work(
             a number like others.
     """
     stream, learning = experiment.stream, experiment.federation.rounds
-    private = sum(
-        phase.rounds for phase in phases if not phase.public_path and phase.statistics is None
-    )
+    private = sum(phase.rounds for phase in phases if phase.statistics is None)
     sums = sum(
         phase.rounds for phase in phases if phase.statistics is not None and phase.name != LEARN
     )

@@ -37,8 +37,6 @@ def sum_terms(experiment: Experiment, model: str, instruction: Instruction, stat
     told = experiment.model_dump(mode="json", exclude=set(OF_ONE_SITE))
     told["privacy"]["unit_column"] = unit_of(experiment.privacy)
     told["model"]["name"] = model
-    consolidation = told["method"]["consolidation"]
-    consolidation["public_path"] = bool(consolidation["public_path"])
     told["tasks"] = tasks = list(experiment.data.tasks or named_tasks(experiment.data))
     for name in ("instructions", "measures"):  # of the data's table the server's word alone
         of_tasks = getattr(experiment.data, name)

@@ -19,30 +19,6 @@ from deal_core.training.nonprivate_gradients import NonPrivateGradients
 
 
 @dataclass(frozen=True)
-class PublicTexts:
-    """Learning from texts that are nobody's: no record is read, so nothing is protected, noted or
-    withheld. Attributes: the ``experiment``, for epochs and batches."""
-
-    experiment: Experiment
-    unit: str | None = None
-
-    def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """Return the factors of the rule."""
-        return factors
-
-    def permit(self, ask: UpdateRequest, site: Site) -> Permit:
-        """Train on the texts, and let the update go."""
-        return Permit(
-            gradients=ordinary_gradients(self.experiment, ask),
-            release=lambda update: allowed(self.experiment, update, site),
-        )
-
-    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """Raise :class:`Refusal`: nobody's texts have no right answers."""
-        raise Refusal("withheld", "public texts have no answers to count")
-
-
-@dataclass(frozen=True)
 class NoMechanism:
     """Attributes: the ``experiment``, for epochs and batches."""
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from client.egress import FIELDS
 from client.site_file import (
     SiteFile,
-    agreed_method,
     agreed_model,
     own_data,
     read_site,
@@ -136,7 +135,6 @@ def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
             or the model's folder is not there.
     """
     place = Path(agreed_model(experiment, site).name)
-    agreed_method(experiment, site)
     agreed, own = agreed_labels(experiment), site.data.labels
     if all(own.get(task) == labels for task, labels in agreed.items()):  # else that is told
         own_data(experiment.data, site.data)

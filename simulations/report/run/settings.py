@@ -12,7 +12,7 @@ from simulations.report.page.blocks import Block, Cell, Facts, Folded, Section, 
 from simulations.report.run.labels import labels
 from simulations.report.run.record import RunRecord
 
-HIDDEN = {*WHERE, "data.path", "method.consolidation.public_path", "data.files"}
+HIDDEN = {*WHERE, "data.path", "data.files"}
 """Where files lie and how many threads there are: of the machine, and of no use elsewhere."""
 
 

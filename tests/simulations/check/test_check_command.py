@@ -104,15 +104,12 @@ def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None
 
 
 def test_paths_are_here_or_beside_the_experiment(tmp_path: Path) -> None:
-    path = OddInput("", "", toml='[method.consolidation]\npublic_path = "p.txt"').write(tmp_path)
+    path = OddInput("", "").write(tmp_path)
     beside = load_experiment(Request(str(path)))
     assert beside.data.path == str(tmp_path / "data")
-    assert beside.method.consolidation.public_path == str(Path("p.txt").resolve())
-    (tmp_path / "p.txt").write_text("a text")
     (tmp_path / "cwd" / "data").mkdir()
     here = load_experiment(Request(str(path)))
     assert here.data.path == str(tmp_path / "cwd" / "data")
-    assert here.method.consolidation.public_path == str(tmp_path / "p.txt")
     assert here.run.out == str(tmp_path / "cwd" / "runs" / "own-seed0")
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 
 from deal_core.config.experiment import Experiment
-from deal_core.errors import UserError
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from simulations.run.preflight import preflight
 from tests.simulations.runs import at, gain, learnt_adapter, same
 from tests.sizes import ENOUGH_TO_LEARN, TWO_LAYERS
 
@@ -133,43 +131,3 @@ def test_exact_rules_and_clients_of_their_own_ranks(run_with, settings):
     if "wire.dtype=int8" not in settings:
         assert results.wire.bytes_up[-1] == bytes_of(0, 8) + 128 * 2 * LAYERS
     assert gain(results) > 0
-
-
-PUBLIC = ("method.consolidation.data=public", *FULL)
-
-
-@pytest.fixture(scope="module")
-def public_text(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("public") / "texts.txt"
-    path.write_text("A drug for gout\n\nThe nerve of the hand\nA blood film with blasts\n")
-    return path
-
-
-def test_public_texts_take_the_place_of_private_ones(run_with, public_text):
-    """Every client has all of them, so all weigh the same."""
-    _, folder = run_with(*PUBLIC, f'method.consolidation.public_path="{public_text}"')
-    counted = [
-        event["num_examples"]
-        for event in events(folder)
-        if event["event"] == "client_finished" and event["phase"] == "consolidate"
-    ]
-    assert counted == [3] * 4
-    assert not same(learnt_adapter(folder), learnt_adapter(run_with(*PRIVATE)[1]))
-
-
-def test_a_missing_public_file_shows_before_anything_starts(make_experiment, tmp_path):
-    missing = f'method.consolidation.public_path="{tmp_path / "none.txt"}"'
-    with pytest.raises(UserError, match=r"public_path: .*none\.txt: no such file; every client"):
-        preflight(make_experiment(*PUBLIC, missing))
-
-
-def test_at_a_site_a_missing_public_file_is_a_failed_reply(make_experiment, tmp_path):
-    """The round before stands; the reason that reaches the server is a fixed word."""
-    missing = f'method.consolidation.public_path="{tmp_path / "none.txt"}"'
-    experiment = make_experiment("federation.rounds=1", *PUBLIC, missing)
-    with pytest.raises(UserError, match=r"round 2 of stage 1: 0 of 2 clients.*--resume"):
-        run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
-    failed = [e for e in events(tmp_path / "run") if e["event"] == "client_failed"]
-    assert [(e["phase"], e["reason"]) for e in failed] == [
-        ("consolidate", "client reports 'failed'")
-    ] * 2

@@ -68,7 +68,7 @@ CORE = (
     ("override", "line"),
     [
         ('data.generation=["surgery"]', "answers of task 'surgery' are texts"),
-        ('method.consolidation={data="public", public_path="texts.txt"}', "consolidation.data to"),
+        ('method.consolidation={data="private"}', "consolidation.data to"),
     ],
 )
 def test_what_a_core_cannot_begin_with_is_refused_before_the_start(make_experiment, override, line):

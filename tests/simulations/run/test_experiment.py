@@ -52,10 +52,8 @@ def test_arguments_beat_overrides_beat_the_file(tmp_path: Path) -> None:
 
 def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    public = ("method.consolidation.data=public", "method.consolidation.public_path=texts.txt")
-    overrides = ("data.source=files", "data.path=../data", "model.name=model", *public)
+    overrides = ("data.source=files", "data.path=../data", "model.name=model")
     experiment = load_experiment(Request("quickstart", overrides=overrides))
-    assert experiment.method.consolidation.public_path == str(tmp_path / "texts.txt")
     assert experiment.data.path == str(tmp_path.parent / "data")
     assert experiment.model.name == str(tmp_path / "model")
     assert load_experiment(Request("quickstart")).model.name == "embedded:minilm"
@@ -234,6 +232,6 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_its_record_says(tmp_pat
     told = r"--labels: the rows of task 'surgery' .*; put the old files back, or leave it out$"
     with pytest.raises(UserError, match=told):
         check_data_record(experiment, tmp_path / "run", "--labels", "leave it out")
-    del kept["form"], kept["public"]
+    del kept["form"]
     path.write_text(json.dumps(kept))
     check_data_record(experiment, tmp_path / "run", "--labels", "leave it out")

@@ -111,12 +111,9 @@ def test_rows_are_those_that_clients_have_where_records_are_protected(
         path = tmp_path / "data" / "ward" / f"{split}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(ROWS)
-    texts = tmp_path / "public.txt"
-    texts.write_text("a text\nanother\n")
     experiment = make_experiment(
         *("data.source=files", "data.tasks=[]", f'data.path="{tmp_path / "data"}"'),
         *("privacy.mechanism=record", "data.max_train=12", f'run.out="{tmp_path / "run"}"'),
-        f'method.consolidation={{data="public", public_path="{texts}"}}',
     )
     used = load_for_clients(experiment, "ward").train
     before = data_record(experiment)
@@ -125,8 +122,6 @@ def test_rows_are_those_that_clients_have_where_records_are_protected(
     for example in used[:2]:
         path.write_text(path.read_text().replace(example.text, f"{example.text} again"))
     assert data_record(experiment).tasks["ward"].sha256 != before.tasks["ward"].sha256
-    texts.write_text("other texts\n")
-    assert data_record(experiment).public != before.public
 
 
 def test_a_damaged_record_is_one_line(start: Callable[[bool], Experiment]) -> None:
