@@ -125,7 +125,7 @@ class LocalTraining:
 
     def _learnt(self, task: LocalTask, gradients: Gradients) -> LocalUpdate:
         """The update of local steps."""
-        started, bench, phase = time.monotonic(), self.bench, self._phase
+        started, bench = time.monotonic(), self.bench
         config = bench.experiment.train
         probes = bench.probes(tuple(task.labels), task.instruction)
         load_state(bench.model, self.state)
@@ -136,9 +136,7 @@ class LocalTraining:
             self._objective(task, gradients.data, self._cache),
             gradients,
             self._trained,
-            config.model_copy(
-                update={"learning_rate": phase.learning_rate or config.learning_rate}
-            ),
+            config,
         )
         gradients.finished(bench.model, task.labels, probes)
         encoded = self._encoded(read(bench.model.module))

@@ -68,7 +68,6 @@ def _request(
     bench, instruction = training.bench, training.instruction
     client, joint_tasks = training.client_context.client, training.joint_tasks
     where = instruction.stage, instruction.server_round
-    own_rate = bench.phase(instruction.phase).learning_rate
     together = zip(instruction.tasks, joint_tasks, strict=True)
     return UpdateRequest(
         request=f"{instruction.phase} {request}",
@@ -84,7 +83,7 @@ def _request(
         records=lambda: bench.records(client),
         site_records=lambda: bench.site_records(client),
         ids=lambda: bench.ids(instruction.task, client),
-        learning_rate=own_rate or bench.experiment.train.learning_rate,
+        learning_rate=bench.experiment.train.learning_rate,
         generator=seeded(bench.experiment.run.seed, "train", client, *where),
         entries=_entries(bench, training.state, instruction),
         grouping=grouping,

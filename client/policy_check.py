@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from deal_core.config.consolidation import may_consolidate
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.policy import (
@@ -25,20 +24,9 @@ def require_policy(config: Experiment, policy: Policy | None) -> None:
     """
     try:
         require_mechanism(config.privacy.mechanism, policy)
-        require_adapter(config.adapter, policy, _distilled_rank(config, policy))
+        require_adapter(config.adapter, policy)
         require_secure(config.aggregation.secure, policy)
         require_shares(config.privacy, policy)
         require_comparable(config, policy)
     except UserError as error:
         raise Refusal("policy", str(error)) from None
-
-
-def _distilled_rank(config: Experiment, policy: Policy | None) -> int:
-    """Return the rank of what rounds of consolidation train, where the policy could refuse it."""
-    if policy is None or config.adapter.retained_rank <= policy.max_rank:
-        return 0
-    if not may_consolidate(config):
-        return 0
-    from deal_core.methods import consolidation_rank  # loads torch, which secure legs do without
-
-    return consolidation_rank(config)

@@ -26,7 +26,7 @@ from deal_core.whole_file import written_beside
 from server.folder import previous_checkpoint
 from server.spending import Spending
 
-VERSION = 5
+VERSION = 6
 """Of the file and of the schedule that ``position`` counts in."""
 EVERYBODY = "sum"
 """In the place of a client: the counts are those of all of them together."""

@@ -101,7 +101,6 @@ class Federation:
         actions: dict[str, Callable[[Step, State, History], tuple[State, History]]] = {
             "zero-shot": self._zero_shot,
             "round": self._round,
-            "begin-phase": self._begin_phase,
             "end-stage": self._end_stage,
         }
         state, history = actions[step.kind](step, checkpoint.state, checkpoint.history)
@@ -111,14 +110,6 @@ class Federation:
             state=state,
             history=history.model_copy(update={"peak_rss_bytes": peak}),
         )
-
-    def _begin_phase(self, step: Step, state: State, history: History) -> tuple[State, History]:
-        """Lay out what the rounds of the phase train."""
-
-        def begun() -> State:
-            return phases_of(self._denoising(state, history))[step.phase].setup(state)
-
-        return self._moved_on(step, state, begun), history
 
     def _round(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """One round; before the first of a stage, what the stage begins with."""
@@ -221,7 +212,7 @@ class Federation:
         begun = self._begun(step, state)
         if not self._evaluation_pending(step, history):
             return begun, history, None
-        works = self.plan.working(step.stage, 1) and self._phase(step).should_run(begun)
+        works = bool(self.plan.working(step.stage, 1))
         kind: StepKind = "end-stage" if step.stage else "zero-shot"
         before = Step(kind, step.stage - 1, round=step.round - 1)
         if works and same_model(begun, state):

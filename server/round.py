@@ -82,7 +82,7 @@ class Round:
         """
         started, step = time.monotonic(), self.step
         eligible = self.eligible
-        if not eligible or not self.phase.should_run(state):
+        if not eligible:
             self.exchange.event("round_skipped", step)
             return state, history
         rule, clients = self.rule(history), self.sample(eligible)
@@ -114,10 +114,10 @@ class Round:
         self.exchange.event("round_started", self.step, clients=len(clients), tasks=tasks)
 
     def rule(self, history: History) -> AggregationRule:
-        """Return the experiment's, or that which adapter or phase needs; inside its robust step."""
+        """Return the experiment's, or that which the adapter needs; inside its robust step."""
         config = self.experiment.aggregation
         kind = kind_of(self.experiment.adapter)
-        rule = kind.rule or self.phase.rule or config.rule
+        rule = kind.rule or config.rule
         own = config.model_copy(update={"rule": rule})
         return make_rule(own, frozenset(history.distrusted))
 

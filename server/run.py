@@ -69,7 +69,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     checkpoint = _start(experiment, folder, shapes, events)
     roster = find_roster(grid, experiment.federation)
     plan = make_plan(experiment, tasks, roster.clients)
-    steps = schedule(plan.stages, phases_after(method, plan.joint_tasks))
+    steps = schedule(plan.stages, phases_after(method))
     rounds = len(private_rounds(steps))
     side = make_server_side(experiment, rounds, Ledger(folder.path / "privacy"))
     require_whole_ledger(side, checkpoint, folder.path / "privacy")

@@ -10,7 +10,7 @@ from typing import Literal
 from deal_core.methods import Phase
 from deal_core.wire.instruction import LEARN
 
-StepKind = Literal["zero-shot", "round", "begin-phase", "end-stage"]
+StepKind = Literal["zero-shot", "round", "end-stage"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,7 @@ class Step:
 
     Attributes:
         kind: ``zero-shot`` (evaluate the start), ``round`` (one round of local updates),
-            ``begin-phase`` (lay out what the next rounds train), ``end-stage`` (end it and
-            evaluate).
+            ``end-stage`` (end it and evaluate).
         stage: what lies between two consolidations, from 0; -1 for zero-shot.
         server_round: from 1 in every stage, over all phases; 0 where the step is no round.
         phase: of the method, to which the step belongs.
@@ -48,7 +47,6 @@ def schedule(rounds: Sequence[int], further: Sequence[Phase] = ()) -> list[Step]
         steps += [Step("round", stage, number) for number in range(1, count + 1)]
         done = count
         for phase in further:
-            steps.append(Step("begin-phase", stage, phase=phase.name))
             numbers = range(done + 1, done + phase.rounds + 1)
             steps += [Step("round", stage, number, phase.name) for number in numbers]
             done += phase.rounds

@@ -34,7 +34,6 @@ SHORT = [
     "run.threads=1",
     "run.workers=1",
     "method.prototype.enabled=off",  # most tests are of rounds that train
-    "method.consolidation.data=none",
 ]
 
 

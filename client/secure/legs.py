@@ -19,7 +19,7 @@ from client.policy_check import require_policy
 from client.secure.peers import met, pins_of
 from client.secure.request import announcements_of, request_of, run_of
 from client.secure.store import SecureStore
-from deal_core.config.consolidation import may_take_sums
+from deal_core.config.class_sums import may_take_sums
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import fewest_in_sum

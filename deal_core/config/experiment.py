@@ -237,19 +237,6 @@ LARGEST_DECAY = 0.01
 could choose, whatever the number of records."""
 
 
-def _require_memory(decay_key: str, decay: float, rate_key: str, rate: float) -> None:
-    """Check that steps do not forget those before.
-
-    Raises:
-        ValueError: they do.
-    """
-    if rate * decay > LARGEST_DECAY:
-        raise ValueError(
-            f"{decay_key} {decay:g} times {rate_key} {rate:g} is more than {LARGEST_DECAY:g}, so "
-            "an update would be of its last records alone; lower one"
-        )
-
-
 class TrainConfig(Table):
     """The local optimiser."""
 
@@ -288,7 +275,12 @@ class TrainConfig(Table):
                 f"learning_rate {self.learning_rate:g} is more than a step of AdamW may move an "
                 "entry, 1; lower it"
             )
-        _require_memory("weight_decay", self.weight_decay, "learning_rate", self.learning_rate)
+        if self.learning_rate * self.weight_decay > LARGEST_DECAY:
+            raise ValueError(
+                f"weight_decay {self.weight_decay:g} times learning_rate {self.learning_rate:g} is "
+                f"more than {LARGEST_DECAY:g}, so an update would be of its last records alone; "
+                "lower one"
+            )
         return self
 
 
@@ -340,10 +332,3 @@ class Experiment(Table):
     train: TrainConfig = TrainConfig()
     faults: FaultsConfig = FaultsConfig()
     run: RunConfig = RunConfig()
-
-    @model_validator(mode="after")
-    def _no_phase_forgets(self) -> Self:
-        """Refuse for rounds of consolidation what ``train`` refuses for those of learning."""
-        decay, rate = self.train.weight_decay, self.method.consolidation.learning_rate
-        _require_memory("train.weight_decay", decay, "method.consolidation.learning_rate", rate)
-        return self

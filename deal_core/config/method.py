@@ -36,10 +36,9 @@ class RetentionConfig(Table):
     """False: every task keeps training the same adapter, and nothing is compressed. The keys
     below then have no effect."""
     filter: str = "identity"
-    """Gains of the kernels: ``identity`` (plain truncation; nothing measured beats it),
-    ``wiener`` (singular values near the noise floor shrink, those below it vanish) or ``learned``
-    (from there, learnt in the rounds of ``method.consolidation``). At the end of every task all
-    that was learnt passes the filter, what earlier tasks left once more."""
+    """Gains of the kernels: ``identity`` (plain truncation; nothing measured beats it) or
+    ``wiener`` (singular values near the noise floor shrink, those below it vanish). At the end of
+    every task all that was learnt passes the filter, what earlier tasks left once more."""
     kernels: int = Field(16, ge=2)
     """Heat kernels over a layer's spectrum, centred at its quantiles."""
     width: float = Field(0.5, gt=0)
@@ -97,37 +96,6 @@ class DistillationConfig(Table):
     the task at hand (``current``: the published form), or with the prompt of an earlier task, and
     gives an answer of its own (``earlier``). ``auto``: deal with ``earlier``, lwf with
     ``current``."""
-
-
-class ConsolidationConfig(Table):
-    """Rounds at the end of a task in which clients distil all that was learnt into the retained
-    adapter (deal). Beside class means they gained nothing. Where names answer alone and much is cut
-    (ten tasks, ``adapter.retained_rank = 8``) they were worth 2.7 points more than as many rounds
-    of learning."""
-
-    data: Literal["none", "private"] = "none"
-    """``none``: the server compresses alone; ``private``: on each client's own texts of the task. A
-    task that fits into the retained rank has nothing to distil, and gets no round."""
-    rounds: int = Field(2, ge=1)
-    """Rounds per task, after those of ``federation.rounds``."""
-    temperature: float = Field(2.0, gt=0)
-    """As ``method.distillation.temperature``, in these rounds."""
-    learning_rate: float = Field(3e-4, gt=0, le=1)
-    """Of the retained adapter, which starts near its goal: large steps lead away from it. Learned
-    gains, numbers from 0 to 1, want thirty times as much."""
-    lambda1: float = Field(0.01, ge=0)
-    """Weight of how far learned gains and centres leave their start values."""
-    lambda2: float = Field(0.001, ge=0)
-    """Weight of how far the learned filter changes the spectrum."""
-    a: float = 2.0
-    """Power of the first."""
-    b: float = Field(2.0, ge=1)
-    """Power of the second, at most ``a``."""
-
-    @model_validator(mode="after")
-    def _go_together(self) -> Self:
-        _require_higher(self.a, self.b)
-        return self
 
 
 class EwcConfig(Table):
@@ -259,7 +227,6 @@ class MethodConfig(Table):
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()
-    consolidation: ConsolidationConfig = ConsolidationConfig()
     ewc: EwcConfig = EwcConfig()
     nlora: NLoraConfig = NLoraConfig()
     olora: OLoraConfig = OLoraConfig()

@@ -9,7 +9,6 @@ from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
 from deal_core.methods.auto_settings import (
     FEWEST_IN_SUM,
-    consolidation_rank,
     resolve_auto,
     texts_at_once,
 )
@@ -113,7 +112,6 @@ __all__ = [
     "TaskMemory",
     "TaskPrompt",
     "Tensors",
-    "consolidation_rank",
     "cut_by_inputs",
     "make_method",
     "method_of",

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from deal_core.aggregation import MEANS_OF_FACTORS
-from deal_core.config.consolidation import may_consolidate
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import MethodConfig, PrototypeConfig
-from deal_core.data.sites import named_tasks
 from deal_core.models import has_label_logits
 
 AUTO = "auto"
@@ -17,25 +14,6 @@ FEWEST_IN_SUM = 3
 def resolve_auto(experiment: Experiment) -> MethodConfig:
     """Return the method's settings without ``auto``."""
     return experiment.method.model_copy(update={"prototype": _prototype(experiment)})
-
-
-def consolidates(method: MethodConfig) -> bool:
-    """Return whether what was learnt is distilled."""
-    return method.consolidation.data == "private"
-
-
-def consolidation_rank(experiment: Experiment) -> int:
-    """Return the rank of the adapter that clients train in rounds of consolidation; 0: there are
-    none, or nothing will be cut that they could distil."""
-    method, adapter = experiment.method, experiment.adapter
-    if not may_consolidate(experiment):
-        return 0
-    tasks = len(experiment.data.tasks or named_tasks(experiment.data))
-    counted = tasks and experiment.stream.schedule == "synchronous"
-    plain = experiment.aggregation.rule in MEANS_OF_FACTORS
-    if counted and plain and method.retention.filter == "identity":
-        return adapter.retained_rank if tasks * adapter.rank > adapter.retained_rank else 0
-    return adapter.retained_rank
 
 
 def _prototype(experiment: Experiment) -> PrototypeConfig:

@@ -224,42 +224,31 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Phase:
-    """Rounds of a task in which clients minimise one objective over what the server lays out, or
-    add up statistics.
+    """Rounds of a task in which clients minimise one objective, or add up statistics.
 
     Attributes:
         name: in instructions and events.
         rounds: per task.
         objective: client, once a round: as :meth:`Method.objective`.
-        setup: server, before the first round; the adapter that is trained is ``current``.
-        should_run: server, before every round: False leaves it out.
-        learning_rate: 0: ``train.learning_rate``.
-        rule: aggregation rule; empty: ``aggregation.rule``.
         statistics: what is added up; then nothing is trained. None: the objective is minimised.
     """
 
     name: str
     rounds: int
     objective: MakeObjective
-    setup: Callable[[State], State]
-    should_run: Callable[[State], bool]
-    learning_rate: float = 0.0
-    rule: str = ""
     statistics: Statistics | None = None
 
 
 def phases_of(method: Method, rounds: int = 0) -> dict[str, Phase]:
     """Return all phases of a task by name, in order: ``rounds`` of learning, then the method's
     own. One that a method calls ``learn`` takes the place of ordinary learning, with its rounds."""
-    learn = Phase(LEARN, rounds, method.objective, lambda state: state, lambda state: True)
+    learn = Phase(LEARN, rounds, method.objective)
     return {phase.name: phase for phase in (learn, *method.phases)}
 
 
-def phases_after(method: Method, joint_tasks: bool) -> list[Phase]:
-    """Return the phases that follow the rounds of learning. Before all tasks at once there is
-    nothing that could be consolidated with them: then those of statistics alone."""
-    phases = [phase for phase in method.phases if phase.name != LEARN]
-    return [phase for phase in phases if phase.statistics is not None or not joint_tasks]
+def phases_after(method: Method) -> list[Phase]:
+    """Return the phases that follow the rounds of learning: of statistics."""
+    return [phase for phase in method.phases if phase.name != LEARN]
 
 
 def statistics_of(method: Method) -> Statistics | None:
@@ -283,8 +272,8 @@ class Method(Protocol):
 
     @property
     def phases(self) -> Sequence[Phase]:
-        """What follows the rounds of learning in every task, in order; and what takes their place,
-        where one is called ``learn``."""
+        """Rounds of sums that follow those of learning in every task, in order; and what takes
+        their place, where one is called ``learn``."""
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Server, before the first round of a stage (which is a task where all clients work on

@@ -347,13 +347,12 @@ def require_unit(asked: str, policy: Policy | None) -> str:
     return own
 
 
-def require_adapter(adapter: AdapterConfig, policy: Policy | None, distilled: int = 0) -> None:
+def require_adapter(adapter: AdapterConfig, policy: Policy | None) -> None:
     """Check that the site trains adapters of this rank, in these layers.
 
     Args:
         adapter: of the experiment.
         policy: of the site; None: it allows all.
-        distilled: rank of the student in rounds of consolidation; 0: there are none.
 
     Raises:
         UserError: it does not.
@@ -365,12 +364,6 @@ def require_adapter(adapter: AdapterConfig, policy: Policy | None, distilled: in
         raise UserError(
             f"adapter.rank is {largest}, but the site's policy allows {policy.max_rank}; lower it, "
             "or raise policy.max_rank"
-        )
-    if distilled > policy.max_rank:
-        raise UserError(
-            f"rounds of consolidation train an adapter of rank {distilled} (adapter.retained_rank)"
-            f", but the site's policy allows {policy.max_rank}; set method.consolidation.data to "
-            '"none", lower adapter.retained_rank, or raise policy.max_rank'
         )
     others = sorted(set(adapter.target_modules) - set(policy.target_modules))
     if others:

@@ -29,7 +29,7 @@ def distillation_losses(
         ``(examples,)``; 0 where there are no classes, or where both agree. What the logits of
         one space have in common is free.
 
-    Source: docs/method.md (M16) to (M19); Hinton et al. 2015 (T^2 keeps the gradient's size); Li &
+    Source: docs/method.md (M16) to (M18); Hinton et al. 2015 (T^2 keeps the gradient's size); Li &
     Hoiem 2016 (LwF: each earlier task has a softmax of its own).
     """
     logits, spaces = student.distillation_logits, list(student.spaces)

@@ -59,7 +59,7 @@ class SecureRound:
         started, one, step = time.monotonic(), self.round, self.round.step
         exchange = one.exchange
         clients = self.sum.clients()
-        if not clients or not one.phase.should_run(state):
+        if not clients:
             exchange.event("round_skipped", step)
             if piggybacked is None:
                 return state, history

@@ -86,14 +86,13 @@ def train_client(
     load_state(model, state)
     task = LocalTask(labels, seen, future=lambda: future)
     config = experiment.train
-    rate = phase.learning_rate or config.learning_rate
     train(
         model,
         phase.objective(model, state, task, data, Cache()),
         data,
         make_rule(experiment.aggregation).trained(server_round),
         experiment.federation.local_epochs,
-        config.model_copy(update={"learning_rate": rate}),
+        config,
         _generator(experiment, client, stage, server_round),
     )
     return ClientUpdate(client, read(model.module), float(len(data)))

@@ -81,5 +81,5 @@ def _private_rounds(experiment: Experiment, clients: int) -> list[RoundContext]:
 def _private_steps(experiment: Experiment) -> list[Step]:
     plan = make_plan(experiment, open_source(experiment.data).task_names(), ["a client"])
     method = method_of(experiment)
-    steps = schedule(plan.stages, phases_after(method, plan.joint_tasks))
+    steps = schedule(plan.stages, phases_after(method))
     return private_rounds(steps)

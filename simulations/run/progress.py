@@ -11,7 +11,7 @@ from deal_core.metrics import in_turn, spans
 
 RunEvent = Mapping[str, Any]
 
-PHASES: Mapping[str, str] = {"learn": "training", "consolidate": "consolidating"}
+PHASES: Mapping[str, str] = {"learn": "training"}
 """A round's phase in words; that of another method is its own word."""
 
 

@@ -85,11 +85,6 @@ def check_adapter_kind(experiment: Experiment) -> None:
         )
     if core and experiment.train.step != "server":
         _check_core_at_clients(experiment)
-    if core and method.consolidation.data != "none":
-        raise UserError(
-            f"{where} has frozen factors, and rounds of consolidation train a whole adapter; set "
-            'method.consolidation.data to "none"'
-        )
     texts = experiment.data.generation
     if core and texts:
         raise UserError(

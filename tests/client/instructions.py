@@ -32,7 +32,7 @@ class Bent:
 
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "task": st.sampled_from(TASKS),
-    "phase": st.sampled_from(["learn", "consolidate", "send texts"]),
+    "phase": st.sampled_from(["learn", "probe", "send texts"]),
     "stage": st.integers(-1, 3),
     "server_round": st.integers(0, 3),
     "tasks": lists,
@@ -60,7 +60,6 @@ CONFIG: dict[str, tuple[str, ...]] = {
     "data.train_share": ("0.1",),
     "stream.schedule": ("joint", "per-client"),
     "method.name": ("sequential", "lwf", "ewc", "replay"),
-    "method.consolidation.data": ("private",),
     "train.learning_rate": ("1e-30", "1", "0.05"),
     "federation.local_epochs": ("2",),
     "federation.rounds": ("1", "9"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import nullcontext
 from dataclasses import replace
@@ -414,38 +413,3 @@ def test_noise_that_does_not_suffice_is_refused_before_anything_is_prepared(smal
         require_policy(config, policy)
     assert refusal.value.code == "policy"
     require_policy(config, Policy(noise_share="sum", colluding=1))
-
-
-NINE = (
-    "method.prototype.enabled=off",
-    "method.consolidation.data=private",
-    f"data.tasks={json.dumps([f'task-{n}' for n in range(9)])}",
-)
-
-
-@pytest.mark.parametrize(
-    ("settings", "taken"),
-    [
-        (NINE, False),
-        ((*NINE, "method.consolidation.data=none"), True),
-        ((*NINE, "adapter.retained_rank=32"), True),
-        ((*NINE, "adapter.retained_rank=72"), True),  # nothing is ever cut
-        ((*NINE, "adapter.retained_rank=72", "aggregation.rule=fedex"), False),
-        (("method.prototype.enabled=on",), True),
-        (("method.name=lwf",), True),
-    ],
-)
-def test_rounds_of_consolidation_are_refused_at_once_where_their_rank_is_too_large(
-    small, settings, taken
-):
-    """And not in the first task of which something is cut, days later."""
-    config = small("privacy.mechanism=none", "adapter.retained_rank=64", *settings)
-    if taken:
-        require_policy(config, Policy())
-        return
-    with pytest.raises(
-        Refusal, match=r"rank (64|72) .*allows 32; set method.consolidation.data"
-    ) as no:
-        require_policy(config, Policy())
-    assert no.value.code == "policy"
-    require_policy(config, Policy(max_rank=72))

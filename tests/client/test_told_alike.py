@@ -184,7 +184,7 @@ def test_a_site_makes_them_of_the_model_that_it_was_asked_for(tmp_path):
     [
         {"stage": 1},
         {"server_round": 2},
-        {"phase": "consolidate"},
+        {"phase": "prototypes"},
         {"task": "laboratory", "seen": ()},
         {"seen": ()},
         {"future": ("skin",)},
@@ -315,11 +315,9 @@ def test_real_sites_weigh_the_same_in_a_sum(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("decay", [0.5, 2.0])
-@pytest.mark.parametrize("phase", ["train", "method.consolidation"])
-def test_no_setting_makes_an_update_that_of_its_last_records_alone(tmp_path, phase, decay):
+def test_no_setting_makes_an_update_that_of_its_last_records_alone(tmp_path, decay):
     """Which come last is drawn by the run's seed: the server's choice, below any floor."""
-    rates = ("train.learning_rate=1e-4", f"{phase}.learning_rate=0.05")
-    rates = (*rates, f"train.weight_decay={decay}")
+    rates = ("train.learning_rate=0.05", f"train.weight_decay={decay}")
     with pytest.raises(UserError, match="of its last records alone"):
         experiment_of(make_sites(tmp_path), *rates)
 
@@ -330,7 +328,6 @@ def test_no_setting_makes_an_update_that_of_its_last_records_alone(tmp_path, pha
         (("train.learning_rate=4e-12", "train.weight_decay=2.5e23"), "its last records alone"),
         (("train.learning_rate=1e10",), "less than or equal to 100"),
         (("train.learning_rate=4",), "more than a step of AdamW"),
-        (("method.consolidation.learning_rate=2",), "less than or equal to 1"),
     ],
 )
 def test_no_setting_makes_an_update_grow_with_the_number_of_records(tmp_path, settings, line):

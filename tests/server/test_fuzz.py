@@ -113,10 +113,7 @@ def settings(folder: Path, model: Path, rule: str, dtype: str) -> Experiment:
                 "target_modules": ("query", "intermediate.dense"),
             },
             "data": {"tasks": ("laboratory", "surgery")},
-            "method": {  # rounds that train
-                "prototype": {"enabled": "off"},
-                "consolidation": {"data": "none"},
-            },
+            "method": {"prototype": {"enabled": "off"}},  # rounds that train
             "federation": {"clients": CLIENTS, "rounds": ROUNDS, "quorum": 0.05},
             "aggregation": {"rule": rule, "norm_bound": 20.0},
             "wire": {"dtype": dtype},

@@ -81,10 +81,7 @@ def experiment(folder: Path, model: Path, **tables: dict[str, Any]) -> Experimen
             "target_modules": ("query", "intermediate.dense"),
         },
         "data": {"tasks": ("laboratory",)},
-        "method": {  # rounds that train
-            "prototype": {"enabled": "off"},
-            "consolidation": {"data": "none"},
-        },
+        "method": {"prototype": {"enabled": "off"}},  # rounds that train
         "federation": {"clients": CLIENTS, "rounds": 2, "quorum": 0.05},
         "run": {"out": str(folder)},
     }

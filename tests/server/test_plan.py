@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
-from deal_core.config.method import ConsolidationConfig, MethodConfig, PrototypeConfig
+from deal_core.config.method import MethodConfig, PrototypeConfig
 from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError
 from deal_core.methods import method_of, phases_after
@@ -247,11 +247,10 @@ def test_nobody_joins_late_where_all_tasks_come_at_once():
     st.dictionaries(st.sampled_from(CLIENTS[1:]), st.integers(0, len(TASKS))),
     st.integers(1, 3),
     st.integers(0, 4),
-    st.sampled_from(["none", "private"]),
 )
 @settings(deadline=None)
 def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
-    drawn, joins, rounds, every, consolidation
+    drawn, joins, rounds, every
 ):
     """Whatever returns and whoever joins when; the plan of a budget is made of the settings."""
     orders = dict(zip(CLIENTS, map(tuple, drawn), strict=True)) | {"0": (*drawn[0], *TASKS)}
@@ -261,21 +260,17 @@ def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
     experiment = Experiment(
         stream=stream,
         federation=FederationConfig(rounds=rounds, clients=len(CLIENTS)),
-        method=MethodConfig(
-            prototype=PrototypeConfig(enabled="off"),
-            consolidation=ConsolidationConfig(data=consolidation, rounds=2),
-        ),
+        method=MethodConfig(prototype=PrototypeConfig(enabled="off")),
     )
     plan, method = make_plan(experiment, TASKS, CLIENTS), method_of(experiment)
     asked: Counter[tuple[str, str]] = Counter()
-    for step in schedule(plan.stages, phases_after(method, False)):
+    for step in schedule(plan.stages, phases_after(method)):
         if step.kind == "round":
             asked.update(plan.working(step.stage, step.server_round).items())
     work = planned_work(experiment, method.phases, dict.fromkeys(TASKS, 9))
     planned_rounds = {each.task: each.rounds for each in work}
     assert all(count <= planned_rounds[task] for (_, task), count in asked.items())
-    if consolidation == "none":
-        assert max(asked.values()) == max(planned_rounds.values())
+    assert max(asked.values()) == max(planned_rounds.values())
     assert len(plan.stages) + 1 <= evaluations(experiment, len(TASKS))
 
 

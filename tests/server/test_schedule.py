@@ -5,7 +5,7 @@ from server.schedule import Step, schedule
 
 
 def phase(name: str, rounds: int) -> Phase:
-    return Phase(name, rounds, lambda *given: None, lambda state: state, lambda state: True)
+    return Phase(name, rounds, lambda *given: None)
 
 
 def test_every_stage_has_its_rounds_then_its_end():
@@ -31,7 +31,6 @@ def test_a_further_phase_is_laid_out_and_its_rounds_count_on():
     assert schedule([1], [phase("polish", 2)]) == [
         Step("round", 0, 1, round=1),
         Step("zero-shot", -1, round=1),
-        Step("begin-phase", 0, phase="polish", round=1),
         Step("round", 0, 2, "polish", 2),
         Step("round", 0, 3, "polish", 3),
         Step("end-stage", 0, round=3),

@@ -4,9 +4,8 @@ Source: docs/method.md (M4) to (M9), (M15), (M16). A task starts with a fresh cu
 orthogonal complement of what is retained (``warm_start_rank`` of the strongest retained directions
 may go on in it instead); clients learn it while they distil the model as it was at the start of the
 task, and pay for interference with what is retained; at the end both adapters are stacked,
-filtered, and the best part of fixed rank is retained, by the server alone or with rounds of
-distillation from the stack. The size of the model does not grow with the number of tasks. Every
-part has a switch.
+filtered, and the best part of fixed rank is retained, by the server alone. The size of the model
+does not grow with the number of tasks. Every part has a switch.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.errors import UserError, choose
+from deal_core.errors import choose
 from deal_core.lora.adapter import (
     fingerprint,
     is_nonzero,
@@ -32,13 +31,7 @@ from deal_core.lora.adapter import (
     zero_adapter,
 )
 from deal_core.lora.state import State
-from deal_core.methods.auto_settings import consolidates
 from deal_core.methods.deal.analytic_head import prototype_phases
-from deal_core.methods.deal.consolidation import (
-    LEARNED,
-    consolidated,
-    consolidation_phases,
-)
 from deal_core.methods.deal.controlled_update import Anchor, make_anchors, update_penalty
 from deal_core.methods.deal.live_update import beside_current, live_update
 from deal_core.methods.deal.retention import GAINS, retain
@@ -57,7 +50,7 @@ from deal_core.training.objective import Objective
 @dataclass(frozen=True)
 class Deal:
     """Attributes: ``adapter`` (ranks, alpha) and ``method`` (switches) of the experiment;
-    ``phases``: consolidation by distillation and the analytic head, if they are on."""
+    ``phases``: the analytic head, if it is on."""
 
     adapter: AdapterConfig
     method: MethodConfig
@@ -90,12 +83,9 @@ class Deal:
     def end_task(self, state: State) -> State:
         """Return a state that retains, of both adapters stacked, the best part of rank
         ``retained_rank`` of what passes the filter (exact while everything learnt so far fits, and
-        no noise floor is given); after rounds of consolidation, what they have made of it."""
+        no noise floor is given)."""
         if not self.method.retention.enabled:
             return drop_task_start(state)
-        distilling = consolidates(self.method)
-        if distilling and state.num_reference_directions:  # laid out, with the teacher apart
-            return consolidated(state, self.adapter)
         everything = stack(state.parts())
         retained = retain(everything, self.adapter.retained_rank, self.method.retention)
         current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
@@ -159,24 +149,7 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
     """Return the method of an experiment.
 
     Raises:
-        UserError: unknown filter, or parts that need each other.
+        UserError: unknown filter.
     """
     choose("method.retention.filter", method.retention.filter, GAINS)
-    consolidating = consolidates(method)
-    if method.retention.filter == LEARNED and not consolidating:
-        raise UserError(
-            'method.retention.filter = "learned" learns from texts: set method.consolidation.data '
-            'to "private", or choose another filter'
-        )
-    if consolidating and not method.retention.enabled:
-        raise UserError(
-            f'method.consolidation.data = "{method.consolidation.data}" distils into the retained '
-            'adapter: set method.retention.enabled to true, or data to "none"'
-        )
-    if consolidating and method.retention.metric != "plain":
-        raise UserError(
-            'method.retention.metric = "names" chooses what is retained once; set '
-            'method.consolidation.data to "none", or metric to "plain"'
-        )
-    phases = consolidation_phases(adapter, method) + prototype_phases(method.prototype)
-    return Deal(adapter, method, phases)
+    return Deal(adapter, method, prototype_phases(method.prototype))

@@ -160,6 +160,5 @@ def wiener_gains(levels: Tensor, noise: float) -> Tensor:
 GAINS: Mapping[str, Callable[[Tensor, float], Tensor]] = {
     "identity": identity_gains,
     "wiener": wiener_gains,
-    "learned": wiener_gains,
 }
-"""Name to gains; those of ``learned`` are where learning starts."""
+"""Name to gains."""

@@ -57,6 +57,4 @@ def no_objective(
 
 def statistics_phase(name: str, rounds: int, statistics: Statistics) -> Phase:
     """Return a phase in which nothing is trained, and the state is as it was before."""
-    return Phase(
-        name, rounds, no_objective, lambda state: state, lambda state: True, statistics=statistics
-    )
+    return Phase(name, rounds, no_objective, statistics)

@@ -1,8 +1,8 @@
 """One noise multiplier for a whole run: solved from all that it will release, and all before.
 
 A multiplier that fits the budget of one round spends it again in the next. So the site counts
-ahead: every round of every task, those of consolidation included, on top of
-what its ledger holds. The multiplier that makes the sum fit is the plan's, once and for all.
+ahead: every round of every task, on top of what its ledger holds. The multiplier that makes the sum
+fit is the plan's, once and for all.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ReleaseSchedule(BaseModel):
     Attributes:
         task: its name.
         records: how many the site has of it.
-        rounds: in which it is worked on, over all phases that learn.
+        rounds: in which it is worked on, to learn it.
         sample_rate: of every step.
         steps: of every round.
         sums: class sums beside them, with noise of their own.
@@ -64,27 +64,18 @@ def planned_work(
             a number like others.
     """
     stream, learning = experiment.stream, experiment.federation.rounds
-    private = sum(phase.rounds for phase in phases if phase.statistics is None)
-    sums = sum(
-        phase.rounds for phase in phases if phase.statistics is not None and phase.name != LEARN
-    )
-    late = bool(stream.joins)  # who joins in the middle of a stage works in one more
-    stages = {task: stream.times(task) + late for task in records}
-    if stream.schedule == "per-client" and stream.consolidate_every:
-        most = math.ceil(learning * stream.turns(len(records)) / stream.consolidate_every) + late
-        stages = dict.fromkeys(records, most)
-    by_task = [(task, learning * stream.times(task) + private * stages[task]) for task in records]
+    sums = sum(phase.rounds for phase in phases if phase.name != LEARN)
     rates = sample_rates(experiment, records)
     return [
         ReleaseSchedule(
             task=task,
             records=records[task],
-            rounds=rounds,
-            sample_rate=rate,
-            steps=steps_of(rate, experiment),
+            rounds=learning * stream.times(task),
+            sample_rate=rates[task],
+            steps=steps_of(rates[task], experiment),
             sums=sums,
         )
-        for (task, rounds), rate in zip(by_task, (rates[t] for t, _ in by_task), strict=True)
+        for task in records
     ]
 
 

@@ -64,9 +64,4 @@ def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
             "sequential, and method.update.enabled to false; or method.name to prototype, with "
             "method.prototype.covariance none and method.prototype.layers 1",
         ),
-        (
-            method.consolidation.data == "private",
-            "rounds of consolidation have steps of their own; set method.consolidation.data to "
-            '"none"',
-        ),
     ]

@@ -27,7 +27,7 @@ from deal_core.data.site import SiteSource
 from deal_core.data.source import TaskData
 from deal_core.data.split import split_off_each
 from deal_core.errors import UserError
-from deal_core.methods import consolidation_rank, method_of, statistics_of
+from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.accounting.unit import GROUP, RECORD, unit_text
 from deal_core.privacy.policy import (
     Policy,
@@ -187,7 +187,7 @@ def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
         UserError: the site would take no part in it.
     """
     require_mechanism(experiment.privacy.mechanism, site.policy)
-    require_adapter(experiment.adapter, site.policy, consolidation_rank(experiment))
+    require_adapter(experiment.adapter, site.policy)
     require_shares(experiment.privacy, site.policy)
     require_comparable(experiment, site.policy)
     yield f"the policy allows the experiment: privacy.mechanism '{experiment.privacy.mechanism}'"

@@ -15,7 +15,6 @@ from simulations.report.run.record import RunRecord
 
 PHASES = {
     "learn": "training",
-    "consolidate": "consolidation",
     "prototypes": "sums",
     "probe": "sums",
 }

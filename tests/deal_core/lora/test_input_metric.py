@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.config.method import MethodConfig, RetentionConfig
-from deal_core.errors import UserError
+from deal_core.config.method import MethodConfig
 from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
 from deal_core.lora.attach import read
 from deal_core.lora.input_metric import EVENNESS, input_metric
@@ -110,11 +109,3 @@ def test_public_inputs_are_what_the_first_layer_takes_in():
     assert len(rows) > names
     again = public_inputs(model, State(nothing, nothing), TASKS)  # all vectors are there
     assert all(torch.equal(again[name], value) for name, value in found.items())
-
-
-def test_it_does_not_go_with_rounds_of_consolidation():
-    method = MethodConfig(
-        retention=RetentionConfig(metric="names"), consolidation={"data": "private"}
-    )
-    with pytest.raises(UserError, match=r"metric = \"names\" chooses .* once"):
-        make_deal(method, AdapterConfig())

@@ -68,7 +68,6 @@ CORE = (
     ("override", "line"),
     [
         ('data.generation=["surgery"]', "answers of task 'surgery' are texts"),
-        ('method.consolidation={data="private"}', "consolidation.data to"),
     ],
 )
 def test_what_a_core_cannot_begin_with_is_refused_before_the_start(make_experiment, override, line):

@@ -66,14 +66,6 @@ PLANNED: dict[tuple[int, int], Asked] = {
 }
 
 
-CONSOLIDATING = (
-    "method.name=deal",
-    "method.consolidation.data=private",
-    "method.consolidation.rounds=1",
-    "adapter.retained_rank=4",
-)
-
-
 class Spy(InProcessGrid):
     """Notes what is asked of whom."""
 
@@ -196,7 +188,7 @@ RETURNING = (
     '2=["surgery", "laboratory"]}'
 )
 QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
-DEAL = ("method.name=deal", "method.prototype.enabled=on", "method.consolidation.data=none")
+DEAL = ("method.name=deal", "method.prototype.enabled=on")
 
 
 EACH, TWO = ("stream.consolidate_every=1",), ("federation.rounds=2",)
@@ -318,24 +310,6 @@ def test_a_client_that_trains_alone_idles_where_it_is_through(own_orders, tmp_pa
     assert len(results.accuracy_matrix) == 2
     assert results.accuracy_matrix[0] == results.accuracy_matrix[1]
     assert len(results.wire.bytes_up) == 1
-
-
-def test_clients_distil_what_all_have_taught_the_model_by_the_end_of_the_stage(own_orders):
-    """The teacher of the second phase knows what the others learnt in this very stage."""
-    experiment = own_orders(*tiny("sequential"), *CONSOLIDATING)
-    grid = Spy(make_app(), to_run_config(experiment), 3)
-    with assume_identity(1, 1):
-        run(grid, experiment)
-    asked = {
-        (a.stage, a.server_round, client): (a.task, a.seen)
-        for client, kind, a in grid.asked
-        if kind == "train" and a.phase == "consolidate"
-    }
-    assert asked == {
-        (0, 3, "0"): (S, (L, M)),
-        (0, 3, "2"): (L, (S, M)),
-        (1, 2, "0"): (M, (L, S)),
-    }
 
 
 @pytest.mark.parametrize(

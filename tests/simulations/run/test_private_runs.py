@@ -42,28 +42,6 @@ def finished(make_experiment, tmp_path_factory):
     return experiment, folder, events, fields
 
 
-def test_distillation_on_private_texts_is_charged_like_learning(make_experiment, tmp_path):
-    """Rounds of consolidation go through the same mechanism, and the plan has counted them."""
-    experiment = make_experiment(
-        *PRIVATE,
-        "federation.rounds=1",
-        "method.consolidation.data=private",
-        "method.consolidation.rounds=2",
-        "adapter.retained_rank=4",  # so that the second task leaves something to be distilled
-    )
-    events = run_in_process(at(experiment, tmp_path), lambda reply: reply)
-    sent = [
-        (event["phase"], event["client"]) for event in events if event["event"] == "client_finished"
-    ]
-    for client in "01":
-        held = Ledger(tmp_path / "sites" / client).events()
-        phases = [event.phase for event in held]
-        assert phases == [phase for phase, name in sent if name == client]
-        assert {"learn", "consolidate"} <= set(phases)
-        assert all(event.noise_multiplier > 0 and event.steps > 0 for event in held)
-        assert 0 < composed(held, held[0].delta) <= 8.0
-
-
 def test_what_an_update_has_cost_is_told_though_the_server_refuses_it(make_experiment, tmp_path):
     events = run_in_process(at(make_experiment(*PRIVATE), tmp_path), no_number)
     assert {event["client"] for event in events if event["event"] == "client_failed"} == {"0"}

@@ -146,7 +146,7 @@ def of_another_length(reply: Message) -> None:
 
 
 def of_another_phase(reply: Message) -> None:
-    reply.content["status"]["phase"] = "consolidate"
+    reply.content["status"]["phase"] = "probe"
 
 
 HOSTILE = {

@@ -277,7 +277,6 @@ def test_what_a_method_left_to_the_experiment_is_recorded_in_so_many_words(
     figures = json.loads((Path(done[0].out) / "study.json").read_text())
     (settings,) = next(c for c in figures["cells"] if c["arm"] == "deal")["settings"].values()
     assert settings["method.prototype.enabled"] == "on"
-    assert settings["method.consolidation.data"] == "none"
     request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path), report=True)
     for enabled in ("auto", "on", "off"):  # as an earlier version wrote it, as it was, otherwise
         settings["method.prototype.enabled"] = enabled

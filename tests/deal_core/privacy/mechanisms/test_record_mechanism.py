@@ -98,18 +98,6 @@ def test_a_whole_run_spends_its_budget_and_not_more(site):
     assert len(make.seen) == 50  # refused before anything was trained
 
 
-def test_distillation_is_planned():
-    def multiplier(*overrides):
-        mechanism = make_mechanism(experiment(*overrides))
-        return mechanism._solve(
-            [], RECORDS, sum(RECORDS.values()), Site(lambda: None, None, False)
-        ).noise_multiplier
-
-    alone = multiplier()
-    private = multiplier("method.consolidation.data=private", "method.consolidation.rounds=5")
-    assert private > 1.1 * alone
-
-
 def test_the_past_of_the_ledger_counts(site):
     first, make = make_mechanism(experiment("federation.rounds=2")), Maker()
     for n in (1, 2):
