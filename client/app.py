@@ -118,7 +118,7 @@ def bench_of(context: Context, place: RequestContext) -> Workbench:
     """The workbench of the run's experiment, made with the first request that needs it."""
     asked, plain = from_run_config(context.run_config), RunConfig()
     run = asked.run.model_copy(update={name: getattr(plain, name) for name in NOT_FOR_CLIENTS})
-    text = to_run_config(asked.model_copy(update={"run": run}))[EXPERIMENT]
+    text = str(to_run_config(asked.model_copy(update={"run": run}))[EXPERIMENT])
     decided = place.site.model_dump_json() if place.site is not None else ""
     return _workbench(text, decided)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.run_config import Value, to_run_config
 
 
-def placed(experiment: Experiment, out: str | Path) -> dict[str, str]:
+def placed(experiment: Experiment, out: str | Path) -> dict[str, Value]:
     run = experiment.run.model_copy(update={"out": str(out)})
     return to_run_config(experiment.model_copy(update={"run": run}))

@@ -52,7 +52,7 @@ def flatten(experiment: Experiment) -> dict[str, Value]:
     }
 
 
-def to_run_config(experiment: Experiment) -> dict[str, str]:
+def to_run_config(experiment: Experiment) -> dict[str, Value]:
     """Return Flower's run config: the experiment as JSON text, and which package wrote it."""
     text = json.dumps(experiment.model_dump(mode="json"))
     return {EXPERIMENT: text, PACKAGE: package_digest()}

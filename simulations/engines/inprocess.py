@@ -50,7 +50,7 @@ class InProcessGrid(Grid):
     def __init__(
         self,
         app: ClientApp,
-        run_config: dict[str, str],
+        run_config: dict[str, bool | int | float | str],
         clients: int,
         pool: WorkerPool | None = None,
     ) -> None:
