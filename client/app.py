@@ -100,14 +100,14 @@ def adapter(message: Message, context: Context) -> Message:
 
 def announce(message: Message, context: Context) -> Message:
     """Tell the keys with which the client takes part in secure sums."""
-    from client.secure.legs import announcement
+    from client.secure.protocol import announcement
 
     return secure_reply(message, announcement(here(context), message))
 
 
 def secure_leg(leg: str, message: Message, context: Context) -> Message:
     """Answer a leg of a secure sum; no model is loaded."""
-    from client.secure.legs import leg_reply
+    from client.secure.protocol import leg_reply
 
     place = here(context)
     experiment = place.experiment(dict(context.run_config))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from deal_core.lora.payload import COUNTS, LORA, PREFIX, WORSE, PayloadError
-from deal_core.secure_sum.protocol_error import ProtocolError, UnpinnedPeer, UsedUpdate
+from deal_core.secure_sum.messages import ProtocolError, UnpinnedPeer, UsedUpdate
 from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
 
 RIGHT = "right answers per task, for the accuracy matrix"

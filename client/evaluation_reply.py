@@ -8,7 +8,7 @@ from client import wire
 from client.distilled_store import DistilledStore
 from client.local_evaluation import local_evaluation
 from client.received import Received
-from client.secure.counts import as_arrays, maskable_counts
+from client.secure.masked_input import as_arrays, maskable_counts
 from client.state import folder_of, forget
 from client.status_reply import secure_reply
 from client.verdict import verdict

@@ -12,7 +12,7 @@ from client.context import here, log_of
 from client.distilled_store import DistilledMissing
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import OutsidePolicy, Refusal
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.messages import ProtocolError
 
 if TYPE_CHECKING:
     from deal_core.privacy.interface import Counts

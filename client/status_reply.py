@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.messages import ProtocolError
 from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
 
 STATUS = "status"

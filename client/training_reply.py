@@ -14,8 +14,7 @@ from client.local_evaluation import local_evaluation
 from client.local_update import as_allowed, local_update, require_allowed
 from client.received import Received
 from client.reply_cache import UpdateStore
-from client.secure.mask import Maskable
-from client.secure.update import maskable_update, summed_arrays
+from client.secure.masked_input import Maskable, maskable_update, summed_arrays
 from deal_core.lora.state import State
 from deal_core.wire.instruction import Instruction
 

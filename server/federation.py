@@ -51,7 +51,7 @@ from server.round import Round
 from server.round_sum import RoundSum
 from server.schedule import Step, StepKind
 from server.secure.evaluation import SecureEvaluation
-from server.secure.legs import SecureLegs
+from server.secure.protocol import SecureLegs
 from server.secure.round import SecureRound
 from server.state_change import reason_of, sendable
 from server.statistics_sum import StatisticsSum

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.errors import UserError
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.messages import ProtocolError
 from server.exchange import Exchange
 from server.schedule import Step
 from server.state_change import reason_of

@@ -18,7 +18,7 @@ from deal_core.privacy.mechanisms.noisy_class_sums import COUNT_WEIGHT
 from deal_core.privacy.mechanisms.noisy_sum import grid_step
 from deal_core.privacy.mechanisms.shares import class_sum_noise
 from deal_core.secure_sum.layout import Layout
-from deal_core.secure_sum.site_policy import LEAST_SITES
+from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.wire.secure_layout import CLASS_SUMS, statistics_layout
 from server.round import Round
 from server.round_sum import Sums

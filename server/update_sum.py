@@ -13,7 +13,7 @@ from deal_core.secure_sum.layout import Layout
 from deal_core.wire.secure_layout import layout_of
 from server.round import Round
 from server.round_sum import Sums
-from server.secure.step import GradientStep, MeanUpdate, SumStep
+from server.secure.round import GradientStep, MeanUpdate, SumStep
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from deal_core.lora.adapter import live_rank, padded, split
 from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, WORSE, PayloadError
 from deal_core.lora.state import State
 from deal_core.methods.shared.class_sums import MOST_EXAMPLES
-from deal_core.secure_sum.protocol_error import ProtocolError, UsedUpdate
+from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.counts import EXAMPLES

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.alone import OWNER_ALONE, alone
-from deal_core.secure_sum.protocol_error import ProtocolError
-from deal_core.secure_sum.site_state import SiteState
-from deal_core.secure_sum.used_updates import UsedUpdates
+from deal_core.secure_sum.messages import ProtocolError
+from deal_core.secure_sum.site_state import SiteState, UsedUpdates
 from deal_core.whole_file import write_whole
 
 STATE, USED, LOCK = "secure-sum.state", "secure-sum.used", "secure-sum.lock"

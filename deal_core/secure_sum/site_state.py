@@ -1,14 +1,40 @@
-"""What a site must remember of a run: kept, durably, before each reply leaves."""
+"""What a site must remember of a run: kept, durably, before each reply leaves.
+
+Its keys and channels, made when the run begins (SecAgg's AdvertiseKeys); the last rounds, each leg
+answered once, in its order: the same request has the same reply, another has none; and which update
+was masked for which round.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from deal_core.secure_sum.frames import join, pack, split, unpack
-from deal_core.secure_sum.identity import SITE_BYTES
-from deal_core.secure_sum.keys import KEY_BYTES
-from deal_core.secure_sum.protocol_error import ProtocolError
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from deal_core.secure_sum.keys import (
+    SITE_BYTES,
+    Announcement,
+    Pins,
+    announce,
+    derive,
+    fingerprint,
+    public_half,
+    shared_secret,
+    site_of,
+    verify,
+)
+from deal_core.secure_sum.messages import (
+    KEY_BYTES,
+    ProtocolError,
+    UsedUpdate,
+    join,
+    pack,
+    split,
+    unpack,
+)
 from deal_core.secure_sum.shamir import SECRET_BYTES
 from deal_core.secure_sum.terms import RoundTerms
 
@@ -151,3 +177,144 @@ class SiteState:
             {peer[:SITE_BYTES]: peer[SITE_BYTES:] for peer in peers},
             tuple(SiteRound.from_bytes(each) for each in rounds),
         )
+
+
+def open_run(
+    run: str,
+    identity: ec.EllipticCurvePrivateKey,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> SiteState:
+    """Return a fresh state; its ``announcement`` goes to the server, for all sites.
+
+    Args:
+        run: name of the run, the same at all sites.
+        identity: the site's registered key.
+        random_bytes: number of bytes -> fresh random bytes.
+    """
+    private = random_bytes(KEY_BYTES)
+    announcement = announce(run, public_half(private), identity)
+    return SiteState(run, site_of(identity.public_key()), private, announcement.to_bytes())
+
+
+def meet_peers(state: SiteState, announcements: Sequence[bytes], pins: Pins | None) -> SiteState:
+    """Return the state with a channel to each site that has announced itself.
+
+    The same announcements may come again, and others later; a peer has one channel key in a run.
+
+    Args:
+        state: of this site.
+        announcements: as the server passes them on; the site's own among them is skipped.
+        pins: peers that this site knows; None where its policy trusts the server not to pose as a
+            site.
+
+    Raises:
+        ProtocolError: an announcement is not its site's, or a second one of the same site.
+    """
+    channels = dict(state.channels)
+    for data in announcements:
+        announcement = Announcement.from_bytes(data)
+        if data == state.announcement:
+            continue
+        peer, key = announcement.site, announcement.channel_key
+        if peer == state.site:
+            raise ProtocolError("somebody else announces a channel key as this site's")
+        if peer in channels and channels[peer][:KEY_BYTES] == key:
+            continue
+        verify(announcement, state.run, pins)
+        if peer in channels:
+            raise ProtocolError(
+                f"site {fingerprint(peer)} has announced two channel keys in one run", peer
+            )
+        channels[peer] = key + channel_key(state, peer, key)
+    return replace(state, channels=channels)
+
+
+def channel_key(state: SiteState, peer: bytes, public: bytes) -> bytes:
+    """Return the key that this site and a peer share for the run; both get the same.
+
+    Raises:
+        ProtocolError: the peer's public half is no key.
+    """
+    ends = sorted([(state.site, public_half(state.channel_private)), (peer, public)])
+    secret = shared_secret(state.channel_private, public)
+    return derive(secret, "channel", state.run.encode(), *(part for end in ends for part in end))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The state to keep, and then the reply to send."""
+
+    state: SiteState
+    reply: bytes
+
+
+def legs_of(terms: RoundTerms) -> tuple[str, ...]:
+    """Return the legs of a round in their order."""
+    agreement = ("confirm",) if terms.confirm else ()
+    return ("prepare", "mask", *agreement, "unmask")
+
+
+def stored_reply(state: SiteState, leg: str, request: bytes) -> bytes | None:
+    """Return the reply that this very request has had in this leg; None: it is new."""
+    for each in state.rounds:
+        for answered in each.answered:
+            if (answered.leg, answered.request) == (leg, request):
+                return answered.reply
+    return None
+
+
+def check_turn(current: SiteRound, leg: str) -> None:
+    """Accept a new request of a leg whose turn it is.
+
+    Raises:
+        ProtocolError: the leg is over, comes later, or is not of this round.
+    """
+    legs, done = legs_of(current.terms), [each.leg for each in current.answered]
+    number = current.terms.number
+    if leg in done:
+        raise ProtocolError(
+            f"round {number}: this site has answered another request to {leg}, and answers one"
+        )
+    if leg not in legs:
+        raise ProtocolError(f"round {number}: its terms do without the leg {leg}")
+    if legs[len(done)] != leg:
+        raise ProtocolError(f"round {number}: {legs[len(done)]} comes before {leg}")
+
+
+def answer(state: SiteState, changed: SiteRound, leg: str, request: bytes, reply: bytes) -> Answer:
+    """Return the state in which a leg of this round is over."""
+    answered = (*changed.answered, Answered(leg, request, reply))
+    return Answer(state.with_round(replace(changed, answered=answered)), reply)
+
+
+@dataclass(frozen=True)
+class UsedUpdates:
+    """Attributes: ``masked``, place in the run to the digest of its round's terms, in hexadecimal,
+    and the name of the update."""
+
+    masked: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def masking(self, context: bytes, place: str, update: str) -> UsedUpdates:
+        """Return the record after the update of a place in the run was masked for a round; the same
+        again is the same.
+
+        Raises:
+            UsedUpdate: the place was masked for another round, or with another update.
+        """
+        wanted = context.hex(), update
+        if self.masked.get(place, wanted) != wanted:
+            raise UsedUpdate(
+                f"{place}: this site has masked its update for a sum already, and a second sum "
+                "would tell the difference; nothing was sent"
+            )
+        return UsedUpdates({**self.masked, place: wanted})
+
+    def to_bytes(self) -> bytes:
+        """Return the record as JSON."""
+        return json.dumps(dict(self.masked)).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> UsedUpdates:
+        """Return the record of the bytes."""
+        masked: dict[str, list[str]] = json.loads(data)
+        return UsedUpdates({place: (known[0], known[1]) for place, known in masked.items()})

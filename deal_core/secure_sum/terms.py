@@ -1,18 +1,28 @@
-"""What all sites of a round must agree on: who takes part, and how."""
+"""What all sites of a round must agree on, and what a site asks of it before it takes part."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 
-from deal_core.secure_sum.frames import join, number_bytes, number_from, pack, split, unpack
-from deal_core.secure_sum.identity import SITE_BYTES
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.keys import SITE_BYTES, fingerprint
+from deal_core.secure_sum.messages import (
+    ProtocolError,
+    UnpinnedPeer,
+    join,
+    number_bytes,
+    number_from,
+    pack,
+    split,
+    unpack,
+)
 
 RINGS = (32, 64)
 """Bits of a word: sums are taken modulo 2 to this power."""
 LONGEST = 2**32
 """Most words of a vector: a counter of the mask stream never comes round."""
+LEAST_SITES = 3
+"""In a sum of two each knows the other's part."""
 
 
 @dataclass(frozen=True)
@@ -138,3 +148,59 @@ def check_terms(terms: RoundTerms) -> None:
         raise ProtocolError(f"a vector of {terms.length} words is empty or too long")
     if len(terms.layout) != hashlib.sha256().digest_size:
         raise ProtocolError("the digest of a layout has 32 bytes")
+
+
+@dataclass(frozen=True)
+class SitePolicy:
+    """The site's own conditions.
+
+    Attributes:
+        min_cohort: fewest sites in a sum.
+        colluding: how many of the others this site expects to work with the server, at least.
+        confirm: whether survivors must agree before they reveal (a server that may lie). False
+            only where the server is trusted to tell all sites the same.
+        known: the sites that this one knows today, itself among them; None: it trusts the server
+            not to pose as a site.
+    """
+
+    min_cohort: int = LEAST_SITES
+    colluding: int = 0
+    confirm: bool = True
+    known: frozenset[bytes] | None = None
+
+    def check(self, terms: RoundTerms) -> None:
+        """Accept the terms of a round.
+
+        Raises:
+            UnpinnedPeer: a site of the cohort is not known, or no longer.
+            ProtocolError: they are weaker than the policy.
+        """
+        if self.known is not None:
+            for site in terms.cohort:
+                _require_known(site, self.known)
+        if len(terms.cohort) < self.min_cohort:
+            raise ProtocolError(
+                f"a cohort of {len(terms.cohort)} sites is below this site's "
+                f"min_cohort = {self.min_cohort}"
+            )
+        if terms.min_cohort < self.min_cohort:
+            raise ProtocolError(
+                f"the round would sum {terms.min_cohort} sites, this site's policy asks for "
+                f"min_cohort = {self.min_cohort}"
+            )
+        if terms.colluding < self.colluding:
+            raise ProtocolError(
+                f"the round reckons with {terms.colluding} colluding sites, this site's policy "
+                f"with {self.colluding}"
+            )
+        if self.confirm and not terms.confirm:
+            raise ProtocolError(
+                "the round does without agreement on the survivors, which this site's policy asks "
+                "for"
+            )
+
+
+def _require_known(site: bytes, known: frozenset[bytes]) -> None:
+    if site not in known:
+        shown = fingerprint(site)
+        raise UnpinnedPeer(f"site {shown} is of the round, and not among the pinned peers", site)

@@ -17,8 +17,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import learnt_shapes
-from deal_core.secure_sum.layout import Layout, SumField, finest_scale
-from deal_core.secure_sum.weighted import weighted_layout
+from deal_core.secure_sum.layout import Layout, SumField, finest_scale, weighted_layout
 from deal_core.wire.summed_loss import loss_fields
 
 EXAMPLES = "examples"

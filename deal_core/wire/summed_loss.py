@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.secure_sum.layout import COVERED, SumField, finest_scale
-from deal_core.secure_sum.weighted import WEIGHT
+from deal_core.secure_sum.layout import COVERED, WEIGHT, SumField, finest_scale
 
 LOSS, LOSS_KEPT = "loss", "loss_kept"
 """Fields: weight times loss, and 0 for a site that says its own."""

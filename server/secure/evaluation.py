@@ -11,7 +11,7 @@ from deal_core.aggregation import NUMERICAL
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.accounting.sum_terms import sum_terms
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.wire.counts import EXAMPLES, count_names
 from deal_core.wire.secure_layout import counts_layout
@@ -24,7 +24,7 @@ from server.lost_sum import may_be_lost
 from server.reply_collection import Reply
 from server.round_sum import Sums
 from server.schedule import Step
-from server.secure.legs import SecureLegs
+from server.secure.protocol import SecureLegs
 
 ROUNDING = 1e-3
 """Of a sum of shares of right answers."""

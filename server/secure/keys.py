@@ -17,8 +17,8 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from deal_core.secure_sum.identity import Announcement, fingerprint, site_of, verify
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.secure_sum.keys import Announcement, fingerprint, site_of, verify
+from deal_core.secure_sum.messages import ProtocolError
 from deal_core.whole_file import write_whole
 
 ANNOUNCED, NUMBER = "announced", "number"

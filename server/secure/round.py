@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
-from deal_core.aggregation import LORA_B, Aggregate
+import torch
+
+from deal_core.aggregation import (
+    LORA_B,
+    NUMERICAL,
+    Aggregate,
+    AggregationRule,
+    ClientUpdate,
+    finished,
+)
+from deal_core.config.experiment import Experiment
+from deal_core.lora.kinds import kind_of
+from deal_core.lora.learnt import changed
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.sum_terms import sum_terms
-from deal_core.secure_sum.layout import Layout
-from deal_core.secure_sum.protocol_error import ProtocolError
+from deal_core.privacy.mechanisms.noisy_sum import grid_step
+from deal_core.privacy.mechanisms.shares import sum_deviation
+from deal_core.secure_sum.layout import Layout, weighted_means
+from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import LEARN
+from deal_core.wire.secure_layout import EXAMPLES
 from deal_core.wire.summed_loss import mean_loss, without_loss
+from server import wire
 from server.checkpoint import History
-from server.gathering import RoundReplies
+from server.dispatch import Dispatch
+from server.evaluation import Evaluation, EvaluationReplies
+from server.exchange import Exchange, answered
+from server.gathering import RoundReplies, refuse
 from server.lost_sum import may_be_lost
+from server.reply_collection import Reply
 from server.round import Round
-from server.round_sum import RoundSum
+from server.round_sum import RoundSum, Sums
 from server.schedule import Step
-from server.secure.gathering import SecureGathering
-from server.secure.legs import SecureLegs
-from server.state_change import reason_of, sendable
+from server.secure.protocol import SecureLegs
+from server.spending import Spending
+from server.state_change import fold_residual, reason_of, sendable
 
 
 @dataclass(frozen=True)
@@ -134,3 +154,128 @@ class SecureRound:
         if loss is not None:
             exchange.event("loss_summed", step, loss=loss)
         return after, aggregate
+
+
+@dataclass(frozen=True)
+class MaskedReplies:
+    """What the replies of a round have brought.
+
+    Attributes:
+        held: the secure sum with their masked vectors.
+        sizes: bytes of each valid reply.
+        spent: what privacy has cost, by client that says so.
+        idle: how many clients took no part.
+        hindered: how many could not, by what another site sent.
+        tally: of the evaluation that the requests carried along.
+    """
+
+    held: ServerRound
+    sizes: dict[str, int] = field(default_factory=dict)
+    spent: dict[str, Spending] = field(default_factory=dict)
+    idle: int = 0
+    hindered: int = 0
+    tally: EvaluationReplies = field(default_factory=EvaluationReplies)
+
+
+@dataclass(frozen=True)
+class SecureGathering:
+    """Takes the masked vector of every reply that may count. A bad one costs its sender the round.
+
+    Attributes:
+        piggybacked_evaluation: the step whose evaluation the requests carry; None: none.
+    """
+
+    exchange: Exchange
+    evaluation: Evaluation
+    legs: SecureLegs
+    step: Step
+    piggybacked_evaluation: Step | None
+
+    def run(self, sent: Dispatch, held: ServerRound) -> MaskedReplies:
+        """Take the replies as they come."""
+        gathered = MaskedReplies(held)
+        for reply in self.exchange.replies(self.step, sent):
+            if self.piggybacked_evaluation is not None:
+                self.evaluation.hear(self.piggybacked_evaluation, reply, sent, gathered.tally)
+            if sent.instructions[reply.client].task:
+                gathered = self._heard(reply, sent, gathered)
+        return gathered
+
+    def _heard(self, reply: Reply, sent: Dispatch, gathered: MaskedReplies) -> MaskedReplies:
+        client, instruction = reply.client, sent.instructions[reply.client]
+        spent: Spending | None = None
+        try:
+            message = answered(reply)
+            figures, spent = wire.read_figures(message, instruction)
+            if spent is not None:  # it is charged there, whatever is found wrong here
+                gathered.spent[client] = spent
+            held = self.legs.add(gathered.held, client, message)
+        except wire.ClientSkipped as reason:
+            self.legs.sits_out(self.step, client, instruction.task, reason)
+            self.exchange.heard_willing(client, reason.code != wire.BY_POLICY)
+            return replace(gathered, idle=gathered.idle + 1)
+        except NUMERICAL as fault:
+            refuse(self.exchange, self.step, client, fault, spent)
+            held, task = gathered.held, instruction.task
+            hindered = self.legs.note_blame(self.step, held, client, reply.message, task)
+            return replace(gathered, hindered=gathered.hindered + hindered)
+        self.exchange.heard_willing(client, True)
+        gathered.sizes[client] = wire.secure_bytes(message.content)
+        self.exchange.event(
+            "client_finished", self.step, client=client, task=instruction.task, **figures
+        )
+        return replace(gathered, held=held)
+
+
+SumStep = Callable[[State, Sums, Step], tuple[State, Aggregate | None]]
+"""From the state before a round, its sums and its place, to the state after it and what was
+aggregated."""
+
+
+@dataclass(frozen=True)
+class GradientStep:
+    """A step of gradient descent on a sum of clipped gradients and noise.
+
+    Attributes:
+        tasks: number of them in the run.
+    """
+
+    experiment: Experiment
+    tasks: int
+
+    def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
+        """Return the state after the step: (M59)."""
+        examples = max(1, int(sums[EXAMPLES][0]))
+        unit = grid_step(self.experiment.privacy.max_grad_norm) * self._rate(examples) / examples
+        change = {
+            key: torch.from_numpy(-unit * part) for key, part in sums.items() if key != EXAMPLES
+        }
+        core = kind_of(self.experiment.adapter).core
+        return replace(state, current=changed(state.current, change, core)), None
+
+    def _rate(self, examples: int) -> float:
+        """The learning rate, lowered where a step has much noise."""
+        config = self.experiment
+        rate, limit = config.train.learning_rate, config.train.noise_per_example
+        if config.privacy.mechanism == "none" or not limit:
+            return rate
+        return min(rate, limit * examples / sum_deviation(config, self.tasks))
+
+
+@dataclass(frozen=True)
+class MeanUpdate:
+    """The rule's aggregate of the weighted mean of all updates, as if it were one client's."""
+
+    rule: AggregationRule
+
+    def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
+        """Return the state after the round."""
+        means = {key: torch.from_numpy(part) for key, part in weighted_means(sums).items()}
+        after = changed(state.current, means, core=False)
+        trained = self.rule.trained(step.server_round)
+        aggregation = self.rule.begin(state.current, step.server_round)
+        aggregation.add(ClientUpdate("all", after, 1.0))
+        aggregate = finished(aggregation)
+        if len(trained) > 1:  # what the mean of each factor loses shows in single updates alone
+            aggregate = replace(aggregate, error=None)
+        return fold_residual(state, aggregate), aggregate

@@ -12,15 +12,11 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from deal_core.secure_sum import server_legs, site_round
+from deal_core.secure_sum import server_round, site_round
 from deal_core.secure_sum.layout import Layout, SumField, finest_scale
-from deal_core.secure_sum.leg_order import Answer
-from deal_core.secure_sum.server_round import ServerRound, open_round
-from deal_core.secure_sum.site_policy import SitePolicy
-from deal_core.secure_sum.site_run import meet_peers, open_run
-from deal_core.secure_sum.site_state import SiteState
-from deal_core.secure_sum.terms import RoundTerms
-from deal_core.secure_sum.unmasking import unmasked_sum
+from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
+from deal_core.secure_sum.site_state import Answer, SiteState, meet_peers, open_run
+from deal_core.secure_sum.terms import RoundTerms, SitePolicy
 
 RUN = "bench"
 CLIP = 1.0
@@ -117,7 +113,7 @@ class TimedRound:
             encoded = {
                 site: self.layout.encode({"x": self.values[site]}, generator) for site in here
             }
-        terms, legs = self.terms.to_bytes(), server_legs
+        terms, legs = self.terms.to_bytes(), server_round
         self._leg(
             "prepare",
             cohort,

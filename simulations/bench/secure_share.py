@@ -21,16 +21,16 @@ from simulations.bench.figures import figures_to
 
 PARTS = {
     "masking": (
-        ("client.secure.update", "maskable_update"),
-        ("client.secure.update", "summed_arrays"),
-        ("client.secure.mask", "Maskable.require"),
-        ("client.secure.mask", "Maskable.masked"),
+        ("client.secure.masked_input", "maskable_update"),
+        ("client.secure.masked_input", "summed_arrays"),
+        ("client.secure.masked_input", "Maskable.require"),
+        ("client.secure.masked_input", "Maskable.masked"),
     ),
     "legs": (
-        ("server.secure.legs", "SecureLegs.open"),
-        ("server.secure.legs", "SecureLegs.mask_requests"),
-        ("server.secure.legs", "SecureLegs.add"),
-        ("server.secure.legs", "SecureLegs.total"),
+        ("server.secure.protocol", "SecureLegs.open"),
+        ("server.secure.protocol", "SecureLegs.mask_requests"),
+        ("server.secure.protocol", "SecureLegs.add"),
+        ("server.secure.protocol", "SecureLegs.total"),
     ),
 }
 """What is done for a secure sum and not without it, by where: in a training request at the client;

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deal_core.errors import UserError
-from deal_core.secure_sum.identity import fingerprint, site_of, site_of_line
+from deal_core.secure_sum.keys import fingerprint, site_of, site_of_line
 
 
 @dataclass(frozen=True)

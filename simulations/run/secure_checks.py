@@ -8,7 +8,7 @@ from deal_core.errors import UserError
 from deal_core.lora.kinds import rule_of
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.policy import require_comparable
-from deal_core.secure_sum.site_policy import LEAST_SITES
+from deal_core.secure_sum.terms import LEAST_SITES
 
 COUNTED = {"clients", "sites"}
 """Keys that say how many clients there are."""

@@ -38,7 +38,7 @@ def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
 
 def test_the_process_that_flower_starts_for_every_message_stays_light():
     """Torch alone takes longer than all the rest; the process that stays has it."""
-    parts = "client.app, client.secure.legs"  # a secure sum has three messages a round more
+    parts = "client.app, client.secure.protocol"  # a secure sum has three messages a round more
     code = f"import {parts}, sys; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message
 
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.secure_sum.boxes import seal
-from deal_core.secure_sum.identity import Announcement, announce
+from deal_core.secure_sum.keys import Announcement, announce, seal
 from deal_core.secure_sum.layout import finest_scale
 from deal_core.secure_sum.messages import Masked, Prepared
 from deal_core.secure_sum.site_state import SiteState

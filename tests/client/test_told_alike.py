@@ -25,11 +25,11 @@ from deal_core.methods import METHODS
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.policy import require_comparable
-from deal_core.secure_sum.weighted import WEIGHT, weighted_means
+from deal_core.secure_sum.layout import WEIGHT, weighted_means
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.summed_loss import without_loss
 from server.federation import start_state
-from server.secure.step import MeanUpdate
+from server.secure.round import MeanUpdate
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure.sites import (
     OPEN,
@@ -100,7 +100,7 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
     tmp_path: Path, monkeypatch
 ):
     """So the test above can fail, and the terms of a round are what stands in the way."""
-    for module in ("client.secure.mask", "server.secure.round"):
+    for module in ("client.secure.masked_input", "server.secure.round"):
         monkeypatch.setattr(f"{module}.sum_terms", lambda *told: "")
     sums, grids = [], []
     step = MeanUpdate.__call__

@@ -14,8 +14,7 @@ from deal_core.privacy.accounting.common_noise import (
 from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS
 from deal_core.privacy.policy import Policy, at_server, in_sum
-from deal_core.secure_sum.site_policy import LEAST_SITES
-from deal_core.secure_sum.terms import threshold
+from deal_core.secure_sum.terms import LEAST_SITES, threshold
 
 
 def shares_of(experiment: Experiment) -> int:

@@ -41,7 +41,7 @@ from deal_core.privacy.policy import (
     require_unit,
     terms,
 )
-from deal_core.secure_sum.site_policy import LEAST_SITES
+from deal_core.secure_sum.terms import LEAST_SITES
 from simulations.check.odd_settings import CLEAR_COUNTS
 from simulations.check.rows import grouped
 from simulations.deployment.secret_files import check_secret

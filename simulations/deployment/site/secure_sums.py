@@ -9,7 +9,7 @@ from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
-from deal_core.secure_sum.site_policy import LEAST_SITES
+from deal_core.secure_sum.terms import LEAST_SITES
 from simulations.deployment.site.note import Note
 from simulations.deployment.site_keys import fingerprint_of_private_key
 

@@ -19,18 +19,16 @@ from deal_core.lora.arrays import from_arrays
 from deal_core.lora.payload import LORA, Template
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.sum_terms import sum_terms
-from deal_core.secure_sum import server_legs as legs
-from deal_core.secure_sum.layout import Layout
-from deal_core.secure_sum.server_round import ServerRound, open_round
-from deal_core.secure_sum.unmasking import unmasked_sum
-from deal_core.secure_sum.used_updates import UsedUpdates
-from deal_core.secure_sum.weighted import WEIGHT
+from deal_core.secure_sum import server_round as legs
+from deal_core.secure_sum.layout import WEIGHT, Layout
+from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
+from deal_core.secure_sum.site_state import UsedUpdates
 from deal_core.wire.instruction import RECORD, read_instruction
 from deal_core.wire.secure_layout import layout_of
 from deal_core.wire.summed_loss import without_loss
 from server.federation import start_state
 from server.secure.keys import ChannelKeys
-from server.secure.legs import SecureLegs
+from server.secure.protocol import SecureLegs
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure.sites import (

@@ -12,8 +12,7 @@ from client.app import make_app
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.secure_sum.identity import announce
-from deal_core.secure_sum.keys import public_half
+from deal_core.secure_sum.keys import announce, public_half
 from simulations.deployment.site_keys import fingerprint_of_line, make_key_pair
 from simulations.engines.flower_identity import assume_identity
 from tests.client.secure.sites import (
@@ -285,7 +284,7 @@ class ForgedKey(SwappedKey):
     def forged(self, announcement: bytes) -> bytes:
         from dataclasses import replace
 
-        from deal_core.secure_sum.identity import Announcement
+        from deal_core.secure_sum.keys import Announcement
 
         genuine = Announcement.from_bytes(announcement)
         return replace(genuine, channel_key=public_half(bytes(32))).to_bytes()
@@ -363,7 +362,9 @@ def test_a_run_of_another_name_is_not_announced_for(sites, tmp_path):
 def test_the_rounding_of_a_real_site_does_not_follow_from_the_runs_seed(sites, play, monkeypatch):
     """The seed is the server's word."""
     drawn = []
-    monkeypatch.setattr("client.secure.mask.seeded_numpy", lambda *given: drawn.append(given))
+    monkeypatch.setattr(
+        "client.secure.masked_input.seeded_numpy", lambda *given: drawn.append(given)
+    )
     assert play(sites).told("summed", "sites") == [4]
     assert drawn == []
 

@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 from Crypto.Cipher import AES
 
-from deal_core.secure_sum import server_legs
-from deal_core.secure_sum.frames import positions_from
-from deal_core.secure_sum.masks import Words, add_masks, ring_type
-from deal_core.secure_sum.messages import Masked, Prepared, Unmasked, UnmaskRequest
-from deal_core.secure_sum.round_keys import mask_private_key, pair_mask_key, self_mask_key
+from deal_core.secure_sum import server_round
+from deal_core.secure_sum.masks import (
+    Words,
+    add_masks,
+    mask_private_key,
+    pair_mask_key,
+    ring_type,
+    self_mask_key,
+)
+from deal_core.secure_sum.messages import Masked, Prepared, Unmasked, UnmaskRequest, positions_from
 from deal_core.secure_sum.shamir import combine, combining_weights
-from deal_core.secure_sum.site_policy import SitePolicy
+from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
     Absent,
     Round,
@@ -50,7 +55,7 @@ def attacked(
     round_.total()
     site = round_.terms.cohort[TARGET]
     if ("mask", site) not in round_.received:
-        round_.reply("mask", site, server_legs.mask_request(round_.held, site))
+        round_.reply("mask", site, server_round.mask_request(round_.held, site))
     return round_
 
 

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from deal_core.secure_sum import server_legs, site_round
-from deal_core.secure_sum.identity import fingerprint
+from deal_core.secure_sum import server_round, site_round
+from deal_core.secure_sum.keys import fingerprint
 from deal_core.secure_sum.layout import Layout, SumField
 from deal_core.secure_sum.messages import Confirmed, Masked, Prepared, Unmasked
-from deal_core.secure_sum.server_round import open_round
-from deal_core.secure_sum.site_policy import SitePolicy
-from deal_core.secure_sum.site_run import meet_peers, open_run
-from deal_core.secure_sum.terms import RoundTerms
-from deal_core.secure_sum.unmasking import unmasked_sum
+from deal_core.secure_sum.server_round import open_round, unmasked_sum
+from deal_core.secure_sum.site_state import meet_peers, open_run
+from deal_core.secure_sum.terms import RoundTerms, SitePolicy
 
 RUN = "known answers"
 VALUES = ([1, -2, 3, 4], [10, 20, -30, 40], [100, 200, 300, -400])
@@ -54,28 +52,28 @@ def known_answers() -> dict[str, Any]:
     held, answers = open_round(terms), {}
     for k in order:
         answers[k] = site_round.prepare(states[k], terms.to_bytes(), POLICY, random[k])
-        held = server_legs.add_prepared(held, states[k].site, answers[k].reply)
+        held = server_round.add_prepared(held, states[k].site, answers[k].reply)
     prepared = {k: Prepared.from_bytes(answers[k].reply) for k in order}
     seeds = {k: answers[k].state.rounds[0] for k in order}
-    held = server_legs.close_prepared(held)
+    held = server_round.close_prepared(held)
     here, generator = order[:2], np.random.default_rng(0)
     for k in here:
         encoded = LAYOUT.encode({"x": VALUES[k]}, generator)
-        request = server_legs.mask_request(held, states[k].site)
+        request = server_round.mask_request(held, states[k].site)
         answers[k] = site_round.mask(answers[k].state, request, encoded)
-        held = server_legs.add_masked(held, states[k].site, answers[k].reply)
+        held = server_round.add_masked(held, states[k].site, answers[k].reply)
     masked = {k: Masked.from_bytes(answers[k].reply).words for k in here}
-    held = server_legs.close_masked(held)
+    held = server_round.close_masked(held)
     for k in here:
-        request = server_legs.confirm_request(held, states[k].site)
+        request = server_round.confirm_request(held, states[k].site)
         answers[k] = site_round.confirm(answers[k].state, request)
-        held = server_legs.add_confirmed(held, states[k].site, answers[k].reply)
+        held = server_round.add_confirmed(held, states[k].site, answers[k].reply)
     tags = {k: Confirmed.from_bytes(answers[k].reply).tags for k in here}
-    held = server_legs.close_confirmed(held)
+    held = server_round.close_confirmed(held)
     for k in here:
-        request = server_legs.unmask_request(held, states[k].site)
+        request = server_round.unmask_request(held, states[k].site)
         answers[k] = site_round.unmask(answers[k].state, request)
-        held = server_legs.add_unmasked(held, states[k].site, answers[k].reply)
+        held = server_round.add_unmasked(held, states[k].site, answers[k].reply)
     total = unmasked_sum(held)
     return {
         "run": RUN,

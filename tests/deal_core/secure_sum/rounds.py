@@ -11,15 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from deal_core.secure_sum import server_legs, site_round
+from deal_core.secure_sum import server_round, site_round
 from deal_core.secure_sum.layout import Encoded, Layout, SumField
 from deal_core.secure_sum.masks import Words
-from deal_core.secure_sum.server_round import ServerRound, open_round
-from deal_core.secure_sum.site_policy import SitePolicy
-from deal_core.secure_sum.site_run import meet_peers, open_run
-from deal_core.secure_sum.site_state import SiteState
-from deal_core.secure_sum.terms import RoundTerms
-from deal_core.secure_sum.unmasking import unmasked_sum
+from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
+from deal_core.secure_sum.site_state import SiteState, meet_peers, open_run
+from deal_core.secure_sum.terms import RoundTerms, SitePolicy
 
 RUN = "run-1"
 LEGS = ("prepare", "mask", "confirm", "unmask")
@@ -115,25 +112,25 @@ class Round:
     def prepare(self) -> None:
         for site in self.here("prepare"):
             self.reply("prepare", site, self.terms.to_bytes())
-            self.take(server_legs.add_prepared, "prepare", site)
-        self.keep(server_legs.close_prepared(self.held))
+            self.take(server_round.add_prepared, "prepare", site)
+        self.keep(server_round.close_prepared(self.held))
 
     def mask(self) -> None:
         for site in self.here("mask"):
-            self.reply("mask", site, server_legs.mask_request(self.held, site))
-            self.take(server_legs.add_masked, "mask", site)
-        self.keep(server_legs.close_masked(self.held))
+            self.reply("mask", site, server_round.mask_request(self.held, site))
+            self.take(server_round.add_masked, "mask", site)
+        self.keep(server_round.close_masked(self.held))
 
     def confirm(self) -> None:
         for site in self.here("confirm") if self.terms.confirm else ():
-            self.reply("confirm", site, server_legs.confirm_request(self.held, site))
-            self.take(server_legs.add_confirmed, "confirm", site)
-        self.keep(server_legs.close_confirmed(self.held))
+            self.reply("confirm", site, server_round.confirm_request(self.held, site))
+            self.take(server_round.add_confirmed, "confirm", site)
+        self.keep(server_round.close_confirmed(self.held))
 
     def unmask(self) -> None:
         for site in self.here("unmask"):
-            self.reply("unmask", site, server_legs.unmask_request(self.held, site))
-            self.take(server_legs.add_unmasked, "unmask", site)
+            self.reply("unmask", site, server_round.unmask_request(self.held, site))
+            self.take(server_round.add_unmasked, "unmask", site)
 
     def until(self, leg: str) -> Round:
         """Run the legs before one; those who are gone when it begins are taken out."""

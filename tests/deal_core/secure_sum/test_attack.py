@@ -7,10 +7,14 @@ import pytest
 from scipy.stats import chisquare
 
 from deal_core.secure_sum import masks
-from deal_core.secure_sum.frames import positions_bytes
-from deal_core.secure_sum.messages import ConfirmRequest, Masked, UnmaskRequest
-from deal_core.secure_sum.protocol_error import ProtocolError
-from deal_core.secure_sum.site_policy import SitePolicy
+from deal_core.secure_sum.messages import (
+    ConfirmRequest,
+    Masked,
+    ProtocolError,
+    UnmaskRequest,
+    positions_bytes,
+)
+from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.attack import (
     LARGEST,
     TARGET,

@@ -11,17 +11,16 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from deal_core.secure_sum.identity import (
+from deal_core.secure_sum.keys import (
     Announcement,
     announce,
     fingerprint,
+    public_half,
     site_of,
     site_of_fingerprint,
 )
-from deal_core.secure_sum.keys import public_half
-from deal_core.secure_sum.protocol_error import ProtocolError
-from deal_core.secure_sum.site_run import meet_peers, open_run
-from deal_core.secure_sum.site_state import SiteState
+from deal_core.secure_sum.messages import ProtocolError
+from deal_core.secure_sum.site_state import SiteState, meet_peers, open_run
 from simulations.deployment.site_keys import make_key_pair
 from tests.deal_core.secure_sum.rounds import RUN, identities
 

@@ -10,9 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from deal_core.secure_sum.layout import Layout, SumField, finest_scale, round_at_random
-from deal_core.secure_sum.protocol_error import ProtocolError
-from deal_core.secure_sum.weighted import WEIGHT, weighted_layout, weighted_means
+from deal_core.secure_sum.layout import (
+    WEIGHT,
+    Layout,
+    SumField,
+    finest_scale,
+    round_at_random,
+    weighted_layout,
+    weighted_means,
+)
+from deal_core.secure_sum.messages import ProtocolError
 
 GENERATOR = np.random.default_rng(3)
 

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deal_core.secure_sum.frames import (
+from deal_core.secure_sum.keys import Announcement
+from deal_core.secure_sum.messages import (
+    Confirmed,
+    ConfirmRequest,
+    Masked,
+    MaskRequest,
+    Prepared,
+    ProtocolError,
+    Unmasked,
+    UnmaskRequest,
     join,
     number_bytes,
     number_from,
@@ -16,17 +25,6 @@ from deal_core.secure_sum.frames import (
     split,
     unpack,
 )
-from deal_core.secure_sum.identity import Announcement
-from deal_core.secure_sum.messages import (
-    Confirmed,
-    ConfirmRequest,
-    Masked,
-    MaskRequest,
-    Prepared,
-    Unmasked,
-    UnmaskRequest,
-)
-from deal_core.secure_sum.protocol_error import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.secure_sum.site_state import SiteState
 from deal_core.secure_sum.terms import RoundTerms

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deal_core.secure_sum.identity import Announcement
+from deal_core.secure_sum.keys import Announcement
 from deal_core.secure_sum.messages import (
     Confirmed,
     ConfirmRequest,

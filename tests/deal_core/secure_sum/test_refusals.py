@@ -7,22 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deal_core.secure_sum import server_legs, site_round
-from deal_core.secure_sum.frames import positions_bytes, positions_from
+from deal_core.secure_sum import server_round, site_round
 from deal_core.secure_sum.layout import Encoded
 from deal_core.secure_sum.messages import (
+    BelowThreshold,
     Confirmed,
     ConfirmRequest,
     MaskRequest,
+    ProtocolError,
     Unmasked,
     UnmaskRequest,
+    positions_bytes,
+    positions_from,
 )
-from deal_core.secure_sum.protocol_error import BelowThreshold, ProtocolError
-from deal_core.secure_sum.server_round import open_round
-from deal_core.secure_sum.site_policy import SitePolicy
+from deal_core.secure_sum.server_round import open_round, unmasked_sum
 from deal_core.secure_sum.site_state import SiteState
-from deal_core.secure_sum.terms import RoundTerms
-from deal_core.secure_sum.unmasking import unmasked_sum
+from deal_core.secure_sum.terms import RoundTerms, SitePolicy
 from tests.deal_core.secure_sum.rounds import (
     Round,
     first,
@@ -110,9 +110,9 @@ def test_a_round_is_prepared_once():
 
 def spoilt_mask_requests(round_: Round, earlier: Round, site: bytes) -> list[tuple[bytes, str]]:
     """Requests with something exchanged, and how each is refused."""
-    good = MaskRequest.from_bytes(server_legs.mask_request(round_.held, site))
-    old = MaskRequest.from_bytes(server_legs.mask_request(earlier.held, site))
-    other = MaskRequest.from_bytes(server_legs.mask_request(round_.held, round_.terms.cohort[1]))
+    good = MaskRequest.from_bytes(server_round.mask_request(round_.held, site))
+    old = MaskRequest.from_bytes(server_round.mask_request(earlier.held, site))
+    other = MaskRequest.from_bytes(server_round.mask_request(round_.held, round_.terms.cohort[1]))
     four, two = positions_bytes([1, 2, 3, 4]), positions_bytes([0, 1])
     return [
         (request.to_bytes(), line)
@@ -147,7 +147,7 @@ def test_a_site_to_blame_is_named():
     round_ = a_round()
     round_.prepare()
     site, blamed = round_.terms.cohort[0], round_.terms.cohort[2]
-    good = MaskRequest.from_bytes(server_legs.mask_request(round_.held, site))
+    good = MaskRequest.from_bytes(server_round.mask_request(round_.held, site))
     boxes = (good.boxes[0], bytes(48), *good.boxes[2:])
     with pytest.raises(ProtocolError) as refusal:
         site_round.mask(
@@ -160,7 +160,7 @@ def test_another_vector_than_was_agreed():
     round_ = a_round()
     round_.prepare()
     site = round_.terms.cohort[0]
-    request = server_legs.mask_request(round_.held, site)
+    request = server_round.mask_request(round_.held, site)
     good = round_.encoded[site]
     for encoded, line in [
         (replace(good, layout=bytes(32)), "laid out otherwise"),
@@ -176,7 +176,7 @@ def test_both_halves_are_never_given():
     round_ = a_round().until("unmask")
     site, victim = round_.terms.cohort[:2]
     state = round_.states[site]
-    good = UnmaskRequest.from_bytes(server_legs.unmask_request(round_.held, site))
+    good = UnmaskRequest.from_bytes(server_round.unmask_request(round_.held, site))
     without = positions_bytes([0, 2, 3, 4])
     # Before it has answered: other survivors than it has confirmed.
     dropped = replace(good, survivors=without, confirmers=positions_bytes([2, 3, 4]))
@@ -228,7 +228,7 @@ def test_survivors_that_a_site_does_not_believe():
 def test_tags_that_do_not_fit():
     round_ = a_round().until("unmask")
     site = round_.terms.cohort[0]
-    good = UnmaskRequest.from_bytes(server_legs.unmask_request(round_.held, site))
+    good = UnmaskRequest.from_bytes(server_round.unmask_request(round_.held, site))
     for request, line in [
         (replace(good, tags=good.tags[::-1]), "1 sites were told the same survivors, below"),
         (replace(good, tags=(bytes(16),) * 3 + good.tags[3:]), "2 sites were told"),
@@ -244,7 +244,7 @@ def test_tags_that_do_not_fit():
 def test_a_false_tag_of_one_site_ends_no_round():
     """Its silence would not either."""
     round_ = a_round().until("unmask")
-    liar, reply = round_.terms.cohort[1], server_legs.unmask_request
+    liar, reply = round_.terms.cohort[1], server_round.unmask_request
     false = {}
     for site in round_.terms.cohort:
         good = UnmaskRequest.from_bytes(reply(round_.held, site))
@@ -255,7 +255,7 @@ def test_a_false_tag_of_one_site_ends_no_round():
         false[site] = site_round.unmask(round_.states[site], good.to_bytes()).reply
     held = round_.held
     for site, answered in false.items():
-        held = server_legs.add_unmasked(held, site, answered)
+        held = server_round.add_unmasked(held, site, answered)
     assert np.array_equal(unmasked_sum(held), plain_sum(round_.encoded, round_.terms.cohort))
 
 
@@ -299,14 +299,14 @@ def test_a_server_refuses_replies_that_do_not_fit():
         ("add_masked", b"", site, "of this version"),
     ]:
         with pytest.raises(ProtocolError, match=line):
-            getattr(server_legs, add)(held, who, reply)
+            getattr(server_round, add)(held, who, reply)
     with pytest.raises(ProtocolError, match="out of this leg"):
-        server_legs.mask_request(open_round(round_.terms), site)
+        server_round.mask_request(open_round(round_.terms), site)
     with pytest.raises(ProtocolError, match="not in the cohort"):
-        server_legs.add_masked(held, bytes(32), b"")
-    round_.reply("mask", late, server_legs.mask_request(held, late))
+        server_round.add_masked(held, bytes(32), b"")
+    round_.reply("mask", late, server_round.mask_request(held, late))
     with pytest.raises(ProtocolError, match="came too late"):
-        server_legs.add_masked(held, late, round_.received["mask", late])
+        server_round.add_masked(held, late, round_.received["mask", late])
 
 
 def test_a_false_share_is_noticed_and_costs_the_round_only_where_no_answer_is_spare():

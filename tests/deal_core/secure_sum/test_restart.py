@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deal_core.secure_sum import server_legs, site_round
-from deal_core.secure_sum.leg_order import stored_reply
-from deal_core.secure_sum.protocol_error import ProtocolError
-from deal_core.secure_sum.server_round import ServerRound
-from deal_core.secure_sum.site_policy import SitePolicy
-from deal_core.secure_sum.site_state import SiteState
-from deal_core.secure_sum.unmasking import unmasked_sum
+from deal_core.secure_sum import server_round, site_round
+from deal_core.secure_sum.messages import ProtocolError
+from deal_core.secure_sum.server_round import ServerRound, unmasked_sum
+from deal_core.secure_sum.site_state import SiteState, stored_reply
+from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
     Round,
     first,
@@ -90,10 +88,10 @@ def test_a_reply_that_comes_twice_counts_once(finished):
     for (leg, site), reply in finished.received.items():
         add = {"prepare": "add_prepared", "mask": "add_masked", "confirm": "add_confirmed",
                "unmask": "add_unmasked"}[leg]  # fmt: skip
-        held = getattr(server_legs, add)(held, site, reply)
+        held = getattr(server_round, add)(held, site, reply)
     assert held.to_bytes() == finished.held.to_bytes()
-    closed = server_legs.close_masked(server_legs.close_prepared(held))
-    assert server_legs.close_confirmed(closed).to_bytes() == held.to_bytes()
+    closed = server_round.close_masked(server_round.close_prepared(held))
+    assert server_round.close_confirmed(closed).to_bytes() == held.to_bytes()
 
 
 def test_secrets_are_gone_when_they_are_no_longer_needed(finished):

@@ -7,16 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deal_core.secure_sum.layout import Layout, SumField
-from deal_core.secure_sum.protocol_error import BelowThreshold
-from deal_core.secure_sum.site_policy import SitePolicy
-from deal_core.secure_sum.unmasking import unmasked_sum
-from deal_core.secure_sum.weighted import (
+from deal_core.secure_sum.layout import (
     WEIGHT,
+    Layout,
+    SumField,
     weighted_layout,
     weighted_means,
     weighted_values,
 )
+from deal_core.secure_sum.messages import BelowThreshold
+from deal_core.secure_sum.server_round import unmasked_sum
+from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
     LEAST,
     LEGS,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.secure_sum.protocol_error import UsedUpdate
-from deal_core.secure_sum.used_updates import UsedUpdates
+from deal_core.secure_sum.messages import UsedUpdate
+from deal_core.secure_sum.site_state import UsedUpdates
 
 ROUND, OTHER = b"r" * 32, b"s" * 32
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deal_core.config.experiment import Experiment
-from deal_core.secure_sum.weighted import WEIGHT
+from deal_core.secure_sum.layout import WEIGHT
 from deal_core.wire.secure_layout import update_layout
 from tests.simulations.run.secure_runs import POOLED, Ran
 

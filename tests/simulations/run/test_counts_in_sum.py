@@ -7,12 +7,12 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.egress import check_reply
-from client.secure.counts import as_arrays
+from client.secure.masked_input import as_arrays
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import Policy, metrics_allowed
 from deal_core.randomness import seeded_numpy
-from deal_core.secure_sum.protocol_error import BelowThreshold, ProtocolError
+from deal_core.secure_sum.messages import BelowThreshold, ProtocolError
 from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES
 from deal_core.wire.secure_layout import counts_layout
 from server.events import EventLog
@@ -21,7 +21,7 @@ from server.results import read_results
 from server.roster import Roster
 from server.schedule import Step
 from server.secure.evaluation import _rows
-from server.secure.legs import SecureLegs
+from server.secure.protocol import SecureLegs
 from server.wire import ClientSkipped, read_secure
 from simulations.engines.flower_identity import assume_identity
 from simulations.run.preflight import check_names

@@ -16,7 +16,7 @@ from deal_core.lora.payload import PayloadError
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded_numpy
-from deal_core.secure_sum.weighted import WEIGHT, weighted_layout, weighted_values
+from deal_core.secure_sum.layout import WEIGHT, weighted_layout, weighted_values
 from deal_core.wire.summed_loss import (
     LARGEST_LOSS,
     LOSS,

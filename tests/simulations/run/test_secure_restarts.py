@@ -11,7 +11,7 @@ from flwr.app import Message
 from client import local_update as training
 from client.secure.store import STATE, USED, SecureStore
 from deal_core.privacy.interface import Refusal
-from server.secure.legs import SecureLegs
+from server.secure.protocol import SecureLegs
 from simulations.engines.inprocess import InProcessGrid
 from tests.registered import register
 from tests.simulations.run.secure_runs import LEGS, SHORT, Ran, client_of, leg_of, rounds

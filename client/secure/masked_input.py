@@ -1,8 +1,13 @@
-"""A local update as a client's part of a secure sum."""
+"""A client's masked input of a sum: a local update or counts of right answers as one vector.
+
+One for a place in the run, on the disk before it leaves.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,22 +16,106 @@ from numpy.typing import NDArray
 
 from client.context import RequestContext
 from client.resources import Workbench
-from client.secure.legs import conditions
-from client.secure.mask import Maskable, told_here
+from client.secure.protocol import announced_state, conditions, request_of
+from client.secure.store import SecureStore
 from deal_core.aggregation import shortened
+from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import PayloadError, Template
 from deal_core.lora.state import State
 from deal_core.methods import Phase
-from deal_core.privacy.interface import LocalUpdate
+from deal_core.models import has_label_logits
+from deal_core.privacy.accounting.sum_terms import sum_terms
+from deal_core.privacy.interface import Counts, LocalUpdate
 from deal_core.privacy.policy import at_server
-from deal_core.secure_sum.layout import Layout
-from deal_core.secure_sum.weighted import weighted_values
+from deal_core.randomness import seeded_numpy
+from deal_core.secure_sum import site_round
+from deal_core.secure_sum.layout import Layout, weighted_values
+from deal_core.secure_sum.messages import MaskRequest
+from deal_core.secure_sum.terms import SitePolicy
 from deal_core.wire.adapter_record import EXACT
+from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.secure_layout import layout_of, statistics_layout, within_bounds
+from deal_core.wire.secure_layout import counts_layout, layout_of, statistics_layout, within_bounds
 from deal_core.wire.summed_loss import LOSS, loss_values
+
+
+def told_here(
+    place: RequestContext, experiment: Experiment, instruction: Instruction, state: State
+) -> str:
+    """Return what this client was told of a sum, for its layout: others must have been told the
+    same."""
+    return sum_terms(experiment, place.asked_model(experiment), instruction, state)
+
+
+@dataclass(frozen=True)
+class Maskable:
+    """What a client is asked to add to a sum.
+
+    Attributes:
+        client: which client.
+        message: has the round's mask request.
+        layout: of the vector.
+        conditions: on the round, from the settings that the vector is made with: the legs before
+            may have come with others.
+        place: in the run; of one place one vector is masked.
+        name: of the request that the vector answers.
+    """
+
+    client: RequestContext
+    message: Message
+    layout: Layout
+    conditions: SitePolicy
+    place: str
+    name: str
+
+    @property
+    def sites(self) -> int:
+        """How many sites are in the sum, as the mask request says."""
+        return len(MaskRequest.from_bytes(request_of(self.message)).mask_keys) + 1
+
+    def require(self) -> None:
+        """Check, before anything is counted, trained or charged, that the vector can be masked.
+
+        Raises:
+            ProtocolError: the request is refused, or a vector of this place is in a sum already.
+            PayloadError: no request, or not what the round's terms say.
+        """
+        store, request = SecureStore(self.client.folder), request_of(self.message)
+        with store.alone():
+            kept = announced_state(store)
+            site_round.require_maskable(kept, request)
+            context = MaskRequest.from_bytes(request).context
+            terms = kept.round_of(context).terms
+            self.conditions.check(terms)
+            if terms.layout != self.layout.digest:
+                raise PayloadError("secure: an update of another form than the round's terms say")
+            store.used().masking(context, self.place, self.name)
+
+    def masked(self, arrays: Mapping[str, NDArray[Any] | None], seed: int) -> bytes:
+        """Return the masked vector. That it is in this sum, and in no other, is on the disk before.
+
+        Args:
+            arrays: an array for each field of the layout, or that it is covered.
+            seed: of the run, for the random rounding of a simulated client.
+
+        Raises:
+            ProtocolError: the mask request is refused, or the vector is in another sum.
+        """
+        generator = (
+            seeded_numpy(seed, "secure rounding", self.client.client, self.place)
+            if self.client.site is None
+            else np.random.default_rng(secrets.randbits(128))  # the seed is the server's word
+        )
+        encoded = self.layout.encode(arrays, generator)
+        store, request = SecureStore(self.client.folder), request_of(self.message)
+        with store.alone():
+            answered = site_round.mask(announced_state(store), request, encoded)
+            context = MaskRequest.from_bytes(request).context
+            store.keep_used(store.used().masking(context, self.place, self.name))
+            store.keep(answered.state)
+        return answered.reply
 
 
 def maskable_update(
@@ -85,6 +174,28 @@ def place_of(bench: Workbench, instruction: Instruction) -> str:
     if statistics is not None and statistics.once:
         return f"sums of {instruction.task}"  # whatever the phase is called
     return f"{instruction.phase} {instruction.stage} {instruction.server_round}"
+
+
+def maskable_counts(
+    place: RequestContext,
+    bench: Workbench,
+    message: Message,
+    state: State,
+    instruction: Instruction,
+    name: str,
+) -> Maskable:
+    """Return what an evaluation request asks to be added to a sum."""
+    names = count_names(has_label_logits(bench.experiment.model))
+    sites = bench.experiment.federation.clients
+    basis = told_here(place, bench.experiment, instruction, state)
+    layout = counts_layout(names, len(instruction.tasks), sites, basis)
+    asked = conditions(place, bench.experiment)
+    return Maskable(place, message, layout, asked, f"evaluate {instruction.stage}", name)
+
+
+def as_arrays(counts: Counts) -> Mapping[str, NDArray[Any]]:
+    """Return the counts as the fields of the layout."""
+    return {name: np.asarray(values, np.float64) for name, values in counts.items()}
 
 
 def _layout(bench: Workbench, state: State, instruction: Instruction, basis: str) -> Layout:

@@ -16,14 +16,12 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
 from deal_core.errors import UserError
 from deal_core.privacy.policy import fewest_in_sum
-from deal_core.secure_sum import server_legs as legs
+from deal_core.secure_sum import server_round as legs
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.masks import Words
-from deal_core.secure_sum.protocol_error import BelowThreshold, ProtocolError, UsedUpdate
-from deal_core.secure_sum.server_round import ServerRound, open_round
-from deal_core.secure_sum.site_policy import LEAST_SITES
-from deal_core.secure_sum.terms import RoundTerms, threshold
-from deal_core.secure_sum.unmasking import unmasked_sum
+from deal_core.secure_sum.messages import BelowThreshold, ProtocolError, UsedUpdate
+from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
+from deal_core.secure_sum.terms import LEAST_SITES, RoundTerms, threshold
 from deal_core.whole_file import write_whole
 from deal_core.wire.secure_record import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
 from server import wire
