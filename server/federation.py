@@ -35,7 +35,6 @@ from deal_core.methods import (
 )
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
 from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
-from deal_core.privacy.mechanisms.server_side import ServerSide
 from deal_core.privacy.policy import counts_in_sum
 from deal_core.randomness import seeded
 from deal_core.training.public_gradients import public_gradients
@@ -64,15 +63,10 @@ STOPS = (UserError, torch.OutOfMemoryError)
 
 @dataclass(frozen=True)
 class Federation:
-    """What does not change during a run.
-
-    Attributes:
-        side: the privacy mechanism's part at the server.
-    """
+    """What does not change during a run."""
 
     exchange: Exchange
     plan: Plan
-    side: ServerSide
 
     @property
     def experiment(self) -> Experiment:
@@ -117,7 +111,7 @@ class Federation:
         if step.server_round == 1:
             state, history, piggybacked = self._begin_stage(step, state, history.quiet())
         phase = self._phase(step)
-        one = Round(self.exchange, self.evaluation, self.plan, phase, self.side, step)
+        one = Round(self.exchange, self.evaluation, self.plan, phase, step)
         added: RoundSum
         if phase.statistics is not None:
             tasks = self._tasks_to_sum(step, phase.statistics, state)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from deal_core.aggregation import (
     NUMERICAL,
-    UNLIMITED,
     Aggregation,
     Limits,
     Screen,
@@ -17,9 +16,7 @@ from deal_core.aggregation import (
 )
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
-from deal_core.privacy.mechanisms.registry import mechanism_of
 from deal_core.training.threads import threads
-from deal_core.wire.secure_layout import LARGEST_NOISED_CHANGE
 from server import wire
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, EvaluationReplies
@@ -160,21 +157,7 @@ def refuse(
     exchange.event("client_failed", step, client=client, reason=reason[:400], **told)
 
 
-def limits_of(experiment: Experiment, clips: bool) -> Limits:
-    """Return what one client may do in a round.
-
-    Args:
-        experiment: of the run.
-        clips: the server bounds every update itself, and adds noise to their sum. Then nothing
-            may depend on several updates but that sum: one more client would change who else is
-            in it, by more than the bound that the noise hides.
-    """
-    if clips:
-        return UNLIMITED
-    noised = mechanism_of(experiment).noises_updates
+def limits_of(experiment: Experiment) -> Limits:
+    """Return what one client may do in a round."""
     config = experiment.aggregation
-    return Limits(
-        config.relative_norm_bound,
-        config.weight_cap,
-        LARGEST_NOISED_CHANGE if noised else LARGEST_CHANGE,
-    )
+    return Limits(config.relative_norm_bound, config.weight_cap, LARGEST_CHANGE)

@@ -70,7 +70,7 @@ class Privacy(Strict):
     """What was spent. With mechanism ``none`` there is no guarantee and no epsilon.
 
     Attributes:
-        unit: what an adversary cannot tell the presence of: ``record``, ``group`` or ``client``.
+        unit: what an adversary cannot tell the presence of: ``record`` or ``group``.
         unit_column: whose values make the groups; sites have their own name for it.
         assumes: whom the epsilon takes to be honest; everybody else is an adversary.
         delta: the largest of the clients'; every epsilon holds at it.
@@ -110,7 +110,7 @@ class Privacy(Strict):
     @property
     def extent(self) -> str:
         """What an epsilon composes over, in words."""
-        return whole_extent(self.disjoint_tasks, self.assumes)
+        return whole_extent(self.disjoint_tasks)
 
     @property
     def trust(self) -> str:

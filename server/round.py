@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
+
 from deal_core.aggregation import (
     LORA_B,
     NUMERICAL,
@@ -22,7 +24,7 @@ from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase
 from deal_core.privacy.mechanisms.registry import make_mechanism
-from deal_core.privacy.mechanisms.server_side import RoundContext, ServerSide
+from deal_core.randomness import seeded
 from deal_core.training.threads import threads
 from deal_core.wire.instruction import LEARN, Instruction
 from server.checkpoint import History
@@ -33,7 +35,6 @@ from server.gathering import Gathering, RoundReplies, limits_of
 from server.plan import Plan
 from server.round_requests import carrying, training_requests
 from server.schedule import Step
-from server.spending import Spending
 from server.state_change import fold_residual, reason_of, sendable
 
 
@@ -46,7 +47,6 @@ class Round:
         evaluation: on all tasks, which requests may carry along.
         plan: who works on what.
         phase: of the method, to which the round belongs.
-        side: what the privacy mechanism does at the server in it.
         step: which round it is.
         tasks: of several that are worked on at once; else none.
     """
@@ -55,7 +55,6 @@ class Round:
     evaluation: Evaluation
     plan: Plan
     phase: Phase
-    side: ServerSide
     step: Step
     tasks: tuple[str, ...] = ()
 
@@ -89,17 +88,15 @@ class Round:
         trained = self.trained(rule)
         self.log_start(clients)
         sent = self.ask(state, clients, trained, piggybacked)
-        place = RoundContext(step.phase, step.stage, step.server_round, len(eligible))
         with threads(1):
-            aggregation = self.side.begin(rule, sent.state.current, trained, place)
+            aggregation = rule.begin(sent.state.current, step.server_round)
         replies = self._collect(sent, aggregation, piggybacked)
         if piggybacked is not None:
             history = self.evaluation.finish(piggybacked, sent, replies.tally, history)
         self.exchange.require_willing(self.plan.learners, step)
-        if not self.side.releases_noise:  # else how the run ends would tell who was drawn
-            self.exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
+        self.exchange.require_quorum(len(replies.sizes), len(clients) - replies.idle, step)
         state, aggregate = self.basis(state, sent), None
-        if replies.sizes or self.side.releases_noise:
+        if replies.sizes:
             state, aggregate = self._aggregate(state, aggregation)
         learnt = step.phase == LEARN and LORA_B in trained
         return state, self.record(sent, replies, aggregate, learnt, started, history)
@@ -127,14 +124,18 @@ class Round:
         return self.plan.working(self.step.stage, self.step.server_round)
 
     def sample(self, eligible: Mapping[str, str]) -> dict[str, str]:
-        """Return the clients of the round and their tasks.
+        """Return the clients of the round and their tasks: a seeded choice of
+        ``clients_per_round`` over the stable names.
 
         Args:
             eligible: client name to its task, of those that have one.
         """
         names = [name for name in self.exchange.roster.clients if name in eligible]
-        drawn = self.side.sample(names, self.step.stage, self.step.server_round)
-        return {name: eligible[name] for name in drawn}
+        wanted = self.experiment.federation.clients_per_round or len(names)
+        place = self.step.stage, self.step.server_round
+        generator = seeded(self.experiment.run.seed, "sample", *place)
+        order = torch.randperm(len(names), generator=generator)[:wanted].tolist()
+        return {names[i]: eligible[names[i]] for i in sorted(order)}
 
     def ask(
         self,
@@ -212,7 +213,7 @@ class Round:
     ) -> RoundReplies:
         """Return what the replies bring, each checked by itself and beside the others; the updates
         that hold are in the aggregation."""
-        limits = limits_of(self.experiment, self.side.releases_noise)
+        limits = limits_of(self.experiment)
         alike = make_mechanism(self.experiment).unit is not None
         gathering = Gathering(self.exchange, self.evaluation, self.step, piggybacked, limits, alike)
         return gathering.run(sent, aggregation)
@@ -265,19 +266,13 @@ class Round:
             "bytes_down": sent.bytes_down,
         }
         excluded = aggregate.excluded if aggregate else ()
-        eligible = len(self.eligible)
-        charged = self.side.spent(list(self.exchange.roster.clients), eligible)
-        spent = next(iter(charged.values()), {})  # the same for all
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
-        self.exchange.event(
-            "round_finished", self.step, seconds=seconds, **counts, **figures, **spent
-        )
-        by_server = {name: Spending.model_validate(each) for name, each in charged.items()}
-        history = history.charged({**replies.spent, **by_server})
+        self.exchange.event("round_finished", self.step, seconds=seconds, **counts, **figures)
+        history = history.charged(replies.spent)
         if aggregate is not None:
             history = history.judged(sizes.keys(), excluded)
             if learnt:
                 own = {name: each for name, each in replies.spent.items() if name in sizes}
-                history = history.noised({**own, **by_server}, len(sizes))
+                history = history.noised(own, len(sizes))
         return history.after_round(figures).after("train", seconds)

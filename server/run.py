@@ -12,9 +12,7 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.methods import method_of, phases_after
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.mechanisms.registry import make_mechanism, make_server_side, mechanism_of
-from deal_core.privacy.mechanisms.server_side import ServerSide
+from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.exchange import Exchange
@@ -28,7 +26,7 @@ from server.model_card import write_card
 from server.plan import Plan, make_plan
 from server.results import Results, write_results
 from server.roster import find_roster
-from server.schedule import private_rounds, rounds_of, schedule
+from server.schedule import rounds_of, schedule
 from server.tracking.tracker import tracked
 
 
@@ -70,10 +68,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     roster = find_roster(grid, experiment.federation)
     plan = make_plan(experiment, tasks, roster.clients)
     steps = schedule(plan.stages, phases_after(method))
-    rounds = len(private_rounds(steps))
-    side = make_server_side(experiment, rounds, Ledger(folder.path / "privacy"))
-    require_whole_ledger(side, checkpoint, folder.path / "privacy")
-    federation = Federation(Exchange(grid, experiment, roster, events), plan, side)
+    federation = Federation(Exchange(grid, experiment, roster, events), plan)
     events.write(
         "run_started",
         tasks=tasks,
@@ -104,23 +99,6 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         forgetting=results.forgetting,
     )
     return results
-
-
-def require_whole_ledger(side: ServerSide, checkpoint: Checkpoint, place: Path) -> None:
-    """Check that the server's own ledger holds all that the run has released: of a run folder that
-    was copied without it, epsilon would begin anew.
-
-    Raises:
-        UserError: it says less than the run has told already.
-    """
-    told = checkpoint.history.spent
-    for name, own in side.spent(list(told), 1).items():
-        if own["epsilon"] < told[name].epsilon:
-            raise UserError(
-                f"{place}: holds fewer releases than the run has made (epsilon = "
-                f"{own['epsilon']:.4g} at delta = {own['delta']:g}, where {told[name].epsilon:.4g} "
-                "was told); put it back as it was when the run stopped"
-            )
 
 
 def _start(

@@ -56,11 +56,6 @@ def schedule(rounds: Sequence[int], further: Sequence[Phase] = ()) -> list[Step]
     return [replace(step, round=int(count)) for step, count in zip(steps, counted, strict=True)]
 
 
-def private_rounds(steps: Sequence[Step]) -> list[Step]:
-    """Return the rounds of a run: each learns from clients' data."""
-    return [each for each in steps if each.kind == "round"]
-
-
 def rounds_of(stage: int, steps: Sequence[Step]) -> int:
     """How many rounds a stage has, of all phases."""
     return sum(step.kind == "round" and step.stage == stage for step in steps)

@@ -9,8 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from deal_core.privacy.accounting.ledger_event import HONEST_SERVER
-
 LARGEST_FLOOR = 1e6
 """Of an entry of a factor: no learning rate leads near it, and its square is a number."""
 
@@ -50,21 +48,14 @@ def extent(disjoint_tasks: bool) -> str:
 
 
 EARLIER = ", and whatever the client's ledger held before"
-ALONE = " of this run alone: other runs add to it"
 MORE_TRUST = "and on more, which the certificate of a client's ledger names"
 """Behind whom a run's settings count on, where a client has said that its ledger counts on more."""
 VOID = "void for records of which a client has released something without protection"
 
 
-def beside_the_run(assumes: str) -> str:
-    """Return what an epsilon composes over beside the run, in words: the server's own ledger, where
-    it is trusted to add the noise, holds one run, and a client's all of them."""
-    return ALONE if assumes == HONEST_SERVER else EARLIER
-
-
-def whole_extent(disjoint_tasks: bool, assumes: str) -> str:
+def whole_extent(disjoint_tasks: bool) -> str:
     """Return all that an epsilon composes over, in words: the run, and what stands beside it."""
-    return f"{extent(disjoint_tasks)}{beside_the_run(assumes)}"
+    return f"{extent(disjoint_tasks)}{EARLIER}"
 
 
 def whole_trust(assumes: str, more: bool) -> str:

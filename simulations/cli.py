@@ -248,14 +248,14 @@ def audit(
     epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,8,inf",
     out: Annotated[str, typer.Option(help="Folder; default: runs/audit-NAME.")] = "",
     overrides: Overrides = None,
-    client: Annotated[int, typer.Option(min=0, help="The site that is attacked (records).")] = 0,
+    client: Annotated[int, typer.Option(min=0, help="The site that is attacked.")] = 0,
     canaries: Annotated[
-        int, typer.Option(min=2, help="Gradients, as many as there is room for; or clients.")
+        int, typer.Option(min=2, help="Gradients, as many as there is room for.")
     ] = 2000,
     text_canaries: Annotated[int, typer.Option(min=0, help="Texts a task; 0: none.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the canaries.")] = 0,
     repetitions: Annotated[
-        int, typer.Option(min=1, help="Trainings with gradients, or clients, for every budget.")
+        int, typer.Option(min=1, help="Trainings with gradients for every budget.")
     ] = 8,
     records: Annotated[
         int, typer.Option(min=0, help="Real ones of a task beside gradient canaries; 0: all.")

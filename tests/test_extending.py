@@ -167,7 +167,7 @@ def test_a_privacy_mechanism(added, results):
     )
     lengths = []
     for bound in (1e-3, 1e3):
-        _, adapter = results(*setting, f"privacy.max_update_norm={bound}")
+        _, adapter = results(*setting, f"privacy.max_grad_norm={bound}")
         parts = [np.square(value).sum() for key, value in adapter.items() if "lora_B" in key]
         lengths.append(float(np.sqrt(sum(parts))))
     assert 0 < lengths[0] <= 1e-3 * 1.001

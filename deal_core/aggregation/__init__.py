@@ -34,7 +34,7 @@ from deal_core.aggregation.rule import (
     one_line,
     require_finite,
 )
-from deal_core.aggregation.screen import UNLIMITED, Limits, Screen, Verdict
+from deal_core.aggregation.screen import Limits, Screen, Verdict
 from deal_core.config.experiment import AggregationConfig
 from deal_core.errors import choose
 
@@ -46,7 +46,6 @@ __all__ = [
     "MEANS_OF_FACTORS",
     "NUMERICAL",
     "ROBUST_RULES",
-    "UNLIMITED",
     "Aggregate",
     "Aggregation",
     "AggregationFailed",

@@ -39,10 +39,6 @@ class Limits:
     entry: float
 
 
-UNLIMITED = Limits(0.0, 0.0, math.inf)
-"""Nobody is judged: where the server bounds every update itself."""
-
-
 @dataclass(frozen=True)
 class Lengths:
     """How far an update is from what its round started from, over all layers together.
@@ -99,8 +95,6 @@ class Screen:
         Raises:
             AggregationFailed: an entry moved too far, or to nowhere. Nothing is kept.
         """
-        if self._limits == UNLIMITED:
-            return [Verdict(update)]
         lengths = measured(update.adapter, before, self._limits.entry)
         self._factors.add(lengths.factors)
         self._product.add(lengths.product)

@@ -85,8 +85,7 @@ class FederationConfig(Table):
     local_epochs: int = Field(1, ge=1)
     """Passes of a client over its data of the task in each round."""
     quorum: float = Field(0.5, gt=0, le=1)
-    """Share of the sampled clients whose valid reply a round needs; where the server adds the noise
-    (``client`` with a trusted server) a round needs none, since who does not answer adds zero."""
+    """Share of the sampled clients whose valid reply a round needs."""
     deadline_seconds: float = Field(3600.0, gt=0)
     """A round stops waiting after this time."""
     connect_seconds: float = Field(120.0, gt=0)
@@ -140,7 +139,7 @@ class AggregationConfig(Table):
     """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
     relative_norm_bound: float = Field(20.0, ge=0)
     """Largest length of a whole update, in medians of the round's other updates (of three clients
-    or more; not where the server adds the noise); above: quarantined; 0: no bound."""
+    or more); above: quarantined; 0: no bound."""
     weight_cap: float = Field(50.0, ge=0)
     """Largest weight of a client in the average, in medians of the round's other weights; what is
     above is cut to it; 0: no cap."""
@@ -179,9 +178,8 @@ class PrivacyConfig(Table):
     """What an update may tell of the records behind it. A site's own policy can only tighten it."""
 
     mechanism: str = "none"
-    """``none`` (no guarantee), ``record`` (differential privacy for every record of a site, by
-    the site itself: nobody else need be trusted) or ``client`` (for a whole client, whatever its
-    records are; by the server, or by the client itself: ``trusted_server``)."""
+    """``none`` (no guarantee) or ``record`` (differential privacy for every record of a site, or
+    for every group of them, by the site itself: nobody else need be trusted)."""
     target_epsilon: float = Field(8.0, gt=0, le=1000)
     """Budget of a record, or group: of everything that its site's ledger holds, this whole run
     included."""
@@ -200,11 +198,6 @@ class PrivacyConfig(Table):
     """Whether simulated clients declare that no record, or group, is in two tasks, so that tasks
     compose in parallel: it is checked (record). A real site declares it in its own policy; where
     ``noise_share`` is ``sum`` both are needed, this one for the noise."""
-    max_update_norm: float = Field(1.0, ge=1e-6, le=1e6)
-    """Clipping bound of a client's whole update, over all factors that it trained (client)."""
-    trusted_server: bool = True
-    """Whether the server adds the noise, once for all clients; false: every client adds its own,
-    which is much more, and the server sees nothing else (client)."""
     sample_rate: float = Field(0.0, ge=0, le=1)
     """Probability that a record, or group, is in a step's batch; 0: ``train.batch_size / n``."""
     factors: Literal["one", "both"] = "one"

@@ -137,8 +137,7 @@ class PrototypeConfig(Table):
     enabled: Literal["auto", "on", "off"] = "auto"
     """Whether ``deal`` answers with class means beside the adapted model, from sums that are taken
     in one more round of a task, under masks and with noise; auto: where three clients or more take
-    part, no whole client is protected, and no answers that are texts are learnt beside labels all
-    at once."""
+    part, and no answers that are texts are learnt beside labels all at once."""
     names: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Weight of the scores of label names by the adapted model, beside those of class means (deal);
     auto: 0.5 of encoders, 1 of the likelihood of words."""

@@ -212,7 +212,7 @@ class Mechanism(Protocol):
     """One mechanism for one experiment.
 
     Attributes:
-        unit: what it protects: ``record``, ``group``, ``client``; None: nothing.
+        unit: what it protects: ``record`` or ``group``; None: nothing.
     """
 
     @property

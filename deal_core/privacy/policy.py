@@ -33,7 +33,7 @@ class OutsidePolicy(UserError):
 class Policy(Table):
     """Limits of one site."""
 
-    mechanism: Literal["", "none", "record", "client"] = ""
+    mechanism: Literal["", "none", "record"] = ""
     """The only mechanism under which the site trains (``record``); empty: any, but ``record`` where
     there is a largest epsilon, or a unit column."""
     unit_column: str = ""
@@ -69,9 +69,6 @@ class Policy(Table):
     disjoint_tasks: bool = False
     """The site declares that no record occurs in two tasks; it is checked on the records' ids.
     Then tasks compose in parallel: a record's epsilon is the largest of one task."""
-    trusted_server: bool = False
-    """Where a mechanism is demanded: whether the server may be the one that adds the noise
-    (``client``), and so gets the site's update as it is."""
     noise_share: Literal["site", "sum"] = "site"
     """Whether the noise that protects a record must all be the ``site``'s own, or may be shared by
     the sites of a secure ``sum``."""
@@ -144,7 +141,7 @@ class EffectivePolicy:
 
 def default_delta(units: int) -> float:
     """Return the power of ten at or below ``0.1 / n``: a mechanism that gives each of ``n`` records
-    (groups, clients) away whole with that probability gives one away in one run of ten at most; and
+    (or groups) away whole with that probability gives one away in one run of ten at most; and
     delta is told, so it must not tell ``n``."""
     return float(f"1e-{len(str(10 * max(units, 2) - 1))}")
 
@@ -225,7 +222,7 @@ def in_sum(privacy: PrivacyConfig) -> bool:
 def protects(privacy: PrivacyConfig, policy: Policy | None) -> bool:
     """Return whether the experiment's mechanism, within a site's limits, hides anything from the
     server: an epsilon beyond ``NOMINAL`` is one in name alone."""
-    if privacy.mechanism == "none" or (privacy.mechanism == "client" and privacy.trusted_server):
+    if privacy.mechanism == "none":
         return False
     limit = policy.max_epsilon if policy is not None else 0.0
     return min(privacy.target_epsilon, limit or privacy.target_epsilon) <= NOMINAL

@@ -26,14 +26,12 @@ CLASS_SUMS = "class_sums"
 """Name of a site's noisy class sums (:class:`deal_core.wire.class_sums.SumShape`)."""
 MOST_RECORDS = 1e7
 """Of a site and a task: bounds an entry of a sum of unit vectors, and a count."""
-SUM_BITS, UPDATE_BITS, NOISED_BITS = 64, 32, 64
+SUM_BITS, UPDATE_BITS = 64, 32
 """Of a ring word: gradient sums with noise are few, updates are large."""
 LARGEST_SUM = 2.0**52
 """Of an entry of a site's gradient sum with its noise, in steps of the grid; none comes near."""
 LARGEST_CHANGE = 8.0
 """Of an entry of an update, from what the round began with; AdamW moves it by its rate a step."""
-LARGEST_NOISED_CHANGE = 1e6
-"""The same where every client adds noise of its own, of the size of the bound, to its update."""
 
 
 def gradient_layout(
@@ -62,17 +60,13 @@ def update_layout(
         adapter: has the factors.
         trained: which of them learn.
         sites: most that are summed.
-        mechanism: ``privacy.mechanism``; with ``client`` every site adds noise to its whole update.
+        mechanism: ``privacy.mechanism``.
     """
     shapes = learnt_shapes(adapter, trained, core=False)
-    noised = mechanism == "client"
-    largest, bits = (
-        (LARGEST_NOISED_CHANGE, NOISED_BITS) if noised else (LARGEST_CHANGE, UPDATE_BITS)
-    )
-    layout = weighted_layout(shapes, largest, 1.0, bits, sites)
+    layout = weighted_layout(shapes, LARGEST_CHANGE, 1.0, UPDATE_BITS, sites)
     if mechanism != "none":
         return layout
-    return replace(layout, fields=(*layout.fields, *loss_fields(bits, sites)))
+    return replace(layout, fields=(*layout.fields, *loss_fields(UPDATE_BITS, sites)))
 
 
 def statistics_layout(

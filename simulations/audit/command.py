@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,6 @@ from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.privacy.audit.canary_room import with_room
 from deal_core.privacy.audit.planted_sum import require_gradients_in_sum
-from deal_core.privacy.mechanisms.definition import Attacked
-from deal_core.privacy.mechanisms.registry import mechanism_of
 from deal_core.privacy.policy import at_server
 from simulations.audit.found import Found, Kind, Training
 from simulations.audit.judged import judged
@@ -37,20 +35,11 @@ REFUTED = 1
 DELTA = 1e-5
 """Where the experiment names none: canaries can refute nothing at a delta of 1 / canaries."""
 
-KINDS_OF: Mapping[Attacked, tuple[Kind, ...]] = {
-    "updates": ("gradients", "texts"),
-    "steps": ("gradients", "texts"),
-    "clients": ("clients",),
-}
-"""What canaries are planted in, to their kinds."""
-GRADIENTS: tuple[Kind, ...] = ("gradients", "sums")
-"""Kinds whose canaries are gradients."""
-
 
 def kinds_of(experiment: Experiment) -> tuple[Kind, ...]:
     """Return the kinds of canaries of an audit; where the server takes the steps nothing of a site
     is seen but a sum."""
-    return ("sums",) if at_server(experiment) else KINDS_OF[mechanism_of(experiment).attacked]
+    return ("sums",) if at_server(experiment) else ("gradients", "texts")
 
 
 @dataclass(frozen=True)
@@ -62,11 +51,11 @@ class AuditRequest:
         epsilon: budgets, separated by commas.
         out: folder; empty: ``runs/audit-NAME``.
         overrides: ``table.key=value``.
-        client: the site that is attacked; whole clients: none in particular.
-        canaries, text_canaries: gradients (at most as many as there is room for), or whole clients;
-            texts a task, 0: none are planted.
+        client: the site that is attacked.
+        canaries, text_canaries: gradients (at most as many as there is room for); texts a task, 0:
+            none are planted.
         seed: of the canaries.
-        repetitions: trainings with gradients, or with whole clients, for every budget.
+        repetitions: trainings with gradients for every budget.
         records: real ones of a task beside gradient canaries; 0: all.
     """
 
@@ -148,7 +137,7 @@ def _canaries(request: AuditRequest, base: Experiment, kind: Kind) -> int:
     """Return how many are planted in a training."""
     if kind == "texts":
         return request.text_canaries
-    return with_room(base, request.canaries) if kind in GRADIENTS else request.canaries
+    return with_room(base, request.canaries)
 
 
 def _training(
@@ -168,7 +157,7 @@ def _training(
         canaries=canaries,
         seed=request.seed,
         delta=base.privacy.target_delta or DELTA,
-        records=request.records if kind in GRADIENTS else 0,
+        records=0 if kind == "texts" else request.records,
         repeat=repeat,
     )
 
@@ -218,14 +207,8 @@ def _check(request: AuditRequest, base: Experiment) -> None:
             "an audit's canaries are in every task, but privacy.disjoint_tasks says that no record "
             "is in two; --set privacy.disjoint_tasks=false"
         )
-    kinds = kinds_of(base)
-    if "sums" in kinds:
+    if at_server(base):
         require_gradients_in_sum(base)
-    if "clients" in kinds and not base.privacy.trusted_server:
-        raise UserError(
-            "an audit of whole clients is of the server's noise, but privacy.trusted_server is "
-            "false; --set privacy.trusted_server=true"
-        )
 
 
 def _carried_out(training: Training, console: Console) -> Found:

@@ -14,7 +14,7 @@ from deal_core.privacy.audit.claim_audit import Repetition
 from deal_core.privacy.audit.guesses import Guesses
 from server.results import Strict
 
-Kind = Literal["gradients", "texts", "clients", "sums"]
+Kind = Literal["gradients", "texts", "sums"]
 
 
 class Bound(Strict):
@@ -66,11 +66,10 @@ class Found(Strict):
 
     Attributes:
         kind: of canaries.
-        client, canaries, records, seed, repeat: what was asked for; canary clients take the place
-            of all clients.
+        client, canaries, records, seed, repeat: what was asked for.
         mechanism, unit, unit_column, simulation_only: of the run.
-        claimed: epsilon that the ledger holds (the site's, or the server's), of everything that was
-            released in all rounds and tasks, at ``delta``; None: no guarantee.
+        claimed: epsilon that the site's ledger holds, of everything that was released in all rounds
+            and tasks, at ``delta``; None: no guarantee.
         spent: what the ledger holds.
         outcomes: of the guesses, one for every choice of how many.
         assumes: whom the claim takes to be honest; empty: as its unit of privacy says.

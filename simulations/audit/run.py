@@ -2,7 +2,6 @@
 
 Records are audited by the real apps, one site alone: what others add to a release can only hide it.
 Where the noise is in a sum all sites take part, since each adds its share.
-For whole clients see :mod:`simulations.audit.clients`.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ from server.events import Listener
 from server.lock import exclusive_lock
 from server.results import Results
 from server.run import run
-from simulations.audit.clients import canary_clients
 from simulations.audit.found import Attack, Found, Kind, Training, outcomes_of, steps_of
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
@@ -227,7 +225,6 @@ def _texts(training: Training, listener: Listener) -> Found:
 KINDS: dict[Kind, Callable[[Training, Listener], Found]] = {
     "gradients": _gradients,
     "texts": _texts,
-    "clients": canary_clients,
     "sums": _sums,
 }
 """Kind of canaries to how a training with them is judged."""

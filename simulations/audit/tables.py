@@ -31,18 +31,12 @@ MEANING: Mapping[Kind, str] = {
     "random labels. Membership: the site's other "
     "training records against its test records, by how much their loss fell; intervals are 95 % "
     "bootstrap intervals.",
-    "clients": "Canary clients: each sends an update 100 times as long as the bound, in every "
-    "round that it is drawn for; every model that the server hands out is seen.",
     "sums": "Gradient canaries in the sum: records (or groups) of one site whose gradient is 100 "
     "times as long as the bound. The attacker is the server with as many other sites as the noise "
     "is planned against, and as many more have failed as may: every sum over the others is seen.",
 }
-HONEST: Mapping[str, str] = {
-    "record": "against everybody but the site itself, the server included",
-    "group": "against everybody but the site itself, the server included",
-    "client": "against everybody but the server",
-}
-"""Unit of privacy to whom a claim assumes honest."""
+NOBODY_ELSE = "against everybody but the site itself, the server included"
+"""Whom a claim takes to be honest, where the noise is all the site's own."""
 
 
 class AuditedCell(Strict):
@@ -86,8 +80,6 @@ def markdown(audit: Audit) -> str:
 
 
 def _who(found: Found) -> str:
-    if found.kind == "clients":
-        return "Canary clients alone."
     return f"Client {found.client}" + (" among all." if found.kind == "sums" else " alone.")
 
 
@@ -96,7 +88,7 @@ def claims(trainings: list[Found]) -> str:
     deltas = sorted({found.delta for found in trainings})
     units = {(found.unit, found.unit_column, found.assumes) for found in trainings if found.unit}
     told = [
-        f"per {unit_text(unit, column)}, over all rounds and tasks, {_against(unit, assumes)}"
+        f"per {unit_text(unit, column)}, over all rounds and tasks, {_against(assumes)}"
         for unit, column, assumes in sorted(units)
     ]
     at = " or ".join(rounded_up(delta, 3) for delta in deltas)
@@ -104,8 +96,8 @@ def claims(trainings: list[Found]) -> str:
     return f"Every epsilon is at delta = {at}{which} {'; '.join(told) or 'of what leaves'}."
 
 
-def _against(unit: str, assumes: str) -> str:
-    return f"if these are honest: {assumes}" if assumes else HONEST[unit]
+def _against(assumes: str) -> str:
+    return f"if these are honest: {assumes}" if assumes else NOBODY_ELSE
 
 
 def attack_table(audit: Audit) -> Iterator[str]:

@@ -238,11 +238,9 @@ def _sweep(done: Sequence[Read]) -> Sweep:
 
 
 def _largest_ledger(cell: Cell, privacy: Privacy) -> list[LedgerEvent]:
-    """Return events of the client that spent most in a run, or of the server, where that keeps the
-    book; empty: there is none."""
+    """Return events of the client that spent most in a run; empty: there is none."""
     folder = Path(next(iter(cell.runs.values())).run.out)
-    books = [Ledger(folder / "privacy")]
-    books += [Ledger(folder / "sites" / client) for client in privacy.epsilon]
+    books = [Ledger(folder / "sites" / client) for client in privacy.epsilon]
     held = [book.events() for book in books if book.path.exists()]
     return max(held, key=lambda events: composed(events, privacy.delta or 1.0), default=[])
 

@@ -145,7 +145,8 @@ def sweep_text(sweep: Sweep) -> str:
             f"Every run is a release of its own. On the same real data the {sweep.runs} private "
             f"runs of this sweep would together spend epsilon = {rounded_up(sweep.epsilon, 3)} at "
             f"delta = {rounded_up(sweep.delta, 2)} per {sweep.unit}, composed over all rounds, "
-            f"tasks, seeds, methods and budgets, for {_whose(sweep)}{_trust(sweep)}."
+            f"tasks, seeds, methods and budgets, for a {sweep.unit} that lies in every run at the "
+            f"client that spent most{_trust(sweep)}."
         )
     if sweep.without_privacy:
         whole += (
@@ -158,12 +159,6 @@ def sweep_text(sweep: Sweep) -> str:
 def _trust(sweep: Sweep) -> str:
     seeded = "; simulation only" if sweep.simulation_only else ""
     return f"{f'; {sweep.assumes}' if sweep.assumes else ''}{seeded}"
-
-
-def _whose(sweep: Sweep) -> str:
-    if sweep.unit == "client":
-        return "a client that may be in every run"
-    return f"a {sweep.unit} that lies in every run at the client that spent most"
 
 
 def _percent(found: Mean | None, unit: str = "") -> str:

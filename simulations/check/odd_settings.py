@@ -117,7 +117,7 @@ def _privacy(experiment: Experiment) -> Iterator[str]:
         if unused:
             yield (
                 f'privacy.{unused[0]} is set, and privacy.mechanism = "none" protects nothing; set '
-                'privacy.mechanism to "record" or "client", or leave it out'
+                'privacy.mechanism to "record", or leave it out'
             )
         return
     if privacy.target_epsilon > LARGEST_EPSILON:

@@ -12,9 +12,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deal_core.privacy.accounting.ledger_event import HONEST_SERVER
 from deal_core.privacy.accounting.unit import unit_text
-from server.spending import VOID, beside_the_run, extent, rounded_up, whole_trust
+from server.spending import EARLIER, VOID, extent, rounded_up, whole_trust
 from simulations.output.console import print_line
 from simulations.run.progress import PHASES, Progress, RunEvent
 
@@ -167,9 +166,7 @@ def spent(state: Progress) -> list[str]:
     unit = unit_text(state.unit, state.unit_column)
     trust = whole_trust(state.assumes, state.assumes_more)
     void = f", {VOID}" if state.void else ""
-    whose = beside_the_run(state.assumes)
-    if state.assumes != HONEST_SERVER:
-        whose += ", largest over the clients that have answered"
+    whose = f"{EARLIER}, largest over the clients that have answered"
     return [
         f"epsilon {rounded_up(state.epsilon, 3)} at delta {rounded_up(state.delta, 2)} per {unit}, "
         f"{extent(state.disjoint_tasks)} so far{whose}; {trust}{void}{seeded}"

@@ -215,7 +215,7 @@ def _client_finished(state: Progress, event: RunEvent) -> Progress:
 
 
 def _charged(state: Progress, event: RunEvent) -> Progress:
-    """Return what a client, or the server for all, says that privacy has cost."""
+    """Return what a client says that privacy has cost."""
     if "epsilon" not in event:
         return state
     spent = max(state.epsilon or 0.0, event["epsilon"])
@@ -238,7 +238,7 @@ def _client_failed(state: Progress, event: RunEvent) -> Progress:
 
 def _round_finished(state: Progress, event: RunEvent) -> Progress:
     return replace(
-        _charged(_round_skipped(state, event), event),
+        _round_skipped(state, event),
         done_here=state.done_here + 1,
         rounds_took=state.rounds_took + event["time"] - state.step_ended,
         step_ended=event["time"],

@@ -46,9 +46,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "num_reference_directions": st.sampled_from([4, 8, 9]),
 }
 CONFIG: dict[str, tuple[str, ...]] = {
-    "privacy.mechanism": ("none", "record", "client"),
+    "privacy.mechanism": ("none", "record"),
     "privacy.metrics": ("none", "noised", "clear"),
-    "privacy.trusted_server": ("true", "false"),
     "privacy.target_delta": ("0.9", "0.00001"),
     "privacy.target_epsilon": ("0.5", "8", "1000"),
     "privacy.noise": ("seeded",),
@@ -70,12 +69,10 @@ POLICIES = {
     "noised": 'mechanism = "record"\nmax_epsilon = 2.0\nmetrics = "noised"\n',
     "disjoint": 'mechanism = "record"\nmax_epsilon = 1.0\ndisjoint_tasks = true\n',
     "groups": 'mechanism = "record"\nmax_epsilon = 1.0\nunit_column = "patient"\n',
-    "client": 'mechanism = "client"\nmax_epsilon = 300.0\n',
     "open": 'metrics = "clear"\nshare_num_examples = true\n',
 }
 HONEST = {
     "groups": ("privacy.mechanism=record", "privacy.unit_column=person"),
-    "client": ("privacy.mechanism=client", "privacy.trusted_server=false"),
     "open": ("privacy.mechanism=none",),
 }
 """What a site of this policy takes part in; the others: ``record``."""

@@ -6,18 +6,14 @@ import pytest
 import torch
 
 from client import rehearsal
-from client.local_training import LocalTraining
 from client.state import FeedbackStore
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.mechanisms.client import NoisedUpdate
 from tests.client.real_site import RealSite, asked, code, start
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-ALONE = ("privacy.mechanism=client", "privacy.trusted_server=false")
-OPEN = "privacy.mechanism=none"
 HARDLY = asked("train.learning_rate=1e-6", "privacy.target_epsilon=1")
 
 
@@ -80,38 +76,3 @@ def test_nothing_is_carried_on_of_an_update_that_was_not_charged(tmp_path, monke
     monkeypatch.setattr(Ledger, "charge", charge)
     assert code(site.answer(small, {})) == "ok"
     assert (len(site.events), len(saved)) == (1, 1)
-
-
-def test_a_whole_client_whose_training_fails_sends_noise_and_pays(tmp_path, monkeypatch):
-    """That it failed would tell of the client's data."""
-    accumulate = NoisedUpdate.accumulate
-
-    def stumbles(self, module, objective, batch):
-        if len(self.data):
-            raise RuntimeError("row 7")
-        return accumulate(self, module, objective, batch)
-
-    monkeypatch.setattr(NoisedUpdate, "accumulate", stumbles)
-    site = RealSite(tmp_path, 'mechanism = "client"\n')
-    assert code(site.answer(asked(*ALONE), {})) == "ok"
-    assert [event.mechanism for event in site.events] == ["client"]
-
-
-@pytest.mark.parametrize("method", ["ewc", "replay"])
-def test_no_earlier_record_is_read_for_a_whole_client(tmp_path, monkeypatch, method):
-    """Nothing that is charged would name the task that it is of."""
-    seen, task = [], LocalTraining._task
-
-    def watched(self):
-        seen.append(task(self))
-        return seen[-1]
-
-    monkeypatch.setattr(LocalTraining, "_task", watched)
-    later = {"stage": 1, "past": ["laboratory"], "seen": ["laboratory"]}
-    for name, mechanism, found in (("client", ALONE, False), ("none", (OPEN,), True)):
-        (tmp_path / name).mkdir()
-        seen.clear()
-        site = RealSite(tmp_path / name, f'mechanism = "{name}"\n')
-        reply = site.answer(asked(*mechanism, f"method.name={method}"), later)
-        assert found or code(reply) == "ok"
-        assert [each.past is not None for each in seen] == [found]

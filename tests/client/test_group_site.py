@@ -62,7 +62,6 @@ def test_an_experiment_about_groups_is_answered_and_charged_by_group(site, sourc
         (),
         ("privacy.metrics=clear",),
         ("privacy.mechanism=none",),
-        ("privacy.mechanism=client", "privacy.trusted_server=false"),
         (GROUPS, "privacy.mechanism=none"),
     ],
 )
@@ -230,7 +229,7 @@ def test_a_policy_with_a_unit_column_demands_the_mechanism(tmp_path, sources):
     with pytest.raises(ValidationError, match="should be 0, or at least 1e-09"):
         Policy(max_delta=1e-11)
     with pytest.raises(ValidationError, match="unit_column makes groups of records"):
-        Policy(mechanism="client", unit_column="patient")
+        Policy(mechanism="none", unit_column="patient")
 
 
 def test_equal_requests_are_answered_once(site):

@@ -23,9 +23,7 @@ from client import local_update
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
 from deal_core.privacy.accounting.ledger_event import LedgerEvent, composed
-from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import record as record_mechanism
-from deal_core.privacy.mechanisms.client import LocalDPClient, NoisedUpdate
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import RecordMechanism
@@ -70,7 +68,6 @@ def watch() -> Iterator[Seen]:
         patch.setattr(local_update, "release", _watched(local_update.release, seen))
         patch.setattr(PrivateGradients, "accumulate", _summed(PrivateGradients.accumulate, seen))
         patch.setattr(record_mechanism, "SecureNoise", HalfSilent)
-        patch.setattr(client_mechanism, "SecureNoise", HalfSilent)
         models: dict[tuple, object] = {}
         patch.setattr(client.app, "_workbench", _one_model(client.app._workbench, models))
         yield seen
@@ -152,13 +149,11 @@ def check(
     assert code(reply) in CODES
     assert SECRET not in str(reply.content)
     update_left = "lora" in reply.content.array_records
-    demanded = {"client": LocalDPClient, "open": object}.get(case.policy, RecordMechanism)
+    demanded = object if case.policy == "open" else RecordMechanism
     for mechanism, source in zip(seen.mechanisms, seen.sources, strict=False):
         assert isinstance(mechanism, demanded)
         if demanded is RecordMechanism:
             check_source(site, case, source)
-        elif demanded is LocalDPClient:
-            assert isinstance(source, NoisedUpdate)
     counts = counts_in(reply)
     charged = [event for event in new if event.phase != "evaluate"]
     counted = [event for event in new if event.phase == "evaluate"]
@@ -182,12 +177,9 @@ def check(
         assert all(event.protected for event in new)
         # of 120 records, or of 30 groups
         assert all(event.delta <= (1e-2 if case.policy == "groups" else 1e-3) for event in new)
-        unit = {"groups": ("group", "patient"), "client": ("client", "")}
-        assert {(event.unit, event.unit_column) for event in new} <= {
-            unit.get(case.policy, ("record", ""))
-        }
-        limit = {"strict": 1.0, "noised": 2.0, "disjoint": 1.0, "groups": 1.0, "client": 300.0}
-        limit = limit[case.policy]
+        unit = ("group", "patient") if case.policy == "groups" else ("record", "")
+        assert {(event.unit, event.unit_column) for event in new} <= {unit}
+        limit = 2.0 if case.policy == "noised" else 1.0
         events = site.events
         if events:
             delta = max(event.delta for event in events)  # the policy's: runs may ask for less
@@ -282,7 +274,6 @@ COUNTS = {"task": "", "server_round": 0, "stage": -1, "tasks": list(LABELS)}
     "case",
     [
         Bent("evaluate", COUNTS, NOISED, "all", 0.0, "run-1", "noised"),
-        Bent("train", SURGERY, HONEST["client"], "all", 0.0, "run-1", "client"),
         Bent("train", SURGERY, HONEST["open"], "all", 0.0, "run-1", "open"),
     ],
     ids=lambda case: case.policy,

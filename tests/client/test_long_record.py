@@ -15,7 +15,7 @@ from deal_core.models.encoder import EncoderLabels
 from deal_core.privacy.mechanisms.noise import SecureNoise
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.wire.instruction import Instruction
-from tests.client.real_site import LABELS, RealSite, asked, code, rows
+from tests.client.real_site import LABELS, RealSite, asked, rows
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -65,35 +65,6 @@ def test_it_dies_without_the_record_as_well(name, record, tmp_path, small_machin
     with pytest.raises(OutOfMemory):
         site.answer(experiment, instruction, kind=kind)
     assert site.events == []
-
-
-OF_CLIENT = 'mechanism = "client"\nmax_epsilon = 1.0\n'
-UNTRUSTED = ("privacy.mechanism=client", "privacy.trusted_server=false", "privacy.target_epsilon=1")
-
-
-@pytest.mark.parametrize("record", [(), (LONG,)], ids=["without", "with"])
-def test_nor_does_it_say_whether_a_client_has_the_record(record, tmp_path, small_machine):
-    """Where the whole client is protected, against the server as well."""
-    site = RealSite(tmp_path, OF_CLIENT, {t: [*rows(t), *record] for t in LABELS})
-    with pytest.raises(OutOfMemory):
-        site.answer(asked("train.max_length=32", *UNTRUSTED), {})
-    assert site.events == []
-
-
-@pytest.mark.parametrize("count", [40, 60])
-def test_nor_how_many_records_a_client_has(tmp_path, monkeypatch, count):
-    """A run may ask for passes of any size."""
-    embed, most = EncoderLabels._embed, [0]
-
-    def watched(self, token_ids, layers=1):
-        most.append(len(token_ids))
-        return embed(self, token_ids, layers)
-
-    monkeypatch.setattr(EncoderLabels, "_embed", watched)
-    site = RealSite(tmp_path, OF_CLIENT, {t: rows(t, count) for t in LABELS})
-    passes = ("train.batch_size=1000", "train.tokens_per_microbatch=1000000")
-    assert code(site.answer(asked(*passes, *UNTRUSTED), {})) == "ok"
-    assert max(most) == 1
 
 
 def test_nothing_of_a_record_is_held_while_the_next_is_read(make_causal, tmp_path):

@@ -16,8 +16,6 @@ from deal_core.randomness import seeded
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
 
 ANY = 'metrics = "none"\n'
-CARRIED = ("method.name=deal-reference", "train.batch_size=40")
-OF_CLIENT = ("privacy.mechanism=client", "privacy.trusted_server=false")
 OF_RECORD = ("privacy.mechanism=record", "privacy.factors=both", "privacy.target_epsilon=1")
 BOTH = ["lora_A", "lora_B"]
 
@@ -58,21 +56,10 @@ def answered(site: RealSite, server_round: int, *settings: str) -> None:
     assert code(reply) == "ok"
 
 
-def test_maps_that_a_client_trained_without_noise_reach_no_update_of_another_mechanism(
-    tmp_path, found
-):
-    """The noise of ``client`` is in what leaves alone: what stays is as it was trained. A server
-    chooses the name of the run, and would ask for it again under ``record``."""
-    site = RealSite(tmp_path, ANY)
-    answered(site, 1, *CARRIED, *OF_CLIENT, "privacy.target_epsilon=0.5")
-    answered(site, 2, *CARRIED, *OF_RECORD)
-    assert found == [0, 0]
-
-
 @pytest.mark.parametrize(
     "settings", [("method.name=deal-reference",), ("method.name=sequential", "wire.dtype=int8")]
 )
-def test_nor_what_was_left_without_a_mechanism(tmp_path, found, settings):
+def test_what_was_left_without_a_mechanism_reaches_no_update_under_one(tmp_path, found, settings):
     site = RealSite(tmp_path, ANY + "min_records = 1\n")
     free = (*settings, "privacy.mechanism=none")
     answered(site, 1, *free)
@@ -96,9 +83,8 @@ def test_an_earlier_run_in_the_same_folder_is_forgotten(tmp_path):
 @pytest.mark.parametrize(
     ("epsilon", "ends"), [(1000, "no-data"), (8, "ok")], ids=["in name alone", "a mechanism"]
 )
-@pytest.mark.parametrize("mechanism", [OF_RECORD[:1], OF_CLIENT])
-def test_a_mechanism_in_name_alone_keeps_the_floor_of_records(tmp_path, mechanism, epsilon, ends):
+def test_a_mechanism_in_name_alone_keeps_the_floor_of_records(tmp_path, epsilon, ends):
     """Its noise hides nothing, and a task may have one record."""
     site = RealSite(tmp_path, ANY, {task: rows(task, 3) for task in LABELS})
-    settings = (*mechanism, f"privacy.target_epsilon={epsilon}", "train.batch_size=3")
+    settings = (OF_RECORD[0], f"privacy.target_epsilon={epsilon}", "train.batch_size=3")
     assert code(site.answer(asked(*settings), {})) == ends

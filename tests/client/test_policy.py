@@ -313,11 +313,10 @@ def test_of_tasks_that_a_client_has_not_worked_on_it_gives_no_record(small):
 
 
 def test_under_a_mechanism_no_exact_sums_are_begun(small):
-    for mechanism in ("record", "client"):
-        for name in ("prototype", "linear-probe"):
-            config = small(f"privacy.mechanism={mechanism}", f"method.name={name}")
-            with pytest.raises(UserError, match="leave without noise"):
-                make_mechanism(config)
+    for name in ("prototype", "linear-probe"):
+        config = small("privacy.mechanism=record", f"method.name={name}")
+        with pytest.raises(UserError, match="leave without noise"):
+            make_mechanism(config)
 
 
 REAL = Site(lambda: None, Policy(share_sums=True), simulated=False)
@@ -369,14 +368,10 @@ def test_the_number_of_examples_stays_with_an_update_that_is_masked():
     assert figures_allowed(figures, kept, masked=True) == {"num_examples": 40.0}
 
 
-@pytest.mark.parametrize("mechanism", ["none", "client"])
-def test_a_largest_epsilon_demands_a_mechanism_that_counts_it(mechanism):
-    with pytest.raises(
-        UserError, match=f"is '{mechanism}', but the site's policy demands 'record'"
-    ):
-        require_mechanism(mechanism, Policy(max_epsilon=2.0))
+def test_a_largest_epsilon_demands_a_mechanism_that_counts_it():
+    with pytest.raises(UserError, match="is 'none', but the site's policy demands 'record'"):
+        require_mechanism("none", Policy(max_epsilon=2.0))
     require_mechanism("record", Policy(max_epsilon=2.0))
-    require_mechanism("client", Policy(max_epsilon=2.0, mechanism="client"))
 
 
 def test_metrics_are_the_stricter_of_both():

@@ -39,19 +39,6 @@ def test_an_update_that_was_kept_does_not_outlive_a_stricter_policy(tmp_path, st
     assert set(reply.content) == {"status"}
 
 
-TRUSTING = 'mechanism = "client"\ntrusted_server = true\n'
-
-
-@pytest.mark.parametrize("stricter", ['mechanism = "client"\n', TRUSTING + "max_epsilon = 1.0\n"])
-def test_who_no_longer_trusts_the_server_sends_nothing_that_it_kept(tmp_path, stricter):
-    trusted = ("privacy.mechanism=client", "privacy.trusted_server=true")
-    experiment = asked(*trusted, "privacy.metrics=none")
-    assert code(RealSite(tmp_path, TRUSTING).answer(experiment, {})) == "ok"
-    reply = RealSite(tmp_path, stricter).answer(experiment, {})
-    assert code(reply) == "policy"
-    assert set(reply.content) == {"status"}
-
-
 def test_figures_that_were_kept_leave_as_the_policy_of_today_says(tmp_path):
     experiment = asked("privacy.mechanism=none")
     first = RealSite(tmp_path, OPEN).answer(experiment, {})

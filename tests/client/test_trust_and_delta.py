@@ -1,4 +1,4 @@
-"""δ, whether the server is trusted, and what is told of spending are the site's to say."""
+"""δ is the site's to say."""
 
 from __future__ import annotations
 
@@ -34,33 +34,3 @@ def test_a_delta_that_is_large_for_the_number_of_records_is_refused(tmp_path, si
     own = RealSite(tmp_path / "own", policy=policy)
     assert code(own.answer(experiment, {})) == "ok"
     assert own.events[0].delta == 0.001
-
-
-CLIENT = ("privacy.mechanism=client", "privacy.target_epsilon=500")
-
-
-@pytest.mark.parametrize(("asks", "ends"), [("0.9", "failed"), ("0.01", "ok"), ("0.0", "ok")])
-def test_the_server_sets_no_large_delta_of_a_whole_client(tmp_path, asks, ends):
-    site = RealSite(tmp_path, policy='mechanism = "client"\n')
-    experiment = asked(*CLIENT, "privacy.trusted_server=false", f"privacy.target_delta={asks}")
-    assert code(site.answer(experiment, {})) == ends
-    assert all(event.delta <= 1e-5 for event in site.events)
-
-
-def test_whether_the_server_is_trusted_is_the_sites_to_say(tmp_path):
-    site = RealSite(tmp_path, policy='mechanism = "client"\n')
-    assert code(site.answer(asked(*CLIENT, "privacy.trusted_server=true"), {})) == "policy"
-    assert site.events == []
-    (tmp_path / "trusting").mkdir()
-    policy = 'mechanism = "client"\ntrusted_server = true\n'
-    trusting = RealSite(tmp_path / "trusting", policy=policy)
-    assert code(trusting.answer(asked(*CLIENT, "privacy.trusted_server=true"), {})) == "ok"
-    assert [event.mechanism for event in trusting.events] == ["trusted-server"]
-
-
-def test_what_a_client_has_spent_stays_where_the_policy_says_so(tmp_path):
-    site = RealSite(tmp_path, policy='mechanism = "client"\nspending = false\n')
-    reply = site.answer(asked(*CLIENT, "privacy.trusted_server=false"), {})
-    assert code(reply) == "ok"
-    told = reply.content.metric_records["metrics"].keys()
-    assert not {"epsilon", "delta"} & set(told)

@@ -417,50 +417,6 @@ def _not_trained(gradients: object) -> LocalUpdate:
     pytest.fail("records were handed out")
 
 
-def check_whole_client(model: LanguageModel) -> None:
-    """A client's update leaves clipped, with noise in units of the distance of two clipped ones."""
-    from deal_core.privacy.mechanisms.client import make_client
-
-    config = experiment(
-        "privacy.mechanism=client",
-        "privacy.trusted_server=false",
-        "privacy.target_epsilon=50",
-        "privacy.max_update_norm=0.5",
-        "train.learning_rate=1.0",
-    )
-    data = texts(8)
-    changes, used, multiplier = [], [], 0.0
-    for repeat in range(3):
-        before = {n: f.detach().double().clone() for n, f in learning(model).items()}
-        ask = replace(asked("task0", 1, records=8), data=data, request=f"r{repeat}")
-
-        def make(gradients):
-            nonlocal multiplier
-            multiplier = gradients.scale / 0.5
-            used.append(gradients.noise)
-            objective = Plain(model, LABELS, gradients.data)
-            run_local_steps(model, objective, gradients, B_ONLY, config.train)
-            gradients.finished(model, LABELS, data[:1])
-            return made(gradients)
-
-        with _folder() as folder:
-            release(make_client(config), ask, site_in(folder), make)
-            (event,) = Ledger(folder).events()
-        after = learning(model)
-        changes.append(torch.cat([(after[n].detach() - before[n]).flatten() for n in before]))
-        with torch.no_grad():
-            for name, factor in after.items():
-                factor.copy_(before[name])
-    noise = torch.cat(changes)
-    expected = 2.0 * event.noise_multiplier * 0.5
-    assert multiplier == pytest.approx(2.0 * event.noise_multiplier)
-    # the clipped change has a norm of at most 0.5 among thousands of entries of noise
-    assert float(noise.std()) == pytest.approx(expected, rel=0.05)
-    assert event.steps == 1
-    assert len(used) == 3
-    assert all(isinstance(each, noise_module.SecureNoise) for each in used)
-
-
 def learning(model: LanguageModel) -> dict:
     set_trainable(model.module, B_ONLY)
     return learning_factors(model.module)

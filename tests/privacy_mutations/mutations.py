@@ -16,7 +16,6 @@ from deal_core.privacy import interface
 from deal_core.privacy.accounting import ledger_event
 from deal_core.privacy.accounting.composition import DpEvent
 from deal_core.privacy.accounting.ledger_event import LedgerEvent
-from deal_core.privacy.mechanisms import client as client_mechanism
 from deal_core.privacy.mechanisms import counts as counts_module
 from deal_core.privacy.mechanisms import record, sampled_units
 from deal_core.privacy.mechanisms.groups import Groups
@@ -180,14 +179,6 @@ def divided_by_who_was_drawn(patch: Patch) -> None:
     patch.setattr(PrivateGradients, "accumulate", accumulate)
 
 
-def a_client_hidden_from_its_absence_alone(patch: Patch) -> None:
-    patch.setattr(client_mechanism, "NEIGHBOURS", 1.0)
-
-
-def a_clients_update_unclipped(patch: Patch) -> None:
-    patch.setattr(client_mechanism, "clipped", lambda change, bound: change)
-
-
 def half_of_the_steps_charged(patch: Patch) -> None:
     original = RecordEvents.update
 
@@ -244,10 +235,6 @@ def a_failed_training_says_so(patch: Patch) -> None:
 
 def what_was_planned_is_not_looked_at(patch: Patch) -> None:
     patch.setattr(record, "require_planned", lambda *given: None)
-
-
-def seeded_noise_at_a_real_client(patch: Patch) -> None:
-    patch.setattr(client_mechanism, "SecureNoise", lambda: SeededNoise(seeded("always the same")))
 
 
 def seeded_noise_at_a_real_site(patch: Patch) -> None:
@@ -383,17 +370,6 @@ MUTATIONS = [
     Mutation("an AES key of 32 bits", a_key_of_32_bits, checks.check_key),
     Mutation(
         "divided by the batch that was drawn", divided_by_who_was_drawn, checks.check_denominator
-    ),
-    Mutation(
-        "client: noise for an absent client alone",
-        a_client_hidden_from_its_absence_alone,
-        checks.check_whole_client,
-    ),
-    Mutation("client: update unclipped", a_clients_update_unclipped, checks.check_whole_client),
-    Mutation(
-        "client: seeded noise at a real site",
-        seeded_noise_at_a_real_client,
-        checks.check_whole_client,
     ),
     Mutation("half of the steps charged", half_of_the_steps_charged, checks.check_ledger),
     Mutation("budget solved for each round", every_round_planned_by_itself, checks.check_ledger),

@@ -11,19 +11,19 @@ from simulations.engines.inprocess import run_inprocess
 pytestmark = pytest.mark.usefixtures("one_model")
 UNPROTECTED = (
     "aggregation.secure=true",
-    "privacy.mechanism=client",
-    "privacy.trusted_server=true",
+    "privacy.mechanism=record",
+    "privacy.noise_share=sum",
     "federation.clients=3",
 )
 
 
 def test_no_epsilon_of_a_noise_that_nobody_adds(make_experiment, tmp_path):
-    """In a secure sum the server sees no update that it could clip, and adds no noise."""
+    """Where clients take the steps no one sum has the whole noise, of which each adds a share."""
     experiment = make_experiment(f'run.out="{tmp_path}"', *UNPROTECTED)
-    with pytest.raises(UserError, match="would have to clip every client's update"):
+    with pytest.raises(UserError, match="only one sum has the whole noise"):
         run_inprocess(experiment, lambda event: None)
     assert not (tmp_path / "checkpoint.safetensors").exists()
-    with pytest.raises(UserError, match="would have to clip"):
+    with pytest.raises(UserError, match="only one sum"):
         make_mechanism(experiment)  # what clients call before they train
 
 

@@ -150,7 +150,7 @@ class Ledger:
 
         Raises:
             BudgetSpent: it is kept, and more is charged than that.
-            MixedUnits: it is kept, and something hides less than the budget asks.
+            MixedUnits: it is kept, and the ledger holds releases of another unit.
         """
         kept = self.answer(request)
         if kept is not None:

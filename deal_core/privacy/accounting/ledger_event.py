@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deal_core.privacy.accounting.composition import DpEvent, adaptive_epsilon, epsilon_of
-from deal_core.privacy.accounting.unit import CLIENT, MixedUnits, common_unit, unit_text
+from deal_core.privacy.accounting.unit import common_unit, unit_text
 
 SET_ASIDE = 0.05
 """Part of delta for what several runs release: the settings of a later one may follow from what an
@@ -28,8 +28,9 @@ class LedgerEvent:
     Attributes:
         run: name of the run that asked: a hash of its settings, and at a site the run's own name.
         task, phase, stage, server_round: where in the run; no task: of all tasks.
-        mechanism: ``record`` or ``client``; ``counts`` for evaluation counts with noise; of what
-            left without protection ``none``, ``trusted-server`` or ``clear-counts``.
+        mechanism: ``record``; ``counts`` for evaluation counts with noise; of what left without
+            protection ``none`` or ``clear-counts``. Ledgers of earlier versions also hold
+            ``client`` (noise in a whole update) and ``trusted-server`` (unprotected).
         unit: what a neighbour differs by (:mod:`~deal_core.privacy.accounting.unit`).
         sample_rate, noise_multiplier, steps: see
             :class:`~deal_core.privacy.accounting.composition.DpEvent`.
@@ -88,8 +89,7 @@ def unprotected_event(run: str, mechanism: str, place: Place) -> LedgerEvent:
 
     Args:
         run: name of the experiment.
-        mechanism: what left: ``none`` (an update), ``trusted-server`` (an update that the server is
-            trusted to protect), ``clear-counts``.
+        mechanism: what left: ``none`` (an update) or ``clear-counts``.
         place: where in the run.
     """
     task, phase, stage, server_round = place
@@ -115,19 +115,15 @@ class Budget:
     """``epsilon`` at ``delta``; tasks in parallel where they are ``disjoint``. ``most``: so many
     releases of this mechanism has the run planned in this task, and it has no more; None: as many
     as fit. ``any_choice``: less than the run was planned for, so that what uses it up may follow
-    from what was released. ``whole_client``: nothing is left where anything hides less than the
-    client."""
+    from what was released."""
 
     epsilon: float
     delta: float
     disjoint_tasks: bool = False
     most: int | None = None
     any_choice: bool = False
-    whole_client: bool = False
 
 
-HONEST_SERVER = "the server is honest"
-"""Whom an epsilon counts on where the server is the one that adds noise."""
 KEEPER_ALONE = "nobody but the keeper of this ledger is trusted"
 
 
@@ -198,18 +194,12 @@ def _epsilon_with_slack(events: Sequence[LedgerEvent], delta: float, any_choice:
     return of((event.spent for event in events), part * delta * math.exp(-slack)) + slack
 
 
-def hides_less(event: LedgerEvent) -> bool:
-    """Return whether a release has hidden less than the whole client. Counts in the clear are of
-    test records, of which no epsilon speaks."""
-    return event.unit != CLIENT and event.mechanism != CLEAR_COUNTS
-
-
 def require_within(events: Sequence[LedgerEvent], budget: Budget) -> None:
     """Check that all events together, the last one new, are within a budget.
 
     Raises:
         BudgetSpent: they are not, or the run has planned fewer like the last.
-        MixedUnits: some are of records and some of groups, or hide less than a whole client.
+        MixedUnits: some are of records and some of groups.
     """
     require_planned_number(events, budget)
     require_standing(events, budget)
@@ -221,10 +211,8 @@ def require_standing(events: Sequence[LedgerEvent], budget: Budget) -> None:
 
     Raises:
         BudgetSpent: they are not.
-        MixedUnits: some are of records and some of groups, or hide less than a whole client.
+        MixedUnits: some are of records and some of groups.
     """
-    if budget.whole_client and any(hides_less(event) for event in events):
-        raise MixedUnits("the ledger holds releases that hide records, not the client")
     epsilon = composed(events, budget.delta, budget.disjoint_tasks, budget.any_choice)
     unit = unit_text(events[-1].unit, events[-1].unit_column)
     if epsilon > budget.epsilon * (1 + ROUNDING):

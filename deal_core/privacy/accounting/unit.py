@@ -2,7 +2,7 @@
 
 * ``record``: one record of a site, there or not.
 * ``group``: all records of a site with one value of a column, such as those of a patient.
-* ``client``: a whole client.
+* ``client``: a whole client; only ledgers of earlier versions hold releases of it.
 
 An epsilon of one unit says nothing of another. A group of many records loses more in releases that
 hide single records. And one record, where its group stays, moves a clipped sum of groups by up to

@@ -8,9 +8,8 @@ from typing import Literal
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.privacy.interface import MakeMechanism
-from deal_core.privacy.mechanisms.server_side import MakeServerSide, no_server_noise
 
-Attacked = Literal["updates", "steps", "clients"]
+Attacked = Literal["updates", "steps"]
 
 
 def no_conflict(experiment: Experiment) -> None:
@@ -29,22 +28,17 @@ class MechanismDefinition:
 
     Attributes:
         client: builds its part at a client.
-        server: builds its part at the server.
         check: raises :class:`~deal_core.errors.UserError` for an experiment that it cannot protect.
         assumes: whom its epsilon takes to be honest; empty: there is no epsilon.
-        attacked: what the canaries of an audit are planted in: the updates of a site, the steps of
-            DP-SGD, or the clients of a run.
+        attacked: what the canaries of an audit are planted in: the updates of a site, or the steps
+            of DP-SGD.
         needs_float32: whether gradients must be computed in float32.
-        noises_updates: whether a client adds noise to its update as a whole, so that single entries
-            may be far from those of the round's start.
         noises_counts: whether counts of right answers can leave with noise, charged.
     """
 
     client: MakeMechanism
     attacked: Attacked
-    server: MakeServerSide = no_server_noise
     check: Callable[[Experiment], None] = no_conflict
     assumes: Callable[[PrivacyConfig], str] = nobody_trusted
     needs_float32: bool = False
-    noises_updates: bool = False
     noises_counts: bool = False

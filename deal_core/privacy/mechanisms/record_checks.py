@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.privacy.mechanisms.definition import nobody_trusted
-from deal_core.privacy.mechanisms.one_task_at_a_time import check_one_task_at_a_time
 from deal_core.privacy.mechanisms.shares import trust_in_sum
 from deal_core.privacy.policy import at_server, in_sum
 
@@ -72,7 +71,11 @@ def check_records_protected(experiment: Experiment) -> None:
             f"{where} with privacy.unit_column protects groups, and which test records "
             "data.max_test takes depends on how many a group has; set it to 0"
         )
-    check_one_task_at_a_time(experiment)
+    if experiment.stream.schedule == "joint":  # a charge names the task that was read
+        raise UserError(
+            f'{where} does not go with stream.schedule = "joint": set it to "synchronous" or '
+            '"per-client"'
+        )
     if in_sum(experiment.privacy) and not at_server(experiment):
         raise UserError(
             'privacy.noise_share = "sum": only one sum has the whole noise; set train.step to '

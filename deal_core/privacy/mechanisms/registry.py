@@ -6,22 +6,19 @@ from collections.abc import Mapping
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, choose
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Mechanism
-from deal_core.privacy.mechanisms.client import CLIENT
 from deal_core.privacy.mechanisms.definition import MechanismDefinition
 from deal_core.privacy.mechanisms.none import NONE
 from deal_core.privacy.mechanisms.record import RECORD
-from deal_core.privacy.mechanisms.server_side import ServerSide
 from deal_core.privacy.mechanisms.server_steps import check_steps_at_server
 from deal_core.privacy.mechanisms.sums_protected import check_sums_protected
 
-MECHANISMS: Mapping[str, MechanismDefinition] = {"none": NONE, "record": RECORD, "client": CLIENT}
+MECHANISMS: Mapping[str, MechanismDefinition] = {"none": NONE, "record": RECORD}
 """``privacy.mechanism`` to what it is."""
 
 
 def mechanism_of(experiment: Experiment) -> MechanismDefinition:
-    """Return the mechanism that the experiment names.
+    """Return what the mechanism is that the experiment names.
 
     Raises:
         UserError: unknown ``privacy.mechanism``.
@@ -30,7 +27,7 @@ def mechanism_of(experiment: Experiment) -> MechanismDefinition:
 
 
 def make_mechanism(experiment: Experiment) -> Mechanism:
-    """Return a client's part of the mechanism that the experiment names.
+    """Return the mechanism that the experiment names.
 
     Raises:
         UserError: unknown ``privacy.mechanism``, or one that cannot protect the experiment.
@@ -57,17 +54,3 @@ def check_counts(experiment: Experiment) -> None:
             f"'{experiment.privacy.mechanism}' has not; set privacy.mechanism to \"record\", or "
             'privacy.metrics to "clear"'
         )
-
-
-def make_server_side(experiment: Experiment, rounds: int, ledger: Ledger) -> ServerSide:
-    """Return the server's part of the mechanism.
-
-    Args:
-        experiment: names the mechanism.
-        rounds: of the run, at most, in which private data are learnt from.
-        ledger: the server's own.
-
-    Raises:
-        UserError: unknown ``privacy.mechanism``.
-    """
-    return mechanism_of(experiment).server(experiment, rounds, ledger)

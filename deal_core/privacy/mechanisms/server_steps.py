@@ -37,10 +37,6 @@ def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
             "all sites need one delta; set privacy.target_delta",
         ),
         (
-            experiment.privacy.mechanism == "client",
-            "it protects single records or nothing; set privacy.mechanism to record or none",
-        ),
-        (
             not sums and experiment.adapter.kind == "lora" and experiment.aggregation.rule != "ffa",
             "steps are taken on one factor that keeps its coordinates; set aggregation.rule to "
             "ffa, or adapter.kind to pooled or core",

@@ -95,7 +95,7 @@ def _spending(states: dict[str, RunState]) -> GaugeMetricFamily:
         for name, site in state.sites.items():
             if site.spent is not None:
                 spent, seeded = site.spent, str(site.spent.simulation_only).lower()
-                over = whole_extent(spent.disjoint_tasks, state.assumes)
+                over = whole_extent(spent.disjoint_tasks)
                 trust = whole_trust(state.assumes, spent.assumes_more)
                 unit = unit_text(state.unit, state.unit_column)
                 delta, void = rounded_up(spent.delta, 2), str(spent.void).lower()

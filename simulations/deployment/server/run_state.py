@@ -174,8 +174,6 @@ def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
         state.bytes_up += event["bytes_up"]
         state.bytes_down += event["bytes_down"]
         state.quarantined += [names[int(k)] for k in event["excluded"]]
-        for site in state.sites.values():  # where the server adds the noise: the same for all
-            site.spent = spending_told(event) or site.spent
     elif kind == "round_skipped":
         state.rounds += 1
     elif kind == "evaluated":

@@ -75,7 +75,7 @@ def epsilon_lines(spent: Mapping[str, Spending], assumes: str) -> list[str]:
         return []
     extents: dict[str, list[str]] = {}
     for name, each in spent.items():
-        extents.setdefault(whole_extent(each.disjoint_tasks, assumes), []).append(name)
+        extents.setdefault(whole_extent(each.disjoint_tasks), []).append(name)
     lines = [f"{_whose(names, spent)} composes over {extent}" for extent, names in extents.items()]
     lines.append(f"whom ε counts on: {assumes or 'not known'}")
     more = [name for name, each in spent.items() if each.assumes_more]

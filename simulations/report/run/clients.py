@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator
 from statistics import fmean, pstdev
 
-from deal_core.config.experiment import Experiment
 from server.results import ClientResult
 from simulations.output.markdown import DASH
 from simulations.report.charts.dots import Dot, Level, dots
@@ -47,8 +46,7 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, Cell]]:
         yield "standard deviation over clients", f"{100 * spread:.1f} points"
     left_out = {each.name: each.left_out for each in run.log.clients.values() if each.left_out}
     parts = (f"{name} ({count} ×)" for name, count in left_out.items())
-    if not draws_are_secret(run.experiment):
-        yield "left out of a round", ", ".join(parts) or "nobody"
+    yield "left out of a round", ", ".join(parts) or "nobody"
     if run.results is not None:
         yield "sent by a client in every round", size(sum(run.results.wire.bytes_up))
         yield "received by a client in every round", size(run.results.wire.received)
@@ -128,7 +126,7 @@ def _row(
 ) -> tuple[Cell, ...]:
     average = found.average_accuracy if found else None
     replies, seconds = len(log.replies), sum(log.replies.values())
-    idle, secret = Counter(log.idle.values()), draws_are_secret(run.experiment)
+    idle = Counter(log.idle.values())
     return (
         log.name,
         whole(_examples(log)),
@@ -136,18 +134,11 @@ def _row(
         percent(start),
         percent(average, pointer("per_client", number, "average_accuracy") if number else ""),
         _lowest(run, found),
-        DASH if secret else whole(replies - len(log.excluded)),
-        DASH if secret else whole(log.left_out),
-        time(seconds / replies if seconds and not secret else None),
-        ", ".join(f"{IDLE.get(code, code)} ({n} ×)" for code, n in idle.items() if not secret)
-        or DASH,
+        whole(replies - len(log.excluded)),
+        whole(log.left_out),
+        time(seconds / replies if seconds else None),
+        ", ".join(f"{IDLE.get(code, code)} ({n} ×)" for code, n in idle.items()) or DASH,
     )
-
-
-def draws_are_secret(experiment: Experiment) -> bool:
-    """Return whether an epsilon counts on nobody knowing who was drawn in which round."""
-    privacy = experiment.privacy
-    return privacy.mechanism == "client" and privacy.trusted_server
 
 
 def _examples(log: ClientLog) -> float | None:

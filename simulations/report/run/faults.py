@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 from simulations.report.page.blocks import Block, Notice, Section, Table, Text
 from simulations.report.page.numbers import whole
-from simulations.report.run.clients import draws_are_secret
 from simulations.report.run.record import RunRecord
 
 SHOWN = 200
@@ -24,10 +23,6 @@ def _blocks(run: RunRecord) -> tuple[Block, ...]:
     found = run.log.faults
     if not found:
         return (Text("None: every reply that was asked for came and was used."),)
-    if draws_are_secret(run.experiment):  # of those who fail it would tell that they were drawn
-        kinds = Counter(fault.what for fault in found if not fault.again)
-        often = tuple((what, whole(n)) for what, n in kinds.items())
-        return (Table("How often, over all clients and rounds", ("what", "times"), often),)
     counted = Counter((fault.what, fault.client) for fault in found if not fault.again)
     times = tuple((what, client or "–", whole(n)) for (what, client), n in counted.items())
     summary = Table("How often", ("what", "client", "times"), times, words=(1,))

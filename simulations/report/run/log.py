@@ -276,10 +276,6 @@ def _round_finished(log: RunLog, event: RunEvent) -> None:
     one.excluded = [log.name(str(client)) for client in event.get("excluded", [])]
     for name in one.excluded:
         log.clients.setdefault(name, ClientLog(name)).excluded.add(_key(event))
-    by_server = spending_told(event)
-    if by_server is not None:  # where the server adds the noise: the same for all
-        for client in log.clients.values():
-            client.spent = by_server
 
 
 def _round_skipped(log: RunLog, event: RunEvent) -> None:

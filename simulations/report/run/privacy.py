@@ -96,7 +96,7 @@ def statement(run: RunRecord, spent: list[Spent]) -> str:
     clients = clients_that_spend(run.experiment)
     who = "Every client" if len(spent) >= clients else f"Each of the {len(spent)} that tell it"
     assumes = mechanism_of(run.experiment).assumes(run.experiment.privacy)
-    over = whole_extent(any(each.disjoint_tasks for each in spent), assumes)
+    over = whole_extent(any(each.disjoint_tasks for each in spent))
     trust = whole_trust(assumes, any(each.assumes_more for each in spent))
     times = run.results.privacy.times if run.results else ""
     return (
@@ -157,8 +157,6 @@ def _delta(config: PrivacyConfig) -> str:
     """Return at which delta the limit of an experiment holds, in words."""
     if config.target_delta:
         return f"delta = {config.target_delta:g}"
-    if config.mechanism == "client":
-        return "the delta that follows from the number of clients"
     return "the client's own delta"
 
 
@@ -167,19 +165,14 @@ def _facts(experiment: Experiment) -> Iterator[tuple[str, Cell]]:
     yield "mechanism", MECHANISMS.get(config.mechanism, config.mechanism)
     unit = unit_of_run(experiment)
     yield "unit of privacy", unit
-    alone = config.mechanism == "client" and config.trusted_server
-    whose = "this run" if alone else "all that a client's ledger holds"
+    whose = "all that a client's ledger holds"
     limit = f"epsilon = {config.target_epsilon:g} for {whose}, at {_delta(config)}, per {unit}"
     yield "limit of the experiment", limit
     yield "assumed honest", mechanism_of(experiment).assumes(config)
-    if config.mechanism == "record":
-        yield "clipping bound of a gradient", decimal(config.max_grad_norm)
-    else:
-        yield "clipping bound of an update", decimal(config.max_update_norm)
+    yield "clipping bound of a gradient", decimal(config.max_grad_norm)
     yield "counts of right answers leave", config.metrics
 
 
 MECHANISMS = {
     "record": "record: each example's gradient is clipped and noise is added, at the client",
-    "client": "client: a whole client's update is clipped and noise is added",
 }

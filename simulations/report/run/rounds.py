@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from simulations.output.markdown import DASH
 from simulations.report.charts.lines import Axis, Curve, lines
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Figures, Section, Table, Text
 from simulations.report.page.numbers import decimal, pointer, size, time, whole
-from simulations.report.run.clients import draws_are_secret
 from simulations.report.run.log import RoundLog
 from simulations.report.run.record import RunRecord
 
@@ -90,19 +88,18 @@ def _stage_ends(done: Sequence[RoundLog]) -> tuple[float, ...]:
 def table(run: RunRecord) -> Table:
     """Return a row for each round."""
     error = pointer("aggregation_error") if run.results is not None else ""
-    secret = draws_are_secret(run.experiment)
     rows = tuple(
         (
             str(each.number),
             f"{each.stage + 1}",
             PHASES.get(each.phase, each.phase),
             ", ".join(each.tasks),
-            DASH if secret else f"{each.answered - len(each.excluded)} of {each.asked}",
-            DASH if secret else decimal(each.loss, 4),
+            f"{each.answered - len(each.excluded)} of {each.asked}",
+            decimal(each.loss, 4),
             decimal(each.error, 3, f"{error}/{place}" if error else ""),
             time(each.seconds),
-            DASH if secret else size(each.bytes_up),
-            DASH if secret else size(each.bytes_down),
+            size(each.bytes_up),
+            size(each.bytes_down),
         )
         for place, each in enumerate(run.log.done)
     )

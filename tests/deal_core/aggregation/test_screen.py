@@ -12,7 +12,6 @@ import torch
 from deal_core.aggregation import (
     BOTH,
     LORA_B,
-    UNLIMITED,
     AggregationFailed,
     ClientUpdate,
     Limits,
@@ -153,14 +152,6 @@ def test_switched_off_it_lets_everything_through_at_once(start):
         (verdict,) = screen.add(update, start)
         assert verdict.update is update
         assert not verdict.fault
-
-
-def test_without_limits_nothing_is_looked_at(start):
-    (update,) = honest(start, 1)
-    layers = {n: LoraFactors(f.A * torch.nan, f.B) for n, f in start.layers.items()}
-    lost = ClientUpdate("eve", Adapter(layers, start.scaling), 1e300)
-    for each in (update, lost):
-        assert [v.update for v in Screen(UNLIMITED).add(each, start)] == [each]
 
 
 def test_the_first_are_held_and_then_each_is_judged_as_it_comes(start):

@@ -6,9 +6,6 @@ import pytest
 
 from deal_core.config.experiment import PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.client_plan import client_plan
-from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.mechanisms.client import LARGEST_DELTA
 from deal_core.privacy.mechanisms.record_checks import check_records_protected
 from deal_core.privacy.policy import Policy, default_delta, require_bound, terms
 
@@ -39,15 +36,3 @@ def test_a_method_that_needs_both_factors_says_which_key_gives_them(make_experim
     with pytest.raises(UserError, match="trains one factor a round"):
         check_records_protected(make_experiment(*asks))
     check_records_protected(make_experiment(*asks, "privacy.factors=both"))
-
-
-def test_under_whole_clients_delta_is_the_smallest_usual_one_unless_the_policy_names_another(
-    make_experiment, tmp_path
-):
-    asks = make_experiment("privacy.mechanism=client", "privacy.target_delta=0.9")
-    site = Policy(mechanism="client", max_delta=1e-4)
-    plans = {
-        name: client_plan(asks, Ledger(tmp_path / name), 4, 1.0, policy, LARGEST_DELTA)
-        for name, policy in (("silent", None), ("says", site))
-    }
-    assert {name: plan.delta for name, plan in plans.items()} == {"silent": 1e-5, "says": 1e-4}

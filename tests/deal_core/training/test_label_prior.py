@@ -91,7 +91,7 @@ def test_equal_shares_adjust_nothing(minilm, empty):
 def test_where_single_records_are_protected_it_is_refused():
     """A loss that knows the shares knows all records; only its own may be in a clipped gradient."""
     adjusted = MethodConfig(logit_adjustment=0.1)
-    for mechanism, refused in (("record", True), ("client", False), ("none", False)):
+    for mechanism, refused in (("record", True), ("none", False)):
         privacy = PrivacyConfig(mechanism=mechanism)
         with pytest.raises(UserError, match="set it to 0") if refused else nullcontext():
             make_mechanism(Experiment(method=adjusted, privacy=privacy))

@@ -14,8 +14,6 @@ from simulations.audit.found import Attack, Figure, Found, Outcome, Steps, Train
 from simulations.audit.tables import Audit
 from simulations.run.preflight import preflight
 
-WHOLE = ("privacy.mechanism=client",)
-
 
 def console() -> Console:
     return Console(file=io.StringIO(), width=200)
@@ -51,10 +49,10 @@ def trained(training: Training, share: float) -> Found:
     )
 
 
-def audited(monkeypatch, tmp_path, share: float, overrides=()) -> tuple[int, str, Audit]:
+def audited(monkeypatch, tmp_path, share: float) -> tuple[int, str, Audit]:
     monkeypatch.setattr(command, "carry_out", lambda training, listener: trained(training, share))
     screen, out = console(), str(tmp_path / "out")
-    request = AuditRequest("quickstart", out=out, overrides=overrides, repetitions=2)
+    request = AuditRequest("quickstart", out=out, repetitions=2)
     code = run_audit(request, screen)
     told = (tmp_path / "out" / "audit.json").read_text()
     page = (tmp_path / "out" / "audit.md").read_text()
@@ -82,30 +80,6 @@ def test_every_budget_with_either_kind_of_canaries(tmp_path):
     assert len({training.folder for training in trainings}) == 6
     alone = planned(AuditRequest("quickstart", "8", text_canaries=0), tmp_path)
     assert [t.kind for t in alone] == ["gradients"] * 8
-
-
-def test_whole_clients_are_attacked_by_canary_clients_alone(monkeypatch, tmp_path):
-    """The page has nothing of another kind, and the claim is one of whole clients."""
-    request = AuditRequest("quickstart", "8,inf", overrides=WHOLE, repetitions=1)
-    trainings = planned(request, tmp_path)
-    assert [(t.kind, t.experiment.privacy.mechanism, t.canaries) for t in trainings] == [
-        ("clients", "client", 2000),
-        ("clients", "none", 2000),
-    ]
-    code, screen, audit = audited(monkeypatch, tmp_path, 0.52, WHOLE)
-    assert code == 0
-    assert [(cell.epsilon, len(cell.trainings)) for cell in audit.cells] == [
-        ("1", 2),
-        ("8", 2),
-        ("inf", 2),
-    ]
-    for other in ("Gradient", "Text", "gradients", "texts", "AUC", "TPR"):
-        assert other not in screen
-    rows = [" ".join(line.split()) for line in screen.splitlines()]
-    assert any(row.startswith("client 1 2 × 400 clients ") for row in rows)
-    told = " ".join(screen.split())
-    for part in ("delta = 1e-05 per client", "all rounds and tasks", "everybody but the server"):
-        assert part in told
 
 
 def test_noise_in_a_sum_is_attacked_through_the_sum_with_all_sites(tmp_path):
@@ -173,10 +147,6 @@ def test_bad_input_is_refused_before_anything_starts(tmp_path):
         ({"epsilon": "0"}, "--epsilon"),
         ({"overrides": ("stream.schedule=per-client",)}, "synchronous"),
         ({"overrides": ("privacy.disjoint_tasks=true",)}, "canaries are in every task"),
-        (
-            {"overrides": ("privacy.mechanism=client", "privacy.trusted_server=false")},
-            "the server's noise",
-        ),
     ):
         request = AuditRequest("quickstart", out=str(tmp_path / "out"), **wrong)
         with pytest.raises(UserError, match=told) as caught:

@@ -110,7 +110,7 @@ def done(tmp_path_factory, forked):
 
 
 def test_what_is_set_for_all_runs_overrules_neither_budget_nor_its_absence(tmp_path):
-    sets = (*SMALL, "privacy.mechanism=client", "privacy.target_delta=1e-3", "adapter.rank=2")
+    sets = (*SMALL, "privacy.mechanism=record", "privacy.target_delta=1e-3", "adapter.rank=2")
     base = load_experiment(Request("quickstart", "", sets))
     study = budgets_study("quickstart", base, [2.0, math.inf], ["deal", "lwf"], [0], overrides=sets)
     cells = grid(study, tmp_path)
@@ -121,7 +121,7 @@ def test_what_is_set_for_all_runs_overrules_neither_budget_nor_its_absence(tmp_p
         if cell.arm == "eps-inf":
             assert privacy.mechanism == "none"
         else:
-            assert (privacy.mechanism, privacy.target_epsilon) == ("client", 2.0)
+            assert (privacy.mechanism, privacy.target_epsilon) == ("record", 2.0)
         assert run.method.name == cell.setting
         assert (run.adapter.rank, run.privacy.target_delta) == (2, 1e-3)
 
@@ -170,10 +170,8 @@ def test_accuracy_among_all_labels_is_that_of_the_runs(done):
 
 def test_it_is_said_where_class_means_answer_without_privacy_alone(make_experiment):
     auto = ("method.name=deal", "method.prototype.enabled=auto", "federation.clients=3")
-    free, record, client = (
-        make_experiment(*auto, f"privacy.mechanism={each}") for each in ("none", "record", "client")
-    )
-    assert [has_class_means(each) for each in (free, record, client)] == [True, True, False]
+    for each in ("none", "record"):
+        assert has_class_means(make_experiment(*auto, f"privacy.mechanism={each}"))
     assert not has_class_means(make_experiment("method.name=lwf"))
     assert not has_class_means(make_experiment("method.name=deal", "method.prototype.enabled=off"))
     point = Budgets.model_validate_json(STORED.read_text()).points[0]
@@ -215,11 +213,10 @@ def test_no_epsilon_without_what_it_means(done):
 
 
 def test_the_sweep_says_whom_its_epsilon_protects():
-    for unit, whom in (("record", "a record that lies in every run"), ("client", "for a client")):
-        sweep = Sweep(runs=3, epsilon=9.5, delta=1e-5, unit=unit, without_privacy=0)
-        text = sweep_text(sweep)
-        for part in ("epsilon = 9.5", "delta = 1e-05", f"per {unit}", "composed over", whom):
-            assert part in text
+    text = sweep_text(Sweep(runs=3, epsilon=9.5, delta=1e-5, unit="record", without_privacy=0))
+    whom = "a record that lies in every run"
+    for part in ("epsilon = 9.5", "delta = 1e-05", "per record", "composed over", whom):
+        assert part in text
 
 
 def test_the_plot_shows_the_bound_beside_the_claim(done):

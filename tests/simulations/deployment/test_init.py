@@ -251,7 +251,7 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
         )
     with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
         check(Experiment())
-    privacy = {"mechanism": "client", "noise": "seeded"}
+    privacy = {"mechanism": "record", "noise": "seeded"}
     seeded = Experiment(privacy=privacy, data={"source": "sites"})
     with pytest.raises(UserError, match=r"privacy\.noise is 'seeded'.*protects nobody"):
         check(seeded)

@@ -15,7 +15,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.events import TOLD_TO_END, EventLog, read_events
 from server.folder import RunFolder
-from server.spending import EARLIER, MORE_TRUST, VOID, Spending, beside_the_run
+from server.spending import EARLIER, MORE_TRUST, VOID, Spending
 from simulations.deployment.server import start as server_start
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
 from simulations.deployment.server.metrics import RunFigures, serve
@@ -165,26 +165,19 @@ def test_impossible_figures_in_an_old_log_are_passed_over() -> None:
 OVER = {False: "all rounds and tasks", True: "all rounds, a record being in one task"}
 
 
-@pytest.mark.parametrize(
-    ("mechanism", "disjoint"),
-    [
-        ("record", True),
-        pytest.param("record", False, marks=pytest.mark.slow),
-        pytest.param("client", False, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("disjoint", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_epsilon_is_never_shown_without_what_it_means(
-    make_experiment, tmp_path, monkeypatch, capsys, mechanism, disjoint
+    make_experiment, tmp_path, monkeypatch, capsys, disjoint
 ) -> None:
     path = tmp_path / "runs" / "one"
     path.mkdir(parents=True)
-    private = (f"privacy.mechanism={mechanism}", "privacy.noise=seeded", "train.batch_size=4")
+    private = ("privacy.mechanism=record", "privacy.noise=seeded", "train.batch_size=4")
     private += ("federation.rounds=1", TWO_LAYERS)
     private += (f"privacy.disjoint_tasks={str(disjoint).lower()}",)
     private_run = make_experiment(f'run.out="{path}"', *private)
     run_inprocess(private_run, lambda event: None)
     state = state_of(path)
-    assert state.unit == mechanism
+    assert state.unit == "record"
     spent = [site.spent for site in state.sites.values()]
     assert all(each is not None and 0 < each.epsilon <= 8 for each in spent)
     monkeypatch.setattr("simulations.deployment.server.status.connected", lambda folder: ({}, ""))
@@ -192,8 +185,8 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     console = Console(width=200, record=True)
     status(server_folder(str(tmp_path)), "one", console, as_json=False)
     shown = console.export_text()
-    assert f"ε per {mechanism} so far" in shown
-    over = OVER[disjoint] + beside_the_run(state.assumes)
+    assert "ε per record so far" in shown
+    over = OVER[disjoint] + EARLIER
     assert f"ε composes over {over}" in shown
     assert max(map(len, shown.partition("ε composes")[0].splitlines())) <= 120
     assert f"whom ε counts on: {state.assumes}" in shown
@@ -206,8 +199,8 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     figures = [f for f in RunFigures(tmp_path / "runs").collect() if f.name == "deal_site_epsilon"]
     labels = [sample.labels for family in figures for sample in family.samples]
     assert len(labels) == len(spent)
-    assert {each["unit"] for each in labels} == {mechanism}
-    assert {each["over"] for each in labels} == {OVER[disjoint] + beside_the_run(state.assumes)}
+    assert {each["unit"] for each in labels} == {"record"}
+    assert {each["over"] for each in labels} == {over}
     assert {each["void"] for each in labels} == {"false"}
     assert {each["assumes"] for each in labels} == {state.assumes}
     assert {each["simulation_only"] for each in labels} == {"true"}

@@ -401,16 +401,3 @@ def test_a_damaged_log_is_one_line(plain: Path) -> None:
     (plain / "metrics.jsonl").write_text('{"event": "evaluated", "time": 1.0}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
         read_run(plain)
-
-
-def test_who_was_drawn_is_on_no_page_where_an_epsilon_counts_on_that(tmp_path: Path) -> None:
-    run = Path(shutil.copytree(EXAMPLES / "private", tmp_path / "a-run"))
-    results = json.loads((run / "results.json").read_text())
-    results["config"]["privacy"] |= {"mechanism": "client", "trusted_server": True}
-    (run / "results.json").write_text(json.dumps(results))
-    shown = page(run)
-    replies = [row[6] for row in shown.table("Each client; accuracies in %")[1:]]
-    assert set(replies) == {"–"}
-    assert {row[4] for row in shown.table("Every round that has ended")[1:]} == {"–"}
-    plain = page(Path(shutil.copytree(EXAMPLES / "private", tmp_path / "another")))
-    assert "–" not in {row[4] for row in plain.table("Every round that has ended")[1:]}

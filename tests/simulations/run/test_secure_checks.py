@@ -24,7 +24,6 @@ def test_every_rule_that_is_a_mean_of_factors_can_be_summed(make_experiment):
         ("aggregation.rule=fedex", "rule 'fedex'"),
         ("aggregation.robust=cosine-norm", "'cosine-norm' judges single updates"),
         ("wire.dtype=int8", "set wire.dtype to float32"),
-        ("privacy.mechanism=client", "privacy.trusted_server to false"),
         ("federation.clients=2", "each knows the other's part"),
         ("federation.clients_per_round=2", "each knows the other's part"),
         ("federation.participants=[0, 1]", "each knows the other's part"),

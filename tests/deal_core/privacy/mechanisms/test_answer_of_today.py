@@ -1,18 +1,14 @@
-"""A charged answer that a ledger keeps, when the site's policy of today is stricter; and a release
-that hides less, between leave and charge."""
+"""A charged answer that a ledger keeps, when the site's policy of today is stricter."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.interface import LocalUpdate, Permit, Refusal, Site, release
+from deal_core.privacy.interface import Refusal, Site, release
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import Policy
 from tests.deal_core.privacy.mechanisms.test_record_mechanism import Maker, ask, count, experiment
-
-ALONE = ("privacy.mechanism=client", "privacy.trusted_server=false", "privacy.target_epsilon=20")
 
 
 def site_at(folder, **policy):
@@ -31,18 +27,6 @@ def test_noised_counts_that_were_kept_stay_where_the_budget_is_smaller_today(tmp
         count(mechanism, strict, 0, lambda: counts)
     assert refused.value.code == "withheld"
     assert len(lax.ledger().events()) == 1
-
-
-def test_a_clients_update_that_was_kept_stays_where_the_budget_is_smaller_today(tmp_path):
-    mechanism = make_mechanism(experiment(*ALONE, "federation.rounds=1"))
-    lax = site_at(tmp_path)
-    first = release(mechanism, ask("task0", 1), lax, Maker())
-    again = release(mechanism, ask("task0", 1), lax, Maker())
-    assert again.figures == first.figures
-    assert all(np.array_equal(again.arrays[name], each) for name, each in first.arrays.items())
-    with pytest.raises(Refusal) as refused:
-        release(mechanism, ask("task0", 1), site_at(tmp_path, max_epsilon=0.1), Maker())
-    assert refused.value.code == "budget-spent"
 
 
 def test_a_declaration_that_the_site_has_withdrawn_is_told_with_no_kept_update(tmp_path):
@@ -67,18 +51,3 @@ def test_a_kept_update_tells_the_spending_of_today(tmp_path):
     again = release(mechanism, ask("task0", 1), site, Maker())
     assert first.figures["epsilon"] < later.figures["epsilon"] == again.figures["epsilon"]
     assert len(site.ledger().events()) == 2
-
-
-@pytest.mark.parametrize("mechanism", ["none", "record"])
-def test_what_hides_less_meanwhile_leaves_a_client_that_hides_itself_no_room(tmp_path, mechanism):
-    """Two runs at once: leave is given, the other run's update leaves, the first goes on."""
-    site = site_at(tmp_path)
-    first = make_mechanism(experiment(*ALONE, "federation.rounds=1"))
-    permit = first.permit(ask("task0", 1), site)
-    assert isinstance(permit, Permit)
-    other = make_mechanism(experiment(f"privacy.mechanism={mechanism}"))
-    release(other, ask("task1", 1), site, Maker())
-    with pytest.raises(Refusal) as refused:
-        permit.release(LocalUpdate({"w": np.zeros((2, 2), np.float32)}, {}))
-    assert refused.value.code == "policy"
-    assert [event.mechanism for event in site.ledger().events()] == [mechanism]

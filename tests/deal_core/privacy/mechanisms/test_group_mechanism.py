@@ -255,16 +255,6 @@ def test_a_ledger_that_was_mixed_all_the_same_gives_no_epsilon(site):
     assert composed([event, client, unprotected], 1e-3) > composed([event], 1e-3)
 
 
-def test_a_client_is_not_hidden_by_what_hid_its_groups(site):
-    release(make_mechanism(experiment()), ask("task0", 1), site, Maker())
-    whole = experiment(
-        RECORD, "privacy.mechanism=client", "privacy.trusted_server=false",
-        "privacy.target_epsilon=500",
-    )  # fmt: skip
-    with pytest.raises(Refusal, match="not the client"):
-        release(make_mechanism(whole), ask("task0", 1, "client"), site, Maker())
-
-
 def test_an_event_of_before_there_were_groups_is_of_a_record(site):
     release(make_mechanism(experiment(RECORD)), ask("task0", 1), site, Maker())
     (event,) = site.ledger().events()
@@ -300,11 +290,6 @@ def test_noised_counts_are_charged_per_group(site):
     (event,) = site.ledger().events()
     assert (event.mechanism, event.unit, event.unit_column) == ("counts", "group", "patient")
     assert event.max_grad_norm == sensitivity(3, 3)
-
-
-def test_who_protects_whole_clients_names_no_groups():
-    with pytest.raises(UserError, match="hides whole clients"):
-        make_mechanism(experiment("privacy.mechanism=client"))
 
 
 def test_a_limit_that_counts_records_does_not_go_with_groups():
