@@ -57,7 +57,6 @@ SLOW = {
     "deal study medmcqa --report": SMALL,
     "deal audit private-site --epsilon 8": AUDIT,
     "deal audit private-site --client 2 --canaries 4000 --repetitions 12 --text-canaries 0": AUDIT,
-    "deal audit quickstart --set privacy.mechanism=client": AUDIT,
     "deal audit private --set federation.rounds=2": AUDIT,
     "deal budgets private-site --audit runs/audit-private-site": (
         f"{SMALL} --epsilon 8 --seeds 0 --jobs 1"
