@@ -80,11 +80,11 @@ def trained(training: Training, listener) -> Found:
     )
 
 
-def audit_in(folder, *overrides: str) -> str:
+def audit_in(folder) -> str:
     """What ``deal audit`` leaves, but for the trainings."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("simulations.audit.command.carry_out", trained)
-        request = AuditRequest("quickstart", "8", str(folder), (*SMALL, *overrides), repetitions=2)
+        request = AuditRequest("quickstart", "8", str(folder), SMALL, repetitions=2)
         assert run_audit(request, console()) == 0
     return str(folder)
 
@@ -248,10 +248,13 @@ def test_a_plot_that_cannot_be_written_is_one_line(done, tmp_path, monkeypatch):
 
 
 def test_an_audit_of_another_unit_is_refused(tmp_path):
-    """Bounds on whole clients say nothing of records."""
-    audit = audit_in(tmp_path / "audit", "privacy.mechanism=client")
+    """Bounds on groups say nothing of records."""
+    audit = audit_in(tmp_path / "audit")
+    path = tmp_path / "audit" / "audit.json"
+    told = path.read_text().replace('"unit": "record"', '"unit": "group"')
+    path.write_text(told)
     request = BudgetsRequest("quickstart", out=str(tmp_path / "out"), audit=audit)
-    with pytest.raises(UserError, match="each a client, but the budgets are of a record"):
+    with pytest.raises(UserError, match="each a group, but the budgets are of a record"):
         run_budgets(request, console())
     assert not (tmp_path / "out").exists()
 

@@ -192,7 +192,6 @@ def test_the_command_shows_the_warning(settings, data, tmp_path, monkeypatch):
     [
         (("privacy.unit_column=patients",), "no column 'patients'"),
         ((GROUPS, "data.source=medmcqa"), "needs rows with columns"),
-        ((GROUPS, "privacy.mechanism=client"), "hides whole clients"),
         ((GROUPS, "data.max_train=20"), "how many a group has"),
         ((GROUPS, "federation.clients=30"), "24 training groups for 30 clients"),
     ],

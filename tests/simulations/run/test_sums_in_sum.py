@@ -366,7 +366,6 @@ def test_sums_of_a_task_are_masked_once_even_after_a_round_that_is_lost(make_exp
         ("federation.rounds=2", "set federation.rounds to 1"),
         ("method.prototype.covariance=shared", "leave without noise"),
         ("method.name=linear-probe", "leave without noise"),
-        ("privacy.mechanism=client", "leave without noise"),
         ("aggregation.secure=false", "set aggregation.secure to true"),
     ],
 )

@@ -55,7 +55,6 @@ def test_by_default_it_is_one_round_after_learning(setting):
     "setting",
     [
         "federation.clients=2",
-        "privacy.mechanism=client",
         "privacy.mechanism=record stream.schedule=per-client",
         "privacy.mechanism=record stream.schedule=joint",
         'model.family=causal-lm data.generation=["task"] stream.schedule=joint',
