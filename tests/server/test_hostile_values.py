@@ -224,8 +224,6 @@ def test_under_a_mechanism_every_client_weighs_one(tmp_path, model, weight):
     assert [e["clients"] for e in done.of("round_finished")] == [CLIENTS - 1] * 2
 
 
-
-
 def raises(aggregate: Aggregate) -> Aggregate:
     torch.linalg.svd(torch.full((3, 3), torch.nan))
     return aggregate
