@@ -13,7 +13,6 @@ OWN_MEMORY = frozenset({"deal-reference", "ewc", "replay"})
 disks, and learn from it: more than a request and the task at hand."""
 READ_BY = {
     "ewc": ("ewc",),
-    "nlora": ("nlora",),
     "olora": ("olora",),
     "replay": ("replay",),
     "deal_reference": ("deal-reference",),
@@ -104,14 +103,6 @@ class EwcConfig(Table):
     weight: float = Field(100.0, ge=0)
     """Of half the squared change of every factor entry, times its Fisher information. Of 10, 100
     and 1000 it is the best on the stream that settings were chosen on."""
-
-
-class NLoraConfig(Table):
-    """Sparsity of a task's update (nlora)."""
-
-    weight: float = Field(1e-5, ge=0)
-    """Of the absolute values of the update's entries, summed over layers. An update has millions of
-    entries, so small weights count."""
 
 
 class OLoraConfig(Table):
@@ -208,26 +199,15 @@ class MethodConfig(Table):
     """The continual-learning method."""
 
     name: str = "deal"
-    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``nlora``, ``slao``,
-    ``replay``, ``deal-reference``; without training, ``prototype``, ``linear-probe``."""
+    """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``slao``, ``replay``,
+    ``deal-reference``; without training, ``prototype``, ``linear-probe``."""
     orthogonal_init: bool = True
     """A task's new adapter starts outside of the retained directions; false: in directions
     drawn without regard to them (deal with retention; the first task is the same)."""
-    warm_start_rank: int = Field(0, ge=0)
-    """So many directions of a task's new adapter, at most all, are the strongest retained ones,
-    which go on learning; the others are fresh. Where tasks have few steps this learns more; it
-    forgets more, since what was retained moves (deal with retention; the first task is the
-    same)."""
-    logit_adjustment: float = Field(0.0, ge=0)
-    """Weight of the logarithm of a client's own label shares, added to its scores in the loss; 0:
-    off, 1: whole. Where a few clients own a label it keeps them from being led apart; elsewhere it
-    costs a little. It reads the labels of all of a client's examples, so it is refused where single
-    records are protected; a generating model's loss is over words, which have no shares (deal)."""
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()
     ewc: EwcConfig = EwcConfig()
-    nlora: NLoraConfig = NLoraConfig()
     olora: OLoraConfig = OLoraConfig()
     replay: ReplayConfig = ReplayConfig()
     deal_reference: DealReferenceConfig = DealReferenceConfig()

@@ -8,7 +8,6 @@ from types import MappingProxyType
 RENAMED: Mapping[str, str] = MappingProxyType(
     {
         "method.fresh_adapter": "method.orthogonal_init",
-        "method.warm_rank": "method.warm_start_rank",
         "method.distillation.ahead": "method.distillation.future_weight",
         "method.distillation.spaces": "method.distillation.softmax",
         "train.tokens_per_pass": "train.tokens_per_microbatch",

@@ -101,27 +101,6 @@ def orthogonal_init(
     )
 
 
-def with_live_rows(adapter: Adapter, taken: Adapter, generator: torch.Generator) -> Adapter:
-    """Return the same update, with a fresh row of ``lora_A`` in the place of every zero one.
-
-    Where both factors of a direction are zero neither ever gets a gradient. Fresh rows are as in
-    :func:`orthogonal_init`, outside ``taken`` and the adapter's own rows.
-
-    Args:
-        adapter: its ``lora_B`` is zero where its ``lora_A`` is.
-        taken: whose row space fresh rows avoid.
-        generator: draws the fresh rows.
-    """
-    layers = {}
-    for name, factors in adapter.layers.items():
-        A, dead = factors.A.clone(), ~factors.A.any(dim=1)
-        if dead.any():
-            rows = torch.cat([taken.layers[name].A, A])
-            A[dead] = _fresh_rows(rows, int(dead.sum()), generator)
-        layers[name] = LoraFactors(A, factors.B)
-    return Adapter(layers, adapter.scaling)
-
-
 def _fresh_rows(taken: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     d_in = taken.shape[1]
     basis = row_basis(taken)

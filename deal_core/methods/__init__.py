@@ -36,7 +36,6 @@ from deal_core.methods.interface import (
 )
 from deal_core.methods.linear_probe import make_linear_probe
 from deal_core.methods.lwf import make_lwf
-from deal_core.methods.nlora import make_nlora
 from deal_core.methods.olora import make_olora
 from deal_core.methods.prototype import make_prototype
 from deal_core.methods.replay import make_replay
@@ -52,7 +51,6 @@ METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "ewc": make_ewc,
     "linear-probe": make_linear_probe,
     "lwf": make_lwf,
-    "nlora": make_nlora,
     "olora": make_olora,
     "prototype": make_prototype,
     "replay": make_replay,

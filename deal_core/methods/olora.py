@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.lora.adapter import orthogonal_init
+from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, stack, zero_adapter
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, Phase
-from deal_core.methods.shared.kept_whole import frozen_beside
 from deal_core.methods.shared.penalised import Penalised
 from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, LanguageModel
@@ -48,8 +47,11 @@ class OLora:
         return State(current, state.retained)
 
     def end_task(self, state: State) -> State:
-        """Freeze the task's adapter beside the earlier ones."""
-        return frozen_beside(state)
+        """Return the same model: the task's adapter stands frozen beside the earlier ones, stacked
+        in the retained one, and the current one is zero."""
+        current = state.current
+        nothing = zero_adapter(current.shapes, current.rank, current.scaling)
+        return State(nothing, in_use(stack(state.parts())))
 
     def objective(
         self,
@@ -65,6 +67,14 @@ class OLora:
             return learning
         earlier = {n: f.A.to(model.device) for n, f in state.retained.layers.items()}
         return Penalised(learning, lambda: overlap(model.module, earlier, self.weight))
+
+
+def in_use(adapter: Adapter) -> Adapter:
+    """Leave out directions that change nothing: ``B`` zero in every layer; keep one at least."""
+    used = torch.stack([f.B.any(dim=0) for f in adapter.layers.values()]).any(dim=0)
+    used[0] |= not used.any()
+    layers = {n: LoraFactors(f.A[used], f.B[:, used]) for n, f in adapter.layers.items()}
+    return Adapter(layers, adapter.scaling)
 
 
 def overlap(module: nn.Module, earlier: dict[str, Tensor], weight: float) -> Tensor | None:

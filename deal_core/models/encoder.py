@@ -81,18 +81,12 @@ class EncoderLabels:
         ]
 
     def forward_train(
-        self,
-        batch: Sequence[Encoded],
-        labels: Sequence[str],
-        seen: Sequence[Sequence[str]],
-        log_prior: Tensor | None = None,
+        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
     ) -> ForwardOutput:
         """One forward; cross-entropy over ``labels``, logits over the spaces of ``seen``."""
         scores = self.scores(batch, [*labels, *chain.from_iterable(seen)])
         targets = torch.tensor([item.target for item in batch], device=self.device)
         own = scores[:, : len(labels)]
-        if log_prior is not None:
-            own = own + log_prior
         losses = cross_entropy(own, targets, reduction="none")
         spaces = [len(space) for space in seen]
         return ForwardOutput(losses, scores[:, len(labels) :], [1] * len(batch), spaces)

@@ -73,20 +73,10 @@ class GeneratingLM:
         return self._prompts.encode(examples, labels, instruction)
 
     def forward_train(
-        self,
-        batch: Sequence[Encoded],
-        labels: Sequence[str],
-        seen: Sequence[Sequence[str]],
-        log_prior: Tensor | None = None,
+        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
     ) -> ForwardOutput:
         """Return losses on the answer's tokens and the end; distillation is over the vocabulary at
-        those tokens, so ``seen`` only decides whether there is anything to distil.
-
-        Raises:
-            ValueError: ``log_prior`` is given.
-        """
-        if log_prior is not None:
-            raise ValueError("losses are over words: labels have no prior")
+        those tokens, so ``seen`` only decides whether there is anything to distil."""
         answers = self._answers(batch, labels)
         states = self.reader.answer_states(batch, answers)
         return answer_losses(self.word_logits, states, answers, seen)

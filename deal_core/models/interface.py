@@ -104,11 +104,7 @@ class LanguageModel(Protocol):
         """
 
     def forward_train(
-        self,
-        batch: Sequence[Encoded],
-        labels: Sequence[str],
-        seen: Sequence[Sequence[str]],
-        log_prior: Tensor | None = None,
+        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
     ) -> ForwardOutput:
         """Forward for training: losses over ``labels``, distillation over each space of ``seen``;
         a label may be in several.
@@ -117,9 +113,6 @@ class LanguageModel(Protocol):
             batch: examples that were encoded with ``labels``.
             labels: of the task.
             seen: label spaces of other tasks, earlier or future.
-            log_prior: added to the scores of ``labels`` in the losses alone, ``(labels,)``, where
-                the module lives. Only for a model that tells spaces apart: others have no score of
-                a label.
         """
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:

@@ -72,10 +72,10 @@ def check_adapter_kind(experiment: Experiment) -> None:
             f"{where} needs vectors of label names, and model.family '{experiment.model.family}' "
             "has none; use encoder-labels, or adapter.kind lora"
         )
-    if method.name != "deal" or not method.retention.enabled or method.warm_start_rank:
+    if method.name != "deal" or not method.retention.enabled:
         raise UserError(
-            f"{where} lays out every task anew; set method.name to deal, method.retention.enabled "
-            "to true and method.warm_start_rank to 0"
+            f"{where} lays out every task anew; set method.name to deal and "
+            "method.retention.enabled to true"
         )
     core = kind_of(adapter).core
     if core and (adapter.rank % 2 or adapter.client_ranks):

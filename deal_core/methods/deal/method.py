@@ -1,11 +1,10 @@
 """The method: fresh adapter, controlled update, distillation while learning, retention.
 
 Source: docs/method.md (M4) to (M9), (M15), (M16). A task starts with a fresh current adapter in the
-orthogonal complement of what is retained (``warm_start_rank`` of the strongest retained directions
-may go on in it instead); clients learn it while they distil the model as it was at the start of the
-task, and pay for interference with what is retained; at the end both adapters are stacked,
-filtered, and the best part of fixed rank is retained, by the server alone. The size of the model
-does not grow with the number of tasks. Every part has a switch.
+orthogonal complement of what is retained; clients learn it while they distil the model as it was at
+the start of the task, and pay for interference with what is retained; at the end both adapters are
+stacked, filtered, and the best part of fixed rank is retained, by the server alone. The size of the
+model does not grow with the number of tasks. Every part has a switch.
 """
 
 from __future__ import annotations
@@ -21,13 +20,8 @@ from deal_core.config.method import MethodConfig
 from deal_core.errors import choose
 from deal_core.lora.adapter import (
     fingerprint,
-    is_nonzero,
     orthogonal_init,
-    rescaled,
-    side_by_side,
-    split,
     stack,
-    with_live_rows,
     zero_adapter,
 )
 from deal_core.lora.state import State
@@ -43,7 +37,6 @@ from deal_core.methods.shared.penalised import Penalised
 from deal_core.methods.shared.task_start import drop_task_start, snapshot_task_start
 from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.training.cache import Cache
-from deal_core.training.label_prior import log_shares
 from deal_core.training.objective import Objective
 
 
@@ -58,27 +51,14 @@ class Deal:
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Return a state with a fresh current adapter, outside the retained directions unless told
-        not to (M4); the strongest of them may go on in it. Without retention the adapter that is
-        there goes on."""
+        not to (M4). Without retention the adapter that is there goes on."""
         if not self.method.retention.enabled:
             return snapshot_task_start(continued(state, self.adapter, generator))
         nothing = zero_adapter(state.retained.shapes, 1)
         avoided = state.retained if self.method.orthogonal_init else nothing
         rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
-        warm = self._warm(state)
-        fresh = orthogonal_init(avoided, rank - warm, scaling, generator)
-        if not warm:
-            return replace(state, current=fresh, residual=None, num_reference_directions=0)
-        strongest = rescaled(split(state.retained, warm)[0], scaling)
-        current = with_live_rows(side_by_side(strongest, fresh), avoided, generator)
-        return replace(state, current=current, residual=None, num_reference_directions=warm)
-
-    def _warm(self, state: State) -> int:
-        """Return how many retained directions go on in the current adapter. None where clients have
-        ranks of their own: one that has room for fewer would lose what was learnt before."""
-        if self.adapter.client_ranks or not is_nonzero(state.retained):
-            return 0
-        return min(self.method.warm_start_rank, self.adapter.rank, state.retained.rank)
+        fresh = orthogonal_init(avoided, rank, scaling, generator)
+        return replace(state, current=fresh, residual=None, num_reference_directions=0)
 
     def end_task(self, state: State) -> State:
         """Return a state that retains, of both adapters stacked, the best part of rank
@@ -103,8 +83,8 @@ class Deal:
     ) -> Objective:
         """Return ``CE + weight * KL(model at the start of the task || model)`` over earlier labels,
         ``future_weight`` times the same over labels of future tasks, and the penalty of the
-        controlled update; CE over logits that the client's label shares may adjust. A model that
-        answers in words is asked with the prompts of earlier tasks instead."""
+        controlled update. A model that answers in words is asked with the prompts of earlier tasks
+        instead."""
         losses = self._losses(model, state, task, data, cache)
         if not self.method.update.enabled:
             return losses
@@ -131,18 +111,7 @@ class Deal:
         config = self.method.distillation
         if isinstance(model, GeneratingModel) and config.prompts != "current":
             return answers_distilled(model, state, task, data, cache, config)
-        log_prior = self._log_prior(model, task, data)
-        return distilled(model, state, task, data, cache, config, config.future_weight, log_prior)
-
-    def _log_prior(
-        self, model: LanguageModel, task: LocalTask, data: Sequence[Encoded]
-    ) -> Tensor | None:
-        """Return what the client's label shares explain by themselves; None where that is switched
-        off, and where a loss is over no one set of labels (words, or several tasks at once)."""
-        strength = self.method.logit_adjustment
-        if not strength or task.joint_tasks or not model.has_label_logits:
-            return None
-        return strength * log_shares(data, len(task.labels)).to(model.device)
+        return distilled(model, state, task, data, cache, config, config.future_weight)
 
 
 def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:

@@ -31,7 +31,6 @@ def distilled(
     cache: Cache,
     config: DistillationConfig,
     future: float,
-    log_prior: Tensor | None = None,
 ) -> Objective:
     """Return the objective (M6): cross-entropy and distillation over labels of other tasks.
 
@@ -46,20 +45,17 @@ def distilled(
         cache: keeps the teacher's answers while ``retained`` and the labels stay the same.
         config: weight of earlier labels, temperature, softmax.
         future: weight of labels of future tasks; 0: none.
-        log_prior: added to the logits of ``task.labels`` in the cross-entropy, ``(labels,)``.
     """
     choices = _choices(task, config, future if model.has_label_logits else 0.0)
     if not choices:
-        return plain(model, task, data, log_prior)
+        return plain(model, task, data)
     spaces = [space for space, _ in choices]
     basis = f"{fingerprint(state.retained)} {spaces} {len(data)}"
     teacher: Teacher = cache.get_or_compute(
         "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces, task.protected)
     )
     weights = [weight for _, weight in choices] if model.has_label_logits else [config.weight]
-    return Distilled(
-        model, task.labels, spaces, weights, data, teacher, config.temperature, log_prior
-    )
+    return Distilled(model, task.labels, spaces, weights, data, teacher, config.temperature)
 
 
 def _choices(
@@ -102,12 +98,11 @@ class Distilled:
     data: Sequence[Encoded]
     teacher: Teacher
     temperature: float
-    log_prior: Tensor | None = None
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """Return ``CE + sum of weight * KL``, ``(batch,)``."""
         items = [self.data[i] for i in batch]
-        learnt = self.model.forward_train(items, self.labels, self.spaces, self.log_prior)
+        learnt = self.model.forward_train(items, self.labels, self.spaces)
         teacher_logits = torch.cat(self.teacher(batch))
         kept = distillation_losses(learnt, teacher_logits, self.temperature, self.weights)
         return learnt.example_losses + kept

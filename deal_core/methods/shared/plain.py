@@ -13,30 +13,26 @@ from deal_core.models import Encoded, LanguageModel
 from deal_core.training.objective import Objective
 
 
-def plain(
-    model: LanguageModel, task: LocalTask, data: Sequence[Encoded], log_prior: Tensor | None = None
-) -> Objective:
-    """Return cross-entropy on one task, or on several at once; these without ``log_prior``."""
+def plain(model: LanguageModel, task: LocalTask, data: Sequence[Encoded]) -> Objective:
+    """Return cross-entropy on one task, or on several at once."""
     if not task.joint_tasks:
-        return Plain(model, task.labels, data, log_prior)
+        return Plain(model, task.labels, data)
     examples = [(n, example) for n, share in enumerate(task.joint_tasks) for example in share.data]
     return Mixed(model, [share.labels for share in task.joint_tasks], examples)
 
 
 @dataclass(frozen=True)
 class Plain:
-    """Attributes: the model, the task's ``labels``, the client's ``data``, and the ``log_prior``
-    of the labels (see :meth:`~deal_core.models.LanguageModel.forward_train`)."""
+    """Attributes: the model, the task's ``labels`` and the client's ``data``."""
 
     model: LanguageModel
     labels: Sequence[str]
     data: Sequence[Encoded]
-    log_prior: Tensor | None = None
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """Return cross-entropy per example, ``(batch,)``."""
         items = [self.data[i] for i in batch]
-        return self.model.forward_train(items, self.labels, (), self.log_prior).example_losses
+        return self.model.forward_train(items, self.labels, ()).example_losses
 
     def penalty(self) -> None:
         """Return None: there is no term beside the data."""

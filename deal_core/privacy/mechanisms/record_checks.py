@@ -15,7 +15,6 @@ READ_BATCHES_ALONE: Mapping[str, str] = {
     "deal-reference": "gates on the spectrum of adapters",
     "linear-probe": "sums over records, which are checked by themselves",
     "lwf": "distillation on the records of the batch",
-    "nlora": "a penalty on factors",
     "olora": "a penalty on factors",
     "prototype": "sums over records, which are checked by themselves",
     "sequential": "cross-entropy alone",
@@ -42,17 +41,12 @@ def check_records_protected(experiment: Experiment) -> None:
         unknown = "nothing says that its penalty reads no record (READ_BATCHES_ALONE)"
         raise UserError(
             f"{where} does not go with method.name '{method}': {UNPROTECTED.get(method, unknown)}; "
-            "use deal, lwf, nlora, olora, sequential or slao"
+            "use deal, lwf, olora, sequential or slao"
         )
     if method == "deal-reference" and experiment.privacy.factors == "one":
         raise UserError(
             f"{where} trains one factor a round, method.name '{method}' needs both; set "
             'privacy.factors to "both", or choose another method'
-        )
-    if experiment.method.logit_adjustment:
-        raise UserError(
-            f"{where} protects single records, and method.logit_adjustment reads the labels of all "
-            "of a site's; set it to 0"
         )
     if experiment.train.precision == "bfloat16":
         raise UserError(

@@ -25,7 +25,7 @@ def check_sums_protected(experiment: Experiment) -> None:
         raise UserError(
             f'privacy.mechanism = "{experiment.privacy.mechanism}" does not go with method.name '
             f"'{experiment.method.name}': its sums of embeddings leave without noise; use deal, "
-            "lwf, nlora, olora, sequential or slao; or prototype with noise in a secure sum "
+            "lwf, olora, sequential or slao; or prototype with noise in a secure sum "
             '(method.prototype.covariance = "none", method.prototype.layers = 1, train.step = '
             '"server")'
         )

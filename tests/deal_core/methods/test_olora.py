@@ -11,8 +11,7 @@ from deal_core.lora.adapter import zero_adapter as zeros
 from deal_core.lora.attach import CURRENT, lora_layers, read, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
-from deal_core.methods.olora import overlap
-from deal_core.methods.shared.kept_whole import in_use
+from deal_core.methods.olora import in_use, overlap
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state, train

@@ -162,7 +162,6 @@ def factors(folder: Path) -> dict[str, np.ndarray]:
                 ("lwf", "wire.dtype=int8"),  # the start and what takes it back, each rounded
                 ("ewc", "aggregation.rule=ffa"),
                 ("olora", "aggregation.rule=flora"),
-                ("nlora", "aggregation.rule=fedex"),
                 ("slao", "wire.dtype=int8"),  # what it keeps at the server is not rounded
             )
         ),

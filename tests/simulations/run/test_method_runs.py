@@ -36,9 +36,7 @@ def model_update(folder) -> torch.Tensor:
 
 SWITCHES = [
     ("method.update.enabled=true", "method.update.lambda1=1.0"),
-    ("method.logit_adjustment=0.5",),
     ("method.orthogonal_init=false",),
-    ("method.warm_start_rank=4",),
     ("method.distillation.weight=0.0",),
     ("method.distillation.future_weight=0.0",),
     ("method.distillation.temperature=4.0",),

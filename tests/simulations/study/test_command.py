@@ -211,12 +211,12 @@ def test_the_figures_alone_carry_the_study_on(
         run_study(fixed, console())
     # a setting that did not exist yet was its default; a default that was another one matters
     older = json.loads(figures)
-    del older["defaults"]["method.warm_start_rank"]
+    del older["defaults"]["aggregation.rank_cap"]
     (tmp_path / "study.json").write_text(json.dumps(older))
     assert run_study(elsewhere, console()) == 0
-    older["defaults"]["method.warm_start_rank"] = 1
+    older["defaults"]["aggregation.rank_cap"] = 1
     (tmp_path / "study.json").write_text(json.dumps(older))
-    with pytest.raises(UserError, match=r"'method\.warm_start_rank' is 0, but the cell .* with 1"):
+    with pytest.raises(UserError, match=r"'aggregation\.rank_cap' is 0, but the cell .* with 1"):
         run_study(elsewhere, console())
     (tmp_path / "study.json").write_text(figures[: len(figures) // 2])
     with pytest.raises(UserError, match=r"study\.json: no figures of a study .*; remove it"):
@@ -229,11 +229,9 @@ def test_what_the_study_no_longer_has_stays_in_the_file_and_in_no_table(
     """It may be all that is left of those runs."""
     request = done[0]
     figures = json.loads((Path(request.out) / "study.json").read_text())
-    figures["defaults"]["method.warm_start_rank"] = (
-        1  # then; of what is still asked for, it was set
-    )
+    figures["defaults"]["aggregation.rank_cap"] = 1  # then; of what is still asked for, it was set
     next(c for c in figures["cells"] if c["arm"] == "deal")["settings"][""][
-        "method.warm_start_rank"
+        "aggregation.rank_cap"
     ] = 0
     (tmp_path / "study.json").write_text(json.dumps(figures))
     text = STUDY.replace('[arms.sequential]\nset.method.name = "sequential"\n', "")
@@ -242,8 +240,8 @@ def test_what_the_study_no_longer_has_stays_in_the_file_and_in_no_table(
     assert run_study(fewer, console()) == 0
     results = StudyResults.model_validate_json((tmp_path / "study.json").read_text())
     assert [cell.arm for cell in results.cells] == ["deal", "sequential"]
-    assert results.defaults["method.warm_start_rank"] == 0
-    assert [cell.settings[""].get("method.warm_start_rank") for cell in results.cells] == [None, 1]
+    assert results.defaults["aggregation.rank_cap"] == 0
+    assert [cell.settings[""].get("aggregation.rank_cap") for cell in results.cells] == [None, 1]
     page = (tmp_path / "study.md").read_text()
     assert "1 of 2 cells done" in page
     assert "sequential" not in page

@@ -20,6 +20,7 @@ from deal_core.methods.deal.controlled_update import (
     update_penalty,
 )
 from deal_core.methods.shared.penalised import Penalised
+from deal_core.methods.shared.task_start import snapshot_task_start
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
@@ -284,11 +285,12 @@ def test_the_price_is_that_of_the_live_factors_and_the_residual(
         assert objective.penalty().detach() != before
 
 
-def test_what_goes_on_from_earlier_tasks_is_no_update_until_it_moves(minilm, second_task):
-    """The strongest retained directions start the current adapter: the price is that of the change
-    since."""
-    method = make_method(MethodConfig(warm_start_rank=8), AdapterConfig())
-    warm = method.begin_task(second_task, seeded(0, "begin"))
+def test_what_goes_on_from_earlier_tasks_is_no_update_until_it_moves(
+    minilm, second_task, random_adapter
+):
+    """Without retention the adapter goes on: the price is that of the change since."""
+    learnt = moved(second_task, random_adapter).current
+    warm = snapshot_task_start(State(learnt, zero_adapter(learnt.shapes, 1)))
     assert warm.num_reference_directions == 8
     objective, _ = objective_of(minilm, warm, Cache())
     assert float(objective.penalty().detach()) < 1e-4

@@ -274,9 +274,7 @@ def test_of_every_method_it_is_said():
     assert not READ_BATCHES_ALONE.keys() & UNPROTECTED.keys()
 
 
-@pytest.mark.parametrize(
-    "override", ["train.precision=bfloat16", "stream.schedule=joint", "method.logit_adjustment=1.0"]
-)
+@pytest.mark.parametrize("override", ["train.precision=bfloat16", "stream.schedule=joint"])
 def test_what_would_make_records_depend_on_each_other_is_refused(override):
     with pytest.raises(UserError, match=r'privacy.mechanism = "record"'):
         make_mechanism(experiment(override))
