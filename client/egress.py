@@ -34,7 +34,6 @@ FIELDS: dict[str, dict[str, str]] = {
         "disjoint_tasks": "how epsilon composes: no record is in two tasks, as the policy says",
         "void": "whether epsilon is void for records that something left of without protection",
         "assumes_more": "whether epsilon counts on others than the settings of the run say",
-        "noise_floor": "spread of the noise alone: of steps and learning rate, not of data",
         "simulation_only": "whether the noise came from a seed, so that nothing is guaranteed",
         "correct": RIGHT,
         "correct_all": RIGHT_ALL,

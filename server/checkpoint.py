@@ -21,7 +21,6 @@ from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import DISTILLED, HEADS, LORA, RESIDUAL, SUMS, Template
 from deal_core.lora.state import State
-from deal_core.privacy.mechanisms.noise_floor import round_variance
 from deal_core.whole_file import written_beside
 from server.folder import previous_checkpoint
 from server.spending import Spending
@@ -46,8 +45,6 @@ class History(BaseModel):
         peak_rss_bytes: largest over the starts.
         distrusted: clients that a robust rule left out when it last had an update of theirs.
         spent: client to what its privacy has cost, all rounds and tasks together.
-        noise_variance: of an entry of ``lora_B``, from the noise of those of this stage's rounds
-            that trained it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,22 +58,10 @@ class History(BaseModel):
     peak_rss_bytes: int = 0
     distrusted: tuple[str, ...] = ()
     spent: dict[str, Spending] = {}
-    noise_variance: float = 0.0
 
     def charged(self, spent: Mapping[str, Spending]) -> History:
         """Replace what the clients of a round had spent before."""
         return self.model_copy(update={"spent": {**self.spent, **spent}})
-
-    def quiet(self) -> History:
-        """At the start of a stage no noise is in what it learns."""
-        return self.model_copy(update={"noise_variance": 0.0})
-
-    def noised(self, spent: Mapping[str, Spending], clients: int) -> History:
-        """Return the history with the noise of a round's mean of so many ``clients``: who does not
-        speak of noise has none."""
-        floors = [each.noise_floor for each in spent.values() if each.noise_floor]
-        added = round_variance(floors + [0.0] * (clients - len(floors)))
-        return self.model_copy(update={"noise_variance": self.noise_variance + added})
 
     def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
         """Replace what is known of the clients of a round by its verdict."""

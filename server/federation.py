@@ -18,7 +18,6 @@ from deal_core.data.public import public_texts
 from deal_core.data.tokens import cache_folder
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes, zero_adapter
-from deal_core.lora.input_metric import input_metric
 from deal_core.lora.kinds import PublicTask, kind_of
 from deal_core.lora.state import State
 from deal_core.methods import (
@@ -26,19 +25,14 @@ from deal_core.methods import (
     Phase,
     Statistics,
     SumContext,
-    cut_by_inputs,
-    make_method,
     method_of,
     phases_of,
-    resolve_auto,
     statistics_of,
 )
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
-from deal_core.privacy.mechanisms.noise_floor import denoising, singular_floor
 from deal_core.privacy.policy import counts_in_sum
 from deal_core.randomness import seeded
 from deal_core.training.public_gradients import public_gradients
-from deal_core.training.public_inputs import public_inputs
 from deal_core.training.public_subspace import Subspace, public_subspace, text_vectors
 from deal_core.training.threads import threads
 from server.checkpoint import Checkpoint, History
@@ -109,7 +103,7 @@ class Federation:
         """One round; before the first of a stage, what the stage begins with."""
         piggybacked = None
         if step.server_round == 1:
-            state, history, piggybacked = self._begin_stage(step, state, history.quiet())
+            state, history, piggybacked = self._begin_stage(step, state, history)
         phase = self._phase(step)
         one = Round(self.exchange, self.evaluation, self.plan, phase, step)
         added: RoundSum
@@ -292,25 +286,12 @@ class Federation:
     def _end_stage(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Consolidate, then evaluate on all tasks; at sites, with the next stage's first round."""
         before = state
-        state = self._moved_on(step, before, lambda: self._ended(step, before, history))
+        state = self._moved_on(step, before, lambda: self._method().end_task(before))
         last = step.stage == len(self.plan.stages) - 1
         if last or not self._at_sites:
             state, history = self._evaluate(step, state, history)
         self.exchange.event("stage_finished", step)
         return state, history
-
-    def _ended(self, step: Step, state: State, history: History) -> State:
-        """Return the state that the method's end of a task gives."""
-        method = self._denoising(state, history)
-        if not cut_by_inputs(self.experiment.method):
-            return method.end_task(state)
-        words = self.experiment.data.instructions
-        tasks = [(self._labels[t], words.get(t, "")) for t in self.plan.learnt(step.stage)]
-        moments = public_inputs(self._model, state, tasks)
-        if not moments:  # no task has labels yet: their answers are texts
-            return method.end_task(state)
-        metric = input_metric(moments)
-        return metric.shrunk(method.end_task(metric.stretched(state)))
 
     def _zero_shot(self, step: Step, state: State, history: History) -> tuple[State, History]:
         """Return the state as it is, and the history with the evaluation of what the run started
@@ -323,12 +304,6 @@ class Federation:
 
     def _method(self) -> Method:
         return method_of(self.experiment)
-
-    def _denoising(self, state: State, history: History) -> Method:
-        """The method, told how much of the current adapter the privacy mechanism's noise is."""
-        floor = singular_floor(state.current, history.noise_variance)
-        method = denoising(resolve_auto(self.experiment), floor)
-        return make_method(method, self.experiment.adapter)
 
     def _phase(self, step: Step) -> Phase:
         return phases_of(self._method())[step.phase]

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from deal_core.aggregation import (
-    LORA_B,
     NUMERICAL,
     Aggregate,
     Aggregation,
@@ -98,8 +97,7 @@ class Round:
         state, aggregate = self.basis(state, sent), None
         if replies.sizes:
             state, aggregate = self._aggregate(state, aggregation)
-        learnt = step.phase == LEARN and LORA_B in trained
-        return state, self.record(sent, replies, aggregate, learnt, started, history)
+        return state, self.record(sent, replies, aggregate, started, history)
 
     def trained(self, rule: AggregationRule) -> frozenset[str]:
         """Return the factors that learn in the round, of those that the rule would train."""
@@ -241,7 +239,6 @@ class Round:
         sent: Dispatch,
         replies: RoundReplies,
         aggregate: Aggregate | None,
-        learnt: bool,
         started: float,
         history: History,
     ) -> History:
@@ -251,7 +248,6 @@ class Round:
             sent: the requests.
             replies: what counts of the answers.
             aggregate: None: nothing was aggregated.
-            learnt: whether the noise of the updates is in ``lora_B``.
             started: when the round did, monotonic seconds.
             history: of the run so far.
 
@@ -272,7 +268,4 @@ class Round:
         history = history.charged(replies.spent)
         if aggregate is not None:
             history = history.judged(sizes.keys(), excluded)
-            if learnt:
-                own = {name: each for name, each in replies.spent.items() if name in sizes}
-                history = history.noised(own, len(sizes))
         return history.after_round(figures).after("train", seconds)

@@ -9,9 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-LARGEST_FLOOR = 1e6
-"""Of an entry of a factor: no learning rate leads near it, and its square is a number."""
-
 
 class Spending(BaseModel):
     """What a client says of its noise and its ledger.
@@ -26,8 +23,6 @@ class Spending(BaseModel):
         assumes_more: it counts on others than this run's settings say: earlier releases do, or the
             site takes the keys of other sites from the server.
         simulation_only: some noise came from a seed.
-        noise_floor: spread that the noise leaves in an entry of the round's ``lora_B``; 0: the
-            client does not say.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,7 +31,6 @@ class Spending(BaseModel):
     delta: float = Field(ge=0, le=1)
     n_delta: float | None = Field(None, ge=0)
     simulation_only: bool
-    noise_floor: float = Field(0.0, ge=0, le=LARGEST_FLOOR)
     disjoint_tasks: bool = False
     void: bool = False
     assumes_more: bool = False

@@ -43,10 +43,6 @@ class RetentionConfig(Table):
     width: float = Field(0.5, gt=0)
     """Width of a kernel in units of ``S_1 / kernels``: towards 0 each singular value has the
     gain of its nearest centre, towards infinity all have the mean gain."""
-    metric: Literal["plain", "names"] = "plain"
-    """By what the best part is chosen where not everything fits: by the size of the update
-    (``plain``), or by what it does to the inputs that layers see on the names of labels, which are
-    public (``names``)."""
     noise: float = Field(0.0, ge=0)
     """Noise floor of the filter, in singular values of a layer's update; 0: estimated for each
     layer from what lies beyond the retained rank, nothing while everything fits into it."""

@@ -13,7 +13,6 @@ from deal_core.methods.auto_settings import (
     texts_at_once,
 )
 from deal_core.methods.deal.method import make_deal
-from deal_core.methods.deal.retention import cut_by_inputs
 from deal_core.methods.deal_reference.method import make_deal_reference
 from deal_core.methods.ewc import make_ewc
 from deal_core.methods.interface import (
@@ -110,7 +109,6 @@ __all__ = [
     "TaskMemory",
     "TaskPrompt",
     "Tensors",
-    "cut_by_inputs",
     "make_method",
     "method_of",
     "phases_after",

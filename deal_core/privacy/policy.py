@@ -393,8 +393,8 @@ def figures_allowed(
     figures: Mapping[str, float], policy: Policy | None, masked: bool = False
 ) -> dict[str, float]:
     """Return what of an update's figures may leave. Without leave to send counts every client
-    weighs the same, and keeps to itself its time and the spread of its noise, whose steps tell how
-    many records it has; the loss is a metric, and under a mask goes into the sum alone.
+    weighs the same, and keeps to itself its time and what tells how many records it has; the loss
+    is a metric, and under a mask goes into the sum alone.
 
     Args:
         figures: of the update.
@@ -403,7 +403,7 @@ def figures_allowed(
     """
     if policy is None:
         return dict(figures)
-    withheld = set() if policy.share_num_examples else {"seconds", "noise_floor", "n_delta"}
+    withheld = set() if policy.share_num_examples else {"seconds", "n_delta"}
     withheld |= set() if policy.spending else SPENDING
     clear = policy.metrics == "clear" or (masked and policy.metrics == "summed")
     withheld |= set() if clear else {"loss"}

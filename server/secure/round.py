@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from deal_core.aggregation import (
-    LORA_B,
     NUMERICAL,
     Aggregate,
     AggregationRule,
@@ -27,7 +26,6 @@ from deal_core.secure_sum.layout import Layout, weighted_means
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.threads import threads
-from deal_core.wire.instruction import LEARN
 from deal_core.wire.secure_layout import EXAMPLES
 from deal_core.wire.summed_loss import mean_loss, without_loss
 from server import wire
@@ -104,8 +102,7 @@ class SecureRound:
             history = one.evaluation.finish(piggybacked, sent, replies.tally, history)
         state, aggregate = self._summed(one.basis(state, sent), replies.held, layout)
         received = RoundReplies(sizes=replies.sizes, spent=replies.spent)
-        learnt = step.phase == LEARN and LORA_B in trained
-        return state, one.record(sent, received, aggregate, learnt, started, history)
+        return state, one.record(sent, received, aggregate, started, history)
 
     def _basis(self, state: State, clients: Mapping[str, str], piggybacked: Step | None) -> str:
         """What all clients are told alike."""

@@ -142,7 +142,6 @@ def test_every_field_that_may_leave_has_its_reason():
         "metrics.void",
         "metrics.assumes_more",
         "metrics.simulation_only",
-        "metrics.noise_floor",
         "metrics.correct",
         "metrics.correct_all",
         "metrics.examples",

@@ -170,7 +170,7 @@ def test_a_site_may_keep_what_it_has_spent_to_itself(small, tmp_path):
 def test_what_tells_the_number_of_records_leaves_where_that_may(small, tmp_path):
     policy = Policy(mechanism="record", share_num_examples=True)
     left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
-    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | {"metrics.noise_floor", "metrics.n_delta"}
+    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | {"metrics.n_delta"}
 
 
 def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():

@@ -53,7 +53,7 @@ def test_figures_that_were_kept_leave_as_the_policy_of_today_says(tmp_path):
 
 def test_spending_that_was_kept_leaves_as_the_policy_of_today_says(tmp_path):
     private = 'mechanism = "record"\nmax_epsilon = 1.0\n'
-    told = {"epsilon", "delta", "n_delta", "noise_floor"}
+    told = {"epsilon", "delta", "n_delta"}
     first = RealSite(tmp_path, private + "share_num_examples = true\n").answer(asked(), {})
     assert told <= set(first.content["metrics"])
     again = RealSite(tmp_path, private + "spending = false\n").answer(asked(), {})

@@ -52,8 +52,3 @@ def test_an_unprotected_update_is_of_many_records_or_none(tmp_path):
     site = RealSite(tmp_path, policy='metrics = "none"\n', data=few)
     assert code(site.answer(asked(*NONE), {})) == "no-data"
     assert site.events == []
-
-
-def test_the_number_of_records_cannot_be_read_from_the_noise_floor(site):
-    reply = site.answer(asked(), {})
-    assert "noise_floor" not in reply.content.metric_records["metrics"]

@@ -39,7 +39,7 @@ from tests.server.spoil import (
 )
 
 text_record = partial(ConfigRecord, {"question": TEXT})
-spent = partial(figures, epsilon=1.0, delta=1e-4, simulation_only=1.0, noise_floor=0.1)
+spent = partial(figures, epsilon=1.0, delta=1e-4, simulation_only=1.0)
 array_record = partial(ArrayRecord, {"x": Array(np.zeros((2, 2), np.float32))})
 
 MUTATIONS: dict[str, Mutation] = {
@@ -114,8 +114,6 @@ MUTATIONS: dict[str, Mutation] = {
     "epsilon without delta": spent(delta=None),
     "negative epsilon": spent(epsilon=-1.0),
     "delta beyond one": spent(delta=2.0),
-    "negative noise floor": spent(noise_floor=-0.1),
-    "vast noise floor": spent(noise_floor=1e200),
     "infinite seconds": figures(seconds=float("-inf")),
     "extra figure": figures(age=[17, 18]),
     "wrong round": said(server_round=77),

@@ -17,7 +17,6 @@ from server.checkpoint import (
     save_checkpoint,
 )
 from server.folder import previous_checkpoint
-from server.spending import Spending
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 
@@ -76,19 +75,6 @@ def test_label_heads_and_sums_come_back_too(tmp_path, checkpoint):
         for key, value in kept.items():
             assert found[key].dtype == value.dtype
             assert torch.equal(found[key], value)
-
-
-def test_noise_is_that_of_a_stage_and_of_those_who_speak_of_it():
-    def said(floor: float) -> Spending:
-        return Spending(epsilon=1.0, delta=1e-5, simulation_only=True, noise_floor=floor)
-
-    history = History()
-    for _ in range(3):
-        history = history.noised({"0": said(0.1), "1": said(0.1)}, 2)
-    assert history.noise_variance == pytest.approx(3 * 0.1**2 / 2)
-    assert history.quiet().noise_variance == 0.0
-    assert history.quiet().noised({"0": said(1e6)}, 5).noise_variance == 0.0  # alone among five
-    assert history.quiet().noised({}, 5).noise_variance == 0.0
 
 
 def test_a_verdict_stands_until_the_next_one():

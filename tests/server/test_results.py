@@ -32,7 +32,7 @@ IN_TURN = Plan(("a", "b"), {"0": ("a", "b"), "1": ("a", "b")}, rounds=1, every=1
 
 
 def test_what_clients_say_of_privacy_is_in_the_results():
-    good = {"epsilon": 1.0, "delta": 1e-4, "simulation_only": 1.0, "noise_floor": 0.1}
+    good = {"epsilon": 1.0, "delta": 1e-4, "simulation_only": 1.0}
     said = {"0": spending_in({**good, "void": 1.0}), "1": spending_in({**good, "assumes_more": 1})}
     experiment = Experiment(federation={"clients": 5}, privacy={"mechanism": "record"})
     history = HISTORY.model_copy(update={"spent": said})

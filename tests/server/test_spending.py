@@ -7,7 +7,7 @@ import pytest
 from server.results import Privacy
 from server.spending import EARLIER, MORE_TRUST, VOID, extent, rounded_up, spending_in
 
-GOOD = {"epsilon": 1.0, "delta": 1e-4, "simulation_only": 1.0, "noise_floor": 0.1}
+GOOD = {"epsilon": 1.0, "delta": 1e-4, "simulation_only": 1.0}
 
 
 def test_it_is_read_from_among_other_figures():
@@ -20,7 +20,7 @@ def test_it_is_read_from_among_other_figures():
 
 
 def test_who_keeps_it_says_none():
-    assert spending_in({"simulation_only": 0.0, "noise_floor": 0.1}) is None
+    assert spending_in({"simulation_only": 0.0}) is None
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,6 @@ def test_an_epsilon_says_for_whom_it_is_the_largest_and_when_it_is_void():
         {"assumes_more": 2.0},
         {"epsilon": -1.0},
         {"delta": 2.0},
-        {"noise_floor": -0.1},
-        {"noise_floor": 1e200},
     ],
 )
 def test_what_cannot_be_is_refused(lie):
@@ -81,7 +79,7 @@ def test_what_cannot_be_is_refused(lie):
     [
         {"epsilon"},
         {"delta"},
-        {"epsilon", "delta", "noise_floor"},
+        {"epsilon", "delta"},
     ],
 )
 def test_half_of_it_is_refused(said):

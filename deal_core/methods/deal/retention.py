@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deal_core.config.method import MethodConfig, RetentionConfig
+from deal_core.config.method import RetentionConfig
 from deal_core.lora.adapter import Adapter, Spectrum, refactor, spectrum, strong_part
 
 NEGLIGIBLE = 1e-6
@@ -35,13 +35,6 @@ def retain(adapter: Adapter, rank: int, config: RetentionConfig) -> Adapter:
     """
     spectra = filtered_spectra(adapter, rank, config)
     return Adapter({name: refactor(parts, rank) for name, parts in spectra.items()})
-
-
-def cut_by_inputs(method: MethodConfig) -> bool:
-    """Return whether what is retained is chosen by what layers take in
-    (:mod:`deal_core.lora.input_metric`)."""
-    retention = method.retention
-    return method.name == "deal" and retention.enabled and retention.metric == "names"
 
 
 def filtered_spectra(adapter: Adapter, rank: int, config: RetentionConfig) -> dict[str, Spectrum]:

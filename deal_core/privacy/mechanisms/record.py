@@ -55,7 +55,6 @@ from deal_core.privacy.mechanisms.groups import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
 from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.noise_floor import entry_noise
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.privacy.mechanisms.none import clear_counts
 from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
@@ -184,8 +183,6 @@ class RecordMechanism:
             "delta": plan.delta,
             "n_delta": plan.units * plan.delta,
         }
-        if not at_server(self.experiment):  # whose step is none of AdamW's
-            figures["noise_floor"] = entry_noise(event.steps, ask.learning_rate)
         trust = whom_to_trust(self.experiment.privacy)
         flags = {
             "disjoint_tasks": disjoint,

@@ -390,8 +390,7 @@ def what_leaves(site: SiteFile) -> list[str]:
     figures = ["num_examples"] if protected else list(figures_allowed(ordinary, policy))
     if policy is not None and (protected or not policy.share_num_examples):
         figures[figures.index("num_examples")] = "num_examples (always 1)"
-    charged = ["simulation_only", "noise_floor", "epsilon", "delta", "n_delta", "void"]
-    charged += ["assumes_more"]
+    charged = ["simulation_only", "epsilon", "delta", "n_delta", "void", "assumes_more"]
     charged += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
     allowed = figures_allowed(dict.fromkeys(charged, 0.0), policy)
     private = [name for name in charged if name in allowed]

@@ -49,7 +49,6 @@ LATER_SWITCHES = [
     ("method.distillation.softmax=joint",),
     ('method.retention.filter="wiener"', "adapter.retained_rank=12"),
     ("adapter.retained_rank=12",),
-    ("method.retention.metric=names", "adapter.retained_rank=12"),
 ]
 """Those that show with a third task: there is something to merge, and to leave out."""
 TWO, THREE = ["laboratory", "surgery"], ["laboratory", "surgery", "medicine"]

@@ -8,15 +8,12 @@ from flwr.app import Array, Message
 from safetensors.numpy import load_file
 
 from deal_core.errors import UserError
-from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import Budget, composed
-from server.checkpoint import load_checkpoint
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.live_view import plain_lines
 from simulations.run.summary import privacy_text
-from tests.simulations.run.secure_runs import POOLED
 from tests.simulations.runs import at, no_number, run_in_process
 from tests.sizes import TWO_LAYERS
 
@@ -51,21 +48,6 @@ def test_what_an_update_has_cost_is_told_though_the_server_refuses_it(make_exper
     for client, epsilon in privacy.epsilon.items():
         held = Ledger(tmp_path / "sites" / client).events()
         assert epsilon == composed(held, held[0].delta)
-
-
-@pytest.mark.slow
-def test_the_floor_counts_the_noise_of_rounds_that_train_lora_b(make_experiment, tmp_path):
-    """``pooled`` trains ``lora_A`` alone."""
-
-    def variance(name: str, *settings: str) -> float:
-        experiment = make_experiment(*PRIVATE, *settings)
-        run_in_process(at(experiment, tmp_path / name), lambda reply: reply)
-        shapes = adapter_shapes(experiment.model, experiment.adapter)
-        path = tmp_path / name / "checkpoint.safetensors"
-        return load_checkpoint(path, shapes).history.noise_variance
-
-    assert variance("ffa", "aggregation.rule=ffa") > 0
-    assert variance("pooled", *POOLED) == 0
 
 
 def test_the_results_say_what_the_ledgers_hold(finished):
@@ -140,7 +122,6 @@ def test_only_what_is_charged_or_allowed_leaves(finished):
         "metrics.delta",
         "metrics.n_delta",
         "metrics.simulation_only",
-        "metrics.noise_floor",
         "metrics.correct",
         "metrics.correct_all",
         "metrics.examples",

@@ -84,15 +84,8 @@ TEXTS_FIRST = 'data.tasks=["words", "colours"]'
 """Nothing has labels when the first stage ends, nor when the second begins."""
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        ("method.name=ewc",),
-        ("method.retention.metric=names", "adapter.retained_rank=4"),
-    ],
-)
-def test_what_asks_about_labels_goes_on_where_there_are_none_yet(experiment_of, tmp_path, settings):
-    experiment = experiment_of("llama", "federation.rounds=1", TEXTS_FIRST, *settings)
+def test_what_asks_about_labels_goes_on_where_there_are_none_yet(experiment_of, tmp_path):
+    experiment = experiment_of("llama", "federation.rounds=1", TEXTS_FIRST, "method.name=ewc")
     events: list[dict] = []
     run_inprocess(at(experiment, tmp_path / "run"), events.append)
     assert len([e for e in events if e["event"] == "client_finished"]) == 4
