@@ -11,7 +11,6 @@ from client.local_training import LocalTraining, own_share
 from client.policy_check import require_policy
 from client.request_check import check_training
 from client.resources import Workbench
-from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import entries_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase, TaskDataset, under_all_labels
@@ -121,8 +120,7 @@ def _entries(bench: Workbench, state: State, instruction: Instruction) -> int:
     if statistics is not None:
         shapes = statistics.shapes(len(bench.labels(instruction.task)), bench.experiment.model)
         return sum(math.prod(shape) for shape in shapes.values())
-    core = kind_of(bench.experiment.adapter).core
-    return entries_of(state.current, frozenset(instruction.trained), core)
+    return entries_of(state.current, frozenset(instruction.trained))
 
 
 def _joint_tasks(

@@ -3,13 +3,12 @@ its own, :mod:`server.round`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.config.experiment import Experiment
@@ -18,7 +17,7 @@ from deal_core.data.public import public_texts
 from deal_core.data.tokens import cache_folder
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes, zero_adapter
-from deal_core.lora.kinds import PublicTask, kind_of
+from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import (
     Method,
@@ -32,7 +31,6 @@ from deal_core.methods import (
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
 from deal_core.privacy.policy import counts_in_sum
 from deal_core.randomness import seeded
-from deal_core.training.public_gradients import public_gradients
 from deal_core.training.public_subspace import Subspace, public_subspace, text_vectors
 from deal_core.training.threads import threads
 from server.checkpoint import Checkpoint, History
@@ -231,19 +229,9 @@ class Federation:
             for task in self.plan.met(step.stage)
             if task not in own and frozenset(self._labels[task]) not in same
         ]
-        labels, earlier = self._labels_of(own), self._labels_of(met)
-
-        def vectors(names: list[str]) -> Tensor:
-            return self._label_vectors(names) if names else self._label_vectors(labels)[:0]
-
-        def gradients() -> Mapping[str, Tensor]:
-            words = self.experiment.data.instructions.get(own[0], "")
-            return public_gradients(self._model, state, labels, words)
-
-        public = PublicTask(
-            lambda: vectors(labels), lambda: vectors(earlier), gradients, state.retained
-        )
-        return begin_task(state.current, public)
+        labels, earlier = self._label_vectors(self._labels_of(own)), self._labels_of(met)
+        avoided = self._label_vectors(earlier) if earlier else labels[:0]
+        return begin_task(state.current, labels, avoided)
 
     @cached_property
     def _model(self) -> LanguageModel:

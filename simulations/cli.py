@@ -129,20 +129,6 @@ def check(
     raise typer.Exit(run(experiment, tuple(overrides or ()), strict, wide_console()))
 
 
-@app.command(rich_help_panel=MEASURING)
-def layers(
-    experiment: ExperimentName,
-    take: Annotated[int, typer.Option(min=1, help="Layers in the table for the experiment.")] = 1,
-    overrides: Overrides = None,
-) -> None:
-    """Where few numbers can learn most: layers by their gradient on names of labels
-    (docs/privacy.md)."""
-    from simulations.run.experiment import Request
-    from simulations.run.public_layers import print_layers
-
-    print_layers(Request(experiment, overrides=tuple(overrides or ())), take, wide_console())
-
-
 @app.command()
 def predict(
     folder: RunFolderName,

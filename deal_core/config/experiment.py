@@ -49,9 +49,7 @@ class AdapterConfig(Table):
     kind: str = "lora"
     """``lora``: on ``target_modules``. ``pooled``: on an identity map behind an encoder's pooling,
     along directions of label names that are public and frozen; few numbers learn, which suits noise
-    (deal, encoder-labels). ``core``: on ``target_modules``, between public, frozen factors; half of
-    ``rank``, squared, are a layer's numbers (deal; private or under masks with ``train.step =
-    "server"``)."""
+    (deal, encoder-labels)."""
     rank: int = Field(8, ge=1, le=8192)
     """Rank of the current adapter."""
     retained_rank: int = Field(64, ge=1, le=65536)

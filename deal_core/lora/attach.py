@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from deal_core.config.experiment import AdapterConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, split, stack, zero_adapter
-from deal_core.lora.core import frame_of
 from deal_core.lora.frozen_states import Moment, frozen_states
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.linear import adapted_forward
@@ -47,7 +46,6 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
     for layer in layers.values():
         layer.weights = frozen_states(layer)
-        layer.core = kind_of(config).core
         layer.forward = partial(adapted_forward, layer, CURRENT)
     write(model, zero_adapter(shapes, config.rank, config.lora_alpha / config.rank))
     set_trainable(model, frozenset({"lora_A", "lora_B"}))
@@ -146,7 +144,6 @@ def write(model: nn.Module, adapter: Adapter) -> None:
         _assign(layer.lora_B[CURRENT].weight, factors.B)
         layer.r[CURRENT] = factors.A.shape[0]
         layer.scaling[CURRENT] = adapter.scaling
-        layer.frame = frame_of(factors).to(layer.lora_B[CURRENT].weight) if layer.core else None
 
 
 def merge(

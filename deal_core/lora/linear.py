@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from deal_core.lora.core import within_frame
 from deal_core.lora.packing import Packing
 
 
@@ -141,9 +140,6 @@ def adapted_forward(layer: Any, name: str, x: Tensor) -> Tensor:
         silent: Tensor = layer.weights.alone(x)
         return silent
     A, B = getattr(layer, "copies", None) or (layer.lora_A[name].weight, layer.lora_B[name].weight)
-    frame = getattr(layer, "frame", None)
-    if frame is not None:
-        B = within_frame(B, frame)
     packing = getattr(layer, "packing", None)
     out: Tensor = AdaptedLinear.apply(  # type: ignore[no-untyped-call]
         x, layer.weights.selected(), layer.base_layer.bias, A, B, scaling, packing

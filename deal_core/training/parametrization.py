@@ -9,7 +9,6 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from deal_core.lora.attach import set_trainable
-from deal_core.training.cores import Cores, cores_of
 
 
 class Parametrization(Protocol):
@@ -65,10 +64,8 @@ class Factors:
 def parametrization_of(
     objective: object, module: nn.Module, trained: frozenset[str]
 ) -> Parametrization:
-    """Return what an objective wants moved, or the cores of a core adapter; exactly the ``trained``
-    factors get a gradient."""
+    """Return what an objective wants moved; exactly the ``trained`` factors get a gradient."""
     factors = set_trainable(module, trained)
     if isinstance(objective, Reparametrized):
         return objective.parametrization(module, trained)
-    cores = cores_of(module)
-    return Cores(cores) if cores else Factors(factors)
+    return Factors(factors)

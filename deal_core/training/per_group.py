@@ -28,7 +28,6 @@ def clipped_group_gradients(
     groups: Sequence[int],
     bound: float,
     step: float,
-    core: bool = False,
 ) -> ClippedSum:
     """Return ``sum_u m_u min(1, C / ||m_u||)``, where ``m_u`` is the mean gradient of the examples
     of group ``u`` that are in the batch. An example whose gradient is not finite, or that fails,
@@ -41,7 +40,6 @@ def clipped_group_gradients(
         groups: number of the group of every position in the data.
         bound: ``C``, over all that learns together (flat clipping).
         step: of the grid.
-        core: of a core adapter, gradients are those of the cores.
 
     Raises:
         ValueError: the examples of a group do not follow each other, so that it would be clipped in
@@ -54,15 +52,15 @@ def clipped_group_gradients(
         raise ValueError("the examples of a group do not follow each other")
     total = ClippedSum(bound, step)
     for members in runs:
-        total.add(_mean(module, objective, members, core))
+        total.add(_mean(module, objective, members))
     return total
 
 
-def _mean(module: nn.Module, objective: Objective, members: Sequence[int], core: bool) -> Gradient:
+def _mean(module: nn.Module, objective: Objective, members: Sequence[int]) -> Gradient:
     """The mean gradient of a group, in float64."""
     sums: dict[str, Tensor] = {}
     for example in members:
-        gradient = gradient_alone(module, objective, example, core)
+        gradient = gradient_alone(module, objective, example)
         if all(bool(values.isfinite().all()) for values in gradient.values()):
             for name, values in gradient.items():
                 own = values.double() / len(members)

@@ -26,7 +26,6 @@ def clipped_gradients(
     examples: Sequence[int],
     bound: float,
     step: float,
-    core: bool = False,
 ) -> ClippedSum:
     """Return ``sum_i g_i min(1, C / ||g_i||)``, each ``g_i`` computed alone.
 
@@ -37,7 +36,6 @@ def clipped_gradients(
         examples: positions in the data.
         bound: ``C``, over all that learns together (flat clipping).
         step: of the grid.
-        core: of a core adapter, gradients are those of the cores.
 
     Raises:
         SharedFactor: a loss reaches a factor by another way than its example's copy.
@@ -46,13 +44,11 @@ def clipped_gradients(
     """
     total = ClippedSum(bound, step)
     for example in examples:
-        total.add(gradient_alone(module, objective, example, core))
+        total.add(gradient_alone(module, objective, example))
     return total
 
 
-def gradient_alone(
-    module: nn.Module, objective: Objective, example: int, core: bool = False
-) -> Gradient:
+def gradient_alone(module: nn.Module, objective: Objective, example: int) -> Gradient:
     """Return the gradient of one example, computed by itself; empty where it cannot be, so that
     what an example does to the arithmetic stays its own. Gradients of the factors stay as they are.
 
@@ -66,7 +62,7 @@ def gradient_alone(
     except Exception:
         return {}
     own = {factor: copy.grad[0] for factor, copy in pairs if copy.grad is not None}
-    return of_what_learns(module, own, core)
+    return of_what_learns(module, own)
 
 
 class SharedFactor(ValueError):

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter
-from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import learnt_shapes
 from deal_core.secure_sum.layout import Layout, SumField, finest_scale, weighted_layout
 from deal_core.wire.summed_loss import loss_fields
@@ -34,18 +33,15 @@ LARGEST_CHANGE = 8.0
 """Of an entry of an update, from what the round began with; AdamW moves it by its rate a step."""
 
 
-def gradient_layout(
-    adapter: Adapter, trained: frozenset[str], sites: int, core: bool = False
-) -> Layout:
+def gradient_layout(adapter: Adapter, trained: frozenset[str], sites: int) -> Layout:
     """Return the layout of gradient sums in whole numbers, and of a number of examples.
 
     Args:
         adapter: has the factors.
         trained: which of them learn.
         sites: most that are summed.
-        core: whether cores learn, and not whole factors.
     """
-    shapes = {**learnt_shapes(adapter, trained, core), EXAMPLES: (1,)}
+    shapes = {**learnt_shapes(adapter, trained), EXAMPLES: (1,)}
     fields = tuple(SumField(name, shape, LARGEST_SUM) for name, shape in shapes.items())
     return Layout(fields, SUM_BITS, sites)
 
@@ -62,7 +58,7 @@ def update_layout(
         sites: most that are summed.
         mechanism: ``privacy.mechanism``.
     """
-    shapes = learnt_shapes(adapter, trained, core=False)
+    shapes = learnt_shapes(adapter, trained)
     layout = weighted_layout(shapes, LARGEST_CHANGE, 1.0, UPDATE_BITS, sites)
     if mechanism != "none":
         return layout
@@ -106,7 +102,7 @@ def layout_of(
     :func:`~deal_core.privacy.accounting.sum_terms.sum_terms` of the round."""
     sites = experiment.federation.clients
     if gradients:
-        layout = gradient_layout(adapter, trained, sites, kind_of(experiment.adapter).core)
+        layout = gradient_layout(adapter, trained, sites)
     else:
         layout = update_layout(adapter, trained, sites, experiment.privacy.mechanism)
     return replace(layout, basis=basis)

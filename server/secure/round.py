@@ -16,7 +16,6 @@ from deal_core.aggregation import (
     finished,
 )
 from deal_core.config.experiment import Experiment
-from deal_core.lora.kinds import kind_of
 from deal_core.lora.learnt import changed
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.sum_terms import sum_terms
@@ -247,8 +246,7 @@ class GradientStep:
         change = {
             key: torch.from_numpy(-unit * part) for key, part in sums.items() if key != EXAMPLES
         }
-        core = kind_of(self.experiment.adapter).core
-        return replace(state, current=changed(state.current, change, core)), None
+        return replace(state, current=changed(state.current, change)), None
 
     def _rate(self, examples: int) -> float:
         """The learning rate, lowered where a step has much noise."""
@@ -268,7 +266,7 @@ class MeanUpdate:
     def __call__(self, state: State, sums: Sums, step: Step) -> tuple[State, Aggregate | None]:
         """Return the state after the round."""
         means = {key: torch.from_numpy(part) for key, part in weighted_means(sums).items()}
-        after = changed(state.current, means, core=False)
+        after = changed(state.current, means)
         trained = self.rule.trained(step.server_round)
         aggregation = self.rule.begin(state.current, step.server_round)
         aggregation.add(ClientUpdate("all", after, 1.0))

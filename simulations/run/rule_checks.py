@@ -8,7 +8,6 @@ from deal_core.errors import UserError
 from deal_core.lora.kinds import kind_of
 from deal_core.methods import RULES
 from deal_core.models import has_label_logits
-from deal_core.wire.adapter_record import EXACT
 
 
 def check_aggregation(experiment: Experiment) -> None:
@@ -58,7 +57,7 @@ def check_rule_of_kind(experiment: Experiment) -> None:
 
 def check_adapter_kind(experiment: Experiment) -> None:
     """A kind of adapter that lays out every task anew needs a method that does, and a model that
-    has vectors of label names; a core needs labels in every task.
+    has vectors of label names.
 
     Raises:
         UserError: it has another, or other keys say where the adapter is.
@@ -77,40 +76,8 @@ def check_adapter_kind(experiment: Experiment) -> None:
             f"{where} lays out every task anew; set method.name to deal and "
             "method.retention.enabled to true"
         )
-    core = kind_of(adapter).core
-    if core and (adapter.rank % 2 or adapter.client_ranks):
-        raise UserError(
-            f"{where} learns a core of half the rank; set adapter.rank to an even number, and "
-            "leave out adapter.client_ranks"
-        )
-    if core and experiment.train.step != "server":
-        _check_core_at_clients(experiment)
-    texts = experiment.data.generation
-    if core and texts:
-        raise UserError(
-            f"{where} takes its directions from the names of labels, and answers of task "
-            f"'{texts[0]}' are texts; leave the task out, or set adapter.kind to lora and "
-            "aggregation.rule to ffa"
-        )
-    if not core and (adapter.target_modules or adapter.first_layer or adapter.client_ranks):
+    if adapter.target_modules or adapter.first_layer or adapter.client_ranks:
         raise UserError(
             f"{where} has its own place and one rank; leave out adapter.target_modules, "
             "first_layer and client_ranks"
-        )
-
-
-def _check_core_at_clients(experiment: Experiment) -> None:
-    """Noise, rounding, masks and verdicts are of whole factors, not of a core's frame."""
-    aggregation = experiment.aggregation
-    whole = {
-        "privacy.mechanism": experiment.privacy.mechanism != "none",
-        "wire.dtype": experiment.wire.dtype != EXACT,
-        "aggregation.secure": aggregation.secure,
-        "aggregation.robust": aggregation.robust != "none",
-    }
-    named = ", ".join(key for key, wrong in whole.items() if wrong)
-    if named:
-        raise UserError(
-            f"adapter.kind 'core' does not go with {named} in steps at the clients, which change "
-            "whole factors; set train.step to server, or leave them out"
         )

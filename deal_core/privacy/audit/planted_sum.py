@@ -177,19 +177,14 @@ def plant_in_sum(
 
 
 def require_gradients_in_sum(experiment: Experiment) -> None:
-    """Check that what is summed has gradients of whole factors to plant canaries in.
+    """Check that what is summed has gradients to plant canaries in.
 
     Raises:
-        UserError: it is of embeddings, or of the cores of an adapter.
+        UserError: it is of embeddings.
     """
     if experiment.method.name == "prototype":
         raise UserError(
             "an audit plants its canaries in gradients, but method.name 'prototype' adds up "
             "embeddings; audit an experiment that adds up gradients, with noise of the same kind: "
             "deal audit private"
-        )
-    if experiment.adapter.kind == "core":
-        raise UserError(
-            "an audit plants its canaries in whole factors, and adapter.kind 'core' learns less; "
-            "--set adapter.kind=pooled, whose noise is of the same kind"
         )

@@ -72,7 +72,7 @@ class NoisySum:
             UnsafeModel: something learns whose gradient per example cannot be had.
             ValueError: a loss reads a factor itself, or no gradient is finite.
         """
-        rehearse_clipping(module, objective, probes, self.max_grad_norm, core=True)
+        rehearse_clipping(module, objective, probes, self.max_grad_norm)
 
     def total(self, module: nn.Module, objective: Objective) -> dict[str, NDArray[np.int64]]:
         """Return key of each trained factor to its noisy sum, in steps of the grid.
@@ -89,7 +89,7 @@ class NoisySum:
         entries = sum(math.prod(shape) for shape in shapes.values())
         bound = clipping_bound(self.max_grad_norm, entries, GRID_BITS)
         step = grid_step(self.max_grad_norm)
-        found = clipped_total(module, objective, self.groups, batch, bound, step, core=True).total
+        found = clipped_total(module, objective, self.groups, batch, bound, step).total
         return {
             key: _numbers(found.get(key), shape) + self._share(shape)
             for key, shape in shapes.items()

@@ -84,7 +84,7 @@ class PrivateGradients:
             UnsafeModel: something learns whose gradient per example cannot be had.
             ValueError: a loss reads a factor itself, or no gradient is finite.
         """
-        rehearse_clipping(module, objective, probes, self.max_grad_norm, core=False)
+        rehearse_clipping(module, objective, probes, self.max_grad_norm)
 
     def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
         """Add ``(sum_i clip(g_i) + noise) / expected_batch``; of groups, ``g_i`` is the mean over
@@ -107,7 +107,7 @@ class PrivateGradients:
         step = self.max_grad_norm / 2**GRID_BITS
         entries = sum(factor.numel() for factor in factors)
         bound = clipping_bound(self.max_grad_norm, entries, GRID_BITS)
-        found = clipped_total(module, objective, self.groups, batch, bound, step, core=False).total
+        found = clipped_total(module, objective, self.groups, batch, bound, step).total
         scale = self.noise_multiplier * self.max_grad_norm
         for key, factor in learning_by_key(module).items():
             total = scale * self.noise.normal(factor.shape)

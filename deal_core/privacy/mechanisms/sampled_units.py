@@ -55,9 +55,7 @@ def require_drawn(
         groups.require_sampled(batch, sample_rate)
 
 
-def rehearse_clipping(
-    module: nn.Module, objective: Objective, probes: int, bound: float, core: bool
-) -> None:
+def rehearse_clipping(module: nn.Module, objective: Objective, probes: int, bound: float) -> None:
     """Take a clipped gradient over so many constant texts, and drop it.
 
     Raises:
@@ -65,7 +63,7 @@ def rehearse_clipping(
         ValueError: a loss reads a factor itself, or no gradient is finite.
     """
     factors = require_plain_lora(module)
-    total = clipped_gradients(module, objective, range(probes), bound, bound, core)
+    total = clipped_gradients(module, objective, range(probes), bound, bound)
     for factor in factors:
         factor.grad = None
     if not all(map(math.isfinite, total.norms)):
@@ -79,7 +77,6 @@ def clipped_total(
     batch: Sequence[int],
     bound: float,
     step: float,
-    core: bool,
 ) -> ClippedSum:
     """Return the sum of clipped gradients, of groups the clipped means of theirs.
 
@@ -90,11 +87,10 @@ def clipped_total(
         batch: positions in the data.
         bound: of each gradient.
         step: of the grid.
-        core: of a core adapter, gradients are those of the cores.
     """
     if groups is None:
-        return clipped_gradients(module, objective, batch, bound, step, core)
-    return clipped_group_gradients(module, objective, batch, groups.numbers, bound, step, core)
+        return clipped_gradients(module, objective, batch, bound, step)
+    return clipped_group_gradients(module, objective, batch, groups.numbers, bound, step)
 
 
 def clipping_bound(max_grad_norm: float, entries: int, bits: int) -> float:

@@ -39,7 +39,7 @@ def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
         (
             not sums and experiment.adapter.kind == "lora" and experiment.aggregation.rule != "ffa",
             "steps are taken on one factor that keeps its coordinates; set aggregation.rule to "
-            "ffa, or adapter.kind to pooled or core",
+            "ffa, or adapter.kind to pooled",
         ),
         (
             bool(federation.clients_per_round or federation.participants),

@@ -246,7 +246,6 @@ def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, t
         ("method.name=sequential", "lays out every task anew"),
         ("adapter.client_ranks=[1, 2, 1]", "client_ranks"),
         ("adapter.kind=cores", "unknown adapter.kind"),
-        ("adapter.kind=core\nadapter.rank=3", "even number"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(make_experiment, changed, fault):

@@ -29,7 +29,6 @@ DROPPED = {
 }
 SERVER_STEPS = ("privacy.dropouts=1", "train.step=server", "method.distillation.weight=0.0")
 KINDS = {
-    "core": ("adapter.kind=core", *SERVER_STEPS),
     "pooled": (*POOLED, *SERVER_STEPS),
     "lora": ("aggregation.rule=ffa", *SERVER_STEPS),
 }

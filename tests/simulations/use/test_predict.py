@@ -49,8 +49,8 @@ SETTINGS = {
     "names": ("method.name=sequential", "train.learning_rate=1e-2"),  # a current adapter alone
     "residual": ("aggregation.rule=fedex", "adapter.lora_alpha=10"),  # a scaling of no power of 2
     "pooled": ("adapter.kind=pooled", "train.learning_rate=1"),
-    "core": (
-        "adapter.kind=core",
+    "steps at the server": (
+        "aggregation.rule=ffa",
         "federation.clients=3",
         "aggregation.secure=true",
         "train.step=server",

@@ -1,10 +1,10 @@
-"""Whole runs in which a core between frozen factors learns, of every family: against weights that
-learn by themselves in torch's own backward pass, and in PEFT."""
+"""Whole runs in which the server takes the steps on one factor, of every family: against weights
+that learn by themselves in torch's own backward pass, and in PEFT."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,21 +17,23 @@ from torch import Tensor
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
-from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.lora.adapter import Adapter, LoraFactors, stack
 from deal_core.lora.attach import lora_layers
+from deal_core.lora.state import State
+from deal_core.methods import method_of
 from deal_core.models import load_model
-from deal_core.training.label_texts import label_texts
+from deal_core.randomness import seeded
+from server.federation import start_state
 from server.results import read_results
-from simulations.run.rule_checks import check_adapter_kind
 from tests.architectures import CONFIGS, LOADERS, save
 from tests.simulations.runs import at, learnt_adapter, run_in_process
 from tests.slow import slow_but
 
 NAMES = ("llama", "gpt2", "t5", "bert")
-SIZE, SCALING, BOUND, RATE = 2, 2.0, 0.1, 6.0
-"""Of a core, of an adapter, of a gradient, of a step."""
+RANK, SCALING, BOUND, RATE = 2, 2.0, 0.1, 6.0
+"""Of an adapter, both, of a gradient, of a step."""
 ROUNDS = 2
 TEXTS = ("a b", "c d d", "a c", "b d", "a d c b", "b c", "a a", "d d")
 LABELS = {"colours": ("blue", "green", "red"), "letters": ("c", "d")}
@@ -58,42 +60,6 @@ class Ran:
         return load_predictor(find_adapter(self.folder))
 
 
-CORE = (
-    *("adapter.kind=core", "train.step=server", "aggregation.secure=true", "federation.clients=4"),
-    "method.distillation.weight=0.0",
-)
-
-
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ('data.generation=["surgery"]', "answers of task 'surgery' are texts"),
-    ],
-)
-def test_what_a_core_cannot_begin_with_is_refused_before_the_start(make_experiment, override, line):
-    check_adapter_kind(make_experiment(*CORE))
-    with pytest.raises(UserError, match=line):
-        check_adapter_kind(make_experiment(*CORE, override))
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "privacy.mechanism=record",
-        "wire.dtype=int8",
-        "aggregation.secure=true",
-        'aggregation.robust="cosine-norm"',
-    ],
-)
-def test_what_changes_whole_factors_is_refused_where_clients_take_the_steps(
-    make_experiment, override
-):
-    check_adapter_kind(make_experiment("adapter.kind=core"))
-    key = override.partition("=")[0]
-    with pytest.raises(UserError, match=f"does not go with {key} in steps at the clients"):
-        check_adapter_kind(make_experiment("adapter.kind=core", override))
-
-
 def write_data(folder: Path) -> None:
     for task, labels in LABELS.items():
         (folder / task).mkdir(parents=True)
@@ -116,10 +82,10 @@ def played(make_experiment, name: str, folder: Path, *overrides: str) -> Ran:
         'data.partition.kind="iid"',
         "federation.clients=3",
         f"federation.rounds={ROUNDS}",
-        "adapter.kind=core",
-        f"adapter.rank={2 * SIZE}",
-        f"adapter.lora_alpha={2 * SIZE * SCALING}",
-        "adapter.retained_rank=8",
+        f"adapter.rank={RANK}",
+        f"adapter.lora_alpha={RANK * SCALING}",
+        f"adapter.retained_rank={len(LABELS) * RANK}",
+        "aggregation.rule=ffa",
         "aggregation.secure=true",
         "train.step=server",
         "train.precision=float32",
@@ -167,40 +133,39 @@ class Plain:
 
 def expected_changes(experiment: Experiment) -> dict[str, Tensor]:
     """Layer name to what all of the run adds to its weight: every text of all clients in one sum,
-    without masks, clients or adapters."""
-    plain, source = Plain(experiment), open_source(experiment.data)
-    learnt = {
-        name: torch.zeros(layer.out_features, layer.in_features).double()
-        for name, layer in plain.layers.items()
-    }
-    for task, labels in LABELS.items():
+    without masks and clients."""
+    plain, source, method = Plain(experiment), open_source(experiment.data), method_of(experiment)
+    shapes = {n: (layer.out_features, layer.in_features) for n, layer in plain.layers.items()}
+    state = start_state(experiment, shapes)
+    for stage, (task, labels) in enumerate(LABELS.items()):
+        state = method.begin_task(state, seeded(experiment.run.seed, "begin", stage))
+        before = {name: update_of(state, name) for name in shapes}
+        fixed = {name: factors.A.double() for name, factors in state.current.layers.items()}
+        learnt = {name: torch.zeros(shapes[name][0], RANK).double() for name in shapes}
         words = experiment.data.instructions.get(task, "")
-        names = label_texts(plain.model, labels, words)
-        public = [plain.gradients(item, labels) for item in names]
-        frames = {}
-        for name in plain.layers:
-            _, s, vh = torch.linalg.svd(learnt[name])
-            kept = vh[: int((s > 1e-5 * s[0]).sum())]
-            whole = sum(each[name] for each in public)
-            u, _, vh = torch.linalg.svd(whole - whole @ kept.T @ kept)
-            frames[name] = u[:, :SIZE], vh[:SIZE]
         data = plain.model.encode(source.load(task).train, labels, words)
         for _ in range(ROUNDS):
-            sums = {name: torch.zeros(SIZE, SIZE).double() for name in frames}
+            sums = {name: torch.zeros_like(learnt[name]) for name in shapes}
             for item in data:
-                whole_gradients = plain.gradients(item, labels)
-                cores = {
-                    name: SCALING * F.T @ whole_gradients[name] @ A.T
-                    for name, (F, A) in frames.items()
-                }
-                norm = float(torch.cat([each.flatten() for each in cores.values()]).norm())
-                for name, each in cores.items():
+                whole = plain.gradients(item, labels)
+                own = {name: SCALING * whole[name] @ fixed[name].T for name in shapes}
+                norm = float(torch.cat([each.flatten() for each in own.values()]).norm())
+                for name, each in own.items():
                     sums[name] += each * min(1.0, BOUND / norm)
-            for name, (F, A) in frames.items():
-                step = -RATE / len(data) * SCALING * F @ sums[name] @ A
-                learnt[name] += step
-                plain.move(name, learnt[name])
-    return learnt
+            for name in shapes:
+                learnt[name] -= RATE / len(data) * sums[name]
+                plain.move(name, before[name] + SCALING * learnt[name] @ fixed[name])
+        layers = {
+            name: LoraFactors(factors.A, learnt[name].float())
+            for name, factors in state.current.layers.items()
+        }
+        state = method.end_task(replace(state, current=Adapter(layers, SCALING)))
+    return {name: update_of(state, name) for name in shapes}
+
+
+def update_of(state: State, name: str) -> Tensor:
+    factors = stack(state.parts()).layers[name]
+    return factors.B.double() @ factors.A.double()
 
 
 @THEIRS
@@ -214,7 +179,6 @@ def test_the_secure_sum_is_a_plain_sum_over_all_texts(ran):
         largest = float(expected.abs().max())
         assert largest > 1e-2
         off = float((delta - expected).abs().max()) / largest
-        # What is learnt weakly points anywhere, and the second task begins outside of it.
         assert off < 1e-2, name
 
 
@@ -247,23 +211,11 @@ def test_the_evaluation_counts_what_the_predictor_answers(ran):
     assert read_results(ran.folder).accuracy_matrix[-1] == pytest.approx(shares)
 
 
-def assert_a_core_of_each_task_is_kept(ran: Ran) -> None:
+def assert_each_task_is_kept(ran: Ran) -> None:
     factors = learnt_adapter(ran.folder)
     for layer in {key.partition(".lora_")[0] for key in factors}:
         A, B = (factors[f"{layer}.lora_{factor}.weight"] for factor in "AB")
-        assert np.linalg.matrix_rank(B @ A, tol=1e-5) == SIZE * len(LABELS)
-
-
-@THEIRS
-def test_steps_at_the_clients_leave_cores_in_their_frames(make_experiment, tmp_path):
-    """Two tasks of cores retained, and PEFT alone gives what the loaded predictor gives."""
-    local = ("train.step=client", "aggregation.secure=false", "train.learning_rate=0.05")
-    ran = played(make_experiment, "bert", tmp_path, *local)
-    assert_a_core_of_each_task_is_kept(ran)
-    theirs = outputs(ran.plain_peft(), "encoder-labels")
-    torch.testing.assert_close(
-        outputs(ran.predictor().model.module, "encoder-labels"), theirs, rtol=0, atol=2e-5
-    )
+        assert np.linalg.matrix_rank(B @ A, tol=1e-5) == RANK * len(LABELS)
 
 
 def test_and_records_are_protected(make_experiment, tmp_path):
@@ -273,4 +225,4 @@ def test_and_records_are_protected(make_experiment, tmp_path):
     spent = read_results(ran.folder).privacy.epsilon
     assert len(spent) == 3
     assert all(0 < epsilon <= 8.0 for epsilon in spent.values())
-    assert_a_core_of_each_task_is_kept(ran)
+    assert_each_task_is_kept(ran)
