@@ -9,7 +9,6 @@ to 9.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -33,17 +32,12 @@ def retain(adapter: Adapter, rank: int, config: RetentionConfig) -> Adapter:
         config: the filter, its kernels and its noise floor (0: estimated for each layer, see
             :func:`bulk_noise`).
     """
-    spectra = filtered_spectra(adapter, rank, config)
-    return Adapter({name: refactor(parts, rank) for name, parts in spectra.items()})
-
-
-def filtered_spectra(adapter: Adapter, rank: int, config: RetentionConfig) -> dict[str, Spectrum]:
-    """Return layer name to all that passes the filter, of any rank; see :func:`retain`."""
-    spectra = {}
+    layers = {}
     for name, factors in adapter.layers.items():
         parts = spectrum(factors, adapter.scaling)
-        spectra[name] = filtered(parts, config.noise or bulk_noise(parts.S, rank), config)
-    return spectra
+        kept = filtered(parts, config.noise or bulk_noise(parts.S, rank), config)
+        layers[name] = refactor(kept, rank)
+    return Adapter(layers)
 
 
 def filtered(parts: Spectrum, noise: float, config: RetentionConfig) -> Spectrum:
@@ -61,28 +55,11 @@ def filtered(parts: Spectrum, noise: float, config: RetentionConfig) -> Spectrum
     kept = strong_part(parts, NEGLIGIBLE)
     if kept.S.numel() == 0:
         return kept
-    kernels = start_kernels(kept.S, noise, config)
-    rho = kernel_mean(kept.S / kept.S[0], kernels.centres, kernels.tau, kernels.gains)
-    return Spectrum(kept.U, rho * kept.S, kept.Vh)
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """Heat kernels of one layer: ``centres`` in units of ``S_1`` and ``gains``, ``(J,)``; their
-    common width ``tau``."""
-
-    centres: Tensor
-    gains: Tensor
-    tau: float
-
-
-def start_kernels(S: Tensor, noise: float, config: RetentionConfig) -> Kernels:
-    """Return the kernels of a layer's positive, descending singular values: centres at their
-    quantiles, gains as ``config.filter`` says."""
-    x = S / S[0]
+    x = kept.S / kept.S[0]
     centres = torch.quantile(x, torch.linspace(0.0, 1.0, config.kernels, dtype=x.dtype))
-    gains = GAINS[config.filter](centres * S[0], noise)
-    return Kernels(centres, gains, config.width / config.kernels)
+    gains = GAINS[config.filter](centres * kept.S[0], noise)
+    rho = kernel_mean(x, centres, config.width / config.kernels, gains)
+    return Spectrum(kept.U, rho * kept.S, kept.Vh)
 
 
 def kernel_mean(x: Tensor, centres: Tensor, tau: float, gains: Tensor) -> Tensor:
@@ -99,15 +76,10 @@ def kernel_mean(x: Tensor, centres: Tensor, tau: float, gains: Tensor) -> Tensor
         tau: their width, positive.
         gains: of the kernels, ``(J,)``.
     """
-    phi = heat_kernels(x, centres, tau)
-    return (phi * gains).sum(dim=1) / phi.sum(dim=1)
-
-
-def heat_kernels(x: Tensor, centres: Tensor, tau: float) -> Tensor:
-    """Return ``phi_j(x_k)``, ``(k, J)``, each row up to a factor: its largest kernel counts as 1,
-    so far from all centres nothing is 0 / 0."""
     exponents = -((x[:, None] - centres) ** 2) / (2.0 * tau**2)
-    return (exponents - exponents.amax(dim=1, keepdim=True)).exp()
+    # A row up to a factor: its largest kernel counts as 1, so far from all centres nothing is 0 / 0.
+    phi = (exponents - exponents.amax(dim=1, keepdim=True)).exp()
+    return (phi * gains).sum(dim=1) / phi.sum(dim=1)
 
 
 def bulk_noise(S: Tensor, rank: int) -> float:
