@@ -77,7 +77,7 @@ def kernel_mean(x: Tensor, centres: Tensor, tau: float, gains: Tensor) -> Tensor
         gains: of the kernels, ``(J,)``.
     """
     exponents = -((x[:, None] - centres) ** 2) / (2.0 * tau**2)
-    # A row up to a factor: its largest kernel counts as 1, so far from all centres nothing is 0 / 0.
+    # Each row up to a factor: its largest kernel counts as 1, so far from all nothing is 0 / 0.
     phi = (exponents - exponents.amax(dim=1, keepdim=True)).exp()
     return (phi * gains).sum(dim=1) / phi.sum(dim=1)
 
