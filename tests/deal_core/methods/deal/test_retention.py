@@ -195,6 +195,6 @@ def test_the_size_is_constant_however_many_tasks(random_adapter):
 
 def test_an_unknown_filter_names_the_known_ones():
     config = MethodConfig.model_validate({"retention": {"filter": "weiner"}})
-    known = r"method.retention.filter 'weiner'; known: identity, learned, wiener"
+    known = r"method.retention.filter 'weiner'; known: identity, wiener"
     with pytest.raises(UserError, match=known):
         make_method(config, None)
