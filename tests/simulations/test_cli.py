@@ -303,7 +303,7 @@ def test_a_study_of_which_nothing_has_run_yet_has_empty_tables(deal: Call, tmp_p
     code, out, _ = deal("study", "medmcqa", "--report")
     assert code == 0
     assert "study.md" in out
-    assert "0 of 52 cells done" in (tmp_path / "runs/study-medmcqa/study.md").read_text()
+    assert "0 of 47 cells done" in (tmp_path / "runs/study-medmcqa/study.md").read_text()
 
 
 @pytest.mark.parametrize(
